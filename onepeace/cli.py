@@ -1,4 +1,4 @@
-"""The command line: which sub-commands there are, and how a run ends. It imports the one module that was asked for.
+"""Command line: the sub-commands and exit codes. Only the module of the command that is run is imported.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or some items failed, 2 wrong usage.
 """
@@ -22,39 +22,39 @@ from onepeace import __version__, threads
 from onepeace.errors import UsageError, UserError
 
 COMMANDS = {
-    "search": "find pictures, sounds and texts by words, a picture, a sound or a mix of them",
-    "index": "make an index of files, keep it up to date, and look through it",
-    "serve": "open a page and a JSON API over an index",
-    "mcp": "let a language model of yours search an index, through MCP on stdio",
-    "classify": "name files: by labels of yours, or by what a fine-tuned model has learned",
-    "caption": "say what is on pictures, and heard in sounds, in a sentence each",
+    "search": "find pictures, sounds and texts by text, a picture, a sound or a mix of them",
+    "index": "build an index of files, keep it up to date, and inspect it",
+    "serve": "serve an index as a web page and a JSON API",
+    "mcp": "serve an index to a language model over MCP (stdio)",
+    "classify": "classify files: zero-shot by your labels, or with the heads of a fine-tuned model",
+    "caption": "write a one-sentence caption for each picture and sound",
     "answer": "answer a question about pictures",
-    "ground": "find what a phrase means on pictures, and draw a box around it",
-    "explain": "show where in pictures, or when in sounds, a phrase, a picture or a sound is found",
-    "evaluate": "measure a model on data sets, or on classes of your own",
-    "calibrate": "make the match of a model's hits from an index of generic files",
-    "finetune": "make a model better on your own files, and show by how much",
-    "train": "train a model by a recipe",
-    "shards": "make training shards of a public data set, a table or a folder of files",
-    "convert": "turn a released checkpoint into a model folder",
-    "export": "write the branches of a model as ONNX or torch.export files",
-    "info": "show what a model or checkpoint file holds and needs",
-    "doctor": "show what is installed, what works, and what to do about the rest",
-    "completion": "print what makes a shell complete commands and options",
+    "ground": "locate a phrase in pictures, as a bounding box",
+    "explain": "show where in pictures, or when in sounds, a query is found",
+    "evaluate": "evaluate a model on datasets",
+    "calibrate": "create a model's match calibration from an index of generic files",
+    "finetune": "fine-tune a model on your own files, and report the improvement",
+    "train": "train a model from a recipe",
+    "shards": "create training shards from a public dataset, a table or a folder of files",
+    "convert": "convert a released checkpoint to a model folder",
+    "export": "export the branches of a model as ONNX or torch.export files",
+    "info": "show the contents and memory needs of a model or checkpoint file",
+    "doctor": "show what is installed, what works, and how to fix the rest",
+    "completion": "print the shell completion script",
 }
 MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
-"""Modules of commands that share one."""
+"""Module by command, for commands that share one."""
 DECODING = {
     "search", "index", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
     "calibrate", "finetune",
 }  # fmt: skip
-"""Commands that decode files, which may be broken, and report what is wrong with them themselves."""
+"""Commands that decode files, which may be damaged, and report the damage themselves."""
 COMPLETING = "_ARGCOMPLETE"
 """Environment variable by which a shell asks for completions (argcomplete)."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes options between positional arguments too: `search A --text x B`, `train R --print a.b=1`."""
+    """Parser that also accepts options between positional arguments: `search A --text x B`, `train R --print a.b=1`."""
 
     intermixed = False
 
@@ -82,7 +82,7 @@ def _hint(word: object, known: Iterable[object]) -> str:
 
 
 class _Listing(argparse.HelpFormatter):
-    """Leaves room for the names of the commands, which argparse indents once more than it counts."""
+    """Formatter that leaves room for the command names, which argparse indents one level more than it counts."""
 
     def format_help(self) -> str:
         self._action_max_length += self._indent_increment
@@ -151,14 +151,14 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _parser(command: str | None, module: ModuleType | None) -> _Parser:
-    """The parser of all commands, of which only the one that is used has its arguments."""
+    """The parser of all commands; only the command in use has its arguments."""
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = _Parser(
         prog="onepeace",
         parents=[common],
         allow_abbrev=False,
-        description="One vector space for pictures, sounds and words.",
+        description="Embed pictures, sounds and text in one vector space.",
         formatter_class=_Listing,
     )
     parser.set_defaults(parser=parser)

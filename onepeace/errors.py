@@ -1,4 +1,4 @@
-"""The errors that are meant for a person, and the way to ask for an optional package."""
+"""Errors for the user, and `need`, which imports an optional package."""
 
 from importlib import import_module
 from types import ModuleType
@@ -8,33 +8,33 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something the user can mend; its message is one line: what, which numbers, what to do.
+    """Error that the user can fix. Its message is one line: what is wrong, with which numbers, and what to do.
 
-    The command line prints the message alone and ends with exit code 1.
+    The command line prints only the message and exits with code 1.
     """
 
 
 class UsageError(UserError):
-    """A wrong command line; like `UserError`, but the exit code is 2."""
+    """Wrong usage of the command line: a `UserError` with exit code 2."""
 
 
 def expect(value: object, kind: type[T]) -> T:
-    """The value, known to be of a type; TypeError if it is not."""
+    """Returns the value, typed as `kind`; TypeError if it is not of that type."""
     if not isinstance(value, kind):
-        raise TypeError(f"{type(value).__name__} in place of {kind.__name__}")
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def one_line(error: object) -> str:
-    """The message of an error, or another reason, without line breaks, or its type if it has none."""
+    """The message of an error or another reason on one line, or the type name if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def need(module: str, extra: str, where: str = "") -> ModuleType:
     """Imports and returns `module`, which the optional extra `extra` of this package installs.
 
-    Raises `UserError` with the pip line when it is not installed, and with the reason when it is installed but broken;
-    it begins with `where`, the file that is read.
+    Raises `UserError` with the pip command if the package is not installed, and with the reason if it is broken. The
+    message begins with `where`, the file that needs the package.
     """
     try:
         return import_module(module)

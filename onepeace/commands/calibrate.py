@@ -1,4 +1,4 @@
-"""`onepeace calibrate`: unrelated pictures and sounds of a model, which its match compares pictures and sounds with."""
+"""`onepeace calibrate`: the unrelated image and audio queries of a model, on which its match is based."""
 
 import argparse
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from onepeace.commands import files
 
 EXAMPLES = """\
-Queries of words have a match with every model: the words and sentences to compare them with come with the package.
-Queries that are pictures or sounds have one when calibration.safetensors is in the model's folder. This makes it, from
-1,000 pictures and 1,000 sounds of an index that the model made of generic files: as many of each of its folders, tables
-and shards. Only vectors are kept, of what is least like the rest.
+Text queries have a match with every model: the unrelated words and sentences for it come with the package. Queries by
+picture or sound have a match if calibration.safetensors is in the model's folder. This command creates it from 1,000
+pictures and 1,000 sounds of an index of generic files, built with that model, with equally many from each folder, table
+and shard. It stores vectors only, those least similar to the rest.
 
   onepeace index build generic.index photos recordings --model runs/laptop/model
   onepeace calibrate generic.index"""
@@ -17,8 +17,8 @@ and shards. Only vectors are kept, of what is least like the rest.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("index", type=Path, metavar="INDEX", help="of generic files; the file goes to its model")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index of generic files, built with the model")
+    parser.add_argument("--force", action="store_true", help="overwrite the calibration if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     with write_atomic(output) as temporary:
         temporary.write_bytes(banks.to_bytes())
     counts = ", ".join(f"{len(rows)} of {bank}" for bank, rows in banks.vectors.items())
-    files.say(f"{counts} in {output}")
+    files.say(f"{counts} written to {output}")
     return 0

@@ -1,4 +1,4 @@
-"""`onepeace classify`: names for files, of labels that are given (zero-shot) or by what a task head has learned."""
+"""`onepeace classify`: classify files by given labels (zero-shot) or with a trained task head."""
 
 import argparse
 import json
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from onepeace.embed.predict import Head
 
 EXAMPLES = f"""\
-with --labels any model chooses among them (zero-shot): a label is put into a sentence that suits the kind of file,
-unless --template gives another. Without, a fine-tuned model says what it has learned to say: labels, an answer or a box
-for --text, boxes of objects, one of --labels for --text, what is heard when, or what is seen where.
+With --labels, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
+--template. Without --labels, or with --text, a fine-tuned model applies its head: labels, an answer or a box for
+--text, one of --labels for --text, object boxes, sound events with times, or a segmentation mask.
 
   onepeace classify pictures --labels dog,cat,bird
   onepeace classify sounds --labels names.txt --template "{{}}" --top 3 --json
@@ -35,7 +35,7 @@ for --text, boxes of objects, one of --labels for --text, what is heard when, or
 {files.EXIT_CODES}"""
 COLUMNS = {"events": "events", "box": "box", "boxes": "boxes", "mask": "classes", "answer": "answer",
            "choice": "answer"}  # fmt: skip
-"""Heads of the column of results by task, where it is not "label"."""
+"""Title of the column of results by task, where it is not "label"."""
 DRAWN = ("box", "boxes", "mask")
 Predicted = tuple[list[Path], dict[str, Any] | None, str]
 """The files of an item, the result (None if it failed), and why it failed."""
@@ -44,12 +44,12 @@ Predicted = tuple[list[Path], dict[str, Any] | None, str]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     files.add_paths(parser)
-    parser.add_argument("--labels", metavar="A,B,C|FILE", help="names to choose from, or a file with one on each line")
+    parser.add_argument("--labels", metavar="A,B,C|FILE", help="labels to choose from, or a file with one per line")
     parser.add_argument("--template", metavar="T", help='sentence with {} for the label, e.g. "a drawing of a {}"')
-    parser.add_argument("--text", metavar="T", help="question, phrase or statement that goes with each file")
-    parser.add_argument("--head", metavar="NAME", help="which of a model's heads, if it has several")
-    parser.add_argument("--top", type=options.positive, default=1, metavar="K", help="labels shown of each file (1)")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with their boxes or masks (PNG)")
+    parser.add_argument("--text", metavar="T", help="question, phrase or statement about each file")
+    parser.add_argument("--head", metavar="NAME", help="head to use, if the model has several")
+    parser.add_argument("--top", type=options.positive, default=1, metavar="K", help="labels shown per file (1)")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with boxes or masks drawn (PNG)")
     options.add_model(parser, dtype=False)
     options.add_json(parser)
 
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args.labels)
     is_zero_shot = bool(labels) and args.text is None
     if args.template is not None and not is_zero_shot:
-        raise UsageError("--template is for --labels without --text")
+        raise UsageError("--template needs --labels, and no --text")
     if is_zero_shot and (args.draw or args.head):
-        raise UsageError(f"--{'draw' if args.draw else 'head'} is for what a model has learned; leave out --labels")
+        raise UsageError(f"--{'draw' if args.draw else 'head'} needs a trained head; leave out --labels")
     drawings = Drawings(args.draw) if args.draw else None
     found, problems = files.find(args.paths)
     model = options.load(args)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
         head = Head(model, args.head)
         if drawings and head.task not in DRAWN:
-            raise UsageError(f"--draw is for boxes and masks, and the head {head.name} gives none")
+            raise UsageError(f"--draw needs boxes or masks, and the head {head.name} predicts none")
         predicted = _by_head(args, head, found, labels)
     rows, failed = [], []
     for paths, result, reason in predicted:
@@ -97,7 +97,7 @@ def _labels(text: str | None) -> list[str]:
     names = files.lines_of(Path(text)) if os.path.isfile(text) else text.split(",")
     labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not labels:
-        raise UsageError("--labels names none; give at least one to choose from")
+        raise UsageError("--labels is empty; give at least one label")
     return labels
 
 
@@ -128,7 +128,7 @@ def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], lab
     )
     size = head.config.get("inputs", 1)  # some heads read pairs of pictures (NLVR2)
     if len(known) % size:
-        raise UsageError(f"the head {head.name} reads {size} files at a time; {len(known)} are no multiple of that")
+        raise UsageError(f"the head {head.name} reads {size} files at a time; {len(known)} is not a multiple of it")
     groups = [known[start : start + size] for start in range(0, len(known), size)]
     words = {} if args.text is None else {"text": args.text}
     candidates = {"candidates": labels} if labels else {}
@@ -147,7 +147,7 @@ def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], lab
 
 
 def _cell(result: dict[str, Any]) -> str:
-    """A result as a cell of the table, by what it has (onepeace/embed/tasks.py)."""
+    """A result as a cell of the table, by its fields (onepeace/embed/tasks.py)."""
     if "answer" in result:
         return f"{result['answer']} {result['score']:.2f}"
     if "choice" in result:
@@ -166,14 +166,14 @@ def _cell(result: dict[str, Any]) -> str:
 
 
 def _sure(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The boxes of which the model is sure enough."""
+    """The boxes whose score reaches the threshold."""
     from onepeace.embed.tasks import THRESHOLD
 
     return [one for one in result["boxes"] if one["score"] >= THRESHOLD]
 
 
 def _drawn(head: "Head", path: Path, result: dict[str, Any], words: str | None) -> "Image.Image":
-    """The picture with its boxes or mask."""
+    """The picture with its boxes or mask drawn."""
     processor: Any = head.embedder.processors["image"]
     picture = processor.load(path)
     if "mask" in result:

@@ -1,4 +1,4 @@
-"""`onepeace completion`: what makes a shell complete commands and options, by argcomplete."""
+"""`onepeace completion`: the shell completion script, from argcomplete."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`onepeace convert`: a released checkpoint becomes a model folder."""
+"""`onepeace convert`: convert a released checkpoint to a model folder."""
 
 import argparse
 
@@ -9,7 +9,7 @@ EPILOG = """example:
   onepeace convert finetune_coco.pt -o models/coco --dtype bfloat16 --bpe BPE
   onepeace convert ofa_base.pt -o models/ofa-base --bpe BPE
 
-No code in the file is ever run. What came out: onepeace info models/one-peace
+No code in the file is executed. To inspect the result: onepeace info models/one-peace
 """
 
 
@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="a .pt, .pth, .pkl or .bin file of the original code, or a model folder",
     )
-    options.add_output(parser, "FOLDER", "the model folder to make")
-    parser.add_argument("--modalities", metavar="A,B", help="keep only these of text, image, audio")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (the file's)")
-    text = "folder with the vocabulary: encoder.json, vocab.bpe and dict.txt (the Hub)"
+    options.add_output(parser, "FOLDER", "model folder to create")
+    parser.add_argument("--modalities", metavar="A,B", help="keep only these modalities of text, image, audio")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (that of the file)")
+    text = "folder of the vocabulary: encoder.json, vocab.bpe and dict.txt (downloaded from the Hub)"
     parser.add_argument("--bpe", metavar="DIR", help=text)
-    text = "leave out what this model has too; FOLDER then needs it, as a head needs its model"
+    text = "omit tensors that this model contains; FOLDER is then loaded on top of it"
     parser.add_argument("--base", metavar="NAME", help=text)
 
 

@@ -1,4 +1,4 @@
-"""`onepeace doctor`: which dependencies are installed and work, with a remedy for each that does not."""
+"""`onepeace doctor`: which dependencies are installed and work, and how to fix those that do not."""
 
 import argparse
 import importlib.metadata
@@ -15,11 +15,11 @@ MODULES = {
     "scikit-learn": "sklearn", "pycocotools": "pycocotools.coco", "pycocoevalcap": "pycocoevalcap.cider.cider_scorer",
     "faiss-cpu": "faiss",
 }  # fmt: skip
-"""Module to import by distribution, where that is not its name; some import what is native in a module of their own."""
+"""Module to import by distribution, where the name differs or only a submodule loads the native code."""
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 """Index of PyTorch's builds without CUDA."""
 DEVELOPERS = ("test", "docs")
-"""Extras of what only those need who change the package."""
+"""Extras for developers of the package."""
 TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
 """Folder of the bundled model."""
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         broken.append(package)
         again = "" if version is None else "--force-reinstall --no-deps "
-        _row(package, version or "missing", fault, f'remedy: pip install {again}"{requirement}"')
+        _row(package, version or "missing", fault, f'to fix: pip install {again}"{requirement}"')
 
     print("\noptional")
     for extra, packages in extras:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if not faults:
             _row(extra, "yes", ", ".join(f"{package} {_version(package)}" for package in packages))
         elif any(_version(package) is None for package in faults):
-            _row(extra, "no", f'for it: pip install "onepeace[{extra}]"')
+            _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
         else:
             _row(extra, "broken", "; ".join(faults.values()))
 
@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in TINY.glob("*") if path.is_file())
     _row("tiny", f"{size / 1e6:.1f} MB" if size else "missing", str(TINY))
     broken += ["the bundled weights"] * (not size)
-    print(f"\nbroken: {', '.join(broken)}" if broken else "\nall that is needed works")
+    print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
     return 1 if broken else 0
 
 
 def requirements() -> dict[str, dict[str, str]]:
-    """Requirements by distribution, by the extra that needs them; "" first, for what is always needed."""
+    """Requirements by extra and distribution; the core is the extra "", which comes first."""
     found: dict[str, dict[str, str]] = {"": {}}
     try:
         lines = importlib.metadata.requires("onepeace") or []
@@ -83,7 +83,7 @@ def requirements() -> dict[str, dict[str, str]]:
 
 
 def _row(name: str, value: str, *notes: str) -> None:
-    """Print one line, and another for each note after the first."""
+    """Print one row, with further notes on lines of their own."""
     first, *rest = notes or ("",)
     print(f"{name:<20}{value:<16}{first}".rstrip())
     for note in rest:
@@ -127,4 +127,4 @@ def _print_devices() -> None:
     _row("threads", str(torch.get_num_threads()), threads.describe())
     if torch.version.cuda is not None and not torch.cuda.is_available():
         remedy = f"pip install --force-reinstall torch torchvision --index-url {CPU_BUILDS}"
-        _row("torch's build", f"CUDA {torch.version.cuda}", "no CUDA device; the CPU build saves 4 GB:", remedy)
+        _row("torch build", f"CUDA {torch.version.cuda}", "no CUDA device; the CPU build saves 4 GB:", remedy)

@@ -1,4 +1,4 @@
-"""`onepeace evaluate`: figures of a model on the sets of a recipe."""
+"""`onepeace evaluate`: the metrics of a model on the test sets of a recipe."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from onepeace.evaluate.run import EvaluationRecipe
 
 EXAMPLES = """\
-The public test sets: `onepeace shards --layout NAME` makes shards of a download; mteb and CLIP_benchmark measure
-them as others do (onepeace.plugins). Classes of your own are measured by `onepeace finetune FOLDER`. Equal scores count
-against the model. The 95 % intervals draw queries anew.
+For public test sets, `onepeace shards --layout NAME` creates shards from a download; onepeace.plugins runs mteb and
+CLIP_benchmark. To evaluate on your own classes, use `onepeace finetune FOLDER`. Ties count against the model. The 95 %
+intervals are bootstrapped over queries.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
@@ -29,25 +29,25 @@ exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="sets and how each is measured")
-    parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
-    parser.add_argument("--data", metavar="FOLDER", help="where the sets lie ($ONEPEACE_DATA)")
-    text = "also write the figures as JSON, with every query's result"
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file with test sets and protocols")
+    parser.add_argument("override", nargs="*", metavar="a.b=value", help="override fields of the recipe")
+    parser.add_argument("--data", metavar="FOLDER", help="folder of the test sets ($ONEPEACE_DATA)")
+    text = "also write the metrics as JSON, with the result of every query"
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two such files")
     options.add_model(parser, None, batch_size=None, dtype=False)
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures. A set that fails is named on stderr, the others are measured, and the result is 1."""
+    """Prints the metrics. Sets that fail are reported on stderr, and the exit code is then 1."""
     if args.compare:
         if any((args.recipe, args.model, args.data, args.output)):
-            raise UsageError("--compare reads two files and measures nothing; leave the rest out")
+            raise UsageError("--compare only reads two result files; leave out the other arguments")
         return _compare(*args.compare)
     if not args.recipe:
-        raise UsageError("say what to measure: a recipe; see: onepeace evaluate --help")
+        raise UsageError("no recipe given; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         if rows and args.output:
             write_text_atomic(args.output, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
     if not rows and not failures:
-        raise UserError(f"{args.recipe}: nothing was measured; the model has the modalities of no set")
+        raise UserError(f"{args.recipe}: nothing was evaluated; the model has the modalities of none of the sets")
     return int(bool(failures))
 
 
@@ -94,12 +94,12 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
     root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
     recipe = read_recipe(args.recipe, [*args.override, *root_of_data])
     if not recipe.sets:
-        raise UserError(f"{args.recipe}: no set is left to measure; leave out fewer of them")
+        raise UserError(f"{args.recipe}: no test set is left; set fewer of them to null")
     return recipe
 
 
 def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
-    """The model; one that writes, where a set wants that."""
+    """The model; a generative one if a set needs it."""
     import onepeace
     from onepeace.generative.generator import writes
     from onepeace.hub.folder import read_config

@@ -1,4 +1,4 @@
-"""`onepeace explain`: where in pictures, and when in sounds, something is; as numbers or drawings."""
+"""`onepeace explain`: where in pictures, and when in sounds, a query is found; as numbers or heat maps."""
 
 import argparse
 import json
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 SHOWN = ("image", "audio")
 SIDE = 768
-"""Longest side of a drawn picture; small ones are made at least half as large, so that the caption can be read."""
+"""Longest side of a drawn picture; small ones are enlarged to at least half of it, so that the caption is legible."""
 EXAMPLES = f"""\
-A map says how well each part of a picture, or each moment of a sound, fits the query; its colours go from the least to
-the largest value in the file, so look at the similarity too: where the thing is not there, something is still the best.
+A heat map shows how well each part of a picture, or each moment of a sound, matches the query. Its colours range from
+the lowest to the highest value in the file, so check the similarity too: if the query is not there, some part is still
+best.
 
   onepeace explain dog.jpg --text "a dog" --draw maps
   onepeace explain holidays --image hat.jpg --draw maps
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     files.add_paths(parser)
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--text", metavar="T", help="what to look or listen for: a phrase,")
+    asked.add_argument("--text", metavar="T", help="query: a phrase,")
     asked.add_argument("--image", metavar="F", help="... a picture,")
     asked.add_argument("--audio", metavar="F", help="... or a sound")
-    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write the maps over the files (PNG)")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write the heat maps over the files (PNG)")
     options.add_model(parser, batch_size=None, dtype=False)
     options.add_json(parser)
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":
-    """The map of a file over its picture or waveform, with the query and the similarity as a caption.
+    """The heat map over the picture or waveform of a file, captioned with the query and the similarity.
 
     UserError if the file cannot be read.
     """
@@ -98,7 +99,7 @@ def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":
 
 
 def _where(explanation: "Explanation") -> str:
-    """The best place, as a cell of the table."""
+    """The position of the peak, as a cell of the table."""
     if explanation.unit == "second":
         return f"{explanation.peak[0]:.1f} s"
     across, down = explanation.peak
@@ -106,7 +107,7 @@ def _where(explanation: "Explanation") -> str:
 
 
 def _plain(explanation: "Explanation") -> dict[str, Any]:
-    """A map as JSON writes it: rows of a picture's grid from above, or frames with their seconds."""
+    """An explanation as plain JSON values: the rows of the image grid from the top, or frames with their seconds."""
     values = [
         [round(value, 6) for value in row]
         for row in explanation.values.reshape(-1, explanation.values.shape[-1]).tolist()

@@ -1,4 +1,4 @@
-"""`onepeace export`: the branches of a model as ONNX or torch.export files, for programs without this package."""
+"""`onepeace export`: export the branches of a model as ONNX or torch.export files, to run without this package."""
 
 import argparse
 
@@ -10,17 +10,17 @@ EPILOG = """example:
   onepeace export tiny -o exported-text --form int8 --modalities text
   onepeace export models/mine -o programs --form torch
 
-FOLDER gets a file for each modality (image.onnx, audio.onnx, text.onnx; or .pt2), from raw inputs to unit vectors, any
-number of items of any length; tokenizer.json; and export.json, which says how pictures, sounds and texts become inputs.
-Each file has given the vectors of the model to 1e-4 before it is there. The distance that is printed is the largest
-between the two, on made-up items.
+FOLDER contains one file per modality (image.onnx, audio.onnx, text.onnx; or .pt2), which maps raw inputs to unit
+vectors, with dynamic batch size and length; tokenizer.json; and export.json, which describes the preprocessing. A file
+is written only if its vectors agree with the model's to 1e-4. The printed distance is the largest difference on random
+items.
 
 onnx   files for onnxruntime
-int8   the same, matrix products in int8: a quarter of the size; of the bundled model texts take 1/2.2 of the time and
-       pictures 1/1.1, as measured on an x86 CPU
+int8   the same with int8 matrix products: a quarter of the size; on an x86 CPU the bundled model runs 2.2 times as
+       fast on text and 1.1 times on pictures
 torch  files for torch.export.load
 
-All but torch need the extra "onnx".
+onnx and int8 need the extra "onnx".
 """
 FORMS = ("onnx", "int8", "torch")
 
@@ -28,14 +28,14 @@ FORMS = ("onnx", "int8", "torch")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("model", metavar="MODEL", help="tiny, a model folder or a released model")
-    options.add_output(parser, "FOLDER", "the folder to make")
+    options.add_output(parser, "FOLDER", "folder to create")
     text = f"{', '.join(FORMS)} (onnx)"
     parser.add_argument("--form", choices=FORMS, default="onnx", metavar="NAME", help=text)
-    parser.add_argument("--modalities", metavar="A,B", help="only these of image, audio, text")
+    parser.add_argument("--modalities", metavar="A,B", help="only these modalities of image, audio, text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each file."""
+    """Print one row per file."""
     from onepeace.export.folder import export_model
 
     modalities = None if args.modalities is None else [name.strip() for name in args.modalities.split(",")]

@@ -1,4 +1,4 @@
-"""Files that commands are about, and how their failures are reported."""
+"""Input and output files of commands, and the report of files that failed."""
 
 import argparse
 import os
@@ -14,14 +14,14 @@ EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 
 
 
 def add_paths(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all their contents")
 
 
 def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
-    """The pictures, sounds, texts and videos that `paths` mean, and what cannot be read among them.
+    """The pictures, sounds, texts and videos below `paths`, and the files that cannot be read.
 
     Raises:
-        UsageError: a path that does not exist, or nothing found.
+        UsageError: a path does not exist, or nothing was found.
     """
     from onepeace.processors import sniff
     from onepeace.processors.endings import modality_by_ending
@@ -34,33 +34,33 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
         if modality := known or sniff(path):
             found.append(Found(path, modality))
         else:
-            problems.append(Unreadable(path, f"not a picture, sound or text (unknown ending {path.suffix!r})"))
+            problems.append(Unreadable(path, f"not a picture, sound or text (unknown file extension {path.suffix!r})"))
     if not found and not problems:
         raise UsageError(f"no pictures, sounds or texts in {', '.join(paths)}")
     return found, problems
 
 
 def readable(found: Iterable[Found], modalities: Container[str], reader: str = "this model") -> list[Found]:
-    """The files whose modality is among those that are read; the others are counted on stderr."""
+    """The files whose modality is in `modalities`; the number of the others is printed to stderr."""
     files = list(found)
     if left_out := Counter(file.modality for file in files if file.modality not in modalities):
         kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
-        say(f"{kinds} left out: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
+        say(f"{kinds} skipped: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
     return [file for file in files if file.modality in modalities]
 
 
 def say_other_kinds(count: Counter[str]) -> None:
-    """How many files have endings that nothing reads, and how many links were not followed."""
+    """Prints how many files have unsupported extensions, and how many links were not followed."""
     endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
     if endings:
         kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
-        say(f"{counted(sum(dict(endings).values()), 'file')} of other kinds left out: {kinds}")
+        say(f"{counted(sum(dict(endings).values()), 'file')} of other types skipped: {kinds}")
     if count[LINKS]:
-        say(f"{count[LINKS]:,} {LINKS} left out")
+        say(f"{count[LINKS]:,} {LINKS} skipped")
 
 
 def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
-    """Lists what failed on stderr; 1 if anything did, else 0."""
+    """Prints the failed files to stderr and returns the exit code: 1 if there are any, else 0."""
     if problems:
         say(f"{len(problems)} of {num_files + len(problems)} files failed:")
     for problem in problems:
@@ -69,10 +69,10 @@ def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
 
 
 def lines_of(path: Path) -> list[str]:
-    """Stripped lines of a text file, without the empty ones.
+    """The non-empty lines of a text file, stripped.
 
     Raises:
-        UsageError: it cannot be read, or there are none.
+        UsageError: the file cannot be read, or has no such lines.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -80,27 +80,26 @@ def lines_of(path: Path) -> list[str]:
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UsageError(f"{path}: no words in it")
+        raise UsageError(f"{path}: the file is empty; give one entry per line")
     return lines
 
 
 def check_output(path: Path, force: bool = True) -> None:
-    """`UsageError` if nothing can be written at `path`, or something is there and `force` is not given; asked before
-    the work, not after it."""
+    """Raises `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
     if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
+        raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file")
+        raise UsageError(f"{path}: is a folder; give a file name")
     if path.exists() and not force:
-        raise UsageError(f"{path}: is there already; --force replaces it")
+        raise UsageError(f"{path}: already exists; --force overwrites it")
 
 
 def check_input(value: str) -> None:
-    """`UsageError` unless it is an address, or a file that is there."""
+    """Raises `UsageError` unless `value` is a URL or an existing file."""
     from onepeace.files.source import scheme
 
     if not scheme(value) and not os.path.isfile(value):
-        raise UsageError(f"{value}: {'is a folder; name a file' if os.path.isdir(value) else 'no such file'}")
+        raise UsageError(f"{value}: {'is a folder; give a file name' if os.path.isdir(value) else 'no such file'}")
 
 
 def say(message: str) -> None:
@@ -113,7 +112,7 @@ def counted(count: int, thing: str) -> str:
 
 
 def shown(path: Path | str) -> str:
-    """A path on one line of a terminal, escapes in place of what would move the cursor or cannot be printed."""
+    """A path for one line of a terminal; control and unprintable characters are escaped."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,4 +1,4 @@
-"""`onepeace finetune FOLDER_OR_TABLE`: make the model better on one's own files, and show by how much."""
+"""`onepeace finetune FOLDER_OR_TABLE`: fine-tune the model on your own files, and report the improvement."""
 
 import argparse
 from pathlib import Path
@@ -6,13 +6,12 @@ from pathlib import Path
 from onepeace.commands import files, options
 
 EXAMPLES = """\
-SOURCE is a folder of pictures or sounds, each with a caption in a .txt beside it (a.jpg, a.txt); a folder with a folder
-for each class; or a .csv, .tsv or .jsonl with the columns image, audio, text, label, as far as there are any. A fifth,
-about 1,000 items at most, is held out to measure the model before and after; files that are near copies of one another
-(frames of a video, cuts of a recording, a burst of photographs) are held out together or not at all. FOLDER/model is
-the new model, for every command, its weights averaged with the old ones as it does best on a fifth of the rest, which
-is set apart for that; FOLDER/report.html says what it gained. The same command goes on with a fine-tuning that was
-interrupted.
+SOURCE is a folder of pictures or sounds, each with a caption in a .txt file beside it (a.jpg, a.txt); a folder with one
+subfolder per class; or a .csv, .tsv or .jsonl with some of the columns image, audio, text, label. A fifth of the items,
+at most about 1,000, is held out to evaluate the model before and after; near copies (frames of a video, cuts of a
+recording, a burst of photographs) are held out together or not at all. FOLDER/model is the new model. Its weights are
+averaged with the old ones, by the share that is best on a validation set (a fifth of the rest); FOLDER/report.html
+reports the improvement. Run the same command again to resume an interrupted fine-tuning.
 
   onepeace finetune holidays/captions.csv -o runs/holidays
   onepeace finetune sounds_by_class -o runs/sounds schedule.steps=300
@@ -24,14 +23,14 @@ exit code: 0, 1 when nothing can be learned, 2 for wrong usage"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder or a table")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
-    options.add_output(parser, "FOLDER", "where everything goes; what is there goes on without --force")
-    parser.add_argument("--model", default="tiny", metavar="NAME", help="what to start from (tiny)")
-    text = "files in whose paths this matches the same text are held out together, in place of near copies"
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="override fields of the recipe")
+    options.add_output(parser, "FOLDER", "output folder; an interrupted run in it is resumed unless --force is given")
+    parser.add_argument("--model", default="tiny", metavar="NAME", help="initial model (tiny)")
+    text = "hold out files together if their paths match this with the same text, instead of near copies"
     parser.add_argument("--group", metavar="REGEX", help=text)
-    text = "train heads alone, LoRA and all weights, on the same parts of the data, and compare them"
+    text = "train heads only, LoRA and all weights on the same split, and compare them"
     parser.add_argument("--compare", action="store_true", help=text)
-    parser.set_defaults(kept="what is done is kept, and the same command goes on with it")
+    parser.set_defaults(kept="progress is saved; run the same command again to resume")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`onepeace caption`, `answer` and `ground`: a generative model says something of files."""
+"""`onepeace caption`, `answer` and `ground`: run a generative model on files."""
 
 import argparse
 import json
@@ -23,13 +23,13 @@ EXAMPLES = {
   onepeace answer street.jpg --question "how many buses are there?" --model models/ofa-vqa
   onepeace answer pictures --question "is it day or night?" --labels day,night --model models/ofa-vqa --json""",
     "ground": """\
-the box is x0, y0, x1, y1 in pixels of the picture, from its top left corner.
+The box is x0, y0, x1, y1 in pixels, from the top left corner of the picture.
 
   onepeace ground street.jpg --text "the bus on the left" --model models/ofa-refcoco
   onepeace ground pictures --text "a red umbrella" --model models/ofa-refcoco --draw umbrellas --json""",
 }
 KINDS = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
-"""Kinds of answers that a task of this name may have (onepeace/generative/answers.py)."""
+"""Answer kinds that each command supports (onepeace/generative/answers.py)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{EXAMPLES[name]}\n\n{files.EXIT_CODES}"
     files.add_paths(parser)
     if name == "answer":
-        parser.add_argument("--question", required=True, metavar="Q", help="what is asked about each picture")
-        parser.add_argument("--labels", metavar="A,B,C", help="answers to choose from (any words)")
+        parser.add_argument("--question", required=True, metavar="Q", help="question about each picture")
+        parser.add_argument("--labels", metavar="A,B,C", help="answers to choose from (free text)")
     if name == "ground":
-        parser.add_argument("--text", required=True, metavar="T", help="what is to be found, in words")
-        parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with their boxes (PNG)")
+        parser.add_argument("--text", required=True, metavar="T", help="phrase to locate")
+        parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with boxes drawn (PNG)")
     default = "tiny-captions" if name == "caption" else None
     options.add_model(parser, default, batch_size=8, dtype=False, required=default is None)
     options.add_json(parser)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if choices:
         task = replace(task, answer="choice", choices=choices)
     if task.answer not in KINDS[name]:
-        raise UserError(f"the task {name} of {args.model} gives no {' or '.join(KINDS[name])} but {task.answer}")
+        raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(KINDS[name])}")
     found = files.readable(found, generator.reader.processors(task))
     items = ({file.modality: file.path, **fields} for file in found)
     rows, failed = [], []
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _result(name: str, answer: "Answer") -> dict[str, Any]:
-    """Fields of an answer, under the name of the task."""
+    """The JSON fields of an answer, by the name of the task."""
     from onepeace.generative.answers import Box, Choice, Text
 
     if isinstance(answer, Box):

@@ -1,4 +1,4 @@
-"""`onepeace index`: make an index of files, keep it up to date, and look through it."""
+"""`onepeace index`: build an index of files, keep it up to date, and inspect it."""
 
 import argparse
 import json
@@ -21,12 +21,13 @@ EXAMPLES = """\
   onepeace index update my.index                # new, changed, moved and deleted files
   onepeace index stats my.index --problems
 
-A folder may hold a file .onepeaceignore with patterns as in .gitignore. A stopped run goes on with the same command.
+A folder may contain a file .onepeaceignore with .gitignore patterns. Run the same command again to resume a stopped
+run.
 
-exit code: 0, 1 when files could not be embedded (listed at the end; those that are known from before are only counted)
-or something is damaged, 2 for wrong usage"""
+exit code: 0, 1 when files could not be embedded (new ones are listed at the end, known ones only counted) or the index
+is damaged, 2 for wrong usage"""
 IN_THE_MIDDLE = 3
-"""Files that are named as examples of a cluster."""
+"""Files shown as examples of a cluster."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _update_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(kept="what is embedded is kept, and the same command goes on with it")
+    parser.set_defaults(kept="the files embedded so far are kept; run the same command again to resume")
     options.add_model(parser, None)
-    text = "plug-in that embeds elsewhere, as ray or ray:4: four processes on a Ray cluster or this machine"
+    text = "plug-in that embeds in other processes: ray, or ray:4 for four, on a Ray cluster or this machine"
     parser.add_argument("--engine", metavar="NAME", help=text)
 
 
@@ -56,10 +57,10 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     text = "folders, files, tables (.csv, .tsv, .jsonl) or webdataset shards (.tar, .tar.gz)"
     parser.add_argument("paths", nargs="+", metavar="PATHS", help=text)
     _update_arguments(parser)
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave out, as in .gitignore")
-    text = "take in what links inside folders lead to, also outside of them"
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to skip, as in gitignore")
+    text = "follow symbolic links inside folders, also out of them"
     parser.add_argument("--follow-links", action="store_true", help=text)
-    text = "plug-in that also keeps the vectors and searches them, as milvus://HOST"
+    text = "vector database that also stores and searches the vectors: milvus://HOST"
     parser.add_argument("--store", metavar="PLACE", help=text)
 
 
@@ -81,10 +82,10 @@ def _embedding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tell(args: argparse.Namespace, report: "Report") -> int:
-    """The summary on stderr, and what failed."""
+    """Prints the summary and the failed files to stderr; returns the exit code."""
     known = report.unchanged + report.known_problems
     for modality, number in report.left_out.items():
-        files.say(f"{files.counted(number, f'{modality} file')} left out: the model of the index has no {modality}")
+        files.say(f"{files.counted(number, f'{modality} file')} skipped: its model does not read {modality}")
     files.say_other_kinds(report.other_kinds)
     names = ("added", "changed", "copied", "moved", "removed")
     news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
@@ -97,7 +98,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
         files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
     where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
-        files.say(f"{files.counted(report.known_problems, 'file')} of them cannot be embedded, as before: {where}")
+        files.say(f"{files.counted(report.known_problems, 'file')} of them failed before; list them with: {where}")
     if report.noted:
         files.say(
             f"{files.counted(report.noted, 'file')} embedded with a note (silence, a video that ends early): {where}"
@@ -106,7 +107,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
 
 
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "files, and folders with all that is in them (all, of an index that was kept for plain folders)"
+    text = "files, and folders with all their contents (everything, for a cached index of plain folders)"
     parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
 
 
@@ -114,12 +115,12 @@ def _remove(args: argparse.Namespace) -> int:
     from onepeace.index import remove
 
     if args.paths:
-        files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
+        files.say(f"{files.counted(remove(args.index, args.paths), 'file')} removed from the index")
     else:
         from onepeace.index.kept import forget
 
         forget(args.index)
-        files.say(f"{args.index}: removed; a search in its folders makes it anew")
+        files.say(f"{args.index}: removed; the next search in its folders rebuilds it")
     return 0
 
 
@@ -133,7 +134,7 @@ def _list(args: argparse.Namespace) -> int:
     if rows:
         print(format_table(("index", "files", "MB", "of"), rows, right={1, 2}))
     else:
-        files.say("none; a search in plain folders keeps one")
+        files.say("no cached index; a search in a plain folder creates one")
     return 0
 
 
@@ -172,7 +173,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "make a damaged index sound again; files that are lost are embedded by the next update"
+    text = "repair a damaged index; the next update embeds the lost files again"
     parser.add_argument("--repair", action="store_true", help=text)
 
 
@@ -185,7 +186,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_output(parser, "FILE", "to write: .npz or .parquet")
+    options.add_output(parser, "FILE", "output file: .npz or .parquet")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -197,12 +198,12 @@ def _export(args: argparse.Namespace) -> int:
         need("pyarrow", "parquet")
     with Index.open(args.index) as index:
         number = export(index, args.output)
-        files.say(f"{files.counted(number, 'vector')} of {index.embed_dim} numbers in {args.output}")
+        files.say(f"{files.counted(number, 'vector')} of {index.embed_dim} dimensions written to {args.output}")
     return 0
 
 
 def _duplicates_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exact", action="store_true", help="only copies of the same content")
+    parser.add_argument("--exact", action="store_true", help="only files with identical content")
     options.add_json(parser)
 
 
@@ -233,7 +234,7 @@ def _duplicates(args: argparse.Namespace) -> int:
 
 
 def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "how many clusters (the root of half the number of files, at most 50)"
+    text = "number of clusters (square root of half the number of files, at most 50)"
     parser.add_argument("--count", type=positive, metavar="N", help=text)
     options.add_json(parser)
 
@@ -274,13 +275,13 @@ def _measures(item: "Item") -> str:
 
 
 VERBS = {
-    "build": (_build, "make an index of files, or add files to one", _build_arguments),
-    "update": (_update, "take in what is new, changed, moved or gone in the folders of an index", _update_arguments),
-    "remove": (_remove, "leave files or folders out of an index", _remove_arguments),
-    "stats": (_stats, "count what an index holds", _stats_arguments),
-    "check": (_check, "check that an index is what was written, and repair it", _check_arguments),
-    "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
-    "duplicates": (_duplicates, "list files that are copies of others", _duplicates_arguments),
-    "cluster": (_cluster, "put files into named groups of like ones", _cluster_arguments),
-    "list": (_list, "list the indexes that are kept for searches in plain folders", None),
+    "build": (_build, "build an index of files, or add files to one", _build_arguments),
+    "update": (_update, "pick up new, changed, moved and deleted files in the folders of an index", _update_arguments),
+    "remove": (_remove, "remove files or folders from an index", _remove_arguments),
+    "stats": (_stats, "show the contents of an index", _stats_arguments),
+    "check": (_check, "check an index for damage, and repair it", _check_arguments),
+    "export": (_export, "export the vectors and the metadata of their files for other programs", _export_arguments),
+    "duplicates": (_duplicates, "list duplicate files", _duplicates_arguments),
+    "cluster": (_cluster, "cluster similar files, and name the clusters", _cluster_arguments),
+    "list": (_list, "list the cached indexes of plain folders", None),
 }

@@ -1,4 +1,4 @@
-"""`onepeace info`: what a model folder or a checkpoint file holds and needs, read from its headers alone."""
+"""`onepeace info`: the contents and memory needs of a model folder or checkpoint file, read from its headers."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ EPILOG = """example:
   onepeace info tiny
   onepeace info one-peace.pt
 
-No tensor is read and no code in the file is ever run. The memory is that of the weights alone.
+No tensor is read and no code in the file is executed. The memory is that of the weights only.
 """
 
 PARTS = {
@@ -34,7 +34,7 @@ PARTS = {
     r"heads\.\w+\.(?:weight|bias)$|logit_scale": "projections",
     r"heads\.(\w+)\.": "head {}",
 }
-"""Pattern of names -> part; other names belong to the part that they begin with."""
+"""Part by pattern of parameter names; other names belong to the part that they begin with."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _path(name: str) -> Path:
-    """The file or folder of that name; nothing is downloaded to be described."""
+    """The file or folder of that name; nothing is downloaded."""
     from onepeace.files.cache import cache_folder
     from onepeace.hub.registry import RELEASED, find
     from onepeace.hub.resolve import resolve
@@ -70,7 +70,7 @@ def _path(name: str) -> Path:
 
 
 def report_on(description: "Description") -> dict[str, Any]:
-    """Everything the command tells, as plain values."""
+    """The report as plain values."""
     from onepeace.hub.architectures import architecture
 
     parts = parameters_by_part(description.shapes)
@@ -107,7 +107,7 @@ def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a parameter of this name belongs to."""
+    """The part of the model that the parameter of this name belongs to."""
     for pattern, part in PARTS.items():
         if match := re.match(pattern, name):
             return part.format(*match.groups())
@@ -115,7 +115,7 @@ def part_of(name: str) -> str:
 
 
 def text_of(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     lines = [
         ("path", report["path"]),
         ("layout", report["layout"]),

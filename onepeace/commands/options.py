@@ -1,4 +1,4 @@
-"""Options that several commands have, and the numbers that options are (argparse's `type`)."""
+"""Options shared by several commands, and the number types of options (argparse's `type`)."""
 
 import argparse
 import math
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """A whole number, `least` or more."""
+    """Type of an integer that is `least` or more."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     return read
@@ -44,25 +44,25 @@ def add_model(
     dtype: bool = True,
     required: bool = False,
 ) -> None:
-    """--model, --device, --dtype and --batch-size.
+    """Adds --model, --device, --dtype and --batch-size.
 
     Args:
-        batch_size: its default; None where files are computed one by one.
-        dtype: False where results are looked at and not kept, so that the device's own choice is right.
+        batch_size: the default; None if the command encodes files one at a time.
+        dtype: False if the results are not stored, so that the default of the device is right.
     """
     about = f" ({default})" if default else ""
     text = f"a bundled model, a model folder or a released model{about}"
     parser.add_argument("--model", default=default, required=required, metavar="NAME", help=text)
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (the best there is)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (best available)")
     if dtype:
         parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto (auto)")
     if batch_size is not None:
-        text = f"files in one pass; fewer take less memory ({batch_size})"
+        text = f"files per forward pass; fewer need less memory ({batch_size})"
         parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=text)
 
 
 def load(args: argparse.Namespace) -> "Embedder":
-    """The model that `args` names."""
+    """Loads the model that `args` name."""
     from onepeace.progress import status
 
     status(f"loading the model {args.model} ...")
@@ -75,10 +75,10 @@ def load(args: argparse.Namespace) -> "Embedder":
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    """-o and --force, of a command that writes what took time to make (see `files.check_output`)."""
+    """Adds -o and --force, for commands whose output takes time to compute (see `files.check_output`)."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
-    parser.add_argument("--force", action="store_true", help=f"replace {metavar} if it is there")
+    parser.add_argument("--force", action="store_true", help=f"overwrite {metavar} if it exists")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object in each line instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")

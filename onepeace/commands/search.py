@@ -1,4 +1,4 @@
-"""`onepeace search`: the files of an index, or of folders, that are nearest to words, a picture, a sound, or a mix."""
+"""`onepeace search`: the files of an index or of folders nearest to a text, a picture, a sound, or a mix of them."""
 
 import argparse
 import json
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from onepeace.index import Hit, Index, Results
 
 PARTS = {
-    "text": ("WORDS", "words"),
-    "image": ("FILE", "what is like a picture"),
-    "audio": ("FILE", "what is like a sound"),
-    "like": ("PATH", "what is like a file of the index, which is not read again"),
-    "without": ("WORDS", "move away from words"),
+    "text": ("TEXT", "search by text"),
+    "image": ("FILE", "search by a picture"),
+    "audio": ("FILE", "search by a sound"),
+    "like": ("PATH", "search by a file of the index, using its stored vector"),
+    "without": ("TEXT", "move away from a text"),
 }
 EXAMPLES = f"""\
-PATHS are one index (made by: onepeace index build), or files and folders. An index of these is then kept in the user's
-cache folder and brought up to date by each search (onepeace index list shows it); --no-index keeps none.
+PATHS is one index (see: onepeace index build), or files and folders. For files and folders an index is kept in the
+user's cache folder and updated by each search (see: onepeace index list); --no-index keeps none.
 
-A mix is one query: the weighted sum of its parts. A query's own file is not among its hits. A video is found by its
-pictures and by its sound; "at" says where in it.
+Several parts make one query: their weighted sum. A query's own file is not among its hits. A video is found by its
+frames and by its audio track; "at" is the position of the hit.
 
-The match of a hit says how many of 100 unrelated queries have a best hit in these files that scores lower than this
-one: above 0.95 it is likely to be what was meant, from 0.67 possible. A copy of the query has 1. Where the model has no
-unrelated queries of the query's kind, the cosine is shown, of all hits.
+The match of a hit is the share of unrelated queries whose best hit in these files scores lower. Above 0.95 the hit is
+likely to be what was meant, from 0.67 on it is possible; a copy of the query has 1. If the model has no unrelated
+queries of the query's modality, the cosine of all hits is shown instead.
 
---where takes a condition in Python's syntax on size, date, mtime, width, height, duration, kind, path, caption and
+--where takes a Python expression over size, date, mtime, width, height, duration, kind, path, caption and
 metadata.NAME, with the units kB, MB, GB, s, min and h:
 "width >= 1000 and duration < 2*min", "'beach' in path or caption is None", "kind in ('image', 'video')"
 
@@ -49,30 +49,30 @@ metadata.NAME, with the units kB, MB, GB, s, min and h:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.set_defaults(kept="files that are embedded are kept, and the same command goes on with the others")
+    parser.set_defaults(kept="the files embedded so far are kept; run the same command again to resume")
     parser.add_argument("paths", nargs="+", metavar="INDEX|PATHS", help="an index, or files and folders")
-    parts = parser.add_argument_group("the query; every option may be given several times")
+    parts = parser.add_argument_group("query (each option may be repeated)")
     for name, (metavar, text) in PARTS.items():
         parts.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=text)
-    text = "of the parts, as text=0.7,audio=0.3 (1, of without 0.5)"
+    text = "weights of the parts, e.g. text=0.7,audio=0.3 (1; without: 0.5)"
     parts.add_argument("--weights", type=_weights, default={}, metavar="W", help=text)
-    chosen = parser.add_argument_group("which files may be found")
-    chosen.add_argument("--only", default="", metavar="KINDS", help="as pictures or sounds,videos")
-    chosen.add_argument("--where", metavar="CONDITION", help="on what is known of files; see below")
-    chosen.add_argument("--after", metavar="DATE", help="2024, 2024-05 or 2024-05-01: from its start on")
-    chosen.add_argument("--before", metavar="DATE", help="before the start of it")
-    chosen.add_argument("--path", metavar="GLOB", help='as "holidays/**/*.jpg"')
-    shown = parser.add_argument_group("which hits, and how")
-    shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="how many hits (10)")
-    shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="leave out the first N")
-    text = "match, date (newest first) or path: of the best 200, or of as many as are asked for (match)"
+    chosen = parser.add_argument_group("filters")
+    chosen.add_argument("--only", default="", metavar="KINDS", help="kinds of file, e.g. pictures or sounds,videos")
+    chosen.add_argument("--where", metavar="CONDITION", help="condition on file metadata; see below")
+    chosen.add_argument("--after", metavar="DATE", help="only files from then on: 2024, 2024-05 or 2024-05-01")
+    chosen.add_argument("--before", metavar="DATE", help="only files before then")
+    chosen.add_argument("--path", metavar="GLOB", help='path pattern, e.g. "holidays/**/*.jpg"')
+    shown = parser.add_argument_group("output")
+    shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="number of hits (10)")
+    shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="skip the first N hits")
+    text = "match, date (newest first) or path; the last two sort the best 200 hits, or K if larger (match)"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
-    text = "match, or raw for the cosine alone (match)"
+    text = "match, or raw: rank by plain cosine (match)"
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
-    shown.add_argument("--min-match", type=options.probability, metavar="P", help="leave out hits below it")
-    shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
+    shown.add_argument("--min-match", type=options.probability, metavar="P", help="drop hits with a lower match")
+    shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as an HTML page")
     options.add_json(parser)
-    parser.add_argument("--no-index", action="store_true", help="of files and folders: keep no index of them")
+    parser.add_argument("--no-index", action="store_true", help="keep no index of the files and folders")
     options.add_model(parser, None, batch_size=None, dtype=False)
 
 
@@ -83,7 +83,7 @@ def _weights(text: str) -> dict[str, float]:
         try:
             found[name.strip()] = float(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} is not as in text=0.7,audio=0.3") from None
+            raise argparse.ArgumentTypeError(f"{part!r} is not of the form text=0.7,audio=0.3") from None
     return found
 
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.index.filters import kind_of, short_forms
 
     if not any(getattr(args, name) for name in PARTS if name != "without"):
-        raise UsageError("nothing to search for; give --text, --image, --audio, --like or several of them")
+        raise UsageError("no query; give --text, --image, --audio, --like or several of them")
     for value in (*args.image, *args.audio):
         files.check_input(value)
     if unused := [name for name in args.weights if not getattr(args, name if name in PARTS else "weights", None)]:
@@ -119,14 +119,13 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
-    """The index that `args.paths` names, or that of the plain files they name, brought up to date; with the files that
-    could not be read now and were not known to be so."""
+    """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed."""
     from onepeace.index import Index, is_index
 
     opening = {"model": args.model, "device": args.device}
     indexes = [path for path in args.paths if is_index(path)]
     if indexes and len(args.paths) > 1:
-        raise UsageError(f"{indexes[0]} is an index; name one index, or plain files, at a time")
+        raise UsageError(f"{indexes[0]} is an index; give one index, or only files and folders")
     with ExitStack() as stack:
         folder, problems = Path(args.paths[0]), []
         if getattr(args, "no_index", False) and not indexes:
@@ -142,15 +141,15 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
             folder, report = kept_index(args.paths, **opening)
             problems = report.problems
             if is_new:
-                said = "an index of these files is kept, so that the next search takes what is in it"
-                files.say(f"{said} (onepeace index list shows it, --no-index keeps none)")
+                said = "an index of these files is kept for the next search"
+                files.say(f"{said} (see: onepeace index list; --no-index keeps none)")
         yield stack.enter_context(Index.open(folder, **opening)), problems
 
 
 def table(results: "Results") -> str:
-    """The hits in columns, with a heading if none is relevant."""
+    """Table of the hits, with a heading if none is relevant."""
     if not results.hits:
-        none = ": there is no file but the query's own and those that the filters leave out"
+        none = ": the filters exclude all files but the query's own"
         return f"nothing found{'' if results.compared else none}"
     has_times = any(hit.start is not None for hit in results)
     column = "cosine" if results[0].match is None else "match"
@@ -163,6 +162,6 @@ def table(results: "Results") -> str:
 
 
 def _place(hit: "Hit") -> str:
-    """A path as one types it: below the working folder without that; others, and addresses, as they are."""
+    """A path as a user types it: relative if it is below the working folder, otherwise unchanged, as URLs are."""
     near = hit.item.path.removeprefix(os.getcwd() + os.sep)
     return files.shown(near) + (f" (+{len(hit.copies)} alike)" if hit.copies else "")

@@ -1,4 +1,4 @@
-"""`onepeace serve`: the page and the JSON API over an index, on this machine or, with a password, for others."""
+"""`onepeace serve`: the web page and JSON API over an index, local or, with a password, on the network."""
 
 import argparse
 import os
@@ -13,18 +13,17 @@ SAMPLES = Path("data", "samples")
 PORT = 7860
 PASSWORD = "ONEPEACE_PASSWORD"  # noqa: S105 (the name of a variable)
 SHORTEST = 8
-"""Characters of a password."""
+"""Minimum length of a password."""
 EXAMPLES = f"""\
-PATHS are one index (made by: onepeace index build), or files and folders, of which an index is kept; by default
-{SAMPLES}, if it is there.
+PATHS is one index (see: onepeace index build), or files and folders, whose index is then kept in the cache; the default
+is {SAMPLES}, if it exists.
 
   onepeace serve my.index
-  onepeace serve my.index --port 8000 --host 0.0.0.0    # for others too; prints a password
+  onepeace serve my.index --port 8000 --host 0.0.0.0    # on the network; prints a password
 
-The page is at /. It serves the files of the index, and opens no path and no address that a client names. On another
-address than that of this machine alone, a password is asked for; it and everything else cross the network in plain
-HTTP, so put a server with TLS in front, or use an SSH tunnel. {PASSWORD} is taken for --password, which other users
-of this machine can see.
+The page is at /. The server serves only files of the index, and opens no path or URL that a client names. On any
+address but a loopback address it requires a password; the password and all data are sent over plain HTTP, so put a TLS
+proxy in front, or use an SSH tunnel. Other users of this machine can see --password; set {PASSWORD} instead.
 
 exit code: 0 when it is stopped (Ctrl-C), 1 on failure, 2 for wrong usage"""
 
@@ -32,11 +31,11 @@ exit code: 0 when it is stopped (Ctrl-C), 1 on failure, 2 for wrong usage"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("paths", nargs="*", metavar="INDEX|PATHS", help="an index, or files and folders")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDR", help="address to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=PORT, metavar="N", help=f"port ({PORT}); 0 takes a free one")
-    text = "to be asked for; made up for other addresses if not given"
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDR", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=PORT, metavar="N", help=f"port ({PORT}); 0 picks a free one")
+    text = "required from clients; generated for non-loopback addresses if not given"
     parser.add_argument("--password", metavar="WORD", help=text)
-    parser.add_argument("--generator", metavar="NAME", help="a model that captions, answers and points")
+    parser.add_argument("--generator", metavar="NAME", help="generative model for captions, answers and boxes")
     options.add_model(parser, None, batch_size=None, dtype=False)
 
 
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"password (any user name): {password}", flush=True)
     args.paths = args.paths or ([str(SAMPLES)] if SAMPLES.is_dir() else [])
     if not args.paths:
-        raise UsageError("name an index; make one with: onepeace index build my.index FOLDER")
+        raise UsageError("no index given; build one with: onepeace index build my.index FOLDER")
     with open_index(args) as (index, _):
         return serve(index, host=args.host, port=args.port, auth=password, generator=args.generator)
 

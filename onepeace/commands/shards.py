@@ -1,4 +1,4 @@
-"""`onepeace shards`: webdataset shards for training, from a public data set, a table or a folder of files."""
+"""`onepeace shards`: webdataset shards for training, from a public dataset, a table or a folder of files."""
 
 import argparse
 import json
@@ -21,31 +21,30 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 SOURCE is one of
-  a .csv, .tsv or .jsonl   columns image, audio, text (or caption, captions) and label, where filled; paths are relative
-                           to its folder; a caption of a .jsonl may be a list of captions
-  a folder                 a.jpg, or a.wav, or both, with a.txt beside it, one caption a line; where no file has a .txt,
-                           the name of its folder is its label
-  a public data set        with --layout NAME; -o is the folder that gets train/ and val/. Older shards are replaced
+  a .csv, .tsv or .jsonl   with some of the columns image, audio, text (or caption, captions) and label; paths are
+                           relative to its folder; in a .jsonl a caption may be a list of captions
+  a folder                 a.jpg, a.wav or both, with a.txt beside it, one caption per line; if no file has a .txt, the
+                           name of its folder is its label
+  a public dataset         with --layout NAME; -o is the folder for train/ and val/. Older shards are overwritten
 
   onepeace shards captions.csv -o shards/pairs
   onepeace shards pictures_by_class -o shards/animals
   onepeace shards --layout coco --help
   onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
 
-exit code: 0, 1 when a row or file of your own was left out (listed at the end; the others are written), 2 for wrong
-usage"""
+exit code: 0, 1 when a row or file of yours was skipped (they are listed at the end), 2 for wrong usage"""
 
 MEGABYTE = 1_000_000
 SHARD_MEGABYTES, LAYOUT_SHARD_MEGABYTES = 100, 15
 PREFIX_LENGTH = 60
 AHEAD = 32
-"""Files that are read, or checked, ahead of the one that is written."""
+"""Number of files read, or checked, ahead of the one being written."""
 LISTED = 10
-"""Files of a public data set that are named when they are left out; videos and web pages vanish by the thousand."""
+"""Skipped files of a public dataset that are listed at most; videos and web pages vanish by the thousand."""
 
 
 class _Layout(argparse.Action):
-    """Keeps the name of a layout; a --help that follows is about that layout."""
+    """Stores the name of a layout; a following --help describes that layout."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         from onepeace.datasets import LAYOUTS
@@ -57,7 +56,7 @@ class _Layout(argparse.Action):
 
 
 def _add_layouts(path: str) -> str:
-    """Run a Python file that adds entries to LAYOUTS."""
+    """Runs a Python file that adds entries to LAYOUTS."""
     try:
         runpy.run_path(path)
     except OSError as error:
@@ -69,20 +68,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, metavar="SOURCE", help="table or folder")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the layout")
-    parser.set_defaults(kept="nothing is written; older shards are as they were")
+    parser.set_defaults(kept="nothing was written; older shards are unchanged")
     text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help=text)
-    parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
-    text = "a Python file that adds layouts (as recipes/own_layouts.py does); give it before --layout"
+    parser.add_argument("--force", action="store_true", help="overwrite older shards of the same name")
+    text = "Python file that adds layouts (see recipes/own_layouts.py); must precede --layout"
     parser.add_argument("--layouts", type=_add_layouts, metavar="FILE.py", help=text)
-    text = "SOURCE is the download of a public data set (data/README.md)"
+    text = "SOURCE is a downloaded public dataset (see data/README.md)"
     parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
-    text = f"megabytes of media in a shard; {SHARD_MEGABYTES}, of a layout {LAYOUT_SHARD_MEGABYTES}"
+    text = f"megabytes of media per shard ({SHARD_MEGABYTES}; with --layout {LAYOUT_SHARD_MEGABYTES})"
     parser.add_argument("--shard-size", type=positive, metavar="MB", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the shards; what was left out goes to stderr."""
+    """Write the shards; what was skipped is listed on stderr."""
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such file or folder")
     if args.overrides and args.layout is None:
@@ -97,7 +96,7 @@ def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.datasets.written import held_out
 
     if not args.source.is_dir():
-        raise UsageError(f"{args.source}: is not the folder of a download")
+        raise UsageError(f"{args.source}: not a folder; give the folder of the download")
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
     max_bytes = (args.shard_size or LAYOUT_SHARD_MEGABYTES) * MEGABYTE
     seen = Seen()  # over all splits: what is validation data is not written as training data
@@ -114,9 +113,9 @@ def _write_layout(args: argparse.Namespace) -> int:
         if writer.count:
             print(writer)
         else:
-            files.say(f"{folder / prefix}: nothing to write; passed over")
+            files.say(f"{folder / prefix}: nothing to write; skipped")
     if not written:
-        raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
+        raise UserError(f"{args.source}: nothing in it can be used; nothing was written")
     return 0
 
 
@@ -132,18 +131,18 @@ def _write_own(args: argparse.Namespace) -> int:
     records = from_folder(args.source) if args.source.is_dir() else from_table(args.source)
     writer = ShardWriter(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE)
     if not args.force and (older := writer.older()):
-        raise UsageError(f"{older[0]} exists; choose another name, or replace it with --force")
+        raise UsageError(f"{older[0]} already exists; choose another name, or overwrite it with --force")
     with writer:
         left_out = _write(writer, records, _read_files)
     _list(left_out, writer.count)
     if not writer.count:
-        raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
+        raise UserError(f"{args.source}: nothing in it can be used; nothing was written")
     print(writer)
     return 1 if left_out else 0
 
 
 def _read_files(record: "Record") -> "Encoded":
-    """The files of a record as they are."""
+    """Reads the files of a record unchanged."""
     from onepeace.datasets.layout import Encoded
     from onepeace.files.source import read_bytes
 
@@ -164,10 +163,10 @@ def _write(
     encode: "Callable[[Record], Encoded]",
     seen: "Callable[[bytes], bool] | None" = None,
 ) -> "list[Skipped]":
-    """Write the records that can be used; the others come back, with what is wrong with them.
+    """Writes the usable records, and returns the skipped ones with the reason.
 
     Args:
-        seen: tells contents that came before, and are left out without a word.
+        seen: True for content that has been written before, which is dropped silently.
     """
     from onepeace.datasets.layout import Skipped, skipped
     from onepeace.embed.stream import decode_ahead
@@ -195,9 +194,9 @@ def _write(
 
 
 def _list(left_out: "list[Skipped]", num_written: int, at_most: int | None = None) -> None:
-    """Lists on stderr what was left out."""
+    """Lists on stderr what was skipped."""
     if left_out:
-        files.say(f"{len(left_out)} left out, {num_written} written:")
+        files.say(f"{len(left_out)} skipped, {num_written} written:")
     for where, reason in left_out[:at_most]:
         print(f"  {where}: {reason}", file=sys.stderr)
     if at_most is not None and len(left_out) > at_most:

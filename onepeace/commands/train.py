@@ -1,4 +1,4 @@
-"""`onepeace train RECIPE [a.b=value ...]`: run a recipe, or go on with it; `--plan`: say what it takes."""
+"""`onepeace train RECIPE [a.b=value ...]`: start or resume the run of a recipe; `--plan`: estimate its cost."""
 
 import argparse
 import os
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from onepeace.cost.plan import Plan
 
 SAMPLES = "data/samples"
-"""Of a checkout, to try a new model on."""
+"""Sample files of a checkout, to try a new model on."""
 USUAL_FLOPS = 200e12
 """FLOPs per second of a GPU in a plan's days: half of an A100's peak in bfloat16 is 156e12, of an H100's 495e12."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a model as a recipe says; the same command goes on with a run that was interrupted."
+    parser.description = "Train a model from a recipe, or resume an interrupted run."
     parser.epilog = "example: onepeace train recipes/pretrain/tiny_image_text.yaml data.root=shards optim.lr=5e-4"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/README.md")
-    parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="fields in place of the recipe's")
+    parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="override fields of the recipe")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
-    parser.add_argument("--plan", action="store_true", help="print parameters, memory on a GPU and FLOPs, and stop")
-    parser.set_defaults(kept="the run goes on from its last checkpoint with the same command")
-    parser.add_argument("--processes", metavar="N", type=positive, help="how many GPUs --plan is for (1)")
+    parser.add_argument("--plan", action="store_true", help="print parameters, memory per GPU and FLOPs, and stop")
+    parser.set_defaults(kept="run the same command again to resume from the last checkpoint")
+    parser.add_argument("--processes", metavar="N", type=positive, help="number of GPUs for --plan (1)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.processes and not args.plan:
-        raise UsageError("--processes is for --plan; torchrun starts a run on several GPUs")
+        raise UsageError("--processes needs --plan; use torchrun to train on several GPUs")
     from onepeace.train.recipe import read_recipe, to_yaml
 
     recipe = read_recipe(args.recipe, args.overrides)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_text(plan: "Plan") -> str:
-    """The text of ``--plan``."""
+    """The output of ``--plan``."""
     items = ", ".join(f"{plan.recipe.batch_size(name)} {name}" for name in plan.flops_per_item)
     run, steps, memory = plan.recipe.run, plan.recipe.schedule.steps, plan.memory
     parts = f", computed in {run.grad_cache_chunks} parts" if run.grad_cache_chunks > 1 else ""
@@ -67,7 +67,7 @@ def plan_text(plan: "Plan") -> str:
         "  weights, gradients, optimizer": f"{memory.states / 1e9:.2f}",
         "  exchanged": f"{memory.exchange / 1e9:.2f}",
         "  activations" + ", checkpointed" * run.checkpoint_activations: f"{memory.activations / 1e9:.2f}",
-        "  needed, with a tenth for work space": f"{memory.needed / 1e9:.2f}",
+        "  total, plus a tenth for workspace": f"{memory.needed / 1e9:.2f}",
         "GB of a checkpoint": f"{plan.file / 1e9:.2f}",
         **{f"GFLOP of an item, {name}": f"{own / 1e9:,.1f}" for name, own in plan.flops_per_item.items()},
         "PFLOP of a step": f"{plan.flops_per_step / 1e15:.3g}",

@@ -115,7 +115,7 @@ def _file(modality: str, column: str, value: Any, folder: Path) -> Path:
         raise UserError(f"{source.describe(value)}: is an address; download it and give the path")
     path = source.local_path(folder / value)
     if path.suffix.lower() not in PROCESSORS[modality].suffixes:
-        raise UserError(f"{path}: unknown ending {path.suffix!r} for {modality}")
+        raise UserError(f"{path}: unknown file extension {path.suffix!r} for {modality}")
     return path
 
 

@@ -39,11 +39,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
         columns: names of the columns of a .csv or .tsv file that does not begin with them.
 
     Raises:
-        UserError: an unknown ending, a file that cannot be read or is not UTF-8, or a head that names a column twice.
+        UserError: an unknown extension, a file that cannot be read or is not UTF-8, or a duplicate column.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown ending {path.suffix!r}; a table is {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unknown file extension {path.suffix!r}; a table is {', '.join(SUFFIXES)}")
     try:
         # A spreadsheet's UTF-8 begins with a mark; csv does its own line ends.
         with open(path, encoding="utf-8-sig", newline=None if suffix == ".jsonl" else "") as file:

@@ -29,11 +29,11 @@ def export(index: Index, target: Path) -> int:
         The number of vectors.
 
     Raises:
-        UsageError: an unknown ending; UserError: the disk is full, or pyarrow is not installed.
+        UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
     """
     ending = target.suffix.lower()
     if ending not in (".npz", ".parquet"):
-        raise UsageError(f"{target}: unknown ending {target.suffix!r}; known: .npz, .parquet")
+        raise UsageError(f"{target}: unknown file extension {target.suffix!r}; known: .npz, .parquet")
     items, matrix = {item.id: item for item in index.items()}, index.matrix
     rows: list[dict[str, Any]] = []
     for row, (file, code) in enumerate(zip(matrix.file.tolist(), matrix.modality.tolist(), strict=True)):

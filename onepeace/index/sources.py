@@ -165,13 +165,13 @@ def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str],
     files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
     for path, modality in files:
         if not modality:
-            from onepeace.processors import sniff  # imports torch, for files with unknown endings alone
+            from onepeace.processors import sniff  # imports torch, for files with unknown extensions alone
 
             modality = sniff(path) or ""
         if modality:
             yield _file(str(path), modality)
         else:
-            reason = f"not a picture, sound or text (unknown ending {path.suffix!r})"
+            reason = f"not a picture, sound or text (unknown file extension {path.suffix!r})"
             found.problems.append(Unreadable(path, reason))
     for problem in problems:  # a link to nothing and a pipe are kept with the reason, as broken files are
         kind = modalities.get(suffix(problem.path))

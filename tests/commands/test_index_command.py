@@ -44,7 +44,7 @@ def folder(tmp_path, samples):
 def test_build_update_stats_check_remove(run, folder, tmp_path):
     index = tmp_path / "my index"
     code, out, err = run("build", index, folder)
-    others = "onepeace: 3 files of other kinds left out: .pdf 2, .docx 1"
+    others = "onepeace: 3 files of other types skipped: .pdf 2, .docx 1"
     failed = [r"line\nbreak.jpg: not a picture", "empty.ogg: the file is empty"]
     assert (code, out, len(err)) == (1, "", 5)
     assert err[:3] == [
@@ -56,7 +56,7 @@ def test_build_update_stats_check_remove(run, folder, tmp_path):
     for verb in (["build", index, folder], ["update", index]):
         code, out, err = run(*verb)
         assert (code, out, err[:2]) == (0, "", [others, "onepeace: nothing to do: 6 files unchanged"])
-        assert err[2].endswith(f"as before: onepeace index stats '{index}' --problems")
+        assert err[2].endswith(f": onepeace index stats '{index}' --problems")
     (folder / "cat.jpg").rename(folder / "kitten.jpg")
     (folder / "dog.ogg").unlink()
     assert "onepeace: 1 moved, 1 removed, 4 unchanged; 0 vectors in T s" in run("update", index)[2]
@@ -70,8 +70,8 @@ def test_build_update_stats_check_remove(run, folder, tmp_path):
     stats = json.loads(run("stats", index, "--problems", "--json")[1])
     assert (stats["files"], len(stats["unreadable"])) == ({"image": 2, "text": 1}, 2)
     assert run("check", index)[0] == 0
-    assert run("remove", index, folder / "dog.jpg") == (0, "", ["onepeace: 1 file left the index"])
-    assert run("remove", index, folder) == (0, "", ["onepeace: 4 files left the index"])
+    assert run("remove", index, folder / "dog.jpg") == (0, "", ["onepeace: 1 file removed from the index"])
+    assert run("remove", index, folder) == (0, "", ["onepeace: 4 files removed from the index"])
 
 
 def test_check_finds_damage_and_repairs_it(run, folder, tmp_path):

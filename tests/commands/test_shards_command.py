@@ -97,7 +97,7 @@ def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home, shards):
 BAD_ROWS = {
     "images/none.jpg,a dog,": "none.jpg: no such file",
     "images,a dog,": "images: is a folder",
-    "captions.csv,a dog,": "unknown ending '.csv'",
+    "captions.csv,a dog,": "unknown file extension '.csv'",
     "https://example.org/a.jpg,a dog,": "is an address",
     ",a dog,": "has no image and no audio",
     "images/dog.jpg,,": "has no caption and no label for its image",
@@ -113,7 +113,7 @@ def test_bad_rows_are_named_with_their_line_and_the_others_written(home, shards,
     assert shards("captions.csv", "\n".join(lines) + "\n") == 1
     assert [sample.captions for sample in read(home)] == [["a cat"], ["the sea"]]
     first, *named = capsys.readouterr().err.splitlines()
-    assert first == f"onepeace: {len(BAD_ROWS) + 1} left out, 2 written:"
+    assert first == f"onepeace: {len(BAD_ROWS) + 1} skipped, 2 written:"
     table = home / "captions.csv"
     for number, (line, reason) in enumerate(zip(named, BAD_ROWS.values(), strict=False), 3):
         assert line.startswith(f"  {table} line {number}: ")
@@ -145,8 +145,8 @@ def test_bad_rows_of_a_jsonl(home, shards, capsys):
         ("t.csv", b"image,text\n", "has no rows"),
         ("t.csv", b"image,text,text\na,b,c\n", "two columns are named 'text'"),
         ("t.csv", b"images/dog.jpg,a dog\nb.jpg,a cat\n", "no column image or audio; it has images/dog.jpg"),
-        ("t.xlsx", b"PK", "unknown ending '.xlsx'"),
-        ("t.csv", b"image,text\nnone.jpg,x\n", "nothing in it can be used; nothing is written"),
+        ("t.xlsx", b"PK", "unknown file extension '.xlsx'"),
+        ("t.csv", b"image,text\nnone.jpg,x\n", "nothing in it can be used; nothing was written"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_line(home, shards, capsys, name, content, message):
@@ -202,7 +202,7 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
     write(home.parent / "out/set-00000.tar", "older")
     other = write(home.parent / "out/set-other-00000.tar", "another set")
     assert shards("t.csv", "image,text\nimages/dog.jpg,a\n") == 2
-    assert "set-00000.tar exists; choose another name, or replace it with --force" in capsys.readouterr().err
+    assert "set-00000.tar already exists" in capsys.readouterr().err
     assert older.read_text() == "older"
     assert shards("t.csv", None, "--force") == 0
     assert out(home) == ["set-00000.tar", other.name]
@@ -214,7 +214,7 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("t.csv", ("--shard-size", "0"), "argument --shard-size: '0' is not a whole number from 1 up"),
+        ("t.csv", ("--shard-size", "0"), "argument --shard-size: '0' is not a whole number of at least 1"),
         ("t.csv", ("-o", "out/a b"), "prefix 'a b' must be"),
         ("t.csv", ("-o", "."), ".: is a folder; add the shards' prefix"),
         ("t.csv", ("b.csv",), "b.csv: one SOURCE at a time"),
@@ -256,7 +256,7 @@ def test_ctrl_c_leaves_the_older_shards(home, shards, monkeypatch, capsys):
 
     monkeypatch.setattr(ShardWriter, "write", stopped)
     assert shards("t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50, "--force") == 130
-    assert capsys.readouterr().err.startswith("onepeace: stopped; nothing is written")
+    assert capsys.readouterr().err.startswith("onepeace: stopped; nothing was written")
     assert out(home) == ["set-00000.tar"]
     assert older.read_text() == "older"
 

@@ -186,7 +186,7 @@ def test_sets_of_sounds_take_no_videos(prepare):
     assert "test.csv: not one of its 1 audio files is there; " in done.err
     assert "train.csv: not one of its 9 audio files is there; " in done.err
     assert "not videos: extract their sound" in done.err
-    assert done.err.splitlines()[-1].endswith("download: nothing in it can be used; nothing is written")
+    assert done.err.splitlines()[-1].endswith("download: nothing in it can be used; nothing was written")
 
 
 def test_sets_of_youtube_share_no_video_between_training_and_validation(prepare):

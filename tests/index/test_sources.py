@@ -49,7 +49,7 @@ def test_named_file_is_known_by_its_content(tree, samples):
         ("photo.bak", "image"),
         (".hidden.jpg", "image"),
     ]
-    assert [problem.reason for problem in problems] == ["not a picture, sound or text (unknown ending '.md')"]
+    assert [problem.reason for problem in problems] == ["not a picture, sound or text (unknown file extension '.md')"]
 
 
 def test_rows_of_a_table(tree):
