@@ -1,7 +1,7 @@
-"""The JSON API and the page, as one application, and the server that runs it.
+"""The FastAPI application with the JSON API and the web page, and the server that runs it.
 
-Vectors in the form of OpenAI's /v1/embeddings, with pictures and sounds as data beside texts; search; classification;
-the files of the index by their numbers. Errors are {"error": {"message": ...}}, one line that says what is wrong.
+Endpoints: embeddings in the format of OpenAI's /v1/embeddings, extended to images and sounds as base64 data; search;
+classification; files of the index by number. Errors are {"error": {"message": ...}} with a one-line message.
 """
 
 import base64
@@ -53,36 +53,36 @@ logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 HEAVY = 4
-"""Requests that are decoded at once. Others of their kind wait, and light ones do not wait for them."""
+"""Requests with images or sounds that are decoded at the same time. Further ones wait; text searches do not."""
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 FILE_HEADERS = {
-    # A file that somebody opens by itself is shown with no rights at all.
+    # A file opened on its own gets no rights at all.
     "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'none'",
     "cache-control": "private, max-age=3600",
     "accept-ranges": "bytes",
 }
 
-Second = Annotated[FiniteFloat, Parameter(ge=0, description="second of a video")]
+Second = Annotated[FiniteFloat, Parameter(ge=0, description="position in a video, in seconds")]
 
 
 class Ascii(JSONResponse):
-    """JSON with escapes: names of files may hold bytes that are no text, which Python keeps as surrogates."""
+    """JSON response in ASCII: file names may contain invalid bytes, which Python keeps as surrogates."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: str | None = None) -> FastAPI:
-    """The application: the API, and the page at /.
+    """Create the application: the API, and the page at /.
 
     Args:
-        hosts: names under which the server may be asked, "*" = any.
-        password: to be asked for; None = none.
+        hosts: allowed values of the Host header, "*" = any.
+        password: required from clients; None = no password.
     """
     app = FastAPI(
         title="onepeace",
         version=__version__,
-        description="Vectors of pictures, sounds and texts, and a search over an index of files.",
+        description="Embeddings of images, sounds and texts, and search over an index of files.",
         default_response_class=Ascii,
         docs_url=None,  # FastAPI's own pages load their scripts from other hosts
         redoc_url=None,
@@ -95,39 +95,39 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
     async def decoded(function: Callable[[], Response]) -> Response:
         return await anyio.to_thread.run_sync(function, limiter=heavy)
 
-    @app.get("/health", summary="Whether the server answers")
+    @app.get("/health", summary="Health check")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/v1/models", summary="The model and the size of its vectors")
+    @app.get("/v1/models", summary="The model and the dimension of its embeddings")
     def models() -> Any:
         about = {"id": service.model, "object": "model", "owned_by": "onepeace"}
         more = {"embed_dim": service.embed_dim, "modalities": list(service.modalities)}
         return Ascii({"object": "list", "data": [about | more]})
 
-    @app.get("/about", summary="Numbers of files, the model, and what it can do")
+    @app.get("/about", summary="File counts, the model, and its tasks")
     def about() -> Any:
         return Ascii(service.about())
 
-    @app.post("/v1/embeddings", summary="Unit vectors of texts, pictures and sounds")
+    @app.post("/v1/embeddings", summary="Unit vectors of texts, images and sounds")
     async def embeddings(request: EmbeddingsRequest) -> Any:
         return await decoded(lambda: _embeddings(service, request))
 
-    @app.post("/search", summary="The files of the index that are nearest to a query")
+    @app.post("/search", summary="The files of the index nearest to a query")
     async def search(request: SearchRequest) -> Any:
         if request.image or request.audio:
             return await decoded(lambda: _search(service, request))
         return await anyio.to_thread.run_sync(_search, service, request)
 
-    @app.post("/classify", summary="Which labels fit a picture, a sound or a text")
+    @app.post("/classify", summary="Zero-shot classification of an image, a sound or a text")
     async def classify(request: ClassifyRequest) -> Any:
         return await decoded(lambda: _classify(service, request))
 
-    @app.post("/ask", summary="A description of a file of the index, or the answer to a question about it")
+    @app.post("/ask", summary="Caption a file of the index, or answer a question about it")
     async def ask(request: AskRequest) -> Any:
         return await decoded(lambda: _ask(service, request))
 
-    @app.get("/points", summary="The files of the index as points of a plane")
+    @app.get("/points", summary="The files of the index as 2-D points")
     def points() -> Any:
         return Ascii(service.points())
 
@@ -135,11 +135,11 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
     def file(id_: Number, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
         return _response(media.body_of(service.item(id_), service.roots), range_)
 
-    @app.get("/files/{id_}/about", summary="What is known of a file, as a hit of a search has it")
+    @app.get("/files/{id_}/about", summary="Metadata of a file, as in a search hit")
     def known(id_: Number) -> Any:
         return Ascii(hit_fields(unranked(service.item(id_))))
 
-    @app.get("/files/{id_}/thumbnail", summary="A small picture, or the waveform of a sound", response_class=Response)
+    @app.get("/files/{id_}/thumbnail", summary="A thumbnail, or the waveform of a sound", response_class=Response)
     async def thumbnail(id_: Number, at: Second = 0.0, large: bool = False) -> Response:
         side = media.LARGE if large else media.THUMBNAIL
 
@@ -164,20 +164,20 @@ def run(
     auth: str | None = None,
     generator: str | None = None,
 ) -> int:
-    """Serve an index until Ctrl-C or SIGTERM, with its address printed on stdout.
+    """Serve an index until Ctrl-C or SIGTERM; prints the URL to stdout.
 
     Args:
-        host, port: to listen at; port 0 takes a free one.
-        auth: password to be asked for; needed for another address than that of this machine alone.
-        generator: name of a model that captions, answers and points.
+        host, port: address to listen on; port 0 picks a free one.
+        auth: password required from clients; mandatory on any address but a loopback address.
+        generator: name of a generative model for captions, answers and boxes.
 
     Raises:
-        UsageError: the address is taken or not this machine's, or others could ask without a password.
+        UsageError: the address is in use or not local, or it needs a password and there is none.
     """
     import uvicorn
 
     if auth is None and not is_loopback(host):
-        raise UsageError(f"{host}: others can ask at this address; give a password")
+        raise UsageError(f"{host}: other machines can reach this address; give --password")
     hosts = [*LOOPBACK, host.lower()] if is_loopback(host) else ["*"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     with _listening(host, port) as listener:
@@ -201,7 +201,7 @@ def run(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask at an address."""
+    """Whether an address can be reached from this machine only."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, wherever it leads
@@ -209,7 +209,7 @@ def is_loopback(host: str) -> bool:
 
 
 def hit_fields(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON, with the addresses of its file and its small picture."""
+    """A hit as JSON, with the URLs of its file and thumbnail."""
     item = hit.item
     version = f"?v={item.mtime_ns:x}"  # a number may be given to another file one day
     at = f"&at={hit.start:.3f}" if item.modality == "video" and hit.start else ""
@@ -260,7 +260,7 @@ def _classify(service: Service, request: ClassifyRequest) -> Response:
 
 def _ask(service: Service, request: AskRequest) -> Response:
     if service.generator is None:
-        raise Refused(404, "no model that writes; start with --generator NAME")
+        raise Refused(404, "no generative model; start the server with --generator NAME")
     task = "answer" if request.question else "caption"
     words = service.request().text(request.question, "question")
     found = service.generator(task, service.value(service.item(request.id)), words)
@@ -288,7 +288,7 @@ def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
 
 
 def _response(body: media.Body, range_: str | None) -> Response:
-    """A file, or the part of it that a player asks for."""
+    """Response with a file, or with the byte range that a player requests."""
     start, stop, status = 0, body.size, 200
     headers = dict(FILE_HEADERS)
     if body.type == media.OTHER:
@@ -308,7 +308,7 @@ def _response(body: media.Body, range_: str | None) -> Response:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """One line for every error, whoever raised it."""
+    """Install handlers that answer every error with one line."""
 
     @app.exception_handler(UserError)
     async def wrong(_: object, error: UserError) -> Response:
@@ -321,7 +321,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UnicodeEncodeError)
     async def half(_: object, error: UnicodeEncodeError) -> Response:
-        return _error(422, "a text holds half of a letter (a lone surrogate)")
+        return _error(422, "a text contains a lone surrogate; send valid Unicode")
 
     @app.exception_handler(HTTPException)
     async def no_route(_: object, error: HTTPException) -> Response:
@@ -330,7 +330,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(_: object, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
-        return _error(500, "the server failed at this request; its log says why")
+        return _error(500, "internal server error; see the log of the server")
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -347,6 +347,6 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener.bind(address)
         listener.listen()  # now, so that two servers that start at once cannot both have the port
     except OSError as error:
-        raise UsageError(f"cannot listen at {host}, port {port} ({error.strerror or error}); choose others") from error
+        raise UsageError(f"cannot listen on {host}, port {port} ({error.strerror or error}); choose others") from error
     with listener:
         yield listener

@@ -1,5 +1,7 @@
-"""The hits of a search as one HTML file that needs nothing else and no network: pictures and sounds are in it, large
-sounds and videos are linked. Everything that comes from a file or a user is escaped, and no script may run.
+"""The hits of a search as one self-contained HTML file.
+
+Pictures and sounds are embedded; large sounds and videos are linked. Everything that comes from a file or a
+user is escaped, and no script may run.
 """
 
 import base64
@@ -20,7 +22,7 @@ from onepeace.serve.media import VIDEO_TYPES, readable
 
 STYLE = Path(__file__).parent / "page" / "app.css"
 EMBEDDED, EMBEDDED_TOTAL = 4 << 20, 24 << 20
-"""Bytes of one sound or video, and of all together, that are put into a file; the others are linked."""
+"""Maximum bytes embedded of one sound or video, and of all together; larger ones are linked."""
 HTML = """<!doctype html>
 <html lang="en">
 <head>
@@ -37,16 +39,16 @@ style-src 'unsafe-inline'; script-src 'none'">
 </html>
 """
 EXCERPT = 280
-"""Characters shown of a text."""
+"""Characters of a text that are shown."""
 MATCH = "share of unrelated queries that score lower here"
 COSINE = "cosine similarity"
 
 
 class Embedding:
-    """Sounds and videos as data: URIs, or links to them from the file where it would become too large.
+    """Sounds and videos as data: URIs, or as links once the HTML file would become too large.
 
     Args:
-        folder: where the file lies.
+        folder: folder of the HTML file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +63,7 @@ class Embedding:
 
 
 def write_gallery(results: Results, query: Query, file: Path) -> None:
-    """Write the hits of a query to an HTML file that needs nothing else.
+    """Write the hits of a query to a self-contained HTML file.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -78,7 +80,7 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
 
 
 def _words(query: Query) -> list[str]:
-    """The parts of a query to be read by people."""
+    """The parts of a query as readable text."""
     found = []
     for name in ("text", "image", "audio", "like", "without"):
         given = getattr(query, name)
@@ -96,7 +98,7 @@ def _card(hit: Hit, embedding: Embedding) -> str:
     link = _link_to(Path(item.path), embedding.folder)
     share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
     at = "" if hit.start is None else f" at {hit.start:.0f} s"
-    copies = f" and {len(hit.copies)} nearly the same" if hit.copies else ""
+    copies = f" and {len(hit.copies)} near copies" if hit.copies else ""
     return f"""<li class="card {item.modality}">
 <div class="well">{_media(hit, name, embedding)}</div>
 <div class="about"><a class="name" href="{escape(link)}">{escape(name)}</a>
@@ -106,7 +108,7 @@ def _card(hit: Hit, embedding: Embedding) -> str:
 
 
 def _media(hit: Hit, name: str, embedding: Embedding) -> str:
-    """The picture, player or words of a hit; its name where the file is gone or cannot be shown."""
+    """HTML of a hit: its picture, player or text, or its name if the file is gone or cannot be shown."""
     item, start = hit.item, hit.start or 0.0
     label, at = escape(name, quote=True), f"#t={start:.3f}" if start else ""
     try:
@@ -134,7 +136,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _link_to(path: Path, folder: Path) -> str:
-    """A relative address of `path` for a file in `folder`."""
+    """Relative URL of `path` for an HTML file in `folder`."""
     try:
         relative = Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive of Windows

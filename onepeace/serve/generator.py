@@ -1,4 +1,4 @@
-"""A model that captions, answers questions and points, for any number of threads."""
+"""A generative model for captions, answers and boxes, shared by threads."""
 
 import threading
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class Generator:
     """A generative model by name.
 
     Raises:
-        UserError: no such model, or one that writes nothing.
+        UserError: there is no such model, or it is not generative.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,7 +22,7 @@ class Generator:
 
         self.name, self._loaded, self._lock = name, load_generator(name), threading.Lock()
         self.tasks: dict[str, list[str]] = {}
-        """The kinds of files that it reads, by task."""
+        """Modalities that the model reads, by task."""
         for task in TASKS:
             with suppress(UserError):  # it has no such task, or cannot do it
                 if kinds := list(self._loaded.reader.processors(self._loaded.task(task))):
@@ -34,15 +34,15 @@ class Generator:
         Args:
             task: "caption", "answer" or "ground".
             value: {modality: content}.
-            words: the question, or the phrase to point at.
+            words: the question, or the phrase to ground.
 
         Raises:
-            UserError: the model does not do that, or not with this kind of file; the file cannot be read.
+            UserError: the model does not support the task for this modality, or the file cannot be read.
         """
         (kind,) = value
         if kind not in self.tasks.get(task, ()):
             able = ", ".join(f"{name} ({' or '.join(kinds)})" for name, kinds in self.tasks.items())
-            raise UserError(f"{task} of a file of the kind {kind}: {self.name} does {able}")
+            raise UserError(f"{self.name} does not support {task} for {kind} files; it supports {able}")
         with self._lock:
             if task == "caption":
                 return self._loaded.caption([value])[0]

@@ -1,9 +1,9 @@
-"""What stands before everything that is served: who may ask, from where, and how much.
+"""Middleware that checks every request: its origin, password and size.
 
-A page in somebody's browser can send requests to servers on that person's machine. So a server on a loopback address
-answers to its own names only (TrustedHostMiddleware), and to no page of another site. Elsewhere a password is asked
-for with every request, as HTTP Basic (any user name) or as a Bearer token. Responses forbid the browser to load
-anything from another host.
+A web page in a browser can send requests to servers on the same machine. So a server on a loopback address accepts
+only its own host names (TrustedHostMiddleware), and no requests of pages of other sites. On other addresses every
+request needs a password, as HTTP Basic (any user name) or as a Bearer token. Response headers forbid the browser to
+load anything from another host.
 """
 
 import base64
@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 OPEN = {"/health"}
 """Paths that need no password."""
 GUESSES, WINDOW = 10, 60.0
-"""Wrong passwords that the server takes in so many seconds, whatever number of connections they come through."""
+"""Wrong passwords accepted within this many seconds, over all connections."""
 KNOWN = 1000
-"""Client addresses that are remembered to have given the right password."""
+"""Maximum number of remembered client addresses that gave the right password."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -29,17 +29,17 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-cache",  # the page of an older version is asked for anew
+    "cache-control": "no-cache",  # so that a browser reloads the page after an update
 }
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses requests of other sites, without password, or above the size limit.
 
     Args:
-        app: what is guarded.
-        password: to be asked for; None = none.
-        max_body: bytes of a request.
+        app: the application behind it.
+        password: required from clients; None = no password.
+        max_body: maximum bytes of a request.
     """
 
     def __init__(self, app: ASGIApp, *, password: str | None, max_body: int) -> None:
@@ -49,7 +49,7 @@ class Guard:
         self._known: dict[str, None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here speaks over websockets
+        if scope["type"] == "websocket":  # websockets are not used
             return
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self.app)(scope, receive, _with_headers(send))
@@ -58,26 +58,26 @@ class Guard:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
-            return refuse(403, "requests of other sites' pages are not answered")
+            return refuse(403, "requests from pages of other sites are refused")
         if self.password is not None and scope["path"] not in OPEN and (refusal := self._stranger(scope, headers)):
             return refusal
         if "transfer-encoding" in headers:
-            return refuse(411, "say the length of the request (Content-Length)")
+            return refuse(411, "the request needs a Content-Length header")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.max_body:
-            return refuse(413, f"{length[:20]} bytes are above the limit of {self.max_body} of a request")
+            return refuse(413, f"{length[:20]} bytes are above the limit of {self.max_body} per request")
         return None
 
     def _stranger(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        """What a client is told that does not know the password.
+        """The refusal of a client without the right password; None if it has given it.
 
-        After GUESSES wrong ones, passwords are not even compared until WINDOW has passed, but for clients that have
-        given the right one before and no wrong one since: they are not locked out by somebody else's guesses.
+        After GUESSES wrong passwords, further ones are rejected unchecked until WINDOW has passed, except from clients
+        that gave the right password before and no wrong one since: another client's guesses do not lock them out.
         """
         given, client = headers.get("authorization"), (scope.get("client") or ("",))[0]
         asked = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
         if given is None:
-            return refuse(401, "give the password, as HTTP Basic or as a Bearer token", asked)
+            return refuse(401, "password required, as HTTP Basic or as a Bearer token", asked)
         now = time.monotonic()
         full = len(self._wrong) == GUESSES and now - self._wrong[0] < WINDOW
         if full and client not in self._known:
@@ -89,16 +89,16 @@ class Guard:
             return None
         self._wrong.append(now)
         self._known.pop(client, None)
-        return refuse(401, "not the password", asked)
+        return refuse(401, "wrong password", asked)
 
 
 def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The form in which every error is answered."""
+    """Error response in the format of all errors."""
     return JSONResponse({"error": {"message": message}}, status, headers)
 
 
 def _password(authorization: str) -> bytes:
-    """What a client gave; nothing if it cannot be read."""
+    """The password in an Authorization header; empty if the header is malformed."""
     kind, _, given = authorization.partition(" ")
     if kind.lower() == "bearer":
         return given.encode()

@@ -1,4 +1,4 @@
-"""The files of an index as points of a plane: what page/map.js draws."""
+"""The files of an index as 2-D points, which page/map.js draws."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from onepeace.serve.media import readable
 CAPTION = 200
 """Characters of a caption that are shown."""
 DIGITS = 4
-"""Decimals of a place between 0 and 1."""
+"""Decimals of a coordinate between 0 and 1."""
 KINDS = ("image", "audio", "text", "video")
 
 
@@ -19,7 +19,7 @@ def points(index: Index) -> dict[str, Any]:
     """The files as JSON: {"kinds", "places", "points": [[x, y, kind, name, place, id], ...], "captions"}.
 
     Raises:
-        UserError: there are no files in the index.
+        UserError: the index has no files.
     """
     from onepeace.index.groups import plane
 

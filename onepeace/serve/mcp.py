@@ -1,8 +1,8 @@
-"""An MCP server of an index, for the programs in which people talk to language models (package mcp).
+"""An MCP server over an index, for MCP clients such as chat programs (package mcp).
 
-The tools are the methods of `Tools`: their signatures and docstrings are what a model is offered. A path that a model
-names is looked up among the files of the index and never opened by itself, and nothing is written. What is wrong with a
-call comes back as the tool's result, one line for the model to read.
+The tools are the methods of `Tools`; their signatures and docstrings become the tool descriptions. A path that the
+model gives is looked up in the index and never opened directly, and nothing is written. Errors of a call are returned
+as the tool's result, in one line for the model to read.
 """
 
 import functools
@@ -35,26 +35,26 @@ from onepeace.serve.uploads import Refused
 logger = logging.getLogger(__name__)
 
 THUMBNAILS = 10
-"""Pictures that come with the files of one search."""
+"""Maximum number of thumbnails sent with the hits of a search."""
 LABELS, COPIES, CAPTION = 5, 5, 300
-"""Labels and copies of a file that are named, and characters of its caption."""
+"""Maximum labels and copies listed per file, and characters of its caption."""
 ABOUT = """\
-An index of {count} pictures, sounds, texts and videos on the user's computer, searched by meaning. Files are named by \
-their paths, as search gives them; no other file can be read."""
+Semantic search over an index of {count} pictures, sounds, texts and videos on the user's computer. Refer to files \
+by the paths that search returns; no other file can be read."""
 ESCAPE = re.compile(
     r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
-"""In JSON: a backslash, a letter of two halves, and half of one alone, which no parser takes."""
+"""JSON escapes: a backslash, a surrogate pair, and a lone surrogate, which parsers reject."""
 
 Kind = Literal["image", "audio", "text", "video"]
 
 
 def run(index: Index, generator: str | None = None, *, thumbnails: bool = False) -> int:
-    """Answer the client at stdin and stdout until it closes them.
+    """Serve the client on stdin and stdout until it closes them.
 
     Args:
-        generator: name of a model that captions, answers and points; its tools are offered with it.
-        thumbnails: small copies of the pictures come with the files that are found.
+        generator: name of a generative model; adds the tools for captions, answers and boxes.
+        thumbnails: send thumbnails with the hits.
     """
     server = create_server(Service(index, Generator(generator) if generator else None), thumbnails=thumbnails)
 
@@ -69,14 +69,14 @@ def run(index: Index, generator: str | None = None, *, thumbnails: bool = False)
 
 
 class _Lines(io.TextIOWrapper):
-    """Lines of JSON without halves of letters: the SDK drops a line that holds one, and never answers it."""
+    """Lines of JSON with lone surrogates replaced: the SDK drops a line that contains one, and never answers it."""
 
     def readline(self, size: int = -1) -> str:  # type: ignore[override]
         return ESCAPE.sub(lambda found: r"\ufffd" if found[1] else found[0], super().readline(size))
 
 
 def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[Any]:
-    """The server, for any transport."""
+    """Create the server, for any transport."""
     tools = Tools(service)
     offered: list[Callable[..., Any]] = [tools.search, tools.classify]
     offered += [getattr(tools, task) for task in (service.generator.tasks if service.generator else ())]
@@ -93,7 +93,7 @@ def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[An
 
 
 class Tools:
-    """What a language model may ask of an index. Methods raise `UserError` for what should be asked in another way."""
+    """Tools that a language model can call on an index. They raise `UserError` for calls that it should correct."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -110,26 +110,26 @@ class Tools:
         path: str | None = None,
         top: int = 10,
     ) -> dict[str, Any]:
-        """Find pictures, sounds, texts and videos of the index by what they show, sound like or say, best first.
+        """Search pictures, sounds, texts and videos of the index by content, best hits first.
 
-        Give text, like, or both for a mix. "match" says how sure a hit is, from 0 to 1: the share of unrelated queries
-        that find nothing better here; above 0.95 it is likely right, below 0.67 unlikely. "relevant" is false when no
-        file is likely to be what is meant. "start" and "end" are seconds.
+        Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
+        unrelated queries whose best hit here scores lower: above 0.95 it is likely right, below 0.67 unlikely.
+        "relevant" is false when no file is likely to be what is meant. "start" and "end" are seconds.
 
         Args:
-            text: a description in English of what is seen or heard, as "a dog barking in the snow"
-            like: path of a file of the index, to find others that are like it
-            without: words to move away from
-            only: find files of this kind only
-            where: a condition on size, date, width, height, duration, kind, path or caption, as
+            text: an English description of what is seen or heard, e.g. "a dog barking in the snow"
+            like: path of a file of the index, to find similar files
+            without: a text to move away from
+            only: return only files of this kind
+            where: a condition on size, date, width, height, duration, kind, path or caption, e.g.
                 duration < 5 or width >= 1000 and "dog" in caption
-            after: find files from this date on only, as 2024, 2024-05 or 2024-05-01
-            before: find files from before this date only
-            path: find files with such a path only, as "holidays/**/*.jpg"
-            top: how many files, 1 to 100
+            after: return only files from this date on, e.g. 2024, 2024-05 or 2024-05-01
+            before: return only files from before this date
+            path: return only files whose path matches, e.g. "holidays/**/*.jpg"
+            top: number of files, 1 to 100
         """
         if not (text or like):
-            raise UserError("nothing to search for; give text, like or both")
+            raise UserError("the query is empty; give text, like or both")
         limit = self.service.limits.top
         if not 1 <= top <= limit:
             raise UserError(f"top is {top}; give 1 to {limit}")
@@ -142,11 +142,11 @@ class Tools:
         return {"relevant": found.relevant, "compared": found.compared, "files": [_file(hit) for hit in found]}
 
     def classify(self, paths: list[str], labels: list[str]) -> dict[str, Any]:
-        """Say which of some labels fits each of some files of the index, with probabilities; the best five labels.
+        """Classify files of the index by given labels; returns the five most probable labels with probabilities.
 
         Args:
-            paths: of files of the index, as search gives them
-            labels: names to choose from, as ["dog", "cat", "bird"]
+            paths: paths of files of the index, as returned by search
+            labels: labels to choose from, e.g. ["dog", "cat", "bird"]
         """
         items = self._items(paths)
         found = self.service.classify([self.service.value(item) for item in items], labels)
@@ -154,38 +154,38 @@ class Tools:
         return {"files": [{**_named(item), "labels": labels} for item, labels in zip(items, best, strict=True)]}
 
     def caption(self, paths: list[str]) -> dict[str, Any]:
-        """Describe each of some pictures of the index in a sentence; sounds too, where the model hears. "problem" says
-        why a file has no caption.
+        """Caption pictures of the index in one sentence each; also sounds, if the model supports them. "problem" is the
+        reason if a file has no caption.
 
         Args:
-            paths: of pictures or sounds of the index, as search gives them
+            paths: paths of pictures or sounds of the index, as returned by search
         """
         return {"files": [{**_named(item), **self._captioned(item)} for item in self._items(paths)]}
 
     def answer(self, path: str, question: str) -> dict[str, Any]:
-        """Answer a question about what a picture of the index shows.
+        """Answer a question about a picture of the index.
 
         Args:
-            path: of a picture of the index, as search gives it
-            question: in English, as "what colour is the car?"
+            path: path of a picture of the index, as returned by search
+            question: an English question, e.g. "what colour is the car?"
         """
         found = self._generate("answer", self.item(path), self._short(question, "question"))
         return {"answer": str(found), "confidence": round(found.confidence, 3)}
 
     def ground(self, path: str, phrase: str) -> dict[str, Any]:
-        """Say where in a picture of the index a thing is: its left, upper, right and lower edge in pixels. There is
-        always a box; a low confidence may mean that the thing is not there.
+        """Locate an object in a picture of the index: the left, upper, right and lower edge of its box in pixels. There
+        is always a box; a low confidence may mean that the object is not there.
 
         Args:
-            path: of a picture of the index, as search gives it
-            phrase: the thing, in English, as "the red car on the left"
+            path: path of a picture of the index, as returned by search
+            phrase: the object in English, e.g. "the red car on the left"
         """
         found = self._generate("ground", self.item(path), self._short(phrase, "phrase"))
         return {"box": [round(edge, 1) for edge in found.box], "confidence": round(found.confidence, 3)}
 
     def item(self, path: str) -> Item:
-        """The file of the index at a path as results show it. UserError if there is none."""
-        # Bytes of a name that are no text are shown as \xNN.
+        """The file of the index at a path in the form of the results; UserError if there is none."""
+        # Bytes of a name that are not valid text are shown as \xNN.
         raw = re.sub(r"\\x([89a-f][0-9a-f])", lambda escape: os.fsdecode(bytes.fromhex(escape[1])), path)
         try:
             return self.service.item(raw)
@@ -208,7 +208,7 @@ class Tools:
 
     def _generate(self, task: str, item: Item, words: str = "") -> Any:
         if self.service.generator is None:
-            raise UserError(f"{task} needs a model that writes; start with --generator NAME")
+            raise UserError(f"{task} needs a generative model; start the server with --generator NAME")
         return self.service.generator(task, self.service.value(item), words)
 
     def _short(self, text: str, name: str) -> str:
@@ -216,7 +216,7 @@ class Tools:
 
 
 def shown(path: str) -> str:
-    """A path as a model sees it: bytes that are no text as \\xNN."""
+    """A path for the model, with invalid bytes as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -225,7 +225,7 @@ def _named(item: Item) -> dict[str, Any]:
 
 
 def _file(hit: Hit) -> dict[str, Any]:
-    """A hit without what is not known of it, numbers as exact as a model needs them."""
+    """A hit as a dictionary without empty fields and with rounded numbers."""
     fields = {**hit.to_dict(), **_named(hit.item), "copies": [shown(path) for path in hit.copies[:COPIES]]}
     if hit.item.caption and len(hit.item.caption) > CAPTION:
         fields["caption"] = f"{hit.item.caption[:CAPTION]}…"
@@ -234,10 +234,10 @@ def _file(hit: Hit) -> dict[str, Any]:
 
 
 def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) -> Callable[..., CallToolResult]:
-    """A tool whose results and errors are what MCP sends.
+    """Wraps a tool to return its results and errors as MCP results.
 
     Args:
-        pictures: adds small pictures of the files that were found.
+        pictures: adds thumbnails of the hits if given.
     """
 
     @functools.wraps(tool)
@@ -246,10 +246,10 @@ def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) ->
             found = tool(**given)
         except UserError as error:
             return _error(one_line(error))
-        except Exception as error:  # a fault of ours, or of the disk: the server goes on
+        except Exception as error:  # a bug, or a disk error: the server keeps running
             logger.exception("%s failed", tool.__name__)
             reason = f"{type(error).__name__}: {one_line(error)}"
-            return _error(f"{tool.__name__} failed ({reason}); the user can see more in the server's log")
+            return _error(f"{tool.__name__} failed ({reason}); see the log of the server")
         text = without_surrogates(json.dumps(found, ensure_ascii=False))
         content: list[ContentBlock] = [TextContent(text=text)]
         if pictures is not None:
@@ -261,12 +261,12 @@ def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) ->
 
 
 def _error(said: str) -> CallToolResult:
-    # A path may hold bytes that are no text, and what cannot be sent ends the server.
+    # A path may contain invalid bytes, and text that cannot be sent would end the server.
     return CallToolResult(content=[TextContent(text=without_surrogates(said))], is_error=True)
 
 
 def _thumbnails(service: Service, files: list[dict[str, Any]]) -> list[ContentBlock]:
-    """The path and a small picture of each of the first files that have one."""
+    """Path and thumbnail of the first files that have one."""
     content: list[ContentBlock] = []
     for file in [file for file in files if file["kind"] in ("image", "video")][:THUMBNAILS]:
         try:

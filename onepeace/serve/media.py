@@ -1,7 +1,7 @@
-"""Files of the index as they go to a browser or a model: found by the index, never by a path that a client gave.
+"""Files of the index as served to a browser or a model; they are looked up in the index, never by a client's path.
 
-What is served is what was indexed. A file is opened first, and then the open file is compared with the index: one of
-another size or time of change is refused, and with it a link that now leads elsewhere. `content` refuses links that
+Only what was indexed is served. A file is opened first, and the open file is then compared with the index: if its size
+or modification time differs it is refused, and so is a link that now points elsewhere. `content` refuses links that
 lead out of the indexed folder.
 """
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 Roots = Mapping[str, Root]
 CHUNK = 1 << 18
 THUMBNAIL, LARGE = 480, 1600
-"""Longest side of a picture in a list, and of one that is opened, in pixels."""
+"""Longest side in pixels of a thumbnail, and of an opened picture."""
 BARS = 96
-"""Bars in the drawing of a sound."""
+"""Number of bars of a waveform."""
 BAR = "#c47a35"
-"""Colour of a waveform, to be seen on light and on dark."""
+"""Colour of a waveform, visible on light and dark backgrounds."""
 CONVERTED_SECONDS = 600.0
-"""Seconds that are converted of a sound in a format that browsers do not play."""
+"""Maximum seconds converted of a sound whose format browsers do not play."""
 TEXT, OTHER = "text/plain; charset=utf-8", "application/octet-stream"
 VIDEO_TYPES = {
     ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm",
 }  # fmt: skip
-"""Videos that browsers play, if they know the codec; of others only pictures are shown."""
+"""Video types that browsers play if they know the codec; of other videos only frames are shown."""
 TYPES = {
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".jpe": "image/jpeg", ".jfif": "image/jpeg", ".png": "image/png",
     ".apng": "image/apng", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif",
@@ -49,19 +49,19 @@ TYPES = {
     ".opus": "audio/ogg", ".mp3": "audio/mpeg", ".m4a": "audio/mp4", ".m4b": "audio/mp4", ".aac": "audio/aac",
     ".txt": TEXT, **VIDEO_TYPES,
 }  # fmt: skip
-"""What browsers show by themselves, and nothing that could hold a script. Other files are only downloaded."""
+"""Media types that browsers display and that cannot contain scripts. Other files are downloaded."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """Bytes to be sent, all or a part of them."""
+    """A response body: a byte source with its size and media type."""
 
     source: BinaryIO
     size: int
     type: str
 
     def chunks(self, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from ``start`` to ``stop``, piece by piece; the source is closed at the end."""
+        """Yields the bytes from ``start`` to ``stop`` in chunks, and closes the source at the end."""
         with contextlib.closing(self.source):
             self.source.seek(start)
             while start < stop and (data := self.source.read(min(CHUNK, stop - start))):
@@ -73,14 +73,14 @@ class Body:
 
 
 def body_of(item: Item, roots: Roots) -> Body:
-    """The content of a file of the index as it is; of a sound that browsers do not play, as WAV.
+    """The unchanged content of a file of the index; sounds that browsers do not play are converted to WAV.
 
     Args:
-        roots: of the index, see `onepeace.index.content.content`.
+        roots: roots of the index, see `onepeace.index.content.content`.
 
     Raises:
-        Refused: it is not there any more (404), or not what was indexed (410).
-        UserError: a sound that cannot be read.
+        Refused: the file is gone (404), or has changed since it was indexed (410).
+        UserError: a sound cannot be read.
     """
     value = _unchanged(item, roots)
     kind = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
@@ -92,22 +92,22 @@ def body_of(item: Item, roots: Roots) -> Body:
 
 
 def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) -> Body:
-    """A small picture (WebP) of a file of the index; of a sound its waveform (SVG).
+    """Thumbnail (WebP) of a file of the index, or the waveform (SVG) of a sound.
 
     Args:
-        roots: of the index.
-        side: of the longest side, in pixels.
-        at: second of a video.
+        roots: roots of the index.
+        side: longest side in pixels.
+        at: position in a video, in seconds.
 
     Raises:
-        Refused: as `body_of`; a text (404).
-        UserError: it cannot be read.
+        Refused: as `body_of`; also for a text (404).
+        UserError: the file cannot be read.
     """
     if item.modality in ("image", "video"):
         with contextlib.suppress(NoPictures):
             return _held(webp(picture(item, roots, at, side), side), "image/webp")
     if item.modality not in ("audio", "video"):
-        raise Refused(404, f"item {item.id}: a {item.modality} has no small picture")
+        raise Refused(404, f"item {item.id}: a {item.modality} has no thumbnail")
     drawn = waveform(_unchanged(item, roots)).replace(
         "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1
     )
@@ -115,15 +115,15 @@ def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) 
 
 
 class NoPictures(UserError):
-    """Error for a video that has a sound only."""
+    """Error for a video without frames."""
 
 
 def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Image.Image":
-    """A picture of the index at least as large as ``side`` where it is that large, or what a video shows at a second.
+    """A picture of the index, decoded at ``side`` or larger if it is that large, or the frame of a video at a second.
 
     Raises:
         Refused: as `body_of`.
-        UserError: it cannot be read; NoPictures: a video without any.
+        UserError: the file cannot be read; NoPictures: a video without frames.
     """
     value = _unchanged(item, roots)
     if item.modality == "image":
@@ -144,7 +144,7 @@ def webp(image: "Image.Image", side: int) -> bytes:
 
 
 def waveform(value: object) -> str:
-    """The loudness of a sound's first minute as SVG."""
+    """Waveform of a sound's first minute as SVG."""
     from onepeace.processors import AudioProcessor
 
     heights = [round(96 * peak) + 2 for peak in bars(AudioProcessor().load(value, seconds=60.0).numpy(), BARS)]
@@ -156,12 +156,12 @@ def waveform(value: object) -> str:
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """A path to be read by people: without what cannot be printed."""
+    """A path for display, with unprintable characters replaced."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))
 
 
 def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
-    """What an item is made of, as `content` gives it, if it still is what was indexed."""
+    """The content of an item, as `content` returns it; Refused if it has changed since it was indexed."""
     try:
         if shard := shard_of(item.path):
             _check(os.stat(shard), item, with_size=False)
@@ -170,7 +170,7 @@ def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
             _check(os.stat(value), item, with_size=True)
         return value
     except OSError as error:
-        raise Refused(404, f"item {item.id}: cannot be opened now ({error.strerror or error})") from error
+        raise Refused(404, f"item {item.id}: cannot be opened ({error.strerror or error})") from error
     except Refused:
         raise
     except UserError as error:
@@ -178,12 +178,12 @@ def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
 
 
 def _open(path: Path, item: Item, kind: str) -> Body:
-    """An open file, compared with the index again: what is sent is what was compared."""
+    """Opens a file and compares the open file with the index again, so that exactly what was checked is sent."""
     try:
-        # O_NONBLOCK: a pipe that has taken the place of the file would be waited for without end.
+        # O_NONBLOCK: opening a pipe in place of the file would block forever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise Refused(404, f"item {item.id}: cannot be opened now ({error.strerror or error})") from error
+        raise Refused(404, f"item {item.id}: cannot be opened ({error.strerror or error})") from error
     file = os.fdopen(descriptor, "rb")
     try:
         _check(os.fstat(descriptor), item, with_size=True)
@@ -196,7 +196,7 @@ def _open(path: Path, item: Item, kind: str) -> Body:
 def _check(status: os.stat_result, item: Item, *, with_size: bool) -> None:
     same = stat.S_ISREG(status.st_mode) and status.st_mtime_ns == item.mtime_ns
     if not same or (with_size and status.st_size != item.size):
-        raise Refused(410, f"item {item.id}: not the file any more that was indexed; run onepeace index update")
+        raise Refused(410, f"item {item.id}: has changed since it was indexed; run onepeace index update")
 
 
 def _held(data: bytes, kind: str) -> Body:

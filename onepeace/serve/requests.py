@@ -1,4 +1,4 @@
-"""The bodies of requests of the JSON API, as clients write them."""
+"""Request bodies of the JSON API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -9,20 +9,20 @@ from onepeace.errors import one_line
 from onepeace.serve.uploads import Refused
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
-"""Modality, and the field that holds the data, by the type of a part of a message of OpenAI's chat."""
+"""Modality and data field by type of a content part of OpenAI's chat messages."""
 Kind = Literal["image", "audio", "text", "video"]
 Weight = Annotated[FiniteFloat, Field(ge=-100, le=100)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Fields(BaseModel):
-    """Fields by name, and no others."""
+    """Base model that forbids unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Parts(Fields):
-    """A picture, a sound and words that are one item; DATA is base64 or a data: URI."""
+    """Text, image and audio of one item; DATA is base64 or a data: URI."""
 
     text: StrictStr | None = None
     image: StrictStr | None = Field(None, description="DATA")
@@ -34,7 +34,7 @@ class Parts(Fields):
 
 
 class ClassifyRequest(Parts):
-    """What is classified: a file of the index, or one that is sent."""
+    """Request to classify a file of the index or an uploaded one."""
 
     like: Number | None = Field(None, description="number of a file of the index")
     labels: list[StrictStr]
@@ -42,10 +42,10 @@ class ClassifyRequest(Parts):
 
 
 class SearchRequest(Parts):
-    """Parts of a search; several are one query, their weighted sum. Nothing at all lists the newest files."""
+    """Search request; several parts make one query, their weighted sum. Without parts it lists the newest files."""
 
     like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
-    without: StrictStr | list[StrictStr] = Field([], description="words to move away from")
+    without: StrictStr | list[StrictStr] = Field([], description="texts to move away from")
     weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
     only: Kind | list[Kind] = []
     where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and 'dog' in caption")
@@ -57,31 +57,31 @@ class SearchRequest(Parts):
     sort: Literal["match", "date", "path"] = "match"
     rank: Literal["match", "raw"] = "match"
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)
-    collapse: bool = Field(True, description="near copies as one hit")
+    collapse: bool = Field(True, description="group near copies into one hit")
 
 
 class AskRequest(Fields):
-    """A question about a file of the index, for the model of --generator; without one it is described."""
+    """Question about a file of the index, for the model of --generator; without a question the file is captioned."""
 
     id: Number
     question: StrictStr = ""
 
 
 class EmbeddingsRequest(BaseModel):
-    """What OpenAI's clients send; fields that are not named here are passed over."""
+    """Request body of OpenAI's embeddings API; other fields are ignored."""
 
     input: Any = Field(
         description="A text, or a list of texts, objects with text, image and audio, and parts of "
         'messages: {"type": "image_url", "image_url": {"url": "data:..."}}, {"type": "input_audio", "input_audio": '
         '{"data": ...}}, {"type": "text", "text": ...}'
     )
-    model: Any = Field(None, description="Answered by the one model there is, whatever its name.")
+    model: Any = Field(None, description="Ignored: the server has one model.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="Only the model's own.")
+    dimensions: int | None = Field(None, description="Must be the model's own dimension.")
 
 
 def parts_of(entry: Any, name: str) -> dict[str, str]:
-    """Content of one item of /v1/embeddings by modality."""
+    """Content of one item of /v1/embeddings, by modality."""
     if isinstance(entry, str):
         entry = {"text": entry}
     elif isinstance(entry, Mapping) and "type" in entry:  # a part of a message, as OpenAI's chat takes it
@@ -93,7 +93,7 @@ def parts_of(entry: Any, name: str) -> dict[str, str]:
     except ValidationError as error:
         raise Refused(422, f"{name}: {first_error(error.errors(), 0)}") from error
     if not given:
-        raise Refused(422, f"{name}: must be a text, or an object with text, image, audio")
+        raise Refused(422, f"{name}: must be a text, or an object with text, image or audio")
     return given
 
 
@@ -102,6 +102,6 @@ def listed(value: Any) -> list[Any]:
 
 
 def first_error(errors: Sequence[Any], skipped: int) -> str:
-    """The first of pydantic's errors; the field is named from its ``skipped``-th part on."""
+    """Message of the first pydantic error; the first ``skipped`` parts of the field name are omitted."""
     place = ".".join(str(part) for part in errors[0]["loc"][skipped:])
     return one_line(f"{place}: {errors[0]['msg']}" if place else errors[0]["msg"])

@@ -1,4 +1,4 @@
-"""What HTTP and MCP share: one index, its model, and a generator, for any number of threads."""
+"""Service shared by HTTP and MCP: one index with its model and generator, safe for use from many threads."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +17,16 @@ from onepeace.serve.map import points
 from onepeace.serve.uploads import Limits, Refused, Request
 
 CHUNK = 16
-"""Items that are encoded before another request may have the model."""
+"""Items encoded before other requests get access to the model."""
 
 
 class Service:
-    """An index that any number of threads may ask. What another process writes into it is seen by the next request.
+    """Thread-safe access to an index. Each request sees what other processes have written to it before.
 
     Args:
-        index: open; is closed by the caller.
-        generator: captions, answers and points; None = nothing does.
-        limits: of one request.
+        index: an open index; the caller closes it.
+        generator: generative model for captions, answers and boxes, if any.
+        limits: limits of one request.
     """
 
     def __init__(self, index: Index, generator: Generator | None = None, limits: Limits | None = None) -> None:
@@ -36,11 +36,11 @@ class Service:
         self._index, self._lock = index, threading.Lock()  # SQLite and the model serve one thread at a time
         self.generator = generator
         self.roots = index.roots()
-        """Of the index, see `Index.roots`."""
+        """Roots of the index, see `Index.roots`."""
         self._points: dict[str, Any] | None = None
 
     def about(self) -> dict[str, Any]:
-        """The numbers of files by kind, the model, and what it can do."""
+        """File counts by kind, the model, and its tasks."""
         with self._current() as index:
             stats = index.stats()
         return {
@@ -52,7 +52,7 @@ class Service:
         return Request(self.limits, lambda: self._index.embedder.processors)
 
     def item(self, key: int | str) -> Item:
-        """The file of that number or path. Refused (404) if the index has none."""
+        """The file with that number or path; Refused (404) if the index has none."""
         with self._current() as index:
             found = index.item(key)
         if found is None:
@@ -69,16 +69,16 @@ class Service:
         path: str | None = None,
         **options: Any,
     ) -> Results:
-        """The files nearest to a query; filters, and options of `Index.search`.
+        """The files nearest to a query, with filters and options of `Index.search`.
 
         Raises:
-            UserError: nothing to search for, or a condition that cannot be read.
+            UserError: the query is empty, or a filter cannot be parsed.
         """
         with self._current() as index:
             return index.search(query, where=short_forms(where, after, before, path), **options)
 
     def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), **filters: Any) -> Results:
-        """The files of the index that filters allow, newest first, for someone who has not asked anything yet."""
+        """The files of the index that pass the filters, newest first; shown when there is no query."""
         kinds = [f"kind in {tuple(only)}"] if only else []
         where = " and ".join(kinds + [f"({condition})" for condition in [short_forms(**filters)] if condition]) or None
         with self._current() as index:
@@ -97,15 +97,15 @@ class Service:
     def classify(
         self, items: Sequence[Mapping[str, object]], labels: Sequence[str], template: str | None = None
     ) -> list[dict[str, float]]:
-        """Probability of each label for every item, the most likely first.
+        """Probability of each label for every item, most likely first.
 
         Args:
             items: {modality: value} each.
-            template: sentence with {} for the label; None = one that suits the modality.
+            template: sentence with {} for the label; None = the default of the modality.
         """
         names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
         if not 1 <= len(names) <= self.limits.labels:
-            raise Refused(422, f"labels: {len(names)} names; give from 1 to {self.limits.labels}")
+            raise Refused(422, f"labels: {len(names)} labels; give 1 to {self.limits.labels}")
         with self._lock:
             found = self._index.embedder.classify(items, names, template=template, progress=False)
         shares = np.asarray(found)
@@ -113,10 +113,10 @@ class Service:
         return [{names[i]: float(row[i]) for i in order} for row, order in zip(shares, ranked, strict=True)]
 
     def value(self, item: Item) -> Mapping[str, object]:
-        """What a model reads of a file of the index, {modality: value}; of a video a picture from its middle.
+        """Model input of a file of the index, {modality: value}; for a video, its middle frame.
 
         Raises:
-            Refused: it is large, gone, changed, or lies at an address.
+            Refused: the file is too large, gone or changed, or is remote.
         """
         if item.modality == "video":
             return {"image": media.picture(item, self.roots, (item.duration or 0) / 2)}
@@ -126,7 +126,7 @@ class Service:
         return {item.modality: data.decode("utf-8-sig", "replace") if item.modality == "text" else data}
 
     def points(self) -> dict[str, Any]:
-        """The files as points of a plane, see `map.points`; made anew when the index has changed."""
+        """The files as 2-D points, see `map.points`; recomputed when the index has changed."""
         with self._current() as index:
             if self._points is None:
                 self._points = points(index)
@@ -134,7 +134,7 @@ class Service:
 
     @contextmanager
     def _current(self) -> Iterator[Index]:
-        """The index as it is on the disk now, for this thread alone."""
+        """Locks the index for this thread and refreshes it from disk."""
         with self._lock:
             if self._index.refresh():
                 self.roots = self._index.roots()

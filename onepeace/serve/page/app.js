@@ -53,9 +53,9 @@ async function look(next = false) {
 
 function title(found) {
   const files = `${compared} ${compared === 1 ? "file" : "files"}`;
-  if (!isAsked()) return `${files}, the newest first`;
+  if (!isAsked()) return `${files}, newest first`;
   if (found.heading) return found.heading[0].toUpperCase() + found.heading.slice(1);
-  return `The nearest of ${files}`;
+  return `Nearest of ${files}`;
 }
 
 function say(text, wrong = false) {
@@ -66,10 +66,10 @@ const fail = (error) => say(error.message, true);
 
 function nothing() {
   const filtered = state.only.size || fields.some(({ value }) => value && value !== "match");
-  if (!filtered) return [Object.keys(counts).length ? "Nothing found." : "There are no files in this index yet."];
-  const all = element("button", { type: "button", className: "chip" }, "Take the filters away");
+  if (!filtered) return [Object.keys(counts).length ? "Nothing found." : "This index has no files yet."];
+  const all = element("button", { type: "button", className: "chip" }, "Clear the filters");
   all.onclick = () => { reset(); look(); };
-  return ["No file fits these filters. ", all];
+  return ["No file matches these filters. ", all];
 }
 
 function reset() {
@@ -111,7 +111,7 @@ function fromAddress() {
 function drawQuery() {
   byId("clear").hidden = !isAsked();
   byId("parts").replaceChildren(...state.parts.map((given) => {
-    const away = element("button", { type: "button", title: "Search no longer for it", aria: { label: `Search no longer for ${given.name}` } }, icon("close"));
+    const away = element("button", { type: "button", title: "Remove from the query", aria: { label: `Remove ${given.name} from the query` } }, icon("close"));
     away.onclick = () => { state.parts = []; changed(true); words.focus(); };
     const picture = given.kind === "audio" || !given.url ? icon("sound") : element("img", { src: given.url, alt: "" });
     return element("span", { className: "part" }, element("span", { className: "seen", title: given.name }, picture), away);

@@ -63,7 +63,7 @@ function toggle(file, button, wave) {
     audio.ontimeupdate = () => wave.style.setProperty("--at", `${100 * audio.currentTime / audio.duration}%`);
     audio.onended = () => wave.style.removeProperty("--at");
   }
-  player.audio.play().catch(() => { button.title = "This browser cannot play it"; });
+  player.audio.play().catch(() => { button.title = "This browser cannot play this file"; });
 }
 
 export const silence = () => player?.audio.pause();

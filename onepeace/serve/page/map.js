@@ -26,7 +26,7 @@ class PlaneMap {
       x, y, name, id, kind: data.kinds[kind], folder: data.places[folder], caption: data.captions[i],
       small: ["image", "video"].includes(data.kinds[kind]) ? `files/${id}/thumbnail` : null,
     }));
-    const about = `Map of ${this.points.length} files. Arrow keys move it, plus and minus zoom, Enter opens the file in the middle.`;
+    const about = `Map of ${this.points.length} files. Arrow keys pan, plus and minus zoom, Enter opens the file in the centre.`;
     this.canvas = made("canvas", { tabIndex: 0, role: "application", ariaLabel: about });
     this.context = this.canvas.getContext("2d");
     this.label = made("div", { className: "label", hidden: true });

@@ -54,11 +54,11 @@ function facts(file) {
   const size = file.size ? `${(file.size / (file.size < 1e6 ? 1e3 : 1e6)).toFixed(1)} ${file.size < 1e6 ? "kB" : "MB"}` : "";
   const found = [
     ["Kind", KINDS[file.kind] + (file.modality !== file.kind && file.modality ? `, found by its ${KINDS[file.modality]}` : "")],
-    ["Moment", file.start != null ? `${clock(file.start)} to ${clock(file.end ?? file.start)}` : ""],
+    ["Position", file.start != null ? `${clock(file.start)} to ${clock(file.end ?? file.start)}` : ""],
     ["Caption", file.kind === "text" ? "" : file.caption], ["Date", dateOf(file)], ["Length", file.duration ? clock(file.duration) : ""],
     ["Pixels", file.width ? `${file.width} × ${file.height}` : ""], ["Size", size],
-    ["Place", file.path.slice(0, -nameOf(file).length).replace(/[\ud800-\udfff]/g, "\ufffd")],
-    ["Nearly the same", file.copies?.join(", ")], ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
+    ["Folder", file.path.slice(0, -nameOf(file).length).replace(/[\ud800-\udfff]/g, "\ufffd")],
+    ["Near copies", file.copies?.join(", ")], ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
   ];
   return found.filter(([, value]) => value);
 }
