@@ -38,7 +38,7 @@ def test_modules_are_those_of_requirements():
 def test_doctor_finds_this_installation_sound(capsys):
     code, (out, err) = main(["doctor"]), capsys.readouterr()
     assert code == 0, out + err
-    assert out.endswith("all that is needed works\n")
+    assert out.endswith("all requirements work\n")
     rows = {line[:20].strip(): line[20:] for line in out.splitlines()}
     assert "threads" in rows["cpu"]
     for package in doctor.requirements()[""]:

@@ -141,8 +141,8 @@ def test_command_keeps_what_was_measured_before_it_was_stopped(root, known, caps
 @pytest.mark.parametrize(
     ("left_out", "message"),
     [
-        (("photos", "drawings", "sounds"), "no set is left to measure"),
-        (("photos", "drawings"), "the model has the modalities of no set"),
+        (("photos", "drawings", "sounds"), "no test set is left"),
+        (("photos", "drawings"), "the model has the modalities of none of the sets"),
     ],
 )
 def test_command_that_measures_nothing_fails(root, monkeypatch, capsys, left_out, message):

@@ -97,11 +97,11 @@ def session(index, index_folder, collection):
 def test_tools_are_listed_with_schemas_of_their_signatures(session):
     search, classify = session["tools"]
     assert (search.name, classify.name) == ("search", "classify")
-    assert "An index of 9 pictures, sounds" in session["instructions"]
+    assert "index of 9 pictures, sounds" in session["instructions"]
     assert search.input_schema["properties"]["top"]["type"] == "integer"
     assert "required" not in search.input_schema
     assert classify.input_schema["required"] == ["paths", "labels"]
-    assert "\n    only: find files of this kind only\n" in search.description
+    assert "\n    only: return only files of this kind\n" in search.description
     assert all(tool.annotations.read_only_hint for tool in session["tools"])
 
 
