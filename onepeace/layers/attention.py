@@ -1,4 +1,4 @@
-"""Self-attention, and the one place that chooses its kernel."""
+"""Attention layers, and the choice of the attention kernel."""
 
 from functools import cache
 
@@ -15,8 +15,8 @@ def use_math_attention(device_type: str, dtype: torch.dtype, length: int, traine
 
     Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
     and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more; with AMX it costs 0.5-0.9 x for bf16 from 26
-    tokens on. It gives no gradient to the bias: where that is trained, torch falls back to a plain form of its own, in
-    float32. Elsewhere the fused kernels always win.
+    tokens on. It computes no gradient of the bias: where the bias is trained, torch falls back to its own plain float32
+    form. On other devices the fused kernels always win.
     """
     if torch.compiler.is_compiling():  # one graph serves all lengths
         return False
@@ -31,12 +31,12 @@ def use_math_attention(device_type: str, dtype: torch.dtype, length: int, traine
 
 @cache
 def _has_amx() -> bool:
-    """Whether this machine's CPU multiplies matrices of bfloat16 by AMX."""
+    """Whether the CPU has AMX instructions for bfloat16 matrix products."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Softmax attention of (B, H, L, head_dim), with logits ``scale`` q k + bias.
+    """Softmax attention over (B, H, L, head_dim), with logits ``scale`` * q k + bias.
 
     ``bias`` (1 or B, H or 1, L, L) masks a key where it is -inf; every query must see at least one key. The softmax
     sums in float32 at least, in every dtype.
@@ -45,7 +45,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     if use_math_attention(q.device.type, q.dtype, q.shape[2], trained):
         scores = (q * scale) @ k.transpose(-2, -1)
         if bias is not None:
-            scores += bias  # in place: the product's backward does not need its result
+            scores += bias  # in place: the backward pass of the product does not need its output
         # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
@@ -54,7 +54,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a LayerNorm before the output projection (sub-LN, as in Magneto).
 
-    Keys have no bias (released code): it would add the same number to all logits of a query.
+    Keys have no bias (released code): it would shift all logits of a query equally.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -88,9 +88,9 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class HeadScaledAttention(nn.Module):
-    """Multi-head attention, to the same or to other tokens, with a learned gain for each head (NormFormer).
+    """Multi-head self- or cross-attention with a learned gain per head (NormFormer).
 
-    Its logits have half the usual variance: the bias brings the other half (see `PositionBias`).
+    Its logits have half the usual variance, as the bias adds the other half (see `PositionBias`).
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -123,7 +123,7 @@ class HeadScaledAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query per head over the tokens (released code: attn_pooling_func; its logits are not scaled)."""
+    """Attention pooling with one learned query per head (released code: attn_pooling_func; unscaled logits)."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()

@@ -1,11 +1,11 @@
-"""Narrow layers that are added to a trained network."""
+"""Bottleneck layers added to a pretrained network."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class ZeroLinear(nn.Linear):
-    """A Linear layer that starts as zero, so that the branch it ends changes nothing at first."""
+    """Linear layer initialised to zero, so that the branch that ends with it is initially a no-op."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -14,7 +14,7 @@ class ZeroLinear(nn.Linear):
 
 
 class Bottleneck(nn.Module):
-    """Two Linear layers through a narrower width: up(GELU(down x)); zero at first (AIM, arXiv 2302.03024)."""
+    """Bottleneck of two Linear layers, up(GELU(down x)), initially zero (AIM, arXiv 2302.03024)."""
 
     def __init__(self, dim: int, ratio: float = 0.25):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small tensors that depend on sizes alone, kept between calls."""
+"""Cache for small tensors that depend only on sizes."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def cached(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """``lru_cache`` for a function that makes a tensor.
+    """``lru_cache`` for a function that returns a tensor.
 
-    Nothing is kept while a graph is traced, where sizes are symbols. Tensors made in inference mode serve training too.
+    Nothing is cached while a graph is traced, as sizes are then symbolic. Cached tensors also work in training.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Token features: what an encoder gives and heads read."""
+"""Token features: the output of an encoder and the input of heads."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class Features(NamedTuple):
     padding_mask: (B, L), True = padding, or None when nothing is.
     grid: the shape of the L - 1 positions after CLS, (L - 1,), (rows, columns) or (frames, rows, columns); None where
     tokens were left out.
-    intermediates: the same after the blocks that ``out_indices`` asked for, before the final norm.
+    intermediates: the features after the blocks in ``out_indices``, before the final norm.
     """
 
     tokens: Tensor
@@ -26,12 +26,12 @@ class Features(NamedTuple):
         return self.tokens[:, 0]
 
     def rows(self, rows: slice) -> "Features":
-        """These items alone."""
+        """The features of some items of the batch."""
         mask = None if self.padding_mask is None else self.padding_mask[rows]
         return Features(self.tokens[rows], mask, self.grid, tuple(one.rows(rows) for one in self.intermediates))
 
     def feature_map(self) -> Tensor:
-        """The tokens without CLS on their grid, channels first: (B, D, rows, columns) for a picture."""
+        """Tokens without CLS as a channels-first map on their grid: (B, D, rows, columns) for an image."""
         if self.grid is None:
             raise ValueError("these features have no grid: only some of the tokens were encoded")
         return self.tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid)

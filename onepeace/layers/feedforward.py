@@ -9,7 +9,7 @@ from .precision import cast_once
 
 
 class GEGLU(nn.Module):
-    """Gated feed-forward layer with a LayerNorm in it (sub-LN): down(norm(GELU(gate x) * up x))."""
+    """Gated feed-forward layer with an inner LayerNorm (sub-LN): down(norm(GELU(gate x) * up x))."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -30,7 +30,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Feed-forward layer with a LayerNorm in it: down(norm(GELU(up x))) (NormFormer)."""
+    """Feed-forward layer with an inner LayerNorm (NormFormer): down(norm(GELU(up x)))."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()

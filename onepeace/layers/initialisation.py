@@ -1,4 +1,4 @@
-"""BERT's initialisation, which OFA uses for everything but its convolutions."""
+"""BERT's initialisation, which OFA uses for everything except its convolutions."""
 
 from torch import nn
 
@@ -6,9 +6,9 @@ STD = 0.02
 
 
 def normal_init(root: nn.Module) -> None:
-    """Linear and Embedding weights of a network normal, biases and the row of padding 0.
+    """Initialise Linear and Embedding weights from a normal distribution, and biases and the padding row to 0.
 
-    A class with parameters of its own fills them in its ``reset_parameters``.
+    Classes with further parameters initialise them in ``reset_parameters``.
     """
     for module in root.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -1,8 +1,8 @@
-"""Where tokens are: learned positions, buckets of relative distance, and the resizing of both.
+"""Positions: learned absolute positions, relative-position buckets, and the resizing of both.
 
-A bucket matrix holds, for each pair (query i, key j), a row of a table (rows, heads) of attention biases. The last
-three rows of every table serve the CLS token: as query, as key, with itself (released code). Matrices are computed
-for the length at hand, never stored.
+A bucket matrix holds, for each pair (query i, key j), the row index into a table (rows, heads) of attention biases.
+The last three rows of every table are for the CLS token: as query, as key, and with itself (released code). Matrices
+are computed for the current length and not saved.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .cache import cached
 
-_MAX_DISTANCE = 1024  # where the logarithmic buckets end; further tokens share the last one
+_MAX_DISTANCE = 1024  # end of the logarithmic buckets; larger distances share the last one
 
 
 def sequence_table_rows(num_buckets: int) -> int:
@@ -36,8 +36,8 @@ def _with_cls(buckets: Tensor, rows: int) -> Tensor:
 def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Tensor:
     """Bucket matrix (1, length, length) of a sequence whose position 0 is CLS.
 
-    Distances up to num_buckets // 2 have a bucket each, larger ones share logarithmic buckets (released code). The
-    logarithm is float32 so that bucket edges fall where the released tables were trained.
+    Distances up to num_buckets // 2 have their own buckets, larger ones share logarithmic buckets (released code). The
+    logarithm is float32 so that bucket edges are those with which the released tables were trained.
     """
     middle = num_buckets // 2
     positions = torch.arange(length)
@@ -54,8 +54,8 @@ def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Ten
 def grid_buckets(rows: int, columns: int, device: torch.device, side: int | None = None) -> Tensor:
     """Bucket matrix (1, 1 + rows * columns, same) of a grid of patches after CLS, row-major.
 
-    The table it points into holds (2 rows - 1) x (2 columns - 1) offsets, row offset first, plus the three CLS rows;
-    or those of a square of ``side`` patches, of which the grid is a part.
+    Its table has (2 rows - 1) x (2 columns - 1) offsets, row offset first, plus the three CLS rows. With ``side``, the
+    table is that of a square of ``side`` patches, which contains the grid.
     """
     tall, wide = (rows, columns) if side is None else (side, side)
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -67,10 +67,10 @@ def grid_buckets(rows: int, columns: int, device: torch.device, side: int | None
 
 
 def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Tensor:
-    """The bias table (rows, H) of a ``side`` x ``side`` grid, stretched to a picture of rows x columns patches.
+    """Stretch the bias table (rows, H) of a ``side`` x ``side`` grid to an image of rows x columns patches.
 
-    A picture of another shape fills the same learned square, as positions do: bicubic, corner offsets kept in place.
-    Used on the fly; ``resize_bias_table`` is the finer way for a model that changes its size for good.
+    An image of another shape fills the same learned square, as its positions do (bicubic, corners aligned). This is for
+    use on the fly; ``resize_bias_table`` is more accurate, for a permanent change of the image size.
     """
     if (rows, columns) == (side, side):
         return table
@@ -87,8 +87,8 @@ def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Ten
 def resize_bias_table(table: Tensor, side: int) -> Tensor:
     """Resample a grid's bias table (rows, H) to a grid of ``side`` x ``side`` patches, larger or smaller.
 
-    The method of BEiT and the released loader: source offsets are placed at geometrically growing distances, so that
-    near neighbours keep their fine resolution, and a cubic spline is read at the new whole-number offsets. float32 out.
+    As in BEiT and the released loader: source offsets are placed at geometrically growing distances, so that near
+    neighbours keep their fine resolution, and a cubic spline is evaluated at the new integer offsets. Returns float32.
     """
     old = math.isqrt(table.shape[0] - 3)
     new = 2 * side - 1
@@ -114,7 +114,7 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
 
 
 def spline_matrix(source: Tensor, target: Tensor) -> Tensor:
-    """(T, S) matrix from values at ``source`` to their interpolating cubic spline at ``target``, both float64.
+    """Matrix (T, S) that maps values at ``source`` to their interpolating cubic spline at ``target``, both float64.
 
     B-splines by the recursion of Cox and de Boor; "not-a-knot" ends, as scipy.interpolate.RectBivariateSpline has.
     """
@@ -134,7 +134,7 @@ def spline_matrix(source: Tensor, target: Tensor) -> Tensor:
 
 
 class SequencePositions(nn.Module):
-    """Learned positions of a sequence; position 0 is CLS."""
+    """Learned position embeddings of a sequence; position 0 is CLS."""
 
     def __init__(self, dim: int, num_positions: int):
         super().__init__()
@@ -147,12 +147,12 @@ class SequencePositions(nn.Module):
         """(1, L + 1, D) for a grid of (L,)."""
         length = grid[0] + 1
         if length > len(self.weight):
-            raise ValueError(f"{length} tokens (CLS included) are more than the {len(self.weight)} positions there are")
+            raise ValueError(f"{length} tokens (CLS included) exceed the {len(self.weight)} positions of this model")
         return self.weight[:length].unsqueeze(0)
 
 
 class GridPositions(nn.Module):
-    """Learned positions of a square grid after CLS, stretched to any rows x columns (bicubic, in float32)."""
+    """Learned position embeddings of CLS and a square grid, resized to any rows x columns (bicubic, in float32)."""
 
     def __init__(self, dim: int, grid: int):
         super().__init__()
@@ -173,5 +173,5 @@ class GridPositions(nn.Module):
 
 
 def trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
-    """The released initialisation: normal, truncated at one standard deviation."""
+    """Initialise from a normal distribution truncated at one standard deviation (released code)."""
     nn.init.trunc_normal_(tensor, std=std, a=-std, b=std)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype for sums and norms of ``dtype`` values: halves are too coarse for them."""
+    """The dtype for sums and norms of ``dtype`` values: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def cast_once(x: Tensor) -> Tensor:
-    """``x`` as autocast would hand it to matrix products, so that several of them share one copy."""
+    """Cast ``x`` as autocast would for matrix products, so that several products share one copy."""
     kind = x.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return x
@@ -21,5 +21,5 @@ def cast_once(x: Tensor) -> Tensor:
 
 
 def without_autocast(kind: str) -> AbstractContextManager[Any]:
-    """Within it, dtypes are as written; also on devices that know no autocast, such as meta."""
+    """Context that disables autocast; also works on devices without autocast, such as meta."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

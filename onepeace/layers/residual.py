@@ -5,14 +5,14 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Tokens plus what a branch makes of them."""
+    """Sum of tokens and the output of a branch."""
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + branch
 
 
 class LayerScale(Residual):
-    """The same with a learned gain of the branch for each channel."""
+    """Residual with a learned per-channel gain of the branch."""
 
     def __init__(self, dim: int, initial: float):
         super().__init__()
@@ -27,7 +27,7 @@ class LayerScale(Residual):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's branch is dropped with probability ``rate``, and others scaled up."""
+    """Stochastic depth: in training, drops a sample's branch with probability ``rate`` and scales the others up."""
 
     def __init__(self, rate: float):
         super().__init__()

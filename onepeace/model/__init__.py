@@ -1,4 +1,4 @@
-"""The model: torch and its configuration only."""
+"""The model; depends only on torch and its configuration."""
 
 from onepeace.layers.features import Features
 

@@ -1,4 +1,4 @@
-"""The encoder of one modality as a backbone: feature maps of chosen blocks, for dense heads."""
+"""The encoder of one modality as a backbone: feature maps of selected blocks, for dense heads."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module):
-    """What the blocks ``out_indices`` make of one modality; weights are those of the model.
+    """Backbone of one modality with the outputs of the blocks ``out_indices``; it shares the weights of the model.
 
     Args:
-        model: it may have other modalities, which are not used.
+        model: may have other modalities, which are not used.
         key: the modality.
         out_indices: blocks, as in timm's forward_intermediates; -1 is the last.
-        reshape: maps on their grid, (B, D, rows, columns) or (B, D, frames), in place of tokens (B, L, D), CLS first.
-        norm: apply the modality's final norm to each.
+        reshape: return maps (B, D, rows, columns) or (B, D, frames) instead of tokens (B, L, D), CLS first.
+        norm: apply the modality's final norm to each output.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         return [self.model.config.dim] * len(self.out_indices)
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """A map for each of ``out_indices``; padding is zero.
+        """Returns one map per entry of ``out_indices``; padding is zero.
 
         Args:
             inputs: raw input of the modality, as its adapter takes it.
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         return [shaped(features, self.reshape) for features in self.forward_features(inputs)]
 
     def forward_features(self, inputs: dict[str, Tensor]) -> tuple[Features, ...]:
-        """Tokens with their padding mask and grid, for each of ``out_indices``."""
+        """Returns tokens with their padding mask and grid, per entry of ``out_indices``."""
         stems = self.model.stems({self.key: inputs})
         found = self.model.encode(stems, out_indices=self.out_indices)[self.key].intermediates
         if not self.norm or self.model.norms is None:
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
 
 
 def shaped(features: Features, reshape: bool) -> Tensor:
-    """The map of `Backbone` for some features, with zeros in padding."""
+    """Features in the form that `Backbone` returns, with zeros in padding."""
     if features.padding_mask is not None:
         tokens = features.tokens.masked_fill(features.padding_mask.unsqueeze(-1), 0.0)
         features = features._replace(tokens=tokens)

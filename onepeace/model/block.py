@@ -1,4 +1,4 @@
-"""The Transformer block: attention shared by all modalities, an FFN for each."""
+"""The Transformer block: attention shared by all modalities, one FFN per modality."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from .sequence import Span
 
 
 class Block(Recomputed):
-    """Pre-norm Transformer block: attention shared by all modalities, one FFN for each (paper: modality FFNs).
+    """Pre-norm Transformer block: attention shared by all modalities, one FFN per modality (paper: modality FFNs).
 
-    Which FFN a token goes through is looked up by its span's key: a modality is an entry of ``ffn``.
+    The key of a span selects the FFN of its tokens: a modality is an entry of ``ffn``.
 
     Args:
         dim, num_heads, ffn_dim: token width D, heads H (must divide D), hidden width of each FFN.
-        modalities: the keys this block can route.
+        modalities: keys for which the block has an FFN.
         drop_path: probability that a sample skips a residual branch, in training only.
         layer_scale: initial per-channel gain of both branches; None = no gain.
     """
@@ -45,21 +45,21 @@ class Block(Recomputed):
     def compute(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:  # type: ignore[override]
         """Map tokens (B, L, D) to tokens (B, L, D).
 
-        ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in padding's columns; CLS is never
-        padding, so no row is all -inf.
+        ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in the columns of padding; CLS is
+        never padding, so no row is all -inf.
         """
         x = self.ls1(x, self.drop_path(self.attend(x, spans, bias)))
         return self.add_fed(x, self.norm2(x), spans)
 
     def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
-        """What the attention makes of tokens, before its gain."""
+        """Output of the attention branch, before its gain."""
         return self.attn(self.norm1(x), bias)
 
     def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Tokens plus what the FFNs make of them, ``h`` after ``norm2``."""
+        """Add the output of the FFNs to the tokens; ``h`` is the tokens after ``norm2``."""
         return self.ls2(x, self.drop_path(self.feed(h, spans)))
 
     def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Output of the FFNs for tokens after ``norm2``, before its gain."""
+        """Output of the FFNs for tokens after ``norm2``, before the gain."""
         parts = [self.ffn[span.key](h[:, span.start : span.stop]) for span in spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

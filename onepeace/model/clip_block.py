@@ -1,4 +1,4 @@
-"""The block of models that read clips: the image block on each frame, and its attention once more over time."""
+"""Block for video: the image block on each frame, with its attention also applied over time."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from .sequence import Span
 
 
 class ClipAdapters(nn.Module):
-    """What a block gets to relate frames (released code: T_Adapter, S_Adapter, MLP_Adapter)."""
+    """Adapters of a block for video (released code: T_Adapter, S_Adapter, MLP_Adapter)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -20,14 +20,14 @@ class ClipAdapters(nn.Module):
 
 
 class ClipBlock(Block):
-    """A block in which the rows of some modalities are frames (B * T, L, D), T of them in a clip.
+    """Block in which the rows of some modalities are frames (B * T, L, D), T per clip.
 
-    Attention runs over the T tokens at each place of the frames, and then, with the same weights, over the L tokens of
-    each frame. With adapters at their initial zero it is the block of single frames. Stochastic depth drops branches of
-    frames, not of clips (released code: frames are folded into the batch).
+    Attention runs over the T tokens at each position of the frames, and then, with the same weights, over the L tokens
+    of each frame. While the adapters are zero, as initially, it equals the image block. Stochastic depth drops
+    branches of frames, not of clips (released code: frames are folded into the batch).
 
     Args:
-        clips: the modalities whose rows are frames; the others go through as in `Block`.
+        clips: the modalities whose rows are frames; others are treated as in `Block`.
     """
 
     def __init__(self, dim: int, *args: int, clips: Sequence[str], **options: object):
@@ -35,7 +35,7 @@ class ClipBlock(Block):
         self.clips = nn.ModuleDict({key: ClipAdapters(dim) for key in clips})
 
     def _adapters(self, spans: Sequence[Span]) -> ClipAdapters | None:
-        """Those of a clip, which is the only span of its sequence."""
+        """The adapters of the span if it is a clip, which is then the only span of its sequence."""
         key = spans[0].key
         return expect(self.clips[key], ClipAdapters) if key in self.clips else None
 
@@ -47,7 +47,7 @@ class ClipBlock(Block):
         over_time = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B * L, T, D)
         over_time = adapters.time(self.attn(self.norm1(over_time), None))
         moved = over_time.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)
-        # What was seen over time is only an input of the attention: the residual branch is added to x itself.
+        # The temporal output only feeds the spatial attention: the residual branch is added to x itself.
         seen = super().attend(x + moved, spans, bias)
         return seen + adapters.space(seen)
 

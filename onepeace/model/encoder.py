@@ -1,4 +1,4 @@
-"""Blocks and final norms over a token sequence; the masked decoder runs through the same function."""
+"""Run blocks and final norms over a token sequence; also used by the masked decoder."""
 
 from collections.abc import Collection, Iterable
 
@@ -13,10 +13,11 @@ from .sequence import TokenSequence
 
 
 def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
-    """What is added to the attention logits: (1 or B, H or 1, L, L), or None if there is nothing to add.
+    """The attention bias (1 or B, H or 1, L, L), or None if there is none.
 
-    Each span's own table on the diagonal, 0 across spans, -inf in the columns of padding. While nothing is padded
-    or left out it is one broadcast (1, H, L, L) for the whole batch. Blocks without tables (the decoder's) still mask.
+    It holds each span's relative-position bias on the diagonal, 0 across spans, and -inf in the columns of padding.
+    Without padding or masking, one (1, H, L, L) is broadcast to the batch. Blocks without tables (the decoder's) still
+    mask padding.
     """
     parts = []
     for span, buckets, tables in zip(sequence.spans, sequence.buckets, sequence.tables, strict=True):
@@ -44,7 +45,7 @@ def encode(
 ) -> dict[str, Features]:
     """Run the blocks over all tokens together, then each modality's own final norm.
 
-    ``out_indices``: numbers, from 0, of the blocks whose outputs are given as ``intermediates``, in this order.
+    ``out_indices``: indices, from 0, of the blocks whose outputs are returned as ``intermediates``, in this order.
     """
     x, bias = sequence.tokens, None
     per_block = any(len(tables) > 1 for tables in sequence.tables)

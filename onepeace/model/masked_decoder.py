@@ -1,4 +1,4 @@
-"""The light decoder that predicts the features of masked tokens; used in pretraining only."""
+"""The lightweight decoder that predicts the features of masked tokens; used in pretraining only."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,14 +14,14 @@ from .sequence import Span, TokenSequence
 
 
 class MaskedDecoder(nn.Module):
-    """Encoder outputs at the visible positions, a mask token elsewhere -> predictions for every position.
+    """Decoder from encoder outputs at visible positions and mask tokens elsewhere to predictions for all positions.
 
-    Blocks like the encoder's, narrower, without bias tables and layer scale (released code).
+    Its blocks are narrower than the encoder's, without bias tables and layer scale (released code).
 
     Args:
-        encoder_dim: width of the encoder's features, in and out.
-        dim, depth, num_heads, ffn_dim: of the decoder's own blocks.
-        positions: for each modality a function dim -> module of positions.
+        encoder_dim: width of the encoder's features, which are input and output.
+        dim, depth, num_heads, ffn_dim: sizes of the decoder's blocks.
+        positions: per modality, a function from dim to a module of position embeddings.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MaskedDecoder(nn.Module):
             trunc_normal(token)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the positions, which are not decayed."""
+        """Names of the position parameters, which have no weight decay."""
         return {f"pos_embed.{key}.weight" for key in self.pos_embed}
 
     def forward(
@@ -77,7 +77,7 @@ class MaskedDecoder(nn.Module):
         positions = self.pos_embed[key](grid)
         x = self.into[key](tokens)
         batch, length, dim = x.shape[0], positions.shape[1], positions.shape[2]
-        # One row too many takes what the padding of ``keep`` would write.
+        # An extra row receives what the padding of ``keep`` writes.
         full = self.mask_token[key].to(x.dtype).expand(batch, length + 1, dim)
         slots = torch.where(keep < 0, length, keep).unsqueeze(-1).expand(-1, -1, dim)
         return full.scatter(1, slots, x)[:, :length] + positions

@@ -1,7 +1,7 @@
-"""OnePeace: adapters, shared blocks with an FFN per modality, heads.
+"""OnePeace: adapters, shared blocks with an FFN per modality, and heads.
 
-The flow (paper: Figure 1): raw batch -> adapter -> TokenSequence -> blocks -> features by modality -> CLS -> projection
--> unit vector. A modality is a key of the input dictionary; nothing below knows which keys there are.
+Data flow (paper: Figure 1): raw batch -> adapter -> TokenSequence -> blocks -> features by modality -> CLS ->
+projection -> unit vector. A modality is a key of the input dictionary; the code below does not depend on specific keys.
 """
 
 import math
@@ -34,7 +34,7 @@ class OnePeace(Encoder):
     """One Transformer for all modalities (arXiv 2305.11172).
 
     Args:
-        config: sizes and modalities; on the meta device nothing is allocated.
+        config: sizes and modalities. Construction on the meta device allocates nothing.
     """
 
     decoder: MaskedDecoder | None
@@ -68,12 +68,12 @@ class OnePeace(Encoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The released initialisation: Linear weights normal, truncated at one deviation; biases and bias tables 0."""
+        """Initialise as released: Linear weights normal, truncated at one deviation; biases and bias tables 0."""
         for module in self.modules():
             self.reset_module(module)
 
     def reset_module(self, module: nn.Module) -> None:
-        """The same of one module of this model, without its children."""
+        """Initialise one module of this model, without its children."""
         # A Linear layer follows the rule unless its class has one of its own.
         if isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters:
             return self._reset_linear(module)
@@ -93,14 +93,14 @@ class OnePeace(Encoder):
             nn.init.zeros_(linear.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the positions and CLS tokens, which are not decayed (released code)."""
+        """Names of position and CLS parameters, which have no weight decay (released code)."""
         names = {f"adapters.{key}.{name}" for key, a in self.adapters.items() for name in a.no_weight_decay()}
         if self.decoder is not None:
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
         return names
 
     def stems(self, inputs: Inputs) -> dict[str, Stem]:
-        """Run each modality's stem, the part that does not depend on what is masked."""
+        """Run the stem of each modality, the part that does not depend on the mask."""
         unknown = [key for key in inputs if key not in self.adapters]
         if unknown or not inputs:
             raise ValueError(f"no modality {unknown[0] if unknown else ''!r}; the model has {', '.join(self.adapters)}")
@@ -113,15 +113,15 @@ class OnePeace(Encoder):
         out_indices: Sequence[int] = (),
         num_blocks: int | None = None,
     ) -> dict[str, Features]:
-        """Token features by modality of one joint pass over all of them.
+        """Token features by modality from one joint pass over all modalities.
 
         Args:
             keep: (B, K) by modality: ids of the visible tokens, padded with -1.
-            out_indices: blocks whose outputs come as ``intermediates`` (timm: forward_intermediates); -1 is the last.
-            num_blocks: run only the first so many blocks, before the final norm.
+            out_indices: blocks whose outputs are returned as ``intermediates``, as in timm; -1 is the last.
+            num_blocks: number of blocks to run before the final norm; None = all.
         """
         if len(stems) > 1 and (alone := [key for key in stems if self.adapters[key].over_time]):
-            raise UserError(f"{alone[0]} cannot be encoded together with others, only on its own")
+            raise UserError(f"{alone[0]} cannot be encoded jointly with other modalities; encode it alone")
         keep = keep or {}
         placed = [self.adapters[key](stem, keep.get(key)) for key, stem in stems.items()]
         sequence = TokenSequence.concat(placed)
@@ -130,7 +130,7 @@ class OnePeace(Encoder):
         return {key: self.adapters[key].item_features(features) for key, features in found.items()}
 
     def block_numbers(self, indices: Sequence[int]) -> list[int]:
-        """Numbers of blocks from 0; -1 is the last."""
+        """Convert block indices, which may be negative, to numbers from 0."""
         depth = len(self.blocks)
         if wrong := [i for i in indices if not -depth <= i < depth]:
             raise ValueError(f"out_indices has {wrong[0]}; this model has {depth} blocks: {-depth} to {depth - 1}")
@@ -139,25 +139,25 @@ class OnePeace(Encoder):
     def backbone(
         self, key: str, out_indices: Sequence[int] = (-1,), reshape: bool = True, norm: bool = True
     ) -> Backbone:
-        """The encoder of one modality, which gives feature maps of chosen blocks; see `Backbone`."""
+        """The encoder of one modality as a `Backbone` with feature maps of selected blocks."""
         return Backbone(self, key, out_indices, reshape, norm)
 
     def embed(self, key: str, features: Features) -> Tensor:
-        """Features of one modality -> unit vectors (B, E), float32 also from half features (paper: the CLS token
-        aggregates the global representation).
+        """Map features of one modality to unit vectors (B, E), in float32 also for half-precision features (paper: the
+        CLS token aggregates the global representation).
 
-        The norm is outside the projection, so that adapters and quantisers of Linear layers replace the product alone.
+        The norm is outside the projection, so that LoRA and quantisation of Linear layers do not affect it.
         """
         if key not in self.config.projections:
             known = ", ".join(self.config.projections)
-            raise ValueError(f"{key} has no projection into the shared space; those that have: {known}")
+            raise ValueError(f"{key} has no projection into the shared space; modalities with one: {known}")
         x = self.heads[key](features.cls)
         return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
 
     def reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Encode only the tokens ``keep`` and let the decoder predict the features of all: (B, L_m, D), CLS first."""
+        """Encode the tokens ``keep`` only, and decode the features of all tokens: (B, L_m, D), CLS first."""
         if self.decoder is None:
-            raise ValueError("this model has no decoder; give model.decoder in its configuration")
+            raise ValueError("this model has no decoder; set model.decoder in its configuration")
         masks = {}
         for key, stem in stems.items():
             mask = stem.padding_mask
@@ -166,7 +166,7 @@ class OnePeace(Encoder):
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
 
     def reset_head(self, name: str, num_classes: int) -> None:
-        """Give a named head a fresh output layer of ``num_classes`` (timm: reset_classifier)."""
+        """Replace the output layer of a named head by a new one with ``num_classes`` (timm: reset_classifier)."""
         config = self.head_config(name)
         self._reset_linear(expect(self.heads[name], Head).reset_output(num_classes))
         kept = {key: value for key, value in config.items() if key != "labels"}

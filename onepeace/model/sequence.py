@@ -1,4 +1,4 @@
-"""The one type that crosses from adapters to blocks."""
+"""Token sequences, the interface between adapters and blocks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Span(NamedTuple):
-    """Tokens ``start:stop`` of a sequence belong to modality ``key``; ``grid`` as in `Features`."""
+    """Range ``start:stop`` of the tokens of modality ``key`` in a sequence; ``grid`` as in `Features`."""
 
     key: str
     start: int
@@ -18,11 +18,11 @@ class Span(NamedTuple):
 
 
 class Stem(NamedTuple):
-    """What an adapter makes of raw input, whatever is masked later.
+    """Output of a stem, which does not depend on the mask.
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
     grid: the shape of the L positions, (L,), (rows, columns) or (frames, rows, columns). type_ids: (B,) type ids of
-    the items, or None. pooled: (B, D), what the whole item adds to CLS, or None.
+    the items, or None. pooled: (B, D), the term added to CLS, or None.
     """
 
     tokens: Tensor
@@ -32,7 +32,7 @@ class Stem(NamedTuple):
     pooled: Tensor | None = None
 
     def take(self, rows: Tensor) -> "Stem":
-        """These items alone, without the padding that none of them needs."""
+        """Select items, and trim unneeded padding."""
         tokens, mask, grid = self.tokens[rows], None, self.grid
         if self.padding_mask is not None:
             # Only sequences are ever padded, and their grid is their length.
@@ -46,10 +46,10 @@ class Stem(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Tokens of one or more modalities side by side.
+    """Tokens of one or more modalities, concatenated.
 
     Args:
-        tokens: (B, L, D), positions added; rows of padding are zero. Of clips each row is a frame: (B * frames, L, D).
+        tokens: (B, L, D), positions added; rows of padding are zero. Rows of clips are frames: (B * frames, L, D).
         padding_mask: (B, L) bool, True = padding, or None when nothing is padding. CLS is never padding.
         spans: contiguous, ordered, covering 0..L; CLS is the first token of each.
         buckets: for each span the (1 or B, L_m, L_m) rows of its table of relative-position biases, or None for no
@@ -79,7 +79,7 @@ class TokenSequence:
 
     @staticmethod
     def concat(sequences: Iterable["TokenSequence"]) -> "TokenSequence":
-        """Put sequences of equal batch size side by side."""
+        """Concatenate sequences of equal batch size."""
         sequences = list(sequences)
         if len(sequences) == 1:
             return sequences[0]
@@ -104,10 +104,10 @@ class TokenSequence:
         return torch.zeros(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
-        """Cut (B, L, ...) into one piece per modality."""
+        """Split (B, L, ...) by modality."""
         return {span.key: x[:, span.start : span.stop] for span in self.spans}
 
 
 def padding(lengths: Tensor, longest: int) -> Tensor:
-    """The padding mask (B, longest) of items of these lengths."""
+    """The padding mask (B, longest) for items of the given lengths."""
     return torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)

@@ -13,7 +13,7 @@ LONG = 20 * 16000
 def test_too_long_names_limit():
     model = small_model("text")
     model({"text": {"ids": torch.full((1, 39), 5)}})
-    with pytest.raises(ValueError, match="40 text tokens are more than this model's 39; cut the text shorter"):
+    with pytest.raises(ValueError, match="40 text tokens exceed this model's limit of 39; shorten the text"):
         model({"text": {"ids": torch.full((1, 40), 5)}})
 
 
@@ -21,7 +21,7 @@ def test_more_tokens_than_the_decoder_has_positions_names_both():
     model = small_model("audio", decoder=MaskedDecoderConfig(16, 1, 2, 24, {"audio": {"num_positions": 20}}))
     batch = {"audio": item("audio", 0)}
     keep = {"audio": torch.tensor([[0, 1, 2]])}
-    with pytest.raises(ValueError, match=r"43 tokens \(CLS included\) are more than the 20 positions there are"):
+    with pytest.raises(ValueError, match=r"43 tokens \(CLS included\) exceed the 20 positions of this model"):
         model.reconstruct(model.stems(batch), keep)
 
 

@@ -59,7 +59,7 @@ def test_clips_are_encoded_whole_alone_and_with_all_their_frames():
     with pytest.raises(UserError, match="video cannot be encoded together with others"):
         model.features(batch)
     stems = model.stems({"video": batch["video"]})
-    with pytest.raises(ValueError, match="tokens of a clip cannot be left out"):
+    with pytest.raises(ValueError, match="tokens of a clip cannot be masked"):
         model.encode(stems, {"video": torch.zeros(1, 1, dtype=torch.long)})
     for shape in ((1, 3, 48, 48), (1, 3, 3, 48, 48)):
         with pytest.raises(ValueError, match=r"pixels of clips should be \(B, 2, \.\.\.\), not \(1, 3"):

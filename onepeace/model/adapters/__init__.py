@@ -1,4 +1,4 @@
-"""The only code of model/ that knows a raw modality. A new one is a class here and an entry below."""
+"""Adapters, the only modality-specific code of model/. To add a modality, add a class and an entry below."""
 
 from .audio import AudioAdapter
 from .base import Adapter

@@ -18,33 +18,32 @@ from .base import Adapter, values_are_known
 
 
 class PositionalConvs(nn.ModuleList):
-    """Positions from the neighbours: grouped convolutions, LayerNorm without gain and GELU, chained."""
+    """Convolutional position embedding: a chain of grouped convolutions, LayerNorm without gain, and GELU."""
 
     def __init__(self, dim: int, depth: int, kernel: int, groups: int):
         super().__init__(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, D) and a mask of the padding (B, L) -> (B, L, D)."""
+        """(B, L, D) and the padding mask (B, L) -> (B, L, D)."""
         length = x.shape[1]
         for conv in self:
             if mask is not None:
                 x = x.masked_fill(mask.unsqueeze(-1), 0.0)
-            x = conv(x.transpose(1, 2))[..., :length].transpose(1, 2)  # an even kernel makes one frame too many
+            x = conv(x.transpose(1, 2))[..., :length].transpose(1, 2)  # an even kernel adds one frame
             x = F.gelu(F.layer_norm(x, x.shape[-1:]))
         return x
 
 
 class AudioAdapter(Adapter):
-    """Frames of a waveform of any length from the receptive field up.
+    """Adapter for waveforms of any length not below the receptive field, one token per frame.
 
-    Batch: ``waveform`` (B, N) float at 16 kHz, normalised, right-padded; ``lengths`` (B,) int64 samples of each, if any
-    is padded.
+    Batch: ``waveform`` (B, N) float at 16 kHz, normalised, right-padded; ``lengths`` (B,) int64, the number of samples
+    of each, if any is padded.
 
     Args:
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
-        stem: a key of AUDIO_STEMS, aisfx or transformers for a network that was trained elsewhere; further options go
-            to it.
+        stem: a key of AUDIO_STEMS; aisfx and transformers are pretrained networks. Further options are passed to it.
         cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 
@@ -86,7 +85,7 @@ class AudioAdapter(Adapter):
 
     @property
     def seconds_per_token(self) -> float:
-        """Time from one frame to the next."""
+        """Seconds from one frame to the next."""
         return self.stem.hop / SAMPLE_RATE
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
@@ -111,7 +110,7 @@ class AudioAdapter(Adapter):
         return self.pretrained_stem().features(*self._waveform(batch))
 
     def _waveform(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, int]:
-        """Waveform, lengths, and the samples of the shortest item."""
+        """Waveform, lengths, and the number of samples of the shortest item."""
         waveform, lengths = batch["waveform"], batch.get("lengths")
         if waveform.ndim != 2 or (lengths is not None and lengths.shape != waveform.shape[:1]):
             shapes = f"{tuple(waveform.shape)} and {None if lengths is None else tuple(lengths.shape)}"
@@ -119,7 +118,7 @@ class AudioAdapter(Adapter):
         return waveform, lengths, self._shortest(waveform, lengths)
 
     def _shortest(self, waveform: Tensor, lengths: Tensor | None) -> int:
-        """Samples of the shortest item, 0 if values are not known; ValueError for lengths that do not fit."""
+        """Number of samples of the shortest item, 0 if values are unknown; ValueError if lengths do not fit."""
         samples = waveform.shape[1]
         if lengths is None:
             shortest = longest = samples
@@ -160,7 +159,7 @@ class AudioAdapter(Adapter):
         return self.stem.token_lengths(torch.full(waveform.shape[:1], waveform.shape[1], device=waveform.device))
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
-        """(L, 2) second at which each token starts and ends."""
+        """Start and end of each token in seconds, (L, 2)."""
         seconds = self.seconds_per_token * torch.arange(int(self.token_lengths(batch)[0]) + 1)
         return torch.stack([seconds[:-1], seconds[1:]], dim=1), "second"
 

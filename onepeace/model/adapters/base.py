@@ -1,4 +1,4 @@
-"""What adapters share: CLS, type embeddings, leaving tokens out, bias tables."""
+"""Base of the adapters: CLS, type embeddings, selection of visible tokens, bias tables."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..stems import PretrainedStem
 class BiasTables(nn.ParameterList):
     """Tables (rows, H) of relative-position biases, one for all blocks or one per block.
 
-    They are read by calling it, as tools that move or gather parameters do their work when a module is called.
+    They are read by calling the module, because tools that move or gather parameters hook into module calls.
     """
 
     __call__ = nn.Module.__call__  # torch's lists refuse to be called
@@ -29,15 +29,15 @@ class BiasTables(nn.ParameterList):
 class Adapter(nn.Module):
     """Raw input of one modality -> tokens (paper: modality adapters).
 
-    A subclass gives ``stem_tokens`` (raw batch -> Stem; it does not depend on what is masked, so one call serves all
-    passes of a step), ``forward`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
-    ``token_lengths`` and ``decoder_positions`` (the positions of its masked tokens in the decoder).
+    A subclass implements ``stem_tokens`` (raw batch -> Stem, independent of the mask, so that one call serves all
+    passes of a step), ``forward`` (Stem -> TokenSequence: adds CLS, positions and buckets, drops masked tokens),
+    ``token_lengths`` and ``decoder_positions`` (the position embedding of masked tokens in the decoder).
 
-    With a stem whose network was trained elsewhere, a batch may hold ``features``, what ``stem_features`` gives, in
-    place of its raw input; ``lengths`` then counts tokens.
+    With a pretrained stem, a batch may contain ``features``, the output of ``stem_features``, instead of its raw input;
+    ``lengths`` then counts tokens.
 
-    A batch has padding if, and only if, it has ``lengths`` (B,): whoever makes a batch of unequal items adds them. So
-    an exported graph does not depend on values, and unpadded batches do without masks, which is faster.
+    A batch is padded if and only if it has ``lengths`` (B,), which must be added for items of unequal length. So an
+    exported graph does not depend on values, and unpadded batches need no mask, which is faster.
 
     Args:
         key: the modality.
@@ -46,19 +46,19 @@ class Adapter(nn.Module):
         table_rows: rows of a table.
         num_types: learned vectors added to all tokens by the item's type id: k adds the first k + 1 (released code:
             type_embedding, for tasks with two pictures).
-        mean_cls: CLS starts as its learned vector plus the mean of the other tokens, of those that are left in. So what
-            a pretrained stem says of the whole item reaches the output from the first step on, past all blocks.
-        max_cls: likewise plus the maximum of each channel over them, which short events in a long item do not drown in.
+        mean_cls: initialise CLS with its learned vector plus the mean of the visible tokens. So the features of the
+            whole item from a pretrained stem bypass the blocks and reach the output from the first step on.
+        max_cls: also add their maximum per channel, which preserves short events in a long item.
     """
 
     padded_input: str | None = None
-    """The input that ``lengths`` are about and whose end may be padding."""
+    """Name of the input that may be padded and that ``lengths`` describes."""
 
     over_time = False
-    """Whether the rows of its sequences are frames, which the blocks relate over time (`ClipBlock`)."""
+    """Whether the rows of its sequences are frames, over which blocks attend in time (`ClipBlock`)."""
 
     stem_by_length = True
-    """Whether the stem of items of many lengths is cheaper in groups of similar length."""
+    """Whether the stem is cheaper on groups of items of similar length."""
 
     def __init__(
         self,
@@ -92,26 +92,26 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def pretrained_stem(self) -> Any:
-        """The stem, if it is a network that was trained elsewhere; else ValueError."""
+        """The stem if it is a pretrained network; otherwise ValueError."""
         stem = getattr(self, "stem", None)
         if not isinstance(stem, PretrainedStem):
             raise ValueError(f"the stem of {self.key} has no features of its own: it is trained with the model")
         return stem
 
     def make_cls_mlp(self, dim: int, hidden: int, dropout: float) -> "PooledMLP | None":
-        """The MLP through which mean and maximum of a pretrained stem's features are added to CLS.
+        """Create the MLP that adds the mean and maximum of a pretrained stem's features to CLS.
 
-        Blocks then start from what an MLP on the pooled features alone is worth. Unlike tokens these are not normalised
-        before they are pooled, so that silence weighs little.
+        The blocks then start from the accuracy of an MLP on pooled features. Unlike tokens, the features are not
+        normalised before pooling, so that silence has little weight.
 
         Args:
             hidden: width of the hidden layer; 0 = no MLP.
-            dropout: of what it reads and of the hidden layer.
+            dropout: dropout rate of the input and of the hidden layer.
         """
         return PooledMLP(2 * self.pretrained_stem().proj.in_features, hidden, dim, dropout) if hidden else None
 
     def pooled(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Pool the features (B, L, channels) of whole items into what is added to CLS, (B, D); None without an MLP."""
+        """Pool the features (B, L, channels) of whole items to the term (B, D) added to CLS; None without an MLP."""
         if self.cls_mlp is None:
             return None
         x = features.to(self.cls_mlp.fc1.weight.dtype)
@@ -120,19 +120,19 @@ class Adapter(nn.Module):
         return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1)).squeeze(1)
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """The raw input of these rows, without the padding that none of them needs."""
+        """Select rows of the raw input, and trim unneeded padding."""
         return take_rows(batch, rows, "features" if "features" in batch else self.padded_input)
 
     def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
-        """Tokens with CLS and positions.
+        """Add CLS and positions to the tokens.
 
-        ``keep`` (B, K) int64: ids of the tokens to leave in, ascending, CLS (0) first, padded with -1. Kept tokens have
-        the positions and distances they had among all (released code: preserve_ids).
+        ``keep`` (B, K) int64: ids of the visible tokens, ascending, CLS (0) first, padded with -1. They keep their
+        original positions and distances (released code: preserve_ids).
         """
         raise NotImplementedError
 
     def item_features(self, features: Features) -> Features:
-        """Features with a row for each item, from those with the rows that ``forward`` made."""
+        """Convert features from the rows of ``forward`` to one row per item."""
         return features
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
@@ -140,7 +140,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
-        """What each token of a single item covers, (L, 2), and the unit: here the token's number and the next one."""
+        """The extent (L, 2) that each token of a single item covers, and its unit; here the token index."""
         first = torch.arange(int(self.token_lengths(batch)[0]))
         return torch.stack([first, first + 1], dim=1), "token"
 
@@ -150,11 +150,11 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Names of this adapter's positions and CLS, which are not decayed (released code)."""
+        """Names of position and CLS parameters, which have no weight decay (released code)."""
         return {"cls_token", "pos_embed.weight"}
 
     def with_cls(self, stem: Stem) -> tuple[Tensor, Tensor | None]:
-        """Put CLS in front: tokens (B, L + 1, D) and the mask that goes with them."""
+        """Prepend CLS: tokens (B, L + 1, D) and their mask."""
         batch = stem.tokens.shape[0]  # not len(), which would fix the size of an exported graph
         cls = self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1)
         if stem.pooled is not None:
@@ -173,7 +173,7 @@ class Adapter(nn.Module):
         keep: Tensor | None,
         gathered: bool = False,
     ) -> TokenSequence:
-        """Add the type embedding, leave out masked tokens (unless ``gathered`` already), zero the padding."""
+        """Add the type embedding, drop masked tokens (unless already ``gathered``), and zero the padding."""
         if hasattr(self, "type_embed"):
             type_ids = tokens.new_zeros(tokens.shape[0], dtype=torch.long) if stem.type_ids is None else stem.type_ids
             tokens = tokens + self.type_embed.cumsum(0)[type_ids].unsqueeze(1)
@@ -192,7 +192,7 @@ class Adapter(nn.Module):
 
 
 def pool(x: Tensor, padded: Tensor | None, mean: bool, maximum: bool) -> list[Tensor]:
-    """(B, L, D), padding zero -> mean and maximum over L, as asked, each (B, 1, D)."""
+    """Mean and maximum over L, if requested, of (B, L, D) with zero padding; each (B, 1, D)."""
     found = []
     if mean:
         count = x.shape[1] if padded is None else (~padded).sum(1).clamp_min(1)[:, None, None]
@@ -204,7 +204,7 @@ def pool(x: Tensor, padded: Tensor | None, mean: bool, maximum: bool) -> list[Te
 
 
 class PooledMLP(nn.Module):
-    """LayerNorm, a hidden layer with GELU, and a linear one: (..., width) -> (..., dim)."""
+    """MLP of LayerNorm, a hidden layer with GELU and a linear layer: (..., width) -> (..., dim)."""
 
     def __init__(self, width: int, hidden: int, dim: int, dropout: float):
         super().__init__()
@@ -218,5 +218,5 @@ class PooledMLP(nn.Module):
 
 
 def values_are_known(x: Tensor) -> bool:
-    """Whether input can be checked by its values: not while a graph is traced, nor on the meta device."""
+    """Whether input values can be checked: not while tracing a graph, nor on the meta device."""
     return not (torch.compiler.is_compiling() or x.is_meta)

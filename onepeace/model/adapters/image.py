@@ -13,17 +13,17 @@ from .base import Adapter
 
 
 class ImageAdapter(Adapter):
-    """Patches of a picture of any size that is a multiple of the patch, square or not.
+    """Adapter for images of any size that is a multiple of the patch size, square or not; one token per patch.
 
-    Batch: ``pixels`` (B, 3, H, W) float, normalised. Positions and bias table are learned on square grids of ``grid``
-    and ``bias_grid`` patches a side and stretched to the picture's own.
+    Batch: ``pixels`` (B, 3, H, W) float, normalised. Positions and bias table are learned on square grids with a side
+    of ``grid`` and ``bias_grid`` patches, and resized to the image.
 
     Args:
         patch_size: side of a patch in pixels.
         grid: side of the grid of learned positions.
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
         stem: a key of IMAGE_STEMS.
-        name: the network of the stem timm.
+        name: name of the timm model, for the stem timm.
         cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 
@@ -49,7 +49,7 @@ class ImageAdapter(Adapter):
         if stem not in IMAGE_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(IMAGE_STEMS)}")
         if (stem == "timm") != bool(name):
-            raise ValueError(f"the stem {stem!r} has the name {name!r}; timm needs one, and the others have none")
+            raise ValueError(f"the stem {stem!r} got name {name!r}; timm needs a name, other stems take none")
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
         self.stem = IMAGE_STEMS[stem](dim, patch_size, *([name] if name else []))
@@ -96,7 +96,7 @@ class ImageAdapter(Adapter):
         return torch.full((count,), (height // self.patch_size) * (width // self.patch_size))
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
-        """(L, 2) row and column of each patch."""
+        """Row and column of each patch, (L, 2)."""
         rows, columns = (side // self.patch_size for side in batch["pixels"].shape[-2:])
         return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), "patch"
 

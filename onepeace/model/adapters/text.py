@@ -14,7 +14,7 @@ from .base import Adapter, values_are_known
 
 
 class Embedding(nn.Embedding):
-    """The usual one, but on the device "meta" it draws no values: torch's normal_ imports the compiler for that."""
+    """nn.Embedding that is not initialised on the meta device, where torch's normal_ would import the compiler."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -22,17 +22,17 @@ class Embedding(nn.Embedding):
 
 
 class TextAdapter(Adapter):
-    """Token embedding, learned positions (CLS is position 0), logarithmic buckets of relative distance.
+    """Adapter for text: token embedding, learned positions (CLS is position 0), logarithmic relative-position buckets.
 
     Batch: ``ids`` (B, L) int64, right-padded with 1, each row ending with eos; ``lengths`` (B,) int64, the number of
-    tokens of each, if any is padded (counted where they are left out, but not in an exported graph).
+    tokens of each, if any is padded (counted if omitted, except in an exported graph).
 
     Args:
         vocab_size: rows of the token embedding.
         num_positions: longest sequence, CLS included.
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
-        stem: None = the token embedding, or a key of TEXT_STEMS for a network that was trained elsewhere and has an
-            embedding of its own; further options go to it.
+        stem: None = the token embedding, or a key of TEXT_STEMS for a pretrained network with its own embedding;
+            further options are passed to it.
     """
 
     padded_input = "ids"
@@ -80,7 +80,7 @@ class TextAdapter(Adapter):
             raise ValueError(f"ids should be (B, L) int64, not {tuple(ids.shape)} {ids.dtype}")
         limit = len(self.pos_embed.weight) - 1
         if ids.shape[1] > limit:
-            raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
+            raise ValueError(f"{ids.shape[1]} text tokens exceed this model's limit of {limit}; shorten the text")
         lengths = batch.get("lengths")
         if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD).any()):
             lengths = self.token_lengths(batch)

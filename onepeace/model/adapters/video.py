@@ -12,16 +12,16 @@ from .image import ImageAdapter
 
 
 class VideoAdapter(ImageAdapter):
-    """A clip as pictures at equal distances in time, each of which goes through the stem and positions of pictures.
+    """Adapter for clips: frames at equal time steps, each encoded with the stem and positions of images.
 
     Batch: ``pixels`` (B, T, 3, H, W) float, normalised, T = ``frames``. Every row of its sequences is a frame, CLS
-    first, with the learned embedding of its time added to all its tokens. An item's CLS is the mean of its frames'
-    (released code: the head averages them). At first the time embeddings are zero, so that a clip of equal frames is
-    the picture.
+    first, and a learned time embedding is added to all its tokens. An item's CLS is the mean over its frames (released
+    code: the head averages them). The time embeddings start at zero, so that a clip of identical frames equals the
+    image.
 
     Args:
         frames: T.
-        patch_size, grid, bias_grid, stem, name, mean_cls, max_cls: as for pictures.
+        patch_size, grid, bias_grid, stem, name, mean_cls, max_cls: as for images.
     """
 
     over_time = True
@@ -67,7 +67,7 @@ class VideoAdapter(ImageAdapter):
         return super().stem_features(self._pictures(batch)).unflatten(0, (-1, self.frames))
 
     def _pictures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch as pictures, (B * T, ...)."""
+        """The batch as images, (B * T, ...)."""
         for name, value in batch.items():
             if value.ndim != 5 or value.shape[1] != self.frames:
                 raise ValueError(f"{name} of clips should be (B, {self.frames}, ...), not {tuple(value.shape)}")
@@ -75,7 +75,7 @@ class VideoAdapter(ImageAdapter):
 
     def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         if keep is not None:
-            raise ValueError("tokens of a clip cannot be left out")
+            raise ValueError("tokens of a clip cannot be masked; leave out keep")
         frames, *grid = stem.grid
         placed = super().forward(Stem(stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1), None, tuple(grid)))
         tokens = placed.tokens.unflatten(0, (-1, frames)) + self.time_embed.unsqueeze(2)
@@ -83,7 +83,7 @@ class VideoAdapter(ImageAdapter):
         return replace(placed, tokens=tokens.flatten(0, 1), spans=spans)
 
     def item_features(self, features: Features) -> Features:
-        """Rows of frames (B * T, 1 + rows * columns, D) -> rows of clips (B, 1 + T * rows * columns, D)."""
+        """Convert frame rows (B * T, 1 + rows * columns, D) to clip rows (B, 1 + T * rows * columns, D)."""
         tokens = features.tokens.unflatten(0, (-1, self.frames))
         tokens = torch.cat([tokens[:, :, 0].mean(1, keepdim=True), tokens[:, :, 1:].flatten(1, 2)], dim=1)
         return features._replace(tokens=tokens, intermediates=tuple(map(self.item_features, features.intermediates)))
@@ -92,7 +92,7 @@ class VideoAdapter(ImageAdapter):
         return super().token_lengths(self._pictures(batch)).unflatten(0, (-1, self.frames)).sum(1)
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
-        """(L, 3) frame, row and column of each patch."""
+        """Frame, row and column of each patch, (L, 3)."""
         rows, columns = (side // self.patch_size for side in batch["pixels"].shape[-2:])
         sides = (torch.arange(side) for side in (self.frames, rows, columns))
         return torch.cartesian_prod(*sides), "patch"

@@ -1,4 +1,4 @@
-"""Stems: the part of an adapter that turns raw input into a feature map, whatever is masked later."""
+"""Stems: the part of an adapter that maps raw input to a feature map, independent of the mask."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +21,10 @@ IMAGE_STEMS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(LiteStem, name=name) for name in SCALES},
     "timm": TimmStem,
 }
-"""``(dim, patch_size)``, and the network's name for timm; (B, 3, H, W) -> (B, rows, columns, dim)."""
+"""Image stems, ``(dim, patch_size)``, with a model name for timm; (B, 3, H, W) -> (B, rows, columns, dim)."""
 AUDIO_STEMS = {"wave": WaveStem, "mel": MelStem, "aisfx": AisfxStem, "transformers": TransformersStem}
-"""``(dim, **options)``; (B, N) samples -> (B, T, dim), with ``hop``, ``receptive_field`` and ``token_lengths``."""
+"""Audio stems, ``(dim, **options)``; (B, N) -> (B, T, dim); with ``hop``, ``receptive_field``, ``token_lengths``."""
 TEXT_STEMS = {"transformers": LanguageStem}
-"""``(dim, **options)``; (B, L) ids and their padding -> (B, L, dim)."""
+"""Text stems, ``(dim, **options)``; (B, L) ids and the padding mask -> (B, L, dim)."""
 
 __all__ = ["AUDIO_STEMS", "IMAGE_STEMS", "SAMPLE_RATE", "TEXT_STEMS", "PretrainedStem", "network_options"]

@@ -13,7 +13,7 @@ from .transformers import cannot_be_had, network_options
 
 
 class LanguageStem(PretrainedStem):
-    """The hidden states of an encoder after its first layers, a token per id.
+    """Stem of the first layers of a text encoder: its hidden states, one token per id.
 
     Ids are those of onepeace.processors.tokenizer.from_transformers: the encoder's start, padding, end and unknown
     tokens come first, and the rows of its embedding are put in that order. Its start token is read too, and the state
@@ -23,7 +23,7 @@ class LanguageStem(PretrainedStem):
         dim: width of the tokens.
         name: a repository on the Hub, or a folder; where ``load_pretrained`` finds the weights. Code that comes with
             them is never run.
-        layers: how many of the encoder's layers are taken; None = all.
+        layers: number of encoder layers to use; None = all.
         network: the encoder's configuration, as a model folder keeps it; None = that of ``name``.
     """
 
@@ -48,7 +48,7 @@ class LanguageStem(PretrainedStem):
         """Ids of a text at most, its end among them."""
 
     def train(self, mode: bool = True) -> "LanguageStem":
-        """Dropout of the network stays off."""
+        """Keep the dropout of the network off."""
         super().train(mode)
         self.network.eval()
         return self

@@ -17,10 +17,10 @@ STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3)
           (6, 3, 1, 320, 1))  # fmt: skip
 """Expansion, kernel, stride of the first block, channels, blocks of each stage of Lite0."""
 IN_CACHE = 420_000
-"""Bytes of a channel that a CPU computes at once: layers of more do not stay in its cache, and 32 pictures of 160 x 160
+"""Maximum bytes of a channel that a CPU computes at once; larger layers do not fit its cache: 32 images of 160 x 160
 take 2.5 times as long together as 4 by 4 (float32, AMD EPYC, Zen 4); halves are fastest in parts of twice as many."""
 SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
-"""Factors of channels and of blocks; the first and the last layer are never scaled."""
+"""Width and depth multipliers; the first and the last layer are never scaled."""
 
 
 class SameConv(nn.Conv2d):
@@ -54,7 +54,7 @@ class InvertedResidual(nn.Module):
 
 
 class LiteNetwork(nn.Module):
-    """Batch norms are part of the convolutions. (B, 3, H, W) -> (B, 1280, ceil(H / 32), ceil(W / 32))."""
+    """EfficientNet-Lite with folded batch norms: (B, 3, H, W) -> (B, 1280, ceil(H / 32), ceil(W / 32))."""
 
     def __init__(self, width: float, depth: float):
         super().__init__()
@@ -77,13 +77,13 @@ class LiteNetwork(nn.Module):
 
 
 def _multiple_of_8(channels: float) -> int:
-    """The nearest one, not below nine tenths (the released rule)."""
+    """Nearest multiple of 8, not below nine tenths of the value (released rule)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class LiteStem(PretrainedStem):
-    """The feature map of EfficientNet-Lite, trained on ImageNet-1k with labels (Apache-2.0). Pixels from -1 to 1.
+    """Stem with the feature map of EfficientNet-Lite, trained on ImageNet-1k with labels. Pixels range from -1 to 1.
 
     Args:
         name: lite0, lite1 or lite2.

@@ -1,4 +1,4 @@
-"""An audio stem for few recordings: a waveform -> log-mel spectrogram -> one token per 80 ms.
+"""Audio stem for small datasets: waveform -> log-mel spectrogram -> one token per 80 ms.
 
 Padding never leaks: it is zeroed before every convolution that could see it.
 """
@@ -84,7 +84,7 @@ class MelStem(nn.Module):
 
 
 def _blank(x: Tensor, dim: int, widest: int, bands: int = 2) -> Tensor:
-    """Set ``bands`` random stretches of each item along ``dim`` to 0, the mean."""
+    """Set ``bands`` random bands of each item along ``dim`` to 0, the mean."""
     if not widest:
         return x
     position = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.ndim)])

@@ -1,4 +1,4 @@
-"""Image stems that are learned from nothing: pixels -> one token per patch."""
+"""Image stems trained from scratch: pixels -> one token per patch."""
 
 import math
 from itertools import pairwise
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class HMLPStem(nn.Module):
-    """The released stem: patches see nothing of their neighbours (hierarchical MLP of "Three things about ViT").
+    """The released stem, a hierarchical MLP without overlap between patches ("Three things about ViT").
 
     Convolutions 4x4 / 4, 2x2 / 2 and 2x2 / 2 with D/4, D/4 and D channels, LayerNorm and GELU between: stride 16.
     """

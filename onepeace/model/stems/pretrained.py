@@ -1,4 +1,4 @@
-"""What stems that were trained elsewhere share."""
+"""Base class of pretrained stems."""
 
 from typing import Any, cast
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 
 class PretrainedStem(nn.Module):
-    """A network with published weights, and a projection of its feature map to the width of the tokens.
+    """Network with published weights, and a projection of its feature map to the token width.
 
-    A subclass makes ``network`` and gives ``features`` (raw input -> feature map, channels last). Where the network is
-    frozen (``freeze: [adapters.*.stem.network.*]``) a run can compute its features once and keep them
-    (onepeace/train/stem_features.py): an adapter takes ``{"features"}`` in place of its raw input.
+    A subclass creates ``network`` and implements ``features`` (raw input -> feature map, channels last). If the network
+    is frozen (``freeze: [adapters.*.stem.network.*]``), a run can compute its features once and cache them
+    (onepeace/train/stem_features.py): an adapter accepts ``{"features"}`` instead of its raw input.
 
     Args:
         dim: width of the tokens.
-        channels: of the feature map.
+        channels: channels of the feature map.
     """
 
     def __init__(self, dim: int, channels: int):
@@ -24,23 +24,23 @@ class PretrainedStem(nn.Module):
         self.proj = nn.Linear(channels, dim)
 
     def project(self, features: Tensor) -> Tensor:
-        """A feature map (B, ..., channels) -> (B, ..., dim)."""
+        """Project a feature map (B, ..., channels) to (B, ..., dim)."""
         return self.proj(self.norm(features.to(self.norm.weight.dtype)))
 
     def load_pretrained(self) -> None:
-        """Fetch the network's published weights, from an installed package or a hub.
+        """Load the published weights, from an installed package or a hub.
 
         Raises:
-            UserError: they cannot be had.
+            UserError: the weights are not available.
         """
         raise NotImplementedError
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode without batch norms: each becomes part of the convolution before it.
+    """Fold each batch norm of a network in evaluation mode into the preceding convolution.
 
-    Same function, faster on a CPU, and training cannot move running statistics. A batch norm with no convolution of its
-    width before it stays.
+    The function stays the same and is faster on a CPU, and training cannot change running statistics. A batch norm
+    without a preceding convolution of its width is kept.
     """
     network.eval()
     before: tuple[str, nn.Module] | None = None

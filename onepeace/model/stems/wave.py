@@ -13,7 +13,7 @@ RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
 
 class WindowConv(nn.Conv1d):
-    """A convolution without padding and bias of (B, N, C), channels last, as one matrix product over its windows.
+    """Convolution without padding and bias over (B, N, C), channels last, as one matrix product over its windows.
 
     The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
     transpose twice per layer. A window of k frames is contiguous in memory.
@@ -34,7 +34,7 @@ class WaveStem(nn.Module):
     """The released stem: seven convolutions without padding over the waveform, as in wav2vec 2.0.
 
     ``convs`` lists (channels, kernel, stride). Hop 320 and receptive field 400 samples as released: a frame per 20 ms.
-    No frame of an item sees beyond the item's own samples, so padding needs no care here.
+    No frame of an item depends on samples beyond the item, so padding needs no handling here.
     """
 
     def __init__(self, dim: int, convs: Sequence[Sequence[int]] = RELEASED_CONVS):
