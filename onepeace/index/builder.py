@@ -1,6 +1,6 @@
 """Fills an index: entries -> readers -> decoder threads -> model -> writer, in bounded memory.
 
-What was written before a stop stays, and the same command goes on.
+Files written before an interruption are kept, and the same command resumes.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
 
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
-"""Size of a transaction: the most that a kill can cost."""
+"""Size of a transaction, the most work that a kill can lose."""
 AHEAD = 64
 """Files that are read and hashed at once, ahead of the decoders."""
 CHUNK = 1 << 20
@@ -44,14 +44,14 @@ WINDOW, HOP = 10.0, 5.0
 
 @dataclass
 class Report:
-    """Numbers of what a run did to an index."""
+    """Counts of what a run changed in an index."""
 
     added: int = 0
     """Files embedded for the first time."""
     changed: int = 0
     """Files embedded again, because their content changed."""
     copied: int = 0
-    """New paths whose content was known, so that its vectors were taken."""
+    """New paths with known content, whose vectors were reused."""
     moved: int = 0
     """Copied files whose old path is gone."""
     unchanged: int = 0
@@ -76,7 +76,7 @@ class Report:
 
 
 class Builder:
-    """Puts what was found into a store that is open for writing.
+    """Writes entries into a store that is open for writing.
 
     Args:
         load: gives the model of the index; called when there is something to embed.
@@ -98,7 +98,7 @@ class Builder:
         self._written = time.monotonic()
 
     def fill(self) -> None:
-        """Embed what is new or has changed. What is done stays in the index, whatever ends the call."""
+        """Embed new and changed entries. Finished ones stay in the index even if the call is interrupted."""
         start = time.perf_counter()
         try:
             if new := [entry for entry in self.found.entries.values() if self._is_new(entry)]:
@@ -109,7 +109,7 @@ class Builder:
             self.report.seconds += time.perf_counter() - start
 
     def remove_missing(self) -> None:
-        """Forget the files that were not found, unless they are in a folder or shard that could not be read."""
+        """Remove files that were not found, except in folders or shards that could not be read."""
         entries = self.found.entries
         unread = {str(problem.path) for problem in self.found.problems}
         unread |= {path for path, entry in entries.items() if entry.item.problem is not None}

@@ -1,4 +1,4 @@
-"""Makes the banks of unrelated queries of a model (ranking.py)."""
+"""Creation of a model's banks of unrelated queries (ranking.py)."""
 
 from importlib import resources
 from pathlib import Path
@@ -12,23 +12,23 @@ from onepeace.index.index import Index
 from onepeace.index.ranking import Banks
 
 FILE = "calibration.safetensors"
-"""Its name in a model folder."""
+"""Name of the calibration file in a model folder."""
 TEXTS = {
     "word": "names.txt",
     "word/audio": "sounds.txt",
     "sentence": "sentences.txt",
     "sentence/audio": "sound_sentences.txt",
 }
-"""Bank -> its texts, a file of this package with one in each line.
+"""File of the texts of each bank, one per line.
 
-Sounds have texts of their own: most things make no sound, and a query for a sound beats their names too easily."""
+Sounds have their own texts: most things make no sound, and a query for a sound beats their names too easily."""
 KEPT = {"image": 0.9, "audio": 0.15}
-"""Bank of what a model folder brings -> share that is kept of the files it is made from: those least like the others.
+"""Share of the generic files kept per bank of a model folder: those least similar to the others.
 
-What has its like among generic files has it in many folders too, and then it is no query without an answer. There are
-fewer kinds of sounds than of pictures, so more of them are left out."""
+A file with similar generic files has similar files in many folders, and is then not an unrelated query. There are fewer
+kinds of sounds than of pictures, so fewer sounds are kept."""
 DRAWN = 1000
-"""Pictures, and sounds, that a bank is made from."""
+"""Number of pictures, and of sounds, to select a bank from."""
 
 
 def texts_of(bank: str) -> list[str]:
@@ -37,12 +37,12 @@ def texts_of(bank: str) -> list[str]:
 
 
 def banks_of_words(embedder: Any) -> Banks:
-    """The banks of texts of a model, an `Embedder` or a pool of them, which reads them now."""
+    """Encode the text banks with a model, an `Embedder` or a pool of them."""
     return Banks({bank: np.asarray(embedder.encode_text(texts_of(bank), progress=False)) for bank in TEXTS})
 
 
 def read_calibration(folder: Path, model: str) -> bytes | None:
-    """Content of the calibration file of a model folder; None if there is none, or it is of another model.
+    """Content of the calibration file of a model folder; None if it does not exist or is of another model.
 
     Args:
         model: hash of the model (onepeace/hub/fingerprint.py).
@@ -61,10 +61,10 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
 
 
 def calibrate(index: Index) -> Banks:
-    """The banks of an index's model: its texts, and pictures and sounds of the index; always the same ones.
+    """Create the banks of an index's model from texts and from pictures and sounds of the index (deterministic).
 
     Raises:
-        UserError: no picture or sound in the index.
+        UserError: the index has no pictures or sounds.
     """
     vectors = {bank: rows for bank, rows in index.banks.vectors.items() if bank in TEXTS}
     items, means = index.means()
@@ -78,7 +78,7 @@ def calibrate(index: Index) -> Banks:
 
 
 def least_alike(vectors: NDArray, share: float) -> NDArray:
-    """The share of unit vectors (n, E) whose nearest other one is the farthest away, at least one."""
+    """The given share of the unit vectors (n, E) whose nearest neighbours are farthest away, at least one."""
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     return vectors[np.sort(np.argsort(cosines.max(axis=1), kind="stable")[: max(1, round(share * len(vectors)))])]

@@ -1,4 +1,4 @@
-"""Content of an item of an index, read again to show it or to compute something from it."""
+"""Content of an item of an index, read again for display or further computation."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
 
 
 def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
-    """UserError for a file below a folder of the index that really lies outside of it."""
+    """Raise UserError for a file in an indexed folder whose real path is outside of it."""
     real = os.path.realpath(path)
     above = [root for root in roots.values() if root.kind == "folder" and path.startswith(os.path.join(root.path, ""))]
     inside = [real.startswith(os.path.join(os.path.realpath(root.path), "")) for root in above]

@@ -1,4 +1,4 @@
-"""Vectors out of an index, with what is known of their files, for other programs: .npz or .parquet."""
+"""Export of the vectors of an index and the metadata of their files to .npz or .parquet."""
 
 import json
 from pathlib import Path

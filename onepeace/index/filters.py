@@ -1,10 +1,10 @@
-"""Conditions on what is known of files, written as Python expressions and computed by SQLite.
+"""Conditions on file metadata, written as Python expressions and evaluated by SQLite.
 
     width >= 1000 and duration < 2*min and "beach" in path
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
 
-Python's own parser reads them; names are fields, units are constants, anything else is refused with its column. No text
-of the user's becomes SQL. A field that a file does not have is None (NULL), and no comparison finds it.
+They are parsed by Python's ast: names are fields, units are constants, and anything else is an error with its column.
+No user text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
 """
 
 import ast
@@ -25,7 +25,7 @@ KINDS = {
     **dict.fromkeys(("audio", "audios", "sound", "sounds"), "audio"),
     **{"text": "text", "texts": "text", "video": "video", "videos": "video"},
 }
-"""Words for kinds of files -> the kind."""
+"""Kind of file by name, with synonyms."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "s": 1.0, "min": 60.0, "h": 3600.0}
 PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y": (timedelta(366), {"month": 1, "day": 1}),
@@ -35,7 +35,7 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
 }
 """Dates as people write them -> what leads from the start of one into the next, and to its start."""
 MAX_LENGTH, LARGEST = 10_000, 2**62
-"""Characters of a condition, and size of a number in it."""
+"""Maximum characters of a condition, and the largest number in it."""
 
 
 class Condition(NamedTuple):
@@ -62,10 +62,10 @@ OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: a
 
 
 def kind_of(name: str) -> str:
-    """Kind of file that a word means: image, audio, text or video.
+    """The kind of file for a name: image, audio, text or video.
 
     Raises:
-        UsageError: it means none; with the nearest word.
+        UsageError: the name is unknown; suggests the nearest one.
     """
     if (kind := KINDS.get(name.lower())) is not None:
         return kind
@@ -77,10 +77,10 @@ def kind_of(name: str) -> str:
 def short_forms(
     where: str | None = None, after: str | None = None, before: str | None = None, path: str | None = None
 ) -> str | None:
-    """One condition of the options that are short forms of it: dates from and up to, a pattern of paths.
+    """Combine --where with its short forms --after, --before and --path into one condition.
 
     Raises:
-        UsageError: a condition or a date that cannot be read.
+        UsageError: a condition or a date cannot be parsed.
     """
     if where is not None:
         compile_condition(where)  # an error names a column of what was written
@@ -98,7 +98,7 @@ def period(text: str) -> tuple[float, float]:
     """Start of a year, month, day or minute of local time in unix seconds, and the first moment after it.
 
     Raises:
-        UsageError: not a date, or one that the clock of this system cannot tell.
+        UsageError: not a date, or one outside the range of the system clock.
     """
     for layout, (step, first) in PERIODS.items():
         with suppress(ValueError, OverflowError, OSError):  # systems differ in how they say so
@@ -109,10 +109,10 @@ def period(text: str) -> tuple[float, float]:
 
 @lru_cache(64)
 def compile_condition(where: str) -> Condition:
-    """Condition of an expression; `register` makes the functions that it calls known to a connection.
+    """Compile an expression to a condition; `register` adds the SQL functions that it calls to a connection.
 
     Raises:
-        UsageError: not an expression, or a name, a value or an operator that is not known, with its column.
+        UsageError: not an expression, or an unknown name, value or operator, with its column.
     """
     if len(where) > MAX_LENGTH:
         raise UsageError(f"--where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
@@ -126,10 +126,10 @@ def compile_condition(where: str) -> Condition:
 
 
 def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
-    """Make the functions of conditions known to a connection.
+    """Register the SQL functions of conditions with a connection.
 
     Args:
-        roots: folders that were indexed; patterns fit paths below them, and whole paths.
+        roots: indexed folders; patterns match paths relative to them, and whole paths.
     """
     folders = sorted((root.rstrip(os.sep) + os.sep for root in roots), key=len, reverse=True)
 

@@ -1,4 +1,4 @@
-"""Files of an index in groups: copies of one another, clusters with names, and points of a plane."""
+"""Groups of files of an index: duplicates, named clusters, and a 2-D projection."""
 
 import logging
 import math
@@ -23,9 +23,9 @@ NEIGHBOURS, NEAR = 24, 0.4
 COSINES, PAIRS = 1 << 23, 256
 """Cosines computed at once, and pairs of files compared at once."""
 LARGEST_NUMBER = 50
-"""Clusters that are made of many files, unless a number is asked for."""
+"""Default maximum number of clusters."""
 NAMES = 3
-"""Names of a cluster."""
+"""Number of names per cluster."""
 BATCH = 4096
 """Files in a step of MiniBatchKMeans."""
 SHRINKAGE = 10
@@ -40,14 +40,14 @@ class Member:
 
     item: Item
     similarity: float
-    """Cosine to the first of the group, or the middle of the cluster."""
+    """Cosine to the first file of the group, or to the centre of the cluster."""
     is_exact: bool = False
-    """Whether its content is that of the first."""
+    """Whether its content is identical to that of the first file."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Files that are copies of one another: the largest picture, or the longest sound, first."""
+    """Group of duplicates; the largest picture or longest sound is first."""
 
     copies: tuple[Member, ...]
 
@@ -153,16 +153,16 @@ def connected(count: int, pairs: np.ndarray) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Files that are alike."""
+    """Cluster of similar files."""
 
     members: tuple[Member, ...]
-    """Nearest to the middle first."""
+    """Members, nearest to the centre first."""
     names: tuple[str, ...] = ()
     """The nearest of the generic words of the index, best first; none if its model has no words."""
 
 
 def clusters(index: Index, count: int | None = None) -> list[Cluster]:
-    """Clusters of all files, of pictures and sounds together, the largest first; always the same ones.
+    """Clusters of all files across modalities, largest first (deterministic).
 
     Args:
         count: how many; None = the root of half the number of files, at most LARGEST_NUMBER.
@@ -224,5 +224,5 @@ def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays one."""
+    """Normalise rows to length 1; zero rows stay zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""`Index`: an index folder as users see it. Importing this takes no torch; a query of words alone may need none."""
+"""`Index`, the public interface of an index folder. Importing it does not import torch."""
 
 import os
 from collections import Counter
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from onepeace.export.text_branch import TextBranch
 
 POOL = 200
-"""Best files that are sorted by date or path, unless more hits are asked for."""
+"""Number of best files to sort by date or path, unless more hits are requested."""
 CANDIDATES = 4
-"""Vectors fetched per hit wanted; several may be of one file."""
+"""Vectors fetched per requested hit, as several may belong to one file."""
 REMEMBERED = 16
-"""Filters whose masks are cached."""
+"""Number of filters whose masks are cached."""
 
 
 class Index:
-    """The vectors of files, and what is known of the files, in a folder.
+    """Vectors and metadata of files, stored in a folder.
 
-    ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading, and shows the state of
-    that moment; another process may write meanwhile.
+    ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading and shows the state at
+    the time of opening; another process may write meanwhile.
 
     Attributes:
-        folder: where it lies.
+        folder: folder of the index.
         model, model_hash: name and hash of the model that made the vectors.
-        embed_dim: numbers of a vector.
-        kinds: modalities of the vectors: those that the model has.
+        embed_dim: dimension of the vectors.
+        kinds: modalities of the vectors, which are those of the model.
     """
 
     def __init__(self, store: Store, model: str | None, device: str | None, dtype: str) -> None:
@@ -53,14 +53,14 @@ class Index:
     def open(
         cls, folder: str | os.PathLike[str], *, model: str | None = None, device: str | None = None, dtype: str = "auto"
     ) -> "Index":
-        """An index that is there.
+        """Open an existing index.
 
         Args:
-            model: for queries, where the model it was made with has another name here.
+            model: model for queries, if the model of the index has another name on this machine.
             device, dtype: see `onepeace.load`; the model is loaded with the first query that needs it.
 
         Raises:
-            UserError: no index, a damaged one, or one of another format.
+            UserError: there is no index, it is damaged, or it has another format version.
         """
         return cls(Store(Path(folder)), model, device, dtype)
 
@@ -81,19 +81,19 @@ class Index:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
 
     def items(self, where: str | None = None) -> Iterator[Item]:
-        """Files that have vectors, in the order in which they came, and that meet a condition (filters.py)."""
+        """Files with vectors that satisfy a condition (filters.py), in the order in which they were added."""
         condition = _embedded(where)
         return self.store.items(condition.sql, condition.params)
 
     def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
-        """Files that have vectors and meet a condition, the newest first, and how many there are."""
+        """Files with vectors that satisfy a condition, newest first, and their total number."""
         condition = _embedded(where)
         order = "date DESC, id LIMIT ? OFFSET ?"
         items = [*self.store.items(condition.sql, (*condition.params, top, offset), order)]
         return items, self.store.count(condition.sql, condition.params)
 
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
-        """File of a path or an id, if it is in the index and has vectors."""
+        """The file with this path or id, if it is in the index and has vectors."""
         known = ("id = ?", key) if isinstance(key, int) else ("path = ?", os.fsencode(key))
         return next(self.store.items(f"{known[0]} AND problem IS NULL", known[1:]), None)
 
@@ -102,11 +102,11 @@ class Index:
         return [Unreadable(Path(item.path), item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
     def roots(self) -> dict[str, Root]:
-        """Folders, files, tables and shards that the index was made of, by path."""
+        """The indexed folders, files, tables and shards, by path."""
         return {path: root for path, root in self.store.roots().items() if root.kind != "removed"}
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of files by kind, of vectors, captions, problems and bytes on the disk, and the model."""
+        """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
         kinds = self.store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
         problems = Counter(problem.reason for problem in self.problems())
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
@@ -118,7 +118,7 @@ class Index:
         }  # fmt: skip
 
     def means(self) -> tuple[list[Item], np.ndarray]:
-        """Files that have vectors, and (n, E) float32 unit vectors: the mean of those of each file."""
+        """Files with vectors, and the mean unit vector of each, (n, E) float32."""
         items, (ids, places) = {item.id: item for item in self.items()}, self.matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
         np.add.at(sums, places, self.matrix.vectors)
@@ -128,7 +128,7 @@ class Index:
 
     @cached_property
     def embedder(self) -> "Embedder":
-        """Model that made the vectors; loaded on first use."""
+        """The model of the index; loaded on first use."""
         from onepeace.embed.embedder import load
 
         name = self._model or self.model
@@ -143,24 +143,24 @@ class Index:
 
     @cached_property
     def banks(self) -> Banks:
-        """Unrelated queries, which make the scale of the scores and the match."""
+        """The unrelated queries, which define the scale of the scores and the match."""
         return banks_of(self.store)
 
     @cached_property
     def service(self) -> Any:
-        """Service that is asked which vectors are near (nearest.py); None = there is none."""
+        """Vector database for nearest-neighbour search (nearest.py), if any."""
         return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
 
     @cached_property
     def text_branch(self) -> "TextBranch | None":
-        """Reads words without the model, if it is there."""
+        """Text branch that encodes text queries without the model, if it exists."""
         from onepeace.export.text_branch import TextBranch
 
         return TextBranch.open(self.model_hash)
 
     @cached_property
     def mask(self) -> "Callable[[tuple[str, ...], Condition | None], np.ndarray | None]":
-        """Rows of the matrix that filters allow: `mask_of`, cached."""
+        """Cached `mask_of`: the rows of the matrix that pass the filters."""
         return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
 
     def search(
@@ -179,18 +179,18 @@ class Index:
         """The files nearest to a query, best first.
 
         Args:
-            query: words, or a `Query` of words, pictures, sounds and files of the index.
-            top, offset: number of hits, after leaving out so many.
-            only: kind of files, or several: image, audio, text, video.
-            where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
+            query: a text, or a `Query` of texts, pictures, sounds and files of the index.
+            top, offset: number of hits, and number of hits to skip before them.
+            only: kind or kinds of files: image, audio, text, video.
+            where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
             sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more.
-            rank: match, or raw for the cosine alone.
-            min_match: hits below it are left out.
-            collapse: near copies as one hit.
+            rank: match, or raw for the plain cosine.
+            min_match: drop hits with a lower match.
+            collapse: group near copies into one hit.
 
         Raises:
-            UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged: a hit is
-                not what was written.
+            UserError: the query cannot be encoded, or a condition or option is invalid; Damaged: a hit fails its
+                checksum.
         """
         if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
             raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
@@ -244,10 +244,10 @@ class Index:
         return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))
 
     def refresh(self) -> bool:
-        """Show what another process has written since; whether that is anything.
+        """Load what another process has written since; returns whether anything has changed.
 
         Raises:
-            UserError: it was made anew with another model; a damaged one. What was shown is shown still.
+            UserError: the index was rebuilt with another model, or is damaged. The old state then remains visible.
         """
         if self.store.is_current():
             return False
@@ -265,7 +265,7 @@ class Index:
         register(store.connection, store.roots())
 
     def forget(self) -> None:
-        """Leave what was computed of the vectors to be computed anew."""
+        """Drop what was computed from the vectors, to be recomputed on demand."""
         if (service := self.__dict__.get("service")) is not None:
             service.close()
         for name in ("matrix", "banks", "service", "mask"):
@@ -273,7 +273,7 @@ class Index:
 
 
 def identity(model: str) -> dict[str, str]:
-    """Name and hash of a model, and the version of the preprocessing: what its vectors depend on."""
+    """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
     from onepeace.hub.fingerprint import fingerprint
     from onepeace.hub.resolve import resolve
     from onepeace.processors import VERSION
@@ -284,7 +284,7 @@ def identity(model: str) -> dict[str, str]:
 
 
 def check_model(store: Store, about: dict[str, str]) -> None:
-    """UserError if an index was made by another model, or by another version of the preprocessing."""
+    """Raise UserError if an index was built with another model or another version of the preprocessing."""
     remedies = {
         "model_hash": ("model", "leave out --model, or build a new index"),
         "preprocessing": ("preprocessing", f"build a new index, or use {store.meta.get('made_by')}"),
@@ -297,10 +297,10 @@ def check_model(store: Store, about: dict[str, str]) -> None:
 
 
 def banks_of(store: Store) -> Banks:
-    """Unrelated queries of the model of an index, with their scores in all of its vectors.
+    """Unrelated queries of the model of an index, with their scores against all of its vectors.
 
-    Stored are the scores of the state meta["scored"]. Later vectors are added; after removals, which may have taken a
-    best one, all are scored again.
+    The stored scores are those of the state meta["scored"]. Later vectors are added to them; after removals, which may
+    have deleted a best one, all vectors are scored again.
     """
     banks = Banks.load(store.blob("calibration"), store.blob("best"))
     after, _, removed = store.meta.get("scored", "").partition("-")
@@ -313,11 +313,11 @@ def banks_of(store: Store) -> Banks:
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the folder of an index."""
+    """Whether a path is an index folder."""
     return (Path(path) / DATABASE).is_file()
 
 
 def _embedded(where: str | None) -> Condition:
-    """Condition of files that have vectors and meet another one."""
+    """Condition for files with vectors that also satisfy ``where``."""
     condition = Condition("1") if where is None else compile_condition(where)
     return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)

@@ -1,4 +1,4 @@
-"""Indexes of plain folders that are searched: kept in the user's cache folder, one for each set of paths."""
+"""Cached indexes of plain folders, in the user's cache folder, one per set of paths."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def indexes_folder() -> Path:
 
 
 def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> Path:
-    """Folder of the index of some paths and a model, whether it is there or not."""
+    """Folder of the cached index of some paths and a model; it may not exist."""
     places = sorted(os.path.abspath(path) for path in paths)
     name = os.path.abspath(model) if os.path.isdir(os.path.expanduser(model)) else model
     digest = hashlib.blake2b(json.dumps([places, name]).encode(), digest_size=6).hexdigest()
@@ -30,7 +30,7 @@ def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> P
 def kept_index(
     paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any
 ) -> tuple[Path, Report]:
-    """The index of plain folders and files, made or brought up to date, and what was done; options as for `build`."""
+    """Build or update the cached index of folders and files; returns it with a report. Options as for `build`."""
     folder = folder_of(paths, model or "tiny")
     return folder, update(folder, model, **options) if is_index(folder) else build(folder, paths, model, **options)
 

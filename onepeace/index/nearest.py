@@ -1,4 +1,4 @@
-"""The vectors of an index as one matrix, and the rows of it that are nearest to a query.
+"""The vectors of an index as one matrix, and nearest-neighbour search in it.
 
 The matrix is a memory-mapped file made from the database. Where there are more than `LARGE` vectors, inverted lists of
 FAISS (if it is installed) name candidates, as a service may; these are compared exactly. Both files are named
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MATRIX, LISTS = "matrix", "lists"
 LOCAL = "local"
-"""Address that means no service."""
+"""Address for no vector database."""
 READ = 1 << 13
 """Vectors read from the database at once."""
 LARGE = 250_000
@@ -38,7 +38,7 @@ STALE = 1.1
 PROBED, TRAINED = 48, 200_000
 """Lists that a query probes (nprobe), and vectors that the centroids are trained on."""
 CANDIDATES = 10
-"""Candidates that are asked for, for each vector that is wanted."""
+"""Candidates requested per vector wanted."""
 BLOCK = 1 << 14
 """Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would spin."""
 ROUNDING = 1e-6
@@ -53,7 +53,7 @@ def record_type(embed_dim: int) -> np.dtype:
 
 
 class Found(NamedTuple):
-    """Rows near a query, best first, equal ones by row."""
+    """Rows near a query, best first, ties by row."""
 
     rows: np.ndarray
     """(k,) int64."""
@@ -181,7 +181,7 @@ def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int)
 
 
 def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Any:
-    """Service that is asked which vectors are near, by ``onepeace.plugins.NAME.open_store``.
+    """Open a vector database with ``onepeace.plugins.NAME.open_store``.
 
     It has ``candidates(query, count, code)``, ids of about ``count`` vectors of ``Store.kinds[code]`` that are nearest
     to a query, or None if it does not answer; `send`, which brings it up to date with the matrix; and `close`.
@@ -217,7 +217,7 @@ def keep(store: Store) -> None:
 
 
 def derived(folder: Path) -> list[Path]:
-    """Files of an index that are made from its database."""
+    """Files of an index that are derived from its database."""
     return [*folder.glob(f"{MATRIX}-*"), *folder.glob(f"{LISTS}-*")]
 
 

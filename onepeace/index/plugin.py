@@ -1,4 +1,4 @@
-"""Engines and services beside the index, by the names of modules in onepeace.plugins."""
+"""Engines and vector databases for an index, by the names of modules in onepeace.plugins."""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""What is searched for: words, pictures, sounds and files of the index, mixed by weights into one vector."""
+"""Queries: texts, pictures, sounds and files of the index, combined by weights into one vector."""
 
 import math
 import os
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
     from onepeace.export.text_branch import TextBranch
 
 WITHOUT = 0.5
-"""Weight of words to move away from, unless another is given."""
+"""Default weight of texts to move away from."""
 SHORT = 3
-"""Words up to which a text is taken for a name rather than a sentence."""
+"""Maximum number of words of a text that is judged as a name, not as a sentence."""
 CANCELLED = 1e-3
-"""Length of a sum of unit vectors below which its direction says nothing."""
+"""Length of a sum of unit vectors below which the parts cancel out."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query of any mix; each field is one value or a list of them, and all together one vector, their weighted sum.
+    """A query of any parts. Each field is one value or a list; the query vector is the weighted sum of all of them.
 
     ``Query(text="a beach", without="people")``, ``Query(image="dog.jpg", text="in the snow", weights={"image": 0.7})``.
     """
 
     text: str | Sequence[str] = ()
     image: Any = ()
-    """Path, address, bytes or PIL image, as `Embedder.encode_image` takes them."""
+    """Path, URL, bytes or PIL image, as in `Embedder.encode_image`."""
     audio: Any = ()
-    """Path, address, bytes, or (samples, rate)."""
+    """Path, URL, bytes, or (samples, rate)."""
     like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = ()
-    """Paths of files that are in the index; nothing is read again."""
+    """Paths of files of the index, whose stored vectors are used."""
     without: str | Sequence[str] = ()
-    """Words to move away from."""
+    """Texts to move away from."""
     vector: Any = None
-    """(E,) numbers, given directly."""
+    """Vector (E,), given directly."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Weight of each field, at least 0; 1 if it is not named, 0.5 for `without`."""
+    """Weight of each field, at least 0; the default is 1, and 0.5 for `without`."""
 
     def parts(self) -> "list[tuple[str, Any, float]]":
         """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
 
         Raises:
-            UserError: nothing to search for, a weight of no field, or one that is no number from 0.
+            UserError: the query is empty, or a weight is of an unknown field or not a number from 0.
         """
         known = [one.name for one in fields(self) if one.name != "weights"]
         for name, weight in self.weights.items():
@@ -74,7 +74,7 @@ class Query:
         return found
 
     def paths(self) -> list[bytes]:
-        """Paths of the files that the query is made of, which are not among its hits."""
+        """Paths of the files in the query, which are excluded from its hits."""
         named = [value for name, value, _ in self.parts() if name in ("image", "audio", "like")]
         paths = [value for value in named if isinstance(value, (str, os.PathLike))]
         return [os.fsencode(form(path)) for path in paths for form in (os.path.realpath, os.path.abspath)]
@@ -84,7 +84,7 @@ class Part(NamedTuple):
     """One part of a query, encoded."""
 
     bank: str
-    """Kind of unrelated queries that it is judged by: word, sentence, image or audio."""
+    """Bank of unrelated queries to compare with: word, sentence, image or audio."""
     vector: np.ndarray
     """(E,) float32, unit length."""
     weight: float
@@ -102,7 +102,7 @@ class QueryVector(NamedTuple):
         """Weighted sum of the parts.
 
         Raises:
-            UserError: they cancel out.
+            UserError: the parts cancel out.
         """
         total = np.sum([part.weight * part.vector.astype(np.float64) for part in parts], axis=0)
         return cls(_unit(total, "the parts of the query cancel out; change their weights"), tuple(parts))
@@ -111,15 +111,15 @@ class QueryVector(NamedTuple):
 def encode(
     query: Query, store: Store, load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
 ) -> QueryVector:
-    """The vector of a query.
+    """Encode a query.
 
     Args:
-        store: of the index, for its files.
-        load: gives the model of the index; called if a part needs it.
-        branch: gives what reads words without the model, if it is there.
+        store: store of the index, for `like`.
+        load: returns the model of the index; called only if a part needs it.
+        branch: returns the text branch, which encodes text without the model, if it exists.
 
     Raises:
-        UserError: nothing to search for, a part that cannot be read, parts that cancel out.
+        UserError: the query is empty, a part cannot be read, or the parts cancel out.
     """
     given = query.parts()
     read = [(name, value) for name, value, _ in given if name not in ("like", "vector")]
@@ -141,12 +141,12 @@ def encode(
 
 
 def bank_of_text(text: str) -> str:
-    """Kind of unrelated texts that a text is compared with."""
+    """Bank of unrelated texts that a text is compared with."""
     return "word" if len(text.split()) <= SHORT else "sentence"
 
 
 def _unit(vector: np.ndarray, problem: str) -> np.ndarray:
-    """(E,) float32 of length 1; UserError for one that has no direction."""
+    """Normalise to (E,) float32 of length 1; UserError for a zero vector."""
     length = float(np.linalg.norm(vector))
     if not CANCELLED < length < math.inf:
         raise UserError(problem)
@@ -165,7 +165,7 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
 
 
 def _of_index(path: str, weight: float, store: Store) -> list[Part]:
-    """The mean of a file's vectors; of a video that of its pictures and that of its sound."""
+    """The mean vector of a file; for a video, one of its frames and one of its audio track."""
     names = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
     item = next(store.items("path IN (?, ?) AND problem IS NULL", names), None)
     if item is None:

@@ -1,20 +1,20 @@
 """Scores of pictures, sounds and texts on one scale, and the match: whether a hit is likely to be right.
 
-A cosine alone does not say that: it depends on the model, the kinds of query and file, and the size and nature of the
-folder. So each folder is asked beforehand for some hundred things that nobody looks for in it (`Banks`): generic words
-and sentences, which come with the package, and pictures and sounds, of which only the vectors come with a model
-(calibrate.py). Nothing is fitted (docs/results/match.md).
+A cosine alone does not tell: its scale depends on the model, the modalities of query and file, and the size and content
+of the folder. So each index is scored in advance against a few hundred unrelated queries (`Banks`): generic words and
+sentences, which come with the package, and pictures and sounds, whose vectors come with a model (calibrate.py). Nothing
+is fitted (docs/results/match.md).
 
-* z orders a mixed list: how many deviations a cosine is above the mean of unrelated queries with files of its kind.
-* the match is shown: the share of unrelated queries whose best hit of its kind scores lower. "97 of 100 unrelated words
-  find nothing as near here."
+* The z-score ranks mixed lists: the standard deviations of a cosine above the mean of unrelated queries against files
+  of the same kind.
+* The match is displayed: the share of unrelated queries whose best hit of the same kind scores lower.
 
-Kinds may disagree about the order, so no hit of a list is said to match better than one above it (search.py).
+The two may order hits differently, so the match of a hit is capped at that of the hit above it (search.py).
 
-A query of several parts is q = sum of w_p v_p. Unrelated queries like it are not asked, but they follow from those of
-its parts: their mean cosine is the sum of w_p r_p, with r_p the mean of the part's own, and what is e_p above that for
-each part is sqrt(sum of w_p w_q e_p e_q a_pq) above it for the sum, with a_pq the cosine of two parts without what all
-queries of their banks have in common. That is how spreads of sums add up; each quantile of the best hits is added so.
+A query of several parts is q = sum of w_p v_p. Unrelated queries of this form are not scored; their distribution is
+derived from those of the parts. Their mean cosine is the sum of w_p r_p, with r_p the mean of part p. An excess e_p
+over the mean for each part becomes sqrt(sum of w_p w_q e_p e_q a_pq) for the sum, as standard deviations add up, with
+a_pq the cosine of two parts after subtracting the centres of their banks. This is applied to each quantile.
 """
 
 import json
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from onepeace.index.query import QueryVector
 
 MODALITIES = ("image", "audio", "text")
-"""Modalities of items that queries are scored with."""
+"""Modalities of items that queries are scored against."""
 LIKELY = 0.95
-"""Match above which a hit is likely what was meant: 19 of 20 unrelated queries find nothing as near."""
+"""Match above which a hit is likely relevant: 19 of 20 unrelated queries find nothing as near."""
 POSSIBLE = 2 / 3
-"""Match from which it is possible: two of three."""
+"""Match from which a hit is possibly relevant: two of three."""
 RELEVANT = 0.25
-"""Where no hit has this much, nothing relevant was found: three of four unrelated queries find something nearer."""
+"""Match that at least one hit needs, or nothing relevant was found: three of four unrelated queries do better."""
 SMALLEST = 1e-8
 """Lower bound of divisors."""
 FORMAT = "2"
 """Version of `Banks.to_bytes`."""
 SEEN = ("best", "squares", "sums", "counts")
-"""Attributes of `Banks` that an index keeps."""
+"""Attributes of `Banks` that an index stores."""
 BLOCK = 1 << 14
 """Items compared at once: bounds the memory."""
 
 
 def likelihood(match: float) -> str:
-    """A match in a word."""
+    """The match as a word."""
     return "likely" if match > LIKELY else "possible" if match >= POSSIBLE else "unlikely"
 
 
@@ -56,15 +56,15 @@ class Seen(NamedTuple):
     """Cosines of the n queries of a bank with the items of one modality in an index."""
 
     best: NDArray
-    """(n,) highest of each query, rising."""
+    """(n,) highest cosine of each query, ascending."""
     mean: float
     deviation: float
     centre: NDArray
-    """(E,) mean of the queries themselves."""
+    """(E,) mean of the query vectors."""
 
 
 class Banks:
-    """Vectors of unrelated queries by bank, and what they scored in one index.
+    """Vectors of unrelated queries by bank, and their scores in one index.
 
     Attributes:
         vectors: bank -> (n, E) float32 unit rows; "BANK/MODALITY" takes the place of "BANK" for items of that modality.
@@ -84,7 +84,7 @@ class Banks:
         self.start()
 
     def start(self) -> None:
-        """Forget the index: no items yet."""
+        """Reset the scores to an empty index."""
         self.best = np.full((len(self._all), len(MODALITIES)), -np.inf, np.float32)
         self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
@@ -93,7 +93,7 @@ class Banks:
     def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
         """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
 
-        Queries against items cost 2 N n E operations, about a second for 100,000 items of 256 numbers.
+        Costs 2 N n E operations, about a second for 100,000 items of 256 dimensions.
         """
         if not len(self._all):
             return
@@ -109,7 +109,7 @@ class Banks:
                 self.counts[code] += len(some)
 
     def seen(self, bank: str, modality: str) -> Seen | None:
-        """Scores of a bank with the items of a modality; None if there are no such queries or items."""
+        """Scores of a bank against the items of a modality; None if there are no such queries or items."""
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
         if place is None or modality not in MODALITIES or not (count := self.counts[MODALITIES.index(modality)]):
             return None
@@ -119,7 +119,7 @@ class Banks:
         return Seen(np.sort(self.best[place, code]), mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
 
     def score(self, query: "QueryVector", modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
-        """z and match of the cosines (n,) of a query with items of one modality.
+        """z-scores and matches of the cosines (n,) of a query with items of one modality.
 
         Returns:
             z (n,) and the match (n,) in 0..1, in the order of the cosines; the cosines themselves and None if a part
@@ -147,10 +147,10 @@ class Banks:
 
     @classmethod
     def load(cls, content: bytes | None, best: bytes | None = None) -> "Banks":
-        """Read what `to_bytes` and `best_bytes` gave; None = no banks, no items.
+        """Load the output of `to_bytes` and `best_bytes`; None = no banks, no items.
 
         Raises:
-            UserError: it is damaged or of another version.
+            UserError: the content is damaged or of another version.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load

@@ -1,4 +1,4 @@
-"""What a query finds: the nearest vectors of each kind on one scale, one hit for each file, near copies together."""
+"""Hits of a query: the nearest vectors of each kind on one scale, one hit per file, near copies grouped."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,41 +13,41 @@ from onepeace.index.ranking import Banks, likelihood
 from onepeace.index.store import Item, Store
 
 ALIKE = 0.98
-"""Cosine of two files of one kind from which on they are shown as copies of one another."""
+"""Minimum cosine of two files of one kind to be shown as near copies."""
 SAME = 0.9999
-"""Cosine of a query and a file of its own kind from which on the file is a copy of it."""
+"""Minimum cosine of a query and a file of its kind for the file to count as a copy of it."""
 BLOCK = 256
-"""Files compared at once with those ranked before them, to find near copies."""
+"""Files compared at once with those ranked above them, to find near copies."""
 NOTHING = "nothing relevant found; the nearest are:"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A file that was found."""
+    """One hit: a file, with its score."""
 
     rank: int
     item: Item
     modality: str
-    """Modality of the vector that was found."""
+    """Modality of the matching vector."""
     score: float
-    """Cosine of the file's nearest vector and the query."""
+    """Cosine of the query and the nearest vector of the file."""
     match: float | None = None
     """Share of unrelated queries whose best hit of this kind in this folder scores lower; 1 for a copy of the query.
     None where the cosine ranks."""
     start: float | None = None
     end: float | None = None
-    """Seconds of the part that was found, if the file has several vectors."""
+    """End of the matching part in seconds, if the file has several vectors."""
     copies: tuple[str, ...] = ()
-    """Paths of further files that are nearly the same."""
+    """Paths of near copies."""
 
     @property
     def value(self) -> str:
-        """The match, or where there is none the cosine, as it is shown."""
+        """The match, or else the cosine, as displayed."""
         return f"{self.score:.3f}" if self.match is None else f"{self.likelihood} {self.match:.2f}"
 
     @property
     def at(self) -> str:
-        """Start of the part that was found, as 1:15 or 1:01:15; "" for the whole file."""
+        """Start of the matching part, as 1:15 or 1:01:15; "" for the whole file."""
         if self.start is None:
             return ""
         minutes, seconds = divmod(int(self.start), 60)
@@ -59,7 +59,7 @@ class Hit:
         return None if self.match is None else likelihood(self.match)
 
     def to_dict(self) -> dict[str, Any]:
-        """Hit as JSON takes it; the same in every interface."""
+        """The hit as a JSON dictionary, the same in every interface."""
         known = {name: getattr(self, name) for name in ("modality", "match", "likelihood", "score", "start", "end")}
         about = self.item.to_dict()
         head = {"rank": self.rank, "path": about.pop("path"), "kind": about.pop("kind")}
@@ -75,13 +75,13 @@ class Results(Sequence[Hit]):
 
     hits: tuple[Hit, ...]
     compared: int
-    """Files that the filters allowed."""
+    """Number of files that passed the filters."""
     relevant: bool | None = None
     """Whether the best hit is likely or possible to be an answer; None where that is not known."""
 
     @property
     def heading(self) -> str | None:
-        """Line to show above hits that are no answers."""
+        """Line to show above the hits if none is relevant."""
         return NOTHING if self.relevant is False and self.hits else None
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class Results(Sequence[Hit]):
         return self.hits[place]
 
     def to_dict(self) -> dict[str, Any]:
-        """Results as JSON takes them."""
+        """The results as a JSON dictionary."""
         hits = [hit.to_dict() for hit in self.hits]
         return {"hits": hits, "compared": self.compared, "relevant": self.relevant, "heading": self.heading}
 
@@ -134,13 +134,13 @@ def grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]
 
 
 def rows_of(store: Store, matrix: Matrix, sql: str, parameters: Sequence[Any] = ()) -> np.ndarray:
-    """(n,) bool: rows of the files that a condition selects."""
+    """(n,) bool: rows of the files that satisfy a condition."""
     ids, places = matrix.files
     return np.isin(ids, store.ids(sql, parameters), assume_unique=True)[places]
 
 
 def mask_of(store: Store, matrix: Matrix, only: Collection[str], where: Condition | None) -> np.ndarray | None:
-    """(n,) bool: rows that may be found; None = all.
+    """(n,) bool: rows that pass the filters; None = all.
 
     Args:
         only: modalities of the vectors, "video" for all vectors of videos; none = all.

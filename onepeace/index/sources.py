@@ -1,4 +1,4 @@
-"""What goes into an index: the files of folders, the rows of tables, the samples of shards."""
+"""Sources of an index: files of folders, rows of tables, samples of shards."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Scan:
-    """Entries found, by path, and what could not be read on the way."""
+    """Result of a scan: entries by path, and problems."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Unreadable] = field(default_factory=list)
@@ -144,7 +144,7 @@ def name_and_place(path: str) -> tuple[str, str]:
 
 
 def modalities_by_suffix() -> dict[str, str]:
-    """The kind of file that each ending names, lower case, with the dot."""
+    """Kind of file by extension, lower case, with the dot."""
     return {**modality_by_ending(), **dict.fromkeys(VIDEO_SUFFIXES, "video")}
 
 

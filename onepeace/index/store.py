@@ -26,16 +26,16 @@ from onepeace.files.atomic import make_folder, sync, write_atomic
 
 DATABASE = "index.sqlite"
 FORMAT = "6"
-"""Version of what is on the disk; an index of another one is refused by name."""
+"""Format version on disk; an index of another version is refused."""
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
 SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
-"""Settings of the connection that writes: what is committed is on the disk, and readers do not wait."""
+"""Settings of the writing connection: commits are durable, and readers do not wait."""
 BESIDE = ("-wal", "-shm", "-journal")
-"""Endings of the files that SQLite keeps beside a database."""
+"""Suffixes of the files that SQLite keeps beside a database."""
 ELSEWHERE = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open")
-"""Messages of SQLite for faults outside of its file, which a repair would not mend and could make worse."""
+"""SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
 
 SCHEMA = """
 CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER);
@@ -90,11 +90,11 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further columns of a table, or fields of a sample."""
     problem: str | None = None
-    """Why it could not be embedded."""
+    """Reason if the file could not be embedded."""
     note: str | None = None
-    """What is odd about it, though it was embedded."""
+    """Note about an embedded file, such as a video that ends early."""
     id: int = 0
-    """Number in its index, from 1; 0 if it is in none."""
+    """Number in the index, from 1; 0 if it is not in an index."""
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> "Item":
@@ -121,7 +121,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a file that a vector stands for: all of it, or the seconds from start to end."""
+    """Part of a file that a vector represents: all of it, or the seconds from start to end."""
 
     modality: str
     start: float | None = None
@@ -195,7 +195,7 @@ class Store:
         self.connection.close()
 
     def is_current(self) -> bool:
-        """Whether nothing was written since this reader was opened."""
+        """Whether nothing has been written since this reader was opened."""
         with closing(Store(self.folder)) as now:
             return now.meta == self.meta
 
@@ -352,7 +352,7 @@ class Store:
             return self.connection.execute(sql, parameters).fetchall()
 
     def _known(self) -> dict[str, str]:
-        """What is known of the index as a whole."""
+        """Metadata of the index."""
         if self.select("SELECT 1 FROM sqlite_schema WHERE name IN ('meta', 'kept')"):
             raise UserError(f"{self.folder}: made by an earlier version; build it again")
         content = self.blob("meta")

@@ -1,4 +1,4 @@
-"""Is an index what was written? And what to do if not."""
+"""Check an index for damage, and repair it."""
 
 import os
 import secrets
@@ -38,7 +38,7 @@ class CheckReport:
     """A line each."""
     repaired: bool = False
     lost: int = 0
-    """Files that have to be embedded again, which `update` does."""
+    """Number of files that `update` has to embed again."""
 
     @property
     def ok(self) -> bool:
@@ -94,7 +94,7 @@ def _faults(store: Store) -> Iterator[str]:
 
 
 def _repair(folder: Path) -> int:
-    """Make an index sound again, while no other process writes to it.
+    """Repair an index, while no other process writes to it.
 
     Returns:
         The number of files that have to be embedded again, as far as it is known.

@@ -25,7 +25,7 @@ as programs that put them 10 seconds apart put others where scenes change."""
 CHANGE = 0.25
 """Share of the colours that another scene has; pictures that are alike in spite of it are left out later."""
 MOST = 1000
-"""Pictures of one video that are embedded at most: in one of more seconds than that they lie farther apart."""
+"""Maximum number of frames embedded per video; in longer videos they are farther apart."""
 AHEAD = 16
 """Pictures, and windows of the sound, decoded ahead."""
 

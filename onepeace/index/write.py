@@ -1,4 +1,4 @@
-"""`build`, `update` and `remove`: what changes an index. One process writes at a time."""
+"""`build`, `update` and `remove`, which modify an index. One process writes at a time."""
 
 import os
 import secrets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LOCK = "lock"
 COMPILE_FROM = 5000
-"""New files from which on a wide model's blocks are compiled: that takes 20 s to a minute, and saves a seventh."""
+"""Number of new files above which a wide model is compiled: it takes 20 s to a minute, and saves a seventh."""
 EXPORT_FROM = 1000
 """Files from which on the model's text branch is kept: writing it takes ten seconds, a query without it three."""
 
@@ -39,7 +39,7 @@ def build(
     follow_links: bool = False,
     **options: Any,
 ) -> Report:
-    """Make an index of files, or add files to one.
+    """Build an index of files, or add files to one.
 
     Args:
         folder: of the index; made if it is not there.
@@ -72,7 +72,7 @@ def build(
 
 
 def update(folder: str | os.PathLike[str], model: str | None = None, **options: Any) -> Report:
-    """Bring an index up to date with the paths it was made of: new, changed, moved and missing files.
+    """Update an index with new, changed, moved and missing files of its paths.
 
     Args:
         model, options: as for `build`.
@@ -183,7 +183,7 @@ def _fill(
     batch_size: int = 32,
     progress: bool | None = None,
 ) -> Report:
-    """Embed what was found in an index that is open for writing; with ``remove_missing`` forget what was not."""
+    """Embed the entries found in an index open for writing; with ``remove_missing``, remove files that are gone."""
     with ExitStack() as stack:
 
         @cache
@@ -210,7 +210,7 @@ def _fill(
 
 
 def _load(name: str, device: str | None, dtype: str, engine: str | None, is_much: bool) -> Any:
-    """A model or an engine; the blocks of a wide model are compiled where there is much to embed."""
+    """Create the model or engine; a wide model is compiled if there are many files to embed."""
     from onepeace import compiling
     from onepeace.embed import embedder
 
@@ -225,7 +225,7 @@ def _load(name: str, device: str | None, dtype: str, engine: str | None, is_much
 
 
 def _finish(store: Store) -> None:
-    """Bring what is derived from the vectors up to date."""
+    """Update the files derived from the vectors."""
     score(store)
     nearest.keep(store)
     _send(store, store.meta["store"])
