@@ -1,4 +1,4 @@
-"""Embedder: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
+"""Embedder: `load` a model, embed pictures, sounds and texts in one vector space, compare and classify.
 
 Every result comes from `Embedder.stream`: items are decoded in threads, taken apart into samples, batched with others
 of like size, computed, and put together again (stream.py), in order and in bounded memory.
@@ -44,23 +44,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WINDOW = 64
-"""Decoded samples that may wait for others of their size."""
+"""Maximum number of decoded samples waiting for others of similar size."""
 ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
-"""Items that are decoded ahead where long sounds are cut, and windows of each sound: they bound the memory."""
+"""Items decoded ahead if long sounds are cut, and windows of each sound; both bound the memory."""
 
 Encoded: TypeAlias = Tensor | tuple[Tensor, list[Embedded]]
-"""float32 on the CPU, with the results of the items that failed where these are skipped."""
+"""float32 vectors on the CPU; with on_error="skip", also the results of the failed items."""
 
 
 class Tokens(NamedTuple):
-    """Token features of one modality, as a joint pass of all given modalities made them."""
+    """Token features of one modality from a joint pass of all given modalities."""
 
     cls: Tensor
-    """(D,) float32: the token that stands for the whole input."""
+    """(D,) float32: the CLS token."""
     features: Tensor
     """(L, D) float32, without the CLS token."""
     positions: Tensor
-    """(L, 2): what each token covers, in `unit`."""
+    """(L, 2): the extent that each token covers, in `unit`."""
     unit: str
     """"patch": row and column; "second": start and end; "character": start and end in the text as it is prepared
     (`onepeace.processors.TextProcessor.prepare`); "token", of a modality of your own: its number and the next."""
@@ -74,7 +74,7 @@ def load(
     modalities: Iterable[str] | None = None,
     compile: bool = False,
 ) -> "Embedder":
-    """Model by name, ready to encode.
+    """Load a model by name, ready to encode.
 
     Args:
         name: "tiny" (bundled), a model folder, a Hugging Face repo id, or a released model ("one-peace", ...).
@@ -126,12 +126,12 @@ class Embedder:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities this model reads: some of "text", "image", "audio"."""
+        """Modalities of the model: a subset of "text", "image", "audio"."""
         return tuple(self.processors)
 
     @property
     def embed_dim(self) -> int:
-        """Width E of the shared space."""
+        """Dimension E of the embeddings."""
         return self.module.config.embed_dim
 
     @property
@@ -144,13 +144,13 @@ class Embedder:
 
     @property
     def logit_scale(self) -> float:
-        """Factor that makes logits of cosines; CLIP's initial value where the model has learned none."""
+        """Scale from cosines to logits; CLIP's initial value if the model has not learned one."""
         return 1 / 0.07 if self.module.logit_scale is None else float(self.module.logit_scale.detach().float().exp())
 
     def stream(
         self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"
     ) -> Generator[Embedded, None, None]:
-        """The result of every item, in order, as soon as it and those before it are computed; failures are results.
+        """Yields the result of every item in order, as soon as it is available; failures are results too.
 
         However many items there are, memory is bounded: `items` is read only a little ahead of the results, and an
         item whose size is rare waits for at most four times as many others as samples wait for a batch (256, or four
@@ -191,7 +191,7 @@ class Embedder:
         return self._encode(items, read_options(options))
 
     def similarity(self, a: "ArrayLike | Tensor", b: "ArrayLike | Tensor") -> Tensor:
-        """(n, m) cosines of vectors `a` (n, E) and `b` (m, E)."""
+        """Cosine similarities (n, m) of vectors `a` (n, E) and `b` (m, E)."""
         left = _unit_rows(a, "the first argument of similarity")
         return left @ _unit_rows(b, "the second argument of similarity", left.shape[1]).T
 
@@ -203,7 +203,7 @@ class Embedder:
         template: str | Sequence[str] | None = None,
         **options: "Unpack[Keywords]",
     ) -> Encoded:
-        """(n, number of labels) probabilities of labels for items of any kind; rows sum to 1.
+        """Zero-shot probabilities (n, number of labels) for items of any modality; rows sum to 1.
 
         Args:
             labels: names to choose from. For a model's own classes see `predict`.
@@ -225,7 +225,7 @@ class Embedder:
         return (shares, failures) if chosen.on_error == "skip" else shares
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
-        """Token features of one item, its modalities seen together in one pass.
+        """Token features of one item, whose modalities are encoded in one joint pass.
 
         Args:
             item: {"image": ..., "text": ..., "audio": ...}, any one or more; values as in `encode_image` and so on.
@@ -243,7 +243,7 @@ class Embedder:
         return tokens_by_key
 
     def explain(self, item: object, query: object) -> Explanation:
-        """Map of how well each part of a picture or a sound fits a query.
+        """Heat map of how well each part of a picture or sound matches a query.
 
         Args:
             item: a picture, a sound of any length or a text, as in `encode`; one, not composed.
@@ -271,7 +271,7 @@ class Embedder:
         return results
 
     def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
-        """Decoded samples of one modality as the module's input, on its device."""
+        """Collate decoded samples of one modality to model input, on the model's device."""
         processor = self.processors[modality]
         return {
             name: value.to(self.device, self.dtype if name in processor.cast_inputs else None)
@@ -279,7 +279,7 @@ class Embedder:
         }
 
     def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
-        """Compute batches by this model, on a CPU several at once."""
+        """Encode batches with this model; on a CPU, several at a time."""
         small = sum(parameter.numel() for parameter in self.module.parameters()) < SMALL
         return Computing(compute, num_workers(self.device), alone=small)
 
@@ -317,7 +317,7 @@ class Embedder:
         computing = self.computing(self._compute)
         batcher = Batcher(computing.share(options.batch_size), max(WINDOW, 4 * options.batch_size))
         line: deque[Assembly] = deque()
-        """The items whose results have not been given out yet, in order."""
+        """The items whose results have not been yielded yet, in order."""
 
         def finished() -> Iterator[Embedded]:
             while line and line[0].done:
@@ -377,7 +377,7 @@ class Embedder:
         return vectors.clone()  # outside of inference mode: what comes out must be usable in training
 
     def processor(self, modality: str, projected: bool = False) -> Processor:
-        """The processor of a modality; with `projected` the model has to have vectors of it, not only features."""
+        """The processor of a modality; `projected` requires that the model has a projection for it."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
         if projected and modality not in self.module.config.projections:

@@ -1,4 +1,4 @@
-"""Map of a picture or a sound: how well each of its tokens fits the vector of a query.
+"""Heat map of a picture or sound: how well each of its tokens matches the vector of a query.
 
 Each token is encoded alone, with nothing but CLS beside it, through all blocks, the final norm and the projection; its
 value is the cosine of that vector with the query's. The stem has run over the whole item before.
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from onepeace.model import Encoder
 
 FINE = 160
-"""Cells of the longer side of the map in which the peak of a picture is looked for."""
+"""Cells along the longer side of the grid in which the peak of a picture is located."""
 PATCHES = 8
-"""Pictures whose longer side has fewer patches are read in twice or more their size, for a finer map."""
+"""Pictures whose longer side has fewer patches are upscaled by 2 or more, for a finer map."""
 TOKENS_AT_ONCE = 256
-"""Tokens that are encoded in one pass, each on its own."""
+"""Tokens per forward pass; each is encoded on its own."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Map of how well the parts of one item fit a query."""
+    """Heat map of how well the parts of one item match a query."""
 
     modality: str
     """The item's modality."""
     values: Tensor
-    """(rows, columns) of a picture, (frames,) of a sound, float32: larger fits better."""
+    """(rows, columns) for a picture, (frames,) for a sound, float32; larger is a better match."""
     positions: Tensor
-    """(L, 2), what each value is about, in ``unit``; rows of a grid one after another."""
+    """(L, 2), position of each value in ``unit``; grids are row-major."""
     unit: str
     """As in `onepeace.embed.embedder.Tokens`."""
     similarity: float
@@ -51,7 +51,7 @@ class Explanation:
 
     @property
     def peak(self) -> tuple[float, ...]:
-        """Place of the best fit: (x, y) from 0 to 1 from the left upper corner of a picture, (second,) of a sound.
+        """Position of the best match: (x, y) from 0 to 1 from the upper left corner of a picture, (second,) of a sound.
 
         Of a picture in a finer map, cubic in between: a coarse grid would know the middles of its cells alone.
         """
@@ -117,7 +117,7 @@ def _relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: T
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:
-    """The part of a picture that the model sees: with "crop" the largest in the middle that has the model's shape."""
+    """The part of a picture that the model sees; with "crop", the largest central part of the model's shape."""
     if not isinstance(processor, ImageProcessor) or processor.resize != "crop":
         return (0.0, 0.0, 1.0, 1.0)
     width, height = processor.size_in_pixels(value)

@@ -36,7 +36,7 @@ def parts_of(item: object, known: Collection[str]) -> list[tuple[str, object]]:
 
 
 def name_of(index: int, item: object) -> str:
-    """The name of an item in messages: a dictionary with one value is named after the value."""
+    """Name of an item in messages; a dictionary with one value is named after that value."""
     if isinstance(item, Compound):
         return item.name
     values = item if isinstance(item, list) else list((composed(item) or {"": item}).values())
@@ -44,7 +44,7 @@ def name_of(index: int, item: object) -> str:
 
 
 def reason_of(name: str, error: Exception) -> str:
-    """Why the item of this name failed, on one line and without its name."""
+    """The reason for the failure of an item, on one line and without the item's name."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return " ".join(text.removeprefix(f"{name}: ").split())
 

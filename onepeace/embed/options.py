@@ -1,4 +1,4 @@
-"""The options that `stream` and all that encodes share."""
+"""Options shared by `stream` and all functions that encode."""
 
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -24,19 +24,19 @@ class Options:
     """Options of encoding."""
 
     modality: str | None = None
-    """The modality of all items; None: each item's own."""
+    """Modality of all items; None = detected per item."""
     long: Literal["truncate", "windows"] = "truncate"
-    """Treatment of sound beyond the model's length. "truncate": only the beginning is heard. "windows": it is cut into
-    windows, and has the renormalised mean of their vectors; results of `stream` have these too."""
+    """Treatment of audio longer than the model's limit. "truncate": only the beginning is encoded. "windows": it is
+    split into windows, and gets the normalised mean of their vectors; results of `stream` also contain these."""
     window: Positive | None = None
     """Length of a window in seconds, by default the model's; every window is normalised on its own."""
     hop: Positive | None = None
-    """Seconds between the starts of two windows; by default one follows the other."""
+    """Seconds between the starts of two windows; by default, windows do not overlap."""
     batch_size: Count = 32
     """Items that the model computes at once, on a CPU shared out among its cores; changes speed and memory, not the
     vectors."""
     progress: bool | None = None
-    """Whether a bar is drawn on stderr; None draws one if that is a terminal and the work takes over a second."""
+    """Whether to show a progress bar on stderr; None = if that is a terminal and the work takes over a second."""
     on_error: Literal["raise", "skip"] = "raise"
     """"raise" stops at the first item that fails, with a `UserError` that names it. "skip" leaves such items out and
     returns (vectors, failures): `vectors` has rows only for the items that succeeded, in order, and `failures` says

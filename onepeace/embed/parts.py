@@ -1,4 +1,4 @@
-"""Parts of an item on its way into the model. Importing this takes no torch."""
+"""Decoded parts of an item. Importing this module does not import torch."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple

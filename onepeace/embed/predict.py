@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 CANDIDATE = "{text} answer: {candidate}"
-"""Form in which a question and a candidate answer become one text (released code)."""
+"""Format that joins a question and a candidate answer into one text (released code)."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Prediction:
     """The result of one item."""
 
     index: int
-    """Place of the item among those given."""
+    """Index of the item among those given."""
     name: str
     result: dict[str, Any] | None
     """The entry of `TASKS` says its form; None if the item failed."""
     reason: str | None = None
-    """Why it failed, on one line and without its name."""
+    """Reason for the failure, on one line and without the item's name."""
 
 
 class _Decoded(NamedTuple):

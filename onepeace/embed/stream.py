@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WORKERS = 8
-"""Decoding threads; PIL and soundfile release the interpreter's lock, but not all of the time."""
+"""Number of decoding threads; PIL and soundfile release the GIL, but not all of the time."""
 
 
 def decode_ahead(
@@ -69,21 +69,21 @@ class Embedded:
     """The result of one item: a vector, or the error that prevented it."""
 
     index: int
-    """The item's place among the items, from 0."""
+    """Index of the item, from 0."""
     name: str
     vector: Tensor | None = None
     """(E,) float32 unit vector on the CPU; None if the item failed."""
     windows: Windows | None = None
-    """The vectors of its windows with long="windows"; `vector` is their renormalised mean."""
+    """The vectors of the windows with long="windows"; `vector` is their normalised mean."""
     error: Exception | None = None
     modality: str | None = None
     """The item's, or that of its first part; None if it failed."""
     is_silent: bool = False
-    """Whether all of its sound is digital silence, of which a vector says nothing."""
+    """Whether all audio of the item is digital silence, for which a vector is meaningless."""
 
     @property
     def reason(self) -> str | None:
-        """Why the item failed, on one line and without its name; None if it did not."""
+        """Reason for the failure, on one line and without the item's name; None if the item succeeded."""
         return None if self.error is None else reason_of(self.name, self.error)
 
 
@@ -155,7 +155,7 @@ def _mean(rows: list[Tensor]) -> Tensor:
 
 @dataclass(eq=False)
 class Waiting:
-    """A decoded sample that waits for its batch."""
+    """A decoded sample waiting to be batched."""
 
     modality: str
     size: int

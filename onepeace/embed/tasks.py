@@ -1,4 +1,4 @@
-"""The results of task heads: from the numbers of one item to something that can be written as JSON.
+"""Results of task heads: convert the raw output for one item to JSON-serialisable values.
 
 ``task`` in a head's configuration names an entry of TASKS; the term of the objective that trained the head has set it.
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 THRESHOLD = 0.5
-"""Least probability of an event or a box."""
+"""Minimum probability of an event or a box."""
 SHORTEST_GAP = 0.2
-"""Seconds: a pause between two events of a class that is shorter joins them."""
+"""Pause in seconds below which two events of a class are merged."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Zero-shot classification: every class is represented by the vector of its name in one or several sentences.
+"""Zero-shot classification: a class is represented by the embedding of its name in one or several prompts.
 
 The recipe is that of CLIP (arXiv 2103.00020, section 3.1.4): the prototype of a class is the mean of the unit vectors
 of its sentences, made unit again; an item belongs to the class whose prototype has the largest dot product with it.
@@ -15,12 +15,12 @@ from torch import Tensor
 from onepeace.errors import UserError
 
 TEMPLATE = {"image": "a photo of a {}", "audio": "the sound of a {}", "text": "{}"}
-"""One sentence by modality, for labels that a person types in."""
+"""Prompt template by modality, for labels typed by a user."""
 TEMPLATES = {
     "image": ("{a}", "a photo of {a}", "a picture of {a}", "a small photo of {a}", "a photo of the {}"),
     "audio": ("{}", "the sound of {}", "a recording of {}", "this is a sound of {}"),
 }
-"""Sentences by modality whose vectors are averaged, for the class names of a benchmark."""
+"""Prompt templates by modality whose embeddings are averaged, for the class names of a benchmark."""
 
 
 def prototypes(
