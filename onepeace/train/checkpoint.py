@@ -21,10 +21,6 @@ from onepeace.files.atomic import write_atomic
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d+)\.safetensors")
-UNFINISHED = ".step-*.tmp"
-"""Files that a killed process left behind."""
-FORMAT = "1"
-"""Raised when what is in a checkpoint changes."""
 
 
 @dataclass
@@ -59,8 +55,8 @@ def save(folder: Path, state: Checkpoint) -> Path:
         tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in values.items()}
     header: dict[str, Any] = {"step": state.step, "recipe": state.recipe, "extra": state.extra}
     header["optimizer_groups"] = state.optimizer["param_groups"]
-    metadata = {"format": FORMAT, "onepeace": json.dumps(header)}
-    for unfinished in folder.glob(UNFINISHED):
+    metadata = {"format": "1", "onepeace": json.dumps(header)}
+    for unfinished in folder.glob(".step-*.tmp"):  # a killed process left them behind
         unfinished.unlink()
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path = folder / f"step-{state.step:08d}.safetensors"

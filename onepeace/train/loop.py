@@ -16,7 +16,7 @@ from onepeace.data.steps import loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
 from onepeace.train.log import Averages, Log
-from onepeace.train.optim import learning_rate, set_learning_rate, update_average
+from onepeace.train.optim import learning_rate, update_average
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate, Run
 from onepeace.train.stop import noticed_stop
@@ -69,7 +69,8 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             # The random generator is seeded per step and rank, so nothing else has to be saved to go on.
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
             rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
-            set_learning_rate(run.optimizer, rate)
+            for settings in run.optimizer.param_groups:
+                settings["lr"] = rate * settings["lr_scale"]
             run.objective.at_step(step)
             losses, norm = run.forward_backward(group)
             averages.items += sum(len(batch.keys) for batch in group) * parallel.world_size()

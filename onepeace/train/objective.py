@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from onepeace.data.batch import Batch
@@ -64,7 +65,7 @@ class Objective(nn.Module):
         else:
             pieces = batch.split(self.grad_cache_chunks, {key: self.model.adapters[key].take for key in present})
             parts = [checkpoint(self._outputs, terms, piece, use_reentrant=False) for piece in pieces]
-        outputs, tokens = parts[0] if len(parts) == 1 else _join(parts)
+        outputs, tokens = tree_map(lambda *same: torch.cat(same), *parts) if len(parts) > 1 else parts[0]
         found: dict[str, Tensor] = {}
         total = torch.zeros((), device=tokens.device)
         for text, term in terms.items():
@@ -83,14 +84,3 @@ class Objective(nn.Module):
         outputs = {text: term.outputs(passes) for text, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device
         return outputs, torch.tensor([passes.real_tokens, passes.all_tokens], device=device)
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    """Tensors of the same place in nested tuples and dictionaries, one after another."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    if isinstance(first, dict):
-        return {key: _join([part[key] for part in parts]) for key in first}
-    joined = [_join(values) for values in zip(*parts, strict=True)]
-    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from onepeace.errors import UserError
 from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
 
-Freeze = Sequence[str] | Mapping[str, Sequence[str]]
 
-
-def freeze(model: nn.Module, patterns: Freeze) -> list[str]:
+def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
     """Switch gradients off by parameter name; the names that stay trainable are returned.
 
     Args:
@@ -62,19 +60,13 @@ def layer_id(name: str, depth: int) -> int:
     return 0 if name.startswith("adapters.") else depth + 1
 
 
-def parameter_groups(
-    model: nn.Module,
-    weight_decay: float,
-    layer_decay: float | None = None,
-    patterns: Mapping[str, OptimGroup] | None = None,
-    decay_all: bool = False,
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters by (share of the learning rate, weight decay), as torch.optim takes them, with names.
 
     Not decayed, unless ``decay_all``: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS
     tokens, positions).
-    With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of ``patterns`` that matches
-    a name scales its rate once more, and has a decay of its own for what decays.
+    With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of ``groups`` that matches a
+    name scales its rate once more, and has a decay of its own for what decays.
 
     Raises:
         UserError: a pattern that matches no parameter.
@@ -82,30 +74,29 @@ def parameter_groups(
     listed = getattr(model, "no_weight_decay", None)
     skip: set[str] = set(listed()) if callable(listed) else set()
     names = [name for name, _ in model.named_parameters()]
-    patterns = patterns or {}
-    for pattern in patterns:
+    for pattern in config.groups:
         matching(pattern, names, "optim.groups")
     depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = next((group for pattern, group in patterns.items() if fnmatchcase(name, pattern)), OptimGroup())
-        decay = weight_decay if own.weight_decay is None else own.weight_decay
-        if not decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in skip):
+        own = next((group for pattern, group in config.groups.items() if fnmatchcase(name, pattern)), OptimGroup())
+        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
+        if not config.decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in skip):
             decay = 0.0
-        scale = 1.0 if layer_decay is None else layer_decay ** (depth + 1 - layer_id(name, depth))
+        scale = 1.0 if config.layer_decay is None else config.layer_decay ** (depth + 1 - layer_id(name, depth))
         scale *= own.lr_scale
         groups.setdefault((scale, decay), []).append((name, parameter))
     return [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`. Set its rate before each step with `set_learning_rate`.
+    """AdamW over `parameter_groups`. Each group learns at ``lr_scale`` of a step's rate.
 
     The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
     """
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.groups, config.decay_all)
+    groups = parameter_groups(model, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -124,12 +115,6 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
     if schedule.name == "linear":
         return low + (peak - low) * (total - step) / (total - warmup)
     return low + (peak - low) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of the rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
 
 
 def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:

@@ -223,8 +223,8 @@ class Recipe:
         """Whether a loss term needs masked passes."""
         return any(TERMS[options.term].uses_masks for options in self.terms)
 
-    def fed(self, options: TermOptions) -> dict[str, tuple[str, ...]]:
-        """Modalities of the sources that feed a term, by name of the sources.
+    def feeding(self, options: TermOptions) -> list[SourceConfig]:
+        """The sources that feed a term.
 
         Raises:
             UserError: there is none, or the term names one that does not exist.
@@ -235,15 +235,10 @@ class Recipe:
         if unknown := [key for key in options.on if not any(key in keys for keys in known.values())]:
             there = dict.fromkeys(key for keys in known.values() for key in keys)
             raise UserError(f"{options.where}.on: no source has {unknown[0]!r}; {nearest(unknown[0], there)}")
-        found = {name: keys for name, keys in known.items() if options.reads(name, keys)}
+        found = [source for source in self.data.train if options.reads(source.name, source.pair)]
         if not found:
             raise UserError(f"no source of data.train can feed {options.where}; there are {', '.join(known)}")
         return found
-
-    def feeding(self, options: TermOptions) -> list[SourceConfig]:
-        """The sources that feed a term."""
-        fed = self.fed(options)
-        return [source for source in self.data.train if source.name in fed]
 
     @property
     def start(self) -> StartConfig:
@@ -297,14 +292,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         content["objective"] = [term for term in terms if term is not None]
     measured = content["evaluate"] = content.get("evaluate") or None
     if isinstance(measured, dict) and isinstance(measured.get("recipe"), str):
-        measured["recipe"] = _from_above(measured["recipe"], Path(path))
+        name = measured["recipe"]
+        folders = () if Path(name).exists() else Path(path).resolve().parents
+        measured["recipe"] = next((str(folder / name) for folder in folders if (folder / name).exists()), name)
     return build(Recipe, content, str(path))
-
-
-def _from_above(name: str, path: Path) -> str:
-    """The path ``name`` as it is or, where nothing is, below the nearest folder above the file ``path`` that has it."""
-    folders = () if Path(name).exists() else path.resolve().parents
-    return next((str(folder / name) for folder in folders if (folder / name).exists()), name)
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -98,12 +98,20 @@ class Run:
             write_config(recipe, self.out / "recipe.yaml")
         self.steps = make_steps(recipe, sources, self.processors, config, self.cursors, features)
         if main:
-            keep_tasks(recipe, data.tasks, self.out)
+            self.keep_tasks(data.tasks)
         parallel.barrier()
         for source in sources:
             source.forget()
         if self.start < recipe.schedule.steps:
             self.steps.open(self.start)
+
+    def keep_tasks(self, trained: Mapping[str, Task]) -> None:
+        """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
+        source = self.recipe.start.source
+        before = None if source is None else model_folder(source) / TASKS
+        known = read_yaml(before) if before is not None and before.exists() else {}
+        if known or trained:
+            write_config({**known, **trained}, self.out / TASKS)
 
     def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before it was clipped."""
@@ -224,12 +232,3 @@ def make_steps(
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     return Steps(builder, sources, recipe.seed, sizes, cursors, parallel.rank(), parallel.world_size())
-
-
-def keep_tasks(recipe: Recipe, trained: Mapping[str, Task], out: Path) -> None:
-    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
-    source = recipe.start.source
-    before = model_folder(source) / TASKS if source is not None else None
-    known = read_yaml(before) if before is not None and before.exists() else {}
-    if known or trained:
-        write_config({**known, **trained}, out / TASKS)

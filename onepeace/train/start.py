@@ -72,16 +72,14 @@ def make_config(recipe: Recipe) -> Config:
         raise UserError(f"model.modalities: models of architecture {name} have no choice of them; leave it out")
     if "projections" in content:
         content["projections"] = [key for key in content["projections"] if key in keys]
-    if recipe.uses_masks and "decoder" not in names:
-        raise UserError(f"the objective has masked passes, and models of architecture {name} have no masked decoder")
-    if recipe.uses_masks and not content.get("decoder"):
-        raise UserError("the objective has masked passes: give model.decoder {dim, depth, num_heads, ffn_dim}")
     if recipe.uses_masks:
+        if not content.get("decoder"):
+            remedy = "give model.decoder {dim, depth, num_heads, ffn_dim}"
+            remedy = remedy if "decoder" in names else f"models of architecture {name} have no masked decoder"
+            raise UserError(f"the objective has masked passes: {remedy}")
         options = content["decoder"].get("options", {})
-        content["decoder"] = {
-            **content["decoder"],
-            "options": {key: own for key, own in options.items() if key in keys},
-        }
+        options = {key: own for key, own in options.items() if key in keys}
+        content["decoder"] = {**content["decoder"], "options": options}
     elif "decoder" in names:
         content["decoder"] = None
     if "heads" in content:
@@ -113,7 +111,7 @@ def check(recipe: Recipe, config: Config) -> None:
         fitting = [unit for unit in get_args(Unit) if (unit == "word") == (key == "text")]
         if rates.unit not in fitting:
             raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(fitting)}")
-    fed = {name for options in recipe.terms for name in recipe.fed(options)}
+    fed = {source.name for options in recipe.terms for source in recipe.feeding(options)}
     if idle := [name for name in pairs if name not in fed]:
         raise UserError(f"data.train: no term of the objective reads {idle[0]}; add one, or take its sources out")
     for options in recipe.terms:
@@ -194,18 +192,18 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
         raise UserError("model.copy and model.fresh are about the weights of model.from; give that, or leave them out")
     if empty:
         return model
-    if start.source is None:
-        load_pretrained(model, list(model.adapters) if start.pretrained else [])
-        return model
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = start_weights(recipe, config, own)
+    given = {} if start.source is None else start_weights(recipe, config, own)
     fresh = [name for name in own if name not in given]
-    if fresh:
+    if start.source is not None and fresh:
         names = ", ".join(fresh[:3]) + ", ..." * (len(fresh) > 3)
         log.info("new, and learned from random values: %s (%s has no such weights)", names, start.source)
     model.load_state_dict(given, strict=False)
-    if start.pretrained:
-        load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])
+    for key, adapter in model.adapters.items():
+        stem = getattr(adapter, "stem", None)
+        is_new = any(name.startswith(f"adapters.{key}.stem.") for name in fresh)
+        if start.pretrained and is_new and isinstance(stem, PretrainedStem):
+            stem.load_pretrained()
     return model
 
 
@@ -255,11 +253,3 @@ def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], 
         if ".bias_tables." in name and name in shapes and tensor.shape != shapes[name] and resize is not None:
             found[name] = resize(tensor, shapes[name])
     return found
-
-
-def load_pretrained(model: Trained, modalities: Iterable[str]) -> None:
-    """Fetch the published weights of these modalities' stems, as far as they are networks that have some."""
-    for key in modalities:
-        stem = getattr(model.adapters[key], "stem", None)
-        if isinstance(stem, PretrainedStem):
-            stem.load_pretrained()

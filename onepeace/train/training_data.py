@@ -42,7 +42,7 @@ class TrainingData:
 
     def samples(self, options: TermOptions) -> Iterator[Sample]:
         """The samples of the sources that feed a term."""
-        fed = self.recipe.fed(options)
+        fed = {source.name for source in self.recipe.feeding(options)}
         return (sample for source in self.sources if source.config.name in fed for sample in source.samples)
 
     def texts(self, texts: Sequence[str]) -> Inputs:

@@ -17,6 +17,7 @@ from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.plugins import timm as plugin
 from onepeace.train.optim import layer_id, parameter_groups
+from onepeace.train.recipe import OptimConfig
 
 TINY = "onepeace_tiny.image"
 
@@ -199,7 +200,7 @@ def test_optimizer_groups_are_those_of_our_recipes(folder, decay):
     names = dict(model.named_parameters())
     assert set(found) == {id(parameter) for parameter in names.values()}
     ours = {}
-    for group in parameter_groups(model.trunk, 0.1, decay):
+    for group in parameter_groups(model.trunk, OptimConfig(weight_decay=0.1, layer_decay=decay)):
         ours |= {f"trunk.{name}": (group["lr_scale"], group["weight_decay"]) for name, _ in group["params"]}
     ours |= {"head.weight": (1.0, 0.1), "head.bias": (1.0, 0.0)}
     assert {name: found[id(parameter)] for name, parameter in names.items()} == ours

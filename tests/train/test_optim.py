@@ -53,7 +53,7 @@ def small():
 )
 def test_groups_equal_the_original(case, model, layer_decay):
     golden = json.loads((GOLDEN / "parameter_groups.json").read_text())[case]
-    ours = by_name(parameter_groups(golden_model(**model), 0.05, layer_decay))
+    ours = by_name(parameter_groups(golden_model(**model), OptimConfig(layer_decay=layer_decay)))
     for name, (scale, decay) in ours.items():
         expected_scale, expected_decay = golden.pop(to_original(name))
         assert scale == pytest.approx(expected_scale)
@@ -130,7 +130,8 @@ def test_freeze_lists_and_their_opposite(small):
     assert freeze(small, {"except": ["a.*"]}) == ["a.weight", "a.bias"]
     assert small["a"].weight.requires_grad
     assert not small["b"]["c"].weight.requires_grad
-    assert by_name(parameter_groups(small, 0.1)) == {"a.weight": (1.0, 0.1), "a.bias": (1.0, 0.0)}
+    trained = by_name(parameter_groups(small, OptimConfig(weight_decay=0.1)))
+    assert trained == {"a.weight": (1.0, 0.1), "a.bias": (1.0, 0.0)}
     assert len(freeze(small, [])) == 6
 
 

@@ -16,7 +16,7 @@ from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
 from onepeace.train import loop
 from onepeace.train.log import read_log
-from onepeace.train.teachers import TeacherOptions, make_teacher, teacher_table
+from onepeace.train.teachers import TEACHERS, TeacherOptions, teacher_table
 from onepeace.train.teachers.networks import SAMPLE_RATE
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
@@ -51,6 +51,11 @@ def sounds():
     ]
 
 
+def made(teacher, modality):
+    """The teacher that these options name."""
+    return TEACHERS[teacher.library](teacher.name, modality, "features")
+
+
 def assert_alone_and_together(teacher, items, expected):
     """``expected``: of each item alone, (1, F)."""
     together = teacher(items)
@@ -74,7 +79,7 @@ def test_pictures_of_clip(tmp_path, pictures):
         model.get_image_features(**processor(images=one.convert("RGB"), return_tensors="pt")).pooler_output
         for one in pictures
     ]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "image"), pictures, expected)
+    assert_alone_and_together(made(outside(tmp_path), "image"), pictures, expected)
     assert expected[0].shape == (1, 8)
 
 
@@ -83,7 +88,7 @@ def test_texts_of_clip(tmp_path):
     model = outside_models.clip(tmp_path)
     texts = [*TEXTS, LONG]
     expected = [model.get_text_features(**tokens(text, length=12)).pooler_output for text in texts]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), texts, expected)
+    assert_alone_and_together(made(outside(tmp_path), "text"), texts, expected)
 
 
 @torch.no_grad()
@@ -91,7 +96,7 @@ def test_texts_of_siglip_are_padded_as_it_was_trained(tmp_path):
     model = outside_models.siglip(tmp_path)
     padded = {"padding": "max_length", "return_attention_mask": False}
     expected = [model.get_text_features(**tokens(text, length=12, **padded)).pooler_output for text in TEXTS]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), TEXTS, expected)
+    assert_alone_and_together(made(outside(tmp_path), "text"), TEXTS, expected)
 
 
 @torch.no_grad()
@@ -104,7 +109,7 @@ def test_sounds_of_clap(tmp_path, sounds):
         heard = Resample(SAMPLE_RATE // rate, 1)(samples)[:rate].numpy()
         inputs = extractor([heard], sampling_rate=rate, return_tensors="pt")
         expected.append(model.get_audio_features(**inputs).pooler_output)
-    assert_alone_and_together(make_teacher(outside(tmp_path), "audio"), sounds, expected)
+    assert_alone_and_together(made(outside(tmp_path), "audio"), sounds, expected)
 
 
 @torch.no_grad()
@@ -113,7 +118,7 @@ def test_texts_of_bert_are_the_mean_of_their_tokens(tmp_path):
     texts = [*TEXTS, LONG]
     expected = [model(**tokens(text, length=20)).last_hidden_state.mean(1) for text in texts]
     expected = [torch.nn.functional.normalize(one, dim=-1) for one in expected]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), texts, expected)
+    assert_alone_and_together(made(outside(tmp_path), "text"), texts, expected)
 
 
 @torch.no_grad()
@@ -122,7 +127,7 @@ def test_pictures_of_a_resnet_are_the_mean_of_its_map(tmp_path, pictures):
     processor = transformers.ConvNextImageProcessor.from_pretrained(tmp_path)
     found = [model(**processor(images=one.convert("RGB"), return_tensors="pt")) for one in pictures]
     expected = [one.last_hidden_state.mean((2, 3)) for one in found]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "image"), pictures, expected)
+    assert_alone_and_together(made(outside(tmp_path), "image"), pictures, expected)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, teacher, modality, m
     outside_models.bert(tmp_path / "bert")
     library, _, name = teacher.format(tmp_path).partition(":")
     with pytest.raises(UserError, match=message) as caught:
-        make_teacher(TeacherOptions(library, name), modality)
+        TEACHERS[library](name, modality, "features")
     assert "\n" not in str(caught.value)
     assert f"{library}:{name}" in str(caught.value)
 
@@ -168,7 +173,7 @@ def test_pictures_learn_from_clip_and_sounds_from_clap(root, tmp_path):
         files = {name[:-4]: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".wav")}
     read = AudioProcessor().load
     table = teacher_table(outside(clap), list(files), pytest.fail, tmp_path / "frozen", "audio")
-    expected = make_teacher(outside(clap), "audio")([read(file) for file in files.values()])
+    expected = made(outside(clap), "audio")([read(file) for file in files.values()])
     rows = [table.row[key] for key in files]
     torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
 
@@ -186,7 +191,7 @@ def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, capl
     table = teacher_table(teacher, names, read, tmp_path, "text")
     assert "broken 2 cannot be decoded" in caplog.text
     assert table.row == {"low": 0, "high": 1}
-    expected = make_teacher(teacher, "text")(["low", "high"])
+    expected = made(teacher, "text")(["low", "high"])
     torch.testing.assert_close(table.features.float(), expected, rtol=2e-3, atol=2e-3)
     again = teacher_table(teacher, ["high", "low"], pytest.fail, tmp_path, "text")
     assert torch.equal(again.features, table.features.flip(0))

@@ -49,7 +49,7 @@ class Captioning(Supervised[CaptioningOptions]):
     @classmethod
     def check(cls, options: CaptioningOptions, recipe: "Recipe", config: "Config") -> None:
         head = check_caption_head(options, config)
-        recipe.fed(options)
+        recipe.feeding(options)
         rows = config.model.adapters.get("text", {}).get("vocab_size")
         if rows is not None and rows > head["vocab_size"]:
             raise UserError(

@@ -87,11 +87,11 @@ class Generation(Term[GenerationOptions]):
         if options.weighted and options.writes != "answers":
             raise UserError(f"{where}.weighted is for answers with scores, and writes is {options.writes}")
         needed = {*task.fields, options.writes} | ({"box_labels"} if options.writes == "boxes" else set())
-        for source, keys in recipe.fed(options).items():
-            if ("image" in keys) != (task.image is not None):
-                reads = "no picture" if task.image is None else "a picture"
-                raise UserError(f"{where}: the task {options.task} reads {reads}, and {source} is of {', '.join(keys)}")
         for own in recipe.feeding(options):
+            if ("image" in own.pair) != (task.image is not None):
+                reads = "no picture" if task.image is None else "a picture"
+                keys = ", ".join(own.pair)
+                raise UserError(f"{where}: the task {options.task} reads {reads}, and {own.name} is of {keys}")
             known = {*own.targets, MATCH, *(["text"] if "text" in own.pair else [])}
             if missing := sorted(needed - known):
                 raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {own.shards}")

@@ -102,7 +102,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
             raise UserError(f"{where}: captions are compared with each other; give changes: {{search: {{beam: 5}}}}")
         if recipe.run.parallel == "fsdp":
             raise UserError(f"{where} searches with the whole model; set run.parallel=ddp")
-        recipe.fed(options)
+        recipe.feeding(options)
         if options.head is None:
             check_writes(options, recipe, config)
             num_positions = expect(config.model, OFAConfig).num_positions

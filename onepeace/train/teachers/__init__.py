@@ -41,24 +41,12 @@ class TeacherOptions:
     reads: Literal["items", "captions"] = "items"
     """Subject that the teacher is asked about: the items, or their captions."""
 
+    def __post_init__(self) -> None:
+        if self.library not in TEACHERS:
+            raise UserError(f"teacher.library {self.library!r} is not known; {nearest(self.library, TEACHERS)}")
+
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
-
-
-def check_teacher(teacher: TeacherOptions, where: str) -> None:
-    """UserError that begins with ``where`` if there is no such library; nothing is loaded."""
-    if teacher.library not in TEACHERS:
-        known = nearest(teacher.library, TEACHERS)
-        raise UserError(f"{where}.teacher.library {teacher.library!r} is not known; {known}")
-
-
-def make_teacher(teacher: TeacherOptions, modality: str, output: str = "features") -> Teacher:
-    """The teacher of items of a modality; output "scores": of its classes, instead of features.
-
-    Raises:
-        UserError: it cannot be had, does not read the modality, or has no such output.
-    """
-    return TEACHERS[teacher.library](teacher.name, modality, output)
 
 
 class TeacherTable(NamedTuple):
@@ -68,6 +56,12 @@ class TeacherTable(NamedTuple):
     """Row of the table by name of the item: a sample's key, or a caption. Items that cannot be decoded have none."""
     features: Tensor
     """(N, F) float16."""
+
+    def known(self, names: Sequence[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors (n, D) of the items that the teacher knows, and their features (n, F)."""
+        known = [(i, self.row[name]) for i, name in enumerate(names) if name in self.row]
+        items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        return vectors[items.to(vectors.device)], self.features[rows].to(vectors.device)
 
 
 def teacher_table(
@@ -94,11 +88,17 @@ def teacher_table(
     label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
     cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", names)
     if cache.missing:
-        encode = make_teacher(teacher, modality, output)
+        encode = TEACHERS[teacher.library](teacher.name, modality, output)
 
         def compute(part: list[str]) -> Iterator[Output]:
             for some in batched(part, BATCH):
-                if items := _readable(read, some, str(teacher)):
+                items = {}
+                for name in some:
+                    try:
+                        items[name] = read(name)
+                    except UserError as error:
+                        log.warning("%s cannot be decoded, so %s says nothing of it: %s", name, teacher, error)
+                if items:
                     yield from map(Output, items, encode([*items.values()]).half().numpy())
 
         cache.fill(compute, PART)
@@ -107,14 +107,3 @@ def teacher_table(
         raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
     features = torch.from_numpy(np.stack([cache.read(place) for place in known.values()]))
     return TeacherTable({name: row for row, name in enumerate(known)}, features)
-
-
-def _readable(read: Callable[[str], Any], names: Sequence[str], teacher: str) -> dict[str, Any]:
-    """Items of the names; those that cannot be decoded are told and left out."""
-    items = {}
-    for name in names:
-        try:
-            items[name] = read(name)
-        except UserError as error:
-            log.warning("%s cannot be decoded, so the teacher %s says nothing of it: %s", name, teacher, error)
-    return items

@@ -45,8 +45,8 @@ class Contrastive(Term[ContrastiveOptions]):
 
     @classmethod
     def check(cls, options: ContrastiveOptions, recipe: "Recipe", config: "Config") -> None:
-        for keys in recipe.fed(options).values():
-            check_projections(options, options.on or keys, config)
+        for source in recipe.feeding(options):
+            check_projections(options, options.on or source.pair, config)
 
     def outputs(self, passes: Passes) -> dict[str, Tensor]:
         """Unit vectors (B, E) by modality."""

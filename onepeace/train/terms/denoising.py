@@ -51,10 +51,10 @@ class Denoising(Term[DenoisingOptions]):
 
     @classmethod
     def check(cls, options: DenoisingOptions, recipe: "Recipe", config: "Config") -> None:
-        for pair in recipe.fed(options).values():
-            keys = options.on or pair
+        for source in recipe.feeding(options):
+            keys = options.on or source.pair
             # A joint pass masks tokens of everything in it.
-            rate, masked = ("joint", pair) if len(keys) > 1 else ("unimodal", keys)
+            rate, masked = ("joint", source.pair) if len(keys) > 1 else ("unimodal", keys)
             if bare := [key for key in masked if getattr(recipe.mask.get(key), rate, None) is None]:
                 raise UserError(f"{options.where} needs mask.{bare[0]}.{rate}, the share of the masked tokens")
             dropped = [key for key in keys if recipe.data.token_dropout.get(key)]

@@ -1,6 +1,6 @@
 """Terms of task heads with outputs for every frame, pixel or object: events in a sound, masks, boxes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +36,8 @@ class Events(Supervised[SupervisedOptions]):
     @classmethod
     def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
         super().check(options, recipe, config)
-        for keys in recipe.fed(options).values():
-            for modality in options.on or keys:
+        for source in recipe.feeding(options):
+            for modality in options.on or source.pair:
                 augment = recipe.data.augment.get(modality, {})
                 if moving := [option for option in ("shift", "mix") if augment.get(option)]:
                     raise UserError(
@@ -47,26 +47,23 @@ class Events(Supervised[SupervisedOptions]):
 
     def outputs(self, passes: Passes) -> Tensor:
         """Logits (N, C) of all frames of all items, without padding."""
-        logits, key = super().outputs(passes), self._on(passes.model)
+        logits, key = super().outputs(passes), passes.model.config.heads[self.options.head]["on"]
         lengths = passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).to(logits.device)
         return logits[torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)]
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
-        key = self._on(model)
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
+        key = model.config.heads[self.options.head]["on"]
         adapter: Any = model.adapters[key]
         lengths = adapter.token_lengths(batch.inputs[key]).cpu()
         target = torch.cat(
             [
                 self._frames(events, name, int(length), adapter.seconds_per_token)
-                for events, name, length in zip(self.values(batch), batch.keys, lengths, strict=True)
+                for events, name, length in zip(batch.targets[self.target], batch.keys, lengths, strict=True)
             ]
         )
         loss = F.binary_cross_entropy_with_logits(outputs.float(), target.to(outputs.device), reduction="none").sum(1)
         share = (1 / lengths).repeat_interleave(lengths).to(outputs.device)
-        return (loss * share).sum() / len(lengths)
-
-    def _on(self, model: Trained) -> str:
-        return model.config.heads[self.options.head]["on"]
+        return {self.options.name: (loss * share).sum() / len(lengths)}
 
     def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:
         """(L, C): 1 where a class sounds in the middle of a frame of ``seconds``."""
@@ -90,13 +87,13 @@ class Segmentation(Supervised[SupervisedOptions]):
     task = "mask"
     follows_pixels = True
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         size = tuple(batch.inputs[model.config.heads[self.options.head]["on"]]["pixels"].shape[-2:])
-        masks = [self._mask(one, key, size) for one, key in zip(self.values(batch), batch.keys, strict=True)]
+        masks = [self._mask(one, key, size) for one, key in zip(batch.targets[self.target], batch.keys, strict=True)]
         target = torch.stack(masks).to(outputs.device)
         logits = F.interpolate(outputs.float(), size, mode="bilinear", align_corners=False)
         known = (target != IGNORED).sum().clamp_min(1)
-        return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known
+        return {self.options.name: F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known}
 
     def _mask(self, encoded: bytes, key: str, size: tuple[int, ...]) -> Tensor:
         """(H, W) int64 of the nearest pixels."""
@@ -127,10 +124,10 @@ class Detection(Supervised[SupervisedOptions]):
         check_head(options, config, "kind", "detection")
         check_targets(options, [BOXES], recipe)
 
-    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
         device = outputs["0"].device
         targets = []
-        for boxes, labels, key in zip(batch.targets[BOXES], self.values(batch), batch.keys, strict=True):
+        for boxes, labels, key in zip(batch.targets[BOXES], batch.targets[self.target], batch.keys, strict=True):
             corners = torch.tensor(boxes, dtype=torch.float32, device=device).view(-1, 4)
             numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long, device=device)
             has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of its sides is learned

@@ -34,7 +34,7 @@ S = TypeVar("S", bound=SupervisedOptions)
 class Supervised(Term[S], Generic[S]):
     """The modalities are encoded together in one pass, which a head of the model reads.
 
-    The head's ``labels`` name its classes. A subclass gives ``head_loss``.
+    The head's ``labels`` name its classes. A subclass gives ``loss``, the mean over the items of the batch.
     """
 
     Options = SupervisedOptions
@@ -55,8 +55,8 @@ class Supervised(Term[S], Generic[S]):
     @classmethod
     def check(cls, options: S, recipe: "Recipe", config: "Config") -> None:
         head = check_head(options, config, "task", cls.task)
-        for keys in recipe.fed(options).values():
-            if head["on"] not in (options.on or keys):
+        for source in recipe.feeding(options):
+            if head["on"] not in (options.on or source.pair):
                 raise UserError(f"{options.where}: its head reads {head['on']}, which is not among the modalities")
         check_targets(options, [cls.target], recipe)
         if cls.follows_pixels:
@@ -65,17 +65,6 @@ class Supervised(Term[S], Generic[S]):
     def outputs(self, passes: Passes) -> Any:
         """Outputs of the head for a part of the batch, a row for each of its inputs."""
         return passes.head(self.options.head, self.options.on or tuple(passes.keys))
-
-    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
-        return {self.options.name: self.head_loss(outputs, batch, model)}
-
-    def head_loss(self, outputs: Any, batch: Batch, model: Trained) -> Tensor:
-        """The mean over the items of the batch."""
-        raise NotImplementedError
-
-    def values(self, batch: Batch) -> list[Any]:
-        """The target of each item."""
-        return batch.targets[self.target]
 
     def number_of(self, label: Any, key: str) -> int:
         """The class number of a label; UserError, naming the sample, for one that is no class of the head."""
@@ -116,10 +105,10 @@ class Classification(Supervised[ClassificationOptions]):
     target = "label"
     task = "label"
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
-        numbers = [self.number_of(label, key) for label, key in zip(self.values(batch), batch.keys, strict=True)]
-        target = torch.tensor(numbers, device=outputs.device)
-        return losses.classification(outputs, target, self.options.label_smoothing)
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
+        labels = zip(batch.targets[self.target], batch.keys, strict=True)
+        target = torch.tensor([self.number_of(label, key) for label, key in labels], device=outputs.device)
+        return {self.options.name: losses.classification(outputs, target, self.options.label_smoothing)}
 
 
 class MultiLabel(Supervised[SupervisedOptions]):
@@ -128,12 +117,12 @@ class MultiLabel(Supervised[SupervisedOptions]):
     target = "labels"
     task = "labels"
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
-        for labels, key in zip(self.values(batch), batch.keys, strict=True):
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
+        for labels, key in zip(batch.targets[self.target], batch.keys, strict=True):
             for label in labels:
                 self.number_of(label, key)
-        scores = multi_hot([dict.fromkeys(labels, 1.0) for labels in self.values(batch)], self.number)
-        return losses.multilabel(outputs, scores.to(outputs.device))
+        scores = multi_hot([dict.fromkeys(labels, 1.0) for labels in batch.targets[self.target]], self.number)
+        return {self.options.name: losses.multilabel(outputs, scores.to(outputs.device))}
 
 
 class Answers(Supervised[SupervisedOptions]):
@@ -143,8 +132,9 @@ class Answers(Supervised[SupervisedOptions]):
     target = "answers"
     task = "answer"
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
-        return losses.multilabel(outputs, multi_hot(self.values(batch), self.number).to(outputs.device))
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
+        scores = multi_hot(batch.targets[self.target], self.number)
+        return {self.options.name: losses.multilabel(outputs, scores.to(outputs.device))}
 
 
 class Choice(Supervised[SupervisedOptions]):
@@ -166,12 +156,12 @@ class Choice(Supervised[SupervisedOptions]):
                 f"{options.where} needs candidates of {bare[0].shards}, a sentence with {{text}} and {{candidate}}"
             )
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         scores = outputs.view(-1, batch.rows)
-        for choice, key in zip(self.values(batch), batch.keys, strict=True):
+        for choice, key in zip(batch.targets[self.target], batch.keys, strict=True):
             if not 0 <= choice < batch.rows:
                 raise UserError(f"{key}: choice {choice} is not the number of one of {batch.rows} candidates")
-        return losses.hinge(scores, torch.tensor(self.values(batch), device=scores.device))
+        return {self.options.name: losses.hinge(scores, torch.tensor(batch.targets[self.target], device=scores.device))}
 
 
 class Box(Supervised[SupervisedOptions]):
@@ -183,5 +173,6 @@ class Box(Supervised[SupervisedOptions]):
     num_outputs = 4
     follows_pixels = True
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
-        return losses.box(outputs, torch.tensor(self.values(batch), dtype=torch.float32, device=outputs.device))
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
+        boxes = torch.tensor(batch.targets[self.target], dtype=torch.float32, device=outputs.device)
+        return {self.options.name: losses.box(outputs, boxes)}

@@ -1,7 +1,7 @@
 """A classifier's names: its scores are soft targets for the similarities of items to the texts of its class names."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,31 +12,13 @@ from onepeace.errors import UserError, expect, need
 from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
+from onepeace.train.teachers import TeacherOptions, TeacherTable
 from onepeace.train.term import Term, TermOptions, check_projections
-from onepeace.train.terms.distillation import known_rows
 
 if TYPE_CHECKING:
     from onepeace.config import Config
     from onepeace.train.recipe import Recipe
     from onepeace.train.training_data import TrainingData
-
-
-class Prepared(NamedTuple):
-    """Scores and names that are made before the first step."""
-
-    scores: TeacherTable
-    names: list[Inputs]
-    """By template: the text input of every class name."""
-
-
-class Outputs(NamedTuple):
-    """Vectors and scores of the items that the classifier was asked about."""
-
-    vectors: Tensor
-    """(n, E), unit."""
-    scores: Tensor
-    """(n, K): probabilities of the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +38,35 @@ class Names(Term[NamesOptions]):
 
     Options = NamesOptions
 
-    def __init__(self, options: NamesOptions, model: Trained, prepared: Prepared):
+    def __init__(self, options: NamesOptions, model: Trained, prepared: tuple[TeacherTable, list[Inputs]]):
         super().__init__(options, model)
-        self.scores = prepared.scores.features.float().softmax(-1).half()
-        self.row, self.names = prepared.scores.row, prepared.names
+        scores, self.names = prepared
+        self.scores = scores._replace(features=scores.features.float().softmax(-1).half())
 
     @classmethod
     def check(cls, options: NamesOptions, recipe: "Recipe", config: "Config") -> None:
         if (key := options.one_modality()) == "text":
             raise UserError(f"{options.where}.on is [text]; give a modality beside text")
-        check_teacher(options.teacher, options.where)
         check_projections(options, (key, "text"), config)
 
     @classmethod
-    def prepare(cls, options: NamesOptions, data: "TrainingData") -> Prepared:
+    def prepare(cls, options: NamesOptions, data: "TrainingData") -> tuple[TeacherTable, list[Inputs]]:
+        """The scores, and by template the text input of every class name."""
         scores = data.features(options.teacher, options.one_modality(), "scores")
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES
         if scores.features.shape[1] != len(classes):
             found = f"{scores.features.shape[1]} classes"
             raise UserError(f"{options.where}: {options.teacher} has {found}, and {len(classes)} names are known")
-        return Prepared(scores, [data.texts([form.format(one) for one in classes]) for form in options.templates])
+        return scores, [data.texts([form.format(one) for one in classes]) for form in options.templates]
 
-    def outputs(self, passes: Passes) -> Outputs:
-        items, rows = known_rows(passes.batch.keys, self.row)
-        vectors = passes.embedding(self.options.one_modality())
-        return Outputs(vectors[items.to(vectors.device)], self.scores[rows].float().to(vectors.device))
+    def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        """Unit vectors (n, E) of the items that the classifier was asked about, and its probabilities (n, K)."""
+        vectors, scores = self.scores.known(passes.batch.keys, passes.embedding(self.options.one_modality()))
+        return vectors, scores.float()
 
-    def loss(self, outputs: Outputs, batch: Batch, model: Trained) -> dict[str, Tensor]:
-        scores, _ = parallel.gather_ragged(outputs.scores)
+    def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
+        vectors, own = outputs
+        scores, _ = parallel.gather_ragged(own)
         likeliest = scores.amax(0) if len(scores) else scores.new_zeros(scores.shape[1])
         chosen = likeliest.topk(min(self.options.names, len(likeliest))).indices
         names = self.names[int(torch.randint(len(self.names), ()))]
@@ -92,5 +75,4 @@ class Names(Term[NamesOptions]):
         texts = encoder.embed("text", encoder.encode(encoder.stems({"text": inputs}))["text"])
         scale = 1 / 0.07 if model.logit_scale is None else model.logit_scale.exp()
         count = max(len(scores), 1) / parallel.world_size()
-        targets = outputs.scores[:, chosen]
-        return {self.options.name: losses.soft_targets(outputs.vectors, texts, targets, scale, count)}
+        return {self.options.name: losses.soft_targets(vectors, texts, own[:, chosen], scale, count)}
