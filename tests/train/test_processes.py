@@ -128,7 +128,8 @@ def train_with_teacher(path, asked):
     train(path, [])
 
 
-def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):
+def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(teachers.TEACHERS, "brightness", None)  # known here by name alone
     terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": {"library": "brightness", "name": ""}}}
     write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
     start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
