@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,10 +81,9 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
         if kind in LOOKS and not exact:
             near = _near(index, [items[i] for i in firsts], vectors[firsts], kind)
         for places in near:
-            first = heads[places[0]][0]
-            group = [(i, place == places[0]) for place in places for i in heads[place]]
+            group = _distinct([(i, place == places[0]) for place in places for i in heads[place]], items)
             if len(group) > 1:
-                cosines = vectors[[i for i, _ in group]] @ vectors[first]
+                cosines = vectors[[i for i, _ in group]] @ vectors[group[0][0]]
                 found = zip(group, cosines.tolist(), strict=True)
                 groups.append(Group(tuple(Member(items[i], cosine, is_same) for (i, is_same), cosine in found)))
     return sorted(groups, key=lambda group: (-group.surplus, group.copies[0].item.path))
@@ -92,6 +92,20 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
 def _worth(item: Item) -> tuple[Any, ...]:
     """Sort key: the best copy first."""
     return -(item.width or 0) * (item.height or 0), -(item.duration or 0.0), -item.size, item.path
+
+
+def _distinct(group: list[tuple[int, bool]], items: Sequence[Item]) -> list[tuple[int, bool]]:
+    """Members of a group without further paths to the same file (links): whoever deletes copies keeps every file."""
+    paths: dict[object, list[tuple[bool, int]]] = defaultdict(list)
+    for place, (i, _) in enumerate(group):
+        path = items[i].path
+        try:
+            status = os.stat(path)
+        except OSError:  # gone, or a member of a shard
+            paths[path].append((False, place))
+        else:
+            paths[status.st_dev, status.st_ino].append((os.path.realpath(path) != path, place))
+    return [group[min(same)[1]] for same in paths.values()]  # the real path, if there is one
 
 
 def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -> list[list[int]]:

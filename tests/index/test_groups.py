@@ -171,6 +171,21 @@ def test_copies_of_an_index_are_found_with_the_best_first(tmp_path, samples, cap
     assert [copy.is_exact for copy in group.copies] == [True, False]
 
 
+def test_links_are_no_copies_of_their_file(tmp_path):
+    real, copy = tmp_path / "z.jpg", tmp_path / "zz.jpg"
+    real.write_bytes(b"picture")
+    (tmp_path / "a.jpg").symlink_to(real)
+    (tmp_path / "b.jpg").hardlink_to(real)
+    one = [(item(tmp_path / name, "image", hash=b"1" * 16), [1, 0]) for name in ("a.jpg", "z.jpg", "b.jpg")]
+    assert found(fabricate(tmp_path / "links", one), exact=True) == []
+    assert found(fabricate(tmp_path / "link", one[:2]), exact=True) == []
+    copy.write_bytes(b"picture")
+    made = [*one[:2], (item(copy, "image", hash=b"1" * 16), [1, 0])]
+    assert found(fabricate(tmp_path / "copy", made), exact=True) == [["z.jpg", "zz.jpg"]]
+    with Index.open(tmp_path / "copy") as index:
+        assert [group.surplus for group in duplicates(index)] == [7]
+
+
 def test_no_chain_of_small_changes_joins_different_files(tmp_path, monkeypatch):
     monkeypatch.setitem(groups.LOOKS, "image", lambda value: np.array(float(value.read_text())))
     monkeypatch.setitem(groups.COMPARED, "image", lambda one, two: np.abs(np.subtract(one, two)) <= 1)
