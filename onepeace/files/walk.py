@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,8 @@ def walk(
     follow_links: bool = False,
     others: Counter[str] | None = None,
 ) -> tuple[list[Found], list[Unreadable]]:
-    """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name.
+    """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name,
+    then its links to folders.
 
     Inside folders, hidden names, unknown endings and links that lead out of the folder are passed over, and no folder
     is entered twice, so a loop of links ends. A named file is taken whatever its name is.
@@ -76,7 +78,8 @@ def walk(
                 others[LINKS] += 1
             return True
 
-        for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        tops = [path]  # links to folders come last, so that a file has its real path where that is met too
+        for folder, folders, names in chain.from_iterable(os.walk(start, onerror=refuse) for start in tops):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
                 folders.clear()
@@ -89,6 +92,7 @@ def walk(
                 and not (skip and skip(Path(folder, name), True))
                 and not leads_out(Path(folder, name))
             )
+            tops += [place for name in folders if (place := Path(folder, name)).is_symlink()]
             for name in sorted(names):
                 place = Path(folder, name)
                 if name.startswith(".") or (skip and skip(place, False)):

@@ -60,6 +60,15 @@ def test_loops_and_links(tree):
     assert ("sub/out.txt", "text") in found([tree], tree, follow_links=True)[0]
 
 
+def test_files_have_their_real_path_where_a_link_to_their_folder_is_met_first(tree):
+    (tree / "a" / "link").symlink_to(tree / "sub")
+    (tree / "hidden").symlink_to(tree / ".git")
+    for options in ({}, {"follow_links": True}):
+        assert [path for path, _ in found([tree], tree, **options)[0]] == [
+            "a.txt", "b.JPG", "a/deep/e.jpg", "sub/c.ogg", "hidden/d.jpg",
+        ]  # fmt: skip
+
+
 def test_a_folder_it_may_not_read_is_reported(tree, monkeypatch):
     scandir = os.scandir
 
