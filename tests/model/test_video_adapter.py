@@ -56,7 +56,7 @@ def test_every_weight_of_a_clip_is_trained():
 def test_clips_are_encoded_whole_alone_and_with_all_their_frames():
     model = small_model("text", "video")
     batch = batch_of(model, [0])
-    with pytest.raises(UserError, match="video cannot be encoded together with others"):
+    with pytest.raises(UserError, match="video cannot be encoded jointly"):
         model.features(batch)
     stems = model.stems({"video": batch["video"]})
     with pytest.raises(ValueError, match="tokens of a clip cannot be masked"):
