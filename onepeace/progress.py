@@ -19,17 +19,18 @@ class Progress:
         total: how often `update` is expected to count; None if that is not known.
         what: one of the things that are counted.
         shown: True draws a bar whatever stderr is, False nothing. None draws a bar if stderr is a terminal; otherwise a
-            line with rate and time left goes to the log (level INFO) every 30 s.
+            line with rate and time left, counted from the first `update`, goes to the log (level INFO) every 30 s.
         start: what was counted before, by an earlier run.
     """
 
     def __init__(self, total: int | None, what: str = "file", shown: bool | None = None, start: int = 0) -> None:
         self.total, self.what = total, what
-        self.count = self._before = start
+        self.count = self._first = start
         self._note = ""
         self._bar: Any = None
         self._is_logged = shown is None
-        self._start = self._last = time.monotonic()
+        self._start: float | None = None
+        self._last = time.monotonic()
         if shown or (shown is None and sys.stderr is not None and sys.stderr.isatty()):
             from tqdm.auto import tqdm
 
@@ -49,6 +50,10 @@ class Progress:
 
     def update(self, n: int = 1, note: str = "") -> None:
         """Count `n` more; `note` is shown behind the numbers."""
+        if self._start is None:  # the time until then was taken by what is done once, as loading a model
+            self._first, self._start = self.count + n, time.monotonic()
+            if self._bar is not None:
+                self._bar.unpause()
         self.count += n
         self._note = note
         if self._bar is not None:
@@ -59,12 +64,12 @@ class Progress:
             log.info("%s", self._line(self._last - self._start))
 
     def _line(self, elapsed: float) -> str:
-        rate = (self.count - self._before) / elapsed
+        rate = (self.count - self._first) / elapsed if elapsed else 0.0
         of = "" if self.total is None else f" of {self.total:,}"
         left = f", {_span((self.total - self.count) / rate)} left" if self.total and rate else ""
         note = f", {self._note}" * bool(self._note)
-        speed = f"{rate:.1f} a second" if rate >= 1 or not rate else f"{1 / rate:.1f} s each"
-        return f"{self.count:,}{of} {self.what}s, {speed}{left}{note}"
+        speed = f", {rate:.1f} a second" if rate >= 1 else f", {1 / rate:.1f} s each" if rate else ""
+        return f"{self.count:,}{of} {self.what}s{speed}{left}{note}"
 
 
 def _span(seconds: float) -> str:

@@ -14,7 +14,7 @@ from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from onepeace.index import Hit, Index, Results
+    from onepeace.index import Hit, Index, Query, Results
 
 PARTS = {
     "text": ("TEXT", "search by text"),
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             for hit in results:
                 print(json.dumps(hit.to_dict()))
         else:
-            print(table(results))
+            print(table(results, query, is_filtered=bool(only or where)))
         return files.exit_code(problems, len(index))
 
 
@@ -146,10 +146,11 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
         yield stack.enter_context(Index.open(folder, **opening)), problems
 
 
-def table(results: "Results") -> str:
+def table(results: "Results", query: "Query", is_filtered: bool) -> str:
     """Table of the hits, with a heading if none is relevant."""
     if not results.hits:
-        none = ": the filters exclude all files but the query's own"
+        files_but = "no file but the query's own" if query.paths() else "no file"
+        none = f": {files_but} {'meets the filters' if is_filtered else 'is in the index'}"
         return f"nothing found{'' if results.compared else none}"
     has_times = any(hit.start is not None for hit in results)
     column = "cosine" if results[0].match is None else "match"

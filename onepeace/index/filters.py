@@ -34,6 +34,8 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
 """Dates as people write them -> what leads from the start of one into the next, and to its start."""
+NEAR = 0.75
+"""Least similarity of a word that is proposed in place of an unknown one."""
 MAX_LENGTH, LARGEST = 10_000, 2**62
 """Maximum characters of a condition, and the largest number in it."""
 
@@ -69,7 +71,7 @@ def kind_of(name: str) -> str:
     """
     if (kind := KINDS.get(name.lower())) is not None:
         return kind
-    near = get_close_matches(name.lower(), KINDS, 1)
+    near = get_close_matches(name.lower(), KINDS, 1, NEAR)
     hint = f"; did you mean {near[0]}?" if near else f"; it can be {', '.join(dict.fromkeys(KINDS.values()))}"
     raise UsageError(f"{name!r} is no kind of file{hint}")
 
@@ -120,6 +122,8 @@ def compile_condition(where: str) -> Condition:
         return _condition(ast.parse(where.strip(), mode="eval").body)
     except SyntaxError as error:
         hint = "; equal is ==" if re.search(r"[^<>=!]=[^=]", where) else ""
+        if joined := re.search(rf"([\d.]+) ?({'|'.join(UNITS)})\b", where):
+            hint = f"; write {joined[1]}*{joined[2]}"
         raise UsageError(f"--where: {where.strip()!r}: {error.msg} at column {error.offset or 1}{hint}") from None
     except (RecursionError, MemoryError, ValueError) as error:
         raise UsageError(f"--where: cannot be read ({one_line(error)})") from None
@@ -228,7 +232,7 @@ def _field(node: ast.expr) -> Condition:
         case ast.Attribute(ast.Name("metadata"), key) | ast.Subscript(ast.Name("metadata"), ast.Constant(str(key))):
             escaped = key.replace("\\", "\\\\").replace('"', '\\"')
             return Condition("json_extract(metadata, ?)", (f'$."{escaped}"',), "any")
-    near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1)
+    near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1, NEAR)
     hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS)}, metadata.NAME"
     raise _error(node, f"is no field; {hint}")
 

@@ -114,8 +114,9 @@ def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -
     wanted = np.unique(pairs).tolist()
     read = each([items[i] for i in wanted], index.roots(), LOOKS[kind])
     looks = {wanted[place]: look for place, look in read}
-    if missing := len(wanted) - len(looks):
-        log.warning("%d %s files could not be compared: gone, changed or silent", missing, kind)
+    if missing := [items[i].path for i in wanted if i not in looks]:
+        which = missing[0] if len(missing) == 1 else f"{len(missing):,} {kind} files"
+        log.warning("%s could not be compared: gone, changed or silent", which)
     pairs = pairs[[i in looks and j in looks for i, j in pairs.tolist()]]
     alike = _compared(kind, looks, pairs)
     groups = []

@@ -314,7 +314,7 @@ def banks_of(store: Store) -> Banks:
 
 def is_index(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an index folder."""
-    return (Path(path) / DATABASE).is_file()
+    return os.path.isfile(Path(path) / DATABASE)  # unlike Path.is_file, of a closed folder too
 
 
 def _embedded(where: str | None) -> Condition:

@@ -84,6 +84,11 @@ def roots_of(
     return roots
 
 
+def listed(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    """Paths as a list, also one that is given alone: a string is no list of its characters."""
+    return [paths] if isinstance(paths, (str, os.PathLike)) else [*paths]
+
+
 def is_shard(path: str) -> bool:
     return path.lower().endswith(SHARDS)
 

@@ -160,9 +160,9 @@ class Store:
     def __init__(self, folder: Path, write: bool = False) -> None:
         self.folder = folder
         path = folder / DATABASE
-        if not path.is_file():
-            raise UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
         with failing(folder, "read"):
+            if not path.is_file():
+                raise UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
             self.connection = connect(path, "mode=rw") if write else _reader(path)
             try:
                 self.connection.executescript(SETTINGS if write else "BEGIN")  # what is read is of one state
@@ -382,7 +382,9 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.ProgrammingError:
+    except sqlite3.ProgrammingError as error:
+        if "closed" in str(error):
+            raise UserError(f"{folder}: the index is closed") from error
         raise
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the second, of a message that quotes damaged text
         if ELSEWHERE.search(str(error)):

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -33,7 +34,9 @@ ORPHANS = "file NOT IN (SELECT id FROM files)"
 class CheckReport:
     """Faults of an index; none, if `damaged` is empty."""
 
+    folder: Path
     files: int = 0
+    """Files that have vectors."""
     damaged: list[str] = field(default_factory=list)
     """A line each."""
     repaired: bool = False
@@ -46,10 +49,12 @@ class CheckReport:
 
     def __str__(self) -> str:
         if self.ok:
-            return f"all {self.files} files are as they were written"
+            return f"the index is intact; files with vectors: {self.files:,}"
+        folder = shlex.quote(str(self.folder))
         if self.repaired:
-            return f"repaired; {self.lost} files have to be embedded again: onepeace index update"
-        return "\n".join([*self.damaged, "run: onepeace index check INDEX --repair"])
+            again = f"; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
+            return f"repaired{again if self.lost else ', and nothing was lost'}"
+        return "\n".join([*self.damaged, f"run: onepeace index check {folder} --repair"])
 
 
 def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckReport:
@@ -65,13 +70,14 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
     from onepeace.index.write import writing
 
     with writing(folder) if repair else nullcontext(Path(folder)) as target:
-        report = CheckReport()
+        report = CheckReport(target)
         try:
             with closing(Store(target)) as store, failing(target, "read"):
                 report.damaged += _faults(store)
-                report.files = store.count()
+                report.files = store.count("problem IS NULL")
         except Damaged as error:
             report.damaged.append(error.reason)
+        report.damaged = [*dict.fromkeys(report.damaged)]  # SQLite may say a thing twice
         if repair and not report.ok:
             with failing(target, "written"):
                 report.lost = _repair(target)

@@ -16,7 +16,7 @@ from onepeace.index.builder import Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.index import check_model, identity
 from onepeace.index.plugin import plugin
-from onepeace.index.sources import Scan, is_below, roots_of, scan
+from onepeace.index.sources import Scan, is_below, listed, roots_of, scan
 from onepeace.index.store import DATABASE, Root, Store
 from onepeace.progress import status
 
@@ -32,10 +32,10 @@ EXPORT_FROM = 1000
 
 def build(
     folder: str | os.PathLike[str],
-    paths: Sequence[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     model: str | None = None,
     *,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     follow_links: bool = False,
     **options: Any,
 ) -> Report:
@@ -43,7 +43,8 @@ def build(
 
     Args:
         folder: of the index; made if it is not there.
-        paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces).
+        paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces);
+            one, or several.
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         follow_links: follow links that lead out of the folders.
@@ -54,7 +55,8 @@ def build(
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
-    given = roots_of(paths, exclude, follow_links)
+    paths = listed(paths)
+    given = roots_of(paths, [exclude] if isinstance(exclude, str) else exclude, follow_links)
     with writing(folder) as target, ExitStack() as stack:
         store: Store | None = None
         known: list[Root] = []
@@ -89,7 +91,7 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
         return _fill(store, found, remove_missing=True, **options)
 
 
-def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
+def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:
     """Forget files, and all files of folders. The files themselves are not touched; `update` leaves them out from now
     on, and `build` with their own path takes them in again.
 
@@ -101,7 +103,7 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
     """
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         known = store.roots()
-        removed = {os.path.abspath(path): path for path in paths}
+        removed = {os.path.abspath(path): path for path in listed(paths)}
         ids: set[int] = set()
         for path, given in removed.items():
             found = {item.id for item in store.items() if is_below(item.path, {path})}

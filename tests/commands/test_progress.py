@@ -37,9 +37,18 @@ def test_a_log_gets_a_line_every_thirty_seconds_with_rate_and_time_left(lines, c
 
 def test_work_of_unknown_length_has_a_rate(lines, clock):
     with Progress(None, "row") as rows:
+        rows.update(10)
         clock[0] += 40
         rows.update(80)
-    assert lines() == ["80 rows, 2.0 a second"]
+    assert lines() == ["90 rows, 2.0 a second"]
+
+
+def test_the_time_until_the_first_is_in_no_estimate(lines, clock):
+    with Progress(400) as bar:
+        for seconds in (70, 30):
+            clock[0] += seconds
+            bar.update(30)
+    assert lines() == ["30 of 400 files", "60 of 400 files, 1.0 a second, 5 min 40 s left"]
 
 
 def test_a_terminal_has_a_bar_from_the_start(lines, clock, capsys, monkeypatch):

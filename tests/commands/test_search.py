@@ -11,8 +11,10 @@ from support.broken_files import write_broken, write_good
 
 from onepeace.cli import main
 from onepeace.commands.search import table
-from onepeace.index import Hit, Item, Results
+from onepeace.index import Hit, Item, Query, Results
 from onepeace.index.filters import FIELDS
+
+QUERY = Query(text="a")
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +102,11 @@ def test_a_match_and_a_cosine_are_never_in_one_column_and_headings_stand_above()
     def results(match, relevant):
         return Results((Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0),), 1, relevant)
 
-    assert [line.split() for line in table(results(None, None)).splitlines()] == [
+    assert [line.split() for line in table(results(None, None), QUERY, False).splitlines()] == [
         ["rank", "cosine", "kind", "at", "path"],
         ["1", "0.250", "audio", "1:15", "/a.ogg"],
     ]
-    first, head, hit = table(results(0.5, False)).splitlines()
+    first, head, hit = table(results(0.5, False), QUERY, False).splitlines()
     assert first.startswith("nothing relevant")
     assert (head.split()[1], hit.split()[1:3]) == ("match", ["unlikely", "0.50"])
 
@@ -180,6 +182,13 @@ def test_nothing_found_does_not_speak_of_filters_alone(random_folder, samples, c
     picture = str(samples / "images" / "dog.jpg")
     assert main(["search", picture, "--image", picture, "--no-index", "--model", str(random_folder)]) == 0
     assert capsys.readouterr().out.startswith("nothing found: ")
+
+
+def test_nothing_found_names_the_query_s_own_file_only_where_there_is_one():
+    nothing = Results((), 0)
+    assert "the query's own" not in table(nothing, QUERY, is_filtered=True)
+    assert "filters" not in table(nothing, Query(image="a.jpg"), is_filtered=False)
+    assert "the query's own" in table(nothing, Query(image="a.jpg"), is_filtered=True)
 
 
 def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(capsys):

@@ -16,7 +16,7 @@ from support.small_shards import square, tone, write_tar
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, builder, check, remove
+from onepeace.index import Index, builder, check, is_index, remove
 from onepeace.index import write as index_write
 from onepeace.index.store import Store
 from onepeace.index.write import writing
@@ -231,6 +231,28 @@ def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, tmp_path
     assert len(content(tmp_path / "moved")) == 1
     assert check(tmp_path / "moved").ok
     assert counts(build(tmp_path / "moved", words)) == {"added": 5, "unchanged": 1}
+
+
+def test_one_path_needs_no_list_and_a_closed_index_says_so(build, words, random_folder, tmp_path):
+    folder = tmp_path / "index"
+    assert index_write.build(folder, str(words), str(random_folder), device="cpu", progress=False).added == 6
+    with Index.open(folder) as index:
+        pass
+    with pytest.raises(UserError, match="closed"):
+        index.search("a")
+    report = check(folder)
+    assert (report.ok, report.files) == (True, 6)
+    assert index_write.remove(folder, str(words)) == 6
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied", "index.sqlite")
+
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)  # root may read anything
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be read"):
+        Index.open(tmp_path)
+    assert not is_index(tmp_path)
 
 
 def test_process_without_stderr_builds(random_folder, words, tmp_path, monkeypatch):

@@ -82,7 +82,9 @@ def test_file_that_is_cut_short(is_database, share, tmp_path):
     path.write_bytes(content[: int(len(content) * share)])
     if not is_database:
         assert answers(index) == right
-    assert not check(index).ok
+    report = check(index)
+    assert (report.ok, len(report.damaged)) == (False, len({*report.damaged}))
+    assert str(index) in str(report)
     kept = len(right) - mend(index, files)
     assert kept > 0 or share < 0.9
     assert answers(index) == right

@@ -142,6 +142,8 @@ def test_short_forms_are_one_condition(database):
     [
         ("widht > 3", "did you mean width"),
         ("width = 3", "=="),
+        ("size > 2MB", "2*MB"),
+        ("kind == 'dogs'", "it can be image"),
         ("width > 'x'", "column 9"),
         ("width", "no condition"),
         ("caption > 3", "no text"),
