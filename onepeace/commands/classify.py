@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 EXAMPLES = f"""\
 With --labels, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
 --template. Without --labels, or with --text, a fine-tuned model applies its head: labels, an answer or a box for
---text, one of --labels for --text, object boxes, sound events with times, or a segmentation mask.
+--text, one of --labels for --text, object boxes, sound events with times, or a segmentation mask. Videos are skipped, unless
+the head reads videos or sounds. Of a long sound the beginning is read.
 
   onepeace classify pictures --labels dog,cat,bird
   onepeace classify sounds --labels names.txt --template "{{}}" --top 3 --json
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
 def _labels(text: str | None) -> list[str]:
     if text is None:
         return []
+    if "," not in text and (text.endswith(".txt") or os.sep in text):
+        files.check_input(text)
     names = files.lines_of(Path(text)) if os.path.isfile(text) else text.split(",")
     labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not labels:
@@ -105,6 +108,7 @@ def _zero_shot(
     args: argparse.Namespace, model: "Embedder", found: Sequence[Found], labels: list[str]
 ) -> Iterator[Predicted]:
     known = files.readable(found, model.modalities)
+    files.say_cut(known, model.processors.get("audio"))
     items = [{file.modality: file.path} for file in known]
     options = {"template": args.template, "batch_size": args.batch_size}
     probabilities, failures = model.classify(items, labels, **options, on_error="skip")
@@ -126,6 +130,7 @@ def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], lab
     known = files.readable(
         found, set(head.embedder.processors) - {"text"} if asked else {head.on}, f"the head {head.name}"
     )
+    files.say_cut(known, head.embedder.processors.get("audio"))
     size = head.config.get("inputs", 1)  # some heads read pairs of pictures (NLVR2)
     if len(known) % size:
         raise UsageError(f"the head {head.name} reads {size} files at a time; {len(known)} is not a multiple of it")

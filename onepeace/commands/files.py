@@ -1,14 +1,20 @@
 """Input and output files of commands, and the report of files that failed."""
 
 import argparse
+import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onepeace.errors import UsageError
+from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import LINKS, Found, Unreadable, walk
+
+if TYPE_CHECKING:
+    from onepeace.processors import Processor
 
 EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
 
@@ -27,7 +33,8 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     from onepeace.processors.endings import modality_by_ending
 
     others: Counter[str] = Counter()
-    walked, problems = walk(paths, modality_by_ending(), others=others)
+    endings = {**modality_by_ending(), **dict.fromkeys(VIDEO_SUFFIXES, "video")}
+    walked, problems = walk(paths, endings, others=others)
     say_other_kinds(others)
     found = []
     for path, known in walked:
@@ -43,10 +50,23 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
 def readable(found: Iterable[Found], modalities: Container[str], reader: str = "this model") -> list[Found]:
     """The files whose modality is in `modalities`; the number of the others is printed to stderr."""
     files = list(found)
-    if left_out := Counter(file.modality for file in files if file.modality not in modalities):
+    left_out = Counter(file.modality for file in files if file.modality not in modalities)
+    if videos := left_out.pop("video", 0):
+        say(f"{counted(videos, 'video')} skipped: this command does not read videos; onepeace search finds them")
+    if left_out:
         kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
         say(f"{kinds} skipped: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
     return [file for file in files if file.modality in modalities]
+
+
+def say_cut(found: Iterable[Found], processor: "Processor | None") -> None:
+    """Prints how many sounds are longer than the part that `processor` reads of each."""
+    from onepeace.files.metadata import describe_media
+
+    longest = getattr(processor, "max_seconds", None) or math.inf
+    sounds = [file.path for file in found if file.modality == "audio"] if longest < math.inf else []
+    if cut := sum((describe_media(path, "audio").duration or 0) > longest for path in sounds):
+        say(f"{counted(cut, 'sound')} longer than {longest:g} s: only the first {longest:g} s are read")
 
 
 def say_other_kinds(count: Counter[str]) -> None:

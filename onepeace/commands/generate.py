@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = {
     "caption": """\
+Videos are skipped. Of a long sound the beginning is read.
+
   onepeace caption data/samples
   onepeace caption pictures --model models/ofa-caption --json > captions.jsonl""",
     "answer": """\
@@ -69,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         task = replace(task, answer="choice", choices=choices)
     if task.answer not in KINDS[name]:
         raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(KINDS[name])}")
-    found = files.readable(found, generator.reader.processors(task))
+    processors = generator.reader.processors(task)
+    found = files.readable(found, processors)
+    files.say_cut(found, processors.get("audio"))
     items = ({file.modality: file.path, **fields} for file in found)
     rows, failed = [], []
     with Progress(len(found)) as progress:
@@ -101,7 +105,7 @@ def _result(name: str, answer: "Answer") -> dict[str, Any]:
     if isinstance(answer, Choice):
         return {name: answer.choice, "scores": answer.scores}
     text = expect(answer, Text)
-    known = {} if text.agreement is None else {"agreement": text.agreement, "sure": text.is_sure}
+    known = {} if text.agreement is None and text.is_sure else {"agreement": text.agreement, "sure": text.is_sure}
     return {name: text.text, **known}
 
 

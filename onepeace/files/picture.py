@@ -23,6 +23,8 @@ PICTURE_SUFFIXES = frozenset(
 RAW_SUFFIXES = frozenset(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef".split())
 """Canon, Nikon, Sony, Adobe and phones, Fujifilm, Olympus, Panasonic, Pentax."""
 HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1|avi[fs])", re.DOTALL)
+VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|\0\0\x01[\xb3\xba]", re.DOTALL)
+"""MP4 (HEIC and CR3 are told apart before), Matroska and WebM, AVI, FLV, ASF, MPEG."""
 RAW = re.compile(rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcrx ", re.DOTALL)
 """Raw files that are not just TIFF by their first bytes: CR2, ORF, RW2, RAF, CR3."""
 TIFF = re.compile(rb"II\*\0|MM\0\*")
@@ -57,6 +59,8 @@ def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
     except UnidentifiedImageError as error:
         if HEIF.match(head):
             raise UserError(f"{name}: the picture cannot be opened (damaged HEIC or AVIF)") from error
+        if VIDEO.match(head):
+            raise UserError(f"{name}: is a video, not a picture; onepeace search --like takes a video of the index") from error
         raise UserError(f"{name}: not a picture of a known format (it begins with {head[:8]!r})") from error
     except Image.DecompressionBombError as error:
         pixels, limit = re.findall(r"\d+", str(error))[:2]

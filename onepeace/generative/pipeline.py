@@ -3,6 +3,7 @@
 Results come in order and in bounded memory, failures as values. `Generator` is what users call.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,6 +26,8 @@ from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors import ImageProcessor
 from onepeace.processors.tokenizer import BOS, EOS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class _Read(NamedTuple):
     """Width and height of the picture as it was given."""
     resized: tuple[int, int]
     """Width and height as the model reads it."""
+    is_silent: bool
+    """Whether the sample is digital silence."""
 
 
 Answers: TypeAlias = "tuple[Answer, ...] | UserError"
@@ -98,6 +103,10 @@ class Pipeline:
                 output = found if isinstance(found, Exception) else outputs[index]
                 if isinstance(output, Exception):
                     yield Generated(index, name, (), one_line(output).removeprefix(f"{name}: "))
+                elif isinstance(found, _Read) and found.is_silent:
+                    log.warning("%s: digital silence; what is written says nothing about a sound", name)
+                    unsure = (replace(one, is_sure=False) if isinstance(one, Text) else one for one in output)
+                    yield Generated(index, name, tuple(unsure))
                 else:
                     yield Generated(index, name, output)
 
@@ -127,7 +136,8 @@ class Pipeline:
             raise UserError(
                 f"its text has {len(source)} tokens and its answer up to {longest}; the model has {limit} places"
             )
-        return _Read([BOS, *source, EOS], key, sample, prefix, size, resized)
+        is_silent = key == "audio" and sample is not None and bool(sample.min() == sample.max())
+        return _Read([BOS, *source, EOS], key, sample, prefix, size, resized, is_silent)
 
     def _answers(self, items: Mapping[int, _Read]) -> dict[int, Answers]:
         """The answers of a block of items by their numbers, computed in groups of one modality."""

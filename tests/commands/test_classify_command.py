@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from support.media import TWO_SCENES
 from support.random_model import save_random_model
 
 from onepeace.cli import main
@@ -89,3 +90,13 @@ def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path, monke
     assert sum(line.startswith(f"onepeace: {tmp_path}/") and ".wav: " in line for line in lines) == 6
     assert sum(line.startswith(f"  {tmp_path}/") and ".mp3: " in line for line in lines) == 6
     assert len(lines) == 14  # and how many failed
+
+
+def test_videos_are_skipped_and_labels_of_a_missing_file_refused(command, samples, tmp_path):
+    code, out, err = command("classify", TWO_SCENES, samples / "images" / "cat.jpg", "--labels", "a,b", "--json")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "1 video skipped" in err
+    for labels in ("nofile.txt", tmp_path / "names"):
+        code, out, err = command("classify", samples / "images" / "cat.jpg", "--labels", labels)
+        assert (code, out, err) == (2, "", f"onepeace: {labels}: no such file\n")
+    assert command("classify", samples / "images" / "cat.jpg", "--labels", "in/out,up")[0] == 0

@@ -3,9 +3,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from support.generative import save_small_ofa
+from support.media import TWO_SCENES
 
 import onepeace
 from onepeace.cli import main
@@ -111,3 +114,17 @@ def test_names_that_are_not_utf8_are_printed_as_json(run, pictures, tmp_path):
 def test_model_of_vectors_writes_nothing(capsys, pictures):
     assert main(["caption", str(pictures), "--model", "tiny"]) == 1
     assert capsys.readouterr().err.startswith("onepeace: tiny: writes nothing; name a model that does")
+
+
+def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(tmp_path, capsys):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16 * 16000), 16000)
+    (tmp_path / "trip.webm").write_bytes(TWO_SCENES.read_bytes())
+    assert main(["caption", str(tmp_path), "--model", "tiny-captions", "--device", "cpu", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = by_name(out, tmp_path)
+    assert found.keys() == {"silent.wav", "long.wav"}
+    assert found["silent.wav"]["sure"] is False
+    assert "silent.wav: digital silence" in err
+    assert "1 sound longer than 15 s" in err
+    assert "1 video skipped" in err

@@ -67,6 +67,7 @@ def test_broken_file_is_named_with_its_reason(form, tmp_path):
     for content, message in (
         (b"", r"the file is empty \(0 bytes\)"),
         (b"hello " * 100, "not a picture of a known format"),
+        (b"\0\0\0\x18ftypmp42" + bytes(100), "is a video"),
         (data[:40], "cannot be opened"),
         (data[: len(data) // 2], "the picture cannot be"),
         (data[:size] + b"\0\0\xff\xff\0\0\xff\xff" + data[size + 8 :], "cannot be opened|above the limit"),
