@@ -117,7 +117,8 @@ class Source:
                 try:
                     samples.append(usable_sample(raw, shard, own.pair, own.targets))
                 except ValueError as error:
-                    broken.append(str(error))
+                    if not _is_of_another_kind(raw, own.pair):
+                        broken.append(str(error))
         self.good, self.broken = self.good + len(samples), self.broken + len(broken)
         for line in broken:
             if len(self.named) < NAMED and line not in self.named:
@@ -127,7 +128,8 @@ class Source:
 
     def check(self, complete: bool = True) -> None:
         """UserError if too much is broken, or, where all of the source was read, nothing is usable."""
-        name, first = self.config.shards, next(iter(self.named), f"no key fits {self.config.keys!r}")
+        none = f"no key fits {self.config.keys!r} among samples with {' and '.join(self.config.pair)}"
+        name, first = self.config.shards, next(iter(self.named), none)
         if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
             raise UserError(
                 f"{name}: {self.broken} broken to {self.good} usable samples, as {first}; mend the shards or raise "
@@ -244,6 +246,14 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
         if wrong := wrong_target(target, value, known):
             raise ValueError(f"{where}: {wrong}")
     return Sample(raw["__key__"], describe(shard), inputs, known)
+
+
+def _is_of_another_kind(raw: Mapping[str, Any], pair: Sequence[str]) -> bool:
+    """Whether a sample has files of other modalities than the pair's only, as in shards that mix modalities."""
+    endings = {f".{member.rpartition('.')[2]}" for member in raw if member != MASK}
+    kinds = {key for key, one in PROCESSORS.items() if key != "text" and one.suffixes & endings}
+    wanted = {*pair} - {"text"}
+    return bool(kinds and wanted) and kinds.isdisjoint(wanted)
 
 
 def _texts(found: Any) -> list[str]:

@@ -59,6 +59,14 @@ def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
         read(tmp_path, {"x.png": picture(0)})
 
 
+def test_samples_of_other_modalities_are_left_out_without_a_warning(tmp_path, caplog):
+    sound = {"s.ogg": b"a sound", "s.json": b'{"captions": ["a sound"]}'}
+    assert [sample.key for sample in read(tmp_path, {**pictures(2), **sound})] == ["p0", "p1"]
+    assert caplog.text == ""
+    with pytest.raises(UserError, match="image and text"):
+        read(tmp_path, sound)
+
+
 def test_source_of_which_too_much_is_broken_stops(tmp_path):
     members = pictures(96)
     for i in range(76):
