@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 EXAMPLES = f"""\
 With --labels, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
 --template. Without --labels, or with --text, a fine-tuned model applies its head: labels, an answer or a box for
---text, one of --labels for --text, object boxes, sound events with times, or a segmentation mask. Videos are skipped, unless
-the head reads videos or sounds. Of a long sound the beginning is read.
+--text, one of --labels for --text, object boxes, sound events with times, or a segmentation mask.
+Videos are skipped, unless the head reads videos or sounds. Of a long sound the beginning is read.
 
   onepeace classify pictures --labels dog,cat,bird
   onepeace classify sounds --labels names.txt --template "{{}}" --top 3 --json

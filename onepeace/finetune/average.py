@@ -29,12 +29,14 @@ class Average:
 
     def described(self) -> str:
         """What was chosen, in words."""
+        tried = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
+        tried = f"{self.items} files set apart (mean reciprocal rank by share of the new weights: {tried})"
+        if self.items and not self.share:
+            return f"kept from the start, as nothing that was learned did better on {tried}"
         of = f"{self.share:.0%} of the new weights and {1 - self.share:.0%} of the start's"
         if not self.items:
             return f"averaged: {of}; too few items to choose the shares by"
-        tried = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
-        text = f"averaged: {of}, chosen on {self.items} items apart (mean reciprocal rank by share of the new: {tried})"
-        return text if self.share else f"{text}; nothing that was learned does better there: the start's weights stay"
+        return f"averaged: {of}, chosen on {tried}"
 
 
 def choose(

@@ -39,9 +39,16 @@ class OwnData:
 
     def described(self) -> str:
         """The files that were found, in words."""
-        kinds = [f"{len(records)} of {' and '.join(keys)}" for keys, records in self.records.items()]
+        kinds = [f"{len(records)} {plural(keys, not self.labels)}" for keys, records in self.records.items()]
         classes = f" in {len(self.labels)} classes" if self.labels else ""
         return f"{', '.join(kinds)}{classes}"
+
+
+def plural(keys: Sequence[str], captions: bool = True) -> str:
+    """The name of samples of these modalities, as "images with captions"; without ``captions`` their text is a label."""
+    words = {"image": "images", "audio": "sounds", "video": "videos", "text": "captions"}
+    first, *others = (words.get(key, key) for key in keys if captions or key != "text")
+    return f"{first}{' with ' * bool(others)}{' and '.join(others)}"
 
 
 def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:

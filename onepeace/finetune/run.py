@@ -95,8 +95,10 @@ class FineTuning:
         if not (folder / AVERAGE).exists():
             self._averaged(self._tuned(recipe), recipe, parts, heads)
         average = Average(**json.loads((folder / AVERAGE).read_text(encoding="utf-8")))
-        self.say(f"{way}: {average.described()}" if way else average.described())
+        self.say(f"{way}{': ' * bool(way)}weights {average.described()}")
         self._answered(folder / AFTER, folder / "model", parts, heads)
+        for path in checkpoint.files(folder):  # nothing goes on from them any more
+            path.unlink()
         seconds = sum(line.get("seconds", 0.0) for line in read_log(folder / LOG))
         before, after = (figures.read_answers(path) for path in (self.out / BEFORE, folder / AFTER))
         return Result(way, folder, recipe, average, seconds, before, after)

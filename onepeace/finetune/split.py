@@ -24,7 +24,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols.protocol import encode
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
-from onepeace.finetune.own_data import OwnData, check_enough, media_of
+from onepeace.finetune.own_data import OwnData, check_enough, media_of, plural
 from onepeace.index.groups import connected
 
 BY = "tiny-fast"
@@ -204,7 +204,7 @@ def _without_small_kinds(data: OwnData, source: Path) -> OwnData:
     for keys, parts in parts_of(data).items():
         if not parts["train"] or not parts["val"]:
             own = kept.pop(keys)
-            reason = f"{len(own)} of {' and '.join(keys)} are too few, or too much alike, to hold some out"
+            reason = f"{len(own)} {plural(keys)} are too few, or too much alike, to hold some out"
             left_out += [Skipped(record.name, reason) for record in own]
     if not kept:
         raise UserError(

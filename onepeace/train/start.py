@@ -195,9 +195,10 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {} if start.source is None else start_weights(recipe, config, own)
     fresh = [name for name in own if name not in given]
-    if start.source is not None and fresh:
-        names = ", ".join(fresh[:3]) + ", ..." * (len(fresh) > 3)
-        log.info("new, and learned from random values: %s (%s has no such weights)", names, start.source)
+    untold = [name for name in fresh if not name.startswith("heads.")]  # the recipe names its heads
+    if start.source is not None and untold:
+        names = ", ".join(untold[:3]) + ", ..." * (len(untold) > 3)
+        log.info("initialised at random: %s (%s has no such weights)", names, start.source)
     model.load_state_dict(given, strict=False)
     for key, adapter in model.adapters.items():
         stem = getattr(adapter, "stem", None)

@@ -8,7 +8,7 @@ import pytest
 from onepeace.datasets.layout import Record
 from onepeace.errors import UserError
 from onepeace.finetune import split
-from onepeace.finetune.own_data import OwnData
+from onepeace.finetune.own_data import OwnData, plural
 from onepeace.finetune.split import divide, near_copies, parts_of
 
 TABLE = Path("/files/table.csv")
@@ -83,3 +83,9 @@ def test_a_class_that_is_one_group_is_not_held_out_and_named():
     assert not any(name.startswith("owl") for name in files_of(data)["val"])
     with pytest.raises(UserError, match="--group"):
         divide(own_data(names), TABLE, ".*video")
+
+
+def test_kinds_of_samples_have_plain_names():
+    assert plural(("image", "text")) == "images with captions"
+    assert plural(("image", "audio", "text"), captions=False) == "images with sounds"
+    assert plural(("audio", "text"), captions=False) == "sounds"
