@@ -20,8 +20,8 @@ CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 """Index of PyTorch's builds without CUDA."""
 DEVELOPERS = ("test", "docs")
 """Extras for developers of the package."""
-TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
-"""Folder of the bundled model."""
+WEIGHTS, BUNDLED = Path(onepeace.__file__).parent / "weights", ("tiny", "tiny-fast", "tiny-captions")
+"""Folder and names of the bundled models, without `hub`, which needs torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
         print("\ndevices")
         _print_devices()
     print("\nweights")
-    size = sum(path.stat().st_size for path in TINY.glob("*") if path.is_file())
-    _row("tiny", f"{size / 1e6:.1f} MB" if size else "missing", str(TINY))
-    broken += ["the bundled weights"] * (not size)
+    for name in BUNDLED:
+        size = sum(path.stat().st_size for path in (WEIGHTS / name).glob("*") if path.is_file())
+        _row(name, f"{size / 1e6:.1f} MB" if size else "missing", str(WEIGHTS / name))
+        broken += [f"the bundled weights {name}"] * (not size)
     print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
     return 1 if broken else 0
 

@@ -38,7 +38,10 @@ PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
+    from onepeace.hub.registry import RELEASED
+
+    released = "\n".join(f"  {name:<26}{one.about}" for name, one in RELEASED.items())
+    parser.epilog = f"{EPILOG}\nbundled models: tiny, tiny-fast, tiny-captions; released ones:\n{released}"
     parser.add_argument("model", metavar="MODEL|FILE", help="tiny, a model folder, or a .pt, .pth or .pkl file of the "
                         "original code")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")

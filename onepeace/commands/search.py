@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         files.check_output(args.html)
     query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
+    query.parts()  # an empty text is refused before files are read
     with open_index(args) as (index, problems):
         chosen = {name: getattr(args, name) for name in ("top", "offset", "sort", "rank", "min_match")}
         results = index.search(query, only=only, where=where, **chosen)

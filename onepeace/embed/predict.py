@@ -60,7 +60,9 @@ class Head:
 
     def __init__(self, embedder: "Embedder", name: str | None = None):
         heads = embedder.module.config.heads
-        known = ", ".join(heads) or "none; train one (docs/guide/finetune.md), or give labels to classify by"
+        if not heads:
+            raise UserError("this model has no heads; give --labels, or a model with a head (docs/guide/finetune.md)")
+        known = ", ".join(heads)
         if name is None and len(heads) != 1:
             raise UserError(f"this model has {len(heads)} heads: {known}")
         self.name = next(iter(heads)) if name is None else name

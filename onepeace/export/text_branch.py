@@ -4,6 +4,7 @@ import json
 import logging
 import zlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ class TextBranch:
         """The branch of a model; None, if it was not kept, or after one line in the log, if it cannot be used."""
         folder = text_branch_folder(model_hash)
         try:
-            return cls(folder) if (folder / CHECKSUMS).is_file() else None
+            # It may have been kept by an environment that has onnxruntime.
+            return cls(folder) if (folder / CHECKSUMS).is_file() and find_spec("onnxruntime") else None
         except (UserError, OSError, KeyError, ValueError) as error:
             log.warning("%s: not used (%s); the model reads the words; delete it", folder, one_line(error))
             return None

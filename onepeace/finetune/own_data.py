@@ -45,7 +45,7 @@ class OwnData:
 
 
 def plural(keys: Sequence[str], captions: bool = True) -> str:
-    """The name of samples of these modalities, as "images with captions"; without ``captions`` their text is a label."""
+    """Name of samples of these modalities, as "images with captions"; without ``captions`` their text is a label."""
     words = {"image": "images", "audio": "sounds", "video": "videos", "text": "captions"}
     first, *others = (words.get(key, key) for key in keys if captions or key != "text")
     return f"{first}{' with ' * bool(others)}{' and '.join(others)}"

@@ -48,8 +48,9 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
         raise UserError(f"{text}: no such folder")
     names = [*BUNDLED_NAMES, *RELEASED]
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-    raise UserError(f"no model {text!r}; {hint} (or a folder, or owner/name of the Hugging Face Hub)")
+    hint = f"did you mean {' or '.join(near)}?" if near else f"bundled: {', '.join(BUNDLED_NAMES)};"
+    more = "onepeace info --help lists all; a folder, or owner/name of the Hugging Face Hub, is a model too"
+    raise UserError(f"no model {text!r}; {hint} {more}")
 
 
 def _complete(folder: Path) -> Path:

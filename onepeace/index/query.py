@@ -68,6 +68,8 @@ class Query:
             for one in values:
                 if kind == "text" and not isinstance(one, str):
                     raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
+                if kind == "text" and not one.strip():
+                    raise UserError(f"{name} is empty; give words")
                 found.append((kind, one, weight))
         if not any(weight > 0 for _, _, weight in found):
             raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")

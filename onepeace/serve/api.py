@@ -26,11 +26,11 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from pydantic import FiniteFloat
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from onepeace import __version__
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.index import Hit, Index, Query
+from onepeace.index.filters import kind_of
 from onepeace.progress import status
 from onepeace.serve import media
 from onepeace.serve.generator import Generator
@@ -88,8 +88,7 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
         redoc_url=None,
     )
     _answer_errors(app)
-    app.add_middleware(Guard, password=password, max_body=service.limits.body)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(Guard, hosts=hosts, password=password, max_body=service.limits.body)
     heavy, pictures = CapacityLimiter(HEAVY), CapacityLimiter(HEAVY)
 
     async def decoded(function: Callable[[], Response]) -> Response:
@@ -224,7 +223,10 @@ def _search(service: Service, request: SearchRequest) -> Response:
         if getattr(request, name) > getattr(service.limits, name):
             raise Refused(422, f"{name}: {getattr(request, name)}; at most {getattr(service.limits, name)}")
     filters = request.model_dump(include={"where", "after", "before", "path", "top", "offset"})
-    filters["only"] = listed(request.only)
+    try:
+        filters["only"] = [kind_of(kind) for kind in listed(request.only)]
+    except UserError as error:
+        raise Refused(422, f"only: {error}") from error
     likes, without = listed(request.like), [words for words in listed(request.without) if words]
     given = request.given()
     if not (given or likes or without):
@@ -312,7 +314,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def wrong(_: object, error: UserError) -> Response:
-        return _error(error.status if isinstance(error, Refused) else 422, one_line(error))
+        return _error(error.status if isinstance(error, Refused) else 422, one_line(error).removeprefix("--"))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: object, error: RequestValidationError) -> Response:

@@ -1,7 +1,7 @@
 """Middleware that checks every request: its origin, password and size.
 
 A web page in a browser can send requests to servers on the same machine. So a server on a loopback address accepts
-only its own host names (TrustedHostMiddleware), and no requests of pages of other sites. On other addresses every
+only its own host names, and no requests of pages of other sites. On other addresses every
 request needs a password, as HTTP Basic (any user name) or as a Bearer token. Response headers forbid the browser to
 load anything from another host.
 """
@@ -9,8 +9,10 @@ load anything from another host.
 import base64
 import binascii
 import hmac
+import re
 import time
 from collections import deque
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -38,12 +40,13 @@ class Guard:
 
     Args:
         app: the application behind it.
+        hosts: allowed values of the Host header, lower case and without the port; "*" = any.
         password: required from clients; None = no password.
         max_body: maximum bytes of a request.
     """
 
-    def __init__(self, app: ASGIApp, *, password: str | None, max_body: int) -> None:
-        self.app, self.max_body = app, max_body
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], password: str | None, max_body: int) -> None:
+        self.app, self.hosts, self.max_body = app, hosts, max_body
         self.password = None if password is None else password.encode()
         self._wrong: deque[float] = deque(maxlen=GUESSES)
         self._known: dict[str, None] = {}
@@ -56,6 +59,9 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
+        host = re.sub(r":\d*$", "", headers.get("host", "").lower())
+        if "*" not in self.hosts and host not in self.hosts:
+            return refuse(400, f"host {host[:100]!r}: not a name of this server")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return refuse(403, "requests from pages of other sites are refused")

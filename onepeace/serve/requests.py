@@ -1,5 +1,6 @@
 """Request bodies of the JSON API."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,14 @@ from onepeace.serve.uploads import Refused
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
 """Modality and data field by type of a content part of OpenAI's chat messages."""
-Kind = Literal["image", "audio", "text", "video"]
+MESSAGES = {
+    "extra_forbidden": "no such field",
+    "missing": "is missing",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
+}
+"""Messages by type of pydantic's error, in place of its own."""
+UNION_MEMBER = re.compile(r"(constrained-)?(int|str)|\w+\[.*")
+"""A part of an error's place that names a type and no field."""
 Weight = Annotated[FiniteFloat, Field(ge=-100, le=100)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -47,7 +55,7 @@ class SearchRequest(Parts):
     like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
     without: StrictStr | list[StrictStr] = Field([], description="texts to move away from")
     weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
-    only: Kind | list[Kind] = []
+    only: StrictStr | list[StrictStr] = Field([], description="image, audio, text or video; also pictures, sounds, ...")
     where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and 'dog' in caption")
     after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
     before: str | None = Field(None, max_length=100)
@@ -89,7 +97,7 @@ def parts_of(entry: Any, name: str) -> dict[str, str]:
         value = entry.get(str(entry["type"]))
         entry = {modality: value.get(key) if isinstance(value, Mapping) else value}
     try:
-        given = Parts.model_validate(entry).given()
+        given = Parts.model_validate(entry).given() if isinstance(entry, Mapping) else {}
     except ValidationError as error:
         raise Refused(422, f"{name}: {first_error(error.errors(), 0)}") from error
     if not given:
@@ -103,5 +111,7 @@ def listed(value: Any) -> list[Any]:
 
 def first_error(errors: Sequence[Any], skipped: int) -> str:
     """Message of the first pydantic error; the first ``skipped`` parts of the field name are omitted."""
-    place = ".".join(str(part) for part in errors[0]["loc"][skipped:])
-    return one_line(f"{place}: {errors[0]['msg']}" if place else errors[0]["msg"])
+    first = errors[0]
+    place = ".".join(part for part in map(str, first["loc"][skipped:]) if not UNION_MEMBER.fullmatch(part))
+    said = MESSAGES.get(first["type"], first["msg"].replace("Input should", "must"))
+    return one_line(f"{place}: {said}" if place else said)

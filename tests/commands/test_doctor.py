@@ -7,6 +7,7 @@ import pytest
 
 from onepeace.cli import main
 from onepeace.commands import doctor
+from onepeace.hub.resolve import BUNDLED_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -14,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def lines(monkeypatch, tmp_path):
     """What onepeace requires, for a doctor of packages that are cheap to import, who finds the bundled weights."""
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "model.safetensors").write_bytes(bytes(2_500_000))
-    monkeypatch.setattr(doctor, "TINY", tmp_path / "tiny")
+    for name in doctor.BUNDLED:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(2_500_000))
+    monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
     wanted = ["numpy>=2", "tqdm<9,>=4", 'pyarrow>=20; extra == "parquet"', 'pytest>=8; extra == "test"']
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: wanted)
     return wanted
@@ -73,9 +75,13 @@ def test_a_build_for_cuda_without_a_device_is_told_from_the_cpu_build(lines, mon
         assert ("whl/cpu" in capsys.readouterr().out) == told
 
 
+def test_doctor_knows_the_bundled_models():
+    assert {*doctor.BUNDLED} == {*BUNDLED_NAMES}
+
+
 def test_doctor_names_missing_weights(lines, monkeypatch, capsys, tmp_path):
     assert doctor.run(None) == 0
-    assert "2.5 MB" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "TINY", tmp_path / "nowhere")
+    assert capsys.readouterr().out.count("2.5 MB") == 3
+    (tmp_path / "tiny-fast" / "model.safetensors").unlink()
     assert doctor.run(None) == 1
-    assert capsys.readouterr().out.endswith("broken: the bundled weights\n")
+    assert capsys.readouterr().out.endswith("broken: the bundled weights tiny-fast\n")

@@ -64,7 +64,7 @@ NEAREST = {
         ("x.pt", r"is a file; make a model folder of it with: onepeace convert .*x\.pt -o OUT"),
         *((name, "no such folder") for name in ("./absent", "~/absent-model", "a/b/c", "/absent")),
         *((name, rf"no model '{name}'; did you mean .*{near}") for name, near in NEAREST.items()),
-        ("zzzzzz", "known: tiny, tiny-fast, tiny-captions, one-peace, "),
+        ("zzzzzz", "bundled: tiny, tiny-fast, tiny-captions; onepeace info --help"),
         ("", "no model ''"),
     ],
 )

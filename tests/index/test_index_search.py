@@ -181,6 +181,7 @@ def test_no_hit_matches_better_than_one_above_it(fill):
     ("query", "field"),
     [
         (Query(), "nothing to search for"),
+        (Query(text=" "), "text is empty"),
         (Query(text=7), "text is int"),
         (Query(without="people"), "nothing to search for"),
         (Query(like=["/p/a.jpg", "/p/b.jpg"]), "cancel out"),

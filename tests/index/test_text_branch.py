@@ -29,6 +29,11 @@ def test_words_are_read_without_the_model(tmp_path, monkeypatch, caplog):
     expected = load(str(model), modalities=["text"]).encode_text(texts, progress=False)
     np.testing.assert_allclose(TextBranch.open(model_hash).encode(texts), expected, atol=1e-5)
 
+    with monkeypatch.context() as patch:  # another environment, without onnxruntime
+        patch.setattr("onepeace.export.text_branch.find_spec", lambda name: None)
+        assert TextBranch.open(model_hash) is None
+    assert "not used" not in caplog.text
+
     monkeypatch.setattr("onepeace.export.folder.export_model", lambda *_, **__: pytest.fail("it is there"))
     build(tmp_path / "two", paths, str(model), progress=False)
     monkeypatch.setattr("onepeace.embed.embedder.load", lambda *_, **__: pytest.fail("no model is needed"))

@@ -159,6 +159,7 @@ def test_search_filters_and_pages(client, ids):
 
     everything = names()
     assert sorted(everything) == sorted(ids)
+    assert sorted(names(only="Sounds")) == sorted(names(only="audio"))
     assert sorted(names(only="audio")) == sorted(name for name in ids if name.endswith(".ogg"))
     assert sorted(names(only=["audio", "text"])) == sorted(name for name in ids if not name.endswith(".jpg"))
     assert names(top=3) + names(top=3, offset=3) + names(top=3, offset=6) == everything
@@ -196,11 +197,17 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
         ({"like": 2**70}, 422, "like"),
         ({"audio": ADDRESS}, 422, "audio"),
         ({"without": ["a"] * 6}, 413, "parts"),
-        ({"text": "a", "where": "import os"}, 422, ""),
+        ({"text": "a", "where": "import os"}, 422, "where: "),
+        ({"text": "a", "only": "smells"}, 422, "only: "),
+        ({"text": "a", "only": 5}, 422, "only: "),
+        ({"text": "a", "like": None}, 422, "like: "),
+        ([], 422, "JSON object"),
     ],
 )
 def test_wrong_search_is_refused_in_one_line(client, body, status, field):
-    assert field in message(post(client, "/search", body), status)
+    said = message(post(client, "/search", body), status)
+    assert field in said
+    assert not any(word in said for word in ("Extra inputs", "Input should", "instance of", "literal[", "--"))
 
 
 @pytest.mark.parametrize("half", ["\ud800", "a\udc00b"])
@@ -427,7 +434,7 @@ def test_samples_of_shards_rows_of_tables_and_odd_files_are_served(tmp_path, sam
 
 def test_other_names_of_this_machine_and_other_sites_are_refused(client):
     for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:7860", "", "[", "127.0.0.2"):
-        assert client.get("/health", headers={"host": host}).status_code == 400
+        message(client.get("/health", headers={"host": host}), 400)
     for host in ("localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:7860"):
         assert client.get("/health", headers={"host": host}).status_code == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1:7860.evil.example"):
