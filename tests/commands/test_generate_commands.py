@@ -116,7 +116,7 @@ def test_model_of_vectors_writes_nothing(capsys, pictures):
     assert capsys.readouterr().err.startswith("onepeace: tiny: writes nothing; name a model that does")
 
 
-def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(tmp_path, capsys):
+def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(tmp_path, capsys, caplog):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
     soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16 * 16000), 16000)
     (tmp_path / "trip.webm").write_bytes(TWO_SCENES.read_bytes())
@@ -125,6 +125,6 @@ def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(tmp_path, caps
     found = by_name(out, tmp_path)
     assert found.keys() == {"silent.wav", "long.wav"}
     assert found["silent.wav"]["sure"] is False
-    assert "silent.wav: digital silence" in err
+    assert "silent.wav: digital silence" in caplog.text
     assert "1 sound longer than 15 s" in err
     assert "1 video skipped" in err
