@@ -102,7 +102,7 @@ def test_lengths_of_padded_ids_are_counted_where_left_out():
 
 def test_missing_parts_are_named():
     model = small_model(*ALL, decoder=None, projections=("text",), logit_scale=False)
-    with pytest.raises(ValueError, match="image has no projection .*: text"):
+    with pytest.raises(ValueError, match=r"image has no projection .*: text"):
         model({"image": item("image", 0)})
     with pytest.raises(ValueError, match="no decoder"):
         model.reconstruct(model.stems({"text": item("text", 0)}), {"text": torch.tensor([[0]])})
