@@ -42,6 +42,8 @@ class CheckReport:
     repaired: bool = False
     lost: int = 0
     """Number of files that `update` has to embed again."""
+    paths_lost: bool = False
+    """Whether the damage was to the paths that the index was built from, so that `update` has nothing to go by."""
 
     @property
     def ok(self) -> bool:
@@ -51,6 +53,8 @@ class CheckReport:
         if self.ok:
             return f"the index is intact; files with vectors: {self.files:,}"
         folder = shlex.quote(str(self.folder))
+        if self.paths_lost:
+            return f"repaired; the paths it was built from are lost, run: onepeace index build {folder} PATHS"
         if self.repaired:
             again = f"; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
             return f"repaired{again if self.lost else ', and nothing was lost'}"
@@ -81,6 +85,8 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         if repair and not report.ok:
             with failing(target, "written"):
                 report.lost = _repair(target)
+                with closing(Store(target)) as store:
+                    report.paths_lost = bool(store.count()) and not store.roots()
             report.repaired = True
         return report
 

@@ -85,6 +85,8 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
     """
     with writing(folder) as target, closing(_open(target, model)) as store:
         roots = store.roots().values()
+        if not roots and store.count():
+            raise UserError(f"{folder}: the paths it was built from are lost; run: onepeace index build {folder} PATHS")
         found = scan(roots)
         for root in roots:
             _refuse_unmounted(store, root, found)

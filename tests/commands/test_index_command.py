@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -85,6 +87,21 @@ def test_check_finds_damage_and_repairs_it(run, folder, tmp_path):
     assert run("check", index)[0] == 1
     assert run("check", index, "--repair")[0] == 0
     assert run("check", index)[0] == 0
+
+
+def test_after_the_paths_are_lost_no_file_is_forgotten(run, folder, tmp_path):
+    index = tmp_path / "i"
+    run("build", index, folder)
+    with closing(sqlite3.connect(index / "index.sqlite")) as database, database:
+        database.execute("UPDATE blobs SET crc = 0 WHERE name = 'roots'")
+    code, out, _ = run("check", index, "--repair")
+    assert (code, " build " in out) == (0, True)
+    code, _, err = run("update", index)
+    assert (code, len(err), " build " in err[0]) == (1, 1, True)
+    before = json.loads(run("stats", index, "--json")[1])["files"]
+    assert run("build", index, folder)[0] == 0
+    assert run("update", index)[0] == 0
+    assert json.loads(run("stats", index, "--json")[1])["files"] == before
 
 
 def test_export_asks_before_it_replaces(run, folder, tmp_path):
