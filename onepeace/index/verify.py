@@ -100,7 +100,7 @@ def _faults(store: Store) -> Iterator[str]:
     for table, condition in (*wrong.items(), ("files", INCOMPLETE), ("vectors", ORPHANS)):
         ((count,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
         if count:
-            yield f"{count} rows of {table} are not what was written"
+            yield f"{table}: rows that are not what was written: {count}"
     if fault := nearest.fault_of(store.folder):
         yield fault
 
