@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.errors import UsageError
-from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import LINKS, Found, Unreadable, walk
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     Raises:
         UsageError: a path does not exist, or nothing was found.
     """
+    from onepeace.files.video import VIDEO_SUFFIXES
     from onepeace.processors import sniff
     from onepeace.processors.endings import modality_by_ending
 

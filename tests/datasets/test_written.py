@@ -100,7 +100,7 @@ CASES = {
     "audiocaps without sounds of a split": (
         [], {"sounds/test/ttttttttttt.wav": None}, None, {},
         [r"\.csv: not one of its 1 audio files is there; .* are read, not videos",
-         "val/audiocaps/audiocaps_test: nothing to write; passed over"],
+         "val/audiocaps/audiocaps_test: nothing to write; skipped"],
     ),
 }  # fmt: skip
 """By the name of the layout and what is special: options, files in the download, the fields of the samples that are

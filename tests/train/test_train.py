@@ -181,7 +181,7 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
     [
         ({"objective": {"denoising/video": {}}}, "no source has 'video'"),
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
-        ({"model": {**MODEL, "decoder": None}, **DENOISING}, "set model.decoder"),
+        ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
         ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy and .* of model\.from; give"),
         ({"model": {"from": "tiny-fast", "copy": {"audio": "imgae"}}}, r"model\.copy: .* no weights of 'imgae'"),
         ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: no such modality; there are image, "),
