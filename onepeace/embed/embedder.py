@@ -250,7 +250,10 @@ class Embedder:
             query: anything that `encode` takes, or a vector (E,) of this model.
         """
         if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
-            return explain(self, item, _unit_rows(query, "the query", self.embed_dim)[0])
+            vector = _unit_rows(query, "the query", self.embed_dim)[0]
+            if not vector.any():
+                raise UserError("the query is a vector of zeros, which is near to nothing")
+            return explain(self, item, vector)
         return explain(self, item, torch.as_tensor(self.encode([query], progress=False))[0])
 
     def predict(

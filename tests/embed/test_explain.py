@@ -181,6 +181,7 @@ def test_the_peak_leans_to_the_larger_neighbour():
         ({"audio": "a.ogg"}, "a dog", "this model has no audio; it has text, image"),
         ({"image": "none.png"}, "a dog", "none.png"),
         ({"text": "rain"}, torch.ones(3), r"the query is \(1, 3\)"),
+        ({"text": "rain"}, torch.zeros(16), "a vector of zeros"),
         ({"text": "rain"}, torch.full((16,), torch.nan), "of the query has numbers that are not finite"),
     ],
 )
