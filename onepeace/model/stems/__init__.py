@@ -6,11 +6,13 @@ from functools import partial
 from torch import nn
 
 from .aisfx import AisfxStem
+from .joined import JoinedStem
 from .language import LanguageStem
 from .lite import SCALES, LiteStem
 from .mel import MelStem
 from .patches import ConvStem, HMLPStem
 from .pretrained import PretrainedStem
+from .soundnet import SoundNetStem
 from .timm import TimmStem
 from .transformers import TransformersStem, network_options
 from .wave import SAMPLE_RATE, WaveStem
@@ -22,7 +24,14 @@ IMAGE_STEMS: dict[str, Callable[..., nn.Module]] = {
     "timm": TimmStem,
 }
 """Image stems, ``(dim, patch_size)``, with a model name for timm; (B, 3, H, W) -> (B, rows, columns, dim)."""
-AUDIO_STEMS = {"wave": WaveStem, "mel": MelStem, "aisfx": AisfxStem, "transformers": TransformersStem}
+AUDIO_STEMS: dict[str, Callable[..., nn.Module]] = {
+    "wave": WaveStem,
+    "mel": MelStem,
+    "aisfx": AisfxStem,
+    "soundnet": SoundNetStem,
+    "joined": JoinedStem,
+    "transformers": TransformersStem,
+}
 """Audio stems, ``(dim, **options)``; (B, N) -> (B, T, dim); with ``hop``, ``receptive_field``, ``token_lengths``."""
 TEXT_STEMS = {"transformers": LanguageStem}
 """Text stems, ``(dim, **options)``; (B, L) ids and the padding mask -> (B, L, dim)."""

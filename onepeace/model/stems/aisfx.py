@@ -76,13 +76,9 @@ class AisfxStem(PretrainedStem):
             mel = power.transpose(1, 2) @ sfx_filters(self.num_mels, self.window, waveform.device)
             return (1e4 * mel + 1).log10() / 9.4578
 
-    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, D)."""
-        return self.project(self.features(waveform, lengths, shortest))
-
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """As ``forward`` -> (B, T, channels)."""
-        x = self.spectrogram(waveform).unsqueeze(1).to(self.norm.weight.dtype)
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        x = self.spectrogram(waveform).unsqueeze(1).to(cast(Tensor, self.network[0].weight).dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)

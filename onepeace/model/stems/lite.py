@@ -96,10 +96,6 @@ class LiteStem(PretrainedStem):
         self.name = name
         self.network = LiteNetwork(*SCALES[name])
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H / 32, W / 32, D)."""
-        return self.project(self.features(pixels))
-
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H / 32, W / 32, 1280)."""
         x = cast_once(pixels.contiguous(memory_format=torch.channels_last))

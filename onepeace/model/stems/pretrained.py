@@ -14,14 +14,20 @@ class PretrainedStem(nn.Module):
     (onepeace/train/stem_features.py): an adapter accepts ``{"features"}`` instead of its raw input.
 
     Args:
-        dim: width of the tokens.
+        dim: width of the tokens; 0 = the feature map alone, without a projection (`JoinedStem`).
         channels: channels of the feature map.
     """
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.proj = nn.Linear(channels, dim)
+        self.channels = channels
+        if dim:
+            self.norm = nn.LayerNorm(channels)
+            self.proj = nn.Linear(channels, dim)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The arguments of ``features`` -> tokens (B, ..., dim)."""
+        return self.project(cast(Any, self).features(*inputs))
 
     def project(self, features: Tensor) -> Tensor:
         """Project a feature map (B, ..., channels) to (B, ..., dim)."""

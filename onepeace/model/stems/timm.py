@@ -47,10 +47,6 @@ class TimmStem(PretrainedStem):
         self.network.eval()
         return self
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H / patch, W / patch, D)."""
-        return self.project(self.features(pixels))
-
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H / patch, W / patch, channels)."""
         return _feature_map(self.network, pixels)

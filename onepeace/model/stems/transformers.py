@@ -45,12 +45,8 @@ class TransformersStem(PretrainedStem):
         self.network.eval()
         return self
 
-    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N) of unit deviation, (B,) samples of each unless all are N -> (B, T, D)."""
-        return self.project(self.features(waveform, lengths, shortest))
-
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """As ``forward`` -> (B, T, channels)."""
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
         waveform = waveform.to(self.norm.weight.dtype)
         if lengths is None or shortest == waveform.shape[1]:
             return self.network(waveform).last_hidden_state

@@ -1,0 +1,42 @@
+"""Several pretrained networks as one stem."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .aisfx import AisfxStem
+from .pretrained import PretrainedStem
+from .soundnet import SoundNetStem
+from .wave import Count
+
+NETWORKS = {"aisfx": AisfxStem, "soundnet": SoundNetStem}
+
+
+class JoinedStem(PretrainedStem):
+    """Pretrained audio stems with tokens of one length, their features side by side.
+
+    Args:
+        dim: width of the tokens.
+        stems: keys of NETWORKS.
+    """
+
+    def __init__(self, dim: int, stems: Sequence[str] = ("aisfx", "soundnet")):
+        parts = [NETWORKS[name](0) for name in stems]
+        if len({part.hop for part in parts}) > 1:
+            raise ValueError(f"stems with tokens of {', '.join(f'{part.hop}' for part in parts)} samples")
+        super().__init__(dim, sum(part.channels for part in parts))
+        self.network = nn.ModuleList(parts)
+        self.hop, self.receptive_field = parts[0].hop, max(part.receptive_field for part in parts)
+
+    def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        return torch.cat([cast(Any, part).features(waveform, lengths, shortest) for part in self.network], dim=-1)
+
+    def token_lengths(self, samples: Count) -> Count:
+        return cast(Count, cast(Any, self.network[0]).token_lengths(samples))
+
+    def load_pretrained(self) -> None:
+        for part in self.network:
+            cast(PretrainedStem, part).load_pretrained()

