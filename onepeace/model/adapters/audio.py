@@ -43,7 +43,8 @@ class AudioAdapter(Adapter):
     Args:
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
-        stem: a key of AUDIO_STEMS; aisfx and transformers are pretrained networks. Further options are passed to it.
+        stem: a key of AUDIO_STEMS; aisfx, soundnet, joined (both) and transformers are pretrained networks. Further
+            options are passed to it.
         cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 

@@ -24,7 +24,7 @@ IMAGE_STEMS: dict[str, Callable[..., nn.Module]] = {
     "timm": TimmStem,
 }
 """Image stems, ``(dim, patch_size)``, with a model name for timm; (B, 3, H, W) -> (B, rows, columns, dim)."""
-AUDIO_STEMS: dict[str, Callable[..., nn.Module]] = {
+AUDIO_STEMS = {
     "wave": WaveStem,
     "mel": MelStem,
     "aisfx": AisfxStem,

@@ -26,22 +26,22 @@ from .wave import Count
 LAYERS = ((64, 8), (32, 8), (16, 1), (8, 1), (4, 4))
 """Kernel of each convolution, which has stride 2, and size of the max pooling after it."""
 STEP, PUBLISHED_STEP = 6000, 8192
-"""Samples per token at 16 kHz and at the rate the network runs at: 21.8 kHz, 1 % less than published."""
-WIDTH = 16
+"""Samples per token at 16 kHz, and at 21.8 kHz, the rate of the network (published: 22.05 kHz)."""
+INPUTS, OUTPUTS = 375, 512
+"""Samples of which the resampler makes others: the same ratio in smaller numbers."""
 
 
 @cached(2)
-def resampling(device: torch.device) -> Tensor:
-    """Kernels (512, 1, 391) of a convolution with stride 375 from 16 kHz to 512 / 375 of it: sinc under a Hann window."""
-    outputs, inputs = PUBLISHED_STEP // WIDTH, STEP // WIDTH
-    at = torch.arange(outputs, dtype=torch.float64).unsqueeze(1) * inputs / outputs
-    distance = at - torch.arange(-8, inputs + 8, dtype=torch.float64)
+def resampler(device: torch.device) -> Tensor:
+    """Kernels (512, 1, 391) of a convolution of stride 375 that resamples: sinc under a Hann window of 16 samples."""
+    at = torch.arange(OUTPUTS, dtype=torch.float64).unsqueeze(1) * INPUTS / OUTPUTS
+    distance = at - torch.arange(-8, INPUTS + 8, dtype=torch.float64)
     window = (math.pi / 16 * distance.clamp(-8, 8)).cos().square()
     return (torch.special.sinc(distance) * window).float().unsqueeze(1).to(device)
 
 
 class SoundNetStem(PretrainedStem):
-    """The first five convolutions of SoundNet-8 over the waveform, and the logarithm of what they give.
+    """Logarithm of the output of the first five of SoundNet's eight convolutions.
 
     Args:
         dim: width of the tokens.
@@ -67,7 +67,7 @@ class SoundNetStem(PretrainedStem):
             x = waveform[:, None, : tokens * STEP].float()
             if mine is not None:
                 x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
-            x = F.conv1d(F.pad(x, (8, 8)), resampling(x.device), stride=STEP // WIDTH)
+            x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
             x = self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
         x, samples, extra = x.to(cast(Tensor, self.network[0].weight).dtype), PUBLISHED_STEP, 0
         for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
@@ -95,7 +95,9 @@ class SoundNetStem(PretrainedStem):
             except pickle.UnpicklingError as error:
                 raise UserError(f"{path}: {error}; nothing but arrays is read") from error
         for i, conv in enumerate(cast(Iterable[nn.Conv1d], self.network)):
-            layer = {name: torch.from_numpy(np.asarray(value)).float() for name, value in weights[f"conv{i + 1}"].items()}
+            layer = {
+                name: torch.from_numpy(np.asarray(value)).float() for name, value in weights[f"conv{i + 1}"].items()
+            }
             kernel = layer["weights"].reshape(conv.kernel_size[0], conv.in_channels, conv.out_channels)
             gain = layer["gamma"] / (layer["var"] + 1e-5).sqrt()
             with torch.no_grad():  # batch norms folded into the convolutions
