@@ -64,7 +64,8 @@ class SoundNetStem(PretrainedStem):
         tokens = self.token_lengths(waveform.shape[1])
         mine = None if lengths is None or self.token_lengths(shortest) == tokens else self.token_lengths(lengths)
         with without_autocast(waveform.device.type):
-            x = waveform[:, None, : tokens * STEP].float()
+            whole = torch.arange(tokens * STEP, device=waveform.device)  # of a slice torch.export would fix the length
+            x = waveform.index_select(1, whole).unsqueeze(1).float()
             if mine is not None:
                 x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
             x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
@@ -73,7 +74,7 @@ class SoundNetStem(PretrainedStem):
         for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
             if mine is not None:
                 x = x.masked_fill(padding(mine * samples + extra, x.shape[2])[:, None], 0.0)
-            x = F.max_pool1d(F.relu(conv(x)), pooled)
+            x = F.max_pool2d(F.relu(conv(x)).unsqueeze(2), (1, pooled)).squeeze(2)  # max_pool1d fixes the length too
             samples, extra = samples // (2 * pooled), int(pooled == 1)  # without a pooling a frame more is left
         return x.transpose(1, 2).log1p()
 
