@@ -1,7 +1,6 @@
 """Embedder: `load` a model, embed pictures, sounds and texts in one vector space, compare and classify.
 
-Every result comes from `Embedder.stream`: items are decoded in threads, taken apart into samples, batched with others
-of like size, computed, and put together again (stream.py), in order and in bounded memory.
+Every result comes from `Embedder.stream`; stream.py has the steps from an item to its vector.
 """
 
 import logging
@@ -94,9 +93,7 @@ def load(
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_encoder(config, str(name)).parameters())
     precision = choose_dtype(dtype, chosen, num_parameters)
-    if isinstance(modalities, str):
-        modalities = [modalities]
-    wanted = None if modalities is None else list(modalities)
+    wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
     module = weight_files.load_encoder(folder, chosen, precision, wanted)
     if compile:
         compile_blocks(module)
@@ -109,9 +106,8 @@ def load(
 class Embedder:
     """A model with the processors of its modalities.
 
-    `stream` gives results one by one; every `encode` collects them. All take any iterable (a generator is read as it
-    is needed, and memory stays bounded but for what is collected), keep the order, and share their keyword arguments:
-    see `onepeace.embed.options.Options`. On a CPU each core computes batches of its own, elsewhere one at a time.
+    `stream` gives results one by one; every `encode` collects them. All take any iterable, keep the order and share
+    their keyword arguments, `onepeace.embed.options.Options`. On a CPU each core computes batches of its own.
     """
 
     def __init__(self, module: Encoder, processors: Mapping[str, Processor]) -> None:
@@ -150,12 +146,11 @@ class Embedder:
     def stream(
         self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"
     ) -> Generator[Embedded, None, None]:
-        """Yields the result of every item in order, as soon as it is available; failures are results too.
+        """Yield the result of every item in order, as soon as it is available; failures are results too.
 
-        However many items there are, memory is bounded: `items` is read only a little ahead of the results, and an
-        item whose size is rare waits for at most four times as many others as samples wait for a batch (256, or four
-        batches). One that takes long to decode is waited for. Of a long sound only the vectors are kept. Close the
-        generator, or use it up, to end its threads.
+        Memory is bounded however many items there are: `items` is read a little ahead of the results, by at most four
+        times as many items as samples wait for a batch (256, or four batches), and of a long sound only the vectors
+        are kept. Close the generator, or use it up, to end its threads.
 
         Args:
             items: see `encode`.
@@ -208,8 +203,7 @@ class Embedder:
         Args:
             labels: names to choose from. For a model's own classes see `predict`.
             template: sentence with "{}" for the label, or "{a}" for the label with its article; several are averaged.
-                None takes one that suits each item, or the first part of a composed one: "a photo of a {}", "the sound
-                of a {}", of a text "{}".
+                None suits each item, or its first part: "a photo of a {}", "the sound of a {}", of a text "{}".
         """
         chosen = read_options(options)
         encode_text = partial(self.encode_text, batch_size=chosen.batch_size, progress=False)

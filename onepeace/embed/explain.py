@@ -1,10 +1,8 @@
 """Heat map of a picture or sound: how well each of its tokens matches the vector of a query.
 
 Each token is encoded alone, with nothing but CLS beside it, through all blocks, the final norm and the projection; its
-value is the cosine of that vector with the query's. The stem has run over the whole item before.
-
-A picture of few patches is read in a multiple of the model's size. docs/results/log.md compares this with gradients,
-Grad-CAM and the tokens of the joint pass by the pointing game.
+value is the cosine of that vector with the query's. The stem has run over the whole item before. A picture of few
+patches is read in a multiple of the model's size. docs/results/log.md compares this with other maps.
 """
 
 from copy import copy
@@ -101,15 +99,13 @@ def _relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: T
         vector: (E,), unit.
     """
     stem = module.stems({key: inputs})[key]
-    count = stem.tokens.shape[1]
-    alone = torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(1, count + 1)], dim=1)
-    pooled = None
+    count, pooled = stem.tokens.shape[1], None
     if stem.pooled is not None:  # what a token adds to CLS, as an item of its own
         adapter = module.adapters[key]
         pooled = adapter.pooled(adapter.stem_features(inputs).flatten(0, -2)[:count, None], None)
     found = []
-    for keep in alone.to(stem.tokens.device).split(TOKENS_AT_ONCE):
-        rows = keep[:, 1] - 1
+    for rows in torch.arange(count, device=stem.tokens.device).split(TOKENS_AT_ONCE):
+        keep = F.pad(rows[:, None] + 1, (1, 0))  # CLS and the token
         tokens, own = stem.tokens.expand(len(keep), -1, -1), None if pooled is None else pooled[rows]
         copies = stem._replace(tokens=tokens, padding_mask=None, pooled=own)  # one item has no padding
         found.append(module.embed(key, module.encode({key: copies}, keep={key: keep})[key]))

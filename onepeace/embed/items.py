@@ -29,8 +29,7 @@ def parts_of(item: object, known: Collection[str]) -> list[tuple[str, object]]:
     values = composed(item)
     if values is None:
         return [(guess(item, known), item)]
-    unknown = [key for key in values if key not in PROCESSORS]
-    if unknown:
+    if unknown := [key for key in values if key not in PROCESSORS]:
         raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {unknown[0]!r}")
     return list(values.items())
 

@@ -38,9 +38,8 @@ class Options:
     progress: bool | None = None
     """Whether to show a progress bar on stderr; None = if that is a terminal and the work takes over a second."""
     on_error: Literal["raise", "skip"] = "raise"
-    """"raise" stops at the first item that fails, with a `UserError` that names it. "skip" leaves such items out and
-    returns (vectors, failures): `vectors` has rows only for the items that succeeded, in order, and `failures` says
-    index, name and reason of the others."""
+    """"raise" stops at the first item that fails, with a `UserError` that names it. "skip" returns (vectors, failures):
+    rows for the items that succeeded, in order, and index, name and reason of the others."""
 
     def __post_init__(self) -> None:
         if self.long == "truncate" and (self.window, self.hop) != (None, None):

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,13 +38,8 @@ class Prediction:
     """Reason for the failure, on one line and without the item's name."""
 
 
-class _Decoded(NamedTuple):
-    """An item on its way into a batch."""
-
-    samples: dict[str, list[Tensor]]
-    """Samples by modality, one for each row."""
-    rows: int
-    context: Context
+Decoded: TypeAlias = tuple[dict[str, list[Tensor]], Context]
+"""Samples of an item by modality, one for each row of the head's input, and facts about the item."""
 
 
 class Head:
@@ -62,12 +57,9 @@ class Head:
         heads = embedder.module.config.heads
         if not heads:
             raise UserError("this model has no heads; give --labels, or a model with a head (docs/guide/finetune.md)")
-        known = ", ".join(heads)
-        if name is None and len(heads) != 1:
-            raise UserError(f"this model has {len(heads)} heads: {known}")
-        self.name = next(iter(heads)) if name is None else name
+        self.name = next(iter(heads)) if name is None and len(heads) == 1 else str(name)
         if self.name not in heads:
-            raise UserError(f"this model has no head {self.name!r}; its heads: {known}")
+            raise UserError(f"this model has no head {name!r}; choose one of {', '.join(heads)}")
         self.embedder, self.config = embedder, heads[self.name]
         self.on, self.task = self.config["on"], self.config.get("task", "label")
         self.labels = self.config.get("labels") or [str(number) for number in range(self.config.get("num_classes", 0))]
@@ -94,7 +86,7 @@ class Head:
                 yield from chain.from_iterable(found for _, found in computing.start(block))
             yield from chain.from_iterable(found for _, found in computing.rest())
 
-    def _read(self, item: object, top: int) -> _Decoded:
+    def _read(self, item: object, top: int) -> Decoded:
         values: dict[str, Any] = dict(composed(item) or {self.on: item})
         processors = self.embedder.processors
         candidates = tuple(values.pop("candidates", ()))
@@ -119,39 +111,35 @@ class Head:
                 raise UserError(f"the head {self.name} reads {wanted} of each kind, the item has {len(found)} of {key}")
             samples[key] = found * (wanted // len(found))
         seconds = getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0)
-        return _Decoded(samples, wanted, Context(self.labels, size, candidates, seconds, top=top))
+        return samples, Context(self.labels, size, candidates, seconds, top=top)
 
-    def _predicted(self, block: "list[tuple[int, object, _Decoded | Exception]]") -> list[Prediction]:
-        """The results of a block of items, computed in groups of the same modalities and rows."""
+    @torch.inference_mode()
+    def _predicted(self, block: "list[tuple[int, object, Decoded | Exception]]") -> list[Prediction]:
+        """Results of a block of items, computed in groups that have the same modalities and numbers of rows."""
+        module, several = self.embedder.module, self.config.get("inputs", 1) > 1
+        views = self.embedder.processors[self.on].num_views
         found: dict[int, Prediction] = {}
-        groups: dict[tuple[Any, ...], list[tuple[int, str, _Decoded]]] = {}
+        groups: dict[tuple[tuple[str, int], ...], list[tuple[int, str, Decoded]]] = {}
         for index, item, decoded in block:
             name = name_of(index, item)
             if isinstance(decoded, Exception):
                 found[index] = Prediction(index, name, None, reason_of(name, decoded))
             else:
-                groups.setdefault((tuple(decoded.samples), decoded.rows), []).append((index, name, decoded))
-        for (keys, rows), members in groups.items():
-            samples = {key: [one for *_, decoded in members for one in decoded.samples[key]] for key in keys}
+                kind = tuple((key, len(own)) for key, own in decoded[0].items())
+                groups.setdefault(kind, []).append((index, name, decoded))
+        for kind, members in groups.items():
+            inputs = {}
             try:
-                output, lengths = self._computed(samples, rows)
+                for key, rows in kind:
+                    inputs[key] = self.embedder.inputs(key, [one for *_, (own, _) in members for one in own[key]])
+                    if key != "text" and several:  # which of several pictures it is
+                        inputs[key]["type_ids"] = torch.arange(rows, device=self.embedder.device).repeat(len(members))
+                lengths = module.adapters[self.on].token_lengths(inputs[self.on])[::rows].tolist()
+                features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
+                outputs = module.apply_head(self.name, features).float().cpu().chunk(len(members))
             except torch.OutOfMemoryError as error:
                 raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
-            each, views = len(output) // len(members), self.embedder.processors[self.on].num_views
-            for row, (index, name, decoded) in enumerate(members):
-                context = replace(decoded.context, num_tokens=lengths[row * rows])
-                own = output[row * each : (row + 1) * each].unflatten(0, (-1, views)).mean(1)
-                found[index] = Prediction(index, name, TASKS[self.task](own, context))
+            for (index, name, (_, context)), output, length in zip(members, outputs, lengths, strict=True):
+                own = output.unflatten(0, (-1, views)).mean(1)
+                found[index] = Prediction(index, name, TASKS[self.task](own, replace(context, num_tokens=length)))
         return [found[index] for index in sorted(found)]
-
-    @torch.inference_mode()
-    def _computed(self, samples: dict[str, list[Tensor]], rows: int) -> tuple[Tensor, list[int]]:
-        """The head's output of items of so many rows each, and the lengths in tokens of what it reads, row by row."""
-        module, inputs = self.embedder.module, {}
-        for key, own in samples.items():
-            inputs[key] = self.embedder.inputs(key, own)
-            if key != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
-                inputs[key]["type_ids"] = torch.arange(rows, device=self.embedder.device).repeat(len(own) // rows)
-        lengths = module.adapters[self.on].token_lengths(inputs[self.on]).tolist()
-        features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
-        return module.apply_head(self.name, features).float().cpu(), lengths

@@ -8,9 +8,10 @@ import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,21 +38,16 @@ def decode_ahead(
     """
     workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
-    waiting: deque[tuple[int, Item, Future[Any]]] = deque()
+    started = ((index, item, pool.submit(decode, item)) for index, item in enumerate(items))
     try:
-        for index, item in enumerate(items):
-            waiting.append((index, item, pool.submit(decode, item)))
-            if len(waiting) > ahead:
-                yield _result(*waiting.popleft())
+        waiting = deque(islice(started, ahead))
         while waiting:
-            yield _result(*waiting.popleft())
+            waiting.extend(islice(started, 1))
+            index, item, future = waiting.popleft()
+            error = future.exception()
+            yield index, item, error if isinstance(error, Exception) else future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(index: int, item: Item, future: Future[Any]) -> tuple[int, Item, Any]:
-    error = future.exception()
-    return index, item, error if isinstance(error, Exception) else future.result()
 
 
 class Windows(NamedTuple):

@@ -60,19 +60,16 @@ def answer(output: Tensor, context: Context) -> dict[str, Any]:
 
 def box(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, 4) of a box: its corners [x0, y0, x1, y1] in pixels of the picture (released code)."""
-    width, height = context.size
-    corners = output[0].sigmoid() * torch.tensor([width, height, width, height])
-    return {"box": corners.tolist()}
+    return {"box": (output[0].sigmoid() * torch.tensor(context.size * 2)).tolist()}
 
 
 def boxes(output: Tensor, context: Context) -> dict[str, Any]:
     """Boxes (1, N, 6) of a detector, corners relative to the picture, score and class number: those with a score, the
     best first, with corners in pixels of the picture."""
-    width, height = context.size
     found = []
     for *corners, score, number in output[0].tolist():
         if score > 0:
-            pixels = [corner * (height if i % 2 else width) for i, corner in enumerate(corners)]
+            pixels = [corner * side for corner, side in zip(corners, context.size * 2, strict=True)]
             found.append({"label": context.labels[int(number)], "score": score, "box": pixels})
     return {"boxes": found}
 
