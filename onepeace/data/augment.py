@@ -1,6 +1,6 @@
-"""Augmentation of training items. Every random number is drawn from the generator handed in: one per item (steps.py).
+"""Augmentation of training items. All random numbers come from the generator passed in, one per item (steps.py).
 
-What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.
+Colour and normalisation are applied to the whole batch in ``collate``, which is faster than item by item.
 """
 
 import math
@@ -18,30 +18,28 @@ from onepeace.config.limits import Count, Limits, Probability, Share
 from onepeace.errors import UserError
 
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
-"""A mirrored picture makes these words wrong."""
+"""Words that are wrong of a mirrored picture."""
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey (ITU-R BT.601, as PIL's "L")."""
 RATIOS = (3 / 4, 4 / 3)
 """Widths over heights of crops, as torchvision's RandomResizedCrop."""
 MIX_DB = 5.0
-"""Two mixed clips differ in loudness by at most this."""
+"""Largest difference in loudness of two mixed clips."""
 NOISE_DB = (10.0, 40.0)
-"""Background noise lies this far below the clip."""
-
+"""Range of the signal-to-noise ratio."""
 SILENCE = 1e-3
-"""Below this share of a clip's peak (-60 dB) its end counts as silent."""
-
+"""Share of a clip's peak (-60 dB) below which its end counts as silent."""
 BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC, without importing PIL."""
 
 Magnitude = Annotated[int, Limits("from 0 to 30", lambda x: 0 <= x <= 30)]
 """Strength of RandAugment's operations."""
 Another = Callable[[], tuple[Any, str]]
-"""Draws another training item of the modality: what ``load`` gave, and its caption."""
+"""Draws another training item of the modality: its decoded media (from ``load``) and its caption."""
 
 
 class Augment:
-    """Three steps from an encoded item to the model's input; these change nothing."""
+    """The three steps from an encoded item to the model's input; this base class changes nothing."""
 
     def load(self, item: Any, processor: Any) -> Any:
         """The item, decoded."""
@@ -68,7 +66,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAugment(Augment):
-    """Crop, mirror, colour; and for fine-tuning RandAugment, as torchvision has it, and blur."""
+    """Random crop, flip and colour jitter; for fine-tuning also torchvision's RandAugment and Gaussian blur."""
 
     crop_scale: tuple[Probability, Probability] = (0.9, 1.0)
     """Least and largest share of the area that is kept; [1, 1] keeps the whole picture in its proportions."""
@@ -87,7 +85,7 @@ class ImageAugment(Augment):
 
     @property
     def moves_pixels(self) -> bool:
-        """True where a box or a mask of the picture would no longer fit it."""
+        """Whether boxes and masks would no longer fit the augmented picture."""
         return self.flip or self.rand_augment is not None or self.crop_scale != (1.0, 1.0)
 
     def load(self, item: Any, processor: Any) -> Any:
@@ -142,10 +140,10 @@ class ImageAugment(Augment):
 
 @dataclass(frozen=True)
 class VideoAugment(ImageAugment):
-    """A clip from anywhere in its video; what is done to a picture, the same to all frames."""
+    """A clip from a random place in its video, with the same image augmentation for all frames."""
 
     def load(self, item: Any, processor: Any) -> Any:
-        """The video as it is: `vary` draws what is read of it."""
+        """The encoded video: `vary` decodes the clip that it draws."""
         return item
 
     def vary(  # type: ignore[override]
@@ -164,27 +162,27 @@ class VideoAugment(ImageAugment):
 
 @dataclass(frozen=True)
 class AudioAugment(Augment):
-    """Turn in time, mix, add noise, change the gain."""
+    """Circular time shift, mixing with another clip, noise, gain and trimming."""
 
     shift: bool = False
-    """Turn the clip around by a random time: what leaves at the end comes in at the start."""
+    """Roll the clip by a random time."""
     gain_db: float = 0.0
-    """The normalised clip becomes louder or softer by at most this."""
+    """Largest random gain, up or down, of the normalised clip."""
     noise: Probability = 0.0
     """Probability of white noise, 10 to 40 dB below the clip."""
     mix: Probability = 0.0
-    """Probability that a second clip sounds at the same time; the caption becomes "A and B"."""
+    """Probability that a second clip is mixed in; the caption becomes "A and B"."""
     trim: Probability = 0.0
-    """Probability that the silence at a clip's end is cut off: some data sets fill all clips up to one length."""
+    """Probability that silence at the clip's end is cut off: some data sets pad all clips to one length."""
 
     def load(self, item: Any, processor: Any) -> Tensor:
-        """(N,) float16, mono at the model's sampling rate, as loud as it was. Half the memory, 66 dB of precision."""
+        """(N,) float16 mono at the model's sampling rate, not normalised; float16 halves the memory of the cache."""
         return processor.load(item).half()
 
     def vary(
         self, item: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
-        """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
+        """The augmented clip, normalised and cut to the model's limit as `decode` does, and its caption."""
         samples = self._heard(item, rng)
         if rng.random() < self.mix:
             other, other_text = another()
@@ -202,7 +200,7 @@ class AudioAugment(Augment):
         return processor.finish(samples) * gain, text
 
     def _heard(self, item: Tensor, rng: np.random.Generator) -> Tensor:
-        """A clip without silence at its end, and turned, as far as there is to be chance."""
+        """The clip, perhaps trimmed and shifted."""
         samples = item.float()
         if self.trim and rng.random() < self.trim:
             heard = (samples.abs() > SILENCE * samples.abs().max()).nonzero()

@@ -221,16 +221,10 @@ def multi_positive_ids(names: Sequence[Sequence[str]]) -> Tensor:
     Two items belong together when they share a name (`names_of`), or when both belong with a third. So equal texts
     always carry equal numbers.
     """
-    parent = list(range(len(names)))
+    from networkx.utils import UnionFind
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[str, int] = {}
+    sets = UnionFind()
     for i, own in enumerate(names):
-        for name in own:
-            parent[root(i)] = root(first.setdefault(name, i))
-    return torch.tensor([root(i) for i in range(len(names))])
+        sets.union(i, *own)
+    first: dict[Any, int] = {}
+    return torch.tensor([first.setdefault(sets[i], i) for i in range(len(names))])

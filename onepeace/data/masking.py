@@ -15,8 +15,7 @@ from onepeace.config.limits import Limits
 from onepeace.data.batch import Mask
 
 Unit = Literal["word", "patch", "span"]
-"""Unit that is masked as a whole: word for text, whose last token is its end and stays; patch for image, span for
-audio."""
+"""Unit that is masked as a whole: word for text (its last token, EOS, stays), patch for image, span for audio."""
 Masked = Annotated[float, Limits("between 0 and 1; null = none", lambda share: 0 < share < 1)]
 SPAN = 5
 """Frames masked around each centre of the unit "span"."""
@@ -24,10 +23,10 @@ SPAN = 5
 
 @dataclass(frozen=True)
 class MaskRates:
-    """Shares of one modality's tokens that are masked; null = this pass does not exist.
+    """Shares of one modality's tokens that are masked; null = there is no such pass.
 
-    A joint pass after a unimodal one masks other tokens: text prefers single tokens that were visible, image masks all
-    patches that were visible and some more. Audio draws both independently.
+    The joint pass prefers tokens that the unimodal pass left visible, single ones in a text. Audio draws both
+    independently.
     """
 
     unit: Unit
@@ -65,8 +64,7 @@ def lowest(score: Tensor, count: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _share(lengths: Tensor, ratio: float) -> Tensor:
-    # float64, as Python's int(n * ratio): in float32 some counts would differ by one.
-    return (lengths.double() * ratio).floor().long()
+    return (lengths.double() * ratio).floor().long()  # as Python's int(n * ratio); in float32 some counts differ by one
 
 
 def mask_tokens(lengths: Tensor, ratio: float, generator: torch.Generator, avoid: Tensor | None = None) -> Tensor:
@@ -100,7 +98,7 @@ def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Ten
     frames = (place[:, :, None] + around).clamp(min=0).minimum(last)  # (B, centres, SPAN)
     real = torch.arange(draw.shape[1]) < centres[:, None]
     covered = torch.zeros(rows, longest + 1, dtype=torch.bool)
-    frames = torch.where(real[:, :, None], frames, longest)  # the column too many takes what does not count
+    frames = torch.where(real[:, :, None], frames, longest)  # padding goes to an extra column
     covered = covered.scatter(1, frames.flatten(1), True)[:, :longest]
     score = torch.rand(rows, longest, generator=generator) + ~covered
     return lowest(score, _share(lengths, ratio), lengths)
@@ -127,12 +125,10 @@ def draw_masks(
             continue
         if rates.unit == "span":
             drawn[name] = mask_spans(maskable, rate, generator)
-        elif rates.unit != "word" or drawn:  # beside a unimodal pass, the joint one masks single tokens of a text
-            drawn[name] = mask_tokens(maskable, rate, generator, drawn.get("unimodal"))
-        elif starts is not None:
+        elif rates.unit == "word" and starts is not None and not drawn:
             drawn[name] = mask_words(maskable, rate, generator, starts)
-        else:
-            raise ValueError('the unit "word" needs the word starts of the batch')
+        else:  # beside a unimodal pass, the joint one masks single tokens of a text
+            drawn[name] = mask_tokens(maskable, rate, generator, drawn.get("unimodal"))
     return {name: _mask(tokens, lengths) for name, tokens in drawn.items()}
 
 

@@ -1,7 +1,7 @@
 """Samples of a data set."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Extent(NamedTuple):
-    """A member of a shard, read when it is wanted."""
+    """Place of a member in a shard; its bytes are read by `content_of`."""
 
     shard: Any
     """The `onepeace.data.shard_cache.Shard` that it lies in."""
@@ -24,17 +24,16 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One example: what a model reads, and what it should say about it."""
+    """One example: inputs by modality, and targets."""
 
     key: str
     source: str
     """Origin, for messages: a shard's name, or a table and its line."""
     inputs: dict[str, Any]
-    """By modality: the encoded bytes, the `Extent` or the path of a picture or sound, or a list of them; of text a list
-    of captions, one of which is drawn each time."""
+    """By modality: encoded bytes, `Extent` or path of a picture or sound, or a list of them; for text a list of
+    captions, one of which is drawn each time."""
     targets: dict[str, Any]
-    """By name, as far as there are any: "label" (a class name), answers, boxes, events; onepeace.data.targets has the
-    form of each."""
+    """By name: "label" (a class name), answers, boxes, events; onepeace.data.targets has the form of each."""
 
     @property
     def captions(self) -> list[str]:
@@ -50,13 +49,9 @@ class Sample:
         """The input of a modality; bytes in place of an `Extent`."""
         return content_of(self.inputs[modality])
 
-    def whole(self) -> "Sample":
-        """The sample with all its bytes in memory."""
-        return replace(self, inputs=content_of(self.inputs), targets=content_of(self.targets))
-
 
 def content_of(value: Any) -> Any:
-    """Bytes of an `Extent`, also of each in lists and mappings; any other value itself."""
+    """The value with the bytes in place of each `Extent`, also in lists and dictionaries."""
     if isinstance(value, Extent):
         return value.shard.read(value.offset, value.size)
     if isinstance(value, dict):
@@ -65,21 +60,20 @@ def content_of(value: Any) -> Any:
 
 
 def item_name(sample: Sample) -> str:
-    """Name of an item among those of several sources, whose keys may be the same."""
+    """Name of an item that is unique over several sources, whose keys may be the same."""
     return f"{Path(sample.source).name}/{sample.key}"
 
 
 def by_name(
     samples: Iterable[Sample], name: Callable[[Sample], str], content: Callable[[Sample], T], what: str
 ) -> dict[str, T]:
-    """{name: content} of samples, of which some may be the same in several sources.
+    """{name: content} of samples, some of which may occur in several sources.
 
     Args:
-        what: is filed under the name, for the message.
+        what: subject that is stored by the name, for the message.
 
     Raises:
-        UserError: two samples of one name have different contents (`Extent` are read), so that one would get what is of
-            the other.
+        UserError: two samples of one name have different contents.
     """
     found: dict[str, tuple[Sample, T]] = {}
     for sample in samples:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -165,23 +166,16 @@ def read_source(
 ) -> list[Sample]:
     """The samples of every shard of a pattern, with all their bytes in memory.
 
-    Args:
-        pattern, root: see `expand`.
-        pair, targets, keys: as of a `SourceConfig`.
-        broken_limit: see `Source`.
+    The arguments are those of `expand`, `SourceConfig` and `Source`.
 
     Raises:
-        UserError: no file matches; no key fits; not one sample is complete, or too few are (names one and its fault).
+        UserError: no file matches; no key fits; no sample is complete, or too few are.
     """
     config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
-    return [sample.whole() for sample in Source(config, root, broken_limit)]
-
-
-def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
-    """Samples of `open_shard` with the bytes in place of each `Extent`; its lines about damage go to ``broken``."""
-    samples, lines = open_shard(shard)
-    broken += lines
-    yield from map(content_of, samples)
+    return [
+        replace(sample, inputs=content_of(sample.inputs), targets=content_of(sample.targets))
+        for sample in Source(config, root, broken_limit)
+    ]
 
 
 def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
@@ -208,7 +202,7 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
     """The sample of one group of members.
 
     Args:
-        raw: from `raw_samples` or `open_shard`.
+        raw: from `open_shard`.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
         targets: what else it must have, in the form of targets.py.
 

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from onepeace.data.shards import MASK, media_of, raw_samples
+from onepeace.data.sample import content_of
+from onepeace.data.shard_cache import open_shard
+from onepeace.data.shards import MASK, media_of
 from onepeace.datasets.layout import Record
 from onepeace.errors import UserError
 from onepeace.processors import guessed
@@ -25,8 +27,8 @@ def read_shard(path: Path) -> Iterator[Record]:
     """
     known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in guessed().items() if key != "text"}
     endings = {"video": {"mp4"}, **known}
-    broken: list[str] = []
-    for raw in raw_samples(str(path.absolute()), broken):
+    samples, broken = open_shard(str(path.absolute()))
+    for raw in map(content_of, samples):
         key = raw["__key__"]
         try:
             inputs = {modality: media for modality in endings if (media := media_of(raw, endings[modality]))}

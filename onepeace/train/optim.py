@@ -31,9 +31,7 @@ def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str
         if unknown := sorted(set(patterns) - {"except"}):
             raise UserError(f"freeze.{unknown[0]} is not a field; freeze is a list of patterns or {{except: patterns}}")
         patterns = patterns.get("except") or []
-    matched: set[str] = set()
-    for pattern in patterns:
-        matched.update(matching(pattern, names, "freeze"))
+    matched = {name for pattern in patterns for name in matching(pattern, names, "freeze")}
     trainable = [name for name in names if (name in matched) == inverse]
     if not trainable:
         raise UserError(f"freeze: all {len(names)} parameters are frozen; nothing is left to train")

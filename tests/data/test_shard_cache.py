@@ -13,7 +13,7 @@ from support.server import serving
 from onepeace.data import shard_cache
 from onepeace.data.sample import content_of
 from onepeace.data.shard_cache import open_shard
-from onepeace.data.shards import expand, raw_samples
+from onepeace.data.shards import expand
 from onepeace.errors import UserError
 
 
@@ -59,8 +59,9 @@ def contents(sample):
 
 
 def read(places):
-    broken = []
-    return [raw["__key__"] for place in places for raw in raw_samples(place, broken)], broken
+    opened = [open_shard(place) for place in places]
+    found = [sample["__key__"] for samples, _ in opened for sample in samples]
+    return found, [line for _, broken in opened for line in broken]
 
 
 def test_addresses_are_expanded_and_nothing_is_opened():
@@ -146,9 +147,9 @@ def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
 
 def test_a_shard_that_another_thread_opens_meanwhile_is_read(tmp_path, cached, monkeypatch):
     shard = write(tmp_path / "a.tar", "xyz")
-    expected = [*raw_samples(shard, [])]
+    expected = content_of(open_shard(shard)[0])
     monkeypatch.setattr(shard_cache, "_opened", lambda path, _: open(path, "rb", buffering=0))  # what no cache holds
-    assert [*raw_samples(shard, [])] == expected
+    assert content_of(open_shard(shard)[0]) == expected
 
 
 def test_tars_one_behind_another_are_one_shard(tmp_path, cached):

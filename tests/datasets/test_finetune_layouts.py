@@ -11,7 +11,9 @@ from support.clips import plain_video
 from support.downloads import picture
 from support.finetune_downloads import refer
 
-from onepeace.data.shards import raw_samples, read_source
+from onepeace.data.sample import content_of
+from onepeace.data.shard_cache import open_shard
+from onepeace.data.shards import read_source
 from onepeace.datasets import LAYOUTS
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 
@@ -264,7 +266,7 @@ def test_sound_events_of_tables_of_ones_own(prepare, source):
 def test_kinetics_keeps_the_videos_as_they_are(prepare):
     done = prepare("kinetics")
     (shard,) = (done.root / "train/kinetics").glob("*.tar")
-    (raw,) = raw_samples(str(shard), [])
+    (raw,) = content_of(open_shard(str(shard))[0])
     assert raw["__key__"] == "kinetics_aaaaaaaaaaa_000007_000017"
     assert raw["mp4"] == b"one video"
     assert json.loads(raw["json"])["label"] == "air drumming"
