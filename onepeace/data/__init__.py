@@ -1,6 +1,5 @@
-"""From shards to the batches of a training step.
+"""Data loading, from shards to the batches of a training step; independent of the model.
 
-shard_cache.py fetches a shard and finds its samples, shards.py says what a sample is; reader.py orders samples,
-steps.py shares them out, builder.py assembles batches. masking.py draws the masks, augment.py varies the media. Nothing
-here knows the model.
+shard_cache.py fetches and indexes shards, shards.py parses their samples, reader.py orders the samples, steps.py
+assigns them to steps and processes, builder.py assembles batches. masking.py draws masks, augment.py augments media.
 """

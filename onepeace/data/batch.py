@@ -1,4 +1,4 @@
-"""A batch: what the model reads of some samples, what it should say, and which of its tokens are masked."""
+"""Batches: model inputs, targets and token masks of some samples."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,20 +31,20 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     """The captions as drawn and changed by augmentation."""
     names: list[list[str]] = field(default_factory=list)
-    """For each item the captions and the label that say what it is; see ``multi_positive_ids``."""
+    """Captions and label of each item; see ``multi_positive_ids``."""
     targets: Mapping[str, list[Any]] = field(default_factory=dict)
-    """By name, a value for each item."""
+    """Values by name, one for each item."""
     rows: int = 1
-    """Rows of the inputs that belong to one item, one after another: 2 where an item has two pictures, 4 where a
-    question has four candidate answers. What an item has once stands in all of its rows."""
+    """Consecutive rows of the inputs per item: 2 for two pictures, 4 for a question with four candidate answers. An
+    input that an item has once is repeated in all of its rows."""
     token_dropout: Mapping[str, Tensor] = field(default_factory=dict)
-    """By modality: positions (B, K) that stay in the contrastive pass, padded with -1, where tokens are dropped."""
+    """Positions (B, K) kept in the contrastive pass by modality, padded with -1; empty without token dropout."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
-    """By modality and pass ("unimodal", "joint"), where there are masked passes."""
+    """Masks by modality and pass ("unimodal", "joint"); empty without masked passes."""
     replaced: list[str] = field(default_factory=list)
-    """Keys of items that could not be decoded and whose place others took."""
+    """Keys of items that could not be decoded and were replaced."""
     source: str = ""
-    """Name of its sources."""
+    """Name of the sources of all items."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with ``function`` applied to each of its tensors."""
@@ -67,7 +67,7 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def split(self, parts: int, take: Mapping[str, Callable[..., Inputs]]) -> list["Batch"]:
-        """Parts of equal size, as far as that goes, and at most one per item.
+        """Parts of about equal size, at most one per item.
 
         Args:
             take: for each modality present: (inputs, rows) -> the inputs of these rows.

@@ -1,6 +1,6 @@
-"""From samples to a batch: captions are drawn, items decoded and augmented, tokens masked.
+"""Assembly of batches from samples: caption choice, decoding, augmentation and token masks.
 
-Each item has a random generator of its own, so neither the workers nor its batch mates change it.
+Each item has its own random generator, so that it depends neither on the workers nor on the rest of its batch.
 """
 
 import logging
@@ -26,24 +26,23 @@ from onepeace.errors import UserError
 log = logging.getLogger(__name__)
 
 Lengths = Callable[[dict[str, Tensor]], Tensor]
-"""A modality's input -> (B,) number of tokens without CLS."""
+"""Number of tokens without CLS (B,) as a function of a modality's input."""
 
 SOUND_BYTES = 512 * 2**20
-"""Memory of each worker for decoded sounds."""
-
+"""Size of each worker's cache of decoded sounds."""
 MIXED = "mixed"
-"""Ends the key of an item that has another one mixed in; no sample's key has a dot."""
+"""Suffix of the key, after a dot, of an item with another one mixed in; no sample's key has a dot."""
 
 
 class BatchBuilder:
-    """Makes batches of samples.
+    """Builder of batches.
 
     Args:
         config: the recipe's data section.
-        processors: by modality.
-        num_tokens: by modality; needed for masks and token dropout only.
-        masks: by modality: rates of the masked passes.
-        features: by modality: what the model reads in place of the items, computed before.
+        processors: processors by modality.
+        num_tokens: token counts by modality, for masks and token dropout.
+        masks: rates of the masked passes by modality.
+        features: precomputed stem features by modality, read in place of the items.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class BatchBuilder:
         self.config, self.processors = config, processors
         self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
         self.sources = {source.name: source for source in config.train}
-        """One for each name; others of the name have the same pair, targets and candidates."""
+        """One source for each name; others of the name have the same pair, targets and candidates."""
         self.augments = {**dict.fromkeys(processors, Augment()), **make_augments(config.augment)}
         self.broken: dict[str, set[str]] = {}
         self._sounds: dict[Any, Tensor] = {}
@@ -70,14 +69,14 @@ class BatchBuilder:
     def batch(
         self, name: str, window: Window, items: Sequence[tuple[Iterator[Sample], np.random.Generator]], seed: int
     ) -> Batch:
-        """A batch of the sources of a name.
+        """Build a batch from the sources of a name.
 
         Args:
-            name: of the sources.
-            window: the samples around it.
-            items: for each place in the batch the candidates, of which the first that can be decoded is taken, and the
-                random generator of the item.
-            seed: of the masks.
+            name: name of the sources.
+            window: the reader's window, from which items to mix in are drawn.
+            items: candidates for each place in the batch, of which the first decodable one is taken, and the random
+                generator of the item.
+            seed: seed of the masks.
         """
         source = self.sources[name]
         drawn: list[tuple[Sample, str, dict[str, Any]]] = []
@@ -130,7 +129,7 @@ class BatchBuilder:
         def another() -> tuple[Any, str]:
             while True:
                 partner = window.samples[int(rng.integers(len(window.samples)))]
-                with suppress(UserError):  # told when it is the item itself
+                with suppress(UserError):  # logged when its own turn comes
                     found = self._load(modality, partner.inputs[modality]), self._caption(source, partner, rng)
                     partners.append(partner)
                     return found
@@ -155,14 +154,13 @@ class BatchBuilder:
             if template is not None:
                 candidates = sample.targets["candidates"]
                 decoded["text"] = [read(template.format(text=text, candidate=one)) for one in candidates]
-        if partners:
-            # Two clips at once are neither one's class nor its captions, nor what a table holds under its key.
+        if partners:  # neither label, captions nor precomputed features of one clip fit the mix of two
             sample = replace(sample, key=f"{sample.key}.{MIXED}", inputs={}, targets={})
         return sample, text, decoded
 
     def _load(self, modality: str, place: Any) -> Any:
-        """An item as its augmentation loads it. Sounds are kept for the next epoch while there is room: decoding Vorbis
-        takes seven times as long as varying it; pictures decode faster and would need far more room."""
+        """Load an item, from the cache if it is there. Only sounds are cached: decoding Vorbis takes seven times as
+        long as augmenting it; pictures decode faster and need far more memory."""
         if place in self._sounds:
             return self._sounds[place]
         augment = self.augments[modality]
@@ -180,7 +178,7 @@ class BatchBuilder:
         return choices[int(rng.integers(len(choices)))] if choices else ""
 
     def _note(self, name: str, sample: Sample, total: int, error: UserError) -> None:
-        """Name a broken item once; too many stop the run."""
+        """Log an undecodable item once; `UserError` if there are too many."""
         broken, where = self.broken.setdefault(name, set()), f"{sample.source}: {sample.key}"
         if where not in broken:
             broken.add(where)
@@ -194,7 +192,7 @@ class BatchBuilder:
     def _masks(
         self, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, dict[str, Mask]]]:
-        """Token dropout and masks of a batch, as far as the recipe has them."""
+        """Token dropout and masks of a batch, for the modalities that the recipe lists."""
         token_dropout, masks = {}, {}
         for modality, own in inputs.items():
             rates, share = self.masks.get(modality), self.config.token_dropout.get(modality)
@@ -210,16 +208,15 @@ class BatchBuilder:
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:
-    """Names of a sample: its caption as drawn, its other captions, its label; in lower case."""
+    """Names of a sample in lower case: its drawn caption, its other captions and its label."""
     captions = [f"caption {text.lower()}" for text in (caption, *sample.captions) if text.strip()]
     return sorted({*captions, *([f"label {sample.label.lower()}"] if sample.label else [])})
 
 
 def multi_positive_ids(names: Sequence[Sequence[str]]) -> Tensor:
-    """(B,) int64: equal numbers for items that describe each other and must not be each other's negatives.
+    """Group numbers (B,) int64: items of one group must not be each other's negatives.
 
-    Two items belong together when they share a name (`names_of`), or when both belong with a third. So equal texts
-    always carry equal numbers.
+    Two items are in one group if they share a name (`names_of`), or if each shares a group with a third item.
     """
     from networkx.utils import UnionFind
 

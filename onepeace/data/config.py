@@ -1,4 +1,4 @@
-"""The ``data`` section of a recipe: the sources, and how batches are made of them."""
+"""Options of the ``data`` section of a recipe: sources, and how batches are made from them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,24 +11,24 @@ from onepeace.errors import UserError
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Shards of one kind, and what is taken from a sample of them."""
+    """Shards of one kind, and the parts of their samples to use."""
 
     shards: str
     """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
-    """The modalities of a sample, e.g. [image, text]."""
+    """Modalities of a sample, e.g. [image, text]."""
     name: str = ""
-    """Sources of one name are mixed, and a batch is of one name; "image+text", from the pair, if it is not given. Terms
-    of the objective name the sources that they learn from."""
+    """Name by which terms of the objective choose sources; default: the pair, as "image+text". Sources of one name are
+    mixed, and a batch has items of one name."""
     keys: str = "*"
-    """Pattern of the samples' keys: a part of the shards."""
+    """Pattern of the keys of samples to use."""
     targets: tuple[str, ...] = ()
     """Targets that every sample must have, e.g. [label]."""
     candidates: str | None = None
-    """Sentence with {text} and {candidate}: an item has one text for each of its target "candidates", in place of its
-    caption, e.g. "{text} answer: {candidate}"."""
+    """Template with {text} and {candidate}, e.g. "{text} answer: {candidate}": an item then has one text for each value
+    of its target "candidates", in place of its caption."""
     weight: Positive = 1.0
-    """Times that an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch."""
+    """Repetitions of an item per epoch; 2.5 = two or three, 0.1 = a random tenth of the items each epoch."""
 
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
@@ -51,28 +51,26 @@ class DataConfig:
     root: str = "${ONEPEACE_DATA}"
     """Folder of the shards; environment variables are expanded."""
     batches: Literal["mixed", "by_source"] = "mixed"
-    """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
+    """mixed: a batch has items of all sources of its name; by_source: of one source, for harder negatives."""
     templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By modality: sentences with {} for the class name, further captions of samples that have a label."""
+    """Sentences with {} for the class name, by modality: further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
-    """By modality: augmentation of training items (onepeace/data/augment.py); none where it is left out."""
+    """Augmentation by modality (onepeace/data/augment.py); none by default."""
     stem_views: dict[str, Count] = field(default_factory=dict)
-    """By modality with a frozen pretrained stem: augmented views of each item whose features are computed once, before
-    the first step, and kept on disk; without it the stem runs in every step."""
+    """Augmented views per item, by modality with a frozen pretrained stem: their features are computed before the first
+    step and stored on disk. A stem without views runs in every step."""
     frozen_folder: str | None = None
-    """Folder of those features and of the answers of outside teachers; null = in the run's folder. Runs that agree
-    on network and views share them."""
+    """Folder of these features and of the outputs of teachers, shared by runs of equal networks and views; null = in
+    the run's folder."""
     token_dropout: dict[str, Share] = field(default_factory=dict)
-    """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
+    """Share of tokens dropped in the contrastive pass, by modality, for speed (FLIP, arXiv 2212.00794)."""
     shuffle_buffer: Count = 20_000
-    """Samples of a pair that are shuffled together, at least: shards are drawn by chance until they hold so many. A
-    pair that has fewer is shuffled as a whole."""
+    """Minimum number of samples that are shuffled together: shards are drawn at random until they hold as many."""
     cache_gigabytes: Positive = 20.0
-    """Size at most of $ONEPEACE_CACHE/shards: copies of shards that are compressed or lie elsewhere, and indexes of
-    all; the least recently used gives way."""
+    """Maximum size of $ONEPEACE_CACHE/shards: copies of compressed and remote shards, and the index of every shard; the
+    least recently used files are removed."""
     broken_limit: Probability = 0.02
-    """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
-    stops."""
+    """Share of broken samples of a source, and of undecodable items of a name, above which the run stops."""
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -104,10 +102,10 @@ class DataConfig:
 
     @property
     def modalities(self) -> dict[str, tuple[str, ...]]:
-        """The modalities of the sources, by name."""
+        """Modalities of the sources by name."""
         return {source.name: source.pair for source in self.train}
 
 
 def _is_template(text: str, *places: str) -> bool:
-    """True for a text that has each of the places once, and no other brace."""
+    """Whether a text has each of the places once, and no other brace."""
     return all(text.count(place) == 1 for place in places) and text.count("{") == text.count("}") == len(places)

@@ -1,7 +1,7 @@
-"""Outputs of frozen networks (stems, teachers), computed once and read from disk as needed.
+"""Disk cache of the outputs of frozen networks (stems, teachers).
 
-A folder holds parts: ``part-N.npy``, the rows of many outputs one after another (float16), and ``part-N.json``, the
-place of each. A part whose .json is missing was not finished and does not count. Several runs may share a folder.
+A folder holds parts: ``part-N.npy``, the concatenated rows of many outputs (float16), and ``part-N.json``, the place of
+each. A part without its .json is incomplete and ignored. Several runs may share a folder.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ class Output(NamedTuple):
 
 
 class FrozenCache:
-    """Outputs of the items of these names in a folder; those with another item mixed in do not count.
+    """Outputs for the named items in a folder; outputs with an unknown item mixed in are ignored.
 
     Args:
-        folder: of the parts, and of nothing else.
-        names: of all items.
+        folder: folder that holds the parts alone.
+        names: names of all items.
     """
 
     def __init__(self, folder: Path, names: Iterable[str]):
@@ -73,24 +73,24 @@ class FrozenCache:
         return [name for name in self.names if name not in self.places]
 
     def read(self, place: Place) -> np.ndarray:
-        """An output (*grid, channels) float16, mapped from its file."""
-        if place.part not in self._open:  # of this cache alone: a later one may find the folder made anew
+        """An output (*grid, channels) float16, memory-mapped."""
+        if place.part not in self._open:  # per object: the folder may be deleted and filled again
             self._open[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
         rows = self._open[place.part][place.start : place.start + int(np.prod(place.grid))]
         return rows.reshape(*place.grid, rows.shape[-1])
 
     def fill(self, compute: Callable[[list[str]], Iterable[Output]], size: int) -> None:
-        """Compute what is missing; another process that does the same waits.
+        """Compute the missing outputs under a lock: other processes wait.
 
         Args:
-            compute: the outputs of the named items, in any number; none of an item that cannot be decoded.
-            size: items of a part: what is lost at most when the run is killed meanwhile.
+            compute: gives the outputs of the named items, any number for each; none for one that cannot be decoded.
+            size: items per part, the most that is lost when the run is killed.
         """
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):  # two would give the same numbers to their parts
-            self._find()  # another run may have made some meanwhile
+        with FileLock(self.folder / ".lock"):
+            self._find()  # another run may have computed some
             log.warning("%s: computing %d items, once", self.folder, len(self.missing))
             numbers = count(max(self.parts, default=-1) + 1)
             with tqdm(total=len(self.missing), desc=self.folder.name, unit="item") as progress:
@@ -101,7 +101,7 @@ class FrozenCache:
             self._find()
 
     def _write(self, number: int, outputs: Sequence[Output]) -> None:
-        """One part's two files; the .json last: where it is, the part is complete."""
+        """Write a part's two files, the .json last: it marks the part as complete."""
         rows = [values.reshape(-1, values.shape[-1]) for _, values, _ in outputs]
         starts = np.cumsum([0, *map(len, rows)]).tolist()
         places = [
@@ -114,7 +114,7 @@ class FrozenCache:
 
 
 class StemFeatures(FrozenCache):
-    """Features that a frozen stem gave of augmented views of training items, and the samples they are of."""
+    """Features of a frozen stem for augmented views of training items, and the samples of these items."""
 
     def __init__(self, folder: Path, samples: Iterable[Sample]):
         self.samples = {item_name(sample): sample for sample in samples}
@@ -124,7 +124,7 @@ class StemFeatures(FrozenCache):
         """A random view of an item (*grid, channels), and the sample that was mixed into it."""
         views = self.places.get(item_name(sample))
         if not views:
-            raise UserError(f"{self.folder}: no features of it; it could not be decoded")
+            raise UserError(f"{self.folder}: has no features of it, as it could not be decoded")
         view = views[int(rng.integers(len(views)))]
         return self.read(view), None if view.partner is None else self.samples[view.partner]
 
@@ -141,7 +141,7 @@ def collate(maps: list[np.ndarray]) -> dict[str, Tensor]:
 
 
 def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> str:
-    """12 hexadecimal digits of weights and of settings that JSON, or str, can write."""
+    """Digest (12 hexadecimal digits) of weights and settings, which are written by JSON or str."""
     digest = hashlib.sha256()
     for name, tensor in (weights or {}).items():
         digest.update(name.encode())

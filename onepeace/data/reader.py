@@ -1,9 +1,9 @@
-"""The one reader of training data: any set of shards, local or not, as an endless sequence of samples by position.
+"""Reader of training data: any set of local or remote shards as an endless sequence of samples, indexed by position.
 
-Order and mixture are a function of seed and position, whatever the number of workers and processes. An epoch draws the
-shards of all sources of a pair without putting any back, until they hold ``data.shuffle_buffer`` samples: a window. Its
-samples come in one seeded permutation, each as often as the weight of its source says; then the next window is drawn.
-A set that one window holds is shuffled as a whole. Nothing grows with the number of shards but the list of their names.
+Order and mixture are a function of seed and position, whatever the number of workers and processes. An epoch draws
+shards of all sources of a name without replacement until they hold ``data.shuffle_buffer`` samples: a window. Its
+samples come in a seeded permutation, each as often as the weight of its source says; then the next window is drawn. A
+data set that fits one window is shuffled as a whole. Memory grows with the number of shards by their names alone.
 """
 
 from collections import deque
@@ -23,15 +23,15 @@ from onepeace.errors import UserError
 from onepeace.files.source import scheme
 
 ORDER, VARY, MASK, SHARDS = range(4)
-"""Random streams that must differ."""
+"""Independent random streams."""
 
 Cursor = Mapping[str, int]
-"""Begin of a window, so that a resumed run need not count from the first one: "epoch", "shard" of the epoch's
-order, "start" (position of its first sample), and the number of "shards", which must stay."""
+"""Start of a window, from which a resumed run goes on: "epoch", "shard" (index in the epoch's order), "start" (position
+of its first sample), and the number of "shards", which must not change."""
 
 
 def open_sources(data: DataConfig) -> list[Source]:
-    """The sources of a recipe, in its order; UserError for shards that are not there."""
+    """Sources of a recipe, in its order; UserError for missing shards."""
     return [Source(source, data.root, data.broken_limit, data.cache_gigabytes * 1e9) for source in data.train]
 
 
@@ -41,33 +41,33 @@ class Window:
 
     cursor: Cursor
     following: Cursor
-    """Begin of the next window."""
+    """Start of the next window."""
     shards: dict[int, list[Sample]]
-    """Usable samples by number of the shard."""
+    """Usable samples by shard number."""
     samples: list[Sample]
-    """All of them, source after source."""
+    """All usable samples, source after source."""
     order: NDArray[np.int64]
-    """Numbers of ``samples`` as they come, (D,)."""
+    """Indices into ``samples`` in the order of reading, (D,)."""
 
     @property
     def known(self) -> int:
-        """Number of samples that have been seen at its end."""
+        """Number of samples read up to the end of the window."""
         return len(self.samples) if len(self.shards) == self.cursor["shards"] else self.following["start"]
 
 
 class Reader:
-    """One pair's samples by position: ``reader[position]``.
+    """Samples of the sources of one name by position: ``reader[position]``.
 
     Args:
-        sources: all of one pair.
-        seed: numbers that tell this run and pair from others.
-        buffer: samples of a window, at least.
-        run: so many samples in a row are of one source, as far as that goes: batches by source.
-        cursor: where to begin; else at position 0.
+        sources: all sources of the name.
+        seed: seed of this run and name.
+        buffer: minimum number of samples in a window.
+        run: number of consecutive samples from one source, where possible: a batch by source.
+        cursor: window to start from; default: the first one.
 
     Raises:
-        UserError: other shards than the cursor's; from reading: nothing usable, too much broken, or weights that leave
-            nothing.
+        UserError: the number of shards is not the cursor's; on reading: no usable sample, too many broken ones, or
+            weights that leave none.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Reader:
                 f"{len(self.shards)} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
             )
         self.fetched: Cursor = {}
-        self.windows: deque[Window] = deque(maxlen=2)  # a broken sample's replacement may lie in the second one
+        self.windows: deque[Window] = deque(maxlen=2)  # the replacement of a broken sample may be in the second
 
     def __getitem__(self, position: int) -> Sample:
         window = self.window(position)
         return window.samples[window.order[position - window.cursor["start"]]]
 
     def since(self, position: int) -> Iterator[Sample]:
-        """The samples from a position on, without end."""
+        """Samples from a position on, without end."""
         return map(self.__getitem__, count(position))
 
     def window(self, position: int) -> Window:
-        """The window that a position lies in; it is found from the one before, or from the beginning."""
+        """The window that holds a position, found by going on from the window before or from the start."""
         if self.windows and position < self.windows[0].cursor["start"]:
             self.windows.clear()
         if not self.windows:
@@ -109,7 +109,7 @@ class Reader:
         return last if position >= last.cursor["start"] else self.windows[0]
 
     def fetch_ahead(self) -> None:
-        """Copy what the next window needs from elsewhere, beside the caller's work. Not before workers are forked."""
+        """Copy the remote shards of the next window in a thread; to be called after workers are forked."""
         if self.fetched == (following := (last := self.windows[-1]).following):
             return
         self.fetched, first = following, following["shard"]
@@ -118,11 +118,11 @@ class Reader:
             Thread(target=lambda: [*starmap(open_shard, far)], daemon=True).start()
 
     def _dealt(self, epoch: int) -> list[int]:
-        """Numbers of the shards in the order of an epoch."""
+        """Shard numbers in the order of an epoch."""
         return np.random.default_rng([*self.seed, SHARDS, epoch]).permutation(len(self.shards)).tolist()
 
     def _draw(self, cursor: Cursor) -> Window:
-        """The first window with any sample from ``cursor`` on."""
+        """The first window from ``cursor`` on that has a sample."""
         begin = cursor["epoch"]
         seen = {number: samples for window in self.windows for number, samples in window.shards.items()}
         while True:
@@ -138,7 +138,7 @@ class Reader:
                     break
             for source in self.sources:
                 source.check(complete=len(shards) == len(self.shards))
-            # The numbers of a set's only window are those it always had.
+            # An epoch's first window has the seed of data sets that fit one window.
             seed = [*self.seed, ORDER, epoch, *([0, first] if first else [])]
             order = draw_order(sizes, self.weights, self.run, np.random.default_rng(seed))
             last, start = first + len(shards), cursor["start"] + len(order)
@@ -147,7 +147,7 @@ class Reader:
             if len(order):
                 samples = [sample for _, samples in sorted(shards.items()) for sample in samples]
                 return Window(cursor, following, shards, samples, order)
-            if epoch > begin + 1:  # a whole epoch had nothing
+            if epoch > begin + 1:  # a whole epoch had no sample
                 for source in self.sources:
                     source.check()
                 raise UserError(
@@ -158,16 +158,16 @@ class Reader:
 
 
 def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
-    """Number of samples that come of sources of these sizes."""
+    """Number of samples drawn from sources of these sizes."""
     return sum(int(weight) * size + round(weight % 1 * size) for size, weight in zip(sizes, weights, strict=True))
 
 
 def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order of the samples of several sources, which are numbered one source after the other.
+    """Random order of the samples of several sources, numbered source after source.
 
-    A sample of a source with weight w comes floor(w) or ceil(w) times; which ones come once more is drawn. With ``run``
-    above 1, so many samples in a row are of one source, as far as that goes: a batch whose negatives are all of one
-    kind is the harder task. What then does not fill the last run is left out.
+    A sample of a source with weight w occurs floor(w) or ceil(w) times, at random. With ``run`` above 1, as many
+    consecutive samples are from one source, where possible: negatives of one kind are the harder task. Samples that do
+    not fill the last run are dropped.
     """
     parts, first = [], 0
     for size, weight in zip(sizes, weights, strict=True):
@@ -177,7 +177,7 @@ def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np
         first += size
     if run == 1:
         return rng.permutation(np.concatenate(parts))
-    # Full runs of each source, then the rests of all of them, in runs too; the order of the runs is drawn.
+    # Full runs of each source and mixed runs of what is left over, in random order.
     cut = [len(part) - len(part) % run for part in parts]
     rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))
     whole = [part[:end] for part, end in zip(parts, cut, strict=True)]

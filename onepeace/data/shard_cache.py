@@ -1,8 +1,8 @@
-"""Shards as local, uncompressed tars with an index: what makes any sample of them readable on its own.
+"""Local, uncompressed and indexed copies of shards, for random access to their samples.
 
-A plain tar on the disk is read where it is. Others (.tar.gz, or at addresses that fsspec opens) are copied first to a
-cache that all processes of a machine share. The index is made of headers alone: webdataset groups the members (KEY.jpg
-and KEY.txt are one sample); what is damaged is skipped and named, and what follows it is found again.
+A plain tar on the disk is read in place. Others (.tar.gz, or at addresses that fsspec opens) are first copied to a
+cache that all processes of a machine share. The index is made from the headers: webdataset groups the members (KEY.jpg
+and KEY.txt are one sample); damaged parts are skipped and named, and reading resumes after them.
 """
 
 import errno
@@ -29,14 +29,14 @@ from onepeace.files.source import describe, reason_of, scheme
 
 CACHE_BYTES = 20e9
 STALLED = 60.0
-"""Seconds without one byte after which a source is given up."""
+"""Seconds without a byte after which a download fails."""
 WAITS = (1.0, 5.0)
-"""Seconds before a failed copy is tried again."""
+"""Seconds before each retry of a failed copy."""
 OPEN_FILES = 256
-"""Shards a process keeps open."""
+"""Number of shards that a process keeps open."""
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
-"""The first bytes of a compressed shard."""
+"""First bytes of a compressed shard."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class Shard:
     """A shard as an uncompressed tar on this machine."""
 
     place: str
-    """Path or address."""
+    """Path or address of the original."""
     path: str
-    """The tar."""
+    """Path of the uncompressed tar."""
     version: str
-    """Digest of its place, size and date: a file that is written again is another."""
+    """Digest of the place and, of a file, its size and time."""
     cache_bytes: float = field(compare=False)
-    """See `open_shard`."""
+    """Size limit of the cache, for `open_shard`."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """These bytes of the tar; UserError if the file is no longer what it was."""
+        """Bytes of the tar; UserError if the file has become shorter."""
         try:
-            file = _opened(self.path, self.version)  # held: of two threads that open it at once, one's is not cached
-        except FileNotFoundError:  # removed from the cache to make room
+            file = _opened(self.path, self.version)  # a reference: if two threads open it at once, one is not cached
+        except FileNotFoundError:  # evicted from the cache
             open_shard(self.place, self.cache_bytes)
             file = _opened(self.path, self.version)
         data = os.pread(file.fileno(), size, offset)
@@ -71,15 +71,15 @@ def _opened(path: str, version: str) -> IO[bytes]:
 
 
 def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[str, Any]], list[str]]:
-    """The samples of a shard, which is copied and indexed if it has not been; none if it cannot be read.
+    """Open a shard: copy and index it unless that is done, and list its samples; none if it cannot be read.
 
     Args:
         place: an absolute path or an address.
-        cache_bytes: size at most of the folder ``shards`` of onepeace's cache, with copies and indexes; the least
-            recently used give way, and a larger shard stays alone.
+        cache_bytes: maximum size of the cache's folder ``shards``, with copies and indexes; the least recently used
+            files are removed, and a larger shard stays alone.
 
     Returns:
-        ``{"__key__": key, file ending: Extent}`` for each, as `usable_sample` takes them, and a line per damage.
+        ``{"__key__": key, file ending: Extent}`` for each sample, as `usable_sample` takes it, and a line per damage.
 
     Raises:
         UserError: the cache cannot be written.
@@ -89,7 +89,7 @@ def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[
         folder.mkdir(parents=True, exist_ok=True)
         shard = _located(place, folder, cache_bytes)
         samples, broken = _index(shard, folder)
-    except Exception as error:  # whatever a protocol's library raises: the shard is left out
+    except Exception as error:  # libraries of protocols raise errors of any type; the shard is skipped
         reason = reason_of(error)
         if isinstance(error, OSError) and (
             error.errno in (errno.ENOSPC, errno.EDQUOT) or str(error.filename).startswith(str(folder))
@@ -97,7 +97,7 @@ def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[
             raise UserError(
                 f"{folder}: copies and indexes of shards cannot be written there ({reason}); set ONEPEACE_CACHE"
             ) from error
-        # An address may hold a secret.
+        # The reason is left out if it quotes an address, which may hold a secret.
         return [], [f"{describe(place)}: {type(error).__name__ if '://' in reason else reason}"]
     return [
         {"__key__": key, **{ending: Extent(shard, *extent) for ending, extent in members.items()}}
@@ -116,7 +116,7 @@ def _located(place: str, folder: Path, cache_bytes: float) -> Shard:
 
 
 def _index(shard: Shard, folder: Path) -> Any:
-    """Result of `index_tar`, from the cache; if it is not there, the shard is copied, where need be, and indexed."""
+    """Result of `index_tar` from the cache; if it is missing, the shard is copied, if necessary, and indexed."""
     from filelock import FileLock
 
     tar, index = Path(shard.path), folder / f"{shard.version}.json"
@@ -150,10 +150,10 @@ def _make_room(folder: Path, at_most: float, but: set[str]) -> None:
 
 
 def _copy(place: str, target: str | Path, broken: list[str]) -> None:
-    """Write the uncompressed tar of a shard; after a failure once more, and again.
+    """Write the uncompressed tar of a shard, with retries.
 
     Args:
-        broken: gets a line if a compressed shard ends early.
+        broken: list to which a line is added if a compressed shard ends early.
     """
     import fsspec
 
@@ -162,7 +162,7 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
-        # block_size 0: one request for all of it.
+        # block_size 0: one request for the whole file.
         options = {"client_kwargs": {"trust_env": True, "timeout": timeout}, "encoded": False, "block_size": 0}
     for pause in (*WAITS, None):
         try:
@@ -171,7 +171,7 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
                 if source.peek(2)[:2] == GZIP:
                     source = gzip.open(source)
                 try:
-                    while data := source.read1(CHUNK):  # what there is, up to the damage
+                    while data := source.read1(CHUNK):  # returns what there is, up to the damage
                         file.write(data)
                 except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                     broken.append(f"{describe(place)}: cannot be unpacked to its end ({error})")
@@ -185,8 +185,8 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
 
 
 def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]:
-    """Index of an uncompressed tar: (key, {file ending: (offset, size)}) of each sample; and a line, which begins with
-    ``name``, per damage and per member that cannot be used."""
+    """Index of an uncompressed tar: (key, {file ending: (offset, size)}) for each sample, and a line that begins with
+    ``name`` for each damage and each unusable member."""
     from webdataset.tariterators import group_by_keys
 
     broken: list[str] = []
@@ -203,7 +203,7 @@ def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tup
 
 
 def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (offset, size)) of each regular file that is there as a whole."""
+    """(name, (offset, size)) of each complete regular file."""
     last, size, end = "the beginning", file.seek(0, 2), file.seek(0)
 
     def check(next_member: int) -> None:
@@ -212,10 +212,10 @@ def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[st
             broken.append(f"{name}: damaged after {last}, from byte {end} to {next_member}")
 
     try:
-        # Blocks that are no header, as those of a damage, are passed over as if they were empty.
+        # ignore_zeros skips blocks that are no header, such as damaged ones.
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # its list would grow with the shard
+                tar.members.clear()  # type: ignore[attr-defined]  # its list of members would grow
                 check(member.offset)
                 last, end = member.name, tar.offset
                 if member.offset_data + member.size > size:

@@ -1,7 +1,7 @@
-"""webdataset shards from samples in memory: the writer for what shards.py reads.
+"""Writer of webdataset shards in the form that shards.py reads.
 
-The same samples give the same bytes: members carry no time and no owner. A shard has its name only when all of them are
-written; an error, or Ctrl-C, leaves nothing behind, and what was there before as it was.
+Equal samples give equal bytes: members carry no time and no owner. Shards get their names when all are written; an
+error, or Ctrl-C, leaves nothing behind and older shards untouched.
 """
 
 import hashlib
@@ -20,19 +20,18 @@ from onepeace.data.shards import MASK
 from onepeace.errors import UserError
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
-"""End of the name of a shard, behind the prefix; older ones may be compressed."""
+"""End of a shard's name, after the prefix; older shards may be compressed."""
 NAME_BYTES = 100
-"""Longest name of a member; the plain tar format of webdataset has no room for more."""
+"""Maximum length of a member's name in webdataset's tar format."""
 
 
 class ShardWriter:
-    """Writes samples to FOLDER/PREFIX-00000.tar, -00001.tar, ... in the order given; a context manager.
+    """Context manager that writes samples to FOLDER/PREFIX-00000.tar, -00001.tar, ... in the order given.
 
-    When it ends well, its shards take the place of all older ones of this folder and prefix. If no sample was written,
-    these stay.
+    On success its shards replace all older ones of this folder and prefix, unless no sample was written.
 
     Args:
-        max_bytes: a new shard begins before one would hold more bytes of media than this.
+        max_bytes: maximum size of the media in a shard.
 
     Raises:
         UserError: a file or the folder cannot be written (names it, and the system's reason).
@@ -41,19 +40,19 @@ class ShardWriter:
     def __init__(self, folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> None:
         self.folder, self.prefix, self.max_bytes = folder, prefix, max_bytes
         self.count = 0
-        """Samples written."""
+        """Number of samples written."""
         self.paths: list[Path] = []
-        """The shards, when it has ended well."""
+        """Paths of the shards, after success."""
         self._keys: set[str] = set()
         self._bytes = 0
 
     def __str__(self) -> str:
-        """Summary of what has been written, when it ended well."""
+        """Summary of the shards, after success."""
         size = sum(path.stat().st_size for path in self.paths)
         return f"{self.folder / self.prefix}-*.tar: {self.count} samples, {size} bytes in {len(self.paths)} shards"
 
     def older(self) -> list[Path]:
-        """Shards of this folder and prefix that are there now."""
+        """Existing shards of this folder and prefix."""
         paths = sorted(self.folder.glob(f"{self.prefix}-*"))
         return [path for path in paths if SHARD.fullmatch(path.name.removeprefix(self.prefix))]
 
@@ -66,14 +65,14 @@ class ShardWriter:
         targets: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Add one sample; False if an earlier one has its key, and this one is left out.
+        """Add a sample; False, and nothing is added, if an earlier sample has its key.
 
         Args:
-            key: no dot, no slash: webdataset takes what follows the first dot for the kind of a member.
-            media: encoded bytes by file ending, without the dot ("jpg", "ogg"); a second picture is "2.jpg".
-            captions: go into KEY.json; one, which depends on the key alone, is KEY.txt. May be empty.
-            targets: go into KEY.json: "label" as a field of its own, others as the field "targets"; but the bytes of a
-                "mask" are KEY.mask.png.
+            key: key without dot and slash: webdataset takes what follows the first dot for the kind of a member.
+            media: encoded bytes by file ending without the dot ("jpg", "ogg"); a second picture is "2.jpg".
+            captions: captions for KEY.json; one, chosen by the key, is also KEY.txt. May be empty.
+            targets: targets for KEY.json, "label" as a field of its own, others in the field "targets"; the bytes of
+                "mask" become KEY.mask.png.
             about: further fields of KEY.json.
         """
         others = dict(targets or {})

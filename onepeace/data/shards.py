@@ -1,9 +1,9 @@
-"""webdataset shards, still encoded: which shards a pattern names, and the samples of one shard.
+"""Patterns of webdataset shards, and the samples of a shard, still encoded.
 
-A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json,
-and perhaps KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). The caption list is "captions" in
-the json, else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A
-shard that is partly broken gives what it still holds.
+A shard is a .tar or .tar.gz with the members KEY.jpg (or another file ending of a processor), KEY.txt and KEY.json, and
+optionally KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). Captions are "captions" in the json,
+else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A partly broken
+shard gives its usable samples.
 """
 
 import glob
@@ -30,12 +30,10 @@ log = logging.getLogger(__name__)
 
 NAMED = 3
 """Number of broken members that are named in a warning; the rest is counted."""
-
 BROKEN_FREE = 10
-"""Number of broken items that never stop a run, unless nothing else is there."""
-
+"""Number of broken items that never stop a run, unless there are no others."""
 MASK = "mask.png"
-"""The member that is the target "mask"."""
+"""Name of the member with the target "mask"."""
 
 
 def expand(pattern: str, root: str | Path | None = None) -> list[str]:
@@ -71,7 +69,7 @@ def expand(pattern: str, root: str | Path | None = None) -> list[str]:
 
 
 def _addresses(address: str) -> list[str]:
-    """An address, or those that a pattern with * fits."""
+    """The address itself, or the addresses that match its *."""
     from fsspec import get_filesystem_class
     from fsspec.core import url_to_fs
 
@@ -91,11 +89,11 @@ def _addresses(address: str) -> list[str]:
 
 
 class Source:
-    """The samples of one entry of data.train, shard by shard. Their media are read when they are wanted.
+    """Samples of an entry of data.train, shard by shard; media are read on demand.
 
     Args:
         root: see `expand`, which raises.
-        broken_limit: share of broken samples, of all, above which `check` raises; a few always may be.
+        broken_limit: share of broken samples above which `check` raises; `BROKEN_FREE` are always allowed.
         cache_bytes: see `open_shard`.
     """
 
@@ -106,10 +104,10 @@ class Source:
         self.shards = expand(config.shards, root)
         self.good = self.broken = 0
         self.named: list[str] = []
-        """The first broken samples."""
+        """Messages about the first broken samples."""
 
     def read(self, number: int) -> list[Sample]:
-        """The usable samples of a shard; broken ones are counted, the first of them named."""
+        """Usable samples of a shard; broken ones are counted and the first of them logged."""
         shard, own = self.shards[number], self.config
         raws, broken = open_shard(shard, self.cache_bytes)
         samples = []
@@ -128,7 +126,7 @@ class Source:
         return samples
 
     def check(self, complete: bool = True) -> None:
-        """UserError if too much is broken, or, where all of the source was read, nothing is usable."""
+        """UserError if too many samples are broken, or none is usable after ``complete`` reading."""
         none = f"no key fits {self.config.keys!r} among samples with {' and '.join(self.config.pair)}"
         name, first = self.config.shards, next(iter(self.named), none)
         if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
@@ -140,18 +138,18 @@ class Source:
             raise UserError(f"{name}: no usable sample; {first}")
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples, once, in the order of the shards; UserError as `check` raises it, at the end."""
+        """All samples once, in the order of the shards; at the end UserError as in `check`."""
         for number in range(len(self.shards)):
             yield from self.read(number)
         self.check()
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """All samples: for what has to know every one, as tables of teachers and labels; see `forget`."""
+        """All samples in memory, for tables of teachers and labels; see `forget`."""
         return list(self)
 
     def forget(self) -> None:
-        """Let go of ``samples``."""
+        """Free ``samples``."""
         vars(self).pop("samples", None)
 
 
@@ -179,10 +177,10 @@ def read_source(
 
 
 def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
-    """A sample's file with one of the endings, which have no dot; a list where KEY.2.jpg, ... follow KEY.jpg.
+    """File of a sample with one of the endings, given without dots; a list if KEY.2.jpg, ... follow KEY.jpg.
 
     Raises:
-        ValueError: of several files one is empty, or a number is left out.
+        ValueError: one of several files is empty, or a number is missing.
     """
     files: dict[int, Any] = {}
     for member in sorted(raw, key=lambda member: member.rpartition(".")[::2]):  # KEY.jpg before KEY.thumb.jpg
@@ -199,15 +197,15 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
 
 
 def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targets: Sequence[str] = ()) -> Sample:
-    """The sample of one group of members.
+    """Parse a group of members.
 
     Args:
-        raw: from `open_shard`.
-        pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
-        targets: what else it must have, in the form of targets.py.
+        raw: a sample from `open_shard`.
+        pair: required modalities: "text" for captions, others for a member that their processor reads.
+        targets: required targets, in the form of targets.py.
 
     Raises:
-        ValueError: it lacks something (names the shard and the key).
+        ValueError: a part is missing or wrong (names the shard and the key).
     """
     where = f"{describe(shard)}: {raw['__key__']}"
     members = {member.rpartition(".")[2]: data for member, data in raw.items()}
@@ -243,7 +241,7 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
 
 
 def _is_of_another_kind(raw: Mapping[str, Any], pair: Sequence[str]) -> bool:
-    """Whether a sample has files of other modalities than the pair's only, as in shards that mix modalities."""
+    """Whether a sample has only files of modalities outside the pair, as in shards of several modalities."""
     endings = {f".{member.rpartition('.')[2]}" for member in raw if member != MASK}
     kinds = {key for key, one in PROCESSORS.items() if key != "text" and one.suffixes & endings}
     wanted = {*pair} - {"text"}
@@ -251,6 +249,6 @@ def _is_of_another_kind(raw: Mapping[str, Any], pair: Sequence[str]) -> bool:
 
 
 def _texts(found: Any) -> list[str]:
-    """The texts of a string or a list that are not blank."""
+    """Non-blank texts of a string or a list."""
     texts = [found] if isinstance(found, str) else found
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

@@ -1,7 +1,7 @@
-"""The batches of every step, and the processes that make them ahead. Nothing here knows the model.
+"""Batches by step, and a loader that builds them ahead in worker processes.
 
-A step's batches are a pure function of seed and step: each place of a batch is a position in its pair's sequence
-(reader.py). So to resume is to go on counting, with any number of workers and processes.
+A step's batches are a pure function of seed and step: each place of a batch is a position in the sequence of a reader
+(reader.py). A run therefore resumes at a step, with any number of workers and processes.
 """
 
 import signal
@@ -20,18 +20,18 @@ from onepeace.errors import UserError
 
 
 class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
-    """``steps[s]`` is this process's part of the batches of step s, one of each pair, and the cursors of their readers.
+    """Data set of steps: this process's part of the batches of a step, one for each name, and the readers' cursors.
 
     Args:
-        builder: makes the batches; its config is the recipe's data.
-        sources: in the order of the config.
-        seed: the run's.
-        batch_size: items of a step by pair, over all processes.
-        cursors: by pair, as an earlier step gave them; later steps are found from there.
-        rank, world_size: number of this process, and of all.
+        builder: builder of the batches; its config is the recipe's data section.
+        sources: sources in the order of the config.
+        seed: seed of the run.
+        batch_size: items per step over all processes, by name of the sources.
+        cursors: cursors of an earlier step, from which later steps are found.
+        rank, world_size: number of this process, and of all processes.
 
     Raises:
-        UserError: a batch cannot be shared evenly by the processes; see `Reader`.
+        UserError: a batch cannot be divided evenly among the processes; see `Reader`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
                 raise UserError(
                     f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
                 )
-            # A number of the sources' modalities and name, the same in every run.
+            # A digest of the sources' modalities and name, equal in all runs.
             numbers = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
             of_pair = [source for source in sources if source.config.name == name]
             run = size if config.batches == "by_source" else 1
@@ -72,12 +72,12 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         return batches, cursors
 
     def open(self, step: int) -> None:
-        """Read the shards that a step begins with, so that the workers have them from this process."""
+        """Read the shards of a step, so that forked workers inherit them."""
         for name, reader in self.readers.items():
             reader.window(self._positions(name, step)[0])
 
     def _positions(self, name: str, step: int) -> range:
-        """Positions in the pair's sequence of this process's items of a step."""
+        """Reader positions of this process's items of a step."""
         own = self.batch_size[name] // self.world_size
         first = step * self.batch_size[name] + self.rank * own
         return range(first, first + own)
@@ -86,14 +86,14 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
 def loader(
     steps: Dataset[Any], start: int, stop: int, workers: int = 1
 ) -> Generator[tuple[list[Batch], dict[str, Cursor]], None, None]:
-    """``steps[start]`` to ``steps[stop - 1]``, made ahead in ``workers`` processes (0 = on demand)."""
+    """Yield ``steps[start]`` to ``steps[stop - 1]``, built ahead in ``workers`` processes (0 = on demand)."""
     batches = iter(
         DataLoader(
             _Outcomes(steps),
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
-            # Its own generator: the loader draws a seed for its workers, and would move the run's generator.
+            # The loader draws a seed for its workers, which would advance the global generator.
             generator=torch.Generator(),
             worker_init_fn=_leave_signals,
             pin_memory=torch.cuda.is_available(),
@@ -109,7 +109,7 @@ def loader(
 
 
 class _Outcomes(Dataset[Any]):
-    """Steps, or the `UserError` that one raised: what a worker raises, torch wraps in its own words."""
+    """Steps, with a `UserError` as a value: torch would wrap its message if a worker raised it."""
 
     def __init__(self, steps: Dataset[Any]) -> None:
         self.steps = steps
@@ -122,7 +122,6 @@ class _Outcomes(Dataset[Any]):
 
 
 def _leave_signals(worker: int) -> None:
-    """A scheduler sends SIGTERM to every process of a job, as a terminal does Ctrl-C; the run saves then, and needs its
-    workers until it has."""
+    """Ignore SIGTERM and Ctrl-C, which reach every process of a job: the run needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Targets of a sample by name (`TARGETS`), and checks of those that a shard holds."""
+"""Forms of the targets of a sample, and their checks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -38,10 +38,9 @@ TARGETS: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     "events": ("a list of [onset, offset, name of a class], in seconds", lambda value, _: all(map(_event, value))),
     "mask": ("a PNG file", lambda value, _: value.startswith(PNG)),
 }
-"""Form of a target, in words and as a check of the value beside the sample's other targets. A shard has the mask as
-KEY.mask.png, the others in KEY.json. Boxes are relative to the width and height of the picture. A mask has the number
-of a class in each pixel, 255 where the pixel does not count. Targets of other names are not checked."""
-
+"""Form of a target in words, and a check of its value and the sample's other targets. A shard has the mask as
+KEY.mask.png, the others in KEY.json. Boxes are relative to the width and height of the picture. A mask has a class
+number in each pixel, 255 for pixels that are ignored. Targets of other names are not checked."""
 
 LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
     "labels": lambda value: value,
@@ -49,14 +48,14 @@ LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
     "box_labels": lambda value: value,
     "events": lambda value: [name for _, _, name in value],
 }
-"""The names of classes in the value of a target, by its name; the value itself where it is not listed."""
+"""Class names in the value of a target, by its name; of targets not listed, the value is the class name."""
 
 
 def wrong_target(name: str, value: Any, targets: Mapping[str, Any]) -> str:
-    """Fault of a target of a sample, beside its other targets; empty if there is none."""
+    """Fault of a target, given the sample's other targets; empty if there is none."""
     words, fits = TARGETS.get(name, ("", lambda *_: True))
     try:
         right = fits(value, targets)
-    except (AttributeError, KeyError, TypeError, ValueError):  # numbers are compared with something else
+    except (AttributeError, KeyError, TypeError, ValueError):  # a value of another type
         right = False
     return "" if right else f"its {name} is not {words}"
