@@ -1,1 +1,1 @@
-"""Training: recipe.py (options), run.py (made of a recipe), loop.py (its steps), objective.py (its losses)."""
+"""Training: recipe.py (options), run.py (state of a run), loop.py (training loop), objective.py (losses)."""

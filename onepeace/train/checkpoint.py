@@ -1,8 +1,8 @@
-"""All of a run's state in one safetensors file, written so that a crash at any moment leaves a usable one behind.
+"""Checkpoints: the state of a run in one safetensors file, written so that a crash never leaves a run without one.
 
 Tensors (model, optimizer, average) are the file's tensors, everything else is JSON in its header; nothing is pickled. A
-file gets its name only when it is complete on the disk, and safetensors refuses one that was cut off later, so `newest`
-can fall back on the one before. No generator is saved: the loop seeds each step by its number.
+file gets its name when it is complete on the disk, and safetensors refuses one that is truncated later, so `newest` can
+fall back on the one before. No random state is saved: the loop seeds each step by its number.
 """
 
 import json
@@ -34,16 +34,16 @@ class Checkpoint:
     ema: dict[str, Tensor]
     """Averaged weights; empty if the run has none."""
     recipe: str
-    """The resolved recipe, YAML."""
+    """The resolved recipe as YAML."""
     extra: dict[str, Any]
-    """Whatever else the loop wanted to keep, as JSON allows."""
+    """Further state of the loop, as JSON."""
 
 
 def save(folder: Path, state: Checkpoint) -> Path:
-    """Write ``folder/step-N.safetensors``; the folder is made if missing.
+    """Write ``folder/step-N.safetensors``; the folder is created if missing.
 
     Raises:
-        OSError: the disk is full or not writable; the files from before are untouched.
+        OSError: the disk is full or not writable; older files are untouched.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -69,7 +69,7 @@ def save(folder: Path, state: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read one checkpoint file; a `UserError` names a file that is cut off or something else."""
+    """Read a checkpoint file; UserError for one that is truncated or no checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -93,7 +93,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The last checkpoint of a run that can be read, with a warning for each that cannot; None if there is none."""
+    """The last readable checkpoint of a run, with a warning for each unreadable one; None if there is none."""
     for path in reversed(files(folder)):
         try:
             return load(path)
@@ -113,10 +113,9 @@ def step_of(path: Path) -> int:
 
 
 def prune(written: Path, keep: int) -> None:
-    """Remove all but ``keep`` checkpoints, the one just written and the newest before it.
+    """Remove all but ``keep`` checkpoints: the one just written and the newest before it.
 
-    Later ones could not be read when the run went on: else it had gone on from there. They must not take the place of
-    one that can be.
+    Checkpoints of later steps are removed too: they were unreadable, or the run would have resumed from them.
     """
     there = files(written.parent)
     good = [path for path in there if step_of(path) <= step_of(written)]

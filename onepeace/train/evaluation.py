@@ -1,4 +1,4 @@
-"""Evaluation during a run, as the recipe's ``evaluate`` says."""
+"""Evaluation during a run, by the recipe's ``evaluate`` section."""
 
 import sys
 from pathlib import Path
@@ -21,12 +21,12 @@ from onepeace.train.start import make_config
 
 
 def evaluation(recipe: Recipe) -> Evaluate | None:
-    """The ``evaluate`` argument of `loop.train`, on the run's data root; None when the recipe asks for nothing.
+    """The ``evaluate`` argument of `loop.train`; None if the recipe has no evaluation.
 
-    Its scores are {"set/metric": value}, and it prints their table.
+    It gives scores as {"set/metric": value} and prints their table. Sets are looked for in the run's data root.
 
     Raises:
-        UserError: a recipe or a set that is not there, or has no shards: now, and not after the last step.
+        UserError: a missing recipe or set, or a set without shards: before the first step.
     """
     wanted = recipe.evaluate
     if wanted is None:
@@ -43,7 +43,7 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     for name, protocol in sets.items():
         if name in written or not lacking_modalities(protocol, config.model.adapters):
             try:
-                # The items among its options too, as those that a baseline learns from.
+                # Options hold items too, such as those that a baseline learns from.
                 for items in (*protocol.sides, *vars(protocol).values()):
                     if isinstance(items, Items):
                         expand(items.shards, folder)

@@ -1,10 +1,10 @@
-"""The model folder that a recipe means."""
+"""Model folders by name."""
 
 from pathlib import Path
 
 
 def model_folder(name: str) -> Path:
-    """A model folder, the model that the run in a folder has written, or a bundled or released one by its name."""
+    """Folder of a model: the folder itself, that of a finished run, or that of a bundled or released model."""
     folder = Path(name)
     if not folder.is_dir():
         from onepeace.hub import registry

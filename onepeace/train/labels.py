@@ -1,4 +1,4 @@
-"""Labels of task heads: named in a recipe, read from a file, or those that the targets of the data have."""
+"""Labels of task heads: listed in a recipe, read from a file, or collected from the targets of the data."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ from onepeace.train.terms.heads import Supervised
 from onepeace.train.terms.known import TERMS
 
 AUTO = "auto"
-"""In place of a head's labels: those of the training data."""
+"""Value of a head's labels that stands for those of the training data."""
 
 
 def described(name: str, options: Options, recipe: Recipe) -> Options:
-    """A head's options, with what the term of the objective that trains it says of its outputs, and its labels.
+    """Options of a head, with the outputs and the task of the term that trains it, and with its labels.
 
-    ``labels: auto`` are those of the training data: two without a name until these are read (`label_heads`).
+    For ``labels: auto`` there are two empty labels until the data is read (`label_heads`).
     """
     found = dict(options)
     for own, term in _supervised(recipe):
@@ -41,13 +41,13 @@ def described(name: str, options: Options, recipe: Recipe) -> Options:
 
 
 def _supervised(recipe: Recipe) -> Iterator[tuple[Any, type[Supervised[Any]]]]:
-    """The terms that train a head, each after its options."""
+    """Options and class of each term that trains a head."""
     terms = ((options, TERMS[options.term]) for options in recipe.terms)
     return ((options, term) for options, term in terms if issubclass(term, Supervised))
 
 
 def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
-    """The configuration with the labels that the targets of the samples have, for heads whose labels are auto."""
+    """The configuration, with labels from the targets of the samples for heads whose labels are auto."""
     wanted = recipe.model.get("heads", {})
     heads = dict(getattr(config.model, "heads", {}))
     for options, term in _supervised(recipe):

@@ -1,4 +1,4 @@
-"""Log of a run: progress for a person on stderr, and all numbers as JSON lines in its folder."""
+"""Log of a run: progress on stderr, and all numbers as JSON lines in its folder."""
 
 import json
 import time
@@ -21,7 +21,7 @@ FILE = "log.jsonl"
 class Averages:
     """Means of named numbers and the speed since the last call of `take`.
 
-    Tensors are not read before that, so a GPU never waits.
+    Tensors are read in `take` only, so that steps do not wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -29,29 +29,29 @@ class Averages:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Measure the speed from now on."""
+        """Start to measure the speed."""
         self.items = 0
-        """Items trained on."""
+        """Number of items trained on."""
         self._waited, self._since = 0.0, time.monotonic()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within the block the loop waits for data."""
+        """Context in which the loop waits for data."""
         start = time.monotonic()
         yield
         self._waited += time.monotonic() - start
 
     def add_step(self, losses: Sequence[Mapping[str, Tensor]], **values: Tensor) -> None:
-        """One step's losses, by batch, and other numbers; the names may differ from step to step. The gradient is that
-        of the sum over the step's batches, so "loss" is their sum; a term that several of them have is averaged."""
+        """Add the losses of a step's batches and other numbers; names may differ from step to step. "loss" is the sum
+        over the batches, as in the gradient; a term of several batches is averaged."""
         numbers = [("loss", torch.stack([found["loss"].detach() for found in losses]).sum())]
         numbers += [(name, value) for found in losses for name, value in found.items() if name != "loss"]
         for name, value in (*numbers, *values.items()):
             self._values.setdefault(name, []).append(value.detach())
 
     def take(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The mean of each name, over processes too; and items per second, the share of the time spent waiting for
-        data, the seconds. Both begin anew."""
+        """Means by name, over processes too, and the speed: items per second, share of the time spent waiting for data,
+        seconds. Both are reset."""
         means: dict[str, float] = {}
         if self._values:
             over_steps = torch.stack([torch.stack(values).double().mean() for values in self._values.values()])
@@ -68,14 +68,14 @@ class Averages:
 
 
 class Log:
-    """Appends to ``folder/log.jsonl``.
+    """Writer of ``folder/log.jsonl``.
 
     Args:
-        folder: the run's; made if missing.
-        step: where the run begins. Lines after it, from a run that was cut off later than its last checkpoint, are
-            removed, and so is a half-written last line.
-        steps: length of the run, for the time that is left.
-        tensorboard: whether event files in ``folder/tensorboard`` get the numbers too.
+        folder: folder of the run, created if missing.
+        step: step from which the run starts. Later lines, of a run that broke off after its last checkpoint, are
+            removed, and so is an incomplete last line.
+        steps: length of the run, for the progress bar.
+        tensorboard: whether to write event files in ``folder/tensorboard`` as well.
     """
 
     def __init__(self, folder: Path, step: int = 0, steps: int | None = None, tensorboard: bool = False):
@@ -91,7 +91,7 @@ class Log:
         write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One record, flushed: {"step": ..., **values}; the step and the loss are shown."""
+        """Append and flush a record {"step": ..., **values}, and show the step and the loss."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -108,14 +108,14 @@ class Log:
         self._progress.update(step - self._progress.count, "" if loss is None else f"loss {loss:.4g}")
 
     def close(self) -> None:
-        """End the progress bar and the event files."""
+        """Close the progress bar and the event files."""
         self._progress.close()
         if self._writer:
             self._writer.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a log file; a last line that was cut off while written is left out."""
+    """Records of a log file, without an incomplete last line."""
     records = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,7 +1,6 @@
-"""The training loop: next batches, losses, backward, step, log, evaluate, save. It knows steps, not tasks.
+"""Training loop: batches, losses, backward pass, optimizer step, log, evaluation, checkpoint; independent of the task.
 
-Everything a step does is a function of the recipe, the step's number and the last checkpoint, so a run that was killed
-goes on as if it had not been.
+A step is a function of the recipe, its number and the last checkpoint, so that a killed run resumes bit for bit.
 """
 
 import logging
@@ -25,30 +24,30 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None = None) -> Path:
-    """Run a recipe to its end, from its last checkpoint if there is one; one of the processes if torchrun started it.
+    """Train by a recipe, from the last checkpoint if there is one; under torchrun, as one of its processes.
 
     Args:
-        recipe: what to do.
+        recipe: the recipe.
         evaluate: (model, processors) -> named scores, called every ``run.eval_every`` steps and at the end.
-        stop_at: end after this step as if interrupted: nothing is saved that was not due.
+        stop_at: last step, as if the run were interrupted after it: no extra checkpoint is saved.
 
     Returns:
         The folder of the trained model (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md), or of the run
-        if it was stopped. SIGTERM and Ctrl-C stop it after a checkpoint.
+        if SIGTERM stopped it after a checkpoint.
 
     Raises:
-        UserError: data, recipe or checkpoint that do not fit together; gradients that stay infinite.
-        KeyboardInterrupt: Ctrl-C; the run was saved first.
+        UserError: data, recipe and checkpoint do not fit together; gradients stay infinite.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     with parallel.group(choose_device()) as device:
         run = Run(recipe, device)
-        with noticed_stop() as stop_requested:  # not before: until then there is nothing to save
+        with noticed_stop() as stop_requested:  # not earlier: there is nothing to save yet
             step = train_steps(run, evaluate, stop_at, stop_requested)
         return run.write_model() if step == recipe.schedule.steps else run.out
 
 
 def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_requested: Callable[[], bool]) -> int:
-    """Take the steps that are left; returns the number of the last one."""
+    """Take the remaining steps; returns the number of the last one."""
     recipe, options, total = run.recipe, run.recipe.run, run.recipe.schedule.steps
     journal = Log(run.out, run.start, total, options.tensorboard) if parallel.rank() == 0 else None
 
@@ -61,12 +60,12 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     averages, bad_steps, step = Averages(), 0, run.start
     last_save, last = time.monotonic(), min(total, stop_at or total)
     run.objective.train()
-    # Closed at the end: workers that leave SIGTERM to this process would not end by themselves.
+    # Closing ends the workers, which ignore SIGTERM.
     with closing(loader(run.steps, run.start, last, options.workers)) as batches:
         for step in range(run.start + 1, last + 1):
             with averages.waiting():
                 group, cursors = next(batches)
-            # The random generator is seeded per step and rank, so nothing else has to be saved to go on.
+            # Seeding by step and rank replaces a saved random state.
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
             rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
             for settings in run.optimizer.param_groups:
@@ -87,7 +86,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
                 run.optimizer.zero_grad(set_to_none=True)
                 run.name_bad_step(step, norm, group, losses, bad_steps)
 
-            # By time only between two lines of the log, so that a resumed run writes the same ones.
+            # Checkpoints by time only at a line of the log, so that a resumed run logs the same lines.
             overdue = 0 < 60 * options.save_minutes < time.monotonic() - last_save and due(options.log_every, step)
             stopping, overdue = parallel.any_of(stop_requested(), overdue)
             if due(options.log_every, step) or step == total:

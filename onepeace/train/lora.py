@@ -1,8 +1,8 @@
 """Training of low-rank adapters (LoRA, arXiv 2106.09685) beside frozen layers, by peft.
 
-The adapters lie in the model's own modules, under peft's names: ``blocks.0.attn.q.base_layer.weight`` is the frozen
-weight, ``blocks.0.attn.q.lora_A.default.weight`` and ``lora_B`` are what trains. Checkpoints hold all of them; the
-model that is measured and written has them merged, and the names it always had.
+peft injects the adapters into the model's modules: ``blocks.0.attn.q.base_layer.weight`` is the frozen weight,
+``blocks.0.attn.q.lora_A.default.weight`` and ``lora_B`` train. Checkpoints hold all of them; for evaluation and in the
+written model they are merged, under the original names.
 """
 
 import re
@@ -21,16 +21,16 @@ from onepeace.train.optim import freeze, matching
 from onepeace.train.recipe import LoraConfig, Recipe
 
 ADAPTERS = "*.lora_[AB].*"
-"""Pattern of the parameters that are added."""
+"""Pattern of the added parameters."""
 
 
 def choose_trained(model: nn.Module, recipe: Recipe) -> None:
-    """Add the recipe's adapters to a model, and freeze what does not train.
+    """Add the recipe's adapters to a model and freeze parameters.
 
-    With adapters all else is frozen, but for ``freeze: {except: patterns}``.
+    With adapters all other parameters are frozen, except those of ``freeze: {except: patterns}``.
 
     Raises:
-        UserError: a pattern that matches nothing, or nothing left to train; peft is not installed.
+        UserError: a pattern matches nothing, nothing is left to train, or peft is not installed.
     """
     patterns = recipe.freeze
     if recipe.lora is not None:
@@ -44,12 +44,12 @@ def choose_trained(model: nn.Module, recipe: Recipe) -> None:
 def trained_module(
     config: Config, weights: Mapping[str, Tensor], lora: LoraConfig | None, adapter: Path | None = None
 ) -> Trained:
-    """A module of a run's weights, in evaluation mode, with the adapters merged.
+    """Module with the weights of a run, in evaluation mode, with the adapters merged.
 
     Args:
-        config: of the model without adapters.
-        weights: by parameter name of the model that trains; adapted ones change in place.
-        adapter: folder for the adapters alone, as peft's PeftModel.from_pretrained reads them.
+        config: configuration of the model without adapters.
+        weights: weights by parameter name in training; adapted ones are changed in place.
+        adapter: folder in which to save the adapters for peft's PeftModel.from_pretrained.
     """
     with torch.device("meta"):
         model = build_module(config)
@@ -59,18 +59,18 @@ def trained_module(
         return model.eval()
     if adapter is not None:
         adapted.save_pretrained(str(adapter))
-        (adapter / "README.md").unlink()  # a form with nothing filled in
+        (adapter / "README.md").unlink()  # an empty form
     return adapted.merge_and_unload().eval()
 
 
 def _peft_config(model: nn.Module, lora: LoraConfig) -> Any:
-    # What only inherits from nn.Linear does more than a product, as projections: an adapter would come behind that.
+    # Subclasses of nn.Linear do more than a product: an adapter would be added after the rest.
     linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     found = dict.fromkeys(name for one in lora.targets for name in matching(one, linear, "lora.targets"))
     return need("peft", "lora").LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        # Of a list peft would take the endings of names: blocks.0 is one of decoder.blocks.0 too.
+        # A regular expression, as peft matches a list by suffix: blocks.0 would match decoder.blocks.0 too.
         target_modules="|".join(map(re.escape, found)),
     )

@@ -1,4 +1,4 @@
-"""The objective: named, weighted loss terms (terms/) over the passes of one step (passes.py)."""
+"""Objective: named, weighted loss terms (terms/) over the passes of a step (passes.py)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,16 +18,16 @@ from onepeace.train.terms.known import TERMS
 class Objective(nn.Module):
     """Named losses of a batch.
 
-    A batch larger than memory is computed in parts, one after another, and once more in the backward pass (gradient
-    caching, as in GradCache, arXiv 2101.06983, here by ``torch.utils.checkpoint``); its loss is the same.
+    A batch larger than memory is computed part by part, and again in the backward pass, with the same loss (gradient
+    caching, as in GradCache, arXiv 2101.06983, by ``torch.utils.checkpoint``).
 
     Args:
         model: the model to train.
-        terms: their options, from a recipe.
-        prepared: what ``prepare`` gave, by name of the term.
-        grad_cache_chunks: number of parts of a batch; activations of one part are held at a time.
-        max_padding: share of padding from which a pass is cut into groups of similar length.
-        sharded: whether the model's blocks are gathered from shards of several processes.
+        terms: options of the terms, from a recipe.
+        prepared: results of ``prepare``, by name of the term.
+        grad_cache_chunks: number of parts of a batch; the activations of one part are in memory at a time.
+        max_padding: share of padding above which a pass is split into groups of similar length.
+        sharded: whether the blocks' parameters are sharded over processes.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Objective(nn.Module):
             self.terms[options.name] = TERMS[options.term](options, model, (prepared or {}).get(options.name))
 
     def at_step(self, step: int) -> None:
-        """Tell the terms the number of the step that comes, from 1 on."""
+        """Set the terms' number of the current step, from 1 on."""
         for term in self.terms.values():
             term.step = step  # type: ignore[assignment]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Every loss of the batch by name, unweighted, and the terms' figures; the losses' weighted sum as "loss";
-        "padding", a share of the tokens.
+        """Unweighted losses of the batch and figures of the terms by name, the weighted sum as "loss", and the share of
+        padding among the tokens as "padding".
 
-        Over several processes each has its own part of the batch, and the mean over them is the whole batch's loss.
+        Each of several processes has a part of the batch, and the mean of their losses is the loss of the whole batch.
         """
         present = [key for key in self.model.adapters if key in batch.inputs]
         every: dict[str, Any] = dict(self.terms.items())
@@ -79,7 +79,7 @@ class Objective(nn.Module):
         return {"loss": total, **found, "padding": 1 - real / computed}
 
     def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Tensor]:
-        """The terms' outputs for a part of the batch, and its tokens: real ones, and all that are computed."""
+        """Outputs of the terms for a part of the batch, and its numbers of real and of computed tokens."""
         passes = Passes(self.model, batch, self.max_padding, agree=self.sharded)
         outputs = {text: term.outputs(passes) for text, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device

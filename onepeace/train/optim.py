@@ -1,6 +1,6 @@
-"""Settings of the optimizer: which parameters train, which decay, how fast each layer and each step learns.
+"""Optimizer settings: frozen parameters, weight decay, and learning rates by layer and step.
 
-Every rule goes by parameter name or is a pure function of the step, so a resumed run needs no state but the step.
+Every rule depends on parameter names or on the step alone, so that a resumed run needs no further state.
 """
 
 import math
@@ -17,13 +17,13 @@ from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
 
 
 def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
-    """Switch gradients off by parameter name; the names that stay trainable are returned.
+    """Freeze parameters by name; returns the names that stay trainable.
 
     Args:
-        patterns: shell patterns ("blocks.*.ffn.text.*") of what to freeze, or {"except": patterns} to freeze the rest.
+        patterns: shell patterns ("blocks.*.ffn.text.*") of the names to freeze, or {"except": patterns} of all others.
 
     Raises:
-        UserError: a pattern that matches no parameter, or nothing left to train.
+        UserError: a pattern matches no parameter, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
     inverse = isinstance(patterns, Mapping)
@@ -41,7 +41,7 @@ def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str
 
 
 def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
-    """The names that fit a shell pattern; UserError, which begins with ``where``, if none does."""
+    """Names that match a shell pattern; UserError that starts with ``where`` if there is none."""
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         raise UserError(f"{where}: the pattern {pattern!r} matches none of {len(names)} names, as {names[0]}")
@@ -49,9 +49,9 @@ def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
 
 
 def layer_id(name: str, depth: int) -> int:
-    """Place of a parameter in a model of ``depth`` blocks, for layer-wise decay.
+    """Layer number of a parameter in a model of ``depth`` blocks, for layer-wise decay.
 
-    0 for the adapters; i + 1 for block i and for bias table i, which acts there; depth + 1 for what comes after.
+    0 for the adapters; i + 1 for block i and its bias table; depth + 1 for layers after the blocks.
     """
     if found := re.match(r"(?:blocks|adapters\.[^.]+\.bias_tables)\.(\d+)\.", name + "."):
         return int(found[1]) + 1
@@ -59,15 +59,14 @@ def layer_id(name: str, depth: int) -> int:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by (share of the learning rate, weight decay), as torch.optim takes them, with names.
+    """Groups of trainable parameters for torch.optim, with names, by factor of the learning rate and weight decay.
 
-    Not decayed, unless ``decay_all``: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS
-    tokens, positions).
-    With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of ``groups`` that matches a
-    name scales its rate once more, and has a decay of its own for what decays.
+    Vectors, scalars, biases and the parameters of ``model.no_weight_decay()`` (CLS tokens, positions) do not decay,
+    unless ``decay_all``. With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of
+    ``groups`` that matches a name scales its rate further, and may replace its weight decay.
 
     Raises:
-        UserError: a pattern that matches no parameter.
+        UserError: a pattern matches no parameter.
     """
     listed = getattr(model, "no_weight_decay", None)
     skip: set[str] = set(listed()) if callable(listed) else set()
@@ -90,7 +89,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`. Each group learns at ``lr_scale`` of a step's rate.
+    """AdamW over `parameter_groups`; each group learns at ``lr_scale`` times a step's rate.
 
     The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
     """
@@ -99,11 +98,11 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    """Rate of the update after ``step`` updates: a line from min_lr to ``peak``, then half a cosine, or a line, back to
+    """Learning rate after ``step`` updates: linear warm-up from min_lr to ``peak``, then cosine or linear decay to
     min_lr.
 
-    The first update (step 0) runs at min_lr, as released. From ``schedule.steps`` on it stays at min_lr, where the
-    released code would start another cosine at a tenth.
+    The first update (step 0) runs at min_lr, as in the released code. From ``schedule.steps`` on the rate stays at
+    min_lr, where the released code would start another cosine at a tenth.
     """
     low, warmup, total = schedule.min_lr, schedule.warmup, schedule.steps
     if step < warmup:
@@ -116,7 +115,7 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
 
 
 def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:
-    """One step of the exponential moving average of the weights; nothing if there is none."""
+    """Update the exponential moving average of the weights, if there is one."""
     if average:
         own = dict(model.named_parameters())
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Several processes that train one model: their number, what they exchange, how the model is split.
+"""Training over several processes: communication, and DDP or FSDP2.
 
-`torchrun` starts the processes. In a single one every function here does nothing, and torch.distributed is not touched;
-what it needs for sharding takes more than a second to import, so that is done where it is used.
+`torchrun` starts the processes. In a single process these functions do nothing, without torch.distributed; modules for
+sharding take more than a second to import and are imported where they are used.
 """
 
 import os
@@ -20,17 +20,16 @@ from onepeace.device import join_device
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)
-"""Time that a process waits for the others. The first one evaluates, trains the vocabulary and asks outside teachers
-while they wait, and that may take hours; torch's own 10 minutes (NCCL) would end the run. A process that dies needs no
-limit: torchrun then ends the others."""
+"""Timeout of collectives. While the first process evaluates, trains the vocabulary and runs teachers, for hours, the
+others wait; torch's default of 10 minutes (NCCL) would end the run. If a process dies, torchrun ends the others."""
 
 _left: list[dist.ProcessGroup | None] = []
-"""Groups this process has left, kept as long as it lives. If a model under DDP held the last reference to one, its end
-would wait, with Python's lock, for a thread of gloo that may be waiting for that lock."""
+"""Former process groups, kept alive: if a DDP model held the last reference to one, freeing it would wait, holding the
+GIL, for a thread of gloo that may be waiting for the GIL."""
 
 
 def rank() -> int:
-    """Number of this process, 0 to ``world_size() - 1``."""
+    """Rank of this process, 0 to ``world_size() - 1``."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -41,7 +40,7 @@ def world_size() -> int:
 
 @contextmanager
 def group(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, for the time of the block; yields this process's device."""
+    """Join the process group that torchrun started for the time of the block; yields this process's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
@@ -64,7 +63,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # Every process's loss has a gradient for the rows of this one: the sum of them is its own.
+        # The loss of every process has a gradient with respect to this one's rows: they are summed.
         (grad,) = grads
         grad = grad.contiguous()
         dist.all_reduce(grad)
@@ -72,12 +71,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes in their order, with gradient; each has as many."""
+    """Rows of all processes in their order, with gradient; each process has the same number."""
     return x if world_size() == 1 else _Gather.apply(x)
 
 
 def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, without gradient, however many each has; and the row where this one's begin."""
+    """Rows of all processes without gradient, in any number for each, and the index of this process's first row."""
     if world_size() == 1:
         return x, 0
     x = x.detach().contiguous()
@@ -89,7 +88,7 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One value of each process. Only plain ones: lists, numbers, text."""
+    """List of one value from each process: plain lists, numbers or text."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
@@ -107,18 +106,18 @@ def mean(x: Tensor) -> Tensor:
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """For each flag whether it is set in any process."""
+    """Flags that are set if they are set in any process."""
     return [any(column) for column in zip(*gather_objects(flags), strict=True)]
 
 
 def barrier() -> None:
-    """Until every process is here."""
+    """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Result of ``make`` in each process; the first makes it before the others, who find what it left in files."""
+    """Result of ``make`` in each process, called in the first process before the others, which find its files."""
     if rank() > 0:
         barrier()
     made = make()
@@ -128,31 +127,31 @@ def first_alone(make: Callable[[], T]) -> T:
 
 
 def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:
-    """The objective, ready to train on all processes.
+    """Wrap the objective for training on all processes.
 
     Args:
-        objective: holds the model and every other parameter that learns. Under "fsdp" only the first process's values
-            count, and only there need be any: it may be on the meta device in the others.
-        blocks: what is gathered and freed one at a time under "fsdp".
-        way: "ddp", every process holds everything; "fsdp", each holds its share (``fully_shard`` of torch: FSDP2).
-        device: this process's.
+        objective: module with the model and all other trainable parameters. Under "fsdp" the values of the first
+            process count; in the others it may be on the meta device.
+        blocks: modules whose parameters are gathered and freed one at a time under "fsdp".
+        way: "ddp": each process holds all parameters; "fsdp": each holds a shard (``fully_shard`` of torch: FSDP2).
+        device: device of this process.
     """
     if world_size() == 1:
         return objective.to(device)
     if way == "ddp":
-        # A step may have pairs that do not touch every parameter: those of a third modality, say.
+        # A step may leave parameters unused, such as those of a third modality.
         return DistributedDataParallel(objective.to(device), find_unused_parameters=True)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    # No device ever holds the whole model: it is cut while it has no values, then each tensor is sent around by itself.
+    # No device ever holds the whole model: it is sharded on the meta device, then tensors are broadcast one by one.
     whole = objective.state_dict() if rank() == 0 else {}
     objective.to("meta")
-    # Weights are gathered in float32 and autocast rounds them where it should, as in a single process.
+    # Weights are gathered in float32, and autocast casts them as in a single process.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mp_policy=policy)
-    # The temperature: nothing to shard in it, and fully_shard refuses it.
+    # fully_shard refuses scalars, such as the temperature.
     scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
     fully_shard(objective, mp_policy=policy, ignored_params=scalars)
     objective.to_empty(device=device)
@@ -163,7 +162,7 @@ def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, dev
 
 @contextmanager
 def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
-    """Around the passes of one of a step's batches: gradients are exchanged with the last one's."""
+    """Context for a batch of a step: gradients are synchronised after the last one."""
     if isinstance(parallelized, DistributedDataParallel) and not last:
         with parallelized.no_sync():
             yield
@@ -174,13 +173,12 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
 
 
 def is_share(tensor: Any) -> bool:
-    """Whether a tensor is cut over the processes (a DTensor): each holds its share."""
+    """Whether a tensor is sharded over the processes (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors as a single process has them, those that are cut on the CPU. Every process calls it; only the first gets
-    them."""
+    """Full tensors, those that were sharded on the CPU. All processes call it; only the first gets them."""
     found = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if is_share(tensor) else tensor
@@ -190,17 +188,17 @@ def whole(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def share(value: Tensor, like: Any) -> Tensor:
-    """This process's share of a whole tensor, where ``like`` is one of a tensor of its shape; else the value itself."""
+    """This process's shard of a full tensor if ``like`` is a shard of a tensor of its shape; else the tensor itself."""
     if not is_share(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
     own = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return own.clone()  # a view would keep the whole tensor in memory
+    return own.clone()  # a view would keep the full tensor in memory
 
 
 def clip(objective: nn.Module, limit: float | None) -> Tensor:
-    """Scale the gradient to a norm of at most ``limit``; returns the norm before, of the whole model."""
+    """Clip the gradient's norm over the whole model to ``limit``; returns the norm before."""
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
     grads = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
     shares: list[Any] = [grad for _, grad in grads if is_share(grad)]
@@ -208,7 +206,7 @@ def clip(objective: nn.Module, limit: float | None) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     rest = []
     for parameter, grad in grads:
-        if not is_share(grad):  # what fully_shard leaves alone
+        if not is_share(grad):  # parameters that fully_shard ignores
             parameter.grad = mean(grad)
             rest.append(parameter.grad)
     norms: list[Any] = [nn.utils.get_total_norm(group) for group in (shares, rest) if group]

@@ -1,8 +1,7 @@
-"""The passes of one step over one batch, each made when a term first asks for it and at most once.
+"""Forward passes of a step over one batch, each computed on first use and at most once.
 
-Every stem runs once: it does not depend on the masks. The unimodal teachers are the passes of the contrastive loss.
-Items are encoded in groups of similar length, so that little of what is computed is padding; results come back in the
-batch's order and shape, so nothing outside this file knows.
+Stems run once, as they do not depend on the masks. The unimodal teachers are the passes of the contrastive loss. Items
+are encoded in groups of similar length to save padding; results have the batch's order and shape.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,13 @@ P = TypeVar("P", Features, Stem)
 
 
 class Passes:
-    """
+    """Forward passes of a model over a batch.
+
     Args:
-        model: in training mode.
-        batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/builder.py makes them.
-        max_padding: share of padding of all passes from which one is cut into groups of similar length; 1 = never.
-        agree: whether all processes make as many groups: blocks that are gathered from shares must run as often in
-            each.
+        model: the model in training mode.
+        batch: the batch, from onepeace/data/builder.py.
+        max_padding: share of padding over all passes above which one is split into groups of similar length; 1 = never.
+        agree: whether all processes make the same number of groups: sharded blocks must run equally often in each.
     """
 
     def __init__(self, model: Trained, batch: Batch, max_padding: float = 1.0, agree: bool = False):
@@ -41,7 +40,7 @@ class Passes:
 
     @property
     def encoder(self) -> Encoder:
-        """The model, which has to be one that encodes."""
+        """The model, which must be an `Encoder`."""
         return expect(self.model, Encoder)
 
     @cached_property
@@ -61,7 +60,7 @@ class Passes:
         return stems
 
     def _once(self, name: Any, make: Callable[[], T]) -> T:
-        """Result of ``make``, called when this name is first asked for."""
+        """Result of ``make``, called on the first use of a name."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
@@ -77,10 +76,10 @@ class Passes:
         return self._once(("embedding", key), lambda: self.encoder.embed(key, self.unimodal(key)))
 
     def fused(self, keys: tuple[str, ...], out_indices: Sequence[int] = ()) -> dict[str, Features]:
-        """Modalities encoded together in one pass without masks and with its gradient: what task heads read.
+        """Modalities encoded together in one pass without masks and with gradient, for task heads.
 
         Args:
-            out_indices: see `OnePeace.encode`; then all items are in one group.
+            out_indices: see `OnePeace.encode`; if given, all items are in one group.
         """
         if len(keys) == 1 and not out_indices and keys[0] not in self.batch.token_dropout:
             return {keys[0]: self.unimodal(keys[0])}
@@ -89,12 +88,12 @@ class Passes:
         return self._once(name, lambda: self._by_length(keys, {}, encode, grouped=not out_indices))
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
-        """Outputs of a task head of the model for these modalities, a row for each of its inputs; see `fused`."""
+        """Outputs of a task head for these modalities, a row for each of its inputs; see `fused`."""
         return self.encoder.apply_head(name, self.fused(keys, self.encoder.head_blocks(name)))
 
     @cached_property
     def joint(self) -> dict[str, Features]:
-        """The joint pass without masks, without gradient: a teacher only."""
+        """The joint pass without masks and without gradient, as a teacher."""
         with torch.no_grad():
             return self._by_length(self.keys, {}, self.encoder.encode)
 
@@ -110,10 +109,10 @@ class Passes:
         return {key: out.tokens for key, out in self._by_length(self.keys, keep, self._reconstruct).items()}
 
     def _allowed(self, lengths: Tensor) -> float:
-        """Share of padding in a pass over items of these lengths: any, as long as the step's stays within the limit.
+        """Maximum share of padding in a pass over items of these lengths: 1 while the step's share is in the limit.
 
-        Groups are worth their smaller matrix products only where padding weighs in the whole: short texts beside
-        pictures do not.
+        Groups have smaller matrix products, which pay only where padding is much of the whole, unlike that of short
+        texts beside pictures.
         """
         real, longest = int(lengths.sum()), int(lengths.amax(1).sum())
         expected = sum(int(own.sum()) for own in self.lengths.values())
@@ -130,7 +129,7 @@ class Passes:
         run: Callable[[Mapping[str, Stem], Mapping[str, Tensor]], dict[str, Features]],
         grouped: bool = True,
     ) -> dict[str, Features]:
-        """``run`` over groups of similar length; what it gives, in the batch's order and padded to its longest."""
+        """Results of ``run`` over groups of similar length, in the batch's order and padded to its longest."""
         stems = {key: self.stems[key] for key in keys}
         lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
         groups = length_groups(lengths, self._allowed(lengths) if grouped else 1.0, self.agree)
@@ -146,16 +145,15 @@ class Passes:
 
 
 def length_groups(lengths: Tensor, max_padding: float, agree: bool = False) -> list[Tensor]:
-    """Rows in groups of similar length: in each, at most ``max_padding`` of what is computed is padding.
+    """Groups of rows of similar length, each with a share of padding of at most ``max_padding``.
 
     Args:
-        lengths: (B,) tokens of each item, or (M, B) of M modalities that are computed side by side, each padded to its
-            own longest.
-        max_padding: 1 = everything in one group.
+        lengths: (B,) tokens of each item, or (M, B) for M modalities in one pass, each padded to its own longest.
+        max_padding: maximum share; 1 = one group.
         agree: see `Passes`.
 
     Returns:
-        Row numbers, ascending in each group; together each row once.
+        Row numbers, ascending in each group; each row is in one group.
     """
     lengths = torch.atleast_2d(lengths)
     rows = lengths.sum(0).argsort(descending=True, stable=True)
@@ -169,7 +167,7 @@ def length_groups(lengths: Tensor, max_padding: float, agree: bool = False) -> l
 
 
 def _greedy(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
-    """From the longest on, as many as fit: the fewest groups."""
+    """Fill groups from the longest row on: the fewest groups."""
     groups, start, total = [], 0, 0
     values = lengths[rows].tolist()
     for i, length in enumerate(values):
@@ -181,7 +179,7 @@ def _greedy(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
 
 
 def _halves(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
-    """Cut in two by the modality that is padded most, until all fit: of several, no one order has like beside like."""
+    """Halve by the modality with most padding until all groups fit, as no one order suits several modalities."""
     part = lengths[:, rows]
     padding = (part.amax(1, keepdim=True) - part).sum(1)
     if padding.sum() <= max_padding * part.amax(1).sum() * len(rows):
@@ -192,7 +190,7 @@ def _halves(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
 
 
 def _merge(parts: Sequence[P], groups: Sequence[Tensor]) -> P:
-    """Parts of a batch, each of a group of its rows, as one in the batch's order, padded to the longest."""
+    """Join the parts of a batch, each a group of its rows, in the batch's order and padded to the longest."""
     if len(parts) == 1:
         return parts[0]
     order, longest = torch.cat(list(groups)).argsort(), max(part.tokens.shape[1] for part in parts)
@@ -208,6 +206,6 @@ def _merge(parts: Sequence[P], groups: Sequence[Tensor]) -> P:
     joined: dict[str, Any] = {name: torch.cat(values)[order] for name, values in padded.items()}
     if not joined["padding_mask"].any():
         joined["padding_mask"] = None
-    grids: list[Any] = [part.grid for part in parts]  # there is none where tokens were left out
+    grids: list[Any] = [part.grid for part in parts]  # None where tokens were left out
     joined["grid"] = None if None in grids else max(grids)
     return parts[0]._replace(**joined)

@@ -1,8 +1,7 @@
-"""A recipe: one YAML file that says everything about a training run, as typed and frozen dataclasses.
+"""Recipes: all options of a training run in one YAML file, as typed and frozen dataclasses.
 
-`read_recipe` merges a base file, the file and overrides of the command line, and refuses what it does not know. Paths
-of the base are relative to the recipe; shards are relative to ``data.root``. A field is validated here,
-fields against each other in start.py.
+`read_recipe` merges a base file, the file and overrides from the command line, and refuses unknown fields. The base is
+relative to the recipe, shards to ``data.root``. Fields are validated here, combinations of sections in start.py.
 """
 
 import os
@@ -26,38 +25,38 @@ from onepeace.train.terms.known import TERMS, read_terms
 
 @dataclass(frozen=True)
 class StartConfig:
-    """The fields of a recipe's ``model`` that say where it starts; all others are the configuration's."""
+    """Fields of a recipe's ``model`` about its initial weights; all others belong to the configuration."""
 
     architecture: str | None = None
-    """A key of ARCHITECTURES; that of ``from``, or onepeace."""
+    """Key of ARCHITECTURES; default: that of ``from``, else onepeace."""
     size: str | None = None
-    """A named size of the architecture."""
+    """Named size of the architecture."""
     source: str | None = None
     """``from`` in YAML: a model folder, a run, "tiny" or a released name."""
     modalities: tuple[str, ...] = ()
-    """Modalities of the model; empty = all it has."""
+    """Modalities of the model; empty = all that it has."""
     copy: dict[str, str] = field(default_factory=dict)
-    """{new: old}: FFNs and norms of a new modality start from those of another, and where it is read in the same way
-    (frames of a video as pictures) its adapter too, with the same options unless the recipe gives others."""
+    """{new: old}: FFNs and norms of a new modality are initialised from those of another. So is an adapter of the same
+    kind (frames of a video and pictures), with equal options unless the recipe gives others."""
     fresh: tuple[str, ...] = ()
-    """Patterns of weights that are not taken over."""
+    """Patterns of weights of ``from`` that are not used."""
     pretrained: bool = True
     """Whether a stem that names a network starts from its published weights."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Source of the vocabulary; with model.from it is that model's."""
+    """Options of the tokenizer; with model.from it is that model's."""
 
     vocab_size: int = 8000
-    """Size of a vocabulary that is trained on the captions of the sources, if no name is given."""
+    """Size of the vocabulary trained on the captions of the sources, if there is no name."""
     name: Literal["clip"] | None = None
-    """clip, as open_clip ships it."""
+    """clip for CLIP's tokenizer, from open_clip."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Adapters of low rank beside linear layers (lora.py); all else is frozen, but for freeze: {except: patterns}."""
+    """Low-rank adapters (lora.py); all other parameters are frozen, except those of freeze: {except: patterns}."""
 
     rank: Count = 8
     alpha: Positive = 16.0
@@ -74,46 +73,46 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class OptimGroup:
-    """Settings that are different for some parameters."""
+    """Optimizer settings of some parameters."""
 
     lr_scale: NotNegative = 1.0
-    """Factor of the learning rate, beside that of optim.layer_decay."""
+    """Factor of the learning rate, on top of that of optim.layer_decay."""
     weight_decay: NotNegative | None = None
-    """In place of optim.weight_decay, for those that decay at all; null = the same."""
+    """Weight decay of those parameters that decay at all; null = optim.weight_decay."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its limits; the defaults are the released pretraining's."""
+    """Options of AdamW; the defaults are those of the released pretraining."""
 
     lr: NotNegative = 5e-4
-    """Peak rate."""
+    """Peak learning rate."""
     betas: tuple[Share, Share] = (0.9, 0.98)
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 0.05
     decay_all: bool = False
     """Whether biases, norms and positions decay as well (OFA)."""
     grad_clip: NotNegative | None = 3.0
-    """Largest norm of the whole gradient; null = not clipped."""
+    """Maximum norm of the gradient; null = no clipping."""
     layer_decay: NotNegative | None = None
-    """Each layer's rate over the next one's, for fine-tuning."""
+    """Ratio of a layer's learning rate to the next layer's, for fine-tuning."""
     groups: dict[str, OptimGroup] = field(default_factory=dict)
-    """By pattern of parameter names, as in freeze: {"heads.*": {lr_scale: 0.1}}; the first that matches counts."""
+    """Settings by pattern of parameter names, as {"heads.*": {lr_scale: 0.1}}; the first match counts."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over the steps."""
+    """Learning rate schedule."""
 
     steps: Count
-    """Length of the run, in updates."""
+    """Length of the run in updates."""
     name: Literal["cosine", "linear"] = "cosine"
-    """Course after the warm-up to min_lr: half a cosine, or a line."""
+    """Decay to min_lr after the warm-up."""
     warmup_steps: Natural | None = None
     warmup_ratio: Probability | None = None
-    """The warm-up as a share of the steps, instead of warmup_steps."""
+    """Warm-up as a share of the steps, instead of warmup_steps."""
     min_lr: float = 1e-6
-    """Rate of the first and the last update."""
+    """Learning rate of the first and the last update."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps is not None and self.warmup_ratio is not None:
@@ -129,78 +128,78 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of the loop."""
+    """Options of the training loop."""
 
     out: str
     """Folder of the run: checkpoints, log, the resolved recipe."""
     batch_size: dict[str, Count] | Count = 32
-    """Items per step, of every pair or by pair: {image+text: 256, audio+text: 64}."""
+    """Items per step for each name of sources, or by name: {image+text: 256, audio+text: 64}."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto, float32 or bfloat16 autocast."""
+    """float32, or autocast to bfloat16; auto = bfloat16 where it is fast."""
     workers: Natural = 1
-    """Processes that decode; 0 = none, decode between the steps."""
+    """Number of processes that load data; 0 = load it between the steps."""
     log_every: Count = 20
     eval_every: Natural = 0
-    """Steps between validations; 0 = at the end only."""
+    """Steps between evaluations; 0 = at the end only."""
     save_every: Natural = 1000
     """Steps between checkpoints; 0 = by time only."""
     save_minutes: NotNegative = 5.0
-    """Minutes between checkpoints at most; 0 = by steps only."""
+    """Maximum number of minutes between checkpoints; 0 = by steps only."""
     keep: Count = 2
-    """Number of checkpoints that stay."""
+    """Number of checkpoints to keep."""
     ema: Share | None = None
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: Count = 1
-    """Parts a process computes its batch in, one after another: less memory for the same loss and gradient."""
+    """Parts in which a process computes its batch: less memory for the same loss and gradient."""
     checkpoint_activations: bool = False
-    """Keep only the input of each block, and compute it again in the backward pass."""
+    """Whether to recompute each block's activations in the backward pass."""
     max_padding: NotNegative = 0.1
-    """Share of padding from which items are computed in groups of similar length; 1 = never."""
+    """Share of padding above which items are computed in groups of similar length; 1 = never."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Over several processes: ddp, each holds the whole model; fsdp, each a share of it."""
+    """Layout over several processes: ddp, each holds the whole model; fsdp, each holds a shard."""
     compile: bool = False
-    """torch.compile each block, where it pays (`onepeace.compiling`)."""
+    """Whether to compile the blocks with torch.compile, where it pays (`onepeace.compiling`)."""
     max_bad_steps: Natural = 3
-    """Steps in a row that may have a gradient which is not finite; they are left out and named."""
+    """Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
     tensorboard: bool = False
-    """Whether tensorboard gets the log as well."""
+    """Whether to write the log for tensorboard too."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Sets that the run is measured on."""
+    """Evaluation of the run."""
 
     recipe: str
-    """An evaluation recipe, as recipes/evaluate/tiny.yaml: a path from the working folder or, where there is none, from
-    the nearest folder above this recipe that has it."""
+    """Evaluation recipe, such as recipes/evaluate/tiny.yaml: a path relative to the working folder or else to the
+    nearest folder above this recipe that has it."""
     sets: tuple[str, ...] | None = None
-    """Some of its sets; null = all."""
+    """Names of its sets to use; null = all."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about a run. `to_yaml` and `read_recipe` are inverse to each other."""
+    """Options of a run. `to_yaml` and `read_recipe` are inverse to each other."""
 
     model: Options
-    """The fields of StartConfig, and any field of the model's configuration."""
+    """Fields of StartConfig and of the model's configuration."""
     data: DataConfig
     objective: tuple[Any, ...]
-    """Loss terms (terms/): mappings are read as the options of the term they name; see `terms`."""
+    """Loss terms (terms/), whose mappings are parsed as the options of the term; see `terms`."""
     schedule: ScheduleConfig
     run: RunConfig
     seed: Natural = 1
     processors: Options = field(default_factory=dict)
-    """By modality: options of its processor, over those of the model it starts from."""
+    """Options of processors by modality, over those of model.from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mask: dict[str, MaskRates] = field(default_factory=dict)
-    """By modality: share of tokens masked in the denoising passes."""
+    """Shares of tokens masked in the denoising passes, by modality."""
     freeze: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
-    """Patterns of parameters that do not train, or {except: patterns} of those that do."""
+    """Patterns of frozen parameters, or {except: patterns} of those that train."""
     lora: LoraConfig | None = None
     """Adapters that train in place of the weights; null = none."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig | None = None
-    """null = not measured."""
+    """Evaluation; null = none."""
 
     def __post_init__(self) -> None:
         if isinstance(self.run.batch_size, dict):
@@ -215,16 +214,16 @@ class Recipe:
 
     @property
     def terms(self) -> tuple[TermOptions, ...]:
-        """The options of each loss term."""
+        """Options of each loss term."""
         return self.objective
 
     @property
     def uses_masks(self) -> bool:
-        """Whether a loss term needs masked passes."""
+        """Whether any loss term needs masked passes."""
         return any(TERMS[options.term].uses_masks for options in self.terms)
 
     def feeding(self, options: TermOptions) -> list[SourceConfig]:
-        """The sources that feed a term.
+        """Sources that a term learns from.
 
         Raises:
             UserError: there is none, or the term names one that does not exist.
@@ -242,24 +241,24 @@ class Recipe:
 
     @property
     def start(self) -> StartConfig:
-        """Start of the model."""
+        """Fields of ``model`` about its initial weights."""
         renamed = {"source" if key == "from" else key: value for key, value in self.model.items()}
         known = {one.name for one in fields(StartConfig)}
         return build(StartConfig, {key: value for key, value in renamed.items() if key in known}, "model")
 
     @property
     def model_fields(self) -> Options:
-        """The fields of the model's configuration that the recipe sets."""
+        """Fields of ``model`` for the model's configuration."""
         start = {"from", *(one.name for one in fields(StartConfig))} - {"source"}
         return {key: value for key, value in self.model.items() if key not in start}
 
     @property
     def frozen_folder(self) -> Path:
-        """Folder of the outputs of frozen networks."""
+        """Folder of the cached outputs of frozen networks."""
         return Path(os.path.expandvars(self.data.frozen_folder or f"{self.run.out}/frozen"))
 
     def batch_size(self, pair: str) -> int:
-        """Items per step of the sources of a name, as "image+text"."""
+        """Items per step for a name of sources, such as "image+text"."""
         sizes = self.run.batch_size
         return sizes[pair] if isinstance(sizes, dict) else sizes
 
@@ -268,13 +267,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file.
 
     Args:
-        path: YAML. A ``base`` key names a file, relative to this one, whose fields it replaces one by one, lists as a
-            whole; null takes out a modality of mask, token_dropout, augment or templates, or one of optim.groups.
-        overrides: "a.b=value", later ones win; the value is YAML, a number in the path counts into a list. A term of
-            the objective goes by its name, as "objective.denoising/image.weight=2", and null takes it out.
+        path: YAML file. ``base`` names a file, relative to this one, whose fields this file overrides one by one, lists
+            as a whole; null removes an entry of mask, token_dropout, augment, templates or optim.groups.
+        overrides: "a.b=value" with YAML values, later ones win; a number in the path is an index into a list. A term of
+            the objective goes by its name, as "objective.denoising/image.weight=2"; null removes it.
 
     Raises:
-        UserError: not YAML, a field that does not exist (with the nearest that does), or a value that cannot be.
+        UserError: not YAML, an unknown field (with the nearest known one), or a wrong value.
     """
     content = read_yaml(path)
     base = content.pop("base", None)
@@ -309,12 +308,12 @@ MAY_CHANGE = frozenset(
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
     + [f"run.{name}" for name in ("tensorboard", "parallel", "compile", "checkpoint_activations")]
 )
-"""Fields that do not change what a step computes, but for rounding."""
+"""Fields that do not affect the result of a step, except for rounding."""
 
 
 def check_same(saved: str, recipe: Recipe, out: Path) -> None:
-    """UserError if a run would go on under another recipe than its own, but for the fields in MAY_CHANGE. Fields that
-    the version that began the run did not have, or only that had, do not count."""
+    """UserError if a run would resume with another recipe, except for fields in MAY_CHANGE and fields that only one of
+    two versions of the program has."""
     old, new = _settings(yaml.safe_load(saved)), _settings(to_plain(recipe))
     with suppress(UserError):  # options of terms too
         old["objective"] = to_plain(read_terms(old["objective"]))
@@ -327,7 +326,7 @@ def check_same(saved: str, recipe: Recipe, out: Path) -> None:
 
 
 def _settings(content: Mapping[str, Any]) -> Options:
-    """The fields of a recipe by name, those of a section one by one, as "optim.lr"."""
+    """Fields of a recipe by name, those of a section one by one, as "optim.lr"."""
     sections = {one.name for one in fields(Recipe) if isinstance(one.type, type) and is_dataclass(one.type)}
     found: Options = {}
     for name, value in content.items():
@@ -336,7 +335,7 @@ def _settings(content: Mapping[str, Any]) -> Options:
 
 
 def _named(term: Any) -> Any:
-    """An entry of the objective under its name."""
+    """Entry of the objective with its name."""
     if not isinstance(term, dict) or term.get("name"):
         return term
     on, sources = (tuple(str(one) for one in term.get(key) or ()) for key in ("on", "sources"))
