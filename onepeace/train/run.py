@@ -1,4 +1,4 @@
-"""A run: made of a recipe, and what the loop does with it between two steps."""
+"""State of a run, and its parts of a step: forward and backward pass, checkpoint, evaluation, export."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -41,14 +41,14 @@ Evaluate = Callable[[Trained, dict[str, Any]], dict[str, float]]
 
 
 class Run:
-    """Everything that belongs to a run, at its last checkpoint if there is one.
+    """State of a run, from its last checkpoint if there is one.
 
     Args:
-        recipe: what to do.
-        device: of this process.
+        recipe: the recipe.
+        device: device of this process.
 
     Raises:
-        UserError: data, recipe or checkpoint that do not fit together.
+        UserError: data, recipe and checkpoint do not fit together.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
@@ -61,18 +61,17 @@ class Run:
         self.processors = make_processors(config, self.out)
         sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
         self.model = make_model(recipe, config, empty=sharded and not main)
-        # Building a teacher draws random numbers, reading its cached features does not: the terms' layers must be the
-        # same.
+        # Building a teacher draws random numbers, reading its cache does not; the layers of the terms must not differ.
         with torch.random.fork_rng(devices=[]):
             data = TrainingData(recipe, sources, self.processors)
             prepared = parallel.first_alone(lambda: prepare_terms(data))
         chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
         self.objective = Objective(self.model, recipe.terms, prepared, chunks, max_padding, sharded)
-        """The model and what else learns."""
+        """The model and the terms, with all trainable parameters."""
         choose_trained(self.model, recipe)
         bfloat16 = {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
         self.use_bfloat16 = bfloat16
-        """Whether passes run under autocast to bfloat16."""
+        """Whether forward passes run under autocast to bfloat16."""
         features = make_stem_features(recipe, sources, self.processors, self.model, device, bfloat16)
         self.model.set_grad_checkpointing(recipe.run.checkpoint_activations)
         if recipe.run.compile:
@@ -85,9 +84,9 @@ class Run:
         self.average = {
             name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad and recipe.run.ema
         }
-        """Averaged weights by parameter name of the model; empty if the run has none."""
+        """Averaged weights by parameter name; empty without run.ema."""
         self.start, self.cursors = 0, dict[str, Cursor]()
-        """Steps done before, and this process's position in the data."""
+        """Number of steps done before, and this process's position in the data."""
         if (saved := checkpoint.newest(self.out)) is not None:
             check_same(saved.recipe, recipe, self.out)
             self.start, self.cursors = saved.step, saved.extra.get("cursors", {})
@@ -106,7 +105,7 @@ class Run:
             self.steps.open(self.start)
 
     def keep_tasks(self, trained: Mapping[str, Task]) -> None:
-        """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
+        """Write the tasks of the terms and of the starting model to the run's tasks.yaml, for a generative model."""
         source = self.recipe.start.source
         before = None if source is None else model_folder(source) / TASKS
         known = read_yaml(before) if before is not None and before.exists() else {}
@@ -114,7 +113,7 @@ class Run:
             write_config({**known, **trained}, self.out / TASKS)
 
     def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """Losses of each batch of a step, and the norm of their gradient before it was clipped."""
+        """Losses of each batch of a step, and the norm of their gradient before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for i, batch in enumerate(group):
@@ -126,16 +125,16 @@ class Run:
         return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
 
     def figures(self) -> dict[str, float]:
-        """Numbers of the log beside losses and speed."""
+        """Further numbers of the log: temperature and peak memory."""
         scale = self.model.logit_scale
         known = {} if scale is None else {"logit_scale": scale.exp().item()}
         return {**known, "peak_gigabytes": peak_memory(self.device) / 2**30}
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of a step; every process calls it, and none goes on before it is complete.
+        """Write the checkpoint of a step; all processes call it and wait until it is complete.
 
         Raises:
-            UserError: the disk is full or not writable; the checkpoints from before are untouched.
+            UserError: the disk is full or not writable; older checkpoints are untouched.
         """
         cursors = {name: cursor for part in parallel.gather_objects(self.cursors) for name, cursor in part.items()}
         found = self.optimizer.state_dict()
@@ -158,13 +157,12 @@ class Run:
         parallel.barrier()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go back to a checkpoint, written by however many processes: each has read the file, and takes its share of
-        each tensor where it holds shares."""
+        """Load a checkpoint that any number of processes have written; each process takes its shard of each tensor."""
         own = self.objective.state_dict()
         model = {name: parallel.share(tensor, own.get(name)) for name, tensor in saved.model.items()}
         self.objective.load_state_dict(model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        # One state for each parameter, by number; a count of steps in it has no shares.
+        # States are numbered like the parameters; their step counts are not sharded.
         state = {
             i: {name: parallel.share(value, parameters[i]) for name, value in values.items()}
             for i, values in saved.optimizer["state"].items()
@@ -174,13 +172,13 @@ class Run:
             tensor.copy_(parallel.share(saved.ema[name], tensor))
 
     def trained_weights(self) -> Mapping[str, Tensor]:
-        """A copy of the model's weights, averaged where they are, on this run's device. Every process calls it; only
+        """Copy of the model's weights, averaged ones where there are, on this run's device. All processes call it; only
         the first gets them."""
         whole = parallel.whole({**self.model.state_dict(), **self.average})
         return {name: tensor.to(self.device, copy=True) for name, tensor in whole.items()}
 
     def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
-        """Log the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
+        """Evaluate and log the scores of a step, after its checkpoint."""
         full = self.trained_weights()
         if journal and evaluate:
             scores = evaluate(trained_module(self.config, full, self.recipe.lora), self.processors)
@@ -190,7 +188,7 @@ class Run:
     def name_bad_step(
         self, step: int, norm: Tensor, group: list[Batch], losses: list[dict[str, Tensor]], count: int
     ) -> None:
-        """Warn of a step whose gradient is not finite, and stop the run after too many in a row."""
+        """Log a step whose gradient is not finite; UserError after too many in a row."""
         limit = self.recipe.run.max_bad_steps
         bad = [batch for batch, found in zip(group, losses, strict=True) if not found["loss"].isfinite()] or group
         keys = [key for batch in bad for key in batch.keys]
@@ -203,7 +201,7 @@ class Run:
         log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)
 
     def write_model(self) -> Path:
-        """The trained model's folder; of adapters, these alone are written beside it."""
+        """Write the folder of the trained model and, with lora, one of the adapters alone."""
         full, folder = self.trained_weights(), self.out / "model"
         if parallel.rank() == 0:
             steps = self.recipe.schedule.steps
@@ -225,8 +223,8 @@ def make_steps(
     cursors: Mapping[str, Cursor],
     features: Mapping[str, StemFeatures] | None = None,
 ) -> Steps:
-    """This process's batches, from ``cursors`` on."""
-    # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
+    """Steps of this process, from ``cursors`` on."""
+    # On the meta device: spawned workers get these functions pickled, without the model's weights.
     with torch.device("meta"):
         num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)

@@ -1,4 +1,4 @@
-"""Start of a run: the configuration of the model a recipe describes, its vocabulary, processors and first weights."""
+"""Start of a run: the model's configuration, tokenizer, processors and initial weights."""
 
 import logging
 import re
@@ -34,14 +34,13 @@ from onepeace.train.training_data import captions_of
 log = logging.getLogger(__name__)
 
 FIRST = 200_000
-"""Samples of each source whose captions make the vocabulary."""
+"""Number of samples of each source that the vocabulary is trained on."""
 
 
 def make_config(recipe: Recipe) -> Config:
-    """The model and processors a recipe describes: a size or a starting point, and the recipe's fields over it.
+    """Configuration of a recipe's model and processors: a size or a starting model, overridden by the recipe's fields.
 
-    The whole recipe is checked against them: what a section can tell by itself is checked where it is defined, what a
-    term of the objective needs in its own file.
+    It is checked against the whole recipe; sections check themselves, and terms of the objective what they need.
     """
     start = recipe.start
     processors: Options = {}
@@ -92,7 +91,7 @@ def make_config(recipe: Recipe) -> Config:
 
 
 def check(recipe: Recipe, config: Config) -> None:
-    """UserError in one line for whatever would break later, or have no effect."""
+    """UserError for options that would fail later or have no effect."""
     if recipe.lora is not None:
         need("peft", "lora")
     if unknown := [key for key in recipe.processors if key not in PROCESSORS]:
@@ -119,12 +118,12 @@ def check(recipe: Recipe, config: Config) -> None:
 
 
 def _is_read_like(new: str, old: str) -> bool:
-    """Whether the adapter of a modality is one of the other's kind."""
+    """Whether the adapter of a modality is a kind of the other's."""
     return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])
 
 
 def _whole(key: str, options: Options) -> Options:
-    """An adapter's options, with the configuration of a network that is named only: a model folder needs it."""
+    """Options of an adapter, with the configuration of a named network, which a model folder must hold."""
     if options.get("stem") != "transformers" or "network" in options:
         return options
     if "name" not in options:
@@ -136,10 +135,9 @@ def _whole(key: str, options: Options) -> Options:
 
 
 def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
-    """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, CLIP's, or one trained on the
-    captions.
+    """Write the run's tokenizer.json: that of the text stem, the starting model or CLIP, or one trained on captions.
 
-    Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
+    It is kept once there is a checkpoint; an older file may belong to another recipe and is replaced.
     """
     from onepeace.processors import tokenizer
 
@@ -160,12 +158,12 @@ def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Pa
         captions = {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
         made = tokenizer.train_bpe(sorted(captions), wanted.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomic(path) as temporary:  # half a vocabulary would be taken for the run's
+    with write_atomic(path) as temporary:  # an incomplete file must not get the name
         made.save(str(temporary))
 
 
 def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
-    """A processor for each modality; ``folder`` holds the tokenizer."""
+    """Processors by modality; ``folder`` holds the tokenizer."""
     processors = {key: PROCESSORS[key].from_config(config.processors[key], folder) for key in config.model.adapters}
     if isinstance(text := processors.get("text"), TextProcessor):
         size, rows = text.vocab_size, config.model.adapters["text"].get("vocab_size")
@@ -178,18 +176,17 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
 
 
 def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
-    """A model with fresh weights, or those of ``model.from`` where it has them; on the meta device if ``empty``.
+    """Model with weights of ``model.from``, if there is one, and random ones; on the meta device if ``empty``.
 
-    ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
-    learned on pictures, and of frames the adapter does too. ``model.fresh`` lists patterns of weights that are not
-    taken over. Whatever else is new starts fresh and is logged; a weight of another shape is an error.
+    ``model.copy`` {new: old} initialises a new modality from another one, ``model.fresh`` lists patterns of weights to
+    leave random. Other weights that ``model.from`` lacks are random too and are logged.
     """
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
         model = build_module(config)
     start = recipe.start
     if start.source is None and (start.copy or start.fresh):
-        raise UserError("model.copy and model.fresh are about the weights of model.from; give that, or leave them out")
+        raise UserError("model.copy and model.fresh need the weights of model.from; give it, or leave them out")
     if empty:
         return model
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -209,10 +206,10 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
 
 
 def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Weights that a model of these names and shapes takes over from ``model.from``, in these shapes.
+    """Weights from ``model.from`` for a model whose weights have these names and shapes.
 
     Raises:
-        UserError: a weight of another shape; ``model.fresh`` or ``model.copy`` that finds nothing.
+        UserError: a weight has another shape; ``model.fresh`` or ``model.copy`` matches nothing.
     """
     from onepeace.hub.weights import read_state
 
@@ -223,7 +220,7 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
         left_out = matching(pattern, list(given), f"model.fresh: {folder}")
         given = {name: tensor for name, tensor in given.items() if name not in left_out}
     for new, old in start.copy.items():
-        # Of adapters only where what they read has something in common.
+        # Adapters are copied only between modalities that are read alike.
         fitting = [name for name in own if not name.startswith("adapters.") or _is_read_like(new, old)]
         twins = {name: name.replace(f".{new}.", f".{old}.") for name in fitting if f".{new}." in name}
         copied = {name: given[twin] for name, twin in twins.items() if twin in given}
@@ -242,8 +239,8 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
 
 
 def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Tensor]:
-    """The weights with one table of biases for every block made from the one they share, and resampled for pictures of
-    another size (released code: both are done when a fine-tuning starts)."""
+    """The weights, with a shared bias table copied for each block and resampled for another picture size, as the
+    released code does when a fine-tuning starts."""
     found = dict(given)
     for name in shapes:
         shared = re.sub(r"(\.bias_tables)\.\d+$", r"\1.0", name)

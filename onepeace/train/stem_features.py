@@ -1,5 +1,5 @@
-"""Computes what a frozen stem gives of every training item, for several augmented views, so that an epoch costs the
-Transformer only. The features are kept on disk under a name that says what they depend on."""
+"""Features of a frozen stem for several augmented views of every training item, computed once, so that training costs
+the Transformer alone. They are stored on disk under a fingerprint of everything they depend on."""
 
 import hashlib
 import logging
@@ -27,30 +27,30 @@ from onepeace.train.recipe import Recipe
 log = logging.getLogger(__name__)
 
 PART = 128
-"""Items of a part, which are decoded ahead."""
+"""Items per part of the cache, which are decoded ahead."""
 BATCH = 64
-"""Views computed at once."""
+"""Views per forward pass."""
 
 
 @dataclass
 class StemViews:
-    """Decodes, varies and encodes items.
+    """Decoding, augmentation and encoding of items by a frozen stem.
 
     Raises:
-        UserError: the stem trains, or has no network; or different items have one name.
+        UserError: the stem is not frozen or has no network; different items have the same name.
     """
 
     key: str
-    """The modality."""
+    """Modality."""
     adapter: Any
-    """The model's adapter of it, with a pretrained stem whose network is frozen."""
+    """The model's adapter of the modality, with a frozen pretrained stem."""
     processor: Any
     options: Mapping[str, Any]
-    """The modality's options of data.augment; empty = every view is the item as it is."""
+    """Options of data.augment for the modality; empty = the single view is the item itself."""
     samples: Sequence[Sample]
     """All items."""
     views: int
-    """Number of views of each item."""
+    """Number of views per item."""
     device: torch.device
     use_bfloat16: bool
 
@@ -66,7 +66,7 @@ class StemViews:
         self.augment = make_augments({key: self.options})[key] if self.options else Augment()
 
     def keep(self, root: Path) -> Path:
-        """Make the features that are not there; returns their folder in ``root``."""
+        """Compute missing features; returns their folder in ``root``."""
         plain = {name: value for name, value in vars(self.adapter.stem).items() if isinstance(value, (int, float, str))}
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
@@ -86,7 +86,7 @@ class StemViews:
                 yield Output(name, one.cpu().numpy(), partner)
 
     def _views(self, sample: Sample) -> list[tuple[str, Any, str | None]]:
-        """(name, decoded and varied, partner) of an item; none of one that cannot be decoded."""
+        """(name, augmented media, partner) for each view of an item; empty if it cannot be decoded."""
         name = item_name(sample)
         rng = np.random.default_rng([int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")])
         try:
@@ -100,16 +100,16 @@ class StemViews:
         partners: list[str] = []
 
         def another() -> tuple[Any, str]:
-            while True:  # it may be the item itself, which can be decoded
+            while True:  # ends, as the item itself can be drawn and decoded
                 other = self.samples[int(rng.integers(len(self.samples)))]
                 try:
                     media = self.augment.load(other.read(self.key), self.processor)
-                except UserError:  # said where it is the item itself
+                except UserError:  # logged when its own turn comes
                     continue
                 partners.append(item_name(other))
                 return media, ""
 
-        # Whatever caption is drawn later must fit the view.
+        # The view must fit any caption that is drawn later.
         media, _ = self.augment.vary(loaded, " ".join(sample.captions), self.processor, rng, another)
         return media, partners[0] if partners else None
 
@@ -133,7 +133,7 @@ def make_stem_features(
     device: torch.device,
     use_bfloat16: bool,
 ) -> dict[str, StemFeatures]:
-    """Features of the sources' items by the frozen stems of data.stem_views; the first process makes them."""
+    """Features of the items by the frozen stems of data.stem_views, computed by the first process."""
     found = {}
     for key, views in recipe.data.stem_views.items():
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]

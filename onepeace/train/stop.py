@@ -1,4 +1,4 @@
-"""Stopping a run so that it saves first: SIGTERM, which a scheduler sends before it ends a job, and Ctrl-C."""
+"""Signals that stop a run after a checkpoint: SIGTERM, which schedulers send before they end a job, and Ctrl-C."""
 
 import logging
 import signal
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def noticed_stop() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM and the first Ctrl-C are only noted; what is yielded tells whether one came.
+    """Context in which SIGTERM and the first Ctrl-C are deferred; yields a function that tells whether one came.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if Ctrl-C was pressed; at once, if it was pressed again.
+        KeyboardInterrupt: at the end of the block after Ctrl-C; at once if it is pressed again.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The interface of a term of an objective: five hooks, Options, check, prepare, outputs and loss."""
+"""Interface of the terms of an objective, with five hooks: Options, check, prepare, outputs and loss."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TermOptions:
-    """An entry of a recipe's ``objective``. Terms add fields of their own."""
+    """Options of an entry of a recipe's ``objective``, to which terms add their own."""
 
     term: str
-    """A key of TERMS."""
+    """Key of TERMS."""
     name: str = ""
-    """Name in the log and in messages; of the modalities or sources if it is not given, as "denoising/image+text"."""
+    """Name in the log and in messages; default: from the modalities or sources, as "denoising/image+text"."""
     on: tuple[str, ...] = ()
     """Modalities; empty = all of the batch."""
     sources: tuple[str, ...] = ()
-    """Names of the sources that the term learns from; empty = all that have its modalities."""
+    """Names of the sources to learn from; empty = all that have the modalities."""
     weight: Annotated[float, Limits("a finite number", math.isfinite)] = 1.0
 
     def __post_init__(self) -> None:
@@ -42,15 +42,15 @@ class TermOptions:
 
     @property
     def where(self) -> str:
-        """Place in the recipe, for messages."""
+        """Path in the recipe, for messages."""
         return f"objective.{self.name}"
 
     def reads(self, source: str, present: Sequence[str]) -> bool:
-        """Whether the term is computed on a batch of a source of this name and these modalities."""
+        """Whether the term is computed for batches of a source with this name and these modalities."""
         return source in (self.sources or (source,)) and set(self.on) <= set(present)
 
     def one_modality(self) -> str:
-        """The modality of a term that has one; UserError if ``on`` lists none or several."""
+        """The one modality of ``on``; UserError if it lists none or several."""
         if len(self.on) != 1:
             raise UserError(f"{self.where}.on is {list(self.on)}; give one modality, as on: [image]")
         return self.on[0]
@@ -60,50 +60,50 @@ O = TypeVar("O", bound=TermOptions)  # noqa: E741
 
 
 class Figure(NamedTuple):
-    """A number that is logged and not minimised."""
+    """Number that is logged but not minimised."""
 
     value: Tensor
 
 
 class Term(nn.Module, Generic[O]):
-    """One loss of an objective, in two halves.
+    """Loss of an objective, computed in two steps.
 
-    ``outputs`` makes passes over a part of the batch and keeps the few tensors the loss needs; ``loss`` is over those
-    of the whole batch. So a batch larger than memory has the same loss: its parts are computed one after another, and
-    once more in the backward pass (gradient caching). Parameters of the term's own learn without weight decay.
+    ``outputs`` runs passes over a part of the batch and keeps the few tensors that the loss needs; ``loss`` is computed
+    from those of the whole batch. A batch larger than memory therefore has the same loss, part by part (gradient
+    caching). Parameters of the term itself train without weight decay.
 
     Args:
-        options: from the recipe.
+        options: options from the recipe.
         model: the model to train; a term keeps no reference to it.
-        prepared: what `prepare` gave.
+        prepared: result of `prepare`.
     """
 
     Options: ClassVar[type[TermOptions]]
-    """The class of the options; the same as the type argument of Term."""
+    """Class of the options, equal to the type argument of Term."""
     uses_masks: ClassVar[bool] = False
-    """Whether the term needs masked passes, and with them the model's masked decoder."""
+    """Whether the term needs masked passes and the model's masked decoder."""
 
     def __init__(self, options: O, model: Trained, prepared: Any = None):
         super().__init__()
         self.options = options
         self.step = 0
-        """Number of the current step, from 1 on; whoever takes the steps sets it."""
+        """Number of the current step, from 1 on; set by the training loop."""
 
     @classmethod
     def check(cls, options: O, recipe: "Recipe", config: "Config") -> None:
-        """UserError for what does not fit the rest of the recipe, before any data is read."""
+        """UserError for options that do not fit the rest of the recipe, before data is read."""
 
     @classmethod
     def prepare(cls, options: O, data: "TrainingData") -> Any:
-        """Anything made of the data once, before training; the first process makes it before the others."""
+        """Data computed once before training, in the first process before the others."""
         return None
 
     def outputs(self, passes: Passes) -> Any:
-        """Tensors of a part of the batch, first axis items or tokens, in tuples and dictionaries as you like."""
+        """Tensors of a part of the batch, their first axis items or tokens, in tuples and dictionaries."""
         raise NotImplementedError
 
     def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
-        """Losses by name, of the outputs of all parts joined; each is multiplied by the weight and added."""
+        """Losses by name from the joined outputs of all parts; each is multiplied by the weight and added."""
         raise NotImplementedError
 
 
@@ -114,19 +114,19 @@ def check_projections(options: TermOptions, modalities: Sequence[str], config: "
 
 
 def check_targets(options: TermOptions, targets: Sequence[str], recipe: "Recipe") -> None:
-    """UserError if a source that feeds the term lacks one of the targets."""
+    """UserError if a source of the term lacks one of the targets."""
     for source in recipe.feeding(options):
         if missing := [target for target in targets if target not in source.targets]:
             raise UserError(f"{options.where} reads the target {missing[0]}; add it to targets of {source.shards}")
 
 
 def check_places(options: TermOptions, target: str, recipe: "Recipe") -> None:
-    """UserError if an augmentation would move what a target says of places in the picture."""
+    """UserError if an augmentation would move the picture against a target such as boxes."""
     from onepeace.data.augment import make_augments
 
     for key, augment in make_augments(recipe.data.augment).items():
         if getattr(augment, "moves_pixels", False):
             raise UserError(
-                f"{options.where}: data.augment.{key} would move what the target {target} is about; set crop_scale to "
-                "[1, 1], and no flip or rand_augment"
+                f"{options.where}: data.augment.{key} would move the picture against its target {target}; set "
+                "crop_scale to [1, 1], and no flip or rand_augment"
             )

@@ -1,4 +1,4 @@
-"""Training data as terms see them before the first step, and what they prepare of them."""
+"""Access to the training data for the terms' `Term.prepare`, before the first step."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class TrainingData:
-    """The sources of a recipe and their processors, as `Term.prepare` sees them.
+    """Sources and processors of a recipe, for `Term.prepare`.
 
     Args:
         recipe: the recipe.
-        sources: in its order.
-        processors: by modality.
+        sources: sources in the recipe's order.
+        processors: processors by modality.
     """
 
     def __init__(self, recipe: Recipe, sources: Sequence[Source], processors: Mapping[str, Any]) -> None:
         self.recipe, self.sources, self.processors = recipe, sources, processors
         self.tasks: dict[str, Task] = {}
-        """Tasks that a generative model is trained for, by name; see `keep_task`."""
+        """Tasks of a generative model by name; see `keep_task`."""
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -41,47 +41,47 @@ class TrainingData:
         return self.processors["text"].tokenizer
 
     def samples(self, options: TermOptions) -> Iterator[Sample]:
-        """The samples of the sources that feed a term."""
+        """Samples of the sources of a term."""
         fed = {source.name for source in self.recipe.feeding(options)}
         return (sample for source in self.sources if source.config.name in fed for sample in source.samples)
 
     def texts(self, texts: Sequence[str]) -> Inputs:
-        """The model's input of texts."""
+        """Model input of texts."""
         text = self.processors["text"]
         return text.collate([text.decode(one) for one in texts])
 
     def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
-        """Table of what a teacher says of every item or caption of the sources, computed once and kept on disk.
+        """Table of a teacher's outputs for all items or captions of the sources, computed once and kept on disk.
 
         Args:
-            modality: text asks about the captions, any other about the items.
-            output: features or scores.
+            modality: "text" for the captions, another one for the items.
+            output: "features" or "scores".
 
         Raises:
-            UserError: the teacher cannot be had, or two items of one name differ.
+            UserError: the teacher cannot be loaded, or two items of one name differ.
         """
         root = self.recipe.frozen_folder
         if modality == "text":
             captions = {text for source in self.sources for text in captions_of(self.recipe.data, source.samples)}
-            # By length: the teacher pads to the longest of a batch.
+            # Sorted by length, as the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
             return teacher_table(teacher, names, lambda text: text, root, modality, output)
         samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
         items = by_name(samples, lambda s: s.key, lambda s: s.inputs[modality], f"a teacher's {output}")
         read = self.processors[modality].load
-        if modality == "audio":  # at the teachers' rate, and as much as the model reads
+        if modality == "audio":  # at the teachers' rate, cut to the model's limit
             sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
             read = partial(sounds.load, seconds=getattr(self.processors[modality], "max_seconds", None))
         return teacher_table(teacher, [*items], lambda name: read(content_of(items[name])), root, modality, output)
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
-        """Store what the trained model is asked beside its weights; UserError if another term asks differently."""
+        """Add a task to store beside the weights; UserError if another term has a different one of this name."""
         if self.tasks.setdefault(name, task) != task:
             raise UserError(f"{options.where}: its task {name} is not that of another term; make them the same")
 
 
 def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:
-    """The samples' captions, and the templates filled in for their labels; samples are read once, one at a time."""
+    """Captions of the samples, and the templates filled with their labels; samples are read once, one at a time."""
     templates = [template for group in config.templates.values() for template in group]
     texts: list[str] = []
     labels: set[str] = set()
@@ -92,5 +92,5 @@ def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:
 
 
 def prepare_terms(data: TrainingData) -> dict[str, Any]:
-    """Results of the terms' ``prepare``, by their names."""
+    """Results of the terms' ``prepare`` by name."""
     return {options.name: TERMS[options.term].prepare(options, data) for options in data.recipe.terms}

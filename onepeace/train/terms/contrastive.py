@@ -1,4 +1,4 @@
-"""Cross-modal contrast: every pair of the batch's modalities, each item encoded alone."""
+"""Cross-modal contrastive loss for every pair of the batch's modalities, each encoded alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveOptions(TermOptions):
     multi_positive: bool = False
-    """Items of equal caption or class are positives of each other."""
+    """Whether items of equal caption or class are positives of each other."""
     label_smoothing: float = 0.0
     detach_keys: bool = False
-    """Whether the gradient reaches the queries only, as in the released code."""
+    """Whether keys have no gradient, as in the released code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

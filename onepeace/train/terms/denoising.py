@@ -1,4 +1,4 @@
-"""Intra-modal denoising contrast: what is predicted for a masked token must match its feature in the unmasked item."""
+"""Intra-modal denoising contrastive loss: predictions for masked tokens must match features of the unmasked item."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -23,11 +23,11 @@ class MaskedTokens(NamedTuple):
     """Tokens of one modality in one masked pass; see ``losses.masked_tokens``."""
 
     queries: Tensor
-    """(M, D): predictions of the masked tokens."""
+    """(M, D): predictions for the masked tokens."""
     keys: Tensor
-    """(N, D): the teacher's features of all real tokens."""
+    """(N, D): features of the teacher for all real tokens."""
     is_target: Tensor
-    """(N,) bool: which keys are those of the queries, in order."""
+    """(N,) bool: whether a key belongs to a query; their order is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,16 @@ class DenoisingOptions(TermOptions):
     scale: float = 2.5
     label_smoothing: float = 0.0
     teacher: Literal["unimodal", "joint"] | None = None
-    """The unmasked pass; null = as the student's."""
+    """Unmasked pass of the teacher; null = as the student's."""
     keys: Literal["local", "global"] = "local"
-    """Candidates: of this process, or of all."""
+    """Candidates: those of this process, or of all."""
 
 
 class Denoising(Term[DenoisingOptions]):
-    """On one modality, the item is encoded alone, with tokens masked; the teacher is the unmasked item, encoded alone
-    or (``teacher: joint``) jointly. On several, a joint pass with tokens of all of them masked; the teacher is the
-    unmasked joint pass.
+    """Denoising contrastive loss.
+
+    For one modality, the item is encoded alone with masked tokens; the teacher is the unmasked item, encoded alone or
+    (``teacher: joint``) jointly. For several, tokens of all are masked in a joint pass, and the teacher has no masks.
     """
 
     Options = DenoisingOptions

@@ -1,4 +1,4 @@
-"""Terms of task heads with outputs for every frame, pixel or object: events in a sound, masks, boxes."""
+"""Terms for task heads with outputs for every frame, pixel or object: events in a sound, masks, boxes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from onepeace.train.recipe import Recipe
 
 BOXES = "boxes"
-"""The target with the corners of the objects, [x0, y0, x1, y1] relative to the picture."""
+"""Target with the corners of the objects, [x0, y0, x1, y1] relative to the picture."""
 
 
 class Events(Supervised[SupervisedOptions]):
-    """Events in a sound (DESED): each frame has the classes that sound in it; binary cross entropy of each frame and
-    class. The target "events" is a list of [onset, offset, class name], in seconds. The mean is over the frames of an
-    item that are no padding, then over items."""
+    """Events in a sound (DESED): binary cross entropy for each frame and class. The target "events" is a list of
+    [onset, offset, class name], in seconds. The loss is averaged over the real frames of an item, then over items."""
 
     target = "events"
     task = "events"
@@ -41,8 +40,7 @@ class Events(Supervised[SupervisedOptions]):
                 augment = recipe.data.augment.get(modality, {})
                 if moving := [option for option in ("shift", "mix") if augment.get(option)]:
                     raise UserError(
-                        f"{options.where}: data.augment.{modality}.{moving[0]} would move what is heard in time; leave "
-                        "it out"
+                        f"{options.where}: data.augment.{modality}.{moving[0]} would move events in time; leave it out"
                     )
 
     def outputs(self, passes: Passes) -> Tensor:
@@ -66,7 +64,7 @@ class Events(Supervised[SupervisedOptions]):
         return {self.options.name: (loss * share).sum() / len(lengths)}
 
     def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:
-        """(L, C): 1 where a class sounds in the middle of a frame of ``seconds``."""
+        """Targets (L, C): 1 if a class sounds in the middle of a frame of ``seconds``."""
         target = torch.zeros(count, len(self.labels))
         middles = (torch.arange(count) + 0.5) * seconds
         for onset, offset, label in events:
@@ -78,9 +76,9 @@ class Events(Supervised[SupervisedOptions]):
 
 
 class Segmentation(Supervised[SupervisedOptions]):
-    """The class of each pixel (ADE20K): cross entropy at the picture's size, the mean over those that have a class.
+    """Class of each pixel (ADE20K): cross entropy at the size of the model's input, averaged over pixels with a class.
 
-    The target "mask" is a PNG of class numbers, brought to the size of the model's input; `IGNORED` has no class.
+    The target "mask" is a PNG of class numbers, resized to the model's input; `IGNORED` is no class.
     """
 
     target = "mask"
@@ -96,7 +94,7 @@ class Segmentation(Supervised[SupervisedOptions]):
         return {self.options.name: F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known}
 
     def _mask(self, encoded: bytes, key: str, size: tuple[int, ...]) -> Tensor:
-        """(H, W) int64 of the nearest pixels."""
+        """Mask (H, W) int64, resized by nearest neighbour."""
         mask = read_mask(encoded, key)
         known = mask[mask != IGNORED]
         if known.size and known.max() >= len(self.labels):
@@ -109,9 +107,9 @@ class Segmentation(Supervised[SupervisedOptions]):
 
 
 class Detection(Supervised[SupervisedOptions]):
-    """The objects in a picture (COCO), their boxes and classes: the losses of Faster R-CNN.
+    """Boxes and classes of the objects in a picture (COCO): the losses of Faster R-CNN.
 
-    The targets "boxes" and "box_labels" list the objects' corners and class names, and are empty where there is none.
+    The targets "boxes" and "box_labels" list corners and class names of the objects, and may be empty.
     """
 
     target = "box_labels"

@@ -1,4 +1,4 @@
-"""Distillation: CLS features are drawn towards an outside teacher's features of the item, or of its caption."""
+"""Distillation of a teacher's features for the item, or for its caption, into CLS features."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ class Distillation(Term[DistillationOptions]):
     def __init__(self, options: DistillationOptions, model: Trained, prepared: TeacherTable):
         super().__init__(options, model)
         features = prepared.features.float()
-        # Pooled network features share a large mean; without it cosines tell pictures apart.
+        # Pooled features share a large mean, without which cosines separate pictures better.
         self.teacher = prepared._replace(features=(features - features.mean(0)) / (features.std(0) + 1e-6))
         self.head = nn.Linear(model.config.dim, features.shape[1])
 
@@ -48,9 +48,9 @@ class Distillation(Term[DistillationOptions]):
         return data.features(options.teacher, "text" if options.teacher.reads == "captions" else options.one_modality())
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        """Features (n, F) of the items that the teacher knows, and the teacher's."""
+        """Features (n, F) of the items in the teacher's table, and the teacher's."""
         batch = passes.batch
-        # Items the teacher never saw (two clips mixed, say) take no part.
+        # Items that are not in the table, such as mixed clips, are left out.
         names = batch.captions if self.options.teacher.reads == "captions" else batch.keys
         vectors, features = self.teacher.known(names, passes.unimodal(self.options.one_modality()).cls)
         return self.head(vectors), features

@@ -1,5 +1,5 @@
-"""Terms that compare a task head's outputs with targets of the samples: the base of all, and those with one row of
-outputs for each item: a class, several, scored answers, a choice, a box."""
+"""Terms that compare the outputs of a task head with targets of the samples: the base class, and terms with one output
+row per item: a class, several classes, scored answers, a choice, a box."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ class SupervisedOptions(TermOptions):
     """Options of a term that trains a head."""
 
     head: str = "classifier"
-    """The model's head, an entry of model.heads."""
+    """Head of the model, an entry of model.heads."""
 
 
 S = TypeVar("S", bound=SupervisedOptions)
 
 
 class Supervised(Term[S], Generic[S]):
-    """The modalities are encoded together in one pass, which a head of the model reads.
+    """Base class: the modalities are encoded together in one pass, and a head of the model reads the result.
 
-    The head's ``labels`` name its classes. A subclass gives ``loss``, the mean over the items of the batch.
+    The head's ``labels`` name its classes. Subclasses define ``loss``, the mean over the items of the batch.
     """
 
     Options = SupervisedOptions
     target: ClassVar[str]
-    """The target of the samples that is read."""
+    """Name of the target."""
     task: ClassVar[str]
-    """Meaning of the head's outputs, in its configuration (onepeace/embed/tasks.py)."""
+    """Task in the head's configuration (onepeace/embed/tasks.py)."""
     num_outputs: ClassVar[int | None] = None
-    """Outputs of the head, where they are no classes."""
+    """Number of outputs of a head without classes."""
     follows_pixels: ClassVar[bool] = False
-    """Whether the target is a place in the picture, so that no crop or mirror may move it."""
+    """Whether the target is a place in the picture, which rules out crops and flips."""
 
     def __init__(self, options: S, model: Trained, prepared: Any = None):
         super().__init__(options, model)
@@ -63,18 +63,18 @@ class Supervised(Term[S], Generic[S]):
             check_places(options, cls.target, recipe)
 
     def outputs(self, passes: Passes) -> Any:
-        """Outputs of the head for a part of the batch, a row for each of its inputs."""
+        """Outputs of the head for a part of the batch, a row per input."""
         return passes.head(self.options.head, self.options.on or tuple(passes.keys))
 
     def number_of(self, label: Any, key: str) -> int:
-        """The class number of a label; UserError, naming the sample, for one that is no class of the head."""
+        """Class number of a label; UserError that names the sample if the head has no such class."""
         if label not in self.number:
             raise UserError(f"{key}: {label!r} is not among the {len(self.labels)} labels of the head")
         return self.number[label]
 
 
 def check_head(options: SupervisedOptions, config: Any, field: str, value: str) -> Mapping[str, Any]:
-    """The options of the term's head; UserError if there is none, or a field of it has another value."""
+    """Options of the term's head; UserError if there is none, or if a field of it has another value."""
     heads = config.model.heads
     if options.head not in heads:
         raise UserError(f"{options.where} needs model.heads.{options.head}; known: {', '.join(heads) or 'none'}")
@@ -84,7 +84,7 @@ def check_head(options: SupervisedOptions, config: Any, field: str, value: str) 
 
 
 def multi_hot(values: Sequence[Mapping[str, float]], number: Mapping[str, int]) -> Tensor:
-    """(B, C) scores of classes by name; names that are no class count for nothing (VQA: rare answers)."""
+    """Scores (B, C) of classes by name; other names, such as rare answers in VQA, are ignored."""
     scores = torch.zeros(len(values), len(number))
     for row, named in enumerate(values):
         for name, score in named.items():
@@ -99,7 +99,7 @@ class ClassificationOptions(SupervisedOptions):
 
 
 class Classification(Supervised[ClassificationOptions]):
-    """One class of several (ImageNet, VGGSound, ESC-50, NLVR2): cross entropy of the target "label"."""
+    """One of several classes (ImageNet, VGGSound, ESC-50, NLVR2): cross entropy with the target "label"."""
 
     Options = ClassificationOptions
     target = "label"
@@ -126,8 +126,8 @@ class MultiLabel(Supervised[SupervisedOptions]):
 
 
 class Answers(Supervised[SupervisedOptions]):
-    """Answers with soft scores (VQAv2): binary cross entropy of each; the target "answers" gives the score of each
-    answer. Those that are no class of the head are left out, as rare answers of VQAv2 are."""
+    """Answers with soft scores (VQAv2): binary cross entropy of each; the target "answers" has scores by answer, of
+    which those that are no class of the head are ignored."""
 
     target = "answers"
     task = "answer"
@@ -138,10 +138,10 @@ class Answers(Supervised[SupervisedOptions]):
 
 
 class Choice(Supervised[SupervisedOptions]):
-    """One of several candidate answers, each scored on its own (AVQA): hinge loss; the target "choice" is the number of
-    the right one of a sample's candidates.
+    """One of several candidate answers, each scored on its own (AVQA): hinge loss; the target "choice" is the index of
+    the right candidate.
 
-    The source says by ``candidates`` how a question and a candidate become one text.
+    ``candidates`` of the source is the template for a question and a candidate.
     """
 
     target = "choice"
@@ -165,7 +165,7 @@ class Choice(Supervised[SupervisedOptions]):
 
 
 class Box(Supervised[SupervisedOptions]):
-    """A region of a picture that words speak of (RefCOCO): L1 and generalised IoU; the target "box" is
+    """Region of a picture that a text refers to (RefCOCO): L1 and generalised IoU; the target "box" is
     [x0, y0, x1, y1], relative to the picture."""
 
     target = "box"

@@ -1,4 +1,4 @@
-"""The terms by name. ``TERMS["mine"] = Mine`` adds one from outside."""
+"""Registry of terms by name; ``TERMS["mine"] = Mine`` adds one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ TERMS: dict[str, type[Term[Any]]] = {
 
 
 def read_terms(content: Sequence[Mapping[str, Any] | TermOptions]) -> tuple[TermOptions, ...]:
-    """The options of the terms in a recipe's ``objective``; UserError for one that is not known, or wrong options."""
+    """Options of the terms in a recipe's ``objective``; UserError for an unknown term or wrong options."""
     terms = [each if isinstance(each, TermOptions) else _read(each, place) for place, each in enumerate(content)]
     names = [options.name for options in terms]
     if twice := [name for name in names if names.count(name) > 1]:

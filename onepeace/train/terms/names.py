@@ -1,4 +1,4 @@
-"""A classifier's names: its scores are soft targets for the similarities of items to the texts of its class names."""
+"""Distillation of a classifier: its probabilities are soft targets for similarities of items to class names."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class NamesOptions(TermOptions):
     teacher: TeacherOptions
-    """A classifier of ImageNet's 1,000 classes, of timm."""
+    """Classifier of ImageNet's 1,000 classes, from timm."""
     names: int = 128
-    """Classes that take part in a step."""
+    """Number of classes used in a step."""
     templates: tuple[str, ...] = ("{}", "a photo of a {}")
 
 
 class Names(Term[NamesOptions]):
-    """Knowledge of a classifier about classes that no caption speaks of, for pictures and words alike.
+    """Distillation of classes that may occur in no caption, into pictures and words alike.
 
-    In each step the classes it finds likeliest in the batch take part, written in one of the templates.
+    Each step uses the most probable classes of the batch, in one of the templates.
     """
 
     Options = NamesOptions
@@ -51,7 +51,7 @@ class Names(Term[NamesOptions]):
 
     @classmethod
     def prepare(cls, options: NamesOptions, data: "TrainingData") -> tuple[TeacherTable, list[Inputs]]:
-        """The scores, and by template the text input of every class name."""
+        """The scores, and the text input of all class names for each template."""
         scores = data.features(options.teacher, options.one_modality(), "scores")
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES
         if scores.features.shape[1] != len(classes):
@@ -60,7 +60,7 @@ class Names(Term[NamesOptions]):
         return scores, [data.texts([form.format(one) for one in classes]) for form in options.templates]
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        """Unit vectors (n, E) of the items that the classifier was asked about, and its probabilities (n, K)."""
+        """Unit vectors (n, E) of the items in the classifier's table, and its probabilities (n, K)."""
         vectors, scores = self.scores.known(passes.batch.keys, passes.embedding(self.options.one_modality()))
         return vectors, scores.float()
 
