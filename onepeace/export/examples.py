@@ -1,4 +1,4 @@
-"""Made-up inputs of a modality, by which its branch is traced and the trace is checked."""
+"""Random inputs of a modality, to trace its branch and to check the trace."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from onepeace.processors.tokenizer import EOS, UNK
 
 Batch = dict[str, Tensor]
 SHARES = (0.5, 0.25, 1.0, 0.0, 0.75)
-"""How long each sample is, between the shortest and the longest that is made up."""
+"""Length of each sample, from the shortest (0) to the longest (1)."""
 TRACED = 2
 """Samples of the first batch; the others are the second."""
 
 
 def examples(key: str, processor: Processor) -> tuple[Batch, Batch]:
-    """Two batches of random items; the second has another number of items and other lengths than the first.
+    """Two batches of random items, which differ in the number of items and their lengths.
 
     Raises:
-        UserError: a modality without an entry in `SAMPLES`.
+        UserError: the modality has no entry in `SAMPLES`.
     """
     if key not in SAMPLES:
         raise UserError(f"no made-up items of {key} to trace it by; onepeace.export.examples.SAMPLES has them")
@@ -57,4 +57,4 @@ def _audio(processor: Any, share: float, generator: torch.Generator) -> Tensor:
 
 
 SAMPLES: dict[str, Callable[[Any, float, torch.Generator], Tensor]] = {"text": _text, "image": _image, "audio": _audio}
-"""By modality: (its processor, how long between 0 and 1, generator) -> a sample as the processor decodes one."""
+"""Makers of a decoded sample by modality: (processor, length between 0 and 1, generator) -> tensor."""

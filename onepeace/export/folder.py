@@ -1,7 +1,7 @@
-"""A folder with the branches of a model as files, and what a program needs to run them without this package.
+"""Export of a model's branches into a folder with all that a program needs to run them without this package.
 
-`export_model` writes, for each modality, KEY.onnx or KEY.pt2; tokenizer.json, if texts are among them; and export.json,
-which says of each branch its inputs, and how a picture, a sound or a text becomes them.
+`export_model` writes KEY.onnx or KEY.pt2 for each modality; tokenizer.json, if text is among them; and export.json,
+which describes the inputs of each branch and the preprocessing.
 """
 
 import json
@@ -37,7 +37,7 @@ FORMAT = 1
 ENDINGS = {"onnx": ".onnx", "int8": ".onnx", "torch": ".pt2"}
 """Ending of the files by form."""
 TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
-"""Largest distance between the unit vectors of an item by the model and by an export; 0.4 is a cosine of 0.92."""
+"""Largest allowed distance between the unit vectors of the model and of an export; 0.4 is a cosine of 0.92."""
 RULES = {
     "text": (
         f"lower: lower case. clean: no {LEADING} at the beginning, runs of white space and tabs as one space, no "
@@ -56,19 +56,19 @@ RULES = {
         "0; lengths counts the samples of each sound."
     ),
 }
-"""What preprocessing does with its settings, for who writes it anew."""
+"""Description of the preprocessing and its settings, for reimplementations."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written."""
+    """An exported file."""
 
     modality: str
     path: Path
     bytes: int
-    """With the weights beside it, if they have a file of their own."""
+    """Size, including a separate file of weights."""
     distance: float
-    """Largest distance of its unit vectors from those of the model, on made-up items."""
+    """Largest distance of its unit vectors from the model's, on random items."""
 
 
 def export_model(
@@ -79,20 +79,20 @@ def export_model(
     modalities: Collection[str] | None = None,
     replace: bool = False,
 ) -> list[Exported]:
-    """Write the branches of a model as files that take any number of items of any length.
+    """Export the branches of a model with dynamic batch size and length.
 
-    Each has given the vectors of the model, of another batch than it was traced by, before it gets its name.
+    Each file is checked against the model, on another batch than it was traced with, before it gets its name.
 
     Args:
-        name: as for `onepeace.load`; one modality is in memory at a time.
-        folder: a new one, or an empty one; it appears when all its files are written.
-        form: "onnx", in float32; "int8", ONNX files of 8 bits; "torch", what torch.export writes (.pt2).
-        modalities: only these; None: all that have vectors.
-        replace: replace the folder of an older export, with all that is in it.
+        name: see `onepeace.load`; one modality is in memory at a time.
+        folder: new or empty folder; it appears when all its files are written.
+        form: "onnx", in float32; "int8", ONNX in 8 bits; "torch", a torch.export program (.pt2).
+        modalities: only these; None: all with a projection.
+        replace: replace the folder of an older export and its content.
 
     Raises:
-        UserError: packages that are not installed, a modality the model lacks, a folder that is in use, a network that
-            torch cannot export, vectors that differ by more than `TOLERANCE`.
+        UserError: missing packages, an unknown modality, a folder in use, a network that torch cannot export, vectors
+            that differ by more than `TOLERANCE`.
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
@@ -115,7 +115,7 @@ def export_model(
         for key in chosen:
             log.info("%s ...", key)
             embedder = load(source, device="cpu", dtype="float32", modalities=[key])
-            embedder.module.decoder = None  # it makes no vectors, and torch.export would keep its weights
+            embedder.module.decoder = None  # not needed, and torch.export would keep its weights
             processor = embedder.processors[key]
             batches = examples(key, processor)
             path = part / f"{key}{ENDINGS[form]}"
@@ -133,7 +133,7 @@ def export_model(
 
 
 def _write(embedder: Embedder, key: str, batches: tuple[Batch, Batch], path: Path, form: str) -> float:
-    """Write the file of one branch; its distance from the model, and `UserError` if that is too large."""
+    """Write and check the file of one branch; returns its distance from the model."""
     example, other = batches
     program = trace(embedder.module, key, example)
     if form == "torch":
@@ -172,7 +172,7 @@ def _check(run: Callable[..., Tensor], embedder: Embedder, key: str, batch: Batc
 
 
 def _about(processor: Processor, example: Batch) -> dict[str, Any]:
-    """What a program has to know of a branch: its inputs, and how they are made."""
+    """Entry of a branch in export.json: its inputs and preprocessing."""
     inputs = {}
     for name, tensor in example.items():
         free = 1 + (tensor.ndim > 1 and "lengths" in example)

@@ -1,4 +1,4 @@
-"""The branch of one modality as a graph: raw input to unit vectors, for any number of items of any length."""
+"""Branch of one modality as a graph: raw inputs to unit vectors, with dynamic batch size and length."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ OUTPUT = "vectors"
 
 
 class Branch(nn.Module):
-    """Unit vectors (B, E) of one modality as a function of its tensors, in the order of ``names``."""
+    """Module that maps the tensors of one modality, in the order of ``names``, to unit vectors (B, E)."""
 
     def __init__(self, model: nn.Module, key: str, names: list[str]):
         super().__init__()
@@ -29,14 +29,14 @@ class Branch(nn.Module):
 
 
 def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
-    """The branch ``key`` of a model in evaluation mode, as torch.export sees it.
+    """Trace the branch ``key`` of a model in evaluation mode with torch.export.
 
     Args:
-        example: at least two items, padded, with "lengths" if items have lengths: their number, and the axis that is
-            padded (the second), may then be any.
+        example: at least two padded items, with "lengths" if items have lengths. The number of items and the padded
+            axis (the second) become dynamic.
 
     Raises:
-        UserError: a network whose computation looks at values, or one that torch cannot trace otherwise.
+        UserError: torch cannot trace the network, for example because it branches on values.
     """
     padded = {1: Dim.DYNAMIC} if "lengths" in example else {}
     shapes = tuple({0: Dim.DYNAMIC, **(padded if tensor.ndim > 1 else {})} for tensor in example.values())
@@ -44,16 +44,16 @@ def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
     with _translating():
         try:
             return torch.export.export(branch, tuple(example.values()), dynamic_shapes=(shapes,))
-        except Exception as error:  # of torch's tracer, its symbolic shapes or the network
+        except Exception as error:  # from torch's tracer, its symbolic shapes or the network
             raise _cannot(key, error) from error
 
 
 def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, external_data: bool = False) -> None:
-    """The file that onnxruntime reads; its inputs have these names, and its output is `OUTPUT`.
+    """Write an ONNX file with these input names; the output is `OUTPUT`.
 
     Args:
-        external_data: the weights in a file of their own, PATH.data: it is mapped into memory, and may pass the 2 GB of
-            a protobuf message.
+        external_data: write the weights to PATH.data, which is memory-mapped and may exceed the 2 GB of a protobuf
+            message.
     """
     with _translating():
         try:
@@ -73,9 +73,9 @@ def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, extern
 
 @contextmanager
 def _translating() -> Iterator[None]:
-    # The layout that torch's fused attention gives on a CPU is not that of its stand-in while a graph is translated.
+    # On a CPU torch's fused attention has another output layout than its meta function, which exporting uses.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own inside
+        warnings.simplefilter("ignore")  # about torch's internals
         yield
 
 
@@ -86,8 +86,8 @@ def _cannot(key: str, error: BaseException) -> UserError:
 
 @torch.no_grad()
 def distance(run: Callable[..., Tensor], model: nn.Module, key: str, batch: Batch) -> float:
-    """The largest distance between the unit vectors of an item by a model and by ``run``, an export of its branch;
-    infinite for vectors that are not finite."""
+    """Largest distance between the unit vectors of an item from the model and from ``run``, an export of its branch;
+    infinite if a vector is not finite."""
     wanted, got = model({key: batch})[key], run(*batch.values())
     if got.shape != wanted.shape:
         raise UserError(f"the exported {key} branch gives {tuple(got.shape)} and not {tuple(wanted.shape)}")

@@ -1,4 +1,4 @@
-"""onnxruntime, as this package opens files with it; loads no torch."""
+"""Sessions of onnxruntime; importing this loads no torch."""
 
 import os
 from pathlib import Path
@@ -9,22 +9,22 @@ from onepeace.errors import UserError, need, one_line
 
 
 def onnxruntime() -> ModuleType:
-    """The package; UserError if it is not installed."""
-    # Official builds (1.32 on Linux; Privacy.md in the wheel) report sessions to their maker under a lasting number of
-    # the machine. A search in one's own files tells nobody, unless its user has set the variable otherwise.
+    """Import onnxruntime; UserError if it is not installed."""
+    # Official builds (1.32 on Linux; Privacy.md in the wheel) report sessions to their maker with a persistent id of
+    # the machine. A search in one's own files is nobody else's business, unless the user has set the variable.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return need("onnxruntime", "onnx")
 
 
 def open_session(path: Path, *, optimize: bool = True) -> Any:
-    """An `onnxruntime.InferenceSession` on one core of the CPU.
+    """Open an `onnxruntime.InferenceSession` on one CPU core.
 
     Args:
-        optimize: fuse operators and lay weights out for them. It takes longer than a few sentences gain by it, and
-            pays for pictures, for sounds and for int8.
+        optimize: fuse operators and rearrange weights. This pays for images, sounds and int8, but takes longer than a
+            few sentences gain.
 
     Raises:
-        UserError: onnxruntime is not installed, or does not read the file.
+        UserError: onnxruntime is not installed, or cannot read the file.
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
@@ -34,5 +34,5 @@ def open_session(path: Path, *, optimize: bool = True) -> Any:
     options.log_severity_level = 3  # errors
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no other base; an older version may not know the operators
+    except Exception as error:  # its errors have no other base; an older version may lack operators
         raise UserError(f"onnxruntime {ort.__version__} does not read {path.name}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The text branch of a model as an ONNX file in the user's cache: a query of words needs no model and no torch."""
+"""Text branch of a model as an ONNX file in the user's cache: text queries then need neither the model nor torch."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ CHECKSUMS = "checksums.json"
 
 
 class TextBranch:
-    """Texts to the vectors that the model gives for them, without the model and without torch.
+    """Text encoder with the vectors of the model, without the model and torch.
 
     Args:
-        folder: written by `keep_text_branch`.
+        folder: a folder written by `keep_text_branch`.
 
     Raises:
-        UserError: onnxruntime is not installed, or does not read the file; OSError, KeyError, ValueError: it is not
-            what was written.
+        UserError: onnxruntime is not installed, or cannot read the file.
+        OSError, KeyError, ValueError: the folder is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,17 +44,17 @@ class TextBranch:
 
     @classmethod
     def open(cls, model_hash: str) -> "TextBranch | None":
-        """The branch of a model; None, if it was not kept, or after one line in the log, if it cannot be used."""
+        """Open the branch of a model; None if there is none or, after a warning, if it cannot be used."""
         folder = text_branch_folder(model_hash)
         try:
-            # It may have been kept by an environment that has onnxruntime.
+            # Another environment, which has onnxruntime, may have written it.
             return cls(folder) if (folder / CHECKSUMS).is_file() and find_spec("onnxruntime") else None
         except (UserError, OSError, KeyError, ValueError) as error:
             log.warning("%s: not used (%s); the model reads the words; delete it", folder, one_line(error))
             return None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, E) float32 unit vectors of n texts."""
+        """Float32 unit vectors (n, E) of n texts."""
         rows = [self._pieces.cut(self._pieces.prepare(text))[0] for text in texts]
         lengths = np.array([len(row) for row in rows], np.int64)
         ids = np.full((len(rows), lengths.max()), PAD, np.int64)
@@ -64,16 +64,15 @@ class TextBranch:
 
 
 def text_branch_folder(model_hash: str) -> Path:
-    """Folder of the text branch of a model in the cache, whether it is there or not."""
+    """Path of a model's text branch in the cache; it may not exist."""
     return cache_folder() / "text" / model_hash
 
 
 def keep_text_branch(model: str, model_hash: str) -> None:
-    """Write the text branch of a model to the cache, as `onepeace export` does, if it is not there and the packages for
-    it are installed.
+    """Export the text branch of a model to the cache unless it is there; does nothing without the packages for it.
 
     Args:
-        model: a name as `onepeace.load` takes it.
+        model: name of the model, see `onepeace.load`.
     """
     folder = text_branch_folder(model_hash)
     if (folder / CHECKSUMS).is_file():
@@ -89,5 +88,5 @@ def keep_text_branch(model: str, model_hash: str) -> None:
         export_model(model, folder, modalities=["text"], replace=True)
         crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir())}
         write_text_atomic(folder / CHECKSUMS, json.dumps(crcs))
-    except (UserError, OSError) as error:  # the files only save time
+    except (UserError, OSError) as error:  # the branch only saves time
         log.info("%s: not kept (%s); queries of words load the model", folder, one_line(error))

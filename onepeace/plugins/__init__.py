@@ -1,1 +1,1 @@
-"""The library inside other programs, one file each; every file says how it is used there."""
+"""Integrations with other libraries, one module each; its docstring shows how to use it."""

@@ -1,6 +1,6 @@
-"""Models for CLIP_benchmark (pip install "onepeace[eval]"), whose pictures and texts it measures.
+"""Loader for CLIP_benchmark (pip install "onepeace[eval]"), which evaluates models of images and texts.
 
-Its command line knows no plug-ins; this module registers the model type "onepeace" and runs it:
+Its command line has no plug-ins; this module registers the model type "onepeace" and runs it:
 
     python -m onepeace.plugins.clip_benchmark eval --model_type onepeace --model tiny --pretrained - \\
         --dataset wds/cifar10 --dataset_root cifar10 --no_amp
@@ -25,7 +25,7 @@ MODEL_TYPE = "onepeace"
 def load(
     model_name: str = "tiny", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[ClipModel, Transform, Tokenizer]:
-    """A model as CLIP_benchmark's loaders return it: (model, transform, tokenizer)."""
+    """Load (model, transform, tokenizer), as CLIP_benchmark's loaders do."""
     model, _, transform = create_model_and_transforms(
         model_name, precision="auto", device=device, modalities=("text", "image"), cache_dir=cache_dir
     )
@@ -33,18 +33,18 @@ def load(
 
 
 def register() -> None:
-    """Make "onepeace" one of CLIP_benchmark's model types."""
+    """Add "onepeace" to CLIP_benchmark's model types."""
     models = need("clip_benchmark.models", "eval")
     models.TYPE2FUNC[MODEL_TYPE] = load
     if MODEL_TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(MODEL_TYPE)
-    # Version 1.6.2 makes a number of an array with one element, and numpy 2.4 refuses that.
+    # Version 1.6.2 converts an array of one element to a float, which numpy 2.4 refuses.
     metrics: Any = need("clip_benchmark.metrics.zeroshot_classification", "eval")
     metrics.accuracy = _accuracy
 
 
 def _accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
-    """CLIP_benchmark's function: top-k accuracies of logits (N, C) and class numbers (N,)."""
+    """Top-k accuracies of logits (N, C) for class numbers (N,), in place of CLIP_benchmark's function."""
     correct = output.topk(max(topk), 1).indices == target.view(-1, 1)
     return [correct[:, :k].any(dim=1).double().mean().item() for k in topk]
 

@@ -1,9 +1,9 @@
-"""The vectors of an index in Milvus too: ``onepeace index build --store milvus://HOST[:PORT]``, or milvus://FILE.db for
-a file of Milvus Lite, in the folder of the index if its path is relative.
+"""Copy of an index's vectors in Milvus: ``onepeace index build --store milvus://HOST[:PORT]``, or milvus://FILE.db for
+a Milvus Lite file; a relative path lies in the index folder.
 
-SQLite stays the truth. A collection has the vectors by their ids, which are never used twice, and the state of the
-index that it was brought to as a property, written last: what a crash leaves undone is done by the next command that
-writes, and until then vectors are compared here. Milvus names candidates, and hits are the same as without it.
+SQLite stays the source of truth. The collection stores the vectors by id (ids are never reused) and, as a property
+written last, the state of the index it corresponds to. After a crash the next writing command completes it; until then
+vectors are compared in this process. Milvus only proposes candidates, so hits are the same as without it.
 """
 
 import logging
@@ -21,18 +21,18 @@ from onepeace.index.store import Store
 log = logging.getLogger(__name__)
 
 STATE = "onepeace.state"
-"""Property of a collection: the state of the index that it has the vectors of."""
+"""Collection property: the state of the index whose vectors it holds."""
 TIMEOUT = 30.0
-"""Seconds without an answer."""
+"""Seconds to wait for an answer."""
 BATCH, MOST = 2048, 16_384
-"""Vectors sent at once, and Milvus's limit of those that it names."""
+"""Vectors per upsert, and Milvus's limit of results per query."""
 
 
 class Collection:
-    """Vectors of one index in Milvus: the hook `open_store`.
+    """Milvus collection with the vectors of one index; the hook `open_store`.
 
     Raises:
-        UsageError: no address of Milvus; UserError: pymilvus is not installed.
+        UsageError: not a Milvus address. UserError: pymilvus is not installed.
     """
 
     def __init__(self, address: str, store: Store, matrix: Matrix) -> None:
@@ -50,7 +50,7 @@ class Collection:
         self._is_checked = self._is_silent = False
 
     def candidates(self, query: np.ndarray, count: int, code: int) -> np.ndarray | None:
-        """Ids of the vectors of a modality that are nearest; None if Milvus does not answer, which is said once."""
+        """Ids of the nearest vectors of a modality; None, after one warning, if Milvus does not answer."""
         if self._is_silent:
             return None
         options = {"limit": min(count, MOST), "filter": f"modality == {code}", "timeout": TIMEOUT}
@@ -66,7 +66,7 @@ class Collection:
             return None
 
     def send(self) -> None:
-        """Make the collection what the index is.
+        """Bring the collection up to date with the index.
 
         Raises:
             UserError: Milvus does not answer.
@@ -89,16 +89,16 @@ class Collection:
             client.alter_collection_properties(self._name, {STATE: vectors_state(self._store)})
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._client is not None:
             self._client.close()
-            if self._uri.endswith(".db"):  # the file's server, in this process, holds its lock
+            if self._uri.endswith(".db"):  # its server runs in this process and holds the file's lock
                 from milvus_lite.server_manager import server_manager_instance
 
                 server_manager_instance.release_server(self._uri)
 
     def _check(self, client: Any) -> None:
-        """UserError for a collection that is not what the index is."""
+        """Raise UserError if the collection is not up to date with the index."""
         if client.has_collection(self._name):
             client.load_collection(self._name)
             state = (client.describe_collection(self._name).get("properties") or {}).get(STATE)
@@ -115,13 +115,13 @@ class Collection:
         schema.add_field("modality", DataType.INT8)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
         index = client.prepare_index_params()
-        # Milvus Lite takes by itself a graph in which filters find a tenth of what there is.
+        # By default Milvus Lite builds a graph, where a filtered search finds a tenth of the matches.
         index.add_index("vector", index_type="FLAT" if self._uri.endswith(".db") else "AUTOINDEX", metric_type="IP")
         client.create_collection(self._name, schema=schema, index_params=index)
 
     @contextmanager
     def _answering(self) -> Iterator[Any]:
-        """Connected client; an error of Milvus becomes one line."""
+        """Yield a connected client; an error of Milvus becomes a one-line UserError."""
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
 

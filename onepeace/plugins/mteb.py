@@ -1,13 +1,13 @@
-"""Models for mteb (pip install "onepeace[eval]"): its benchmarks of texts, pictures (MIEB) and sounds (MAEB).
+"""Model for mteb (pip install "onepeace[eval]"): benchmarks of texts, images (MIEB) and audio (MAEB).
 
     import mteb
     from onepeace.plugins.mteb import MtebEncoder
 
     model = MtebEncoder("tiny")                      # what onepeace.load takes
     mteb.evaluate(model, mteb.get_tasks(tasks=["BeijingOpera"]))
-    mteb.mock_run(model)                             # made-up tasks of every kind; downloads nothing
+    mteb.mock_run(model)                             # mock tasks of every kind; downloads nothing
 
-Items of several modalities get one vector, the renormalised sum. Sounds are cut at the model's own length.
+An item of several modalities gets one vector, the renormalised sum. Sounds are truncated at the model's length.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from onepeace.errors import need
 
 
 class MtebEncoder:
-    """A model in the form of mteb's `EncoderProtocol`."""
+    """Implementation of mteb's `EncoderProtocol`."""
 
     def __init__(self, model_name: str = "tiny", revision: str | None = None, *, device: str | None = None, **_: Any):
         self.model_name, self.revision = model_name, revision
@@ -31,7 +31,7 @@ class MtebEncoder:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """Facts that mteb writes beside the results. Where a model was trained is not known to its folder."""
+        """Metadata that mteb writes beside the results; a model folder does not record its training data."""
         parameters = sum(parameter.numel() for parameter in self.model.module.parameters())
         size = sum(parameter.nbytes for parameter in self.model.module.parameters())
         text: Any = self.model.processors.get("text")
@@ -68,28 +68,28 @@ class MtebEncoder:
         show_progress_bar: bool = False,
         **_: Any,
     ) -> NDArray[np.float32]:
-        """(n, E) unit vectors of the rows of a DataLoader, whose batches are dictionaries of lists by modality."""
+        """Unit vectors (n, E) of the rows of a DataLoader, whose batches map modalities to lists."""
         vectors = self.model.encode(self._items(inputs), batch_size=batch_size, progress=show_progress_bar)
         return np.asarray(vectors)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """(n, m) cosines."""
+        """Cosines (n, m) of all pairs."""
         return need("mteb.similarity_functions", "eval").cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """(n,) cosines of equal rows."""
+        """Cosines (n,) of corresponding rows."""
         return need("mteb.similarity_functions", "eval").pairwise_cos_sim(embeddings1, embeddings2)
 
     def _items(self, inputs: Any) -> Iterator[Mapping[str, object]]:
         for batch in inputs:
             columns = {key: batch[key] for key in self.model.modalities if key in batch}
             for row in zip(*columns.values(), strict=True):
-                # In a mixed set a row may lack a column.
+                # In a mixed dataset a row may lack a column.
                 yield {key: _value(value) for key, value in zip(columns, row, strict=True) if value is not None}
 
 
 def _value(value: Any) -> object:
-    """A text or a picture as it is; a sound, which may be a torchcodec decoder, by what it holds."""
+    """The value of a text or an image; the samples and rate of a sound, which may be a torchcodec decoder."""
     if isinstance(value, str) or not hasattr(value, "__getitem__"):
         return value
     return {"array": np.asarray(value["array"]), "sampling_rate": int(value["sampling_rate"])}

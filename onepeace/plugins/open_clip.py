@@ -1,4 +1,4 @@
-"""Models under open_clip's names, for programs written for it.
+"""Models with open_clip's interface, for programs written for it.
 
     from onepeace.plugins.open_clip import create_model_and_transforms, get_tokenizer    # in place of open_clip's
 
@@ -6,8 +6,8 @@
     images = model.encode_image(preprocess_val(picture)[None], normalize=True)
     texts = model.encode_text(get_tokenizer("tiny")(["a dog", "a cat"]), normalize=True)
 
-The names of models are those of `onepeace.load`. There are two functions and not one that returns (model, preprocess,
-tokenizer), so that a program changes in its import alone; they share no state, and a tokenizer reads no weights.
+Model names are those of `onepeace.load`. As in open_clip the tokenizer has a function of its own, so a program changes
+its import alone; it reads no weights.
 """
 
 import math
@@ -31,8 +31,8 @@ from onepeace.processors.tokenizer import PAD
 
 
 class ClipModel(nn.Module):
-    """A tower for each modality. Vectors are float32 and of unit length; with ``normalize``, to the last bit also in
-    half precision."""
+    """CLIP model of images and texts. Vectors have unit length; ``normalize`` makes them float32 and exactly so in half
+    precision too."""
 
     logit_bias = None
 
@@ -43,19 +43,19 @@ class ClipModel(nn.Module):
 
     @property
     def visual(self) -> "Visual":
-        """The tower of pictures."""
+        """Image tower."""
         return Visual(self, self._processors["image"])
 
     @property
     def context_length(self) -> int | None:
-        """Ids of a text at most, its end included; None: any number."""
+        """Maximum number of ids of a text, including the end token; None: unlimited."""
         return Tokenizer(self._processors["text"]).context_length
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.module.set_grad_checkpointing(enable)
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freeze all that a picture's vector depends on: the attention, which texts share, too."""
+        """Freeze all parameters of the image tower, including the attention, which texts share."""
         if unlocked_groups:
             raise UserError(f"unlocked_groups is {unlocked_groups}; the tower is locked as a whole here, with 0")
         for _, parameter in self.visual.named_parameters():
@@ -63,21 +63,21 @@ class ClipModel(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Logarithm of the factor that makes logits of cosines, as in CLIP; its initial value if none is learned."""
+        """Logarithm of the scale from cosines to logits; CLIP's initial value if the model has not learned one."""
         scale = self.module.logit_scale
         return torch.tensor(math.log(1 / 0.07)) if scale is None else scale
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """(B, E) vectors of (B, 3, H, W) pixels, as the transforms give them."""
+        """Vectors (B, E) of pixels (B, 3, H, W) from the transforms."""
         return self._encode("image", {"pixels": image}, normalize)
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """(B, E) vectors of (B, L) ids from `Tokenizer`; columns that are padding throughout cost nothing."""
+        """Vectors (B, E) of ids (B, L) from `Tokenizer`; columns of padding alone are cut off."""
         longest = int((text != PAD).sum(dim=1).max()) if len(text) else 0
         return self._encode("text", {"ids": text[:, :longest]}, normalize)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Any, Any, Tensor]:
-        """(image vectors, text vectors, factor of their logits), as open_clip's losses take them."""
+        """(image vectors, text vectors, logit scale), the input of open_clip's losses."""
         images = None if image is None else self.encode_image(image, normalize=True)
         texts = None if text is None else self.encode_text(text, normalize=True)
         return images, texts, self.logit_scale.exp()
@@ -89,11 +89,11 @@ class ClipModel(nn.Module):
 
 
 class Visual(nn.Module):
-    """The tower of pictures by itself: (B, 3, H, W) pixels to (B, E) vectors. Its parameters are those of the model."""
+    """Image tower: pixels (B, 3, H, W) to vectors (B, E). It shares the parameters of the model."""
 
     def __init__(self, model: ClipModel, processor: Any) -> None:
         super().__init__()
-        self._encode = model.encode_image  # a method: modules of the model are not this module's children
+        self._encode = model.encode_image  # a bound method, so the model's modules are not registered here
         self.image_size = (processor.height, processor.width)
         self.output_dim = model.module.config.embed_dim
         others = {key for key in model.module.adapters if key != "image"} | {"decoder", "logit_scale"}
@@ -108,11 +108,11 @@ class Visual(nn.Module):
 
 
 Transform: TypeAlias = Callable[[Any], Tensor]
-"""A PIL picture, or whatever else is one, to (3, H, W); worker processes can be given it."""
+"""Maps an image, PIL or any other form, to a tensor (3, H, W); picklable, for worker processes."""
 
 
 class AugmentedPicture:
-    """A random crop of a picture, as open_clip's transform for training. torch's generator seeds it."""
+    """Random crop of an image: the transform for training, seeded by torch's generator."""
 
     augment = ImageAugment(crop_scale=(0.9, 1.0))
 
@@ -127,19 +127,19 @@ class AugmentedPicture:
 
 
 class Tokenizer:
-    """A text or a list of them to (B, L) ids, padded on the right to one length, so that batches can be stacked. A
-    text's vector does not depend on the padding."""
+    """Maps one or several texts to ids (B, L), padded on the right to one length, so that batches can be stacked. The
+    vector of a text does not depend on the padding."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         limit = processor.max_tokens
         self.context_length: int | None = None if limit is None else limit + 1
-        """L, the end of the text included; None: of the longest in a batch."""
+        """L, including the end token; None: that of the longest text of a batch."""
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
         """
         Args:
-            context_length: another L.
+            context_length: L in place of the tokenizer's.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = [self.processor.decode(text) for text in texts]
@@ -158,14 +158,14 @@ def create_model_and_transforms(
     modalities: Iterable[str] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> tuple[ClipModel, Transform, Transform]:
-    """(model, preprocess_train, preprocess_val), as of open_clip.
+    """Load (model, preprocess_train, preprocess_val), as open_clip's function does.
 
     Args:
-        model_name: as of `onepeace.load`.
-        pretrained: of no meaning, as open_clip's for names that say the weights themselves ("local-dir:...").
+        model_name: see `onepeace.load`.
+        pretrained: ignored, as in open_clip for names that include the weights ("local-dir:...").
         precision: "fp32", "bf16", or "fp16" (not on a CPU).
         device, modalities: as of `onepeace.load`.
-        cache_dir: folder of downloads, in place of the usual ones.
+        cache_dir: folder for downloads, in place of the default.
     """
     folder = resolve(model_name, cache_dir)
     embedder = load(folder, device=device, dtype=precision, modalities=modalities)

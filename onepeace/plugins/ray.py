@@ -1,9 +1,9 @@
-"""Embedding by actors of Ray, on this machine or on all of a cluster: ``onepeace index build --engine ray``.
+"""Embedding in Ray actors, on this machine or a cluster: ``onepeace index build --engine ray``.
 
-`open_engine` is the hook of `onepeace.index.write`: it gives an `Embedder` whose `stream` hands the items out in chunks
-and puts the results in order. Ray starts an actor that died anew and gives it what it was doing once more; a chunk that
-kills it again is embedded item by item, and an item that kills it alone has failed. Paths and the model's name have to
-mean the same on every machine.
+`open_engine` is the hook of `onepeace.index.write`. Its `Embedder` has a `stream` that sends items to the actors in
+chunks and yields the results in order. Ray restarts an actor that died and retries its chunk once; a chunk that kills
+it again is embedded item by item, and an item that kills it alone counts as failed. Paths and the name of the model
+must mean the same on every machine.
 """
 
 import logging
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"ray(?::(?P<count>[1-9]\d*))?")
 AHEAD = 3
-"""Chunks for each actor that may be on their way, or wait for an older one."""
+"""Chunks per actor that may be in flight or wait for an older one."""
 
 
 class Died(UserError):
-    """An actor died of something, and once more when Ray had started it anew."""
+    """An actor died, and again after Ray restarted it."""
 
 
 def open_engine(address: str, model: str, device: str | None, dtype: str) -> "RayEmbedder":
-    """Actors that have loaded the model.
+    """Start actors that have loaded the model.
 
     Args:
-        address: "ray:4" for four actors; "ray" for as many as there are GPUs, and without GPUs one for each machine.
-        device: None is a GPU for each actor, where the cluster has any.
+        address: "ray:4" for four actors; "ray" for one per GPU or, without GPUs, one per machine.
+        device: None uses a GPU per actor if the cluster has any.
 
     Raises:
         UserError: Ray is not installed or cannot be started, or the model cannot be loaded.
@@ -87,7 +87,7 @@ class RayEmbedder:
             ray.shutdown()
 
     def encode_text(self, texts: Sequence[str], **options: Any) -> Any:
-        """See `Embedder.encode_text`; computed here, as words are few."""
+        """See `Embedder.encode_text`; computed in this process, as texts are few."""
         from onepeace.embed.embedder import load
 
         return load(self._model, modalities=["text"]).encode_text(texts, **options)
@@ -95,7 +95,7 @@ class RayEmbedder:
     def stream(
         self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
-        """See `Embedder.stream`; a chunk has ``batch_size`` items, and an index is that in its chunk."""
+        """See `Embedder.stream`; a chunk has ``batch_size`` items, and `Embedded.index` counts within its chunk."""
         from onepeace.embed.items import name_of
         from onepeace.embed.stream import Embedded
 
@@ -119,27 +119,27 @@ class RayEmbedder:
 
 
 class _Actor:
-    """Process of Ray that embeds."""
+    """Ray actor that embeds."""
 
     def __init__(self, load: "Callable[[], Embedder]") -> None:
-        self._load = cache(load)  # later: an error here would be told as the actor's death
+        self._load = cache(load)  # not called here, where an error would count as the actor's death
 
     def load(self) -> dict[str, Any]:
-        """Load the model; gives its processor of sounds, which says how long a window may be."""
+        """Load the model; return its audio processor, which knows the longest window."""
         return {key: processor for key, processor in self._load().processors.items() if key == "audio"}
 
     def embed(self, items: list[object], options: dict[str, Any]) -> "list[tuple[Embedded, dict[str, Any]]]":
-        """Result of each item, and the attributes that its copy here has learned (`Compound`)."""
+        """Result of each item, and the attributes that its copy in this process learned (`Compound`)."""
         answers = []
         for item, result in zip(items, self._load().stream(items, **options), strict=True):
-            error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
+            error = None if result.error is None else UserError(str(result.reason))  # other errors may not be picklable
             learned = {name: getattr(item, name) for name in getattr(item, "learned", ())}
             answers.append((replace(result, error=error), learned))
         return answers
 
 
 def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
-    """Results of a chunk; what the actor learned of the items is taken over."""
+    """Results of a chunk; the items get the attributes that the actor learned."""
     for item, (result, learned) in zip(items, _answer(answer), strict=True):
         for name, value in learned.items():
             setattr(item, name, value)
@@ -147,7 +147,7 @@ def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
 
 
 def _answer(reference: Any) -> Any:
-    """Answer of an actor; an error in it becomes one line."""
+    """Answer of an actor; its error becomes a one-line UserError."""
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 

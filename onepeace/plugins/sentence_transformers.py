@@ -1,13 +1,13 @@
-"""A module for sentence-transformers (pip install "onepeace[sbert]"): its encoding, losses, trainer and quantisation.
+"""Module for sentence-transformers (pip install "onepeace[sbert]"): encoding, losses, trainer and quantisation.
 
     from onepeace.plugins.sentence_transformers import load
 
-    model = load("tiny")                             # what onepeace.load takes, or a folder that model.save has written
+    model = load("tiny")                             # what onepeace.load takes, or a folder written by model.save
     model.encode(["a dog", "dog.jpg", {"image": "sea.jpg", "text": "a bird"}], precision="int8")
     SentenceTransformerTrainer(model, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)).train()
 
-What an item is follows from its type or file ending, as in `Embedder.encode`; {"text": "dog.jpg"} says it. An item of
-several modalities gets one vector, the renormalised sum. A folder that is saved is a model folder too.
+The modality of an item follows from its type or file ending, as in `Embedder.encode`, or is given as in {"text":
+"dog.jpg"}. An item of several modalities gets one vector, the renormalised sum. A saved folder is a model folder too.
 """
 
 import json
@@ -34,18 +34,18 @@ from onepeace.processors import TextProcessor
 _modules: Any = need("sentence_transformers.base.modules", "sbert")
 
 PRESENT = "input_features"
-"""(B, M) bool among the features: which modalities each item has. The trainer knows a column by a feature of one of a
-few names, and this is one of them."""
+"""Feature (B, M), bool: the modalities of each item. The trainer recognises a column by one of a few feature names, of
+which this is one."""
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-"""Arguments of SentenceTransformer that a saved model keeps beside its modules."""
+"""Arguments of SentenceTransformer that a saved folder keeps beside the modules."""
 
 
 class OnePeaceModule(_modules.InputModule):
-    """The input module: items to unit vectors.
+    """Input module: maps items to unit vectors.
 
     Args:
-        name: as of `onepeace.load`.
-        device, dtype: as of `onepeace.load`. Training wants "float32".
+        name: see `onepeace.load`.
+        device, dtype: see `onepeace.load`. Training needs "float32".
     """
 
     save_in_root = True
@@ -60,18 +60,17 @@ class OnePeaceModule(_modules.InputModule):
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> "OnePeaceModule":
-        """The module of a folder that `save` has written."""
+        """Load the module from a folder written by `save`."""
         return cls(Path(model_name_or_path) / subfolder)
 
     @property
     def modalities(self) -> list[Any]:
-        """Modalities with a vector; and "message", the library's word for a batch that mixes them, or composed
-        items."""
+        """Modalities with a projection, and "message", the library's name for mixed batches and composed items."""
         return [*self.model.config.projections, "message"]
 
     @property
     def max_seq_length(self) -> int | None:
-        """Tokens of a text, its end included."""
+        """Maximum number of tokens of a text, including the end token."""
         text = self.processors.get("text")
         limit = text.max_tokens if isinstance(text, TextProcessor) else None
         return None if limit is None else limit + 1
@@ -90,10 +89,10 @@ class OnePeaceModule(_modules.InputModule):
         return self.model.config.embed_dim
 
     def preprocess(self, inputs: Sequence[object], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """Decoded items as the features of `forward`; rows are items, also of a modality that only some of them have.
+        """Decode items into the features of `forward`: a row per item, zeros where it lacks the modality.
 
         Args:
-            prompt: what every text begins with.
+            prompt: prefix of every text.
 
         Raises:
             UserError: an item that cannot be read.
@@ -117,7 +116,7 @@ class OnePeaceModule(_modules.InputModule):
         return features
 
     def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
-        """Adds "sentence_embedding": (B, E) float32 unit vectors."""
+        """Add "sentence_embedding": float32 unit vectors (B, E)."""
         keys, device = self.model.config.projections, next(self.model.parameters()).device
         present = features[PRESENT].to(device)
         vectors = torch.zeros(len(present), self.get_embedding_dimension(), device=device)
@@ -131,7 +130,7 @@ class OnePeaceModule(_modules.InputModule):
         return {**features, "sentence_embedding": F.normalize(vectors, dim=1)}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write a model folder's files beside those of the library; always safetensors."""
+        """Write the files of a model folder beside the library's; the weights are always safetensors."""
         folder, text = Path(output_path), self.processors.get("text")
         with TemporaryDirectory(dir=folder) as temporary:
             tokenizer = None
@@ -146,14 +145,14 @@ class OnePeaceModule(_modules.InputModule):
 
 
 def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: str = "auto") -> Any:
-    """A SentenceTransformer of a model, built here: nothing in its folder is executed, so no flag has to allow it.
+    """Load a model as a SentenceTransformer; no code in its folder is executed, so trust_remote_code is not needed.
 
     Args:
-        name: as of `onepeace.load`, or a folder that `SentenceTransformer.save` has written.
-        device, dtype: as of `onepeace.load`. Training wants "float32".
+        name: see `onepeace.load`; or a folder written by `SentenceTransformer.save`.
+        device, dtype: see `onepeace.load`. Training needs "float32".
 
     Raises:
-        UserError: as of `onepeace.load`; a saved model with further modules behind this one.
+        UserError: see `onepeace.load`; or a saved model with further modules after this one.
     """
     module, folder = OnePeaceModule(name, device, dtype), resolve(str(name))
     listed = folder / "modules.json"

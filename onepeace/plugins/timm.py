@@ -1,4 +1,4 @@
-"""The image branch as models of timm, which knows them once this module is imported.
+"""Image branch as timm models; importing this module registers them.
 
     import timm
     import onepeace.plugins.timm
@@ -42,7 +42,7 @@ from onepeace.plugins.timm_model import KEY, ImageBranch, own_classes, sides_of
 from onepeace.processors import ImageProcessor
 
 FIRST_CONV = {"hmlp": "convs.0", "conv": "convs.0", "lite": "network.first"}
-"""Module by stem that timm adapts where it reads weights with another number of channels."""
+"""First convolution by stem; timm adapts it to another number of channels."""
 
 
 def _create(
@@ -55,10 +55,10 @@ def _create(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Builds the model for each of the names below, for `timm.create_model`."""
+    """Build a registered model for `timm.create_model`."""
     cfg = models.resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     config, overlay = CONFIGS[name], {}
-    if cfg.file and cfg.source is None:  # with a source, timm reads weights that it saved itself
+    if cfg.file and cfg.source is None:  # with a source, timm reads weights it saved itself
         folder = resolve(cfg.file)
         config = read_config(folder)
         if KEY not in config.model.adapters:
@@ -83,9 +83,9 @@ def _create(
 
 
 def _data_config(config: Config) -> dict[str, Any]:
-    """Settings that make `timm.data.create_transform` our processor, and the classes of the model."""
+    """Settings that make `timm.data.create_transform` equal our processor, and the classifier's."""
     stem = config.model.adapters[KEY].get("stem", "hmlp").rstrip("012")  # lite0, lite1, lite2
-    with torch.device("cpu"):  # also where models are made on the meta device
+    with torch.device("cpu"):  # also while a model is built on the meta device
         processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
     return {
         "input_size": (3, processor.height, processor.width),
@@ -101,7 +101,7 @@ def _data_config(config: Config) -> dict[str, Any]:
 
 
 CONFIGS: dict[str, Config | None] = {"onepeace": None, "onepeace_tiny": read_config(BUNDLED / "tiny")}
-"""Configurations by the names of the functions below; None: that of the folder that is given."""
+"""Configurations by name of the functions below; None: that of the given folder."""
 
 default_cfgs = models.generate_default_cfgs(
     {
@@ -113,7 +113,7 @@ default_cfgs = models.generate_default_cfgs(
         },
     }
 )
-"""Settings under the name by which `register_model` finds them."""
+"""Settings; `register_model` looks them up in its module under this name."""
 
 
 @models.register_model

@@ -24,22 +24,22 @@ POOLS = ("token", "avg", "avgmax", "max", "")
 
 
 class ImageBranch(nn.Module):
-    """The encoder of pictures with the methods and attributes that timm expects of a Vision Transformer.
+    """Image encoder with the methods and attributes that timm expects of a Vision Transformer.
 
     A classifier is one linear layer on pooled tokens. Pooled tokens are normalised once more (``fc_norm``) where the
     encoder has no final norm, as in the released vision branch, or where the model's own classifier does so.
 
     Args:
-        config: of the model; only its image branch is built.
-        num_classes: 0 gives the pooled features (B, D).
-        global_pool: "token" is CLS; "avg", "max" and "avgmax" are of the patches; "" leaves all tokens. By default
+        config: model configuration; only the image branch is built.
+        num_classes: 0 returns the pooled features (B, D).
+        global_pool: "token" is CLS; "avg", "max" and "avgmax" pool the patches; "" keeps all tokens. The default is
             "avg" with ``fc_norm``, else "token".
-        in_chans: channels of the pictures; the first convolution is adapted as timm's own are.
+        in_chans: image channels; the first convolution is adapted as in timm's own models.
         img_size: see plugins/timm.py.
         drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block.
-        dynamic_img_size: taken for timm's sake; pictures of any size fit either way.
-        empty: leave the encoder's weights without values until `load_pretrained`; random ones take minutes at 4 B.
+        drop_path_rate: stochastic depth rate of the last block.
+        dynamic_img_size: accepted for compatibility; images of any size fit either way.
+        empty: leave the encoder uninitialised until `load_pretrained`; random weights take minutes at 4 B.
         others: rates of dropout that other networks of timm have; TypeError unless they are 0.
     """
 
@@ -91,7 +91,7 @@ class ImageBranch(nn.Module):
         self.reset_classifier(num_classes, ("avg" if has_norm else "token") if global_pool is None else global_pool)
 
     def load_pretrained(self, folder: str) -> None:
-        """Copy the weights of a model folder; timm calls it where ``custom_load`` is set."""
+        """Copy the weights of a model folder; timm calls this if ``custom_load`` is set."""
         found = weight_files.load_encoder(folder, modalities=[KEY])
         given, resize = found.state_dict(), architecture(self.architecture).resize
         wanted = {name: tuple(tensor.shape) for name, tensor in self.trunk.state_dict().items()}
@@ -113,9 +113,9 @@ class ImageBranch(nn.Module):
         return {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise decay, as our own recipes count them: adapter, blocks, what comes after.
+        """Layer groups for layer-wise decay, as in our recipes: adapter, blocks, the rest.
 
-        A table of relative positions belongs to the block that it acts in.
+        A table of relative positions belongs to its block.
         """
         return {
             "stem": rf"^trunk\.adapters\.{KEY}\.(?!bias_tables)",
@@ -129,7 +129,7 @@ class ImageBranch(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh linear layer of ``num_classes``, or none for 0; None keeps the pooling."""
+        """Replace the classifier by a new one, or by none for 0; `global_pool` None keeps the pooling."""
         if global_pool is not None:
             if global_pool not in POOLS:
                 raise UserError(f"global_pool is {global_pool!r}; it can be {', '.join(map(repr, POOLS))}")
@@ -154,17 +154,17 @@ class ImageBranch(nn.Module):
         intermediates_only: bool = False,
         output_dict: bool = False,
     ) -> Any:
-        """Outputs of chosen blocks, and the final tokens (B, L, D) before them unless ``intermediates_only``.
+        """(final tokens (B, L, D), outputs of chosen blocks); the latter alone with ``intermediates_only``.
 
         Args:
             x: (B, 3, H, W).
-            indices: numbers of blocks, -1 is the last; or how many of the last ones; None: all. They come in ascending
+            indices: block numbers, -1 is the last; or the number of last blocks; None: all. Outputs are in ascending
                 order.
-            return_prefix_tokens: each as a pair, patches and CLS (B, 1, D).
-            norm: apply the final norm to each.
-            stop_early: leave out the blocks after the last of ``indices``.
+            return_prefix_tokens: return pairs of patches and CLS (B, 1, D).
+            norm: apply the final norm to each output.
+            stop_early: skip the blocks after the last of ``indices``.
             output_fmt: "NCHW" for maps (B, D, rows, columns), "NLC" for tokens (B, rows * columns, D).
-            output_dict: the same as "image_intermediates", "image_intermediates_prefix" and "image_features".
+            output_dict: return "image_intermediates", "image_intermediates_prefix" and "image_features".
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt is {output_fmt!r}; it can be 'NCHW' or 'NLC'")
@@ -192,12 +192,12 @@ class ImageBranch(nn.Module):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> list[Any]:
-        """`forward_intermediates` in the words of DINO."""
+        """`forward_intermediates` with the arguments of DINO."""
         output_fmt = "NCHW" if reshape else "NLC"
         return self.forward_intermediates(x, n, return_prefix_tokens, norm, False, output_fmt, True)
 
     def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None) -> None:
-        """Sets ``img_size`` as the constructor does, for a model that has its weights."""
+        """Set ``img_size`` as the constructor does, on a loaded model."""
         if patch_size not in (None, self.patch_size):
             raise UserError(f"patch_size is {patch_size}; the stem has patches of {self.patch_size}")
         if img_size is None:
@@ -217,7 +217,7 @@ class ImageBranch(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the outputs of these blocks do not need; their numbers."""
+        """Remove the layers that the outputs of these blocks do not need; return the block numbers."""
         chosen, trunk, adapter = self._numbers(indices), self.trunk, self.trunk.adapters[KEY]
         depth = max(chosen) + 1
         trunk.blocks, adapter.bias_tables = trunk.blocks[:depth], adapter.bias_tables[:depth]
@@ -236,11 +236,11 @@ class ImageBranch(nn.Module):
         return self.trunk.block_numbers(indices)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> tokens (B, 1 + rows * columns, D), CLS first."""
+        """Pixels (B, 3, H, W) to tokens (B, 1 + rows * columns, D), CLS first."""
         return _tokens(self.trunk, x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens -> logits (B, num_classes); pooled features (B, D) for ``pre_logits`` or without a classifier."""
+        """Tokens to logits (B, num_classes); to pooled features (B, D) with ``pre_logits`` or without a classifier."""
         x = self.head_drop(self.fc_norm(global_pool_nlc(x, self.global_pool, self.num_prefix_tokens)))
         return x if pre_logits else self.head(x)
 
@@ -250,7 +250,7 @@ class ImageBranch(nn.Module):
 
 @torch.fx.wrap
 def _tokens(trunk: OnePeace, x: Tensor) -> Tensor:
-    # One node for who traces the graph: what it holds depends on the sizes of the pictures.
+    # One node in a traced graph, as the operations depend on the image size.
     return trunk.features({KEY: {"pixels": x}})[KEY]
 
 
@@ -260,7 +260,7 @@ def _resized(config: Config, img_size: int | Sequence[int] | None) -> Config:
         return config
     height, width = sides_of(img_size)
     patch = config.model.adapters[KEY].get("patch_size", 16)
-    if height % patch or width % patch or height == width < 3 * patch:  # a table of positions has at least 3 x 3
+    if height % patch or width % patch or height == width < 3 * patch:  # the table of positions is at least 3 x 3
         raise UserError(f"img_size {height} x {width} is no multiple of the patch, {patch}, or less than {3 * patch}")
     return with_image_size(config, height) if height == width else config
 
@@ -279,7 +279,7 @@ def sides_of(img_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def own_classes(model: ModelConfig) -> int:
-    """Classes of the model's own classifier if it has the form of timm's (mean, norm, linear layer), else 0."""
+    """Number of classes of the model's classifier if it has timm's form (mean, norm, linear layer), else 0."""
     head = model.heads.get("classifier", {})
     alone = len(model.adapters) == 1 and head.get("on") == KEY and head.get("inputs", 1) == 1
     if not alone or head.get("pool") != "mean" or head.get("hidden_ratio", 2) or head.get("pooler", False):

@@ -1,4 +1,4 @@
-"""Classes for Hugging Face transformers; importing this registers them with its Auto classes.
+"""Classes for Hugging Face transformers; importing this package registers them with its Auto classes.
 
     from transformers import AutoModel, AutoProcessor, pipeline
     from onepeace.plugins.transformers import OnePeaceModel, OnePeaceProcessor
@@ -10,7 +10,7 @@
     model, processor = AutoModel.from_pretrained("tiny-hf"), AutoProcessor.from_pretrained("tiny-hf")
     model(**processor(text=["a cat"], images=["cat.jpg"], return_tensors="pt")).logits_per_image
 
-Every class holds our module and computes nothing of its own. A part of a model loads from the files of the whole:
+Every class wraps our module and adds no computation. A part of a model loads from the files of the whole:
 `OnePeaceForImageClassification.from_pretrained("tiny-hf", num_labels=10)`, or `OnePeaceVisionModel`.
 """
 
@@ -72,6 +72,6 @@ for config in (OnePeaceConfig, OnePeaceVisionConfig):
 for config in (OnePeaceConfig, OnePeaceAudioConfig):
     transformers.AutoFeatureExtractor.register(config, OnePeaceFeatureExtractor, exist_ok=True)
 transformers.AutoProcessor.register(OnePeaceConfig, OnePeaceProcessor, exist_ok=True)
-# A processor's class is found by its name among those registered, whatever the configuration.
+# A processor's class is looked up by its name among the registered ones, whatever the configuration.
 transformers.AutoProcessor.register(OnePeaceVisionConfig, OnePeaceImageTextProcessor, exist_ok=True)
 transformers.AutoProcessor.register(OnePeaceAudioConfig, OnePeaceAudioTextProcessor, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The encoder of pictures or of sounds alone: token features, and feature maps of pictures for dense heads."""
+"""Image and audio encoders alone: token features, and feature maps of images for dense heads."""
 
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from .modeling import OnePeacePreTrainedModel, model_inputs
 
 
 class _Part(OnePeacePreTrainedModel):
-    """The encoder of one modality. Files of a whole model load as well; the rest of them is left out."""
+    """Encoder of one modality. It also loads from the files of a whole model, of which it reads its part."""
 
     _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
     key: ClassVar[str]
@@ -29,7 +29,7 @@ class _Part(OnePeacePreTrainedModel):
 
 
 class OnePeaceVisionModel(_Part):
-    """Pictures to token features, for example as the vision tower of a language model."""
+    """Images to token features, for example as the vision tower of a language model."""
 
     config_class = OnePeaceVisionConfig
     main_input_name = "pixel_values"
@@ -42,8 +42,8 @@ class OnePeaceVisionModel(_Part):
 
         Returns:
             ``last_hidden_state`` (B, 1 + L, D), CLS first, after the final norm; ``pooler_output`` (B, D), its CLS;
-            ``hidden_states``: what enters the first block and what leaves each, before the final norm; where
-            ``output_hidden_states`` is a number, that one of them, and None for the others.
+            ``hidden_states``: input of the first block and output of each, before the final norm; only the state
+            with that index where ``output_hidden_states`` is a number, and None for the others.
         """
         inputs = model_inputs(self, options, pixel_values=pixel_values)
         return self._tokens(self.onepeace.stems(inputs)[self.key], **options)
@@ -59,22 +59,13 @@ class OnePeaceAudioModel(_Part):
     def forward(
         self, input_values: Tensor, padding_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
-        """
-        Args:
-            input_values, padding_mask: (B, N), as of `OnePeaceModel`.
-
-        Returns:
-            As of `OnePeaceVisionModel`; features of padding are unspecified.
-        """
+        """See `OnePeaceModel.forward` and `OnePeaceVisionModel.forward`; features of padding are unspecified."""
         inputs = model_inputs(self, options, input_values=input_values, padding_mask=padding_mask)
         return self._tokens(self.onepeace.stems(inputs)[self.key], **options)
 
 
 class OnePeaceImageBackbone(BackboneMixin, OnePeaceVisionModel):
-    """Pictures to feature maps (B, D, rows, columns) of chosen stages.
-
-    They are ``out_indices`` or ``out_features`` of the configuration.
-    """
+    """Images to feature maps (B, D, rows, columns) of the stages in ``out_indices`` or ``out_features``."""
 
     has_attentions = False
 
@@ -85,10 +76,7 @@ class OnePeaceImageBackbone(BackboneMixin, OnePeaceVisionModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, **options: Any) -> BackboneOutput:
-        """
-        Args:
-            pixel_values: (B, 3, H, W), normalised; sides are multiples of the patch.
-        """
+        """Feature maps of normalised images (B, 3, H, W), whose sides are multiples of the patch."""
         stem = self.onepeace.stems(model_inputs(self, options, pixel_values=pixel_values))[self.key]
         states = self._tokens(stem, output_hidden_states=True, return_dict=True).hidden_states
         norms = self.onepeace.norms

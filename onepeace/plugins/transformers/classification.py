@@ -1,4 +1,4 @@
-"""Classifiers of pictures, of sounds, and of questions about pictures, with the head "classifier" of our model."""
+"""Classifiers of images, sounds, and questions about images, with the head "classifier" of our model."""
 
 from copy import deepcopy
 from typing import Any, ClassVar
@@ -14,14 +14,14 @@ from .modeling import Inputs, OnePeacePreTrainedModel, model_inputs
 
 
 class _Classifier(OnePeacePreTrainedModel):
-    """Keeps the modalities it needs. The head is the model's own, or a new one on ``head_on``.
+    """Model of the modalities it needs, with the model's own head or a new one on ``head_on``.
 
-    ``num_labels`` and ``id2label`` of the configuration say how many classes there are.
+    ``num_labels`` or ``id2label`` of the configuration sets the number of classes.
     """
 
     modalities: ClassVar[tuple[str, ...]]
     head_on: ClassVar[str]
-    # A part of a larger model is taken from its file.
+    # Files of a larger model load too.
     _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
 
     def __init__(self, config: OnePeaceConfig) -> None:
@@ -29,7 +29,7 @@ class _Classifier(OnePeacePreTrainedModel):
         head = config.to_onepeace().model.heads.get(HEAD, {})
         if head.get("on") not in self.modalities:
             head = {"kind": "classifier", "on": self.head_on}
-        if len(head.get("labels") or ()) not in (0, config.num_labels):  # those of other classes
+        if len(head.get("labels") or ()) not in (0, config.num_labels):  # names of other classes
             head = {key: value for key, value in head.items() if key != "labels"}
         config.keep(self.modalities)
         config.model = {**config.model, "heads": {HEAD: {**head, "num_classes": config.num_labels}}}  # type: ignore
@@ -45,12 +45,12 @@ class _Classifier(OnePeacePreTrainedModel):
 
     def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor | None, Tensor]:
         logits = self.onepeace.predict(inputs, head=HEAD)
-        # The library's: by problem_type, else by the labels' dtype, cross entropy or binary cross entropies.
+        # Cross entropy, binary cross entropy or a squared error, by problem_type or else the labels' dtype.
         return None if labels is None else self.loss_function(labels, logits, self.config, **kwargs), logits
 
 
 class OnePeaceForImageClassification(_Classifier):
-    """Pictures to logits (B, num_labels)."""
+    """Images to logits (B, num_labels)."""
 
     main_input_name = "pixel_values"
     modalities = ("image",)
@@ -63,7 +63,7 @@ class OnePeaceForImageClassification(_Classifier):
         """
         Args:
             pixel_values: (B, 3, H, W), normalised.
-            labels: (B,) class numbers; (B, num_labels) of several classes or of regression.
+            labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
         """
         return ImageClassifierOutput(
             *self._classify(model_inputs(self, kwargs, pixel_values=pixel_values), labels, **kwargs)
@@ -87,15 +87,15 @@ class OnePeaceForAudioClassification(_Classifier):
     ) -> SequenceClassifierOutput:
         """
         Args:
-            input_values, padding_mask: (B, N), as of `OnePeaceModel`.
-            labels: (B,) class numbers; (B, num_labels) of several classes or of regression.
+            input_values, padding_mask: (B, N), see `OnePeaceModel`.
+            labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
         """
         inputs = model_inputs(self, kwargs, input_values=input_values, padding_mask=padding_mask)
         return SequenceClassifierOutput(*self._classify(inputs, labels, **kwargs))
 
 
 class OnePeaceForVisualQuestionAnswering(_Classifier):
-    """A question about a picture to logits (B, num_labels) of answers, from one pass over both."""
+    """Question and image to logits (B, num_labels) of answers, in one joint pass."""
 
     modalities = ("text", "image")
     head_on = "text"
@@ -111,8 +111,8 @@ class OnePeaceForVisualQuestionAnswering(_Classifier):
     ) -> SequenceClassifierOutput:
         """
         Args:
-            input_ids, attention_mask, pixel_values: as of `OnePeaceModel`.
-            labels: (B,) numbers of answers, or (B, num_labels) how right each answer is.
+            input_ids, attention_mask, pixel_values: see `OnePeaceModel`.
+            labels: numbers of answers (B,), or scores of all answers (B, num_labels).
         """
         inputs = model_inputs(self, kwargs, input_ids, attention_mask, pixel_values)
         return SequenceClassifierOutput(*self._classify(inputs, labels, **kwargs))

@@ -1,4 +1,4 @@
-"""Configurations: what a model folder's config.yaml says, under the names of transformers."""
+"""Configurations: the content of a model folder's config.yaml, under the names of transformers."""
 
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from onepeace.model.adapters import ADAPTERS
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 
 HEAD = "classifier"
-"""Name of the head that the classes for classification use."""
+"""Name of the head that the classifiers use."""
 
 
 def _size(field: str) -> Any:
@@ -30,14 +30,14 @@ def _size(field: str) -> Any:
 
 
 class OnePeaceConfig(PreTrainedConfig):
-    """The fields of `onepeace.config.Config` as plain values.
+    """Fields of `onepeace.config.Config` as plain values.
 
-    Sizes have the names of transformers too (``hidden_size``, ``projection_dim``, ...); they are those of ``model``.
+    Sizes in ``model`` also have their names in transformers (``hidden_size``, ``projection_dim``, ...).
     """
 
     model_type = "onepeace"
     modality: ClassVar[str | None] = None
-    """The only one that is kept, in configurations of a part of the model."""
+    """The only modality of a configuration of a part of the model."""
 
     architecture: str = "onepeace"
     model: dict[str, Any] | None = None
@@ -50,11 +50,7 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
-        """Configuration of a model by name, as `onepeace.load` takes it.
-
-        Args:
-            kwargs: other fields, as in ``from_pretrained``: ``id2label``, ``num_labels``, ``return_unused_kwargs``.
-        """
+        """Configuration of a model by name, as `onepeace.load` takes it; ``kwargs`` as in ``from_pretrained``."""
         config = to_plain(read_config(resolve(name)))
         head = config["model"].get("heads", {}).get(HEAD)
         if head and not {"num_labels", "id2label"} & kwargs.keys():
@@ -66,11 +62,11 @@ class OnePeaceConfig(PreTrainedConfig):
         return cls.from_dict(fields, name_or_path=str(name), **kwargs)
 
     def to_onepeace(self) -> Config:
-        """The same as the configuration of a model folder; UserError if there is none, or it is wrong."""
+        """Configuration as in a model folder; UserError if it is missing or invalid."""
         where = f"configuration {self.name_or_path or self.model_type}"
         if self.model is None:
             raise UserError(f"{where}: has no field model; take one from_onepeace(NAME) or from_pretrained(FOLDER)")
-        # A config.json is sorted by name, and the order of the modalities is that of their tokens in a joint pass.
+        # config.json is sorted by name, but the order of modalities is that of their tokens in a joint pass.
         adapters = self.model.get("adapters", {})
         ordered = {key: adapters[key] for key in dict.fromkeys([*ADAPTERS, *adapters]) if key in adapters}
         content = {**self.model, "adapters": ordered}
@@ -78,7 +74,7 @@ class OnePeaceConfig(PreTrainedConfig):
         return Config(model, dict(self.processors or {}), self.architecture)
 
     def keep(self, modalities: tuple[str, ...]) -> None:
-        """Leave the other modalities out; UserError if one is not there."""
+        """Remove all other modalities; UserError if one of these is missing."""
         whole = self.to_onepeace()
         if set(whole.model.adapters) != set(modalities):
             part = keep_modalities(whole, modalities, f"configuration {self.name_or_path or self.model_type}")
@@ -103,7 +99,7 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int | list[int]:
-        """Side of pictures as the processor makes them; [height, width] if they differ."""
+        """Side of the processor's images; [height, width] if they differ."""
         return (self.processors or {}).get("image", {}).get("size", 256)
 
     @property
@@ -115,16 +111,15 @@ class OnePeaceConfig(PreTrainedConfig):
 
 
 class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
-    """Configuration of the encoder of one modality. It reads the configuration of a whole model too, and keeps its
-    part.
+    """Configuration of the encoder of one modality; it also reads its part of the configuration of a whole model.
 
-    As a backbone, stage 0, "stem", is what enters the first block, and "stage3" what leaves the third.
+    Stage 0 of a backbone, "stem", is the input of the first block, and "stage3" the output of the third.
     """
 
     apply_layernorm: bool = True
-    """Whether feature maps pass the modality's final norm."""
+    """Whether the final norm is applied to feature maps."""
     reshape_hidden_states: bool = True
-    """Maps on their grid, (B, D, rows, columns), in place of tokens (B, L, D), CLS first."""
+    """Whether feature maps are (B, D, rows, columns), rather than tokens (B, L, D) with CLS first."""
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

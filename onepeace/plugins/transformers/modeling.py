@@ -1,4 +1,4 @@
-"""Base of all classes, and the model of one space: pictures, sounds and words to unit vectors."""
+"""Base of all models, and the embedding model: images, sounds and texts to unit vectors."""
 
 import os
 from collections.abc import Mapping
@@ -39,21 +39,21 @@ or `onepeace.load(...)` without transformers.
 
 
 class OnePeaceBlock(Block, GradientCheckpointingLayer):
-    """A block whose recomputation is the library's, with its options (``offload``, ``use_reentrant``)."""
+    """Block with the library's gradient checkpointing and its options (``offload``, ``use_reentrant``)."""
 
     forward = Block.compute
 
 
 class OnePeaceClipBlock(ClipBlock, GradientCheckpointingLayer):
-    """As `OnePeaceBlock`, of models that read clips."""
+    """The same for models that read clips."""
 
     forward = ClipBlock.compute
 
 
 class OnePeacePreTrainedModel(PreTrainedModel):
-    """Holds our module as ``onepeace``; a subclass gives its forward the form that transformers expects.
+    """Wrapper of our module, ``onepeace``; a subclass defines the forward that transformers expects.
 
-    Parameters have our names behind "onepeace.".
+    Parameter names are ours with the prefix "onepeace.".
     """
 
     config: OnePeaceConfig
@@ -76,20 +76,20 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         for block in self.onepeace.blocks:
             block.__class__ = OnePeaceClipBlock if isinstance(block, ClipBlock) else OnePeaceBlock
         for module in self.onepeace.modules():
-            # What was just built is filled; on the meta device it waits for a file, or for `_init_weights`.
+            # Modules are initialised, except on the meta device: they wait for a file or `_init_weights`.
             module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))  # type: ignore
         self.post_init()
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
-        """The model of that name, as `onepeace.load` takes it: "tiny", a model folder, a released name.
+        """Load a model by name, as `onepeace.load` takes it: "tiny", a model folder, a released name.
 
         Args:
-            kwargs: as of ``from_pretrained``: fields of the configuration (``num_labels``, ``id2label``, ...),
-                ``device_map``, ``dtype`` (float32 by default; "auto" is the file's).
+            kwargs: as in ``from_pretrained``: fields of the configuration (``num_labels``, ``id2label``, ...),
+                ``device_map``, ``dtype`` (default float32; "auto" keeps the file's).
 
         Raises:
-            UserError: nothing of that name, a folder that lacks tensors or a modality that this class needs.
+            UserError: unknown name, or missing tensors or modalities.
         """
         loading = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "device_map") if key in kwargs}
         if not {"dtype", "torch_dtype"} & loading.keys():
@@ -111,9 +111,9 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """The library's files, a configuration by which the folder is a model folder too, and what they need.
+        """Write the library's files, a README, and a configuration that makes the folder a model folder too.
 
-        With the tokenizer of `OnePeaceProcessor.save_pretrained`, `onepeace.load` and the command line read it.
+        `onepeace.load` reads it with the tokenizer that `OnePeaceProcessor.save_pretrained` writes.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         return adapter.token_embed if adapter.stem is None else adapter.stem.network.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.get_input_embeddings()  # there have to be some
+        self.get_input_embeddings()  # raises if there are none
         adapter: Any = self.onepeace.adapters["text"]
         if adapter.stem is None:
             adapter.token_embed = value
@@ -137,33 +137,33 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             adapter.stem.network.set_input_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill a module whose weights were not in the file, as a new model does."""
+        """Initialise a module whose weights were not in the file."""
         if type(module).__module__.startswith("torch.") and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         self.onepeace.reset_module(module)
 
     def logit_scale(self) -> Any:
-        """The factor that makes logits of cosines; its initial value if none is learned."""
+        """Scale from cosines to logits; CLIP's initial value if the model has not learned one."""
         if self.onepeace.logit_scale is None:
             return 1 / 0.07
         if not hasattr(self.onepeace, "_hf_hook"):
             return self.onepeace.logit_scale.float().exp()
-        # accelerate keeps it elsewhere until its module is called.
+        # accelerate offloads it until its module is called.
         with import_module("accelerate.utils").align_module_device(self.onepeace):
             return self.onepeace.logit_scale.float().exp()
 
 
 @dataclass
 class OnePeaceOutput(ModelOutput):
-    """Output for what was given; the rest is None.
+    """Outputs for the given inputs; the others are None.
 
     Args:
-        loss: with ``return_loss``: symmetric InfoNCE of texts and pictures, or texts and sounds; of both their mean.
-        logits_per_image, logits_per_audio: (pictures or sounds, texts): cosines times the model's scale.
-        logits_per_text: (texts, pictures); where there are no pictures (texts, sounds).
-        text_embeds, image_embeds, audio_embeds: (B, E) unit vectors.
-        text_model_output, vision_model_output, audio_model_output: with ``output_hidden_states``, what
-            `OnePeaceModel.get_text_features` and its siblings give.
+        loss: with ``return_loss``, symmetric InfoNCE of texts with images or sounds; the mean if both are given.
+        logits_per_image, logits_per_audio: (images or sounds, texts), cosines times the logit scale.
+        logits_per_text: (texts, images), or (texts, sounds) without images.
+        text_embeds, image_embeds, audio_embeds: unit vectors (B, E).
+        text_model_output, vision_model_output, audio_model_output: with ``output_hidden_states``, the outputs of
+            `OnePeaceModel.get_text_features` and its siblings.
     """
 
     loss: Tensor | None = None
@@ -182,7 +182,7 @@ class OnePeaceOutput(ModelOutput):
 
 
 class OnePeaceModel(OnePeacePreTrainedModel):
-    """Pictures, sounds and words in one space: zero-shot classification and search."""
+    """Images, sounds and texts in one vector space, for zero-shot classification and search."""
 
     @can_return_tuple
     def forward(
@@ -195,13 +195,13 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         return_loss: bool | None = None,
         **options: Any,
     ) -> OnePeaceOutput:
-        """Unit vectors of what is given, and logits between texts and the rest.
+        """Unit vectors of the given inputs, and logits between texts and the others.
 
         Args:
             input_ids, attention_mask: (B, L); mask 1 for tokens, 0 for padding.
             pixel_values: (B, 3, H, W), normalised.
             input_values, padding_mask: (B, N) waveforms at 16 kHz, normalised; 1 for samples, 0 for padding.
-            return_loss: rows are pairs; give the contrastive loss.
+            return_loss: compute the contrastive loss; rows are pairs.
         """
         inputs = model_inputs(self, options, input_ids, attention_mask, pixel_values, input_values, padding_mask)
         parts: dict[str, Any] = {}
@@ -233,18 +233,18 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
-        """``pooler_output``: (B, E) unit vectors; ``last_hidden_state``: (B, 1 + L, D), CLS first;
-        ``hidden_states``: what enters the first block and what leaves each, before the final norm."""
+        """``pooler_output``: unit vectors (B, E); ``last_hidden_state``: (B, 1 + L, D), CLS first; ``hidden_states``:
+        input of the first block and output of each, before the final norm."""
         return self._features(model_inputs(self, options, input_ids, attention_mask), **options)
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
-        """As `get_text_features`."""
+        """See `get_text_features`."""
         return self._features(model_inputs(self, options, pixel_values=pixel_values), **options)
 
     def get_audio_features(
         self, input_values: Tensor, padding_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
-        """As `get_text_features`."""
+        """See `get_text_features`."""
         inputs = model_inputs(self, options, input_values=input_values, padding_mask=padding_mask)
         return self._features(inputs, **options)
 
@@ -263,10 +263,10 @@ def model_inputs(
     input_values: Tensor | None = None,
     padding_mask: Tensor | None = None,
 ) -> Inputs:
-    """Arguments of transformers as our module's input; see `OnePeaceModel.forward`.
+    """Arguments of `OnePeaceModel.forward` as the input of our module.
 
-    Args:
-        options: further ones of the call. UserError for ``output_attentions``, given there or in the configuration.
+    Raises:
+        UserError: ``output_attentions`` is set in ``options``, the other arguments of the call, or the configuration.
     """
     if options.get("output_attentions", model.config.output_attentions):
         raise UserError(
@@ -284,7 +284,7 @@ def model_inputs(
 
 
 def _padded_right(name: str, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """{name: (B, L)}, with "lengths": (B,) where a mask (B, L) is 0 in padding, which is moved to the right."""
+    """{name: (B, L)}, and "lengths": (B,) if the mask (B, L) marks padding, which is moved to the right."""
     if mask is None:
         return {name: values}
     lengths = mask.sum(1).long()

@@ -1,4 +1,4 @@
-"""Pictures, sounds and words to a model's arguments; the work is done by `onepeace.processors`."""
+"""Processors of images, sounds and texts; `onepeace.processors` does the work."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,15 +17,11 @@ from onepeace.processors import AudioProcessor, ImageProcessor
 from .tokenization import OnePeaceTokenizer
 
 IGNORED = ("data_format", "device", "input_data_format", "padding", "return_attention_mask", "truncation")
-"""Options that callers inside transformers always give."""
+"""Options that callers in transformers always pass."""
 
 
 class OnePeaceImageProcessor(BaseImageProcessor):
-    """Pictures to ``pixel_values`` (B, 3, H, W).
-
-    Args:
-        settings: of `onepeace.processors.ImageProcessor`.
-    """
+    """Images to ``pixel_values`` (B, 3, H, W); the settings are those of `onepeace.processors.ImageProcessor`."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
@@ -61,7 +57,7 @@ class OnePeaceImageProcessor(BaseImageProcessor):
         Args:
             images: one or a list of what `onepeace.processors.ImageProcessor` reads: PIL images, uint8 arrays
                 (H, W, 3), tensors (3, H, W), paths, URLs, bytes; or a batch (B, H, W, 3) or (B, 3, H, W) of them.
-            return_tensors: "pt" or "np"; None is a list of arrays.
+            return_tensors: "pt" or "np"; None returns a list of arrays.
         """
         _refuse(options)
         many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
@@ -71,10 +67,9 @@ class OnePeaceImageProcessor(BaseImageProcessor):
 
 
 class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
-    """Sounds to ``input_values`` (B, N), normalised waveforms, and ``padding_mask`` (B, N), 0 in their padding.
+    """Sounds to ``input_values`` (B, N), normalised waveforms, and ``padding_mask`` (B, N), 0 in padding.
 
-    Args:
-        settings: of `onepeace.processors.AudioProcessor`.
+    The settings are those of `onepeace.processors.AudioProcessor`.
     """
 
     model_input_names = ["input_values", "padding_mask"]  # noqa: RUF012
@@ -96,8 +91,8 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
         Args:
             raw_speech: one or a list of arrays or tensors of samples (n,), (channels, n) or (n, channels), of paths,
                 URLs or bytes; one list of numbers is a sound.
-            sampling_rate: of arrays, in Hz; they are resampled to the model's. None says that they have it already.
-            return_tensors: "pt" or "np"; None is a list of arrays.
+            sampling_rate: rate of arrays in Hz, which are resampled to the model's; None if they have the model's.
+            return_tensors: "pt" or "np"; None returns a list of arrays.
         """
         _refuse(options)
         sounds: Iterable[Any] = raw_speech if isinstance(raw_speech, list | tuple) else [raw_speech]
@@ -114,7 +109,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
 
 
 class OnePeaceProcessor(ProcessorMixin):
-    """All three: ``processor(images=..., text=..., audio=..., sampling_rate=..., return_tensors="pt")``."""
+    """Image, text and audio processor: ``processor(images=..., text=..., audio=..., return_tensors="pt")``."""
 
     def __init__(
         self,
@@ -126,7 +121,7 @@ class OnePeaceProcessor(ProcessorMixin):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> Any:
-        """Processor of a model by name; of a model without sounds or without pictures the class that has none."""
+        """Processor of a model by name; of a model without sounds or without images, the class without them."""
         known = read_config(resolve(name)).model.adapters
         parts = {attribute: part for attribute, (key, part) in PARTS.items() if key in known}
         for kind in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
@@ -137,7 +132,7 @@ class OnePeaceProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Arguments of a model; see the parts. Texts are padded unless ``padding`` says otherwise."""
+        """Arguments of a model; see the parts. Texts are padded unless ``padding`` is set."""
         if "padding" not in kwargs.get("text_kwargs", {}):
             kwargs.setdefault("padding", True)
         return super().__call__(images, text, videos, audio, **kwargs)
@@ -145,7 +140,7 @@ class OnePeaceProcessor(ProcessorMixin):
     def prepare_inputs_layout(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **_: Any
     ) -> tuple[Any, Any, Any, Any]:
-        """Items as they are: our processors open paths and addresses themselves."""
+        """Return the items unchanged, as our processors open paths and URLs themselves."""
         return images, text, videos, audio
 
 
@@ -157,7 +152,7 @@ class OnePeaceImageTextProcessor(OnePeaceProcessor):
 
 
 class OnePeaceAudioTextProcessor(OnePeaceProcessor):
-    """Processor of models without pictures."""
+    """Processor of models without images."""
 
     def __init__(self, tokenizer: OnePeaceTokenizer, feature_extractor: OnePeaceFeatureExtractor) -> None:
         ProcessorMixin.__init__(self, tokenizer, feature_extractor)

@@ -1,4 +1,4 @@
-"""The tokenizer: ids of our `TextProcessor`, in the form of transformers."""
+"""Tokenizer of transformers with the ids of our `TextProcessor`."""
 
 import json
 from functools import cached_property
@@ -18,10 +18,10 @@ SETTINGS = ("lower", "clean", "prefix_space")
 
 
 class OnePeaceTokenizer(PreTrainedTokenizerFast):
-    """Cleans a text as our processor does and cuts it into ids, </s> last.
+    """Tokenizer that cleans a text as our processor does and ends it with </s>.
 
-    Texts are cut at the model's length unless ``truncation=False`` is given; the letters "</s>" in a text are letters.
-    Offsets are of the cleaned text.
+    Texts are truncated at the model's length unless ``truncation=False`` is given; "</s>" in a text is plain text.
+    Offsets refer to the cleaned text.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -67,7 +67,7 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
 
     def _save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         files = super()._save_pretrained(*args, **kwargs)
-        # The names of the four specials are letters in a model folder, and the last call's settings are still there.
+        # In a model folder the four special tokens are plain text, and the settings of the last call are not kept.
         path = next(Path(file) for file in files if file.endswith(TOKENIZER))
         content = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps({**content, "added_tokens": [], "truncation": None, "padding": None}), "utf-8")
