@@ -132,12 +132,10 @@ class StemFeatures(FrozenCache):
 def collate(maps: list[np.ndarray]) -> dict[str, Tensor]:
     """{"features": (B, *grid, channels)}, and "lengths" (B,) in tokens where sequences differ."""
     tensors = [torch.from_numpy(np.array(one)) for one in maps]
-    if len({one.shape for one in maps}) == 1:
-        return {"features": torch.stack(tensors)}
-    return {
-        "features": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True),
-        "lengths": torch.tensor([len(one) for one in maps]),
-    }
+    batch = {"features": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)}
+    if len({one.shape for one in maps}) > 1:
+        batch["lengths"] = torch.tensor([len(one) for one in maps])
+    return batch
 
 
 def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> str:

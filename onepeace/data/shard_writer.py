@@ -108,9 +108,8 @@ class ShardWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._unfinished = tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-")
             pattern = f"{self._unfinished.name}/{self.prefix}".replace("%", "%%") + "-%05d.tar"
-            same = {"user": "", "group": "", "mtime": 0}
-            unlimited = {"maxcount": sys.maxsize, "maxsize": math.inf}
-            self._shards = webdataset.ShardWriter(pattern, verbose=0, encoder=False, **unlimited, **same)
+            options = {"maxcount": sys.maxsize, "maxsize": math.inf, "user": "", "group": "", "mtime": 0}
+            self._shards = webdataset.ShardWriter(pattern, verbose=0, encoder=False, **options)
         return self
 
     def __exit__(
