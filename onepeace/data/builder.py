@@ -92,7 +92,7 @@ class BatchBuilder:
         counts = {len(v): item.key for item, _, decoded in drawn for v in decoded.values() if isinstance(v, list)}
         if len(counts) > 1 or 0 in counts:
             found = " and ".join(f"{count} ({key})" for count, key in sorted(counts.items()))
-            raise UserError(f"items of one batch have {found} pictures, sounds or candidates; all must have as many")
+            raise UserError(f"items of a batch have {found} pictures, sounds or candidates; all must have equally many")
         inputs, rows = {}, next(iter(counts), 1)
         for modality in source.pair:
             values = [decoded[modality] for _, _, decoded in drawn]
@@ -186,7 +186,7 @@ class BatchBuilder:
         if len(broken) == total or len(broken) > max(BROKEN_FREE, self.config.broken_limit * total):
             raise UserError(
                 f"{len(broken)} of {total} items of {name} cannot be decoded, the last {where}: {error}; "
-                "mend the shards or raise data.broken_limit"
+                "repair the shards or raise data.broken_limit"
             )
 
     def _masks(

@@ -84,8 +84,8 @@ class Reader:
         self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": len(self.shards)}
         if self.begin["shards"] != len(self.shards):
             raise UserError(
-                f"the checkpoint's position in the data is of {self.begin['shards']} shards, and now they are "
-                f"{len(self.shards)} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
+                f"the checkpoint was written with {self.begin['shards']} shards, and now there are {len(self.shards)} "
+                f"({sources[0].config.shards}, ...); resume with the same shards"
             )
         self.fetched: Cursor = {}
         self.windows: deque[Window] = deque(maxlen=2)  # the replacement of a broken sample may be in the second

@@ -131,7 +131,7 @@ class Source:
         name, first = self.config.shards, next(iter(self.named), none)
         if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
             raise UserError(
-                f"{name}: {self.broken} broken to {self.good} usable samples, as {first}; mend the shards or raise "
+                f"{name}: {self.broken} broken and {self.good} usable samples ({first}); repair the shards or raise "
                 "data.broken_limit"
             )
         if complete and not self.good:
@@ -192,7 +192,7 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
         return None
     if max(files) != len(files) or not all(files.values()):
         numbers = ", ".join(str(number) for number, content in sorted(files.items()) if content)
-        raise ValueError(f"of its files with a number only {numbers} can be used")
+        raise ValueError(f"only its files {numbers} can be used")
     return [content for _, content in sorted(files.items())] if len(files) > 1 else files[1]
 
 

