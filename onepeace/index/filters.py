@@ -11,6 +11,7 @@ import ast
 import os
 import re
 import sqlite3
+import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -135,26 +136,33 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
     Args:
         roots: indexed folders; patterns match paths relative to them, and whole paths.
     """
-    folders = sorted((root.rstrip(os.sep) + os.sep for root in roots), key=len, reverse=True)
+    folders = sorted((_composed(root.rstrip(os.sep) + os.sep) for root in roots), key=len, reverse=True)
 
     def fits(path: bytes, pattern: str) -> bool:
-        name, match = os.fsdecode(path), _pattern(pattern)
+        name, match = _composed(os.fsdecode(path)), _pattern(_composed(pattern))
         below = (name[len(folder) :] for folder in folders if name.startswith(folder))
         return any(match(place.replace(os.sep, "/")) for place in (*below, name.lstrip(os.sep)))
 
     def contains(text: str | bytes | None, part: str) -> bool | None:
-        return None if text is None else part.casefold() in os.fsdecode(text).casefold()
+        return None if text is None else _composed(part).casefold() in _composed(os.fsdecode(text)).casefold()
 
     connection.create_function("path_fits", 2, fits, deterministic=True)
     connection.create_function("contains", 2, contains, deterministic=True)
+
+
+def _composed(text: str) -> str:
+    """A text with letters and their accents as one character; file names of macOS have them apart."""
+    return unicodedata.normalize("NFC", text)
 
 
 @lru_cache(64)
 def _pattern(pattern: str) -> Callable[[str], object]:
     from pathspec import GitIgnoreSpec
 
-    (compiled,) = GitIgnoreSpec.from_lines([pattern]).patterns
-    return compiled.regex.match  # type: ignore[union-attr]
+    compiled = [one for one in GitIgnoreSpec.from_lines([pattern]).patterns if one.include]
+    if len(compiled) != 1:
+        raise ValueError("empty, a comment, or begins with !; write not path.match(...)")
+    return compiled[0].regex.match  # type: ignore[union-attr]
 
 
 def _condition(node: ast.expr) -> Condition:
@@ -168,7 +176,7 @@ def _condition(node: ast.expr) -> Condition:
         case ast.Call(ast.Attribute(ast.Name("path"), "match"), [ast.Constant(str(pattern))], []):
             try:
                 _pattern(pattern)
-            except (ValueError, AttributeError) as error:
+            except ValueError as error:
                 raise _error(node, f"has no pattern that can be read ({one_line(error)})") from error
             return Condition("path_fits(path, ?)", (pattern,))
     raise _error(node, "is no condition; write one as in width >= 1000, or path.match('*.jpg')")

@@ -129,6 +129,15 @@ def test_patterns_fit_paths_below_a_root_and_whole_ones(database):
     assert found(database, "not path.match('**/Beach/*') and path.match('*.jpg')") == sorted({*jpg} - {*beach})
 
 
+def test_accents_apart_are_those_of_one_character():
+    database = sqlite3.connect(":memory:")
+    register(database, ["/e\u0301"])
+    database.execute("CREATE TABLE files(id, path)")
+    database.execute("INSERT INTO files VALUES(1, ?)", ["/e\u0301/a\u0308.jpg".encode()])
+    for where in ("'/\xe9/\xe4' in path", "path.match('/\xe4.jpg')", "'a\u0308' in path"):
+        assert found(database, where) == [1], where
+
+
 def test_short_forms_are_one_condition(database):
     where = short_forms("width is None", "2024", "2024-06", "*.png")
     assert found(database, where) == [1000]
@@ -142,6 +151,8 @@ def test_short_forms_are_one_condition(database):
     [
         ("widht > 3", "did you mean width"),
         ("width = 3", "=="),
+        ("path.match('!*.jpg')", "no pattern"),
+        ("path.match('')", "no pattern"),
         ("size > 2MB", "2*MB"),
         ("kind == 'dogs'", "it can be image"),
         ("width > 'x'", "column 9"),
