@@ -215,9 +215,13 @@ class Index:
         wanted = top + offset if sort == "match" else max(POOL, top + offset)
         count = CANDIDATES * wanted
         while True:
-            rows, cosines, match = ranked(banks, vector, matrix.nearest(vector.vector, count, allowed, self.service))
+            found = matrix.nearest(vector.vector, count, allowed, self.service)
+            rows, cosines, match = ranked(banks, vector, found)
             groups = grouped(matrix, rows, collapse)
-            if len(groups) >= wanted or len(rows) < count or count >= len(matrix):
+            # Behind the last row of a modality of which there may be more, some of it may be missing.
+            ends = [np.flatnonzero(rows == one.rows[-1])[0] for one in found.values() if len(one.rows) == count]
+            is_enough = len(groups) >= wanted and groups[wanted - 1][0] <= min(ends, default=0)
+            if is_enough or not ends or count >= len(matrix):
                 break
             count *= 4
         if match is not None and min_match is not None:

@@ -104,6 +104,15 @@ def test_hits_are_asked_for_until_there_are_enough_files(fill):
     assert names(index.search(QUERY, top=2)) == ["long.ogg", "a.jpg"]
 
 
+def test_many_windows_or_copies_hide_no_better_file_of_their_kind(fill):
+    spans = [Span("audio", float(i), float(i + 1)) for i in range(50)]
+    long = Item("/p/long.ogg", "audio"), spans, [unit(100, i) for i in range(50)]
+    near = Item("/p/near.ogg", "audio"), [Span("audio")], [unit(1, 1)]
+    words = [(Item(f"/p/{i}.txt", "text"), [Span("text")], [unit(1, 9, i)]) for i in range(5)]
+    index = fill(long, near, *words, *(picture(f"{i}.jpg", 100, 1) for i in range(50)), picture("near.jpg", 1, 0.9))
+    assert names(index.search(QUERY, top=4)) == ["long.ogg", "0.jpg", "near.jpg", "near.ogg"]
+
+
 def test_kinds_and_own_files_are_left_out(fill):
     sound = Item("/p/a.ogg", "audio"), [Span("audio")], [unit(9, 1)]
     index = fill(picture("a.jpg", 9, 2), sound, picture("b.jpg", 1, 1))
