@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("output")
     shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="number of hits (10)")
     shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="skip the first N hits")
-    text = "match, date (newest first) or path; the last two sort the best 200 hits, or K if larger (match)"
+    text = (
+        "match, date (newest first) or path; the last two sort the best 200 hits, or K if larger, that are not unlikely"
+    )
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
     text = "match, or raw: rank by plain cosine (match)"
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)

@@ -15,7 +15,7 @@ from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
 from onepeace.index.nearest import LOCAL, Matrix, read, service_of
 from onepeace.index.query import Query, encode
-from onepeace.index.ranking import RELEVANT, Banks
+from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
 from onepeace.index.store import DATABASE, Damaged, Item, Root, Store
 from onepeace.progress import status
@@ -183,7 +183,8 @@ class Index:
             top, offset: number of hits, and number of hits to skip before them.
             only: kind or kinds of files: image, audio, text, video.
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
-            sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more.
+            sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more,
+                without those whose match is unlikely if others are there (``min_match=0`` keeps them).
             rank: match, or raw for the plain cosine.
             min_match: drop hits with a lower match.
             collapse: group near copies into one hit.
@@ -224,6 +225,8 @@ class Index:
             if is_enough or not ends or count >= len(matrix):
                 break
             count *= 4
+        if sort != "match" and min_match is None and match is not None and match.max() >= POSSIBLE:
+            min_match = POSSIBLE  # by date the best hits would be lost among unlikely ones
         if match is not None and min_match is not None:
             groups = [group for group in groups if match[group[0]] >= min_match]
         groups = groups[offset:wanted] if sort == "match" else groups[:wanted]

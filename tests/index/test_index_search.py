@@ -75,6 +75,11 @@ def test_near_copies_are_one_hit_unless_they_are_of_another_kind(fill):
     assert names(index.search(QUERY, collapse=False)) == ["a.jpg", "a.ogg", "a.png", "b.jpg"]
 
 
+def test_names_that_are_not_utf8_are_text_in_json(fill):
+    hit = fill(picture("a\udcff.jpg", 9, 1), picture("b\udcff.jpg", 9, 1)).search(QUERY)[0].to_dict()
+    assert (hit["path"], hit["copies"]) == ("/p/a\ufffd.jpg", ["/p/b\ufffd.jpg"])
+
+
 def test_near_copies_are_found_across_blocks(fill, monkeypatch):
     monkeypatch.setattr("onepeace.index.search.BLOCK", 2)
     # From one to the next the cosine is 0.985, over two 0.94.
