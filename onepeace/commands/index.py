@@ -151,8 +151,12 @@ def _stats(args: argparse.Namespace) -> int:
         problems = index.problems() if args.problems else []
         odd = [item for item in index.items() if item.note] if args.problems else []
     if args.json:
-        listed = {"unreadable": {str(path): reason for path, reason in problems}} if args.problems else {}
-        print(json.dumps({**stats, **listed}))
+        from onepeace.index.store import as_text
+
+        if args.problems:
+            stats["unreadable"] = {as_text(path): reason for path, reason in problems}
+            stats["noted"] = {as_text(item.path): item.note for item in odd}
+        print(json.dumps({**stats, "roots": [*map(as_text, stats["roots"])]}))
         return 0
     num_problems = sum(stats["problems"].values())
     rows = [

@@ -10,7 +10,7 @@ from onepeace.index.filters import Condition
 from onepeace.index.nearest import Found, Matrix
 from onepeace.index.query import QueryVector
 from onepeace.index.ranking import Banks, likelihood
-from onepeace.index.store import Item, Store
+from onepeace.index.store import Item, Store, as_text
 
 ALIKE = 0.98
 """Minimum cosine of two files of one kind to be shown as near copies."""
@@ -63,7 +63,7 @@ class Hit:
         known = {name: getattr(self, name) for name in ("modality", "match", "likelihood", "score", "start", "end")}
         about = self.item.to_dict()
         head = {"rank": self.rank, "path": about.pop("path"), "kind": about.pop("kind")}
-        return {**head, **known, "copies": list(self.copies), **about}
+        return {**head, **known, "copies": [*map(as_text, self.copies)], **about}
 
     def __str__(self) -> str:
         return f"{self.rank}  {self.value}  {self.item.modality}  {self.item.path}{f' at {self.at}' * bool(self.at)}"

@@ -105,9 +105,13 @@ class Item:
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON takes them, `kind` for the modality of the file; without hash, id and problem."""
         known = asdict(self)
-        path = self.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         names = ("caption", "date", "width", "height", "duration", "size", "metadata")
-        return {"path": path, "kind": self.modality, **{name: known[name] for name in names}}
+        return {"path": as_text(self.path), "kind": self.modality, **{name: known[name] for name in names}}
+
+
+def as_text(path: str | Path) -> str:
+    """A path as JSON takes it: bytes of a name that are not UTF-8 are replaced."""
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 NAMES = tuple(one.name for one in fields(Item) if one.name != "id")

@@ -136,6 +136,16 @@ def test_dates_and_paths_order_the_best(fill):
     assert names(index.search(QUERY, sort="path")) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
+def test_dates_order_no_unlikely_hits_if_others_are_there(fill):
+    index = fill(picture("a.jpg", 9, 1, date=1.0), picture("b.jpg", 9, 3, date=2.0), picture("c.jpg", 0, 1, date=3.0))
+    index.__dict__["banks"] = Banks({"sentence": np.stack([unit(1, i) for i in range(1, 9)])})
+    index.banks.add(index.matrix.vectors, ["image"] * 3)
+    index.banks.best[:] = np.linspace(0.1, 0.9, 8)[:, None]
+    assert names(index.search(QUERY, sort="date")) == ["b.jpg", "a.jpg"]
+    assert names(index.search(QUERY, sort="date", min_match=0)) == ["c.jpg", "b.jpg", "a.jpg"]
+    assert names(index.search(Query(vector=unit(0, 0, 1)), sort="date")) == ["c.jpg", "b.jpg", "a.jpg"]
+
+
 def test_more_hits_than_are_sorted_by_default_can_be_asked_for(fill, monkeypatch):
     monkeypatch.setattr("onepeace.index.index.POOL", 2)
     index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
