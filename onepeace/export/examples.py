@@ -1,6 +1,6 @@
 """Random inputs of a modality, to trace its branch and to check the trace."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from onepeace.processors.tokenizer import EOS, UNK
 Batch = dict[str, Tensor]
 SHARES = (0.5, 0.25, 1.0, 0.0, 0.75)
 """Length of each sample, from the shortest (0) to the longest (1)."""
-TRACED = 2
-"""Samples of the first batch; the others are the second."""
 
 
 def examples(key: str, processor: Processor) -> tuple[Batch, Batch]:
@@ -24,18 +22,17 @@ def examples(key: str, processor: Processor) -> tuple[Batch, Batch]:
         UserError: the modality has no entry in `SAMPLES`.
     """
     if key not in SAMPLES:
-        raise UserError(f"no made-up items of {key} to trace it by; onepeace.export.examples.SAMPLES has them")
+        raise UserError(f"no example inputs of {key} to trace it; add them to onepeace.export.examples.SAMPLES")
     generator = torch.Generator().manual_seed(0)
     samples = [SAMPLES[key](processor, share, generator) for share in SHARES]
-    return collate(processor, samples[:TRACED]), collate(processor, samples[TRACED:])
-
-
-def collate(processor: Processor, samples: Sequence[Tensor]) -> Batch:
-    """Samples as one batch, with "lengths" also if all are equally long, wherever items have lengths."""
-    batch = processor.collate(list(samples))
-    if lengths := [size for sample in samples if (size := processor.size(sample))]:
-        batch["lengths"] = torch.tensor(lengths)
-    return batch
+    batches = []
+    for some in (samples[:2], samples[2:]):
+        batch = processor.collate(some)
+        # Lengths are an input of the graph even if all are equal.
+        if lengths := [size for sample in some if (size := processor.size(sample))]:
+            batch["lengths"] = torch.tensor(lengths)
+        batches.append(batch)
+    return batches[0], batches[1]
 
 
 def _text(processor: Any, share: float, generator: torch.Generator) -> Tensor:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from onepeace.embed.embedder import Embedder, load
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 from onepeace.export.examples import Batch, examples
 from onepeace.export.graph import OUTPUT, distance, trace, write_onnx
 from onepeace.export.int8 import SINGLE_FILE, quantize
-from onepeace.export.session import onnxruntime, open_session
+from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 RECORD = "export.json"
 FORMAT = 1
-ENDINGS = {"onnx": ".onnx", "int8": ".onnx", "torch": ".pt2"}
-"""Ending of the files by form."""
 TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
 """Largest allowed distance between the unit vectors of the model and of an export; 0.4 is a cosine of 0.92."""
 RULES = {
@@ -98,16 +96,12 @@ def export_model(
     folder = Path(folder)
     check_free(folder, replace=replace, record=RECORD, what="export")
     if form != "torch":
-        onnxruntime()
-        need("onnx", "onnx")
-        need("onnxscript", "onnx")
+        need_writers()
     source = resolve(os.fspath(name))
     has = read_config(source).model.projections
     chosen = tuple(dict.fromkeys(has if modalities is None else modalities))
-    if unknown := [key for key in chosen if key not in has]:
-        raise UserError(f"{name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
-    if not chosen:
-        raise UserError(f"{name} makes no vectors, so there is nothing to export")
+    if not chosen or not set(chosen) <= set(has):
+        raise UserError(f"{name} embeds {', '.join(has) or 'nothing'}; {', '.join(chosen) or 'all'} cannot be exported")
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     done = []
@@ -118,7 +112,7 @@ def export_model(
             embedder.module.decoder = None  # not needed, and torch.export would keep its weights
             processor = embedder.processors[key]
             batches = examples(key, processor)
-            path = part / f"{key}{ENDINGS[form]}"
+            path = part / f"{key}.{'pt2' if form == 'torch' else 'onnx'}"
             apart = _write(embedder, key, batches, path, form)
             size = sum(file.stat().st_size for file in part.glob(f"{path.name}*"))
             done.append(Exported(key, folder / path.name, size, apart))
@@ -165,8 +159,8 @@ def _check(run: Callable[..., Tensor], embedder: Embedder, key: str, batch: Batc
     apart, allowed = distance(run, embedder.module, key, batch), TOLERANCE[form]
     if not apart <= allowed:
         raise UserError(
-            f"the {form} export of {key} is refused: its vectors are up to {apart:.2g} away from the model's, and "
-            f"{allowed:g} is allowed"
+            f"the {form} export of {key} is refused: its vectors differ from the model's by up to {apart:.2g}, "
+            f"more than {allowed:g}"
         )
     return apart
 

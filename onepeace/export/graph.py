@@ -45,7 +45,7 @@ def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
         try:
             return torch.export.export(branch, tuple(example.values()), dynamic_shapes=(shapes,))
         except Exception as error:  # from torch's tracer, its symbolic shapes or the network
-            raise _cannot(key, error) from error
+            raise UserError(f"torch cannot export the {key} branch: {one_line(error)[:200]}") from error
 
 
 def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, external_data: bool = False) -> None:
@@ -68,7 +68,8 @@ def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, extern
                 output_names=[OUTPUT],
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise _cannot("", error.__cause__ or error) from error
+            reason = one_line(error.__cause__ or error)
+            raise UserError(f"torch cannot write {path.name}: {reason[:200]}") from error
 
 
 @contextmanager
@@ -77,11 +78,6 @@ def _translating() -> Iterator[None]:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's internals
         yield
-
-
-def _cannot(key: str, error: BaseException) -> UserError:
-    branch = f"the {key} branch of this model" if key else "this model"
-    return UserError(f"torch cannot export {branch}: {one_line(error)[:200]}")
 
 
 @torch.no_grad()

@@ -1,15 +1,10 @@
-"""ONNX files with weights of 8 bits, for CPUs: a quarter of the size.
+"""Quantisation of ONNX files to 8 bits, for CPUs: a quarter of the size.
 
-Matrix products are in int8, by `onnxruntime.quantization.quantize_dynamic`: their inputs are rounded as they come.
-Their weights have 7 bits, as onnxruntime advises: on x86 CPUs without VNNI a sum of two products of 8 bits overflows,
-and a file should give the same vectors everywhere.
+Matrix products are computed in int8 by `onnxruntime.quantization.quantize_dynamic`, with weights of 7 bits: on x86 CPUs
+without VNNI a sum of two 8-bit products overflows, and a file should give the same vectors everywhere.
 
-Every other large weight is stored as int8 with a float32 scale per output channel (per word of a vocabulary), and
-computed with in float32. It becomes Cast and Mul of constants: onnxruntime works them out once when it opens the file.
-It keeps DequantizeLinear, the operator meant for this, and computes it at every call: pictures then take over twice the
-time.
-
-torch.ao.quantization is deprecated and about to be removed from torch; its successor, torchao, writes no ONNX.
+Every other large weight is stored as int8 with a float32 scale per output channel, and converted by Cast and Mul, which
+onnxruntime folds when it opens the file. DequantizeLinear would be computed at every call: twice the time for images.
 """
 
 import tempfile
@@ -21,21 +16,21 @@ import numpy as np
 from onepeace.errors import need
 
 LEAST = 4096
-"""Numbers in a weight that is worth storing as int8."""
+"""Minimum number of values in a weight stored as int8."""
 PER_SCALE = 32
-"""Numbers that share a scale, at least. Depthwise convolutions have fewer, and would cost more accuracy than all other
+"""Minimum number of values per scale. Depthwise convolutions have fewer and would cost more accuracy than all other
 layers of a convolutional stem together."""
 SINGLE_FILE = 1_800_000_000
-"""Bytes that fit into one ONNX file, whose limit is 2 GB; the weights of larger graphs go into a file beside it."""
+"""Maximum bytes of weights in one ONNX file, whose limit is 2 GB; larger weights go into a file beside it."""
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Write `target`, the graph of `source` with matrix products in int8 and its other large weights stored as int8."""
+    """Write the graph of `source` to `target` with int8 matrix products and its other large weights stored as int8."""
     onnx = need("onnx", "onnx")
     quantization = need("onnxruntime.quantization", "onnx")
     graph = onnx.load(source)
     large = _size(graph) > SINGLE_FILE
-    # Else it advises to run its own optimisation first, which torch's export has done.
+    # Without it onnxruntime advises to run its own optimisation first, which torch's export has done.
     onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory(prefix="onepeace-") as folder:
         path = Path(folder, target.name)
@@ -55,7 +50,7 @@ def quantize(source: Path, target: Path) -> None:
 
 
 def store(model: Any) -> None:
-    """Store the large weights of a graph as int8; biases and small weights stay."""
+    """Store the large weights of a graph as int8; biases and small weights are kept."""
     onnx = need("onnx", "onnx")
     graph = model.graph
     uses: dict[str, list[tuple[Any, int]]] = {}
@@ -89,7 +84,7 @@ def store(model: Any) -> None:
 
 
 def _scaled_axis(node: Any, i: int) -> int | None:
-    """The axis of a weight, input `i` of a node, that has a scale for each place; None for another kind of input."""
+    """Axis with one scale per index, of the weight that is input `i` of a node; None for another kind of input."""
     if node.op_type == "Gemm" and i == 1:
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         return 0 if transposed else -1

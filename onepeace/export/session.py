@@ -16,6 +16,13 @@ def onnxruntime() -> ModuleType:
     return need("onnxruntime", "onnx")
 
 
+def need_writers() -> None:
+    """Raise UserError unless the packages that write and run ONNX files are installed."""
+    onnxruntime()
+    need("onnx", "onnx")
+    need("onnxscript", "onnx")
+
+
 def open_session(path: Path, *, optimize: bool = True) -> Any:
     """Open an `onnxruntime.InferenceSession` on one CPU core.
 
@@ -35,4 +42,4 @@ def open_session(path: Path, *, optimize: bool = True) -> Any:
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no other base; an older version may lack operators
-        raise UserError(f"onnxruntime {ort.__version__} does not read {path.name}: {one_line(error)}") from error
+        raise UserError(f"onnxruntime {ort.__version__} cannot read {path.name}: {one_line(error)}") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onepeace.errors import UserError, need, one_line
-from onepeace.export.session import open_session
+from onepeace.errors import UserError, one_line
+from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.cache import cache_folder
 from onepeace.processors.pieces import TextPieces
@@ -37,7 +37,7 @@ class TextBranch:
     def __init__(self, folder: Path) -> None:
         for name, crc in json.loads((folder / CHECKSUMS).read_bytes()).items():
             if zlib.crc32((folder / name).read_bytes()) != crc:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} is damaged")
         branch = json.loads((folder / "export.json").read_bytes())["branches"]["text"]
         self._pieces = TextPieces(read_tokenizer(folder / "tokenizer.json"), **branch["preprocessing"])
         self._session = open_session(folder / branch["file"], optimize=False)
@@ -50,7 +50,7 @@ class TextBranch:
             # Another environment, which has onnxruntime, may have written it.
             return cls(folder) if (folder / CHECKSUMS).is_file() and find_spec("onnxruntime") else None
         except (UserError, OSError, KeyError, ValueError) as error:
-            log.warning("%s: not used (%s); the model reads the words; delete it", folder, one_line(error))
+            log.warning("%s: not used (%s), so the model is loaded; delete this folder", folder, one_line(error))
             return None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -78,9 +78,7 @@ def keep_text_branch(model: str, model_hash: str) -> None:
     if (folder / CHECKSUMS).is_file():
         return
     try:
-        need("onnxruntime", "onnx")
-        need("onnx", "onnx")
-        need("onnxscript", "onnx")
+        need_writers()
         from onepeace.export.folder import export_model
 
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,4 +87,4 @@ def keep_text_branch(model: str, model_hash: str) -> None:
         crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir())}
         write_text_atomic(folder / CHECKSUMS, json.dumps(crcs))
     except (UserError, OSError) as error:  # the branch only saves time
-        log.info("%s: not kept (%s); queries of words load the model", folder, one_line(error))
+        log.info("%s: not written (%s); text queries load the model", folder, one_line(error))

@@ -26,9 +26,7 @@ def load(
     model_name: str = "tiny", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[ClipModel, Transform, Tokenizer]:
     """Load (model, transform, tokenizer), as CLIP_benchmark's loaders do."""
-    model, _, transform = create_model_and_transforms(
-        model_name, precision="auto", device=device, modalities=("text", "image"), cache_dir=cache_dir
-    )
+    model, _, transform = create_model_and_transforms(model_name, precision="auto", device=device, cache_dir=cache_dir)
     return model, transform, get_tokenizer(model_name, cache_dir=cache_dir)
 
 

@@ -40,10 +40,10 @@ class Collection:
         if place in ("", address):
             raise UsageError(f"{address}: give milvus://HOST[:PORT], or milvus://FILE.db for a file of Milvus Lite")
         need("pymilvus", "milvus")
-        self._uri = f"http://{place}"
-        if place.endswith(".db"):
+        self._is_lite = place.endswith(".db")
+        if self._is_lite:
             need("milvus_lite", "milvus")
-            self._uri = os.path.join(store.folder.absolute(), place)
+        self._uri = os.path.join(store.folder.absolute(), place) if self._is_lite else f"http://{place}"
         self._address, self._store, self._matrix = address, store, matrix
         self._name = f"onepeace_{store.meta['id']}"
         self._client: Any = None
@@ -71,9 +71,18 @@ class Collection:
         Raises:
             UserError: Milvus does not answer.
         """
+        from pymilvus import DataType
+
         with self._answering() as client:
             if not client.has_collection(self._name):
-                self._create(client)
+                schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+                schema.add_field("id", DataType.INT64, is_primary=True)
+                schema.add_field("modality", DataType.INT8)
+                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
+                index = client.prepare_index_params()
+                # By default Milvus Lite builds a graph, where a filtered search finds a tenth of the matches.
+                index.add_index("vector", index_type="FLAT" if self._is_lite else "AUTOINDEX", metric_type="IP")
+                client.create_collection(self._name, schema=schema, index_params=index)
             client.load_collection(self._name)
             found = client.query_iterator(self._name, MOST, output_fields=["id"], consistency_level="Strong")
             there = [row["id"] for rows in iter(found.next, []) for row in rows]
@@ -92,7 +101,7 @@ class Collection:
         """Close the connection."""
         if self._client is not None:
             self._client.close()
-            if self._uri.endswith(".db"):  # its server runs in this process and holds the file's lock
+            if self._is_lite:  # its server runs in this process and holds the file's lock
                 from milvus_lite.server_manager import server_manager_instance
 
                 server_manager_instance.release_server(self._uri)
@@ -105,19 +114,7 @@ class Collection:
             count = client.query(self._name, output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
             self._is_checked = (state, count) == (vectors_state(self._store), len(self._matrix))
         if not self._is_checked:
-            raise UserError(f"{self._address}: not all of this index is there; run onepeace index update")
-
-    def _create(self, client: Any) -> None:
-        from pymilvus import DataType
-
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", DataType.INT64, is_primary=True)
-        schema.add_field("modality", DataType.INT8)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
-        index = client.prepare_index_params()
-        # By default Milvus Lite builds a graph, where a filtered search finds a tenth of the matches.
-        index.add_index("vector", index_type="FLAT" if self._uri.endswith(".db") else "AUTOINDEX", metric_type="IP")
-        client.create_collection(self._name, schema=schema, index_params=index)
+            raise UserError(f"{self._address}: the collection is out of date; run onepeace index update")
 
     @contextmanager
     def _answering(self) -> Iterator[Any]:

@@ -32,45 +32,31 @@ class MtebEncoder:
     @cached_property
     def mteb_model_meta(self) -> Any:
         """Metadata that mteb writes beside the results; a model folder does not record its training data."""
-        parameters = sum(parameter.numel() for parameter in self.model.module.parameters())
-        size = sum(parameter.nbytes for parameter in self.model.module.parameters())
+        name = self.model_name if self.model_name.count("/") == 1 else f"onepeace/{Path(self.model_name).name}"
+        parameters = list(self.model.module.parameters())
         text: Any = self.model.processors.get("text")
-        return need("mteb.models.model_meta", "eval").ModelMeta(
-            loader=type(self),
-            name=self.model_name if self.model_name.count("/") == 1 else f"onepeace/{Path(self.model_name).name}",
-            revision=self.revision or "local",
-            release_date=None,
-            languages=["eng-Latn"],
-            n_parameters=parameters,
-            memory_usage_mb=size / 2**20,
-            max_tokens=text.max_tokens if text else None,
-            embed_dim=self.model.embed_dim,
-            license=None,
-            open_weights=None,
-            public_training_code=None,
-            public_training_data=None,
-            framework=["PyTorch"],
-            similarity_fn_name="cosine",
-            use_instructions=False,
-            training_datasets=None,
-            modalities=list(self.model.modalities),
+        return need("mteb.models.model_meta", "eval").ModelMeta.create_empty(
+            {
+                "loader": type(self),
+                "name": name,
+                "revision": self.revision or "local",
+                "languages": ["eng-Latn"],
+                "n_parameters": sum(parameter.numel() for parameter in parameters),
+                "memory_usage_mb": sum(parameter.nbytes for parameter in parameters) / 2**20,
+                "max_tokens": text.max_tokens if text else None,
+                "embed_dim": self.model.embed_dim,
+                "framework": ["PyTorch"],
+                "similarity_fn_name": "cosine",
+                "use_instructions": False,
+                "modalities": list(self.model.modalities),
+            }
         )
 
     def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
-        batch_size: int = 32,
-        show_progress_bar: bool = False,
-        **_: Any,
+        self, inputs: Any, *, batch_size: int = 32, show_progress_bar: bool = False, **_: Any
     ) -> NDArray[np.float32]:
         """Unit vectors (n, E) of the rows of a DataLoader, whose batches map modalities to lists."""
-        vectors = self.model.encode(self._items(inputs), batch_size=batch_size, progress=show_progress_bar)
-        return np.asarray(vectors)
+        return np.asarray(self.model.encode(self._items(inputs), batch_size=batch_size, progress=show_progress_bar))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosines (n, m) of all pairs."""

@@ -12,8 +12,8 @@ its import alone; it reads no weights.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,7 +26,7 @@ from onepeace.embed.embedder import Embedder, load
 from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
-from onepeace.processors import PROCESSORS, Processor
+from onepeace.processors import PROCESSORS, Processor, TextProcessor
 from onepeace.processors.tokenizer import PAD
 
 
@@ -57,7 +57,7 @@ class ClipModel(nn.Module):
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Freeze all parameters of the image tower, including the attention, which texts share."""
         if unlocked_groups:
-            raise UserError(f"unlocked_groups is {unlocked_groups}; the tower is locked as a whole here, with 0")
+            raise UserError(f"unlocked_groups is {unlocked_groups}; only the whole tower can be locked: 0")
         for _, parameter in self.visual.named_parameters():
             parameter.requires_grad_(False)
 
@@ -111,29 +111,21 @@ Transform: TypeAlias = Callable[[Any], Tensor]
 """Maps an image, PIL or any other form, to a tensor (3, H, W); picklable, for worker processes."""
 
 
-class AugmentedPicture:
+def _augmented(picture: Any, processor: Processor) -> Tensor:
     """Random crop of an image: the transform for training, seeded by torch's generator."""
-
-    augment = ImageAugment(crop_scale=(0.9, 1.0))
-
-    def __init__(self, processor: Processor) -> None:
-        self.processor = processor
-
-    def __call__(self, picture: Any) -> Tensor:
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        whole = self.augment.load(picture, self.processor)
-        crop, _ = self.augment.vary(whole, "", self.processor, rng, another=lambda: (whole, ""))
-        return self.augment.collate([crop], self.processor)["pixels"][0]
+    rng, augment = np.random.default_rng(int(torch.randint(2**62, ()))), ImageAugment(crop_scale=(0.9, 1.0))
+    whole = augment.load(picture, processor)
+    crop, _ = augment.vary(whole, "", processor, rng, another=lambda: (whole, ""))
+    return augment.collate([crop], processor)["pixels"][0]
 
 
 class Tokenizer:
     """Maps one or several texts to ids (B, L), padded on the right to one length, so that batches can be stacked. The
     vector of a text does not depend on the padding."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, context_length: int | None = None) -> None:
         self.processor = processor
-        limit = processor.max_tokens
-        self.context_length: int | None = None if limit is None else limit + 1
+        self.context_length: int | None = context_length or (processor.max_tokens and processor.max_tokens + 1)
         """L, including the end token; None: that of the longest text of a batch."""
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
@@ -155,7 +147,6 @@ def create_model_and_transforms(
     *,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
-    modalities: Iterable[str] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> tuple[ClipModel, Transform, Transform]:
     """Load (model, preprocess_train, preprocess_val), as open_clip's function does.
@@ -164,13 +155,12 @@ def create_model_and_transforms(
         model_name: see `onepeace.load`.
         pretrained: ignored, as in open_clip for names that include the weights ("local-dir:...").
         precision: "fp32", "bf16", or "fp16" (not on a CPU).
-        device, modalities: as of `onepeace.load`.
+        device: see `onepeace.load`.
         cache_dir: folder for downloads, in place of the default.
     """
-    folder = resolve(model_name, cache_dir)
-    embedder = load(folder, device=device, dtype=precision, modalities=modalities)
-    processor = _processor(folder, "image")
-    return ClipModel(embedder).eval(), AugmentedPicture(processor), processor.decode
+    embedder = load(resolve(model_name, cache_dir), device=device, dtype=precision, modalities=("text", "image"))
+    processor = embedder.processor("image", projected=True)
+    return ClipModel(embedder).eval(), partial(_augmented, processor=processor), processor.decode
 
 
 def get_tokenizer(
@@ -178,14 +168,7 @@ def get_tokenizer(
     context_length: int | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Tokenizer:
-    """Tokenizer of a model."""
-    tokenizer = Tokenizer(_processor(resolve(model_name, cache_dir), "text"))
-    tokenizer.context_length = context_length or tokenizer.context_length
-    return tokenizer
-
-
-def _processor(folder: Path, key: str) -> Processor:
-    config = read_config(folder)
-    if key not in config.model.projections:
-        raise UserError(f"{folder} has no vectors of {key}; those that have: {', '.join(config.model.projections)}")
-    return PROCESSORS[key].from_config(config.processors.get(key, {}), folder)
+    """Load the tokenizer of a model."""
+    folder = resolve(model_name, cache_dir)
+    settings = read_config(folder).processors.get("text", {})
+    return Tokenizer(TextProcessor.from_config(settings, folder), context_length)

@@ -1,9 +1,9 @@
 """Embedding in Ray actors, on this machine or a cluster: ``onepeace index build --engine ray``.
 
-`open_engine` is the hook of `onepeace.index.write`. Its `Embedder` has a `stream` that sends items to the actors in
-chunks and yields the results in order. Ray restarts an actor that died and retries its chunk once; a chunk that kills
-it again is embedded item by item, and an item that kills it alone counts as failed. Paths and the name of the model
-must mean the same on every machine.
+`open_engine` is the hook of `onepeace.index.write`. Its `Embedder` has a `stream` that sends chunks of items to the
+actors and yields the results in order. Ray restarts an actor that died and retries its chunk once; a chunk that kills
+it again is embedded item by item, and an item that kills it alone has failed. Paths and the name of the model must mean
+the same on every machine.
 """
 
 import logging
@@ -46,8 +46,7 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
     from onepeace.device import may_be_gpu
     from onepeace.embed import embedder
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:  # the cluster that runs here, or else processes of this machine
             ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.CRITICAL)
@@ -60,18 +59,14 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
     needs = {"num_gpus": 1 / -(-count // gpus)} if gpus else {"num_cpus": float(int(share)) if share >= 1 else share}
     actor = ray.remote(max_restarts=-1, max_task_retries=1, **needs)(_Actor)
     load = partial(embedder.load, model, device=device, dtype=dtype)
-    return RayEmbedder(model, [actor.remote(load) for _ in range(count)], is_ours)
+    return RayEmbedder(model, [actor.remote(load) for _ in range(count)])
 
 
 class RayEmbedder:
-    """`Embedder` without a model in this process.
+    """`Embedder` without a model in this process; `close` ends its actors, and Ray runs on."""
 
-    Args:
-        is_ours: Ray was started for the actors, and ends with them.
-    """
-
-    def __init__(self, model: str, actors: Sequence[Any], is_ours: bool) -> None:
-        self._model, self._actors, self._is_ours = model, actors, is_ours
+    def __init__(self, model: str, actors: Sequence[Any]) -> None:
+        self._model, self._actors = model, actors
         try:
             self.processors = _answer([actor.load.remote() for actor in actors])[0]
         except BaseException:
@@ -83,8 +78,6 @@ class RayEmbedder:
 
         for actor in self._actors:
             ray.kill(actor)
-        if self._is_ours:
-            ray.shutdown()
 
     def encode_text(self, texts: Sequence[str], **options: Any) -> Any:
         """See `Embedder.encode_text`; computed in this process, as texts are few."""
@@ -115,7 +108,7 @@ class RayEmbedder:
                     try:
                         yield from _taken([item], next(actors).embed.remote([item], options))
                     except Died:
-                        yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it dies of it"))
+                        yield Embedded(0, name_of(0, item), error=UserError("it kills the process that embeds it"))
 
 
 class _Actor:
@@ -154,7 +147,7 @@ def _answer(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayActorError as error:
-        raise Died(f"an actor died ({one_line(error)}); if memory is short, take fewer: --engine ray:1") from error
+        raise Died(f"an actor died ({one_line(error)}); if memory is short, use fewer: --engine ray:1") from error
     except RayTaskError as error:
         cause = error.cause
         reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"

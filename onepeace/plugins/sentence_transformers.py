@@ -79,7 +79,7 @@ class OnePeaceModule(_modules.InputModule):
     def max_seq_length(self, value: int | None) -> None:
         text = self.processors.get("text")
         if not isinstance(text, TextProcessor):
-            raise UserError("max_seq_length is about texts, and this model reads none")
+            raise UserError("max_seq_length: this model reads no texts")
         text.max_tokens = None if value is None else value - 1
         processors = {**self.config.processors, "text": text.settings}
         self.config = replace(self.config, processors=processors)

@@ -34,7 +34,7 @@ from onepeace.hub.convert.convert import convert
 from onepeace.hub.convert.infer import CLIP_MEAN, CLIP_STD
 from onepeace.hub.folder import read_config
 from onepeace.hub.one_peace import resize
-from onepeace.plugins.timm_model import with_image_size
+from onepeace.plugins.timm import with_image_size
 
 
 @pytest.fixture(autouse=True)

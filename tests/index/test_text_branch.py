@@ -32,7 +32,7 @@ def test_words_are_read_without_the_model(tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:  # another environment, without onnxruntime
         patch.setattr("onepeace.export.text_branch.find_spec", lambda name: None)
         assert TextBranch.open(model_hash) is None
-    assert "not used" not in caplog.text
+    assert "onepeace.export.text_branch" not in [record.name for record in caplog.records]
 
     monkeypatch.setattr("onepeace.export.folder.export_model", lambda *_, **__: pytest.fail("it is there"))
     build(tmp_path / "two", paths, str(model), progress=False)
@@ -44,4 +44,4 @@ def test_words_are_read_without_the_model(tmp_path, monkeypatch, caplog):
     path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
     with caplog.at_level(logging.WARNING, "onepeace"):
         assert TextBranch.open(model_hash) is None
-    assert "tokenizer.json is not what was written" in caplog.text
+    assert "tokenizer.json" in caplog.text

@@ -53,10 +53,7 @@ def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_fo
         (folder / f"{i}.txt").write_text(f"words {i}" + {3: " deadly", 20: " bad"}.get(i, ""))
     options = {"engine": "ray:2", "batch_size": 4, "progress": False}
     report = build(tmp_path / "index", [folder], str(random_folder), **options)
-    assert sorted((os.path.basename(problem.path), problem.reason) for problem in report.problems) == [
-        ("20.txt", "a bad file"),
-        ("3.txt", "the process that embeds it dies of it"),
-    ]
+    assert sorted(os.path.basename(problem.path) for problem in report.problems) == ["20.txt", "3.txt"]
     assert len(content(tmp_path / "index")) == 30
     assert report.vectors == 28
 

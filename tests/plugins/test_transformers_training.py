@@ -80,11 +80,9 @@ def test_a_model_s_own_head_is_kept_unless_the_classes_differ(tmp_path, inputs):
     assert torch.equal(kept.norm.weight, new.norm.weight)
     assert (new.out.bias == 0).all()
     assert (kept.out.bias != 0).any()
-    own.reset_head(7)
-    assert own(inputs["pixel_values"]).logits.shape == (2, 7)
     own.save_pretrained(tmp_path / "saved")
     again = plugin.OnePeaceForImageClassification.from_pretrained(tmp_path / "saved")
-    assert again.config.num_labels == 7
+    assert again.config.num_labels == 5
     assert torch.equal(again(inputs["pixel_values"]).logits, own(inputs["pixel_values"]).logits)
 
 

@@ -7,8 +7,6 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from onepeace.config import to_plain
-
 from .configuration import HEAD, OnePeaceConfig
 from .modeling import Inputs, OnePeacePreTrainedModel, model_inputs
 
@@ -21,6 +19,7 @@ class _Classifier(OnePeacePreTrainedModel):
 
     modalities: ClassVar[tuple[str, ...]]
     head_on: ClassVar[str]
+    output_class: ClassVar[Any] = SequenceClassifierOutput
     # Files of a larger model load too.
     _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
 
@@ -37,16 +36,12 @@ class _Classifier(OnePeacePreTrainedModel):
         self.num_labels = config.num_labels
         self.loss_type = "ForSequenceClassification"  # the library finds no loss by the name of every subclass
 
-    def reset_head(self, num_labels: int) -> None:
-        """Give the head a fresh output layer for that many classes."""
-        self.onepeace.reset_head(HEAD, num_labels)
-        self.config.model = to_plain(self.onepeace.config)
-        self.config.num_labels = self.num_labels = num_labels
-
-    def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> tuple[Tensor | None, Tensor]:
+    @capture_outputs(tie_last_hidden_states=False)
+    def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> Any:
         logits = self.onepeace.predict(inputs, head=HEAD)
         # Cross entropy, binary cross entropy or a squared error, by problem_type or else the labels' dtype.
-        return None if labels is None else self.loss_function(labels, logits, self.config, **kwargs), logits
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return self.output_class(loss, logits)
 
 
 class OnePeaceForImageClassification(_Classifier):
@@ -55,8 +50,8 @@ class OnePeaceForImageClassification(_Classifier):
     main_input_name = "pixel_values"
     modalities = ("image",)
     head_on = "image"
+    output_class = ImageClassifierOutput
 
-    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
@@ -65,9 +60,7 @@ class OnePeaceForImageClassification(_Classifier):
             pixel_values: (B, 3, H, W), normalised.
             labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
         """
-        return ImageClassifierOutput(
-            *self._classify(model_inputs(self, kwargs, pixel_values=pixel_values), labels, **kwargs)
-        )
+        return self._classify(model_inputs(self, kwargs, pixel_values=pixel_values), labels, **kwargs)
 
 
 class OnePeaceForAudioClassification(_Classifier):
@@ -77,7 +70,6 @@ class OnePeaceForAudioClassification(_Classifier):
     modalities = ("audio",)
     head_on = "audio"
 
-    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -91,7 +83,7 @@ class OnePeaceForAudioClassification(_Classifier):
             labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
         """
         inputs = model_inputs(self, kwargs, input_values=input_values, padding_mask=padding_mask)
-        return SequenceClassifierOutput(*self._classify(inputs, labels, **kwargs))
+        return self._classify(inputs, labels, **kwargs)
 
 
 class OnePeaceForVisualQuestionAnswering(_Classifier):
@@ -100,7 +92,6 @@ class OnePeaceForVisualQuestionAnswering(_Classifier):
     modalities = ("text", "image")
     head_on = "text"
 
-    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -115,4 +106,4 @@ class OnePeaceForVisualQuestionAnswering(_Classifier):
             labels: numbers of answers (B,), or scores of all answers (B, num_labels).
         """
         inputs = model_inputs(self, kwargs, input_ids, attention_mask, pixel_values)
-        return SequenceClassifierOutput(*self._classify(inputs, labels, **kwargs))
+        return self._classify(inputs, labels, **kwargs)

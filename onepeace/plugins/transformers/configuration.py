@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from onepeace.config import Config, Options, build, to_plain
+from onepeace.config import Config, build, merge, to_plain
 from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.folder import read_config
@@ -17,14 +17,19 @@ HEAD = "classifier"
 """Name of the head that the classifiers use."""
 
 
-def _size(field: str) -> Any:
-    """A field of ``model`` under a name of transformers."""
+def _field(*path: str, default: Any = None) -> Any:
+    """Property for a field of ``model``, by the names that lead to it."""
 
-    def get(self: "OnePeaceConfig") -> int:
-        return (self.model or {}).get(field, 0)
+    def get(self: "OnePeaceConfig") -> Any:
+        value: Any = self.model or {}
+        for name in path[:-1]:
+            value = value.get(name, {})
+        return value.get(path[-1], default)
 
-    def put(self: "OnePeaceConfig", value: int) -> None:
-        self.model = {**(self.model or {}), field: value}
+    def put(self: "OnePeaceConfig", value: Any) -> None:
+        for name in reversed(path):
+            value = {name: value}
+        self.model = merge(self.model or {}, value)
 
     return property(get, put)
 
@@ -80,31 +85,16 @@ class OnePeaceConfig(PreTrainedConfig):
             part = keep_modalities(whole, modalities, f"configuration {self.name_or_path or self.model_type}")
             self.model, self.processors = to_plain(part.model), to_plain(part.processors)
 
-    def adapter(self, key: str) -> Options:
-        """Options of a modality's adapter; empty if the model lacks it."""
-        return (self.model or {}).get("adapters", {}).get(key, {})
-
-    hidden_size, projection_dim = _size("dim"), _size("embed_dim")
-    num_hidden_layers, num_attention_heads, intermediate_size = _size("depth"), _size("num_heads"), _size("ffn_dim")
-
-    @property
-    def vocab_size(self) -> int | None:
-        return self.adapter("text").get("vocab_size")
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        model = self.model or {}
-        text = {**self.adapter("text"), "vocab_size": value}
-        self.model = {**model, "adapters": {**model.get("adapters", {}), "text": text}}
+    hidden_size, projection_dim = _field("dim", default=0), _field("embed_dim", default=0)
+    num_hidden_layers, num_attention_heads = _field("depth", default=0), _field("num_heads", default=0)
+    intermediate_size = _field("ffn_dim", default=0)
+    vocab_size = _field("adapters", "text", "vocab_size")
+    patch_size = _field("adapters", "image", "patch_size", default=16)
 
     @property
     def image_size(self) -> int | list[int]:
         """Side of the processor's images; [height, width] if they differ."""
         return (self.processors or {}).get("image", {}).get("size", 256)
-
-    @property
-    def patch_size(self) -> int:
-        return self.adapter("image").get("patch_size", 16)
 
     num_channels = 3
     bos_token_id, pad_token_id, eos_token_id = BOS, PAD, EOS
@@ -134,7 +124,7 @@ class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
 
     def _set_depth(self, value: int) -> None:
         last_only = self._out_indices == [self.num_hidden_layers]
-        self.model = {**(self.model or {}), "depth": value}
+        OnePeaceConfig.num_hidden_layers.fset(self, value)
         self._name_stages(out_indices=None if last_only else self._out_indices)
 
     num_hidden_layers = property(OnePeaceConfig.num_hidden_layers.fget, _set_depth)

@@ -91,20 +91,16 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         Raises:
             UserError: unknown name, or missing tensors or modalities.
         """
-        loading = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "device_map") if key in kwargs}
-        if not {"dtype", "torch_dtype"} & loading.keys():
-            loading["dtype"] = torch.float32
-        folder = resolve(name)
+        loading = {"dtype": kwargs.pop("dtype", torch.float32), "device_map": kwargs.pop("device_map", None)}
         config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
-        found = weights.describe(folder)
-        weights.compare(str(folder), found.shapes, weights.expected(found.config))
+        found = weights.load_encoder(resolve(name)).state_dict()
         with torch.device("meta"):
             wanted = cls(config).onepeace.state_dict()
-        # A head of another number of classes is left out, and so begins afresh.
+        # A head with another number of classes is left out, so it is initialised.
         state = {
-            f"{cls.base_model_prefix}.{key}": found.tensors[key].read()
+            f"{cls.base_model_prefix}.{key}": found[key]
             for key, value in wanted.items()
-            if key in found.tensors and tuple(value.shape) == found.shapes[key]
+            if key in found and value.shape == found[key].shape
         }
         model = cls.from_pretrained(None, config=config, state_dict=state, **loading, **rest)
         model.name_or_path = model.config.name_or_path = str(name)

@@ -1,7 +1,7 @@
 """Processors of images, sounds and texts; `onepeace.processors` does the work."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
-from onepeace.processors import AudioProcessor, ImageProcessor
+from onepeace.processors import PROCESSORS
 
 from .tokenization import OnePeaceTokenizer
 
@@ -20,24 +20,36 @@ IGNORED = ("data_format", "device", "input_data_format", "padding", "return_atte
 """Options that callers in transformers always pass."""
 
 
-class OnePeaceImageProcessor(BaseImageProcessor):
+class _FromModel:
+    """Processor with the settings of a model's own."""
+
+    modality: ClassVar[str]
+    settings: dict[str, Any]
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny") -> Any:
+        """Processor of a model by name, as `onepeace.load` takes it."""
+        config = read_config(resolve(name))
+        if cls.modality not in config.model.adapters:
+            raise UserError(f"{name}: no modality {cls.modality!r}; the model has {', '.join(config.model.adapters)}")
+        return cls(config.processors.get(cls.modality, {}))  # type: ignore[call-arg]
+
+    @property
+    def processor(self) -> Any:
+        """The `onepeace.processors` class with these settings."""
+        return PROCESSORS[self.modality].from_config(self.settings)
+
+
+class OnePeaceImageProcessor(_FromModel, BaseImageProcessor):
     """Images to ``pixel_values`` (B, 3, H, W); the settings are those of `onepeace.processors.ImageProcessor`."""
 
+    modality = "image"
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.settings = dict(settings or {})
-        ImageProcessor.from_config(self.settings)  # a wrong one is named at once
-
-    @classmethod
-    def from_onepeace(cls, name: str = "tiny") -> "OnePeaceImageProcessor":
-        """Processor of a model by name, as `onepeace.load` takes it."""
-        return cls(_settings(name, "image"))
-
-    @property
-    def processor(self) -> ImageProcessor:
-        return ImageProcessor(**self.settings)
+        _ = self.processor  # a wrong setting is named at once
 
     @property
     def size(self) -> dict[str, int]:
@@ -72,17 +84,13 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
     The settings are those of `onepeace.processors.AudioProcessor`.
     """
 
+    modality = "audio"
     model_input_names = ["input_values", "padding_mask"]  # noqa: RUF012
 
     def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        rate = AudioProcessor.from_config(settings or {}).sample_rate  # type: ignore[attr-defined]
-        super().__init__(**{**kwargs, "feature_size": 1, "sampling_rate": rate, "padding_value": 0.0})
         self.settings = dict(settings or {})
-
-    @classmethod
-    def from_onepeace(cls, name: str = "tiny") -> "OnePeaceFeatureExtractor":
-        """Processor of a model by name, as `onepeace.load` takes it."""
-        return cls(_settings(name, "audio"))
+        rate = self.processor.sample_rate
+        super().__init__(**{**kwargs, "feature_size": 1, "sampling_rate": rate, "padding_value": 0.0})
 
     def __call__(
         self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: Any = None, **options: Any
@@ -99,7 +107,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
         if isinstance(raw_speech, list | tuple) and all(isinstance(sample, float | int) for sample in raw_speech):
             sounds = [np.asarray(raw_speech, dtype=np.float32)]
         rate = sampling_rate or self.sampling_rate
-        processor = AudioProcessor(**self.settings)
+        processor = self.processor
         items = [np.asarray(sound) if isinstance(sound, list) else sound for sound in sounds]
         samples = [processor.decode((item, rate) if isinstance(item, np.ndarray | Tensor) else item) for item in items]
         waveform = processor.collate(samples)["waveform"]
@@ -127,7 +135,7 @@ class OnePeaceProcessor(ProcessorMixin):
         for kind in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
             if set(kind.get_attributes()) == set(parts):
                 return kind(**{attribute: part.from_onepeace(name) for attribute, part in parts.items()})
-        raise UserError(f"{name}: reads {', '.join(known)} alone; take {', '.join(p.__name__ for p in parts.values())}")
+        raise UserError(f"{name}: reads only {', '.join(known)}; use {', '.join(p.__name__ for p in parts.values())}")
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
@@ -166,16 +174,9 @@ PARTS: dict[str, tuple[str, Any]] = {
 """Modality and class of a processor's attributes."""
 
 
-def _settings(name: str, key: str) -> dict[str, Any]:
-    config = read_config(resolve(name))
-    if key not in config.model.adapters:
-        raise UserError(f"{name}: no modality {key!r}; the model has {', '.join(config.model.adapters)}")
-    return config.processors.get(key, {})
-
-
 def _refuse(options: dict[str, Any]) -> None:
     if unknown := [name for name, value in options.items() if value is not None and name not in IGNORED]:
-        raise UserError(f"{unknown[0]} is not an option here; what the model needs is in the processor's settings")
+        raise UserError(f"{unknown[0]} is not an option here; change the settings of the processor")
 
 
 def _feature(batch: dict[str, Tensor], return_tensors: Any) -> BatchFeature:

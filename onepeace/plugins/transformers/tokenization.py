@@ -54,7 +54,7 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
     ) -> BatchEncoding:
         texts = text if isinstance(text, list | tuple) else [text]
         if text_pair is not None or kwargs.get("is_split_into_words") or not all(isinstance(t, str) for t in texts):
-            raise UserError("this tokenizer takes a text or a list of texts; no pairs, and none that are split already")
+            raise UserError("this tokenizer takes a text or a list of texts, not pairs or pre-split words")
         space = " " if self._pieces.prefix_space else ""
         prepared = [space + self._pieces.prepare(t) for t in texts]
         return super()._encode_plus(prepared if texts is text else prepared[0], **kwargs)
