@@ -78,7 +78,7 @@ class OnePeaceImageProcessor(_FromModel, BaseImageProcessor):
         return _feature({"pixel_values": batch["pixels"]}, return_tensors)
 
 
-class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
+class OnePeaceFeatureExtractor(_FromModel, SequenceFeatureExtractor):
     """Sounds to ``input_values`` (B, N), normalised waveforms, and ``padding_mask`` (B, N), 0 in padding.
 
     The settings are those of `onepeace.processors.AudioProcessor`.
