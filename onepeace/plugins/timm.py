@@ -74,7 +74,7 @@ class ImageBranch(nn.Module):
         num_classes: int = 0,
         global_pool: str | None = None,
         in_chans: int = 3,
-        img_size: int | Sequence[int] | None = None,
+        img_size: int | list[int] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         dynamic_img_size: bool = True,
@@ -166,7 +166,7 @@ class ImageBranch(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -216,7 +216,7 @@ class ImageBranch(nn.Module):
         output_fmt = "NCHW" if reshape else "NLC"
         return self.forward_intermediates(x, n, return_prefix_tokens, norm, False, output_fmt, True)
 
-    def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None) -> None:
+    def set_input_size(self, img_size: int | list[int] | None = None, patch_size: int | None = None) -> None:
         """Set ``img_size`` as the constructor does, on a loaded model."""
         if patch_size not in (None, self.patch_size):
             raise UserError(f"patch_size is {patch_size}; the stem has patches of {self.patch_size}")
@@ -235,7 +235,7 @@ class ImageBranch(nn.Module):
         self.pretrained_cfg = self.default_cfg = {**getattr(self, "pretrained_cfg", {}), **size}
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers that the outputs of these blocks do not need; return the block numbers."""
         trunk, adapter = self.trunk, self.trunk.adapters[KEY]
