@@ -207,7 +207,7 @@ class ImageBranch(nn.Module):
     def get_intermediate_layers(
         self,
         x: Tensor,
-        n: int | Sequence[int] = 1,
+        n: int | list[int] = 1,
         reshape: bool = False,
         return_prefix_tokens: bool = False,
         norm: bool = False,
