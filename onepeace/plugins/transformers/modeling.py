@@ -91,7 +91,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         Raises:
             UserError: unknown name, or missing tensors or modalities.
         """
-        loading = {"dtype": kwargs.pop("dtype", torch.float32), "device_map": kwargs.pop("device_map", None)}
+        dtype = kwargs.pop("torch_dtype", torch.float32)  # the older name
+        loading = {"dtype": kwargs.pop("dtype", dtype), "device_map": kwargs.pop("device_map", None)}
         config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
         found = weights.load_encoder(resolve(name)).state_dict()
         with torch.device("meta"):
