@@ -100,8 +100,9 @@ def export_model(
     source = resolve(os.fspath(name))
     has = read_config(source).model.projections
     chosen = tuple(dict.fromkeys(has if modalities is None else modalities))
-    if not chosen or not set(chosen) <= set(has):
-        raise UserError(f"{name} embeds {', '.join(has) or 'nothing'}; {', '.join(chosen) or 'all'} cannot be exported")
+    unknown = [key for key in chosen if key not in has]
+    if unknown or not chosen:
+        raise UserError(f"{name} embeds {', '.join(has) or 'nothing'}; {', '.join(unknown) or 'it'} cannot be exported")
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     done = []
