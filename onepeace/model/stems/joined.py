@@ -1,6 +1,5 @@
-"""Several pretrained networks as one stem."""
+"""Two pretrained networks as one audio stem."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,21 +10,16 @@ from .pretrained import PretrainedStem
 from .soundnet import SoundNetStem
 from .wave import Count
 
-NETWORKS = {"aisfx": AisfxStem, "soundnet": SoundNetStem}
-
 
 class JoinedStem(PretrainedStem):
-    """Pretrained audio stems with tokens of one length, their features side by side.
+    """The networks of `AisfxStem` and `SoundNetStem`, whose tokens are equally long, with their features side by side.
 
     Args:
         dim: width of the tokens.
-        stems: keys of NETWORKS.
     """
 
-    def __init__(self, dim: int, stems: Sequence[str] = ("aisfx", "soundnet")):
-        parts = [NETWORKS[name](0) for name in stems]
-        if len({part.hop for part in parts}) > 1:
-            raise ValueError(f"stems with tokens of {', '.join(f'{part.hop}' for part in parts)} samples")
+    def __init__(self, dim: int):
+        parts = AisfxStem(0), SoundNetStem(0)
         super().__init__(dim, sum(part.channels for part in parts))
         self.network = nn.ModuleList(parts)
         self.hop, self.receptive_field = parts[0].hop, max(part.receptive_field for part in parts)
