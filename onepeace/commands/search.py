@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         files.check_input(value)
     if unused := [name for name in args.weights if not getattr(args, name if name in PARTS else "weights", None)]:
         raise UsageError(f"--weights: the query has no {unused[0]}")
-    only = [kind_of(kind.strip()) for kind in args.only.split(",") if kind.strip()]
+    only = [kind_of(kind.strip()) for kind in args.only.split(",")] if args.only else []
     where = short_forms(args.where, args.after, args.before, args.path)
     if args.html:
         files.check_output(args.html)

@@ -48,7 +48,7 @@ class Query:
         """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
 
         Raises:
-            UserError: the query is empty, or a weight is of an unknown field or not a number from 0.
+            UserError: the query is empty, or a weight is of an unknown or empty field or not a number from 0.
         """
         known = [one.name for one in fields(self) if one.name != "weights"]
         for name, weight in self.weights.items():
@@ -65,6 +65,8 @@ class Query:
             values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
             if name == "vector":
                 values = [] if value is None else [value]
+            if not values and name in self.weights:
+                raise UserError(f"weights has {name}, but the query has no {name}")
             for one in values:
                 if kind == "text" and not isinstance(one, str):
                     raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")

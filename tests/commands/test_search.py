@@ -161,6 +161,7 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
         (["--image", "FOLDER"], "folder"),
         (["--text", "a", "--top", "0"], "--top"),
         (["--text", "a", "--only", "smell"], "smell"),
+        (["--text", "a", "--only", ","], "''"),
         (["--text", "a", "--weights", "image=1"], "--weights"),
         (["--text", "a", "--offset", "-1"], "--offset"),
         (["--text", "a", "--min-match", "nan"], "--min-match"),

@@ -213,6 +213,7 @@ def test_no_hit_matches_better_than_one_above_it(fill):
         (Query(vector=np.zeros(E)), "8 finite numbers, not all 0"),
         (Query(vector=np.ones(E + 1)), r"got \(9,\)"),
         (Query(text="a", weights={"txt": 1.0}), "weights has 'txt'"),
+        (Query(text="a", weights={"vector": 2.0}), "weights has vector"),
         (Query(text="a", weights={"text": 10**400}), "weight of text"),
         (Query(text="a", weights={"text": float("nan")}), "weight of text"),
     ],
