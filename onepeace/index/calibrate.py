@@ -22,7 +22,7 @@ TEXTS = {
 """File of the texts of each bank, one per line.
 
 Sounds have their own texts: most things make no sound, and a query for a sound beats their names too easily."""
-KEPT = {"image": 0.9, "audio": 0.15}
+KEPT = {"image": 0.85, "audio": 0.2}
 """Share of the generic files kept per bank of a model folder: those least similar to the others.
 
 A file with similar generic files has similar files in many folders, and is then not an unrelated query. There are fewer

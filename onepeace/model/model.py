@@ -127,7 +127,8 @@ class OnePeace(Encoder):
         sequence = TokenSequence.concat(placed)
         blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
         found = encode(sequence, blocks, self.norms, self.block_numbers(out_indices))
-        return {key: self.adapters[key].item_features(features) for key, features in found.items()}
+        items = {key: self.adapters[key].item_features(features) for key, features in found.items()}
+        return {key: self.adapters[key].add_pooled(features, stems[key].pooled) for key, features in items.items()}
 
     def block_numbers(self, indices: Sequence[int]) -> list[int]:
         """Convert block indices, which may be negative, to numbers from 0."""

@@ -22,7 +22,7 @@ class Stem(NamedTuple):
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
     grid: the shape of the L positions, (L,), (rows, columns) or (frames, rows, columns). type_ids: (B,) type ids of
-    the items, or None. pooled: (B, D), the term added to CLS, or None.
+    the items, or None. pooled: (B, 2, D), terms added to CLS before the blocks and after the final norm, or None.
     """
 
     tokens: Tensor

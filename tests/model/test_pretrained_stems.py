@@ -237,8 +237,19 @@ def test_features_in_place_of_raw_input_give_the_same_vectors(model):
 
 
 @pytest.mark.parametrize("model", [20], indirect=True)
+def test_samples_whose_blocks_are_dropped_in_training_have_the_mlp_alone(model):
+    batch, mlp = {"features": torch.randn(50, 4, 16)}, model.adapters["audio"].cls_mlp
+    mlp.drop_path.rate, mlp.dropout.p = 0.5, 0.0
+    stem = model.train().stems({"audio": batch})
+    own = F.layer_norm(stem["audio"].pooled[:, 1], (stem["audio"].pooled.shape[-1],))
+    alone = torch.isclose(model.encode(stem)["audio"].cls, own).all(dim=1)
+    assert 10 < alone.sum() < 40
+    assert not torch.isclose(model.eval().encode(stem)["audio"].cls, own).all(dim=1).any()
+
+
+@pytest.mark.parametrize("model", [20], indirect=True)
 @torch.inference_mode()
-def test_an_mlp_on_all_of_an_items_features_is_added_to_its_cls(model):
+def test_an_mlp_on_all_of_an_items_features_is_added_to_its_cls_before_and_after_the_blocks(model):
     """Whatever tokens are left out, and whatever else is in the batch."""
     sounds, lengths = torch.randn(2, 5, 16), torch.tensor([5, 1])
     pictures = torch.randn(2, 1, 5, model.adapters["image"].stem.proj.in_features)
@@ -252,9 +263,15 @@ def test_an_mlp_on_all_of_an_items_features_is_added_to_its_cls(model):
             without = adapter(stem._replace(pooled=None), kept).tokens[:, 0]
             for i in range(2):
                 own = batch["features"][i].flatten(0, -2)[: lengths[i] if key == "audio" else None]
-                expected = mlp.fc2(F.gelu(mlp.fc1(mlp.norm(torch.cat([own.mean(0), own.amax(0)])))))
-                assert expected.std() > 0.1
-                torch.testing.assert_close(found[i] - without[i], expected, rtol=1e-4, atol=1e-4)
+                before, after = mlp.fc2(F.gelu(mlp.fc1(mlp.norm(torch.cat([own.mean(0), own.amax(0)]))))).chunk(2)
+                assert min(before.std(), after.std()) > 0.1
+                torch.testing.assert_close(found[i] - without[i], before, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(stem.pooled[i, 1], after, rtol=1e-4, atol=1e-4)
+            first = stem.pooled * torch.tensor([1.0, 0.0])[:, None]
+            both, one = (model.encode({key: stem._replace(pooled=p)}, {key: kept})[key] for p in (stem.pooled, first))
+            second = F.layer_norm(stem.pooled[:, 1], both.cls.shape[1:])  # as long as the rest of CLS
+            torch.testing.assert_close(both.cls - one.cls, second, rtol=1e-4, atol=1e-4)
+            assert torch.equal(both.tokens[:, 1:], one.tokens[:, 1:])
         grouped = Passes(model, Batch({key: batch}), max_padding=0.1).embedding(key)
         torch.testing.assert_close(grouped, model({key: batch})[key], rtol=1e-4, atol=1e-5)
         alone = model({key: adapter.take(batch, torch.tensor([1]))})[key]

@@ -45,7 +45,7 @@ class AudioAdapter(Adapter):
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
         stem: a key of AUDIO_STEMS; aisfx, soundnet, joined (both) and transformers are pretrained networks. Further
             options are passed to it.
-        cls_hidden, cls_dropout: see `make_cls_mlp`.
+        cls_hidden, cls_dropout, cls_drop_path: see `make_cls_mlp`.
     """
 
     padded_input = "waveform"
@@ -67,6 +67,7 @@ class AudioAdapter(Adapter):
         max_cls: bool = False,
         cls_hidden: int = 0,
         cls_dropout: float = 0.0,
+        cls_drop_path: float = 0.0,
         **stem_options: Any,
     ):
         super().__init__(
@@ -76,7 +77,7 @@ class AudioAdapter(Adapter):
             raise ValueError(f"no stem {stem!r}; known: {', '.join(AUDIO_STEMS)}")
         self.num_buckets = num_buckets
         self.stem = AUDIO_STEMS[stem](dim, **stem_options)
-        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout)
+        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout, cls_drop_path)
         self.cls_pos = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_conv = PositionalConvs(dim, pos_depth, pos_kernel, pos_groups)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from onepeace.layers.features import Features
 from onepeace.layers.gather import gather_pairs, gather_tokens, take_rows
 from onepeace.layers.position import trunc_normal
+from onepeace.layers.residual import DropPath
 
 from ..sequence import Span, Stem, TokenSequence
 from ..stems import PretrainedStem
@@ -98,26 +99,38 @@ class Adapter(nn.Module):
             raise ValueError(f"the stem of {self.key} has no features of its own: it is trained with the model")
         return stem
 
-    def make_cls_mlp(self, dim: int, hidden: int, dropout: float) -> "PooledMLP | None":
-        """Create the MLP that adds the mean and maximum of a pretrained stem's features to CLS.
+    def make_cls_mlp(self, dim: int, hidden: int, dropout: float, drop_path: float) -> "PooledMLP | None":
+        """Create the MLP that adds the mean and maximum of a pretrained stem's features to CLS, before the blocks and
+        after the final norm.
 
-        The blocks then start from the accuracy of an MLP on pooled features. Unlike tokens, the features are not
-        normalised before pooling, so that silence has little weight.
+        The blocks then start from the accuracy of an MLP on pooled features, and add to it. Unlike tokens, the features
+        are not normalised before pooling, so that silence has little weight.
 
         Args:
             hidden: width of the hidden layer; 0 = no MLP.
             dropout: dropout rate of the input and of the hidden layer.
+            drop_path: probability that a sample is left, in training, with the MLP's second term alone as its CLS.
         """
-        return PooledMLP(2 * self.pretrained_stem().proj.in_features, hidden, dim, dropout) if hidden else None
+        if not hidden:
+            return None
+        return PooledMLP(self.pretrained_stem().proj.in_features, hidden, dim, dropout, drop_path)
 
     def pooled(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Pool the features (B, L, channels) of whole items to the term (B, D) added to CLS; None without an MLP."""
+        """Pool the features (B, L, channels) of whole items to the two terms (B, 2, D) of CLS; None without an MLP."""
         if self.cls_mlp is None:
             return None
         x = features.to(self.cls_mlp.fc1.weight.dtype)
         if mask is not None:
             x = x.masked_fill(mask.unsqueeze(-1), 0.0)
-        return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1)).squeeze(1)
+        return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1).squeeze(1))
+
+    def add_pooled(self, features: Features, pooled: Tensor | None) -> Features:
+        """Add the second of the terms (B, 2, D) to CLS, after the final norm; it is as long as CLS."""
+        if self.cls_mlp is None or pooled is None:
+            return features
+        cls, others = features.tokens[:, :1], features.tokens[:, 1:]
+        cls = self.cls_mlp.drop_path(cls) + F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
+        return features._replace(tokens=torch.cat([cls, others], dim=1))
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """Select rows of the raw input, and trim unneeded padding."""
@@ -158,7 +171,7 @@ class Adapter(nn.Module):
         batch = stem.tokens.shape[0]  # not len(), which would fix the size of an exported graph
         cls = self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1)
         if stem.pooled is not None:
-            cls = cls + stem.pooled.unsqueeze(1)
+            cls = cls + stem.pooled[:, :1]
         tokens = torch.cat([cls, stem.tokens], dim=1)
         mask = stem.padding_mask
         return tokens, None if mask is None else torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
@@ -204,17 +217,17 @@ def pool(x: Tensor, padded: Tensor | None, mean: bool, maximum: bool) -> list[Te
 
 
 class PooledMLP(nn.Module):
-    """MLP of LayerNorm, a hidden layer with GELU and a linear layer: (..., width) -> (..., dim)."""
+    """MLP of LayerNorm, a hidden layer with GELU and a linear layer: mean and maximum (B, 2 channels) -> (B, 2, dim)."""
 
-    def __init__(self, width: int, hidden: int, dim: int, dropout: float):
+    def __init__(self, channels: int, hidden: int, dim: int, dropout: float, drop_path: float):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(2 * channels)
+        self.fc1, self.fc2 = nn.Linear(2 * channels, hidden), nn.Linear(hidden, 2 * dim)
+        self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.fc1(self.dropout(self.norm(x))))
-        return self.fc2(self.dropout(hidden))
+        return self.fc2(self.dropout(hidden)).unflatten(-1, (2, -1))
 
 
 def values_are_known(x: Tensor) -> bool:

@@ -24,7 +24,7 @@ class ImageAdapter(Adapter):
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
         stem: a key of IMAGE_STEMS.
         name: name of the timm model, for the stem timm.
-        cls_hidden, cls_dropout: see `make_cls_mlp`.
+        cls_hidden, cls_dropout, cls_drop_path: see `make_cls_mlp`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class ImageAdapter(Adapter):
         max_cls: bool = False,
         cls_hidden: int = 0,
         cls_dropout: float = 0.0,
+        cls_drop_path: float = 0.0,
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
         if stem not in IMAGE_STEMS:
@@ -53,7 +54,7 @@ class ImageAdapter(Adapter):
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
         self.stem = IMAGE_STEMS[stem](dim, patch_size, *([name] if name else []))
-        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout)
+        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout, cls_drop_path)
         self.pos_embed = GridPositions(dim, grid)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
