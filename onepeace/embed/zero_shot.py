@@ -33,12 +33,12 @@ def prototypes(
         templates: sentences with {} for the label, or {a} for the label with its article.
 
     Raises:
-        UserError: no label, no template, or a template without a place for the label.
+        UserError: no label, an empty one, no template, or a template without a place for the label.
     """
     names = [str(label) for label in labels]
     templates = [templates] if isinstance(templates, str) else list(templates)
-    if not names or not templates:
-        raise UserError("classification needs at least one label and one template")
+    if not names or not templates or not all(map(str.strip, names)):
+        raise UserError("classification needs at least one label and one template, and no label may be empty")
     for template in templates:
         if "{}" not in template and "{a}" not in template:
             raise UserError(f"template {template!r} has no {{}} for the label to go in")

@@ -271,6 +271,7 @@ def test_a_classifier_of_the_models_own_has_no_vectors(tmp_path, side_by_side, s
 def test_classify_refuses_what_makes_no_sense(model, pictures):
     for labels, template, message in [
         ([], "{}", "at least one label"),
+        (["a", " "], "{}", "no label may be empty"),
         (["a"], [], "one template"),
         (["a"], "a photo", "no {}"),
         ("dog", "{}", "labels should be a list"),

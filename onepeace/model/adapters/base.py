@@ -125,7 +125,7 @@ class Adapter(nn.Module):
         return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1).squeeze(1))
 
     def add_pooled(self, features: Features, pooled: Tensor | None) -> Features:
-        """Add the second of the terms (B, 2, D) to CLS, after the final norm; it is as long as CLS."""
+        """Add the second of the terms (B, 2, D) to CLS after the final norm, normalised too: both weigh the same."""
         if self.cls_mlp is None or pooled is None:
             return features
         cls, others = features.tokens[:, :1], features.tokens[:, 1:]
