@@ -103,7 +103,7 @@ def test_banks_of_a_model_are_its_texts_and_what_is_drawn_of_an_index(tmp_path, 
     with Index.open(folder) as index:
         found = calibrate(index)
         assert calibrate(index).vectors["image"].tolist() == found.vectors["image"].tolist()
-    assert (unit(rows) @ found.vectors["image"].T).max(axis=0) == pytest.approx(np.ones(9), abs=1e-5)
+    assert (unit(rows) @ found.vectors["image"].T).max(axis=0) == pytest.approx(np.ones(8), abs=1e-5)
     assert found.vectors.keys() == {"word", "word/audio", "image"}
     texts = fabricate(tmp_path / "texts", [(Item("/a.txt", "text"), rows[0])])
     with Index.open(texts) as index, pytest.raises(UserError, match="texts"):
