@@ -217,7 +217,7 @@ def pool(x: Tensor, padded: Tensor | None, mean: bool, maximum: bool) -> list[Te
 
 
 class PooledMLP(nn.Module):
-    """MLP of LayerNorm, a hidden layer with GELU and a linear layer: mean and maximum (B, 2 channels) -> (B, 2, dim)."""
+    """LayerNorm, a hidden layer with GELU and a linear layer: mean and maximum (B, 2 channels) -> (B, 2, dim)."""
 
     def __init__(self, channels: int, hidden: int, dim: int, dropout: float, drop_path: float):
         super().__init__()
