@@ -233,8 +233,6 @@ def _search(service: Service, request: SearchRequest) -> Response:
         results = service.newest(**filters)
     else:
         present = {*given, *(["like"] if likes else []), *(["without"] if without else [])}
-        if unused := request.weights.keys() - present:
-            raise Refused(422, f"weights: the query has no {', '.join(sorted(unused))}")
         if len(present) + len(likes) + len(without) > service.limits.inputs:
             raise Refused(413, f"{len(likes) + len(without)} parts; at most {service.limits.inputs}")
         decoder = service.request()
