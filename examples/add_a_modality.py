@@ -22,7 +22,7 @@ import onepeace
 from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows
-from onepeace.model import ADAPTERS, Adapter, Stem, TokenSequence
+from onepeace.model import ADAPTERS, Adapter, AdapterOptions, Stem, TokenSequence
 from onepeace.model.sequence import padding
 from onepeace.processors import PROCESSORS, Processor
 from onepeace.train.loop import train
@@ -32,11 +32,11 @@ from onepeace.train.recipe import read_recipe
 class MotionAdapter(Adapter):
     """Readings (B, T, 6), of which ``steps`` (B,) are real, as T tokens after CLS."""
 
-    def __init__(self, key: str, dim: int, num_heads: int, num_tables: int, *, num_buckets: int = 16):
-        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), mean_cls=True)
+    def __init__(self, options: AdapterOptions, *, num_buckets: int = 16):
+        super().__init__(options, sequence_table_rows(num_buckets))
         self.num_buckets = num_buckets
-        self.proj = nn.Linear(6, dim)
-        self.pos_embed = SequencePositions(dim, num_positions=64)
+        self.proj = nn.Linear(6, options.dim)
+        self.pos_embed = SequencePositions(options.dim, num_positions=64)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         tokens = self.proj(batch["readings"].to(self.proj.weight.dtype))
@@ -89,7 +89,7 @@ model:
   from: tiny
   modalities: [text, motion]
   projections: [text, motion]
-  adapters: {motion: {num_buckets: 16}}
+  adapters: {motion: {num_buckets: 16, mean_cls: true}}
   copy: {motion: text} # the new FFNs start from those of words
 data: {train: [{shards: "motion.tar", pair: [motion, text]}]}
 freeze: {except: [adapters.motion.*, norms.motion.*, blocks.*.ffn.motion.*, heads.motion.*]}

@@ -2,7 +2,7 @@
 
 from onepeace.layers.features import Features
 
-from .adapters import ADAPTERS, Adapter
+from .adapters import ADAPTERS, Adapter, AdapterOptions
 from .backbone import Backbone
 from .interface import Encoder, Trained
 from .model import OnePeace
@@ -11,6 +11,7 @@ from .sequence import Span, Stem, TokenSequence
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "AdapterOptions",
     "Backbone",
     "Encoder",
     "Features",

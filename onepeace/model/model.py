@@ -20,7 +20,7 @@ from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 from onepeace.layers.precision import at_least_float32
 
-from .adapters import ADAPTERS
+from .adapters import ADAPTERS, make_adapter
 from .backbone import Backbone
 from .block import Block
 from .clip_block import ClipBlock
@@ -46,7 +46,7 @@ class OnePeace(Encoder):
         tables = config.depth if config.bias_per_block else 1
         self.adapters = nn.ModuleDict(  # type: ignore[assignment]
             {
-                key: ADAPTERS[key](key, config.dim, config.num_heads, tables, **options)
+                key: make_adapter(key, options, config.dim, config.num_heads, tables)
                 for key, options in config.adapters.items()
             }
         )

@@ -1,7 +1,10 @@
 """Adapters, the only modality-specific code of model/. To add a modality, add a class and an entry below."""
 
+from dataclasses import fields
+from typing import Any
+
 from .audio import AudioAdapter
-from .base import Adapter
+from .base import Adapter, AdapterOptions
 from .image import ImageAdapter
 from .text import TextAdapter
 from .video import VideoAdapter
@@ -13,4 +16,14 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "video": VideoAdapter,
 }
 
-__all__ = ["ADAPTERS", "Adapter"]
+SHARED = {field.name for field in fields(AdapterOptions)}
+
+
+def make_adapter(key: str, options: dict[str, Any], dim: int, num_heads: int, num_tables: int) -> Adapter:
+    """The adapter of a modality; its options are those of `AdapterOptions` and of its class."""
+    shared = {name: value for name, value in options.items() if name in SHARED}
+    own = {name: value for name, value in options.items() if name not in SHARED}
+    return ADAPTERS[key](AdapterOptions(key, dim, num_heads, num_tables, **shared), **own)
+
+
+__all__ = ["ADAPTERS", "Adapter", "AdapterOptions", "make_adapter"]

@@ -14,7 +14,7 @@ from onepeace.layers.position import SequencePositions, sequence_buckets, sequen
 
 from ..sequence import Stem, TokenSequence, padding
 from ..stems import AUDIO_STEMS, SAMPLE_RATE, PretrainedStem
-from .base import Adapter, values_are_known
+from .base import Adapter, AdapterOptions, values_are_known
 
 
 class PositionalConvs(nn.ModuleList):
@@ -52,34 +52,26 @@ class AudioAdapter(Adapter):
 
     def __init__(
         self,
-        key: str,
-        dim: int,
-        num_heads: int,
-        num_tables: int,
+        options: AdapterOptions,
         *,
         stem: str = "wave",
         num_buckets: int = 512,
         pos_depth: int = 5,
         pos_kernel: int = 19,
         pos_groups: int = 16,
-        num_types: int = 0,
-        mean_cls: bool = False,
-        max_cls: bool = False,
         cls_hidden: int = 0,
         cls_dropout: float = 0.0,
         cls_drop_path: float = 0.0,
         **stem_options: Any,
     ):
-        super().__init__(
-            key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls
-        )
+        super().__init__(options, sequence_table_rows(num_buckets))
         if stem not in AUDIO_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(AUDIO_STEMS)}")
         self.num_buckets = num_buckets
-        self.stem = AUDIO_STEMS[stem](dim, **stem_options)
-        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout, cls_drop_path)
-        self.cls_pos = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_conv = PositionalConvs(dim, pos_depth, pos_kernel, pos_groups)
+        self.stem = AUDIO_STEMS[stem](options.dim, **stem_options)
+        self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
+        self.cls_pos = nn.Parameter(torch.empty(1, 1, options.dim))
+        self.pos_conv = PositionalConvs(options.dim, pos_depth, pos_kernel, pos_groups)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

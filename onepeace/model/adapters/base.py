@@ -1,5 +1,6 @@
 """Base of the adapters: CLS, type embeddings, selection of visible tokens, bias tables."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,28 @@ class BiasTables(nn.ParameterList):
         return list(self)
 
 
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What an adapter is told by the model it belongs to, and the options that all adapters have."""
+
+    key: str
+    """The modality."""
+    dim: int
+    """D, width of the tokens."""
+    num_heads: int
+    """H, heads of the bias tables."""
+    num_tables: int
+    """1 table of relative-position biases for all blocks, or one per block."""
+    num_types: int = 0
+    """Learned vectors added to all tokens by the item's type id: k adds the first k + 1 (released code: type_embedding,
+    for tasks with two pictures)."""
+    mean_cls: bool = False
+    """Initialise CLS with its learned vector plus the mean of the visible tokens. So the features of the whole item
+    from a pretrained stem bypass the blocks and reach the output from the first step on."""
+    max_cls: bool = False
+    """Also add their maximum per channel, which preserves short events in a long item."""
+
+
 class Adapter(nn.Module):
     """Raw input of one modality -> tokens (paper: modality adapters).
 
@@ -41,15 +64,7 @@ class Adapter(nn.Module):
     exported graph does not depend on values, and unpadded batches need no mask, which is faster.
 
     Args:
-        key: the modality.
-        dim, num_heads: width D of the tokens, heads H of the bias tables.
-        num_tables: 1 table of relative-position biases for all blocks, or one per block.
-        table_rows: rows of a table.
-        num_types: learned vectors added to all tokens by the item's type id: k adds the first k + 1 (released code:
-            type_embedding, for tasks with two pictures).
-        mean_cls: initialise CLS with its learned vector plus the mean of the visible tokens. So the features of the
-            whole item from a pretrained stem bypass the blocks and reach the output from the first step on.
-        max_cls: also add their maximum per channel, which preserves short events in a long item.
+        table_rows: rows of a table of relative-position biases.
     """
 
     padded_input: str | None = None
@@ -61,24 +76,15 @@ class Adapter(nn.Module):
     stem_by_length = True
     """Whether the stem is cheaper on groups of items of similar length."""
 
-    def __init__(
-        self,
-        key: str,
-        dim: int,
-        num_heads: int,
-        num_tables: int,
-        table_rows: int,
-        num_types: int = 0,
-        mean_cls: bool = False,
-        max_cls: bool = False,
-    ):
+    def __init__(self, options: AdapterOptions, table_rows: int):
         super().__init__()
-        self.key, self.mean_cls, self.max_cls = key, mean_cls, max_cls
+        self.key, self.mean_cls, self.max_cls = options.key, options.mean_cls, options.max_cls
         self.cls_mlp: PooledMLP | None = None
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.bias_tables = BiasTables([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
-        if num_types:
-            self.type_embed = nn.Parameter(torch.empty(num_types, dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, options.dim))
+        tables = [torch.empty(table_rows, options.num_heads) for _ in range(options.num_tables)]
+        self.bias_tables = BiasTables(tables)
+        if options.num_types:
+            self.type_embed = nn.Parameter(torch.empty(options.num_types, options.dim))
 
     def reset_parameters(self) -> None:
         trunc_normal(self.cls_token)

@@ -9,7 +9,7 @@ from onepeace.layers.position import GridPositions, grid_buckets, grid_table_row
 
 from ..sequence import Stem, TokenSequence
 from ..stems import IMAGE_STEMS, PretrainedStem
-from .base import Adapter
+from .base import Adapter, AdapterOptions
 
 
 class ImageAdapter(Adapter):
@@ -29,33 +29,27 @@ class ImageAdapter(Adapter):
 
     def __init__(
         self,
-        key: str,
-        dim: int,
-        num_heads: int,
-        num_tables: int,
+        options: AdapterOptions,
         *,
         patch_size: int = 16,
         grid: int = 16,
         bias_grid: int = 16,
         stem: str = "hmlp",
         name: str | None = None,
-        num_types: int = 0,
-        mean_cls: bool = False,
-        max_cls: bool = False,
         cls_hidden: int = 0,
         cls_dropout: float = 0.0,
         cls_drop_path: float = 0.0,
     ):
-        super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
+        super().__init__(options, grid_table_rows(bias_grid))
         if stem not in IMAGE_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(IMAGE_STEMS)}")
         if (stem == "timm") != bool(name):
             raise ValueError(f"the stem {stem!r} got name {name!r}; timm needs a name, other stems take none")
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
-        self.stem = IMAGE_STEMS[stem](dim, patch_size, *([name] if name else []))
-        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout, cls_drop_path)
-        self.pos_embed = GridPositions(dim, grid)
+        self.stem = IMAGE_STEMS[stem](options.dim, patch_size, *([name] if name else []))
+        self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
+        self.pos_embed = GridPositions(options.dim, grid)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         pooled = None

@@ -10,7 +10,7 @@ from onepeace.special_ids import PAD
 
 from ..sequence import Stem, TokenSequence, padding
 from ..stems import TEXT_STEMS
-from .base import Adapter, values_are_known
+from .base import Adapter, AdapterOptions, values_are_known
 
 
 class Embedding(nn.Embedding):
@@ -40,32 +40,24 @@ class TextAdapter(Adapter):
 
     def __init__(
         self,
-        key: str,
-        dim: int,
-        num_heads: int,
-        num_tables: int,
+        options: AdapterOptions,
         *,
         vocab_size: int,
         num_positions: int = 514,
         num_buckets: int = 256,
-        num_types: int = 0,
-        mean_cls: bool = False,
-        max_cls: bool = False,
         stem: str | None = None,
         **stem_options: Any,
     ):
-        super().__init__(
-            key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls
-        )
+        super().__init__(options, sequence_table_rows(num_buckets))
         self.num_buckets = num_buckets
         if stem is None and stem_options:
             raise TypeError(f"the token embedding has no option {', '.join(stem_options)}")
         if stem is not None and stem not in TEXT_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
         if stem is None:
-            self.token_embed = Embedding(vocab_size, dim, padding_idx=PAD)
-        self.stem = None if stem is None else TEXT_STEMS[stem](dim, **stem_options)
-        self.pos_embed = SequencePositions(dim, num_positions)
+            self.token_embed = Embedding(vocab_size, options.dim, padding_idx=PAD)
+        self.stem = None if stem is None else TEXT_STEMS[stem](options.dim, **stem_options)
+        self.pos_embed = SequencePositions(options.dim, num_positions)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

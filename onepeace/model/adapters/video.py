@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from onepeace.layers.features import Features
 
 from ..sequence import Stem, TokenSequence
+from .base import AdapterOptions
 from .image import ImageAdapter
 
 
@@ -21,17 +22,14 @@ class VideoAdapter(ImageAdapter):
 
     Args:
         frames: T.
-        patch_size, grid, bias_grid, stem, name, mean_cls, max_cls: as for images.
+        patch_size, grid, bias_grid, stem, name: as for images.
     """
 
     over_time = True
 
     def __init__(
         self,
-        key: str,
-        dim: int,
-        num_heads: int,
-        num_tables: int,
+        options: AdapterOptions,
         *,
         frames: int = 16,
         patch_size: int = 16,
@@ -39,13 +37,9 @@ class VideoAdapter(ImageAdapter):
         bias_grid: int = 16,
         stem: str = "hmlp",
         name: str | None = None,
-        mean_cls: bool = False,
-        max_cls: bool = False,
     ):
-        pictures = {"patch_size": patch_size, "grid": grid, "bias_grid": bias_grid, "stem": stem, "name": name}
-        pictures |= {"mean_cls": mean_cls, "max_cls": max_cls}
-        super().__init__(key, dim, num_heads, num_tables, **pictures)  # type: ignore[arg-type]
-        self.time_embed = nn.Parameter(torch.empty(1, frames, dim))
+        super().__init__(options, patch_size=patch_size, grid=grid, bias_grid=bias_grid, stem=stem, name=name)
+        self.time_embed = nn.Parameter(torch.empty(1, frames, options.dim))
 
     @property
     def frames(self) -> int:
