@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     kind, value = next((key, given) for key in ("text", *SHOWN) if (given := getattr(args, key)) is not None)
     if kind != "text":
         files.check_input(value)
+    elif not value.strip():
+        raise UsageError("--text is empty; give a phrase to look for")
     found, problems = files.find(args.paths)
     found = files.readable(found, SHOWN, "explain")
-    if not found and not problems:
-        raise UsageError(f"no pictures or sounds in {', '.join(args.paths)}")
     drawings = Drawings(args.draw) if args.draw else None
     from onepeace.embed.items import reason_of
 

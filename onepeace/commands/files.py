@@ -48,7 +48,11 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
 
 
 def readable(found: Iterable[Found], modalities: Container[str], reader: str = "this model") -> list[Found]:
-    """The files whose modality is in `modalities`; the number of the others is printed to stderr."""
+    """The files whose modality is in `modalities`; the number of the others is printed to stderr.
+
+    Raises:
+        UsageError: there are files, and none of these modalities.
+    """
     files = list(found)
     left_out = Counter(file.modality for file in files if file.modality not in modalities)
     if videos := left_out.pop("video", 0):
@@ -56,7 +60,10 @@ def readable(found: Iterable[Found], modalities: Container[str], reader: str = "
     if left_out:
         kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
         say(f"{kinds} skipped: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
-    return [file for file in files if file.modality in modalities]
+    chosen = [file for file in files if file.modality in modalities]
+    if files and not chosen:
+        raise UsageError(f"nothing to do: {reader} reads none of the files")
+    return chosen
 
 
 def say_cut(found: Iterable[Found], processor: "Processor | None") -> None:

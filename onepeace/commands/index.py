@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (run_verb, text, arguments) in VERBS.items():
         child = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         child.set_defaults(run_verb=run_verb, parser=child)
+        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name != "list":
             child.add_argument("index", type=Path, metavar="INDEX", help="folder of the index")
         if arguments is not None:

@@ -144,8 +144,8 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
             folder, report = kept_index(args.paths, **opening)
             problems = report.problems
             if is_new:
-                said = "an index of these files is kept for the next search"
-                files.say(f"{said} (see: onepeace index list; --no-index keeps none)")
+                hint = "; --no-index keeps none" if "no_index" in args else ""
+                files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
         yield stack.enter_context(Index.open(folder, **opening)), problems
 
 

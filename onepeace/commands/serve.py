@@ -5,7 +5,7 @@ import os
 import secrets
 from pathlib import Path
 
-from onepeace.commands import options
+from onepeace.commands import files, options
 from onepeace.commands.search import open_index
 from onepeace.errors import UsageError, need
 
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     args.paths = args.paths or ([str(SAMPLES)] if SAMPLES.is_dir() else [])
     if not args.paths:
         raise UsageError("no index given; build one with: onepeace index build my.index FOLDER")
-    with open_index(args) as (index, _):
+    with open_index(args) as (index, problems):
+        files.exit_code(problems, len(index))  # names them; the others are served
         return serve(index, host=args.host, port=args.port, auth=password, generator=args.generator)
 
 

@@ -189,7 +189,7 @@ def clusters(index: Index, count: int | None = None) -> list[Cluster]:
     items, vectors = index.means()
     number = count or max(2, min(LARGEST_NUMBER, round(math.sqrt(len(items) / 2))))
     if number > len(items):
-        raise UserError(f"{index.folder}: {len(items)} files make no {number} clusters")
+        raise UserError(f"{index.folder}: {len(items)} files are too few for {number} clusters")
     centred = without_kind(vectors, np.array([item.modality for item in items]))
     fitted = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH).fit(centred)
     words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))

@@ -85,8 +85,15 @@ def roots_of(
 
 
 def listed(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
-    """Paths as a list, also one that is given alone: a string is no list of its characters."""
-    return [paths] if isinstance(paths, (str, os.PathLike)) else [*paths]
+    """Paths as a list, also one that is given alone: a string is no list of its characters.
+
+    Raises:
+        UsageError: an empty path, which would be the current folder.
+    """
+    found = [paths] if isinstance(paths, (str, os.PathLike)) else [*paths]
+    if "" in found:
+        raise UsageError("a path is empty; name a file or folder, or . for the current folder")
+    return found
 
 
 def is_shard(path: str) -> bool:

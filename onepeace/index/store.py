@@ -166,7 +166,7 @@ class Store:
         path = folder / DATABASE
         with failing(folder, "read"):
             if not path.is_file():
-                raise UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
+                raise no_index(folder)
             self.connection = connect(path, "mode=rw") if write else _reader(path)
             try:
                 self.connection.executescript(SETTINGS if write else "BEGIN")  # what is read is of one state
@@ -370,6 +370,10 @@ class Store:
         if not made_of.issuperset(statement.strip() for statement in SCHEMA.split(";")[:-1]):
             raise Damaged(self.folder, "its tables are not made as they were")
         return meta
+
+
+def no_index(folder: Path) -> UserError:
+    return UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.index import check_model, identity
 from onepeace.index.plugin import plugin
 from onepeace.index.sources import Scan, is_below, listed, roots_of, scan
-from onepeace.index.store import DATABASE, Root, Store
+from onepeace.index.store import DATABASE, Root, Store, no_index
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def build(
     """
     paths = listed(paths)
     given = roots_of(paths, [exclude] if isinstance(exclude, str) else exclude, follow_links)
-    with writing(folder) as target, ExitStack() as stack:
+    with writing(folder, create=True) as target, ExitStack() as stack:
         store: Store | None = None
         known: list[Root] = []
         if (target / DATABASE).exists():
@@ -67,7 +67,7 @@ def build(
         if store is None:
             if all(entry.item.problem for entry in found.entries.values()):
                 raise UsageError(_nothing(paths, found))
-            store = stack.enter_context(closing(_create(target, model or "tiny")))
+            store = stack.enter_context(_created(target, model or "tiny"))
         with store.transaction():  # first, so that `update` goes on with what a stop leaves open
             store.keep_roots(given)
         return _fill(store, found, **options)
@@ -112,25 +112,31 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
             if not found and path not in known:
                 raise UserError(f"{os.fspath(given)}: not in the index {folder}")
             ids |= found
-        with store.transaction():
-            store.keep_roots([Root(path, "removed") for path in removed])
+        with store.transaction():  # roots below a removed folder too: `update` would take them in again
+            roots = {*removed, *(path for path in known if is_below(path, removed))}
+            store.keep_roots([Root(path, "removed") for path in roots])
             store.remove(sorted(ids))
         _finish(store)
         return len(ids)
 
 
 @contextmanager
-def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder of an index while no other process writes to it; made if it is not there.
+def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Path]:
+    """The folder of an index while no other process writes to it.
+
+    Args:
+        create: make the folder if it is not there; it is removed again if nothing comes of it.
 
     Raises:
-        UserError: another process is writing; it is a folder of something else.
+        UserError: another process is writing; there is no index, or the folder is of something else.
     """
     from filelock import FileLock, Timeout
 
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file; name a folder")
+    if not create and not (target / DATABASE).exists():
+        raise no_index(target)
     lock = FileLock(target / LOCK, timeout=0)
     try:
         is_new = not target.exists()
@@ -258,8 +264,22 @@ def _keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
             store.meta["scored"] = ""  # that was of other queries
 
 
+@contextmanager
+def _created(folder: Path, name: str) -> Iterator[Store]:
+    """A new index of a model, deleted again if it is still empty at the end: the model may not load, for example."""
+    store = _create(folder, name)
+    try:
+        yield store
+    finally:
+        with closing(store):
+            is_empty = not store.count()
+        with suppress(OSError):  # it was moved meanwhile
+            for path in folder.iterdir() if is_empty else ():
+                if path.name != LOCK:
+                    path.unlink()
+
+
 def _create(folder: Path, name: str) -> Store:
-    """A new index of a model."""
     from onepeace import __version__
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve

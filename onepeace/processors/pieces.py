@@ -77,7 +77,8 @@ class TextPieces:
     def cut(self, prepared: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, eos last, and the place in `prepared` of all but eos."""
         limit = len(prepared) if self.max_tokens is None else self.max_tokens * MAX_CHARS_PER_TOKEN
-        if len(prepared) > limit:
+        is_long = len(prepared) > limit
+        if is_long:
             space = prepared.rfind(" ", limit // 2, limit)
             prepared = prepared[: space if space > 0 else limit]
         encoding = self.tokenizer.encode(" " + prepared if self.prefix_space else prepared)
@@ -87,8 +88,8 @@ class TextPieces:
         if self.report_cut:
             self.report_cut = False
             logger.warning(
-                "a text of %d tokens was cut to its first %d (said once): %s...",
-                count, self.max_tokens, prepared[:40],
+                "a text of %s%d tokens was cut to its first %d (said once): %s...",
+                "more than " if is_long else "", count, self.max_tokens, prepared[:40],
             )  # fmt: skip
         encoding.truncate(self.max_tokens)
         return [*encoding.ids, EOS], encoding.offsets

@@ -314,6 +314,11 @@ def test_what_was_removed_stays_out_until_it_is_named_again(build, update, words
     assert str(words / "private" / "secret.txt") in content(tmp_path / "index")
     with pytest.raises(UserError, match="nothing: not in the index"):
         remove(tmp_path / "index", ["nothing"])
+    with pytest.raises(UsageError, match="empty"):
+        remove(tmp_path / "index", "")
+    remove(tmp_path / "index", tmp_path)  # the folder above what it was built of
+    update(tmp_path / "index")
+    assert content(tmp_path / "index") == {}
 
 
 def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model, tmp_path, samples):
@@ -409,6 +414,12 @@ def test_nothing_is_made_where_nothing_comes_of_it(build, words, tmp_path, rando
             build(tmp_path / "index", tmp_path / path)
     with pytest.raises(UserError, match="no model 'tinny'"):
         build(tmp_path / "index", words, model="tinny")
+    with pytest.raises(UserError, match="not available here"):
+        index_write.build(tmp_path / "index", words, str(random_folder), device="banana")
+    for change in (index_write.update, lambda folder: check(folder, repair=True)):
+        with pytest.raises(UserError, match="no index there"):
+            change(tmp_path / "empty")
+    assert not [*(tmp_path / "empty").iterdir()]
     assert not (tmp_path / "index").exists()
     with pytest.raises(UserError, match="a folder with other files in it, and no index"):
         build(words, words)
