@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onepeace.config import Config, build, read_yaml
+from onepeace.config import Config, Options, build, read_yaml
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
 from onepeace.hub.architectures import architecture
@@ -27,13 +27,17 @@ def read_config(folder: str | Path) -> Config:
         names = sorted(entry.name for entry in folder.iterdir())
         found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
         raise UserError(f"{folder}: no {CONFIG}, so this is no model folder ({found})")
-    content = read_yaml(path)
+    return parse_config(read_yaml(path), str(path))
+
+
+def parse_config(content: Options, where: str) -> Config:
+    """The configuration in the content of a model folder's file, which ``where`` names in messages."""
     if content.get("format", 1) != 1:
-        raise UserError(f"{path}: format {content['format']} is newer than this onepeace reads (1); upgrade onepeace")
+        raise UserError(f"{where}: format {content['format']} is newer than this onepeace reads (1); upgrade onepeace")
     if "model" in content:
-        kind = architecture(str(content.get("architecture", Config.architecture)), str(path)).config
-        content["model"] = build(kind, content["model"], str(path), "model")
-    return build(Config, content, str(path))
+        kind = architecture(str(content.get("architecture", Config.architecture)), where).config
+        content = {**content, "model": build(kind, content["model"], where, "model")}
+    return build(Config, content, where)
 
 
 def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str = "model folder") -> None:

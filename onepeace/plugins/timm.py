@@ -29,12 +29,12 @@ from timm.layers import global_pool_nlc, to_2tuple
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from onepeace.config import Config, ModelConfig
+from onepeace.config import Config, ModelConfig, to_plain
 from onepeace.errors import UserError, expect
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
-from onepeace.hub.folder import read_config
+from onepeace.hub.folder import parse_config, read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.layers.position import trunc_normal
 from onepeace.model import OnePeace
@@ -315,13 +315,14 @@ def _create(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     out_indices: int | Sequence[int] = 3,
+    config: Any = None,
     device: Any = None,
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a registered model for `timm.create_model`."""
+    """Build a registered model for `timm.create_model`; ``config`` is that of a model that timm saved."""
     cfg = models.resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
-    config, overlay = CONFIGS[name], {}
+    config, overlay = CONFIGS[name] if config is None else parse_config(config, "config.json"), {}
     if cfg.file and cfg.source is None:  # with a source, timm reads weights it saved itself
         folder = resolve(cfg.file)
         config = read_config(folder)
@@ -343,6 +344,7 @@ def _create(
             empty=pretrained and bool(overlay.get("custom_load")),
             **options,
         )
+    model._model_args = {"config": to_plain(config)}  # type: ignore[assignment]  # timm saves them
     return model if dtype is None else model.to(dtype)
 
 

@@ -253,7 +253,7 @@ def test_drop_rates_are_off_unless_asked_for(folder):
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("name", ["folder", "bundled"])
-def test_pictures_of_other_channels(folder, small_size, tmp_path, name, channels):
+def test_pictures_of_other_channels(folder, tmp_path, name, channels):
     if name == "folder":
         model, plain = create(folder, in_chans=channels), create(folder)
     else:
@@ -282,7 +282,7 @@ def test_fx_sees_the_trunk_as_one_node(folder):
 
 
 @torch.no_grad()
-def test_what_timm_saves_it_loads_again(tmp_path, folder, small_size):
+def test_what_timm_saves_it_loads_again(tmp_path, folder):
     model = create(folder, num_classes=3, global_pool="avg", img_size=64)
     timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
