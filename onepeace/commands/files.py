@@ -118,7 +118,7 @@ def check_output(path: Path, force: bool = True) -> None:
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; give a file name")
     if path.exists() and not force:
-        raise UsageError(f"{path}: already exists; --force overwrites it")
+        raise UsageError(f"{path}: already exists; choose another name, or overwrite it with --force")
 
 
 def check_input(value: str) -> None:

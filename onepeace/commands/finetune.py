@@ -23,25 +23,29 @@ exit code: 0, 1 when nothing can be learned, 2 for wrong usage"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder or a table")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="override fields of the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="a.b=value", help="override fields of the recipe")
     options.add_output(parser, "FOLDER", "output folder; an interrupted run in it is resumed unless --force is given")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="initial model (tiny)")
     text = "hold out files together if their paths match this with the same text, instead of near copies"
     parser.add_argument("--group", metavar="REGEX", help=text)
     text = "train heads only, LoRA and all weights on the same split, and compare them"
     parser.add_argument("--compare", action="store_true", help=text)
-    parser.set_defaults(kept="progress is saved; run the same command again to resume")
 
 
 def run(args: argparse.Namespace) -> int:
     from onepeace.finetune.report import NOTE, as_text, commands_to_try
-    from onepeace.finetune.run import FineTuning
+    from onepeace.finetune.run import ABOUT, FineTuning
     from onepeace.finetune.split import read_parts
 
     tuning = FineTuning(
         args.source, args.output, args.model, tuple(args.overrides), args.group, args.compare, files.say
     )
-    results = tuning.run(args.force)
+    try:
+        results = tuning.run(args.force)
+    except KeyboardInterrupt:
+        again = f"progress is saved; run the same command again{' without --force' * args.force} to resume"
+        args.kept = again if (args.output / ABOUT).exists() else "nothing was written"
+        raise
     print(as_text(results))
     print(NOTE)
     for result in results:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TextIO, TypeVar
 
 import yaml
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def apply_override(content: Options, override: str) -> None:
     entry."""
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise UserError(f"{override!r} is not an override; write it as a.b=value")
+        raise UsageError(f"{override!r} is not an override; write it as a.b=value")
     try:
         value = _parsed(text)
     except (yaml.YAMLError, RecursionError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 from onepeace.datasets.layout import Record, Skipped, skipped
 from onepeace.datasets.pairs import from_folder, from_table, media
 from onepeace.embed.stream import decode_ahead
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.processors import PROCESSORS
 
 FEWEST_PAIRS = 20
@@ -64,7 +64,7 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
         UserError: nothing is there, or too little to learn from: says what, and how much is needed.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder")
     records: Iterable[Record | Skipped]
     if path.is_dir():
         records = from_folder(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from onepeace.config import build, to_plain
 from onepeace.device import available_memory, choose_device
 from onepeace.embed.embedder import load
-from onepeace.errors import UserError, need
+from onepeace.errors import UsageError, UserError, need
 from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune import figures
 from onepeace.finetune.average import SHARES, UNTRIED, Average, choose, mixed
@@ -25,7 +25,8 @@ from onepeace.finetune.split import PARTS, Parts, divide, read_parts, write_shar
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.folder import CARD, TOKENIZER, read_config
+from onepeace.hub.folder import CARD, TOKENIZER, check_free, read_config
+from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint
 from onepeace.train.folder import model_folder
 from onepeace.train.log import FILE as LOG
@@ -72,7 +73,7 @@ class FineTuning:
     @property
     def start(self) -> Path:
         """Folder of the model to start from."""
-        return model_folder(self.model)
+        return model_folder(self.model) if Path(self.model).is_dir() else resolve(self.model)
 
     def run(self, overwrite: bool = False) -> list[Result]:
         """Everything that is not done yet; returns what each way has come to.
@@ -140,8 +141,7 @@ class FineTuning:
         """`UserError` if the folder is not for this fine-tuning."""
         path, out = self.out / ABOUT, self.out.resolve()
         if not path.exists():
-            if self.out.is_dir() and any(self.out.iterdir()):
-                raise UserError(f"{self.out}: is not empty, and no fine-tuning; give -o another folder")
+            check_free(self.out, replace=True, record=ABOUT, what="fine-tuning")
         elif overwrite:
             for needed in (self.start, self.source):
                 if needed.resolve().is_relative_to(out):
@@ -149,10 +149,15 @@ class FineTuning:
         else:
             other = json.loads(path.read_text(encoding="utf-8"))
             if field := next((field for field in about if other.get(field) != about[field]), None):
-                before, now = other.get(field), about[field]
-                if field == "model":
-                    before, now = f"{other.get('name')} ({before})", f"{self.model} ({now})"
-                raise UserError(f"{self.out} holds a fine-tuning with another {field}, {before} and not {now}")
+                there = {
+                    "source": f"the SOURCE {other.get('source')}",
+                    "model": f"--model {other.get('name')} ({other.get('model')}, not {about['model']})",
+                    "set": " ".join(other.get("set") or ["no a.b=value"]),
+                    "group": f"--group {group!r}" if (group := other.get("group")) else "no --group",
+                    "compare": "--compare" if other.get("compare") else "no --compare",
+                }[field]
+                remedy = "give the same, choose another name, or overwrite it with --force"
+                raise UsageError(f"{self.out}: holds a fine-tuning with {there}; {remedy}")
 
     def _recipe(self, way: str, parts: Parts, anew: bool) -> Recipe:
         """The settings, chosen once: when it goes on, the memory may be another."""

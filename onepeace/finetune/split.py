@@ -20,7 +20,7 @@ from onepeace.data.shard_writer import ShardWriter
 from onepeace.datasets.layout import Record, Skipped
 from onepeace.datasets.pairs import media
 from onepeace.embed.embedder import load
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.evaluate.protocols.protocol import encode
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
@@ -80,9 +80,9 @@ def _matches(pattern: str, shown: Sequence[Sequence[str]]) -> list[list[str]]:
     try:
         found = [[m[m.re.groups and 1] for path in paths if (m := re.search(pattern, path))] for paths in shown]
     except re.error as error:
-        raise UserError(f"--group {pattern!r}: not a regular expression ({error})") from error
+        raise UsageError(f"--group {pattern!r}: not a regular expression ({error})") from error
     if not any(found):
-        raise UserError(f"--group {pattern!r}: matches no path, as {shown[0][0]}")
+        raise UsageError(f"--group {pattern!r}: matches no path, as {shown[0][0]}")
     return found
 
 
@@ -191,7 +191,7 @@ def read_parts(folder: Path) -> Parts:
 def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, Parts]:
     """The data in groups (`grouped`), without kinds too small to learn from, and what their parts hold."""
     groups = grouped(data, source, pattern)
-    data = _without_small_kinds(data, source)
+    data = _without_small_kinds(data, source, pattern)
     parts = parts_of(data)
     counts = {f"{part}/{'+'.join(keys)}": len(own) for keys, found in parts.items() for part, own in found.items()}
     held = {record.label for found in parts.values() for record in found["val"]}
@@ -199,17 +199,18 @@ def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, P
     return data, Parts(data.described(), counts, groups, data.labels, lacking, [list(one) for one in data.left_out])
 
 
-def _without_small_kinds(data: OwnData, source: Path) -> OwnData:
+def _without_small_kinds(data: OwnData, source: Path, pattern: str | None) -> OwnData:
     kept, left_out = dict(data.records), list(data.left_out)
     for keys, parts in parts_of(data).items():
         if not parts["train"] or not parts["val"]:
             own = kept.pop(keys)
-            reason = f"{len(own)} {plural(keys)} are too few, or too much alike, to hold some out"
+            reason = f"{len(own)} {plural(keys, not data.labels)} are too few, or too much alike, to hold some out"
             left_out += [Skipped(record.name, reason) for record in own]
     if not kept:
+        why = "near copies of one another; give --group a" if pattern is None else "one --group; give it another"
         raise UserError(
-            f"{source}: nothing can be held out, as most files are near copies of one another; give --group with a "
-            "regular expression of what files that belong together have in common in their paths"
+            f"{source}: nothing can be held out, as most files are {why} regular expression, of what files that belong "
+            "together have in common in their paths"
         )
     data = OwnData(kept, left_out)
     check_enough(source, data)

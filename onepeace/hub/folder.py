@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from onepeace.config import Config, Options, build, read_yaml
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import sync
 from onepeace.hub.architectures import architecture
 
@@ -15,6 +15,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 CARD = "MODEL_CARD.md"
 INDEX = "model.safetensors.index.json"
+CALIBRATION = "calibration.safetensors"
 
 
 def read_config(folder: str | Path) -> Config:
@@ -41,16 +42,16 @@ def parse_config(content: Options, where: str) -> Config:
 
 
 def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str = "model folder") -> None:
-    """UserError when `folder` exists, unless it is empty, or `replace` is set and it has the file `record` of `what` it
-    should be."""
+    """UsageError when `folder` exists, unless it is empty, or `replace` is set and it has the file `record` of `what`
+    it should be."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder")
+        raise UsageError(f"{folder}: is a file; name a folder")
     if not replace:
-        raise UserError(f"{folder}: exists; choose another name, or replace it (--force)")
+        raise UsageError(f"{folder}: already exists; choose another name, or overwrite it with --force")
     if not (folder / record).is_file():
-        raise UserError(f"{folder}: holds no {record}, so it is no {what}; it will not be replaced")
+        raise UsageError(f"{folder}: holds no {record}, so it is no {what}; it will not be replaced")
 
 
 @contextmanager

@@ -169,8 +169,8 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
     assert trained == [3, None, 13, None]  # three steps are timed first
     assert (out / "before.jsonl").stat().st_mtime_ns == before
-    assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 1
-    assert "holds a fine-tuning with another set" in capsys.readouterr().err
+    assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 2
+    assert f" {' '.join(quick)};" in capsys.readouterr().err
 
 
 def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path, capsys):
@@ -182,10 +182,10 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
     alone = tmp_path / "alone.csv"
     rows = [f"{classes}/{name}/{i}.wav,{name}" for name in ("low", "middle") for i in range(12)]
     alone.write_text("\n".join(["audio,label", *rows, f"{classes}/piercing/0.wav,piercing"]))
-    for source, said in ((few, "3 usable items are too few to learn from; 20 are needed"),
-                         (alone, "class 'piercing' has 1 usable items, and 5 are needed"),
-                         (tmp_path / "nothing", "no such file or folder")):  # fmt: skip
-        assert finetune(source, "-o", tmp_path / "out", "--model", model) == 1
+    for source, code, said in ((few, 1, "3 usable items are too few to learn from; 20 are needed"),
+                               (alone, 1, "class 'piercing' has 1 usable items, and 5 are needed"),
+                               (tmp_path / "nothing", 2, "no such file or folder")):  # fmt: skip
+        assert finetune(source, "-o", tmp_path / "out", "--model", model) == code
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
@@ -193,9 +193,23 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
     other = tmp_path / "mine"
     other.mkdir()
     (other / "letter.txt").write_text("dear all")
-    assert finetune(table, "-o", other, "--model", model) == 1
-    assert "is not empty, and no fine-tuning" in capsys.readouterr().err
-    assert (other / "letter.txt").exists()
+    for out in (other, other / "letter.txt"):
+        assert finetune(table, "-o", out, "--model", model) == 2
+        err = capsys.readouterr().err
+        assert (str(out) in err, err.count("\n")) == (True, 1)
+    assert (other / "letter.txt").read_text() == "dear all"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_ctrl_c_says_whether_anything_is_saved(table, tmp_path, capsys, monkeypatch, begun):
+    def stopped(tuning, overwrite):
+        if begun:
+            (tmp_path / running.ABOUT).write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.FineTuning, "run", stopped)
+    assert finetune(table, "-o", tmp_path) == 130
+    assert ("saved" in capsys.readouterr().err) == begun
 
 
 def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys):
@@ -209,8 +223,9 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
                                 (table, elsewhere / "model", "give -o another folder"),
                                 (elsewhere / "table.csv", model, "give -o another folder"),
                                 (tmp_path / "tabel.csv", model, "no such file or folder"),
-                                (table, tmp_path / "modle", "no such model folder")):  # fmt: skip
-        assert finetune(source, "-o", out, "--model", start, "--force") == 1
+                                (table, tmp_path / "modle", "no such folder"),
+                                (table, "modle", "no model 'modle'")):  # fmt: skip
+        assert finetune(source, "-o", out, "--model", start, "--force") in (1, 2)
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
@@ -220,7 +235,7 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(running, "train", lambda recipe, stop_at=None: 1 / 0)
-    for start, override, said in ((tmp_path / "nomodel", "schedule.steps=9", "no such model folder"),
+    for start, override, said in ((tmp_path / "nomodel", "schedule.steps=9", "no such folder"),
                                   (model, "bogus=1", "bogus is not a field")):  # fmt: skip
         assert finetune(table, "-o", out, "--model", start, override) == 1
         assert said in capsys.readouterr().err
@@ -230,8 +245,8 @@ def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_
     assert finetune(table, "-o", out, "--model", model, "bogus=1", "--force") == 1
     assert sorted(path.name for path in out.iterdir()) == begun
     capsys.readouterr()
-    assert finetune(table, "-o", out, "--model", "tiny", *QUICK) == 1
-    assert f"holds a fine-tuning with another model, {model} (" in capsys.readouterr().err
+    assert finetune(table, "-o", out, "--model", "tiny", *QUICK) == 2
+    assert f"--model {model}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sounds", [1, 2, 3])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onepeace.datasets.layout import Record
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.finetune import split
 from onepeace.finetune.own_data import OwnData, plural
 from onepeace.finetune.split import divide, near_copies, parts_of
@@ -71,7 +71,7 @@ def test_the_group_of_a_pattern_or_all_of_it_counts():
     for pattern, count in ((r"video(\d+)", 2), (r".*video\d+", 4), (".*", 60)):
         assert split.grouped(own_data(names), TABLE, pattern) == count
     for pattern in ("nothing", "("):
-        with pytest.raises(UserError, match="--group"):
+        with pytest.raises(UsageError, match="--group"):
             split.grouped(own_data(names), TABLE, pattern)
 
 
