@@ -124,6 +124,11 @@ def _zero_shot(
 
 
 def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], labels: list[str]) -> Iterator[Predicted]:
+    reads_words = head.on == "text" or head.task in ("answer", "box", "choice")
+    if args.text is not None and not reads_words:
+        raise UsageError(f"the head {head.name} reads no text; leave out --text")
+    if labels and head.task != "choice":
+        raise UsageError(f"the head {head.name} does not choose among --labels; leave out either them or --text")
     own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
     found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
     asked = args.text is not None and head.on == "text"  # the head reads the words, and they are about any file

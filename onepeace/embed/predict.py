@@ -16,7 +16,7 @@ from torch import Tensor
 from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.stream import decode_ahead
 from onepeace.embed.tasks import TASKS, Context
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
@@ -47,19 +47,23 @@ class Head:
 
     Args:
         embedder: the model with its processors.
-        name: an entry of model.heads; None if it has one only.
+        name: an entry of model.heads; None if it has one only, that for captions not counted.
 
     Raises:
         UserError: no such head, or one whose task is not known.
     """
 
     def __init__(self, embedder: "Embedder", name: str | None = None):
-        heads = embedder.module.config.heads
+        config = embedder.module.config.heads
+        heads = {key: head for key, head in config.items() if head.get("task") != "caption"}  # that is of generators
         if not heads:
-            raise UserError("this model has no heads; give --labels, or a model with a head (docs/guide/finetune.md)")
-        self.name = next(iter(heads)) if name is None and len(heads) == 1 else str(name)
+            remedy = "give --labels without --text, or a model with heads (docs/guide/finetune.md)"
+            raise UserError(f"this model has no heads to classify with; {remedy}")
+        if name is None and len(heads) > 1:
+            raise UsageError(f"this model has several heads; choose one of {', '.join(heads)} (--head)")
+        self.name = next(iter(heads)) if name is None else name
         if self.name not in heads:
-            raise UserError(f"this model has no head {name!r}; choose one of {', '.join(heads)}")
+            raise UsageError(f"this model has no head {name!r}; choose one of {', '.join(heads)}")
         self.embedder, self.config = embedder, heads[self.name]
         self.on, self.task = self.config["on"], self.config.get("task", "label")
         self.labels = self.config.get("labels") or [str(number) for number in range(self.config.get("num_classes", 0))]

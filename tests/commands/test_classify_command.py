@@ -68,6 +68,22 @@ def test_what_goes_wrong_is_one_line(command, samples, arguments, code, named):
     assert named in err
 
 
+def test_of_several_heads_one_is_named_and_options_it_does_not_read_are_refused(command, samples, tmp_path):
+    head = {"kind": "classifier", "task": "label", "on": "image", "num_classes": 2, "labels": ["cat", "dog"]}
+    writer = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 16, "depth": 1, "num_heads": 2,
+              "ffn_dim": 16, "task": "caption"}  # fmt: skip
+    one = save_random_model(tmp_path / "one", heads={"caption": writer, "pets": head})
+    two = save_random_model(tmp_path / "two", heads={"pets": head, "animals": head})
+    cat = samples / "images" / "cat.jpg"
+    assert command("classify", cat, model=one)[0] == 0
+    for model, options, named in ((two, [], "--head"), (two, ["--head", "nope"], "animals"),
+                                  (one, ["--text", "what"], "--text"),
+                                  (one, ["--text", "what", "--labels", "a,b"], "--text")):  # fmt: skip
+        code, out, err = command("classify", cat, *options, model=model)
+        assert (code, out) == (2, "")
+        assert named in err
+
+
 def damaged_mp3():
     """An MP3 with a hole, about which libmpg123 prints notes of its own."""
     buffer = io.BytesIO()
