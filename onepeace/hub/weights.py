@@ -180,6 +180,8 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
             own[name] = tensor
     if len(own) == len(entries):
         raise UserError(f"{base}: shares no tensor with this model, so it is not its base")
+    if not own:
+        raise UserError(f"{base}: has all tensors of this model, and nothing is left to write; leave out --base")
     return own, Base(base, fingerprint(folder))
 
 

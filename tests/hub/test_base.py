@@ -68,4 +68,6 @@ def test_a_model_that_shares_nothing_is_no_base(tmp_path, whole):
 
     with pytest.raises(UserError, match="other: shares no tensor with this model, so it is not its base"):
         convert(whole, tmp_path / "small", base=str(other))
+    with pytest.raises(UserError, match="--base"):  # and one that has all of it leaves nothing to write
+        convert(whole, tmp_path / "small", base=str(whole))
     assert not (tmp_path / "small").exists()

@@ -1,5 +1,6 @@
 """Checkpoints of the original code, and model folders, as new model folders: `onepeace convert`."""
 
+import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -12,10 +13,11 @@ from torch import Tensor
 from onepeace import __version__
 from onepeace.config import Config
 from onepeace.device import named_dtype
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.download import from_hub
-from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
+from onepeace.hub.fingerprint import fingerprint
+from onepeace.hub.folder import CALIBRATION, CARD, TOKENIZER, check_free, new_folder
 from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import (
     MODEL_FOLDER,
@@ -63,6 +65,8 @@ def convert(
     check_free(out, replace=replace_existing)
     source = describe(checkpoint)
     where, config = str(source.path), source.config
+    if bpe is not None and source.layout == MODEL_FOLDER:
+        raise UsageError(f"{where}: a model folder has its own vocabulary; leave out --bpe")
     compare(where, source.shapes, expected(config))
     if modalities is not None:
         config = keep_modalities(config, modalities, where)
@@ -80,6 +84,9 @@ def convert(
         if tokenizer is not None:
             tokenizer.save(str(temporary / TOKENIZER))
         write_folder(temporary, entries, config, _card(source, config), progress=progress)
+        calibration = source.path / CALIBRATION
+        if calibration.is_file() and fingerprint(temporary) == fingerprint(source.path):  # it is of this very model
+            shutil.copyfile(calibration, temporary / CALIBRATION)
     return out
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError, one_line
+from onepeace.errors import UsageError, UserError, one_line
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_DTYPES = {
@@ -158,7 +158,7 @@ def read_checkpoint(path: Path) -> Any:
         with open(path, "rb") as file:
             return _read(path, file)
     except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
+        raise UsageError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: damaged or cut off ({one_line(error)[:200]}); download it again") from error
     except (
