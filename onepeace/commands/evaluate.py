@@ -30,7 +30,7 @@ exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file with test sets and protocols")
-    parser.add_argument("override", nargs="*", metavar="a.b=value", help="override fields of the recipe")
+    parser.add_argument("override", nargs="*", default=[], metavar="a.b=value", help="override fields of the recipe")
     parser.add_argument("--data", metavar="FOLDER", help="folder of the test sets ($ONEPEACE_DATA)")
     text = "also write the metrics as JSON, with the result of every query"
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the metrics. Sets that fail are reported on stderr, and the exit code is then 1."""
     if args.compare:
-        if any((args.recipe, args.model, args.data, args.output)):
+        if any((args.recipe, args.model, args.data, args.output, args.device, args.force)):
             raise UsageError("--compare only reads two result files; leave out the other arguments")
-        return _compare(*args.compare)
+        return _compare(*args.compare, args.json)
     if not args.recipe:
         raise UsageError("no recipe given; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
     from onepeace.evaluate.run import read_recipe
 
-    if not Path(args.recipe).is_file():
-        raise UsageError(f"{args.recipe}: no such file")
+    files.check_input(args.recipe)
     root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
     recipe = read_recipe(args.recipe, [*args.override, *root_of_data])
     if not recipe.sets:
@@ -111,10 +110,13 @@ def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     return options.load(args)
 
 
-def _compare(first: Path, second: Path) -> int:
+def _compare(first: Path, second: Path, as_json: bool) -> int:
     from onepeace.evaluate.compare import as_table, compare, read_results, summary
 
     differences = compare(read_results(first), read_results(second))
+    if as_json:
+        print("\n".join(json.dumps({**one._asdict(), "better": one.better}) for one in differences))
+        return 0
     print(f"A: {first}\nB: {second}")
     print(as_table(differences))
     print(summary(differences))

@@ -122,7 +122,7 @@ class Source:
         for line in broken:
             if len(self.named) < NAMED and line not in self.named:
                 self.named.append(line)
-                log.warning("broken and left out: %s%s", line, " (more are counted)" * (len(self.named) == NAMED))
+                log.warning("broken and left out: %s%s", line, " (more are only counted)" * (len(self.named) == NAMED))
         return samples
 
     def check(self, complete: bool = True) -> None:

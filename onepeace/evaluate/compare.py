@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.evaluate.intervals import paired_interval
 from onepeace.evaluate.report import between
 from onepeace.files.table import format_table
@@ -37,7 +37,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -57,8 +57,8 @@ def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     others = {(row["set"], row["metric"]): row for row in second}
     pairs = [(row, others[key]) for row in first if (key := (row["set"], row["metric"])) in others]
     if not pairs:
-        sets = [", ".join(sorted({row["set"] for row in rows})) for rows in (first, second)]
-        raise UserError(f"the two have no figure in common: A has {sets[0]}, B has {sets[1]}")
+        a, b = (", ".join(sorted({f"{row['set']} {row['metric']}" for row in rows})) for rows in (first, second))
+        raise UserError(f"the two have no figure in common: A has {a}; B has {b}")
     return [_difference(a, b) for a, b in pairs]
 
 

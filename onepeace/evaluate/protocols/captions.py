@@ -50,7 +50,7 @@ class Captions(EvaluationProtocol):
         """
         writes = hasattr(embedder, "caption")
         if not writes and self.train is None:
-            raise UserError(f"a {type(embedder).__name__} writes no captions, and there is no train for baselines")
+            raise UserError("the model writes no captions; give one that does, or train of the set, for baselines")
         samples = self.read(root, "text")
         references = [sample.captions for sample in samples]
         encoder = self._encoder(embedder)

@@ -46,8 +46,10 @@ def read_class_names(path: Path) -> list[str]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a JSON list of class names ({error!r})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: not a JSON list of class names, or of objects with a "name" ({error})') from error
     strange = [name for name in names if not isinstance(name, str) or names.count(name) > 1]
     if strange or not names:
         raise UserError(f"{path}: class names must be distinct texts; found {strange[0] if strange else 'none'!r}")
