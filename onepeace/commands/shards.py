@@ -67,7 +67,7 @@ def _add_layouts(path: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, metavar="SOURCE", help="table or folder")
-    parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the layout")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="option=value", help="options of the layout")
     parser.set_defaults(kept="nothing was written; older shards are unchanged")
     text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help=text)

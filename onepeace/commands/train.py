@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a model from a recipe, or resume an interrupted run."
     parser.epilog = "example: onepeace train recipes/pretrain/tiny_image_text.yaml data.root=shards optim.lr=5e-4"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/README.md")
-    parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="override fields of the recipe")
+    parser.add_argument("overrides", metavar="a.b=value", nargs="*", default=[], help="override fields of the recipe")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print parameters, memory per GPU and FLOPs, and stop")
     parser.set_defaults(kept="run the same command again to resume from the last checkpoint")

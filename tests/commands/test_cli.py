@@ -74,6 +74,9 @@ def test_version_is_the_package_version():
         ([], "see: onepeace --help"),
         (["--frobnicate"], "--frobnicate; see: onepeace --help"),
         (["doctor", "x"], "x; see: onepeace doctor --help"),
+        (["finetune", "-o", "x"], "required: SOURCE; see"),
+        (["shards", "-o", "x/y"], "required: SOURCE; see"),
+        (["train", "--print"], "required: RECIPE; see"),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_nearest_name_and_exit_code_2(arguments, named, capsys):
