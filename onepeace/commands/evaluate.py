@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         if any((args.recipe, args.model, args.data, args.output, args.device, args.force)):
             raise UsageError("--compare only reads two result files; leave out the other arguments")
-        return _compare(*args.compare, args.json)
+        return _compare(*args.compare, as_json=args.json)
     if not args.recipe:
         raise UsageError("no recipe given; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
@@ -110,7 +110,7 @@ def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     return options.load(args)
 
 
-def _compare(first: Path, second: Path, as_json: bool) -> int:
+def _compare(first: Path, second: Path, *, as_json: bool) -> int:
     from onepeace.evaluate.compare import as_table, compare, read_results, summary
 
     differences = compare(read_results(first), read_results(second))
