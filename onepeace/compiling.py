@@ -14,22 +14,21 @@ GRAPHS = 64
 log = logging.getLogger(__name__)
 
 
-def compile_blocks(model: Trained) -> bool:
-    """Compile each block on its first use, one graph for all lengths and batch sizes; whether it was done.
+def compile_blocks(model: Trained) -> None:
+    """Compile each block on its first use: one graph for all lengths and batch sizes.
 
     A warning says why not: blocks below `MIN_WIDTH`, or a CPU without a C++ compiler.
     """
     device = next(model.parameters()).device
     if model.config.dim < MIN_WIDTH:
         log.warning("not compiled: it pays from a width of %d on, this model has %d", MIN_WIDTH, model.config.dim)
-        return False
+        return
     if device.type == "cpu" and not has_cpp_compiler():
         log.warning("not compiled: there is no C++ compiler ($CXX, g++ or clang++)")
-        return False
+        return
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for block in model.blocks:
         block.compile(dynamic=True)
-    return True
 
 
 def has_cpp_compiler() -> bool:

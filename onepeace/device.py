@@ -17,7 +17,7 @@ DTYPES = {
 }
 
 SMALL = 100_000_000
-"""Parameters below which a CPU computes in float32: little time is won, and bfloat16 rounds by batch shape."""
+"""Parameters below which a CPU computes in float32: bfloat16 saves little, and its rounding depends on the batch."""
 
 
 def available_devices() -> list[str]:

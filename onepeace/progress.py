@@ -1,4 +1,4 @@
-"""Signs of life of long work: a bar on a terminal, a line now and then in a log, and what is being done."""
+"""Progress of long work: a bar on a terminal, else a line in the log every 30 s; and what is being done."""
 
 import logging
 import sys
@@ -16,8 +16,8 @@ class Progress:
     """How far a loop is; a context manager around it.
 
     Args:
-        total: how often `update` is expected to count; None if that is not known.
-        what: one of the things that are counted.
+        total: expected count; None if unknown.
+        what: singular of what is counted.
         shown: True draws a bar whatever stderr is, False nothing. None draws a bar if stderr is a terminal; otherwise a
             line with rate and time left, counted from the first `update`, goes to the log (level INFO) every 30 s.
         start: what was counted before, by an earlier run.

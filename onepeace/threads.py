@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-LEAST = 4
-"""Items of a batch, at least, where there are more workers than items: with fewer, Python is the slower part."""
+MIN_BATCH = 4
+"""Smallest batch when work is shared among workers; below it Python's overhead dominates."""
 _ONE = threading.Lock()
 POLICY = "OMP_WAIT_POLICY"
 """OpenMP's own name for how threads wait: libgomp (torch's builds for Linux), libomp and Intel's all read it."""
@@ -69,8 +69,8 @@ def computing_alone() -> Iterator[None]:
 def one_blas_thread() -> Iterator[None]:
     """Within it, numpy's products take one thread of OpenBLAS.
 
-    Those of OpenBLAS spin for each other: beside a busy program a product with 10,000 vectors took 16 ms in place of
-    0.3. Who has more of them to compute does so in threads of its own.
+    Threads of OpenBLAS spin while they wait for each other: beside a busy program a product with 10,000 vectors took 16
+    ms in place of 0.3. A caller with many products computes them in threads of its own.
     """
     with _ONE, _blas().limit(limits=1):  # the limit is the process's: of two at once one would restore the other's
         yield
@@ -108,7 +108,7 @@ class Computing(Generic[Batch, Result]):
 
     def share(self, batch_size: int) -> int:
         """Items of one batch, when all workers together compute about ``batch_size`` at once."""
-        return max(-(-batch_size // self.workers), min(LEAST, batch_size))
+        return max(-(-batch_size // self.workers), min(MIN_BATCH, batch_size))
 
     @property
     def busy(self) -> bool:

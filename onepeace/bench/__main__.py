@@ -11,7 +11,6 @@ medians, quartiles in brackets.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -57,7 +56,8 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seconds is {args.seconds}; give a number of seconds")
     device = choose_device(args.device)
     dtypes = [choose_dtype(name, device, 0) for name in args.dtypes.split(",")]
-    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.what == "encode":
         rows = list(encode.bench_encode(args.size.split(","), dtypes, device, args.seconds, args.batch))
         columns = encode.columns

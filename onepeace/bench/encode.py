@@ -82,7 +82,7 @@ def _measure(
     wanted: int | None,
     baseline: Any,
 ) -> dict[str, Any]:
-    size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
+    size = {"text": TEXT_TOKENS, "audio": AUDIO_SECONDS}.get(key) or picture_size(config, key)
     tokens = int(module.adapters[key].token_lengths(item_batch(config, key, size))) + 1
     count = wanted or max(1, 2 ** ((BATCH_TOKENS // tokens).bit_length() - 1))
     made = item_batch(config, key, size, count)

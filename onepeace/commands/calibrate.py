@@ -8,8 +8,8 @@ from onepeace.commands import files
 EXAMPLES = """\
 Text queries have a match with every model: the unrelated words and sentences for it come with the package. Queries by
 picture or sound have a match if calibration.safetensors is in the model's folder. This command creates it from 1,000
-pictures and 1,000 sounds of an index of generic files, built with that model, with equally many from each folder, table
-and shard. It stores vectors only, those least similar to the rest.
+pictures and 1,000 sounds drawn at random from an index of generic files that was built with that model. It stores
+vectors only, those least similar to the rest.
 
   onepeace index build generic.index photos recordings --model runs/laptop/model
   onepeace calibrate generic.index"""

@@ -28,13 +28,11 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     Raises:
         UsageError: a path does not exist, or nothing was found.
     """
-    from onepeace.files.video import VIDEO_SUFFIXES
+    from onepeace.index.sources import modalities_by_suffix
     from onepeace.processors import sniff
-    from onepeace.processors.endings import modality_by_ending
 
     others: Counter[str] = Counter()
-    endings = {**modality_by_ending(), **dict.fromkeys(VIDEO_SUFFIXES, "video")}
-    walked, problems = walk(paths, endings, others=others)
+    walked, problems = walk(paths, modalities_by_suffix(), others=others)
     say_other_kinds(others)
     found = []
     for path, known in walked:

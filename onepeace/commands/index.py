@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.commands.options import positive
-from onepeace.errors import need
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
 
 
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "files, and folders with all their contents (everything, for a cached index of plain folders)"
+    text = "files, and folders with all their contents; without PATHS a cached index is deleted"
     parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
 
 
@@ -199,8 +198,6 @@ def _export(args: argparse.Namespace) -> int:
     from onepeace.index.exchange import export
 
     files.check_output(args.output, args.force)
-    if args.output.suffix.lower() == ".parquet":
-        need("pyarrow", "parquet")
     with Index.open(args.index) as index:
         number = export(index, args.output)
         files.say(f"{files.counted(number, 'vector')} of {index.embed_dim} dimensions written to {args.output}")

@@ -42,11 +42,10 @@ class ModelConfig:
     projections: tuple[str, ...] = ()
     """Modalities with a projection into the shared space."""
     heads: dict[str, Options] = field(default_factory=dict)
-    """Task heads by name, e.g. ``{"pets": {"kind": "classifier", "on": "image", "num_classes": 37}}``: ``kind`` is a
-    key of onepeace.heads.HEADS, ``on`` the modality whose token features it reads (a list: any
-    of these, each on its own), ``blocks`` those whose outputs it
-    reads beside the last, ``labels`` the names of its classes, ``task`` what its outputs mean (embed/tasks.py); the
-    rest are the kind's options."""
+    """Task heads by name, e.g. ``{"pets": {"kind": "classifier", "on": "image", "num_classes": 37}}``. ``kind``: a key
+    of onepeace.heads.HEADS. ``on``: the modality whose token features the head reads; for a caption head, a list of
+    modalities, one of which it reads at a time. ``blocks``: blocks whose outputs it reads as well. ``labels``: class
+    names. ``task``: meaning of the outputs (embed/tasks.py). Other entries are options of the kind."""
     final_norm: bool = True
     """Whether features pass a final LayerNorm per modality (the vision branch with mean pooling has none)."""
     logit_scale: bool = True
@@ -67,14 +66,15 @@ class ModelConfig:
             if name in self.adapters:
                 raise UserError(f"model.heads.{name} is called like a modality; that name is its projection's")
             on = head.get("on")
-            if "kind" not in head or not on or not set(on if isinstance(on, list) else [on]) <= set(self.adapters):
+            several = isinstance(on, list) and head.get("kind") == "caption"
+            if "kind" not in head or not on or not set(on if several else [str(on)]) <= set(self.adapters):
                 raise UserError(f"model.heads.{name} is {head}; it needs kind (e.g. classifier) and on, a modality "
                                 f"of {', '.join(self.adapters)}")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Base:
-    """The model that has the tensors which a folder leaves out."""
+    """Model with the tensors that a folder omits."""
 
     name: str
     """Name of the model as `onepeace.load` takes it."""

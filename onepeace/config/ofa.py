@@ -17,15 +17,15 @@ class OFAConfig:
     num_heads: int = 12
     ffn_dim: int = 3072
     num_words: int = 50264
-    """Ids of words, 0 to this: what the tokenizer knows. After them come <mask>, the image codes and the bins."""
+    """Size of the tokenizer's vocabulary, ids 0 to ``num_words`` - 1; <mask>, the image codes and the bins follow."""
     num_codes: int = 8192
     """Ids between the words and the bins: the original's image codes, kept so that the bins keep their ids."""
     num_bins: int = 1000
-    """Bins: places on a side of the picture, for corners of boxes."""
+    """Coordinate bins for corners of boxes, along each side of the picture."""
     num_positions: int = 1026
     """Longest text, in tokens, that is read or written."""
     num_buckets: int = 256
-    """Distances between words; those beyond half of it share logarithmic buckets."""
+    """Buckets of the relative distance between words; distances beyond half of it share logarithmic buckets."""
     image_grid: int = 42
     """Side, in patches of 16 pixels, of the largest picture that is read."""
     stretched_grid: int | None = None
@@ -44,7 +44,7 @@ class OFAConfig:
         if self.dim % self.num_heads:
             raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
 
-    # What models of all architectures are asked (hub/architectures.py).
+    # The interface of all configurations (hub/architectures.py).
     @property
     def adapters(self) -> dict[str, Options]:
         """Modalities that are read."""
@@ -52,7 +52,7 @@ class OFAConfig:
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Nothing has a vector."""
+        """Empty: the model has no embeddings."""
         return ()
 
     @property
@@ -61,7 +61,7 @@ class OFAConfig:
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """Kinds of answers that are written."""
+        """Kinds of answers that the model can write."""
         counts = {"text": self.num_words, "boxes": self.num_bins}
         return tuple(name for name, count in counts.items() if count)
 

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, TypeVar
+from typing import Annotated, Any, Literal, TextIO, TypeVar, cast
 
 import yaml
 
@@ -103,12 +103,12 @@ def apply_override(content: Options, override: str) -> None:
 def _key(place: Options | list[Any], text: str, override: str) -> str | int:
     if isinstance(place, dict):
         return text
-    names = [item.get("name") if isinstance(item, dict) else None for item in place]
+    names = [str(item["name"]) if isinstance(item, dict) and item.get("name") else None for item in place]
     if text in names:
         return names.index(text)
-    if not text.isdigit() or int(text) >= len(place):
+    if not text.isdecimal() or int(text) >= len(place):
         known = "; " + nearest(text, [name for name in names if name]) if any(names) else ""
-        raise UserError(f"{override!r}: {text} is no place in the list of {len(place)}, nor a name there{known}")
+        raise UserError(f"{override!r}: {text} is neither an index below {len(place)} nor a name in the list{known}")
     return int(text)
 
 
@@ -119,7 +119,7 @@ def nearest(name: object, known: Iterable[str], before: str = "") -> str:
     return f"did you mean {before}{near[0]}?" if near else f"known: {', '.join(known)}"
 
 
-def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") -> T:
+def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
     """A dataclass made from a mapping; values are coerced to the declared types.
 
     Args:
@@ -132,14 +132,10 @@ def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") ->
     Raises:
         UserError: an unknown field (the nearest known one is named), a missing one, or a value of another type.
     """
-    return _build(cls, content, where, at)
-
-
-def _build(cls: Any, content: Any, where: str, at: str) -> Any:
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: {at or 'the file'} should be a mapping of fields, not {content!r}")
     hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     values = {}
     for name, value in content.items():
         path = f"{at}.{name}" if at else str(name)
@@ -182,7 +178,7 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
             return value
         raise UserError(f"{where}: {at} {value!r} is not known; known: {', '.join(args)}")
     if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where, at)
+        return build(cast(type, kind), value, where, at)
     if origin in (list, tuple) and isinstance(value, list | tuple):
         if origin is tuple and Ellipsis not in args and len(value) != len(args):
             raise UserError(f"{where}: {at} should be {len(args)} values, not {value!r}")
@@ -191,6 +187,8 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
         given = {key: item for key, item in value.items() if item is not None or args[1] is Any}  # null takes one out
         return {str(key): _coerce(args[1], item, where, f"{at}.{key}") for key, item in given.items()}
     if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     # PyYAML reads "1e-6" (no dot) as text; a float field takes it for what it is.
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):

@@ -27,7 +27,7 @@ UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
 
 
 class PlannedData(TrainingData):
-    """Stand-in for the training data where there is none: it gives terms sizes only."""
+    """Stand-in for training data: gives terms tensors of the right size."""
 
     def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
         super().__init__(recipe, (), {})
@@ -84,8 +84,8 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
 def pair_batch(
     recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
 ) -> Batch:
-    """A batch of these inputs without targets; what is masked or dropped is drawn as the recipe says, each text token
-    as a word."""
+    """A batch of these inputs without targets. Masks and token dropout follow the recipe; each text token counts as a
+    word."""
     rows = rows_of_an_item(model.config)
     count = len(next(iter(next(iter(inputs.values())).values()))) // rows
     names, masks, dropout = [str(i) for i in range(count)], {}, {}
@@ -110,7 +110,7 @@ def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tens
 
 
 def planned_objective(recipe: Recipe, model: Trained, batch: Batch, chunks: int, max_padding: float) -> Objective:
-    """The objective of a recipe over a batch of `pair_batch`; in place of a head's loss, the sum of its outputs."""
+    """The objective of a recipe for a batch of `pair_batch`; the loss of a head is replaced by the sum of its outputs."""
     prepared = prepare_terms(PlannedData(recipe, batch.keys))
     objective = Objective(model, recipe.terms, prepared, chunks, max_padding)
     for term in objective.terms.values():

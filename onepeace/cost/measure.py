@@ -1,7 +1,7 @@
-"""Bytes alive and FLOPs of what runs, of real code on fake tensors too, which have a shape and dtype but no values.
+"""Live bytes and FLOPs of running code, also on fake tensors, which have a shape and dtype but no values.
 
-Nothing of torch is replaced: its own modes see every operation. FLOPs are counted by the functions of its
-FlopCounterMode, but not in it: that follows modules, and fails where they run both with and without gradient.
+Only torch's dispatch modes are used. FLOPs are counted by the formulas of FlopCounterMode but not in that mode, which
+tracks modules and fails where they run both with and without gradient.
 """
 
 import weakref
@@ -57,15 +57,15 @@ def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
 
 
 def keep_as_on_a_gpu(model: nn.Module) -> None:
-    """Make what the layers of a model keep on this CPU the same as on a GPU; without it up to a quarter is missing."""
+    """Make layers save the same tensors on this CPU as on a GPU; otherwise up to a quarter of the memory is missing."""
     for name, parameter in model.named_parameters():
-        # No attention keeps its scores there; here only that whose bias does not learn.
+        # On a GPU attention never saves its scores; on a CPU only if its bias is trained.
         parameter.requires_grad_(parameter.requires_grad and ".bias_tables." not in name)
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):  # in float32 under autocast
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         elif isinstance(module, SelfAttention):
-            # The kernel reads rows of a multiple of 8; torch pads those of others, a copy for each block.
+            # The kernel needs rows of a multiple of 8; torch pads others, one copy for each block.
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0], _padded(inputs[1])))
 
 
@@ -77,10 +77,10 @@ def _padded(bias: Tensor | None) -> Tensor | None:
 
 
 class Live(TorchDispatchMode):
-    """Follows the storages that operations make until they are freed, and counts FLOPs.
+    """Tracks storages until they are freed, and counts FLOPs.
 
-    ``peak`` is the most bytes alive at once; work space inside a kernel is not seen. Of fake tensors, whether a number
-    is true ("is something padded?") is answered "no".
+    ``peak`` is the maximum of live bytes, without the work space of kernels. Conditions on values of fake tensors ("is
+    anything padded?") are False.
 
     Args:
         known: tensors that do not count, such as weights and inputs. Nor do their views.
@@ -116,7 +116,7 @@ class Live(TorchDispatchMode):
 
 
 def _positions(index: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Masks as positions: how many are True could not be told of a fake."""
+    """Boolean masks as indices: the number of True entries of a fake tensor would be unknown."""
     found: list[Tensor | None] = []
     for one in index:
         mask = one is not None and one.dtype == torch.bool and not isinstance(one, FakeTensor)

@@ -1,13 +1,14 @@
 """Plan of a run: parameters, bytes and FLOPs, from the recipe alone. Nothing is allocated, no data is read.
 
-Weights, gradients, AdamW's states and what processes exchange are counted. Activations and FLOPs are those of a step on
-fake tensors (measure.py): the items of one process, each as large as its processor lets it be, in a model of one block
-and of two. Each further block costs as much as the second; of more than `MEASURED` items, each half of so many costs as
-much as the second. Weights cast to bfloat16 and what losses keep are part of the activations; the contrastive loss
-finds its negatives in this process only, which is less than 1 % of the FLOPs.
+Weights, gradients, AdamW's states and the data exchanged between processes are computed exactly. Activations and FLOPs
+are measured on fake tensors (measure.py): a step with the items of one process, each of maximum size, in models of one
+and of two blocks; each further block is taken to cost as much as the second. Above `MEASURED` items, the cost is
+extrapolated linearly from `MEASURED` // 2 and `MEASURED` items. Copies of weights in bfloat16 and tensors that losses
+keep count as activations. The contrastive loss takes negatives from this process only, which is less than 1 % of the
+FLOPs.
 
-Not counted: outside teachers, losses of task heads (those over every pixel are large), and work space of kernels and
-what the allocator cannot use, for which `MARGIN` is added.
+Not counted: teachers, losses of task heads (large for those over every pixel), work space of kernels and waste of the
+allocator; `MARGIN` is added for the last two.
 """
 
 from dataclasses import dataclass, replace
@@ -29,9 +30,9 @@ from onepeace.train.recipe import Recipe
 from onepeace.train.start import make_config
 
 MEASURED = 32
-"""Items of a step that is measured, at most: losses that compare all with all take their time with more."""
+"""Maximum number of items in a measured step: losses that compare all pairs are slow with more."""
 MARGIN = 1.1
-"""Memory that is needed over what is counted."""
+"""Factor on the counted memory."""
 
 
 class Memory(NamedTuple):
@@ -61,7 +62,7 @@ class Plan:
     """Parameters that learn."""
     memory: Memory
     flops_per_item: dict[str, float]
-    """By source, losses and what is computed twice included."""
+    """By source, including losses and recomputation."""
 
     @property
     def file(self) -> int:
@@ -74,11 +75,11 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
-    """Plan of a recipe, whose steps so many devices share."""
+    """Plan of a recipe for a number of processes, one device each."""
     config = planned_config(recipe)
     model = planned_model(recipe, config)
     shares = {name: ceil(recipe.batch_size(name) / processes) for name in recipe.data.modalities}
-    costs = {name: measured(recipe, config, name, share) for name, share in shares.items()}
+    costs = {name: cost_of_depth(recipe, config, name, share) for name, share in shares.items()}
     return Plan(
         recipe=recipe,
         processes=processes,
@@ -90,7 +91,7 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
 
 
 def planned_config(recipe: Recipe) -> Config:
-    """The model's configuration; by ``model.size`` of a start that is not there yet, or would be downloaded."""
+    """The model's configuration; that of ``model.size`` if ``model.from`` is missing or would be downloaded."""
     start = recipe.start
     is_local = start.source is not None and (start.size is None or find(start.source) is None)
     if start.source is None or (is_local and (model_folder(start.source) / "config.yaml").exists()):
@@ -108,32 +109,32 @@ def planned_model(recipe: Recipe, config: Config) -> Trained:
     return model
 
 
-def measured(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
-    """Bytes at the peak of a step, and FLOPs of each item, where a process has a share of the items of a source."""
+def cost_of_depth(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
+    """Cost of a step of one process, with FLOPs per item; extrapolated over the depth."""
     depth = getattr(config.model, "depth", 1)
     # Heads that read the outputs of some blocks need all of them, and so do patterns that name a block.
     if depth > 2 and not any(head.get("blocks") for head in config.model.heads.values()):
         one, two = (replace(config, model=replace(config.model, depth=few)) for few in (1, 2))
         try:
-            small, large = (of_all(recipe, few, source, share) for few in (one, two))
+            small, large = (cost_of_items(recipe, few, source, share) for few in (one, two))
             return Cost(*(low + (depth - 1) * (high - low) for low, high in zip(small, large, strict=True)))
         except UserError:
             pass
-    return of_all(recipe, config, source, share)
+    return cost_of_items(recipe, config, source, share)
 
 
-def of_all(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
-    """The same of a model of this configuration: of many items, what follows from fewer."""
+def cost_of_items(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
+    """Cost for all items of a process, extrapolated from fewer if there are more than `MEASURED`."""
     items = ceil(share / recipe.run.grad_cache_chunks)
     if items <= MEASURED:
-        return step(recipe, config, source, items)
-    half, whole = (step(recipe, config, source, few) for few in (MEASURED // 2, MEASURED))
+        return measured_cost(recipe, config, source, items)
+    half, whole = (measured_cost(recipe, config, source, few) for few in (MEASURED // 2, MEASURED))
     more = 2 * (items / MEASURED - 1)  # halves; FLOPs of an item grow with those that it is compared with
     return Cost(*(high + more * (high - low) for low, high in zip(half, whole, strict=True)))
 
 
-def step(recipe: Recipe, config: Config, source: str, items: int) -> Cost:
-    """The same of a step of so many items, or of so many in each chunk."""
+def measured_cost(recipe: Recipe, config: Config, source: str, items: int) -> Cost:
+    """Measured cost of a step with ``items`` items, or ``items`` in each chunk."""
     chunks = min(recipe.run.grad_cache_chunks, 2)  # of the items of other chunks only what the losses need is kept
     items *= chunks
     model = planned_model(recipe, config)
@@ -157,8 +158,8 @@ def memory_of(model: Trained, recipe: Recipe, processes: int, activations: int) 
     """Memory of a process.
 
     All is float32: 4 bytes for each parameter, 12 more for its gradient and AdamW where it trains, 4 for its average;
-    under fsdp each process holds a share. ddp has buckets in which gradients travel; fsdp gathers what is no block,
-    and of the blocks the one that computes and the next, with their gradients.
+    under fsdp each process holds a share. ddp adds buckets of gradients; fsdp gathers the parameters outside the
+    blocks, and those of the current and the next block, with their gradients.
     """
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -18,7 +18,7 @@ from onepeace.config.limits import Count, Limits, Probability, Share
 from onepeace.errors import UserError
 
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
-"""Words that are wrong of a mirrored picture."""
+"""Words that would be wrong for a mirrored picture."""
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey (ITU-R BT.601, as PIL's "L")."""
 RATIOS = (3 / 4, 4 / 3)

@@ -29,7 +29,7 @@ Lengths = Callable[[dict[str, Tensor]], Tensor]
 """Number of tokens without CLS (B,) as a function of a modality's input."""
 
 SOUND_BYTES = 512 * 2**20
-"""Size of each worker's cache of decoded sounds."""
+"""Maximum size of each worker's cache of decoded sounds, which is kept with ``data.augment.audio`` alone."""
 MIXED = "mixed"
 """Suffix of the key, after a dot, of an item with another one mixed in; no sample's key has a dot."""
 

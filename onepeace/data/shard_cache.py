@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,8 +31,6 @@ STALLED = 60.0
 """Seconds without a byte after which a download fails."""
 WAITS = (1.0, 5.0)
 """Seconds before each retry of a failed copy."""
-OPEN_FILES = 256
-"""Number of shards that a process keeps open."""
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
 """First bytes of a compressed shard."""
@@ -54,20 +51,14 @@ class Shard:
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the tar; UserError if the file has become shorter."""
-        try:
-            file = _opened(self.path, self.version)  # a reference: if two threads open it at once, one is not cached
-        except FileNotFoundError:  # evicted from the cache
+        if not os.path.exists(self.path):  # evicted from the cache
             open_shard(self.place, self.cache_bytes)
-            file = _opened(self.path, self.version)
-        data = os.pread(file.fileno(), size, offset)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
         if len(data) < size:
             raise UserError(f"{describe(self.place)}: has become shorter since it was indexed")
         return data
-
-
-@lru_cache(OPEN_FILES)
-def _opened(path: str, version: str) -> IO[bytes]:
-    return open(path, "rb", buffering=0)
 
 
 def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[str, Any]], list[str]]:

@@ -39,7 +39,7 @@ def _records(folder: Path, split: str) -> list[Record]:
     """The pictures of a split that are there and have captions, in order of their ids."""
     path = find(folder, f"captions_{split}.json", what="the captions")
     captions: dict[int, list[str]] = {}
-    for where, row in json_rows(path, "annotations", read_json(path)):
+    for where, row in json_rows(path, "annotations"):
         with fields(where, row, "image_id and caption"):
             captions.setdefault(int(row["image_id"]), []).append(" ".join(row["caption"].split()).rstrip("."))
     return [

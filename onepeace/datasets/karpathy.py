@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
 from onepeace.datasets.pictures import Photographs, photograph
-from onepeace.datasets.reading import fields, find, json_rows, read_json, sentence
+from onepeace.datasets.reading import fields, find, json_rows, sentence
 from onepeace.errors import UserError
 
 CAPTIONS = 5
@@ -84,7 +84,7 @@ def read_karpathy(name: str, folder: Path) -> list[Picture]:
     """The entries of dataset_NAME.json, somewhere below a folder; of coco_karpathy that of coco."""
     table = find(folder, f"dataset_{name.removesuffix('_karpathy')}.json", what="Karpathy's split and captions")
     pictures = []
-    for where, row in json_rows(table, "images", read_json(table)):
+    for where, row in json_rows(table, "images"):
         with fields(where, row, "filename, split and sentences"):
             captions = [text for one in row["sentences"] if (text := " ".join(one["raw"].split()))]
             pictures.append(Picture(str(row["filename"]), str(row["split"]), captions[:CAPTIONS]))

@@ -74,7 +74,7 @@ class Split(NamedTuple):
 
 
 HeldOut = Callable[[str], Iterable[Record]]
-"""Gives the samples that the shards of another set have as validation data, those in the folder val/NAME."""
+"""Returns the validation samples that were written for another set, from the folder val/NAME."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -176,7 +176,7 @@ def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Recor
         if len(lacking) == len(records):
             yield skipped(table, f"not one of its {len(records)} {modality} files is there; {hint}")
         elif lacking:
-            named = ", ".join(lacking[:3])
-            yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are not there ({named}, ...)")
+            named = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
+            yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are not there ({named})")
         records = [record for record in records if record.inputs[modality] is not None]
     yield from shuffled(records)

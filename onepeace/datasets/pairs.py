@@ -13,7 +13,7 @@ from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
 
 COLUMNS = {"text": ("text", "caption", "captions")}
-"""Names of columns that are not called as what they hold; the first that is filled is taken."""
+"""Names that a column may have, by what it holds; the first that is filled is used."""
 
 
 def media() -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of data sets: photographs made smaller, drawings on white squares, and telling copies."""
+"""Pictures of data sets: photographs made smaller, and duplicates recognised."""
 
 import hashlib
 import io
@@ -45,7 +45,7 @@ def photograph(record: Record, size: int, quality: int) -> Encoded:
 
 
 class Seen:
-    """Tells content that came before."""
+    """Recognises content that it was given before."""
 
     def __init__(self) -> None:
         self._hashes: set[bytes] = set()

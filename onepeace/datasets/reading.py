@@ -83,7 +83,7 @@ def json_rows(path: Path, name: str = "", content: Any = None) -> Iterator[tuple
 
 @contextmanager
 def fields(where: str, row: object, names: str) -> Iterator[None]:
-    """Turns what a missing or misshapen field of a row causes into a `UserError` that lists those it should have."""
+    """Turns the error of a missing or malformed field into a `UserError` that lists the expected fields."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from onepeace.datasets.coco import photographs_by_id
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
-from onepeace.datasets.reading import fields, find, json_rows, read_json
+from onepeace.datasets.reading import fields, find, json_rows
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 from onepeace.errors import UserError
 
@@ -40,7 +40,7 @@ class VQAv2(SharedPhotographs, OfficialSplits):
     hint = "its questions are about other photographs"
     train: tuple[str, ...] = option(("train2014",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2014",), "official splits that are validation data")
-    answers: int = option(3129, "so many of the most frequent answers; of train2014 and val2014 those given 9 times")
+    answers: int = option(3129, "number of answers kept, the most frequent first; 3129 were given 9 times or more")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         names = (*self.val, *self.train)
@@ -53,7 +53,7 @@ class VQAv2(SharedPhotographs, OfficialSplits):
 def _answers(folder: Path, split: str) -> dict[int, _Answers]:
     path = find(folder, f"v2_mscoco_{split}_annotations.json", what="the answers")
     answers = {}
-    for where, row in json_rows(path, "annotations", read_json(path)):
+    for where, row in json_rows(path, "annotations"):
         with fields(where, row, "question_id, multiple_choice_answer and answers"):
             given = [str(answer["answer"]) for answer in row["answers"]]
             about = {name: row[name] for name in ("question_type", "answer_type") if name in row}
@@ -66,7 +66,7 @@ def _table(folder: Path, split: str, answers: Mapping[int, _Answers] | None, cla
     table = find(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", what="the questions")
     pictures = photographs_by_id(folder, split.replace("-dev", ""))
     known, records = set(classes), []
-    for where, row in json_rows(table, "questions", read_json(table)):
+    for where, row in json_rows(table, "questions"):
         with fields(where, row, "question_id, image_id and question"):
             text, key, image_id = " ".join(row["question"].split()), int(row["question_id"]), int(row["image_id"])
         about = {"license": LICENSE, "question_id": key, "image_id": image_id}

@@ -32,7 +32,7 @@ def read_shard(path: Path) -> Iterator[Record]:
         key = raw["__key__"]
         try:
             inputs = {modality: media for modality in endings if (media := media_of(raw, endings[modality]))}
-            texts, about = [raw[member].decode() for member in ("txt",) if member in raw], json.loads(raw["json"])
+            texts, about = [raw["txt"].decode()] if "txt" in raw else [], json.loads(raw["json"])
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: {key} has a file that cannot be read, or no .json ({error!r})") from error
         if not inputs and not texts:

@@ -16,15 +16,15 @@ class Part(NamedTuple):
 
 
 class Compound:
-    """An item that says itself of which parts it is made, as a video is of pictures and a sound."""
+    """An item that lists its own parts: a video consists of pictures and a sound."""
 
     name: str
     """Name in messages."""
     learned: tuple[str, ...] = ()
-    """Attributes that change while the parts are taken; where another process does that, they are brought back."""
+    """Attributes that are set while the parts are read; if another process reads them, their values are copied back."""
 
     def parts(self, pieces: "Callable[[str, object], Iterable[tuple[float, float, Tensor]]]") -> list[Part]:
-        """All that is to be embedded; each part has a piece at least, and others that are decoded as they are taken.
+        """Everything to embed; each part has at least one piece, and later pieces are decoded as they are consumed.
 
         Args:
             pieces: decodes a value of a modality, piece by piece as a `Part` has them.

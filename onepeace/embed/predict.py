@@ -104,6 +104,8 @@ class Head:
             values["text"] = [CANDIDATE.format(text=values["text"], candidate=one) for one in candidates]
         size = (1, 1)
         if self.task in ("box", "boxes", "mask"):
+            if "image" not in values:
+                raise UserError(f"the head {self.name} returns places on a picture, and the item has none")
             size = processors["image"].size_in_pixels(values["image"])  # type: ignore[attr-defined]
         samples = {}
         wanted = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)

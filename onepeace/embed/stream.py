@@ -20,7 +20,7 @@ from torch import Tensor
 from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
-from onepeace.threads import LEAST, compute_alone
+from onepeace.threads import MIN_BATCH, compute_alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -202,7 +202,7 @@ class Batcher:
         for modality in dict.fromkeys(entry.modality for entry in self._waiting):
             line = self._by_size(modality)[::-1]
             rounds = -(-len(line) // (workers * self.batch_size))
-            size = max(-(-len(line) // (workers * rounds)), min(LEAST, self.batch_size))
+            size = max(-(-len(line) // (workers * rounds)), min(MIN_BATCH, self.batch_size))
             for start in range(0, len(line), size):
                 yield self._take(line[start : start + size])
 

@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals: queries are drawn again with replacement, always the same draws for equally many.
+"""Bootstrap confidence intervals: queries are drawn again with replacement, with a fixed seed.
 
 The interval is the middle 95 % of the figures of 1,000 such draws (Efron's percentile interval). It speaks of other
 queries of the same kind, not of other candidates or another training run. Queries are taken as independent: where five
@@ -17,13 +17,13 @@ SEED = 0
 
 
 def draws(n: int, count: int = DRAWS) -> Iterator[NDArray[np.int64]]:
-    """(n,) numbers of the queries of each draw."""
+    """Indices (n,) of the queries of each draw."""
     random = np.random.default_rng(SEED)
     return (random.integers(n, size=n) for _ in range(count))
 
 
 def middle(figures: Sequence[float]) -> tuple[float, float]:
-    """The interval that leaves equally many of the figures of all draws below and above it."""
+    """The central 95 % interval of the figures of all draws."""
     low, high = np.quantile(figures, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""Files that come into being all at once: a reader finds the old content or the whole new one, also after a crash."""
+"""Atomic writes: a reader finds the old content or all of the new one, also after a crash."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    # In a container every run may have the number of one that was killed, whose half a file must not be gone on with.
+    # In a container a run may have the process id of one that was killed: its half a file is deleted.
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
@@ -35,7 +35,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, as far as they are not there; their names are safe on the disk."""
+    """Make a folder and its missing parents, and sync their entries."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -43,10 +43,10 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk; systems without such folders skip them."""
+    """Wait until a file, or the entries of a folder, are on the disk; folders are skipped where the system cannot."""
     if path.is_dir() and os.name != "posix":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # Windows syncs what it may write to
     try:
         os.fsync(descriptor)
     finally:

@@ -57,7 +57,7 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
 
 @contextmanager
 def decoding(name: str, failed: str) -> Iterator[None]:
-    """Errors of ffmpeg, which come as several types, as `UserError`: the file `name`, what `failed`, and why."""
+    """Context that turns any error of ffmpeg into a `UserError`: the file ``name``, what ``failed``, and why."""
     try:
         yield
     except UserError:

@@ -18,14 +18,13 @@ class Found(NamedTuple):
 
     path: Path
     modality: str
-    """Modality by the file's ending; "" for a file that was named on purpose and has an ending nobody knows."""
+    """Modality by the file's ending; "" for a file that was named and has an unknown ending."""
 
 
 class Unreadable(NamedTuple):
-    """Something that was met on the way and cannot be read."""
+    """A path that cannot be read."""
 
-    path: Path | str
-    """A string is an address."""
+    path: Path
     reason: str
 
 

@@ -65,11 +65,7 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    records: Iterable[Record | Skipped]
-    if path.is_dir():
-        records = from_folder(path)
-    else:
-        records = from_table(path)
+    records: Iterable[Record | Skipped] = from_folder(path) if path.is_dir() else from_table(path)
     grouped: dict[tuple[str, ...], list[Record]] = {}
     left_out: list[Skipped] = []
     for _, record, failure in decode_ahead(records, _check, ahead=AHEAD):

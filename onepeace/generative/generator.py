@@ -75,7 +75,7 @@ def generator_of(
     tokenizer: "Tokenizer",
     tasks: Mapping[str, Task],
 ) -> "Generator":
-    """A module that is in memory already, ready to answer; of a configuration that `writes`.
+    """A `Generator` for a module in memory, whose configuration satisfies `writes`.
 
     Args:
         processors: by modality, those that a caption head needs; OFA makes its own.
@@ -89,7 +89,7 @@ def generator_of(
 
 
 def writes(config: Config) -> bool:
-    """Whether models of this configuration do."""
+    """Whether models of this configuration write text."""
     return architecture(config.architecture).generates or bool(_caption_head(config))
 
 
@@ -132,8 +132,8 @@ class Generator:
         processors = self.reader.processors(self.task("caption"))
 
         def row(item: object) -> Mapping[str, object]:
-            if composed(item) is not None:
-                return expect(item, dict)
+            if (values := composed(item)) is not None:
+                return values
             known = (key for key, processor in processors.items() if processor.matches(item))
             return {next(known, next(iter(processors))): item}
 
@@ -185,8 +185,8 @@ class Generator:
                 [x0, y0, x1, y1] in pixels of the picture.
 
         Raises:
-            UserError: no such task, or one that this model cannot do; no memory for a batch. What is wrong with an
-                item is in its result.
+            UserError: no such task, or one that this model cannot do; an item that is no mapping; no memory for a
+                batch. Other errors of an item are in its result.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}; it must be a whole number from 1")

@@ -6,14 +6,14 @@ import torch
 
 MASK = "<mask>"
 MEAN_LENGTH = 3.0
-"""Mean length of a span in words, by Poisson's distribution. A span of none is a `<mask>` between two words."""
+"""Mean length of a span in words (Poisson). An empty span inserts a `<mask>` between two words."""
 
 
 def mask_words(text: str, share: float) -> str:
     """A text in which spans of words are one `<mask>` each (fairseq's rules); torch's random generator draws them.
 
     Args:
-        share: of the words, of which so many are covered, but where spans lie over one another.
+        share: share of the words to mask; less where spans overlap.
     """
     words = text.split()
     budget = math.ceil(share * len(words))

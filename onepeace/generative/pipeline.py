@@ -5,6 +5,7 @@ Results come in order and in bounded memory, failures as values. `Generator` is 
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import isfinite
@@ -94,21 +95,21 @@ class Pipeline:
 
     def stream(self, items: Iterable[Mapping[str, object]], batch_size: int) -> Iterator[Generated]:
         """The result of every item, see `Generator.stream`."""
-        decoded = decode_ahead(_mappings(items), self._read, ahead=2 * batch_size)
-        while block := list(islice(decoded, batch_size)):
-            outputs = self._answers({index: found for index, _, found in block if isinstance(found, _Read)})
-            for index, item, found in block:
-                value = next((item[key] for key in self.processors if item.get(key) is not None), None)
-                name = f"item {index}" if value is None else describe(value)
-                output = found if isinstance(found, Exception) else outputs[index]
-                if isinstance(output, Exception):
-                    yield Generated(index, name, (), one_line(output).removeprefix(f"{name}: "))
-                elif isinstance(found, _Read) and found.is_silent:
-                    log.warning("%s: digital silence; what is written says nothing about a sound", name)
-                    unsure = (replace(one, is_sure=False) if isinstance(one, Text) else one for one in output)
-                    yield Generated(index, name, tuple(unsure))
-                else:
-                    yield Generated(index, name, output)
+        with closing(decode_ahead(_mappings(items), self._read, ahead=2 * batch_size)) as decoded:
+            while block := list(islice(decoded, batch_size)):
+                outputs = self._answers({index: found for index, _, found in block if isinstance(found, _Read)})
+                for index, item, found in block:
+                    value = next((item[key] for key in self.processors if item.get(key) is not None), None)
+                    name = f"item {index}" if value is None else describe(value)
+                    output = found if isinstance(found, Exception) else outputs[index]
+                    if isinstance(output, Exception):
+                        yield Generated(index, name, (), one_line(output).removeprefix(f"{name}: "))
+                    elif isinstance(found, _Read) and found.is_silent:
+                        log.warning("%s: digital silence; what is written says nothing about a sound", name)
+                        unsure = (replace(one, is_sure=False) if isinstance(one, Text) else one for one in output)
+                        yield Generated(index, name, tuple(unsure))
+                    else:
+                        yield Generated(index, name, output)
 
     def _read(self, item: Mapping[str, object]) -> _Read:
         values: dict[str, Any] = dict(item)

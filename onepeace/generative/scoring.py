@@ -16,11 +16,11 @@ MAX_ROWS = 512
 
 
 class Node(dict[int, "Node"]):
-    """A beginning of answers: what follows it, by token. eos leads to an end, whose `answer` is a number."""
+    """A prefix of answers: its children by token. The child under eos is a leaf, whose `answer` is a number."""
 
     answer: int = -1
     num_answers: int = 0
-    """Answers that begin so."""
+    """Number of answers with this prefix."""
 
 
 class Trie:

@@ -35,7 +35,7 @@ Allowed = Callable[[int, Sequence[int]], Ids | None]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of the search for an answer. The defaults are fairseq's, but for the beam."""
+    """Options of the search for an answer. The defaults are fairseq's, except for ``beam`` and ``max_len``."""
 
     beam: int = 5
     """Hypotheses that are followed (1: greedy)."""

@@ -40,7 +40,7 @@ class Task:
     without_punctuation: bool = False
     """Whether punctuation of texts is deleted (COCO's captions have none)."""
     agreement: float = 0.0
-    """Weight of the cosine of text and item, beside the score by which texts are ranked; of a model with vectors."""
+    """Weight of the cosine of text and item, added to the score by which texts are ranked; for models with vectors."""
     unsure_below: dict[str, float] = field(default_factory=dict)
     """Cosine below which a text is marked as unsure, by modality of the item."""
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -109,8 +109,7 @@ class Task:
 
 
 def read_tasks(file: Path | None = None) -> dict[str, Task]:
-    """The built-in tasks, changed and added to by the rows of a file, if it is there; a row that is null takes a task
-    away.
+    """The built-in tasks, changed and added to by the rows of a file, if it is there; a null row removes a task.
 
     Raises:
         UserError: a file that cannot be read, or a field that is wrong; names both.

@@ -1,4 +1,4 @@
-"""Words about an item, one after another, from its token features: a small decoder beside the encoder."""
+"""Caption head: a small autoregressive decoder on the token features of an item."""
 
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ class Caption(Head):
         )
 
     def encoded(self, features: Features) -> Encoded:
-        """What the decoder reads of token features (B, L, D)."""
+        """Input of the decoder, from token features (B, L, D)."""
         tokens = self.norm(self.proj(features.tokens))
         length = tokens.shape[1]
         if length > self.options.max_sources:

@@ -1,4 +1,4 @@
-"""From the token features of one or more passes to logits."""
+"""Classifier head: token features of one or more passes to logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

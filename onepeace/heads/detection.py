@@ -1,4 +1,4 @@
-"""From the map of a plain Transformer to boxes with classes: torchvision's Faster R-CNN on a pyramid."""
+"""Detection head: torchvision's Faster R-CNN on a feature pyramid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.layers.features import Features
+from onepeace.layers.precision import without_autocast
 
 from .head import Head
 from .pyramid import Pyramid
@@ -23,7 +24,7 @@ class DetectionOptions:
 
     num_classes: int
     channels: int = 256
-    """Of the pyramid."""
+    """Channels of the pyramid."""
     hidden: int = 1024
     """Width of the two layers on the features of a region."""
     anchor: float = 8.0
@@ -77,7 +78,7 @@ class Detection(Head):
             maps: of the pictures, from `forward` in training mode.
             targets: for each picture "boxes" (N, 4), corners relative to it, and "labels" (N,), class numbers from 0.
         """
-        with _float32(maps):
+        with without_autocast(maps["0"].device.type):  # boxes are too coarse in half precision
             maps, images, unit = self._placed(maps)
             own = [{"boxes": one["boxes"].float() * unit, "labels": one["labels"] + 1} for one in targets]
             proposals, first = self.rpn(images, maps, own)
@@ -85,7 +86,7 @@ class Detection(Head):
         return {**first, **second}
 
     def _found(self, maps: Mapping[str, Tensor]) -> Tensor:
-        with _float32(maps):
+        with without_autocast(maps["0"].device.type):  # boxes are too coarse in half precision
             maps, images, unit = self._placed(maps)
             proposals, _ = self.rpn(images, maps)
             found, _ = self.regions(maps, proposals, images.image_sizes)
@@ -96,25 +97,20 @@ class Detection(Head):
         return result
 
     def _placed(self, maps: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any, Tensor]:
-        """The maps in float32, their pictures as torchvision names them, and width, height, width, height."""
+        """The maps in float32, an ImageList of their pictures for torchvision, and (width, height, width, height)."""
         from torchvision.models.detection.image_list import ImageList
 
         finest = maps["0"]
         height, width = (side * PATCH // 4 for side in finest.shape[2:])
-        # Of the pictures it only asks for the size of the tensor.
+        # torchvision reads only the size of this tensor.
         images = ImageList(finest.new_empty(len(finest), 0, height, width), [(height, width)] * len(finest))
         unit = torch.tensor([width, height, width, height], dtype=torch.float32, device=finest.device)
         return {name: level.float() for name, level in maps.items()}, images, unit
 
 
 class _Maps(nn.Module):
-    """What torchvision asks of a backbone before it is used; here none is."""
+    """Placeholder backbone: the constructor of FasterRCNN reads its ``out_channels``; it is never run."""
 
     def __init__(self, out_channels: int):
         super().__init__()
         self.out_channels = out_channels
-
-
-def _float32(maps: Mapping[str, Tensor]) -> torch.autocast:
-    """Boxes are too coarse in half precision."""
-    return torch.autocast(next(iter(maps.values())).device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Logits of every token, for what happens where in a sequence (sound events)."""
+"""Head with logits for every token, such as sound events."""
 
 from dataclasses import dataclass
 

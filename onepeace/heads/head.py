@@ -1,4 +1,4 @@
-"""What every kind of head can do."""
+"""Base class of heads."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,13 +10,11 @@ from onepeace.layers.features import Features
 
 
 class Head(nn.Module):
-    """Features of one or more passes -> a task's output. A subclass gives ``Options`` and ``forward``, and is made of
-    the width of the features and its options."""
+    """Maps features of one or more passes to a task's output. A subclass defines ``Options`` and ``forward``; its
+    constructor takes the width of the features and the options."""
 
     Options: ClassVar[type[Any]]
     """Dataclass of the options in ``ModelConfig.heads``."""
-    out: nn.Linear
-    """The output layer, of a head that ends with one."""
 
     @classmethod
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Head":
@@ -25,9 +23,3 @@ class Head(nn.Module):
 
     def forward(self, *passes: Features) -> Tensor:
         raise NotImplementedError
-
-    def reset_output(self, num_classes: int) -> nn.Linear:
-        """Replace the output layer by one of ``num_classes`` and return it; the model initialises it."""
-        weight = self.out.weight
-        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
-        return self.out

@@ -1,4 +1,4 @@
-"""From the map of a plain Transformer to a class for each pixel."""
+"""Segmentation head: a class for each pixel."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class SegmentationOptions:
 
     num_classes: int
     channels: int = 256
-    """Of the pyramid and of the layer before the classes."""
+    """Channels of the pyramid and of the layer before the classes."""
 
 
 class Segmentation(Head):

@@ -167,9 +167,9 @@ def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, Lazy
 
 
 def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[str, LazyTensor], Base]:
-    """The tensors that a model does not share with the model of that name, and what its folder says of the latter.
+    """The tensors of ``entries`` that differ from those of the model ``base``, and the `Base` entry for config.yaml.
 
-    Two are the same if they are so in the base's dtype. UserError if they share none.
+    Tensors are compared in the base's dtype. UserError if none is shared.
     """
     folder = resolve(base)
     shared = read_state(folder)

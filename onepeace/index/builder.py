@@ -37,9 +37,9 @@ AHEAD = 64
 """Files that are read and hashed at once, ahead of the decoders."""
 CHUNK = 1 << 20
 _MISSING = re.compile(r"needs (\w+): pip install")
-"""As `onepeace.errors.need` says it."""
+"""The message of `onepeace.errors.need`."""
 WINDOW, HOP = 10.0, 5.0
-"""Seconds of a long sound that one vector stands for, and from the start of one to that of the next."""
+"""Window and hop in seconds: a longer sound has a vector for each window."""
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Builder:
             return True
         self.report.unchanged += known.problem is None
         self.report.known_problems += known.problem is not None
-        described = _described(replace(known, caption=item.caption, metadata=item.metadata), known)
+        described = _with_old_caption(replace(known, caption=item.caption, metadata=item.metadata), known)
         if described != known:
             self._keep_as(described, known)
         return False
@@ -182,7 +182,7 @@ class Builder:
             self._keep_problem(item, old.problem)
         elif old.path == item.path:  # touched
             self.report.unchanged += 1
-            self._keep_as(_described(item, old), old)
+            self._keep_as(_with_old_caption(item, old), old)
         else:
             self.report.copied += 1
             self._copied[item.hash] += 1
@@ -194,12 +194,12 @@ class Builder:
         notes = [*(["digital silence"] if result.is_silent else []), *(video.troubles if video else [])]
         item = replace(item, note=without_surrogates("; ".join(notes)) or None)
         windows = result.windows
-        if result.error is not None or result.vector is None:
+        if windows is None or result.vector is None:  # it failed
             self._keep_problem(item, str(result.reason))
             return
-        if video is not None and windows is not None:
+        if video is not None:
             spans, vectors = video.vectors(windows, result.is_silent)
-        elif windows is None or len(windows.starts) == 1:
+        elif len(windows.starts) == 1:
             spans, vectors = [Span(item.modality)], result.vector.numpy()[None]
         else:
             spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
@@ -210,7 +210,7 @@ class Builder:
         self.report.changed += not is_new
         self.report.vectors += len(vectors)
         self.report.noted += item.note is not None
-        self._keep(item if known is None else _described(item, known), spans, vectors)
+        self._keep(item if known is None else _with_old_caption(item, known), spans, vectors)
 
     def _keep_as(self, item: Item, old: Item) -> None:
         """Keep an item with the vectors of a file of the same content."""
@@ -272,12 +272,12 @@ def read_content(entry: Entry) -> Entry:
 
 
 def _state(item: Item) -> tuple[Any, ...]:
-    """What tells, without reading it, that a file is as it was."""
+    """Size, time and kind: a file of which they are the same is taken to be unchanged."""
     return item.size, item.mtime_ns, item.modality
 
 
-def _described(item: Item, old: Item) -> Item:
-    """An item with what a table once said of an older state of it, unless there is news."""
+def _with_old_caption(item: Item, old: Item) -> Item:
+    """``item`` with the caption and the metadata of ``old`` where it has none."""
     return replace(item, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
 
 

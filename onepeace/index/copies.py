@@ -16,11 +16,11 @@ from onepeace.errors import UserError
 SIDE, CELL = 32, 4
 """Pixels of a small picture and of its squares."""
 FAR = 40.0
-"""Root mean square difference of two pictures of SIDE / CELL pixels from which on they are not laid over each other."""
+"""Thumbnails of SIDE / CELL pixels that differ by this root mean square or more are not aligned."""
 STEPS = 10
 """Gauss-Newton steps that lay one picture over the other."""
 MOVED = SIDE / 16
-"""Pixels by which the middle of a picture is shifted, and by which its edge is moved by a scale, at most."""
+"""Limits of the alignment in pixels: shift of the middle, and shift of the edge by scaling."""
 UNLIKE, ROUNDING = 0.25, 0.5
 """Root mean square difference of two pictures, in standard deviations: two pages of black on white differ by more; and
 levels that are added to it, so that nearly empty pages are no copies of one another."""
@@ -35,13 +35,13 @@ FRAMES = 512
 SECONDS = 600.0
 """Length of a sound that is compared."""
 DECIBEL, DEPTH, HEARD = 4.0, 63.0, 40.0
-"""Steps of a decibel, range below the loudest cell that is kept, and that is compared: noise of encoders lies below."""
+"""Steps per decibel; range below the loudest cell that is kept; range that is compared (noise of encoders is below)."""
 LONGER = 0.9
 """Ratio of the lengths of two sounds, and of their overlap to the longer one, from which on they are compared."""
 CORRELATED, DEVIATION = 0.55, 2.5
-"""Least correlation of the changes over time and pitch, and largest mean difference in decibels but for the gain."""
+"""Minimum correlation of the changes over time and pitch; maximum mean difference in decibels without the gain."""
 SHORT, FEW, SMALL = 500, 60, 2.0
-"""Cells that are heard of a sound of some tenths of a second, and at least; and what its DEVIATION is."""
+"""Audible cells below which SMALL takes the place of DEVIATION, and below which sounds are never copies."""
 
 MOMENTS, AGREED = (0.2, 0.4, 0.6, 0.8), 3
 """Parts of a video's length at which a picture is compared, and number of these that have to be copies."""

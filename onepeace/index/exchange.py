@@ -34,6 +34,8 @@ def export(index: Index, target: Path) -> int:
     ending = target.suffix.lower()
     if ending not in (".npz", ".parquet"):
         raise UsageError(f"{target}: unknown file extension {target.suffix!r}; known: .npz, .parquet")
+    if ending == ".parquet":
+        need("pyarrow", "parquet")  # before the rows are read
     items, matrix = {item.id: item for item in index.items()}, index.matrix
     rows: list[dict[str, Any]] = []
     for row, (file, code) in enumerate(zip(matrix.file.tolist(), matrix.modality.tolist(), strict=True)):

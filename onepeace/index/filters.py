@@ -34,7 +34,7 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%d": (timedelta(1), {}),
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
-"""Dates as people write them -> what leads from the start of one into the next, and to its start."""
+"""Formats of dates -> step from the start of a period into the next one, and fields to reset to get its start."""
 NEAR = 0.75
 """Least similarity of a word that is proposed in place of an unknown one."""
 MAX_LENGTH, LARGEST = 10_000, 2**62
@@ -143,8 +143,10 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
         below = (name[len(folder) :] for folder in folders if name.startswith(folder))
         return any(match(place.replace(os.sep, "/")) for place in (*below, name.lstrip(os.sep)))
 
-    def contains(text: str | bytes | None, part: str) -> bool | None:
-        return None if text is None else _composed(part).casefold() in _composed(os.fsdecode(text)).casefold()
+    def contains(text: object, part: str) -> bool | None:
+        if not isinstance(text, (str, bytes)):  # a number in the metadata contains no text
+            return None
+        return _composed(part).casefold() in _composed(os.fsdecode(text)).casefold()
 
     connection.create_function("path_fits", 2, fits, deterministic=True)
     connection.create_function("contains", 2, contains, deterministic=True)
@@ -255,7 +257,9 @@ def _value(node: ast.expr) -> Any:
             return -number
         case ast.Name(unit) if unit in UNITS:
             return UNITS[unit]
-        case ast.BinOp(ast.Constant(int(number) | float(number)), ast.Mult(), ast.Name(unit)) if unit in UNITS:
+        case ast.BinOp(ast.Constant(int(number) | float(number)), ast.Mult(), ast.Name(unit)) if (
+            unit in UNITS and abs(number) <= LARGEST
+        ):
             return number * UNITS[unit]
     raise _error(node, "is no value; write a number, a number times a unit (2*min), or a text in quotes")
 

@@ -116,7 +116,7 @@ def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -
     looks = {wanted[place]: look for place, look in read}
     if missing := [items[i].path for i in wanted if i not in looks]:
         which = missing[0] if len(missing) == 1 else f"{len(missing):,} {kind} files"
-        log.warning("%s could not be compared: gone, changed or silent", which)
+        log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", which)
     pairs = pairs[[i in looks and j in looks for i, j in pairs.tolist()]]
     alike = _compared(kind, looks, pairs)
     groups = []
@@ -153,7 +153,7 @@ def _compared(kind: str, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.
 
 
 def connected(count: int, pairs: np.ndarray) -> list[list[int]]:
-    """Places from 0 to ``count`` that pairs join, also through others."""
+    """Connected components of the graph with nodes 0 to ``count`` - 1 and these edges."""
     least, before = np.arange(count), None
     while before is None or (least != before).any():
         before = least.copy()
@@ -206,9 +206,9 @@ def clusters(index: Index, count: int | None = None) -> list[Cluster]:
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """(n, 2) float32 between 0 and 1 of unit vectors (n, E): their two principal components; always the same points.
+    """(n, 2) float32 between 0 and 1 of unit vectors (n, E): their two principal components.
 
-    Vectors are centred by kind, or pictures, sounds and texts were islands.
+    Deterministic. Vectors are centred by kind; otherwise pictures, sounds and texts would form islands.
 
     Args:
         kinds: (n,) of any type.

@@ -13,11 +13,12 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
-from onepeace.index.nearest import LOCAL, Matrix, read, service_of
+from onepeace.index.nearest import LOCAL, Matrix, read
+from onepeace.index.plugin import plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
-from onepeace.index.store import DATABASE, Damaged, Item, Root, Store
+from onepeace.index.store import Damaged, Item, Root, Store
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class Index:
     @cached_property
     def service(self) -> Any:
         """Vector database for nearest-neighbour search (nearest.py), if any."""
-        return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
+        address = self.store.meta["store"]
+        return None if address == LOCAL else plugin(address, "open_store")(address, self.store, self.matrix)
 
     @cached_property
     def text_branch(self) -> "TextBranch | None":
@@ -256,12 +258,13 @@ class Index:
         Raises:
             UserError: the index was rebuilt with another model, or is damaged. The old state then remains visible.
         """
-        if self.store.is_current():
-            return False
         new = Store(self.folder)
+        if new.meta == self.store.meta:
+            new.close()
+            return False
         if new.meta["model_hash"] != self.model_hash:
             new.close()
-            raise UserError(f"{self.folder}: made anew with another model; open it, or start the server, again")
+            raise UserError(f"{self.folder}: rebuilt with another model; open it again, or restart the server")
         self.close()
         self._show(new)
         return True
@@ -317,11 +320,6 @@ def banks_of(store: Store) -> Banks:
     for records in read(store, int(after)):
         banks.add(records["vector"], np.array(store.kinds)[records["modality"]])
     return banks
-
-
-def is_index(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an index folder."""
-    return os.path.isfile(Path(path) / DATABASE)  # unlike Path.is_file, of a closed folder too
 
 
 def _embedded(where: str | None) -> Condition:

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.cache import cache_folder
 from onepeace.index.builder import Report
-from onepeace.index.index import Index, is_index
+from onepeace.index.index import Index, identity
+from onepeace.index.store import FORMAT, is_index
 from onepeace.index.write import build, update, writing
+
+log = logging.getLogger(__name__)
 
 
 def indexes_folder() -> Path:
@@ -22,8 +26,7 @@ def indexes_folder() -> Path:
 def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> Path:
     """Folder of the cached index of some paths and a model; it may not exist."""
     places = sorted(os.path.abspath(path) for path in paths)
-    name = os.path.abspath(model) if os.path.isdir(os.path.expanduser(model)) else model
-    digest = hashlib.blake2b(json.dumps([places, name]).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(json.dumps([places, identity(model), FORMAT]).encode(), digest_size=6).hexdigest()
     return indexes_folder() / f"{os.path.basename(places[0])[:40] or 'root'}-{digest}.index"
 
 
@@ -39,8 +42,11 @@ def kept() -> dict[Path, dict[str, Any]]:
     """Indexes in the cache folder, by name, with their `Index.stats`."""
     found = {}
     for folder in filter(is_index, sorted(indexes_folder().glob("*.index"))):
-        with Index.open(folder) as index:
-            found[folder] = index.stats()
+        try:
+            with Index.open(folder) as index:
+                found[folder] = index.stats()
+        except UserError as error:  # of an earlier version, or damaged
+            log.warning("%s", error)
     return found
 
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onepeace.errors import one_line
-from onepeace.index.plugin import plugin
 from onepeace.index.store import VECTOR, Damaged, Store
 from onepeace.threads import one_blas_thread
 
@@ -28,13 +27,13 @@ log = logging.getLogger(__name__)
 
 MATRIX, LISTS = "matrix", "lists"
 LOCAL = "local"
-"""Address for no vector database."""
+"""Value of ``meta["store"]`` for no vector database."""
 READ = 1 << 13
 """Vectors read from the database at once."""
 LARGE = 250_000
 """Vectors from which on inverted lists are kept: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 STALE = 1.1
-"""Vectors in the lists for each that is not removed, from which on the lists are made anew."""
+"""The lists are rebuilt when they hold this many times the vectors that remain."""
 PROBED, TRAINED = 48, 200_000
 """Lists that a query probes (nprobe), and vectors that the centroids are trained on."""
 CANDIDATES = 10
@@ -123,7 +122,7 @@ class Matrix:
             query: (E,) float32.
             count: rows of each modality.
             allowed: (n,) bool; None = all.
-            service: names candidates (see `service_of`) in the place of the lists.
+            service: a vector database (see `plugin`), which names candidates in place of the lists.
         """
         source, compared, found = service or self._lists, None, {}
         for code, modality in enumerate(self.store.kinds):
@@ -178,22 +177,6 @@ def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int)
     cosines = (vectors[rows] * query.astype(np.float64)).sum(axis=1)
     order = np.lexsort((rows, -cosines))[:count]
     return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
-
-
-def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Any:
-    """Open a vector database with ``onepeace.plugins.NAME.open_store``.
-
-    It has ``candidates(query, count, code)``, ids of about ``count`` vectors of ``Store.kinds[code]`` that are nearest
-    to a query, or None if it does not answer; `send`, which brings it up to date with the matrix; and `close`.
-
-    Args:
-        address: "NAME://..."; None = that of the index.
-
-    Raises:
-        UserError: no such plug-in, or a package that it needs is not installed.
-    """
-    address = address or store.meta["store"]
-    return plugin(address, "open_store")(address, store, matrix)
 
 
 def vectors_state(store: Store) -> str:

@@ -8,7 +8,11 @@ from onepeace.errors import UsageError
 
 
 def plugin(address: str, function: str) -> Any:
-    """Function of ``onepeace.plugins.NAME`` for an address NAME:...: "open_engine" embeds, "open_store" searches.
+    """Function of ``onepeace.plugins.NAME`` for an address NAME:...
+
+    "open_engine" gives an embedder. "open_store" gives a vector database with ``candidates(query, count, code)``, ids
+    of about ``count`` vectors of ``Store.kinds[code]`` that are nearest to a query, or None if it does not answer;
+    ``send``, which brings it up to date with the matrix; and ``close``.
 
     Raises:
         UsageError: no module of that name has it.

@@ -77,7 +77,7 @@ class Results(Sequence[Hit]):
     compared: int
     """Number of files that passed the filters."""
     relevant: bool | None = None
-    """Whether the best hit is likely or possible to be an answer; None where that is not known."""
+    """Whether the best match is at least `RELEVANT`; None if hits are ranked by cosine."""
 
     @property
     def heading(self) -> str | None:

@@ -15,7 +15,7 @@ from onepeace.files.ignore import Ignore
 from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.store import DATABASE, Item, Root
+from onepeace.index.store import Item, Root, is_index
 from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -101,7 +101,7 @@ def is_shard(path: str) -> bool:
 
 
 def scan(roots: Collection[Root]) -> Scan:
-    """Everything in folders, files, tables and shards, each once, as far as they are there.
+    """All entries of folders, files, tables and shards, each path once; roots that do not exist are skipped.
 
     Args:
         roots: those that were removed are left out, with all that is below them, unless they are another root or lie
@@ -132,8 +132,13 @@ def scan(roots: Collection[Root]) -> Scan:
 
 
 def is_below(path: str, above: Collection[str]) -> bool:
-    """Whether an item's path, a folder on the way to it, or the shard or table it is part of is among ``above``."""
-    return path in above or whole_of(path) in above or any(str(folder) in above for folder in Path(path).parents)
+    """Whether one of `places_of` an item's path is among ``above``."""
+    return any(place in above for place in places_of(path))
+
+
+def places_of(path: str) -> set[str]:
+    """An item's path, the folders above it, and the shard or table it is part of."""
+    return {path, whole_of(path) or path, *map(str, Path(path).parents)}
 
 
 def whole_of(path: str) -> str | None:
@@ -143,7 +148,7 @@ def whole_of(path: str) -> str | None:
 
 
 def shard_of(path: str) -> str | None:
-    """Path of the shard that an item is a sample of; None if it is of none."""
+    """Path of the shard that an item is a sample of, else None."""
     whole = whole_of(path)
     return whole if whole and is_shard(whole) else None
 
@@ -171,8 +176,7 @@ def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str],
     ignored = Ignore(Path(root.path), root.exclude)
 
     def skip(path: Path, is_folder: bool) -> bool:
-        is_index = is_folder and os.path.isfile(path / DATABASE)  # unlike Path.is_file, of a closed folder too
-        return is_index or str(path) in left_out or ignored(path, is_folder)
+        return (is_folder and is_index(path)) or str(path) in left_out or ignored(path, is_folder)
 
     files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
     for path, modality in files:
@@ -223,10 +227,10 @@ def read_shard(shard: str) -> Iterator[Entry]:
         media = {name: kind for name, kind in kinds.items() if kind != "text"}
         for name, modality in media.items():
             item = replace(here, path=f"{place}.{name}", modality=modality, size=raw[name].size)
-            yield Entry(_described(item, captions, about), partial(_member, raw[name], item.path))
+            yield Entry(_with_captions(item, captions, about), partial(_member, raw[name], item.path))
         if not media and captions:
             item = replace(here, path=f"{place}.txt", size=len(captions[0].encode("utf-8", "surrogatepass")))
-            yield Entry(_described(item, captions, about), captions[0])
+            yield Entry(_with_captions(item, captions, about), captions[0])
     if problems:
         first, *others = dict.fromkeys(line.removeprefix(f"{shard}: ") for line in problems)
         yield Entry(replace(here, problem=first + (f"; and {len(others)} more" if others else "")))
@@ -257,10 +261,10 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
             if entry.item.problem:  # the row is wrong, rather than the file
                 yield Entry(replace(here, problem=f"{value}: {entry.item.problem}"))
             else:
-                yield Entry(_described(entry.item, captions, about), entry.value)
+                yield Entry(_with_captions(entry.item, captions, about), entry.value)
         if not media:
             item = replace(here, size=len(captions[0].encode("utf-8", "surrogatepass")))
-            yield Entry(_described(item, captions, about), captions[0])
+            yield Entry(_with_captions(item, captions, about), captions[0])
     if row is None:
         raise UserError(f"{table}: no rows; columns are {known} and any others")
 
@@ -284,7 +288,7 @@ def _texts(value: Any) -> list[str]:
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
-def _described(item: Item, captions: Sequence[str], about: Mapping[str, Any]) -> Item:
+def _with_captions(item: Item, captions: Sequence[str], about: Mapping[str, Any]) -> Item:
     metadata = json.loads(without_surrogates(json.dumps(about, ensure_ascii=False)))
     return replace(item, caption=without_surrogates("\n".join(captions)) or None, metadata=metadata)
 

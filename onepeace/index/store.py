@@ -198,11 +198,6 @@ class Store:
     def close(self) -> None:
         self.connection.close()
 
-    def is_current(self) -> bool:
-        """Whether nothing has been written since this reader was opened."""
-        with closing(Store(self.folder)) as now:
-            return now.meta == self.meta
-
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Context of one transaction: durable when it ends, or rolled back.
@@ -224,8 +219,8 @@ class Store:
             raise
         if not (self.folder / DATABASE).exists():  # it was written to nevertheless, as its files are open
             raise UserError(
-                f"{self.folder}: the index was moved or deleted meanwhile; all that is done moved with it, and the "
-                "same command goes on with it there"
+                f"{self.folder}: the index was moved or deleted meanwhile; what was written moved with it, and the "
+                "same command goes on in the new folder"
             )
 
     def add(self, items: Sequence[tuple[Item, Sequence[Span]]], vectors: np.ndarray) -> None:
@@ -337,7 +332,7 @@ class Store:
         sql = "SELECT content, crc IS checksum(name, content) FROM blobs WHERE name = ?"
         for content, is_sound in self.select(sql, (name,)):
             if not is_sound:
-                raise Damaged(self.folder, f"what it keeps as {name}")
+                raise Damaged(self.folder, f"the stored {name}")
             return content
         return None
 
@@ -361,15 +356,20 @@ class Store:
             raise UserError(f"{self.folder}: made by an earlier version; build it again")
         content = self.blob("meta")
         if content is None:
-            raise Damaged(self.folder, "it does not say of which model it is")
+            raise Damaged(self.folder, "its metadata is missing")
         meta: dict[str, str] = json.loads(content)
         if meta["format_version"] != FORMAT:
             made = f"format {meta['format_version']} by {meta.get('made_by')}"
             raise UserError(f"{self.folder}: made in {made}, and this version reads {FORMAT}; build it again")
         made_of = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
         if not made_of.issuperset(statement.strip() for statement in SCHEMA.split(";")[:-1]):
-            raise Damaged(self.folder, "its tables are not made as they were")
+            raise Damaged(self.folder, "its table definitions have changed")
         return meta
+
+
+def is_index(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an index folder."""
+    return os.path.isfile(Path(path) / DATABASE)  # unlike Path.is_file, of a closed folder too
 
 
 def no_index(folder: Path) -> UserError:
@@ -436,7 +436,7 @@ def _reader(path: Path) -> sqlite3.Connection:
 def write_database(path: Path) -> Iterator[sqlite3.Connection]:
     """A new database with empty tables that takes the place of the one at ``path`` when the block ends.
 
-    What SQLite kept beside the old one is lost before: its log would be applied to the new one.
+    The log of the old one is deleted first: SQLite would apply it to the new one.
 
     Raises:
         OSError, sqlite3.Error: the disk is full or not writable; ``path`` is as it was, but for that log.

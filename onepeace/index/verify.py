@@ -65,7 +65,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
     """Compare every row, vector and file of an index with its checksum.
 
     Args:
-        repair: keep all that is what was written, in a new database, and make anew what is derived from it.
+        repair: copy the intact rows to a new database, and rebuild the files derived from it.
 
     Raises:
         UserError: no index there, one of another format, one that cannot be read or written, or another process is
@@ -93,7 +93,9 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
 
 def _faults(store: Store) -> Iterator[str]:
     yield from (line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok")
-    with open(store.folder / DATABASE, "rb") as file:  # SQLite takes another version for a wish not to be written to
+    with open(
+        store.folder / DATABASE, "rb"
+    ) as file:  # SQLite opens an unknown format read-only, in silence
         if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
             yield "the header of the database is not what was written"
     wrong = {table: f"crc IS NOT checksum({', '.join(names)})" for table, names in COLUMNS.items()}
@@ -109,7 +111,7 @@ def _repair(folder: Path) -> int:
     """Repair an index, while no other process writes to it.
 
     Returns:
-        The number of files that have to be embedded again, as far as it is known.
+        The number of files to embed again, as far as known.
     """
     for path in nearest.derived(folder):
         path.unlink()
@@ -128,12 +130,12 @@ def _repair(folder: Path) -> int:
             "SELECT count(*), EXISTS (SELECT 1 FROM blobs WHERE name = 'meta') FROM files"
         )
         if not has_meta:
-            reason = "it does not say of which model it is"
+            reason = "its metadata is missing"
             raise UserError(f"{folder}: cannot be repaired ({reason}); delete it and build it again")
     with closing(Store(folder, write=True)) as store:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)
-            store.meta["id"] = secrets.token_hex(8)  # its counts of ids may be lost: what is kept by them begins anew
+            store.meta["id"] = secrets.token_hex(8)  # ids may be reused: a vector database starts anew
         nearest.keep(store)
     return len(seen) - kept
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from onepeace.embed.stream import Windows
 
 EVERY, STRETCH = 5.0, 3.0
-"""Seconds between two pictures of a scene that does not change; key frames that lie up to three times as far apart do,
-as programs that put them 10 seconds apart put others where scenes change."""
+"""Seconds between two pictures of an unchanging scene, and the factor by which key frames may lie farther apart before
+frames between them are decoded: encoders with a key frame every 10 s set others where scenes change."""
 CHANGE = 0.25
-"""Share of the colours that another scene has; pictures that are alike in spite of it are left out later."""
+"""Share of the colours that differ in a new scene; pictures that are alike in spite of it are left out later."""
 MOST = 1000
 """Maximum number of frames embedded per video; in longer videos they are farther apart."""
 AHEAD = 16

@@ -16,7 +16,7 @@ from onepeace.index.builder import Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.index import check_model, identity
 from onepeace.index.plugin import plugin
-from onepeace.index.sources import Scan, is_below, listed, roots_of, scan
+from onepeace.index.sources import Scan, is_below, listed, places_of, roots_of, scan
 from onepeace.index.store import DATABASE, Root, Store, no_index
 from onepeace.progress import status
 
@@ -27,7 +27,7 @@ LOCK = "lock"
 COMPILE_FROM = 5000
 """Number of new files above which a wide model is compiled: it takes 20 s to a minute, and saves a seventh."""
 EXPORT_FROM = 1000
-"""Files from which on the model's text branch is kept: writing it takes ten seconds, a query without it three."""
+"""Number of files from which on the model's text branch is exported: ten seconds; without it a query takes three."""
 
 
 def build(
@@ -68,7 +68,7 @@ def build(
             if all(entry.item.problem for entry in found.entries.values()):
                 raise UsageError(_nothing(paths, found))
             store = stack.enter_context(_created(target, model or "tiny"))
-        with store.transaction():  # first, so that `update` goes on with what a stop leaves open
+        with store.transaction():  # first, so that `update` resumes an interrupted build
             store.keep_roots(given)
         return _fill(store, found, **options)
 
@@ -106,16 +106,14 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         known = store.roots()
         removed = {os.path.abspath(path): path for path in listed(paths)}
-        ids: set[int] = set()
-        for path, given in removed.items():
-            found = {item.id for item in store.items() if is_below(item.path, {path})}
-            if not found and path not in known:
-                raise UserError(f"{os.fspath(given)}: not in the index {folder}")
-            ids |= found
+        named = {item.id: places_of(item.path) & removed.keys() for item in store.items()}
+        ids = [id_ for id_, places in named.items() if places]
+        if missing := removed.keys() - known.keys() - set().union(*named.values()):
+            raise UserError(f"{os.fspath(removed[min(missing)])}: not in the index {folder}")
         with store.transaction():  # roots below a removed folder too: `update` would take them in again
             roots = {*removed, *(path for path in known if is_below(path, removed))}
             store.keep_roots([Root(path, "removed") for path in roots])
-            store.remove(sorted(ids))
+            store.remove(ids)
         _finish(store)
         return len(ids)
 
@@ -244,7 +242,7 @@ def _finish(store: Store) -> None:
 def _send(store: Store, address: str) -> None:
     """Bring a service for nearest vectors up to date, "local" for none; the index keeps it once it has answered."""
     if address != nearest.LOCAL:
-        with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
+        with closing(plugin(address, "open_store")(address, store, nearest.Matrix(store))) as service:
             service.send()
     with store.transaction():
         store.meta["store"] = address
@@ -256,7 +254,7 @@ def _keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
 
     kept = store.blob("calibration")
     latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
-    if latest is None and kept is None:
+    if latest is None and kept is None and "text" in store.kinds:
         latest = banks_of_words(load()).to_bytes()
     if latest is not None and latest != kept:
         with store.transaction():
@@ -294,7 +292,7 @@ def _create(folder: Path, name: str) -> Store:
 
 
 def _open(folder: Path, name: str | None) -> Store:
-    """An index that is there; UserError unless it was made with the model ``name`` (None = whatever it is)."""
+    """An existing index, open for writing; UserError if built with another model than ``name`` (None = its own)."""
     with ExitStack() as stack:
         store = stack.enter_context(closing(Store(folder, write=True)))
         try:

@@ -21,7 +21,6 @@ def cached(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tens
         def call(*args: Any) -> Tensor:
             return function(*args) if torch.compiler.is_compiling() else kept(*args)
 
-        call.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 def box(logits: Tensor, target: Tensor) -> Tensor:
     """L1 distance of the corners, and generalised IoU (arXiv 1902.09630).
 
-    The IoU term is a mean over those predictions that are boxes at all, left edge before right and top before bottom;
-    the L1 term draws the others into order. With none in order it is absent (released code: NaN).
+    The IoU term is the mean over predictions that are valid boxes (left < right, top < bottom), 0 if there are none
+    (released code: NaN); the L1 term makes the others valid.
 
     Args:
         logits: (B, 4); their sigmoids are x0, y0, x1, y1 relative to the picture.

@@ -16,7 +16,7 @@ def contrastive(
     keys: tuple[Tensor, Tensor] | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Symmetric InfoNCE: a row of ``a`` must find its pair in ``b`` among all rows of the batch, and the other way.
+    """Symmetric InfoNCE: each row of ``a`` must find its pair among all rows of ``b``, and vice versa.
 
     Args:
         a, b: (B, E) unit vectors, row i of one is the positive of row i of the other.
@@ -25,9 +25,8 @@ def contrastive(
             captions, equal class), each with an equal share of the target. None: only the pair itself.
         label_smoothing: mass spread evenly over the N - 1 other rows (fairseq's form, as released).
         detach_keys: no gradient through the side that is searched (released code): half the gradient of the loss.
-        keys: (N, E) each, the ``a`` and ``b`` of all processes where the batch is spread over several; with gradient,
-            unless it is to be detached. None: a and b themselves.
-        first: the row of ``keys`` where this process's own begin.
+        keys: (N, E) each, ``a`` and ``b`` of all processes, with gradient unless ``detach_keys``. None: a and b.
+        first: row of ``keys`` at which the rows of this process begin.
 
     Returns:
         Scalar mean over the rows of ``a`` and both directions, float32. The mean over processes of equal B is the loss

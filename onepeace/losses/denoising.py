@@ -45,8 +45,8 @@ def denoising(
         count: what the sum over queries is divided by; None: M.
 
     Returns:
-        Scalar mean over the masked tokens, float32; 0, still attached to the graph, if nothing is masked: one-word
-        captions can leave a batch so, and a constant would leave this process out of a backward pass others wait in.
+        Scalar mean over the masked tokens, float32; 0, still attached to the graph, if nothing is masked (a batch of
+        one-word captions): a constant would leave this process out of a backward pass that the others wait for.
     """
     total = tiled_infonce(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)
     return total / (max(len(queries), 1) if count is None else count)

@@ -1,8 +1,10 @@
-"""Drawing our vectors towards an outside teacher's: an optional term for small data, not part of the paper."""
+"""Distillation of a teacher's features: an optional term for small data, not part of the paper."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from onepeace.layers.precision import without_autocast
 
 
 def distillation(
@@ -10,14 +12,14 @@ def distillation(
 ) -> Tensor:
     """Cosine distance, plus the cross entropy of in-batch similarities under the teacher's own.
 
-    The second term asks that our vector be as close to each teacher vector of the batch as the teacher finds them to
-    each other: what it knows of likeness, beyond each single target.
+    The second term matches our similarities to the teacher's vectors of the batch to the teacher's own similarities
+    among them.
 
     Args:
         student: (B, F), our features mapped to the teacher's width.
         teacher: (B, F), its features of the same items; a target, no gradient flows into it.
         scale: factor on the cosines of the second term.
-        keys: (N, F), its features of the whole batch where this is a part of one. None: ``teacher``.
+        keys: (N, F), the teacher's features of the whole batch if ``teacher`` is a part of it. None: ``teacher``.
         count: what the sum over items is divided by. None: B.
 
     Returns:
@@ -28,7 +30,7 @@ def distillation(
     ours = F.normalize(student.float(), dim=-1)
     theirs = F.normalize(teacher.detach().float(), dim=-1)
     all_theirs = theirs if keys is None else F.normalize(keys.detach().float(), dim=-1)
-    with torch.autocast(ours.device.type, enabled=False):
+    with without_autocast(ours.device.type):
         target = (scale * theirs @ all_theirs.T).softmax(dim=-1)
         relation = torch.sum(-target * F.log_softmax(scale * ours @ all_theirs.T, dim=-1), dim=-1)
         total = (1 - (ours * theirs).sum(-1) + relation).sum()

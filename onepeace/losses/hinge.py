@@ -3,16 +3,15 @@
 from torch import Tensor
 
 
-def hinge(scores: Tensor, target: Tensor, margin: float = 1.0) -> Tensor:
-    """Every wrong answer must score lower than the right one by ``margin``.
+def hinge(scores: Tensor, target: Tensor) -> Tensor:
+    """Every wrong answer must score lower than the right one by 1.
 
-    The released code lets the right answer compete with itself, which adds the constant ``margin`` to each question and
-    nothing to the gradient; and whatever margin is set, it uses 1.
+    The released code lets the right answer compete with itself, which adds 1 to the loss of each question and nothing
+    to the gradient.
 
     Args:
         scores: (B, C), one for each candidate answer.
         target: (B,) int64, the right one.
-        margin: wanted lead.
 
     Returns:
         Scalar: summed over wrong answers, mean over questions, float32.
@@ -20,5 +19,5 @@ def hinge(scores: Tensor, target: Tensor, margin: float = 1.0) -> Tensor:
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(f"scores {tuple(scores.shape)} and target {tuple(target.shape)} should be (B, C) and (B,)")
     scores, target = scores.float(), target.unsqueeze(1)
-    lacking = (margin + scores - scores.gather(1, target)).clamp_min(0)
+    lacking = (1 + scores - scores.gather(1, target)).clamp_min(0)
     return lacking.scatter(1, target, 0.0).sum(1).mean()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from onepeace.special_ids import PAD
+
 
 class TokenLosses(NamedTuple):
     """Losses of N tokens, padding left out."""
@@ -24,15 +26,14 @@ def token_losses(
     logits: Tensor,
     target: Tensor,
     *,
-    padding: int = 1,
     allowed: Tensor | None = None,
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> TokenLosses:
-    """Losses of a decoder's logits (B, T, V) against the ids ``target`` (B, T) that should follow, row by row.
+    """Losses of a decoder's logits (B, T, V) against the ids ``target`` (B, T) that should follow, row by row; targets
+    that are padding do not count.
 
     Args:
-        padding: targets of this id do not count.
         allowed: (V,) or (B, T, V) bool: the ids that compete, e.g. those a trie of answers goes on with. Targets must
             be among them, else the loss is infinite. None: all.
         weights: (B,), factors on the log-probabilities of each row.
@@ -40,7 +41,7 @@ def token_losses(
     """
     if logits.shape[:2] != target.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must share (B, T)")
-    real = target != padding
+    real = target != PAD
     masked = allowed[real] if allowed is not None and allowed.ndim == 3 else allowed
     scores = logits[real].float()
     log_probs = (scores if masked is None else scores.masked_fill(~masked, -torch.inf)).log_softmax(-1)

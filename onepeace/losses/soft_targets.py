@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onepeace.layers.precision import without_autocast
+
 
 def soft_targets(
     items: Tensor, texts: Tensor, targets: Tensor, scale: Tensor | float, count: float | None = None
 ) -> Tensor:
-    """
+    """Cross entropy of the items' similarities to the texts under ``targets``.
+
     Args:
         items: (B, E) unit vectors.
         texts: (K, E) unit vectors.
@@ -21,7 +24,7 @@ def soft_targets(
     """
     if targets.shape != (len(items), len(texts)):
         raise ValueError(f"targets {tuple(targets.shape)} should be {(len(items), len(texts))}")
-    with torch.autocast(items.device.type, enabled=False):
+    with without_autocast(items.device.type):
         logits = scale * items.float() @ texts.float().T
         total = torch.sum(-targets.float() * F.log_softmax(logits, dim=-1))
     return total / (max(len(items), 1) if count is None else count)

@@ -1,7 +1,7 @@
-"""Cross entropy of cosines, a tile of rows at a time: what both contrastive losses are made of.
+"""Cross entropy of cosine similarities, computed in tiles of rows, for both contrastive losses.
 
-The whole matrix of logits is never there. A tile of its rows gives their loss and their share of every gradient at
-once, so memory grows with the batch and not with its square, and no tile is computed twice.
+The full matrix of logits is never stored: each tile yields its loss and gradients at once, so memory is linear in the
+batch and nothing is computed twice.
 """
 
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from onepeace.layers.precision import without_autocast
 
 TILE = 2**22
 """Logits held at a time, in numbers: 16 MB of float32."""
@@ -44,7 +46,7 @@ def tiled_infonce(
     if groups is not None and groups.shape != keys.shape[:1]:
         raise ValueError(f"groups {tuple(groups.shape)} should be ({len(keys)},), one for each key")
     scale = torch.as_tensor(scale, dtype=torch.float32, device=queries.device)
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries.device.type):
         return _Matching.apply(queries.float(), keys.float(), scale, targets, groups, label_smoothing, tile)
 
 

@@ -3,7 +3,6 @@
 from onepeace.layers.features import Features
 
 from .adapters import ADAPTERS, Adapter, AdapterOptions
-from .backbone import Backbone
 from .interface import Encoder, Trained
 from .model import OnePeace
 from .sequence import Span, Stem, TokenSequence
@@ -12,7 +11,6 @@ __all__ = [
     "ADAPTERS",
     "Adapter",
     "AdapterOptions",
-    "Backbone",
     "Encoder",
     "Features",
     "OnePeace",

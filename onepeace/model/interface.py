@@ -5,7 +5,7 @@ Generative models implement `onepeace.generative.model.Writer`. A new architectu
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,14 @@ from .sequence import Stem
 Inputs = Mapping[str, dict[str, Tensor]]
 
 
-class RawInput(Protocol):
-    """Interface of an adapter, as training uses it."""
-
-    def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        """Number of tokens of each item (B,), without CLS and padding."""
-
-    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """Select rows of the raw input."""
-
-
 class Trained(nn.Module):
     """A network that a recipe can train. Building it on the meta device allocates nothing."""
 
     config: Any
     """Configuration with ``adapters``, the options by modality."""
     adapters: Mapping[str, Any]
-    """`RawInput` by modality."""
+    """By modality, an object with ``token_lengths(batch)``, the numbers (B,) of tokens without CLS and padding, and
+    ``take(batch, rows)``, a selection of the items."""
     blocks: Sequence[nn.Module]
     """Transformer blocks, the unit of compilation, activation checkpointing and FSDP sharding."""
     logit_scale: nn.Parameter | None
@@ -52,14 +43,14 @@ class Trained(nn.Module):
         if self.logit_scale is not None:
             self.logit_scale.clamp_(0, math.log(100))
 
-    def set_grad_checkpointing(self, enabled: bool = True, every: int = 1) -> None:
-        """Enable activation checkpointing: store the input of every ``every``-th block only (timm's name).
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Store the inputs of the blocks alone, and recompute the rest in the backward pass (timm's name).
 
-        ``run.checkpoint_activations`` of a recipe and the methods of transformers and open_clip call it.
+        ``run.checkpoint_activations`` of a recipe and the plug-ins of timm and open_clip call it.
         """
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks:
             if isinstance(block, Recomputed):
-                block.gradient_checkpointing = enabled and i % every == 0
+                block.gradient_checkpointing = enable
 
 
 class Encoder(Trained):

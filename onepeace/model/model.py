@@ -6,7 +6,6 @@ projection -> unit vector. A modality is a key of the input dictionary; the code
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.config import ModelConfig
-from onepeace.errors import UserError, expect
-from onepeace.heads import Head, make_head
+from onepeace.errors import UserError
+from onepeace.heads import make_head
 from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 from onepeace.layers.precision import at_least_float32
 
 from .adapters import ADAPTERS, make_adapter
-from .backbone import Backbone
 from .block import Block
 from .clip_block import ClipBlock
 from .encoder import encode
@@ -137,12 +135,6 @@ class OnePeace(Encoder):
             raise ValueError(f"out_indices has {wrong[0]}; this model has {depth} blocks: {-depth} to {depth - 1}")
         return [i % depth for i in indices]
 
-    def backbone(
-        self, key: str, out_indices: Sequence[int] = (-1,), reshape: bool = True, norm: bool = True
-    ) -> Backbone:
-        """The encoder of one modality as a `Backbone` with feature maps of selected blocks."""
-        return Backbone(self, key, out_indices, reshape, norm)
-
     def embed(self, key: str, features: Features) -> Tensor:
         """Map features of one modality to unit vectors (B, E), in float32 also for half-precision features (paper: the
         CLS token aggregates the global representation).
@@ -165,11 +157,3 @@ class OnePeace(Encoder):
             masks[key] = None if mask is None else torch.cat([mask.new_zeros(mask.shape[0], 1), mask], dim=1)
         grids = {key: stem.grid for key, stem in stems.items()}
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
-
-    def reset_head(self, name: str, num_classes: int) -> None:
-        """Replace the output layer of a named head by a new one with ``num_classes`` (timm: reset_classifier)."""
-        config = self.head_config(name)
-        self._reset_linear(expect(self.heads[name], Head).reset_output(num_classes))
-        kept = {key: value for key, value in config.items() if key != "labels"}
-        heads = {**self.config.heads, name: {**kept, "num_classes": num_classes}}
-        self.config = replace(self.config, heads=heads)

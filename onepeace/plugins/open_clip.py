@@ -137,7 +137,7 @@ class Tokenizer:
         rows = [self.processor.decode(text) for text in texts]
         length = context_length or self.context_length or max(map(len, rows), default=0)
         cut = [row if len(row) <= length else torch.cat([row[: length - 1], row[-1:]]) for row in rows]
-        ids = self.processor.collate(cut)["ids"]
+        ids = self.processor.collate(cut)["ids"] if cut else torch.empty(0, 0, dtype=torch.int64)
         return F.pad(ids, (0, length - ids.shape[1]), value=PAD)
 
 

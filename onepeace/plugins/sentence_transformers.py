@@ -26,9 +26,8 @@ from onepeace.embed.embedder import load as load_embedder
 from onepeace.embed.items import parts_of
 from onepeace.errors import UserError, need
 from onepeace.hub import weights
-from onepeace.hub.folder import CARD, TOKENIZER, read_config
+from onepeace.hub.folder import CARD, INDEX, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
-from onepeace.hub.tensors import INDEX
 from onepeace.processors import TextProcessor
 
 _modules: Any = need("sentence_transformers.base.modules", "sbert")

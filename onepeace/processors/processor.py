@@ -1,6 +1,5 @@
 """Interface of the processors; `onepeace.processors.PROCESSORS` lists them."""
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 
 
@@ -36,9 +36,7 @@ class Processor:
         known = cls._names()
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"processors.{cls.key}.{name} is not a setting; {hint}")
+                raise UserError(f"processors.{cls.key}.{name} is not a setting; {nearest(name, known)}")
         return cls(**cls._own_files(folder), **settings)
 
     @property

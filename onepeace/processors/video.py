@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class VideoProcessor(ImageProcessor):
     """Paths, http(s) addresses and bytes of videos to the frames of a clip.
 
-    frames: how many. stride: each is so many frames of the video after the one before; a video that is too short gives
-    as many at equal distances. size, mean, std, resize: as for pictures. The clip is the middle of the video. clips,
-    crops: a task head averages its outputs over so many parts of a video, from its start to its end, and so many cuts
-    of each, from left to right or top to bottom; 3 and 3 are usual for Kinetics, and take nine times as long.
+    frames: number of frames. stride: distance between them, in frames of the video; a video too short for that gives as
+    many at equal distances. size, mean, std, resize: as for pictures. The clip is the middle of the video. clips,
+    crops: a task head averages its outputs over this many clips, from start to end, and this many crops of each, from
+    left to right or top to bottom; 3 and 3 are usual for Kinetics, and take nine times as long.
 
-    Nothing is taken for a clip on its own: elsewhere a video is its sound and, in an index, pictures.
+    A file is never guessed to be a clip: elsewhere a video stands for its sound and, in an index, for pictures.
     """
 
     key: ClassVar[str] = "video"

@@ -232,9 +232,9 @@ def _search(service: Service, request: SearchRequest) -> Response:
     if not (given or likes or without):
         results = service.newest(**filters)
     else:
-        present = {*given, *(["like"] if likes else []), *(["without"] if without else [])}
-        if len(present) + len(likes) + len(without) > service.limits.inputs:
-            raise Refused(413, f"{len(likes) + len(without)} parts; at most {service.limits.inputs}")
+        count = len(given) + len(likes) + len(without)
+        if count > service.limits.inputs:
+            raise Refused(413, f"{count} parts; at most {service.limits.inputs}")
         decoder = service.request()
         values = {name: decoder.decode(name, value, name) for name, value in given.items()}
         words = [decoder.text(each, "without") for each in without]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from onepeace.errors import UserError
 from onepeace.index import Index
 from onepeace.index.sources import name_and_place
 from onepeace.serve.media import readable
@@ -24,6 +25,8 @@ def points(index: Index) -> dict[str, Any]:
     from onepeace.index.groups import plane
 
     items, vectors = index.means()
+    if not items:
+        raise UserError(f"{index.folder}: no files in it")
     places = plane(vectors, np.array([item.modality for item in items]))
     kinds = [kind for kind in KINDS if any(item.modality == kind for item in items)]
     names = [tuple(map(readable, name_and_place(item.path))) for item in items]

@@ -19,7 +19,7 @@ MESSAGES = {
 """Messages by type of pydantic's error, in place of its own."""
 UNION_MEMBER = re.compile(r"(constrained-)?(int|str)|\w+\[.*")
 """A part of an error's place that names a type and no field."""
-Weight = Annotated[FiniteFloat, Field(ge=-100, le=100)]
+Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 

@@ -116,7 +116,7 @@ class Service:
         """Model input of a file of the index, {modality: value}; for a video, its middle frame.
 
         Raises:
-            Refused: the file is too large, gone or changed, or is remote.
+            Refused: the file is too large, gone or changed.
         """
         if item.modality == "video":
             return {"image": media.picture(item, self.roots, (item.duration or 0) / 2)}

@@ -32,14 +32,14 @@ class Averages:
         """Start to measure the speed."""
         self.items = 0
         """Number of items trained on."""
-        self._waited, self._since = 0.0, time.monotonic()
+        self._waited, self._since = 0.0, time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Context in which the loop waits for data."""
-        start = time.monotonic()
+        start = time.perf_counter()
         yield
-        self._waited += time.monotonic() - start
+        self._waited += time.perf_counter() - start
 
     def add_step(self, losses: Sequence[Mapping[str, Tensor]], **values: Tensor) -> None:
         """Add the losses of a step's batches and other numbers; names may differ from step to step. "loss" is the sum
@@ -56,7 +56,7 @@ class Averages:
         if self._values:
             over_steps = torch.stack([torch.stack(values).double().mean() for values in self._values.values()])
             means = dict(zip(self._values, mean(over_steps).tolist(), strict=True))
-        spent = time.monotonic() - self._since
+        spent = time.perf_counter() - self._since
         speed = {
             "items_per_second": round(self.items / spent, 1),
             "data_wait": round(self._waited / spent, 3),

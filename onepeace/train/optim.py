@@ -16,8 +16,8 @@ from onepeace.errors import UserError
 from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
 
 
-def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
-    """Freeze parameters by name; returns the names that stay trainable.
+def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str]]) -> None:
+    """Freeze parameters by name.
 
     Args:
         patterns: shell patterns ("blocks.*.ffn.text.*") of the names to freeze, or {"except": patterns} of all others.
@@ -32,12 +32,10 @@ def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str
             raise UserError(f"freeze.{unknown[0]} is not a field; freeze is a list of patterns or {{except: patterns}}")
         patterns = patterns.get("except") or []
     matched = {name for pattern in patterns for name in matching(pattern, names, "freeze")}
-    trainable = [name for name in names if (name in matched) == inverse]
-    if not trainable:
+    if all((name in matched) != inverse for name in names):
         raise UserError(f"freeze: all {len(names)} parameters are frozen; nothing is left to train")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in set(trainable))
-    return trainable
+        parameter.requires_grad_((name in matched) == inverse)
 
 
 def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:

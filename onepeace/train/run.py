@@ -195,7 +195,7 @@ class Run:
         named = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
         if count > limit:
             raise UserError(
-                f"{self.out}: the gradient of step {step} is {norm.item()}, as of the {limit} steps before; lower "
+                f"{self.out}: the gradient of step {step} is {norm.item()}, as in the {limit} steps before; lower "
                 f"optim.lr, or run.precision=float32, or look at the samples {named}"
             )
         log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)

@@ -118,7 +118,7 @@ def check(recipe: Recipe, config: Config) -> None:
 
 
 def _is_read_like(new: str, old: str) -> bool:
-    """Whether the adapter of a modality is a kind of the other's."""
+    """Whether the adapter class of ``new`` is that of ``old`` or a subclass of it."""
     return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])
 
 

@@ -138,7 +138,7 @@ def contrastive(**fields):
 def test_further_blocks_cost_as_much_as_the_second():
     wanted = contrastive(depth=3)
     config = make_config(wanted)
-    guessed, whole = (cost(wanted, config, "audio+text", 4) for cost in (plan.measured, plan.step))
+    guessed, whole = (cost(wanted, config, "audio+text", 4) for cost in (plan.cost_of_depth, plan.measured_cost))
     assert guessed.flops == pytest.approx(whole.flops, rel=1e-3)
     assert guessed.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.03)
 

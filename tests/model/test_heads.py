@@ -7,7 +7,6 @@ from support.small_models import ALL, batch_of, item, small_model
 from onepeace.config import ModelConfig, build, to_plain
 from onepeace.errors import UserError
 from onepeace.heads import HEADS, Head
-from onepeace.model import OnePeace
 
 PETS = {"kind": "classifier", "on": "image", "num_classes": 3, "hidden_ratio": 0}
 
@@ -22,25 +21,10 @@ def test_two_heads_stand_beside_the_projections():
     assert build(ModelConfig, to_plain(model.config), "config") == model.config
 
 
-def test_reset_head_makes_a_fresh_output_layer():
-    model = small_model("image", decoder=None, heads={"pets": PETS})
-    model.heads["pets"].double()
-    before = model.heads["image"].weight.clone()
-    model.reset_head("pets", 7)
-    out = model.heads["pets"].out
-    assert (out.weight.shape, out.weight.dtype) == ((7, 32), torch.float64)
-    assert 0 < out.weight.abs().max() <= 0.02
-    assert not out.bias.any()
-    assert model.config.heads["pets"]["num_classes"] == 7
-    assert torch.equal(model.heads["image"].weight, before)
-    OnePeace(model.config).double().load_state_dict(model.double().state_dict())
-
-
 def test_heads_that_do_not_exist_are_named():
     model = small_model("image", decoder=None, heads={"pets": PETS})
-    for call in (lambda: model.predict(batch_of(model, [0]), head="dogs"), lambda: model.reset_head("image", 3)):
-        with pytest.raises(ValueError, match=r"no head '\w+'; its heads: pets"):
-            call()
+    with pytest.raises(ValueError, match=r"no head '\w+'; its heads: pets"):
+        model.predict(batch_of(model, [0]), head="dogs")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Are answers called right when they are? One folder of several sources is searched, with and without what is meant.
+"""Calibration of the match: is it high when the first hit is right, and low when the answers are taken out?
 
 Each query is asked twice: in the whole pool, and in the pool without its answers, where nothing is right. The match is
 that of the product (onepeace/index/ranking.py), which fits nothing; a source whose pictures or sounds the model never

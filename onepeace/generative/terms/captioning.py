@@ -29,8 +29,7 @@ class CaptioningOptions(SupervisedOptions):
     head: str = "caption"
     label_smoothing: float = 0.1
     changes: dict[str, Any] = field(default_factory=dict)
-    """Fields of the task "caption", which the trained model is asked, that are other than in the starting model's tasks
-    and the built-in ones."""
+    """Changes to fields of the task "caption", which otherwise is that of the starting model or the built-in one."""
 
     def reads(self, source: str, present: Sequence[str]) -> bool:
         return super().reads(source, present) and "text" in present

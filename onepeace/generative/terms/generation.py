@@ -50,18 +50,18 @@ class GenerationOptions(AskingOptions, TermOptions):
     """Options of `Generation`."""
 
     task: str
-    """A task by name; under it the trained model keeps it."""
+    """Name of a task; the trained model keeps the task under this name."""
     changes: Options = field(default_factory=dict)
-    """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
+    """Changes to fields of the task, which otherwise is that of the starting model or the built-in one."""
     choices: str | None = None
-    """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
+    """JSON file below data.root that lists the possible answers; auto: the labels or answers of the data."""
     patches: Count | None = None
     """Number of patches of each picture that are read, drawn anew in every step; null = all."""
     label_smoothing: Share = 0.0
     drop_worst: Share = 0.0
     """Share of the tokens, those with the largest loss, that does not count."""
     drop_worst_after: int = 0
-    """Updates before that."""
+    """Number of updates before ``drop_worst`` applies."""
 
 
 class Generation(Term[GenerationOptions]):

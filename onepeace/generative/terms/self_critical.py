@@ -66,7 +66,7 @@ class SelfCriticalOptions(TermOptions):
     task: str = "caption"
     """A task by name, whose search finds the captions."""
     changes: Options = field(default_factory=dict)
-    """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
+    """Changes to fields of the task, which otherwise is that of the starting model or the built-in one."""
     head: str | None = None
     """A caption head that writes, an entry of model.heads; null: the model writes by itself (OFA)."""
 

@@ -91,7 +91,7 @@ def convert(
 
 
 def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
-    """The released vocabulary from `folder`, or from the Hub; UserError when it has not `size` pieces."""
+    """The released vocabulary from `folder`, or from the Hub; UserError if it does not have `size` pieces."""
     from onepeace.processors.tokenizer import from_released
 
     if folder is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import Config, build
+from onepeace.config import Config, Options, build
 from onepeace.errors import UserError
 from onepeace.hub.convert.keys import MODALITIES
 
@@ -22,7 +22,6 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 CLIP_LENGTH = 128
 """Frames of the video that a released clip is drawn from: 16 with a stride of 8, or 32 with one of 4."""
 Cfg = Mapping[str, Any]
-Options = dict[str, Any]
 
 
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) -> Config:

@@ -145,7 +145,7 @@ def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -
 
     Args:
         table: pairs of names, with fields in braces.
-        values: for each field the regular expression, with a group of its name, of what it stands for.
+        values: regular expression of each field, with a group named after it.
     """
 
     def pattern(template: str) -> re.Pattern[str]:

@@ -73,7 +73,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 _ADDED = {"SETITEM": 2, "APPEND": 1, "SETITEMS": None, "APPENDS": None, "ADDITEMS": None}
-"""Operands, as far as they do not begin at a mark (None)."""
+"""Number of operands; None: all since the last mark."""
 
 
 @dataclass
@@ -135,14 +135,14 @@ class Name:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes that begin there in the file."""
+    """Bytes of the file from ``start`` on, which are not read."""
 
     start: int
 
 
 @dataclass(eq=False)
 class Record:
-    """An object of an inert class: what it would have been built from, without items that would be added to it."""
+    """An object of an inert class: the arguments and state of its constructor; items added to it are dropped."""
 
     name: str
     args: tuple[Any, ...] = ()

@@ -92,11 +92,9 @@ class AudioAdapter(Adapter):
             pretrained = isinstance(self.stem, PretrainedStem)
             features = (self.stem.features if pretrained else self.stem)(waveform, lengths, shortest)
             tokens = self.stem.project(features) if pretrained else features
-            # Clips that differ by less than a token need no mask.
-            padded = lengths is not None and self.stem.token_lengths(shortest) < tokens.shape[1]
-            mask = (
-                padding(self.stem.token_lengths(lengths), tokens.shape[1]) if padded and lengths is not None else None
-            )
+            mask = None  # clips that differ by less than a token need none
+            if lengths is not None and self.stem.token_lengths(shortest) < tokens.shape[1]:
+                mask = padding(self.stem.token_lengths(lengths), tokens.shape[1])
         return Stem(tokens, mask, (tokens.shape[1],), batch.get("type_ids"), self.pooled(features, mask))
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:

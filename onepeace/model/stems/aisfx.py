@@ -25,13 +25,13 @@ from .spectrum import power_spectrum
 from .wave import SAMPLE_RATE, Count
 
 PUBLISHED_RATE, PUBLISHED_WINDOW, PUBLISHED_MELS = 44100, 2048, 96
-"""Of the published front end: samples per second, samples of a window, bands up to half the rate."""
+"""Sampling rate, window in samples and number of mel bands, up to half the rate, of the published front end."""
 
 
 @cached(4)
 def sfx_filters(num_mels: int, window: int, device: torch.device) -> Tensor:
-    """Triangles (window // 2 + 1, num_mels) of the HTK mel scale, of which 96 would reach up to 22.05 kHz, each of the
-    sum 1. Filters narrower than a bin keep the height 1 (as Essentia).
+    """Triangular filters (window // 2 + 1, num_mels) on the HTK mel scale, 96 of which would reach 22.05 kHz; each sums
+    to 1. Filters narrower than a bin keep the height 1 (as Essentia).
     """
     bins = torch.linspace(0, SAMPLE_RATE / 2, window // 2 + 1, dtype=torch.float64).unsqueeze(1)
     step = 2595 * math.log10(1 + PUBLISHED_RATE / 2 / 700) / (PUBLISHED_MELS + 1)
@@ -77,7 +77,7 @@ class AisfxStem(PretrainedStem):
             return (1e4 * mel + 1).log10() / 9.4578
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
         x = self.spectrogram(waveform).unsqueeze(1).to(cast(Tensor, self.network[0].weight).dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         frames = None if lengths is None else self._frames(lengths)

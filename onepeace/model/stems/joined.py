@@ -25,7 +25,7 @@ class JoinedStem(PretrainedStem):
         self.hop, self.receptive_field = parts[0].hop, max(part.receptive_field for part in parts)
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
         return torch.cat([cast(Any, part).features(waveform, lengths, shortest) for part in self.network], dim=-1)
 
     def token_lengths(self, samples: Count) -> Count:

@@ -16,8 +16,8 @@ class LanguageStem(PretrainedStem):
     """Stem of the first layers of a text encoder: its hidden states, one token per id.
 
     Ids are those of onepeace.processors.tokenizer.from_transformers: the encoder's start, padding, end and unknown
-    tokens come first, and the rows of its embedding are put in that order. Its start token is read too, and the state
-    of it left out, as ids begin without.
+    tokens come first, and its embedding is reordered accordingly. The start token is prepended here, and its state is
+    dropped.
 
     Args:
         dim: width of the tokens.
@@ -42,16 +42,10 @@ class LanguageStem(PretrainedStem):
         super().__init__(dim, config.hidden_size)
         self.name = name
         self.network = transformers.AutoModel.from_config(config).eval()
-        self.network.pooler = None  # it makes one vector of the states
+        self.network.pooler = None  # unused: it pools the states to one vector
         _fill_buffers(self.network)
         self.longest = getattr(config, "max_position_embeddings", 512) - 2 - PAD  # RoBERTa counts from behind padding
-        """Ids of a text at most, its end among them."""
-
-    def train(self, mode: bool = True) -> "LanguageStem":
-        """Keep the dropout of the network off."""
-        super().train(mode)
-        self.network.eval()
-        return self
+        """Maximum length of a text in ids, end included."""
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L) and a mask of the padding (B, L), if there is any -> (B, L, D).
@@ -85,11 +79,11 @@ class LanguageStem(PretrainedStem):
 
 
 def _fill_buffers(network: Any) -> None:
-    """Give values to what no file keeps (numbers of positions), where a model is made on the meta device, without."""
+    """Fill buffers that no file has (position ids), which lack values after construction on the meta device."""
     if not any(buffer.is_meta for buffer in network.buffers()):
         return
     config = deepcopy(network.config)
-    config.vocab_size = PAD + 1  # the embedding has none, and costs the most time to make
+    config.vocab_size = PAD + 1  # the embedding has no buffers and is the slowest part to create
     with torch.device("cpu"):
         twin = type(network)(config)
     for name, module in network.named_modules():

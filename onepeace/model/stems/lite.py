@@ -17,8 +17,9 @@ STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3)
           (6, 3, 1, 320, 1))  # fmt: skip
 """Expansion, kernel, stride of the first block, channels, blocks of each stage of Lite0."""
 IN_CACHE = 420_000
-"""Maximum bytes of a channel that a CPU computes at once; larger layers do not fit its cache: 32 images of 160 x 160
-take 2.5 times as long together as 4 by 4 (float32, AMD EPYC, Zen 4); halves are fastest in parts of twice as many."""
+"""Maximum bytes of an input channel, over the images of a part, that a CPU computes at once. Larger parts exceed its
+cache: 32 images of 160 x 160 take 2.5 times as long in one part as in parts of 4 (float32, AMD EPYC, Zen 4); in half
+precision parts of twice as many are fastest."""
 SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 """Width and depth multipliers; the first and the last layer are never scaled."""
 

@@ -60,7 +60,7 @@ class MelStem(nn.Module):
             return ((mel + 1e-5).log() + 4.0) / 4.0
 
     def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, D)."""
+        """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, D)."""
         # torch.stft centres the window of 400 in frames of 512: pad by what its zeros multiply.
         mel = self.spectrogram(F.pad(waveform, (56, 56)))
         if self.training:

@@ -18,12 +18,20 @@ class PretrainedStem(nn.Module):
         channels: channels of the feature map.
     """
 
+    network: Any
+
     def __init__(self, dim: int, channels: int):
         super().__init__()
         self.channels = channels
         if dim:
             self.norm = nn.LayerNorm(channels)
             self.proj = nn.Linear(channels, dim)
+
+    def train(self, mode: bool = True) -> "PretrainedStem":
+        """Leave the network in evaluation mode: no dropout, stochastic depth or masking."""
+        super().train(mode)
+        self.network.eval()
+        return self
 
     def forward(self, *inputs: Any) -> Tensor:
         """The arguments of ``features`` -> tokens (B, ..., dim)."""

@@ -24,7 +24,7 @@ LAYERS = ((64, 8), (32, 8), (16, 1), (8, 1), (4, 4))
 STEP, PUBLISHED_STEP = 6000, 8192
 """Samples per token at 16 kHz, and at 21.8 kHz, the rate of the network (published: 22.05 kHz)."""
 INPUTS, OUTPUTS = 375, 512
-"""Samples of which the resampler makes others: the same ratio in smaller numbers."""
+"""Input and output samples of the resampler: `STEP` / `PUBLISHED_STEP` in lowest terms."""
 
 
 @cached(2)
@@ -56,7 +56,7 @@ class SoundNetStem(PretrainedStem):
         )
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
         tokens = self.token_lengths(waveform.shape[1])
         mine = None if lengths is None or self.token_lengths(shortest) == tokens else self.token_lengths(lengths)
         with without_autocast(waveform.device.type):

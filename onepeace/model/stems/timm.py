@@ -41,12 +41,6 @@ class TimmStem(PretrainedStem):
         self.name = name
         self.network = fold_batch_norms(network)
 
-    def train(self, mode: bool = True) -> "TimmStem":
-        """Keep dropout and stochastic depth of the network off."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H / patch, W / patch, channels)."""
         return _feature_map(self.network, pixels)

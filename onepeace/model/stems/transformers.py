@@ -39,14 +39,8 @@ class TransformersStem(PretrainedStem):
             self.receptive_field += (kernel - 1) * self.hop
             self.hop *= stride
 
-    def train(self, mode: bool = True) -> "TransformersStem":
-        """Keep dropout and masking of the network off."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
-        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, channels)."""
+        """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
         waveform = waveform.to(self.norm.weight.dtype)
         if lengths is None or shortest == waveform.shape[1]:
             return self.network(waveform).last_hidden_state

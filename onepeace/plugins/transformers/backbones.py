@@ -9,7 +9,6 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from onepeace.layers.features import Features
-from onepeace.model.backbone import shaped
 from onepeace.model.sequence import Stem
 
 from .configuration import OnePeaceAudioConfig, OnePeaceVisionConfig
@@ -82,5 +81,5 @@ class OnePeaceImageBackbone(BackboneMixin, OnePeaceVisionModel):
         norms = self.onepeace.norms
         norm = norms[self.key] if self.config.apply_layernorm and norms is not None else nn.Identity()
         chosen = [Features(norm(states[i]), None, stem.grid) for i in self.out_indices]
-        maps: Any = tuple(shaped(features, self.config.reshape_hidden_states) for features in chosen)
+        maps: Any = tuple(one.feature_map() if self.config.reshape_hidden_states else one.tokens for one in chosen)
         return BackboneOutput(maps, states)

@@ -33,7 +33,7 @@ async function look(next = false) {
   try {
     const found = await ask("search", { ...query(), top: TOP, offset: next ? files.length : 0 }, own.signal);
     compared = found.compared;
-    more = found.hits.length === TOP && files.length < 1e4;
+    more = found.hits.length === TOP && (next ? files.length : 0) < 1e4;
     const added = found.hits;
     files = next ? [...files, ...added] : added;
     if (!next) scrollTo({ top: 0 });
@@ -43,7 +43,8 @@ async function look(next = false) {
   } catch (error) {
     if (error.name === "AbortError") return;
     say(error.message, true);
-    if (!next) cards.replaceChildren();
+    more = false;  // or the last line would ask again at once
+    if (!next) { files = []; cards.replaceChildren(); }
   }
   if (own === running) running = null;
   cards.removeAttribute("aria-busy");

@@ -1,12 +1,11 @@
 // A card for each file, and what every part of the page says of one. Text of a file is set as text, never as HTML.
 
 export const KINDS = { image: "picture", audio: "sound", text: "text", video: "video" };
-const LIKELY = 0.95, POSSIBLE = 2 / 3;
 
 export function element(tag, properties = {}, ...children) {
   const { aria = {}, data = {}, ...rest } = properties;
   const made = Object.assign(document.createElement(tag), rest);
-  for (const [name, value] of Object.entries(aria)) made.setAttribute(name === "role" ? name : `aria-${name}`, value);
+  for (const [name, value] of Object.entries(aria)) made.setAttribute(`aria-${name}`, value);
   Object.assign(made.dataset, data);
   made.append(...children.filter((child) => child !== null));
   return made;
@@ -26,14 +25,14 @@ export const nameOf = (file) => file.path.split(/\/|::/).pop().replace(/[\ud800-
 export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 export const dateOf = (file) => {
-  const date = new Date(typeof file.date === "number" ? file.date * 1000 : file.date ?? NaN);
+  const date = new Date((file.date ?? NaN) * 1000);
   return isNaN(date) ? "" : date.toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" });
 };
 
 // How sure a hit is: a word, the number, and what the number means.
 export function sureness(file) {
   if (file.match === null) return { word: "cosine", value: file.score, note: "cosine similarity of the file and the query" };
-  const word = file.likelihood ?? (file.match > LIKELY ? "likely" : file.match > POSSIBLE ? "possible" : "unlikely");
+  const word = file.likelihood;
   const rounded = Math.min(file.match, file.match < 1 ? 0.999 : 1);
   return { word, value: rounded, note: `${Math.floor(100 * rounded)} of 100 unrelated queries score lower here` };
 }

@@ -87,8 +87,9 @@ async function record(button) {
   button.title = "Stop the recording and search";
   const stopped = new Promise((resolve) => { recorder.ondataavailable = (event) => resolve(event.data); });
   recorder.start();
-  setTimeout(() => recorder?.stop(), SECONDS * 1000);
+  const limit = setTimeout(() => recorder.stop(), SECONDS * 1000);
   const blob = await stopped;
+  clearTimeout(limit);
   stream.getTracks().forEach((track) => track.stop());
   recorder = null;
   button.setAttribute("aria-pressed", false);

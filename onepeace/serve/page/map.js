@@ -1,8 +1,9 @@
 // The files as points of a plane, to move about in.
 
+import { KINDS, element as made } from "./cards.js";
+
 const SIDE = 46, REACH = 16, LARGEST = 400;  // pixels of a picture, pixels around a point that are it, times of zoom
 const ROUND = 5000, NAMED = 1000, MOST = 150;  // points from which on they are squares, have no names; pictures at once
-const KINDS = ["image", "audio", "text", "video"];
 
 // data: see map.py. open(id) is called for a point that is clicked; found: the ids of the files that are not faded.
 export function showMap(place, data, open, found) {
@@ -10,12 +11,6 @@ export function showMap(place, data, open, found) {
   Object.assign(place.map, { open, isFound: ({ id }) => found?.has(id) ?? true });
   place.map.later();
 }
-
-const made = (tag, properties, ...children) => {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-};
 
 class PlaneMap {
   fingers = new Map();  // where the map is held, by pointer
@@ -80,16 +75,16 @@ class PlaneMap {
 
   draw() {
     const { context, points } = this, colors = {}, shown = [];
-    for (const kind of KINDS) {  // as they are in this scheme, which a canvas does not know
+    for (const kind of Object.keys(KINDS)) {  // as they are in this scheme, which a canvas does not know
       this.canvas.style.color = `var(--${kind})`;
       colors[kind] = getComputedStyle(this.canvas).color;
     }
     const radius = Math.min(6, Math.max(2, 60 / Math.sqrt(points.length)) * this.scale ** 0.3);
-    const side = SIDE * Math.min(2.6, Math.max(1, this.scale ** 0.35)), far = side;
+    const side = SIDE * Math.min(2.6, Math.max(1, this.scale ** 0.35));
     context.clearRect(0, 0, this.width, this.height);
     for (const point of [...points.filter((point) => !this.isFound(point)), ...points.filter(this.isFound)]) {
       const x = point.left = this.left + point.x * this.scale * this.width, y = point.top = this.top + point.y * this.scale * this.height;
-      if (x < -far || y < -far || x > this.width + far || y > this.height + far) continue;
+      if (x < -side || y < -side || x > this.width + side || y > this.height + side) continue;
       if (this.isFound(point)) shown.push(point);
       context.globalAlpha = this.isFound(point) ? 0.85 : 0.15;
       context.fillStyle = colors[point.kind];
