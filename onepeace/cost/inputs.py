@@ -110,7 +110,7 @@ def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tens
 
 
 def planned_objective(recipe: Recipe, model: Trained, batch: Batch, chunks: int, max_padding: float) -> Objective:
-    """The objective of a recipe for a batch of `pair_batch`; the loss of a head is replaced by the sum of its outputs."""
+    """The objective of a recipe for a batch of `pair_batch`; a head's loss is replaced by the sum of its outputs."""
     prepared = prepare_terms(PlannedData(recipe, batch.keys))
     objective = Objective(model, recipe.terms, prepared, chunks, max_padding)
     for term in objective.terms.values():

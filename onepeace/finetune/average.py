@@ -1,9 +1,9 @@
-"""The new weights averaged with those of the start (WiSE-FT, arXiv 2109.01903): what the model knew is not lost.
+"""Average of the new weights and those of the start (WiSE-FT, arXiv 2109.01903), so that the model forgets less.
 
     weight = start + share x (new - start)
 
-Shares are tried on items that are neither learned from nor reported on. Weights that the start does not have, such as
-those of a new head, are as they were trained.
+Shares are tried on items that are in neither the training nor the held-out part. Weights that the start lacks, such as
+those of a new head, stay as they were trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 UNTRIED = 0.5
-"""The share where too few items are there to choose by: what the paper recommends then."""
+"""Share used if there are too few items to choose one by (recommended in the paper)."""
 
 
 @dataclass(frozen=True)
 class Average:
-    """The share of the new weights, and how the shares did."""
+    """The chosen share of the new weights, and the scores of all shares."""
 
     share: float
     items: int = 0
-    """So many were chosen by; 0: the share is `UNTRIED`, or 1 if a head is new."""
+    """Number of items it was chosen on; 0 = not chosen: `UNTRIED`, or 1 with a new head."""
     scores: dict[str, float] = field(default_factory=dict)
     """By share: the mean of the mean reciprocal ranks, in all directions and of all sets."""
 
@@ -42,7 +42,7 @@ class Average:
 def choose(
     module: nn.Module, start: Mapping[str, Tensor], new: Mapping[str, Tensor], score: Callable[[], float], items: int
 ) -> Average:
-    """Try the shares; of those that do equally well the smallest is chosen.
+    """Try all shares; ties go to the smallest.
 
     Args:
         module: gets the weights of each share in turn.
@@ -61,7 +61,7 @@ def choose(
 
 
 def mixed(start: Tensor | None, new: Tensor, share: float) -> Tensor:
-    """A weight at a share, in float32; one that the start does not have, and one that counts something, is the new."""
+    """A weight at a share, in float32; the new one if the start has none, or if it is an integer counter."""
     if start is None or not new.is_floating_point():
         return new
     return torch.lerp(start.float(), new.float(), share)

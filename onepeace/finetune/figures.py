@@ -1,6 +1,6 @@
-"""The answers of a model to a part of the data, and figures of them with intervals.
+"""The answers of a model to a part of the data, and metrics with intervals.
 
-A model with a head of its own is asked by it; one that was not trained for the classes yet chooses among their names.
+A model with a trained head answers with it; otherwise it chooses among the class names (zero-shot).
 """
 
 import json
@@ -49,9 +49,9 @@ class Answers:
     labels: list[str] = field(default_factory=list)
     """Right class of each query, in a set of classes."""
     said: list[str] = field(default_factory=list)
-    """Class that it is called."""
+    """Predicted class of each query."""
     confidence: list[float] = field(default_factory=list)
-    """Probability of that."""
+    """Its probability."""
 
 
 def answers(
@@ -67,7 +67,7 @@ def answers(
     Args:
         data: folder of the shards.
         labels: the class names; empty for pairs with captions.
-        heads: the model's heads by modality; of a modality without one the answers by words stand for both.
+        heads: the model's heads by modality; for a modality without one, the zero-shot answers stand for both.
         part: "val", which is held out, or "choose".
     """
     return [found for pair in pairs for found in _answers(model, pair, samples_of(data, pair, part), labels, heads)]
@@ -158,7 +158,7 @@ class Gain(NamedTuple):
 
 
 def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
-    """The figures of every set, but for those that cannot move, as the first five of five classes."""
+    """The metrics of every set, except those that are always 100 %, such as top-5 of five classes."""
     found = []
     for first, second in zip(before, after, strict=True):
         name = "top-{} of " + str(first.candidates) if first.labels else first.direction + " R@{}"
@@ -184,9 +184,9 @@ def _gain(metric: str, before: Answers, after: Answers, k: int, queries: np.ndar
 def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[Figure, Figure, Figure]:
     """Means before and after of a value from 0 to 1 for each query (n,), and their difference, with intervals.
 
-    The interval of a figure is where that of as many other queries lies: both are draws of groups (bootstrap of two
-    samples). That of the difference is its own (paired bootstrap). A group that is all right and one that is all wrong
-    are added to the draws, so that the interval of a few queries that are all right is no point.
+    The interval of a figure covers its value on as many other queries (two-sample bootstrap over groups); that of the
+    difference is a paired bootstrap. A group that is all right and one that is all wrong are added to the draws, so
+    that the interval is never a single point.
 
     Args:
         groups: number of each query's group (n,).

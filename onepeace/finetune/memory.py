@@ -1,4 +1,4 @@
-"""Settings with which a fine-tuning fits into the memory there is; as long as it can it computes the same."""
+"""Settings that make a fine-tuning fit into memory; those that do not change the result are tried first."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -26,7 +26,7 @@ def fitting_recipe(
         content: as `auto_recipe` gives it.
         overrides: of the user, over all that is chosen here.
         available: bytes; None if they are not known, and then the recipe is as it was.
-        say: gets a line on what is needed and what there is.
+        say: called with a line about needed and available memory.
     """
     said = ""
     for form in _forms(content):

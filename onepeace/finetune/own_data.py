@@ -14,7 +14,7 @@ from onepeace.errors import UsageError, UserError
 from onepeace.processors import PROCESSORS
 
 FEWEST_PAIRS = 20
-"""Below this, what is held out says nothing and what is learned is learned by heart."""
+"""Minimum number of items: with fewer, the held-out part is too small to measure anything, and the model overfits."""
 FEWEST_OF_A_CLASS = 5
 AHEAD = 32
 

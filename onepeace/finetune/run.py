@@ -91,7 +91,7 @@ class FineTuning:
         return results
 
     def _result(self, way: str, recipe: Recipe, parts: Parts) -> Result:
-        """Train in a way, average and measure, as far as that is not done."""
+        """Train in one way, average and measure, skipping what is done."""
         folder, heads = Path(recipe.run.out), head_names(parts)
         if not (folder / AVERAGE).exists():
             self._averaged(self._tuned(recipe), recipe, parts, heads)
@@ -107,7 +107,7 @@ class FineTuning:
     def _begun(self, overwrite: bool) -> tuple[Parts, dict[str, Recipe]]:
         """The parts of the data, and the recipe of each way.
 
-        The folder becomes this fine-tuning's own, and loses what it had, once all of them were read and checked.
+        The folder is cleared and taken over only after data and recipes were read and checked.
         """
         if self.compare:
             need("peft", "lora")
@@ -160,7 +160,7 @@ class FineTuning:
                 raise UsageError(f"{self.out}: holds a fine-tuning with {there}; {remedy}")
 
     def _recipe(self, way: str, parts: Parts, anew: bool) -> Recipe:
-        """The settings, chosen once: when it goes on, the memory may be another."""
+        """The settings, stored by the first call: the available memory may differ later."""
         path = self.out / way / SETTINGS
         if path.exists() and not anew:
             recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -229,7 +229,7 @@ class FineTuning:
         shutil.rmtree(tuned)
 
     def _answered(self, path: Path, folder: Path, parts: Parts, heads: Mapping[str, str]) -> None:
-        """Write what a model answers to the held-out part, unless it is there."""
+        """Write the answers of a model to the held-out part, unless they exist."""
         if not path.exists():
             model = load(folder, device=str(choose_device()))
             found = figures.answers(model, self.data, parts.pairs("val"), parts.labels, heads)

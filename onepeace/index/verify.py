@@ -93,9 +93,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
 
 def _faults(store: Store) -> Iterator[str]:
     yield from (line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok")
-    with open(
-        store.folder / DATABASE, "rb"
-    ) as file:  # SQLite opens an unknown format read-only, in silence
+    with open(store.folder / DATABASE, "rb") as file:  # SQLite opens an unknown format read-only, in silence
         if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
             yield "the header of the database is not what was written"
     wrong = {table: f"crc IS NOT checksum({', '.join(names)})" for table, names in COLUMNS.items()}

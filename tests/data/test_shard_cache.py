@@ -145,13 +145,6 @@ def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
             assert f"it is {key}" in str(content_of(one["json"]))
 
 
-def test_a_shard_that_another_thread_opens_meanwhile_is_read(tmp_path, cached, monkeypatch):
-    shard = write(tmp_path / "a.tar", "xyz")
-    expected = content_of(open_shard(shard)[0])
-    monkeypatch.setattr(shard_cache, "_opened", lambda path, _: open(path, "rb", buffering=0))  # what no cache holds
-    assert content_of(open_shard(shard)[0]) == expected
-
-
 def test_tars_one_behind_another_are_one_shard(tmp_path, cached):
     parts = [Path(write(tmp_path / f"{key}.tar", [key])).read_bytes() for key in "xy"]
     (tmp_path / "both.tar").write_bytes(b"".join(parts))

@@ -5,7 +5,6 @@ import torch
 from support.small_models import ALL, WAVE, item, small_model
 
 from onepeace.config import MaskedDecoderConfig
-from onepeace.layers.position import sequence_buckets
 
 LONG = 20 * 16000
 
@@ -39,7 +38,6 @@ def test_a_long_sound(name):
     tokens = model.adapters["audio"].token_lengths({"lengths": torch.tensor([LONG])})
     assert int(tokens) == (250 if "mel" in name else 999)
     assert model.adapters["audio"].seconds_per_token * int(tokens) == pytest.approx(20, abs=0.1)
-    sequence_buckets.cache_clear()
 
 
 @torch.no_grad()

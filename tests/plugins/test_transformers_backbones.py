@@ -22,6 +22,10 @@ def pixels():
     return torch.randn(2, 3, 48, 32, generator=torch.Generator().manual_seed(0))
 
 
+def outputs_of_blocks(model, pixels, indices):
+    return model.encode(model.stems({"image": {"pixels": pixels}}), out_indices=indices)["image"].intermediates
+
+
 def test_a_vision_tower(random_folder, pixels):
     tower = plugin.OnePeaceVisionModel.from_onepeace(str(random_folder))
     module = tower.onepeace
@@ -29,7 +33,7 @@ def test_a_vision_tower(random_folder, pixels):
         got = tower(pixels, output_hidden_states=True, return_dict=True)
         alone = tower(pixels)
         last = module.features({"image": {"pixels": pixels}})["image"]
-        blocks = module.backbone("image", [0, 1], reshape=False, norm=False)({"pixels": pixels})
+        blocks = [one.tokens for one in outputs_of_blocks(module, pixels, [0, 1])]
         normed = module.norms["image"](got.hidden_states[-1])
     assert tower.config.hidden_size == 32
     assert tower.config.image_size == 32
@@ -70,7 +74,9 @@ def test_maps_of_pictures(random_folder, pixels, norm):
     with torch.no_grad():
         got = backbone(pixels)
         with_states = backbone(pixels, output_hidden_states=True)
-        (want,) = backbone.onepeace.backbone("image", [1], norm=norm)({"pixels": pixels})
+        (want,) = outputs_of_blocks(backbone.onepeace, pixels, [1])
+        tokens = backbone.onepeace.norms["image"](want.tokens) if norm else want.tokens
+        want = want._replace(tokens=tokens).feature_map()
     assert [tuple(feature_map.shape) for feature_map in got.feature_maps] == [(2, 32, 3, 2)] * 2
     close(got.feature_maps[1], want)
     assert got.hidden_states is None
@@ -88,8 +94,9 @@ def test_tokens_in_place_of_maps_and_indices_from_the_end(random_folder, pixels)
     )
     assert backbone.out_features == ["stage1"]
     with torch.no_grad():
-        (want,) = backbone.onepeace.backbone("image", [0], reshape=False)({"pixels": pixels})
-    close(backbone(pixels).feature_maps[0].detach(), want)
+        (want,) = outputs_of_blocks(backbone.onepeace, pixels, [0])
+        normed = backbone.onepeace.norms["image"](want.tokens)
+    close(backbone(pixels).feature_maps[0].detach(), normed)
     with pytest.raises(ValueError, match="stage7"):
         plugin.OnePeaceImageBackbone.from_onepeace(str(random_folder), out_features=["stage7"])
 

@@ -20,7 +20,7 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 from fastapi.testclient import TestClient
 
-from onepeace.index import Index, Query, build, update
+from onepeace.index import Index, Query, build, remove, update
 from onepeace.serve import guard
 from onepeace.serve.api import create_app
 from onepeace.serve.service import Service
@@ -369,6 +369,8 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
     assert names(text="a") == names() == ["cat.jpg", "dog.ogg"]
     assert len(client.get("/points").json()["points"]) == 2
     message(client.get(f"/files/{numbers['note.txt']}"), 404)
+    remove(tmp_path / "index", folder)
+    message(client.get("/points"), 422)
 
 
 def test_videos_are_served_with_the_picture_of_every_moment(tmp_path, samples):

@@ -129,7 +129,7 @@ def test_base_is_merged_field_by_field(full):
         ("objective.contrastive.weight=.nan", "weight is nan; it should be a finite number"),
         ("objective=[{term: distillation, on: [image]}]", r"objective\.distillation: teacher is missing"),
         ("evaluate={sets: [flickr8k]}", r"evaluate\.recipe is missing"),
-        ("data.train.7.weight=1", "7 is no place in the list of 2"),
+        ("data.train.7.weight=1", "7 is neither an index below 2"),
         ("optim.lr.x=1", "lr is a value and has no fields"),
         ("optim.lr", "is not an override; write it as a.b=value"),
         ("optim.lr=[", "the value is not YAML"),
