@@ -55,9 +55,9 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
                 )
             # A digest of the sources' modalities and name, equal in all runs.
             numbers = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
-            of_pair = [source for source in sources if source.config.name == name]
+            of_name = [source for source in sources if source.config.name == name]
             run = size if config.batches == "by_source" else 1
-            self.readers[name] = Reader(of_pair, numbers, config.shuffle_buffer, run, (cursors or {}).get(name))
+            self.readers[name] = Reader(of_name, numbers, config.shuffle_buffer, run, (cursors or {}).get(name))
 
     def __getitem__(self, step: int) -> tuple[list[Batch], dict[str, Cursor]]:
         batches, cursors = [], {}

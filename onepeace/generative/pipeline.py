@@ -176,7 +176,7 @@ class Pipeline:
             return [(read_choice(row, self.names),) for row in score_answers(trie=self.trie, **start).tolist()]
         # The released code allows words in a box, which then is none.
         bins, end = torch.tensor(self.vocabulary.bins), torch.tensor([EOS])
-        allowed = (lambda _, answer: bins if len(answer) < 4 else end) if self.task.answer == "box" else None
+        allowed = (lambda answer: bins if len(answer) < 4 else end) if self.task.answer == "box" else None
         answers: list[Answers] = []
         for item, found in zip(items, search(options=self.task.search, allowed=allowed, **start), strict=True):
             place: Any = {"prefix": len(item.prefix), "size": item.size, "resized": item.resized}

@@ -52,7 +52,7 @@ class Trie:
                 raise UserError(f"{one!r} and {other!r} to choose from are the same to the model")
             node.answer = number
 
-    def __call__(self, source: int, prefix: Sequence[int]) -> list[int]:
+    def __call__(self, prefix: Sequence[int]) -> list[int]:
         """The tokens that may follow, as `search` asks for them; eos where no answer begins so."""
         node = self.root
         for token in prefix:

@@ -29,8 +29,8 @@ Step = Callable[[Tensor, S], Tensor]
 `TextDecoder.step` is one."""
 
 Ids = Sequence[int] | Tensor
-Allowed = Callable[[int, Sequence[int]], Ids | None]
-"""(number of the source, tokens of the answer so far) -> the ids that may come next; None: all."""
+Allowed = Callable[[Sequence[int]], Ids]
+"""Tokens of the answer so far -> the ids that may come next."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,9 @@ def _blocked(
     blocked = torch.zeros_like(logits, dtype=torch.bool)
     for row, (source, one) in enumerate(rows):
         start = len(prompts[source])
-        ids = allowed(source, one.tokens[start:]) if len(one.tokens) >= start else None
-        if ids is not None:
+        if len(one.tokens) >= start:
             blocked[row] = True
-            blocked[row, torch.as_tensor(ids, device=logits.device)] = False
+            blocked[row, torch.as_tensor(allowed(one.tokens[start:]), device=logits.device)] = False
     return blocked
 
 

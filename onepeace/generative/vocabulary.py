@@ -130,13 +130,12 @@ class Vocabulary:
         return "<mask>" if number == self.mask else f"<bin_{number - self.bins.start}>"
 
 
-def normalise_question(text: str, max_words: int | None = None) -> str:
+def normalise_question(text: str) -> str:
     """A question as the released models read it: lower case, no punctuation in front, "-" and "/" as spaces, runs of
-    white space as one space, the first `max_words` words."""
-    text = WHITE.sub(" ", text.lower().lstrip(LEADING).replace("-", " ").replace("/", " ")).rstrip("\n").strip(" ")
-    return text if max_words is None else " ".join(text.split(" ")[:max_words])
+    white space as one space."""
+    return WHITE.sub(" ", text.lower().lstrip(LEADING).replace("-", " ").replace("/", " ")).rstrip("\n").strip(" ")
 
 
-def normalise_caption(text: str, max_words: int | None = None) -> str:
+def normalise_caption(text: str) -> str:
     """A caption, phrase or statement; like a question, and `<person>` (Conceptual Captions) is a word."""
-    return normalise_question(text.lower().replace("<person>", "person"), max_words)
+    return normalise_question(text.lower().replace("<person>", "person"))

@@ -4,7 +4,6 @@
 that were made of 1,000 pictures and sounds, and on the pairs of 10,000 different ones that are most alike.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ MOMENTS, AGREED = (0.2, 0.4, 0.6, 0.8), 3
 """Parts of a video's length at which a picture is compared, and number of these that have to be copies."""
 
 
-def picture(value: Path | bytes) -> np.ndarray:
+def picture(value: Path) -> np.ndarray:
     """(SIDE, SIDE, 3) uint8.
 
     Raises:
@@ -58,7 +57,7 @@ def picture(value: Path | bytes) -> np.ndarray:
     return _small(ImageProcessor(size=2 * SIDE).load(value))
 
 
-def sound(value: Path | bytes) -> np.ndarray:
+def sound(value: Path) -> np.ndarray:
     """(frames, BANDS) uint8: decibels below the loudest cell, in steps of 1 / DECIBEL.
 
     Raises:
@@ -83,7 +82,7 @@ def sound(value: Path | bytes) -> np.ndarray:
     return np.round(below * DECIBEL).astype(np.uint8)
 
 
-def video(value: Path | bytes) -> np.ndarray:
+def video(value: Path) -> np.ndarray:
     """(MOMENTS, SIDE, SIDE, 3) uint8.
 
     Raises:
@@ -92,7 +91,7 @@ def video(value: Path | bytes) -> np.ndarray:
     from onepeace.files.container import declared_duration, open_container
     from onepeace.files.video import frame_at
 
-    with open_container(io.BytesIO(value) if isinstance(value, bytes) else value, "video") as container:
+    with open_container(value, "video") as container:
         seconds = declared_duration(container)
     if seconds is None:
         raise UserError("no length")
@@ -105,7 +104,7 @@ def _small(image: Any) -> np.ndarray:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-LOOKS: dict[str, Callable[[Path | bytes], np.ndarray]] = {"image": picture, "audio": sound, "video": video}
+LOOKS: dict[str, Callable[[Path], np.ndarray]] = {"image": picture, "audio": sound, "video": video}
 """By kind of file; they raise a `UserError` for a file of which nothing can be said."""
 
 

@@ -68,8 +68,8 @@ class Objective(nn.Module):
         outputs, tokens = tree_map(lambda *same: torch.cat(same), *parts) if len(parts) > 1 else parts[0]
         found: dict[str, Tensor] = {}
         total = torch.zeros((), device=tokens.device)
-        for text, term in terms.items():
-            for name, loss in term.loss(outputs[text], batch, self.model).items():
+        for term_name, term in terms.items():
+            for name, loss in term.loss(outputs[term_name], batch, self.model).items():
                 if isinstance(loss, Figure):
                     found[name] = loss.value
                 else:
@@ -81,6 +81,6 @@ class Objective(nn.Module):
     def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Tensor]:
         """Outputs of the terms for a part of the batch, and its numbers of real and of computed tokens."""
         passes = Passes(self.model, batch, self.max_padding, agree=self.sharded)
-        outputs = {text: term.outputs(passes) for text, term in terms.items()}
+        outputs = {name: term.outputs(passes) for name, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device
         return outputs, torch.tensor([passes.real_tokens, passes.all_tokens], device=device)

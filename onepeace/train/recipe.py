@@ -92,7 +92,7 @@ class OptimConfig:
     weight_decay: NotNegative = 0.05
     decay_all: bool = False
     """Whether biases, norms and positions decay as well (OFA)."""
-    grad_clip: NotNegative | None = 3.0
+    grad_clip: Positive | None = 3.0
     """Maximum norm of the gradient; null = no clipping."""
     layer_decay: NotNegative | None = None
     """Ratio of a layer's learning rate to the next layer's, for fine-tuning."""
@@ -257,10 +257,10 @@ class Recipe:
         """Folder of the cached outputs of frozen networks."""
         return Path(os.path.expandvars(self.data.frozen_folder or f"{self.run.out}/frozen"))
 
-    def batch_size(self, pair: str) -> int:
+    def batch_size(self, name: str) -> int:
         """Items per step for a name of sources, such as "image+text"."""
         sizes = self.run.batch_size
-        return sizes[pair] if isinstance(sizes, dict) else sizes
+        return sizes[name] if isinstance(sizes, dict) else sizes
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

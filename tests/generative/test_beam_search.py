@@ -28,7 +28,7 @@ def original(name: str):
     allowed = Trie(case["answers"]) if "answers" in case else None
     if "constraint_range" in settings:
         start, stop = map(int, settings["constraint_range"].split(","))
-        allowed = lambda source, answer: [0, 1, 2, 3, *range(start, stop)]  # noqa: E731
+        allowed = lambda answer: [0, 1, 2, 3, *range(start, stop)]  # noqa: E731
     decoder = golden_model().decoder
     with torch.no_grad():
         encoded = golden_model().encode(ids, pixels if case["uses_image"] else None)
@@ -105,7 +105,7 @@ def test_answer_does_not_depend_on_batch_mates():
 
 
 def test_nothing_allowed_gives_nothing():
-    assert search(*table(1), 1, SearchOptions(beam=2), allowed=lambda source, answer: [1]) == [[]]
+    assert search(*table(1), 1, SearchOptions(beam=2), allowed=lambda answer: [1]) == [[]]
 
 
 def test_blocked_repetition_lets_an_answer_end():

@@ -109,12 +109,12 @@ def test_different_files_are_no_copies(samples):
         assert not copies.COMPARED[kind]([one for one, _ in pairs], [two for _, two in pairs]).any()
 
 
-def test_scaled_videos_are_copies(samples):
+def test_scaled_videos_are_copies(samples, tmp_path):
     av = pytest.importorskip("av")
 
     def video(names, size, crf):
-        file = io.BytesIO()
-        with av.open(file, "w", format="mp4") as container:
+        path = tmp_path / "video.mp4"
+        with av.open(path, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=5, options={"crf": crf})
             stream.width = stream.height = size
             for name in names:
@@ -123,7 +123,7 @@ def test_scaled_videos_are_copies(samples):
                 for _ in range(10):
                     container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        return copies.video(file.getvalue())
+        return copies.video(path)
 
     one, two = ("dog", "cat", "bus", "sea"), ("dog", "bird", "owl", "sea")
     looks = [video(one, 128, "20"), video(one, 64, "30"), video(two, 128, "20")]

@@ -138,7 +138,7 @@ class Asking:
             allowed = torch.zeros(*written.shape, len(self.vocabulary), dtype=torch.bool)
             for row, (prefix, answer) in enumerate(rows):
                 for length in range(len(answer) + 1):
-                    allowed[row, len(prefix) + length, trie(row, answer[:length])] = True
+                    allowed[row, len(prefix) + length, trie(answer[:length])] = True
         return Asked(_padded(sources), written, target, torch.tensor(weights), allowed)
 
     def _values(self, batch: Batch) -> list[dict[str, Any]]:

@@ -68,4 +68,4 @@ class Captioning(Supervised[CaptioningOptions]):
         return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)
 
     def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
-        return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
+        return {self.options.name: mean_over_tokens(outputs.loss)}

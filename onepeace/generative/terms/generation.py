@@ -134,7 +134,7 @@ class Generation(Term[GenerationOptions]):
     def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> dict[str, Tensor]:
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
             outputs = outputs.without_worst(self.options.drop_worst)
-        return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
+        return {self.options.name: mean_over_tokens(outputs.loss)}
 
 
 def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> None:
@@ -179,6 +179,7 @@ def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor, key: str =
     passes.all_tokens += count
 
 
-def mean_over_tokens(total: Tensor, count: int) -> Tensor:
-    """A sum over tokens by their number, of the batches of all processes together (their losses are averaged)."""
-    return total / parallel.mean(torch.tensor(float(count), device=total.device)).clamp_min(1e-6)
+def mean_over_tokens(losses: Tensor) -> Tensor:
+    """Mean of the losses of tokens, over the batches of all processes together (their losses are averaged)."""
+    count = torch.tensor(float(len(losses)), device=losses.device)
+    return losses.sum() / parallel.mean(count).clamp_min(1e-6)

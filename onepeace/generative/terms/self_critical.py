@@ -145,7 +145,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
 
     def loss(self, outputs: Judged, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
         name = self.options.name
-        mean = mean_over_tokens(outputs.loss.sum(), len(outputs.loss))
+        mean = mean_over_tokens(outputs.loss)
         return {name: mean, f"{name}/reward": Figure(outputs.reward.mean())}
 
     def _head(self, model: Trained) -> Caption:
