@@ -51,9 +51,12 @@ class Shard:
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the tar; UserError if the file has become shorter."""
-        if not os.path.exists(self.path):  # evicted from the cache
+        try:
+            file = open(self.path, "rb", buffering=0)
+        except FileNotFoundError:  # evicted from the cache
             open_shard(self.place, self.cache_bytes)
-        with open(self.path, "rb", buffering=0) as file:
+            file = open(self.path, "rb", buffering=0)
+        with file:
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:

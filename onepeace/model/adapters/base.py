@@ -30,7 +30,7 @@ class BiasTables(nn.ParameterList):
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """What an adapter is told by the model it belongs to, and the options that all adapters have."""
+    """Arguments that the model passes to each adapter, and options that all adapters have."""
 
     key: str
     """The modality."""
