@@ -47,28 +47,23 @@ class Head:
 
     Args:
         embedder: the model with its processors.
-        name: an entry of model.heads; None if it has one only, that for captions not counted.
+        name: an entry of model.heads; None if it has one only, captions not counted.
 
     Raises:
-        UserError: no such head, or one whose task is not known.
+        UserError: no such head.
     """
 
     def __init__(self, embedder: "Embedder", name: str | None = None):
-        config = embedder.module.config.heads
-        heads = {key: head for key, head in config.items() if head.get("task") != "caption"}  # that is of generators
+        heads = {key: head for key, head in embedder.module.config.heads.items() if head.get("task", "label") in TASKS}
         if not heads:
-            remedy = "give --labels without --text, or a model with heads (docs/guide/finetune.md)"
-            raise UserError(f"this model has no heads to classify with; {remedy}")
-        if name is None and len(heads) > 1:
-            raise UsageError(f"this model has several heads; choose one of {', '.join(heads)} (--head)")
-        self.name = next(iter(heads)) if name is None else name
+            raise UserError("this model has no heads to classify with; give --labels without --text, or another model")
+        self.name = next(iter(heads)) if name is None and len(heads) == 1 else str(name)
         if self.name not in heads:
-            raise UsageError(f"this model has no head {name!r}; choose one of {', '.join(heads)}")
+            problem = "several heads" if name is None else f"no head {name!r}"
+            raise UsageError(f"this model has {problem}; choose one of {', '.join(heads)} (--head)")
         self.embedder, self.config = embedder, heads[self.name]
         self.on, self.task = self.config["on"], self.config.get("task", "label")
         self.labels = self.config.get("labels") or [str(number) for number in range(self.config.get("num_classes", 0))]
-        if self.task not in TASKS:
-            raise UserError(f"model.heads.{self.name}.task is {self.task!r}; known: {', '.join(TASKS)}")
 
     def predict(self, items: Iterable[object], *, batch_size: int = 32, top: int = 5) -> Iterator[Prediction]:
         """The head's results of items, in their order.
@@ -102,11 +97,10 @@ class Head:
             if len(candidates) < 2 or "text" not in values:
                 raise UserError("a choice needs a text, the question, and two candidates or more")
             values["text"] = [CANDIDATE.format(text=values["text"], candidate=one) for one in candidates]
-        size = (1, 1)
-        if self.task in ("box", "boxes", "mask"):
-            if "image" not in values:
-                raise UserError(f"the head {self.name} returns places on a picture, and the item has none")
-            size = processors["image"].size_in_pixels(values["image"])  # type: ignore[attr-defined]
+        has_places = self.task in ("box", "boxes", "mask")
+        if has_places and "image" not in values:
+            raise UserError(f"the head {self.name} returns places on a picture, and the item has none")
+        size = processors["image"].size_in_pixels(values["image"]) if has_places else (1, 1)  # type: ignore[attr-defined]
         samples = {}
         wanted = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
         wanted *= processors[self.on].num_views

@@ -15,7 +15,6 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 CARD = "MODEL_CARD.md"
 INDEX = "model.safetensors.index.json"
-CALIBRATION = "calibration.safetensors"
 
 
 def read_config(folder: str | Path) -> Config:

@@ -18,7 +18,7 @@ from onepeace.errors import UserError
 from onepeace.hub import tensors
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert.convert import convert
-from onepeace.hub.folder import CALIBRATION, read_config
+from onepeace.hub.folder import read_config
 
 
 @pytest.mark.slow  # the quick one: test_interrupted_saving_keeps_the_old_folder
@@ -95,13 +95,6 @@ def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
     assert main(["convert"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("onepeace:") for line in lines)
-
-
-@pytest.mark.parametrize(("dtype", "kept"), [(None, True), ("float16", False)])
-def test_the_calibration_is_copied_with_the_very_model_it_is_of(checkpoint, tmp_path, dtype, kept):
-    source = convert(checkpoint, tmp_path / "source", modalities=["image"])
-    (source / CALIBRATION).write_bytes(b"its own")
-    assert (convert(source, tmp_path / "copy", dtype=dtype) / CALIBRATION).exists() == kept
 
 
 MEASURE = """

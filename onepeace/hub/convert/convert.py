@@ -1,6 +1,5 @@
 """Checkpoints of the original code, and model folders, as new model folders: `onepeace convert`."""
 
-import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -16,8 +15,7 @@ from onepeace.device import named_dtype
 from onepeace.errors import UsageError, UserError
 from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.download import from_hub
-from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.folder import CALIBRATION, CARD, TOKENIZER, check_free, new_folder
+from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
 from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import (
     MODEL_FOLDER,
@@ -84,9 +82,6 @@ def convert(
         if tokenizer is not None:
             tokenizer.save(str(temporary / TOKENIZER))
         write_folder(temporary, entries, config, _card(source, config), progress=progress)
-        calibration = source.path / CALIBRATION
-        if calibration.is_file() and fingerprint(temporary) == fingerprint(source.path):  # it is of this very model
-            shutil.copyfile(calibration, temporary / CALIBRATION)
     return out
 
 
@@ -98,10 +93,8 @@ def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer
         remedy = "give a folder with encoder.json, vocab.bpe and dict.txt: --bpe DIR"
         folder = from_hub("facebook/bart-base", ["vocab.json", "merges.txt"], "the vocabulary of its texts", remedy)
     tokenizer = from_released(folder)
-    if size is not None and tokenizer.get_vocab_size() != size:
-        raise UserError(
-            f"{folder}: has {tokenizer.get_vocab_size()} pieces, the model's table {size}; another vocabulary"
-        )
+    if size not in (None, pieces := tokenizer.get_vocab_size()):
+        raise UserError(f"{folder}: has {pieces} pieces, the model's table {size}; another vocabulary")
     return tokenizer
 
 
