@@ -1,1 +1,1 @@
-"""Measuring speed: ``python -m onepeace.bench``."""
+"""Speed benchmarks: ``python -m onepeace.bench``."""

@@ -1,13 +1,13 @@
-"""``python -m onepeace.bench encode|train``: speed of this machine, beside a baseline in the same run.
+"""``python -m onepeace.bench encode|train``: speed on this machine, against a baseline in the same run.
 
-encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
-        stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
+encode  The model on inputs in memory: the bundled model, and one of base size with random weights. Each is compared
+        with the matrix products of one block at the same size, the upper limit; for pictures at base size also with the
         image tower of open_clip's ViT-B-16.
-train   Steps of a recipe beside the same steps with every item padded to the longest of its batch. Weights are random,
-        items made up: captions of 4 to 13 tokens, clips of 1 to 15 seconds.
+train   Training steps of a recipe, compared with the same steps when every item is padded to the longest of its batch.
+        Weights are random, items synthetic: captions of 4 to 13 tokens, clips of 1 to 15 seconds.
 
-What is compared takes turns; if two that should compute the same do not, the run ends with an error. The table has
-medians, quartiles in brackets.
+The candidates take turns. If two that should compute the same do not, the run ends with an error. The table shows
+medians, with quartiles in brackets.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from onepeace.threads import sleep_while_waiting
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the arguments name; gives the exit code."""
+    """Run a benchmark and print its table; returns the exit code."""
     parser = argparse.ArgumentParser(
         "python -m onepeace.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("encode", "train"), help="what to measure")
-    parser.add_argument("recipe", nargs="*", metavar="RECIPE a.b=value", help="of train, and fields in its place")
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE a.b=value", help="train: a recipe and changes to it")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, mps (cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (all it may use)")
-    parser.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (8)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--seconds", type=float, default=8.0, metavar="N", help="seconds per row (8)")
     parser.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="float32,bfloat16")
     parser.add_argument("--size", default="tiny,base", metavar="A,B", help="encode: names of models (tiny,base)")
-    parser.add_argument("--batch", type=int, metavar="N", help="encode: items in a pass (about 1600 tokens)")
+    parser.add_argument("--batch", type=int, metavar="N", help="encode: items per batch (about 1600 tokens)")
     try:
         return _run(parser.parse_args(arguments))
     except UserError as error:

@@ -1,6 +1,6 @@
-"""Candidates beside each other: that they compute the same, then how long each takes and what it keeps alive.
+"""Comparison of candidates: that they compute the same, the time of each, and its peak memory.
 
-They take turns, so that what slows the machine down slows all of them.
+Candidates take turns, so that other load on the machine slows all of them.
 """
 
 import math
@@ -18,22 +18,22 @@ from onepeace.cost.measure import Live
 from onepeace.files.table import markdown_table
 
 SHORTEST = 0.05
-"""Seconds a candidate's turn lasts at least; shorter calls are repeated."""
+"""Minimum seconds of a turn; shorter calls are repeated."""
 MIN_ROUNDS = 3
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """A median with the quartiles around it."""
+    """Median and quartiles."""
     return dict(zip(("low", "median", "high"), quantiles(values, method="inclusive"), strict=True))
 
 
 def take_turns(
     candidates: Mapping[str, Callable[[], object]], seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds per call of each candidate, once per round: A B A B ..., after a warm-up call of each.
+    """Seconds per call of each candidate and round: A B A B ..., after a warm-up call of each.
 
     Args:
-        seconds: rounds are started until this time is over, `MIN_ROUNDS` at least.
+        seconds: time after which no round is started; there are at least `MIN_ROUNDS`.
     """
     repeats = {}
     for name, call in candidates.items():
@@ -57,13 +57,13 @@ def _seconds_of(call: Callable[[], object], repeats: int, device: torch.device) 
 
 
 def _wait(device: torch.device) -> None:
-    """Accelerators return before they are done."""
+    """Wait for the device: kernels run asynchronously."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def markdown_report(rows: Sequence[Mapping[str, str]], device: torch.device) -> str:
-    """A Markdown table of rows by column, and where the times were taken."""
+    """A Markdown table of the rows, and the machine the times are from."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -74,29 +74,32 @@ def markdown_report(rows: Sequence[Mapping[str, str]], device: torch.device) -> 
 
 
 def check_equal(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor], tolerance: float, what: str) -> None:
-    """RuntimeError unless both have the same tensors, each at most this far apart by norms."""
+    """RuntimeError unless both have the same tensors, up to a relative difference in norm."""
     if ours.keys() != baseline.keys():
         names = ", ".join(sorted(ours.keys() ^ baseline.keys()))
-        raise RuntimeError(f"the two ways do not compute the same: only one of them has {what} {names}")
+        raise RuntimeError(f"the two candidates differ: only one of them has {what} {names}")
     for name, value in baseline.items():
         apart, size = float((ours[name] - value).norm()), float(value.norm())
         if not apart <= tolerance * size:
-            raise RuntimeError(f"the two ways differ: {what} {name} is {apart} apart, of {size}")
+            raise RuntimeError(f"the two candidates differ: {what} {name} by {apart}, with a norm of {size}")
 
 
 def compare(
-    ways: Mapping[str, Callable[[], object]], known: Iterable[Any], seconds: float, device: torch.device
+    candidates: Mapping[str, Callable[[], object]], known: Iterable[Any], seconds: float, device: torch.device
 ) -> dict[str, Any]:
-    """The fields of a row: seconds of "ours" and "baseline", bytes alive at once beside what is `known`, and ratios."""
+    """Time and peak memory of "ours" and "baseline", and the ratios.
+
+    Args:
+        known: tensors whose memory does not count.
+    """
     peaks, known = {}, list(known)
-    for way, run in ways.items():
+    for name, run in candidates.items():
         with Live(known) as live:
             run()
-        peaks[way] = live.peak
-    times = take_turns(ways, seconds, device)
+        peaks[name] = live.peak
+    times = take_turns(candidates, seconds, device)
     return {
-        "rounds": len(times["ours"]),
-        "seconds": {way: spread(values) for way, values in times.items()},
+        "seconds": {name: spread(values) for name, values in times.items()},
         "time_ours_over_baseline": ratios(times, "ours", "baseline"),
         "peak_bytes": peaks,
         "memory_ours_over_baseline": peaks["ours"] / peaks["baseline"],
@@ -104,7 +107,7 @@ def compare(
 
 
 def ratios(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
-    """Spread of a time over another of the same round."""
+    """Spread of the ratios of two candidates' times, round by round."""
     return spread([a / b for a, b in zip(times[over], times[under], strict=True)])
 
 
@@ -114,10 +117,10 @@ def short(value: float) -> str:
 
 
 def compared(row: Mapping[str, Any]) -> dict[str, str]:
-    """What `compare` found, as columns of a table: medians, quartiles in brackets."""
+    """Columns of a table for a result of `compare`: medians, with quartiles in brackets."""
     ratio = row["time_ours_over_baseline"]
-    seconds = [short(row["seconds"][way]["median"]) for way in ("ours", "baseline")]
-    megabytes = [short(row["peak_bytes"][way] / 1e6) for way in ("ours", "baseline")]
+    seconds = [short(row["seconds"][name]["median"]) for name in ("ours", "baseline")]
+    megabytes = [short(row["peak_bytes"][name] / 1e6) for name in ("ours", "baseline")]
     return {
         "seconds": ", baseline ".join(seconds),
         "ours / baseline, time": f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",

@@ -1,7 +1,7 @@
-"""``bench encode``: items a second, beside what the machine's matrix products allow, and beside open_clip.
+"""``bench encode``: items per second, compared with the limit that matrix products set, and with open_clip.
 
-The limit is measured in the same rounds: the matrix products of one block, `F.linear` alone, over as many tokens.
-A fraction of 1 means that everything else the model does costs nothing.
+The limit is measured in the same rounds: the matrix products of one block (`F.linear`) for the same number of tokens.
+A fraction of 1 means that everything else in the model takes no time.
 """
 
 import copy
@@ -28,21 +28,24 @@ from onepeace.model import Encoder
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 1600
-"""Tokens in a batch by default, at most: enough for matrix products to reach their speed."""
+"""Default maximum of tokens in a batch: enough for matrix products to reach full speed."""
 TEXT_TOKENS = 14
-"""Of a caption, eos included; batches hold texts of equal length, as `encode` makes them of many."""
+"""Tokens of a caption, with eos; all texts of a batch have this length, as `encode` sorts texts by length."""
 AUDIO_SECONDS = 5
 BASELINE = "ViT-B-16"
 BASELINE_SIZE = 224
-"""Side of the pictures the baseline takes; ours of the same size is measured with the same."""
+"""Side in pixels of the baseline's pictures; our model of base size gets the same."""
 
 
 def bench_encode(
     sizes: Sequence[str], dtypes: Sequence[torch.dtype], device: torch.device, seconds: float, batch: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of each modality, each measured for so many seconds; open_clip is beside the base size.
+    """Rows of the table, one per model, dtype and modality; open_clip is compared with the base size.
 
-    `sizes` are "base" (random weights) or names of models; `batch` None: as many items as `BATCH_TOKENS` allow.
+    Args:
+        sizes: "base" (random weights) or names of models.
+        seconds: per row.
+        batch: items per batch; None = as many as `BATCH_TOKENS` allow.
     """
     for size in sizes:
         name, config, module = make(size)
@@ -56,7 +59,7 @@ def bench_encode(
 
 
 def make(size: str) -> tuple[str, Config, Encoder]:
-    """The model called `size`: weights from its folder, or random ones of the base size."""
+    """Name, configuration and model of a size: "base" with random weights, or a model by name."""
     if size == "base":
         config = base_config()
         return "base, random weights", config, build_encoder(config).eval()
@@ -65,7 +68,7 @@ def make(size: str) -> tuple[str, Config, Encoder]:
 
 
 def base_config() -> Config:
-    """The base size without what encoding does not use, for pictures as large as the baseline's."""
+    """The base size without a decoder, for pictures of `BASELINE_SIZE`."""
     model = build(ModelConfig, SIZES["base"], "base")
     side = BASELINE_SIZE // int(model.adapters["image"].get("patch_size", 16))
     adapters = merge(model.adapters, {"image": {"grid": side, "bias_grid": side}})
@@ -100,14 +103,12 @@ def _measure(
     limits = [product_flops / seconds for seconds in times["limit"]]
     speeds = [count / seconds for seconds in times["ours"]]
     row = {
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "modality": key,
         "item": f"{size} {UNITS[key]}",
         "tokens": tokens,
         "gflop_per_item": flops / 1e9,
         "dtype": str(dtype).removeprefix("torch."),
         "batch": count,
-        "rounds": len(speeds),
         "items_per_second": spread(speeds),
         "limit_gflops": spread([limit / 1e9 for limit in limits]),
         "fraction_of_limit": spread([speed * flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
@@ -115,7 +116,6 @@ def _measure(
     }
     if baseline is not None:
         row["baseline"] = {
-            "name": f"open_clip {BASELINE} image tower, random weights",
             "gflop_per_item": module_flops(baseline, batch["pixels"][:1]) / 1e9,
             "items_per_second": spread([count / seconds for seconds in times["baseline"]]),
             "ours_over_baseline": ratios(times, "baseline", "ours"),
@@ -126,7 +126,7 @@ def _measure(
 def _products(
     config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[], None], int]:
-    """The matrix products of one block over so many tokens, and their FLOPs."""
+    """The matrix products of one block for a number of tokens, and their FLOPs."""
     dim, hidden = config.dim, config.ffn_dim
     shapes = [(dim, dim)] * 4 + [(hidden, dim)] * 2 + [(dim, hidden)]
     layers = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
@@ -140,7 +140,7 @@ def _products(
 
 
 def module_flops(module: nn.Module, *inputs: Tensor) -> int:
-    """FLOPs of one call of any module whose computation does not look at values; it is left as it is."""
+    """FLOPs of a call, counted on the meta device with a copy of the module."""
     dry = copy.deepcopy(module).to("meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         dry(*(tensor.to("meta") for tensor in inputs))
@@ -148,21 +148,21 @@ def module_flops(module: nn.Module, *inputs: Tensor) -> int:
 
 
 def _baseline() -> Any:
-    """The image tower of open_clip's model, with random weights."""
+    """Image tower of an open_clip model, with random weights."""
     import open_clip
 
     return open_clip.create_model(BASELINE, load_weights=False).visual.eval()
 
 
 def _check(vectors: Tensor, shape: tuple[int, int]) -> None:
-    """Nothing is worth timing that does not give one finite unit vector per item."""
+    """RuntimeError unless there is one finite unit vector per item."""
     norms = vectors.float().norm(dim=-1)
     if vectors.shape != shape or not bool(((norms - 1).abs() < 1e-3).all()):
         raise RuntimeError(f"vectors of shape {tuple(vectors.shape)} and norms {norms.tolist()[:4]}; expected {shape}")
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row for people: medians, the quartiles of the speed in brackets."""
+    """Columns of the table: medians, with the quartiles of the speed in brackets."""
     speed, baseline, beside = row["items_per_second"], row["baseline"], ""
     if baseline is not None:
         beside = f"{baseline['ours_over_baseline']['median']:.2f} x its "

@@ -1,8 +1,8 @@
-"""``bench train``: steps of a recipe beside a baseline of the same losses.
+"""``bench train``: training steps of a recipe, compared with a baseline of the same losses.
 
-The baseline is the same objective without groups of similar length: every item is computed as long as the batch's
-longest. Losses and gradients of both are compared in float32 before anything is measured. Memory is what is alive
-beside weights, gradients and inputs at the peak of a step.
+The baseline is the same objective without groups of similar length: every item is padded to the longest of the batch.
+Losses and gradients of both are compared in float32 before anything is measured. Memory is the peak of a step without
+weights, gradients and inputs.
 """
 
 import logging
@@ -27,21 +27,21 @@ from onepeace.train.recipe import Recipe
 log = logging.getLogger(__name__)
 
 CLOSE, GRADIENTS_CLOSE = 1e-5, 5e-4
-"""Relative, between the losses and between the gradients of each parameter, in float32."""
+"""Maximum relative difference of the losses, and of the gradient of each parameter, in float32."""
 CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
-"""How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
+"""Numbers of captions in data/samples/captions.csv by their tokens, with eos."""
 CLIP_SECONDS = (1.0, 15.0)
-"""Shortest and longest of the sounds."""
+"""Length of the shortest and the longest sound."""
 
 
 class Steps:
-    """Two ways to compute a step, "ours" and "baseline", over one batch and one set of weights."""
+    """Two candidates for a step, "ours" and "baseline", with one batch and one set of weights."""
 
     def __init__(self, pair: str, recipe: Recipe, device: torch.device):
         self.recipe, self.device, self.config = recipe, device, planned_config(recipe)
         torch.manual_seed(0)
         self.model = build_encoder(self.config)
-        with torch.no_grad():  # nothing may stay where a mistake would not show: gains, biases, tables
+        with torch.no_grad():  # gains, biases and tables that are 0 or 1 would hide a mistake
             for parameter in self.model.parameters():
                 if parameter.ndim > 0:
                     parameter.add_(0.02 * torch.randn(parameter.shape))
@@ -55,43 +55,43 @@ class Steps:
         if recipe.run.checkpoint_activations:
             self.model.set_grad_checkpointing()
         padding = {"ours": recipe.run.max_padding, "baseline": 1.0}
-        self.ways = {way: self._objective(self.model, most).to(device) for way, most in padding.items()}
+        self.candidates = {name: self._objective(self.model, most).to(device) for name, most in padding.items()}
 
     def _objective(self, model: Any, max_padding: float) -> Objective:
-        torch.manual_seed(0)  # of the terms' own parameters
+        torch.manual_seed(0)  # for parameters of the terms
         return planned_objective(self.recipe, model, self.batch, self.recipe.run.grad_cache_chunks, max_padding)
 
-    def run(self, way: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Forward and backward into gradients that are zero; the losses."""
+    def run(self, candidate: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Losses of a forward pass, after its backward pass."""
         self.model.zero_grad(set_to_none=False)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            losses = dict(self.ways[way](self.moved))
+            losses = dict(self.candidates[candidate](self.moved))
         losses.pop("padding")
         losses["loss"].backward()
         return losses
 
     def check(self) -> None:
-        """RuntimeError unless both have the same losses and gradients, where nothing is random, in float32."""
+        """RuntimeError unless losses and gradients of both are equal in evaluation mode, in float32."""
         self.model.eval()
         losses, gradients = {}, {}
-        for way in self.ways:
+        for candidate in self.candidates:
             self.model.zero_grad()
-            losses[way] = {name: loss.detach() for name, loss in self.run(way).items()}
-            gradients[way] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+            losses[candidate] = {name: loss.detach() for name, loss in self.run(candidate).items()}
+            gradients[candidate] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
         self.model.train()
         check_equal(losses["ours"], losses["baseline"], CLOSE, "the loss")
         check_equal(gradients["ours"], gradients["baseline"], GRADIENTS_CLOSE, "the gradient of")
 
     def measure(self, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
-        """The fields of a row, after `check`, which leaves the gradients there."""
+        """Measured values of a row; call it after `check`, which allocates the gradients."""
         known = [*self.model.parameters(), [parameter.grad for parameter in self.model.parameters()], self.moved.inputs]
-        found = compare({way: partial(self.run, way, dtype) for way in self.ways}, known, seconds, self.device)
+        found = compare({name: partial(self.run, name, dtype) for name in self.candidates}, known, seconds, self.device)
         with torch.no_grad():
-            padding = {way: float(objective(self.moved)["padding"]) for way, objective in self.ways.items()}
+            padding = {name: float(objective(self.moved)["padding"]) for name, objective in self.candidates.items()}
         return {**found, "padding": padding}
 
     def flops(self) -> int:
-        """Of a step, without padding and what is computed twice."""
+        """FLOPs of a step, without padding and recomputation."""
         with torch.device("meta"):
             objective = self._objective(planned_model(self.recipe, self.config), max_padding=0.0)
         return round(step_cost(objective, self.batch, bfloat16=True).flops)
@@ -100,9 +100,9 @@ class Steps:
 def bench_train(
     recipe: Recipe, dtypes: Sequence[torch.dtype], device: torch.device, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the steps of a recipe, with random weights and made up items, in the dtypes of autocast."""
+    """Rows of the table, one per source and autocast dtype, with random weights and synthetic items."""
     for pair in recipe.data.modalities:
-        log.info("%s: do both steps compute the same? ...", pair)
+        log.info("%s: comparing losses and gradients ...", pair)
         steps = Steps(pair, recipe, device)
         steps.check()
         teraflop = steps.flops() / 1e12
@@ -116,21 +116,21 @@ def bench_train(
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row for people."""
+    """Columns of the table."""
     return {
         "pair": row["pair"] + (", checkpointed" if row["checkpointed"] else ""),
         "dtype": row["dtype"],
         "batch": str(row["batch"]),
         **compared(row),
         "TFLOP/s": short(row["teraflops"]["median"]),
-        "padding": ", baseline ".join(f"{row['padding'][way]:.0%}" for way in ("ours", "baseline")),
+        "padding": ", baseline ".join(f"{row['padding'][name]:.0%}" for name in ("ours", "baseline")),
     }
 
 
 def inputs_of_many_lengths(
     config: Config, pair: Sequence[str], count: int, generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
-    """`count` items of a pair: texts as long as captions (`CAPTION_TOKENS`), sounds evenly from `CLIP_SECONDS`."""
+    """Items of a pair: texts of lengths drawn from `CAPTION_TOKENS`, sounds of lengths uniform in `CLIP_SECONDS`."""
     inputs = largest_items(config, pair, count)
     for batch in inputs.values():
         if "ids" in batch:
