@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 WINDOW = 64
 """Maximum number of decoded samples waiting for others of similar size."""
 ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
-"""Items decoded ahead if long sounds are cut, and windows of each sound; both bound the memory."""
+"""Items decoded ahead when long sounds are cut into windows, and windows decoded ahead per sound; both bound memory."""
 
 Encoded: TypeAlias = Tensor | tuple[Tensor, list[Embedded]]
 """float32 vectors on the CPU; with on_error="skip", also the results of the failed items."""
@@ -61,8 +61,8 @@ class Tokens(NamedTuple):
     positions: Tensor
     """(L, 2): the extent that each token covers, in `unit`."""
     unit: str
-    """"patch": row and column; "second": start and end; "character": start and end in the text as it is prepared
-    (`onepeace.processors.TextProcessor.prepare`); "token", of a modality of your own: its number and the next."""
+    """"patch": row and column; "second": start and end; "character": start and end in the text after
+    `onepeace.processors.TextProcessor.prepare`; "token" (custom modalities): its index and the next."""
 
 
 def load(
@@ -77,15 +77,15 @@ def load(
 
     Args:
         name: "tiny" (bundled), a model folder, a Hugging Face repo id, or a released model ("one-peace", ...).
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best one there is.
+        device: "cpu", "cuda", "cuda:1", "mps"; None = the best available.
         dtype: "float32", "bfloat16" or "float16" (not on a CPU). "auto" is bfloat16 on devices that are fast at it,
-            except for models below 100 million parameters on a CPU; else float32. Vectors are float32 always; in
-            float32 a vector depends on its own item alone to 1e-5, in bfloat16 rounding varies with the batch.
+            except for models below 100 million parameters on a CPU; else float32. Vectors are always float32; in
+            float32 a vector is the same in every batch to within 1e-5, in bfloat16 rounding varies with the batch.
         modalities: keep only these, to save memory.
         compile: torch.compile the blocks, where it pays (`onepeace.compiling`); the first batches take longer.
 
     Raises:
-        UserError: nothing of that name, unreadable or mismatching files, an unknown device, dtype or modality.
+        UserError: no model of that name, unreadable or mismatching files, an unknown device, dtype or modality.
     """
     chosen = choose_device(device)
     folder = resolve(str(name))
@@ -106,8 +106,8 @@ def load(
 class Embedder:
     """A model with the processors of its modalities.
 
-    `stream` gives results one by one; every `encode` collects them. All take any iterable, keep the order and share
-    their keyword arguments, `onepeace.embed.options.Options`. On a CPU each core computes batches of its own.
+    `stream` yields results one by one; the `encode` methods collect them. All accept any iterable, keep the order and
+    share the keyword arguments of `onepeace.embed.options.Options`. On a CPU, each core computes its own batches.
     """
 
     def __init__(self, module: Encoder, processors: Mapping[str, Processor]) -> None:
@@ -148,16 +148,16 @@ class Embedder:
     ) -> Generator[Embedded, None, None]:
         """Yield the result of every item in order, as soon as it is available; failures are results too.
 
-        Memory is bounded however many items there are: `items` is read a little ahead of the results, by at most four
-        times as many items as samples wait for a batch (256, or four batches), and of a long sound only the vectors
-        are kept. Close the generator, or use it up, to end its threads.
+        Memory is bounded for any number of items: `items` is read ahead of the results by about 16 batches or 256 items
+        at most, whichever is more, and only the vectors of a long sound are kept. Close or exhaust the generator to end
+        its threads.
 
         Args:
             items: see `encode`.
-            modality: of all items; by default every item's own, as in `encode`.
+            modality: modality of all items; by default detected per item, as in `encode`.
 
         Raises:
-            UserError: wrong options, or no memory for a batch. What an item does wrong is in its result.
+            UserError: invalid options, or not enough memory for a batch. Errors of items are in their results.
         """
         return self._stream(items, read_options(options, modality))
 
@@ -178,10 +178,10 @@ class Embedder:
     def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of any mix of items.
 
-        What an item is follows from its type, its file ending or its first bytes; a string that is neither a path of
-        a picture or sound nor a URL is a text. A dictionary by modality, {"audio": "dog.ogg", "text": "at night"}, is
-        one composed vector: the sum of the vectors of its parts, renormalised. With one part it says what an item is:
-        {"text": "dog.ogg"}.
+        The modality of an item is detected from its type, its file ending or its first bytes; a string that is neither
+        the path of a picture or sound nor a URL is a text. A dictionary by modality, {"audio": "dog.ogg", "text": "at
+        night"}, is one composed item: its vector is the sum of the vectors of its parts, renormalised. With one part,
+        the dictionary states the modality: {"text": "dog.ogg"}.
         """
         return self._encode(items, read_options(options))
 
@@ -203,7 +203,7 @@ class Embedder:
         Args:
             labels: names to choose from. For a model's own classes see `predict`.
             template: sentence with "{}" for the label, or "{a}" for the label with its article; several are averaged.
-                None suits each item, or its first part: "a photo of a {}", "the sound of a {}", of a text "{}".
+                None = by the modality of the item or its first part: "a photo of a {}", "the sound of a {}" or "{}".
         """
         chosen = read_options(options)
         encode_text = partial(self.encode_text, batch_size=chosen.batch_size, progress=False)
@@ -222,7 +222,7 @@ class Embedder:
         """Token features of one item, whose modalities are encoded in one joint pass.
 
         Args:
-            item: {"image": ..., "text": ..., "audio": ...}, any one or more; values as in `encode_image` and so on.
+            item: {"image": ..., "text": ..., "audio": ...}, one or more of these; values as in `encode_image` etc.
         """
         if not isinstance(item, Mapping) or not item:
             raise UserError(f'features takes a dictionary by modality: {{"{self.modalities[0]}": ...}}')
@@ -240,8 +240,8 @@ class Embedder:
         """Heat map of how well each part of a picture or sound matches a query.
 
         Args:
-            item: a picture, a sound of any length or a text, as in `encode`; one, not composed.
-            query: anything that `encode` takes, or a vector (E,) of this model.
+            item: one picture, sound of any length or text, as in `encode`; not a composed item.
+            query: any item that `encode` accepts, or a vector (E,) of this model.
         """
         if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
             vector = _unit_rows(query, "the query", self.embed_dim)[0]
@@ -253,11 +253,11 @@ class Embedder:
     def predict(
         self, items: Iterable[object], *, head: str | None = None, top: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
-        """Results of a task head of the model; onepeace/embed/tasks.py says what each task gives.
+        """Results of a task head of the model; onepeace/embed/tasks.py documents the results of each task.
 
         Args:
-            items: as `onepeace.embed.predict.Head.predict` takes them, which gives failures as values.
-            head: an entry of the model's heads; None if it has one only.
+            items: as in `onepeace.embed.predict.Head.predict`, which returns failures instead of raising them.
+            head: name of a head; None if the model has only one.
             top: number of classes in a result.
         """
         results = []
@@ -268,7 +268,7 @@ class Embedder:
         return results
 
     def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
-        """Collate decoded samples of one modality to model input, on the model's device."""
+        """Collate decoded samples of one modality into model input, on the model's device."""
         processor = self.processors[modality]
         return {
             name: value.to(self.device, self.dtype if name in processor.cast_inputs else None)
@@ -336,7 +336,7 @@ class Embedder:
                     size = self.processors[modality].size(sample)
                     if batch := batcher.add(Waiting(modality, size, sample, assembly, row)):
                         yield from filled(computing.start(batch))
-                # The first in line has a sample that waits for others of its size, and these are rare.
+                # The first item in line has a sample of a rare size, which still waits for others of that size.
                 while len(line) > 4 * batcher.window and not line[0].done:
                     yield from filled(computing.rest() if computing.busy else computing.start(batcher.around_oldest()))
                 yield from finished()
@@ -371,7 +371,7 @@ class Embedder:
                 vectors = F.normalize(self.module(inputs)[modality].float().cpu(), dim=1)
         except torch.OutOfMemoryError as error:
             raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
-        return vectors.clone()  # outside of inference mode: what comes out must be usable in training
+        return vectors.clone()  # outside inference mode, so that the vectors can be used in training
 
     def processor(self, modality: str, projected: bool = False) -> Processor:
         """The processor of a modality; `projected` requires that the model has a projection for it."""
@@ -383,7 +383,7 @@ class Embedder:
 
 
 def _unit_rows(vectors: object, what: str, width: int | None = None) -> Tensor:
-    """Vectors that were given, as unit rows (n, E) on the CPU; UserError if they are none, `what` names them there."""
+    """Given vectors as unit rows (n, E) on the CPU; UserError, with `what` as their name, if they are not valid."""
     try:
         rows = torch.atleast_2d(torch.as_tensor(vectors).detach().float().cpu())
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Heat map of a picture or sound: how well each of its tokens matches the vector of a query.
 
-Each token is encoded alone, with nothing but CLS beside it, through all blocks, the final norm and the projection; its
-value is the cosine of that vector with the query's. The stem has run over the whole item before. A picture of few
-patches is read in a multiple of the model's size. docs/results/log.md compares this with other maps.
+Each token is encoded alone, together with CLS only, through all blocks, the final norm and the projection; its value
+is the cosine of that vector with the query's. The stem runs over the whole item first. A picture with few patches is
+scaled to a multiple of the model's input size. docs/results/log.md compares this with other maps.
 """
 
 from copy import copy
@@ -45,13 +45,13 @@ class Explanation:
     similarity: float
     """Cosine of the whole item, or of the best window of a long sound, with the query."""
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    """The part (x0, y0, x1, y1) of a picture that the grid covers, of 0 to 1: less than all if the model cuts."""
+    """The part (x0, y0, x1, y1) of a picture that the grid covers, from 0 to 1; not all of it if the model crops."""
 
     @property
     def peak(self) -> tuple[float, ...]:
         """Position of the best match: (x, y) from 0 to 1 from the upper left corner of a picture, (second,) of a sound.
 
-        Of a picture in a finer map, cubic in between: a coarse grid would know the middles of its cells alone.
+        For a picture, it is located in the bicubically upscaled map, more finely than the centres of the grid cells.
         """
         if self.values.ndim == 1:
             return (float(self.positions[int(self.values.argmax())].float().mean()),)
@@ -65,7 +65,7 @@ class Explanation:
 
 @torch.no_grad()
 def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
-    """Map of how well each part of an item fits a query, by its unit vector (E,); see `Embedder.explain`."""
+    """Map of how well each part of an item matches the unit vector (E,) of a query; see `Embedder.explain`."""
     parts = parts_of(item, embedder.processors)
     if len(parts) != 1:
         raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
@@ -83,7 +83,7 @@ def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
         found = _relevance(module, key, inputs, vector)
         covered, unit = processor.token_positions(value) or module.adapters[key].token_positions(inputs)
         if unit == "second":
-            # A short sound is repeated; what lies behind its end is no moment of it.
+            # A short sound is repeated; frames after its end are repetitions.
             inside = covered[:, 0] < max(end - start, float(covered[0, 1]))
             found, covered = found[inside], (covered[inside] + start).clamp(max=end)
         values.append(found)
@@ -92,15 +92,15 @@ def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
 
 
 def _relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
-    """The fit of each token of a single item, on the grid of the stem.
+    """Cosine of each token of a single item with a query, on the grid of the stem.
 
     Args:
         inputs: raw input of the modality, a batch of one.
-        vector: (E,), unit.
+        vector: (E,) unit vector of the query.
     """
     stem = module.stems({key: inputs})[key]
     count, pooled = stem.tokens.shape[1], None
-    if stem.pooled is not None:  # what a token adds to CLS, as an item of its own
+    if stem.pooled is not None:  # the terms added to CLS if each token were an item
         adapter = module.adapters[key]
         pooled = adapter.pooled(adapter.stem_features(inputs).flatten(0, -2)[:count, None], None)
     found = []
@@ -113,7 +113,7 @@ def _relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: T
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:
-    """The part of a picture that the model sees; with "crop", the largest central part of the model's shape."""
+    """The part of a picture that the model sees; with "crop", the largest central part of its aspect ratio."""
     if not isinstance(processor, ImageProcessor) or processor.resize != "crop":
         return (0.0, 0.0, 1.0, 1.0)
     width, height = processor.size_in_pixels(value)

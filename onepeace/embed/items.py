@@ -13,7 +13,7 @@ from onepeace.processors import PROCESSORS, guess
 
 
 def check_many(items: object, what: str = "items") -> Iterable:
-    """`items`, unless it is a single item, which would be taken apart into letters, bytes, rows or keys."""
+    """Return `items`; UserError if it is a single item, which would be iterated as letters, bytes, rows or keys."""
     single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping)
     if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
         single = isinstance(items[1], int | float)
@@ -25,7 +25,7 @@ def check_many(items: object, what: str = "items") -> Iterable:
 
 
 def parts_of(item: object, known: Collection[str]) -> list[tuple[str, object]]:
-    """(modality, value) of all that an item is composed of; the modality of a plain item is guessed."""
+    """(modality, value) of each part of an item; the modality of a plain item is guessed."""
     values = composed(item)
     if values is None:
         return [(guess(item, known), item)]
@@ -49,7 +49,7 @@ def reason_of(name: str, error: Exception) -> str:
 
 
 def composed(item: object) -> Mapping[str, object] | None:
-    """An item that is a dictionary by modality, else None: {"array": ..., "sampling_rate": ...} is a sound."""
+    """The item if it is a dictionary by modality, else None; {"array": ..., "sampling_rate": ...} is a sound."""
     if not isinstance(item, Mapping) or not item:
         return None
     by_modality = any(key in PROCESSORS for key in item)

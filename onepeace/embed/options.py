@@ -9,7 +9,7 @@ from onepeace.errors import UserError
 
 
 class Keywords(TypedDict, total=False):
-    """The options as keyword arguments of `Embedder`'s methods; `Options` says what each means."""
+    """The options as keyword arguments of `Embedder`'s methods; `Options` documents them."""
 
     long: Literal["truncate", "windows"]
     window: float | None
@@ -27,13 +27,13 @@ class Options:
     """Modality of all items; None = detected per item."""
     long: Literal["truncate", "windows"] = "truncate"
     """Treatment of audio longer than the model's limit. "truncate": only the beginning is encoded. "windows": it is
-    split into windows, and gets the normalised mean of their vectors; results of `stream` also contain these."""
+    split into windows, and its vector is the normalised mean of theirs; results of `stream` also contain these."""
     window: Positive | None = None
     """Length of a window in seconds, by default the model's; every window is normalised on its own."""
     hop: Positive | None = None
     """Seconds between the starts of two windows; by default, windows do not overlap."""
     batch_size: Count = 32
-    """Items that the model computes at once, on a CPU shared out among its cores; changes speed and memory, not the
+    """Items that the model computes at once, on a CPU divided among its cores; affects speed and memory, not the
     vectors."""
     progress: bool | None = None
     """Whether to show a progress bar on stderr; None = if that is a terminal and the work takes over a second."""
@@ -47,5 +47,5 @@ class Options:
 
 
 def read_options(keywords: Keywords, modality: str | None = None) -> Options:
-    """The options of a call; UserError for a name that is not known, or a value that is not allowed."""
+    """The options of a call; UserError for an unknown name or a value that is not allowed."""
     return build(Options, {"modality": modality, **keywords}, "options of encoding")

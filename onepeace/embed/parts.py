@@ -12,7 +12,7 @@ class Part(NamedTuple):
 
     modality: str
     pieces: "Iterable[tuple[float, float, Tensor]]"
-    """(start, end, sample) in seconds; several for a sound that is cut into windows, else one, from 0 to 0."""
+    """(start second, end second, sample); several for a sound cut into windows, otherwise one from 0 to 0."""
 
 
 class Compound:
@@ -27,6 +27,6 @@ class Compound:
         """Everything to embed; each part has at least one piece, and later pieces are decoded as they are consumed.
 
         Args:
-            pieces: decodes a value of a modality, piece by piece as a `Part` has them.
+            pieces: decodes a value of a modality into the pieces of a `Part`.
         """
         raise NotImplementedError

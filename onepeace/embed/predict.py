@@ -33,7 +33,7 @@ class Prediction:
     """Index of the item among those given."""
     name: str
     result: dict[str, Any] | None
-    """The entry of `TASKS` says its form; None if the item failed."""
+    """Return value of the head's function in `TASKS`; None if the item failed."""
     reason: str | None = None
     """Reason for the failure, on one line and without the item's name."""
 
@@ -43,11 +43,11 @@ Decoded: TypeAlias = tuple[dict[str, list[Tensor]], Context]
 
 
 class Head:
-    """A task head of a model, and how items become its input.
+    """A task head of a model, with the preparation of its input.
 
     Args:
         embedder: the model with its processors.
-        name: an entry of model.heads; None if it has one only, captions not counted.
+        name: name of a head; None if the model has only one whose task is in `TASKS`.
 
     Raises:
         UserError: no such head.
@@ -66,16 +66,16 @@ class Head:
         self.labels = self.config.get("labels") or [str(number) for number in range(self.config.get("num_classes", 0))]
 
     def predict(self, items: Iterable[object], *, batch_size: int = 32, top: int = 5) -> Iterator[Prediction]:
-        """The head's results of items, in their order.
+        """Yield the head's results for the items, in order.
 
         Args:
-            items: a path or value of the modality that the head reads, or {"image": ..., "text": ...} by modality. A
-                list stands for several pictures of one item (NLVR2). "candidates" are answers to choose from.
-            batch_size: items in one pass, or their views where each has several.
-            top: classes that are named.
+            items: paths or values of the modality that the head reads, or dictionaries by modality {"image": ...,
+                "text": ...}. A list is several pictures of one item (NLVR2); "candidates" are answers to choose from.
+            batch_size: items per forward pass, or views where each item has several.
+            top: number of classes in a result.
 
         Raises:
-            UserError: ``items`` is no list. What is wrong with an item is in its result.
+            UserError: ``items`` is a single item, or no memory for a batch. Errors of items are in their results.
         """
         computing = self.embedder.computing(self._predicted)
         count = computing.share(max(1, batch_size // self.embedder.processors[self.on].num_views))
@@ -115,7 +115,7 @@ class Head:
 
     @torch.inference_mode()
     def _predicted(self, block: "list[tuple[int, object, Decoded | Exception]]") -> list[Prediction]:
-        """Results of a block of items, computed in groups that have the same modalities and numbers of rows."""
+        """Results of a block of items, computed in groups with the same modalities and numbers of rows."""
         module, several = self.embedder.module, self.config.get("inputs", 1) > 1
         views = self.embedder.processors[self.on].num_views
         found: dict[int, Prediction] = {}

@@ -1,7 +1,7 @@
-"""The way of items to their vectors: decoded ahead in threads, taken apart into samples, batched with others of like
-size, and put together again from the samples' vectors.
+"""Steps from items to vectors: decode items ahead in threads, split them into samples, batch samples of similar size,
+and assemble the items' vectors from those of their samples.
 
-However many items there are, a bounded number of them is in memory.
+Memory is bounded for any number of items.
 """
 
 import math
@@ -26,15 +26,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WORKERS = 8
-"""Number of decoding threads; PIL and soundfile release the GIL, but not all of the time."""
+"""Number of decoding threads; PIL and soundfile release the GIL, but not always."""
 
 
 def decode_ahead(
     items: Iterable[Item], decode: Callable[[Item], Result], *, ahead: int
 ) -> Generator[tuple[int, Item, Result | Exception], None, None]:
-    """Yields (index, item, decode(item)) in order, while threads decode up to `ahead` items further.
+    """Yield (index, item, decode(item)) in order, while threads decode up to `ahead` further items.
 
-    `items` is read lazily, in the caller's thread. An exception that `decode` raises is its item's result.
+    `items` is read lazily, in the caller's thread. An exception raised by `decode` is yielded as the item's result.
     """
     workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
@@ -73,7 +73,7 @@ class Embedded:
     """The vectors of the windows with long="windows"; `vector` is their normalised mean."""
     error: Exception | None = None
     modality: str | None = None
-    """The item's, or that of its first part; None if it failed."""
+    """Modality of the item, or of its first part; None if it failed."""
     is_silent: bool = False
     """Whether all audio of the item is digital silence, for which a vector is meaningless."""
 
@@ -97,9 +97,9 @@ class Assembly:
         self._missing = 1  # one for the end of the item, which has not been seen yet
 
     def samples(self, parts: Sequence[Part]) -> Iterator[tuple[str, Tensor, int]]:
-        """(modality, sample, row) of everything that is to be computed.
+        """Yield (modality, sample, row) of every sample to be computed.
 
-        Pieces may be decoded as they are taken; an error then fails the item.
+        Pieces may be decoded while they are consumed; an error in one fails the item.
         """
         try:
             for part in parts:
@@ -116,15 +116,15 @@ class Assembly:
                     raise UserError("there is nothing in it to embed")
                 self._parts.append(slice(first, len(self._rows)))
         except Exception as error:
-            # Without this frame, which refers to the assembly: such a circle is freed late.
+            # Drop this frame, which refers to the assembly: a reference cycle would be freed late.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         self._missing -= 1
 
     def fill(self, row: int, vector: Tensor) -> None:
-        """Takes the (E,) vector of a row."""
+        """Store the (E,) vector of a row."""
         self._rows[row] = vector
         self._missing -= 1
-        if not math.isfinite(vector.sum().item()):  # one number is quicker to look at than all
+        if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
             self.error = UserError("the model gives NaN for it; try dtype float32")
 
     @property
@@ -132,10 +132,10 @@ class Assembly:
         return self.error is not None or not self._missing
 
     def result(self, *, windows: bool = False) -> Embedded:
-        """The item's result; `windows`: with the vectors of its windows.
+        """The item's result, including the vectors of its windows if `windows`.
 
-        The windows of a sound give the renormalised mean of their unit vectors, and so do the parts of an item. A row
-        that is the only one of its item stays as it is.
+        The vector of a sound is the renormalised mean of the unit vectors of its windows; that of an item is the
+        renormalised mean of the vectors of its parts. A single vector is returned unchanged.
         """
         if self.error is not None:
             return Embedded(self.index, self.name, error=self.error)
@@ -162,22 +162,22 @@ class Waiting:
 
 
 class Batcher:
-    """Groups samples of one modality and like size, so that little is padded. What it hands out depends on its input
-    alone, never on timing.
+    """Groups samples of one modality and similar size, to minimise padding. The batches depend only on the input, never
+    on timing.
 
     Args:
         batch_size: samples in a batch.
-        window: how many samples may wait for others of their size.
+        window: maximum number of samples that wait for others of their size.
     """
 
     def __init__(self, batch_size: int, window: int) -> None:
         self.batch_size = batch_size
         self.window = max(window, batch_size)
-        self._waiting: dict[Waiting, tuple[str, int]] = {}  # the oldest first, with what makes samples alike
+        self._waiting: dict[Waiting, tuple[str, int]] = {}  # oldest first; equal values are batched together
         self._alike: Counter[tuple[str, int]] = Counter()
 
     def add(self, entry: Waiting) -> list[Waiting] | None:
-        """Takes a sample in; returns a batch when one is full, or when too many samples wait."""
+        """Add a sample; returns a batch when one is full or too many samples wait, else None."""
         self._waiting[entry] = kind = (entry.modality, entry.size)
         self._alike[kind] += 1
         if self._alike[kind] == self.batch_size:
@@ -185,9 +185,9 @@ class Batcher:
         return self.around_oldest() if len(self._waiting) >= self.window else None
 
     def around_oldest(self) -> list[Waiting]:
-        """The sample that has waited longest, with those nearest to it in size.
+        """Batch of the sample that has waited longest and those nearest to it in size.
 
-        Batches of the largest samples would be padded as little, but let short ones wait for ever.
+        Batches of the largest samples would need as little padding, but short samples would wait forever.
         """
         oldest = next(iter(self._waiting))
         line = self._by_size(oldest.modality)
@@ -195,7 +195,7 @@ class Batcher:
         return self._take(line[start : start + self.batch_size])
 
     def rest(self, workers: int = 1) -> Iterator[list[Waiting]]:
-        """All that still waits, in even batches for so many workers.
+        """Yield the remaining samples, in batches of even size for `workers` workers.
 
         The largest samples come first, so that a batch too large for memory fails early.
         """

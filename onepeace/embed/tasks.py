@@ -1,6 +1,6 @@
 """Results of task heads: convert the raw output for one item to JSON-serialisable values.
 
-``task`` in a head's configuration names an entry of TASKS; the term of the objective that trained the head has set it.
+``task`` in a head's configuration names an entry of TASKS; it is set by the objective term that trained the head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ SHORTEST_GAP = 0.2
 
 @dataclass(frozen=True)
 class Context:
-    """Facts about an item that its result needs beside the head's output."""
+    """Facts about an item that its result needs in addition to the head's output."""
 
     labels: Sequence[str] = ()
     """Class names of the head; numbers where the model has none (released checkpoints)."""
@@ -43,12 +43,12 @@ def ranked(scores: Tensor, context: Context) -> list[dict[str, Any]]:
 
 
 def label(output: Tensor, context: Context) -> dict[str, Any]:
-    """Logits (1, C) of one class among several: probabilities that sum to 1."""
+    """Logits (1, C) of mutually exclusive classes: probabilities that sum to 1."""
     return {"labels": ranked(output[0].softmax(0), context)}
 
 
 def labels(output: Tensor, context: Context) -> dict[str, Any]:
-    """Logits (1, C) of classes on their own: each has a probability."""
+    """Logits (1, C) of independent classes: a probability for each."""
     return {"labels": ranked(output[0].sigmoid(), context)}
 
 
@@ -64,8 +64,8 @@ def box(output: Tensor, context: Context) -> dict[str, Any]:
 
 
 def boxes(output: Tensor, context: Context) -> dict[str, Any]:
-    """Boxes (1, N, 6) of a detector, corners relative to the picture, score and class number: those with a score, the
-    best first, with corners in pixels of the picture."""
+    """Boxes (1, N, 6) of a detector, best first, as corners relative to the picture, score and class number: those with
+    a score above 0, with corners in pixels of the picture."""
     found = []
     for *corners, score, number in output[0].tolist():
         if score > 0:
@@ -82,7 +82,7 @@ def choice(output: Tensor, context: Context) -> dict[str, Any]:
 
 
 def events(output: Tensor, context: Context) -> dict[str, Any]:
-    """Logits (1, L, C) of every frame: events with onset and offset in seconds, in their order."""
+    """Logits (1, L, C) of every frame: events with onset and offset in seconds, by onset."""
     probabilities = output[0, : context.num_tokens].sigmoid()
     found = []
     for number in range(probabilities.shape[1]):
@@ -100,7 +100,7 @@ def events(output: Tensor, context: Context) -> dict[str, Any]:
 
 
 def mask(output: Tensor, context: Context) -> dict[str, Any]:
-    """Logits (1, C, h, w) of places: the class number of each pixel, as an array of bytes, and each class's share."""
+    """Logits (1, C, h, w) on a grid: the class number of each pixel as a uint8 array, and each class's share."""
     width, height = context.size
     classes = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
     counts = classes.flatten().bincount(minlength=output.shape[1]).tolist()
@@ -110,7 +110,7 @@ def mask(output: Tensor, context: Context) -> dict[str, Any]:
 
 
 def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
-    """First and last frame of each run of True; runs less than ``gap`` frames apart are one."""
+    """First and last frame of each run of True; runs less than ``gap`` frames apart are merged."""
     runs: list[tuple[int, int]] = []
     for frame in heard.nonzero().flatten().tolist():
         if runs and frame - runs[-1][1] - 1 < max(gap, 1):

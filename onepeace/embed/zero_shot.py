@@ -1,7 +1,7 @@
 """Zero-shot classification: a class is represented by the embedding of its name in one or several prompts.
 
 The recipe is that of CLIP (arXiv 2103.00020, section 3.1.4): the prototype of a class is the mean of the unit vectors
-of its sentences, made unit again; an item belongs to the class whose prototype has the largest dot product with it.
+of its sentences, renormalised; an item belongs to the class whose prototype has the largest dot product with it.
 """
 
 import re
@@ -33,7 +33,7 @@ def prototypes(
         templates: sentences with {} for the label, or {a} for the label with its article.
 
     Raises:
-        UserError: no label, an empty one, no template, or a template without a place for the label.
+        UserError: no label, an empty label, no template, or a template without {} or {a}.
     """
     names = [str(label) for label in labels]
     templates = [templates] if isinstance(templates, str) else list(templates)
