@@ -1,11 +1,11 @@
-"""Types of fields that take some numbers only; `onepeace.config.build` refuses others."""
+"""Numeric types with a restricted range; `onepeace.config.build` refuses values outside it."""
 
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 
 class Limits(NamedTuple):
-    """Numbers that a field takes, in words and as a check: ``Annotated[float, Limits(...)]``."""
+    """Range of a numeric field, in words and as a check: ``Annotated[float, Limits(...)]``."""
 
     words: str
     fits: Callable[[float], bool]

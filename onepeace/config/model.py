@@ -32,11 +32,11 @@ class ModelConfig:
     layer_scale: float | None = 1e-6
     """Initial gain of both branches of a block; null = none."""
     init_std: float = 0.02
-    """Standard deviation of the Linear layers' initial weights, truncated at one; larger suits narrow models."""
+    """Standard deviation of the Linear layers' initial weights, truncated at one; larger values suit narrow models."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; rates grow linearly from 0 at the first."""
     bias_per_block: bool = False
-    """One table of relative-position biases per modality and block, instead of one per modality."""
+    """Whether each block has its own table of relative-position biases per modality, instead of a shared one."""
     adapters: dict[str, Options] = field(default_factory=dict)
     """Keyword options of each modality's adapter; the keys are the model's modalities."""
     projections: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class ModelConfig:
     modalities, one of which it reads at a time. ``blocks``: blocks whose outputs it reads as well. ``labels``: class
     names. ``task``: meaning of the outputs (embed/tasks.py). Other entries are options of the kind."""
     final_norm: bool = True
-    """Whether features pass a final LayerNorm per modality (the vision branch with mean pooling has none)."""
+    """Whether features pass through a final LayerNorm per modality (the vision branch with mean pooling has none)."""
     logit_scale: bool = True
     """Whether there is a learned temperature for contrastive training."""
     decoder: MaskedDecoderConfig | None = None
@@ -74,10 +74,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Base:
-    """Model with the tensors that a folder omits."""
+    """Model that has the tensors missing from a model folder."""
 
     name: str
-    """Name of the model as `onepeace.load` takes it."""
+    """Name of the model, as accepted by `onepeace.load`."""
     fingerprint: str
     """Fingerprint of its folder (hub/fingerprint.py)."""
 
@@ -87,11 +87,11 @@ class Config:
     """The content of a model folder's config.yaml."""
 
     model: ModelConfig
-    """Instance of the class that `architecture` names. Typed as ONE-PEACE's; what others need: hub/architectures.py."""
+    """Instance of the configuration class of `architecture`, typed as ONE-PEACE's."""
     processors: dict[str, Options] = field(default_factory=dict)
     """Keyword options of each modality's processor of files and values (onepeace/processors)."""
     architecture: str = "onepeace"
     """A key of ARCHITECTURES (onepeace/hub/architectures.py)."""
     base: Base | None = None
-    """Model that has the tensors which the folder's file lacks: a head on a frozen model is stored alone."""
+    """Model that has the tensors missing from the folder, e.g. for a head on a frozen model, which is stored alone."""
     format: int = 1

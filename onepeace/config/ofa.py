@@ -19,23 +19,23 @@ class OFAConfig:
     num_words: int = 50264
     """Size of the tokenizer's vocabulary, ids 0 to ``num_words`` - 1; <mask>, the image codes and the bins follow."""
     num_codes: int = 8192
-    """Ids between the words and the bins: the original's image codes, kept so that the bins keep their ids."""
+    """Number of the original's image codes, with ids between words and bins; kept so that the bins have their ids."""
     num_bins: int = 1000
     """Coordinate bins for corners of boxes, along each side of the picture."""
     num_positions: int = 1026
-    """Longest text, in tokens, that is read or written."""
+    """Maximum length of input and output texts in tokens."""
     num_buckets: int = 256
-    """Buckets of the relative distance between words; distances beyond half of it share logarithmic buckets."""
+    """Number of buckets of the distance between words; distances beyond half of it share logarithmic buckets."""
     image_grid: int = 42
-    """Side, in patches of 16 pixels, of the largest picture that is read."""
+    """Maximum side of a picture, in patches of 16 pixels."""
     stretched_grid: int | None = None
-    """Larger grids of patches take stretched positions of a corner with this side (an option of the original)."""
+    """Side of the corner of the positions that is stretched over larger patch grids (an option of the original)."""
     stem_depths: tuple[int, ...] = (3, 4, 23)
     """Blocks of each stage of the ResNet."""
     stem_width: int = 64
     freeze_stem_norms: bool = True
-    """Whether training leaves the statistics of the ResNet's batch norms alone; the original trains them, and with few
-    pictures in a batch that is unstable."""
+    """Whether training leaves the statistics of the ResNet's batch norms unchanged; the original updates them, which is
+    unstable with few pictures in a batch."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; rates grow linearly from 0 at the first."""
     dropout: float = 0.0
@@ -44,10 +44,10 @@ class OFAConfig:
         if self.dim % self.num_heads:
             raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
 
-    # The interface of all configurations (hub/architectures.py).
+    # The interface of all configurations (model/interface.py).
     @property
     def adapters(self) -> dict[str, Options]:
-        """Modalities that are read."""
+        """Input modalities, with their options."""
         return {"text": {"vocab_size": self.num_words}, "image": {"patch_size": 16, "bias_grid": self.image_grid}}
 
     @property
@@ -71,7 +71,7 @@ class OFAConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that can be read and written."""
+        """Number of token ids."""
         return self.num_words + 1 + self.num_codes + self.num_bins
 
 

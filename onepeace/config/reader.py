@@ -18,7 +18,7 @@ Options = dict[str, Any]
 
 
 def read_yaml(path: Path | str) -> Options:
-    """The mapping in a YAML file; UserError names the file and line of a mistake."""
+    """Read a mapping from a YAML file; UserError names the file and line of a mistake."""
     try:
         with open(path, encoding="utf-8") as file:
             content = _parsed(file)
@@ -34,7 +34,7 @@ def read_yaml(path: Path | str) -> Options:
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML whose only booleans are true and false, as in YAML 1.2: "on" is a field of terms and heads."""
+    """YAML loader whose only booleans are true and false, as in YAML 1.2, since "on" is a field of terms and heads."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -44,8 +44,8 @@ Loader.yaml_implicit_resolvers = {
 
 
 def _parsed(source: TextIO | str) -> Any:
-    """Parses as yaml.safe_load, by libyaml where PyYAML has it: eight times as fast, and too deep a nesting is an
-    error."""
+    """Parse like yaml.safe_load, but with libyaml if PyYAML has it: this is eight times as fast, and too deep nesting
+    raises an error."""
     loader: Any = Loader(source)
     try:
         return loader.get_single_data()
@@ -59,7 +59,7 @@ def write_config(config: Any, path: Path | str) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as plain YAML values; ``build`` reads them back."""
+    """Convert dataclasses, tuples and mappings to plain YAML values; ``build`` reads them back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -70,7 +70,7 @@ def to_plain(value: Any) -> Any:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
-    """``base`` with the fields of ``over`` in place of its own, mappings merged field by field."""
+    """``base`` with its fields replaced by those of ``over``; mappings are merged field by field."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -79,8 +79,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
 
 
 def apply_override(content: Options, override: str) -> None:
-    """Set a field of a mapping: "a.b=value", the value in YAML; in a list, the field is an index, or the ``name`` of an
-    entry."""
+    """Set a field of a mapping by "a.b=value", the value in YAML; entries of a list are addressed by their index or
+    ``name``."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UsageError(f"{override!r} is not an override; write it as a.b=value")
@@ -113,19 +113,19 @@ def _key(place: Options | list[Any], text: str, override: str) -> str | int:
 
 
 def nearest(name: object, known: Iterable[str], before: str = "") -> str:
-    """The remedy for a name that is not known: the nearest that is, after the text ``before``, or all that are."""
+    """Hint for an unknown name: the nearest known name, preceded by the text ``before``, or else all known names."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {before}{near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
-    """A dataclass made from a mapping; values are coerced to the declared types.
+    """Build a dataclass from a mapping; values are coerced to the declared types.
 
     Args:
-        cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed; a
-            ``Literal`` lists the texts that a field can be, limits.py the numbers.
-        content: as read from YAML; a value that is a dataclass already is taken as it is.
+        cls: a dataclass; its fields may be nested dataclasses, ``X | None``, lists, tuples and dicts of them. A
+            ``Literal`` restricts the texts of a field, a type of limits.py its numbers.
+        content: mapping as read from YAML; values that are already dataclasses are kept.
         where: the file, for messages.
         at: path of `content` in that file, for messages.
 
@@ -184,13 +184,13 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
             raise UserError(f"{where}: {at} should be {len(args)} values, not {value!r}")
         return origin(_coerce(args[0] if args else Any, item, where, f"{at}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
-        given = {key: item for key, item in value.items() if item is not None or args[1] is Any}  # null takes one out
+        given = {key: item for key, item in value.items() if item is not None or args[1] is Any}  # null removes it
         return {str(key): _coerce(args[1], item, where, f"{at}.{key}") for key, item in given.items()}
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    # PyYAML reads "1e-6" (no dot) as text; a float field takes it for what it is.
+    # PyYAML reads "1e-6" (no dot) as text, which number fields therefore accept.
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)

@@ -14,9 +14,9 @@ TINY_ADAPTERS: dict[str, Options] = {
 }
 _MODALITIES = ("text", "image", "audio")
 
-# Named sizes a recipe starts from; every field can be overridden there. An FFN has three matrices: 2,048 wide they cost
-# what the two of 3,072 cost in a ViT-B, so "base" is a ViT-B in parameters and compute per block, and "large" likewise
-# a ViT-L (within 1 %: 2,752 is a multiple of 64). What one modality goes through in "small" is 30 M parameters.
+# A recipe starts from a named size and can override every field. The three matrices of an FFN of width 2,048 cost as
+# much as the two of width 3,072 in a ViT-B, so blocks of "base" have the parameters and compute of a ViT-B's, those of
+# "large" of a ViT-L's (within 1 %: 2,752 is a multiple of 64). In "small", one modality uses 30 M parameters.
 SIZES: dict[str, Options] = {
     "tiny": {"dim": 256, "embed_dim": 256, "depth": 6, "num_heads": 4, "ffn_dim": 768, "layer_scale": 0.1,
              "adapters": TINY_ADAPTERS, "projections": _MODALITIES,
