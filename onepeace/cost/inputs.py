@@ -1,4 +1,4 @@
-"""Made-up inputs of a stated size, and an objective that learns from a batch of them."""
+"""Synthetic inputs of a given size, and an objective for a batch of them."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -23,15 +23,15 @@ from onepeace.train.training_data import TrainingData, prepare_terms
 SAMPLE_RATE = 16000
 FIRST_WORD_ID = 4
 UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
-"""Units of the size of an item: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
+"""Units of an item's size: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
 
 
 class PlannedData(TrainingData):
-    """Stand-in for training data: gives terms tensors of the right size."""
+    """Stand-in for training data that returns tensors of the right size."""
 
     def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
         super().__init__(recipe, (), {})
-        self.keys = [*keys, "another"]  # a single one has no standard deviation
+        self.keys = [*keys, "another"]  # a single row has no standard deviation
 
     @property
     def tokenizer(self) -> Any:
@@ -47,7 +47,7 @@ class PlannedData(TrainingData):
 
 
 def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str, Tensor]:
-    """`count` random items of modality `key`, all of one `size` (see `UNITS`), as the model takes them."""
+    """Model input with `count` random items of modality `key`, all of one `size` (see `UNITS`)."""
     generator = torch.Generator().manual_seed(0)
     if key == "text":
         words = int(config.model.adapters[key].get("vocab_size", 256))
@@ -61,7 +61,7 @@ def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str,
 
 
 def picture_size(config: Config, key: str = "image") -> int:
-    """Side of the pictures a model is fed, in pixels; of oblong ones the longer."""
+    """Side of a model's input pictures in pixels; the longer one if they are not square."""
     size = config.processors.get(key, {}).get("size")
     if size is None:
         options = config.model.adapters[key]
@@ -70,7 +70,7 @@ def picture_size(config: Config, key: str = "image") -> int:
 
 
 def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
-    """`count` items of a pair, each as large as the processors let it be."""
+    """`count` items of a pair, each of the maximum size that the processors allow."""
     if unknown := [key for key in pair if key not in UNITS]:
         raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(UNITS)}")
     found = {}
@@ -84,7 +84,7 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
 def pair_batch(
     recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
 ) -> Batch:
-    """A batch of these inputs without targets. Masks and token dropout follow the recipe; each text token counts as a
+    """Batch of the inputs, without targets. Masks and token dropout follow the recipe; each text token is taken as a
     word."""
     rows = rows_of_an_item(model.config)
     count = len(next(iter(next(iter(inputs.values())).values()))) // rows
@@ -100,12 +100,12 @@ def pair_batch(
 
 
 def rows_of_an_item(config: Any) -> int:
-    """Rows of the inputs that an item of a model takes: 2 where a head compares two pictures."""
+    """Number of input rows per item of a model: 2 if a head compares two pictures."""
     return max((head.get("inputs", 1) for head in config.heads.values()), default=1)
 
 
 def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
-    """A loss that needs no targets."""
+    """Loss that needs no targets."""
     return {"loss": torch.stack([leaf.float().sum() for leaf in tree_leaves(outputs)]).sum()}
 
 

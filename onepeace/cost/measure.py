@@ -1,7 +1,7 @@
 """Live bytes and FLOPs of running code, also on fake tensors, which have a shape and dtype but no values.
 
-Only torch's dispatch modes are used. FLOPs are counted by the formulas of FlopCounterMode but not in that mode, which
-tracks modules and fails where they run both with and without gradient.
+Only torch's dispatch modes are used. FLOPs are counted by the formulas of FlopCounterMode but not by that mode, which
+tracks modules and fails if they run both with and without gradient.
 """
 
 import weakref
@@ -30,24 +30,24 @@ class Cost(NamedTuple):
     flops: float
     """FLOPs of matrix products and convolutions, a multiplication and an addition counting as two."""
     peak_bytes: float
-    """Alive at the peak beside weights, gradients and inputs. Kernels need work space that is not seen here."""
+    """Peak memory in addition to weights, gradients and inputs, without the work space of kernels."""
 
 
 def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
-    """One step, forward and backward, of an objective from the meta device, which is of no further use."""
+    """Cost of one step, forward and backward, of an objective on the meta device, which cannot be used afterwards."""
     keep_as_on_a_gpu(objective)
-    # Parameters pass for the CPU's, so that autocast knows them.
+    # The fake parameters are on the CPU, a device that autocast supports.
     with FakeTensorMode(allow_non_fake_inputs=True):
         objective.to_empty(device="cpu")
         for parameter in objective.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        # Ids, lengths and masks stay real: code may look at their values.
+        # Ids, lengths and masks stay real: code may depend on their values.
         inputs = {
             key: {name: torch.empty(t.shape) if t.is_floating_point() else t for name, t in own.items()}
             for key, own in batch.inputs.items()
         }
     gradients = [parameter.grad for parameter in objective.parameters()]
-    # Attention in the fused kernel, whatever its length, where there is one.
+    # The fused attention kernel for every length, if there is one.
     kernels = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
     with Live([*objective.parameters(), gradients, inputs]) as live, kernels:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -59,13 +59,13 @@ def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
 def keep_as_on_a_gpu(model: nn.Module) -> None:
     """Make layers save the same tensors on this CPU as on a GPU; otherwise up to a quarter of the memory is missing."""
     for name, parameter in model.named_parameters():
-        # On a GPU attention never saves its scores; on a CPU only if its bias is trained.
+        # On a GPU, attention never saves its scores; on a CPU it does if its bias is trained.
         parameter.requires_grad_(parameter.requires_grad and ".bias_tables." not in name)
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):  # in float32 under autocast
+        if isinstance(module, nn.LayerNorm):  # runs in float32 under autocast
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         elif isinstance(module, SelfAttention):
-            # The kernel needs rows of a multiple of 8; torch pads others, one copy for each block.
+            # The kernel needs row lengths that are multiples of 8; torch pads others, with a copy for each block.
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0], _padded(inputs[1])))
 
 
@@ -83,7 +83,7 @@ class Live(TorchDispatchMode):
     anything padded?") are False.
 
     Args:
-        known: tensors that do not count, such as weights and inputs. Nor do their views.
+        known: tensors that are not counted, such as weights and inputs; nor are their views.
     """
 
     def __init__(self, known: Iterable[Any] = ()) -> None:
@@ -116,7 +116,7 @@ class Live(TorchDispatchMode):
 
 
 def _positions(index: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Boolean masks as indices: the number of True entries of a fake tensor would be unknown."""
+    """Convert boolean masks to indices: the number of True entries of a fake tensor would be unknown."""
     found: list[Tensor | None] = []
     for one in index:
         mask = one is not None and one.dtype == torch.bool and not isinstance(one, FakeTensor)
@@ -125,14 +125,14 @@ def _positions(index: Iterable[Tensor | None]) -> list[Tensor | None]:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-    """Two products of all queries with all keys, (B, H, L, head_dim)."""
+    """FLOPs of two products of all queries with all keys, (B, H, L, head_dim)."""
     return 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.shape[3]
 
 
 FLOPS = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    # Four products; the scores, which the kernel computes again, are not counted.
+    # Four products; the kernel's recomputation of the scores is not counted.
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, *inputs, **__: 2 * _attention(*inputs),
 }
 """Counts of FLOPs by operation."""

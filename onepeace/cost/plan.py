@@ -41,9 +41,9 @@ class Memory(NamedTuple):
     states: int
     """Weights, gradients, AdamW's two moments, and averaged weights."""
     exchange: int
-    """Buckets of ddp; what fsdp gathers."""
+    """Gradient buckets of ddp, or the parameters and gradients gathered by fsdp."""
     activations: int
-    """At the peak of a step."""
+    """Activations at the peak of a step."""
 
     @property
     def needed(self) -> int:
@@ -53,16 +53,16 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """See the module's docstring."""
+    """Plan of a run; see the module's docstring."""
 
     recipe: Recipe
     processes: int
     parameters: int
     trained: int
-    """Parameters that learn."""
+    """Number of trained parameters."""
     memory: Memory
     flops_per_item: dict[str, float]
-    """By source, including losses and recomputation."""
+    """FLOPs by source, including losses and recomputation."""
 
     @property
     def file(self) -> int:
@@ -102,7 +102,7 @@ def planned_config(recipe: Recipe) -> Config:
 
 
 def planned_model(recipe: Recipe, config: Config) -> Trained:
-    """The model on the meta device, with adapters and frozen as the recipe says."""
+    """The model on the meta device, with the adapters and frozen parameters of the recipe."""
     with torch.device("meta"):
         model = build_encoder(config, "a plan")
     choose_trained(model, recipe)
@@ -112,7 +112,7 @@ def planned_model(recipe: Recipe, config: Config) -> Trained:
 def cost_of_depth(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
     """Cost of a step of one process, with FLOPs per item; extrapolated over the depth."""
     depth = getattr(config.model, "depth", 1)
-    # Heads that read the outputs of some blocks need all of them, and so do patterns that name a block.
+    # Heads that read the outputs of certain blocks need the full depth, and so do patterns that name a block.
     if depth > 2 and not any(head.get("blocks") for head in config.model.heads.values()):
         one, two = (replace(config, model=replace(config.model, depth=few)) for few in (1, 2))
         try:
@@ -129,13 +129,13 @@ def cost_of_items(recipe: Recipe, config: Config, source: str, share: int) -> Co
     if items <= MEASURED:
         return measured_cost(recipe, config, source, items)
     half, whole = (measured_cost(recipe, config, source, few) for few in (MEASURED // 2, MEASURED))
-    more = 2 * (items / MEASURED - 1)  # halves; FLOPs of an item grow with those that it is compared with
+    more = 2 * (items / MEASURED - 1)  # in halves; FLOPs per item grow with the number of items it is compared with
     return Cost(*(high + more * (high - low) for low, high in zip(half, whole, strict=True)))
 
 
 def measured_cost(recipe: Recipe, config: Config, source: str, items: int) -> Cost:
     """Measured cost of a step with ``items`` items, or ``items`` in each chunk."""
-    chunks = min(recipe.run.grad_cache_chunks, 2)  # of the items of other chunks only what the losses need is kept
+    chunks = min(recipe.run.grad_cache_chunks, 2)  # of further chunks, only the tensors that the losses need are kept
     items *= chunks
     model = planned_model(recipe, config)
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
@@ -157,7 +157,7 @@ def measured_cost(recipe: Recipe, config: Config, source: str, items: int) -> Co
 def memory_of(model: Trained, recipe: Recipe, processes: int, activations: int) -> Memory:
     """Memory of a process.
 
-    All is float32: 4 bytes for each parameter, 12 more for its gradient and AdamW where it trains, 4 for its average;
+    All is float32: 4 bytes per parameter, 12 more for gradient and AdamW's moments if it is trained, 4 for its average;
     under fsdp each process holds a share. ddp adds buckets of gradients; fsdp gathers the parameters outside the
     blocks, and those of the current and the next block, with their gradients.
     """
