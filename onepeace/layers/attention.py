@@ -13,10 +13,10 @@ from .precision import at_least_float32, cast_once
 def use_math_attention(device_type: str, dtype: torch.dtype, length: int, trained_bias: bool = False) -> bool:
     """Whether plain matmul, softmax, matmul is faster than the fused kernel.
 
-    Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
-    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more; with AMX it costs 0.5-0.9 x for bf16 from 26
-    tokens on. It computes no gradient of the bias: where the bias is trained, torch falls back to its own plain float32
-    form. On other devices the fused kernels always win.
+    Measured on AVX-512 CPUs: torch's fused CPU kernel takes 1.8-2.5 x the time of the plain form for bf16 up to about
+    200 tokens and up to 2 x for float32 up to 64, but 0.35 x at 257 and more; with AMX, 0.5-0.9 x for bf16 from 26
+    tokens on. It computes no gradient of the bias: if the bias is trained, torch falls back to its own plain float32
+    form. On other devices the fused kernels are always faster.
     """
     if torch.compiler.is_compiling():  # one graph serves all lengths
         return False
@@ -39,14 +39,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     """Softmax attention over (B, H, L, head_dim), with logits ``scale`` * q k + bias.
 
     ``bias`` (1 or B, H or 1, L, L) masks a key where it is -inf; every query must see at least one key. The softmax
-    sums in float32 at least, in every dtype.
+    sums in float32 or higher precision for every dtype.
     """
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if use_math_attention(q.device.type, q.dtype, q.shape[2], trained):
         scores = (q * scale) @ k.transpose(-2, -1)
         if bias is not None:
             scores += bias  # in place: the backward pass of the product does not need its output
-        # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
+        # The CPU kernel sums in float32 for every dtype; requesting a float32 result would only add two passes.
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
             return t.view(batch, length, self.num_heads, -1).transpose(1, 2)
 
         q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
-        # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
+        # Under autocast q, k and v have half precision and the tables float32; the kernels need a single dtype.
         bias = None if bias is None else bias.to(q.dtype)
         return checkpoint(self._mix, attention(q, k, v, bias, self.scale))
 

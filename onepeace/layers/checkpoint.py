@@ -11,7 +11,7 @@ from torch.utils import checkpoint as torch_checkpoint
 class Recomputed(nn.Module):
     """Base class of blocks with activation checkpointing; a subclass implements ``compute``, its forward pass.
 
-    The switch is shared by ``set_grad_checkpointing`` of timm and open_clip, the method of transformers, and
+    It is switched on by ``set_grad_checkpointing`` (as in timm and open_clip), by transformers' own method, and by
     ``run.checkpoint_activations`` of a recipe (`onepeace.model.interface.Trained`).
     """
 
@@ -28,10 +28,10 @@ class Recomputed(nn.Module):
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Computes ``function(*inputs)``; training stores only the inputs and recomputes the rest in the backward pass.
+    """Compute ``function(*inputs)``; training stores only the inputs and recomputes the rest in the backward pass.
 
     For cheap operations that end in one matrix product: the product is not repeated, because its backward pass needs
-    only its input, where recomputation stops (torch's early stop). It saves a quarter of a step's activations (base
+    only its input, where recomputation stops (torch's early stop). This saves a quarter of a step's activations (base
     size). The random state is restored, so that dropout inside (LoRA adds one) draws the same mask; that costs 10 us.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler decides what to recompute

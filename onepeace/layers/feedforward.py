@@ -24,7 +24,7 @@ class GEGLU(nn.Module):
 
     def _narrow(self, gate: Tensor, up: Tensor) -> Tensor:
         hidden = F.gelu(gate)
-        # Fresh memory costs a CPU more than the product does.
+        # On a CPU, allocating memory takes longer than the product.
         hidden = hidden * up if torch.is_grad_enabled() else hidden.mul_(up)
         return self.down(self.norm(hidden))
 

@@ -76,7 +76,7 @@ def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Ten
         return table
     heads = table.shape[1]
     square = table[:-3].float().T.reshape(1, heads, 2 * side - 1, 2 * side - 1)
-    # With one row, interpolation between corners would read the first offset; no offset is in the middle.
+    # With one row, interpolation with aligned corners would read the first offset; offset 0 is in the middle.
     square = square[:, :, side - 1 : side] if rows == 1 else square
     square = square[..., side - 1 : side] if columns == 1 else square
     size = (2 * rows - 1, 2 * columns - 1)
@@ -116,7 +116,7 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
 def spline_matrix(source: Tensor, target: Tensor) -> Tensor:
     """Matrix (T, S) that maps values at ``source`` to their interpolating cubic spline at ``target``, both float64.
 
-    B-splines by the recursion of Cox and de Boor; "not-a-knot" ends, as scipy.interpolate.RectBivariateSpline has.
+    B-splines by the recursion of Cox and de Boor; "not-a-knot" ends, as in scipy.interpolate.RectBivariateSpline.
     """
     knots = torch.cat([source[:1].expand(4), source[2:-2], source[-1:].expand(4)])
 
@@ -124,7 +124,7 @@ def spline_matrix(source: Tensor, target: Tensor) -> Tensor:
         x = x.unsqueeze(1).clamp_max(torch.nextafter(source[-1], source[0]))  # the last interval is closed
         b = ((knots[:-1] <= x) & (x < knots[1:])).double()
         for degree in (1, 2, 3):
-            # Intervals between equal knots are empty: their share is 0.
+            # Intervals between equal knots are empty: their term is 0.
             rise = (x - knots[: -degree - 1]) / (knots[degree:-1] - knots[: -degree - 1])
             fall = (knots[degree + 1 :] - x) / (knots[degree + 1 :] - knots[1:-degree])
             b = (rise * b[:, :-1]).nan_to_num(0, 0, 0) + (fall * b[:, 1:]).nan_to_num(0, 0, 0)
