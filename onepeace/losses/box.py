@@ -1,4 +1,4 @@
-"""The loss of pointing at a region of a picture (visual grounding)."""
+"""Loss for locating a region of a picture (visual grounding)."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,7 +8,7 @@ def box(logits: Tensor, target: Tensor) -> Tensor:
     """L1 distance of the corners, and generalised IoU (arXiv 1902.09630).
 
     The IoU term is the mean over predictions that are valid boxes (left < right, top < bottom), 0 if there are none
-    (released code: NaN); the L1 term makes the others valid.
+    (released code: NaN); the L1 term corrects the others.
 
     Args:
         logits: (B, 4); their sigmoids are x0, y0, x1, y1 relative to the picture.

@@ -13,7 +13,7 @@ def classification(logits: Tensor, target: Tensor, label_smoothing: float = 0.0)
         label_smoothing: mass spread evenly over all C classes (torch's form, here the released code's too).
 
     Returns:
-        Scalar mean over items, float32. The released code sums them and divides the gradient by B: the same step.
+        Scalar mean over items, float32. The released code sums over items and divides the gradient by B: the same step.
     """
     if logits.ndim != 2 or target.shape not in (logits.shape[:1], logits.shape):
         shapes = f"logits {tuple(logits.shape)} and target {tuple(target.shape)}"
@@ -22,7 +22,7 @@ def classification(logits: Tensor, target: Tensor, label_smoothing: float = 0.0)
 
 
 def multilabel(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy of each class on its own: several answers, or scores of answers (VQA).
+    """Binary cross entropy of each class independently, for several answers or scored answers (VQA).
 
     Args:
         logits: (B, C).

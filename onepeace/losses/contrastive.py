@@ -21,10 +21,10 @@ def contrastive(
     Args:
         a, b: (B, E) unit vectors, row i of one is the positive of row i of the other.
         scale: factor on the cosines, the model's temperature.
-        groups: (N,) int64, one for each row that is searched; rows of equal group are positives of each other (equal
-            captions, equal class), each with an equal share of the target. None: only the pair itself.
+        groups: (N,) int64, one for each row of the keys; rows of a group are positives of each other (same caption
+            or class), each with an equal share of the target. None: only the pair itself.
         label_smoothing: mass spread evenly over the N - 1 other rows (fairseq's form, as released).
-        detach_keys: no gradient through the side that is searched (released code): half the gradient of the loss.
+        detach_keys: whether keys have no gradient (released code), which halves the gradient of the loss.
         keys: (N, E) each, ``a`` and ``b`` of all processes, with gradient unless ``detach_keys``. None: a and b.
         first: row of ``keys`` at which the rows of this process begin.
 

@@ -14,9 +14,9 @@ def masked_tokens(
 
     Args:
         student, teacher: (B, L, D) without CLS: predictions for every position, and the features of the same input
-            seen whole. The teacher is a target: no gradient flows into it.
+            without masks. The teacher is a target: no gradient flows into it.
         masked: (B, L) bool, True where the student did not see the token.
-        padding_mask: (B, L) bool, True = padding: neither query nor candidate. None: nothing is.
+        padding_mask: (B, L) bool, True = padding, which is neither query nor candidate. None: no padding.
 
     Returns:
         (M, D) predictions of the M masked tokens, (N, D) teacher features of all N real tokens, and (M,) int64, the
@@ -40,13 +40,13 @@ def denoising(
     """A masked token must find its own teacher feature among those of all real tokens of the batch, masked or not.
 
     Args:
-        queries, keys, targets: (M, D), (N, D) and (M,) as `masked_tokens` gives them.
+        queries, keys, targets: (M, D), (N, D) and (M,) from `masked_tokens`.
         scale, label_smoothing: factor on the cosines; mass spread evenly over the wrong candidates.
-        count: what the sum over queries is divided by; None: M.
+        count: divisor of the sum over queries; None: M.
 
     Returns:
         Scalar mean over the masked tokens, float32; 0, still attached to the graph, if nothing is masked (a batch of
-        one-word captions): a constant would leave this process out of a backward pass that the others wait for.
+        one-word captions): with a constant, this process would miss a backward pass that other processes wait for.
     """
     total = tiled_infonce(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)
     return total / (max(len(queries), 1) if count is None else count)

@@ -10,20 +10,20 @@ from onepeace.layers.precision import without_autocast
 def distillation(
     student: Tensor, teacher: Tensor, scale: float = 10.0, keys: Tensor | None = None, count: float | None = None
 ) -> Tensor:
-    """Cosine distance, plus the cross entropy of in-batch similarities under the teacher's own.
+    """Cosine distance, plus a cross entropy of similarities within the batch.
 
-    The second term matches our similarities to the teacher's vectors of the batch to the teacher's own similarities
-    among them.
+    The target of the second term is the distribution of the teacher's similarities among its own vectors; the
+    prediction is that of the student's similarities to the same vectors.
 
     Args:
-        student: (B, F), our features mapped to the teacher's width.
-        teacher: (B, F), its features of the same items; a target, no gradient flows into it.
+        student: (B, F), the student's features mapped to the teacher's width.
+        teacher: (B, F), the teacher's features of the same items; a target, no gradient flows into it.
         scale: factor on the cosines of the second term.
         keys: (N, F), the teacher's features of the whole batch if ``teacher`` is a part of it. None: ``teacher``.
-        count: what the sum over items is divided by. None: B.
+        count: divisor of the sum over items. None: B.
 
     Returns:
-        Scalar mean over the items, float32; 0, still attached to the graph, of no items.
+        Scalar mean over the items, float32; 0, still attached to the graph, if there are no items.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be equal")

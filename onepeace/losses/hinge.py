@@ -1,17 +1,17 @@
-"""The loss of choosing one of several answers by a score (AVQA)."""
+"""Loss for choosing one of several answers by a score (AVQA)."""
 
 from torch import Tensor
 
 
 def hinge(scores: Tensor, target: Tensor) -> Tensor:
-    """Every wrong answer must score lower than the right one by 1.
+    """Hinge loss: every wrong answer must score at least 1 lower than the right one.
 
     The released code lets the right answer compete with itself, which adds 1 to the loss of each question and nothing
     to the gradient.
 
     Args:
         scores: (B, C), one for each candidate answer.
-        target: (B,) int64, the right one.
+        target: (B,) int64, index of the right answer.
 
     Returns:
         Scalar: summed over wrong answers, mean over questions, float32.

@@ -1,4 +1,4 @@
-"""Cross entropy of written sequences: label smoothing, confined answers, weights, hard tokens left out."""
+"""Cross entropy of generated sequences, with label smoothing, restricted answers, row weights and loss truncation."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,15 @@ from onepeace.special_ids import PAD
 
 
 class TokenLosses(NamedTuple):
-    """Losses of N tokens, padding left out."""
+    """Losses of N tokens, without padding."""
 
     loss: Tensor
-    """(N,): what is minimised."""
+    """(N,): the loss to minimise."""
     nll: Tensor
     """(N,): negative log-probability of the target, times its row's weight."""
 
     def without_worst(self, share: float) -> "TokenLosses":
-        """Without this share of the tokens, those with the largest loss: captions found in the web are often wrong."""
+        """Drop this share of the tokens, those with the largest loss: captions from the web are often wrong."""
         kept = self.loss.topk(int(len(self.loss) * (1 - share)), largest=False).indices
         return TokenLosses(self.loss[kept], self.nll[kept])
 
@@ -30,12 +30,12 @@ def token_losses(
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> TokenLosses:
-    """Losses of a decoder's logits (B, T, V) against the ids ``target`` (B, T) that should follow, row by row; targets
-    that are padding do not count.
+    """Losses of a decoder's logits (B, T, V) for the next ids ``target`` (B, T), row by row; padding in the targets
+    is ignored.
 
     Args:
-        allowed: (V,) or (B, T, V) bool: the ids that compete, e.g. those a trie of answers goes on with. Targets must
-            be among them, else the loss is infinite. None: all.
+        allowed: (V,) or (B, T, V) bool: the ids in the softmax, e.g. the continuations in a trie of answers. Targets
+            must be among them, or the loss is infinite. None: all.
         weights: (B,), factors on the log-probabilities of each row.
         label_smoothing: see `smoothed_cross_entropy`.
     """
@@ -64,7 +64,7 @@ def smoothed_cross_entropy(
         others: Tensor | int = log_probs.shape[1] - 1
         smooth = -log_probs.sum(1)
     else:
-        others = (allowed.sum(-1) - 1).clamp_min(1)  # a token without alternatives has no loss, whatever the share
+        others = (allowed.sum(-1) - 1).clamp_min(1)  # a token without alternatives has no loss for any share
         smooth = -log_probs.masked_fill(~allowed, 0.0).sum(1)
     share = label_smoothing / others
     return TokenLosses((1 - label_smoothing - share) * nll + share * smooth, nll)

@@ -15,12 +15,12 @@ def soft_targets(
     Args:
         items: (B, E) unit vectors.
         texts: (K, E) unit vectors.
-        targets: (B, K) probabilities; rows may sum to less than 1, and count for so much less.
+        targets: (B, K) probabilities; rows may sum to less than 1, which lowers their weight.
         scale: factor on the cosines.
-        count: what the sum over items is divided by. None: B.
+        count: divisor of the sum over items. None: B.
 
     Returns:
-        Scalar mean over the items, float32; 0, still attached to the graph, of no items.
+        Scalar mean over the items, float32; 0, still attached to the graph, if there are no items.
     """
     if targets.shape != (len(items), len(texts)):
         raise ValueError(f"targets {tuple(targets.shape)} should be {(len(items), len(texts))}")

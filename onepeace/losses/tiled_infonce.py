@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from onepeace.layers.precision import without_autocast
 
 TILE = 2**22
-"""Logits held at a time, in numbers: 16 MB of float32."""
+"""Number of logits in memory at a time: 16 MB of float32."""
 
 
 def tiled_infonce(
@@ -25,20 +25,20 @@ def tiled_infonce(
     label_smoothing: float = 0.0,
     tile: int = TILE,
 ) -> Tensor:
-    """Each query must find its key among all keys.
+    """Cross entropy of finding each query's key among all keys.
 
     Args:
         queries: (M, E) unit vectors.
-        keys: (N, E) unit vectors; detached, they get no gradient.
+        keys: (N, E) unit vectors; if detached, they get no gradient.
         scale: factor on the cosines.
         targets: (M,) int64, the row of each query's own key.
         groups: (N,) int64; keys of the same group as a query's own are positives too, with equal shares of the target.
-        label_smoothing: mass spread evenly over the N - 1 others (fairseq's form, as released).
-        tile: numbers of the logits held at a time; the result does not depend on it but for rounding.
+        label_smoothing: mass spread evenly over the N - 1 other keys (fairseq's form, as released).
+        tile: number of logits in memory at a time; it affects the result only by rounding.
 
     Returns:
-        Scalar, the sum over queries, float32; in any autocast it is computed in float32, as softmax and cosines near 1
-        ask for.
+        Scalar, the sum over queries, float32; it is computed in float32 under autocast too, as softmax and cosines near
+        1 require.
     """
     if queries.ndim != 2 or keys.shape[1:] != queries.shape[1:] or targets.shape != queries.shape[:1]:
         shapes = f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)} and targets {tuple(targets.shape)}"
@@ -69,7 +69,7 @@ class _Matching(torch.autograd.Function):
         by_scale = torch.zeros_like(scale)
         total = queries.new_zeros(())
         smoothing = smoothing if len(keys) > 1 else 0.0
-        low = smoothing / max(len(keys) - 1, 1)  # target of a key that is no positive
+        low = smoothing / max(len(keys) - 1, 1)  # target of a negative key
         rows = max(tile // max(len(keys), 1), 1)
         for start in range(0, len(queries), rows):
             part, own = queries[start : start + rows], targets[start : start + rows, None]
@@ -84,12 +84,12 @@ class _Matching(torch.autograd.Function):
             else:
                 positive = groups[own] == groups  # (rows, N)
                 share = positive / positive.sum(1, keepdim=True)
-                # (1 - e) of the target on the positives' shares, e / (N - 1) of what each share leaves.
+                # A key's target is (1 - e) * share + low * (1 - share); its constant ``low`` is subtracted separately.
                 share = share * (1 - smoothing) - share * low
                 total -= (share * logits).sum()
             if not (wants_rows or wants_keys):
                 continue
-            # d loss / d logits: softmax less target.
+            # d loss / d logits: softmax minus target.
             gradient = logits.sub_(log_sum).exp_()
             if smoothing:
                 gradient -= low
