@@ -1,4 +1,4 @@
-"""Heads on token features. A new kind is a class here and an entry of HEADS."""
+"""Heads on token features. A new kind needs a class here and an entry in HEADS."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ HEADS: dict[str, type[Head]] = {
 }
 
 ABOUT = ("kind", "on", "blocks", "task", "labels")
-"""Entries of a head's configuration that say what it reads and what its outputs mean; the others are its options."""
+"""Entries of a head's configuration that say what it reads and what its outputs mean; all others are its options."""
 
 __all__ = [
     "ABOUT",

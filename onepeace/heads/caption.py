@@ -15,27 +15,27 @@ from .head import Head
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """Options of a ``caption`` in ``ModelConfig.heads``; its ``on`` lists the modalities, any of which it reads."""
+    """Options of a ``caption`` in ``ModelConfig.heads``; its ``on`` lists the modalities that it can read."""
 
     vocab_size: int
-    """Ids of the model's tokenizer."""
+    """Number of ids of the model's tokenizer."""
     dim: int = 256
     depth: int = 3
     num_heads: int = 4
     ffn_dim: int = 1024
     max_tokens: int = 48
-    """Longest text, bos and eos included."""
+    """Maximum length of a text in tokens, bos and eos included."""
     max_sources: int = 512
-    """Most token features of an item, CLS included."""
+    """Maximum number of token features of an item, CLS included."""
     num_buckets: int = 16
-    """Distances between words with a bias of their own (see `sequence_buckets`)."""
+    """Number of buckets of the distance between words (see `sequence_buckets`)."""
     dropout: float = 0.1
 
 
 class Caption(Head):
     """OFA's decoder (onepeace/generative/text_decoder.py) on the features of any modality.
 
-    What all modalities share is everything: they differ by their features only.
+    All modalities share all of its weights.
     """
 
     Options = CaptionOptions
@@ -69,5 +69,5 @@ class Caption(Head):
         return Encoded(tokens, features.padding_mask, positions)
 
     def forward(self, features: Features, ids: Tensor) -> Tensor:  # type: ignore[override]
-        """Logits (B, T, vocab_size) of the word after each of ids (B, T), the first of which is bos."""
+        """Logits (B, T, vocab_size) of the token that follows each of ids (B, T), which begin with bos."""
         return self.decoder(ids, self.encoded(features))

@@ -23,13 +23,13 @@ class ClassifierOptions:
     pool: Literal["attention", "mean", "cls"] = "attention"
     """"attention": a learned query over the tokens without CLS; "mean": their mean; "cls": the CLS token, no norm."""
     num_heads: int | None = None
-    """Heads of the attention pool; the encoder's by default."""
+    """Number of heads of the attention pool; the encoder's by default."""
     hidden_ratio: int = 2
-    """Width of the hidden layer over the width of the features; 0 = one linear layer."""
+    """Ratio of the hidden layer's width to the width of the features; 0 = no hidden layer."""
     pooler: bool = False
-    """A tanh layer between pool and classifier (VQA)."""
+    """Whether there is a tanh layer between pool and classifier (VQA)."""
     inputs: int = 1
-    """How many passes are pooled and concatenated (NLVR2: 2)."""
+    """Number of passes that are pooled and concatenated (NLVR2: 2)."""
 
 
 class Classifier(Head):

@@ -14,8 +14,8 @@ from .head import Head
 from .pyramid import Pyramid
 
 PATCH = 16
-"""Side of a patch in the units of the detector, whatever it is in pixels: the strides of the pyramid are 4 to 32 of
-them, and 64 for every other place of the coarsest map."""
+"""Side of a patch in the units of the detector, for any size in pixels: the strides of the pyramid are 4 to 32 units,
+and 64 for the coarsest map subsampled by 2."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class DetectionOptions:
     anchor: float = 8.0
     """Side of the anchors, in strides of their map."""
     detections: int = 100
-    """Boxes of a picture at most."""
+    """Maximum number of boxes per picture."""
 
 
 class Detection(Head):
     """Faster R-CNN (arXiv 1506.01497) on a ViTDet pyramid; regions, losses and hyper-parameters are torchvision's.
 
-    In training mode it gives the maps of the pyramid, by name, for `losses`; in evaluation mode the boxes themselves.
+    In training mode it returns the maps of the pyramid by name, for `losses`; in evaluation mode, the boxes.
     """
 
     Options = DetectionOptions
 
     def __init__(self, dim: int, options: DetectionOptions):
         super().__init__()
-        # torchvision takes long to import, and models without such a head need nothing of it.
+        # torchvision is slow to import, and models without this head do not need it.
         from torchvision.models.detection import FasterRCNN
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
         from torchvision.models.detection.rpn import AnchorGenerator
@@ -51,7 +51,7 @@ class Detection(Head):
         self.options = options
         self.pyramid = Pyramid(dim, options.channels)
         sides = tuple((options.anchor * PATCH / 4 * 2**level,) for level in range(5))
-        with torch.device("cpu"):  # numbers that are no weights, also where the model is built on the meta device
+        with torch.device("cpu"):  # anchors are not weights: they need values even if the model is on the meta device
             anchors = AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides))
         network = FasterRCNN(
             _Maps(options.channels),
@@ -64,7 +64,7 @@ class Detection(Head):
 
     def forward(self, *passes: Features) -> Any:
         """Features of one pass over pictures -> in training the maps; else (B, detections, 6): corners x0, y0, x1, y1
-        relative to the picture, score and class number, the best first. Where there are fewer boxes the score is 0."""
+        relative to the picture, score and class number, best first. Rows without a box have the score 0."""
         (features,) = passes
         levels = self.pyramid(features.feature_map())
         maps = {str(i): level for i, level in enumerate(levels)}
@@ -75,7 +75,7 @@ class Detection(Head):
         """The four losses of Faster R-CNN, over a whole batch.
 
         Args:
-            maps: of the pictures, from `forward` in training mode.
+            maps: maps of the pictures, from `forward` in training mode.
             targets: for each picture "boxes" (N, 4), corners relative to it, and "labels" (N,), class numbers from 0.
         """
         with without_autocast(maps["0"].device.type):  # boxes are too coarse in half precision

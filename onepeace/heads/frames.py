@@ -1,4 +1,4 @@
-"""Head with logits for every token, such as sound events."""
+"""Head with logits for every token, e.g. for sound events."""
 
 from dataclasses import dataclass
 

@@ -18,7 +18,7 @@ class Head(nn.Module):
 
     @classmethod
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Head":
-        """The head for features of width ``dim``; UserError, beginning with ``where``, for a wrong option."""
+        """Build the head for features of width ``dim``; the UserError for a wrong option begins with ``where``."""
         return cls(dim, build(cls.Options, options, where))
 
     def forward(self, *passes: Features) -> Tensor:

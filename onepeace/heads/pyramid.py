@@ -1,14 +1,14 @@
-"""Maps of several strides from the one map of a plain Transformer."""
+"""Feature pyramid from the single feature map of a plain Transformer."""
 
 from torch import Tensor, nn
 
 
 class Pyramid(nn.Module):
-    """Maps of a quarter, half, once and twice the stride of the one given (ViTDet, arXiv 2203.16527, section 3), each
+    """Maps of 1/4, 1/2, 1 and 2 times the stride of the given map (ViTDet, arXiv 2203.16527, section 3), each
     reduced to ``out_dim`` channels. Strides are 4, 8, 16 and 32 for patches of 16 pixels.
 
     Args:
-        dim: channels of the map.
+        dim: channels of the given map.
         out_dim: channels of the pyramid.
     """
 
@@ -40,7 +40,7 @@ class Pyramid(nn.Module):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Over the channels of each place: (B, C, rows, columns)."""
+    """LayerNorm over the channels at each position: (B, C, rows, columns)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

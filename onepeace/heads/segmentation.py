@@ -24,10 +24,10 @@ class SegmentationOptions:
 class Segmentation(Head):
     """Logits on a grid four times as fine as the patches: a quarter of the picture's sides for patches of 16 pixels.
 
-    The maps of a pyramid (ViTDet) are brought to the size of the finest and added, as in Semantic FPN (arXiv
-    1901.02446, section 3.1), here without its convolutions between the doublings: those of the pyramid take their
-    place. A 3x3 convolution and a linear layer follow. As there and in SegFormer (arXiv 2105.15203), the last step to
-    the size of the picture is left to the caller, who knows it:
+    The maps of a pyramid (ViTDet) are resized to the finest one and added, as in Semantic FPN (arXiv 1901.02446,
+    section 3.1), but without its convolutions between upsampling steps, which those of the pyramid replace. A 3x3
+    convolution and a linear layer follow. As in Semantic FPN and SegFormer (arXiv 2105.15203), upsampling to the size
+    of the picture is a separate last step, here by the caller:
 
         logits = model.predict({"image": {"pixels": pixels}}, head="segmentation")
         logits = F.interpolate(logits, pixels.shape[2:], mode="bilinear", align_corners=False)
