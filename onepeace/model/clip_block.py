@@ -23,7 +23,7 @@ class ClipBlock(Block):
     """Block in which the rows of some modalities are frames (B * T, L, D), T per clip.
 
     Attention runs over the T tokens at each position of the frames, and then, with the same weights, over the L tokens
-    of each frame. While the adapters are zero, as initially, it equals the image block. Stochastic depth drops
+    of each frame. While the adapters are zero, as initially, the result is that of `Block`. Stochastic depth drops
     branches of frames, not of clips (released code: frames are folded into the batch).
 
     Args:

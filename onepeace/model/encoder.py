@@ -13,11 +13,11 @@ from .sequence import TokenSequence
 
 
 def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
-    """The attention bias (1 or B, H or 1, L, L), or None if there is none.
+    """The attention bias (1 or B, H or 1, L, L), or None if no bias is needed.
 
     It holds each span's relative-position bias on the diagonal, 0 across spans, and -inf in the columns of padding.
-    Without padding or masking, one (1, H, L, L) is broadcast to the batch. Blocks without tables (the decoder's) still
-    mask padding.
+    Without padding or masking, one bias (1, H, L, L) is broadcast to the batch. Blocks without tables (the decoder's)
+    still mask padding.
     """
     parts = []
     for span, buckets, tables in zip(sequence.spans, sequence.buckets, sequence.tables, strict=True):

@@ -24,7 +24,7 @@ class Trained(nn.Module):
     """A network that a recipe can train. Building it on the meta device allocates nothing."""
 
     config: Any
-    """Configuration with ``adapters``, the options by modality."""
+    """Configuration with ``adapters``, the adapter options by modality."""
     adapters: Mapping[str, Any]
     """By modality, an object with ``token_lengths(batch)``, the numbers (B,) of tokens without CLS and padding, and
     ``take(batch, rows)``, a selection of the items."""
@@ -44,7 +44,7 @@ class Trained(nn.Module):
             self.logit_scale.clamp_(0, math.log(100))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Store the inputs of the blocks alone, and recompute the rest in the backward pass (timm's name).
+        """Store only the inputs of the blocks, and recompute the rest in the backward pass (timm's name).
 
         ``run.checkpoint_activations`` of a recipe and the plug-ins of timm and open_clip call it.
         """
@@ -56,11 +56,11 @@ class Trained(nn.Module):
 class Encoder(Trained):
     """Model with token features and embeddings per modality, such as `onepeace.model.OnePeace`.
 
-    ``config`` also has ``projections``, the modalities with an embedding, ``heads`` and ``embed_dim``. A model does not
-    override what it does not support; a recipe or call that needs it then raises an error.
+    ``config`` also has ``projections``, the modalities with an embedding, ``heads`` and ``embed_dim``. Methods
+    that a model does not support are not overridden; a recipe or call that needs one raises an error.
     """
 
-    # Both are an nn.ModuleDict, typed by its values.
+    # Each is an nn.ModuleDict, typed by its values.
     adapters: Mapping[str, Adapter]
     heads: Mapping[str, nn.Module]
     """Projections by modality, and task heads by name."""
@@ -100,7 +100,7 @@ class Encoder(Trained):
         return {key: self.embed(key, self.encode({key: stem})[key]) for key, stem in stems.items()}
 
     def features(self, inputs: Inputs, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Token features (B, L_m, D), CLS first, from one joint pass of all given modalities; padding is undefined."""
+        """Token features (B, L_m, D), CLS first, from one joint pass of all modalities; undefined at padding."""
         return {key: features.tokens for key, features in self.encode(self.stems(inputs), keep).items()}
 
     def predict(self, *inputs: Inputs, head: str = "classifier") -> Tensor:
@@ -120,7 +120,7 @@ class Encoder(Trained):
         return self.heads[name](*(found.rows(slice(i, None, inputs)) for i in range(inputs)))
 
     def head_blocks(self, name: str) -> tuple[int, ...]:
-        """Further blocks whose outputs a head reads (``out_indices`` of `encode`)."""
+        """Additional blocks whose outputs a head reads (``out_indices`` of `encode`)."""
         return tuple(self.head_config(name).get("blocks", ()))
 
     def head_config(self, name: str) -> Options:

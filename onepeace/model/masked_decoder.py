@@ -61,7 +61,7 @@ class MaskedDecoder(nn.Module):
 
         Args:
             visible: the encoder's features of the kept tokens (B, K, encoder_dim).
-            keep: their ids (B, K), padded with -1.
+            keep: ids (B, K) of the kept tokens, padded with -1.
             grids: shape of each modality's positions, without CLS.
             padding_masks: (B, L_m + 1) of each full sequence, or None.
         """
@@ -77,7 +77,7 @@ class MaskedDecoder(nn.Module):
         positions = self.pos_embed[key](grid)
         x = self.into[key](tokens)
         batch, length, dim = x.shape[0], positions.shape[1], positions.shape[2]
-        # An extra row receives what the padding of ``keep`` writes.
+        # An extra row, dropped below, receives the writes of padding in ``keep``.
         full = self.mask_token[key].to(x.dtype).expand(batch, length + 1, dim)
         slots = torch.where(keep < 0, length, keep).unsqueeze(-1).expand(-1, -1, dim)
         return full.scatter(1, slots, x)[:, :length] + positions

@@ -72,12 +72,12 @@ class OnePeace(Encoder):
 
     def reset_module(self, module: nn.Module) -> None:
         """Initialise one module of this model, without its children."""
-        # A Linear layer follows the rule unless its class has one of its own.
+        # Linear layers are initialised as released, unless their class overrides reset_parameters.
         if isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters:
             return self._reset_linear(module)
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        # torch's own layers, and embeddings, are filled by their constructors; others add to the rule above.
+        # torch's layers and embeddings were initialised by their constructors; other modules initialise themselves.
         torchs = isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.")
         own = module is not self and not torchs
         if own and hasattr(module, "reset_parameters"):

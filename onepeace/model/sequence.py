@@ -20,7 +20,7 @@ class Span(NamedTuple):
 class Stem(NamedTuple):
     """Output of a stem, which does not depend on the mask.
 
-    tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
+    tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None without padding.
     grid: the shape of the L positions, (L,), (rows, columns) or (frames, rows, columns). type_ids: (B,) type ids of
     the items, or None. pooled: (B, 2, D), terms added to CLS before the blocks and after the final norm, or None.
     """
@@ -52,7 +52,7 @@ class TokenSequence:
         tokens: (B, L, D), positions added; rows of padding are zero. Rows of clips are frames: (B * frames, L, D).
         padding_mask: (B, L) bool, True = padding, or None when nothing is padding. CLS is never padding.
         spans: contiguous, ordered, covering 0..L; CLS is the first token of each.
-        buckets: for each span the (1 or B, L_m, L_m) rows of its table of relative-position biases, or None for no
+        buckets: for each span, row numbers (1 or B, L_m, L_m) in its table of relative-position biases, or None for no
             bias. Across spans the bias is 0.
         tables: for each span its tables (rows, H): one for all blocks, one per block, or none.
     """

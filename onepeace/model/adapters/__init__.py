@@ -20,7 +20,7 @@ SHARED = {field.name for field in fields(AdapterOptions)}
 
 
 def make_adapter(key: str, options: dict[str, Any], dim: int, num_heads: int, num_tables: int) -> Adapter:
-    """The adapter of a modality; its options are those of `AdapterOptions` and of its class."""
+    """Create the adapter of a modality; ``options`` are fields of `AdapterOptions` or arguments of its class."""
     shared = {name: value for name, value in options.items() if name in SHARED}
     own = {name: value for name, value in options.items() if name not in SHARED}
     return ADAPTERS[key](AdapterOptions(key, dim, num_heads, num_tables, **shared), **own)

@@ -35,16 +35,16 @@ class PositionalConvs(nn.ModuleList):
 
 
 class AudioAdapter(Adapter):
-    """Adapter for waveforms of any length not below the receptive field, one token per frame.
+    """Adapter for waveforms at least as long as the stem's receptive field; one token per frame.
 
     Batch: ``waveform`` (B, N) float at 16 kHz, normalised, right-padded; ``lengths`` (B,) int64, the number of samples
-    of each, if any is padded.
+    of each item, if any is padded.
 
     Args:
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
         stem: a key of AUDIO_STEMS; aisfx, soundnet, joined (both) and transformers are pretrained networks. Further
-            options are passed to it.
+            options are passed to the stem.
         cls_hidden, cls_dropout, cls_drop_path: see `make_cls_mlp`.
     """
 
@@ -92,7 +92,7 @@ class AudioAdapter(Adapter):
             pretrained = isinstance(self.stem, PretrainedStem)
             features = (self.stem.features if pretrained else self.stem)(waveform, lengths, shortest)
             tokens = self.stem.project(features) if pretrained else features
-            mask = None  # clips that differ by less than a token need none
+            mask = None  # clips whose lengths differ by less than a token need no mask
             if lengths is not None and self.stem.token_lengths(shortest) < tokens.shape[1]:
                 mask = padding(self.stem.token_lengths(lengths), tokens.shape[1])
         return Stem(tokens, mask, (tokens.shape[1],), batch.get("type_ids"), self.pooled(features, mask))
@@ -128,7 +128,7 @@ class AudioAdapter(Adapter):
     def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         length = stem.grid[0] + 1
         if keep is not None:
-            # The positional convolutions run over the frames that are left (released code).
+            # The positional convolutions run over the visible frames only (released code).
             frames = keep[:, 1:]
             kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
             stem = Stem(kept, frames < 0, (frames.shape[1],), stem.type_ids, stem.pooled)
@@ -156,7 +156,7 @@ class AudioAdapter(Adapter):
         return torch.stack([seconds[:-1], seconds[1:]], dim=1), "second"
 
     def no_weight_decay(self) -> set[str]:
-        return {"cls_token"}  # the positions are convolutions
+        return {"cls_token"}  # positions come from convolutions, not from an embedding
 
     @staticmethod
     def decoder_positions(dim: int, *, num_positions: int = 1026, **_: Any) -> nn.Module:

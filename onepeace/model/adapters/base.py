@@ -39,15 +39,15 @@ class AdapterOptions:
     num_heads: int
     """H, heads of the bias tables."""
     num_tables: int
-    """1 table of relative-position biases for all blocks, or one per block."""
+    """Number of tables of relative-position biases: 1 for all blocks, or one per block."""
     num_types: int = 0
-    """Learned vectors added to all tokens by the item's type id: k adds the first k + 1 (released code: type_embedding,
-    for tasks with two pictures)."""
+    """Number of learned vectors for type ids of items: type id k adds the first k + 1 to all tokens (released code:
+    type_embedding, for tasks with two pictures)."""
     mean_cls: bool = False
-    """Initialise CLS with its learned vector plus the mean of the visible tokens. So the features of the whole item
-    from a pretrained stem bypass the blocks and reach the output from the first step on."""
+    """Initialise CLS with its learned vector plus the mean of the visible tokens, so that the pooled features of a
+    pretrained stem bypass the blocks and reach the output from the first step on."""
     max_cls: bool = False
-    """Also add their maximum per channel, which preserves short events in a long item."""
+    """Add the per-channel maximum of the visible tokens to CLS, which preserves short events in a long item."""
 
 
 class Adapter(nn.Module):
@@ -71,7 +71,7 @@ class Adapter(nn.Module):
     """Name of the input that may be padded and that ``lengths`` describes."""
 
     over_time = False
-    """Whether the rows of its sequences are frames, over which blocks attend in time (`ClipBlock`)."""
+    """Whether rows of the sequences are frames, and blocks also attend over time (`ClipBlock`)."""
 
     stem_by_length = True
     """Whether the stem is cheaper on groups of items of similar length."""
@@ -115,14 +115,14 @@ class Adapter(nn.Module):
         Args:
             hidden: width of the hidden layer; 0 = no MLP.
             dropout: dropout rate of the input and of the hidden layer.
-            drop_path: probability that a sample is left, in training, with the MLP's second term alone as its CLS.
+            drop_path: probability that, in training, a sample's final CLS is the MLP's second term alone.
         """
         if not hidden:
             return None
         return PooledMLP(self.pretrained_stem().proj.in_features, hidden, dim, dropout, drop_path)
 
     def pooled(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Pool the features (B, L, channels) of whole items to the two terms (B, 2, D) of CLS; None without an MLP."""
+        """Compute the two terms (B, 2, D) of CLS from features (B, L, channels) of whole items; None without an MLP."""
         if self.cls_mlp is None:
             return None
         x = features.to(self.cls_mlp.fc1.weight.dtype)
@@ -131,7 +131,7 @@ class Adapter(nn.Module):
         return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1).squeeze(1))
 
     def add_pooled(self, features: Features, pooled: Tensor | None) -> Features:
-        """Add the second of the terms (B, 2, D) to CLS after the final norm, normalised too: both weigh the same."""
+        """Add the second of the terms (B, 2, D) to CLS after the final norm, also normalised: both weigh the same."""
         if self.cls_mlp is None or pooled is None:
             return features
         cls, others = features.tokens[:, :1], features.tokens[:, 1:]
@@ -173,7 +173,7 @@ class Adapter(nn.Module):
         return {"cls_token", "pos_embed.weight"}
 
     def with_cls(self, stem: Stem) -> tuple[Tensor, Tensor | None]:
-        """Prepend CLS: tokens (B, L + 1, D) and their mask."""
+        """Prepend CLS; returns tokens (B, L + 1, D) and their mask."""
         batch = stem.tokens.shape[0]  # not len(), which would fix the size of an exported graph
         cls = self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1)
         if stem.pooled is not None:

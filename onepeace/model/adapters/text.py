@@ -25,7 +25,7 @@ class TextAdapter(Adapter):
     """Adapter for text: token embedding, learned positions (CLS is position 0), logarithmic relative-position buckets.
 
     Batch: ``ids`` (B, L) int64, right-padded with 1, each row ending with eos; ``lengths`` (B,) int64, the number of
-    tokens of each, if any is padded (counted if omitted, except in an exported graph).
+    tokens of each item, if any is padded (counted if omitted, except in an exported graph).
 
     Args:
         vocab_size: rows of the token embedding.

@@ -15,7 +15,7 @@ from .image import ImageAdapter
 class VideoAdapter(ImageAdapter):
     """Adapter for clips: frames at equal time steps, each encoded with the stem and positions of images.
 
-    Batch: ``pixels`` (B, T, 3, H, W) float, normalised, T = ``frames``. Every row of its sequences is a frame, CLS
+    Batch: ``pixels`` (B, T, 3, H, W) float, normalised, T = ``frames``. Every row of a sequence is a frame, CLS
     first, and a learned time embedding is added to all its tokens. An item's CLS is the mean over its frames (released
     code: the head averages them). The time embeddings start at zero, so that a clip of identical frames equals the
     image.

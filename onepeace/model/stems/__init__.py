@@ -23,7 +23,7 @@ IMAGE_STEMS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(LiteStem, name=name) for name in SCALES},
     "timm": TimmStem,
 }
-"""Image stems, ``(dim, patch_size)``, with a model name for timm; (B, 3, H, W) -> (B, rows, columns, dim)."""
+"""Image stems by name. Arguments: dim, patch_size; for timm also name. (B, 3, H, W) -> (B, rows, columns, dim)."""
 AUDIO_STEMS = {
     "wave": WaveStem,
     "mel": MelStem,
@@ -32,8 +32,8 @@ AUDIO_STEMS = {
     "joined": JoinedStem,
     "transformers": TransformersStem,
 }
-"""Audio stems, ``(dim, **options)``; (B, N) -> (B, T, dim); with ``hop``, ``receptive_field``, ``token_lengths``."""
+"""Audio stems by name. Arguments: dim, options. (B, N) -> (B, T, dim). Each has hop, receptive_field, token_lengths."""
 TEXT_STEMS = {"transformers": LanguageStem}
-"""Text stems, ``(dim, **options)``; (B, L) ids and the padding mask -> (B, L, dim)."""
+"""Text stems by name. Arguments: dim, options. (B, L) ids and the padding mask -> (B, L, dim)."""
 
 __all__ = ["AUDIO_STEMS", "IMAGE_STEMS", "SAMPLE_RATE", "TEXT_STEMS", "PretrainedStem", "network_options"]

@@ -31,7 +31,7 @@ PUBLISHED_RATE, PUBLISHED_WINDOW, PUBLISHED_MELS = 44100, 2048, 96
 @cached(4)
 def sfx_filters(num_mels: int, window: int, device: torch.device) -> Tensor:
     """Triangular filters (window // 2 + 1, num_mels) on the HTK mel scale, 96 of which would reach 22.05 kHz; each sums
-    to 1. Filters narrower than a bin keep the height 1 (as Essentia).
+    to 1. Filters narrower than a bin keep the height 1 (as in Essentia).
     """
     bins = torch.linspace(0, SAMPLE_RATE / 2, window // 2 + 1, dtype=torch.float64).unsqueeze(1)
     step = 2595 * math.log10(1 + PUBLISHED_RATE / 2 / 700) / (PUBLISHED_MELS + 1)
@@ -47,15 +47,15 @@ class AisfxStem(PretrainedStem):
     """A log-mel spectrogram and four pairs of 3x3 convolutions, pooled in time and frequency after the first three.
 
     The published front end has windows of 2048 samples every 1024 at 44.1 kHz, and 96 bands. At 16 kHz a window of 750
-    has the same bins within 1 %, and the upper 24 bands would hear nothing. With a step of a whole window instead of
-    half of one the network costs half; a linear probe on ESC-50 loses half a point.
+    has the same bins within 1 %, and the upper 24 bands would be empty. A step of a whole window instead of half a
+    window halves the cost of the network; a linear probe on ESC-50 loses half a point.
 
     Args:
         dim: width of the tokens.
         width: channels of the first pair; each further pair has twice as many.
         num_mels: bands of the spectrogram.
         step: samples from one window to the next.
-        loudness: root mean square that sounds are brought to (they come with 1).
+        loudness: root mean square to which sounds are scaled (input sounds have 1).
     """
 
     window = 750
@@ -100,11 +100,11 @@ class AisfxStem(PretrainedStem):
     def load_pretrained(self) -> None:
         import numpy as np
 
-        found = find_spec("aisfx")  # not imported: only its file of weights is wanted
+        found = find_spec("aisfx")  # not imported: only its weights file is needed
         if found is None or found.origin is None:
             raise UserError("the stem aisfx needs that package's weights: pip install --no-deps aisfx")
         path = Path(found.origin).parent / "models" / "checkpoint.pth"
-        # The file also counts its data sets' classes in numbers of numpy, under the name they had in numpy 1.
+        # The file also contains class counts of its datasets as numpy scalars, under their name in numpy 1.
         scalar: Any = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
         with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]):
             weights, _ = torch.load(path, map_location="cpu", weights_only=True)

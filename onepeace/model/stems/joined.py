@@ -12,7 +12,7 @@ from .wave import Count
 
 
 class JoinedStem(PretrainedStem):
-    """The networks of `AisfxStem` and `SoundNetStem`, whose tokens are equally long, with their features side by side.
+    """Concatenated features of `AisfxStem` and `SoundNetStem`, whose tokens have the same length.
 
     Args:
         dim: width of the tokens.

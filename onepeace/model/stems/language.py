@@ -21,10 +21,10 @@ class LanguageStem(PretrainedStem):
 
     Args:
         dim: width of the tokens.
-        name: a repository on the Hub, or a folder; where ``load_pretrained`` finds the weights. Code that comes with
-            them is never run.
+        name: a repository on the Hub or a folder, from which ``load_pretrained`` reads the weights. Code in it is
+            never run.
         layers: number of encoder layers to use; None = all.
-        network: the encoder's configuration, as a model folder keeps it; None = that of ``name``.
+        network: the encoder's configuration, as stored in a model folder; None = that of ``name``.
     """
 
     def __init__(self, dim: int, name: str, layers: int | None = None, network: dict[str, Any] | None = None):
@@ -44,14 +44,14 @@ class LanguageStem(PretrainedStem):
         self.network = transformers.AutoModel.from_config(config).eval()
         self.network.pooler = None  # unused: it pools the states to one vector
         _fill_buffers(self.network)
-        self.longest = getattr(config, "max_position_embeddings", 512) - 2 - PAD  # RoBERTa counts from behind padding
+        self.longest = getattr(config, "max_position_embeddings", 512) - 2 - PAD  # RoBERTa counts from PAD + 1
         """Maximum length of a text in ids, end included."""
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L) and a mask of the padding (B, L), if there is any -> (B, L, D).
+        """(B, L) ids and their padding mask (B, L) or None -> (B, L, D).
 
         Raises:
-            ValueError: a text is longer than the encoder reads.
+            ValueError: a text is longer than the encoder supports.
         """
         if ids.shape[1] > self.longest:
             raise ValueError(
@@ -68,7 +68,7 @@ class LanguageStem(PretrainedStem):
         try:
             theirs = transformers.AutoTokenizer.from_pretrained(self.name)
             network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
-        except Exception as error:  # a wrong name, no network and a damaged file are of many types
+        except Exception as error:  # a wrong name, no network and a damaged file raise many types
             raise cannot_be_had(self.name, error) from error
         specials = [theirs.cls_token_id, theirs.pad_token_id, theirs.sep_token_id, theirs.unk_token_id]
         embedding = network.get_input_embeddings()
@@ -79,7 +79,7 @@ class LanguageStem(PretrainedStem):
 
 
 def _fill_buffers(network: Any) -> None:
-    """Fill buffers that no file has (position ids), which lack values after construction on the meta device."""
+    """Fill buffers that are not stored in files (position ids) and have no values after construction on meta."""
     if not any(buffer.is_meta for buffer in network.buffers()):
         return
     config = deepcopy(network.config)

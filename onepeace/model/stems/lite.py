@@ -1,5 +1,5 @@
 """EfficientNet-Lite as an image stem (Tan and Le, arXiv 1905.11946; the variant without squeeze-and-excitation, with
-ReLU6): pixels -> one token per 32 x 32 pixels. timm has it too; a model of ours loads without importing timm."""
+ReLU6): pixels -> one token per 32 x 32 pixels. timm has it too, but our models load without importing timm."""
 
 import math
 from typing import Any
@@ -17,16 +17,16 @@ STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3)
           (6, 3, 1, 320, 1))  # fmt: skip
 """Expansion, kernel, stride of the first block, channels, blocks of each stage of Lite0."""
 IN_CACHE = 420_000
-"""Maximum bytes of an input channel, over the images of a part, that a CPU computes at once. Larger parts exceed its
-cache: 32 images of 160 x 160 take 2.5 times as long in one part as in parts of 4 (float32, AMD EPYC, Zen 4); in half
-precision parts of twice as many are fastest."""
+"""Maximum bytes per input channel of the images that a CPU computes in one part. Larger parts exceed its cache: 32
+images of 160 x 160 take 2.5 times as long in one part as in parts of 4 (float32, AMD EPYC, Zen 4); in half precision
+parts with twice as many images are fastest."""
 SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 """Width and depth multipliers; the first and the last layer are never scaled."""
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does: the output has ceil(size / stride) places, and what cannot be shared by
-    both sides is added after the last row and column."""
+    """Convolution with TensorFlow's SAME padding: the output has ceil(size / stride) positions, and odd padding has its
+    extra row or column at the end."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]

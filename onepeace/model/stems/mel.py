@@ -20,9 +20,9 @@ from .wave import SAMPLE_RATE, Count
 
 @cached(8)
 def mel_filters(num_mels: int, num_bins: int, low: float, device: torch.device) -> Tensor:
-    """Triangular filters (num_bins, num_mels) from ``low`` Hz to half the sample rate, each of the area 1 (Slaney).
+    """Triangular filters (num_bins, num_mels) from ``low`` Hz to half the sample rate, each with area 1 (Slaney).
 
-    torchaudio's melscale_fbanks(norm="slaney") to the bit, without its warning, which looks at values.
+    Bit-identical to torchaudio's melscale_fbanks(norm="slaney"), without its warning, which reads tensor values.
     """
     frequencies = torch.linspace(0, SAMPLE_RATE // 2, num_bins)
     lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, SAMPLE_RATE / 2))
@@ -34,10 +34,10 @@ def mel_filters(num_mels: int, num_bins: int, low: float, device: torch.device) 
 
 
 class MelStem(nn.Module):
-    """A log-mel spectrogram and three 3x3 / 2 convolutions over it, for few recordings: no filter bank to learn.
+    """A log-mel spectrogram and three 3x3 / 2 convolutions, for small datasets: no filter bank has to be learned.
 
-    Windows of 25 ms every 10 ms, a token per 80 ms. In training, bands of frequency and time are blanked at random
-    (SpecAugment), as dropout is: ``mask_mels`` and ``mask_frames`` are the largest widths, two bands of each.
+    Windows of 25 ms every 10 ms, a token per 80 ms. In training, two bands of frequency and two of time are zeroed at
+    random (SpecAugment); ``mask_mels`` and ``mask_frames`` are their maximum widths.
     """
 
     window, step = 400, 160
@@ -61,7 +61,7 @@ class MelStem(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, D)."""
-        # torch.stft centres the window of 400 in frames of 512: pad by what its zeros multiply.
+        # torch.stft centres the window of 400 in frames of 512: pad by the samples that it multiplies by zero.
         mel = self.spectrogram(F.pad(waveform, (56, 56)))
         if self.training:
             mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
@@ -69,7 +69,7 @@ class MelStem(nn.Module):
         fewest = self._frames(shortest)
         x = mel.unsqueeze(1).to(self.norm.weight.dtype)  # (B, 1, frames, mels)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            if frames is not None:  # what follows an item is zero, as if it were alone
+            if frames is not None:  # zeros follow each item, as if it were alone
                 if fewest < x.shape[2]:
                     x = x.masked_fill(padding(frames, x.shape[2])[:, None, :, None], 0.0)
                 frames, fewest = (frames + 1) // 2, (fewest + 1) // 2

@@ -34,9 +34,9 @@ class HMLPStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Overlapping 3x3 / 2 convolutions ("Early convolutions help Transformers see better"): learns from fewer pictures.
+    """Overlapping 3x3 / 2 convolutions ("Early convolutions help Transformers see better"): needs fewer images.
 
-    log2(patch_size) of them, channels doubling up to D / 2, then a linear layer to D.
+    There are log2(patch_size) convolutions, with channels doubling up to D / 2, then a linear layer to D.
     """
 
     def __init__(self, dim: int, patch_size: int):

@@ -28,7 +28,7 @@ class PretrainedStem(nn.Module):
             self.proj = nn.Linear(channels, dim)
 
     def train(self, mode: bool = True) -> "PretrainedStem":
-        """Leave the network in evaluation mode: no dropout, stochastic depth or masking."""
+        """Set the mode, but keep the network in evaluation mode: no dropout, stochastic depth or masking."""
         super().train(mode)
         self.network.eval()
         return self
@@ -53,7 +53,7 @@ class PretrainedStem(nn.Module):
 def fold_batch_norms(network: nn.Module) -> nn.Module:
     """Fold each batch norm of a network in evaluation mode into the preceding convolution.
 
-    The function stays the same and is faster on a CPU, and training cannot change running statistics. A batch norm
+    The network computes the same function, faster on a CPU, and training cannot change running statistics. A batch norm
     without a preceding convolution of its width is kept.
     """
     network.eval()

@@ -42,7 +42,7 @@ class SoundNetStem(PretrainedStem):
     Args:
         dim: width of the tokens.
         width: channels of the first convolution; each further one has twice as many.
-        loudness: root mean square that sounds are brought to (they come with 1).
+        loudness: root mean square to which sounds are scaled (input sounds have 1).
     """
 
     hop = receptive_field = STEP
@@ -60,7 +60,7 @@ class SoundNetStem(PretrainedStem):
         tokens = self.token_lengths(waveform.shape[1])
         mine = None if lengths is None or self.token_lengths(shortest) == tokens else self.token_lengths(lengths)
         with without_autocast(waveform.device.type):
-            whole = torch.arange(tokens * STEP, device=waveform.device)  # of a slice torch.export would fix the length
+            whole = torch.arange(tokens * STEP, device=waveform.device)  # torch.export would fix the length of a slice
             x = waveform.index_select(1, whole).unsqueeze(1).float()
             if mine is not None:
                 x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
@@ -71,14 +71,14 @@ class SoundNetStem(PretrainedStem):
             if mine is not None:
                 x = x.masked_fill(padding(mine * samples + extra, x.shape[2])[:, None], 0.0)
             x = F.max_pool2d(F.relu(conv(x)).unsqueeze(2), (1, pooled)).squeeze(2)  # max_pool1d fixes the length too
-            samples, extra = samples // (2 * pooled), int(pooled == 1)  # without a pooling a frame more is left
+            samples, extra = samples // (2 * pooled), int(pooled == 1)  # without pooling one more frame is left
         return x.transpose(1, 2).log1p()
 
     def token_lengths(self, samples: Count) -> Count:
         return samples // STEP
 
     def load_pretrained(self) -> None:
-        """Load the published weights, which the bundled model has in float16, batch norms folded into convolutions."""
+        """Load the published weights from the bundled model, which has them in float16, with folded batch norms."""
         from safetensors import safe_open
 
         with safe_open(Path(__file__).parents[2] / "weights" / "tiny" / "model.safetensors", "pt") as file:

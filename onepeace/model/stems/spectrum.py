@@ -10,14 +10,14 @@ from onepeace.layers.cache import cached
 
 
 def power_spectrum(waveform: Tensor, window: int, step: int, num_bins: int) -> Tensor:
-    """(B, N) float32 -> (B, num_bins, frames), of Hann windows each ``step``; no window reaches over the ends.
+    """Power spectrum of Hann windows every ``step`` samples, without padding: (B, N) float32 -> (B, num_bins, frames).
 
     Args:
-        num_bins: from 0 to half the sample rate; windows shorter than 2 (num_bins - 1) are padded on both sides.
+        num_bins: number of frequencies, up to half the sample rate; shorter windows than 2 (num_bins - 1) are padded.
     """
     length = 2 * (num_bins - 1)
     if torch.compiler.is_exporting():
-        # torch.stft fixes the samples to a multiple of the step, and onnxruntime's transform sums less exactly.
+        # torch.stft fixes the length to a multiple of the step, and onnxruntime's transform sums less exactly.
         kernels = fourier_kernels(window, num_bins, waveform.device)
         real, imaginary = F.conv1d(waveform.unsqueeze(1), kernels, stride=step).chunk(2, dim=1)
         return real.square() + imaginary.square()
@@ -28,7 +28,7 @@ def power_spectrum(waveform: Tensor, window: int, step: int, num_bins: int) -> T
 
 @cached(4)
 def fourier_kernels(window: int, num_bins: int, device: torch.device) -> Tensor:
-    """(2 num_bins, 1, 2 (num_bins - 1)): cosines, then sines, under the window."""
+    """Convolution kernels (2 num_bins, 1, 2 (num_bins - 1)): windowed cosines, then sines."""
     length = 2 * (num_bins - 1)
     before = (length - window) // 2
     hann = F.pad(torch.hann_window(window, dtype=torch.float64), (before, length - window - before))

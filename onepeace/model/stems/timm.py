@@ -84,7 +84,7 @@ def create_network(name: str, pretrained: bool, **options: Any) -> Any:
         given = torch.load(path, map_location="cpu", weights_only=True)
         headless = "classifier.weight" not in network.state_dict()
         tensors = [tensor for key, tensor in given.items() if not (headless and key.startswith("_fc."))]
-        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))  # the same layers in one order
+        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))  # same layers, same order
     return network.eval()
 
 

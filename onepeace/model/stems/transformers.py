@@ -19,9 +19,9 @@ class TransformersStem(PretrainedStem):
 
     Args:
         dim: width of the tokens.
-        name: a repository on the Hub, or a folder; where ``load_pretrained`` finds the weights. Code that comes with
-            them is never run.
-        network: the encoder's configuration, as a model folder keeps it; None = that of ``name``.
+        name: a repository on the Hub or a folder, from which ``load_pretrained`` reads the weights. Code in it is
+            never run.
+        network: the encoder's configuration, as stored in a model folder; None = that of ``name``.
     """
 
     def __init__(self, dim: int, name: str, network: dict[str, Any] | None = None):
@@ -59,7 +59,7 @@ class TransformersStem(PretrainedStem):
 
         try:
             network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
-        except Exception as error:  # a wrong name, no network and a damaged file are of many types
+        except Exception as error:  # a wrong name, no network and a damaged file raise many types
             raise cannot_be_had(self.name, error) from error
         self.network.load_state_dict(network.state_dict())
 

@@ -15,7 +15,7 @@ RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 class WindowConv(nn.Conv1d):
     """Convolution without padding and bias over (B, N, C), channels last, as one matrix product over its windows.
 
-    The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
+    The layer norms between the convolutions need channels last; a matrix product keeps this layout, while conv1d would
     transpose twice per layer. A window of k frames is contiguous in memory.
     """
 
