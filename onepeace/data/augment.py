@@ -20,9 +20,9 @@ from onepeace.errors import UserError
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
 """Words that would be wrong for a mirrored picture."""
 LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in grey (ITU-R BT.601, as PIL's "L")."""
+"""Weights of red, green and blue in grey (ITU-R BT.601, as PIL's "L")."""
 RATIOS = (3 / 4, 4 / 3)
-"""Widths over heights of crops, as torchvision's RandomResizedCrop."""
+"""Range of a crop's width / height, as in torchvision's RandomResizedCrop."""
 MIX_DB = 5.0
 """Largest difference in loudness of two mixed clips."""
 NOISE_DB = (10.0, 40.0)
@@ -46,7 +46,7 @@ class Augment:
         return processor.decode(item)
 
     def vary(self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another) -> tuple[Any, str]:
-        """The changed item, and its caption."""
+        """The augmented item, and its caption."""
         return item, text
 
     def collate(self, samples: list[Any], processor: Any) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class ImageAugment(Augment):
     """Random crop, flip and colour jitter; for fine-tuning also torchvision's RandAugment and Gaussian blur."""
 
     crop_scale: tuple[Probability, Probability] = (0.9, 1.0)
-    """Least and largest share of the area that is kept; [1, 1] keeps the whole picture in its proportions."""
+    """Least and largest share of the area that is kept; [1, 1] keeps the whole picture."""
     flip: bool = False
     """Mirror half of the pictures, unless the caption speaks of left or right."""
     color: Share = 0.0
@@ -95,7 +95,7 @@ class ImageAugment(Augment):
     def vary(
         self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Picture, str]:
-        """A random crop in the model's size, perhaps changed and mirrored, and the colour factors for `collate`."""
+        """A random crop in the model's size, randomly changed and mirrored, and the colour factors for `collate`."""
         (width, height), box = item.size, (0.0, 0.0, *item.size)
         if self.crop_scale != (1.0, 1.0):
             area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
@@ -107,7 +107,7 @@ class ImageAugment(Augment):
         if self.rand_augment is not None:
             from torchvision.transforms import v2
 
-            # torchvision draws from torch's generator, which is seeded from the item's and put back.
+            # torchvision uses torch's generator, which is seeded from the item's and restored afterwards.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(rng.integers(2**31)))
                 picture = v2.RandAugment(*self.rand_augment)(picture)
@@ -140,7 +140,7 @@ class ImageAugment(Augment):
 
 @dataclass(frozen=True)
 class VideoAugment(ImageAugment):
-    """A clip from a random place in its video, with the same image augmentation for all frames."""
+    """A clip at a random position in its video, with the same image augmentation for all frames."""
 
     def load(self, item: Any, processor: Any) -> Any:
         """The encoded video: `vary` decodes the clip that it draws."""
@@ -149,7 +149,7 @@ class VideoAugment(ImageAugment):
     def vary(  # type: ignore[override]
         self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[tuple[Picture, ...], str]:
-        """The frames of a clip, each as `ImageAugment` varies a picture."""
+        """The frames of a random clip, each varied like a picture by `ImageAugment`."""
         vary, frames = super().vary, processor.load_clip(item, place=rng.random())
         seed = int(rng.integers(2**63))  # every frame sees the same random numbers
         return tuple(vary(frame, text, processor, np.random.default_rng(seed), another)[0] for frame in frames), text
@@ -218,7 +218,7 @@ def _loudness(samples: Tensor) -> float:
 
 
 AUGMENTS: dict[str, type[Augment]] = {"image": ImageAugment, "audio": AudioAugment, "video": VideoAugment}
-"""Options of ``data.augment`` by modality; build one with `onepeace.config.build`."""
+"""Classes of the options of ``data.augment`` by modality; `onepeace.config.build` makes an instance."""
 
 
 def make_augments(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Augment]:

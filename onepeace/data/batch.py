@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Inputs = dict[str, Tensor]
-"""The model's input of one modality, as its processor's ``collate`` makes it."""
+"""The model's input of one modality, as returned by its processor's ``collate``."""
 
 
 class Mask(NamedTuple):
@@ -25,7 +25,7 @@ class Batch:
     """B items of one pair of modalities."""
 
     inputs: Mapping[str, Inputs]
-    """By modality."""
+    """Model inputs by modality."""
     keys: list[str] = field(default_factory=list)
     """The samples' keys; KEY.mixed where another item is mixed in."""
     captions: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Batch:
         return self.map(Tensor.pin_memory)
 
     def split(self, parts: int, take: Mapping[str, Callable[..., Inputs]]) -> list["Batch"]:
-        """Parts of about equal size, at most one per item.
+        """Split the batch into parts of about equal size, at most one per item.
 
         Args:
             take: for each modality present: (inputs, rows) -> the inputs of these rows.

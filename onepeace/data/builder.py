@@ -29,7 +29,7 @@ Lengths = Callable[[dict[str, Tensor]], Tensor]
 """Number of tokens without CLS (B,) as a function of a modality's input."""
 
 SOUND_BYTES = 512 * 2**20
-"""Maximum size of each worker's cache of decoded sounds, which is kept with ``data.augment.audio`` alone."""
+"""Maximum size of each worker's cache of decoded sounds, which is used only with ``data.augment.audio``."""
 MIXED = "mixed"
 """Suffix of the key, after a dot, of an item with another one mixed in; no sample's key has a dot."""
 
@@ -42,7 +42,7 @@ class BatchBuilder:
         processors: processors by modality.
         num_tokens: token counts by modality, for masks and token dropout.
         masks: rates of the masked passes by modality.
-        features: precomputed stem features by modality, read in place of the items.
+        features: precomputed stem features by modality, read instead of the items.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BatchBuilder:
         self.config, self.processors = config, processors
         self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
         self.sources = {source.name: source for source in config.train}
-        """One source for each name; others of the name have the same pair, targets and candidates."""
+        """One source for each name; all sources of a name have the same pair, targets and candidates."""
         self.augments = {**dict.fromkeys(processors, Augment()), **make_augments(config.augment)}
         self.broken: dict[str, set[str]] = {}
         self._sounds: dict[Any, Tensor] = {}
@@ -129,7 +129,7 @@ class BatchBuilder:
         def another() -> tuple[Any, str]:
             while True:
                 partner = window.samples[int(rng.integers(len(window.samples)))]
-                with suppress(UserError):  # logged when its own turn comes
+                with suppress(UserError):  # logged when the partner itself is drawn
                     found = self._load(modality, partner.inputs[modality]), self._caption(source, partner, rng)
                     partners.append(partner)
                     return found
@@ -144,7 +144,7 @@ class BatchBuilder:
                     text = join_captions(text, self._caption(source, partner, rng))
                 continue
             vary, processor, own = self.augments[modality].vary, self.processors[modality], sample.inputs[modality]
-            if isinstance(own, list):  # each is changed on its own
+            if isinstance(own, list):  # each is augmented separately
                 decoded[modality] = [vary(self._load(modality, one), text, processor, rng, another)[0] for one in own]
             else:
                 decoded[modality], text = vary(self._load(modality, own), text, processor, rng, another)
@@ -154,12 +154,12 @@ class BatchBuilder:
             if template is not None:
                 candidates = sample.targets["candidates"]
                 decoded["text"] = [read(template.format(text=text, candidate=one)) for one in candidates]
-        if partners:  # neither label, captions nor precomputed features of one clip fit the mix of two
+        if partners:  # label, captions and precomputed features of one clip do not fit a mix of two
             sample = replace(sample, key=f"{sample.key}.{MIXED}", inputs={}, targets={})
         return sample, text, decoded
 
     def _load(self, modality: str, place: Any) -> Any:
-        """Load an item, from the cache if it is there. Only sounds are cached: decoding Vorbis takes seven times as
+        """Load an item, from the cache if possible. Only sounds are cached: decoding Vorbis takes seven times as
         long as augmenting it; pictures decode faster and need far more memory."""
         if place in self._sounds:
             return self._sounds[place]

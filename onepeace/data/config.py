@@ -14,7 +14,7 @@ class SourceConfig:
     """Shards of one kind, and the parts of their samples to use."""
 
     shards: str
-    """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
+    """Path pattern relative to data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
     """Modalities of a sample, e.g. [image, text]."""
     name: str = ""
@@ -26,7 +26,7 @@ class SourceConfig:
     """Targets that every sample must have, e.g. [label]."""
     candidates: str | None = None
     """Template with {text} and {candidate}, e.g. "{text} answer: {candidate}": an item then has one text for each value
-    of its target "candidates", in place of its caption."""
+    of its target "candidates", instead of its caption."""
     weight: Positive = 1.0
     """Repetitions of an item per epoch; 2.5 = two or three, 0.1 = a random tenth of the items each epoch."""
 
@@ -60,8 +60,8 @@ class DataConfig:
     """Augmented views per item, by modality with a frozen pretrained stem: their features are computed before the first
     step and stored on disk. A stem without views runs in every step."""
     frozen_folder: str | None = None
-    """Folder of these features and of the outputs of teachers, shared by runs of equal networks and views; null = in
-    the run's folder."""
+    """Folder of these features and of the outputs of teachers, which runs with the same networks and views can share;
+    null = in the run's folder."""
     token_dropout: dict[str, Share] = field(default_factory=dict)
     """Share of tokens dropped in the contrastive pass, by modality, for speed (FLIP, arXiv 2212.00794)."""
     shuffle_buffer: Count = 20_000
@@ -107,5 +107,5 @@ class DataConfig:
 
 
 def _is_template(text: str, *places: str) -> bool:
-    """Whether a text has each of the places once, and no other brace."""
+    """Whether a text has each of the placeholders exactly once, and no other braces."""
     return all(text.count(place) == 1 for place in places) and text.count("{") == text.count("}") == len(places)

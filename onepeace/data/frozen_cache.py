@@ -1,7 +1,7 @@
 """Disk cache of the outputs of frozen networks (stems, teachers).
 
 A folder holds parts: ``part-N.npy``, the concatenated rows of many outputs (float16), and ``part-N.json``, the place of
-each. A part without its .json is incomplete and ignored. Several runs may share a folder.
+each output. A part without its .json is incomplete and ignored. Several runs may share a folder.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ class Place(NamedTuple):
 
     part: int
     start: int
-    """Its first row in the part."""
+    """First row in the part."""
     grid: tuple[int, ...]
-    """Its shape without channels."""
+    """Shape of the output without channels."""
     partner: str | None
-    """Name of a second item that was mixed into it, or None."""
+    """Name of a second item that was mixed into the item, or None."""
 
 
 class Output(NamedTuple):
@@ -50,7 +50,7 @@ class FrozenCache:
     """Outputs for the named items in a folder; outputs with an unknown item mixed in are ignored.
 
     Args:
-        folder: folder that holds the parts alone.
+        folder: folder for the parts only.
         names: names of all items.
     """
 
@@ -83,8 +83,8 @@ class FrozenCache:
         """Compute the missing outputs under a lock: other processes wait.
 
         Args:
-            compute: gives the outputs of the named items, any number for each; none for one that cannot be decoded.
-            size: items per part, the most that is lost when the run is killed.
+            compute: returns the outputs of the named items, any number for each; none for one that cannot be decoded.
+            size: items per part, the maximum that is lost if the run is killed.
         """
         from filelock import FileLock
 
@@ -139,7 +139,7 @@ def collate(maps: list[np.ndarray]) -> dict[str, Tensor]:
 
 
 def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> str:
-    """Digest (12 hexadecimal digits) of weights and settings, which are written by JSON or str."""
+    """Digest (12 hexadecimal digits) of weights and settings; the latter are encoded by JSON or str."""
     digest = hashlib.sha256()
     for name, tensor in (weights or {}).items():
         digest.update(name.encode())

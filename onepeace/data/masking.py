@@ -1,6 +1,6 @@
 """Masks of tokens for the masked passes, with the exact counts of the paper's released code.
 
-Every rule is the same two steps: score the tokens, mask the ``count`` tokens of lowest score. CLS does not count, and
+Every rule has the same two steps: score the tokens, mask the ``count`` tokens of lowest score. CLS is not counted, and
 the end of a text is never masked. Whole batches are drawn at once.
 """
 
@@ -23,23 +23,23 @@ SPAN = 5
 
 @dataclass(frozen=True)
 class MaskRates:
-    """Shares of one modality's tokens that are masked; null = there is no such pass.
+    """Shares of one modality's tokens that are masked; null = no such pass.
 
-    The joint pass prefers tokens that the unimodal pass left visible, single ones in a text. Audio draws both
-    independently.
+    The joint pass prefers tokens that the unimodal pass left visible; in a text it masks single tokens. For audio, both
+    are drawn independently.
     """
 
     unit: Unit
     unimodal: Masked | None = None
-    """When the modality is encoded alone."""
+    """Share masked when the modality is encoded alone."""
     joint: Masked | None = None
-    """When it is encoded jointly with the other one of its pair."""
+    """Share masked when it is encoded jointly with the other modality of its pair."""
 
 
 def word_table(pieces: Sequence[str]) -> Tensor:
     """(V, 2) bool for the pieces of a vocabulary in the order of their ids: begins a word, ends a word.
 
-    Byte-level pieces carry the space in front as "Ġ"; CLIP's carry the end of a word as "</w>". Specials and fillers
+    Byte-level pieces mark a preceding space by "Ġ"; CLIP's mark the end of a word by "</w>". Specials and fillers
     ("madeupword0000") begin a word, as in the released code.
     """
     special = ("<s>", "<pad>", "</s>", "<unk>", "madeupword")
@@ -57,7 +57,7 @@ def word_starts(ids: Tensor, table: Tensor) -> Tensor:
 
 
 def lowest(score: Tensor, count: Tensor, lengths: Tensor) -> Tensor:
-    """(B, L) bool: of each row's first ``lengths`` entries the ``count`` of lowest score."""
+    """(B, L) bool: the ``count`` entries of lowest score among the first ``lengths`` of each row."""
     outside = torch.arange(score.shape[1]) >= lengths[:, None]
     rank = score.masked_fill(outside, torch.inf).argsort(1).argsort(1)
     return rank < count[:, None]
@@ -68,13 +68,13 @@ def _share(lengths: Tensor, ratio: float) -> Tensor:
 
 
 def mask_tokens(lengths: Tensor, ratio: float, generator: torch.Generator, avoid: Tensor | None = None) -> Tensor:
-    """int(n * ratio) of each row's n tokens, uniformly; those in ``avoid`` (B, L) only when the others are used up."""
+    """Mask int(n * ratio) of each row's n tokens uniformly; those in ``avoid`` (B, L) only if others run out."""
     score = torch.rand(len(lengths), int(lengths.max()), generator=generator)
     return lowest(score if avoid is None else score + avoid, _share(lengths, ratio), lengths)
 
 
 def mask_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts: Tensor) -> Tensor:
-    """ceil(words * ratio) of each row's words, whole: a token of ``starts`` (B, L) and those up to the next."""
+    """Mask ceil(words * ratio) whole words of each row; the tokens in ``starts`` (B, L) begin a word."""
     starts = starts[:, : int(lengths.max())]
     inside = torch.arange(starts.shape[1]) < lengths[:, None]
     words = (starts & inside).sum(1)
@@ -85,9 +85,9 @@ def mask_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts
 
 
 def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """int(n * ratio) of each row's n frames in runs: int(n * (ratio + 0.1) / 5) centres mask 5 frames each.
+    """Mask int(n * ratio) of each row's n frames in spans: int(n * (ratio + 0.1) / 5) centres mask 5 frames each.
 
-    Centres may meet; frames are then unmasked or masked at random until the count is exact.
+    Spans may overlap; frames are then unmasked or masked at random until the count is exact.
     """
     rows, longest = len(lengths), int(lengths.max())
     centres = (lengths.double() * (ratio + 0.1) / SPAN).floor().long()
@@ -111,7 +111,7 @@ def draw_masks(
 
     Args:
         rates: shares and unit.
-        lengths: (B,) number of tokens without CLS; a text's end counts.
+        lengths: (B,) number of tokens without CLS, including the end of a text.
         starts: (B, L) bool, see `word_starts`; for the unit "word" only.
 
     Returns:
@@ -127,21 +127,21 @@ def draw_masks(
             drawn[name] = mask_spans(maskable, rate, generator)
         elif rates.unit == "word" and starts is not None and not drawn:
             drawn[name] = mask_words(maskable, rate, generator, starts)
-        else:  # beside a unimodal pass, the joint one masks single tokens of a text
+        else:  # if there is a unimodal pass, the joint one masks single tokens of a text
             drawn[name] = mask_tokens(maskable, rate, generator, drawn.get("unimodal"))
     return {name: _mask(tokens, lengths) for name, tokens in drawn.items()}
 
 
 def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
-    """(B, K) int64 positions that stay when int(n * share) of each row's n tokens are dropped uniformly.
+    """Positions (B, K) int64 that are kept when int(n * share) of each row's n tokens are dropped uniformly.
 
-    With ``has_end`` the last token is the end of a text: it stays and does not count.
+    With ``has_end`` the last token is the end of a text: it is kept and not counted.
     """
     return _mask(mask_tokens(lengths - 1 if has_end else lengths, share, generator), lengths).keep
 
 
 def _mask(tokens: Tensor, lengths: Tensor) -> Mask:
-    """The mask of rows of ``lengths`` tokens without CLS, of which ``tokens`` (B, at most L) are masked."""
+    """The mask for rows of ``lengths`` tokens without CLS, where ``tokens`` (B, at most L) are masked."""
     masked = torch.nn.functional.pad(tokens, (1, int(lengths.max()) - tokens.shape[1]))
     stays = ~masked & (torch.arange(masked.shape[1]) <= lengths[:, None])
     counts = stays.sum(1)

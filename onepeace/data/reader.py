@@ -1,9 +1,9 @@
 """Reader of training data: any set of local or remote shards as an endless sequence of samples, indexed by position.
 
-Order and mixture are a function of seed and position, whatever the number of workers and processes. An epoch draws
-shards of all sources of a name without replacement until they hold ``data.shuffle_buffer`` samples: a window. Its
-samples come in a seeded permutation, each as often as the weight of its source says; then the next window is drawn. A
-data set that fits one window is shuffled as a whole. Memory grows with the number of shards by their names alone.
+Order and mixture are a function of seed and position, for any number of workers and processes. An epoch draws shards
+of all sources of a name without replacement until they hold ``data.shuffle_buffer`` samples: a window. Its samples are
+read in a seeded permutation, each as often as the weight of its source says; then the next window is drawn. A data set
+that fits one window is shuffled as a whole. Memory grows with the number of shards only by their names.
 """
 
 from collections import deque
@@ -26,8 +26,8 @@ ORDER, VARY, MASK, SHARDS = range(4)
 """Independent random streams."""
 
 Cursor = Mapping[str, int]
-"""Start of a window, from which a resumed run goes on: "epoch", "shard" (index in the epoch's order), "start" (position
-of its first sample), and the number of "shards", which must not change."""
+"""Start of a window, from which a resumed run continues: "epoch", "shard" (index in the epoch's order), "start"
+(position of its first sample), and the number of "shards", which must not change."""
 
 
 def open_sources(data: DataConfig) -> list[Source]:
@@ -62,12 +62,12 @@ class Reader:
         sources: all sources of the name.
         seed: seed of this run and name.
         buffer: minimum number of samples in a window.
-        run: number of consecutive samples from one source, where possible: a batch by source.
+        run: number of consecutive samples from one source, where possible, for batches by source.
         cursor: window to start from; default: the first one.
 
     Raises:
         UserError: the number of shards is not the cursor's; on reading: no usable sample, too many broken ones, or
-            weights that leave none.
+            weights that leave no sample.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Reader:
         return window.samples[window.order[position - window.cursor["start"]]]
 
     def since(self, position: int) -> Iterator[Sample]:
-        """Samples from a position on, without end."""
+        """Endless iterator over the samples from a position on."""
         return map(self.__getitem__, count(position))
 
     def window(self, position: int) -> Window:
-        """The window that holds a position, found by going on from the window before or from the start."""
+        """The window that contains a position, reached from the previous window or from the start."""
         if self.windows and position < self.windows[0].cursor["start"]:
             self.windows.clear()
         if not self.windows:
@@ -165,9 +165,9 @@ def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
 def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Random order of the samples of several sources, numbered source after source.
 
-    A sample of a source with weight w occurs floor(w) or ceil(w) times, at random. With ``run`` above 1, as many
-    consecutive samples are from one source, where possible: negatives of one kind are the harder task. Samples that do
-    not fill the last run are dropped.
+    A sample of a source with weight w occurs floor(w) or ceil(w) times, at random. With ``run`` above 1, ``run``
+    consecutive samples are from one source, where possible: negatives of one kind are harder. Samples that do not fill
+    the last run are dropped.
     """
     parts, first = [], 0
     for size, weight in zip(sizes, weights, strict=True):

@@ -14,7 +14,7 @@ class Extent(NamedTuple):
     """Place of a member in a shard; its bytes are read by `content_of`."""
 
     shard: Any
-    """The `onepeace.data.shard_cache.Shard` that it lies in."""
+    """The `onepeace.data.shard_cache.Shard` that contains it."""
     offset: int
     size: int
 
@@ -30,14 +30,14 @@ class Sample:
     source: str
     """Origin, for messages: a shard's name, or a table and its line."""
     inputs: dict[str, Any]
-    """By modality: encoded bytes, `Extent` or path of a picture or sound, or a list of them; for text a list of
+    """Inputs by modality: encoded bytes, `Extent` or path of a picture or sound, or a list of them; for text a list of
     captions, one of which is drawn each time."""
     targets: dict[str, Any]
-    """By name: "label" (a class name), answers, boxes, events; onepeace.data.targets has the form of each."""
+    """Targets by name: "label" (a class name), answers, boxes, events; see onepeace.data.targets for their forms."""
 
     @property
     def captions(self) -> list[str]:
-        """The captions; empty if there are none."""
+        """The captions; may be empty."""
         return self.inputs.get("text", [])
 
     @property
@@ -46,12 +46,12 @@ class Sample:
         return self.targets.get("label")
 
     def read(self, modality: str) -> Any:
-        """The input of a modality; bytes in place of an `Extent`."""
+        """The input of a modality; an `Extent` is replaced by its bytes."""
         return content_of(self.inputs[modality])
 
 
 def content_of(value: Any) -> Any:
-    """The value with the bytes in place of each `Extent`, also in lists and dictionaries."""
+    """The value with each `Extent` replaced by its bytes, also in lists and dictionaries."""
     if isinstance(value, Extent):
         return value.shard.read(value.offset, value.size)
     if isinstance(value, dict):
@@ -60,20 +60,20 @@ def content_of(value: Any) -> Any:
 
 
 def item_name(sample: Sample) -> str:
-    """Name of an item that is unique over several sources, whose keys may be the same."""
+    """Name of an item that is unique even if several sources have the same keys."""
     return f"{Path(sample.source).name}/{sample.key}"
 
 
 def by_name(
     samples: Iterable[Sample], name: Callable[[Sample], str], content: Callable[[Sample], T], what: str
 ) -> dict[str, T]:
-    """{name: content} of samples, some of which may occur in several sources.
+    """Contents of samples by name; a sample may occur in several sources.
 
     Args:
-        what: subject that is stored by the name, for the message.
+        what: description of the data stored by name, for the message.
 
     Raises:
-        UserError: two samples of one name have different contents.
+        UserError: two samples with the same name have different contents.
     """
     found: dict[str, tuple[Sample, T]] = {}
     for sample in samples:

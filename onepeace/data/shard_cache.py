@@ -2,7 +2,7 @@
 
 A plain tar on the disk is read in place. Others (.tar.gz, or at addresses that fsspec opens) are first copied to a
 cache that all processes of a machine share. The index is made from the headers: webdataset groups the members (KEY.jpg
-and KEY.txt are one sample); damaged parts are skipped and named, and reading resumes after them.
+and KEY.txt are one sample); damaged parts are skipped and reported, and reading resumes after them.
 """
 
 import errno
@@ -28,7 +28,7 @@ from onepeace.files.source import describe, reason_of, scheme
 
 CACHE_BYTES = 20e9
 STALLED = 60.0
-"""Seconds without a byte after which a download fails."""
+"""Seconds without data after which a download fails."""
 WAITS = (1.0, 5.0)
 """Seconds before each retry of a failed copy."""
 CHUNK = 1 << 20
@@ -45,7 +45,7 @@ class Shard:
     path: str
     """Path of the uncompressed tar."""
     version: str
-    """Digest of the place and, of a file, its size and time."""
+    """Digest of the place and, for a file, of its size and modification time."""
     cache_bytes: float = field(compare=False)
     """Size limit of the cache, for `open_shard`."""
 
@@ -65,15 +65,15 @@ class Shard:
 
 
 def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[str, Any]], list[str]]:
-    """Open a shard: copy and index it unless that is done, and list its samples; none if it cannot be read.
+    """Open a shard: copy and index it unless that is done, and list its samples; empty if it cannot be read.
 
     Args:
         place: an absolute path or an address.
         cache_bytes: maximum size of the cache's folder ``shards``, with copies and indexes; the least recently used
-            files are removed, and a larger shard stays alone.
+            files are removed; the shard itself is kept in any case.
 
     Returns:
-        ``{"__key__": key, file ending: Extent}`` for each sample, as `usable_sample` takes it, and a line per damage.
+        ``{"__key__": key, file ending: Extent}`` for each sample, as input of `usable_sample`, and a line per damage.
 
     Raises:
         UserError: the cache cannot be written.
@@ -83,7 +83,7 @@ def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[
         folder.mkdir(parents=True, exist_ok=True)
         shard = _located(place, folder, cache_bytes)
         samples, broken = _index(shard, folder)
-    except Exception as error:  # libraries of protocols raise errors of any type; the shard is skipped
+    except Exception as error:  # protocol libraries raise errors of any type; the shard is skipped
         reason = reason_of(error)
         if isinstance(error, OSError) and (
             error.errno in (errno.ENOSPC, errno.EDQUOT) or str(error.filename).startswith(str(folder))
@@ -134,7 +134,7 @@ def _index(shard: Shard, folder: Path) -> Any:
 
 
 def _make_room(folder: Path, at_most: float, but: set[str]) -> None:
-    with suppress(FileNotFoundError):  # other processes make room too
+    with suppress(FileNotFoundError):  # other processes remove files too
         files = [(path.stat(), path) for path in folder.iterdir() if path.suffix in (".tar", ".json")]
         used = sum(state.st_size for state, _ in files)
         for state, path in sorted(files, key=lambda file: file[0].st_mtime):
@@ -165,7 +165,7 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
                 if source.peek(2)[:2] == GZIP:
                     source = gzip.open(source)
                 try:
-                    while data := source.read1(CHUNK):  # returns what there is, up to the damage
+                    while data := source.read1(CHUNK):  # returns all data before a damage
                         file.write(data)
                 except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                     broken.append(f"{describe(place)}: cannot be unpacked to its end ({error})")
@@ -206,10 +206,10 @@ def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[st
             broken.append(f"{name}: damaged after {last}, from byte {end} to {next_member}")
 
     try:
-        # ignore_zeros skips blocks that are no header, such as damaged ones.
+        # ignore_zeros skips blocks that are not headers, such as damaged ones.
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # its list of members would grow
+                tar.members.clear()  # type: ignore[attr-defined]  # this list would keep growing
                 check(member.offset)
                 last, end = member.name, tar.offset
                 if member.offset_data + member.size > size:

@@ -1,7 +1,7 @@
 """Writer of webdataset shards in the form that shards.py reads.
 
-Equal samples give equal bytes: members carry no time and no owner. Shards get their names when all are written; an
-error, or Ctrl-C, leaves nothing behind and older shards untouched.
+Equal samples yield equal bytes: members have no time and no owner. Shards get their names when all are written; after
+an error or Ctrl-C, no new shard is left and older ones are untouched.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class ShardWriter:
         max_bytes: maximum size of the media in a shard.
 
     Raises:
-        UserError: a file or the folder cannot be written (names it, and the system's reason).
+        UserError: a file or the folder cannot be written (with the shards' path and the system's reason).
     """
 
     def __init__(self, folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> None:
@@ -65,13 +65,13 @@ class ShardWriter:
         targets: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Add a sample; False, and nothing is added, if an earlier sample has its key.
+        """Add a sample; returns False and adds nothing if an earlier sample has its key.
 
         Args:
-            key: key without dot and slash: webdataset takes what follows the first dot for the kind of a member.
+            key: key without dot and slash: in webdataset, the part after the first dot is the kind of the member.
             media: encoded bytes by file ending without the dot ("jpg", "ogg"); a second picture is "2.jpg".
             captions: captions for KEY.json; one, chosen by the key, is also KEY.txt. May be empty.
-            targets: targets for KEY.json, "label" as a field of its own, others in the field "targets"; the bytes of
+            targets: targets for KEY.json, "label" as a separate field, others in the field "targets"; the bytes of
                 "mask" become KEY.mask.png.
             about: further fields of KEY.json.
         """

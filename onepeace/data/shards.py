@@ -3,7 +3,7 @@
 A shard is a .tar or .tar.gz with the members KEY.jpg (or another file ending of a processor), KEY.txt and KEY.json, and
 optionally KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). Captions are "captions" in the json,
 else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A partly broken
-shard gives its usable samples.
+shard yields its usable samples.
 """
 
 import glob
@@ -29,9 +29,9 @@ from onepeace.processors import PROCESSORS
 log = logging.getLogger(__name__)
 
 NAMED = 3
-"""Number of broken members that are named in a warning; the rest is counted."""
+"""Maximum number of broken samples that are named in warnings; further ones are only counted."""
 BROKEN_FREE = 10
-"""Number of broken items that never stop a run, unless there are no others."""
+"""Number of broken items that never stop a run, unless all are broken."""
 MASK = "mask.png"
 """Name of the member with the target "mask"."""
 
@@ -92,7 +92,7 @@ class Source:
     """Samples of an entry of data.train, shard by shard; media are read on demand.
 
     Args:
-        root: see `expand`, which raises.
+        root: see `expand`, also for errors.
         broken_limit: share of broken samples above which `check` raises; `BROKEN_FREE` are always allowed.
         cache_bytes: see `open_shard`.
     """
@@ -107,7 +107,7 @@ class Source:
         """Messages about the first broken samples."""
 
     def read(self, number: int) -> list[Sample]:
-        """Usable samples of a shard; broken ones are counted and the first of them logged."""
+        """Usable samples of a shard; broken ones are counted, and the first few are logged."""
         shard, own = self.shards[number], self.config
         raws, broken = open_shard(shard, self.cache_bytes)
         samples = []
@@ -126,7 +126,7 @@ class Source:
         return samples
 
     def check(self, complete: bool = True) -> None:
-        """UserError if too many samples are broken, or none is usable after ``complete`` reading."""
+        """UserError if too many samples are broken, or if reading is ``complete`` and none is usable."""
         none = f"no key fits {self.config.keys!r} among samples with {' and '.join(self.config.pair)}"
         name, first = self.config.shards, next(iter(self.named), none)
         if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
@@ -138,7 +138,7 @@ class Source:
             raise UserError(f"{name}: no usable sample; {first}")
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples once, in the order of the shards; at the end UserError as in `check`."""
+        """All samples once, in the order of the shards; then `check` is called."""
         for number in range(len(self.shards)):
             yield from self.read(number)
         self.check()
@@ -205,7 +205,7 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
         targets: required targets, in the form of targets.py.
 
     Raises:
-        ValueError: a part is missing or wrong (names the shard and the key).
+        ValueError: a part is missing or wrong (the message names shard and key).
     """
     where = f"{describe(shard)}: {raw['__key__']}"
     members = {member.rpartition(".")[2]: data for member, data in raw.items()}
@@ -234,7 +234,7 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
     for target in targets:
         if target not in known:
             raise ValueError(f"{where} has no {target} {f'(a .{MASK})' if target == 'mask' else 'in its .json'}")
-        value = content_of(known[target])  # of a mask, the bytes
+        value = content_of(known[target])  # for a mask, its bytes
         if wrong := wrong_target(target, value, known):
             raise ValueError(f"{where}: {wrong}")
     return Sample(raw["__key__"], describe(shard), inputs, known)

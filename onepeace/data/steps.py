@@ -1,7 +1,7 @@
 """Batches by step, and a loader that builds them ahead in worker processes.
 
-A step's batches are a pure function of seed and step: each place of a batch is a position in the sequence of a reader
-(reader.py). A run therefore resumes at a step, with any number of workers and processes.
+A step's batches are a pure function of seed and step: each place in a batch is a position in the sequence of a reader
+(reader.py). A run can therefore resume at any step, with any number of workers and processes.
 """
 
 import signal
@@ -28,7 +28,7 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         seed: seed of the run.
         batch_size: items per step over all processes, by name of the sources.
         cursors: cursors of an earlier step, from which later steps are found.
-        rank, world_size: number of this process, and of all processes.
+        rank, world_size: rank of this process, and number of processes.
 
     Raises:
         UserError: a batch cannot be divided evenly among the processes; see `Reader`.
@@ -53,7 +53,7 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
                 raise UserError(
                     f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
                 )
-            # A digest of the sources' modalities and name, equal in all runs.
+            # A digest of the sources' modalities and name, the same in all runs.
             numbers = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
             of_name = [source for source in sources if source.config.name == name]
             run = size if config.batches == "by_source" else 1
@@ -105,11 +105,11 @@ def loader(
                 raise made
             yield made
     finally:
-        del batches  # ends the workers now: an error keeps this frame
+        del batches  # ends the workers now, although the traceback of an error keeps this frame
 
 
 class _Outcomes(Dataset[Any]):
-    """Steps, with a `UserError` as a value: torch would wrap its message if a worker raised it."""
+    """Steps that return a `UserError` as a value: torch would wrap its message if a worker raised it."""
 
     def __init__(self, steps: Dataset[Any]) -> None:
         self.steps = steps

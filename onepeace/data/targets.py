@@ -38,8 +38,8 @@ TARGETS: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     "events": ("a list of [onset, offset, name of a class], in seconds", lambda value, _: all(map(_event, value))),
     "mask": ("a PNG file", lambda value, _: value.startswith(PNG)),
 }
-"""Form of a target in words, and a check of its value and the sample's other targets. A shard has the mask as
-KEY.mask.png, the others in KEY.json. Boxes are relative to the width and height of the picture. A mask has a class
+"""Form of a target in words, and a check of its value given the sample's other targets. A shard has the mask as
+KEY.mask.png, other targets in KEY.json. Boxes are relative to the width and height of the picture. A mask has a class
 number in each pixel, 255 for pixels that are ignored. Targets of other names are not checked."""
 
 LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
@@ -48,11 +48,11 @@ LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
     "box_labels": lambda value: value,
     "events": lambda value: [name for _, _, name in value],
 }
-"""Class names in the value of a target, by its name; of targets not listed, the value is the class name."""
+"""Class names in the value of a target, by its name; for targets not listed, the value is the class name."""
 
 
 def wrong_target(name: str, value: Any, targets: Mapping[str, Any]) -> str:
-    """Fault of a target, given the sample's other targets; empty if there is none."""
+    """Error in a target, given the sample's other targets; empty if it is valid."""
     words, fits = TARGETS.get(name, ("", lambda *_: True))
     try:
         right = fits(value, targets)
