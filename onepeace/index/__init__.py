@@ -1,4 +1,4 @@
-"""Files on disk as items and vectors, and their search: ``from onepeace.index import Index, Query, build``."""
+"""Index of files, as items and vectors, and search in it: ``from onepeace.index import Index, Query, build``."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: searching by words loads no torch, and building is not loaded for searching."""
+    """Import on first use, so that a text search loads neither torch nor the modules that build an index."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,6 +1,6 @@
 """Fills an index: entries -> readers -> decoder threads -> model -> writer, in bounded memory.
 
-Files written before an interruption are kept, and the same command resumes.
+Files written before an interruption are kept, and the same command resumes the run.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
 
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
-"""Size of a transaction, the most work that a kill can lose."""
+"""Limits of a transaction: the most work that is lost if the process is killed."""
 AHEAD = 64
-"""Files that are read and hashed at once, ahead of the decoders."""
+"""Number of files that are read and hashed ahead of the decoders."""
 CHUNK = 1 << 20
 _MISSING = re.compile(r"needs (\w+): pip install")
-"""The message of `onepeace.errors.need`."""
+"""Pattern of the message of `onepeace.errors.need`."""
 WINDOW, HOP = 10.0, 5.0
-"""Window and hop in seconds: a longer sound has a vector for each window."""
+"""Window and hop in seconds; a sound that is longer than the window gets one vector per window."""
 
 
 @dataclass
@@ -61,13 +61,13 @@ class Report:
     problems: list[Unreadable] = field(default_factory=list)
     """Files that could not be embedded this time, with the reasons."""
     known_problems: int = 0
-    """Files that could not be embedded before either, and have not changed."""
+    """Unchanged files that could not be embedded in an earlier run either."""
     noted: int = 0
-    """Files embedded with a note, as a video that ends early."""
+    """Files embedded with a note, such as a video that ends early."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Files of kinds that the model does not read, by modality."""
+    """Files of kinds that the model does not support, by modality."""
     other_kinds: Counter[str] = field(default_factory=Counter)
-    """Files with endings that nothing reads, by ending, and links that were not followed."""
+    """Files with unsupported extensions, by extension, and links that were not followed."""
     seconds: float = 0.0
 
     @property
@@ -79,8 +79,8 @@ class Builder:
     """Writes entries into a store that is open for writing.
 
     Args:
-        load: gives the model of the index; called when there is something to embed.
-        batch_size: samples in a pass of the model.
+        load: returns the model of the index; called only if there is something to embed.
+        batch_size: samples per forward pass of the model.
         progress: False = silent.
     """
 
@@ -92,7 +92,7 @@ class Builder:
         self.report = Report(problems=[*found.problems], other_kinds=found.others)
         self.known = {item.path: item for item in store.items()}
         self._copied: Counter[bytes | None] = Counter()
-        """Contents whose vectors were taken for a new path, by hash."""
+        """Number of new paths that reused the vectors of known content, by hash of the content."""
         self._waiting: list[tuple[Item, list[Span], np.ndarray]] = []
         """Items, spans and vectors that the next transaction writes."""
         self._written = time.monotonic()
@@ -121,7 +121,7 @@ class Builder:
         self.report.removed = len(gone) - self.report.moved
 
     def _is_new(self, entry: Entry) -> bool:
-        """Whether an entry has to be read: it is not known, or its size or time have changed."""
+        """Whether an entry has to be read: it is new, its size, time or kind has changed, or a retry may succeed."""
         item, known = entry.item, self.known.get(entry.item.path)
         if item.problem is not None:
             self._keep_problem(item, item.problem)
@@ -142,7 +142,7 @@ class Builder:
         taken: deque[tuple[Item, Video | None]] = deque()
         with closing(self._values(new, taken, bar)) as values:
             first = next(values, None)
-            if first is None:  # before the model is loaded
+            if first is None:  # nothing to embed, so the model is not loaded
                 return
             embedder = self.load()
             longest = getattr(embedder.processors.get("audio"), "max_seconds", None) or WINDOW
@@ -155,7 +155,7 @@ class Builder:
     def _values(
         self, new: list[Entry], taken: deque[tuple[Item, Video | None]], bar: Progress
     ) -> Generator[object, None, None]:
-        """Inputs of the embedder, noted in ``taken``; what needs no embedding is settled on the way."""
+        """Yield inputs for the embedder and add their items to ``taken``; store items that need no embedding."""
         readable = [key for key in MADE_OF["video"] if key in self.store.kinds]
         with ThreadPoolExecutor(2, "onepeace-read") as pool:
             for start in range(0, len(new), AHEAD):
@@ -168,7 +168,7 @@ class Builder:
                     yield video or {item.modality: value}
 
     def _is_settled(self, item: Item) -> bool:
-        """Whether an item needs no embedding: it cannot be read, or a file of its content is known."""
+        """Store an item that needs no embedding, as it cannot be read or its content is known; False for others."""
         if item.problem is not None:
             self._keep_problem(item, item.problem)
             return True
@@ -180,7 +180,7 @@ class Builder:
         item = replace(item, note=old.note)
         if old.problem is not None:
             self._keep_problem(item, old.problem)
-        elif old.path == item.path:  # touched
+        elif old.path == item.path:  # only its time has changed
             self.report.unchanged += 1
             self._keep_as(_with_old_caption(item, old), old)
         else:
@@ -213,7 +213,7 @@ class Builder:
         self._keep(item if known is None else _with_old_caption(item, known), spans, vectors)
 
     def _keep_as(self, item: Item, old: Item) -> None:
-        """Keep an item with the vectors of a file of the same content."""
+        """Keep an item with the vectors of a file with the same content."""
         self._keep(item, *self.store.intact([old.id])[old.id][1:])
 
     def _keep_problem(self, item: Item, reason: str) -> None:
@@ -243,7 +243,7 @@ class Builder:
 
 
 def score(store: Store) -> None:
-    """Bring the scores that unrelated queries have in an index up to date."""
+    """Update the stored scores of the unrelated queries against the vectors of an index."""
     if store.meta.get("scored") != (state := vectors_state(store)):
         best = banks_of(store).best_bytes()
         with store.transaction():
@@ -252,7 +252,7 @@ def score(store: Store) -> None:
 
 
 def read_content(entry: Entry) -> Entry:
-    """An entry with its hash, date and size in pixels or seconds, or a problem; the value is in memory, or a path."""
+    """Read an entry: adds hash, date and size in pixels or seconds, or a problem; the value is a path or in memory."""
     item, value = entry
     content = hashlib.blake2b(digest_size=16)
     known: dict[str, Any] = {"date": None}
@@ -272,7 +272,7 @@ def read_content(entry: Entry) -> Entry:
 
 
 def _state(item: Item) -> tuple[Any, ...]:
-    """Size, time and kind: a file of which they are the same is taken to be unchanged."""
+    """Size, time and kind of a file, which is considered unchanged if all three are the same."""
     return item.size, item.mtime_ns, item.modality
 
 
@@ -282,8 +282,8 @@ def _with_old_caption(item: Item, old: Item) -> Item:
 
 
 def _may_work_now(item: Item) -> bool:
-    """Whether an unchanged file with a problem is worth another try: it could not be opened (a permission may be given
-    meanwhile), or a package was missing that is there now."""
+    """Whether to retry an unchanged file with a problem: it could not be opened (permissions may have changed), or a
+    package was missing that is now installed."""
     missing = _MISSING.search(item.problem or "")
     is_readable = item.hash is None or (missing is not None and find_spec(missing[1]) is not None)
     return item.problem is not None and is_readable

@@ -19,20 +19,20 @@ TEXTS = {
     "sentence": "sentences.txt",
     "sentence/audio": "sound_sentences.txt",
 }
-"""File of the texts of each bank, one per line.
+"""Name of the file with the texts of each bank, one per line.
 
-Sounds have their own texts: most things make no sound, and a query for a sound beats their names too easily."""
+Sounds have their own texts: most things make no sound, so a query for a sound outscores their names too easily."""
 KEPT = {"image": 0.85, "audio": 0.2}
-"""Share of the generic files kept per bank of a model folder: those least similar to the others.
+"""Share of the generic files kept per bank of a model folder: the files least similar to all others.
 
-A file with similar generic files has similar files in many folders, and is then not an unrelated query. There are fewer
-kinds of sounds than of pictures, so fewer sounds are kept."""
+A file that resembles other generic files resembles files in many folders, where it is not an unrelated query. There are
+fewer kinds of sounds than of pictures, so fewer sounds are kept."""
 DRAWN = 1000
 """Number of pictures, and of sounds, to select a bank from."""
 
 
 def texts_of(bank: str) -> list[str]:
-    """The texts of a bank that come with the package."""
+    """Texts of a bank, which are part of the package."""
     return resources.files("onepeace.index").joinpath(TEXTS[bank]).read_text(encoding="utf-8").splitlines()
 
 
@@ -42,7 +42,7 @@ def banks_of_words(embedder: Any) -> Banks:
 
 
 def read_calibration(folder: Path, model: str) -> bytes | None:
-    """Content of the calibration file of a model folder; None if it does not exist or is of another model.
+    """Content of the calibration file of a model folder; None if it does not exist or belongs to another model.
 
     Args:
         model: hash of the model (onepeace/hub/fingerprint.py).

@@ -16,13 +16,13 @@ Result = TypeVar("Result")
 
 
 def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
-    """The path of a file, the bytes of a sample of a shard, or the words of a row of a table.
+    """The path of a file, the bytes of a sample in a shard, or the text of a row in a table.
 
     Args:
-        roots: see `Index.roots`; a link that leads out of its folder is refused where links are not followed.
+        roots: see `Index.roots`; a link that leads out of its folder is refused unless the root follows links.
 
     Raises:
-        UserError: it is not there any more, or lies elsewhere now.
+        UserError: the content no longer exists, or a link now leads out of its folder.
     """
     path = Path(item.path)
     if path.is_file():
@@ -40,7 +40,7 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
 
 
 def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
-    """Raise UserError for a file in an indexed folder whose real path is outside of it."""
+    """Raise UserError for a file in an indexed folder whose real path is outside, if links are not followed."""
     real = os.path.realpath(path)
     above = [root for root in roots.values() if root.kind == "folder" and path.startswith(os.path.join(root.path, ""))]
     inside = [real.startswith(os.path.join(os.path.realpath(root.path), "")) for root in above]
@@ -51,13 +51,13 @@ def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
 def each(
     items: Sequence[Item], roots: Mapping[str, Root], function: Callable[[Any], Result]
 ) -> Iterator[tuple[int, Result]]:
-    """(place, result) of a function for the items whose files are unchanged.
+    """Yield (place, result) of a function for each item whose file is unchanged.
 
     Left out: samples of shards, and items for which the function raises `UserError` or `OSError`.
 
     Args:
-        roots: of the index.
-        function: of a path or words, called in several threads.
+        roots: see `Index.roots`.
+        function: takes a path or a text; called from several threads.
     """
 
     def result(item: Item) -> Result | None:

@@ -1,7 +1,7 @@
 """Whether two pictures, sounds or videos are copies of one another, by how they look and sound.
 
-`LOOKS` makes a few thousand numbers of a file, `COMPARED` compares pairs of them. The thresholds were chosen on copies
-that were made of 1,000 pictures and sounds, and on the pairs of 10,000 different ones that are most alike.
+`LOOKS` reduces a file to a few thousand numbers, and `COMPARED` compares pairs of these. The thresholds were chosen on
+copies made from 1,000 pictures and sounds, and on the most similar pairs among 10,000 different ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,44 +13,44 @@ import numpy as np
 from onepeace.errors import UserError
 
 SIDE, CELL = 32, 4
-"""Pixels of a small picture and of its squares."""
+"""Side of a thumbnail, and of the squares it is divided into, in pixels."""
 FAR = 40.0
-"""Thumbnails of SIDE / CELL pixels that differ by this root mean square or more are not aligned."""
+"""Root mean square difference of the means over squares from which on pictures are taken to be different."""
 STEPS = 10
-"""Gauss-Newton steps that lay one picture over the other."""
+"""Gauss-Newton steps that align one picture with the other."""
 MOVED = SIDE / 16
-"""Limits of the alignment in pixels: shift of the middle, and shift of the edge by scaling."""
+"""Limit in pixels of the shift of the centre, and of the shift of the edge by scaling, in the alignment."""
 UNLIKE, ROUNDING = 0.25, 0.5
-"""Root mean square difference of two pictures, in standard deviations: two pages of black on white differ by more; and
-levels that are added to it, so that nearly empty pages are no copies of one another."""
+"""Root mean square difference below which pictures are copies, in standard deviations (two different printed pages
+differ by more), and levels added to the difference, so that nearly empty pages are not copies of each other."""
 DIFFERENT, LOCAL = 25.5, 3.1
-"""Bounds of the square that differs most: its root mean square difference in levels (0 to 255), and the ratio of that
-to the one of the whole picture. A square that differs alone was drawn or moved."""
+"""Limits for the square that differs most: its root mean square difference in levels (0 to 255), and the ratio to that
+of the whole picture. If a single square differs, something in it was drawn or moved."""
 
 RATE, WINDOW, HOP, BANDS, LOWEST, HIGHEST = 8000, 512, 128, 32, 100.0, 3700.0
-"""Spectrogram of a sound: Hz, samples, and bands between two frequencies, which a copy at half the rate has too."""
+"""Spectrogram: rate in Hz, window and hop in samples, number of bands, range in Hz (halving the rate preserves it)."""
 FRAMES = 512
-"""Frames of a sound at most; window and hop are doubled until it has no more."""
+"""Maximum number of frames of a sound; window and hop are doubled until it has no more than this."""
 SECONDS = 600.0
-"""Length of a sound that is compared."""
+"""Maximum length of a sound; only its beginning is compared."""
 DECIBEL, DEPTH, HEARD = 4.0, 63.0, 40.0
-"""Steps per decibel; range below the loudest cell that is kept; range that is compared (noise of encoders is below)."""
+"""Steps per decibel; decibels below the loudest cell that are kept, and that are compared (encoder noise is lower)."""
 LONGER = 0.9
-"""Ratio of the lengths of two sounds, and of their overlap to the longer one, from which on they are compared."""
+"""Minimum ratio of the lengths of two copies, and of their overlap to the longer one."""
 CORRELATED, DEVIATION = 0.55, 2.5
 """Minimum correlation of the changes over time and pitch; maximum mean difference in decibels without the gain."""
 SHORT, FEW, SMALL = 500, 60, 2.0
-"""Audible cells below which SMALL takes the place of DEVIATION, and below which sounds are never copies."""
+"""Number of audible cells below which SMALL replaces DEVIATION, and number below which sounds are never copies."""
 
 MOMENTS, AGREED = (0.2, 0.4, 0.6, 0.8), 3
-"""Parts of a video's length at which a picture is compared, and number of these that have to be copies."""
+"""Fractions of a video's length at which frames are compared, and minimum number of frames that are copies."""
 
 
 def picture(value: Path) -> np.ndarray:
-    """(SIDE, SIDE, 3) uint8.
+    """Thumbnail of a picture, (SIDE, SIDE, 3) uint8.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the picture cannot be read.
     """
     from onepeace.processors import ImageProcessor
 
@@ -58,10 +58,10 @@ def picture(value: Path) -> np.ndarray:
 
 
 def sound(value: Path) -> np.ndarray:
-    """(frames, BANDS) uint8: decibels below the loudest cell, in steps of 1 / DECIBEL.
+    """Spectrogram of a sound, (frames, BANDS) uint8: decibels below the loudest cell, in steps of 1 / DECIBEL.
 
     Raises:
-        UserError: it cannot be read, or is silent.
+        UserError: the sound cannot be read, or is silent.
     """
     from onepeace.processors import AudioProcessor
 
@@ -83,10 +83,10 @@ def sound(value: Path) -> np.ndarray:
 
 
 def video(value: Path) -> np.ndarray:
-    """(MOMENTS, SIDE, SIDE, 3) uint8.
+    """Thumbnails of frames of a video, (MOMENTS, SIDE, SIDE, 3) uint8.
 
     Raises:
-        UserError: it cannot be read, or does not say how long it is.
+        UserError: the video cannot be read, or does not declare its length.
     """
     from onepeace.files.container import declared_duration, open_container
     from onepeace.files.video import frame_at
@@ -105,14 +105,14 @@ def _small(image: Any) -> np.ndarray:
 
 
 LOOKS: dict[str, Callable[[Path], np.ndarray]] = {"image": picture, "audio": sound, "video": video}
-"""By kind of file; they raise a `UserError` for a file of which nothing can be said."""
+"""Functions by kind of file; each raises `UserError` for a file that cannot be compared."""
 
 
 def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) bool of n pairs; one of each may be scaled, encoded anew, or cut off a little at the edges.
+    """Whether the pictures of n pairs are copies, (n,) bool; one may be scaled, re-encoded, or slightly cropped.
 
-    A picture is laid over the other by shifts and scales along both axes, found by Gauss-Newton steps (Lucas and Kanade
-    1981); then no square of it may differ much.
+    One picture is aligned with the other by shifts and scales along both axes, found by Gauss-Newton steps (Lucas and
+    Kanade 1981); after that, no square may differ much.
     """
     one, two = np.array(first, np.float32), np.array(second, np.float32)
     near = _rms(_squares(one - two).mean(axis=(2, 4)), (1, 2, 3)) < FAR
@@ -122,7 +122,7 @@ def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> 
 
 
 def _lies_over(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether pictures ``two`` (n, SIDE, SIDE, 3) are all or a part of ``one``."""
+    """Whether each picture ``two`` (n, SIDE, SIDE, 3) equals ``one`` or a part of it, (n,) bool."""
     moved, inside = _laid_over(one, two)
     error = (one - moved) * inside
     cells = _rms(_squares(error), (2, 4, 5))
@@ -133,7 +133,7 @@ def _lies_over(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def _squares(pixels: np.ndarray) -> np.ndarray:
-    """(n, SIDE, SIDE, 3) as (n, rows, CELL, columns, CELL, 3)."""
+    """Reshape (n, SIDE, SIDE, 3) to (n, rows, CELL, columns, CELL, 3)."""
     return pixels.reshape(len(pixels), SIDE // CELL, CELL, SIDE // CELL, CELL, 3)
 
 
@@ -142,11 +142,11 @@ def _rms(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _laid_over(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures ``two`` (n, SIDE, SIDE, 3) as they lie over ``one``, and (n, SIDE, SIDE, 1) where there is something."""
+    """Align pictures ``two`` (n, SIDE, SIDE, 3) with ``one``; returns them and their masks (n, SIDE, SIDE, 1)."""
     middle = (SIDE - 1) / 2
     across = ((np.arange(SIDE) - middle) / middle).astype(np.float32)
     places = np.zeros((len(one), 2, 2), np.float32)
-    """Shift in pixels and the same at the edge by the scale, along x and y."""
+    """Shift, and shift of the edge by scaling, both in pixels, along x and y."""
     for step in range(STEPS + 1):
         at = np.arange(SIDE) + places[:, :, :1] + places[:, :, 1:] * across  # (n, 2, SIDE)
         weights = np.maximum(0, 1 - np.abs(at.clip(0, SIDE - 1)[..., None] - np.arange(SIDE))).astype(np.float32)
@@ -167,10 +167,10 @@ def _laid_over(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def same_sounds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) bool of n pairs; one of each may be quieter, encoded anew, or shorter by up to 10 % at its ends.
+    """Whether the sounds of n pairs are copies, (n,) bool; one may be quieter, re-encoded, or 10 % shorter at its ends.
 
-    What changes over time and pitch is compared, as by fingerprints of music (Haitsma and Kalker 2002), where the two
-    lie over each other best; and the levels.
+    At the best alignment in time, the changes over time and pitch are compared, as in music fingerprinting (Haitsma and
+    Kalker 2002), and so are the levels.
     """
     return np.array([_is_same_sound(one, two) for one, two in zip(first, second, strict=True)], np.bool_)
 
@@ -200,18 +200,18 @@ def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _halved(levels: np.ndarray) -> np.ndarray:
-    """The mean power of each two frames: a sound that is a little longer may have frames of twice the length."""
+    """Mean power of every two frames, in decibels: a slightly longer sound may have frames of twice the length."""
     return 10 * np.log10((10 ** (levels[: len(levels) // 2 * 2] / 10)).reshape(-1, 2, BANDS).mean(axis=1))
 
 
 def _changes(levels: np.ndarray, heard: np.ndarray) -> np.ndarray:
-    """(frames - 2, BANDS - 1): the change from band to band of the change over time, where something is heard."""
+    """Band-to-band differences of the change over time, (frames - 2, BANDS - 1); 0 where nothing is audible."""
     is_heard = heard[2:] | heard[:-2]
     return np.diff(levels[2:] - levels[:-2], axis=1) * (is_heard[:, 1:] | is_heard[:, :-1])
 
 
 def _lag(one: np.ndarray, two: np.ndarray, most: int) -> int:
-    """Frames by which the beginning of ``two`` lies behind that of ``one``, by their largest correlation."""
+    """Frames from the beginning of ``one`` to that of ``two``, where their correlation is largest."""
     size = 1 << (len(one) + len(two)).bit_length()
     spectra = np.fft.rfft(one, size, axis=0) * np.fft.rfft(two, size, axis=0).conj()
     found = np.fft.irfft(spectra.sum(axis=1), size)
@@ -220,7 +220,7 @@ def _lag(one: np.ndarray, two: np.ndarray, most: int) -> int:
 
 
 def same_videos(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) bool of n pairs; one of each may be scaled or encoded anew, but not be cut."""
+    """Whether the videos of n pairs are copies, (n,) bool; one may be scaled or re-encoded, but not cut."""
     moments = [same_pictures([x[i] for x in first], [x[i] for x in second]) for i in range(len(MOMENTS))]
     return np.sum(moments, axis=0) >= AGREED
 

@@ -15,12 +15,12 @@ COLUMNS = {
     "mtime": "float64", "hash": "string", "date": "float64", "width": "int32", "height": "int32",
     "duration": "float64", "caption": "string", "metadata": "string", "note": "string",
 }  # fmt: skip
-"""Columns written beside each vector, with types as Arrow names them: path and kind of its file, its own modality
-and seconds; bytes; seconds since 1970; blake2b of the content; metadata as JSON."""
+"""Columns written next to each vector, with Arrow's names of their types: path and kind of the file, modality and
+seconds of the vector, bytes, seconds since 1970, blake2b of the content, metadata as JSON."""
 
 
 def export(index: Index, target: Path) -> int:
-    """Write all vectors of an index, in the order in which they came, whole or not at all.
+    """Write all vectors of an index atomically, in the order in which they were added.
 
     Args:
         target: .npz (arrays vectors (n, E), paths, modalities) or .parquet (columns vector and those of `COLUMNS`).
@@ -54,7 +54,7 @@ def export(index: Index, target: Path) -> int:
                 _write_parquet(temporary, vectors, rows)
             else:
                 paths, modalities = (np.array([row[name] for row in rows], "U") for name in ("path", "modality"))
-                with open(temporary, "wb") as stream:  # of a path savez changes the ending
+                with open(temporary, "wb") as stream:  # savez appends .npz to a path
                     np.savez(stream, vectors=vectors, paths=paths, modalities=modalities)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
@@ -63,7 +63,7 @@ def export(index: Index, target: Path) -> int:
 
 def _write_parquet(file: Path, vectors: np.ndarray, rows: list[dict[str, Any]]) -> None:
     pyarrow, parquet = need("pyarrow", "parquet"), need("pyarrow.parquet", "parquet")
-    for row in rows:  # Parquet's text is UTF-8; bytes of a path that are not are written as escapes
+    for row in rows:  # Parquet strings are UTF-8; other bytes of a path are written as escapes
         row["path"] = row["path"].encode("utf-8", "backslashreplace").decode()
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])

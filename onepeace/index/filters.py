@@ -3,8 +3,8 @@
     width >= 1000 and duration < 2*min and "beach" in path
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
 
-They are parsed by Python's ast: names are fields, units are constants, and anything else is an error with its column.
-No user text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
+Conditions are parsed with Python's ast: names are fields, units are constants, and anything else is an error with its
+column. No user text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
 """
 
 import ast
@@ -34,9 +34,9 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%d": (timedelta(1), {}),
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
-"""Formats of dates -> step from the start of a period into the next one, and fields to reset to get its start."""
+"""Formats of dates -> step from the start of a period into the next, and fields to reset to reach its start."""
 NEAR = 0.75
-"""Least similarity of a word that is proposed in place of an unknown one."""
+"""Minimum similarity of a word that is suggested instead of an unknown one."""
 MAX_LENGTH, LARGEST = 10_000, 2**62
 """Maximum characters of a condition, and the largest number in it."""
 
@@ -58,7 +58,7 @@ FIELDS = {
 }
 """Fields by name; those of `metadata` are its keys."""
 TYPES: dict[str, Any] = {"number": (int, float), "any": object}
-"""Types of the values that a kind of field is compared with, if not texts."""
+"""Types of the values that a field of a kind is compared with; str for the other kinds."""
 SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.GtE: ">=", ast.Gt: ">"}
 TURNED = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
 OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: ast.In(), ast.IsNot: ast.Is()}
@@ -86,7 +86,7 @@ def short_forms(
         UsageError: a condition or a date cannot be parsed.
     """
     if where is not None:
-        compile_condition(where)  # an error names a column of what was written
+        compile_condition(where)  # alone first, so that errors name columns of the user's text
     for option, date in (("after", after), ("before", before)):
         if date is not None:
             try:
@@ -104,7 +104,7 @@ def period(text: str) -> tuple[float, float]:
         UsageError: not a date, or one outside the range of the system clock.
     """
     for layout, (step, first) in PERIODS.items():
-        with suppress(ValueError, OverflowError, OSError):  # systems differ in how they say so
+        with suppress(ValueError, OverflowError, OSError):  # the error depends on the platform
             start = datetime.strptime(text, layout)
             return start.timestamp(), (start + step).replace(**first).timestamp()
     raise UsageError(f"{text[:40]!r} is not a date; write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:30")
@@ -153,7 +153,7 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
 
 
 def _composed(text: str) -> str:
-    """A text with letters and their accents as one character; file names of macOS have them apart."""
+    """Compose letters with their accents into single characters; macOS decomposes them in file names."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -216,7 +216,7 @@ def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
 
 
 def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
-    """Condition on a field beside a value."""
+    """Condition that compares a field with a value."""
     (sql, params, kind), value = _field(left), _value(right)
     if not isinstance(value, TYPES.get(kind, str)):
         raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
@@ -225,7 +225,7 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
             value = os.fsencode(value)
         elif kind == "kind":
             value = kind_of(value)
-        elif kind == "date":  # a period: the whole of it is before, in or after another
+        elif kind == "date":  # a period, which < and > exclude and <= and >= include as a whole
             start, end = period(value)
             if sign == "=":
                 return Condition(f"{sql} >= ? AND {sql} < ?", (start, end))

@@ -20,7 +20,7 @@ from onepeace.index.store import Item
 log = logging.getLogger(__name__)
 
 NEIGHBOURS, NEAR = 24, 0.4
-"""Nearest neighbours that a file is compared with at most, and their least cosine."""
+"""Maximum number of nearest neighbours that a file is compared with, and their minimum cosine."""
 COSINES, PAIRS = 1 << 23, 256
 """Cosines computed at once, and pairs of files compared at once."""
 LARGEST_NUMBER = 50
@@ -32,7 +32,7 @@ BATCH = 4096
 SHRINKAGE = 10
 """Shrinkage of a kind's mean: the mean of all files counts as this many files of the kind."""
 EDGE, MARGIN = 0.5, 0.96
-"""Percent of the points clipped at each end of an axis, and share of the axis that the others span."""
+"""Percent of the points clipped at each end of an axis, and share of the axis that the remaining points span."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Group:
 
     @property
     def surplus(self) -> int:
-        """Bytes of all but the first."""
+        """Bytes of all files but the first."""
         return sum(copy.item.size for copy in self.copies[1:])
 
 
 def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
     """Groups of two or more files, those with the largest surplus first.
 
-    Files of the same content are copies. Of the others the nearest in the space of the model are read again and
-    compared (copies.py). Each file of a group is a copy of its first one: no chain of small changes joins different
+    Files with the same content are copies. The nearest of the other files in the vector space are read again and
+    compared (copies.py). Each file of a group is a copy of the first, so that no chain of small changes joins different
     files.
 
     Args:
-        exact: only copies of the same content; nothing is read.
+        exact: find only files with the same content; no file is read.
     """
     items, vectors = index.means()
     groups = []
@@ -95,7 +95,7 @@ def _worth(item: Item) -> tuple[Any, ...]:
 
 
 def _distinct(group: list[tuple[int, bool]], items: Sequence[Item]) -> list[tuple[int, bool]]:
-    """Members of a group without further paths to the same file (links): whoever deletes copies keeps every file."""
+    """Members of a group with one path per file on disk (no links), so that deleting the copies loses no file."""
     paths: dict[object, list[tuple[bool, int]]] = defaultdict(list)
     for place, (i, _) in enumerate(group):
         path = items[i].path
@@ -109,7 +109,7 @@ def _distinct(group: list[tuple[int, bool]], items: Sequence[Item]) -> list[tupl
 
 
 def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -> list[list[int]]:
-    """Places of the files of each group, also of those with one file; ``items`` in the order of preference."""
+    """Places of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
     wanted = np.unique(pairs).tolist()
     read = each([items[i] for i in wanted], index.roots(), LOOKS[kind])
@@ -130,7 +130,7 @@ def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -
 
 
 def _candidates(vectors: np.ndarray) -> np.ndarray:
-    """(p, 2) places of pairs of rows, each the smaller first, of which one is among the nearest of the other."""
+    """Pairs of rows (p, 2), the smaller first, where one row is among the nearest neighbours of the other."""
     count, found = len(vectors), [np.empty((0, 2), np.int64)]
     step, most = max(1, COSINES // max(1, count)), min(NEIGHBOURS, count - 1)
     for start in range(0, count if most > 0 else 0, step):
@@ -144,7 +144,7 @@ def _candidates(vectors: np.ndarray) -> np.ndarray:
 
 
 def _compared(kind: str, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.ndarray:
-    """(p,) bool: pairs of places that are copies."""
+    """Whether the files of each pair of places are copies, (p,) bool."""
     same = [np.empty(0, np.bool_)]
     for start in range(0, len(pairs), PAIRS):
         first, second = pairs[start : start + PAIRS].T.tolist()
@@ -173,17 +173,17 @@ class Cluster:
     members: tuple[Member, ...]
     """Members, nearest to the centre first."""
     names: tuple[str, ...] = ()
-    """The nearest of the generic words of the index, best first; none if its model has no words."""
+    """Generic words nearest to the centre, best first; empty if the index has no bank of words."""
 
 
 def clusters(index: Index, count: int | None = None) -> list[Cluster]:
     """Clusters of all files across modalities, largest first (deterministic).
 
     Args:
-        count: how many; None = the root of half the number of files, at most LARGEST_NUMBER.
+        count: number of clusters; None = the root of half the number of files, from 2 to LARGEST_NUMBER.
 
     Raises:
-        UserError: no files or one, fewer files than clusters, or scikit-learn is not installed.
+        UserError: there are fewer files than clusters, or scikit-learn is not installed.
     """
     sklearn = need("sklearn.cluster", "eval")
     items, vectors = index.means()
@@ -206,29 +206,29 @@ def clusters(index: Index, count: int | None = None) -> list[Cluster]:
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """(n, 2) float32 between 0 and 1 of unit vectors (n, E): their two principal components.
+    """Projection of unit vectors (n, E) on their two principal components, (n, 2) float32 between 0 and 1.
 
     Deterministic. Vectors are centred by kind; otherwise pictures, sounds and texts would form islands.
 
     Args:
-        kinds: (n,) of any type.
+        kinds: (n,) kind of each vector, of any type.
     """
     centred = without_kind(vectors, kinds)
     centred -= centred.mean(axis=0)
     axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
-    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])  # an eigenvector's sign means nothing
-    points = np.pad(centred @ axes, ((0, 0), (0, 2 - axes.shape[1])))  # vectors may have one number only
+    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])  # an eigenvector's sign is arbitrary
+    points = np.pad(centred @ axes, ((0, 0), (0, 2 - axes.shape[1])))  # E may be 1
     low, high = np.percentile(points, (EDGE, 100 - EDGE), axis=0)
     span = np.where(high > low, high - low, 1.0)
     return np.clip(0.5 + MARGIN * (points - (low + high) / 2) / span, 0.0, 1.0).astype(np.float32)
 
 
 def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Unit vectors (n, E) centred by kind, so that a picture of a dog lies near its barking: the means of pictures,
-    sounds and texts are apart.
+    """Centre unit vectors (n, E) by kind and renormalise them: the means of pictures, sounds and texts differ, which
+    would keep a picture of a dog away from its barking.
 
     Args:
-        kinds: (n,) of any type.
+        kinds: (n,) kind of each vector, of any type.
     """
     everything = vectors.mean(axis=0)
     centred = np.array(vectors)

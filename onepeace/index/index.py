@@ -36,7 +36,7 @@ REMEMBERED = 16
 class Index:
     """Vectors and metadata of files, stored in a folder.
 
-    ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading and shows the state at
+    ``with Index.open("photos.index") as index: index.search("dog")``. The object is read-only and shows the state at
     the time of opening; another process may write meanwhile.
 
     Attributes:
@@ -185,9 +185,9 @@ class Index:
             top, offset: number of hits, and number of hits to skip before them.
             only: kind or kinds of files: image, audio, text, video.
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
-            sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more,
-                without those whose match is unlikely if others are there (``min_match=0`` keeps them).
-            rank: match, or raw for the plain cosine.
+            sort: "match"; or "date" (newest first) or "path", which order the best max(`POOL`, ``top`` + ``offset``)
+                hits, without unlikely ones unless all are unlikely (``min_match=0`` keeps them).
+            rank: "match", or "raw" for the plain cosine.
             min_match: drop hits with a lower match.
             collapse: group near copies into one hit.
 
@@ -203,7 +203,7 @@ class Index:
         for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-        own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
+        own = {kind: kind for kind in self.kinds}  # also modalities that are not built in
         kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
@@ -221,14 +221,14 @@ class Index:
             found = matrix.nearest(vector.vector, count, allowed, self.service)
             rows, cosines, match = ranked(banks, vector, found)
             groups = grouped(matrix, rows, collapse)
-            # Behind the last row of a modality of which there may be more, some of it may be missing.
+            # A modality with more rows than were fetched may lack some below its last one.
             ends = [np.flatnonzero(rows == one.rows[-1])[0] for one in found.values() if len(one.rows) == count]
             is_enough = len(groups) >= wanted and groups[wanted - 1][0] <= min(ends, default=0)
             if is_enough or not ends or count >= len(matrix):
                 break
             count *= 4
         if sort != "match" and min_match is None and match is not None and match.max() >= POSSIBLE:
-            min_match = POSSIBLE  # by date the best hits would be lost among unlikely ones
+            min_match = POSSIBLE  # else unlikely hits would hide the best ones
         if match is not None and min_match is not None:
             groups = [group for group in groups if match[group[0]] >= min_match]
         groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
@@ -253,7 +253,7 @@ class Index:
         return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))
 
     def refresh(self) -> bool:
-        """Load what another process has written since; returns whether anything has changed.
+        """Load the changes of another process; returns whether there are any.
 
         Raises:
             UserError: the index was rebuilt with another model, or is damaged. The old state then remains visible.
@@ -275,7 +275,7 @@ class Index:
         register(store.connection, store.roots())
 
     def forget(self) -> None:
-        """Drop what was computed from the vectors, to be recomputed on demand."""
+        """Drop everything computed from the vectors; it is recomputed on demand."""
         if (service := self.__dict__.get("service")) is not None:
             service.close()
         for name in ("matrix", "banks", "service", "mask"):
@@ -309,8 +309,8 @@ def check_model(store: Store, about: dict[str, str]) -> None:
 def banks_of(store: Store) -> Banks:
     """Unrelated queries of the model of an index, with their scores against all of its vectors.
 
-    The stored scores are those of the state meta["scored"]. Later vectors are added to them; after removals, which may
-    have deleted a best one, all vectors are scored again.
+    The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
+    may have deleted a best hit, all vectors are scored again.
     """
     banks = Banks.load(store.blob("calibration"), store.blob("best"))
     after, _, removed = store.meta.get("scored", "").partition("-")

@@ -1,4 +1,4 @@
-"""Cached indexes of plain folders, in the user's cache folder, one per set of paths."""
+"""Cached indexes of plain folders, in the user's cache folder, one per set of paths and model."""
 
 import hashlib
 import json
@@ -33,13 +33,13 @@ def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> P
 def kept_index(
     paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any
 ) -> tuple[Path, Report]:
-    """Build or update the cached index of folders and files; returns it with a report. Options as for `build`."""
+    """Build or update the cached index of folders and files; returns its folder and a report. Options: see `build`."""
     folder = folder_of(paths, model or "tiny")
     return folder, update(folder, model, **options) if is_index(folder) else build(folder, paths, model, **options)
 
 
 def kept() -> dict[Path, dict[str, Any]]:
-    """Indexes in the cache folder, by name, with their `Index.stats`."""
+    """The `Index.stats` of each index in the cache folder, by its folder."""
     found = {}
     for folder in filter(is_index, sorted(indexes_folder().glob("*.index"))):
         try:
@@ -54,7 +54,7 @@ def forget(folder: str | os.PathLike[str]) -> None:
     """Delete an index of the cache folder.
 
     Raises:
-        UsageError: it lies elsewhere; UserError: another process is writing to it.
+        UsageError: the index is not in the cache folder; UserError: another process is writing to it.
     """
     if Path(folder).resolve().parent != indexes_folder().resolve():
         raise UsageError(f"{folder}: name the PATHS to leave out; only what index list shows is removed whole")

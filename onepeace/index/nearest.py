@@ -1,10 +1,10 @@
 """The vectors of an index as one matrix, and nearest-neighbour search in it.
 
-The matrix is a memory-mapped file made from the database. Where there are more than `LARGE` vectors, inverted lists of
-FAISS (if it is installed) name candidates, as a service may; these are compared exactly. Both files are named
-KIND-LAST-REMOVED-CRC: the last vector id and the number of removals of the state they are of, and the CRC-32 of their
-content. One that does not match is not used, and made anew by the next writer; without a matrix the vectors are read
-from the database.
+The matrix is a memory-mapped file derived from the database. From `LARGE` vectors on, inverted lists of FAISS (if it is
+installed) propose candidates, as a vector database may; candidates are compared exactly. Both files are named
+KIND-LAST-REMOVED-CRC: the last vector id and the number of removals of the index when they were written, and the CRC-32
+of their content. A file that does not match is ignored, and replaced by the next writer; without a matrix, the vectors
+are read from the database.
 """
 
 import logging
@@ -27,19 +27,19 @@ log = logging.getLogger(__name__)
 
 MATRIX, LISTS = "matrix", "lists"
 LOCAL = "local"
-"""Value of ``meta["store"]`` for no vector database."""
+"""Value of ``meta["store"]`` if no vector database is used."""
 READ = 1 << 13
 """Vectors read from the database at once."""
 LARGE = 250_000
-"""Vectors from which on inverted lists are kept: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
+"""Number of vectors from which on lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 STALE = 1.1
-"""The lists are rebuilt when they hold this many times the vectors that remain."""
+"""The lists are rebuilt if they would hold more than this many times the vectors of the index."""
 PROBED, TRAINED = 48, 200_000
 """Lists that a query probes (nprobe), and vectors that the centroids are trained on."""
 CANDIDATES = 10
 """Candidates requested per vector wanted."""
 BLOCK = 1 << 14
-"""Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would spin."""
+"""Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would busy-wait."""
 ROUNDING = 1e-6
 GATHERED = 0.2
 """Share of rows below which gathering them is faster than comparing all."""
@@ -85,7 +85,7 @@ class Matrix:
 
     @cached_property
     def id(self) -> np.ndarray:
-        """(n,) int64: the id of each row, rising."""
+        """(n,) int64: the id of each row, ascending."""
         return np.ascontiguousarray(self.records["id"])
 
     @cached_property
@@ -95,7 +95,7 @@ class Matrix:
 
     @cached_property
     def files(self) -> tuple[np.ndarray, np.ndarray]:
-        """(f,) int64 ids of the files, rising; and for each row the place of its own among them."""
+        """(f,) int64 ids of the files, ascending, and (n,) the place among them of the file of each row."""
         return np.unique(self.file, return_inverse=True)
 
     @cached_property
@@ -105,7 +105,7 @@ class Matrix:
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
-        """Rows of each of `Store.kinds`, rising."""
+        """Rows of each of `Store.kinds`, ascending."""
         return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
 
     def times(self, row: int) -> tuple[float | None, float | None]:
@@ -120,9 +120,9 @@ class Matrix:
 
         Args:
             query: (E,) float32.
-            count: rows of each modality.
+            count: maximum number of rows per modality.
             allowed: (n,) bool; None = all.
-            service: a vector database (see `plugin`), which names candidates in place of the lists.
+            service: a vector database (see `plugin`), which proposes candidates instead of the lists.
         """
         source, compared, found = service or self._lists, None, {}
         for code, modality in enumerate(self.store.kinds):
@@ -131,27 +131,27 @@ class Matrix:
             if source is not None and is_large and len(own) > count:
                 named = source.candidates(query, CANDIDATES * count, code)
             rows = own if named is None else _among(own, np.searchsorted(self.id, _among(self.id, named)))
-            if len(rows) < min(count, len(own)):  # the source knows nothing of what is allowed
+            if len(rows) < min(count, len(own)):  # the source ignores what is allowed
                 named, rows = None, own
             if named is None and len(own) > count:
                 if is_large and compared is None:
                     compared = _cosines(self.vectors, query)
                 near = _cosines(self.vectors[own], query) if compared is None else compared[own]
                 least = np.partition(near, -count)[-count]
-                rows = own[near >= least - ROUNDING]  # with all equal ones, in whatever order BLAS sums
+                rows = own[near >= least - ROUNDING]  # includes all ties, as BLAS may round them differently
             if len(rows):
                 found[modality] = _exact(self.vectors, query, rows, count)
         return found
 
     def is_whole(self) -> bool:
-        """Whether the mapped file is as long as it was; reading past the end of a truncated one is a bus error."""
-        with suppress(OSError):  # the name is gone, the mapped file is not
+        """Whether the mapped file still has its full length; reading past the end of a truncated one is a bus error."""
+        with suppress(OSError):  # a file that was deleted stays mapped
             return self.path is None or os.stat(self.path).st_size >= self.records.nbytes
         return True
 
 
 def _among(rising: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values that are in a rising array, which is not empty."""
+    """Values that occur in an ascending, non-empty array."""
     return values[np.take(rising, np.searchsorted(rising, values), mode="clip") == values]
 
 
@@ -173,7 +173,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int) -> Found:
-    """The best of some rows, by float64 sums that depend on the row alone: equal rows have equal cosines."""
+    """The best of some rows, by float64 sums that depend only on the row, so that equal rows have equal cosines."""
     cosines = (vectors[rows] * query.astype(np.float64)).sum(axis=1)
     order = np.lexsort((rows, -cosines))[:count]
     return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
@@ -186,9 +186,9 @@ def vectors_state(store: Store) -> str:
 
 
 def keep(store: Store) -> None:
-    """Bring the matrix, and where there are many vectors the lists, up to date with the database.
+    """Update the matrix, and the lists if there are many vectors, to the state of the database.
 
-    A disk that is full costs the files, not the index: they only save time.
+    If the disk is full, a warning is logged instead: the files only save time.
     """
     try:
         if _current(store, MATRIX)[0] is None:
@@ -205,13 +205,13 @@ def derived(folder: Path) -> list[Path]:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Fault of the matrix or the lists; None if there is none, or they are not there."""
+    """Fault of the matrix or the lists; None if they are intact or missing."""
     faults = (f"{path.name} is not what was written" for path in derived(folder) if _intact(path) is None)
     return next(faults, None)
 
 
 def _current(store: Store, kind: str) -> tuple[Path | None, np.ndarray | None]:
-    """File of a kind for this state of an index, and its content; None if it is not there or not what was written."""
+    """File of a kind for the current state of an index, and its content; None if it is missing or damaged."""
     for path in store.folder.glob(f"{kind}-{vectors_state(store)}-*"):
         if (content := _intact(path)) is not None:
             return path, content
@@ -220,16 +220,16 @@ def _current(store: Store, kind: str) -> tuple[Path | None, np.ndarray | None]:
 
 
 def _intact(path: Path) -> np.ndarray | None:
-    """Bytes of a file, mapped; None if their checksum is not that in its name."""
+    """Bytes of a file, memory-mapped; None if the checksum in its name does not match."""
     with suppress(OSError):  # a writer may just have replaced it
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         if zlib.crc32(content.data) == int(path.name.rpartition("-")[2], 16):
-            return content.view(np.ndarray)  # reading single numbers is ten times as fast
+            return content.view(np.ndarray)  # ten times faster for single numbers
     return None
 
 
 def _replace(store: Store, kind: str, blocks: Iterable[bytes]) -> None:
-    """Replace the older files of a kind. There is no fsync: the checksum in the name tells a half-written one."""
+    """Replace the older files of a kind. There is no fsync: the checksum in the name reveals a partial write."""
     temporary, crc = store.folder / f".{kind}.tmp", 0
     try:
         with open(temporary, "wb") as file:
@@ -278,14 +278,14 @@ class _Lists:
 
     @classmethod
     def open(cls, matrix: Matrix) -> "_Lists | None":
-        """Lists of an index, if they are there, and FAISS is installed and reads them."""
+        """Lists of an index; None if they are missing, or FAISS is not installed or cannot read them."""
         _, content = _current(matrix.store, LISTS)  # first, as FAISS reads past the end of a damaged file
         with suppress(ImportError, RuntimeError):
             return None if content is None else cls(content, matrix)
         return None
 
     def candidates(self, query: np.ndarray, count: int, code: int) -> np.ndarray:
-        """Ids of vectors of a modality that may be nearest; some may have been removed, and -1 is none."""
+        """Ids of vectors of a modality that may be nearest; some may have been removed, and -1 is no vector."""
         import faiss
 
         parameters = faiss.SearchParametersIVF(sel=self._selectors[code], nprobe=PROBED)  # type: ignore[call-arg]
@@ -293,7 +293,7 @@ class _Lists:
 
 
 def _keep_lists(matrix: Matrix) -> None:
-    """Write the lists of a matrix: the older ones with what is newer, or new ones where too much has changed."""
+    """Write the lists of a matrix: the previous ones with newer vectors added, or new ones if too much has changed."""
     try:
         import faiss
     except ImportError:

@@ -1,4 +1,4 @@
-"""Engines and vector databases for an index, by the names of modules in onepeace.plugins."""
+"""Engines and vector databases for an index, by their module names in onepeace.plugins."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,12 +10,12 @@ from onepeace.errors import UsageError
 def plugin(address: str, function: str) -> Any:
     """Function of ``onepeace.plugins.NAME`` for an address NAME:...
 
-    "open_engine" gives an embedder. "open_store" gives a vector database with ``candidates(query, count, code)``, ids
-    of about ``count`` vectors of ``Store.kinds[code]`` that are nearest to a query, or None if it does not answer;
-    ``send``, which brings it up to date with the matrix; and ``close``.
+    "open_engine" returns an embedder. "open_store" returns a vector database with ``candidates(query, count, code)``:
+    ids of about ``count`` vectors of ``Store.kinds[code]`` that are nearest to a query, or None if it does not answer;
+    ``send``, which updates it from the matrix; and ``close``.
 
     Raises:
-        UsageError: no module of that name has it.
+        UsageError: no module of that name has the function.
     """
     name = address.partition(":")[0]
     place = f"onepeace.plugins.{name}"

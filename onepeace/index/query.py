@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 WITHOUT = 0.5
 """Default weight of texts to move away from."""
 SHORT = 3
-"""Maximum number of words of a text that is judged as a name, not as a sentence."""
+"""Maximum number of words of a text that is treated as a name rather than a sentence."""
 CANCELLED = 1e-3
 """Length of a sum of unit vectors below which the parts cancel out."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query of any parts. Each field is one value or a list; the query vector is the weighted sum of all of them.
+    """A query of one or more parts. Each field is one value or a list; the query vector is the weighted sum of all.
 
     ``Query(text="a beach", without="people")``, ``Query(image="dog.jpg", text="in the snow", weights={"image": 0.7})``.
     """
@@ -48,13 +48,13 @@ class Query:
         """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
 
         Raises:
-            UserError: the query is empty, or a weight is of an unknown or empty field or not a number from 0.
+            UserError: the query is empty, or a weight is not from 0 to 1e6, or names an unknown or empty field.
         """
         known = [one.name for one in fields(self) if one.name != "weights"]
         for name, weight in self.weights.items():
             if name not in known:
                 raise UserError(f"weights has {name!r}; it can have {', '.join(known)}")
-            if not isinstance(weight, (int, float)) or not 0 <= weight <= 1e6:  # not of nan, nor of any size of int
+            if not isinstance(weight, (int, float)) or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
                 raise UserError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
         found = []
         for name in known:

@@ -1,9 +1,9 @@
 """Scores of pictures, sounds and texts on one scale, and the match: whether a hit is likely to be right.
 
-A cosine alone does not tell: its scale depends on the model, the modalities of query and file, and the size and content
-of the folder. So each index is scored in advance against a few hundred unrelated queries (`Banks`): generic words and
-sentences, which come with the package, and pictures and sounds, whose vectors come with a model (calibrate.py). Nothing
-is fitted (docs/results/match.md).
+A cosine alone does not show this: its scale depends on the model, the modalities of query and file, and the size and
+content of the folder. So each index is scored in advance against a few hundred unrelated queries (`Banks`): generic
+words and sentences in the package, and pictures and sounds, whose vectors are stored with a model (calibrate.py).
+Nothing is fitted (docs/results/match.md).
 
 * The z-score ranks mixed lists: the standard deviations of a cosine above the mean of unrelated queries against files
   of the same kind.
@@ -36,7 +36,7 @@ LIKELY = 0.95
 POSSIBLE = 2 / 3
 """Match from which a hit is possibly relevant: two of three."""
 RELEVANT = 0.25
-"""Match that at least one hit needs, or nothing relevant was found: three of four unrelated queries do better."""
+"""Match of the best hit below which nothing relevant was found: three of four unrelated queries do better."""
 SMALLEST = 1e-8
 """Lower bound of divisors."""
 FORMAT = "2"
@@ -67,10 +67,10 @@ class Banks:
     """Vectors of unrelated queries by bank, and their scores in one index.
 
     Attributes:
-        vectors: bank -> (n, E) float32 unit rows; "BANK/MODALITY" takes the place of "BANK" for items of that modality.
-        model: hash of the model that made them.
-        best: (N, M) float32, best cosine of each query, bank after bank, with an item of each modality; -inf for none.
-        squares: (N, M) float64, sum of the squares of those cosines.
+        vectors: bank -> (n, E) float32 unit rows; "BANK/MODALITY" replaces "BANK" for items of that modality.
+        model: hash of the model that encoded them.
+        best: (N, M) float32, best cosine of each query, bank after bank, with the items of each modality; -inf if none.
+        squares: (N, M) float64, sum of the squares of the cosines with all these items.
         sums: (M, E) float64, sum of the items' vectors.
         counts: (M,) int64, number of items.
     """
@@ -127,8 +127,8 @@ class Banks:
         """z-scores and matches of the cosines (n,) of a query with items of one modality.
 
         Returns:
-            z (n,) and the match (n,) in 0..1, in the order of the cosines; the cosines themselves and None if a part
-            has no bank.
+            z (n,) and the match (n,) in 0..1, in the order of the cosines; or the cosines themselves and None if a
+            part has no bank.
         """
         parts = query.parts
         known = [one for part in parts if (one := self.seen(part.bank, modality))]
@@ -142,7 +142,7 @@ class Banks:
             agree = np.outer(weights, weights) * (apart @ apart.T)
             count, means = max(len(one.best) for one in known), np.array([one.mean for one in known])
             above = np.stack([np.quantile(one.best, np.linspace(0, 1, count)) for one in known]) - means[:, None]
-            # The length of a sum of vectors with these lengths and cosines; rounding makes it less than 0.
+            # Squared length of a sum of vectors with these lengths and cosines; rounding can make it negative.
             squares = [np.einsum("pn,pq,qn->n", e, agree, e) for e in (above, np.array([[o.deviation] for o in known]))]
             above, deviation = (np.sqrt(np.maximum(square, SMALLEST**2)) for square in squares)
             mean, cosines = weights @ means, cosines * np.linalg.norm(weights @ vectors)

@@ -33,7 +33,7 @@ class Hit:
     """Cosine of the query and the nearest vector of the file."""
     match: float | None = None
     """Share of unrelated queries whose best hit of this kind in this folder scores lower; 1 for a copy of the query.
-    None where the cosine ranks."""
+    None if hits are ranked by cosine."""
     start: float | None = None
     end: float | None = None
     """End of the matching part in seconds, if the file has several vectors."""
@@ -42,7 +42,7 @@ class Hit:
 
     @property
     def value(self) -> str:
-        """The match, or else the cosine, as displayed."""
+        """The match, or the cosine if there is no match, as displayed."""
         return f"{self.score:.3f}" if self.match is None else f"{self.likelihood} {self.match:.2f}"
 
     @property
@@ -99,9 +99,9 @@ class Results(Sequence[Hit]):
 def ranked(
     banks: Banks, query: QueryVector, found: dict[str, Found]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows of the matrix, best first by z; their cosines; and their matches, none of them above an earlier one.
+    """Rows of the matrix by z, best first; their cosines; and their matches, each capped at the one before.
 
-    Without matches for all of them there are none, and the cosine orders.
+    If any modality has no matches, the rows are sorted by cosine, and the matches are None.
     """
     rows = np.concatenate([np.empty(0, np.int64), *(one.rows for one in found.values())])
     cosines = np.concatenate([np.empty(0, np.float32), *(one.cosines for one in found.values())])
@@ -119,7 +119,7 @@ def ranked(
 
 
 def grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]:
-    """Place in ``rows`` of the best row of each file, best first; those of near copies as one group."""
+    """Places in ``rows`` of the best row of each file, best first; near copies share a group."""
     best = np.sort(np.unique(matrix.file[rows], return_index=True)[1])
     if not collapse:
         return [[place] for place in best.tolist()]
@@ -143,7 +143,7 @@ def mask_of(store: Store, matrix: Matrix, only: Collection[str], where: Conditio
     """(n,) bool: rows that pass the filters; None = all.
 
     Args:
-        only: modalities of the vectors, "video" for all vectors of videos; none = all.
+        only: modalities of the vectors, "video" for all vectors of videos; empty = all.
     """
     masks = [] if where is None else [rows_of(store, matrix, where.sql, where.params)]
     if only:

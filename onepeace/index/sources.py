@@ -25,7 +25,7 @@ MEDIA = ("image", "audio")
 CAPTIONS = ("text", "caption", "captions")
 """Columns of a table that describe its picture or sound."""
 PLACES = ("path", "file", "file_name", "filename", "url")
-"""Columns of a table with a picture or sound whose ending says which."""
+"""Columns of a table with the path of a picture or sound, whose extension says which."""
 MADE_OF = {"video": ("image", "audio")}
 """Kind of file without vectors of its own -> modalities of its parts."""
 
@@ -48,9 +48,9 @@ class Scan:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Unreadable] = field(default_factory=list)
-    """Folders without permission, and named files of a kind that is not known."""
+    """Folders without permission, and named files of an unknown kind."""
     others: Counter[str] = field(default_factory=Counter)
-    """Files of endings that are not read, and links that are not followed, by what they are."""
+    """Numbers of files with unsupported extensions, by extension, and of links that are not followed."""
 
 
 def roots_of(
@@ -61,10 +61,10 @@ def roots_of(
     Args:
         paths: folders, files, tables (.csv, .tsv, .jsonl), webdataset shards (.tar, .tar.gz; patterns with braces and
             stars).
-        exclude: patterns as in a .gitignore file, from each folder.
+        exclude: patterns as in a .gitignore file, relative to each folder.
 
     Raises:
-        UsageError: a path that does not exist; UserError: a pattern without a shard.
+        UsageError: a path that does not exist; UserError: a pattern that matches no shard.
     """
     roots = []
     for each in paths:
@@ -72,7 +72,7 @@ def roots_of(
         path = os.path.abspath(given)
         if os.path.isdir(path):
             roots.append(Root(path, "folder", tuple(exclude), follow_links))
-        elif os.path.lexists(path):  # whatever brackets are in its name
+        elif os.path.lexists(path):  # before patterns, as names may have brackets
             is_table = path.lower().endswith(TABLES)
             roots.append(Root(path, "shard" if is_shard(path) else "table" if is_table else "file"))
         elif is_shard(given) and re.search(r"[*?{\[$]", given) and not scheme(given):
@@ -85,7 +85,7 @@ def roots_of(
 
 
 def listed(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
-    """Paths as a list, also one that is given alone: a string is no list of its characters.
+    """Paths as a list; a single path becomes a list of one, as a string is not a list of its characters.
 
     Raises:
         UsageError: an empty path, which would be the current folder.
@@ -104,8 +104,8 @@ def scan(roots: Collection[Root]) -> Scan:
     """All entries of folders, files, tables and shards, each path once; roots that do not exist are skipped.
 
     Args:
-        roots: those that were removed are left out, with all that is below them, unless they are another root or lie
-            above it.
+        roots: removed ones are left out with everything below them, except where another root is at or below a
+            removed one.
 
     Raises:
         UserError: a table or .onepeaceignore file that cannot be read.
@@ -125,14 +125,14 @@ def scan(roots: Collection[Root]) -> Scan:
             entries = _files(root, left_out, modalities, found)
         for entry in entries:
             item = entry.item
-            is_told = root.kind == "table" and (item.caption or item.metadata)  # what a table says of a file wins
+            is_told = root.kind == "table" and (item.caption or item.metadata)  # a table's description of a file wins
             if (is_told or item.path not in found.entries) and not (left_out and is_below(item.path, left_out)):
                 found.entries[item.path] = entry
     return found
 
 
 def is_below(path: str, above: Collection[str]) -> bool:
-    """Whether one of `places_of` an item's path is among ``above``."""
+    """Whether an item is one of the paths ``above``, or is inside one (`places_of`)."""
     return any(place in above for place in places_of(path))
 
 
@@ -172,7 +172,7 @@ def state_of(path: str) -> tuple[int, int]:
 
 
 def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str], found: Scan) -> Iterator[Entry]:
-    """A named file, or the files of a folder; what else is there goes to ``found``."""
+    """Entries of a named file or of the files of a folder; problems and other files are added to ``found``."""
     ignored = Ignore(Path(root.path), root.exclude)
 
     def skip(path: Path, is_folder: bool) -> bool:
@@ -181,7 +181,7 @@ def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str],
     files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
     for path, modality in files:
         if not modality:
-            from onepeace.processors import sniff  # imports torch, for files with unknown extensions alone
+            from onepeace.processors import sniff  # imports torch, so only for unknown extensions
 
             modality = sniff(path) or ""
         if modality:
@@ -189,7 +189,7 @@ def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str],
         else:
             reason = f"not a picture, sound or text (unknown file extension {path.suffix!r})"
             found.problems.append(Unreadable(path, reason))
-    for problem in problems:  # a link to nothing and a pipe are kept with the reason, as broken files are
+    for problem in problems:  # broken links and pipes are kept with the reason, like broken files
         kind = modalities.get(suffix(problem.path))
         if kind and not os.path.isdir(problem.path):
             yield Entry(Item(str(problem.path), kind, problem=problem.reason))
@@ -205,8 +205,8 @@ def _file(path: str, modality: str) -> Entry:
 
 
 def read_shard(shard: str) -> Iterator[Entry]:
-    """The pictures, sounds, videos and texts of a webdataset shard, "SHARD::KEY.ENDING"; a text is a member of its own
-    only where the sample has nothing else. What cannot be read is the problem of an entry for the shard."""
+    """Entries of a webdataset shard, "SHARD::KEY.ENDING": pictures, sounds, videos, and the text of samples that have
+    nothing else. Samples that cannot be read are reported as the problem of an entry for the shard."""
     from onepeace.data.shard_cache import open_shard
     from onepeace.data.shards import usable_sample
 
@@ -237,8 +237,8 @@ def read_shard(shard: str) -> Iterator[Entry]:
 
 
 def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
-    """The picture and the sound of each row, described by its captions and its other columns; of a row that has
-    neither, the text. Rows that are wrong have a problem, and the path "TABLE::LINE"."""
+    """Entries of the picture and the sound of each row, with its captions and other columns, or of its text if it has
+    neither. An invalid row becomes an entry with a problem and the path "TABLE::LINE"."""
     from onepeace.datasets.tables import BadRow, read_table
 
     mtime_ns = table.stat().st_mtime_ns
@@ -258,7 +258,7 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
             continue
         for key, value in media.values():
             entry = _file(os.path.abspath(table.parent / value), key)
-            if entry.item.problem:  # the row is wrong, rather than the file
+            if entry.item.problem:  # reported for the row rather than the file
                 yield Entry(replace(here, problem=f"{value}: {entry.item.problem}"))
             else:
                 yield Entry(_with_captions(entry.item, captions, about), entry.value)
@@ -270,7 +270,7 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
 
 
 def _media(cells: Mapping[str, Any], modalities: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], str]:
-    """The columns with pictures and sounds: (modality, path) of each; and what is wrong with them."""
+    """(Modality, path) of each column with a picture or sound, by column; and an error message, or ""."""
     named = {key: (key, str(cells[key])) for key in MEDIA if key in cells}
     column = next((name for name in PLACES if name in cells), None)
     if named or column is None:
@@ -300,5 +300,5 @@ def _member(extent: Any, path: str) -> NamedBytes:
 
 
 def without_surrogates(text: str) -> str:
-    """A text as UTF-8 can hold it: JSON and file names may bring halves of pairs."""
+    """Replace lone surrogates, which JSON and file names may contain, but UTF-8 cannot encode."""
     return _SURROGATES.sub("\ufffd", text)

@@ -1,8 +1,8 @@
 """The files of an index and their vectors in one SQLite database: the source of truth.
 
-A batch of files and vectors is one transaction (WAL, synchronous=FULL), so SQLite is the crash model. SQLite has no
-checksums of its own pages: each row has a CRC-32 over its columns, and a file's row the number of its vectors. `check`
-(verify.py) reads all of them, a search those of the hits it shows.
+A batch of files and vectors is one transaction (WAL, synchronous=FULL), so SQLite handles crashes. SQLite does not
+checksum its pages: each row has a CRC-32 over its columns, and the row of a file has the number of its vectors. `check`
+(verify.py) verifies all of them, a search those of its hits.
 """
 
 import json
@@ -33,7 +33,7 @@ PAGE = 16384
 SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
 """Settings of the writing connection: commits are durable, and readers do not wait."""
 BESIDE = ("-wal", "-shm", "-journal")
-"""Suffixes of the files that SQLite keeps beside a database."""
+"""Suffixes of the files that SQLite keeps next to a database."""
 ELSEWHERE = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open")
 """SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
 
@@ -54,10 +54,10 @@ CREATE INDEX vectors_file ON vectors (file);
 
 
 class Damaged(UserError):
-    """An index that is not what was written; `onepeace index check --repair` is the remedy.
+    """Error for an index that differs from what was written; `onepeace index check --repair` repairs it.
 
     Args:
-        folder: of the index.
+        folder: folder of the index.
         reason: what is wrong.
     """
 
@@ -81,7 +81,7 @@ class Item:
     hash: bytes | None = None
     """blake2b of the content, 16 bytes."""
     date: float | None = None
-    """Seconds since 1970: when it was taken, by its own metadata, else when it was changed."""
+    """Seconds since 1970: when it was taken, by the file's metadata, else when it was modified."""
     width: int | None = None
     height: int | None = None
     duration: float | None = None
@@ -98,19 +98,19 @@ class Item:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> "Item":
-        """Item of an id and the values of NAMES."""
+        """Build an item from an id and the values of NAMES."""
         values = dict(zip(("id", *NAMES), row, strict=True))
         return cls(**{**values, "path": os.fsdecode(values["path"]), "metadata": json.loads(values["metadata"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON takes them, `kind` for the modality of the file; without hash, id and problem."""
+        """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
         known = asdict(self)
         names = ("caption", "date", "width", "height", "duration", "size", "metadata")
         return {"path": as_text(self.path), "kind": self.modality, **{name: known[name] for name in names}}
 
 
 def as_text(path: str | Path) -> str:
-    """A path as JSON takes it: bytes of a name that are not UTF-8 are replaced."""
+    """A path for JSON: bytes of a name that are not UTF-8 are replaced."""
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -134,13 +134,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Root:
-    """A path that an index was made of, or that was taken out of it; `update` goes over them."""
+    """A path that an index was built from, or that was removed from it; `update` scans the roots again."""
 
     path: str
     """Absolute."""
     kind: Literal["folder", "file", "table", "shard", "removed"]
     exclude: tuple[str, ...] = ()
-    """Patterns as in a .gitignore file, of a folder."""
+    """Patterns as in a .gitignore file, for a folder."""
     follow_links: bool = False
     """Whether links that lead out of a folder are followed."""
 
@@ -148,17 +148,17 @@ class Root:
 class Store:
     """An index folder, open for reading, or for writing inside `transaction`.
 
-    A reader sees a snapshot: the state when it was opened, whatever is written meanwhile.
+    A reader sees a snapshot: the state when it was opened, even if another process writes.
 
     Args:
-        write: open it for writing; the caller holds the lock of writers.
+        write: open it for writing; the caller holds the write lock (`writing`).
 
     Attributes:
-        meta: the model, counters, and a random name of the state; kept by `transaction`.
-        kinds: modalities of the model; a vector has the place of its own among them.
+        meta: the model, counters, and a random id of the state; stored by `transaction`.
+        kinds: modalities of the model; a vector is stored with the place of its modality among them.
 
     Raises:
-        UserError: no index there, one of another format, or one that cannot be read; Damaged.
+        UserError: there is no index, it has another format, or it cannot be read; Damaged.
     """
 
     def __init__(self, folder: Path, write: bool = False) -> None:
@@ -169,7 +169,7 @@ class Store:
                 raise no_index(folder)
             self.connection = connect(path, "mode=rw") if write else _reader(path)
             try:
-                self.connection.executescript(SETTINGS if write else "BEGIN")  # what is read is of one state
+                self.connection.executescript(SETTINGS if write else "BEGIN")  # all reads see one state
                 self.meta = self._known()
             except BaseException:
                 self.close()
@@ -182,7 +182,7 @@ class Store:
         """New, empty index, open for writing.
 
         Args:
-            about: further entries of its meta, which name the model.
+            about: further entries of `meta`, which identify the model.
 
         Raises:
             UserError: the disk is full or not writable.
@@ -200,7 +200,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Context of one transaction: durable when it ends, or rolled back.
+        """Context of one transaction: committed durably when it ends, or rolled back on an error.
 
         Raises:
             UserError: the disk is full or not writable, or the folder was moved; Damaged.
@@ -217,17 +217,17 @@ class Store:
         except BaseException:
             self.meta = meta
             raise
-        if not (self.folder / DATABASE).exists():  # it was written to nevertheless, as its files are open
+        if not (self.folder / DATABASE).exists():  # the open files were written nevertheless
             raise UserError(
                 f"{self.folder}: the index was moved or deleted meanwhile; what was written moved with it, and the "
                 "same command goes on in the new folder"
             )
 
     def add(self, items: Sequence[tuple[Item, Sequence[Span]]], vectors: np.ndarray) -> None:
-        """Keep items with their vectors in the place of older ones of the same path; call it in a transaction.
+        """Store items with their vectors, replacing older ones of the same path; call it in a transaction.
 
         Args:
-            items: each with what its vectors stand for; one with a problem has none.
+            items: each with the spans of its vectors; an item with a problem has none.
             vectors: (n, E) finite unit rows, in the order of the spans.
         """
         count = sum(len(spans) for _, spans in items)
@@ -271,18 +271,18 @@ class Store:
                 yield item
 
     def ids(self, where: str, parameters: Sequence[Any] = ()) -> np.ndarray:
-        """(n,) int64 ids of the files that a condition selects, rising."""
+        """(n,) int64 ids of the files that a condition selects, ascending."""
         sql = f"SELECT id FROM files WHERE {where} ORDER BY id"  # noqa: S608 (from our own code)
         return np.array([id_ for (id_,) in self.select(sql, parameters)], np.int64)
 
     def intact(self, ids: Sequence[int]) -> dict[int, tuple[Item, list[Span], np.ndarray]]:
-        """Files, the spans and (n, E) float32 rows of their vectors, all as they were written.
+        """Files with the spans and (n, E) float32 rows of their vectors, all verified by checksum.
 
         Args:
-            ids: of the files.
+            ids: ids of the files.
 
         Raises:
-            Damaged: a row is not what was written, or not there.
+            Damaged: a row is damaged or missing.
         """
         own = defaultdict(list)
         for _, file, *vector in self._sound("vectors", "file", ids):
@@ -300,9 +300,9 @@ class Store:
         return found
 
     def _sound(self, table: str, column: str, ids: Sequence[int]) -> Iterator[list[Any]]:
-        """Rows of a table with one of some values in a column, whose checksums are compared."""
+        """Yield the rows of a table whose ``column`` has one of ``ids``; Damaged if a checksum differs."""
         names = ", ".join(COLUMNS[table])
-        chosen = "IN (SELECT value FROM json_each(?)) ORDER BY id"  # as many as there may be
+        chosen = "IN (SELECT value FROM json_each(?)) ORDER BY id"  # any number of ids
         sql = f"SELECT {names}, crc IS checksum({names}) FROM {table} WHERE {column} {chosen}"  # noqa: S608
         for *row, is_sound in self.select(sql, (json.dumps([*ids]),)):
             if not is_sound:
@@ -310,24 +310,24 @@ class Store:
             yield row
 
     def roots(self) -> dict[str, Root]:
-        """Paths that the index was made of, and those that were taken out of it, each with its `Root`.
+        """Paths that the index was built from, and those that were removed from it, each with its `Root`.
 
         Raises:
-            Damaged: it is not what was written.
+            Damaged: the stored roots are damaged.
         """
         known = json.loads(self.blob("roots") or b"[]")
         return {about["path"]: Root(**{**about, "exclude": tuple(about["exclude"])}) for about in known}
 
     def keep_roots(self, roots: Iterable[Root]) -> None:
-        """Keep roots in the place of older ones of the same path; call it in a transaction."""
+        """Store roots, replacing older ones of the same path; call it in a transaction."""
         known = {**self.roots(), **{root.path: root for root in roots}}
         self.keep_blob("roots", json.dumps([asdict(root) for _, root in sorted(known.items())]).encode())
 
     def blob(self, name: str) -> bytes | None:
-        """Content that was kept under a name, such as the calibration; None if there is none.
+        """Content that was stored under a name, such as the calibration; None if there is none.
 
         Raises:
-            Damaged: it is not what was written.
+            Damaged: the content is damaged.
         """
         sql = "SELECT content, crc IS checksum(name, content) FROM blobs WHERE name = ?"
         for content, is_sound in self.select(sql, (name,)):
@@ -337,7 +337,7 @@ class Store:
         return None
 
     def keep_blob(self, name: str, content: bytes) -> None:
-        """Keep what `blob` gives; call it in a transaction."""
+        """Store content for `blob`; call it in a transaction."""
         if self.blob(name) != content:
             insert(self.connection, "blobs", (name, content))
 
@@ -369,7 +369,7 @@ class Store:
 
 def is_index(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an index folder."""
-    return os.path.isfile(Path(path) / DATABASE)  # unlike Path.is_file, of a closed folder too
+    return os.path.isfile(Path(path) / DATABASE)  # unlike Path.is_file, does not raise for a folder without permission
 
 
 def no_index(folder: Path) -> UserError:
@@ -381,12 +381,12 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
     """Context in which errors of SQLite and of the disk become a `UserError`.
 
     Args:
-        folder: of the index.
-        doing: what cannot be done with it: read, written.
+        folder: folder of the index.
+        doing: "read" or "written", for the message.
 
     Raises:
-        UserError: the disk is full, not readable or not writable, or the database locked; Damaged: it is not what was
-            written.
+        UserError: the disk is full, not readable or not writable, or the database is locked; Damaged: the database is
+            damaged.
     """
     try:
         yield
@@ -394,7 +394,7 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
         if "closed" in str(error):
             raise UserError(f"{folder}: the index is closed") from error
         raise
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second, of a message that quotes damaged text
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
         if ELSEWHERE.search(str(error)):
             raise UserError(f"{folder}: cannot be {doing} ({error})") from error
         raise Damaged(folder, error) from error
@@ -403,10 +403,10 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
 
 
 def connect(path: Path, how: str) -> sqlite3.Connection:
-    """Connection that several threads may use, and whose SQL knows `checksum`.
+    """Connection that several threads may use, with `checksum` as an SQL function.
 
     Args:
-        how: parameters of SQLite's addresses, such as mode=ro.
+        how: parameters of SQLite's URI, such as mode=ro.
     """
     address = f"{path.absolute().as_uri()}?{how}"
     connection = sqlite3.connect(address, 60, isolation_level=None, check_same_thread=False, uri=True)
@@ -415,10 +415,10 @@ def connect(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    """For any number of processes that read.
+    """Read-only connection; any number of processes may have one.
 
-    SQLite shares a file beside the database with a writer (-shm). Where that cannot be made (a folder that is not
-    writable, a full disk), the database is read as one that nobody changes, unless a writer has left a log.
+    SQLite shares a file next to the database with a writer (-shm). If it cannot be created (in a folder that is not
+    writable, on a full disk), the database is opened as immutable, unless a writer has left a log.
     """
     connection = connect(path, "mode=ro")
     try:
@@ -434,26 +434,26 @@ def _reader(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def write_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """A new database with empty tables that takes the place of the one at ``path`` when the block ends.
+    """Context of a new database with empty tables, which replaces the one at ``path`` when the block ends.
 
-    The log of the old one is deleted first: SQLite would apply it to the new one.
+    The log of the old database is deleted first, as SQLite would apply it to the new one.
 
     Raises:
-        OSError, sqlite3.Error: the disk is full or not writable; ``path`` is as it was, but for that log.
+        OSError, sqlite3.Error: the disk is full or not writable; ``path`` is unchanged, but its log may be gone.
     """
     with write_atomic(path) as temporary:
         with closing(connect(temporary, "mode=rwc")) as connection:
             connection.executescript(f"PRAGMA page_size = {PAGE}; BEGIN; {SCHEMA}")
             yield connection
             connection.commit()
-            connection.execute("PRAGMA journal_mode = WAL")  # now: a writer stopped in doing so would lock readers out
+            connection.execute("PRAGMA journal_mode = WAL")  # now, as a writer killed meanwhile would lock out readers
         for ending in BESIDE:
             Path(f"{path}{ending}").unlink(missing_ok=True)
         sync(path.parent)
 
 
 def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> int:
-    """Write a row of COLUMNS with its checksum, which is over what SQLite made of the values; gives its id."""
+    """Write a row of COLUMNS with its checksum, computed over the values as SQLite stores them; returns its id."""
     names, marks = ", ".join(COLUMNS[table]), ", ".join("?" * len(values))
     cursor = connection.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608
     id_ = cursor.lastrowid or 0
@@ -462,11 +462,11 @@ def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) ->
 
 
 def checksum(*values: Any) -> int:
-    """CRC-32 of values of SQLite, the same under every Python.
+    """CRC-32 of values of SQLite, the same in every version of Python.
 
-    Over JSON, not repr: which characters that escapes depends on the Unicode tables of the interpreter.
+    Computed over JSON, not repr: the characters that repr escapes depend on the interpreter's Unicode tables.
     """
-    crc = zlib.crc32(json.dumps(values, default=lambda blob: [len(blob)]).encode())  # unlike a number
+    crc = zlib.crc32(json.dumps(values, default=lambda blob: [len(blob)]).encode())  # a list, unlike any number
     for value in values:
         if isinstance(value, bytes):
             crc = zlib.crc32(value, crc)

@@ -27,23 +27,23 @@ from onepeace.index.store import (
 
 INCOMPLETE = "vectors IS NOT (SELECT count(*) FROM vectors AS own WHERE own.file = files.id)"
 ORPHANS = "file NOT IN (SELECT id FROM files)"
-"""Conditions of files that lack vectors, and of vectors that lack their file."""
+"""SQL conditions for files that lack vectors, and for vectors that lack their file."""
 
 
 @dataclass
 class CheckReport:
-    """Faults of an index; none, if `damaged` is empty."""
+    """Faults of an index, which is intact if `damaged` is empty."""
 
     folder: Path
     files: int = 0
     """Files that have vectors."""
     damaged: list[str] = field(default_factory=list)
-    """A line each."""
+    """One line per fault."""
     repaired: bool = False
     lost: int = 0
     """Number of files that `update` has to embed again."""
     paths_lost: bool = False
-    """Whether the damage was to the paths that the index was built from, so that `update` has nothing to go by."""
+    """Whether the paths that the index was built from were lost, so that `update` has nothing to scan."""
 
     @property
     def ok(self) -> bool:
@@ -68,7 +68,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         repair: copy the intact rows to a new database, and rebuild the files derived from it.
 
     Raises:
-        UserError: no index there, one of another format, one that cannot be read or written, or another process is
+        UserError: there is no index, it has another format, it cannot be read or written, or another process is
             writing.
     """
     from onepeace.index.write import writing
@@ -81,7 +81,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
                 report.files = store.count("problem IS NULL")
         except Damaged as error:
             report.damaged.append(error.reason)
-        report.damaged = [*dict.fromkeys(report.damaged)]  # SQLite may say a thing twice
+        report.damaged = [*dict.fromkeys(report.damaged)]  # SQLite may report a fault twice
         if repair and not report.ok:
             with failing(target, "written"):
                 report.lost = _repair(target)
@@ -93,7 +93,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
 
 def _faults(store: Store) -> Iterator[str]:
     yield from (line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok")
-    with open(store.folder / DATABASE, "rb") as file:  # SQLite opens an unknown format read-only, in silence
+    with open(store.folder / DATABASE, "rb") as file:  # SQLite silently opens an unknown format read-only
         if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
             yield "the header of the database is not what was written"
     wrong = {table: f"crc IS NOT checksum({', '.join(names)})" for table, names in COLUMNS.items()}
@@ -115,7 +115,7 @@ def _repair(folder: Path) -> int:
         path.unlink()
     seen = set()
     with closing(connect(folder / DATABASE, "mode=rw")) as old, write_database(folder / DATABASE) as new:
-        old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing of a file that was cut short
+        old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing from a truncated file
         for table in COLUMNS:
             for *row, crc in _readable(old, table):
                 if table == "files":
@@ -133,18 +133,18 @@ def _repair(folder: Path) -> int:
     with closing(Store(folder, write=True)) as store:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)
-            store.meta["id"] = secrets.token_hex(8)  # ids may be reused: a vector database starts anew
+            store.meta["id"] = secrets.token_hex(8)  # ids may be reused, so a vector database starts over
         nearest.keep(store)
     return len(seen) - kept
 
 
 def _readable(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
-    """Rows of a table from its beginning, and where one cannot be read, those from its end as well."""
+    """Rows of a table from the first one on; if one cannot be read, also from the last one backwards."""
     for order in ("ASC", "DESC"):
         sql = f"SELECT {', '.join(COLUMNS[table])}, crc FROM {table} ORDER BY rowid {order}"  # noqa: S608 (fixed names)
         try:
             yield from connection.execute(sql)
             return
         except sqlite3.DatabaseError as error:
-            if ELSEWHERE.search(str(error)):  # what a disk does not give now would be lost for good
+            if ELSEWHERE.search(str(error)):  # else rows would be lost that may be readable later
                 raise

@@ -1,4 +1,4 @@
-"""A video as an item of the embedder: pictures at their times and the windows of its sound, a few of them in memory."""
+"""A video as an item of the embedder: pictures with their times and windows of its sound, a few in memory at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from onepeace.embed.stream import Windows
 
 EVERY, STRETCH = 5.0, 3.0
-"""Seconds between two pictures of an unchanging scene, and the factor by which key frames may lie farther apart before
-frames between them are decoded: encoders with a key frame every 10 s set others where scenes change."""
+"""Seconds between two pictures of an unchanging scene, and the factor by which key frames may be farther apart before
+frames between them are decoded: encoders with a key frame every 10 s add others where scenes change."""
 CHANGE = 0.25
-"""Share of the colours that differ in a new scene; pictures that are alike in spite of it are left out later."""
+"""Share of the colours that differ in a new scene; pictures that are similar nevertheless are left out later."""
 MOST = 1000
 """Maximum number of frames embedded per video; in longer videos they are farther apart."""
 AHEAD = 16
@@ -33,15 +33,15 @@ Pieces = Iterable[tuple[float, float, "Tensor"]]
 
 
 class Video(Compound):
-    """The pictures at changes of the scene and every 5 seconds of it, and the windows of the sound.
+    """Pictures at scene changes and every 5 seconds within a scene, and the windows of the sound.
 
     Args:
         value: a path, or the content of a file.
-        modalities: image and audio, or the one of them that the model has vectors of.
+        modalities: image and audio, or the one of them that the model supports.
         duration: seconds, if known. A video of more than `MOST` seconds has a picture at most every duration / `MOST`.
 
-    What is wrong with the pictures or the sound is in `troubles` when all parts have been taken; only where neither
-    gives anything, the item fails.
+    When all parts have been consumed, `troubles` has the errors of the pictures and the sound; the item fails only if
+    neither can be read.
     """
 
     learned = ("troubles", "num_pictures")
@@ -80,12 +80,12 @@ class Video(Compound):
             yield from found
         except UserError as error:
             reason = str(error).removeprefix(f"{self.name}: ")
-            if reason not in self.troubles:  # a file that cannot be opened is opened twice
+            if reason not in self.troubles:  # a file that cannot be opened fails twice
                 self.troubles.append(reason)
 
     def vectors(self, windows: "Windows", is_silent: bool) -> tuple[list[Span], np.ndarray]:
-        """Spans and vectors to store: the first of successive pictures that look alike, until the next one, and the
-        windows of the sound; no silence where there are pictures.
+        """Spans and vectors to store: the first of successive similar pictures, which lasts until the next one stored,
+        and the windows of the sound, unless it is silent and there are pictures.
         """
         vectors = np.asarray(windows.vectors)
         kept: list[int] = []

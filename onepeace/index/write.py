@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 LOCK = "lock"
 COMPILE_FROM = 5000
-"""Number of new files above which a wide model is compiled: it takes 20 s to a minute, and saves a seventh."""
+"""Number of new files from which on a wide model is compiled: this takes 20 s to a minute, and saves a seventh."""
 EXPORT_FROM = 1000
-"""Number of files from which on the model's text branch is exported: ten seconds; without it a query takes three."""
+"""Number of files from which on the model's text branch is exported in 10 s; without it a text query takes 3 s."""
 
 
 def build(
@@ -42,15 +42,15 @@ def build(
     """Build an index of files, or add files to one.
 
     Args:
-        folder: of the index; made if it is not there.
+        folder: folder of the index; created if it does not exist.
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces);
             one, or several.
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         follow_links: follow links that lead out of the folders.
         options: ``device``, ``dtype`` (as for `onepeace.load`), ``batch_size``, ``progress`` (False = silent);
-            ``engine``, where to embed, "ray" or "ray:4"; ``store``, a service that is asked which vectors are near,
-            "milvus://HOST", which the index keeps. Both are modules of onepeace.plugins.
+            ``engine``, where to embed, "ray" or "ray:4"; ``store``, a vector database that finds the nearest vectors,
+            "milvus://HOST", which later calls reuse. Both are modules of onepeace.plugins.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
@@ -80,8 +80,8 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
         model, options: as for `build`.
 
     Raises:
-        UserError: as for `build`; a folder that is not there, or holds nothing any more: a disk may not be mounted, so
-            nothing is forgotten.
+        UserError: as for `build`; a folder is missing or has become empty: its disk may not be mounted, so no files
+            are removed.
     """
     with writing(folder) as target, closing(_open(target, model)) as store:
         roots = store.roots().values()
@@ -94,8 +94,8 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
 
 
 def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:
-    """Forget files, and all files of folders. The files themselves are not touched; `update` leaves them out from now
-    on, and `build` with their own path takes them in again.
+    """Remove files, and all files of folders, from an index. The files on disk are not touched; `update` leaves them
+    out from now on, and `build` with their own path adds them again.
 
     Returns:
         The number of files.
@@ -110,7 +110,7 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
         ids = [id_ for id_, places in named.items() if places]
         if missing := removed.keys() - known.keys() - set().union(*named.values()):
             raise UserError(f"{os.fspath(removed[min(missing)])}: not in the index {folder}")
-        with store.transaction():  # roots below a removed folder too: `update` would take them in again
+        with store.transaction():  # roots below a removed folder too: `update` would add them again
             roots = {*removed, *(path for path in known if is_below(path, removed))}
             store.keep_roots([Root(path, "removed") for path in roots])
             store.remove(ids)
@@ -120,13 +120,13 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
 
 @contextmanager
 def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Path]:
-    """The folder of an index while no other process writes to it.
+    """Context with the write lock of an index; yields its folder.
 
     Args:
-        create: make the folder if it is not there; it is removed again if nothing comes of it.
+        create: create the folder if it does not exist; it is removed again if no index was written.
 
     Raises:
-        UserError: another process is writing; there is no index, or the folder is of something else.
+        UserError: another process is writing; there is no index, or the folder has other files in it.
     """
     from filelock import FileLock, Timeout
 
@@ -142,7 +142,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
             raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
         make_folder(target)
         lock.acquire()
-        for leftover in target.glob(".*.tmp*"):  # half a file of a run that was killed
+        for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
             leftover.unlink(missing_ok=True)
     except Timeout:
         raise UserError(f"{target}: another process is writing to this index; wait until it has ended") from None
@@ -153,7 +153,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     finally:
         lock.release()
         with suppress(OSError):  # it was moved meanwhile
-            if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # nothing has come of it
+            if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # no index was written
                 (target / LOCK).unlink()
                 target.rmdir()
 
@@ -167,7 +167,7 @@ def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan) -> str:
 
 
 def _refuse_unmounted(store: Store, root: Root, found: Scan) -> None:
-    """UserError for a folder that is empty or gone, and for a file whose folder is gone: a disk may not be mounted."""
+    """UserError if a folder is empty or missing, or if the folder of a file is missing: a disk may not be mounted."""
     below = os.path.join(root.path, "")
     if root.kind == "folder":
         is_there = any(path.startswith(below) for path in found.entries)
@@ -240,7 +240,7 @@ def _finish(store: Store) -> None:
 
 
 def _send(store: Store, address: str) -> None:
-    """Bring a service for nearest vectors up to date, "local" for none; the index keeps it once it has answered."""
+    """Update a vector database, "local" for none; its address is stored in the index once it has answered."""
     if address != nearest.LOCAL:
         with closing(plugin(address, "open_store")(address, store, nearest.Matrix(store))) as service:
             service.send()
@@ -249,7 +249,7 @@ def _send(store: Store, address: str) -> None:
 
 
 def _keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
-    """Store the unrelated queries of the model: those of its folder, else generic words, which it encodes now."""
+    """Store the unrelated queries of the model: those in its folder, else generic words, which it encodes now."""
     from onepeace.hub.resolve import resolve
 
     kept = store.blob("calibration")
@@ -259,12 +259,12 @@ def _keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     if latest is not None and latest != kept:
         with store.transaction():
             store.keep_blob("calibration", latest)
-            store.meta["scored"] = ""  # that was of other queries
+            store.meta["scored"] = ""  # the old scores are of other queries
 
 
 @contextmanager
 def _created(folder: Path, name: str) -> Iterator[Store]:
-    """A new index of a model, deleted again if it is still empty at the end: the model may not load, for example."""
+    """Context of a new index of a model, deleted if it is empty at the end, for example if the model does not load."""
     store = _create(folder, name)
     try:
         yield store
@@ -285,7 +285,7 @@ def _create(folder: Path, name: str) -> Store:
     about = identity(name)
     model = read_config(resolve(name)).model
     modalities = " ".join(key for key in model.adapters if key in model.projections)
-    for path in nearest.derived(folder):  # of a database that is gone
+    for path in nearest.derived(folder):  # derived from a database that is gone
         path.unlink()
     about |= {"made_by": f"onepeace {__version__}", "modalities": modalities, "id": secrets.token_hex(8)}
     return Store.create(folder, model.embed_dim, about)
@@ -302,6 +302,6 @@ def _open(folder: Path, name: str | None) -> Store:
         check_model(store, about)
         if name is not None:
             with store.transaction():
-                store.meta["model"] = about["model"]  # it may lie elsewhere now
+                store.meta["model"] = about["model"]  # its location may have changed
         stack.pop_all()
     return store
