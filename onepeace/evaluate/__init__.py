@@ -1,1 +1,1 @@
-"""Evaluation on held-out shards: run.py reads a recipe and runs its protocols/, report.py prints what they found."""
+"""Evaluation on held-out shards: run.py reads a recipe and runs its protocols, report.py formats their figures."""

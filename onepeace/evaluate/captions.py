@@ -1,12 +1,12 @@
 """Caption metrics: BLEU-4, ROUGE-L and CIDEr-D, without Java.
 
-The formulas are those of coco-caption (arXiv 1504.00325), from the package pycocoevalcap; the words are those of its
-tokenizer, written again in Python (ptb_tokenizer.py). Its other two figures, METEOR and SPICE, are Java programs and
-are not here. All figures run from 0 to 1, but CIDEr-D from 0 to 10; papers print them times 100.
+The formulas are those of coco-caption (arXiv 1504.00325), from the package pycocoevalcap; its tokenizer is
+reimplemented in Python (ptb_tokenizer.py). Its other two metrics, METEOR and SPICE, are Java programs and not
+supported. BLEU-4 and ROUGE-L range from 0 to 1, and CIDEr-D from 0 to 10; papers report them times 100.
 
-CIDEr-D weighs n-grams by how few documents have them, a document being all references of one item. The documents are
-the references that are scored: so does coco-caption, and so are the published figures of a test set. A figure therefore
-depends on the whole set, and one of a few items says little.
+CIDEr-D weights n-grams by inverse document frequency, where a document is all references of one item. The documents are
+the scored references, as in coco-caption and in published results on a test set. A figure therefore depends on the
+whole set, and says little for a few items.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ from onepeace.evaluate.ptb_tokenizer import ptb_words
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """The figures of n captions."""
+    """Scores of n captions."""
 
     bleu: float
-    """BLEU-4 of all captions as if they were one."""
+    """BLEU-4 of all captions together, at corpus level."""
     rouge: NDArray[np.float64]
     """(n,) ROUGE-L."""
     cider: NDArray[np.float64]
@@ -34,11 +34,11 @@ class CaptionScores:
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Measure one caption for each of n items, of which there are at least 2.
+    """Score one caption for each of n items, where n is at least 2.
 
     Args:
-        candidates: (n) written captions; an empty one is worth 0.
-        references: (n) lists of captions by people, as many as there are of each item.
+        candidates: (n) generated captions; an empty one scores 0.
+        references: (n) lists of captions by people, with any number of captions per item.
     """
     written = [" ".join(ptb_words(caption)) for caption in candidates]
     known = [[" ".join(ptb_words(caption)) for caption in captions] for captions in references]
@@ -53,12 +53,12 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
 
 class CiderReward:
     """CIDEr-D of single captions with the document frequencies of a fixed corpus: the reward of self-critical training
-    (arXiv 1612.00563), where a batch is too small to have frequencies of its own.
+    (arXiv 1612.00563), where a batch is too small to estimate the frequencies.
 
         reward = CiderReward([captions of each training item], end="<eos>")
         reward(["a dog runs"], [["a dog is running", "the dog runs fast"]])  # (1,)
 
-    The advantage of one of k captions of an item is its reward less the mean of the other k - 1 (OFA, with k = 5).
+    The advantage of one of k captions of an item is its reward minus the mean of the other k - 1 (OFA, with k = 5).
     """
 
     def __init__(self, corpus: Iterable[Sequence[str]], *, end: str = "") -> None:
@@ -66,8 +66,8 @@ class CiderReward:
 
         Args:
             corpus: one list of captions for each item of the training set, at least 2; read once.
-            end: a word that is put after every caption, of the corpus too. With "<eos>", as OFA and other code for
-                self-critical training have it, a caption that stops in the middle, "a dog on a", is worth less.
+            end: a word that is appended to every caption, also in the corpus. With "<eos>", as in OFA and other code
+                for self-critical training, a caption that stops in the middle, "a dog on a", scores lower.
         """
         ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
         self.end = [end] if end else []
@@ -85,7 +85,7 @@ class CiderReward:
         size = np.log(float(self.documents))
 
         class Scorer(base):
-            # The scorer sets it to the logarithm of the number of items it scores, which need not be the documents.
+            # The scorer sets this to the log of the number of scored items, which may not be the number of documents.
             ref_len = property(lambda _: size, lambda _, __: None)
 
         scorer = Scorer()
@@ -99,9 +99,9 @@ class CiderReward:
 
 
 def most_frequent(captions: Iterable[str]) -> str:
-    """The caption that a corpus has most often, the first of equals: what a writer says who looks at nothing.
+    """The most frequent caption of a corpus, the first of ties: a baseline that ignores the items.
 
-    Captions with the same words are the same.
+    Captions with the same words count as the same.
     """
     texts: dict[str, str] = {}
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Two results side by side: which of their differences are more than the chance of the queries that were drawn."""
+"""Comparison of two results: which differences are larger than the sampling of the queries explains."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,26 @@ NEEDED = ("set", "metric", "value", "data_hash", "per_query")
 
 
 class Difference(NamedTuple):
-    """One figure that both results have."""
+    """Difference in a figure that both results have."""
 
     set: str
     metric: str
     first: float
     second: float
     interval: tuple[float, float] | None
-    """95 % interval of second - first: bootstrap over the queries of both at once. None where the two were measured on
-    other data, or the figure is no mean over queries."""
+    """95 % interval of second - first: paired bootstrap over the queries. None if the two were measured on different
+    data, or the figure is not a mean over queries."""
 
     @property
     def better(self) -> str:
-        """ "A" or "B" where the difference stands out: its interval does not hold 0."""
+        """ "A" or "B" if the difference is significant: its interval does not contain 0."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return ""
         return "B" if self.interval[0] > 0 else "A"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The figures of a file that `onepeace evaluate -o` has written; UserError names the line that is none."""
+    """Read the figures of a file written by `onepeace evaluate -o`; UserError names a line that is not a figure."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -53,7 +53,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """The figures of the same set and metric, in the order of the first; UserError when there are none."""
+    """Differences of figures with the same set and metric, in the order of ``first``; UserError if there are none."""
     others = {(row["set"], row["metric"]): row for row in second}
     pairs = [(row, others[key]) for row in first if (key := (row["set"], row["metric"])) in others]
     if not pairs:
@@ -69,7 +69,7 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
 
 
 def as_table(differences: Sequence[Difference]) -> str:
-    """The differences as aligned text; the last column names the better one where the difference stands out."""
+    """The differences as aligned text; the last column names the better one if the difference is significant."""
     head = ("set", "metric", "A", "B", "B - A", "95%", "better")
     lines = [
         (
@@ -87,7 +87,7 @@ def as_table(differences: Sequence[Difference]) -> str:
 
 
 def summary(differences: Sequence[Difference]) -> str:
-    """Sentence or two that sum up the table."""
+    """Summary of the table in a sentence or two."""
     out = sum(bool(d.better) for d in differences)
     text = f"{out} of {len(differences)} differences stand out; of those that are chance, 1 in 20 would"
     apart = sum(d.interval is None for d in differences)

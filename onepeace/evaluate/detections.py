@@ -1,4 +1,4 @@
-"""Metrics of what is found where: events in time, objects in boxes, classes of pixels."""
+"""Metrics of localisation: events in time, objects in boxes, classes of pixels."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -12,21 +12,21 @@ from onepeace.errors import UserError, need
 from onepeace.files.source import read_bytes
 
 IGNORED = 255
-"""The value of a mask where no class is right."""
+"""Value of a mask for pixels that are not evaluated."""
 COLLAR = 0.2
-"""Seconds by which onset and offset may be off (DESED; sed_eval)."""
+"""Tolerance of onset and offset in seconds (DESED; sed_eval)."""
 SHARE = 0.2
-"""The offset may be off by this share of the event's length, where that is more."""
+"""Tolerance of the offset as a share of the event's length, if that is more than `COLLAR`."""
 
 Event = tuple[float, float, str]
 """Onset and offset in seconds, class name."""
 
 
 def event_f1(found: Sequence[Sequence[Event]], targets: Sequence[Sequence[Event]]) -> float:
-    """Event-based F1, the mean over the classes of the targets (Mesaros, Heittola, Virtanen, 2016; as of DESED).
+    """Event-based F1, the mean over the classes of the targets (Mesaros, Heittola, Virtanen, 2016; as in DESED).
 
-    A found event is right if an event of its class begins within `COLLAR` of it and ends within the larger of `COLLAR`
-    and `SHARE` of its length; each event is matched once, as many as possible.
+    A found event is right if a target of its class begins within `COLLAR` of it and ends within the larger of `COLLAR`
+    and `SHARE` of the target's length. Each event is matched at most once, by a maximum matching.
     """
     sparse, matching = need("scipy.sparse", "eval"), need("scipy.sparse.csgraph", "eval")
     classes = sorted({label for events in targets for _, _, label in events})
@@ -60,12 +60,12 @@ Corners = tuple[float, ...]
 def box_ap(
     found: Sequence[Sequence[tuple[Corners, str, float]]], targets: Sequence[Sequence[tuple[Corners, str]]]
 ) -> tuple[float, float]:
-    """Average precision of boxes as COCO has it, the mean over the classes of the targets: over overlaps of 0.5 to
-    0.95, and at 0.5. By pycocotools; no picture has crowds.
+    """Average precision of boxes as in COCO, the mean over the classes of the targets: over IoUs of 0.5 to 0.95,
+    and at 0.5. Computed by pycocotools, without crowd regions.
 
     Args:
-        found: for each picture corners, class and score of the boxes found, of which the best hundred count.
-        targets: for each picture corners and class of the objects, in the same units.
+        found: for each picture, corners, class and score of each box found; the best hundred of a class count.
+        targets: for each picture, corners and class of each object, in the same units.
     """
     coco, evaluation = need("pycocotools.coco", "eval").COCO, need("pycocotools.cocoeval", "eval").COCOeval
     numbers = {label: i for i, label in enumerate(sorted({label for inside in targets for _, label in inside}), 1)}
@@ -91,7 +91,7 @@ def box_ap(
         measured = evaluation(real, ours, "bbox")
         measured.evaluate()
         measured.accumulate()
-    precision = measured.eval["precision"][:, :, :, 0, -1]  # overlaps, recalls, classes; of any size
+    precision = measured.eval["precision"][:, :, :, 0, -1]  # IoUs, recalls, classes; boxes of any size
     return tuple(float(part[part > -1].mean()) for part in (precision, precision[0]))  # type: ignore[return-value]
 
 
@@ -103,10 +103,10 @@ def _annotation(picture: int, corners: Corners, category: int, score: float = 1.
 
 
 def mean_iou(pairs: Iterable[tuple[NDArray, NDArray]], num_classes: int) -> tuple[float, float]:
-    """Intersection over union of all pixels, the mean over the classes that occur, and the share of right pixels.
+    """Mean IoU of the classes that occur, computed over the pixels of all pictures, and the share of right pixels.
 
     Args:
-        pairs: predicted and right class of each pixel, (H, W) each, of every picture; `IGNORED` pixels do not count.
+        pairs: for each picture, predicted and right class of each pixel, both (H, W); `IGNORED` pixels do not count.
     """
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     for predicted, target in pairs:
@@ -125,7 +125,7 @@ def mean_iou(pairs: Iterable[tuple[NDArray, NDArray]], num_classes: int) -> tupl
 
 
 def read_mask(encoded: Any, name: str) -> NDArray[np.uint8]:
-    """(H, W) class numbers of a segmentation map (a PNG of bytes or a palette); UserError for another kind of file."""
+    """(H, W) class numbers of a segmentation map (an 8-bit grey or palette PNG); UserError for other files."""
     from PIL import Image
 
     try:

@@ -1,9 +1,9 @@
-"""Bootstrap confidence intervals: queries are drawn again with replacement, with a fixed seed.
+"""Bootstrap confidence intervals: queries are resampled with replacement, with a fixed seed.
 
-The interval is the middle 95 % of the figures of 1,000 such draws (Efron's percentile interval). It speaks of other
-queries of the same kind, not of other candidates or another training run. Queries are taken as independent: where five
-captions share a picture it is somewhat too narrow. A figure at 0 or 100 % has no spread to draw from, and its interval
-is that point.
+The interval is the middle 95 % of the figures of 1,000 such draws (Efron's percentile interval). It covers the
+choice of queries, not of candidates or training runs. Queries are treated as independent: if five captions share a
+picture, the interval is somewhat too narrow. For a figure of 0 or 100 %, the draws do not differ, so the interval is
+that point.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ def middle(figures: Sequence[float]) -> tuple[float, float]:
 
 
 def interval(per_query: Sequence[float]) -> tuple[float, float]:
-    """The interval of the mean of one value for each query."""
+    """The interval of the mean of one value per query."""
     values = np.asarray(per_query, dtype=np.float64)
     return middle([values[draw].mean() for draw in draws(len(values))])
 

@@ -2,7 +2,7 @@
 
 Every function takes numpy arrays or tensors (on any device, in any float type) and returns numpy arrays or floats.
 
-One rule for ties, everywhere: they count against the model. The rank of a query is
+Ties always count against the model. The rank of a query is
 
     1 + the number of wrong candidates whose score is not below the best score of its correct candidates
 
@@ -22,7 +22,7 @@ Values = ArrayLike | torch.Tensor
 
 
 class Figure(NamedTuple):
-    """One figure of an evaluation, with what guessing would reach."""
+    """One figure of an evaluation, with its chance level."""
 
     metric: str
     value: float
@@ -30,13 +30,13 @@ class Figure(NamedTuple):
     n: int
     """Number of queries or items it is a mean over."""
     per_query: tuple[float, ...] = ()
-    """The n values it is the mean of; empty when it is no such thing, and then it has no interval."""
+    """The n values that the figure is the mean of; empty if it is not a mean, and then it has no interval."""
     note: str = ""
-    """Choice on the way: the regularisation of a probe."""
+    """A remark, such as the chosen regularisation of a probe."""
 
     @classmethod
     def mean_of(cls, metric: str, values: ArrayLike, chance: float, note: str = "") -> "Figure":
-        """The mean of one value for each query."""
+        """Figure that is the mean of one value per query."""
         each = np.asarray(values)
         return cls(metric, float(each.mean()), chance, len(each), tuple(each.tolist()), note)
 
@@ -59,12 +59,12 @@ def hits(ranks: Values, k: int) -> NDArray[np.int64]:
 
 
 def accuracies(ranks: Values, at: Sequence[int], classes: int) -> list[Figure]:
-    """Top-k accuracy for each k of ``at``, of items whose right class has these ranks among all classes."""
+    """Top-k accuracy for each k of ``at``, given the rank of the right class of each item among all classes."""
     return [Figure.mean_of(f"top-{k} of {classes}", hits(ranks, k), min(1.0, k / classes)) for k in at]
 
 
 def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
-    """Rank of the right class of each item, (N,) integers from 1: scores (N, C), class numbers targets (N,)."""
+    """Rank of the right class of each item, (N,) integers from 1; scores are (N, C), targets (N,) class numbers."""
     targets, classes = as_array(targets), as_array(scores).shape[1]
     if targets.size and not (0 <= targets.min() and targets.max() < classes):
         raise ValueError(f"targets run from {targets.min()} to {targets.max()}, the scores have {classes} classes")
@@ -96,7 +96,7 @@ def average_precisions(scores: Values, correct: Values) -> NDArray[np.float64]:
         if found.size:
             wrong = np.sort(row[~right & (row >= found[-1])])
             places = np.arange(1, found.size + 1)
-            ranks = places + wrong.size - np.searchsorted(wrong, found)  # those that are not below
+            ranks = places + wrong.size - np.searchsorted(wrong, found)  # wrong ones that do not score lower
             result[i] = (places / ranks).mean()
     return result
 
@@ -113,7 +113,7 @@ def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
 
 
 def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
-    """Recall at k that a random order of the M candidates has on average: mean over queries of 1 - C(M-c, k)/C(M, k).
+    """Expected recall at k of a random order of the M candidates: mean over queries of 1 - C(M-c, k)/C(M, k).
 
     c is the query's number of correct candidates.
     """
@@ -126,9 +126,9 @@ def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
 
 
 def chance_average_precision(numbers: Values, total: int) -> float:
-    """Mean of `average_precisions` that a random order of `total` candidates has, with numbers (N,) of correct ones.
+    """Expected mean of `average_precisions` for a random order of `total` candidates; numbers (N,) of correct ones.
 
-    For c of M it is (1/M) sum over the ranks r of (1 + (r-1)(c-1)/(M-1)) / r.
+    For c correct ones of M, it is (1/M) sum over the ranks r of (1 + (r-1)(c-1)/(M-1)) / r.
     """
     numbers = as_array(numbers)
     ranks = np.arange(1, total + 1)
@@ -138,7 +138,7 @@ def chance_average_precision(numbers: Values, total: int) -> float:
 
 
 def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
-    """Precision at any k that a random order has on average: mean over queries of the share of correct candidates."""
+    """Expected precision at any k of a random order: mean over queries of the share of correct candidates."""
     query_ids, candidate_ids = as_array(query_ids), as_array(candidate_ids)
     return float((query_ids[:, None] == candidate_ids[None, :]).mean())
 
@@ -153,7 +153,7 @@ def as_array(values: Values) -> NDArray:
 
 
 def _without_nan(scores: NDArray, correct: NDArray[np.bool_]) -> NDArray:
-    """NaN as the lowest score of a correct candidate and as the highest of a wrong one."""
+    """Replace NaN by the lowest score for a correct candidate, and by the highest for a wrong one."""
     return np.where(np.isnan(scores), np.where(correct, -np.inf, np.inf), scores)
 
 

@@ -1,22 +1,22 @@
-"""The words that caption metrics count: the tokenizer of coco-caption without its Java.
+"""Tokenizer of the caption metrics: a reimplementation of that of coco-caption, without Java.
 
-coco-caption runs the PTBTokenizer of Stanford CoreNLP 3.4.1 with -preserveLines and -lowerCase and leaves out a list of
-punctuation. These rules were written from what that program prints, not from its source. They give the same words for
+coco-caption runs the PTBTokenizer of Stanford CoreNLP 3.4.1 with -preserveLines and -lowerCase and removes a list of
+punctuation. These rules were derived from the output of that program, not from its source. They give the same words for
 each of 55,857 different captions of photographs, drawings, sounds and goods (Flickr8k, COCO and others), and differ for
 
 - telephone numbers with brackets, "(555) 555-1234", and mark-up with more than a name: one token there;
 - versions and addresses, "4.x" and "fb.com/name", rare smileys, "^_^", and character references by number, "&#39;";
 - combining marks: letters written as two code points, and the scripts that have them;
-- an opening quote or a backtick in place of an apostrophe, and an apostrophe before a letter with an accent;
-- what looks at the line after its own: Java reads all captions as one text.
+- an opening quote or a backtick instead of an apostrophe, and an apostrophe before a letter with an accent;
+- rules that look ahead to the next line: Java reads all captions as one text.
 
-Of 10,000 one-line descriptions of software that the rules were not made for, 0.2 % differ.
+Of 10,000 one-line descriptions of software, which were not used to derive the rules, 0.2 % differ.
 """
 
 import re
 
 REMOVED = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
-"""The punctuation that coco-caption leaves out. Brackets are in lower case by then, so that "-lrb-" is a word."""
+"""Punctuation that coco-caption removes. Brackets are lower-case by then, so "-lrb-" remains as a word."""
 
 CHAR = r"[^\W_¹²³¼-¾⁰-₉⅐-⅟]"
 """A letter or a digit."""
@@ -40,7 +40,7 @@ STARTS = (
     "A About After An As At But He Her Here However If In It Last Many More Mr. Ms. Now Once One Other Our She Since "
     "So Some Such That The Their Then There These They This We What When While Yet You"
 )
-"""Words that begin a sentence: a letter before them ends the one before, and is no initial."""
+"""Words that begin a sentence: a single letter before one ends the previous sentence and is not an initial."""
 
 
 def _any(words: str) -> str:
@@ -48,7 +48,7 @@ def _any(words: str) -> str:
 
 
 CASELESS = [
-    # Words and numbers. Two sentences without a space between them are taken for an address, like "www.dog".
+    # Words and numbers. Two sentences without a space between them count as an address, like "www.dog".
     rf"{WORD}(?:\.(?=[,;:]))?",
     rf"{SLASH}(?:/{SLASH}){{1,2}}",
     rf"{LETTER}{CHAR}*(?:[.!?]{LETTER}{CHAR}*)+(?:-[a-z]+)*",
@@ -69,16 +69,16 @@ CASELESS = [
     r"https?://[^\s.<>\"()]+\.[^\s<>\"()]*[^\s<>\"().,;:!?']|www\.[\w.-]*\w|[\w.+-]+@[\w.-]*\w",
     r"@[a-z_]\w*|#[a-z]+|</?[a-z]\w*/?>",
     rf">?[:;=](?:-|['o](?=[()]))?(?:[()[\]{{|\\]|[dp]{END})",
-    # Runs that are one token, and whatever else there is
+    # Runs that are one token, and any other character
     r"[!?]+|''|``|\.{3,}|--+|\*+|_+|##+|>>|<<|@@|&(?:amp|lt|gt|quot|apos|nbsp);",
     r"\S",
 ]
 CASED = [rf"{_any(CAPITALISED)}\.", rf"{_any(CAPITALISED.upper())}\.", r"[A-Z]+(?:[&+][A-Z]+)+", r"[A-Z]{1,2}\$"]
 RULES = [*(re.compile(rule, re.IGNORECASE) for rule in CASELESS), *map(re.compile, CASED)]
-"""The longest match at a place is a token; one with groups is as many tokens."""
+"""The longest match at a position is a token, or one token per group if it has groups."""
 
 PLAIN = re.compile(r"[A-Za-z]+(?!\S)")
-"""A word that no rule but that of words can match: most are, and this is quick."""
+"""A word that only the first rule can match; most words are of this kind, and this test is fast."""
 
 SPLIT = {
     **{"cannot": ("can", "not"), "gonna": ("gon", "na"), "wanna": ("wan", "na"), "gotta": ("got", "ta")},
@@ -91,13 +91,13 @@ WRITTEN = {
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">"},
     **{f"\u2019{ending}": f"'{ending}" for ending in ("s", "m", "d", "ll", "re", "ve")},
 }
-"""Tokens that are written otherwise than they were."""
+"""Tokens and their replacements in the output."""
 
 SILENT = re.compile(r"--+|\.{3,}|[\u2012-\u2015\u2018\u2019\u201b…\"“”«»\u2039\u203a]|&(?:quot|apos|nbsp);")
-"""Written as one of REMOVED."""
+"""Tokens that would be replaced by one of REMOVED."""
 
 LOST = re.compile("[\ufe0f\u200b\u200d\u2012\u2025\u20a0-\u20ab\u20ad-\u20cf\U00010000-\U0010ffff]")
-"""Characters that end a word and are dropped: rare currencies, all of the higher planes (emoji)."""
+"""Characters that end a word and are dropped: rare currency signs, and all of the higher planes (emoji)."""
 
 
 def ptb_words(text: str) -> list[str]:
@@ -124,12 +124,12 @@ def ptb_words(text: str) -> list[str]:
 
 
 def _negated(found: re.Match[str]) -> tuple[str, str]:
-    """("ca", "n't") of "can't"."""
+    """Split a negation: "can't" into ("ca", "n't")."""
     return found[1].lower(), found[2].lower().replace("\u2019", "'")
 
 
 def _written(token: str) -> tuple[str, ...]:
-    """The token as Java writes it; none where that is punctuation."""
+    """The token as the Java program writes it; empty if that is removed punctuation."""
     if token in REMOVED or SILENT.fullmatch(token):
         return ()
     if len(token) > 1 and token[0] in ":;=>":

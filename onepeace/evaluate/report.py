@@ -1,4 +1,4 @@
-"""The rows of an evaluation, as a table for a person and as JSON."""
+"""The rows of an evaluation, as a table and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class Row(NamedTuple):
     seconds: float
     """Time of the whole set, reading included."""
     interval: tuple[float, float] | None = None
-    """95 % confidence interval (intervals.py), where there is one."""
+    """95 % confidence interval (intervals.py), if there is one."""
     per_query: tuple[float, ...] = ()
-    """The n values it is the mean of, if it is that."""
+    """The n values that the figure is the mean of; empty if it is not a mean."""
     about: Mapping[str, Any] = {}
     """Circumstances: protocol, options, prompts, data_hash, note."""
 
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """Factor by which the value beats chance; None where guessing reaches nothing."""
+        """The value divided by chance; None if chance is 0."""
         return self.value / self.chance if self.chance else None
 
 
@@ -43,7 +43,7 @@ def as_json(row: Row, about: Mapping[str, Any], *, per_query: bool = False) -> s
     """One line of JSON: the fields of a row, its ratio, and `about` the model.
 
     Args:
-        per_query: with the value of each query, which a paired comparison needs.
+        per_query: include the value of each query, which a paired comparison needs.
     """
     fields = {key: value for key, value in row._asdict().items() if key not in ("about", "per_query")}
     fields |= {"ratio": row.ratio, **row.about}
@@ -72,5 +72,5 @@ def as_table(rows: Sequence[Row]) -> str:
 
 
 def between(interval: Sequence[float] | None) -> str:
-    """An interval as "45.1%..49.8%", or "-" where there is none."""
+    """An interval as "45.1%..49.8%", or "-" if there is none."""
     return "-" if interval is None else "..".join(f"{end:.1%}" for end in interval)

@@ -1,7 +1,7 @@
-"""Evaluation recipes and the one runner: for `onepeace evaluate`, and for the scores of a training run.
+"""Evaluation recipes and their runner, for `onepeace evaluate` and for the scores of a training run.
 
-A recipe is a mapping of named sets, each with its protocol and the options of that, and the folder their shards lie
-below (recipes/evaluate/tiny.yaml).
+A recipe has named sets, each with a protocol and its options, and the folder that contains their shards
+(recipes/evaluate/tiny.yaml).
 """
 
 import logging
@@ -26,10 +26,10 @@ class DataRoot:
     """Folder of the sets."""
 
     root: str = "${ONEPEACE_DATA}"
-    """Folder the paths of the sets start from; environment variables are expanded."""
+    """Folder that the paths of the sets are relative to; environment variables are expanded."""
 
     def folder(self) -> Path:
-        """The folder, its variables expanded; UserError when one of them is not set or the folder is missing."""
+        """The folder with its variables expanded; UserError if one of them is not set or the folder is missing."""
         folder = os.path.expandvars(os.path.expanduser(self.root))
         if "$" in folder:
             raise UserError(
@@ -43,7 +43,7 @@ class DataRoot:
 
 @dataclass(frozen=True)
 class _Content:
-    """An evaluation recipe as it is written."""
+    """An evaluation recipe as written in its file."""
 
     sets: dict[str, dict[str, Any]]
     data: DataRoot = field(default_factory=DataRoot)
@@ -86,17 +86,17 @@ def run(
     root: Path,
     failed: Callable[[UserError], object] | None = None,
 ) -> Iterator[Row]:
-    """Measure an embedder on sets, one after another; gives the rows of each set once it is measured.
+    """Measure an embedder on sets, one after another; yields the rows of each set once it is measured.
 
     Args:
-        embedder: as `EvaluationProtocol.run` takes it. When it has ``modalities``, a set of another modality is left
-            out with a warning.
+        embedder: see `EvaluationProtocol.run`. If it has ``modalities``, sets with other modalities are left out with
+            a warning.
         sets: by name, as in `EvaluationRecipe`.
-        root: the folder their shards lie below.
+        root: folder that the patterns of their shards are relative to.
         failed: called with the error of a set that cannot be measured, before the next set; by default it is raised.
 
     Raises:
-        UserError: that of a protocol, with the name of the set.
+        UserError: an error of a protocol, with the name of the set.
     """
     for name, protocol in sets.items():
         if lacking := lacking_modalities(protocol, getattr(embedder, "modalities", None)):
@@ -117,12 +117,12 @@ def run(
 
 
 def _options(protocol: EvaluationProtocol) -> Options:
-    """The key of a protocol, and its options as a recipe gives them."""
+    """The key of a protocol, and its options as in a recipe."""
     keys = {kind: key for key, kind in PROTOCOLS.items()}
     return {"protocol": keys.get(type(protocol), type(protocol).__name__), "options": to_plain(protocol)}
 
 
 def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
-    """The modalities of a set that are not among those of a model; none when the model does not say."""
+    """The modalities of a set that a model lacks; empty if the modalities of the model are None (unknown)."""
     wanted = dict.fromkeys(side.modality for side in protocol.sides)
     return [modality for modality in wanted if modalities is not None and modality not in modalities]

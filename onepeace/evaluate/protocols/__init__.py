@@ -1,7 +1,7 @@
 """The evaluation protocols: one file each, with the options of a recipe, their checks and the measurement.
 
-A set of a recipe says ``protocol: KEY``; its other fields are the options of that class. Another protocol is a subclass
-of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
+A set of a recipe has ``protocol: KEY``; its other fields are the options of that class. To add a protocol, register a
+subclass of `EvaluationProtocol` under a new key: ``PROTOCOLS["mine"] = Mine``.
 """
 
 from onepeace.evaluate.protocols.captions import Captions

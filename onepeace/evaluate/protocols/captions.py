@@ -1,4 +1,4 @@
-"""Captions that a model writes: are they what people say (evaluate/captions.py), and do they find their own item?"""
+"""Captions written by a model: similarity to those of people (evaluate/captions.py), and retrieval of their item."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from onepeace.evaluate.protocols.retrieval import recalls
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(EvaluationProtocol):
-    """BLEU-4, ROUGE-L and CIDEr-D of one caption for each item; METEOR and SPICE need Java and are not here.
+    """BLEU-4, ROUGE-L and CIDEr-D of one caption for each item; METEOR and SPICE need Java and are left out.
 
-    The document frequencies of CIDEr-D are those of the set's own captions, as in published figures. What guessing
-    reaches is measured: each item with the first caption of the next one.
+    The document frequencies of CIDEr-D are those of the set's own captions, as in published figures. The chance level
+    is measured: each item gets the first caption of the next item.
     """
 
     needs_writer: ClassVar[bool] = True
 
     train: Items | None = None
-    """Training items with captions. With them two writers that need no model of language are measured beside it: the
-    most frequent caption of the training items, for every item, and the first caption of the most similar of them."""
+    """Training items with captions, for two baselines without a language model: the most frequent caption of the
+    training items, for every item, and the first caption of the most similar training item."""
     at: tuple[int, ...] = ()
-    """The k of the recalls with which a caption finds its own item among all of the set. Empty: not measured. A caption
-    that tells its item from the others is found, one that would fit many is not, however well it is put."""
+    """The k of the recall of items by their captions, among all of the set; empty: not measured. A specific caption
+    finds its item; one that would fit many items does not, however well it is written."""
     encoder: str | None = None
-    """Name or folder of the model whose vectors are compared; None: of the measured one."""
+    """Name or folder of the model whose vectors are compared; None: the measured model."""
 
     def __post_init__(self) -> None:
         if self.at:
@@ -44,9 +44,9 @@ class Captions(EvaluationProtocol):
         """Measure the captions that a model writes, and the baselines.
 
         Args:
-            embedder: has caption, a function of a list of items that returns as many texts in its order, or answers
-                with a text (`onepeace.load_generator`); without it, only the baselines are measured. Unless `encoder`
-                is given it has what `EvaluationProtocol.run` asks for, if vectors are needed.
+            embedder: its method ``caption`` maps a list of items to a list of texts, or of answers with ``text``
+                (`onepeace.load_generator`); without it, only the baselines are measured. If vectors are needed and
+                `encoder` is None, it also has the methods that `EvaluationProtocol.run` requires.
         """
         writes = hasattr(embedder, "caption")
         if not writes and self.train is None:

@@ -1,4 +1,4 @@
-"""Sets whose items belong to named classes, and the vector that a model gives each class."""
+"""Sets whose items belong to named classes, and the vectors of the classes."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class ClassNames(EvaluationProtocol):
         return self.templates or TEMPLATES[self.modality]
 
     def listed_names(self, root: Path) -> list[str] | None:
-        """The names in the file of classes, in the order of their numbers; None without one."""
+        """The names in the file of classes, in the order of their numbers; None without a file."""
         return read_class_names(root / self.classes) if self.classes else None
 
     def class_vectors(self, embedder: Any, names: Sequence[str]) -> NDArray:
@@ -42,7 +42,7 @@ class ClassNames(EvaluationProtocol):
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The names in a JSON list of them, or of objects with a "name"; UserError if they are no distinct names."""
+    """Read a JSON list of names, or of objects with a "name"; UserError if the names are not distinct texts."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]

@@ -1,8 +1,8 @@
-"""Calibration of the match: is it high when the first hit is right, and low when the answers are taken out?
+"""Calibration of the match: is it high when the first hit is right, and low when the answers are removed?
 
-Each query is asked twice: in the whole pool, and in the pool without its answers, where nothing is right. The match is
-that of the product (onepeace/index/ranking.py), which fits nothing; a source whose pictures or sounds the model never
-saw in training shows what a user meets.
+Each query is searched twice: in the whole pool, and in the pool without its answers, where no item is right. The match
+is that of an index (onepeace/index/ranking.py), which is not fitted; sources whose pictures or sounds were not in the
+training data show what users can expect.
 """
 
 import os
@@ -24,19 +24,19 @@ from onepeace.index.query import Part, QueryVector, bank_of_text
 from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 
 FIRST = 5
-"""A query is answered when a right item is among so many hits."""
+"""A query is answered if a right item is among this many first hits."""
 FEWEST = 5
-"""Sources with fewer answered queries have no rows of their own."""
+"""Sources with fewer answered queries are not reported separately."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Items):
-    """Items of one data set, and the queries that mean some of them."""
+    """Items of one data set, and queries with right answers among them."""
 
     queries: Literal["labels", "names", "captions", "items", "none"] = "labels"
-    """labels: each class name, which means all items of it, in whatever source. names: the same of the first captions.
-    captions: the first caption, which means its item. items: each item, which means the others of its class. none: the
-    items are in the way of other queries."""
+    """labels: each class name, answered by all items of the class, in any source. names: the same with first captions.
+    captions: each first caption, answered by its item. items: each item, answered by the other items of its class.
+    none: no queries, the items are distractors."""
 
     def samples(self, root: Path) -> list[Sample]:
         return self.read_labelled(root) if self.queries in ("labels", "items") else self.read(root, "text")
@@ -59,28 +59,28 @@ class Question(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Result of one query, asked of the folder."""
+    """Result of one query."""
 
     answered: bool
-    """A right item is among the first hits."""
+    """Whether a right item is among the first hits."""
     chance: float
-    """Chance level of that."""
+    """Chance level of `answered`."""
     match: float
-    """Match of the first hit, which no other one of the list exceeds."""
+    """Match of the first hit, which later hits do not exceed."""
     without: float
-    """The same in the pool without the answers."""
+    """Match of the first hit in the pool without the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match(EvaluationProtocol):
-    """Share of the answered queries that are called likely or possible (kept), share of those without an answer that
-    are not (turned away), both for the heading "nothing relevant", and the area under the curve; by source."""
+    """Share of answered queries whose match is likely or possible (kept), share of queries without answers whose match
+    is not (turned away), the shares of both below "nothing relevant", and the area under the curve; by source."""
 
     modality: str = ""
     sources: dict[str, Source]
-    """Sources by name; together they are the folder that is searched."""
+    """Sources by name; together they are the pool that is searched."""
     calibration: str | None = None
-    """A calibration file, or a model whose folder has one. None: only words, which the model reads now."""
+    """A calibration file, or a model whose folder has one. None: only texts, which are encoded now."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -112,7 +112,7 @@ class Match(EvaluationProtocol):
         return figures
 
     def asked(self, embedder: Any, samples: dict[str, list[Sample]], items: NDArray) -> list[Question]:
-        """The queries of all sources; a name that several have is one query."""
+        """The queries of all sources; a name that several sources have is one query."""
         rows = [(source, sample) for source, own in samples.items() for sample in own]
         sources = np.array([source for source, _ in rows])
         kinds = np.array([self.sources[source].queries for source, _ in rows])
@@ -122,7 +122,7 @@ class Match(EvaluationProtocol):
             np.ones(len(rows), dtype=bool),
             np.isin(kinds, ("labels", "names")),
         )
-        # A text, the rows that it means, and those that ask it.
+        # Each text, the rows that answer it, and the rows that it comes from.
         texts = [(name, names == name, named & (names == name)) for name in dict.fromkeys(names[named].tolist())]
         captioned = [(rows[row][1].captions[0], numbers == row) for row in np.flatnonzero(kinds == "captions")]
         texts += [(caption, own, own) for caption, own in captioned]
@@ -150,7 +150,7 @@ def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) 
             raise UserError(f"the calibration has no {asked.query.parts[0].bank} to compare with {modality}")
         match[own] = found
     z[~asked.inside] = -np.inf
-    hits = np.lexsort((asked.answers, -z))[:FIRST]  # of equal scores the wrong ones come first
+    hits = np.lexsort((asked.answers, -z))[:FIRST]  # among ties, the wrong ones come first
     others = np.where(asked.answers, -np.inf, z)
     chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
     first = float(match[hits[0]])

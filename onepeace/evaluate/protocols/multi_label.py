@@ -16,7 +16,7 @@ from onepeace.evaluate.protocols.classes import ClassNames
 class MultiLabel(ClassNames):
     """Mean average precision of classes that are put into sentences (FSD50K, VOC); see `mean_average_precision`.
 
-    A sample says its classes in the target "labels" (`targets: {labels: [...]}` in its .json).
+    The target "labels" of a sample has its classes (`targets: {labels: [...]}` in its .json).
     """
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
@@ -36,7 +36,7 @@ class MultiLabel(ClassNames):
 
 
 def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figure:
-    """Every class that has items is a query, which ranks all items: scores and correct (C, N)."""
+    """Mean over the classes that have items, each of which is a query for all items; scores and correct are (C, N)."""
     present = correct.any(axis=1)
     precisions = average_precisions(scores[present], correct[present])
     chance = chance_average_precision(correct[present].sum(axis=1), scores.shape[1])

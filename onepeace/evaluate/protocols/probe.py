@@ -1,8 +1,8 @@
-"""Linear probe: a classifier that learns from frozen vectors of training items and is asked about others.
+"""Linear probe: a classifier that is trained on frozen vectors and tested on those of other items.
 
-It is the logistic regression of scikit-learn (L-BFGS, at most 1,000 steps) on the unit vectors as they are. Its inverse
-regularisation C is one of `STRENGTHS`: the one with the best accuracy on every fifth training item of each class in a
-random order, the first of equals; then all training items are learned from with it.
+It is the logistic regression of scikit-learn (L-BFGS, at most 1,000 steps) on the unscaled unit vectors. Its inverse
+regularisation C is the one of `STRENGTHS` with the best accuracy on every fifth training item of each class in a random
+order, the first of ties; it is then trained on all training items with this C.
 """
 
 import warnings
@@ -18,9 +18,9 @@ from onepeace.evaluate.metrics import Figure, best_ranks, hits
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, Labelled
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 6))
-"""Unit vectors are short, so C is larger than for vectors of other lengths."""
+"""Values of C, larger than usual, as unit vectors are short."""
 APART = 5
-"""One in so many training items of a class helps to choose C."""
+"""One in this many training items of a class is held out to choose C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
     """Top-1 accuracy of a linear classifier, and the C that was chosen.
 
     Args:
-        train, test: what it learns from, and what it is asked about.
+        train, test: the training items, and the items to classify.
         where: source of the training items, for messages.
     """
     if len(set(train.labels)) < 2:
@@ -53,7 +53,7 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
     rest = rest if len(set(train.labels[rest])) > 1 else np.arange(len(train.labels))
     regression = need("sklearn.linear_model", "eval").LogisticRegression(max_iter=1000)
     search = need("sklearn.model_selection", "eval").GridSearchCV(regression, {"C": STRENGTHS}, cv=[(rest, held_out)])
-    with warnings.catch_warnings():  # a fit that is not finished is judged as it is
+    with warnings.catch_warnings():  # a fit that has not converged is judged as it is
         warnings.simplefilter("ignore", need("sklearn.exceptions", "eval").ConvergenceWarning)
         search.fit(train.vectors.astype(np.float64), train.labels)
     right = hits(best_ranks(search.predict_log_proba(test.vectors), test.labels, search.classes_), 1)
@@ -62,7 +62,7 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
 
 
 def every_fifth(labels: NDArray) -> NDArray[np.int64]:
-    """Every fifth row of each class in a random order that is always the same; all rows when no class has five."""
+    """Every fifth row of each class in a fixed random order; all rows if no class has five."""
     order = np.random.default_rng(0).permutation(len(labels))
     chosen = [order[labels[order] == label][APART - 1 :: APART] for label in np.unique(labels)]
     rows = np.sort(np.concatenate(chosen))

@@ -1,4 +1,4 @@
-"""Base of the protocols: a set of items, and a way to measure an embedder on it."""
+"""Base class of the protocols: a set of items, and a way to measure an embedder on it."""
 
 import hashlib
 import json
@@ -27,9 +27,9 @@ _reading: ContextVar[Any] = ContextVar("the hash that everything read goes into"
 
 @contextmanager
 def hashing() -> Iterator[Any]:
-    """A hashlib object that covers, by the end of the block, all samples that `Items.read` gave inside of it.
+    """Context that yields a hashlib object; at its end, the hash covers all samples that `Items.read` returned inside.
 
-    Keys, captions, targets and the content of files count, in their order; where the files lie does not.
+    Keys, captions, targets and contents of files count, in their order; the locations of files do not.
     """
     token = _reading.set(hashlib.sha256())
     try:
@@ -53,7 +53,7 @@ class Items:
     shards: str = ""
     """Pattern of shard files, below the root."""
     keys: str = "*"
-    """Pattern of the samples' keys: a part of the shards."""
+    """Pattern of the keys of the samples to use."""
 
     def of(self, modality: str) -> "Items":
         """The items of another modality in the same samples."""
@@ -88,19 +88,19 @@ class Items:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationProtocol(Items, ABC):
-    """A set of items and how it is measured; a subclass adds options, checks them in ``__post_init__``, and runs."""
+    """A set of items and how it is measured; a subclass adds options, their checks in ``__post_init__``, and `run`."""
 
     needs_writer: ClassVar[bool] = False
-    """Whether it measures what a model writes, where it does (`onepeace.load_generator`)."""
+    """Whether it measures generated text, if the model can generate (`onepeace.load_generator`)."""
 
     @property
     def sides(self) -> tuple[Items, ...]:
-        """The items of each modality that the model must have besides text."""
+        """The items of each modality, besides text, that the model must support."""
         return (self,)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The sentences that class names are put into, for the record; none where there are no class names."""
+        """The sentences that class names are put into, for the results; empty without class names."""
         return ()
 
     @abstractmethod
@@ -108,8 +108,8 @@ class EvaluationProtocol(Items, ABC):
         """Measure an embedder on the shards below ``root``.
 
         Args:
-            embedder: has encode_text and encode_<modality>, each a function of a list (of texts; of encoded file
-                bytes) that returns (n, E) unit vectors in its order.
+            embedder: has encode_text and encode_<modality>, each of which maps a list (of texts; of encoded file
+                bytes) to (n, E) unit vectors in the same order.
 
         Raises:
             UserError: no shards, a sample that lacks something, a file that cannot be decoded.
@@ -131,13 +131,13 @@ def check_at(at: Sequence[int]) -> None:
 
 
 def ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int]) -> NDArray[np.int64]:
-    """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), numbers (N,)."""
+    """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), targets (N,)."""
     blocks = [slice(i, i + BLOCK) for i in range(0, len(vectors), BLOCK)]
     return np.concatenate([class_ranks(vectors[b] @ classes.T, targets[b]) for b in blocks])
 
 
 def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:
-    """Put a sample into a hash, each part with its length in front."""
+    """Add a sample to a hash, each part after its length."""
     about = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True, default=bytes.hex)
     several = [sample.inputs[modality] for modality in modalities if modality != "text"]
     media = [read_bytes(one) for value in several for one in (value if isinstance(value, list) else [value])]

@@ -1,4 +1,4 @@
-"""Retrieval: items of one modality and texts search for each other."""
+"""Retrieval of items of one modality by texts, and of texts by items."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,17 @@ from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, chec
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(EvaluationProtocol):
-    """Recall at k in both directions: a query is a hit when one of its candidates is among the first k.
+    """Recall at k in both directions: a query is a hit if one of its right candidates is among the first k.
 
-    That is the recall of CLIP_benchmark and the hit rate of mteb, but for equal scores, which here count against the
-    model.
+    This equals the recall of CLIP_benchmark and the hit rate of mteb, except for equal scores, which here count against
+    the model.
     """
 
     at: tuple[int, ...] = (1, 5, 10)
     """The k of the recalls."""
     texts: Literal["captions", "names"] = "captions"
-    """Texts that are searched. "captions": each caption is a query of its own and belongs to its item alone, even when
-    another item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct
+    """Texts of the search. "captions": each caption is a separate query and belongs only to its item, even if another
+    item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct
     name is one query, and every item of that name is right (emoji: one name, several drawings)."""
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ def recalls(
     candidate_ids: ArrayLike,
     at: tuple[int, ...],
 ) -> list[Figure]:
-    """The recall of one direction for each k of ``at``.
+    """The recall in one direction for each k of ``at``.
 
     Args:
         queries, candidates: vectors (N, E) and (M, E).

@@ -1,7 +1,7 @@
-"""Search between two modalities whose items were never paired: what belongs to the same class is right.
+"""Search between two modalities without paired items: items of the same class are right.
 
-The classes of the two sides have different names; which belong together is given ("dog": all breeds of dogs). Queries
-are the items of those classes only, candidates are all items of the other side.
+The classes of the two sides have different names; the recipe gives the matches ("dog": all breeds of dogs). Queries are
+only the items of these classes, candidates are all items of the other side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class SameClass(EvaluationProtocol):
     other: Items
     """The second modality and its shards."""
     matches: dict[str, tuple[str, ...]]
-    """Label of an item -> labels of the other side that are the same thing."""
+    """Label -> labels of the other side with the same meaning."""
     at: tuple[int, ...] = (10,)
     """The k of the precisions."""
 
@@ -54,7 +54,7 @@ class SameClass(EvaluationProtocol):
 def precisions(
     name: str, queries: Labelled, candidates: Labelled, matches: Mapping[str, Sequence[str]], at: Sequence[int]
 ) -> list[Figure]:
-    """The precision of one direction for each k of ``at``.
+    """The precision in one direction for each k of ``at``.
 
     Args:
         matches: class of the queries -> classes of the candidates that are right; each has at least one item.

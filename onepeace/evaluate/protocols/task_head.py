@@ -1,4 +1,4 @@
-"""A task head on samples with targets: the metric follows from what the head's outputs mean (embed/tasks.py)."""
+"""Evaluation of a task head on samples with targets; the metric depends on the task (embed/tasks.py)."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ Results = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskHead(EvaluationProtocol):
-    """Accuracy, mean average precision, VQA accuracy, a box, boxes, choices, events or masks of a model's own head."""
+    """Metrics of a model's own head: accuracy, mAP, VQA accuracy, IoU of a box, AP of boxes, event F1 or mean IoU."""
 
     head: str | None = None
-    """An entry of the model's heads; None if it has one only."""
+    """Name of one of the model's heads; None if it has only one."""
     others: tuple[str, ...] = ()
     """Modalities that are read together with this one, e.g. [text]."""
     group: str | None = None
-    """A target by which samples belong together: also the share of groups that are right as a whole (NLVR2)."""
+    """A target that groups samples, to measure also the share of groups whose samples are all right (NLVR2)."""
 
     @property
     def sides(self) -> tuple[Items, ...]:
@@ -69,7 +69,7 @@ def _consistency(right: Sequence[float], groups: Sequence[Any]) -> Figure:
     whole: dict[Any, bool] = {}
     for value, group in zip(right, groups, strict=True):
         whole[group] = whole.get(group, True) and value == 1
-    # Guessing is right in each sample of a group on its own.
+    # A guess is right with probability 1/2 for each sample of a group.
     chance = float(np.mean([0.5**size for size in Counter(groups).values()]))
     return Figure.mean_of("consistency", [float(all_right) for all_right in whole.values()], chance)
 
@@ -98,8 +98,8 @@ def _tags(results: Results, targets: Sequence[Any], labels: Sequence[str], _: An
 def _answers(
     results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
 ) -> list[Figure]:
-    """The score that the target gives to the answer (released code); with the ten annotators' answers the official
-    accuracy: the mean over nine of them, each left out once, of min(1, how many said so / 3)."""
+    """VQA accuracy: the score of the answer in the target (released code); with the answers of ten annotators, the
+    official one: the mean, each left out once, of min(1, how many of the other nine gave the answer / 3)."""
     scores = []
     for result, target, sample in zip(results, targets, samples, strict=True):
         said = sample.targets.get("annotations")
@@ -117,7 +117,7 @@ def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[S
     sizes = [size_of(sample.inputs["image"]) for sample in samples]
     found = [np.array(result["box"]) / [w, h, w, h] for result, (w, h) in zip(results, sizes, strict=True)]
     overlaps = box_iou(np.array(found), np.array(targets, dtype=np.float64))
-    # Guessing says the whole picture.
+    # The chance level is a box around the whole picture.
     whole = box_iou(np.tile([0.0, 0.0, 1.0, 1.0], (len(targets), 1)), np.array(targets, dtype=np.float64))
     return [
         Figure.mean_of("accuracy at IoU 0.5", (overlaps >= 0.5).astype(float), float((whole >= 0.5).mean())),
@@ -156,19 +156,19 @@ def _masks(results: Results, targets: Sequence[Any], labels: Sequence[str], samp
     masks = ((result["mask"], detections.read_mask(target, sample.key))
              for result, target, sample in zip(results, targets, samples, strict=True))  # fmt: skip
     overlap, accuracy = detections.mean_iou(masks, len(labels))
-    # Of even guesses where all classes have as many pixels.
+    # Chance levels of uniform guesses if all classes have equally many pixels.
     return [Figure("mIoU", overlap, 1 / (2 * len(labels) - 1), len(results)),
             Figure("pixel accuracy", accuracy, 1 / len(labels), len(results))]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Measure of the results of a task."""
+    """Metric of the results of a task."""
 
     target: str
     figures: Callable[[Results, Sequence[Any], Sequence[str], Sequence[Sample]], list[Figure]]
     named: bool = True
-    """Whether the results name classes, which the head's labels are needed for."""
+    """Whether the results contain class names, which requires labels in the head."""
 
 
 METRICS = {

@@ -12,10 +12,7 @@ from onepeace.evaluate.protocols.protocol import check_at, ranks_of_classes
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(ClassNames):
-    """Top-k accuracy: an item gets the class whose prototype is the most similar to it.
-
-    Two classes of one name (ImageNet has two pairs) have equal scores, so that neither is ever the first.
-    """
+    """Top-k accuracy; classes are ranked by the similarity of their prototypes to the item."""
 
     at: tuple[int, ...] = (1, 5)
     """The k of the accuracies."""
