@@ -1,6 +1,6 @@
-"""The architectures this library can load, train and convert, by the name that stands in config.yaml.
+"""Architectures that this library can load, train and convert, by their name in config.yaml.
 
-A new one is an entry of `ARCHITECTURES`; no other file names the class of a model. Importing this loads no torch.
+To add one, add an entry to `ARCHITECTURES`; no other file names a model class. Importing this does not import torch.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -29,40 +29,40 @@ class Conversion:
     """Conversion of checkpoints of an architecture's original code into model folders (onepeace/hub/convert)."""
 
     to_ours: Callable[[str], str | None]
-    """Our name of an original parameter; None for what is dropped; LookupError for an unknown name. A name that ends in
-    "[n]" makes the tensor row n of one of ours."""
+    """Our name of an original parameter; None if it is dropped; LookupError for an unknown name. A result that ends in
+    "[n]" means that the tensor becomes row n of one of ours."""
     infer_config: Callable[[Path, Mapping[str, Shape], Mapping[str, Any]], Config]
-    """The configuration, from the shapes of our tensors and the trainer's cfg ({} if the file has none)."""
+    """The configuration, from the path, the shapes by our names, and the trainer's cfg ({} if there is none)."""
     credit: str = ""
-    """Last line of MODEL_CARD.md: whose weights these are, and under which licence."""
+    """Last line of MODEL_CARD.md: authors and licence of the weights."""
     kept_axes: Mapping[str, int] = field(default_factory=dict)
-    """Number of axes kept of tensors whose leading axes of size 1 are dropped, by our name."""
+    """For tensors whose leading axes of size 1 are dropped, the number of remaining axes by our name."""
     has_average: bool = False
-    """Whether the published scores need the moving average of the weights, of files that hold one (fairseq's EMA)."""
+    """Whether to use the moving average of the weights (fairseq's EMA) if a file has one, as published scores do."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of network: how it is configured, built, changed and converted.
+    """A kind of network: how to configure, build, change and convert it.
 
-    The module of one that encodes is an `onepeace.model.Encoder`, that of one that generates an
-    `onepeace.generative.model.Writer`. Every tensor of it is in its state_dict.
+    The module is an `onepeace.model.Encoder`, or an `onepeace.generative.model.Writer` if it generates text. All its
+    tensors are in its state_dict.
     """
 
     config: type
-    """The frozen dataclass that `model:` in config.yaml is read into."""
+    """Frozen dataclass of the section `model:` in config.yaml."""
     module: Callable[[Any], "Trained"]
-    """Makes the module of such a configuration."""
+    """Builds the module from such a configuration."""
     sizes: Mapping[str, Options] = field(default_factory=dict)
-    """Fields of `config` by the name of a size, for recipes that start from one."""
+    """Fields of `config` by the name of a size that a recipe can start from."""
     keep_modalities: Callable[[Any, Collection[str]], Any] | None = None
-    """The configuration without the other modalities; None if the network needs all."""
+    """Reduces a configuration to some modalities; None if the network needs all of them."""
     resize: Callable[["Tensor", Shape], "Tensor"] | None = None
-    """Makes a tensor fit the shape that it has for pictures of another size; None if that is fixed."""
+    """Resizes a tensor to its shape for another picture size; None if the size is fixed."""
     conversion: Conversion | None = None
-    """None if there are no checkpoints of other code."""
+    """Conversion of original checkpoints; None if there are none."""
     generates: bool = False
-    """It writes text and has no vectors: `onepeace.load_generator` loads it, and what needs vectors refuses it."""
+    """Whether it writes text and has no embeddings; such models are loaded by `onepeace.load_generator`."""
 
 
 def _ofa(config: OFAConfig) -> "Trained":
@@ -91,7 +91,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str, where: str = "") -> Architecture:
-    """The entry of that name. UserError, beginning with the file `where`, if there is none."""
+    """The architecture called `name`. UserError, beginning with the file `where`, if there is none."""
     if name not in ARCHITECTURES:
         at = f"{where}: " if where else ""
         raise UserError(f"{at}architecture {name!r} is not known; known: {', '.join(ARCHITECTURES)}")
@@ -99,12 +99,12 @@ def architecture(name: str, where: str = "") -> Architecture:
 
 
 def build_module(config: Config) -> "Trained":
-    """A new module of this configuration; its weights are fresh, or without values under `torch.device("meta")`."""
+    """Build the module of a configuration, with initialised weights, or without values under `torch.device("meta")`."""
     return architecture(config.architecture).module(config.model)
 
 
 def build_encoder(config: Config, where: str = "") -> "Encoder":
-    """The same of an architecture that encodes; UserError, beginning with `where`, for one that generates."""
+    """`build_module` for an architecture that encodes; UserError, beginning with `where`, for one that generates."""
     from onepeace.model import Encoder
 
     check_encodes(config, where)
@@ -112,7 +112,7 @@ def build_encoder(config: Config, where: str = "") -> "Encoder":
 
 
 def check_encodes(config: Config, where: str = "") -> None:
-    """UserError, beginning with `where`, if models of this configuration generate."""
+    """Raise UserError, beginning with `where`, if models of this configuration generate."""
     if architecture(config.architecture).generates:
         raise UserError(
             f"{f'{where}: ' if where else ''}models of architecture {config.architecture} write text and have no "
@@ -121,7 +121,7 @@ def check_encodes(config: Config, where: str = "") -> None:
 
 
 def keep_modalities(config: Config, modalities: Collection[str], where: str) -> Config:
-    """`config` with these modalities only. UserError, beginning with `where`, for one it does not have."""
+    """Reduce `config` to these modalities. UserError, beginning with `where`, for one that it does not have."""
     unknown = [key for key in modalities if key not in config.model.adapters]
     if unknown or not modalities:
         there = ", ".join(config.model.adapters)

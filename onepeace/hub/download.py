@@ -1,4 +1,4 @@
-"""Downloads by huggingface_hub's client: one file over https, resumed after a cut, or the files of a repository."""
+"""Downloads with huggingface_hub: a file over https, resumed after an interruption, or the files of a repository."""
 
 import hashlib
 import os
@@ -11,13 +11,13 @@ from onepeace.files.atomic import sync
 
 
 def fetch(url: str, path: Path) -> Path:
-    """Download `url` to `path` unless it is there already; a bar shows how far it is if stderr is a terminal.
+    """Download `url` to `path` unless that exists; shows a progress bar if stderr is a terminal.
 
-    Bytes go to a .part file beside it that is named after the server's ETag, so that a later call resumes it if the
-    server still has the same file. The file gets its name only when it has the length that the server stated.
+    Data goes to a .part file in the same folder, named after the server's ETag, so that a later call resumes the
+    download if the server still has the same file. It is renamed once it has the length that the server stated.
 
     Raises:
-        UserError: no network, refused address, wrong length, full disk; it says what to do.
+        UserError: no network, refused address, wrong length, full disk; the message says what to do.
     """
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.file_download import http_get
@@ -40,7 +40,7 @@ def fetch(url: str, path: Path) -> Path:
             http_get(url, file, resume_size=have, expected_size=about.size, displayed_filename=path.name)
     except UserError:
         raise
-    except Exception as error:  # its errors come from several HTTP packages
+    except Exception as error:  # huggingface_hub raises errors of several HTTP packages
         raise UserError(
             f"{url}: not downloaded ({one_line(error)[:200]}); check the network, or fetch it elsewhere and save it as "
             f"{path}, or make a model folder of it: onepeace convert {path.name} -o OUT"
@@ -54,13 +54,13 @@ def fetch(url: str, path: Path) -> Path:
 def from_hub(
     repository: str, patterns: list[str], what: str, remedy: str, cache: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The local copy of a Hugging Face repository's files; UserError says `what` is not there, why, and the remedy."""
+    """Local folder of a Hugging Face repository's files, downloaded if needed; UserError names `what` and `remedy`."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = None if cache is None else Path(cache)
         return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=folder))
-    except Exception as error:  # its errors come from several HTTP packages
+    except Exception as error:  # huggingface_hub raises errors of several HTTP packages
         reason = one_line(error)[:200]
         raise UserError(
             f"{what} ({repository} of the Hugging Face Hub) could not be fetched ({reason}); {remedy}"

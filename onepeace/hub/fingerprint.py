@@ -4,13 +4,13 @@ import hashlib
 from pathlib import Path
 
 PARTS, PART = 64, 1 << 16
-"""Places of a weights file that are read, and bytes at each; a smaller file is read whole."""
+"""Number of samples read from a weights file, and bytes of each; a smaller file is read completely."""
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits, of the configuration, the vocabulary and samples of the weights.
+    """Hash (16 hexadecimal digits) of the configuration, the vocabulary and samples of the weights.
 
-    Two trainings never agree in all the places that are read; a file that was changed in one bit elsewhere passes.
+    Different trainings differ in the samples; a change of a few bits outside of them is not detected.
     """
     about = hashlib.blake2b(digest_size=8)
     paths = [folder / "config.yaml", folder / "tokenizer.json", *sorted(folder.glob("model*.safetensors"))]

@@ -1,4 +1,4 @@
-"""A model folder: its configuration, and how a new one comes into being all at once or not at all."""
+"""Model folders: reading the configuration, and writing a new folder atomically."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_config(folder: str | Path) -> Config:
-    """The configuration of a model folder; UserError for one without, or of an architecture that is not known."""
+    """Read the configuration of a model folder; UserError if it is missing or its architecture is unknown."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder")
@@ -31,7 +31,7 @@ def read_config(folder: str | Path) -> Config:
 
 
 def parse_config(content: Options, where: str) -> Config:
-    """The configuration in the content of a model folder's file, which ``where`` names in messages."""
+    """Build the configuration from the content of a config.yaml or config.json, called ``where`` in messages."""
     if content.get("format", 1) != 1:
         raise UserError(f"{where}: format {content['format']} is newer than this onepeace reads (1); upgrade onepeace")
     if "model" in content:
@@ -41,8 +41,8 @@ def parse_config(content: Options, where: str) -> Config:
 
 
 def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str = "model folder") -> None:
-    """UsageError when `folder` exists, unless it is empty, or `replace` is set and it has the file `record` of `what`
-    it should be."""
+    """Raise UsageError if `folder` exists, unless it is empty, or `replace` is set and it has the file `record`, which
+    marks it as a `what`."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
@@ -57,9 +57,9 @@ def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str =
 def new_folder(
     folder: Path, *, replace: bool = False, record: str = CONFIG, what: str = "model folder"
 ) -> Iterator[Path]:
-    """An empty temporary folder that becomes `folder` when the block ends, and is deleted when it fails.
+    """Yield an empty temporary folder that is renamed to `folder` when the block ends, or deleted when it fails.
 
-    Writers put the file `record` in last: what a killed process leaves behind then loads nowhere.
+    Writers create the file `record` last, so that what a killed process leaves behind cannot be loaded.
     """
     check_free(folder, replace=replace, record=record, what=what)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""ONE-PEACE as an architecture: how a configuration of it is built and changed. No torch until it is built."""
+"""The architecture ONE-PEACE: building a model and changing its configuration; only building imports torch."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -24,7 +24,7 @@ def module(config: ModelConfig) -> "OnePeace":
 
 
 def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
-    """Task heads stay if all modalities they may see stay: all there are, or one of those they read on their own."""
+    """Keep these modalities, and of the task heads those that read one of them alone; other heads need all."""
     adapters = {key: options for key, options in config.adapters.items() if key in modalities}
     decoder = config.decoder
     if decoder is not None:
@@ -44,7 +44,7 @@ def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
 
 
 def resize(table: "Tensor", shape: tuple[int, ...]) -> "Tensor":
-    """A table of relative-position biases resampled to that many rows; nothing else depends on the size of pictures."""
+    """Resample a table of relative-position biases to ``shape``; no other tensor depends on the size of pictures."""
     from onepeace.layers.position import grid_table_rows, resize_bias_table
 
     side = next(side for side in range(1, shape[0]) if grid_table_rows(side) == shape[0])

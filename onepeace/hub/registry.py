@@ -1,9 +1,9 @@
-"""Checkpoints that the authors of ONE-PEACE and OFA released: names, addresses and descriptions.
+"""Checkpoints released by the authors of ONE-PEACE and OFA: names, URLs and descriptions.
 
-Left out are networks for detection, segmentation and the writing of pictures, whose parts this library does not have,
-and archives.
+Networks for detection, segmentation and image generation, whose parts this library does not have, and archives are
+left out.
 
-The authors publish neither sizes nor hashes; transfers are checked against the length the server states.
+The authors publish neither sizes nor hashes; downloads are checked against the length that the server states.
 """
 
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, a
 
 
 def find(name: str) -> str | None:
-    """The key of RELEASED that `name` means (any case, "_" for "-", or the name of the file), or None."""
+    """Key of RELEASED for a name (in any case, with "_" for "-", or the name of the file), or None."""
     wanted = name.lower().replace("_", "-")
     if wanted in RELEASED:
         return wanted

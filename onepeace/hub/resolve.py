@@ -1,4 +1,4 @@
-"""Finds the model folder of a name: bundled, a local folder, a released checkpoint, a Hugging Face repository."""
+"""Model folders by name: bundled, a local folder, a released checkpoint, a Hugging Face repository."""
 
 import difflib
 import logging
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a model.
+    """Find the folder of a model, downloading it if needed.
 
     Args:
         name: a bundled model (`BUNDLED_NAMES`), an existing folder (never touches the network), a released name
             (`registry.RELEASED`; downloaded and converted the first time), or a Hugging Face repository "owner/name"
             that holds a model folder.
-        cache: folder of what is downloaded, in place of `cache_folder` and the Hub's own.
+        cache: folder for downloads, instead of `cache_folder` and the Hub's cache.
 
     Raises:
         UserError: unknown name (the nearest known ones are listed), an incomplete folder, no network.
@@ -59,7 +59,7 @@ def _complete(folder: Path) -> Path:
 
 
 def _released(name: str, cache: Path) -> Path:
-    """The converted checkpoint in the cache; downloads and converts it the first time."""
+    """Folder of a converted checkpoint in the cache, downloaded and converted the first time."""
     from filelock import FileLock
 
     from onepeace.hub.convert.convert import convert, vocabulary
@@ -69,12 +69,12 @@ def _released(name: str, cache: Path) -> Path:
     if folder.is_dir():
         return _complete(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Of two processes that want the same model, the second waits and finds it.
+    # If two processes need the same model, the second waits and then finds it.
     with FileLock(folder.with_name(f"{name}.lock")):
         if folder.is_dir():
             return _complete(folder)
         if "text" in released.modalities:
-            vocabulary(None)  # a few MB: better to fail before the gigabytes
+            vocabulary(None)  # a few MB; fail before downloading gigabytes
         file = fetch(released.url, cache / "downloads" / released.file)
         convert(file, folder, progress=True)
         file.unlink()  # as large as the model, and not needed again

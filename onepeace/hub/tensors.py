@@ -1,7 +1,7 @@
 """The weights of a model folder: safetensors files, read tensor by tensor and written file by file.
 
-Above `SHARD_BYTES` the weights are spread over several files with an index, as Hugging Face lays them out. One file is
-in memory at a time when they are written.
+Weights above `SHARD_BYTES` are split into several files with an index, in Hugging Face's layout. Writing holds one file
+in memory at a time.
 """
 
 import json
@@ -26,12 +26,12 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that is not in memory yet, but still in a file or to be computed."""
+    """A tensor that is read from a file or computed only when it is needed."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    """Called when the tensor is needed, e.g. when its turn to be written comes."""
+    """Returns the tensor; called when it is needed, e.g. when it is written."""
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +39,7 @@ class LazyTensor(NamedTuple):
 
 
 def open_weights(folder: Path) -> dict[str, LazyTensor]:
-    """The tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files."""
+    """Tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files."""
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX

@@ -26,7 +26,7 @@ MODEL_FOLDER = "model folder"
 
 @dataclass(frozen=True)
 class Description:
-    """Content of a model folder or a checkpoint, read from its headers alone."""
+    """Content of a model folder or a checkpoint, from its headers only."""
 
     path: Path
     layout: str
@@ -36,7 +36,7 @@ class Description:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file, or of those of the folder that hold weights."""
+        """Size of the file, or of all weights files in the folder."""
         files = [self.path] if self.path.is_file() else self.path.glob("*.safetensors")
         return sum(file.stat().st_size for file in files)
 
@@ -55,12 +55,12 @@ def save(
     card: str = "",
     dtype: str | torch.dtype = "float32",
 ) -> Path:
-    """Write a model folder, replacing an older one, atomically: a reader finds the old one or the new one.
+    """Write a model folder atomically, replacing an older one: readers find either the old or the new one.
 
     Args:
         weights: the module or its state dictionary; it must have exactly the tensors of `config`.
         tokenizer: the tokenizer.json to copy; needed by models that read text.
-        tasks: the tasks.yaml to copy, of a model that writes: what it was trained to answer.
+        tasks: the tasks.yaml to copy, for generative models: the tasks that it was trained for.
         card: text of MODEL_CARD.md.
         dtype: "float32", "bfloat16" or "float16".
     """
@@ -84,7 +84,7 @@ def save(
 def write_folder(
     folder: Path, entries: Mapping[str, LazyTensor], config: Config, card: str, progress: bool = False
 ) -> None:
-    """The files every model folder has; config.yaml comes last (see `new_folder`)."""
+    """Write the files that every model folder has, config.yaml last (see `new_folder`)."""
     write_weights(folder, entries, progress=progress)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_config(config, folder / CONFIG)
@@ -96,13 +96,13 @@ def load(
     dtype: torch.dtype | None = None,
     modalities: Collection[str] | None = None,
 ) -> Trained:
-    """The model of a folder, in evaluation mode.
+    """Load the model of a folder, in evaluation mode.
 
     The module is built on the meta device and uses the tensors of the memory-mapped file, so nothing is in memory
     twice; tensors that change dtype or device are converted one by one.
 
     Args:
-        dtype: None keeps the file's.
+        dtype: None = that of the file.
         modalities: read only these (`keep_modalities`).
 
     Raises:
@@ -129,18 +129,18 @@ def load_encoder(
     dtype: torch.dtype | None = None,
     modalities: Collection[str] | None = None,
 ) -> Encoder:
-    """The same of an architecture that encodes; UserError for one that generates."""
+    """`load` for an architecture that encodes; UserError for one that generates."""
     check_encodes(read_config(folder), str(folder))
     return expect(load(folder, device, dtype, modalities), Encoder)
 
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
-    """All tensors of a folder by name, mapped from its files, unchecked."""
+    """Read all tensors of a folder by name, memory-mapped and unchecked."""
     return {name: tensor.read() for name, tensor in _describe_folder(Path(folder)).tensors.items()}
 
 
 def describe(path: str | Path) -> Description:
-    """Describes a model folder or a released checkpoint file; no tensor is read."""
+    """Describe a model folder or a released checkpoint file, without reading tensors."""
     from onepeace.hub.convert.original import describe_original
 
     path = Path(path)
@@ -155,7 +155,7 @@ def _describe_folder(folder: Path) -> Description:
 
 
 def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
-    """The tensors of the base that have a place in the model. UserError if it is not the one the folder was made on."""
+    """Tensors of the base model that the model has too. UserError if the base has another fingerprint."""
     found = resolve(base.name)
     if (there := fingerprint(found)) != base.fingerprint:
         raise UserError(
@@ -169,7 +169,7 @@ def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, Lazy
 def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[str, LazyTensor], Base]:
     """The tensors of ``entries`` that differ from those of the model ``base``, and the `Base` entry for config.yaml.
 
-    Tensors are compared in the base's dtype. UserError if none is shared.
+    Tensors are compared in the base's dtype. UserError if none is shared, or all are.
     """
     folder = resolve(base)
     shared = read_state(folder)
@@ -192,7 +192,7 @@ def expected(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def compare(where: str, found: Shapes, wanted: Shapes) -> None:
-    """UserError that names every kind of difference between the tensors found and those a model needs."""
+    """Raise one UserError for all missing, unexpected and misshapen tensors."""
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     misshapen = [
@@ -212,7 +212,7 @@ def compare(where: str, found: Shapes, wanted: Shapes) -> None:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
-    """`tensor` in `dtype`; UserError where finite numbers would become infinite (float16 ends at 65504)."""
+    """Convert `tensor` to `dtype`; UserError if finite numbers would become infinite (float16 ends at 65504)."""
     result = tensor.to(dtype)
     if dtype == torch.float16 and tensor.dtype != dtype and result.isinf().any() and not tensor.isinf().any():
         raise UserError(f"{where}: has numbers up to {tensor.abs().max():.3g}, too large for float16; use bfloat16")

@@ -1,1 +1,1 @@
-"""A released checkpoint becomes a model folder (`onepeace convert`); none of its code is run, no tensor left over."""
+"""Conversion of checkpoints to model folders: no code in them is run, and every tensor must be known."""

@@ -1,4 +1,4 @@
-"""Checkpoints of the original code, and model folders, as new model folders: `onepeace convert`."""
+"""Conversion of original checkpoints, or of model folders, to new model folders: `onepeace convert`."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -45,18 +45,18 @@ def convert(
 ) -> Path:
     """Convert an original checkpoint (.pt, .pth, .pkl, .bin) or a model folder into the model folder `out`.
 
-    Tensors are read, changed and written file by file: weights of any size take the memory of one file (2 GiB).
+    Tensors are read, converted and written file by file, so weights of any size need the memory of one file (2 GiB).
 
     Args:
-        modalities: keep only these.
-        dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
-        bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
-            facebook/bart-base's from the Hugging Face Hub if the model reads text. Folders have their own.
-        base: name of a model; tensors that it has too are left out, and read from it when `out` is loaded.
-        replace_existing: replace `out` if it is a model folder already.
+        modalities: modalities to keep; None = all.
+        dtype: "float32", "bfloat16" or "float16"; None = that of the file.
+        bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None = that of
+            facebook/bart-base on the Hugging Face Hub, if the model reads text. Model folders have their own.
+        base: name of a model; tensors equal to its own are left out, and read from it when `out` is loaded.
+        replace_existing: replace `out` if it is already a model folder.
 
     Raises:
-        UserError: unreadable or hostile file, tensors that are missing, left over or misshapen, no vocabulary.
+        UserError: unreadable or hostile file, missing, unexpected or misshapen tensors, no vocabulary.
     """
     out = Path(out)
     target = None if dtype is None else named_dtype(dtype)

@@ -1,7 +1,7 @@
-"""Infers the configuration of an original ONE-PEACE checkpoint from its tensors.
+"""Inference of the configuration of an original ONE-PEACE checkpoint from its tensors.
 
-Sizes come from the shapes. The file's own cfg, if it has one, adds what shapes do not tell: limits, the modality that a
-classifier reads.
+Sizes come from the shapes. The file's cfg, if any, adds values that the shapes do not determine: limits, and the
+modality that a classifier reads.
 """
 
 import math
@@ -16,18 +16,18 @@ from onepeace.errors import UserError
 from onepeace.hub.convert.keys import MODALITIES
 
 STRIDES = {10: 5, 3: 2, 2: 2}
-"""Strides of the released convolutions of sounds by their kernels."""
+"""Strides of the released audio convolutions by kernel size."""
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 CLIP_LENGTH = 128
-"""Frames of the video that a released clip is drawn from: 16 with a stride of 8, or 32 with one of 4."""
+"""Number of video frames that a released clip spans: 16 frames with stride 8, or 32 with stride 4."""
 Cfg = Mapping[str, Any]
 
 
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) -> Config:
-    """The configuration of a model whose tensors have these shapes, by our names.
+    """Infer the configuration of a model from the shapes of its tensors by our names.
 
-    `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing.
+    `cfg` is the original trainer's configuration, {} if unknown. UserError when a tensor is missing.
     """
     return _OnePeaceShapes(path, shapes).config(cfg)
 
@@ -45,7 +45,7 @@ class Shapes:
         return self.shapes[name]
 
     def count(self, pattern: str) -> int:
-        """1 + the largest number at {} in the names of that pattern; 0 if there is none."""
+        """1 + the largest number at {} among the names that match the pattern; 0 if none does."""
         wanted = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
         return max((int(m[1]) + 1 for name in self.shapes if (m := wanted.fullmatch(name))), default=0)
 
@@ -141,7 +141,7 @@ class _OnePeaceShapes(Shapes):
         return {
             "dim": dim,
             "depth": depth,
-            # The decoder has no tables that would tell; released ones have the encoder's head width.
+            # The decoder has no bias tables to infer it from; released decoders have the encoder's head width.
             "num_heads": decoder.get("attention_heads") or max(1, dim // head_dim),
             "ffn_dim": self.of(f"decoder.blocks.0.ffn.{keys[0]}.gate.weight")[0],
             "options": {
@@ -156,7 +156,7 @@ class _OnePeaceShapes(Shapes):
             return {}
         pools = {"heads.classifier.pool.q": "attention", "heads.classifier.norm.weight": "mean"}
         hidden = self.shapes.get("heads.classifier.hidden.weight")
-        # The released rule: text features, else image, else audio; grounding may ask for the image's.
+        # The released rule: text features, else image, else audio; grounding may use image features instead.
         first = [key for key in keys if not (key == "text" and model.get("use_image_features") and "image" in keys)]
         classifier = {
             "kind": "classifier",
@@ -171,11 +171,11 @@ class _OnePeaceShapes(Shapes):
         return {"classifier": classifier}
 
     def processors(self, task: Cfg, adapters: Mapping[str, Any]) -> Options:
-        """Settings with which the original prepares this model's inputs."""
+        """Preprocessing settings of the original code for this model."""
         found: Options = {}
         if "text" in adapters:
             limit = task.get("max_src_length", 70)
-            # As the original's public functions do; its data sets also clean captions.
+            # As in the original's public functions; its datasets also clean captions.
             found["text"] = {"max_tokens": limit, "lower": True, "clean": False, "prefix_space": True}
             if task.get("_name") in ("aqa", "avqa"):
                 # Questions and answers were neither lower-cased nor cut in fine-tuning; eos and CLS need two positions.
@@ -195,6 +195,6 @@ class _OnePeaceShapes(Shapes):
 
 
 def section(cfg: Cfg, key: str) -> Cfg:
-    """A mapping of a trainer's cfg; {} if it has none of that name."""
+    """A section of a trainer's cfg; {} if there is no mapping of that name."""
     value = cfg.get(key)
     return value if isinstance(value, dict) else {}

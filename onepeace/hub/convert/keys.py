@@ -1,6 +1,6 @@
 """The key map of ONE-PEACE: parameter names of the original code and ours.
 
-{i} and {j} stand for numbers, {m} for a modality, {g} for one of grids of patches, {p} for "weight" or "bias". All
+{i} and {j} stand for numbers, {m} for a modality, {g} for one with a grid of patches, {p} for "weight" or "bias". All
 tensors keep their shapes except two: type embeddings are rows of one table (hence "[0]", "[1]"), and the query of the
 attention pool loses its two leading axes of size 1.
 """
@@ -53,7 +53,7 @@ TABLE = [
     # encoder and decoder
     *[("encoder_wrapper.fusion_model.layers.{i}." + theirs, "blocks.{i}." + ours) for theirs, ours in ATTENTION_BLOCK],
     ("encoder_wrapper.fusion_model.{m}_layer_norm.{p}", "norms.{m}.{p}"),
-    # between frames
+    # video
     ("encoder_wrapper.video_adapter.temporal_embedding", "adapters.video.time_embed"),
     *[
         (
@@ -87,16 +87,16 @@ TABLE = [
     ("classify_head.classifier.3.{p}", "heads.classifier.out.{p}"),
 ]
 
-# Stored by the original and needed by nothing: computed buffers, format marks, and parameters no pass ever reads.
+# Stored by the original but not needed: computed buffers, version numbers, and parameters that no pass reads.
 DROPPED = re.compile(
     r".*\.(rp_bucket|position_idx|version|mask_embedding)|decoder_wrapper\.(text|image|audio)_adapter\.cls_embedding"
 )
 
-# Original shapes (1, 1, H, D) of which only the last axes are kept.
+# Tensors of original shape (1, 1, H, D), with the number of last axes that are kept.
 KEPT_AXES = {"heads.classifier.pool.q": 2}
 
-# Names of older files, of the vision branch (which has no "encoder_wrapper") and of the video network made of it (in
-# "backbone"), in the words of the table above.
+# Names in older files, in the vision branch (which has no "encoder_wrapper") and in the video network built from it (in
+# "backbone"), translated to the original names in the table above.
 ALIASES = [
     (r"backbone\.encoder\.layers\.(\d+)\.rel_pos_table\.weight", r"video_adapter.rel_pos_table_list.\1.weight"),
     (r"backbone\.encoder\.image_layer_norm\.(.*)", r"encoder_wrapper.fusion_model.video_layer_norm.\1"),
@@ -127,21 +127,21 @@ _VALUES = {
 
 
 def to_ours(name: str) -> str | None:
-    """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
+    """Our name of an original parameter; None if it is dropped. LookupError for a name that the table lacks."""
     return translate_original(name, ALIASES, DROPPED, _TO_OURS)
 
 
 def translate_original(
     name: str, aliases: Iterable[tuple[str, str]], dropped: re.Pattern[str], rules: Rules
 ) -> str | None:
-    """Our name by a table's rules, after its aliases; None for what is dropped. LookupError for an unknown name."""
+    """Our name by the aliases and then the rules; None if it is dropped. LookupError for an unknown name."""
     for pattern, replacement in aliases:
         name = re.sub(rf"^(?:{pattern})$", replacement, name)
     return None if dropped.fullmatch(name) else translate(name, rules)
 
 
 def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -> Rules:
-    """The rules that make the second name of a row from the first.
+    """Compile a table to rules that translate the first name of a row to the second.
 
     Args:
         table: pairs of names, with fields in braces.
@@ -149,7 +149,7 @@ def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -
     """
 
     def pattern(template: str) -> re.Pattern[str]:
-        # Splitting at the fields gives text, field, text, field, ..., text.
+        # Splitting at the fields returns text, field, text, field, ..., text.
         parts = _FIELD.split(template)
         return re.compile("".join(values[part] if at % 2 else re.escape(part) for at, part in enumerate(parts)))
 
@@ -157,7 +157,7 @@ def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -
 
 
 def translate(name: str, rules: Rules) -> str:
-    """The name that the first fitting rule makes of this one. LookupError if there is none."""
+    """Translate a name by the first rule that matches. LookupError if none does."""
     for pattern, target in rules:
         if match := pattern.fullmatch(name):
             values = match.groupdict()

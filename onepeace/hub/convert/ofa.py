@@ -64,8 +64,8 @@ TABLE = [
     ("decoder.layers.{i}.final_layer_norm.{p}", "decoder.blocks.{i}.norm3.{p}"),
 ]
 
-# Tables of indices that are computed here, counts that nothing reads, two more copies of the embedding, what pictures
-# are written with, and heads for classes that the original trains beside the decoder.
+# Index tables that are computed here, counters that are not read, two more copies of the embedding, parameters for
+# image generation, and classification heads that the original trains in addition to the decoder.
 DROPPED = re.compile(
     r".*\.(version|token_rp_bucket|image_rp_bucket|image_position_idx|num_batches_tracked)|"
     r"decoder\.(embed_tokens|output_projection)\.weight|classification_heads\..*|"
@@ -84,7 +84,7 @@ _TO_OURS = compile_table(TABLE, _VALUES)
 NORMALISED = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
-# Switches of the original that change what it computes without a trace in the tensors, and how this library has them.
+# Options of the original that change its output but not its tensors, with the values that this library supports.
 # `disable_entangle` is not a default of the original: without it positions are added to the decoder's tokens.
 SWITCHES = {
     "disable_entangle": True,
@@ -97,14 +97,14 @@ SWITCHES = {
 
 
 def to_ours(name: str) -> str | None:
-    """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
+    """Our name of an original parameter; None if it is dropped. LookupError for a name that the table lacks."""
     return translate_original(name, (), DROPPED, _TO_OURS)
 
 
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping[str, Any]) -> Config:
-    """The configuration of a model whose tensors have these shapes, by our names.
+    """Infer the configuration of a model from the shapes of its tensors by our names.
 
-    `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing or the two contradict each other.
+    `cfg` is the original trainer's, {} if unknown. UserError if a tensor is missing or `cfg` contradicts the shapes.
     """
     found = Shapes(path, shapes)
     of, count = found.of, found.count

@@ -1,4 +1,4 @@
-"""A checkpoint of an original code, understood: its tensors under our names, and the configuration they imply."""
+"""Description of an original checkpoint: its tensors by our names, and the configuration inferred from them."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _ROW = re.compile(r"(.*)\[(\d+)\]")
 
 
 class Original(NamedTuple):
-    """Content of a checkpoint file, by the original's names, unread."""
+    """Content of a checkpoint file: unread tensors by their original names."""
 
     cfg: dict[str, Any] | None
     """The trainer's configuration; None if the file has none."""
@@ -29,7 +29,7 @@ class Original(NamedTuple):
 
 
 def describe_original(path: Path) -> Description:
-    """Describes a checkpoint file. UserError when it is none, or holds tensors this library has no place for."""
+    """Describe a checkpoint file. UserError if it is not a checkpoint, or contains unknown tensors."""
     found = read_original(path)
     conversion = _conversion(found.tensors)
     averaged = conversion.has_average and bool(found.average)
@@ -41,7 +41,7 @@ def describe_original(path: Path) -> Description:
 
 
 def read_original(path: Path) -> Original:
-    """A checkpoint file. UserError when it is none."""
+    """Read a checkpoint file. UserError if it is not a checkpoint."""
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
@@ -61,13 +61,13 @@ def read_original(path: Path) -> Original:
 
 
 def _conversion(names: Mapping[str, object]) -> Conversion:
-    """Conversion of the architecture that knows most of these names."""
+    """Conversion of the architecture whose key map contains most of these names."""
     known = [entry.conversion for entry in ARCHITECTURES.values() if entry.conversion is not None]
     return max(known, key=lambda conversion: sum(_translate(conversion, name)[1] for name in names))
 
 
 def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:
-    """Our name of a tensor, and whether the architecture knows it."""
+    """Our name of a tensor, None if it is dropped, and whether the key map contains it."""
     try:
         return conversion.to_ours(name), True
     except LookupError:
@@ -75,7 +75,7 @@ def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:
 
 
 def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, LazyTensor]:
-    """Every tensor under our name. UserError for what the key map does not know."""
+    """Translate the names of all tensors to ours. UserError for names that are not in the key map."""
     sources: dict[str, dict[int, StoredTensor]] = {}
     origin: dict[str, str] = {}
     left = []
@@ -89,7 +89,7 @@ def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversio
             raise UserError(f"{path}: {origin[ours]} and {theirs} are both {ours}")
         origin[ours] = theirs
         row = _ROW.fullmatch(ours)
-        # -1: a tensor of its own, not a row.
+        # -1: a whole tensor, not a row.
         name, index = (row[1], int(row[2])) if row else (ours, -1)
         sources.setdefault(name, {})[index] = tensor
     if left:

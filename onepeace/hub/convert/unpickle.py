@@ -1,11 +1,11 @@
-"""Reads PyTorch checkpoints without running anything that is in them.
+"""Reader for PyTorch checkpoints that never executes code from them.
 
-A pickle is a program, and Python's own unpickler runs it. Here its instructions, listed by the standard library's
-`pickletools` (which executes none), are followed by a small machine that knows plain values, containers and tensors.
-It imports no name it reads: known functions are replaced by ours, known classes by inert `Record`s, and any other
-name is an error. Tensors stay on disk as places in the file until asked for, so a file of 16 GB costs no memory.
+A pickle is a program, and Python's unpickler executes it. Here the standard library's `pickletools` lists the
+instructions without executing them, and a small interpreter that supports plain values, containers and tensors follows
+them. It imports no names: known functions are replaced by ours, known classes by inert `Record`s, and any other name
+is an error. Tensors stay on disk until they are read, so a file of 16 GB costs no memory.
 
-Three layouts: the zip archive of torch.save, its older plain form, and a bare pickle whose tensors are embedded.
+Three layouts are supported: the zip archive of torch.save, its older format, and a bare pickle with embedded tensors.
 `torch.load(weights_only=True)` is not used because it refuses the configuration objects of old trainer files, cannot
 map the two older layouts, and counts every page it maps as used memory.
 """
@@ -40,7 +40,7 @@ _BUILTINS = (
     *("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "frozenset"),
     *("long", "unicode"),  # Python 2's names, which pickle protocol 2 uses
 )
-# Classes whose content is read but which stay inert; a trainer stores its configuration in them.
+# Classes whose objects are read as inert records; trainers store their configuration in them.
 INERT = frozenset(
     [
         *STORAGE_DTYPES,
@@ -69,16 +69,16 @@ _PUSH = frozenset(
     "STRING BINSTRING SHORT_BINSTRING".split()
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Sets become lists: nothing here needs one, and hashing their items can take for ever.
+# Sets become lists: no checkpoint needs sets, and hashing the items of a hostile one can take arbitrarily long.
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 _ADDED = {"SETITEM": 2, "APPEND": 1, "SETITEMS": None, "APPENDS": None, "ADDITEMS": None}
-"""Number of operands; None: all since the last mark."""
+"""Number of operands; None = all since the last mark."""
 
 
 @dataclass
 class Storage:
-    """A run of `size` numbers in the file; `offset` (bytes) is -1 until the file has told where it begins."""
+    """A block of `size` numbers in the file; `offset` (bytes) is -1 until its position has been read."""
 
     dtype: torch.dtype
     size: int
@@ -87,7 +87,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor still in its file; `read` fetches it."""
+    """A tensor in a file, loaded by `read`."""
 
     path: Path
     storage: Storage
@@ -100,7 +100,7 @@ class StoredTensor:
         return self.storage.dtype
 
     def read(self) -> Tensor:
-        """The tensor, contiguous, in memory of its own."""
+        """Load the tensor into new, contiguous memory."""
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.dtype)
         # Only the numbers between the tensor's first and last are read, not the whole storage.
@@ -113,7 +113,7 @@ class StoredTensor:
         return numbers.as_strided(self.shape, self.stride).contiguous()
 
     def check(self, file_size: int) -> None:
-        """ValueError when the tensor's place is not inside its storage and the file."""
+        """Raise ValueError unless the tensor is inside its storage and the file."""
         if self.storage.offset < 0:
             raise ValueError("a tensor has no data")
         if len(self.shape) != len(self.stride) or min(self.shape + self.stride + (self.start,), default=0) < 0:
@@ -128,21 +128,21 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Name:
-    """A function or class the pickle mentions."""
+    """A function or class that the pickle names."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of the file from ``start`` on, which are not read."""
+    """Unread bytes of the file, from ``start`` on."""
 
     start: int
 
 
 @dataclass(eq=False)
 class Record:
-    """An object of an inert class: the arguments and state of its constructor; items added to it are dropped."""
+    """An object of an inert class: its constructor arguments and its state; items added to it are dropped."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -150,9 +150,9 @@ class Record:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The content of a checkpoint, or of another pickle: containers, plain values, `StoredTensor`, inert `Record`.
+    """Read a checkpoint or another pickle: containers, plain values, `StoredTensor`, inert `Record`.
 
-    UserError in one line, naming the file, for what is no checkpoint, is cut off, or mentions an unknown name.
+    UserError, which names the file, if it is not a checkpoint, is cut off, or contains an unknown name.
     """
     try:
         with open(path, "rb") as file:
@@ -162,7 +162,7 @@ def read_checkpoint(path: Path) -> Any:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: damaged or cut off ({one_line(error)[:200]}); download it again") from error
     except (
-        # What wrong instructions end in: the machine checks few of them beforehand.
+        # Errors that invalid instructions cause: few of them are checked beforehand.
         ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
         struct.error, OSError,
     ) as error:  # fmt: skip
@@ -170,12 +170,12 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Dictionaries, lists and values out of the inert records of argparse and omegaconf; None for other records."""
+    """Convert records of argparse and omegaconf to plain values, others to their only string or integer or None."""
     return _plain(value, {})
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    # Each object is converted once: a small pickle can share one list a million times, or put it inside itself.
+    # Each object is converted once: a small pickle can contain one list a million times, or inside itself.
     if id(value) in done:
         return done[id(value)]
     done[id(value)] = None
@@ -189,7 +189,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
             result = _plain(state.get("_content", state.get("_val")), done)
         elif value.name == "argparse.Namespace":
             result = _plain(state, done)
-        else:  # an enumeration or a path: its argument says it
+        else:  # an enumeration or a path: its argument is the value
             result = value.args[0] if len(value.args) == 1 and isinstance(value.args[0], str | int) else None
     else:
         result = value
@@ -211,7 +211,7 @@ def _read(path: Path, file: BinaryIO) -> Any:
 
 
 def _zip_storages(path: Path, file: BinaryIO) -> dict[str, int]:
-    """Byte offsets of the storages of an archive; the file is left at the pickle."""
+    """Byte offsets of the storages of an archive; moves the file to the start of the pickle."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
@@ -233,7 +233,7 @@ def _zip_storages(path: Path, file: BinaryIO) -> dict[str, int]:
 def _add(container: Any, items: list[Any]) -> None:
     if isinstance(container, dict):
         keys = items[::2]
-        # Nothing but what hashes in one step: nested tuples can be made to take for ever.
+        # Plain keys only: hashing the nested tuples of a hostile file can take arbitrarily long.
         if not all(isinstance(key, str | int | float | None) for key in keys):
             raise ValueError("a dictionary key is no plain value")
         container.update(zip(keys, items[1::2], strict=True))
@@ -244,7 +244,7 @@ def _add(container: Any, items: list[Any]) -> None:
 
 
 class _Reader:
-    """Follows the pickles of one file. `offsets`: where the archive keeps each storage, empty for other layouts."""
+    """Interpreter for the pickles of one file. `offsets`: start of each storage in an archive, {} for other layouts."""
 
     def __init__(self, path: Path, file: BinaryIO, offsets: dict[str, int]) -> None:
         self.path = path
@@ -255,7 +255,7 @@ class _Reader:
         self.embedded: dict[int, Any] = {}
 
     def legacy(self, at: int) -> Any:
-        """The object of torch.save's older layout at byte `at`: four pickles, the keys, then the numbers."""
+        """Read the object in torch.save's older layout at byte `at`: four pickles, the keys, then the numbers."""
         back = self.file.tell()
         self.file.seek(at)
         outer, self.storages = self.storages, {}
@@ -276,13 +276,13 @@ class _Reader:
         return content
 
     def value(self) -> Any:
-        """Follow one pickle from where the file stands to its end."""
+        """Interpret one pickle, from the current position of the file to its end."""
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
 
         def pop(count: int | None = None) -> list[Any]:
-            """The last items of the stack; without a count those behind the last mark."""
+            """Pop the last items of the stack; without a count, those after the last mark."""
             start = marks.pop() if count is None else len(stack) - count
             if not 0 <= start <= len(stack):
                 raise ValueError("an instruction lacks its operands")
@@ -332,7 +332,7 @@ class _Reader:
                 stack.append(self.call(function, args))
             elif name == "BUILD":
                 (state,) = pop(1)
-                if isinstance(stack[-1], Record):  # others are dictionaries and tensors with attributes nobody needs
+                if isinstance(stack[-1], Record):  # others: attributes of dictionaries and tensors, not needed
                     stack[-1].state = state
             elif name == "BINPERSID":
                 stack.append(self.stored(*pop(1)))
@@ -373,7 +373,7 @@ class _Reader:
         if path == "torch.storage._load_from_bytes":
             if not isinstance(args[0], Bytes):
                 raise ValueError("tensors inside a pickle of protocol 2 are not supported")
-            # Once for each place: a hostile file can mention one place a million times.
+            # Once per position: a hostile file can refer to one position a million times.
             start = args[0].start
             if start not in self.embedded:
                 self.embedded[start] = self.legacy(start)
@@ -382,7 +382,7 @@ class _Reader:
             ordered: dict[Any, Any] = {}
             _add(ordered, [part for pair in (args[0] if args else ()) for part in pair])
             return ordered
-        if path == "_codecs.encode":  # how protocol 2 spells bytes
+        if path == "_codecs.encode":  # how protocol 2 encodes bytes
             text, encoding = args
             return text.encode({"latin1": "latin-1"}[encoding])
         if path.endswith("._reconstructor"):
