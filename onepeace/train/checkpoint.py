@@ -2,7 +2,7 @@
 
 Tensors (model, optimizer, average) are the file's tensors, everything else is JSON in its header; nothing is pickled. A
 file gets its name when it is complete on the disk, and safetensors refuses one that is truncated later, so `newest` can
-fall back on the one before. No random state is saved: the loop seeds each step by its number.
+fall back to the previous one. No random state is saved: the loop seeds each step by its number.
 """
 
 import json
@@ -56,7 +56,7 @@ def save(folder: Path, state: Checkpoint) -> Path:
     header: dict[str, Any] = {"step": state.step, "recipe": state.recipe, "extra": state.extra}
     header["optimizer_groups"] = state.optimizer["param_groups"]
     metadata = {"format": "1", "onepeace": json.dumps(header)}
-    for unfinished in folder.glob(".step-*.tmp"):  # a killed process left them behind
+    for unfinished in folder.glob(".step-*.tmp"):  # left behind by a killed process
         unfinished.unlink()
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path = folder / f"step-{state.step:08d}.safetensors"
@@ -69,7 +69,7 @@ def save(folder: Path, state: Checkpoint) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint file; UserError for one that is truncated or no checkpoint."""
+    """Read a checkpoint file; UserError if it is truncated or not a checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     try:

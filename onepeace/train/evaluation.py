@@ -23,10 +23,10 @@ from onepeace.train.start import make_config
 def evaluation(recipe: Recipe) -> Evaluate | None:
     """The ``evaluate`` argument of `loop.train`; None if the recipe has no evaluation.
 
-    It gives scores as {"set/metric": value} and prints their table. Sets are looked for in the run's data root.
+    The function returns scores as {"set/metric": value} and prints them as a table. Sets are read from the data root.
 
     Raises:
-        UserError: a missing recipe or set, or a set without shards: before the first step.
+        UserError: the recipe or a set does not exist, or a set has no shards; raised before the first step.
     """
     wanted = recipe.evaluate
     if wanted is None:
@@ -43,7 +43,7 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     for name, protocol in sets.items():
         if name in written or not lacking_modalities(protocol, config.model.adapters):
             try:
-                # Options hold items too, such as those that a baseline learns from.
+                # Options may be items too, such as those that a baseline learns from.
                 for items in (*protocol.sides, *vars(protocol).values()):
                     if isinstance(items, Items):
                         expand(items.shards, folder)

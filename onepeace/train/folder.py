@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def model_folder(name: str) -> Path:
-    """Folder of a model: the folder itself, that of a finished run, or that of a bundled or released model."""
+    """Folder of a model, given this folder, that of a finished run, or the name of a bundled or released model."""
     folder = Path(name)
     if not folder.is_dir():
         from onepeace.hub import registry

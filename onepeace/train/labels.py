@@ -16,13 +16,13 @@ from onepeace.train.terms.heads import Supervised
 from onepeace.train.terms.known import TERMS
 
 AUTO = "auto"
-"""Value of a head's labels that stands for those of the training data."""
+"""Value of a head's ``labels`` that stands for all labels in the training data."""
 
 
 def described(name: str, options: Options, recipe: Recipe) -> Options:
-    """Options of a head, with the outputs and the task of the term that trains it, and with its labels.
+    """Options of a head, completed by its labels and by the task and the number of outputs of the term that trains it.
 
-    For ``labels: auto`` there are two empty labels until the data is read (`label_heads`).
+    For ``labels: auto`` they have two empty labels until the data is read (`label_heads`).
     """
     found = dict(options)
     for own, term in _supervised(recipe):
@@ -47,7 +47,7 @@ def _supervised(recipe: Recipe) -> Iterator[tuple[Any, type[Supervised[Any]]]]:
 
 
 def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
-    """The configuration, with labels from the targets of the samples for heads whose labels are auto."""
+    """The configuration; heads with ``labels: auto`` get the labels in the targets of the samples."""
     wanted = recipe.model.get("heads", {})
     heads = dict(getattr(config.model, "heads", {}))
     for options, term in _supervised(recipe):

@@ -29,14 +29,14 @@ class Averages:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Start to measure the speed."""
+        """Restart the measurement of the speed."""
         self.items = 0
         """Number of items trained on."""
         self._waited, self._since = 0.0, time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Context in which the loop waits for data."""
+        """Context that measures how long the loop waits for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -50,7 +50,7 @@ class Averages:
             self._values.setdefault(name, []).append(value.detach())
 
     def take(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Means by name, over processes too, and the speed: items per second, share of the time spent waiting for data,
+        """Means by name, also over processes, and the speed: items per second, share of time spent waiting for data,
         seconds. Both are reset."""
         means: dict[str, float] = {}
         if self._values:
@@ -72,7 +72,7 @@ class Log:
 
     Args:
         folder: folder of the run, created if missing.
-        step: step from which the run starts. Later lines, of a run that broke off after its last checkpoint, are
+        step: step from which the run starts. Later lines, from a run that was killed after its last checkpoint, are
             removed, and so is an incomplete last line.
         steps: length of the run, for the progress bar.
         tensorboard: whether to write event files in ``folder/tensorboard`` as well.

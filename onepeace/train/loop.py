@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None = None) -> Path:
-    """Train by a recipe, from the last checkpoint if there is one; under torchrun, as one of its processes.
+    """Train according to a recipe, from the last checkpoint if there is one; under torchrun, as one of its processes.
 
     Args:
         recipe: the recipe.
@@ -86,7 +86,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
                 run.optimizer.zero_grad(set_to_none=True)
                 run.name_bad_step(step, norm, group, losses, bad_steps)
 
-            # Checkpoints by time only at a line of the log, so that a resumed run logs the same lines.
+            # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
             overdue = 0 < 60 * options.save_minutes < time.monotonic() - last_save and due(options.log_every, step)
             stopping, overdue = parallel.any_of(stop_requested(), overdue)
             if due(options.log_every, step) or step == total:

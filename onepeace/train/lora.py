@@ -1,8 +1,8 @@
-"""Training of low-rank adapters (LoRA, arXiv 2106.09685) beside frozen layers, by peft.
+"""Training of low-rank adapters (LoRA, arXiv 2106.09685) of frozen layers, with peft.
 
 peft injects the adapters into the model's modules: ``blocks.0.attn.q.base_layer.weight`` is the frozen weight,
-``blocks.0.attn.q.lora_A.default.weight`` and ``lora_B`` train. Checkpoints hold all of them; for evaluation and in the
-written model they are merged, under the original names.
+``blocks.0.attn.q.lora_A.default.weight`` and ``lora_B`` are trained. Checkpoints hold all of them; for evaluation and
+in the written model, adapters are merged into the weights, under the original names.
 """
 
 import re
@@ -59,12 +59,12 @@ def trained_module(
         return model.eval()
     if adapter is not None:
         adapted.save_pretrained(str(adapter))
-        (adapter / "README.md").unlink()  # an empty form
+        (adapter / "README.md").unlink()  # an empty template
     return adapted.merge_and_unload().eval()
 
 
 def _peft_config(model: nn.Module, lora: LoraConfig) -> Any:
-    # Subclasses of nn.Linear do more than a product: an adapter would be added after the rest.
+    # Subclasses of nn.Linear do more than a product, and the adapter would be added after all of it.
     linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     found = dict.fromkeys(name for one in lora.targets for name in matching(one, linear, "lora.targets"))
     return need("peft", "lora").LoraConfig(

@@ -47,7 +47,7 @@ class Objective(nn.Module):
             self.terms[options.name] = TERMS[options.term](options, model, (prepared or {}).get(options.name))
 
     def at_step(self, step: int) -> None:
-        """Set the terms' number of the current step, from 1 on."""
+        """Set the number of the current step, counted from 1, in all terms."""
         for term in self.terms.values():
             term.step = step  # type: ignore[assignment]
 
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         """Unweighted losses of the batch and figures of the terms by name, the weighted sum as "loss", and the share of
         padding among the tokens as "padding".
 
-        Each of several processes has a part of the batch, and the mean of their losses is the loss of the whole batch.
+        With several processes, each has a part of the batch; the mean of their losses is the loss of the whole batch.
         """
         present = [key for key in self.model.adapters if key in batch.inputs]
         every: dict[str, Any] = dict(self.terms.items())
@@ -79,7 +79,7 @@ class Objective(nn.Module):
         return {"loss": total, **found, "padding": 1 - real / computed}
 
     def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Tensor]:
-        """Outputs of the terms for a part of the batch, and its numbers of real and of computed tokens."""
+        """Outputs of the terms for a part of the batch, and the numbers of its real and computed tokens."""
         passes = Passes(self.model, batch, self.max_padding, agree=self.sharded)
         outputs = {name: term.outputs(passes) for name, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device

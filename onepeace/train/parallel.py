@@ -20,8 +20,8 @@ from onepeace.device import join_device
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)
-"""Timeout of collectives. While the first process evaluates, trains the vocabulary and runs teachers, for hours, the
-others wait; torch's default of 10 minutes (NCCL) would end the run. If a process dies, torchrun ends the others."""
+"""Timeout of collectives. Others wait while the first process evaluates, trains the vocabulary and runs teachers, for
+hours; torch's default of 10 minutes (NCCL) would end the run. If a process dies, torchrun ends all others."""
 
 _left: list[dist.ProcessGroup | None] = []
 """Former process groups, kept alive: if a DDP model held the last reference to one, freeing it would wait, holding the
@@ -40,7 +40,7 @@ def world_size() -> int:
 
 @contextmanager
 def group(device: torch.device) -> Iterator[torch.device]:
-    """Join the process group that torchrun started for the time of the block; yields this process's device."""
+    """Context in which this process is in the process group of torchrun; yields its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
@@ -54,7 +54,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
 
 
 class _Gather(torch.autograd.Function):
-    # torch.distributed.nn.functional.all_gather does the same, and torch 2.13 deprecates it for a private function.
+    # torch.distributed.nn.functional.all_gather does the same, but torch 2.13 deprecates it for a private function.
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -63,7 +63,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # The loss of every process has a gradient with respect to this one's rows: they are summed.
+        # The losses of all processes have gradients with respect to this one's rows, which are summed.
         (grad,) = grads
         grad = grad.contiguous()
         dist.all_reduce(grad)
@@ -76,7 +76,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
-    """Rows of all processes without gradient, in any number for each, and the index of this process's first row."""
+    """Rows of all processes, any number from each, without gradient, and the index of this process's first row."""
     if world_size() == 1:
         return x, 0
     x = x.detach().contiguous()
@@ -106,7 +106,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """Flags that are set if they are set in any process."""
+    """For each flag, whether it is set in any process."""
     return [any(column) for column in zip(*gather_objects(flags), strict=True)]
 
 
@@ -117,7 +117,7 @@ def barrier() -> None:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """Result of ``make`` in each process, called in the first process before the others, which find its files."""
+    """Result of ``make``, called in the first process and then in the others, which find its files."""
     if rank() > 0:
         barrier()
     made = make()
@@ -178,7 +178,7 @@ def is_share(tensor: Any) -> bool:
 
 
 def whole(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Full tensors, those that were sharded on the CPU. All processes call it; only the first gets them."""
+    """Full tensors; sharded ones are moved to the CPU. All processes must call it; only the first gets the tensors."""
     found = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if is_share(tensor) else tensor
@@ -188,7 +188,7 @@ def whole(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def share(value: Tensor, like: Any) -> Tensor:
-    """This process's shard of a full tensor if ``like`` is a shard of a tensor of its shape; else the tensor itself."""
+    """This process's shard of a full tensor, if ``like`` is sharded and has its shape; else the tensor itself."""
     if not is_share(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -45,12 +45,12 @@ class Passes:
 
     @cached_property
     def lengths(self) -> dict[str, Tensor]:
-        """(B,) tokens of each item, with CLS, by modality."""
+        """Number of tokens (B,) of each item, with CLS, by modality."""
         return {key: self.model.adapters[key].token_lengths(self.batch.inputs[key]) + 1 for key in self.keys}
 
     @cached_property
     def stems(self) -> dict[str, Stem]:
-        """Stems of the whole batch, padded to its longest item."""
+        """Outputs of the stems for the whole batch, padded to its longest item."""
         stems = {}
         for key in self.keys:
             adapter, inputs = self.model.adapters[key], self.batch.inputs[key]
@@ -66,7 +66,7 @@ class Passes:
         return self._made[name]
 
     def unimodal(self, key: str) -> Features:
-        """One modality encoded alone, without masks, after token dropout where the recipe has it."""
+        """One modality encoded alone, without masks, after token dropout if the recipe has it."""
         dropped = self.batch.token_dropout
         keep = {key: dropped[key]} if key in dropped else {}
         return self._once(("unimodal", key), lambda: self._by_length([key], keep, self.encoder.encode))[key]
@@ -88,7 +88,7 @@ class Passes:
         return self._once(name, lambda: self._by_length(keys, {}, encode, grouped=not out_indices))
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
-        """Outputs of a task head for these modalities, a row for each of its inputs; see `fused`."""
+        """Outputs of a task head for these modalities, one row per input; see `fused`."""
         return self.encoder.apply_head(name, self.fused(keys, self.encoder.head_blocks(name)))
 
     @cached_property
@@ -109,10 +109,10 @@ class Passes:
         return {key: out.tokens for key, out in self._by_length(self.keys, keep, self._reconstruct).items()}
 
     def _allowed(self, lengths: Tensor) -> float:
-        """Maximum share of padding in a pass over items of these lengths: 1 while the step's share is in the limit.
+        """Maximum share of padding in a pass over items of these lengths: 1 while the step's share is below the limit.
 
-        Groups have smaller matrix products, which pay only where padding is much of the whole, unlike that of short
-        texts beside pictures.
+        Groups have smaller matrix products, which is faster only if padding is a large part of all tokens, unlike the
+        padding of short texts next to pictures.
         """
         real, longest = int(lengths.sum()), int(lengths.amax(1).sum())
         expected = sum(int(own.sum()) for own in self.lengths.values())
@@ -129,7 +129,7 @@ class Passes:
         run: Callable[[Mapping[str, Stem], Mapping[str, Tensor]], dict[str, Features]],
         grouped: bool = True,
     ) -> dict[str, Features]:
-        """Results of ``run`` over groups of similar length, in the batch's order and padded to its longest."""
+        """Results of ``run`` over groups of similar length, in the batch's order and padded to its longest item."""
         stems = {key: self.stems[key] for key in keys}
         lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
         groups = length_groups(lengths, self._allowed(lengths) if grouped else 1.0, self.agree)
@@ -167,7 +167,7 @@ def length_groups(lengths: Tensor, max_padding: float, agree: bool = False) -> l
 
 
 def _greedy(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
-    """Fill groups from the longest row on: the fewest groups."""
+    """Fill groups from the longest row on, which makes the fewest groups."""
     groups, start, total = [], 0, 0
     values = lengths[rows].tolist()
     for i, length in enumerate(values):
@@ -179,7 +179,7 @@ def _greedy(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
 
 
 def _halves(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
-    """Halve by the modality with most padding until all groups fit, as no one order suits several modalities."""
+    """Halve by the modality with most padding until all groups fit, as no single order suits several modalities."""
     part = lengths[:, rows]
     padding = (part.amax(1, keepdim=True) - part).sum(1)
     if padding.sum() <= max_padding * part.amax(1).sum() * len(rows):
@@ -200,7 +200,7 @@ def _merge(parts: Sequence[P], groups: Sequence[Tensor]) -> P:
         mask = part.tokens.new_zeros(part.tokens.shape[:2], dtype=torch.bool) if mask is None else mask
         padded["tokens"].append(F.pad(part.tokens, (0, 0, 0, missing)))
         padded["padding_mask"].append(F.pad(mask, (0, missing), value=True))
-    for name in ("type_ids", "pooled"):  # of a stem, a row for each item
+    for name in ("type_ids", "pooled"):  # of a stem, one row per item
         if getattr(parts[0], name, None) is not None:
             padded[name] = [getattr(part, name) for part in parts]
     joined: dict[str, Any] = {name: torch.cat(values)[order] for name, values in padded.items()}

@@ -25,7 +25,7 @@ from onepeace.train.terms.known import TERMS, read_terms
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Fields of a recipe's ``model`` about its initial weights; all others belong to the configuration."""
+    """Fields of a recipe's ``model`` about its initial weights; all others belong to its configuration."""
 
     architecture: str | None = None
     """Key of ARCHITECTURES; default: that of ``from``, else onepeace."""
@@ -36,8 +36,8 @@ class StartConfig:
     modalities: tuple[str, ...] = ()
     """Modalities of the model; empty = all that it has."""
     copy: dict[str, str] = field(default_factory=dict)
-    """{new: old}: FFNs and norms of a new modality are initialised from those of another. So is an adapter of the same
-    kind (frames of a video and pictures), with equal options unless the recipe gives others."""
+    """{new: old}: FFNs and norms of a new modality are initialised from those of another, and so is an adapter of the
+    same kind (frames of a video and pictures), whose options are also copied unless the recipe sets them."""
     fresh: tuple[str, ...] = ()
     """Patterns of weights of ``from`` that are not used."""
     pretrained: bool = True
@@ -46,7 +46,7 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Options of the tokenizer; with model.from it is that model's."""
+    """Options of the tokenizer; with model.from, that model's tokenizer is used."""
 
     vocab_size: int = 8000
     """Size of the vocabulary trained on the captions of the sources, if there is no name."""
@@ -150,7 +150,7 @@ class RunConfig:
     ema: Share | None = None
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: Count = 1
-    """Parts in which a process computes its batch: less memory for the same loss and gradient."""
+    """Number of parts in which a process computes its batch; more parts need less memory, with the same result."""
     checkpoint_activations: bool = False
     """Whether to recompute each block's activations in the backward pass."""
     max_padding: NotNegative = 0.1
@@ -189,14 +189,14 @@ class Recipe:
     run: RunConfig
     seed: Natural = 1
     processors: Options = field(default_factory=dict)
-    """Options of processors by modality, over those of model.from."""
+    """Options of processors by modality, which override those of model.from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mask: dict[str, MaskRates] = field(default_factory=dict)
     """Shares of tokens masked in the denoising passes, by modality."""
     freeze: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
-    """Patterns of frozen parameters, or {except: patterns} of those that train."""
+    """Patterns of frozen parameters, or {except: patterns} of those that are trained."""
     lora: LoraConfig | None = None
-    """Adapters that train in place of the weights; null = none."""
+    """Adapters that are trained instead of the weights; null = none."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: EvaluateConfig | None = None
     """Evaluation; null = none."""
@@ -226,7 +226,7 @@ class Recipe:
         """Sources that a term learns from.
 
         Raises:
-            UserError: there is none, or the term names one that does not exist.
+            UserError: there is no such source, or the term names one that does not exist.
         """
         known = self.data.modalities
         if unknown := [name for name in options.sources if name not in known]:
@@ -270,7 +270,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path: YAML file. ``base`` names a file, relative to this one, whose fields this file overrides one by one, lists
             as a whole; null removes an entry of mask, token_dropout, augment, templates or optim.groups.
         overrides: "a.b=value" with YAML values, later ones win; a number in the path is an index into a list. A term of
-            the objective goes by its name, as "objective.denoising/image.weight=2"; null removes it.
+            the objective is addressed by name, as "objective.denoising/image.weight=2"; null removes it.
 
     Raises:
         UserError: not YAML, an unknown field (with the nearest known one), or a wrong value.
@@ -315,7 +315,7 @@ def check_same(saved: str, recipe: Recipe, out: Path) -> None:
     """UserError if a run would resume with another recipe, except for fields in MAY_CHANGE and fields that only one of
     two versions of the program has."""
     old, new = _settings(yaml.safe_load(saved)), _settings(to_plain(recipe))
-    with suppress(UserError):  # options of terms too
+    with suppress(UserError):  # with the defaults of the terms' options
         old["objective"] = to_plain(read_terms(old["objective"]))
     for name, value in new.items():
         if name in old and name not in MAY_CHANGE and old[name] != value:
@@ -326,7 +326,7 @@ def check_same(saved: str, recipe: Recipe, out: Path) -> None:
 
 
 def _settings(content: Mapping[str, Any]) -> Options:
-    """Fields of a recipe by name, those of a section one by one, as "optim.lr"."""
+    """Fields of a recipe by name; those of a section are separate, as "optim.lr"."""
     sections = {one.name for one in fields(Recipe) if isinstance(one.type, type) and is_dataclass(one.type)}
     found: Options = {}
     for name, value in content.items():
@@ -335,7 +335,7 @@ def _settings(content: Mapping[str, Any]) -> Options:
 
 
 def _named(term: Any) -> Any:
-    """Entry of the objective with its name."""
+    """Entry of the objective, with its default name if it has none."""
     if not isinstance(term, dict) or term.get("name"):
         return term
     on, sources = (tuple(str(one) for one in term.get(key) or ()) for key in ("on", "sources"))

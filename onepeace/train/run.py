@@ -1,4 +1,4 @@
-"""State of a run, and its parts of a step: forward and backward pass, checkpoint, evaluation, export."""
+"""State of a run, and the parts of a step: forward and backward pass, checkpoint, evaluation, export."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ class Run:
         self.processors = make_processors(config, self.out)
         sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
         self.model = make_model(recipe, config, empty=sharded and not main)
-        # Building a teacher draws random numbers, reading its cache does not; the layers of the terms must not differ.
+        # Building a teacher draws random numbers, reading its cache does not; the initial weights must be the same.
         with torch.random.fork_rng(devices=[]):
             data = TrainingData(recipe, sources, self.processors)
             prepared = parallel.first_alone(lambda: prepare_terms(data))
@@ -86,7 +86,7 @@ class Run:
         }
         """Averaged weights by parameter name; empty without run.ema."""
         self.start, self.cursors = 0, dict[str, Cursor]()
-        """Number of steps done before, and this process's position in the data."""
+        """Number of steps already done, and this process's position in the data."""
         if (saved := checkpoint.newest(self.out)) is not None:
             check_same(saved.recipe, recipe, self.out)
             self.start, self.cursors = saved.step, saved.extra.get("cursors", {})
@@ -157,7 +157,7 @@ class Run:
         parallel.barrier()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Load a checkpoint that any number of processes have written; each process takes its shard of each tensor."""
+        """Load a checkpoint written by any number of processes; each process takes its shard of each tensor."""
         own = self.objective.state_dict()
         model = {name: parallel.share(tensor, own.get(name)) for name, tensor in saved.model.items()}
         self.objective.load_state_dict(model)
@@ -172,8 +172,8 @@ class Run:
             tensor.copy_(parallel.share(saved.ema[name], tensor))
 
     def trained_weights(self) -> Mapping[str, Tensor]:
-        """Copy of the model's weights, averaged ones where there are, on this run's device. All processes call it; only
-        the first gets them."""
+        """Copy of the model's weights on this run's device, averaged if run.ema is set. All processes must call it;
+        only the first gets the weights."""
         whole = parallel.whole({**self.model.state_dict(), **self.average})
         return {name: tensor.to(self.device, copy=True) for name, tensor in whole.items()}
 

@@ -40,7 +40,7 @@ FIRST = 200_000
 def make_config(recipe: Recipe) -> Config:
     """Configuration of a recipe's model and processors: a size or a starting model, overridden by the recipe's fields.
 
-    It is checked against the whole recipe; sections check themselves, and terms of the objective what they need.
+    It is checked against the whole recipe; sections check themselves, and terms check what they need.
     """
     start = recipe.start
     processors: Options = {}
@@ -123,7 +123,7 @@ def _is_read_like(new: str, old: str) -> bool:
 
 
 def _whole(key: str, options: Options) -> Options:
-    """Options of an adapter, with the configuration of a named network, which a model folder must hold."""
+    """Options of an adapter, with the configuration of a named network, as a model folder must contain it."""
     if options.get("stem") != "transformers" or "network" in options:
         return options
     if "name" not in options:
@@ -176,7 +176,7 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
 
 
 def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
-    """Model with weights of ``model.from``, if there is one, and random ones; on the meta device if ``empty``.
+    """Model with the weights of ``model.from``, if it is given, and random ones; on the meta device if ``empty``.
 
     ``model.copy`` {new: old} initialises a new modality from another one, ``model.fresh`` lists patterns of weights to
     leave random. Other weights that ``model.from`` lacks are random too and are logged.
@@ -220,7 +220,7 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
         left_out = matching(pattern, list(given), f"model.fresh: {folder}")
         given = {name: tensor for name, tensor in given.items() if name not in left_out}
     for new, old in start.copy.items():
-        # Adapters are copied only between modalities that are read alike.
+        # Adapters are copied only between modalities with related adapter classes.
         fitting = [name for name in own if not name.startswith("adapters.") or _is_read_like(new, old)]
         twins = {name: name.replace(f".{new}.", f".{old}.") for name in fitting if f".{new}." in name}
         copied = {name: given[twin] for name, twin in twins.items() if twin in given}
@@ -240,7 +240,7 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
 
 def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Tensor]:
     """The weights, with a shared bias table copied for each block and resampled for another picture size, as the
-    released code does when a fine-tuning starts."""
+    released code does when fine-tuning starts."""
     found = dict(given)
     for name in shapes:
         shared = re.sub(r"(\.bias_tables)\.\d+$", r"\1.0", name)

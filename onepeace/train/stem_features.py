@@ -1,5 +1,5 @@
-"""Features of a frozen stem for several augmented views of every training item, computed once, so that training costs
-the Transformer alone. They are stored on disk under a fingerprint of everything they depend on."""
+"""Features of a frozen stem for several augmented views of every training item, computed once, so that training runs
+only the Transformer. They are stored on disk under a fingerprint of everything they depend on."""
 
 import hashlib
 import logging
@@ -27,7 +27,7 @@ from onepeace.train.recipe import Recipe
 log = logging.getLogger(__name__)
 
 PART = 128
-"""Items per part of the cache, which are decoded ahead."""
+"""Items per part of the cache; the items of a part are decoded ahead."""
 BATCH = 64
 """Views per forward pass."""
 
@@ -46,7 +46,7 @@ class StemViews:
     """The model's adapter of the modality, with a frozen pretrained stem."""
     processor: Any
     options: Mapping[str, Any]
-    """Options of data.augment for the modality; empty = the single view is the item itself."""
+    """Options of data.augment for the modality; empty = the only view is the item itself."""
     samples: Sequence[Sample]
     """All items."""
     views: int
@@ -104,7 +104,7 @@ class StemViews:
                 other = self.samples[int(rng.integers(len(self.samples)))]
                 try:
                     media = self.augment.load(other.read(self.key), self.processor)
-                except UserError:  # logged when its own turn comes
+                except UserError:  # logged for its own views
                     continue
                 partners.append(item_name(other))
                 return media, ""
@@ -133,7 +133,7 @@ def make_stem_features(
     device: torch.device,
     use_bfloat16: bool,
 ) -> dict[str, StemFeatures]:
-    """Features of the items by the frozen stems of data.stem_views, computed by the first process."""
+    """Features of the items from the frozen stems of data.stem_views, computed by the first process."""
     found = {}
     for key, views in recipe.data.stem_views.items():
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]

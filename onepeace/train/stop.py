@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def noticed_stop() -> Iterator[Callable[[], bool]]:
-    """Context in which SIGTERM and the first Ctrl-C are deferred; yields a function that tells whether one came.
+    """Context in which SIGTERM and the first Ctrl-C are deferred; yields a function that tells whether there was one.
 
     Raises:
         KeyboardInterrupt: at the end of the block after Ctrl-C; at once if it is pressed again.

@@ -50,7 +50,7 @@ class TermOptions:
         return source in (self.sources or (source,)) and set(self.on) <= set(present)
 
     def one_modality(self) -> str:
-        """The one modality of ``on``; UserError if it lists none or several."""
+        """The only modality of ``on``; UserError if it lists none or several."""
         if len(self.on) != 1:
             raise UserError(f"{self.where}.on is {list(self.on)}; give one modality, as on: [image]")
         return self.on[0]
@@ -99,7 +99,7 @@ class Term(nn.Module, Generic[O]):
         return None
 
     def outputs(self, passes: Passes) -> Any:
-        """Tensors of a part of the batch, their first axis items or tokens, in tuples and dictionaries."""
+        """Tensors of a part of the batch, with items or tokens as first axis, in tuples and dictionaries."""
         raise NotImplementedError
 
     def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
@@ -121,7 +121,7 @@ def check_targets(options: TermOptions, targets: Sequence[str], recipe: "Recipe"
 
 
 def check_places(options: TermOptions, target: str, recipe: "Recipe") -> None:
-    """UserError if an augmentation would move the picture against a target such as boxes."""
+    """UserError if an augmentation would move the picture relative to a target such as boxes."""
     from onepeace.data.augment import make_augments
 
     for key, augment in make_augments(recipe.data.augment).items():

@@ -75,7 +75,7 @@ class TrainingData:
         return teacher_table(teacher, [*items], lambda name: read(content_of(items[name])), root, modality, output)
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
-        """Add a task to store beside the weights; UserError if another term has a different one of this name."""
+        """Add a task to store with the weights; UserError if another term has a different one of this name."""
         if self.tasks.setdefault(name, task) != task:
             raise UserError(f"{options.where}: its task {name} is not that of another term; make them the same")
 

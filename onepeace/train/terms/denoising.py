@@ -27,7 +27,7 @@ class MaskedTokens(NamedTuple):
     keys: Tensor
     """(N, D): features of the teacher for all real tokens."""
     is_target: Tensor
-    """(N,) bool: whether a key belongs to a query; their order is the same."""
+    """(N,) bool: whether a key belongs to a query; both are in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class DenoisingOptions(TermOptions):
     scale: float = 2.5
     label_smoothing: float = 0.0
     teacher: Literal["unimodal", "joint"] | None = None
-    """Unmasked pass of the teacher; null = as the student's."""
+    """Unmasked pass of the teacher; null = the same kind as the student's."""
     keys: Literal["local", "global"] = "local"
-    """Candidates: those of this process, or of all."""
+    """Candidates: those of this process, or of all processes."""
 
 
 class Denoising(Term[DenoisingOptions]):
@@ -54,7 +54,7 @@ class Denoising(Term[DenoisingOptions]):
     def check(cls, options: DenoisingOptions, recipe: "Recipe", config: "Config") -> None:
         for source in recipe.feeding(options):
             keys = options.on or source.pair
-            # A joint pass masks tokens of everything in it.
+            # A joint pass masks tokens of all its modalities.
             rate, masked = ("joint", source.pair) if len(keys) > 1 else ("unimodal", keys)
             if bare := [key for key in masked if getattr(recipe.mask.get(key), rate, None) is None]:
                 raise UserError(f"{options.where} needs mask.{bare[0]}.{rate}, the share of the masked tokens")
@@ -71,7 +71,7 @@ class Denoising(Term[DenoisingOptions]):
         for key in modalities:
             teacher = passes.joint[key] if (self.options.teacher or own) == "joint" else passes.unimodal(key)
             student = passes.joint_masked[key] if own == "joint" else passes.unimodal_masked(key)
-            # A part of the batch may be shorter than what its masks were drawn for.
+            # A part of the batch may be shorter than the batch for which the masks were drawn.
             masked = passes.batch.masks[key][own].masked[:, 1 : student.shape[1]]
             padding = None if teacher.padding_mask is None else teacher.padding_mask[:, 1:]
             queries, keys, targets = losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], masked, padding)

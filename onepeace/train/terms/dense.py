@@ -78,7 +78,7 @@ class Events(Supervised[SupervisedOptions]):
 class Segmentation(Supervised[SupervisedOptions]):
     """Class of each pixel (ADE20K): cross entropy at the size of the model's input, averaged over pixels with a class.
 
-    The target "mask" is a PNG of class numbers, resized to the model's input; `IGNORED` is no class.
+    The target "mask" is a PNG of class numbers, resized to the model's input; `IGNORED` means no class.
     """
 
     target = "mask"
@@ -128,7 +128,7 @@ class Detection(Supervised[SupervisedOptions]):
         for boxes, labels, key in zip(batch.targets[BOXES], batch.targets[self.target], batch.keys, strict=True):
             corners = torch.tensor(boxes, dtype=torch.float32, device=device).view(-1, 4)
             numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long, device=device)
-            has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of its sides is learned
+            has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of the sides is learned
             targets.append({"boxes": corners[has_area], "labels": numbers[has_area]})
         head = expect(expect(model, Encoder).heads[self.options.head], DetectionHead)
         found = head.losses(outputs, targets)

@@ -27,7 +27,7 @@ class DistillationOptions(TermOptions):
 
 
 class Distillation(Term[DistillationOptions]):
-    """See onepeace/losses/distillation.py and onepeace/train/teachers; ``prepared`` is the teacher's table."""
+    """Distillation (onepeace/losses/distillation.py, onepeace/train/teachers); ``prepared`` is the teacher's table."""
 
     Options = DistillationOptions
 
@@ -48,7 +48,7 @@ class Distillation(Term[DistillationOptions]):
         return data.features(options.teacher, "text" if options.teacher.reads == "captions" else options.one_modality())
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        """Features (n, F) of the items in the teacher's table, and the teacher's."""
+        """Features (n, F) of the items in the teacher's table, and the teacher's features of them."""
         batch = passes.batch
         # Items that are not in the table, such as mixed clips, are left out.
         names = batch.captions if self.options.teacher.reads == "captions" else batch.keys

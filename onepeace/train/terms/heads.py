@@ -45,7 +45,7 @@ class Supervised(Term[S], Generic[S]):
     num_outputs: ClassVar[int | None] = None
     """Number of outputs of a head without classes."""
     follows_pixels: ClassVar[bool] = False
-    """Whether the target is a place in the picture, which rules out crops and flips."""
+    """Whether the target is a position in the picture, which rules out crops and flips."""
 
     def __init__(self, options: S, model: Trained, prepared: Any = None):
         super().__init__(options, model)
@@ -126,8 +126,8 @@ class MultiLabel(Supervised[SupervisedOptions]):
 
 
 class Answers(Supervised[SupervisedOptions]):
-    """Answers with soft scores (VQAv2): binary cross entropy of each; the target "answers" has scores by answer, of
-    which those that are no class of the head are ignored."""
+    """Answers with soft scores (VQAv2): binary cross entropy of each; the target "answers" has scores by answer;
+    answers that are not classes of the head are ignored."""
 
     target = "answers"
     task = "answer"

@@ -31,7 +31,7 @@ class NamesOptions(TermOptions):
 
 
 class Names(Term[NamesOptions]):
-    """Distillation of classes that may occur in no caption, into pictures and words alike.
+    """Distillation of classes, including those that occur in no caption; it trains the vectors of items and of names.
 
     Each step uses the most probable classes of the batch, in one of the templates.
     """
