@@ -47,7 +47,7 @@ def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
             for key, own in batch.inputs.items()
         }
     gradients = [parameter.grad for parameter in objective.parameters()]
-    # The fused attention kernel for every length, if there is one.
+    # Use the fused attention kernel for every length, if there is one.
     kernels = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
     with Live([*objective.parameters(), gradients, inputs]) as live, kernels:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
