@@ -65,7 +65,7 @@ class DataConfig:
     token_dropout: dict[str, Share] = field(default_factory=dict)
     """Share of tokens dropped in the contrastive pass, by modality, for speed (FLIP, arXiv 2212.00794)."""
     shuffle_buffer: Count = 20_000
-    """Minimum number of samples that are shuffled together: shards are drawn at random until they hold as many."""
+    """Minimum number of samples that are shuffled together: shards are drawn at random until they hold this number."""
     cache_gigabytes: Positive = 20.0
     """Maximum size of $ONEPEACE_CACHE/shards: copies of compressed and remote shards, and the index of every shard; the
     least recently used files are removed."""
