@@ -1,6 +1,6 @@
-"""Files and values to checked tensors, one processor per modality; no model here.
+"""Processors convert files and values to checked tensors, one processor per modality.
 
-Importing the package imports no torch, as `tokenizer` and `pieces` need none; the names below load it on first use.
+Importing the package does not import torch, which `tokenizer` and `pieces` do not need; the names below do so on use.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onepeace.processors.video import VideoProcessor
 
 VERSION = "1"
-"""Version of what processors make of a file; raised with every change that moves vectors, so that an index notices."""
+"""Version of the processors' output; incremented when a change alters vectors, so that an index notices."""
 
 __all__ = [
     "PROCESSORS",

@@ -1,7 +1,7 @@
-"""Sounds of any format, rate and number of channels to (N,) float32, mono, normalised; long files in windows.
+"""Converts sounds of any format, rate and number of channels to (N,) float32, mono, normalised; long files in windows.
 
-Only what is asked for is read: `decode` reads the first 15 seconds of an hour, and `windows` holds one window at a
-time. Every window is normalised on its own, so it depends on nothing outside it.
+Only the requested part is read: `decode` reads the first 15 seconds of a sound of an hour, and `windows` holds one
+window at a time. Every window is normalised on its own, so it depends on nothing outside it.
 """
 
 import io
@@ -36,10 +36,10 @@ EPS = 1e-5
 SLACK_BYTES = 1024
 SLACK_FRAMES = 4608
 STREAMED = 0x7FFFF000
-"""Sizes from here on mean "not known when the header was written", as in sound that was piped."""
+"""Sizes from this one on mean "not known when the header was written", as in piped sound."""
 KERNEL_LIMIT = 1 << 21
-# First bytes of what soundfile reads; then of what PyAV does: MP4, Matroska and WebM, ASF, AVI, FLV, MPEG, AAC, AC-3,
-# AMR, WavPack.
+# First bytes of the formats that soundfile reads, then of those that PyAV reads: MP4, Matroska and WebM, ASF, AVI, FLV,
+# MPEG, AAC, AC-3, AMR, WavPack.
 SIGNATURE = re.compile(
     rb"RIFF....WAVE|RF64|riff\x2e\x91\xcf\x11|fLaC|OggS|ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]|FORM....AIF[FC]|caff"
     rb"|\.snd|....ftyp(?:M4|mp4|iso|avc1|dash|qt|3g|MSNV|f4)|\x1aE\xdf\xa3|\x30\x26\xb2\x75|RIFF....AVI |FLV\x01"
@@ -49,12 +49,12 @@ SIGNATURE = re.compile(
 
 
 class AudioProcessor(Processor):
-    """Paths, http(s) addresses, bytes, (samples, rate) and {"array": samples, "sampling_rate": rate} to waveforms.
+    """Converts paths, http(s) URLs, bytes, (samples, rate), {"array": samples, "sampling_rate": rate} to waveforms.
 
     Samples are arrays or tensors of shape (n,), (channels, n) or (n, channels), the shorter side being the channels;
-    floats, or integers scaled by the range of their type. max_seconds: the part that `decode` reads (None: all).
-    min_seconds: shorter clips are repeated and cut to exactly this length. What is read is normalised: unlike the
-    original's, the first 15 seconds do not depend on minute ten.
+    floats, or integers scaled by the range of their type. max_seconds: length of the part that `decode` reads (None =
+    all). min_seconds: shorter clips are repeated and cut to exactly this length. Only the part that is read is
+    normalised: unlike in the original code, the first 15 seconds do not depend on minute ten.
     """
 
     key: ClassVar[str] = "audio"
@@ -98,7 +98,7 @@ class AudioProcessor(Processor):
     def load(self, item: object, seconds: float | None = None) -> Tensor:
         """(N,) float32: the first `seconds` of sound, or all of it, mono, resampled, not normalised.
 
-        Only this part is read; `UserError` if it is broken, or holds NaN or infinite samples.
+        Only this part is read; `UserError` if it is damaged, or contains NaN or infinite samples.
         """
         name = source.describe(item)
         if not (seconds is None or 0 < seconds < math.inf):
@@ -118,10 +118,10 @@ class AudioProcessor(Processor):
     ) -> Iterator[tuple[float, float, Tensor]]:
         """(start second, end second, samples as from `finish`) of windows that begin every `hop` seconds.
 
-        `window` is `max_seconds` by default, and `hop` is `window`. The file is read once, from front to back, one
-        window in memory at a time. The last window is the first that reaches the end of the sound; where it is shorter
-        than `window` it is kept if it has at least `min_seconds` or is the only one, so that less than `min_seconds`
-        of a tail can go unread.
+        By default, `window` is `max_seconds`, and `hop` is `window`. The file is read once, from front to back, one
+        window in memory at a time. The last window is the first that reaches the end of the sound; if it is shorter
+        than `window`, it is kept only if it has at least `min_seconds` or is the only one, so a tail shorter than
+        `min_seconds` may be dropped.
         """
         name = source.describe(item)
         window = self.max_seconds if window is None else window
@@ -150,7 +150,7 @@ class AudioProcessor(Processor):
                     break
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
-        """{"waveform": (B, N)}, padded with 0 on the right; then also "lengths": (B,) int64 samples of each."""
+        """{"waveform": (B, N)}; if padded (with 0 on the right), also "lengths": (B,) int64 numbers of samples."""
         batch = {"waveform": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)}
         return batch | lengths_if_padded(samples)
 
@@ -167,7 +167,7 @@ class AudioProcessor(Processor):
 
 @contextmanager
 def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
-    """An open sound: its rate, its frames, and `read`, which gives the next of them, (n,) or (n, channels) float32."""
+    """An open sound with `rate`, `frames` and `read`, which returns the next frames, (n,) or (n, channels) float32."""
     if isinstance(item, dict):
         if not {"array", "sampling_rate"} <= item.keys():
             raise UserError(f"{name}: a sound as a dict has the keys 'array' and 'sampling_rate', got {list(item)}")
@@ -190,16 +190,16 @@ def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
     import soundfile
 
     try:
-        # soundfile writes a str as UTF-8, and a name may hold bytes that are none.
+        # soundfile encodes a str as UTF-8, and a name may contain bytes that are not UTF-8.
         sound = soundfile.SoundFile(os.fsencode(file) if isinstance(file, str) and os.name == "posix" else file)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: it takes "x.raw" for headerless
+    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: "x.raw" is read as headerless
         reason = getattr(error, "error_string", "format not recognised").rstrip(".")
     else:
         with sound:
             _checked_rate(sound.samplerate, name)
             yield _File(sound, name)
         return
-    if "not recognised" not in reason:  # a format of its own, but damaged
+    if "not recognised" not in reason:  # a known format, but damaged
         reason = "damaged MP3" if "not a regular file" in reason else reason
         raise UserError(f"{name}: the sound cannot be opened ({reason})")
     need("av", "media", f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video")
@@ -210,7 +210,7 @@ def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
 
 
 class _Array:
-    """Samples in memory. Only what is read is converted."""
+    """Samples in memory, converted to float32 as they are read."""
 
     def __init__(self, samples: object, rate: int, name: str) -> None:
         self.rate = rate
@@ -253,7 +253,7 @@ class _File:
         self.sound, self.name = sound, name
         self.rate, self.frames = sound.samplerate, sound.frames
         self.position = 0
-        # Otherwise soundfile seeks to where it is after every read; in Ogg and MP3 libsndfile 1.2.2 may land elsewhere.
+        # Otherwise soundfile seeks to its position after every read; in Ogg and MP3, libsndfile 1.2.2 may miss it.
         sound.seekable = lambda: False  # type: ignore[method-assign]
         if self.frames == 0:
             raise UserError(f"{name}: 0 samples; nothing to embed")
@@ -276,7 +276,7 @@ class _File:
                     f"{self.name}: the file is cut off (its header says {self.frames} samples, "
                     f"the data ends after {self.position})"
                 )
-            self.frames = self.position  # the end is here, a little earlier than the header says
+            self.frames = self.position  # the sound ends slightly earlier than the header says
         return data
 
 
@@ -293,7 +293,7 @@ def _mono(samples: np.ndarray, name: str) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _resampler(rate: int, target: int) -> Resample:
-    """Band-limited resampling, its kernel made once per rate.
+    """Band-limited resampler, cached by rate.
 
     The kernel has (rate * target / gcd^2) numbers. Odd rates such as 44,101 Hz would need gigabytes; they are replaced
     by a ratio of smaller numbers, which changes the pitch by less than 0.1 %.

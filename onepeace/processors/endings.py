@@ -1,4 +1,4 @@
-"""File endings of the modalities, known without loading the processors, which takes torch."""
+"""File endings of the modalities, available without importing the processors, which import torch."""
 
 import sys
 
@@ -17,7 +17,7 @@ ENDINGS = {
 
 
 def modality_by_ending() -> dict[str, str]:
-    """The modality that each ending names, lower case, with the dot; also of modalities that were registered."""
+    """Modality by file ending (lower case, with the dot), including registered modalities."""
     found = ENDINGS
     if "onepeace.processors.known" in sys.modules:  # nothing is registered before it is loaded
         from onepeace.processors.known import guessed

@@ -1,6 +1,6 @@
-"""Pictures of any format to (3, H, W) float32, normalised.
+"""Converts pictures of any format to (3, H, W) float32, normalised.
 
-Opening (`load`) and scaling (`finish`) are two steps, so that training can crop and flip in between.
+Opening (`load`) and scaling (`finish`) are separate steps, so that training can crop and flip in between.
 """
 
 import io
@@ -22,22 +22,22 @@ from onepeace.processors.processor import Processor
 if TYPE_CHECKING:
     from PIL import Image
 
-# From the EXIF orientation to the operation that undoes it (name in PIL.Image.Transpose).
+# Operation that undoes each EXIF orientation (name in PIL.Image.Transpose).
 ORIENTATION = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # fmt: skip
 _READING = [threading.Lock() for _ in range(61)]
-"""Two threads cannot read one opened picture. Striped, so that most pictures wait for no other."""
+"""Locks, since two threads cannot read one opened picture; many of them, so that pictures rarely share one."""
 
 
 class ImageProcessor(Processor):
-    """Paths, http(s) addresses, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
+    """Converts paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
 
     size: side, or [height, width]. resize: "squash" scales both sides independently, as the released models expect,
     "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. draft: lets
-    the JPEG decoder shrink pictures to at least twice the target size; two to four times faster, and pixels differ by
-    about one grey level from the full decode.
+    the JPEG decoder shrink pictures to at least twice the target size, which is two to four times faster; pixels differ
+    by about one grey level from the full decode.
     """
 
     key: ClassVar[str] = "image"
@@ -96,7 +96,7 @@ class ImageProcessor(Processor):
         return self.finish(self.load(item))
 
     def load(self, item: object) -> "Image.Image":
-        """One picture as an upright RGB image of its own size (of a large JPEG maybe smaller, see `draft`)."""
+        """One picture as an upright RGB image of its own size (a large JPEG may be smaller, see `draft`)."""
         name = source.describe(item)
         if isinstance(item, Tensor):
             return _from_tensor(item, name)
@@ -110,12 +110,12 @@ class ImageProcessor(Processor):
             raise UserError(f"{name}: the file is empty (0 bytes)")
         with open_picture(io.BytesIO(data), name, source.suffix(item)) as image:
             if self.draft and image.format in ("JPEG", "MPO"):
-                # A square, since the orientation is not known yet; Pillow never goes below what is asked for.
+                # A square, since the orientation is not known yet; Pillow never goes below the requested size.
                 image.draft(None, (2 * max(self.height, self.width),) * 2)
             return self._to_rgb(image, name)
 
     def size_in_pixels(self, item: object) -> tuple[int, int]:
-        """Width and height of one picture, upright; of a file its header is read only."""
+        """Width and height of one picture, upright; only the header of a file is read."""
         name = source.describe(item)
         if _is_pil(item) or isinstance(item, (Tensor, np.ndarray)):
             return self.load(item).size
@@ -127,7 +127,7 @@ class ImageProcessor(Processor):
         """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel.
 
         Args:
-            place: of what is cut out with "crop", from 0 (left, or at the top) to 1.
+            place: position of the crop with "crop", from 0 (left or top) to 1.
         """
         from PIL import Image, ImageOps
 
@@ -147,7 +147,7 @@ class ImageProcessor(Processor):
         return 0
 
     def _to_rgb(self, image: "Image.Image", name: str) -> "Image.Image":
-        """Upright, 8 bits, on white where it is transparent; also checks that all of the file is there."""
+        """The picture upright, with 8 bits, on white where it is transparent; also checks that it is complete."""
         from PIL import Image
 
         try:
@@ -162,7 +162,7 @@ class ImageProcessor(Processor):
             return image.transpose(Image.Transpose[turn]) if turn else image
         except UserError:
             raise
-        except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
+        except Exception as error:  # Pillow's decoders raise many types for damaged files
             raise UserError(f"{name}: the picture cannot be decoded ({one_line(error)})") from error
 
 
@@ -175,7 +175,7 @@ def _is_pil(item: object) -> "TypeGuard[Image.Image]":
 def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     """(H, W) uint8 from 16-bit or 32-bit grey, or floats.
 
-    The full range is 0..65535, or 0..1 for floats; values outside of it are scaled from their minimum and maximum.
+    The full range is 0..65535, or 0..1 for floats; if values are outside of it, that of the picture is used.
     """
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
@@ -209,7 +209,7 @@ def _from_tensor(tensor: Tensor, name: str) -> "Image.Image":
         raise UserError(f"{name}: no pixels")
     if tensor.is_floating_point():
         low, high = tensor.min().item(), tensor.max().item()
-        if not (low >= 0 and high <= 1):  # so written that NaN is refused too
+        if not (low >= 0 and high <= 1):  # written so that NaN is refused too
             raise UserError(f"{name}: floats must lie between 0 and 1, these reach from {low:.4g} to {high:.4g}")
         tensor = (tensor.float() * 255).round().to(torch.uint8)
     if tensor.dtype != torch.uint8:

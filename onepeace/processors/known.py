@@ -1,4 +1,4 @@
-"""The processors there are, and the one that an item belongs to."""
+"""Registry of the processors, and detection of an item's modality."""
 
 import os
 from collections.abc import Collection
@@ -21,16 +21,16 @@ PROCESSORS: dict[str, type[Processor]] = {
 
 
 def guessed() -> dict[str, type[Processor]]:
-    """The processors that files and values may be guessed to belong to."""
+    """The processors whose modality may be guessed for files and values."""
     return {key: processor for key, processor in PROCESSORS.items() if processor.guessed}
 
 
 def guess(item: object, known: Collection[str]) -> str:
     """The modality of a path or value, one of `known`, by type, file ending or first bytes.
 
-    A string is a picture or a sound when it has such a file ending, else a text; an address without a known ending
-    and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures. A video is
-    its sound, unless the model reads frames and no sound.
+    A string is a picture or sound if it has such a file ending, else a text. `UserError` for a URL without a known
+    ending, a value that matches no modality, and a modality that is not in `known`. A video counts as its sound,
+    unless the model reads frames and no sound.
     """
     # The ending of a file decides before its bytes do: a text may begin with "ID3".
     ending = suffix(item) if isinstance(item, os.PathLike) else None
@@ -51,7 +51,7 @@ def guess(item: object, known: Collection[str]) -> str:
 
 
 def sniff(path: os.PathLike[str]) -> str | None:
-    """The modality of a file by its first bytes, whatever its ending; None if it looks like none."""
+    """The modality of a file by its first bytes, regardless of its ending; None if unknown."""
     try:
         with open(path, "rb") as file:
             head = file.read(1 << 16)

@@ -1,4 +1,4 @@
-"""Text to token ids without torch: one rule of cleaning and one limit of length, wherever a text is read."""
+"""Converts text to token ids without torch, with the same cleaning and length limit wherever a text is read."""
 
 import logging
 import re
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 LEADING = ",.!?*#:;~"
 SPACES = re.compile(r"\s{2,}|\t")
-# Only the beginning of a huge text is tokenised; no token of a known vocabulary is half as long.
+# Only the beginning of a huge text is tokenised; tokens of known vocabularies are less than half as long.
 MAX_CHARS_PER_TOKEN = 256
-# Halves of a surrogate pair that stand alone: Python strings may hold them, UTF-8 may not.
+# Lone surrogates: Python strings may contain them, UTF-8 may not.
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def clean_text(text: str, lower: bool = True) -> str:
-    """The original's data-set rule: lower case, no punctuation in front, runs of white space as one space."""
+    """Clean a text as the original's data sets do: lower case, no leading punctuation, white space as one space."""
     text = text.lower() if lower else text
     return SPACES.sub(" ", text.lstrip(LEADING)).rstrip("\n").strip(" ")
 
@@ -35,11 +35,11 @@ def preparation(settings: Mapping[str, Any]) -> str:
 
 
 class TextPieces:
-    """Cuts strings into the pieces of a vocabulary, eos last.
+    """Splits strings into the tokens of a vocabulary, with eos at the end.
 
-    max_tokens: ids kept before eos (None: all). lower, clean: see `clean_text`; models trained here clean texts as the
-    original's data sets do, released ones only lower-case them (clean=False), as the original's API. prefix_space: a
-    space in front, so that the first word is the same piece as in the middle of a sentence; the released vocabulary
+    max_tokens: ids kept before eos (None = all). lower, clean: see `clean_text`; models trained here clean texts as the
+    original's data sets do, released ones only lower-case them (clean=False), as the original's API does. prefix_space:
+    prepend a space, so that the first word has the same token as in the middle of a sentence; the released vocabulary
     then reads "" as that space.
     """
 
@@ -60,22 +60,22 @@ class TextPieces:
         self.prefix_space = prefix_space
         self.clean = clean
         self.report_cut = True
-        """Whether the next text that is cut is reported; only the first is."""
+        """Whether the next truncated text is reported; only the first one is."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword arguments that make another one like it."""
+        """The keyword arguments that create an equal instance."""
         return {name: getattr(self, name) for name in ("max_tokens", "lower", "prefix_space", "clean")}
 
     def prepare(self, text: str) -> str:
-        """The text that is cut into pieces: cleaned, without the space in front."""
+        """The text to be tokenised: cleaned, without the prefix space."""
         text = SURROGATES.sub("\ufffd", text)
         if self.clean:
             return clean_text(text, self.lower)
         return text.lower() if self.lower else text
 
     def cut(self, prepared: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids, eos last, and the place in `prepared` of all but eos."""
+        """The ids, eos last, and [start, end) of all but eos; these count the prefix space in front of `prepared`."""
         limit = len(prepared) if self.max_tokens is None else self.max_tokens * MAX_CHARS_PER_TOKEN
         is_long = len(prepared) > limit
         if is_long:

@@ -13,9 +13,9 @@ from onepeace.errors import UserError
 
 
 class Processor:
-    """Turns what a user has (a path, a value) into one checked tensor, and tensors into a batch of the model.
+    """Converts a path or value to one checked tensor, and tensors to a batch for the model.
 
-    A subclass takes its settings as keyword arguments, is safe to call from several threads, and raises `UserError`
+    A subclass takes its settings as keyword arguments, is safe to call from several threads, and raises a `UserError`
     that names the file for anything it cannot decode.
     """
 
@@ -23,16 +23,16 @@ class Processor:
     suffixes: ClassVar[frozenset[str]] = frozenset()
     """File endings of this modality, lower case, with the dot."""
     guessed: ClassVar[bool] = True
-    """Whether files and values are taken for this modality when nobody says what they are."""
+    """Whether this modality may be guessed for files and values without a given one."""
     cast_inputs: ClassVar[frozenset[str]] = frozenset()
     """Inputs of the model, by their name in a batch, that are cast to the model's precision. Ids and lengths stay
     integers, and a waveform stays float32 up to its spectrogram."""
     num_views: int = 1
-    """Number of samples that `views` makes of an item."""
+    """Number of samples that `views` returns for an item."""
 
     @classmethod
     def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
-        """Processor with the `processors` settings of a model; `folder` is the model's, for files that belong to it."""
+        """Processor with the `processors` settings of a model; further files are read from its `folder`."""
         known = cls._names()
         for name in settings:
             if name not in known:
@@ -41,7 +41,7 @@ class Processor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `from_config` that make another one like it: attributes, called as the arguments."""
+        """The settings with which `from_config` creates an equal processor: attributes named like the arguments."""
         return {name: getattr(self, name) for name in self._names()}
 
     @classmethod
@@ -70,12 +70,12 @@ class Processor:
     ) -> Iterator[tuple[float, float, Tensor]]:
         """(start, end, sample) of the windows of `window` seconds that begin every `hop` seconds of one item.
 
-        None is a length of the processor's own. What has no duration is one window from 0 to 0.
+        None = the processor's default. An item without duration is one window from 0 to 0.
         """
         yield 0.0, 0.0, self.decode(item)
 
     def token_positions(self, item: object) -> tuple[Tensor, str] | None:
-        """Extent of each token of an item (L, 2), and its unit; None where the model's adapter knows it."""
+        """Extent of each token of an item (L, 2), and its unit; None if the model's adapter provides them."""
         return None
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
@@ -83,11 +83,11 @@ class Processor:
         raise NotImplementedError
 
     def size(self, sample: Tensor) -> int:
-        """Length of a decoded item, to batch like with like; 0 where all items are equally large."""
+        """Length of a decoded item, for batching by size; 0 if all items have the same size."""
         return len(sample)
 
 
 def lengths_if_padded(samples: list[Tensor]) -> dict[str, Tensor]:
-    """{"lengths": (B,) int64} if the samples are not all equally long: a batch without it is computed without masks."""
+    """{"lengths": (B,) int64} if the lengths of the samples differ; a batch without it is computed without masks."""
     lengths = [len(sample) for sample in samples]
     return {"lengths": torch.tensor(lengths)} if len(set(lengths)) > 1 else {}

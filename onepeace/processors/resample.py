@@ -13,7 +13,7 @@ ZERO_CROSSINGS = 6
 
 
 class Resample(nn.Module):
-    """Samples at a rate of ``old`` as samples at a rate of ``new``: (..., n) to (..., ceil(n * new / old)).
+    """Resamples from the rate ``old`` to the rate ``new``: (..., n) to (..., ceil(n * new / old)).
 
     Rates are whole numbers and should be in lowest terms: the kernel holds ``new`` filters of about
     ``2 * ZERO_CROSSINGS * max(old / new, 1) + old`` taps. The method is that of J. O. Smith, "Digital Audio
@@ -27,7 +27,7 @@ class Resample(nn.Module):
         self.old, self.new = old, new
         cutoff = min(old, new) * ROLLOFF
         self.width = math.ceil(ZERO_CROSSINGS * old / cutoff)
-        phases = torch.arange(new)[:, None] / new  # float32, as in torchaudio: vectors of indexes stay as they are
+        phases = torch.arange(new)[:, None] / new  # float32, as in torchaudio: vectors of indexes stay valid
         taps = torch.arange(-self.width, self.width + old, dtype=torch.float64) / old
         time = ((taps - phases) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
         window = torch.cos(time * math.pi / (2 * ZERO_CROSSINGS)) ** 2

@@ -1,4 +1,4 @@
-"""Strings and text files to token ids as tensors; `pieces` has the rules."""
+"""Converts strings and text files to tensors of token ids, by the rules in `pieces`."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ MAX_FILE_BYTES = 1 << 20
 
 
 class TextProcessor(TextPieces, Processor):
-    """Strings, and `pathlib.Path`s of text files, to (L,) int64 ids with eos last. Settings: see `TextPieces`."""
+    """Converts strings, and `pathlib.Path`s of text files, to (L,) int64 ids, eos last. Settings: see `TextPieces`."""
 
     key: ClassVar[str] = "text"
     suffixes: ClassVar[frozenset[str]] = ENDINGS["text"]
@@ -37,7 +37,7 @@ class TextProcessor(TextPieces, Processor):
     def matches(cls, item: object) -> bool:
         if isinstance(item, os.PathLike):
             return suffix(item) in cls.suffixes
-        return isinstance(item, str) and scheme(item) is None  # an address is nobody's caption
+        return isinstance(item, str) and scheme(item) is None  # a URL is not a text
 
     def load(self, item: object) -> str:
         """The text of a file, or a string as it is."""
@@ -48,29 +48,29 @@ class TextProcessor(TextPieces, Processor):
         return item
 
     def decode(self, item: object) -> Tensor:
-        """(L,) int64 ids of one text; a text that is cut is reported once per processor."""
+        """(L,) int64 ids of one text; only the first text that is truncated is reported."""
         return torch.tensor(self.cut(self.prepare(self.load(item)))[0], dtype=torch.int64)
 
     def token_positions(self, item: object) -> tuple[Tensor, str]:
-        """(L, 2) characters [start, end) of the prepared text behind every id; eos is empty, at the end."""
+        """(L, 2) characters [start, end) of every id in the prepared text; the range of eos is empty, at the end."""
         prepared, shift = self.prepare(self.load(item)), int(self.prefix_space)
         offsets = []
         for start, end in self.cut(prepared)[1]:
             start, end = max(start - shift, 0), max(end - shift, 0)
-            # A piece owns its word, not the space before it, unless it is nothing but space.
+            # The range starts after the space before a word, unless the token is only space.
             while end - start > 1 and prepared[start].isspace():
                 start += 1
             offsets.append((start, end))
         return torch.tensor([*offsets, (len(prepared), len(prepared))]), "character"
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
-        """{"ids": (B, L) int64}, padded on the right with 1; then also "lengths": (B,) tokens of each."""
+        """{"ids": (B, L) int64}; if padded (with 1 on the right), also "lengths": (B,) numbers of tokens."""
         batch = {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=PAD)}
         return batch | lengths_if_padded(samples)
 
 
 def _text_in(path: os.PathLike) -> str:
-    """The content of a text file; `UserError` if it is no text, or more than anyone could mean as one."""
+    """The content of a text file; `UserError` if it is not text, or larger than MAX_FILE_BYTES."""
     try:
         text = read_bytes(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:

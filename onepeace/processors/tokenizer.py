@@ -1,9 +1,9 @@
-"""Text vocabularies: four ways to make one, one format to store it.
+"""Text vocabularies: four ways to create one, one format to store it.
 
-Every model folder holds a `tokenizer.json` of the `tokenizers` package. Whatever it was made from, its ids are
-`<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the pieces; it appends `</s>` and never puts anything in front. The four
-names are entries of the vocabulary but not special tokens of the tokenizer, so the letters "<s>" in a caption are
-cut like any other letters. Lower-casing, the space in front and the length limit belong to `pieces.TextPieces`.
+Every model folder contains a `tokenizer.json` of the `tokenizers` package. Regardless of its source, its ids are
+`<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the pieces; it appends `</s>` and prepends nothing. The four names are
+entries of the vocabulary but not special tokens of the tokenizer, so the characters "<s>" in a caption are tokenised
+like any others. `pieces.TextPieces` does the lower-casing, the prefix space and the length limit.
 """
 
 import json
@@ -23,10 +23,10 @@ CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
-    """Byte-level BPE learned from captions, cleaned as the processor cleans them (lower case, a space in front).
+    """Train byte-level BPE on captions, cleaned as the processor cleans them (lower case, with a prefix space).
 
-    The result depends on how often words occur, not on the order of the captions. `vocab_size` counts the 4 specials
-    and the 256 bytes too; fewer entries come out when the captions have nothing left to merge.
+    The result depends on how often words occur, not on the order of the captions. `vocab_size` includes the 4 specials
+    and the 256 bytes; the vocabulary is smaller if the captions have nothing left to merge.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -52,13 +52,13 @@ def from_released(folder: str | Path) -> "Tokenizer":
     """The vocabulary of the released models (50,264 ids), from one of two sets of files:
 
     `encoder.json`, `vocab.bpe`, `dict.txt` of the original repository, where id = 4 + line number in dict.txt, or
-    `vocab.json`, `merges.txt` of facebook/bart-base, whose ids are already in that order (its extra `<mask>` goes).
+    `vocab.json`, `merges.txt` of facebook/bart-base, whose ids are already in that order (its `<mask>` is dropped).
     """
     folder = Path(folder)
     if all((folder / name).is_file() for name in ("encoder.json", "vocab.bpe", "dict.txt")):
         piece_of = {str(number): piece for piece, number in _read_json(folder / "encoder.json").items()}
         rows = [line.split()[0] for line in (folder / "dict.txt").read_text(encoding="utf-8").splitlines() if line]
-        # The last rows of dict.txt ("madeupword0000") are no BPE pieces: they only round the table up.
+        # The last rows of dict.txt ("madeupword0000") are not BPE pieces; they pad the table to a round size.
         vocab = {piece: index for index, piece in enumerate((*SPECIALS, *(piece_of.get(row, row) for row in rows)))}
         merges = _read_merges(folder / "vocab.bpe")
     elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
@@ -102,13 +102,13 @@ def from_open_clip() -> "Tokenizer":
 
 def from_transformers(name: str) -> "Tokenizer":
     """The vocabulary of a text encoder of transformers: its start, padding, end and unknown tokens become our four
-    specials, and its other ids follow in order. Further special tokens of it, as "[MASK]", are not read.
+    specials, and its other ids follow in order. Its further special tokens, such as "[MASK]", are never produced.
 
     Args:
         name: a repository on the Hub, or a folder.
 
     Raises:
-        UserError: it cannot be had, has no fast tokenizer, or lacks one of the four.
+        UserError: it cannot be loaded, has no fast tokenizer, or lacks one of the four.
     """
     import transformers
     from tokenizers import Tokenizer
@@ -116,7 +116,7 @@ def from_transformers(name: str) -> "Tokenizer":
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(name)
         content = json.loads(theirs.backend_tokenizer.to_str())
-    except Exception as error:  # a wrong name, no network and a slow tokenizer are of many types
+    except Exception as error:  # a wrong name, no network, a slow tokenizer: many types
         raise UserError(
             f"the tokenizer of transformers {name} cannot be had ({one_line(error):.200}); check its name and the "
             "network, or give a folder with its files"
@@ -136,7 +136,7 @@ def from_transformers(name: str) -> "Tokenizer":
         kept = {piece: new[own] for piece, own in model["vocab"].items() if piece not in added}
         model.update(vocab={**{piece: index for index, piece in enumerate(SPECIALS)}, **kept}, unk_token=SPECIALS[UNK])
     else:  # Unigram: pieces with their scores in the order of their ids
-        never = min(score for _, score in model["vocab"]) - 100  # the letters "<pad>" in a text are no special token
+        never = min(score for _, score in model["vocab"]) - 100  # the characters "<pad>" in a text are not special
         rows = {
             new[own]: [piece, never if piece in added else score] for own, (piece, score) in enumerate(model["vocab"])
         }
@@ -147,7 +147,7 @@ def from_transformers(name: str) -> "Tokenizer":
 
 
 def read_tokenizer(path: str | Path) -> "Tokenizer":
-    """Open a `tokenizer.json` and check the contract of this module; a `UserError` names the file."""
+    """Open a `tokenizer.json` and check that it is as this module describes; a `UserError` names the file."""
     from tokenizers import Tokenizer
 
     path = Path(path)
@@ -160,7 +160,7 @@ def read_tokenizer(path: str | Path) -> "Tokenizer":
     ids = [tokenizer.token_to_id(special) for special in SPECIALS]
     if ids != [BOS, PAD, EOS, UNK]:
         raise UserError(f"{path}: {', '.join(SPECIALS)} have the ids {ids}, expected [0, 1, 2, 3]")
-    # One probe for two promises: nothing in front and one eos behind; literal specials are ordinary text.
+    # One probe checks both: only one eos is added, at the end; literal specials are ordinary text.
     probe = tokenizer.encode("<pad>").ids
     if probe[-1:] != [EOS] or len(probe) < 2 or min(probe[:-1]) <= UNK:
         raise UserError(f"{path}: must append </s> alone and read a literal '<pad>' as text, but gives the ids {probe}")
@@ -194,7 +194,7 @@ def _read_json(path: Path) -> dict[str, int]:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Lines of two pieces, best first, after a "#version" line."""
     merges = []
-    # split("\n"), not splitlines(): pieces may hold characters that Python takes for line ends.
+    # split("\n"), not splitlines(): pieces may contain characters that Python treats as line ends.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue

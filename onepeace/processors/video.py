@@ -1,4 +1,4 @@
-"""Videos to clips: (T, 3, H, W) float32, frames at equal distances, each like a picture."""
+"""Converts videos to clips: (T, 3, H, W) float32, frames at equal distances, each processed like a picture."""
 
 import os
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class VideoProcessor(ImageProcessor):
-    """Paths, http(s) addresses and bytes of videos to the frames of a clip.
+    """Converts paths, http(s) URLs and bytes of videos to the frames of a clip.
 
-    frames: number of frames. stride: distance between them, in frames of the video; a video too short for that gives as
-    many at equal distances. size, mean, std, resize: as for pictures. The clip is the middle of the video. clips,
-    crops: a task head averages its outputs over this many clips, from start to end, and this many crops of each, from
-    left to right or top to bottom; 3 and 3 are usual for Kinetics, and take nine times as long.
+    frames: number of frames. stride: distance between them, in frames of the video; from a video too short for that, as
+    many are taken at equal distances. size, mean, std, resize: as for pictures. The clip is the middle of the video.
+    clips, crops: a task head averages its outputs over this many clips, from start to end, and this many crops of each,
+    from left to right or top to bottom; 3 and 3 are usual for Kinetics, and take nine times as long.
 
-    A file is never guessed to be a clip: elsewhere a video stands for its sound and, in an index, for pictures.
+    A file is never guessed to be a clip: otherwise a video counts as its sound and, in an index, as its pictures.
     """
 
     key: ClassVar[str] = "video"
@@ -63,13 +63,13 @@ class VideoProcessor(ImageProcessor):
         return torch.stack([self.finish(image) for image in self.load_clip(item)])
 
     def views(self, item: object) -> list[Tensor]:
-        """Every cut of every clip, (T, 3, height, width) each."""
+        """All crops of all clips, (T, 3, height, width) each."""
         found = (self.load_clip(item, place) for place in _places(self.clips))
         return [torch.stack([self.finish(image, cut) for image in images])
                 for images in found for cut in _places(self.crops)]  # fmt: skip
 
     def load_clip(self, item: object, place: float = 0.5) -> "list[Image.Image]":
-        """The frames of a clip, upright, as large as the video; `place` as in `onepeace.files.video.clip`.
+        """The frames of a clip, upright, in the size of the video; `place` as in `onepeace.files.video.clip`.
 
         Raises:
             UserError: PyAV is missing, or the video cannot be read.
@@ -82,5 +82,5 @@ class VideoProcessor(ImageProcessor):
 
 
 def _places(count: int) -> list[float]:
-    """Places at equal distances from 0 to 1; one is the middle."""
+    """`count` places at equal distances from 0 to 1; 0.5 if there is only one."""
     return [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
