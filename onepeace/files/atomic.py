@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name, safe on the disk, when the block ends.
+    """Yield a temporary path next to ``path``, which is synced to disk and renamed to ``path`` when the block ends.
 
     If the block fails, the temporary file is removed and ``path`` is as it was.
 
@@ -17,7 +17,7 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    # In a container a run may have the process id of one that was killed: its half a file is deleted.
+    # In a container, a killed run with the same process id may have left a partial file; it is deleted.
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
@@ -46,7 +46,7 @@ def sync(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on the disk; folders are skipped where the system cannot."""
     if path.is_dir() and os.name != "posix":
         return
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # Windows syncs what it may write to
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # Windows needs write access
     try:
         os.fsync(descriptor)
     finally:

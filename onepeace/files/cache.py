@@ -1,4 +1,4 @@
-"""Folder of what the package can make or fetch again."""
+"""Folder of files that the package can recreate or download again."""
 
 import os
 from pathlib import Path

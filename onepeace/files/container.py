@@ -1,7 +1,7 @@
-"""Containers of sounds and videos (MP4, Matroska, ASF, AVI, ...), opened by PyAV, which brings its own ffmpeg.
+"""Containers of sounds and videos (MP4, Matroska, ASF, AVI, ...), opened by PyAV, which includes its own ffmpeg.
 
-Only formats that hold their streams themselves are let in: ffmpeg also reads lists of other files and of addresses
-("ffconcat version 1.0", HLS), and it goes by their content, whatever the file is called.
+Only formats that contain their streams are allowed: ffmpeg also reads lists of other files and of URLs ("ffconcat
+version 1.0", HLS), which it recognises by their content, regardless of the file name.
 """
 
 import io
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 FORMATS = "mov,matroska,asf,avi,flv,mpeg,mpegts,mpegvideo,aac,ac3,eac3,amr,wv"
-"""Formats that may be opened, in ffmpeg's words. What soundfile reads (WAV, FLAC, Ogg, MP3, ...) is left to it."""
+"""Formats that may be opened, by ffmpeg's names. Those that soundfile reads (WAV, FLAC, Ogg, MP3, ...) are omitted."""
 GENERIC_INDEX = 0x0100
-"""ffmpeg's flag of formats without a header for the whole: their durations are guesses from the bit rate."""
+"""ffmpeg's flag of formats without a header for the whole file: durations are estimated from the bit rate."""
 MAX_PIXELS = 178_956_970
-"""Pixels of a picture of a video, or of a raw one; Pillow has this limit for others."""
+"""Maximum pixels of a frame of a video or a raw picture; Pillow has the same limit for other pictures."""
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
 @contextmanager
 def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Iterator[InputContainer]":
-    """The container in a file or in memory, which is called `name` in messages.
+    """Open the container in a file or in memory; `name` is used in messages.
 
     Raises:
-        UserError: PyAV is missing, the file is empty, or is nothing that may be opened.
+        UserError: PyAV is missing, or the file cannot be opened, is empty, or has a format that is not allowed.
     """
     av = need("av", "media", name)
     try:
-        # ffmpeg gets no path: to it, a path may be an address, or a pattern for many files.
+        # ffmpeg gets no path, which it could interpret as a URL or as a pattern for many files.
         opened = nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb")
     except OSError as error:
         raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
@@ -47,9 +47,9 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
         handle.seek(0)
         try:
             container = av.open(handle, "r", metadata_errors="replace", container_options={"format_whitelist": FORMATS})
-        except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: a format not let in
+        except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: format not allowed
             raise UserError(f"{name}: not a sound or video of a known format, or damaged") from error
-        except Exception as error:  # damaged headers also ask for memory that is not there
+        except Exception as error:  # damaged headers may also cause a lack of memory
             raise UserError(f"{name}: the sound or video cannot be opened ({reason_of(error)})") from error
         with container:
             yield container
@@ -75,9 +75,9 @@ def choose(container: "InputContainer", kind: Literal["video"]) -> "VideoStream 
 
 
 def choose(container: "InputContainer", kind: Literal["audio", "video"]) -> "AudioStream | VideoStream | None":
-    """The stream of `kind` ("audio" or "video") that a player would take; what belongs to others is passed over.
+    """The stream of `kind` ("audio" or "video") that a player would choose; packets of the others are discarded.
 
-    None where there is none that can be decoded. The picture of an album's cover is no video.
+    None if there is no such stream that can be decoded. The picture of an album's cover is not a video.
     """
     from av.stream import Discard, Disposition
 
@@ -98,7 +98,7 @@ def choose(container: "InputContainer", kind: Literal["audio", "video"]) -> "Aud
 def declared_duration(container: "InputContainer", stream: "AudioStream | VideoStream | None" = None) -> float | None:
     """Seconds from the start of the container to the end of a stream, or of the whole, by the header.
 
-    None if it says nothing, or nothing to be relied on.
+    None if the header has no duration, or an unreliable one.
     """
     if container.format.flags & GENERIC_INDEX:
         return None
@@ -117,10 +117,10 @@ def counted_duration(container: "InputContainer", stream: "AudioStream | VideoSt
 
 
 def tick(stream: "AudioStream | VideoStream") -> Fraction:
-    """Seconds of one step of a stream's time stamps."""
+    """Seconds per step of a stream's time stamps."""
     return stream.time_base or Fraction(0)
 
 
 def start_of(container: "InputContainer") -> float:
-    """The second on the clock of the streams at which the container begins; 0 in most."""
+    """Time in seconds at which the container begins, on the clock of its streams; 0 in most."""
     return (container.start_time or 0) / 1e6

@@ -1,4 +1,4 @@
-"""Boxes and masks that a model found, drawn on the picture."""
+"""Draws the boxes and masks that a model found on the picture."""
 
 import colorsys
 from collections import Counter
@@ -16,9 +16,9 @@ INK, PAPER = (230, 40, 40), (255, 255, 255)
 
 
 class Drawings:
-    """A folder of pictures that are drawn on, PNGs called like the files; a number tells files of one name apart.
+    """A folder of annotated pictures: PNGs named after the files, with a number added to repeated names.
 
-    UsageError if there can be no such folder; it is made with the first picture.
+    UsageError if the folder cannot be created; it is created with the first picture.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,7 @@ class Drawings:
         self._count: Counter[str] = Counter()
 
     def save(self, drawn: "Image.Image", path: Path) -> Path:
-        """Writes what was drawn on the picture at `path`, and says where."""
+        """Save the annotated picture of the file at `path`; returns the path of the PNG."""
         self._count[path.name] += 1
         number = self._count[path.name]
         target = self.folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png")
@@ -57,7 +57,7 @@ def with_box(picture: "Image.Image", box: Sequence[float], caption: str = "") ->
 def with_mask(
     picture: "Image.Image", mask: Any, present: Sequence[str], labels: Sequence[str], opacity: float = 0.5
 ) -> "Image.Image":
-    """A copy with each class in a colour of its own, and the names of those that are there.
+    """A copy with each class in its own colour, and the names of the classes that occur.
 
     Args:
         mask: (H, W) class numbers, scaled to the picture.
@@ -78,7 +78,7 @@ def with_mask(
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """A colour for the class of this number; neighbours differ clearly (hues by the golden ratio)."""
+    """A colour for the class of this number; consecutive numbers differ clearly (hues by the golden ratio)."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -91,7 +91,7 @@ def label(
     fill: tuple[int, int, int] = INK,
     below: bool = False,
 ) -> float:
-    """Write a line on a coloured ground, inside of the picture; returns where it ends, below."""
+    """Draw a line of text on a coloured background inside the picture; returns its lower edge."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(max(11, round(min(size) / 24)))

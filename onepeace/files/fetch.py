@@ -1,4 +1,4 @@
-"""Content of http(s) addresses."""
+"""Download of http(s) URLs."""
 
 import http.client
 import time
@@ -16,18 +16,18 @@ CHUNK = 1 << 20
 
 
 class NoFTP(urllib.request.FTPHandler):
-    """Refuses an ftp: address that a server redirects to; others than http: urllib refuses itself."""
+    """Refuses redirects to ftp: URLs; urllib itself refuses redirects to other schemes."""
 
     def ftp_open(self, req: urllib.request.Request) -> None:  # type: ignore[override]
         raise urllib.error.URLError("unknown url type: ftp")
 
 
 def fetch(url: str, name: str, max_bytes: int) -> bytes:
-    """Content of an http(s) address.
+    """Content of an http(s) URL.
 
     Args:
-        name: what messages call it.
-        max_bytes: more is refused.
+        name: its name in messages.
+        max_bytes: maximum size.
 
     Raises:
         UserError: it cannot be fetched, is too large, or takes too long.
@@ -35,7 +35,7 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
     deadline = time.monotonic() + MAX_SECONDS
     data = bytearray()
     try:
-        # Letters outside ASCII and spaces are common in pasted addresses; what is escaped already stays as it is.
+        # Pasted URLs often contain spaces and letters outside ASCII; existing escapes are kept.
         request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
             urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
         )
@@ -43,7 +43,7 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
             length = int(answer.headers.get("Content-Length") or 0)
             if length > max_bytes:
                 raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
-            while chunk := answer.read1(CHUNK):  # what has come, so that the clock below is looked at
+            while chunk := answer.read1(CHUNK):  # partial data, so that the deadline below is checked
                 data += chunk
                 if len(data) > max_bytes:
                     raise UserError(f"{name}: more than the limit of {max_bytes} bytes")

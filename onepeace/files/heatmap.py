@@ -1,4 +1,4 @@
-"""Heat map: how well each part of a picture or each moment of a sound fits a query, drawn over the picture or the
+"""Draws heat maps: how well each part of a picture or each moment of a sound matches a query, over the picture or the
 waveform."""
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 STOPS = np.array([(13, 8, 65), (84, 39, 143), (203, 71, 119), (248, 149, 64), (255, 221, 60)], dtype=np.float64)
-"""Colours from the least to the largest value, ever brighter, so that they also differ without hue."""
+"""Colours from the least to the largest value, of increasing brightness, so that they also differ without hue."""
 COLD, HOT = 0.7, 0.4
-"""How much of the colour covers the least and the most fitting part of a picture: what fits is left to be seen."""
+"""Opacity of the colour over the worst and the best match in a picture: the best match stays visible."""
 WIDTH, HEIGHT, AXIS = 960, 240, 26
 """Size of the drawing of a sound in pixels, and height of the time line below it."""
 BARS = 240
@@ -23,13 +23,13 @@ GROUND, INK = (24, 26, 30), (210, 212, 216)
 
 
 def stretched(values: NDArray) -> NDArray[np.float64]:
-    """Values brought to 0 (the least) to 1 (the largest); all 0 where they are all the same."""
+    """Values scaled to 0 (the least) to 1 (the largest); all 0 if they are all equal."""
     low, high = float(values.min()), float(values.max())
     return (values.astype(np.float64) - low) / (high - low) if high > low else np.zeros(values.shape)
 
 
 def colours(heat: NDArray) -> NDArray[np.uint8]:
-    """(...,) numbers from 0 to 1 -> (..., 3)."""
+    """(..., 3) RGB colours of numbers (...,) from 0 to 1."""
     places = np.linspace(0, 1, len(STOPS))
     return np.stack([np.interp(heat, places, channel) for channel in STOPS.T], axis=-1).round().astype(np.uint8)
 
@@ -63,7 +63,7 @@ def over_picture(
 
 
 def over_sound(samples: NDArray, seconds: float, times: NDArray, values: NDArray, caption: str = "") -> "Image.Image":
-    """The waveform with its moments in the colours of `over_picture`, on a time line.
+    """The waveform above a time line, with each moment in the colours of `over_picture`.
 
     Args:
         samples: (N,) of the whole sound.
@@ -82,7 +82,7 @@ def over_sound(samples: NDArray, seconds: float, times: NDArray, values: NDArray
         half = 2 + height * (HEIGHT / 2 - 30)
         left = number * step
         draw.rectangle((left, HEIGHT / 2 - half, left + step - 1, HEIGHT / 2 + half), fill=tuple(colour))
-    # The map itself, also where nothing is heard.
+    # The map itself, which also shows silent moments.
     line = colours(heat_at((np.arange(WIDTH) + 0.5) * seconds / WIDTH, times, values))
     drawn.paste(Image.fromarray(np.broadcast_to(line, (8, WIDTH, 3)).copy()), (0, HEIGHT - 8))
     font = ImageFont.load_default(13)
@@ -96,19 +96,19 @@ def over_sound(samples: NDArray, seconds: float, times: NDArray, values: NDArray
 
 
 def bars(samples: NDArray, count: int = BARS) -> NDArray[np.float64]:
-    """The loudest of each of ``count`` parts of a sound, or of fewer, from 0 to 1."""
+    """Peak of each of ``count`` parts of a sound (at most one per sample), relative to the highest peak."""
     parts = np.array_split(np.abs(samples.astype(np.float64)), min(count, len(samples)))
     peaks = np.array([part.max() for part in parts])
     return peaks / (peaks.max() or 1.0)
 
 
 def heat_at(moments: NDArray, times: NDArray, values: NDArray) -> NDArray[np.float64]:
-    """Stretched values at some seconds, in straight lines between the middles of the frames."""
+    """Stretched values at given seconds, interpolated linearly between the centres of the frames."""
     return np.interp(moments, times.mean(axis=1), stretched(values))
 
 
 def ticks(seconds: float) -> list[float]:
-    """Round seconds of a time line, at most eleven."""
+    """Round numbers of seconds for a time line, at most eleven."""
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
     step = next((step for step in steps if seconds / step <= 10), seconds / 10)
     return [round(step * number, 6) for number in range(int(seconds / step) + 1)]

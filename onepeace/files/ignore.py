@@ -1,4 +1,4 @@
-"""Files of a folder that are left out: globs of the command line, and .onepeaceignore files (as .gitignore)."""
+"""Patterns of files to leave out: globs of the command line, and .onepeaceignore files (like .gitignore)."""
 
 import os
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ NAME = ".onepeaceignore"
 
 
 class Ignore:
-    """Call it with a path below ``root``, and whether that is a folder: True = leave it out.
+    """Predicate of a path below ``root`` and whether that is a folder: True = leave it out.
 
-    The last pattern that fits decides, as in git: those of a deeper folder come after those above it, and the given
-    ones after all.
+    The last matching pattern decides, as in git: those of a folder come after those of the folders above it, and the
+    given patterns come last.
 
     Args:
         root: the folder that is walked.
-        patterns: as lines of a .gitignore file in ``root``.
+        patterns: like the lines of a .gitignore file in ``root``.
 
     Raises:
-        UserError: a pattern, or a .onepeaceignore file on the way, that cannot be read.
+        UserError: a pattern is invalid, or a .onepeaceignore file in a folder of the path cannot be read.
     """
 
     def __init__(self, root: Path, patterns: Sequence[str] = ()) -> None:
@@ -46,7 +46,7 @@ class Ignore:
 
     @staticmethod
     def _verdict(spec: "GitIgnoreSpec", folder: Path, path: Path, is_folder: bool) -> bool | None:
-        """True = leave out, False = take in (a pattern with "!"), None = nothing is said."""
+        """True = leave out, False = take in (a pattern with "!"), None = no pattern matches."""
         return spec.check_file(path.relative_to(folder).as_posix() + ("/" if is_folder else "")).include
 
     @staticmethod

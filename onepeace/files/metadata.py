@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 EXIF_IFD = 0x8769
 EXIF_DATES = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
-"""When a picture was taken, scanned, last changed, and the time zone of each (EXIF 2.31, sections 4.6.4 and 4.6.5)."""
+"""Tags of when a picture was taken, scanned, changed, and of the time zones (EXIF 2.31, sections 4.6.4 and 4.6.5)."""
 MAX_SECONDS = 1e8
-"""Three years; more is a header that was written before the end was known."""
+"""Three years; longer durations are of headers written before the end was known."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Facts about a file; None where it does not say, or is damaged."""
+    """Facts about a file; None where it does not contain them, or is damaged."""
 
     width: int | None = None
     height: int | None = None
@@ -32,21 +32,21 @@ class Description:
     duration: float | None = None
     """Seconds of a sound or video, above 0."""
     date: float | None = None
-    """When it was taken or recorded, in seconds since 1970. Many cameras give no time zone: theirs is taken for that
-    of this computer."""
+    """When it was taken or recorded, in seconds since 1970. Many cameras store no time zone; it is then assumed to be
+    that of this computer."""
 
 
 def describe_media(path: str | os.PathLike[str], modality: str) -> Description:
     """Facts in the headers of a local file, whose modality is "image", "audio", "video" or "text".
 
-    Nothing is decoded, except a video's first picture for its orientation; a file whose header does not say how long
-    it is (AAC without a container, what browsers record) is read to its end. It never raises: a file that is gone,
-    damaged or needs a package that is missing has an empty description.
+    Nothing is decoded, except a video's first picture for its orientation; a file whose header has no duration (AAC
+    without a container, recordings of browsers) is read to its end. No error is raised: the description of a file that
+    is gone, is damaged or needs a missing package is empty.
     """
     reader = {"image": _picture, "audio": _sound, "video": _video}.get(modality)
     try:
         return Description() if reader is None else reader(path)
-    except Exception:  # whatever a damaged file leads the readers to; its embedding will say what is wrong with it
+    except Exception:  # damaged files raise many types of error; the reason is reported when the file is embedded
         return Description()
 
 
@@ -84,7 +84,7 @@ def _sound(path: str | os.PathLike[str]) -> Description:
 
     try:
         return Description(duration=_plausible(soundfile.info(os.fspath(path)).duration))
-    except Exception:  # what soundfile does not know, PyAV may
+    except Exception:  # PyAV may read what soundfile does not
         with open_container(path, os.fspath(path)) as container:
             stream = choose(container, "audio")
             if stream is None:
@@ -110,17 +110,17 @@ def _video(path: str | os.PathLike[str]) -> Description:
 
 
 def _recorded(container: "InputContainer") -> float | None:
-    """When a video or sound was recorded, by the word of the camera or program."""
+    """When a video or sound was recorded, according to the camera or program."""
     for key in ("com.apple.quicktime.creationdate", "creation_time"):  # the first with the camera's time zone
         text = re.sub(r"\.\d+", "", container.metadata.get(key, ""))
         seconds = _seconds(text, "%Y-%m-%dT%H:%M:%S%z")
-        if seconds is not None and seconds > 0:  # a clock that was never set stands at 1904 or 1970
+        if seconds is not None and seconds > 0:  # a clock that was never set is at 1904 or 1970
             return seconds
     return None
 
 
 def _seconds(text: str, form: str) -> float | None:
-    """A date as seconds since 1970, without a time zone in that of this computer; None if it is none."""
+    """A date as seconds since 1970, in the time zone of this computer if it has none; None if it is invalid."""
     try:
         return datetime.strptime(text, form).timestamp()
     except (ValueError, OverflowError, OSError):

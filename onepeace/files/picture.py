@@ -1,4 +1,4 @@
-"""Opens pictures of every format: by Pillow, HEIC through pillow-heif, raw files of cameras by the preview inside."""
+"""Opens pictures of every format: by Pillow, HEIC by pillow-heif, raw files of cameras by their embedded preview."""
 
 import io
 import re
@@ -24,27 +24,27 @@ RAW_SUFFIXES = frozenset(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef".split())
 """Canon, Nikon, Sony, Adobe and phones, Fujifilm, Olympus, Panasonic, Pentax."""
 HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1|avi[fs])", re.DOTALL)
 VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|\0\0\x01[\xb3\xba]", re.DOTALL)
-"""MP4 (HEIC and CR3 are told apart before), Matroska and WebM, AVI, FLV, ASF, MPEG."""
+"""MP4 (HEIC and CR3 are recognised before), Matroska and WebM, AVI, FLV, ASF, MPEG."""
 RAW = re.compile(rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcrx ", re.DOTALL)
-"""Raw files that are not just TIFF by their first bytes: CR2, ORF, RW2, RAF, CR3."""
+"""Raw formats whose first bytes distinguish them from TIFF: CR2, ORF, RW2, RAF, CR3."""
 TIFF = re.compile(rb"II\*\0|MM\0\*")
 DNG_VERSION, ORIENTATION = 50706, 0x0112
 EXIF_BY_FLIP = {3: 3, 5: 8, 6: 6}
-"""The EXIF orientation that says the same as LibRaw's `flip`."""
+"""EXIF orientation by LibRaw's `flip`."""
 MIN_PREVIEW = 256
-"""Pixels of the shorter side of a preview that is worth being used."""
+"""Minimum pixels of the shorter side of a preview; smaller ones are not used."""
 
 
 def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
-    """A picture whose pixels are not read yet, where its format allows that, with its orientation in the EXIF data.
+    """Open a picture, without reading its pixels if the format allows that; the EXIF data has its orientation.
 
     Args:
         file: a file, or bytes in memory, at the start.
-        name: what it is called in messages.
-        suffix: its ending, lower case; most raw files look like TIFF otherwise.
+        name: its name in messages.
+        suffix: its file ending, lower case; without it, most raw files look like TIFF.
 
     Raises:
-        UserError: not a picture, damaged in its head, too large to be decoded safely, or a package is missing.
+        UserError: not a picture, a damaged header, too large to be decoded safely, or a package is missing.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -87,7 +87,7 @@ def looks_like_picture(file: IO[bytes]) -> bool:
 
 
 def is_raw(file: IO[bytes], head: bytes, suffix: str = "") -> bool:
-    """Whether a file that begins with `head` is a camera's raw file; a TIFF is one by its ending or as a DNG."""
+    """Whether a file that begins with `head` is a camera's raw file; for a TIFF, by its ending or if it is a DNG."""
     if RAW.match(head):
         return True
     if not TIFF.match(head) or suffix in RAW_SUFFIXES:
@@ -107,7 +107,7 @@ def is_raw(file: IO[bytes], head: bytes, suffix: str = "") -> bool:
 
 def orientation(image: "Image.Image") -> int:
     """The EXIF orientation, from 1 (upright) to 8."""
-    # Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where another of its fields is damaged.
+    # Not ImageOps.exif_transpose: it rewrites the EXIF data, and fails if another of its fields is damaged.
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data; the pixels are fine
@@ -115,7 +115,7 @@ def orientation(image: "Image.Image") -> int:
 
 
 def _formats() -> list[str]:
-    """Entries of FORMATS that this Pillow has (HEIF comes with pillow-heif, AVIF depends on the build)."""
+    """Entries of FORMATS that this Pillow supports (HEIF needs pillow-heif, AVIF depends on the build)."""
     from PIL import Image
 
     Image.init()
@@ -123,7 +123,7 @@ def _formats() -> list[str]:
 
 
 def _prepare_heif(head: bytes, name: str) -> None:
-    """Teaches Pillow HEIC; AVIF it knows by itself or not at all."""
+    """Register HEIC with Pillow; whether it supports AVIF depends on its build."""
     if b"avi" in head[8 : int.from_bytes(head[:4], "big")]:  # the brands
         if "AVIF" not in _formats():
             raise UserError(f"{name}: this Pillow cannot read AVIF: pip install --upgrade pillow")
@@ -132,7 +132,7 @@ def _prepare_heif(head: bytes, name: str) -> None:
 
 
 def _open_raw(file: IO[bytes], name: str) -> "Image.Image":
-    """The preview in a raw file, or without one the raw picture at half its size."""
+    """The embedded preview of a raw file, or the raw picture at half its size if there is none."""
     from PIL import Image
 
     rawpy = need("rawpy", "media", name)
@@ -151,7 +151,7 @@ def _open_raw(file: IO[bytes], name: str) -> "Image.Image":
 
 
 def _preview(raw: "RawPy") -> "Image.Image | None":
-    """The largest picture that the camera put beside the raw one; None without one that is large enough."""
+    """The largest preview that the camera embedded; None if there is none that is large enough."""
     from PIL import Image
 
     try:
@@ -159,7 +159,7 @@ def _preview(raw: "RawPy") -> "Image.Image | None":
         image = Image.open(io.BytesIO(found), formats=["JPEG"]) if isinstance(found, bytes) else Image.fromarray(found)
     except Exception:  # none, of an unknown kind, or damaged
         return None
-    exif = image.getexif()  # of a JPEG, LibRaw wrote it itself
+    exif = image.getexif()  # for a JPEG, LibRaw wrote it
     if ORIENTATION not in exif:
         exif[ORIENTATION] = EXIF_BY_FLIP.get(raw.sizes.flip, 1)
     return image if min(image.size) >= MIN_PREVIEW else None

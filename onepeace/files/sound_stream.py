@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NOTHING = np.zeros(0, np.float32)
 MAX_CHANNELS = 32
 MAX_PLANES = 8
-"""Channels that lie apart: PyAV 18 looks for the end of a longer list of them behind its end."""
+"""Maximum planar channels: PyAV 18 reads past the end of a longer list of them."""
 KINDS = {
     "u8": (np.uint8, 128.0, 128.0),
     "s16": (np.int16, 0.0, 2.0**15),
@@ -40,16 +40,16 @@ KINDS = {
     "flt": (np.float32, 0.0, 1.0),
     "dbl": (np.float64, 0.0, 1.0),
 }
-"""ffmpeg's forms of samples: type, the value of silence, and of full scale above it."""
+"""ffmpeg's sample formats: type, value of silence, and full scale above it."""
 GAPS = (0.5, 600.0)
-"""Seconds of silence that are put in where time stamps leave a gap, from a single one's least to the most of all
-together. Less is the rounding of clocks and what decoders drop at the start, more is a clock that jumped."""
+"""Seconds of silence inserted where time stamps leave a gap: minimum of a single gap, and maximum of all together.
+Smaller gaps are due to rounding and to samples that decoders drop at the start, larger ones to clocks that jumped."""
 
 
 class SoundStream:
-    """Samples of the mean of all channels, one block of them in memory at a time.
+    """Samples of the mean of all channels, with one block of them in memory at a time.
 
-    rate: samples per second. frames: how many there are, by the header until the end has been reached. `resources`
+    rate: samples per second. frames: number of samples, by the header until the end has been reached. `resources`
     closes the file. `UserError` if there is no sound, or it cannot be decoded.
     """
 
@@ -68,7 +68,7 @@ class SoundStream:
             raise UserError(f"{name}: 0 samples; nothing to embed")
 
     def read(self, count: int) -> np.ndarray:
-        """(count,) float32, the next samples; less at the end."""
+        """(count,) float32, the next samples; fewer at the end."""
         parts = []
         while count > 0:
             if not len(self._held):
@@ -94,7 +94,7 @@ class SoundStream:
         self._held = next(self._blocks, NOTHING)
 
     def _fill_gaps(self) -> Iterator[np.ndarray]:
-        """Blocks of samples, none of them empty."""
+        """Yield non-empty blocks of samples, with silence in the gaps of the time stamps."""
         position = filled = 0
         for frame in self._frames():
             block = _mono(frame, self.name)
@@ -123,10 +123,10 @@ class SoundStream:
 
 
 def _keep_layout(frame: "AudioFrame") -> None:
-    """Keeps PyAV up to 18.1 from freeing a list of channels twice, which ends the process.
+    """Keep PyAV up to 18.1 from freeing a list of channels twice, which crashes the process.
 
-    A layout that is no standard one ("2 channels (FR+FL)") owns memory that the frame frees too. So the layout, some
-    40 bytes, is never freed.
+    A non-standard layout ("2 channels (FR+FL)") owns memory that the frame frees too. So the layout, some 40 bytes, is
+    never freed.
     """
     if "(" in frame.layout.name or "+" in frame.layout.name:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(frame.layout))
@@ -141,7 +141,7 @@ def _mono(frame: "AudioFrame", name: str) -> np.ndarray:
     if kind not in KINDS:
         raise UserError(f"{name}: samples in the form {kind!r} are not known")
     dtype, zero, full = KINDS[kind]
-    # Not frame.to_ndarray(): of 8 channels that lie apart it reads a ninth, which ends the process.
+    # Not frame.to_ndarray(): for 8 planar channels it reads a ninth, which crashes the process.
     if planar:
         planes = frame.planes[:channels]
         samples = np.stack([np.frombuffer(bytes(plane), dtype, count=frame.samples) for plane in planes])

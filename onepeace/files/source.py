@@ -1,4 +1,4 @@
-"""Bytes of a path, an http(s) address or a bytes value, and short names of all inputs for messages. Knows no format."""
+"""Content of a path, an http(s) URL or a bytes value of any format, and short names of all inputs for messages."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto)
 
 
 class NamedBytes(bytes):
-    """The content of a file that lies inside another one, which messages call by its name."""
+    """Bytes with a name for messages, such as the content of a file inside another file."""
 
     name: str
 
@@ -23,7 +23,7 @@ class NamedBytes(bytes):
         return named
 
     def __getnewargs__(self) -> tuple[bytes, str]:  # type: ignore[override]
-        """Arguments that make it anew in another process."""
+        """Arguments that recreate it in another process."""
         return bytes(self), self.name
 
 
@@ -34,7 +34,7 @@ def scheme(item: object) -> str | None:
 
 
 def suffix(item: object) -> str:
-    """The lower-case file ending of a path or address with its dot, "" where there is none."""
+    """The lower-case file ending of a path or URL with its dot, "" if there is none."""
     if isinstance(item, str) and scheme(item):
         item = _public(item).partition("://")[2].partition("/")[2]
     if isinstance(item, (str, os.PathLike)):
@@ -43,7 +43,7 @@ def suffix(item: object) -> str:
 
 
 def describe(item: object) -> str:
-    """A short name of any input: the path, the address without its query and password, or what the value is."""
+    """A short name of any input: the path, the URL without query and password, or a description of the value."""
     if isinstance(item, str) and scheme(item):
         item = _public(item)
     if isinstance(item, NamedBytes):
@@ -68,7 +68,7 @@ def describe(item: object) -> str:
 
 
 def local_path(item: "str | os.PathLike[str]") -> Path:
-    """The item as the path of an existing regular file; `UserError` says why it is none."""
+    """The item as the path of an existing regular file; otherwise a `UserError` with the reason."""
     path, name = Path(item), describe(item)
     if os.fspath(item) == "":
         raise UserError("the path is empty")
@@ -84,14 +84,14 @@ def local_path(item: "str | os.PathLike[str]") -> Path:
 
 
 def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """All bytes of a path (str, os.PathLike), an http(s) address (str) or a bytes value; at most `max_bytes`."""
+    """All bytes of a path (str, os.PathLike), an http(s) URL (str) or a bytes value; at most `max_bytes`."""
     name = describe(item)
     if isinstance(item, (bytes, bytearray, memoryview)):
         return bytes(item)
     if not isinstance(item, (str, os.PathLike)):
         raise UserError(f"{name}: expected a path, an http(s) address or bytes")
     if isinstance(item, str) and scheme(item):
-        if scheme(item) not in ("http", "https"):  # file:, ftp:, data: and the like open no doors here
+        if scheme(item) not in ("http", "https"):  # file:, ftp:, data: and the like are not opened
             raise UserError(f"{name}: addresses must be http or https, not {scheme(item)}; give a path for a file")
         from onepeace.files.fetch import fetch
 
@@ -107,8 +107,8 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def _public(url: str) -> str:
-    """The address without user name, password, query and fragment: they may be secrets; data: without its data."""
-    # Not urlsplit: it raises on addresses it finds malformed, and these are the ones to be named.
+    """The URL without user name, password, query and fragment, which may be secret; a data: URL without its data."""
+    # Not urlsplit: it raises on malformed URLs, and messages must name these too.
     url = re.split(r"[?#]", url.strip(), maxsplit=1)[0]
     return f"{url[:25]}..." if scheme(url) == "data" else re.sub(r"(?<=://)[^/]*@", "", url)
 

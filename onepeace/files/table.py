@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Columns two spaces apart, the names of the columns first.
+    """A table with columns two spaces apart; the first line has the names of the columns.
 
     Args:
-        right: numbers of the columns that are aligned to the right; the last one is padded only then.
+        right: numbers of the right-aligned columns; the last column is padded only if it is one of them.
     """
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

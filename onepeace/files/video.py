@@ -1,7 +1,7 @@
-"""Pictures of a video with their times, so that it can be searched like pictures; none of this needs a model.
+"""Pictures of a video with their times, so that it can be searched like pictures; no model is needed.
 
-To an index a video is no modality: it is put in as pictures at their times and as the windows of its sound. `clip` is
-for models that read frames.
+For an index, a video is not a modality: it is added as pictures at their times and as the windows of its sound. `clip`
+is for models that read frames.
 """
 
 import io
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .mkv .webm .avi .m4v .3gp .mpg .mpeg .wmv .flv".split())
 STEP = 1.0
-"""Seconds between two pictures that are looked at, at least."""
+"""Minimum seconds between two pictures that are examined."""
 SLACK = 1e-3
-"""Seconds by which times may differ that mean the same picture: they are kept rounded."""
+"""Seconds by which two times of the same picture may differ, since they are stored rounded."""
 HELD_BYTES = 64 << 20
-"""Bytes of packets that wait for the decision whether all between two key frames is decoded."""
+"""Maximum bytes of packets held until it is decided whether everything between two key frames is decoded."""
 WHOLE = 0.9
-"""Share of a file's seconds that its pictures cover at least, unless it was cut off or goes on as sound alone."""
+"""Minimum share of a file's duration that its pictures cover, unless it was cut off or continues as sound only."""
 LEVELS = 4
-"""Levels of each of red, green and blue that are told apart."""
+"""Levels of each of red, green and blue that are distinguished."""
 
 
 class Frame(NamedTuple):
@@ -49,26 +49,26 @@ class Frame(NamedTuple):
 def frames(
     path: str | os.PathLike[str] | bytes, *, every: float, change: float, step: float, stretch: float
 ) -> Iterator[Frame]:
-    """The first picture, those at which the scene changes, and others so that few stretches are longer than `every`.
+    """Yield the first picture, those at changes of the scene, and others so that few gaps are longer than `every`.
 
-    Key frames are looked at, since encoders put one at the start of a scene and every few seconds; nothing else is
-    decoded where they lie close enough. Where two lie more than `stretch` times `every` seconds apart, all between them
-    is decoded. Pictures are at least `step` seconds apart. One is in memory at a time, and at most 64 MiB
-    of packets.
+    Key frames are examined, since encoders put one at the start of a scene and every few seconds; if they are close
+    enough, nothing else is decoded. If two are more than `stretch` times `every` seconds apart, everything between them
+    is decoded. Pictures are at least `step` seconds apart. One picture and at most 64 MiB of packets are in memory at a
+    time.
 
     Args:
         path: a local file, or the content of one.
         every: seconds between two pictures of a scene that does not change.
-        change: share of the colours, place by place, that another scene has, from 0 (each picture looked at is one) to
-            1 (none is). In photos that a camera pans and zooms over, 0.14 is usual and 0.30 rare; between two photos
-            0.57 is usual and 0.36 rare.
-        step: seconds between two pictures at least.
-        stretch: times `every` that may lie between two key frames before all between them is decoded.
+        change: share of the colours, compared place by place, above which a scene is new, from 0 (each examined picture
+            is a new scene) to 1 (none is). Panning and zooming over a photo usually changes 0.14 of them, rarely 0.30;
+            two photos usually differ in 0.57, rarely in only 0.36.
+        step: minimum seconds between two pictures.
+        stretch: multiple of `every` above which everything between two key frames is decoded.
 
     Raises:
-        UserError: PyAV is missing, or the file has no pictures, or is damaged so that its decoder gives up, perhaps in
-            the middle; its pictures end long before the file does, by its header (after the last of them). Many
-            decoders pass over what is damaged.
+        UserError: PyAV is missing, the file has no pictures, its decoder fails on damaged data (perhaps in the middle),
+            or the pictures end long before the file does by its header (raised after the last picture). Many decoders
+            skip damaged data.
     """
     name = describe(path)
     if not 0 < every < math.inf:
@@ -85,7 +85,7 @@ def frames(
 
 
 def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
-    """The picture that is shown at a second of a video; before its first picture that one, behind its end the last.
+    """The picture shown at a second of a video; the first picture for times before it, the last one after the end.
 
     Raises:
         UserError: as for `frames`.
@@ -97,11 +97,11 @@ def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
 def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: float = 0.5) -> list[Frame]:
     """Every `stride`-th picture of a part of a video, `count` of them.
 
-    The headers of all its packets are read first; then decoding begins at the key frame before the part.
+    The headers of all packets are read first; then decoding begins at the key frame before the part.
 
     Args:
-        place: where the part lies, from 0 (at the start of the video) to 1 (at its end). A video that is shorter than
-            the part gives pictures at equal distances over the whole of it, some of them more than once if need be.
+        place: position of the part, from 0 (start of the video) to 1 (end). From a video that is shorter than the part,
+            pictures at equal distances over the whole video are returned, some of them repeatedly if necessary.
 
     Raises:
         UserError: as for `frames`.
@@ -115,7 +115,7 @@ def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: f
 
 
 def _frames_at(path: str | os.PathLike[str] | bytes, wanted: Sequence[float]) -> list[Frame]:
-    """The pictures that are shown at ascending times, from the key frame before the first of them on."""
+    """The pictures shown at ascending times, decoded from the key frame before the first of them."""
     name = describe(path)
     for is_sought in (True, False):
         with open_container(_file(path), name) as container:
@@ -126,7 +126,7 @@ def _frames_at(path: str | os.PathLike[str] | bytes, wanted: Sequence[float]) ->
                     container.seek(int((wanted[0] + start_of(container)) / tick(stream)), stream=stream)
                 found = list(_shown_at(container.decode(stream), seconds, wanted))
             except Exception as error:  # ffmpeg's errors come as several types
-                if not is_sought:  # else it is a format that cannot seek, or half a packet at that place
+                if not is_sought:  # after a seek: the format cannot seek, or a packet is incomplete there
                     raise UserError(f"{name}: the pictures cannot be decoded ({reason_of(error)})") from error
                 continue
             if found and not (is_sought and found[0].time > wanted[0] + SLACK):
@@ -135,7 +135,7 @@ def _frames_at(path: str | os.PathLike[str] | bytes, wanted: Sequence[float]) ->
 
 
 def _places(times: Sequence[float], count: int, stride: int, place: float) -> list[float]:
-    """The times, out of those of all pictures, of the pictures of a clip; none if there are none."""
+    """Times of the pictures of a clip, chosen from the times of all pictures; empty if there are no pictures."""
     if not times:
         return []
     step = min(stride, (len(times) - 1) / max(count - 1, 1))
@@ -146,7 +146,7 @@ def _places(times: Sequence[float], count: int, stride: int, place: float) -> li
 def _shown_at(
     decoded: "Iterator[VideoFrame]", seconds: "Callable[[Packet | VideoFrame], float]", wanted: Sequence[float]
 ) -> Iterator[Frame]:
-    """For each of the ascending times the last picture up to it, or else the first."""
+    """Yield the last picture up to each of the ascending times, or the first picture if there is none before."""
     left, shown = list(wanted), None
     for frame in decoded:
         while shown is not None and left and seconds(frame) > left[0] + SLACK:
@@ -175,7 +175,7 @@ def _pictures(container: "InputContainer", name: str) -> "VideoStream":
 
 
 def _clock(container: "InputContainer", stream: "VideoStream") -> "Callable[[Packet | VideoFrame], float]":
-    """Function that gives the second of a packet or picture."""
+    """Function that returns the time of a packet or picture in seconds."""
     origin = start_of(container)
 
     def seconds(item: "Packet | VideoFrame") -> float:
@@ -188,7 +188,7 @@ def _clock(container: "InputContainer", stream: "VideoStream") -> "Callable[[Pac
 def _candidates(
     container: "InputContainer", name: str, most: float, step: float
 ) -> "Iterator[tuple[float, VideoFrame]]":
-    """Pictures at least `step` apart, with their times; `UserError` where they end long before the file does."""
+    """Pictures at least `step` apart, with their times; `UserError` if they end long before the file does."""
     stream, looked, end = _pictures(container, name), -math.inf, 0.0
     codec, seconds = stream.codec_context, _clock(container, stream)
     codec.skip_frame = "NONREF"
@@ -215,7 +215,7 @@ def _candidates(
 def _choose_packets(
     packets: "Iterator[Packet]", seconds: "Callable[[Packet], float]", most: float, step: float
 ) -> "Iterator[Packet | None]":
-    """Packets to decode, and None where the decoder is to hand out what it holds back."""
+    """Packets to decode, and None where the decoder is to be flushed."""
     held: list[Packet] = []  # from a key frame on, not decoded; empty while all is decoded
     size, looked = 0, -math.inf
 
@@ -243,10 +243,10 @@ def _choose_packets(
 
 
 def _colours(frame: "VideoFrame") -> np.ndarray:
-    """(4, 64) shares of the colours in each quarter of a picture, which together are 1.
+    """(4, 64) histograms of the colours in each quarter of a picture; all entries together sum to 1.
 
-    A colour counts for the levels around it according to its distance from them, so that a little more light moves
-    little.
+    A colour is divided among the levels around it by its distance from them, so that a small change of the light
+    changes little.
     """
     small = frame.reformat(32, 32, "rgb24", interpolation="AREA").to_ndarray()
     quarters = small.reshape(2, 16, 2, 16, 3).transpose(0, 2, 1, 3, 4).reshape(4, 256, 3) * ((LEVELS - 1) / 255)

@@ -1,4 +1,4 @@
-"""Files that a command line means: files as named, folders walked. Knows file endings, opens nothing."""
+"""Files named on a command line, and those in the folders named there, by file ending; no file is opened."""
 
 import os
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from onepeace.errors import UsageError
 
 LINKS = "links that lead out of the folder"
-"""Key in the count of what is left out."""
+"""Key of such links in the counts of what is left out."""
 
 
 class Found(NamedTuple):
@@ -36,15 +36,15 @@ def walk(
     follow_links: bool = False,
     others: Counter[str] | None = None,
 ) -> tuple[list[Found], list[Unreadable]]:
-    """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name,
+    """Files at or below `paths`, each once, in the order given; a folder's own files by name, then its folders by name,
     then its links to folders.
 
-    Inside folders, hidden names, unknown endings and links that lead out of the folder are passed over, and no folder
-    is entered twice, so a loop of links ends. A named file is taken whatever its name is.
+    Inside folders, hidden names, unknown endings and links that lead out of the folder are skipped, and no folder is
+    entered twice, so a loop of links ends. Files named in `paths` are never skipped.
 
     Args:
         modality_by_suffix: modality of each known ending, lower case, with the dot.
-        skip: says of a path inside a folder, and whether that is a folder itself, that it is passed over.
+        skip: called with a path inside a folder and whether it is a folder itself; True = skip it.
         follow_links: follow links that lead out of the folder too.
         others: counts what is left out: files by their endings, and links.
 
@@ -77,7 +77,7 @@ def walk(
                 others[LINKS] += 1
             return True
 
-        tops = [path]  # links to folders come last, so that a file has its real path where that is met too
+        tops = [path]  # links to folders come last, so that files get their real paths where these are walked too
         for folder, folders, names in chain.from_iterable(os.walk(start, onerror=refuse) for start in tops):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
@@ -113,11 +113,11 @@ def _take(path: Path, modality: str, found: dict[str, Found], unreadable: list[U
 
 
 def _why_not(path: Path) -> str:
-    """Why a path is no file to read."""
+    """Reason why a path is not a readable file."""
     try:
         os.stat(path)
     except PermissionError as error:
         return error.strerror or "cannot be read"
     except OSError:
         return "a link to nothing"
-    return "not a regular file"  # a pipe would be waited for without end
+    return "not a regular file"  # reading a pipe could block forever
