@@ -1,9 +1,9 @@
-"""Average of the new weights and those of the start (WiSE-FT, arXiv 2109.01903), so that the model forgets less.
+"""Average of the trained and the initial weights (WiSE-FT, arXiv 2109.01903), so that the model forgets less.
 
     weight = start + share x (new - start)
 
-Shares are tried on items that are in neither the training nor the held-out part. Weights that the start lacks, such as
-those of a new head, stay as they were trained.
+Shares are compared on items that are in neither the training nor the held-out part. Weights that the initial model
+lacks, such as those of a new head, are kept as trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +23,12 @@ class Average:
 
     share: float
     items: int = 0
-    """Number of items it was chosen on; 0 = not chosen: `UNTRIED`, or 1 with a new head."""
+    """Number of items that the share was chosen on; 0 = not chosen, but `UNTRIED`, or 1 with a new head."""
     scores: dict[str, float] = field(default_factory=dict)
-    """By share: the mean of the mean reciprocal ranks, in all directions and of all sets."""
+    """Score by share: the mean of the mean reciprocal ranks of all directions and sets."""
 
     def described(self) -> str:
-        """What was chosen, in words."""
+        """The choice, in words."""
         tried = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
         tried = f"{self.items} files set apart (mean reciprocal rank by share of the new weights: {tried})"
         if self.items and not self.share:
@@ -45,10 +45,10 @@ def choose(
     """Try all shares; ties go to the smallest.
 
     Args:
-        module: gets the weights of each share in turn.
-        start, new: weights by name; `new` are all of the module's.
-        score: of the module as it is; the higher the better.
-        items: how many the score is of.
+        module: is set to the weights of each share in turn.
+        start, new: weights by name; `new` has all weights of the module.
+        score: returns the score of the module's current weights; higher is better.
+        items: number of items that the score is computed on.
     """
     scores = {}
     for share in SHARES:
@@ -61,7 +61,7 @@ def choose(
 
 
 def mixed(start: Tensor | None, new: Tensor, share: float) -> Tensor:
-    """A weight at a share, in float32; the new one if the start has none, or if it is an integer counter."""
+    """A weight at a share, in float32; the new one if the initial model lacks it, or if it is an integer counter."""
     if start is None or not new.is_floating_point():
         return new
     return torch.lerp(start.float(), new.float(), share)

@@ -1,6 +1,6 @@
 """The answers of a model to a part of the data, and metrics with intervals.
 
-A model with a trained head answers with it; otherwise it chooses among the class names (zero-shot).
+A model answers with its trained head if it has one, otherwise by the class names (zero-shot).
 """
 
 import json
@@ -24,7 +24,7 @@ from onepeace.finetune.split import GROUP
 WORDS, HEAD = "words", "head"
 """How a class was chosen: by the vectors of the class names, or by a trained head."""
 AT = (1, 5, 10)
-"""The k of the figures."""
+"""The k of the accuracies and recalls."""
 DRAWS, LEVEL = 1000, 0.95
 
 
@@ -33,17 +33,17 @@ class Answers:
     """Answers of a model to the queries of a set."""
 
     pair: str
-    """As "image+text"."""
+    """Modalities of the samples, such as "image+text"."""
     modality: str
     """Modality of the queries."""
     set: str
-    """As "image by head", or the pair."""
+    """Name of the set, such as "image by head"; the pair for captions."""
     direction: str
-    """As "image to text"; "" in a set of classes."""
+    """Direction of the search, such as "image to text"; "" in a set of classes."""
     candidates: int
-    """Classes, texts or items that are chosen among."""
+    """Number of classes, texts or items to choose from."""
     ranks: list[int]
-    """Place of the best right candidate of each query, from 1."""
+    """Rank of the best right candidate of each query, from 1."""
     groups: list[int]
     """Group of each query's item (split.py)."""
     labels: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Answers:
     said: list[str] = field(default_factory=list)
     """Predicted class of each query."""
     confidence: list[float] = field(default_factory=list)
-    """Its probability."""
+    """Probability of the predicted class."""
 
 
 def answers(
@@ -62,12 +62,12 @@ def answers(
     heads: Mapping[str, str],
     part: str = "val",
 ) -> list[Answers]:
-    """The answers to a part of each pair, as "image+text".
+    """The answers of a model to one part of the samples of each pair of modalities.
 
     Args:
         data: folder of the shards.
         labels: the class names; empty for pairs with captions.
-        heads: the model's heads by modality; for a modality without one, the zero-shot answers stand for both.
+        heads: the model's heads by modality; for a modality without one, the zero-shot answers are used for both.
         part: "val", which is held out, or "choose".
     """
     return [found for pair in pairs for found in _answers(model, pair, samples_of(data, pair, part), labels, heads)]
@@ -117,17 +117,17 @@ def _by_head(model: Embedder, head: str, contents: Sequence[object], labels: Seq
 
 
 def score(found: Sequence[Answers]) -> float:
-    """The mean of the mean reciprocal ranks: what models are chosen by, as it sees ranks beyond the k of a figure."""
+    """The mean of the mean reciprocal ranks; used to choose weights, as it covers ranks beyond the k of a figure."""
     return float(np.mean([np.mean(1 / np.array(one.ranks)) for one in found]))
 
 
 def write_answers(path: Path, found: Sequence[Answers]) -> None:
-    """A line of JSON for each set."""
+    """Write a line of JSON for each set."""
     write_text_atomic(path, "".join(f"{json.dumps(asdict(one))}\n" for one in found))
 
 
 def read_answers(path: Path) -> list[Answers]:
-    """Answers as `write_answers` wrote them."""
+    """Read the answers written by `write_answers`."""
     return [Answers(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -143,12 +143,12 @@ class Figure(NamedTuple):
 
     @property
     def signed(self) -> str:
-        """As a difference."""
+        """The figure as text with signs, for a difference."""
         return f"{self.value:+.1%} ({self.low:+.0%}..{self.high:+.0%})"
 
 
 class Gain(NamedTuple):
-    """A figure before and after."""
+    """A figure before and after the fine-tuning."""
 
     set: str
     metric: str
@@ -168,7 +168,7 @@ def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
 
 
 def by_class(before: Answers, after: Answers) -> list[tuple[int, Gain]]:
-    """Files of each class, and the share of them that is called by its name; the worst first."""
+    """Number of files and accuracy of each class; the lowest accuracy after the fine-tuning first."""
     labels = np.array(before.labels)
     places = {str(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
     found = [(len(own), _gain(label, before, after, 1, own)) for label, own in places.items()]
@@ -184,9 +184,9 @@ def _gain(metric: str, before: Answers, after: Answers, k: int, queries: np.ndar
 def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[Figure, Figure, Figure]:
     """Means before and after of a value from 0 to 1 for each query (n,), and their difference, with intervals.
 
-    The interval of a figure covers its value on as many other queries (two-sample bootstrap over groups); that of the
-    difference is a paired bootstrap. A group that is all right and one that is all wrong are added to the draws, so
-    that the interval is never a single point.
+    The interval of a figure covers its value on another sample of the same size (two-sample bootstrap over groups);
+    that of the difference is a paired bootstrap. One right and one wrong query are added as groups, so that the
+    interval is never a single point.
 
     Args:
         groups: number of each query's group (n,).
@@ -205,7 +205,7 @@ def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[F
 
 
 def _draws(count: int) -> Iterator[np.ndarray]:
-    """Twice (DRAWS, count): how often each of ``count`` is drawn, with replacement; always the same."""
+    """Yield two arrays (DRAWS, count): how often each of ``count`` is drawn, with replacement and a fixed seed."""
     random = np.random.default_rng(0)
     rows = count * np.arange(DRAWS)[:, None]
     for _ in range(2):
@@ -219,8 +219,8 @@ def _figure(value: float, draws: np.ndarray) -> Figure:
 
 
 def confusions(found: Answers, most: int) -> tuple[list[str], np.ndarray]:
-    """The classes with the most errors, theirs and those of others that are called by them, and (c, c) how often each
-    (row) is called each (column)."""
+    """The ``most`` classes that are most often confused with others, and their confusion matrix (c, c): a row for each
+    right class, a column for each predicted one."""
     pairs = Counter(zip(found.labels, found.said, strict=True))
     errors = Counter[str]()
     for (right, said), n in pairs.items():
@@ -230,6 +230,6 @@ def confusions(found: Answers, most: int) -> tuple[list[str], np.ndarray]:
 
 
 def confident_errors(found: Answers) -> list[int]:
-    """Numbers of the queries that are called by a wrong class, the most confident first."""
+    """Numbers of the queries with a wrong class, the most confident first."""
     wrong = [i for i, (right, said) in enumerate(zip(found.labels, found.said, strict=True)) if right != said]
     return sorted(wrong, key=lambda i: -found.confidence[i])

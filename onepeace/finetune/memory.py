@@ -9,24 +9,24 @@ from onepeace.cost.plan import make_plan
 from onepeace.train.recipe import Recipe
 
 ROOM = 0.8
-"""Share of the available memory that a plan may fill: kernels need work space that it does not count."""
+"""Share of the available memory that a plan may fill: kernels need workspace that is not in the plan."""
 CHECKPOINTED: Options = {"run": {"checkpoint_activations": True}}
 LORA: Options = {"lora": {"rank": 16, "alpha": 32}, "freeze": {"except": ["heads.*", "logit_scale"]}, **CHECKPOINTED}
 CHUNKS = (4, 16)
-"""Parts a step is computed in (gradient caching): the loss of the whole batch, the activations of a part."""
+"""Parts of a step (gradient caching): the loss is of the whole batch, the activations are those of one part."""
 
 
 def fitting_recipe(
     content: Options, overrides: Sequence[str], available: int | None, say: Callable[[str], None]
 ) -> Recipe:
-    """The recipe, or the first of its thriftier forms that fits: activations that are computed again, steps in parts,
-    and last adapters (LoRA) in place of all weights.
+    """The recipe, or its first form that fits into memory: with checkpointed activations, with steps in parts, and
+    finally with LoRA instead of training all weights.
 
     Args:
-        content: as `auto_recipe` gives it.
-        overrides: of the user, over all that is chosen here.
-        available: bytes; None if they are not known, and then the recipe is as it was.
-        say: called with a line about needed and available memory.
+        content: as `auto_recipe` returns it.
+        overrides: the user's; they override all choices made here.
+        available: bytes; None if unknown, and then the recipe is returned without a check.
+        say: called with a line about the needed and the available memory.
     """
     said = ""
     for form in _forms(content):

@@ -1,4 +1,4 @@
-"""A user's folder or table: what is in it, and whether it is enough to learn from."""
+"""A user's folder or table: its usable samples, and whether they are enough to learn from."""
 
 import json
 from collections import Counter
@@ -21,10 +21,10 @@ AHEAD = 32
 
 @dataclass(frozen=True)
 class OwnData:
-    """Usable samples by the modalities they have, and what could not be used."""
+    """Usable samples by their modalities, and samples that could not be used."""
 
     records: dict[tuple[str, ...], list[Record]]
-    """By modalities, as ("image", "text"); a class name counts as text."""
+    """Samples by modalities, such as ("image", "text"); a class name counts as text."""
     left_out: list[Skipped]
 
     @property
@@ -33,7 +33,7 @@ class OwnData:
 
     @property
     def labels(self) -> list[str]:
-        """Sorted; empty if not all samples have one."""
+        """Class names, sorted; empty if not all samples have one."""
         found = {record.label for records in self.records.values() for record in records}
         return [] if None in found else sorted(found)
 
@@ -45,7 +45,7 @@ class OwnData:
 
 
 def plural(keys: Sequence[str], captions: bool = True) -> str:
-    """Name of samples of these modalities, as "images with captions"; without ``captions`` their text is a label."""
+    """Name of samples by modalities, such as "images with captions"; without ``captions``, their text is a label."""
     words = {"image": "images", "audio": "sounds", "video": "videos", "text": "captions"}
     first, *others = (words.get(key, key) for key in keys if captions or key != "text")
     return f"{first}{' with ' * bool(others)}{' and '.join(others)}"
@@ -53,7 +53,7 @@ def plural(keys: Sequence[str], captions: bool = True) -> str:
 
 def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
     """Read a table (.csv, .tsv, .jsonl: columns image, audio, text, label), or a folder: pictures and sounds with
-    captions in .txt files beside them, or one folder for each class.
+    captions in .txt files next to them, or one folder for each class.
 
     Every file is decoded once; what fails is left out and named with its file and line.
 
@@ -61,7 +61,7 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
         modalities: those of the model.
 
     Raises:
-        UserError: nothing is there, or too little to learn from: says what, and how much is needed.
+        UserError: there is nothing, or too little to learn from; the message says how much is needed.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
@@ -90,7 +90,7 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
 
 
 def _merged(records: Sequence[Record]) -> list[Record]:
-    """Rows of the same files as one sample with all their captions, as tables of captions have them."""
+    """Merge rows with the same files, as in tables of captions, into one sample with all their captions."""
     merged: dict[Any, Record] = {}
     for record in records:
         key = (*map(str, media_of(record)), json.dumps(record.targets, sort_keys=True))
@@ -102,7 +102,7 @@ def _merged(records: Sequence[Record]) -> list[Record]:
 
 
 def _check(record: Record | Skipped) -> None:
-    """Decode the files of a record, unless it is left out already."""
+    """Decode the files of a record, unless it was already left out."""
     if isinstance(record, Record):
         for key in media():
             if key in record.inputs:
@@ -110,7 +110,7 @@ def _check(record: Record | Skipped) -> None:
 
 
 def check_enough(path: Path, data: OwnData) -> None:
-    """UserError if there is too little to learn from, of a class too."""
+    """Raise UserError if there are too few samples to learn from, in total or of a class."""
     first = (
         f"; the first that cannot be used: {data.left_out[0].where}: {data.left_out[0].reason}" if data.left_out else ""
     )

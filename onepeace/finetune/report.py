@@ -1,4 +1,4 @@
-"""The page that a fine-tuning ends with: what was learned from, what it gained, errors, commands."""
+"""HTML report of a fine-tuning: the data, the gains, errors, and commands to try."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ from onepeace.train.recipe import Recipe, to_yaml
 
 REPORT = "report.html"
 ERRORS = 16
-"""Errors that are shown."""
+"""Maximum number of errors shown per set."""
 CONFUSED = 20
 """Classes of the confusion matrix: those with the most errors."""
 THUMBNAIL = 160
@@ -43,7 +43,7 @@ class Result:
     """Result of one way to train."""
 
     way: str
-    """An entry of `WAYS`, or "" where only one was trained."""
+    """A key of `WAYS`, or "" if only one was trained."""
     folder: Path
     recipe: Recipe
     average: Average
@@ -64,7 +64,7 @@ NOTE = (
 
 
 def table(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """The figures of the held-out part, a row each below the head; of several ways, a column each."""
+    """The figures of the held-out part: the head, and a row for each figure; a column for each of several ways."""
     found = [gains(result.before, result.after) for result in results]
     head = ("set", "metric", "before", *(result.way or "after" for result in results))
     rows = []
@@ -83,13 +83,13 @@ def as_text(results: Sequence[Result]) -> str:
 
 
 def write_report(result: Result, source: Path, model: str, data: Path, parts: Parts) -> None:
-    """Write report.html, which needs no other file.
+    """Write report.html, a self-contained page.
 
     Args:
-        source: what was learned from.
-        model: name of the model it started from.
+        source: the user's folder or table.
+        model: name of the initial model.
         data: folder of the shards.
-        parts: what they hold.
+        parts: contents of the shards.
     """
     title = escape(f"Fine-tuning on {source.name}{f' ({result.way})' if result.way else ''}")
     content = [
@@ -126,7 +126,7 @@ def commands_to_try(result: Result, source: Path, parts: Parts) -> list[str]:
     model = shlex.quote(str(result.folder / "model"))
     folder = shlex.quote(str(source if source.is_dir() else source.parent))
     text = shlex.quote(parts.labels[0] if parts.labels else "a dog")
-    # The model it started from may have had heads of its own.
+    # The initial model may already have had heads.
     several = len(read_config(result.folder / "model").model.heads) > 1
     classify = [
         f"onepeace classify {folder} --model {model}" + f" --head {head}" * several
@@ -145,7 +145,7 @@ def _html_table(rows: Sequence[Sequence[str]], text: int, kind: str = "") -> str
 
 
 def _classes(before: Answers, after: Answers) -> list[str]:
-    """The figure of each class, and which are taken for which."""
+    """The figures of each class, and the confusion matrix."""
     groups = Counter(label for label, _ in {*zip(after.labels, after.groups, strict=True)})
     rows = [("class", "files", "groups", "before", "after", "gain")]
     rows += [
@@ -162,7 +162,7 @@ def _classes(before: Answers, after: Answers) -> list[str]:
 
 
 def _errors(samples: Sequence[Sample], before: Answers, after: Answers) -> list[str]:
-    """Cards of the errors that the model was most confident of; of pairs, those that find their own last."""
+    """Cards of the most confident errors, or for captions, of the queries that rank their own item lowest."""
     if after.labels:
         errors, title = confident_errors(after), "errors, the most confident first"
         words = {i: f"{after.labels[i]}, called {after.said[i]} ({after.confidence[i]:.0%})" for i in errors}

@@ -1,4 +1,4 @@
-"""Fine-tuning on own data from the first look at it to the report. What is done is kept: the same call goes on."""
+"""Fine-tuning on a user's data, from reading it to the report. Finished stages are kept: the same call resumes."""
 
 import json
 import logging
@@ -40,22 +40,22 @@ log = logging.getLogger(__name__)
 ABOUT, SETTINGS, TUNED, AVERAGE = "finetune.json", "settings.json", "tuned", "average.json"
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 TRIED = 3
-"""Steps that are timed before the first one."""
+"""Steps that are timed to estimate the duration of the training."""
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A fine-tuning in a folder: data/ (shards), before.jsonl; and of each way to train, in the folder itself or in one
-    for each of several, the run's own files, average.json, after.jsonl, report.html and model/.
+    """A fine-tuning in a folder: data/ (shards), before.jsonl; and for each way to train, in the folder itself, or if
+    there are several, in a subfolder, the files of the run, average.json, after.jsonl, report.html and model/.
 
     Args:
         source: the user's folder or table.
-        out: the folder.
-        model: what to start from: a name or a folder.
-        overrides: fields of the recipe, as "optim.lr=1e-4".
-        group: regular expression of what the paths of files that belong together have in common (split.py).
+        out: folder of the fine-tuning.
+        model: initial model: a name or a folder.
+        overrides: fields of the recipe, such as "optim.lr=1e-4".
+        group: regular expression for the common part of the paths of files that belong together (split.py).
         compare: train in each of `WAYS`, on the same parts of the data.
-        say: gets a line for the user at each stage.
+        say: called with a line for the user at each stage.
     """
 
     source: Path
@@ -76,10 +76,10 @@ class FineTuning:
         return model_folder(self.model) if Path(self.model).is_dir() else resolve(self.model)
 
     def run(self, overwrite: bool = False) -> list[Result]:
-        """Everything that is not done yet; returns what each way has come to.
+        """Run all stages that are not done yet; returns the result of each way.
 
         Raises:
-            UserError: data that nothing can be learned from; a folder with another fine-tuning in it.
+            UserError: nothing can be learned from the data; the folder has another fine-tuning in it.
         """
         parts, recipes = self._begun(overwrite)
         began = time.monotonic()
@@ -91,23 +91,23 @@ class FineTuning:
         return results
 
     def _result(self, way: str, recipe: Recipe, parts: Parts) -> Result:
-        """Train in one way, average and measure, skipping what is done."""
+        """Train in one way, average and measure, skipping finished stages."""
         folder, heads = Path(recipe.run.out), head_names(parts)
         if not (folder / AVERAGE).exists():
             self._averaged(self._tuned(recipe), recipe, parts, heads)
         average = Average(**json.loads((folder / AVERAGE).read_text(encoding="utf-8")))
         self.say(f"{way}{': ' * bool(way)}weights {average.described()}")
         self._answered(folder / AFTER, folder / "model", parts, heads)
-        for path in checkpoint.files(folder):  # nothing goes on from them any more
+        for path in checkpoint.files(folder):  # nothing resumes from them any more
             path.unlink()
         seconds = sum(line.get("seconds", 0.0) for line in read_log(folder / LOG))
         before, after = (figures.read_answers(path) for path in (self.out / BEFORE, folder / AFTER))
         return Result(way, folder, recipe, average, seconds, before, after)
 
     def _begun(self, overwrite: bool) -> tuple[Parts, dict[str, Recipe]]:
-        """The parts of the data, and the recipe of each way.
+        """Prepare the folder; returns the parts of the data, and the recipe of each way.
 
-        The folder is cleared and taken over only after data and recipes were read and checked.
+        The folder is cleared and written only after data and recipes have been read and checked.
         """
         if self.compare:
             need("peft", "lora")
@@ -138,7 +138,7 @@ class FineTuning:
         return parts, recipes
 
     def _refuse_another(self, about: Mapping[str, object], overwrite: bool) -> None:
-        """`UserError` if the folder is not for this fine-tuning."""
+        """Raise `UserError` if the folder has other content, or if clearing it would remove the input."""
         path, out = self.out / ABOUT, self.out.resolve()
         if not path.exists():
             check_free(self.out, replace=True, record=ABOUT, what="fine-tuning")
@@ -160,7 +160,7 @@ class FineTuning:
                 raise UsageError(f"{self.out}: holds a fine-tuning with {there}; {remedy}")
 
     def _recipe(self, way: str, parts: Parts, anew: bool) -> Recipe:
-        """The settings, stored by the first call: the available memory may differ later."""
+        """The recipe of a way, which the first call stores, as the available memory may differ later."""
         path = self.out / way / SETTINGS
         if path.exists() and not anew:
             recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -176,7 +176,7 @@ class FineTuning:
         return recipe
 
     def _say_plan(self, parts: Parts, recipes: Mapping[str, Recipe], measuring: float) -> None:
-        """Say what will be done and how long it takes, by the time of the first measurement and of a few steps."""
+        """Say what will be done, and its duration, estimated from the first measurement and a few steps."""
         left = {way: recipe for way, recipe in recipes.items() if not self._is_trained(recipe)}
         if not left:
             return
@@ -195,7 +195,7 @@ class FineTuning:
         return any((folder / name).exists() for name in (AVERAGE, TUNED, "model/config.yaml"))
 
     def _tuned(self, recipe: Recipe) -> Path:
-        """Folder of the model as it was trained: beside that which is the result of all this."""
+        """Folder of the trained model before the averaging; trains it first if necessary."""
         out = Path(recipe.run.out)
         tuned, model = out / TUNED, out / "model"
         if not tuned.exists():
@@ -207,7 +207,7 @@ class FineTuning:
         return tuned
 
     def _averaged(self, tuned: Path, recipe: Recipe, parts: Parts, heads: Mapping[str, str]) -> None:
-        """Write the model with the weights averaged with the start's, how they were, and remove the one before."""
+        """Average the trained with the initial weights, write the model and average.json, and remove ``tuned``."""
         config, folder = read_config(tuned), tuned.parent
         start = start_weights(recipe, config, weights.expected(config))
         new = weights.read_state(tuned)
@@ -237,7 +237,7 @@ class FineTuning:
 
 
 def _seconds_left(recipe: Recipe) -> float:
-    """The time that the rest of a training takes, by a few steps that are not kept; 0 where these are nearly all."""
+    """Estimated seconds of the remaining training, from a few steps that are not saved; 0 if few are left."""
     saved = checkpoint.files(recipe.run.out)
     first = checkpoint.step_of(saved[-1]) if saved else 0
     left = recipe.schedule.steps - first
@@ -253,7 +253,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _left_out(parts: Parts) -> str:
-    """How many could not be used, and the first of them."""
+    """Number of samples that could not be used, and the first of them, as text."""
     if not parts.left_out:
         return ""
     first = "; ".join(f"{where}: {reason}" for where, reason in parts.left_out[:3])

@@ -1,4 +1,4 @@
-"""Settings that suit the data and the machine, as a recipe; each can be replaced on the command line."""
+"""Settings that suit the data and the machine, as a recipe; each can be overridden on the command line."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,25 +15,25 @@ from onepeace.model.stems import PretrainedStem
 from onepeace.train.recipe import Recipe
 
 LARGE = 300_000_000
-"""Parameters from which LoRA trains in place of all weights."""
+"""Number of parameters from which on LoRA is trained instead of all weights."""
 TEMPLATES = {
     "image": ["{}", "a photo of {}", "a picture of {}"],
     "audio": ["{}", "the sound of {}", "a recording of {}"],
 }
-"""Captions made of class names."""
+"""Templates of captions made from class names."""
 LABEL_RATE, PAIR_RATE = 2e-4, 5e-5
-"""Peak rates. Of 344 photographs with captions 2e-4 was too much: text to image recall at 5 among 86 held-out ones fell
-by 2.8 points, and rose by 0.5 with 5e-5."""
+"""Peak learning rates. With 344 captioned photographs, 2e-4 was too high: text to image recall at 5 among 86 held-out
+ones fell by 2.8 points, and rose by 0.5 with 5e-5."""
 STEM = "adapters.{}.stem.network.*"
-"""The weights of a modality's stem that is a network trained elsewhere."""
+"""Pattern of the weights of a modality's pretrained stem."""
 STEM_VIEWS = 4
-"""Augmented views of each item of which a frozen stem's features are computed, once."""
+"""Augmented views of each item for which the features of a frozen stem are computed, once."""
 MANY = 200
-"""Items from which a process of its own decodes."""
+"""Number of items above which a separate process decodes."""
 
 
 WAYS: dict[str, Options] = {"probe": {"freeze": {"except": ["heads.*", "logit_scale"]}}, "lora": LORA, "full": {}}
-"""Ways to train: heads and projections alone, adapters of low rank too, all weights."""
+"""Ways to train: only heads and projections, low-rank adapters as well, or all weights."""
 
 
 def auto_recipe(model: Path, data: Path, out: Path, parts: Parts, way: str = "") -> Options:
@@ -52,7 +52,7 @@ def auto_recipe(model: Path, data: Path, out: Path, parts: Parts, way: str = "")
     number = sum(parameter.numel() for parameter in module.parameters())
     train = {name.removeprefix("train/"): count for name, count in counts.items() if name.startswith("train/")}
     total, large = sum(train.values()), number >= LARGE
-    # Half of the items at most, so that an epoch has steps with different company.
+    # At most half of the items, so that the items of a batch vary from step to step.
     batch = {name: _power_of_two(min(count // 2, 16 if large else 128)) for name, count in train.items()}
     epochs = min(30.0, max(3.0, 20_000 / total))
     steps = max(30, round(epochs * max(count / batch[name] for name, count in train.items())))
@@ -96,7 +96,7 @@ def auto_recipe(model: Path, data: Path, out: Path, parts: Parts, way: str = "")
             recipe["model"].setdefault("heads", {})[name] = head
             before = config.model.heads.get(name)
             if before is not None and any(before.get(option) != value for option, value in head.items()):
-                # It tells other classes apart: its weights would not fit, or mean something else.
+                # It has other classes: its weights would not fit, or would mean something else.
                 recipe["model"].setdefault("fresh", []).append(f"heads.{name}.*")
             term = {"term": "classification", "on": [key], "head": name, "label_smoothing": 0.1}
             recipe["objective"].append(term)
@@ -111,7 +111,7 @@ AUGMENT: dict[str, Options] = {
 
 
 def head_names(parts: Parts) -> dict[str, str]:
-    """The classifiers of labelled data, one for each modality that they read; none without labels."""
+    """Names of the classifiers of labelled data, by the modality they read; empty without labels."""
     keys = dict.fromkeys(key for pair in parts.pairs("train") for key in pair.split("+") if key != "text")
     if not parts.labels:
         return {}
@@ -119,7 +119,7 @@ def head_names(parts: Parts) -> dict[str, str]:
 
 
 def trained(recipe: Recipe) -> str:
-    """What trains, in words."""
+    """The weights that are trained, in words."""
     if recipe.lora is not None:
         return "LoRA"
     if recipe.freeze == WAYS["probe"]["freeze"]:

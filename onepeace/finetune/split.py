@@ -1,7 +1,7 @@
-"""The parts of the data: what is learned from, chosen by and held out.
+"""The parts of the data: to train on, to choose weights by, and held out.
 
-A model that has seen a file knows its near copies: other frames of a video, cuts of a recording, a burst of
-photographs. So files are split by groups, within each class: a group lies in one part as a whole.
+A model that was trained on a file recognises its near copies: other frames of a video, cuts of a recording, a burst of
+photographs. So files are split by groups, within each class: all files of a group are in one part.
 """
 
 import hashlib
@@ -28,29 +28,29 @@ from onepeace.finetune.own_data import OwnData, check_enough, media_of, plural
 from onepeace.index.groups import connected
 
 BY = "tiny-fast"
-"""Model whose vectors tell near copies, whatever is fine-tuned: the cosines below are of it."""
+"""Model whose vectors identify near copies, for any fine-tuned model; the cosines below apply to it."""
 NEAR = {"image": 0.94, "audio": 0.94}
-"""Cosine from which on two files are near copies (docs/results/finetune.md)."""
+"""Minimum cosine of two files that are near copies (docs/results/finetune.md)."""
 BLOCK = 1024
 """Files that are compared with all others at once."""
 HELD_OUT = 0.2
 MOST_HELD_OUT = 1000
-"""Items that are held out at most: more make the figures hardly any sharper."""
+"""Maximum number of held-out items; more would hardly narrow the intervals."""
 FEWEST_TO_CHOOSE = 12
-"""Items to choose by below which nothing is chosen, and all that is not held out is learned from."""
+"""Number of items to choose by below which nothing is chosen, and all items not held out are trained on."""
 GROUP, FILE = "group", "file"
 """Targets of a sample in a shard: the number of its group, and the name of its file."""
 
 
 def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
-    """Give every record the number of its group; returns how many groups there are.
+    """Assign a group number to every record; returns the number of groups.
 
-    Joined, also through others, are records with a file in common, and near copies by the vectors of `BY`;
-    with a pattern, in place of near copies, those in whose paths it matches the same text.
+    Records are joined, also transitively, if they share a file, or are near copies by the vectors of `BY`; with a
+    pattern, instead of near copies, if it matches the same text in their paths.
 
     Args:
-        source: the folder or table that the files are of; the pattern sees the path from there.
-        pattern: a regular expression; what its first group matches counts, or all of it if it has none.
+        source: the folder or table of the files; the pattern is matched against paths relative to it.
+        pattern: a regular expression; its first group is compared, or the whole match if it has no group.
 
     Raises:
         UserError: not a regular expression, or one that matches no path.
@@ -87,13 +87,13 @@ def _matches(pattern: str, shown: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def _sharing(keys: Sequence[Iterable[str]]) -> list[tuple[int, int]]:
-    """Pairs of numbers, the first and each other, that have a key in common."""
+    """Pairs of numbers with a key in common: the first with the key, and each with it."""
     first: dict[str, int] = {}
     return [(first.setdefault(key, number), number) for number, own in enumerate(keys) for key in own]
 
 
 def near_copies(vectors: np.ndarray, cosine: float) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of unit vectors (n, E) whose cosine is at least this."""
+    """Pairs (i, j), i < j, of unit vectors (n, E) whose cosine is at least ``cosine``."""
     found = []
     for start in range(0, len(vectors), BLOCK):
         i, j = np.nonzero(vectors[start : start + BLOCK] @ vectors.T >= cosine)
@@ -102,9 +102,9 @@ def near_copies(vectors: np.ndarray, cosine: float) -> list[tuple[int, int]]:
 
 
 def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """The training part and the part that is held out, always the same: by a hash of the files' names.
+    """Split records into a training and a held-out part, deterministically by a hash of the file names.
 
-    Of each class about the same share is held out, in whole groups. A class most of whose files are one group has none
+    About the same share of each class is held out, in whole groups. A group with most of the files of a class is never
     held out.
     """
     members: dict[int, list[Record]] = defaultdict(list)
@@ -132,8 +132,8 @@ def _hash(record: Record) -> bytes:
 
 
 def parts_of(data: OwnData) -> dict[tuple[str, ...], dict[str, list[Record]]]:
-    """Records of each kind in "train", "val", which is held out, and "choose", a fifth of the rest: what the
-    model is chosen by (average.py), left out where these would be fewer than `FEWEST_TO_CHOOSE`."""
+    """Records of each kind in "train", "val" (held out) and "choose", a fifth of the rest, by which the weights are
+    chosen (average.py); "choose" is omitted if it would have fewer than `FEWEST_TO_CHOOSE` records."""
     rest, held_out = split([record for own in data.records.values() for record in own])
     train, choose = split(rest)
     parts = {"val": held_out, "train": train, "choose": choose}
@@ -151,26 +151,26 @@ PARTS = "parts.json"
 
 @dataclass(frozen=True)
 class Parts:
-    """Contents of the parts of the data, as parts.json keeps them."""
+    """Contents of the parts of the data, as stored in parts.json."""
 
     found: str
     """The files that were found, in words."""
     counts: dict[str, int]
-    """Samples by "train/image+text" and so on."""
+    """Number of samples by part and kind, such as "train/image+text"."""
     groups: int
     labels: list[str]
     """Class names, sorted; empty if not all samples have one."""
     not_held_out: list[str]
     """Classes of which nothing is held out, as most of their files are one group."""
     left_out: list[Sequence[str]]
-    """Where and why."""
+    """Place and reason of each sample that was left out."""
 
     def pairs(self, part: str) -> list[str]:
-        """The kinds of sample that a part has, as "image+text"."""
+        """The kinds of samples in a part, such as "image+text"."""
         return [name.partition("/")[2] for name, count in self.counts.items() if count and name.startswith(f"{part}/")]
 
     def count(self, part: str) -> int:
-        """Samples of a part."""
+        """Number of samples in a part."""
         return sum(count for name, count in self.counts.items() if name.startswith(f"{part}/"))
 
     def described(self) -> str:
@@ -184,12 +184,12 @@ class Parts:
 
 
 def read_parts(folder: Path) -> Parts:
-    """Contents of the shards of a folder."""
+    """Read the contents of the shards of a folder."""
     return Parts(**json.loads((folder / PARTS).read_text(encoding="utf-8")))
 
 
 def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, Parts]:
-    """The data in groups (`grouped`), without kinds too small to learn from, and what their parts hold."""
+    """Group the data (`grouped`), and remove kinds that are too small; returns the data and contents of the parts."""
     groups = grouped(data, source, pattern)
     data = _without_small_kinds(data, source, pattern)
     parts = parts_of(data)
@@ -220,8 +220,8 @@ def _without_small_kinds(data: OwnData, source: Path, pattern: str | None) -> Ow
 def write_shards(data: OwnData, parts: Parts, folder: Path) -> None:
     """Write the parts of every kind below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
 
-    Files are copied as they are. A process that is killed leaves nothing that counts: shards appear when whole, and
-    parts.json, which says what they hold, comes last.
+    Files are copied unchanged. If the process is killed, the output is not used: shards appear only when complete, and
+    parts.json, which describes them, is written last.
     """
     for keys, found in parts_of(data).items():
         for part, chosen in found.items():
