@@ -1,1 +1,1 @@
-"""Integrations with other libraries, one module each; its docstring shows how to use it."""
+"""Integrations with other libraries, one module each; the docstring of a module shows its use."""

@@ -5,7 +5,7 @@ Its command line has no plug-ins; this module registers the model type "onepeace
     python -m onepeace.plugins.clip_benchmark eval --model_type onepeace --model tiny --pretrained - \\
         --dataset wds/cifar10 --dataset_root cifar10 --no_amp
 
---model is what `onepeace.load` takes; --pretrained has no meaning here and names the output file. From Python, call
+--model is as for `onepeace.load`; --pretrained is only used in the name of the output file. From Python, call
 `register()` before clip_benchmark.cli parses its arguments, or give `load` the arguments of a CLIP_benchmark loader.
 --no_amp computes in float32, as `onepeace evaluate` does on a CPU.
 """
@@ -42,7 +42,7 @@ def register() -> None:
 
 
 def _accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
-    """Top-k accuracies of logits (N, C) for class numbers (N,), in place of CLIP_benchmark's function."""
+    """Top-k accuracies of logits (N, C) for class numbers (N,), replacing CLIP_benchmark's function."""
     correct = output.topk(max(topk), 1).indices == target.view(-1, 1)
     return [correct[:, :k].any(dim=1).double().mean().item() for k in topk]
 

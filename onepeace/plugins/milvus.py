@@ -1,5 +1,5 @@
 """Copy of an index's vectors in Milvus: ``onepeace index build --store milvus://HOST[:PORT]``, or milvus://FILE.db for
-a Milvus Lite file; a relative path lies in the index folder.
+a Milvus Lite file; a relative path starts from the index folder.
 
 SQLite stays the source of truth. The collection stores the vectors by id (ids are never reused) and, as a property
 written last, the state of the index it corresponds to. After a crash the next writing command completes it; until then

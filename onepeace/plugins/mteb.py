@@ -3,7 +3,7 @@
     import mteb
     from onepeace.plugins.mteb import MtebEncoder
 
-    model = MtebEncoder("tiny")                      # what onepeace.load takes
+    model = MtebEncoder("tiny")                      # as for onepeace.load
     mteb.evaluate(model, mteb.get_tasks(tasks=["BeijingOpera"]))
     mteb.mock_run(model)                             # mock tasks of every kind; downloads nothing
 
@@ -31,7 +31,7 @@ class MtebEncoder:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """Metadata that mteb writes beside the results; a model folder does not record its training data."""
+        """Metadata that mteb writes with the results; a model folder does not record its training data."""
         name = self.model_name if self.model_name.count("/") == 1 else f"onepeace/{Path(self.model_name).name}"
         parameters = list(self.model.module.parameters())
         text: Any = self.model.processors.get("text")

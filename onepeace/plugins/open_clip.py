@@ -1,13 +1,13 @@
 """Models with open_clip's interface, for programs written for it.
 
-    from onepeace.plugins.open_clip import create_model_and_transforms, get_tokenizer    # in place of open_clip's
+    from onepeace.plugins.open_clip import create_model_and_transforms, get_tokenizer    # instead of open_clip's
 
     model, preprocess_train, preprocess_val = create_model_and_transforms("tiny")
     images = model.encode_image(preprocess_val(picture)[None], normalize=True)
     texts = model.encode_text(get_tokenizer("tiny")(["a dog", "a cat"]), normalize=True)
 
-Model names are those of `onepeace.load`. As in open_clip the tokenizer has a function of its own, so a program changes
-its import alone; it reads no weights.
+Model names are those of `onepeace.load`. As in open_clip, a separate function loads the tokenizer (and no
+weights), so a program only changes its import.
 """
 
 import math
@@ -31,8 +31,8 @@ from onepeace.processors.tokenizer import PAD
 
 
 class ClipModel(nn.Module):
-    """CLIP model of images and texts. Vectors have unit length; ``normalize`` makes them float32 and exactly so in half
-    precision too."""
+    """CLIP model of images and texts. Vectors have unit length; ``normalize`` makes them float32 of exact
+    unit length, in half precision too."""
 
     logit_bias = None
 
@@ -72,7 +72,7 @@ class ClipModel(nn.Module):
         return self._encode("image", {"pixels": image}, normalize)
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Vectors (B, E) of ids (B, L) from `Tokenizer`; columns of padding alone are cut off."""
+        """Vectors (B, E) of ids (B, L) from `Tokenizer`; columns with only padding are cut off."""
         longest = int((text != PAD).sum(dim=1).max()) if len(text) else 0
         return self._encode("text", {"ids": text[:, :longest]}, normalize)
 
@@ -131,7 +131,7 @@ class Tokenizer:
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
         """
         Args:
-            context_length: L in place of the tokenizer's.
+            context_length: L instead of the tokenizer's.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = [self.processor.decode(text) for text in texts]
@@ -156,7 +156,7 @@ def create_model_and_transforms(
         pretrained: ignored, as in open_clip for names that include the weights ("local-dir:...").
         precision: "fp32", "bf16", or "fp16" (not on a CPU).
         device: see `onepeace.load`.
-        cache_dir: folder for downloads, in place of the default.
+        cache_dir: folder for downloads, instead of the default.
     """
     embedder = load(resolve(model_name, cache_dir), device=device, dtype=precision, modalities=("text", "image"))
     processor = embedder.processor("image", projected=True)

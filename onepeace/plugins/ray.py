@@ -2,7 +2,7 @@
 
 `open_engine` is the hook of `onepeace.index.write`. Its `Embedder` has a `stream` that sends chunks of items to the
 actors and yields the results in order. Ray restarts an actor that died and retries its chunk once; a chunk that kills
-it again is embedded item by item, and an item that kills it alone has failed. Paths and the name of the model must mean
+it again is embedded item by item, and an item that kills it on its own fails. Paths and the name of the model must mean
 the same on every machine.
 """
 
@@ -63,7 +63,7 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
 
 
 class RayEmbedder:
-    """`Embedder` without a model in this process; `close` ends its actors, and Ray runs on."""
+    """`Embedder` without a model in this process; `close` ends its actors, but not Ray."""
 
     def __init__(self, model: str, actors: Sequence[Any]) -> None:
         self._model, self._actors = model, actors
@@ -118,7 +118,7 @@ class _Actor:
         self._load = cache(load)  # not called here, where an error would count as the actor's death
 
     def load(self) -> dict[str, Any]:
-        """Load the model; return its audio processor, which knows the longest window."""
+        """Load the model; return its audio processor, which has the length of the longest window."""
         return {key: processor for key, processor in self._load().processors.items() if key == "audio"}
 
     def embed(self, items: list[object], options: dict[str, Any]) -> "list[tuple[Embedded, dict[str, Any]]]":

@@ -2,7 +2,7 @@
 
     from onepeace.plugins.sentence_transformers import load
 
-    model = load("tiny")                             # what onepeace.load takes, or a folder written by model.save
+    model = load("tiny")                             # as for onepeace.load, or a folder written by model.save
     model.encode(["a dog", "dog.jpg", {"image": "sea.jpg", "text": "a bird"}], precision="int8")
     SentenceTransformerTrainer(model, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)).train()
 
@@ -33,10 +33,10 @@ from onepeace.processors import TextProcessor
 _modules: Any = need("sentence_transformers.base.modules", "sbert")
 
 PRESENT = "input_features"
-"""Feature (B, M), bool: the modalities of each item. The trainer recognises a column by one of a few feature names, of
-which this is one."""
+"""Feature (B, M), bool: the modalities of each item. The trainer recognises a column by one of a few feature names,
+including this one."""
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-"""Arguments of SentenceTransformer that a saved folder keeps beside the modules."""
+"""Arguments of SentenceTransformer that a saved folder stores besides the modules."""
 
 
 class OnePeaceModule(_modules.InputModule):
@@ -129,7 +129,7 @@ class OnePeaceModule(_modules.InputModule):
         return {**features, "sentence_embedding": F.normalize(vectors, dim=1)}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write the files of a model folder beside the library's; the weights are always safetensors."""
+        """Write the files of a model folder next to the library's; the weights are always safetensors."""
         folder, text = Path(output_path), self.processors.get("text")
         with TemporaryDirectory(dir=folder) as temporary:
             tokenizer = None

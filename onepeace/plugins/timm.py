@@ -8,11 +8,11 @@
     own = timm.create_model("onepeace", pretrained=True, pretrained_cfg_overlay={"file": "models/mine"})
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(own))
 
-``onepeace_tiny`` is the bundled model; ``onepeace`` is that of ``file``, which is what `onepeace.load` takes: a model
+``onepeace_tiny`` is the bundled model; ``onepeace`` is the model of ``file``, as for `onepeace.load`: a model
 folder, such as `onepeace convert` makes of the released one-peace-vision.pkl, or a name on the Hub.
 
-``img_size``, a side or (height, width) in pixels, is the image size that the model is for. For a square the table of
-relative positions is resampled; for other images it is stretched in each pass. Sizes are multiples of the patch.
+``img_size``, a side or (height, width) in pixels, is the image size of the model. For a square, the table of relative
+positions is resampled once; for other sizes, it is stretched in each pass. Sizes are multiples of the patch.
 
 `TimmBackbone` of transformers takes these models by `TimmBackboneConfig(backbone="onepeace_tiny", out_indices=[...])`;
 all maps have the stride of the patch.
@@ -59,7 +59,7 @@ class ImageBranch(nn.Module):
         global_pool: "token" is CLS; "avg", "max" and "avgmax" pool the patches; "" keeps all tokens. The default is
             "avg" with ``fc_norm``, else "token".
         in_chans: image channels; the first convolution is adapted as in timm's own models.
-        img_size: image size that the model is for; see the module.
+        img_size: image size of the model; see the module.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth rate of the last block.
         dynamic_img_size: accepted for compatibility; images of any size fit either way.
@@ -292,7 +292,7 @@ def own_classes(model: ModelConfig) -> int:
 
 
 def _data_config(config: Config) -> dict[str, Any]:
-    """Settings that make `timm.data.create_transform` equal our processor, and the classifier's."""
+    """Settings that make `timm.data.create_transform` equal our processor, and settings of the classifier."""
     stem = config.model.adapters[KEY].get("stem", "hmlp").rstrip("012")  # lite0, lite1, lite2
     with torch.device("cpu"):  # also while a model is built on the meta device
         processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
@@ -320,7 +320,7 @@ def _create(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a registered model for `timm.create_model`; ``config`` is that of a model that timm saved."""
+    """Build a registered model for `timm.create_model`; ``config`` is that of a model saved by timm."""
     cfg = models.resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     config, overlay = CONFIGS[name] if config is None else parse_config(config, "config.json"), {}
     if cfg.file and cfg.source is None:  # with a source, timm reads weights it saved itself
@@ -349,7 +349,7 @@ def _create(
 
 
 CONFIGS: dict[str, Config | None] = {"onepeace": None, "onepeace_tiny": read_config(BUNDLED / "tiny")}
-"""Configurations by name of the functions below; None: that of the given folder."""
+"""Configurations by name of the functions below; None: read from the given folder."""
 
 default_cfgs = models.generate_default_cfgs(
     {
@@ -361,7 +361,7 @@ default_cfgs = models.generate_default_cfgs(
         },
     }
 )
-"""Settings; `register_model` looks them up in its module under this name."""
+"""Settings of the models; `register_model` looks them up in this module under this name."""
 
 
 @models.register_model

@@ -3,14 +3,14 @@
     from transformers import AutoModel, AutoProcessor, pipeline
     from onepeace.plugins.transformers import OnePeaceModel, OnePeaceProcessor
 
-    OnePeaceModel.from_onepeace("tiny").save_pretrained("tiny-hf")  # what onepeace.load takes; or push_to_hub
+    OnePeaceModel.from_onepeace("tiny").save_pretrained("tiny-hf")  # as for onepeace.load; or push_to_hub
     OnePeaceProcessor.from_onepeace("tiny").save_pretrained("tiny-hf")  # onepeace.load takes that folder too
 
     pipeline("zero-shot-image-classification", "tiny-hf")("cat.jpg", candidate_labels=["a cat", "a dog"])
     model, processor = AutoModel.from_pretrained("tiny-hf"), AutoProcessor.from_pretrained("tiny-hf")
     model(**processor(text=["a cat"], images=["cat.jpg"], return_tensors="pt")).logits_per_image
 
-Every class wraps our module and adds no computation. A part of a model loads from the files of the whole:
+Every class wraps our module and adds no computation. A part of a model can be loaded from the files of the whole:
 `OnePeaceForImageClassification.from_pretrained("tiny-hf", num_labels=10)`, or `OnePeaceVisionModel`.
 """
 

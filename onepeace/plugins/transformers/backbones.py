@@ -16,7 +16,7 @@ from .modeling import OnePeacePreTrainedModel, model_inputs
 
 
 class _Part(OnePeacePreTrainedModel):
-    """Encoder of one modality. It also loads from the files of a whole model, of which it reads its part."""
+    """Encoder of one modality. It can also be loaded from the files of a whole model, and reads only its part."""
 
     _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
     key: ClassVar[str]
@@ -41,8 +41,8 @@ class OnePeaceVisionModel(_Part):
 
         Returns:
             ``last_hidden_state`` (B, 1 + L, D), CLS first, after the final norm; ``pooler_output`` (B, D), its CLS;
-            ``hidden_states``: input of the first block and output of each, before the final norm; only the state
-            with that index where ``output_hidden_states`` is a number, and None for the others.
+            ``hidden_states``: input of the first block and output of each, before the final norm; if
+            ``output_hidden_states`` is a number, only the state with that index, and None for the others.
         """
         inputs = model_inputs(self, options, pixel_values=pixel_values)
         return self._tokens(self.onepeace.stems(inputs)[self.key], **options)

@@ -12,7 +12,7 @@ from .modeling import Inputs, OnePeacePreTrainedModel, model_inputs
 
 
 class _Classifier(OnePeacePreTrainedModel):
-    """Model of the modalities it needs, with the model's own head or a new one on ``head_on``.
+    """Model with only the modalities it needs, and with the model's own head or a new one on ``head_on``.
 
     ``num_labels`` or ``id2label`` of the configuration sets the number of classes.
     """
@@ -28,13 +28,13 @@ class _Classifier(OnePeacePreTrainedModel):
         head = config.to_onepeace().model.heads.get(HEAD, {})
         if head.get("on") not in self.modalities:
             head = {"kind": "classifier", "on": self.head_on}
-        if len(head.get("labels") or ()) not in (0, config.num_labels):  # names of other classes
+        if len(head.get("labels") or ()) not in (0, config.num_labels):  # the names are of other classes
             head = {key: value for key, value in head.items() if key != "labels"}
         config.keep(self.modalities)
         config.model = {**config.model, "heads": {HEAD: {**head, "num_classes": config.num_labels}}}  # type: ignore
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.loss_type = "ForSequenceClassification"  # the library finds no loss by the name of every subclass
+        self.loss_type = "ForSequenceClassification"  # the library cannot derive it from the name of every subclass
 
     @capture_outputs(tie_last_hidden_states=False)
     def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> Any:

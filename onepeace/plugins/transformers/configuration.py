@@ -18,7 +18,7 @@ HEAD = "classifier"
 
 
 def _field(*path: str, default: Any = None) -> Any:
-    """Property for a field of ``model``, by the names that lead to it."""
+    """Property for a field of ``model``, given the path of names to it."""
 
     def get(self: "OnePeaceConfig") -> Any:
         value: Any = self.model or {}

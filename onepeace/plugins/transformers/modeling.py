@@ -45,7 +45,7 @@ class OnePeaceBlock(Block, GradientCheckpointingLayer):
 
 
 class OnePeaceClipBlock(ClipBlock, GradientCheckpointingLayer):
-    """The same for models that read clips."""
+    """`OnePeaceBlock` for models that read clips."""
 
     forward = ClipBlock.compute
 
@@ -97,7 +97,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         found = weights.load_encoder(resolve(name)).state_dict()
         with torch.device("meta"):
             wanted = cls(config).onepeace.state_dict()
-        # A head with another number of classes is left out, so it is initialised.
+        # A head with another number of classes is left out, so it is newly initialised.
         state = {
             f"{cls.base_model_prefix}.{key}": found[key]
             for key, value in wanted.items()
@@ -152,7 +152,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
 @dataclass
 class OnePeaceOutput(ModelOutput):
-    """Outputs for the given inputs; the others are None.
+    """Outputs for the given inputs; the remaining fields are None.
 
     Args:
         loss: with ``return_loss``, symmetric InfoNCE of texts with images or sounds; the mean if both are given.
@@ -263,7 +263,7 @@ def model_inputs(
     """Arguments of `OnePeaceModel.forward` as the input of our module.
 
     Raises:
-        UserError: ``output_attentions`` is set in ``options``, the other arguments of the call, or the configuration.
+        UserError: ``output_attentions`` is set in ``options`` (other arguments of the call) or in the configuration.
     """
     if options.get("output_attentions", model.config.output_attentions):
         raise UserError(

@@ -21,7 +21,7 @@ IGNORED = ("data_format", "device", "input_data_format", "padding", "return_atte
 
 
 class _FromModel:
-    """Processor with the settings of a model's own."""
+    """Processor with the settings of a model's processor."""
 
     modality: ClassVar[str]
     settings: dict[str, Any]
@@ -36,7 +36,7 @@ class _FromModel:
 
     @property
     def processor(self) -> Any:
-        """The `onepeace.processors` class with these settings."""
+        """Processor of `onepeace.processors` with these settings."""
         return PROCESSORS[self.modality].from_config(self.settings)
 
 
@@ -49,7 +49,7 @@ class OnePeaceImageProcessor(_FromModel, BaseImageProcessor):
     def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.settings = dict(settings or {})
-        _ = self.processor  # a wrong setting is named at once
+        _ = self.processor  # raises at once if a setting is wrong
 
     @property
     def size(self) -> dict[str, int]:
@@ -98,7 +98,7 @@ class OnePeaceFeatureExtractor(_FromModel, SequenceFeatureExtractor):
         """
         Args:
             raw_speech: one or a list of arrays or tensors of samples (n,), (channels, n) or (n, channels), of paths,
-                URLs or bytes; one list of numbers is a sound.
+                URLs or bytes; a list of numbers is one sound.
             sampling_rate: rate of arrays in Hz, which are resampled to the model's; None if they have the model's.
             return_tensors: "pt" or "np"; None returns a list of arrays.
         """
@@ -129,7 +129,7 @@ class OnePeaceProcessor(ProcessorMixin):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> Any:
-        """Processor of a model by name; of a model without sounds or without images, the class without them."""
+        """Processor of a model by name; its class depends on whether the model has images and sounds."""
         known = read_config(resolve(name)).model.adapters
         parts = {attribute: part for attribute, (key, part) in PARTS.items() if key in known}
         for kind in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
@@ -140,7 +140,7 @@ class OnePeaceProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Arguments of a model; see the parts. Texts are padded unless ``padding`` is set."""
+        """Inputs of a model; see the processor of each modality. Texts are padded unless ``padding`` is set."""
         if "padding" not in kwargs.get("text_kwargs", {}):
             kwargs.setdefault("padding", True)
         return super().__call__(images, text, videos, audio, **kwargs)
@@ -171,7 +171,7 @@ PARTS: dict[str, tuple[str, Any]] = {
     "tokenizer": ("text", OnePeaceTokenizer),
     "feature_extractor": ("audio", OnePeaceFeatureExtractor),
 }
-"""Modality and class of a processor's attributes."""
+"""Modality and class of each attribute of a processor."""
 
 
 def _refuse(options: dict[str, Any]) -> None:
