@@ -54,4 +54,4 @@ def _audio(processor: Any, share: float, generator: torch.Generator) -> Tensor:
 
 
 SAMPLES: dict[str, Callable[[Any, float, torch.Generator], Tensor]] = {"text": _text, "image": _image, "audio": _audio}
-"""Makers of a decoded sample by modality: (processor, length between 0 and 1, generator) -> tensor."""
+"""Functions that create a decoded sample, by modality: (processor, length from 0 to 1, generator) -> tensor."""

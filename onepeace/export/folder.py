@@ -1,4 +1,4 @@
-"""Export of a model's branches into a folder with all that a program needs to run them without this package.
+"""Export of a model's branches into a folder with everything a program needs to run them without this package.
 
 `export_model` writes KEY.onnx or KEY.pt2 for each modality; tokenizer.json, if text is among them; and export.json,
 which describes the inputs of each branch and the preprocessing.
@@ -79,13 +79,13 @@ def export_model(
 ) -> list[Exported]:
     """Export the branches of a model with dynamic batch size and length.
 
-    Each file is checked against the model, on another batch than it was traced with, before it gets its name.
+    Each file is checked against the model, on a batch other than the one it was traced with.
 
     Args:
         name: see `onepeace.load`; one modality is in memory at a time.
         folder: new or empty folder; it appears when all its files are written.
         form: "onnx", in float32; "int8", ONNX in 8 bits; "torch", a torch.export program (.pt2).
-        modalities: only these; None: all with a projection.
+        modalities: modalities to export; None = all with a projection.
         replace: replace the folder of an older export and its content.
 
     Raises:

@@ -1,7 +1,7 @@
 """Quantisation of ONNX files to 8 bits, for CPUs: a quarter of the size.
 
 Matrix products are computed in int8 by `onnxruntime.quantization.quantize_dynamic`, with weights of 7 bits: on x86 CPUs
-without VNNI a sum of two 8-bit products overflows, and a file should give the same vectors everywhere.
+without VNNI a sum of two 8-bit products overflows, and a file should compute the same vectors everywhere.
 
 Every other large weight is stored as int8 with a float32 scale per output channel, and converted by Cast and Mul, which
 onnxruntime folds when it opens the file. DequantizeLinear would be computed at every call: twice the time for images.
@@ -21,7 +21,7 @@ PER_SCALE = 32
 """Minimum number of values per scale. Depthwise convolutions have fewer and would cost more accuracy than all other
 layers of a convolutional stem together."""
 SINGLE_FILE = 1_800_000_000
-"""Maximum bytes of weights in one ONNX file, whose limit is 2 GB; larger weights go into a file beside it."""
+"""Maximum bytes of weights in one ONNX file, whose limit is 2 GB; larger weights go into a separate file."""
 
 
 def quantize(source: Path, target: Path) -> None:
@@ -30,7 +30,7 @@ def quantize(source: Path, target: Path) -> None:
     quantization = need("onnxruntime.quantization", "onnx")
     graph = onnx.load(source)
     large = _size(graph) > SINGLE_FILE
-    # Without it onnxruntime advises to run its own optimisation first, which torch's export has done.
+    # Otherwise onnxruntime advises running its own optimisation first, which torch's export has done.
     onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory(prefix="onepeace-") as folder:
         path = Path(folder, target.name)

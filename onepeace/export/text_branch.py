@@ -24,7 +24,7 @@ CHECKSUMS = "checksums.json"
 
 
 class TextBranch:
-    """Text encoder with the vectors of the model, without the model and torch.
+    """Text encoder that computes the vectors of the model without loading the model or torch.
 
     Args:
         folder: a folder written by `keep_text_branch`.
@@ -69,7 +69,7 @@ def text_branch_folder(model_hash: str) -> Path:
 
 
 def keep_text_branch(model: str, model_hash: str) -> None:
-    """Export the text branch of a model to the cache unless it is there; does nothing without the packages for it.
+    """Export the text branch of a model to the cache unless it is there; does nothing without the required packages.
 
     Args:
         model: name of the model, see `onepeace.load`.
