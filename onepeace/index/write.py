@@ -45,7 +45,7 @@ def build(
         folder: folder of the index; created if it does not exist.
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces);
             one, or several.
-        model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
+        model: name or folder, see `onepeace.load`; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         follow_links: follow links that lead out of the folders.
         options: ``device``, ``dtype`` (as for `onepeace.load`), ``batch_size``, ``progress`` (False = silent);

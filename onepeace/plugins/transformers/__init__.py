@@ -72,6 +72,6 @@ for config in (OnePeaceConfig, OnePeaceVisionConfig):
 for config in (OnePeaceConfig, OnePeaceAudioConfig):
     transformers.AutoFeatureExtractor.register(config, OnePeaceFeatureExtractor, exist_ok=True)
 transformers.AutoProcessor.register(OnePeaceConfig, OnePeaceProcessor, exist_ok=True)
-# A processor's class is looked up by its name among the registered ones, whatever the configuration.
+# A processor's class is looked up by its name among the registered ones, regardless of the configuration.
 transformers.AutoProcessor.register(OnePeaceVisionConfig, OnePeaceImageTextProcessor, exist_ok=True)
 transformers.AutoProcessor.register(OnePeaceAudioConfig, OnePeaceAudioTextProcessor, exist_ok=True)

@@ -55,7 +55,7 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
-        """Configuration of a model by name, as `onepeace.load` takes it; ``kwargs`` as in ``from_pretrained``."""
+        """Configuration of a model by name, see `onepeace.load`; ``kwargs`` as in ``from_pretrained``."""
         config = to_plain(read_config(resolve(name)))
         head = config["model"].get("heads", {}).get(HEAD)
         if head and not {"num_labels", "id2label"} & kwargs.keys():

@@ -82,7 +82,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
-        """Load a model by name, as `onepeace.load` takes it: "tiny", a model folder, a released name.
+        """Load a model by name, as in `onepeace.load`: "tiny", a model folder, a released name.
 
         Args:
             kwargs: as in ``from_pretrained``: fields of the configuration (``num_labels``, ``id2label``, ...),
@@ -192,7 +192,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         return_loss: bool | None = None,
         **options: Any,
     ) -> OnePeaceOutput:
-        """Unit vectors of the given inputs, and logits between texts and the others.
+        """Unit vectors of the given inputs, and logits between texts and the other inputs.
 
         Args:
             input_ids, attention_mask: (B, L); mask 1 for tokens, 0 for padding.

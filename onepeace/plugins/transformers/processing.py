@@ -28,7 +28,7 @@ class _FromModel:
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> Any:
-        """Processor of a model by name, as `onepeace.load` takes it."""
+        """Processor of a model by name, see `onepeace.load`."""
         config = read_config(resolve(name))
         if cls.modality not in config.model.adapters:
             raise UserError(f"{name}: no modality {cls.modality!r}; the model has {', '.join(config.model.adapters)}")

@@ -28,7 +28,7 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> "OnePeaceTokenizer":
-        """Tokenizer of a model by name, as `onepeace.load` takes it."""
+        """Tokenizer of a model by name, see `onepeace.load`."""
         folder = resolve(name)
         processor: Any = TextProcessor.from_config(read_config(folder).processors.get("text", {}), folder)
         settings = processor.settings
