@@ -1,9 +1,8 @@
-"""Answers of a generative model, typed: a text, a box, a choice, or boxes with words.
+"""Typed answers of a generative model: a text, a box, a choice, or boxes with labels.
 
-Every answer has a `score`, by which the search ranks it, and a `confidence` between 0 and 1. Of what was searched for,
-the confidence is the exponential of the mean log-probability of the answer's tokens: the probability of a token, as a
-geometric mean. A prefix does not count, and eos only where the model could have gone on. Of a choice it is the
-probability of this answer among the choices.
+Every answer has a `score`, by which the search ranks it, and a `confidence` between 0 and 1. For answers found by
+search, the confidence is the geometric mean of the probabilities of the answer's tokens, without those of a prefix, and
+with eos only if it was not forced. For a choice, it is the probability of this answer among the choices.
 """
 
 import string
@@ -23,15 +22,15 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Text:
-    """Words; as a string they are marked where the model is unsure."""
+    """A text; its string is marked if the model is unsure."""
 
     text: str
     score: float
     confidence: float
     agreement: float | None = None
-    """Cosine of the words and the item, both by the model's own encoder, where the task asks for it."""
+    """Cosine of text and item, both embedded by the model, if the task uses it."""
     is_sure: bool = True
-    """Whether they agree with the item as well as the task asks (``unsure_below``)."""
+    """Whether the cosine reaches the task's threshold (``unsure_below``); False for digital silence."""
 
     def __str__(self) -> str:
         return self.text if self.is_sure else f"unsure ({self.text})"
@@ -39,10 +38,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Box:
-    """Place of something."""
+    """Bounding box of an object."""
 
     box: tuple[float, float, float, float]
-    """x0, y0, x1, y1 in pixels of the picture as it was given, within it."""
+    """x0, y0, x1, y1 in pixels of the original picture, within it."""
     score: float
     confidence: float
 
@@ -68,10 +67,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Objects:
-    """Things that were found, with their boxes."""
+    """Objects that were found, with their boxes."""
 
     objects: tuple[tuple[str, tuple[float, float, float, float]], ...]
-    """Words and a box as in `Box`, in the order of the answer."""
+    """Label and box (as in `Box`) of each object, in the order of the answer."""
     score: float
     confidence: float
 
@@ -88,14 +87,14 @@ def read_answer(
     size: tuple[int, int] = (1, 1),
     resized: tuple[int, int] = (1, 1),
 ) -> Answer:
-    """The answer that tokens mean.
+    """Convert the tokens of a hypothesis to an answer.
 
     Args:
         prefix: number of tokens in front of the answer.
-        size, resized: width and height of the picture as it was given, and as the model reads it.
+        size, resized: width and height of the original picture, and of the one that the model reads.
     """
     ids, counted = found.tokens[prefix:-1], found.token_scores[prefix:]
-    if ids and len(ids) == task.search.max_len:  # there eos was forced
+    if ids and len(ids) == task.search.max_len:  # eos was forced
         counted = counted[:-1]
     confidence = exp(sum(counted) / len(counted))
 
@@ -112,7 +111,7 @@ def read_answer(
         text = vocabulary.decode(ids)
         text = text.translate(PUNCTUATION) if task.without_punctuation else text
         return Text(text.strip(), found.score, confidence)
-    # Four bins and the words up to the next bin, again and again; what is not of that form is left out.
+    # Objects are four bins and the words up to the next bin; anything else is ignored.
     objects, bins = [], vocabulary.bins
     starts = [i for i, one in enumerate(ids) if one in bins and (i == 0 or ids[i - 1] not in bins)]
     for start, stop in pairwise([*starts, len(ids)]):
@@ -123,7 +122,7 @@ def read_answer(
 
 
 def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
-    """The most probable of some answers. UserError if a score is NaN or infinite."""
+    """The most probable of the answers ``labels``. UserError if a score is NaN or infinite."""
     if not all(map(isfinite, log_probs)):
         raise UserError("the scores of the choices are not finite; try dtype float32")
     scores = dict(zip(labels, log_probs, strict=True))

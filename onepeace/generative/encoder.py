@@ -1,4 +1,4 @@
-"""OFA's encoder: patches of a picture and words side by side, through the same blocks."""
+"""OFA's encoder: patches of a picture and words, concatenated and processed by the same blocks."""
 
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 class EncoderBlock(Recomputed):
-    """Pre-norm block: self-attention that ends with a LayerNorm, feed-forward layer."""
+    """Pre-norm block: self-attention followed by a LayerNorm, and a feed-forward layer."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
         super().__init__()
@@ -59,8 +59,8 @@ class EncoderBlock(Recomputed):
 class Encoder(nn.Module):
     """Patches and words -> tokens that the decoder reads.
 
-    Positions act through attention alone: the absolute ones of all tokens on one another (`PositionBias`, the same in
-    every block), and in each block a table for the distances between patches, and one for those between words.
+    Positions only affect the attention: absolute positions of all tokens by a bias that is the same in every block
+    (`PositionBias`), relative positions by two tables per block, one for patches and one for words.
     """
 
     def __init__(self, config: OFAConfig):
@@ -81,13 +81,13 @@ class Encoder(nn.Module):
         nn.init.normal_(self.type_embed, std=STD)
 
     def read_words(self, embedded: Tensor, padding_mask: Tensor | None) -> Part:
-        """Embedded words (B, L, D)."""
+        """Tokens from embedded words (B, L, D)."""
         tokens = self.words.norm(embedded + self.type_embed[WORD])
         length = embedded.shape[1]
         return Part(self.words, tokens, self.words.positions(length), self.words.buckets(length), padding_mask)
 
     def read_pixels(self, pixels: Tensor, keep: Tensor | None = None) -> Part:
-        """Pixels (B, 3, H, W), row by row of the map; ``keep`` as in `OFA.encode`.
+        """Tokens from pixels (B, 3, H, W), row by row; ``keep`` as in `OFA.encode`.
 
         UserError for pictures with more patches on a side than there are positions.
         """
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
             raise UserError(f"pictures of {height} x {width} pixels: this model reads up to {largest} on a side")
         features = self.stem(pixels)
         rows, columns = features.shape[2:]
-        # Positions and buckets begin with those of a start token, which only pictures that are written have.
+        # Positions and buckets begin with those of a start token, which only generated pictures have.
         positions = self.patches.positions(rows, columns)[:, 1:]
         buckets = self.patches.buckets(rows, columns)[:, 1:, 1:]
         features = features.flatten(2).mT
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return Part(self.patches, tokens, positions, buckets, None)
 
     def forward(self, parts: list[Part]) -> Encoded:
-        """Run the blocks over all parts side by side."""
+        """Run the blocks over all parts, concatenated."""
         x = self.drop(torch.cat([part.tokens for part in parts], dim=1))
         batch = max(len(part.positions) for part in parts)
         positions = torch.cat([part.positions.expand(batch, -1, -1) for part in parts], dim=1)
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         return Encoded(self.norm(x), padding_mask, positions)
 
     def _bias(self, block: int, absolute: Tensor, parts: list[Part]) -> Tensor:
-        """``absolute`` and, within each part, what the distances of its tokens add in this block."""
+        """``absolute`` plus, within each part, the relative-position bias of this block."""
         batch = max(len(absolute), *(len(part.buckets) for part in parts))
         bias, start = absolute.expand(batch, -1, -1, -1).clone(), 0
         for part in parts:

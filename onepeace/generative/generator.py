@@ -1,7 +1,7 @@
-"""Generator: a model that writes, with captions, answers, boxes, and any task that is written down (tasks.py).
+"""Generator: a generative model for captions, answers, boxes, and any task that is described as in tasks.py.
 
-Every method puts a task (tasks.py) to items; pipeline.py takes them through the model, searched (search.py) or scored
-(scoring.py), and answers.py reads what was written.
+Every method applies a task to items: pipeline.py runs the model and searches for answers (search.py) or scores choices
+(scoring.py), and answers.py converts the output.
 """
 
 import os
@@ -41,14 +41,14 @@ def load_generator(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
 ) -> "Generator":
-    """A generative model by name, ready to answer.
+    """Load a generative model by name.
 
     Args:
-        name: a model folder, or what else `onepeace.load` takes: OFA, or a model with a caption head (tiny-captions).
+        name: as for `onepeace.load`; the model is OFA, or has a caption head (tiny-captions).
         device, dtype: as for `onepeace.load`.
 
     Raises:
-        UserError: as `onepeace.load`; a model that cannot write; a wrong field in a file of tasks.
+        UserError: as for `onepeace.load`; a model that does not write text; a wrong field in tasks.yaml.
     """
     folder = resolve(name)
     config = read_config(folder)
@@ -75,10 +75,10 @@ def generator_of(
     tokenizer: "Tokenizer",
     tasks: Mapping[str, Task],
 ) -> "Generator":
-    """A `Generator` for a module in memory, whose configuration satisfies `writes`.
+    """Create a `Generator` from a module in memory, whose configuration satisfies `writes`.
 
     Args:
-        processors: by modality, those that a caption head needs; OFA makes its own.
+        processors: processors by modality for a caption head; OFA creates its own.
     """
     if architecture(config.architecture).generates:
         vocabulary = Vocabulary.of(expect(config.model, OFAConfig), tokenizer)
@@ -101,10 +101,10 @@ def _caption_head(config: Config) -> str:
 class Generator:
     """A generative model with its vocabulary and its tasks.
 
-    Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and give a list
-    of answers in its order; a text in place of a list goes with every picture. The first item that fails stops them
-    with a `UserError` that names it (`stream` goes on). `batch_size`, the items in one pass, changes speed and memory,
-    not the answers.
+    Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and return a
+    list of answers in the same order; a single text applies to every picture. The first item that fails raises a
+    `UserError` that names it (`stream` continues). `batch_size`, the number of items in one pass, affects speed and
+    memory, not the answers.
     """
 
     def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> None:
@@ -124,10 +124,10 @@ class Generator:
         return next(self.module.parameters()).dtype
 
     def caption(self, images: Iterable[object], *, batch_size: int = 8) -> list[Answer]:
-        """A `Text` for each picture, that says what is on it; for each sound too, if the model hears.
+        """Describe each picture with a `Text`, and each sound too, if the model supports sounds.
 
         Args:
-            images: pictures and sounds as `Embedder.encode` takes them, {"audio": array} where a value does not tell.
+            images: pictures and sounds as for `Embedder.encode`; {"audio": array} where the modality is not obvious.
         """
         processors = self.reader.processors(self.task("caption"))
 
@@ -147,24 +147,24 @@ class Generator:
         *,
         batch_size: int = 8,
     ) -> list[Answer]:
-        """A `Text` for each picture and its question, or a `Choice` where the model's task has choices (fine-tuned for
-        VQA); with candidates a `Choice` of them, all of which are scored."""
+        """Answer a question about each picture with a `Text`, or with a `Choice` if the task has choices (models
+        fine-tuned for VQA) or candidates are given, all of which are scored."""
         task = self.task("answer")
         if candidates is not None:
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
         return self.ask(task, _rows(images, "questions", questions), batch_size=batch_size)
 
     def ground(self, images: Iterable[object], phrases: str | Iterable[str], *, batch_size: int = 8) -> list[Answer]:
-        """A `Box` for each picture and phrase: where on it that is. There is always one, whether the thing is there or
-        not; the confidence may tell."""
+        """Locate a phrase in each picture with a `Box`. A box is always returned, even if the object is not in the
+        picture; its confidence may then be low."""
         return self.ask("ground", _rows(images, "phrases", phrases), batch_size=batch_size)
 
     def ask(self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8) -> list[Answer]:
-        """The answer of each item to any task: `ask("entail", [{"image": "cat.jpg", "text": "a cat sleeps"}])`.
+        """Apply any task to items: `ask("entail", [{"image": "cat.jpg", "text": "a cat sleeps"}])`.
 
         Args:
-            task, items: see `stream`. The tasks of OFA are described in tasks.yaml; a prompt of your own is
-                `Task("{prompt}")`, and `image=None` in it reads no picture.
+            task, items: see `stream`. The tasks of OFA are described in tasks.yaml; for a custom prompt use
+                `Task("{prompt}")`, with `image=None` if it reads no picture.
         """
         return [one.answer for one in self.stream(task, items, batch_size=batch_size)]
 
@@ -177,16 +177,16 @@ class Generator:
     def stream(
         self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8
     ) -> Iterator[Generated]:
-        """Puts a task to items, in bounded memory; results come in order, failures as values.
+        """Apply a task to items in bounded memory; yields results in order, with errors as values.
 
         Args:
-            task: a name in `tasks`, or a task of one's own.
-            items: the fields of the task's prompt by name, {"text": ...}, and "image" if it reads one; {box} is
+            task: a name in `tasks`, or a custom task.
+            items: fields of the task's prompt by name, {"text": ...}, and "image" if the task reads one; "box" is
                 [x0, y0, x1, y1] in pixels of the picture.
 
         Raises:
-            UserError: no such task, or one that this model cannot do; an item that is no mapping; no memory for a
-                batch. Other errors of an item are in its result.
+            UserError: an unknown or unsupported task; an item that is not a mapping; not enough memory for a batch.
+                Other errors of an item are returned in its result.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}; it must be a whole number from 1")
@@ -195,7 +195,7 @@ class Generator:
 
 
 def _rows(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:
-    """Items of pictures and texts, which a message calls `name`; UserError if there are more of one than the other."""
+    """Items from pictures and texts, called `name` in messages; UserError if their numbers differ."""
     pictures = list(check_many(images, "images"))
     words = [texts] * len(pictures) if isinstance(texts, str) else list(check_many(texts, name))
     if len(words) != len(pictures):

@@ -1,4 +1,4 @@
-"""Texts with words missing, for a model that learns to write the whole text (BART's noise, arXiv 1910.13461)."""
+"""Text infilling: masked texts from which a model learns to write the whole text (BART, arXiv 1910.13461)."""
 
 import math
 
@@ -10,7 +10,7 @@ MEAN_LENGTH = 3.0
 
 
 def mask_words(text: str, share: float) -> str:
-    """A text in which spans of words are one `<mask>` each (fairseq's rules); torch's random generator draws them.
+    """Replace random spans of words with one `<mask>` each (fairseq's rules), drawn by torch's random generator.
 
     Args:
         share: share of the words to mask; less where spans overlap.

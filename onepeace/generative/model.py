@@ -1,7 +1,7 @@
 """OFA: an encoder of pictures and texts, and a decoder that answers in one vocabulary of words and boxes.
 
-The flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and words -> encoder -> `Encoded`; that and
-the ids written so far -> decoder -> logits of the next id.
+Data flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and words -> encoder -> `Encoded`;
+`Encoded` and the ids written so far -> decoder -> logits of the next id.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from .text_decoder import Encoded, TextDecoder
 
 
 class RawInput(NamedTuple):
-    """Raw input of a modality, as training asks for it; names as in the adapters of onepeace.model."""
+    """Raw input of a modality, with the methods of `onepeace.model.Adapter` that training needs."""
 
     name: str
-    """Name of the tensor, among those that a processor makes."""
+    """Name of the tensor in the output of a processor."""
     is_padded: bool = False
 
     def token_lengths(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(B,) tokens of each item."""
+        """Number of tokens of each item (B,)."""
         value = inputs[self.name]
         if self.is_padded:
             return (value != PAD).sum(1)
@@ -36,12 +36,12 @@ class RawInput(NamedTuple):
         return torch.full((len(value),), rows * columns)
 
     def take(self, inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """The raw input of these rows."""
+        """Select rows of the raw input."""
         return take_rows(inputs, rows, self.name if self.is_padded else None)
 
 
 class Writer(Trained):
-    """A network that reads ids and pixels and writes ids of one vocabulary, as `OFA`."""
+    """A network that reads ids and pixels and writes ids of one vocabulary, such as `OFA`."""
 
     config: OFAConfig
     decoder: TextDecoder
@@ -54,16 +54,16 @@ class Writer(Trained):
 class OFA(Writer):
     """One sequence-to-sequence model for captions, answers, boxes and classes (arXiv 2202.03052).
 
-    One embedding, `decoder.token_embed`, serves the words that are read, those that are written and the output layer.
-    Pictures are not written: the image codes have rows in it, and no decoder to pixels.
+    The embedding `decoder.token_embed` is shared by the encoder, the decoder and the output layer. Pictures cannot be
+    generated: the image codes have rows in the embedding, but there is no decoder to pixels.
 
     Args:
-        config: sizes; on the meta device nothing is allocated.
+        config: sizes. Construction on the meta device allocates nothing.
     """
 
     adapters: Mapping[str, RawInput] = {"text": RawInput("ids", True), "image": RawInput("pixels")}
     logit_scale = None
-    """There are no vectors to compare."""
+    """None: there are no embeddings to compare."""
 
     def __init__(self, config: OFAConfig):
         super().__init__()
@@ -84,12 +84,12 @@ class OFA(Writer):
         normal_init(self)
 
     def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> Encoded:
-        """Read texts, pictures or both.
+        """Encode texts, pictures or both.
 
         Args:
             ids: (B, L), padded with 1.
             pixels: (B, 3, H, W), normalised; sides up to 16 * config.image_grid.
-            keep: (B, K), the patches that are read, as numbers on the map row by row; None: all.
+            keep: (B, K), the patches that are read, numbered row by row; None = all.
 
         UserError for a text or a picture with more tokens than there are positions.
         """
@@ -116,6 +116,6 @@ class OFA(Writer):
         """Logits (B, T, V) of the id after each of ``written`` (B, T), which begin with bos; teacher forcing.
 
         Args:
-            ids, pixels, keep: what is read, see `encode`.
+            ids, pixels, keep: input of the encoder, see `encode`.
         """
         return self.decoder(written, self.encode(ids, pixels, keep))

@@ -1,6 +1,6 @@
 """Pipeline from items to answers: items are decoded ahead in threads, encoded in batches, then searched or scored.
 
-Results come in order and in bounded memory, failures as values. `Generator` is what users call.
+Results are yielded in order and in bounded memory, with errors as values. Users call `Generator`.
 """
 
 import logging
@@ -36,23 +36,23 @@ class Generated:
     """Result of one item."""
 
     index: int
-    """Place of the item among those given."""
+    """Position of the item in the input."""
     name: str
     answers: tuple[Answer, ...] = ()
     """Best first: one for each hypothesis of the search, or the choice; none if the item failed."""
     reason: str | None = None
-    """Why it failed, in one line."""
+    """Reason of a failure, in one line."""
 
     @property
     def answer(self) -> Answer:
-        """The best. UserError if the item failed."""
+        """The best answer. UserError if the item failed."""
         if not self.answers:
             raise UserError(f"{self.name}: {self.reason}")
         return self.answers[0]
 
 
 class _Read(NamedTuple):
-    """An item on its way into a batch."""
+    """A decoded item, ready for a batch."""
 
     ids: list[int]
     """Ids with bos and eos."""
@@ -62,21 +62,21 @@ class _Read(NamedTuple):
     prefix: list[int]
     """Tokens that the decoder starts with."""
     size: tuple[int, int]
-    """Width and height of the picture as it was given."""
+    """Width and height of the original picture."""
     resized: tuple[int, int]
-    """Width and height as the model reads it."""
+    """Width and height of the picture that the model reads."""
     is_silent: bool
     """Whether the sample is digital silence."""
 
 
 Answers: TypeAlias = "tuple[Answer, ...] | UserError"
-"""Answers of an item, best first, or why there are none."""
+"""Answers of an item, best first, or the reason why there are none."""
 
 
 class Pipeline:
-    """A task, and how items go through a model that does it.
+    """Runs a task on items with a model.
 
-    UserError if the model lacks what the task needs, or a task of choices has none.
+    UserError if the model does not support the task, or if the task needs choices and has none.
     """
 
     def __init__(self, reader: Reader, vocabulary: Vocabulary, task: Task) -> None:
@@ -87,11 +87,11 @@ class Pipeline:
             raise UserError("a box is a place on a picture, and there is no picture")
         self.reader, self.vocabulary, self.task = reader, vocabulary, task
         self.processors = reader.processors(task)
-        """Processors by modality; none where texts alone are read."""
+        """Processors by modality; empty if the task only reads text."""
         self.names = list(task.labels or ())
         self.trie = task.trie(vocabulary) if task.answer == "choice" else None
         self.longest = task.search.max_len if self.trie is None else self.trie.depth
-        """Tokens of the longest answer."""
+        """Number of tokens of the longest answer."""
 
     def stream(self, items: Iterable[Mapping[str, object]], batch_size: int) -> Iterator[Generated]:
         """The result of every item, see `Generator.stream`."""
@@ -141,7 +141,7 @@ class Pipeline:
         return _Read([BOS, *source, EOS], key, sample, prefix, size, resized, is_silent)
 
     def _answers(self, items: Mapping[int, _Read]) -> dict[int, Answers]:
-        """The answers of a block of items by their numbers, computed in groups of one modality."""
+        """The answers of a block of items by index, computed in groups of one modality."""
         groups: dict[str | None, list[int]] = {}
         for index, item in items.items():
             groups.setdefault(item.key, []).append(index)
@@ -152,7 +152,7 @@ class Pipeline:
         }
 
     def _computed(self, group: list[_Read]) -> list[Answers]:
-        """The answers of a group; if the model refuses it, those of its items one by one."""
+        """The answers of a group; if the model refuses the group, its items are computed one by one."""
         try:
             with torch.inference_mode():
                 return self._written(group)
@@ -174,7 +174,7 @@ class Pipeline:
         }
         if self.trie is not None:
             return [(read_choice(row, self.names),) for row in score_answers(trie=self.trie, **start).tolist()]
-        # The released code allows words in a box, which then is none.
+        # The released code allows words here too, which do not form a box.
         bins, end = torch.tensor(self.vocabulary.bins), torch.tensor([EOS])
         allowed = (lambda answer: bins if len(answer) < 4 else end) if self.task.answer == "box" else None
         answers: list[Answers] = []
@@ -187,7 +187,7 @@ class Pipeline:
         return self._ranked(answers, encoded.vectors, items[0].key)
 
     def _ranked(self, answers: Sequence[Answers], vectors: Tensor, key: str | None) -> list[Answers]:
-        """Texts in the order of their score and their cosine with the item, by the weights of the task."""
+        """Texts ranked by their score plus their cosine with the item, weighted as in the task."""
         texts = [[] if isinstance(own, UserError) else [expect(one, Text) for one in own] for own in answers]
         cosines = expect(self.reader, FeatureReader).agreement(vectors, [[one.text for one in own] for own in texts])
         least = self.task.unsure_below.get(expect(key, str), -1.0)

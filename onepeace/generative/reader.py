@@ -1,5 +1,5 @@
-"""Reader: how a generative model reads. OFA prompts and pictures, a caption head of ONE-PEACE the token features of an
-item."""
+"""Readers, which encode the input of a generative model: prompts and pictures for OFA, token features of an item for a
+caption head of ONE-PEACE."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -20,14 +20,14 @@ from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import PAD
 
 PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
-"""Picture settings of released models of OFA; config.yaml changes them."""
+"""Picture settings of the released OFA models; config.yaml overrides them."""
 
 
 class PromptReader:
-    """OFA: a prompt, with a picture before it or without.
+    """Reader of OFA: a prompt, with or without a picture before it.
 
     Args:
-        image: settings of the processor of pictures that all tasks share.
+        image: settings of the picture processor that all tasks share.
     """
 
     reads_words = True
@@ -38,14 +38,14 @@ class PromptReader:
         self.decoder, self.num_positions = module.decoder, module.config.num_positions
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
-        """Processors by modality, of which an item of the task has one; none where texts are all there is.
+        """Processors by modality, of which each item has exactly one; empty if the task only reads text.
 
-        UserError for a task that the model cannot do.
+        UserError for a task that the model does not support.
         """
         return {} if task.image is None else {"image": ImageProcessor.from_config(merge(self.image, task.image))}
 
     def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
-        """Read prompts, with bos and eos, and a decoded sample of the modality `key` for each, if there is one."""
+        """Encode prompts, with bos and eos, and a decoded sample of modality `key` for each, if there are any."""
         weight = self.decoder.token_embed.weight
         padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True, padding_value=PAD)
         pixels = torch.stack(list(samples)).to(weight.device, weight.dtype) if samples else None
@@ -53,7 +53,7 @@ class PromptReader:
 
 
 class FeatureReader:
-    """A caption head: an item of any modality that it knows, and no words; methods as in `PromptReader`."""
+    """Reader of a caption head: an item of a modality of the head, and no words; methods as in `PromptReader`."""
 
     reads_words = False
 
@@ -79,7 +79,7 @@ class FeatureReader:
         return self.head.encoded(features)._replace(vectors=vectors)
 
     def agreement(self, vectors: Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Cosine of each source (B, E) and each of its texts."""
+        """Cosine of each source (B, E) with each of its texts."""
         words = expect(self.embedder.encode_text([text for own in texts for text in own], progress=False), Tensor)
         parts = words.split([len(own) for own in texts])
         return [(part @ vector).tolist() for part, vector in zip(parts, vectors.float().cpu(), strict=True)]

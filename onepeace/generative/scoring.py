@@ -1,4 +1,4 @@
-"""Closed sets of answers: a trie of their tokens, and the score of every answer, shared beginnings computed once."""
+"""Closed sets of answers: a trie of their tokens, and the score of every answer; shared prefixes are computed once."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from onepeace.generative.search import S, Step
 from onepeace.processors.tokenizer import BOS, EOS
 
 MAX_ROWS = 512
-"""Beginnings of answers, over all sources, that go through the decoder at once."""
+"""Maximum number of prefixes of answers, over all sources, in one decoder batch."""
 
 
 class Node(dict[int, "Node"]):
-    """A prefix of answers: its children by token. The child under eos is a leaf, whose `answer` is a number."""
+    """A prefix of answers: its children by token. The child under eos is a leaf, with the number of its `answer`."""
 
     answer: int = -1
     num_answers: int = 0
@@ -28,10 +28,10 @@ class Trie:
 
     Args:
         answers: ids of each answer, without bos and eos.
-        names: of the answers, for messages; None: their numbers.
+        names: names of the answers, for messages; None = their numbers.
 
     Raises:
-        UserError: an answer without tokens, or with the tokens of another.
+        UserError: an answer has no tokens, or the same tokens as another.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]], names: Sequence[object] | None = None) -> None:
@@ -39,7 +39,7 @@ class Trie:
         self.root = Node()
         self.root.num_answers = len(answers)
         self.depth = max(map(len, answers), default=0)
-        """Tokens of the longest answer."""
+        """Number of tokens of the longest answer."""
         for number, answer in enumerate(answers):
             if not answer:
                 raise UserError(f"answer {names[number]!r} to choose from is empty")
@@ -53,7 +53,7 @@ class Trie:
             node.answer = number
 
     def __call__(self, prefix: Sequence[int]) -> list[int]:
-        """The tokens that may follow, as `search` asks for them; eos where no answer begins so."""
+        """Tokens that may follow a prefix, for `search`; eos if no answer has this prefix."""
         node = self.root
         for token in prefix:
             node = node.get(token, Node())
@@ -61,7 +61,7 @@ class Trie:
 
 
 class _Row(NamedTuple):
-    """A beginning of answers that goes through the decoder."""
+    """A prefix of answers in a decoder batch."""
 
     source: int
     token: int
@@ -70,7 +70,7 @@ class _Row(NamedTuple):
     total: float
     """Sum of the log-probabilities of its tokens."""
     parent: int
-    """Row at the step before."""
+    """Its row at the previous step."""
 
 
 @torch.no_grad()
@@ -84,15 +84,15 @@ def score_answers(
     max_rows: int = MAX_ROWS,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(sources, answers) float64 log-probabilities: of each answer the sum over its tokens and eos, not the prefix's.
+    """Log-probabilities (sources, answers) in float64: sums over each answer's tokens and eos, without the prefix.
 
-    Probabilities are over the tokens that the trie allows. A token that must follow has probability 1, so that only
-    beginnings which several answers share go through the decoder: of 3,129 answers to questions some hundreds.
+    Probabilities are over the tokens that the trie allows. A token without an alternative has probability 1, so only
+    prefixes that several answers share go through the decoder: some hundreds for 3,129 answers to questions.
 
     Args:
         step, state: the decoder, before bos, as for `search`.
-        prefixes: tokens in front of every answer of a source.
-        max_rows: beginnings in one batch; more are taken one batch after another.
+        prefixes: for each source, tokens before all answers.
+        max_rows: maximum number of prefixes in one batch; more are split into several batches.
     """
     prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
     scores = torch.zeros(num_sources, trie.root.num_answers, dtype=torch.float64)
@@ -126,7 +126,7 @@ def score_answers(
 
 
 def _log_probabilities(logits: Tensor, children: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Log-probabilities of each row's children, as (N, largest number of children); what is behind a row's own has no
-    meaning."""
+    """Log-probabilities of each row's children, as (N, maximum number of children); values after a row's own children
+    are undefined."""
     ids = pad_sequence([torch.tensor(each) for each in children], batch_first=True, padding_value=-1).to(logits.device)
     return logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).log_softmax(1).tolist()

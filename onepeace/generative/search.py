@@ -1,7 +1,7 @@
-"""Greedy and beam search over any decoder that gives the logits of the next token.
+"""Greedy and beam search with any decoder that returns the logits of the next token.
 
-The rules are fairseq's, with which OFA's released results were searched: hypotheses are compared and finished by rules
-of their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
+The rules for comparing and finishing hypotheses are fairseq's, with which OFA's released results were obtained; the
+beam search of other libraries finds other captions. An answer depends only on its own source.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ S = TypeVar("S", bound="State")
 
 
 class State(Protocol):
-    """Where a decoder stands with N hypotheses; `TextDecoder.start` makes one with a hypothesis for each source."""
+    """State of a decoder with N hypotheses; `TextDecoder.start` creates one with a hypothesis for each source."""
 
     def select(self: S, rows: Tensor) -> S:
-        """The hypotheses `rows` (M,), each as often as it is named."""
+        """Select the hypotheses `rows` (M,), which may repeat."""
 
 
 Step = Callable[[Tensor, S], Tensor]
-"""Feeds each hypothesis of a state its next token (N,), which moves the state on; logits (N, V) of the token after it.
-`TextDecoder.step` is one."""
+"""Feeds each hypothesis of a state its next token (N,), which updates the state, and returns the logits (N, V) of the
+token after it; for example `TextDecoder.step`."""
 
 Ids = Sequence[int] | Tensor
 Allowed = Callable[[Sequence[int]], Ids]
@@ -38,18 +38,18 @@ class SearchOptions:
     """Options of the search for an answer. The defaults are fairseq's, except for ``beam`` and ``max_len``."""
 
     beam: int = 5
-    """Hypotheses that are followed (1: greedy)."""
+    """Number of hypotheses (1 = greedy)."""
     max_len: int = 16
-    """Tokens of an answer, eos not counted; there eos is forced."""
+    """Maximum number of tokens of an answer, without eos, which is then forced."""
     min_len: int = 1
-    """Tokens before eos, those of a prefix counted."""
+    """Minimum number of tokens before eos, including those of a prefix."""
     length_penalty: float = 1.0
-    """The sum of log-probabilities is divided by the number of tokens, eos counted, to this power."""
+    """The sum of log-probabilities is divided by the number of tokens, including eos, to this power."""
     normalize: bool = True
-    """False: the score is the sum."""
+    """Whether the sum is divided like this; if not, the score is the sum."""
     temperature: float = 1.0
     no_repeat_ngram: int = 0
-    """No n tokens in a row occur twice; 0 allows it."""
+    """Size of n-grams of tokens that must not occur twice; 0 = no restriction."""
 
     def __post_init__(self) -> None:
         lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0}
@@ -66,18 +66,18 @@ class Hypothesis(NamedTuple):
     """A finished answer."""
 
     tokens: tuple[int, ...]
-    """A forced prefix, the answer, eos; without bos."""
+    """Forced prefix, answer and eos, without bos."""
     score: float
-    """Score as the options normalise it; hypotheses of a source are ranked by it."""
+    """Score, normalised as in the options, by which the hypotheses of a source are ranked."""
     token_scores: tuple[float, ...]
     """Log-probability of each token."""
 
 
 class _Live(NamedTuple):
-    """A hypothesis that goes on."""
+    """An unfinished hypothesis."""
 
     row: int
-    """Number of its hypothesis at the step before."""
+    """Row of its parent at the previous step."""
     tokens: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     total: float = 0.0
@@ -97,13 +97,13 @@ def search(
     allowed: Allowed | None = None,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
-    """The hypotheses of each source, best first: at most `options.beam` of them, none where nothing is allowed.
+    """Find the hypotheses of each source, best first: at most `options.beam`, none if nothing is allowed.
 
     Args:
-        step, state: the decoder, before bos; it is fed one token more than the longest prefix and `max_len` have.
-        prefixes: tokens each answer begins with, forced. Scores count them, `max_len` does not.
-        allowed: restricts the tokens of the answer behind the prefix.
-        device: of the decoder.
+        step, state: the decoder, before bos; it is fed up to 1 + longest prefix + `max_len` tokens.
+        prefixes: forced first tokens of the answers by source; they count in scores, but not in `max_len`.
+        allowed: restricts the tokens of the answer after the prefix.
+        device: device of the decoder.
     """
     prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
     live = [[_Live(source)] for source in range(num_sources)]
@@ -140,7 +140,7 @@ def _log_probabilities(
     options: SearchOptions,
     allowed: Allowed | None,
 ) -> Tensor:
-    """(N, V) log-probabilities, -inf for what may not come next."""
+    """Log-probabilities (N, V), -inf for tokens that must not come next."""
     logits = logits / options.temperature
     if allowed is not None:
         logits = logits.masked_fill(_blocked(logits, rows, prompts, allowed), -torch.inf)
@@ -163,7 +163,7 @@ def _log_probabilities(
 def _blocked(
     logits: Tensor, rows: Sequence[tuple[int, _Live]], prompts: Sequence[Sequence[int]], allowed: Allowed
 ) -> Tensor:
-    """(N, V): True where `allowed` leaves an id out; nothing is left out within a prefix."""
+    """Mask (N, V) of the ids that `allowed` excludes; within a prefix none is excluded."""
     blocked = torch.zeros_like(logits, dtype=torch.bool)
     for row, (source, one) in enumerate(rows):
         start = len(prompts[source])
@@ -180,7 +180,7 @@ def _only(log_probs: Tensor, token: int) -> None:
 
 
 def _repeats(tokens: tuple[int, ...], n: int) -> list[int]:
-    """Tokens, eos excepted, that would complete a run of n tokens for the second time."""
+    """Tokens, except eos, that would repeat an n-gram."""
     if not 0 < n <= len(tokens):
         return []
     last = tokens[len(tokens) - n + 1 :]
@@ -189,7 +189,7 @@ def _repeats(tokens: tuple[int, ...], n: int) -> list[int]:
 
 
 def _best(log_probs: Tensor, rows: Sequence[tuple[int, _Live]], beam: int) -> dict[int, list[_Live]]:
-    """By source the 2 * beam best continuations; twice as many as are followed, as half of them may end."""
+    """The 2 * beam best continuations by source; twice the beam, because up to half of them may end."""
     values, ids = (found.tolist() for found in log_probs.topk(min(2 * beam, log_probs.shape[1]), dim=1))
     found: dict[int, list[_Live]] = {}
     for row, (source, one) in enumerate(rows):

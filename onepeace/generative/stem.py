@@ -1,4 +1,4 @@
-"""OFA's eyes: the first three stages of a ResNet."""
+"""OFA's image stem: the first three stages of a ResNet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Without torch's count of batches, which only matters where momentum is None."""
+    """Batch norm without torch's count of batches, which only matters if momentum is None."""
 
     def __init__(self, channels: int):
         super().__init__(channels)
@@ -18,7 +18,7 @@ class BatchNorm(nn.BatchNorm2d):
         nn.init.ones_(self.running_var)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        nn.Module._load_from_state_dict(self, *args)  # torch's own would add the count to older states
+        nn.Module._load_from_state_dict(self, *args)  # torch's method would add the count to older states
 
 
 class Stem(nn.Module):

@@ -1,7 +1,7 @@
-"""Tasks of a generative model, as data: a prompt, the kind of answer, how it is searched for.
+"""Tasks of a generative model as data: the prompt, the kind of answer, and the search options.
 
-`tasks.yaml` beside this file has the tasks of the released models. A model folder may hold a `tasks.yaml` of its own:
-what a model was fine-tuned for belongs to its weights. A user's file is read the same way.
+`tasks.yaml` in this folder has the tasks of the released models. A model folder may have its own `tasks.yaml`, with the
+tasks that the model was fine-tuned for. A user's file is read in the same way.
 """
 
 import string
@@ -23,24 +23,24 @@ BUILT_IN = Path(__file__).with_name(FILE)
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of question: how it is put to a model, and how its answer is found."""
+    """A task: the input of the model, and how the answer is found."""
 
     prompt: str
     """Text for the encoder. Names in braces are fields of an item; {box} becomes the four bins of a box."""
     answer: Literal["text", "box", "choice", "objects"] = "text"
-    """Kind of the answer: words, a box, one of `choices`, or boxes with words."""
+    """Kind of the answer: text, a box, one of `choices`, or boxes with labels."""
     image: dict[str, Any] | None = field(default_factory=dict)
-    """Settings of the processor of pictures, over those of the model's config.yaml; null: it reads no picture."""
+    """Settings of the picture processor, which override the model's config.yaml; null = the task reads no picture."""
     reads: Literal["text", "question", "caption"] = "text"
-    """Form of the words of an item: as they are, or as the released models read questions or captions."""
+    """Normalisation of texts of an item: none, or that of the released models for questions or captions."""
     decoder_prompt: Literal["none", "source"] = "none"
-    """Start of the decoder before it answers: nothing, or the source (fine-tuned for VQA and SNLI-VE)."""
+    """Tokens that the decoder starts with: none, or the source (models fine-tuned for VQA and SNLI-VE)."""
     choices: dict[str, str] | list[str] | None = None
-    """The answers there are, or by name the words that mean them."""
+    """Possible answers, or the words that the model writes for them, by name."""
     without_punctuation: bool = False
     """Whether punctuation of texts is deleted (COCO's captions have none)."""
     agreement: float = 0.0
-    """Weight of the cosine of text and item, added to the score by which texts are ranked; for models with vectors."""
+    """Weight of the cosine of text and item in the ranking of texts; for models with embeddings."""
     unsure_below: dict[str, float] = field(default_factory=dict)
     """Cosine below which a text is marked as unsure, by modality of the item."""
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -65,7 +65,7 @@ class Task:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields of an item that the prompt holds, in its order."""
+        """Fields of an item that are in the prompt, in its order."""
         return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None))
 
     @property
@@ -76,7 +76,7 @@ class Task:
         return {name: name for name in self.choices}
 
     def source(self, values: Mapping[str, object]) -> str:
-        """The prompt with the fields of an item. UserError if one is missing or no text."""
+        """The prompt, filled with fields of an item. UserError if one is missing or not a text."""
         for name in self.fields:
             if not isinstance(values.get(name), str):
                 found = type(values[name]).__name__ if name in values else "nothing"
@@ -85,12 +85,12 @@ class Task:
         return text if text.startswith(" ") else f" {text}"
 
     def ids(self, vocabulary: Vocabulary, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
-        """Ids that the encoder reads of an item, without bos and eos, and those that the decoder starts with."""
+        """Ids of an item for the encoder, without bos and eos, and those that the decoder starts with."""
         source = vocabulary.encode(self.source(values))
         return source, [] if self.decoder_prompt == "none" else source
 
     def trie(self, vocabulary: Vocabulary) -> Trie:
-        """The choices as the decoder writes them: with a space in front. UserError for what cannot be chosen."""
+        """Trie of the choices as the decoder writes them, with a leading space. UserError for invalid choices."""
         if not self.labels:
             raise UserError("there is nothing to choose from; give the task choices, or labels")
         words = list(self.labels.values())
@@ -109,10 +109,10 @@ class Task:
 
 
 def read_tasks(file: Path | None = None) -> dict[str, Task]:
-    """The built-in tasks, changed and added to by the rows of a file, if it is there; a null row removes a task.
+    """Read the built-in tasks, changed and extended by those of a file, if it exists; null removes a task.
 
     Raises:
-        UserError: a file that cannot be read, or a field that is wrong; names both.
+        UserError: a file cannot be read, or a field is wrong; the message names both.
     """
     rows: Options = {}
     where: dict[str, str] = {}
@@ -120,7 +120,7 @@ def read_tasks(file: Path | None = None) -> dict[str, Task]:
         content = read_yaml(path)
         for name, row in content.items():
             new_choices = isinstance(row, dict) and "choices" in row
-            rows = merge(rows, {name: {"choices": None} if new_choices else {}})  # they are replaced as a whole
+            rows = merge(rows, {name: {"choices": None} if new_choices else {}})  # choices are replaced, not merged
         rows = merge(rows, content)
         where |= dict.fromkeys(content, str(path))
     return {name: build(Task, row, where[name], name) for name, row in rows.items() if row is not None}

@@ -1,6 +1,6 @@
-"""OFA's decoder: it reads what an encoder made and writes ids of one vocabulary.
+"""OFA's decoder: it reads the output of an encoder and writes ids of one vocabulary.
 
-It needs nothing of OFA's encoder but an `Encoded`, so it can write about the tokens of any encoder.
+Its only input from the encoder is an `Encoded`, so it works with any encoder.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,8 +23,8 @@ from .token_kinds import PositionBias, SequenceTokens
 class Encoded(NamedTuple):
     """Output of an encoder for B sources.
 
-    tokens: (B, S, D). padding_mask: (B, S), True = padding, or None when nothing is. positions: (1 or B, S, D),
-    normalised, for the bias of the cross-attention. vectors: (B, E), the sources in the space of words, or None.
+    tokens: (B, S, D). padding_mask: (B, S), True = padding, or None without padding. positions: (1 or B, S, D),
+    normalised, for the bias of the cross-attention. vectors: (B, E), embeddings of the sources, or None.
     """
 
     tokens: Tensor
@@ -33,19 +33,19 @@ class Encoded(NamedTuple):
     vectors: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Encoded":
-        """The sources ``index`` (M,), each as often as it is named."""
+        """Select the sources ``index`` (M,), which may repeat."""
         mask = None if self.padding_mask is None else self.padding_mask[index]
         positions = self.positions if len(self.positions) == 1 else self.positions[index]
         return Encoded(self.tokens[index], mask, positions)
 
 
 def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """-inf where (B, S) is True, as a bias (B, 1, 1, S)."""
+    """Attention bias (B, 1, 1, S) that is -inf where the mask (B, S) is True."""
     return torch.zeros_like(padding_mask, dtype=dtype).masked_fill(padding_mask, -torch.inf)[:, None, None]
 
 
 class DecoderBlock(Recomputed):
-    """Pre-norm block: self-attention, cross-attention, feed-forward layer; a LayerNorm ends both attentions."""
+    """Pre-norm block: self-attention, cross-attention, feed-forward layer; a LayerNorm follows each attention."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
         super().__init__()
@@ -61,7 +61,7 @@ class DecoderBlock(Recomputed):
         """Map tokens (B, T, D) to tokens (B, T, D).
 
         Args:
-            source: (B, S, D), what the encoder made.
+            source: (B, S, D), output of the encoder.
             self_bias: (1 or B, H, T, T), -inf at later tokens.
             cross_bias: (1 or B, H, T, S), -inf at padding of the source.
         """
@@ -72,12 +72,12 @@ class DecoderBlock(Recomputed):
     def step(
         self, x: Tensor, past: KeysValues | None, source: KeysValues, self_bias: Tensor, cross_bias: Tensor
     ) -> tuple[Tensor, KeysValues]:
-        """The newest token of K hypotheses about each source, (B, K, D) -> (B, K, D), with their keys and values.
+        """Map the newest token of K hypotheses per source, (B, K, D) -> (B, K, D); also returns all keys and values.
 
         Args:
-            past: those of the t earlier tokens, (B * K, H, t, head_dim).
-            source: those of the encoder's tokens, (B, H, S, head_dim): to the cross-attention K hypotheses are what
-                K tokens of a text are, so nothing is copied for them.
+            past: keys and values of the t earlier tokens, (B * K, H, t, head_dim).
+            source: those of the encoder's tokens, (B, H, S, head_dim). The cross-attention processes K hypotheses like
+                K tokens of a text, so nothing is copied for them.
             self_bias: (1 or B * K, H, 1, t + 1). cross_bias: (1 or B, H, 1, S).
         """
         h = self.norm1(x).reshape(-1, 1, x.shape[2])
@@ -93,35 +93,34 @@ class DecoderBlock(Recomputed):
 
 @dataclass
 class DecoderCache:
-    """Where N hypotheses about B sources stand; `TextDecoder.start` makes it, `TextDecoder.step` moves it on.
+    """State of N hypotheses for B sources; `TextDecoder.start` creates it, `TextDecoder.step` updates it.
 
-    Hypotheses lie in a table (B, K), K being the largest number for one source; places without one repeat another.
+    Hypotheses are cells of a table (B, K), where K is the largest number per source; unused cells repeat another one.
     """
 
     sources: list[KeysValues]
-    """Keys and values of each block's cross-attention, (B, H, S, head_dim): once for a source, however many hypotheses
-    it has."""
+    """Keys and values of each block's cross-attention, (B, H, S, head_dim), shared by all hypotheses of a source."""
     cross_bias: Tensor
     """(1 or B, H, max_len, S)."""
     self_bias: Tensor
     """Bias of absolute positions, (1, H, max_len, max_len)."""
     places: Tensor
-    """(N,): the place of each hypothesis in the table, row by row."""
+    """(N,): the cell of each hypothesis in the table, numbered row by row."""
     width: int = 1
     """K."""
     past: list[KeysValues] = field(default_factory=list)
-    """Keys and values of each block's self-attention, (B * K, H, t, head_dim); nothing before the first token."""
+    """Keys and values of each block's self-attention, (B * K, H, t, head_dim); empty before the first token."""
     length: int = 0
-    """t, how many tokens of each were fed."""
+    """t, the number of tokens fed to each hypothesis."""
 
     @property
     def max_len(self) -> int:
         return self.cross_bias.shape[2]
 
     def select(self, rows: Tensor) -> "DecoderCache":
-        """A cache of the hypotheses ``rows`` (M,) alone, in this order, each as often as it is named.
+        """Create a cache of the hypotheses ``rows`` (M,), in this order; they may repeat.
 
-        This one stays as it is.
+        This cache is not changed.
         """
         if not len(rows):
             raise ValueError("select needs at least one hypothesis")
@@ -129,7 +128,7 @@ class DecoderCache:
         kept, source = (old // self.width).unique(return_inverse=True)
         counts = source.bincount()
         width = int(counts.max())
-        # The place of each among those of its source, in the order of ``rows``.
+        # The rank of each among the hypotheses of its source, in the order of ``rows``.
         order = source.argsort(stable=True)
         first = (counts.cumsum(0) - counts)[source[order]]
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device) - first)
@@ -148,12 +147,12 @@ class DecoderCache:
 
 
 class TextDecoder(nn.Module):
-    """Writes ids after what an encoder made; its output layer is the vocabulary's embedding (tied).
+    """Decoder that writes ids, given an encoder's output; its output layer is tied to the embedding.
 
     Args:
-        embedding: of the vocabulary; its ``padding_idx`` is the id of padding.
-        num_positions: the longest text, in tokens.
-        num_buckets: distances of words, see `SequenceTokens`.
+        embedding: embedding of the vocabulary; its ``padding_idx`` is the id of padding.
+        num_positions: maximum number of tokens of a text.
+        num_buckets: buckets of distances between words, see `SequenceTokens`.
         drop_path: rate of the last block; rates grow linearly from 0 at the first.
     """
 
@@ -182,10 +181,10 @@ class TextDecoder(nn.Module):
     def forward(self, ids: Tensor, encoded: Encoded) -> Tensor:
         """Logits (B, T, V) of the token after each of ``ids`` (B, T), which begin with bos.
 
-        Padding is on the right, where the causal mask keeps it from all that is real; its own logits are unspecified.
+        Padding is on the right, where the causal mask hides it from real tokens; its logits are unspecified.
 
         Args:
-            encoded: of B sources.
+            encoded: output of the encoder for B sources.
         """
         length = ids.shape[1]
         x = self._embed(ids)
@@ -200,14 +199,14 @@ class TextDecoder(nn.Module):
         return self.logits(x)
 
     def start(self, encoded: Encoded, max_len: int) -> DecoderCache:
-        """A cache of one empty hypothesis for each source; at most ``max_len`` tokens, bos included, are fed to it.
+        """Create a cache of one empty hypothesis per source, for at most ``max_len`` tokens including bos.
 
-        What depends on the sources and on positions only is computed here, once.
+        Values that depend only on sources and positions are computed here, once.
         """
         positions = self.words.positions(max_len)
         pairs = [expect(block, DecoderBlock).cross_attn.keys_values(encoded.tokens) for block in self.blocks]
         return DecoderCache(
-            # Contiguous: else every step's product would copy them.
+            # Contiguous: otherwise the product of every step would copy them.
             [(keys.contiguous(), values.contiguous()) for keys, values in pairs],
             self._cross_bias(positions, encoded),
             self.self_pos(positions, positions),
@@ -215,7 +214,7 @@ class TextDecoder(nn.Module):
         )
 
     def step(self, ids: Tensor, cache: DecoderCache) -> Tensor:
-        """Feed each hypothesis its next token (N,); logits (N, V) of the token after it."""
+        """Feed each hypothesis its next token (N,); returns logits (N, V) of the token after it."""
         t, width = cache.length, cache.width
         if t >= cache.max_len:
             raise ValueError(f"the cache was started for {cache.max_len} tokens, and all of them were fed")

@@ -10,7 +10,7 @@ from onepeace.layers.position import grid_buckets, grid_table_rows, sequence_buc
 
 
 class PositionBias(nn.Module):
-    """Attention between positions alone: what absolute positions add to the logits of every block.
+    """Attention bias from absolute positions, added to the logits of every block.
 
     Positions are never added to tokens (untied positions, as in TUPE, arXiv 2006.15595). The logits of tokens and of
     positions are summed, so each has half the usual variance: hence the factor 2.
@@ -30,7 +30,7 @@ class PositionBias(nn.Module):
 
 
 class TokenKind(nn.Module):
-    """The norm of a kind's embeddings, its positions, and a table of relative positions for each block.
+    """Embedding norm, positions, and a table of relative positions for each block, of one kind of tokens.
 
     Args:
         num_positions, table_rows: rows of the positions (rows, D) and of each table (rows, H).
@@ -48,7 +48,7 @@ class TokenKind(nn.Module):
             nn.init.normal_(parameter, std=STD)
 
     def relative_bias(self, block: int, buckets: Tensor) -> Tensor:
-        """Bias (1 or B, H, T, S) that the distances of tokens (1 or B, T, S) add to the logits of one block."""
+        """Bias (1 or B, H, T, S) of the logits of one block, from buckets of distances (1 or B, T, S)."""
         return F.embedding(buckets, self.bias_tables[block]).permute(0, 3, 1, 2)
 
 
@@ -66,17 +66,17 @@ class SequenceTokens(TokenKind):
         return self.pos_norm(self.pos_embed[:length]).unsqueeze(0)
 
     def buckets(self, length: int) -> Tensor:
-        """(1, L, L). There is no CLS here, and what is left without it depends on distances alone."""
+        """Buckets (1, L, L) of distances; row and column of CLS, which is not used here, are dropped."""
         return sequence_buckets(length + 1, self.num_buckets, self.pos_embed.device)[:, 1:, 1:]
 
 
 class GridTokens(TokenKind):
-    """Patches on a grid, after a start token (which is not used: released pictures that are written have it).
+    """Patches on a grid, after a start token (not used here: generated pictures have it in the released code).
 
     Args:
-        side: the grid is part of a square of so many rows and columns.
-        stretched_grid: side of the corner of the positions that is stretched over larger grids (bilinear), as an option
-            of the released code does; None: each place of the square has its own position.
+        side: rows and columns of the square of positions that contains the grid.
+        stretched_grid: side of the corner of the square that is interpolated (bilinear) for larger grids, an option of
+            the released code; None = each cell of the square has its own position.
     """
 
     def __init__(self, dim: int, num_heads: int, depth: int, side: int, stretched_grid: int | None = None):
@@ -96,5 +96,5 @@ class GridTokens(TokenKind):
         return self.pos_norm(torch.cat([self.pos_embed[:1], grid.flatten(0, 1)])).unsqueeze(0)
 
     def buckets(self, rows: int, columns: int) -> Tensor:
-        """(1, 1 + rows * columns, same)."""
+        """Buckets (1, 1 + rows * columns, same) of distances."""
         return grid_buckets(rows, columns, self.pos_embed.device, self.side)

@@ -1,8 +1,8 @@
 """Text and ids of a generative model: one vocabulary of words, a mask, image codes and box bins.
 
-The words are those of the model's tokenizer (processors/tokenizer.py), ids from 0 on; the symbols are appended to them
-in this order: `<mask>`, `<code_0>` ..., `<bin_0>` ... (OFA's released models: 50,264 words, 8,192 codes, 1,000 bins).
-A vocabulary may lack any of the three.
+The words of the model's tokenizer (processors/tokenizer.py) have the first ids; the symbols follow in this order:
+`<mask>`, `<code_0>` ..., `<bin_0>` ... (OFA's released models: 50,264 words, 8,192 codes, 1,000 bins). A vocabulary may
+lack any of the three.
 """
 
 import re
@@ -27,13 +27,13 @@ class Vocabulary:
     """Text to ids and back, boxes to bins and back.
 
     Args:
-        tokenizer: of the words; read by `read_tokenizer`.
-        num_words: ids of words; None: as many as the tokenizer has.
+        tokenizer: tokenizer of the words, from `read_tokenizer`.
+        num_words: number of word ids; None = that of the tokenizer.
         mask: whether there is a `<mask>`, which stands for missing words.
-        num_codes: image codes.
-        num_bins: coordinates a box can have along an axis.
-        box_side: pixels of the resized picture that the last bin stands for, whatever size the model reads; the
-            released models keep 512 at 480 pixels too, where the bins then end at 937.
+        num_codes: number of image codes.
+        num_bins: number of coordinates that a box can have along an axis.
+        box_side: pixel of the resized picture that the last bin stands for, independent of the size of the picture;
+            the released models use 512 for pictures of 480 pixels too, where the largest bin is 937.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class Vocabulary:
 
     @classmethod
     def of(cls, config: OFAConfig, tokenizer: "Tokenizer") -> "Vocabulary":
-        """Vocabulary of a model of OFA."""
+        """Vocabulary of an OFA model."""
         return cls(tokenizer, config.num_words, mask=True, num_codes=config.num_codes, num_bins=config.num_bins)
 
     def __len__(self) -> int:
         return self.bins.stop
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text without bos and eos. Words are cut as they stand, spaces in front included; `<mask>`,
-        `<code_3>` and `<bin_7>` are looked up, and one that the vocabulary lacks is the unknown word."""
+        """Ids of a text without bos and eos. Words are tokenized as they are, with leading spaces; `<mask>`,
+        `<code_3>` and `<bin_7>` are looked up, and become the unknown word if the vocabulary lacks them."""
         ids: list[int] = []
         place = 0
         for found in SYMBOL.finditer(text):
@@ -74,7 +74,7 @@ class Vocabulary:
         return ids + self._words(text[place:])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; bos, padding and eos are left out, symbols stand as they are, without spaces."""
+        """The text of ids, without bos, padding and eos; symbols are written without spaces."""
         text = ""
         for is_word, group in groupby(ids, lambda number: number < self.num_words):
             if is_word:
@@ -93,7 +93,7 @@ class Vocabulary:
         """
         last = self._last_bin()
         scales = [new / old / self.box_side * last for new, old in zip(resized, size, strict=True)] * 2
-        # round() is half to even, like the released code's.
+        # round() rounds half to even, like the released code.
         numbers = [round(corner * scale) for corner, scale in zip(box, scales, strict=True)]
         if not all(0 <= number <= last for number in numbers):
             raise UserError(f"the box {list(box)} lies outside of its picture of {size[0]} x {size[1]} pixels")
@@ -131,11 +131,11 @@ class Vocabulary:
 
 
 def normalise_question(text: str) -> str:
-    """A question as the released models read it: lower case, no punctuation in front, "-" and "/" as spaces, runs of
+    """A question as the released models read it: lower case, no leading punctuation, "-" and "/" as spaces, runs of
     white space as one space."""
     return WHITE.sub(" ", text.lower().lstrip(LEADING).replace("-", " ").replace("/", " ")).rstrip("\n").strip(" ")
 
 
 def normalise_caption(text: str) -> str:
-    """A caption, phrase or statement; like a question, and `<person>` (Conceptual Captions) is a word."""
+    """A caption, phrase or statement: like a question, with `<person>` (Conceptual Captions) as the word person."""
     return normalise_question(text.lower().replace("<person>", "person"))

@@ -1,1 +1,1 @@
-"""Terms of an objective for models that write: asking.py puts a task to a batch, the others are a term each."""
+"""Terms of an objective for generative models, one per module; asking.py applies a task to a batch."""

@@ -1,4 +1,4 @@
-"""A task put to the items of a batch: what a generative model reads, and what it should write."""
+"""Application of a task to a batch: inputs and targets of a generative model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 MATCH = "match"
-"""A target that every item has: whether its text is its own, "yes" or "no"."""
+"""Target that every item has: "yes" if its text is its own, else "no"."""
 
 
 def read_task(options: TermOptions, name: str, changes: Options, recipe: "Recipe") -> Task:
-    """A task of the starting model, or a built-in one, with some of its fields changed. UserError if there is none."""
+    """A task of the starting model, or a built-in one, with some fields changed. UserError if it is unknown."""
     source = recipe.start.source
     rows = read_tasks(None if source is None else model_folder(source) / FILE)
     if name not in rows and "prompt" not in changes:
@@ -53,18 +53,18 @@ def check_caption_head(options: Any, config: "Config") -> Mapping[str, Any]:
 
 
 class Asked(NamedTuple):
-    """Ids that are read and written of B items, padded on the right."""
+    """Input and output ids of B items, padded on the right."""
 
     ids: Tensor
     """(B, L): sources with bos and eos."""
     written: Tensor
-    """(B, T): what the decoder is fed, from bos on."""
+    """(B, T): input of the decoder, from bos on."""
     target: Tensor
-    """(B, T): what should follow each; padding where it does not count."""
+    """(B, T): the token that should follow each; padding where the loss ignores it."""
     weights: Tensor
-    """(B,): how much each answer counts."""
+    """(B,): weight of each answer."""
     allowed: Tensor | None
-    """(B, T, V) bool: the ids that compete; None: all."""
+    """(B, T, V) bool: the ids that compete; None = all."""
 
     def to(self, device: torch.device) -> "Asked":
         moved: Iterable[Any] = (None if x is None else x.to(device) for x in self)
@@ -73,30 +73,30 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AskingOptions:
-    """Options of the answers, and of how the captions of a batch are changed before they are asked."""
+    """Options of the answers, and of changes to the captions of a batch."""
 
     writes: str = "text"
-    """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
-    their labels), or one of your own that holds a text."""
+    """The answer: text (the caption), or a target: label, answers (the one with the highest score), box, boxes (with
+    their labels), or another target that is a text."""
     max_words: int | None = None
-    """Most words of an answer that are learned; null = all."""
+    """Maximum number of words of an answer, which is cut after them; null = no limit."""
     weighted: bool = False
-    """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
+    """Whether the log-probabilities of an answer are multiplied by its score, as released."""
     mask_share: Share = 0.0
     """Share of the words of {text} that are masked in the prompt (infilling)."""
     swap: Share = 0.0
-    """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
-    else yes."""
+    """Share of the items whose {text} is replaced by that of another item of the batch. The target match is then "no",
+    otherwise "yes"."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """Puts a task to the items of a batch.
+    """Applies a task to the items of a batch.
 
     Args:
-        task: what is asked.
-        vocabulary: of the model.
-        num_positions: of the longest text that the model reads or writes.
+        task: the task.
+        vocabulary: vocabulary of the model.
+        num_positions: maximum number of tokens that the model reads or writes.
     """
 
     task: Task
@@ -108,10 +108,10 @@ class Asking:
         """The sources and answers of a batch.
 
         Args:
-            trie: of the choices, which then are all that competes.
+            trie: trie of the choices, if only they compete.
 
         Raises:
-            UserError: an item without a field of the prompt, with an answer that is not allowed or too long; names it.
+            UserError: an item lacks a field of the prompt, or its answer is not allowed or too long; names the item.
         """
         sources, prefixes, answers, weights = [], [], [], []
         shapes = [x.shape for inputs in batch.inputs.values() for x in inputs.values() if x.ndim == 4]
@@ -142,7 +142,7 @@ class Asking:
         return Asked(_padded(sources), written, target, torch.tensor(weights), allowed)
 
     def _values(self, batch: Batch) -> list[dict[str, Any]]:
-        """The caption and the targets of each item by name, those that are made here among them."""
+        """The caption and the targets of each item by name, including the target match."""
         texts, count = batch.captions, len(batch.captions)
         if self.options.swap and count > 1:
             swapped = torch.rand(count) < self.options.swap
@@ -153,7 +153,7 @@ class Asking:
         return [{"text": text, **{name: of[i] for name, of in targets.items()}} for i, text in enumerate(texts)]
 
     def _question(self, values: dict[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
-        """The tokens of the source, and what the decoder is given before it answers."""
+        """The tokens of the source, and those that the decoder starts with."""
         values = dict(values)
         if self.options.mask_share:
             values["text"] = mask_words(values["text"], self.options.mask_share)
@@ -162,7 +162,7 @@ class Asking:
         return self.task.ids(self.vocabulary, values)
 
     def _answer(self, values: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[int], float]:
-        """The tokens of the answer, none if the item has none, and how much they count."""
+        """The tokens of the answer, none if the item has none, and its weight."""
         writes, labels, weight = self.options.writes, self.task.labels, 1.0
         value = values.get(writes)
         if value is None:
@@ -175,7 +175,7 @@ class Asking:
             return [one for box, label in pairs for one in (*self._bins(box, size), *encode(f" {label}"))], weight
         if isinstance(value, Mapping):
             known = {answer: score for answer, score in value.items() if labels is None or answer in labels}
-            if not known:  # rare ones are no choices
+            if not known:  # rare answers are not among the choices
                 return [], weight
             value = max(known, key=known.__getitem__)
             weight = float(known[value]) if self.options.weighted else weight
@@ -188,7 +188,7 @@ class Asking:
         return self.vocabulary.encode(f" {words}") if words else [], weight
 
     def _bins(self, box: Sequence[float], size: tuple[int, int]) -> list[int]:
-        """Bins of a box relative to the picture, which the model reads in this width and height."""
+        """Bins of a box in relative coordinates, for a picture that the model reads at this width and height."""
         return self.vocabulary.bins_of(box, (1, 1), size)
 
 

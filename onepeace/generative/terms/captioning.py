@@ -1,4 +1,4 @@
-"""Captions, written word by word from the features of an item."""
+"""Captioning: words of a caption are predicted one by one from the features of an item."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,8 +38,8 @@ class CaptioningOptions(SupervisedOptions):
 class Captioning(Supervised[CaptioningOptions]):
     """Cross entropy of each word of the item's caption, given the ones before and the picture or sound.
 
-    The caption is the text of the pair; the encoder does not read it. Of one that is longer than the head's max_tokens
-    the beginning is learned.
+    The caption is the text of the pair; the encoder does not read it. A caption that is longer than the head's
+    max_tokens is cut.
     """
 
     Options = CaptioningOptions

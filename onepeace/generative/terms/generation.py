@@ -1,4 +1,4 @@
-"""Answers of a model that writes, token by token: captions, answers to questions, boxes, classes, whole texts."""
+"""Generation of answers, token by token: captions, answers to questions, boxes, classes, whole texts."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from onepeace.train.training_data import TrainingData
 
 AUTO = "auto"
-"""Value in place of a file of choices: the labels and answers of the training data."""
+"""Value of ``choices`` for the labels or answers of the training data, instead of a file."""
 
 
 class Prepared(NamedTuple):
@@ -56,19 +56,19 @@ class GenerationOptions(AskingOptions, TermOptions):
     choices: str | None = None
     """JSON file below data.root that lists the possible answers; auto: the labels or answers of the data."""
     patches: Count | None = None
-    """Number of patches of each picture that are read, drawn anew in every step; null = all."""
+    """Number of patches of each picture that are read, drawn at random in every step; null = all."""
     label_smoothing: Share = 0.0
     drop_worst: Share = 0.0
-    """Share of the tokens, those with the largest loss, that does not count."""
+    """Share of the tokens that is ignored: those with the largest loss."""
     drop_worst_after: int = 0
     """Number of updates before ``drop_worst`` applies."""
 
 
 class Generation(Term[GenerationOptions]):
-    """Cross entropy of each token of the answer to a task, given those before.
+    """Cross entropy of each token of the answer to a task, given the previous ones.
 
-    What is asked is a task (onepeace/generative/tasks.py), whose prompt holds the caption of a sample, {text}, and its
-    targets by name. Choices are all that competes, step by step, where the task has some.
+    The prompt of the task (onepeace/generative/tasks.py) may contain the caption of a sample, {text}, and its targets
+    by name. If the task has choices, only the tokens that continue one of them compete in each step.
     """
 
     Options = GenerationOptions
@@ -118,7 +118,7 @@ class Generation(Term[GenerationOptions]):
         asked, keep = self.asking(passes.batch, self.trie), None
         if self.options.patches is not None and pixels is not None:
             counts = OFA.adapters["image"].token_lengths(passes.batch.inputs["image"])
-            # Drawn anew for each picture.
+            # Drawn separately for each picture.
             keep = torch.rand(len(counts), int(counts[0])).argsort(1)[:, : self.options.patches].to(device)
         count_tokens(passes, keep, asked.ids, asked.written)
         asked = asked.to(device)
@@ -138,7 +138,7 @@ class Generation(Term[GenerationOptions]):
 
 
 def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> None:
-    """UserError for a model that does not write, and for what a recipe cannot have where one is trained."""
+    """Raise UserError for a model that does not write, and for options of a recipe that such models do not support."""
     if not architecture(config.architecture).generates:
         raise UserError(
             f"{options.where} needs a model that writes, as architecture: ofa; a caption head learns by captioning"
@@ -158,7 +158,7 @@ def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> No
 
 
 def pixels_of(batch: Batch) -> Tensor | None:
-    """(B, 3, H, W) of the batch's pictures; None if it has none."""
+    """Pixels (B, 3, H, W) of the batch; None if it has no pictures."""
     if "image" not in batch.inputs:
         return None
     if batch.rows > 1:
@@ -167,7 +167,7 @@ def pixels_of(batch: Batch) -> Tensor | None:
 
 
 def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor, key: str = "image") -> None:
-    """Note how many tokens a pass computes, for the log: of texts (B, L) and, unless it keeps fewer, of a modality."""
+    """Count the tokens of a pass for the log: those of texts (B, L), and those in ``keep`` or else of a modality."""
     passes.real_tokens += sum(int((ids != PAD).sum()) for ids in texts)
     passes.all_tokens += sum(ids.numel() for ids in texts)
     count = 0
@@ -180,6 +180,6 @@ def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor, key: str =
 
 
 def mean_over_tokens(losses: Tensor) -> Tensor:
-    """Mean of the losses of tokens, over the batches of all processes together (their losses are averaged)."""
+    """Loss of this process whose average over all processes is the mean over the tokens of all of them."""
     count = torch.tensor(float(len(losses)), device=losses.device)
     return losses.sum() / parallel.mean(count).clamp_min(1e-6)

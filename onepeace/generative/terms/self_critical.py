@@ -1,4 +1,4 @@
-"""Captions that a model writes itself, made more or less probable by how good they are (arXiv 1612.00563)."""
+"""Self-critical training (arXiv 1612.00563): a model's own captions become more or less probable by their score."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onepeace.train.training_data import TrainingData
 
 END = "<eos>"
-"""Follows every caption that is compared, so that one which stops in the middle is worth less (released code)."""
+"""Appended to every caption that is compared, so that an incomplete one has a lower score (released code)."""
 
 
 class Prepared(NamedTuple):
@@ -46,15 +46,15 @@ class Prepared(NamedTuple):
     task: Task
     tokenizer: "Tokenizer"
     references: dict[str, list[str]]
-    """The captions of each sample, by its key."""
+    """Captions of each sample by key."""
     reward: CiderReward
 
 
 class Judged(NamedTuple):
-    """The captions written about a part of the batch."""
+    """Losses and rewards of the captions written for a part of the batch."""
 
     loss: Tensor
-    """(N,): of each token, the negative log-probability times the advantage of its caption."""
+    """(N,): for each token, the negative log-probability times the advantage of its caption."""
     reward: Tensor
     """(M,): CIDEr-D of each caption."""
 
@@ -64,7 +64,7 @@ class SelfCriticalOptions(TermOptions):
     """Options of `SelfCritical`."""
 
     task: str = "caption"
-    """A task by name, whose search finds the captions."""
+    """Name of the task, whose search finds the captions."""
     changes: Options = field(default_factory=dict)
     """Changes to fields of the task, which otherwise is that of the starting model or the built-in one."""
     head: str | None = None
@@ -77,8 +77,8 @@ class SelfCriticalOptions(TermOptions):
 class SelfCritical(Term[SelfCriticalOptions]):
     """The log-probability of captions from the model's own search, times their advantage.
 
-    The captions are searched for in evaluation mode. The advantage of one is its CIDEr-D, from the words that are
-    scored and the frequencies of the training captions, less the mean of the others about the same item (OFA).
+    The search runs in evaluation mode. The advantage of a caption is its CIDEr-D, with the words of the evaluation and
+    the document frequencies of the training captions, minus the mean of the item's other captions (OFA).
     """
 
     Options = SelfCriticalOptions
@@ -165,7 +165,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
 
     @torch.no_grad()
     def _search(self, model: Trained, batch: Batch) -> list[list[tuple[int, ...]]]:
-        """The tokens of the captions of each item, eos last, found in evaluation mode."""
+        """The tokens of the captions of each item, with eos, found in evaluation mode."""
         options, decoder, training = self.prepared.task.search, self._decoder(model), model.training
         model.eval()
         try:
@@ -179,7 +179,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
     def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
         """Rewards of the captions of each item."""
         texts = [self.vocabulary.decode(tokens).strip() for found in written for tokens in found]
-        # An item with another one mixed in has the caption that was made for both.
+        # An item mixed with another one has a caption made for both.
         own = [self.prepared.references.get(key, [text]) for key, text in zip(batch.keys, batch.captions, strict=True)]
         known = [captions for captions, found in zip(own, written, strict=True) for _ in found]
         rewards = torch.tensor(self.prepared.reward(texts, known), dtype=torch.float32)
