@@ -56,7 +56,7 @@ HEAVY = 4
 """Requests with images or sounds that are decoded at the same time. Further ones wait; text searches do not."""
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 FILE_HEADERS = {
-    # A file opened on its own gets no rights at all.
+    # A file opened as a page of its own has no permissions.
     "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'none'",
     "cache-control": "private, max-age=3600",
     "accept-ranges": "bytes",
@@ -178,11 +178,11 @@ def run(
     if auth is None and not is_loopback(host):
         raise UsageError(f"{host}: other machines can reach this address; give --password")
     hosts = [*LOOPBACK, host.lower()] if is_loopback(host) else ["*"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     with _listening(host, port) as listener:
         service = Service(index, Generator(generator) if generator else None)
         status(f"loading the model {service.model} ...")
-        _ = index.embedder  # now, and not with the first request
+        _ = index.embedder  # now instead of with the first request
         config = uvicorn.Config(
             create_app(service, hosts=hosts, password=auth),
             log_level="warning",
@@ -203,14 +203,14 @@ def is_loopback(host: str) -> bool:
     """Whether an address can be reached from this machine only."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, wherever it leads
+    except ValueError:  # a host name, which may resolve to any address
         return False
 
 
 def hit_fields(hit: Hit) -> dict[str, Any]:
     """A hit as JSON, with the URLs of its file and thumbnail."""
     item = hit.item
-    version = f"?v={item.mtime_ns:x}"  # a number may be given to another file one day
+    version = f"?v={item.mtime_ns:x}"  # the number may later belong to another file
     at = f"&at={hit.start:.3f}" if item.modality == "video" and hit.start else ""
     small = None if item.modality == "text" else f"files/{item.id}/thumbnail{version}{at}"
     playable = media.suffix(item.path) in media.TYPES or item.modality in ("audio", "text")
@@ -308,7 +308,7 @@ def _response(body: media.Body, range_: str | None) -> Response:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Install handlers that answer every error with one line."""
+    """Install handlers that respond to every error with one line."""
 
     @app.exception_handler(UserError)
     async def wrong(_: object, error: UserError) -> Response:

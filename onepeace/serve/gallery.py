@@ -22,7 +22,7 @@ from onepeace.serve.media import VIDEO_TYPES, readable
 
 STYLE = Path(__file__).parent / "page" / "app.css"
 EMBEDDED, EMBEDDED_TOTAL = 4 << 20, 24 << 20
-"""Maximum bytes embedded of one sound or video, and of all together; larger ones are linked."""
+"""Maximum bytes of one embedded sound or video, and of all together; larger ones are linked."""
 HTML = """<!doctype html>
 <html lang="en">
 <head>
@@ -39,7 +39,7 @@ style-src 'unsafe-inline'; script-src 'none'">
 </html>
 """
 EXCERPT = 280
-"""Characters of a text that are shown."""
+"""Maximum number of characters shown of a text."""
 MATCH = "share of unrelated queries that score lower here"
 COSINE = "cosine similarity"
 
@@ -76,7 +76,7 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
     body = f'<main>\n{said_of}\n<ol class="cards">{cards}</ol>\n</main>'
     title, style = f"{readable(said)} - onepeace search", STYLE.read_text(encoding="utf-8")
     html = HTML.format(title=escape(title), style=style, body=body)
-    write_text_atomic(file, html.encode("utf-8", "replace").decode())  # a path may hold bytes that are no text
+    write_text_atomic(file, html.encode("utf-8", "replace").decode())  # a path may contain bytes that are not text
 
 
 def _words(query: Query) -> list[str]:
@@ -139,7 +139,7 @@ def _link_to(path: Path, folder: Path) -> str:
     """Relative URL of `path` for an HTML file in `folder`."""
     try:
         relative = Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive of Windows
+    except ValueError:  # on another drive of Windows
         return path.absolute().as_uri()
     # "./" keeps a name with a colon from being read as an address.
     return quote(f"./{relative}".encode(errors="surrogateescape"))

@@ -24,7 +24,7 @@ class Generator:
         self.tasks: dict[str, list[str]] = {}
         """Modalities that the model reads, by task."""
         for task in TASKS:
-            with suppress(UserError):  # it has no such task, or cannot do it
+            with suppress(UserError):  # the model does not support the task
                 if kinds := list(self._loaded.reader.processors(self._loaded.task(task))):
                     self.tasks[task] = kinds
 

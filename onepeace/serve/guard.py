@@ -1,9 +1,9 @@
 """Middleware that checks every request: its origin, password and size.
 
 A web page in a browser can send requests to servers on the same machine. So a server on a loopback address accepts
-only its own host names, and no requests of pages of other sites. On other addresses every
-request needs a password, as HTTP Basic (any user name) or as a Bearer token. Response headers forbid the browser to
-load anything from another host.
+only its own host names, and no requests from pages of other sites. On other addresses, every request needs a password,
+as HTTP Basic (any user name) or as a Bearer token. Response headers forbid the browser to load anything from another
+host.
 """
 
 import base64
@@ -36,10 +36,10 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware that refuses requests of other sites, without password, or above the size limit.
+    """ASGI middleware that refuses requests from other sites, without the password, or above the size limit.
 
     Args:
-        app: the application behind it.
+        app: the wrapped application.
         hosts: allowed values of the Host header, lower case and without the port; "*" = any.
         password: required from clients; None = no password.
         max_body: maximum bytes of a request.

@@ -10,7 +10,7 @@ from onepeace.index.sources import name_and_place
 from onepeace.serve.media import readable
 
 CAPTION = 200
-"""Characters of a caption that are shown."""
+"""Maximum number of characters shown of a caption."""
 DIGITS = 4
 """Decimals of a coordinate between 0 and 1."""
 KINDS = ("image", "audio", "text", "video")

@@ -1,7 +1,7 @@
 """An MCP server over an index, for MCP clients such as chat programs (package mcp).
 
 The tools are the methods of `Tools`; their signatures and docstrings become the tool descriptions. A path that the
-model gives is looked up in the index and never opened directly, and nothing is written. Errors of a call are returned
+model names is looked up in the index and never opened directly, and nothing is written. Errors of a call are returned
 as the tool's result, in one line for the model to read.
 """
 
@@ -234,7 +234,7 @@ def _file(hit: Hit) -> dict[str, Any]:
 
 
 def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) -> Callable[..., CallToolResult]:
-    """Wraps a tool to return its results and errors as MCP results.
+    """Wrap a tool so that it returns its results and errors as MCP results.
 
     Args:
         pictures: adds thumbnails of the hits if given.

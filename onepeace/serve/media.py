@@ -36,12 +36,12 @@ BARS = 96
 BAR = "#c47a35"
 """Colour of a waveform, visible on light and dark backgrounds."""
 CONVERTED_SECONDS = 600.0
-"""Maximum seconds converted of a sound whose format browsers do not play."""
+"""Maximum seconds that are converted of a sound whose format browsers do not play."""
 TEXT, OTHER = "text/plain; charset=utf-8", "application/octet-stream"
 VIDEO_TYPES = {
     ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm",
 }  # fmt: skip
-"""Video types that browsers play if they know the codec; of other videos only frames are shown."""
+"""Video types that browsers play if they support the codec; of other videos only frames are shown."""
 TYPES = {
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".jpe": "image/jpeg", ".jfif": "image/jpeg", ".png": "image/png",
     ".apng": "image/apng", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif",
@@ -61,7 +61,7 @@ class Body:
     type: str
 
     def chunks(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yields the bytes from ``start`` to ``stop`` in chunks, and closes the source at the end."""
+        """Yield the bytes from ``start`` to ``stop`` in chunks, and close the source at the end."""
         with contextlib.closing(self.source):
             self.source.seek(start)
             while start < stop and (data := self.source.read(min(CHUNK, stop - start))):
@@ -119,7 +119,7 @@ class NoPictures(UserError):
 
 
 def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Image.Image":
-    """A picture of the index, decoded at ``side`` or larger if it is that large, or the frame of a video at a second.
+    """A picture of the index, decoded at ``side`` or larger if it is that large, or the frame of a video at ``at``.
 
     Raises:
         Refused: as `body_of`.
@@ -178,9 +178,9 @@ def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
 
 
 def _open(path: Path, item: Item, kind: str) -> Body:
-    """Opens a file and compares the open file with the index again, so that exactly what was checked is sent."""
+    """Open a file and compare the open file with the index again, so that exactly what was checked is sent."""
     try:
-        # O_NONBLOCK: opening a pipe in place of the file would block forever.
+        # O_NONBLOCK: opening a pipe that replaced the file would block forever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise Refused(404, f"item {item.id}: cannot be opened ({error.strerror or error})") from error

@@ -10,15 +10,15 @@ from onepeace.errors import one_line
 from onepeace.serve.uploads import Refused
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
-"""Modality and data field by type of a content part of OpenAI's chat messages."""
+"""Modality and data field by the type of a content part of OpenAI's chat messages."""
 MESSAGES = {
     "extra_forbidden": "no such field",
     "missing": "is missing",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
 }
-"""Messages by type of pydantic's error, in place of its own."""
+"""Messages that replace pydantic's, by type of error."""
 UNION_MEMBER = re.compile(r"(constrained-)?(int|str)|\w+\[.*")
-"""A part of an error's place that names a type and no field."""
+"""A part of an error's location that names a type instead of a field."""
 Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 

@@ -21,7 +21,7 @@ CHUNK = 16
 
 
 class Service:
-    """Thread-safe access to an index. Each request sees what other processes have written to it before.
+    """Thread-safe access to an index. Each request sees what other processes have written to the index before.
 
     Args:
         index: an open index; the caller closes it.
@@ -134,7 +134,7 @@ class Service:
 
     @contextmanager
     def _current(self) -> Iterator[Index]:
-        """Locks the index for this thread and refreshes it from disk."""
+        """Lock the index for this thread and refresh it from disk."""
         with self._lock:
             if self._index.refresh():
                 self.roots = self._index.roots()

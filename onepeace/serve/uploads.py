@@ -17,7 +17,7 @@ from onepeace.files.source import NamedBytes, scheme
 
 DATA_URI = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+-]+=[\w.+\"-]*)*;base64,", re.IGNORECASE)
 LARGE, SIDE = 16_000_000, 2048
-"""Pixels above which a decoded picture is scaled down to SIDE right away; the model would take long to do so."""
+"""Pixels above which a picture is scaled down to SIDE once decoded; scaling it for the model would take long."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Refused(UserError):
 
 
 class Request:
-    """Decoder of the parts of one request, which sums up their sizes.
+    """Decoder of the parts of one request, which adds up their sizes.
 
     Methods take the uploaded value and the name of its field, and raise `Refused` above the limits.
 
     Args:
-        processors: returns the processors of the model by modality; called at the first file.
+        processors: returns the processors of the model by modality; called only for files.
     """
 
     def __init__(self, limits: Limits, processors: Callable[[], Mapping[str, Any]]) -> None:
@@ -77,7 +77,7 @@ class Request:
         return value
 
     def picture(self, value: str, name: str) -> object:
-        """Decodes a PIL image; UserError if it cannot be read."""
+        """Decode to a PIL image; UserError if it cannot be read."""
         from onepeace.processors import ImageProcessor
 
         data, processor = self._data(value, name), self._processor("image", ImageProcessor)
@@ -91,7 +91,7 @@ class Request:
         return image
 
     def sound(self, value: str, name: str) -> object:
-        """Decodes (samples, rate) of the start of a sound; UserError if it cannot be read."""
+        """Decode the start of a sound to (samples, rate); UserError if it cannot be read."""
         from onepeace.processors import AudioProcessor
 
         processor = self._processor("audio", AudioProcessor)
@@ -107,7 +107,7 @@ class Request:
         return own if isinstance(own, kind) else kind()
 
     def _data(self, text: str, name: str) -> bytes:
-        """Decodes the bytes of a file from base64 or a data: URI."""
+        """Decode the bytes of a file from base64 or a data: URI."""
         if match := DATA_URI.match(text):
             text = text[match.end() :]
         elif scheme(text):
