@@ -36,7 +36,7 @@ Videos are skipped, unless the head reads videos or sounds. Of a long sound the 
 {files.EXIT_CODES}"""
 COLUMNS = {"events": "events", "box": "box", "boxes": "boxes", "mask": "classes", "answer": "answer",
            "choice": "answer"}  # fmt: skip
-"""Title of the column of results by task, where it is not "label"."""
+"""Title of the results column by task, if it is not "label"."""
 DRAWN = ("box", "boxes", "mask")
 Predicted = tuple[list[Path], dict[str, Any] | None, str]
 """The files of an item, the result (None if it failed), and why it failed."""
@@ -131,7 +131,7 @@ def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], lab
         raise UsageError(f"the head {head.name} does not choose among --labels; leave out either them or --text")
     own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
     found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
-    asked = args.text is not None and head.on == "text"  # the head reads the words, and they are about any file
+    asked = args.text is not None and head.on == "text"  # the head reads the text, which is about files of any modality
     known = files.readable(
         found, set(head.embedder.processors) - {"text"} if asked else {head.on}, f"the head {head.name}"
     )

@@ -21,7 +21,7 @@ CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 DEVELOPERS = ("test", "docs")
 """Extras for developers of the package."""
 WEIGHTS, BUNDLED = Path(onepeace.__file__).parent / "weights", ("tiny", "tiny-fast", "tiny-captions")
-"""Folder and names of the bundled models, without `hub`, which needs torch."""
+"""Folder and names of the bundled models, repeated here since `hub` needs torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def requirements() -> dict[str, dict[str, str]]:
 
 
 def _row(name: str, value: str, *notes: str) -> None:
-    """Print one row, with further notes on lines of their own."""
+    """Print one row, with further notes on separate lines."""
     first, *rest = notes or ("",)
     print(f"{name:<20}{value:<16}{first}".rstrip())
     for note in rest:
@@ -102,7 +102,7 @@ def _fault(package: str) -> str | None:
     """The error of importing a package, in one line; None if it imports."""
     try:
         import_module(MODULES.get(package, package.replace("-", "_")))
-    except Exception as error:  # whatever a broken package raises is what the report is about
+    except Exception as error:  # a broken package may raise anything, which is reported
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 

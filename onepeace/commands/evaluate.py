@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the metrics. Sets that fail are reported on stderr, and the exit code is then 1."""
+    """Print the metrics. Sets that fail are reported on stderr, and the exit code is then 1."""
     if args.compare:
         if any((args.recipe, args.model, args.data, args.output, args.device, args.force)):
             raise UsageError("--compare only reads two result files; leave out the other arguments")
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 rows.append(row)
                 if args.json:
                     print(as_json(row, about), flush=True)
-    finally:  # what was measured before an error or Ctrl-C has taken its time
+    finally:  # keep what was measured before an error or Ctrl-C
         if rows and not args.json:
             print(as_table(rows))
         if rows and args.output:

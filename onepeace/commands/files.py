@@ -65,7 +65,7 @@ def readable(found: Iterable[Found], modalities: Container[str], reader: str = "
 
 
 def say_cut(found: Iterable[Found], processor: "Processor | None") -> None:
-    """Prints how many sounds are longer than the part that `processor` reads of each."""
+    """Print how many sounds are longer than the part that `processor` reads of each."""
     from onepeace.files.metadata import describe_media
 
     longest = getattr(processor, "max_seconds", None) or math.inf
@@ -75,7 +75,7 @@ def say_cut(found: Iterable[Found], processor: "Processor | None") -> None:
 
 
 def say_other_kinds(count: Counter[str]) -> None:
-    """Prints how many files have unsupported extensions, and how many links were not followed."""
+    """Print how many files have unsupported extensions, and how many links were not followed."""
     endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
     if endings:
         kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
@@ -85,7 +85,7 @@ def say_other_kinds(count: Counter[str]) -> None:
 
 
 def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
-    """Prints the failed files to stderr and returns the exit code: 1 if there are any, else 0."""
+    """Print the failed files to stderr and return the exit code: 1 if there are any, else 0."""
     if problems:
         say(f"{len(problems)} of {num_files + len(problems)} files failed:")
     for problem in problems:
@@ -110,7 +110,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def check_output(path: Path, force: bool = True) -> None:
-    """Raises `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
+    """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
@@ -120,7 +120,7 @@ def check_output(path: Path, force: bool = True) -> None:
 
 
 def check_input(value: str) -> None:
-    """Raises `UsageError` unless `value` is a URL or an existing file."""
+    """Raise `UsageError` unless `value` is a URL or an existing file."""
     from onepeace.files.source import scheme
 
     if not scheme(value) and not os.path.isfile(value):
@@ -132,7 +132,7 @@ def say(message: str) -> None:
 
 
 def counted(count: int, thing: str) -> str:
-    """ "1 file", "2 files"."""
+    """A count with its noun: "1 file", "2 files"."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 

@@ -26,7 +26,7 @@ run.
 exit code: 0, 1 when files could not be embedded (new ones are listed at the end, known ones only counted) or the index
 is damaged, 2 for wrong usage"""
 IN_THE_MIDDLE = 3
-"""Files shown as examples of a cluster."""
+"""Number of files shown as examples of a cluster."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def _embedding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tell(args: argparse.Namespace, report: "Report") -> int:
-    """Prints the summary and the failed files to stderr; returns the exit code."""
+    """Print the summary and the failed files to stderr; returns the exit code."""
     known = report.unchanged + report.known_problems
     for modality, number in report.left_out.items():
         files.say(f"{files.counted(number, f'{modality} file')} skipped: its model does not read {modality}")

@@ -34,7 +34,7 @@ PARTS = {
     r"heads\.\w+\.(?:weight|bias)$|logit_scale": "projections",
     r"heads\.(\w+)\.": "head {}",
 }
-"""Part by pattern of parameter names; other names belong to the part that they begin with."""
+"""Part by pattern of parameter names; for other names, the part is the name up to the first dot."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def _path(name: str) -> Path:
 
 
 def report_on(description: "Description") -> dict[str, Any]:
-    """The report as plain values."""
+    """The report as JSON-serialisable values."""
     from onepeace.hub.architectures import architecture
 
     parts = parameters_by_part(description.shapes)
@@ -103,7 +103,7 @@ def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     parts: dict[str, int] = {}
     for name, shape in shapes.items():
         if name.endswith((".running_mean", ".running_var")):
-            continue  # statistics are no parameters
+            continue  # statistics are not parameters
         part = part_of(name)
         parts[part] = parts.get(part, 0) + prod(shape)
     return parts

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """Type of an integer that is `least` or more."""
+    """Type of an integer of at least `least`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -44,7 +44,7 @@ def add_model(
     dtype: bool = True,
     required: bool = False,
 ) -> None:
-    """Adds --model, --device, --dtype and --batch-size.
+    """Add --model, --device, --dtype and --batch-size.
 
     Args:
         batch_size: the default; None if the command encodes files one at a time.
@@ -62,7 +62,7 @@ def add_model(
 
 
 def load(args: argparse.Namespace) -> "Embedder":
-    """Loads the model that `args` name."""
+    """Load the model that `args` name."""
     from onepeace.progress import status
 
     status(f"loading the model {args.model} ...")
@@ -75,7 +75,7 @@ def load(args: argparse.Namespace) -> "Embedder":
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    """Adds -o and --force, for commands whose output takes time to compute (see `files.check_output`)."""
+    """Add -o and --force, for commands whose output takes time to compute (see `files.check_output`)."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
     parser.add_argument("--force", action="store_true", help=f"overwrite {metavar} if it exists")
 

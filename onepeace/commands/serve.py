@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.paths:
         raise UsageError("no index given; build one with: onepeace index build my.index FOLDER")
     with open_index(args) as (index, problems):
-        files.exit_code(problems, len(index))  # names them; the others are served
+        files.exit_code(problems, len(index))  # lists the failed files; the others are served
         return serve(index, host=args.host, port=args.port, auth=password, generator=args.generator)
 
 

@@ -40,7 +40,7 @@ PREFIX_LENGTH = 60
 AHEAD = 32
 """Number of files read, or checked, ahead of the one being written."""
 LISTED = 10
-"""Skipped files of a public dataset that are listed at most; videos and web pages vanish by the thousand."""
+"""Maximum number of skipped files of a public dataset that are listed; thousands may be gone from the web."""
 
 
 class _Layout(argparse.Action):
@@ -56,7 +56,7 @@ class _Layout(argparse.Action):
 
 
 def _add_layouts(path: str) -> str:
-    """Runs a Python file that adds entries to LAYOUTS."""
+    """Run a Python file that adds entries to LAYOUTS."""
     try:
         runpy.run_path(path)
     except OSError as error:
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the shards; what was skipped is listed on stderr."""
+    """Write the shards; skipped entries are listed on stderr."""
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such file or folder")
     if args.overrides and args.layout is None:
@@ -99,7 +99,7 @@ def _write_layout(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.source}: not a folder; give the folder of the download")
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
     max_bytes = (args.shard_size or LAYOUT_SHARD_MEGABYTES) * MEGABYTE
-    seen = Seen()  # over all splits: what is validation data is not written as training data
+    seen = Seen()  # shared by all splits, so that validation data is not also written as training data
     written = 0
     for split in layout.splits(args.source, partial(held_out, args.output)):
         folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
@@ -142,7 +142,7 @@ def _write_own(args: argparse.Namespace) -> int:
 
 
 def _read_files(record: "Record") -> "Encoded":
-    """Reads the files of a record unchanged."""
+    """Read the files of a record unchanged."""
     from onepeace.datasets.layout import Encoded
     from onepeace.files.source import read_bytes
 
@@ -163,10 +163,10 @@ def _write(
     encode: "Callable[[Record], Encoded]",
     seen: "Callable[[bytes], bool] | None" = None,
 ) -> "list[Skipped]":
-    """Writes the usable records, and returns the skipped ones with the reason.
+    """Write the usable records, and return the skipped ones with the reason.
 
     Args:
-        seen: True for content that has been written before, which is dropped silently.
+        seen: returns True for content that has been written before, which is dropped silently.
     """
     from onepeace.datasets.layout import Skipped, skipped
     from onepeace.embed.stream import decode_ahead
@@ -194,7 +194,7 @@ def _write(
 
 
 def _list(left_out: "list[Skipped]", num_written: int, at_most: int | None = None) -> None:
-    """Lists on stderr what was skipped."""
+    """List the skipped entries on stderr."""
     if left_out:
         files.say(f"{len(left_out)} skipped, {num_written} written:")
     for where, reason in left_out[:at_most]:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from onepeace.cost.plan import Plan
 
 SAMPLES = "data/samples"
-"""Sample files of a checkout, to try a new model on."""
+"""Sample files of a checkout, on which to try a new model."""
 USUAL_FLOPS = 200e12
-"""FLOPs per second of a GPU in a plan's days: half of an A100's peak in bfloat16 is 156e12, of an H100's 495e12."""
+"""FLOPs per second of a GPU, for the days of a plan; half of the bfloat16 peak is 156e12 (A100) or 495e12 (H100)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.train.loop import train
 
     folder = train(recipe, evaluation(recipe))
-    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes speaks for all
+    if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
         return 0
     print(folder)
     if (folder / "config.yaml").exists():
