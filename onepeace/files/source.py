@@ -8,7 +8,7 @@ from onepeace.errors import UserError
 
 MAX_BYTES = 1 << 30
 
-# "C:\\x" has one letter before the colon and is a path; "note: a dog" has a space behind it and is text.
+# "C:\\x" has one letter before the colon and is a path; "note: a dog" has a space after it and is text.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto):(?=\S)", re.IGNORECASE)
 
 

@@ -1,6 +1,6 @@
 """Converts sounds of any format, rate and number of channels to (N,) float32, mono, normalised; long files in windows.
 
-Only the requested part is read: `decode` reads the first 15 seconds of a sound of an hour, and `windows` holds one
+Only the requested part is read: `decode` reads the first 15 seconds of an hour-long sound, and `windows` holds one
 window at a time. Every window is normalised on its own, so it depends on nothing outside it.
 """
 

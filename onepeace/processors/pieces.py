@@ -22,7 +22,7 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def clean_text(text: str, lower: bool = True) -> str:
-    """Clean a text as the original's data sets do: lower case, no leading punctuation, runs of spaces as one."""
+    """Clean a text by the original's rule: lower case, no leading punctuation, runs of white space as one space."""
     text = text.lower() if lower else text
     return SPACES.sub(" ", text.lstrip(LEADING)).rstrip("\n").strip(" ")
 
