@@ -4,7 +4,7 @@
     model = onepeace.load("tiny")
     model.encode_text(["a dog barking"])
 
-Importing the package imports no torch: the names below are resolved on first use.
+Importing the package does not import torch: the names below are resolved on first use.
 """
 
 from importlib import import_module

@@ -90,7 +90,7 @@ class _Listing(argparse.HelpFormatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `onepeace ARGV...` (default: of this process) and returns the exit code."""
+    """Run `onepeace ARGV...` (default: the arguments of this process) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     threads.sleep_while_waiting()
     failure: Exception | None = None
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unwritten = _flush()
     failure = failure or unwritten
     if isinstance(failure, BrokenPipeError) and (unwritten is not None or _reader_is_gone()):
-        return 141  # as shells report a program ended by a closed pipe: `head` has seen enough
+        return 141  # as shells report a program ended by a closed pipe, as by `head`
     if failure is None:
         return code
     if "--debug" in arguments:
@@ -137,15 +137,15 @@ def _run(arguments: Sequence[str]) -> int:
         parser.error("no command given")
     quiet = command in DECODING and "--debug" not in arguments
     with warnings.catch_warnings(), _only_python_writes_stderr() if quiet else contextlib.nullcontext():
-        if quiet:  # of large and damaged pictures, which name none
+        if quiet:  # about large and damaged pictures, without their names
             warnings.filterwarnings("ignore", module="PIL")
-        # The package only writes to its loggers; here it is decided that they are heard, and other packages' are not.
+        # The package only writes to its loggers; only here are their messages enabled, unlike those of other packages.
         logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
         logging.getLogger("onepeace").setLevel(logging.INFO)
         try:
             return module.run(args)
         except KeyboardInterrupt:
-            if kept := getattr(args, "kept", None):  # what a command that takes long leaves behind
+            if kept := getattr(args, "kept", None):  # what an interrupted command leaves behind
                 _say(f"stopped; {kept}")
             raise
 
@@ -181,15 +181,15 @@ def _parser(command: str | None, module: ModuleType | None) -> _Parser:
 
 @contextlib.contextmanager
 def _only_python_writes_stderr() -> Iterator[None]:
-    """Drops what C code prints to file descriptor 2, by giving Python's stderr a descriptor of its own.
+    """Drop output of C code to file descriptor 2, by giving Python's stderr a separate descriptor.
 
-    libmpg123 inside soundfile prints notes about damaged MP3 files, and its switch for quiet cannot be reached. The
+    libmpg123 inside soundfile prints notes about damaged MP3 files, and its option to be quiet is not accessible. The
     descriptor is changed once, before any thread decodes, so nothing that Python writes is lost.
     """
     stderr = sys.stderr
     try:
         shared = stderr.fileno() == 2
-    except (AttributeError, OSError):  # there is no stderr, or it is no file
+    except (AttributeError, OSError):  # there is no stderr, or it is not a file
         shared = False
     if not shared:
         yield
@@ -197,18 +197,18 @@ def _only_python_writes_stderr() -> Iterator[None]:
     own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
-    # Not closed at the end: logging may keep it.
+    # Not closed at the end: logging may still use it.
     sys.stderr = open(own, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(own, 2)  # first, as nothing may hold the stream from here on, and then it is closed
+        os.dup2(own, 2)  # first: the stream may be closed once it is replaced
         sys.stderr = stderr
 
 
 def _flush() -> OSError | None:
-    """Writes what stdout still holds; returns the error if it cannot (full disk, closed pipe)."""
+    """Flush stdout; return the error if this fails (full disk, closed pipe)."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -220,7 +220,7 @@ def _flush() -> OSError | None:
 
 
 def _reader_is_gone() -> bool:
-    """Tells a closed stdout from any other broken pipe: that of a worker or of a connection is worth a message."""
+    """Whether stdout is closed; other broken pipes, of a worker or a connection, need a message."""
     if sys.stdout is None or not hasattr(select, "poll"):
         return False
     poll = select.poll()

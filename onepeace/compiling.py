@@ -7,9 +7,9 @@ import torch
 from onepeace.model.interface import Trained
 
 MIN_WIDTH = 512
-"""Width of tokens from which compiled blocks are faster; of 256 they are not, and compiling takes a minute."""
+"""Minimum token width at which blocks are compiled; at 256 they are not faster, and compiling takes a minute."""
 GRAPHS = 64
-"""Graphs that torch may keep of a block: for each modality, with and without padding, one item and several."""
+"""Maximum graphs that torch keeps per block: for each modality, with and without padding, one item or several."""
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def compile_blocks(model: Trained) -> None:
     """Compile each block on its first use: one graph for all lengths and batch sizes.
 
-    A warning says why not: blocks below `MIN_WIDTH`, or a CPU without a C++ compiler.
+    Logs a warning instead if blocks are below `MIN_WIDTH`, or a CPU has no C++ compiler.
     """
     device = next(model.parameters()).device
     if model.config.dim < MIN_WIDTH:

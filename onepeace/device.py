@@ -1,4 +1,4 @@
-"""Where a model computes and in which precision: names of devices and dtypes, and what "auto" means."""
+"""Device and precision of a model: names of devices and dtypes, and the meaning of "auto"."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ DTYPES = {
 }
 
 SMALL = 100_000_000
-"""Parameters below which a CPU computes in float32: bfloat16 saves little, and its rounding depends on the batch."""
+"""Number of parameters below which a CPU uses float32: bfloat16 saves little, and its rounding depends on the batch."""
 
 
 def available_devices() -> list[str]:
-    """Names this machine computes on, the preferred one first."""
+    """Names of the devices of this machine, the preferred one first."""
     names = []
     if torch.cuda.is_available():
         names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
@@ -33,7 +33,7 @@ def available_devices() -> list[str]:
 def choose_device(name: str | torch.device | None = None) -> torch.device:
     """The device called `name`; None or "auto" is the first of `available_devices`.
 
-    Raises `UserError` with the names that work for any other.
+    Raises `UserError`, with the available names, for any other name.
     """
     known = available_devices()
     if name is None or name == "auto":
@@ -44,7 +44,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def may_be_gpu(name: str | None) -> bool:
-    """Whether a name stands for any GPU, where there is one."""
+    """Whether a name selects a GPU, if there is one."""
     return name in (None, "auto", "cuda")
 
 
@@ -83,7 +83,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
 
 
 def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
-    """The ``number``-th device of the kind of `device` for one of several processes, and the backend they talk by."""
+    """Device number ``number`` of the kind of `device`, for one of several processes, and their distributed backend."""
     if device.type == "cuda":
         torch.cuda.set_device(number)
         return torch.device("cuda", number), "nccl"
@@ -91,20 +91,20 @@ def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on `device`; of a CPU the machine's, and a container's limit is not seen.
+    """Bytes that can still be allocated on `device`; for a CPU those of the machine, ignoring limits of a container.
 
-    None where the system does not tell (Windows without psutil).
+    None if the system does not report it (Windows without psutil).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     try:
-        import psutil  # comes with peft and accelerate
+        import psutil  # installed with peft and accelerate
 
         return psutil.virtual_memory().available
     except ImportError:
-        # What is free now does not count what the system would give back, so a share of the whole is taken.
+        # Free memory does not include what the system could reclaim, so a share of the total is returned.
         known = getattr(os, "sysconf_names", {})
         if "SC_PHYS_PAGES" not in known or "SC_PAGE_SIZE" not in known:
             return None
@@ -112,9 +112,9 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on `device`, or, of a CPU, the most this process has had resident.
+    """Peak number of bytes allocated on `device`; for a CPU, the peak resident memory of this process.
 
-    0 where the system does not tell (Windows).
+    0 if the system does not report it (Windows).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

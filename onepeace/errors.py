@@ -19,7 +19,7 @@ class UsageError(UserError):
 
 
 def expect(value: object, kind: type[T]) -> T:
-    """Returns the value, typed as `kind`; TypeError if it is not of that type."""
+    """Return the value, typed as `kind`; TypeError if it is not of that type."""
     if not isinstance(value, kind):
         raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
@@ -31,7 +31,7 @@ def one_line(error: object) -> str:
 
 
 def need(module: str, extra: str, where: str = "") -> ModuleType:
-    """Imports and returns `module`, which the optional extra `extra` of this package installs.
+    """Import and return `module`, which the optional extra `extra` of this package installs.
 
     Raises `UserError` with the pip command if the package is not installed, and with the reason if it is broken. The
     message begins with `where`, the file that needs the package.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, else a line in the log every 30 s; and what is being done."""
+"""Progress of long operations: a bar on a terminal, else a line in the log every 30 s; and status messages."""
 
 import logging
 import sys
@@ -13,14 +13,14 @@ EVERY = 30.0
 
 
 class Progress:
-    """How far a loop is; a context manager around it.
+    """Progress of a loop; a context manager.
 
     Args:
         total: expected count; None if unknown.
-        what: singular of what is counted.
-        shown: True draws a bar whatever stderr is, False nothing. None draws a bar if stderr is a terminal; otherwise a
+        what: name of the counted items, in the singular.
+        shown: True always draws a bar, False shows nothing. None draws a bar if stderr is a terminal; otherwise a
             line with rate and time left, counted from the first `update`, goes to the log (level INFO) every 30 s.
-        start: what was counted before, by an earlier run.
+        start: count at the beginning, from an earlier run.
     """
 
     def __init__(self, total: int | None, what: str = "file", shown: bool | None = None, start: int = 0) -> None:
@@ -44,13 +44,13 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more; `note` is shown behind the numbers."""
-        if self._start is None:  # the time until then was taken by what is done once, as loading a model
+        """Count `n` more; `note` is shown after the numbers."""
+        if self._start is None:  # the time before includes one-time work, such as loading a model
             self._first, self._start = self.count + n, time.monotonic()
             if self._bar is not None:
                 self._bar.unpause()
@@ -78,5 +78,5 @@ def _span(seconds: float) -> str:
 
 
 def status(line: str) -> None:
-    """Say what is being done: one line to the log (level INFO), which the command line writes to stderr at once."""
+    """Log the current operation in one line (level INFO), which the command line writes to stderr at once."""
     log.info("%s", line)

@@ -1,4 +1,4 @@
-"""The ids that mean the same in every vocabulary of this library, as in RoBERTa's."""
+"""Token ids that are the same in every vocabulary of this library, as in RoBERTa."""
 
 BOS, PAD, EOS, UNK = range(4)
-"""Start of a text, padding, its end, a piece that is not in the vocabulary."""
+"""Start of a text, padding, end of a text, unknown piece."""
