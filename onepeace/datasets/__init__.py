@@ -1,4 +1,4 @@
-"""Public data sets as they are downloaded, one file for each layout, and tables and folders of one's own (pairs.py)."""
+"""Public datasets in their downloaded form, one file per layout, and tables and folders of users (pairs.py)."""
 
 from onepeace.datasets.ade20k import ADE20K
 from onepeace.datasets.audiocaps import AudioCaps

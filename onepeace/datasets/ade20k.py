@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 
 LICENSE = "annotations BSD-3-Clause; photographs for research and education (ADE20K terms)"
 IGNORED = 255
-"""Value of other objects in the maps that are written; in the download it is 0, and the classes begin with 1."""
+"""Value of other objects in the written maps; in the download it is 0, and the classes begin with 1."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ADE20K(Photographs, OfficialSplits):
         return {name: Table(table, _records(folder, name, classes), classes) for name in (*self.val, *self.train)}
 
     def encode(self, record: Record) -> Encoded:
-        """The picture, and the map at the same size with the numbers that are written."""
+        """The picture, and the map of its classes at the same size."""
         picture, table = open_picture(record.inputs["image"]), record.targets["mask"]
         small = shrink(picture, self.size)
         mask = class_map(table, picture.size, small.size, record.about["num_classes"])
@@ -45,10 +45,10 @@ class ADE20K(Photographs, OfficialSplits):
 
 
 def class_map(path: Path, picture: tuple[int, int], size: tuple[int, int], num_classes: int) -> bytes:
-    """A map of the download, whose classes begin with 1, as PNG of the given size, whose classes begin with 0.
+    """Convert a downloaded map, whose classes begin with 1, to a PNG of the given size, whose classes begin with 0.
 
     Raises:
-        UserError: it is no map of 8 bits, of another size than the picture, or has a class that is not there.
+        UserError: the map does not have 8 bits, differs in size from the picture, or has an unknown class.
     """
     from PIL import Image
 
@@ -65,7 +65,7 @@ def class_map(path: Path, picture: tuple[int, int], size: tuple[int, int], num_c
 
 
 def _classes(table: Path) -> list[str]:
-    """The first name of each class. The last column of the table, below its head, has all names."""
+    """The first name of each class. The last column of the table, below its header, has all names."""
     lines = list(read_lines(table))[1:]
     names = [line.split("\t")[-1].partition(",")[0].strip() for _, line in lines]
     for number, ((where, line), name) in enumerate(zip(lines, names, strict=True), 1):

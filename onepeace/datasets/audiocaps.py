@@ -39,7 +39,7 @@ class AudioCaps(Sounds, OfficialSplits):
 
 
 def _table(folder: Path, split: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> Table:
-    """The clips of a split, less those of the videos in `apart`."""
+    """The clips of a split, except those of the videos in `apart`."""
     table = find(folder, f"{split}.csv", what="the captions")
     captions: dict[tuple[str, int], list[str]] = {}
     numbers: dict[tuple[str, int], list[str]] = {}
@@ -60,7 +60,7 @@ def _table(folder: Path, split: str, sounds: Mapping[tuple[str, int | None], Pat
 
 
 def _sounds(folder: Path) -> dict[tuple[str, int | None], Path]:
-    """The sound files by what their names say: (video, start or None) or (audiocap_id, None)."""
+    """The sound files by the content of their names: (video, start or None) or (audiocap_id, None)."""
     sounds: dict[tuple[str, int | None], Path] = {}
     for path in sounds_below(folder):
         if name := NAME.fullmatch(path.stem):

@@ -36,7 +36,7 @@ class Coco(Photographs, OfficialSplits):
 
 
 def _records(folder: Path, split: str) -> list[Record]:
-    """The pictures of a split that are there and have captions, in order of their ids."""
+    """The pictures of a split that exist and have captions, in order of their ids."""
     path = find(folder, f"captions_{split}.json", what="the captions")
     captions: dict[int, list[str]] = {}
     for where, row in json_rows(path, "annotations"):
@@ -105,11 +105,11 @@ class Instance(NamedTuple):
     box: list[float]
     """[x0, y0, x1, y1], relative to the picture's width and height."""
     crowd: bool
-    """Many objects, not to be told apart."""
+    """Whether it is a group of objects that are not separated."""
 
 
 class Instances(NamedTuple):
-    """Content of such a file."""
+    """Content of a file with instances."""
 
     sizes: dict[int, tuple[int, int]]
     """(width, height) in pixels by the id of the picture."""
@@ -120,7 +120,7 @@ class Instances(NamedTuple):
 
 
 def read_instances(path: Path) -> Instances:
-    """The objects of a file; UserError names the entry that is broken."""
+    """Read a file with instances; UserError names an invalid entry."""
     content, sizes, names, objects = read_json(path), {}, {}, []
     for where, row in json_rows(path, "images", content):
         with fields(where, row, "id, width and height"):
@@ -139,7 +139,7 @@ def read_instances(path: Path) -> Instances:
 
 
 def relative_box(pixels: Sequence[float], size: tuple[int, int]) -> list[float]:
-    """[x0, y0, x1, y1] from 0 to 1 of a box (x, y, width, height) in pixels; what lies outside is cut off."""
+    """Convert a box (x, y, width, height) in pixels to [x0, y0, x1, y1] from 0 to 1, clipped to the picture."""
     x, y, width, height = pixels
     edges = (x / size[0], y / size[1], (x + width) / size[0], (y + height) / size[1])
     return [round(min(max(edge, 0.0), 1.0), 6) for edge in edges]

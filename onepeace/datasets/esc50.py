@@ -47,7 +47,7 @@ class ESC50(Layout):
 
 
 def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Skipped]:
-    """The clips by what the names of their files say."""
+    """The clips, with fold and target from the names of their files."""
     names = list(captions)
     for path in sorted(folder.rglob("*.wav")):
         name = re.fullmatch(r"([1-5])-(\d+)-([A-Z])-(\d+)", path.stem)

@@ -1,4 +1,4 @@
-"""Sets with the splits of Karpathy and Fei-Fei (CVPR 2015), on which retrieval and captions are reported."""
+"""Datasets with the splits of Karpathy and Fei-Fei (CVPR 2015), on which retrieval and captions are reported."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Flickr30k(Photographs):
     title: ClassVar[str] = "Flickr30k"
     license: ClassVar[str] = "Flickr photographs; research and educational use (Flickr30k terms)"
     shared: ClassVar[str] = "flickr8k"
-    """A set with the same photographs, by the first part of their names."""
+    """Dataset that shares photographs, identified by the first part of their names."""
     val_size: int = option(160, "short side of the validation pictures")
     train: tuple[str, ...] = option(("train",), "Karpathy's splits that are training data")
 
@@ -77,11 +77,11 @@ class Picture(NamedTuple):
     file: str
     split: str
     captions: list[str]
-    """Captions as they are written, `CAPTIONS` at most."""
+    """Unchanged captions, at most `CAPTIONS`."""
 
 
 def read_karpathy(name: str, folder: Path) -> list[Picture]:
-    """The entries of dataset_NAME.json, somewhere below a folder; of coco_karpathy that of coco."""
+    """The entries of dataset_NAME.json somewhere below a folder; dataset_coco.json for coco_karpathy."""
     table = find(folder, f"dataset_{name.removesuffix('_karpathy')}.json", what="Karpathy's split and captions")
     pictures = []
     for where, row in json_rows(table, "images"):

@@ -1,6 +1,6 @@
-"""Layout: reads a public data set, in the form in which it is downloaded, as samples.
+"""Layout: reads a public dataset in its downloaded form as samples.
 
-Each layout has a file beside this one, and an entry in `onepeace.datasets.LAYOUTS`.
+Each layout has a file in this folder, and an entry in `onepeace.datasets.LAYOUTS`.
 """
 
 import dataclasses
@@ -26,22 +26,22 @@ class Skipped(NamedTuple):
 
 
 def skipped(where: Path | str, reason: object) -> Skipped:
-    """Names a row or file and its fault, on one line; `reason` may be the error that it caused."""
+    """Create a `Skipped` with its reason on one line; `reason` may be an exception."""
     text = " ".join(str(getattr(reason, "strerror", None) or reason).split())
     return Skipped(str(where), text.removeprefix(f"{where}: "))
 
 
 @dataclass(frozen=True)
 class Record(Sample):
-    """A sample before it is written into a shard: its pictures and sounds are paths, or bytes where no file has them.
+    """A sample before it is written into a shard: pictures and sounds are paths, or bytes if they are not in files.
 
     An empty key is replaced by the number of the sample.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
-    """Further fields of KEY.json: the license, and what the set says about the sample."""
+    """Further fields of KEY.json: the license, and information from the dataset."""
     where: str = ""
-    """For messages; the path of its file if empty."""
+    """Name in messages; if empty, the path of its file."""
 
     @property
     def name(self) -> str:
@@ -52,29 +52,29 @@ class Record(Sample):
 
 
 class Encoded(NamedTuple):
-    """The files of a sample as they go into a shard."""
+    """The files of a sample, as written into a shard."""
 
     files: dict[str, bytes]
     """Content by file ending, without the dot."""
     original: bytes | None = None
-    """Source of the files; of samples with equal originals only the first is written. None: always written."""
+    """Source of the files: of samples with equal originals, only the first is written. None = always written."""
 
 
 class Split(NamedTuple):
     """One set of shards, and the samples that go into it."""
 
     shards: str
-    """Place below the root: "val/coco/coco" for val/coco/coco-00000.tar. The first part is train or val."""
+    """Path below the root: "val/coco/coco" for val/coco/coco-00000.tar. The first part is train or val."""
     records: Iterable[Record | Skipped]
     """Can be iterated once."""
     encode: Callable[[Record], Encoded]
     """Called from several threads; an OSError or UserError says why the record cannot be used."""
     classes: Sequence[Any] | None = None
-    """Written to classes.json beside the shards."""
+    """Written to classes.json in the folder of the shards."""
 
 
 HeldOut = Callable[[str], Iterable[Record]]
-"""Returns the validation samples that were written for another set, from the folder val/NAME."""
+"""Returns the validation samples that were written for another dataset, from the folder val/NAME."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -84,20 +84,20 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Layout:
-    """A public data set. A subclass is a frozen dataclass whose fields are its `option`s; its docstring is its help."""
+    """A public dataset. A subclass is a frozen dataclass with `option`s as fields; its docstring is the help text."""
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        """The splits of the data set in `folder`, those of validation data first.
+        """The splits of the dataset in `folder`, those of validation data first.
 
-        Use up the records of one before the next: of equal pictures only the first is kept.
+        Read all records of a split before the next one: of equal pictures only the first is kept.
 
         Raises:
-            UserError: `folder` does not hold the data set, or a table in it is broken (names file and line).
+            UserError: `folder` does not contain the dataset, or a table in it is invalid (names file and line).
         """
         raise NotImplementedError
 
     def with_options(self, overrides: Sequence[str], where: str) -> "Layout":
-        """A copy with options set, each as "size=160"; UserError names `where` and an unknown or wrong one."""
+        """A copy with options set, each as "size=160"; UserError names `where` and the invalid one."""
         content = to_plain(self)
         for override in overrides:
             apply_override(content, override)
@@ -118,20 +118,20 @@ class Table(NamedTuple):
 
     path: Path
     records: Sequence[Record]
-    """All samples in the order of the table; a file that is not there is None."""
+    """All samples in the order of the table; a missing file is None."""
     classes: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
 class OfficialSplits(Layout):
-    """A layout whose training and validation data are chosen among the splits that the set comes with."""
+    """A layout whose training and validation data are chosen from the official splits of the dataset."""
 
     prefix: ClassVar[str] = ""
     """Name of the shards and of their folders."""
     pairs: ClassVar[str] = ""
-    """Folder below train/ that the shards share with those of other sets; empty: a folder of their own."""
+    """Folder below train/ that is shared with other datasets; empty = a separate folder."""
     hint: ClassVar[str] = ""
-    """Remedy for files that are not there."""
+    """Remedy for missing files."""
     train: tuple[str, ...] = option((), "official splits that are training data")
     val: tuple[str, ...] = option((), "official splits that are validation data")
 
@@ -144,7 +144,7 @@ class OfficialSplits(Layout):
         raise NotImplementedError
 
     def shards(self, split: str) -> str:
-        """Place of the shards of an official split below the root."""
+        """Path of the shards of an official split below the root."""
         folder = f"val/{self.prefix}" if split in self.val else f"train/{self.pairs or self.prefix}"
         return f"{folder}/{self.prefix}_{split}"
 
@@ -154,23 +154,23 @@ class OfficialSplits(Layout):
             if name not in tables:
                 raise UserError(f"{folder}: has no split {name!r}; it has {', '.join(sorted(tables))}")
             path, records, classes = tables[name]
-            alone = name in self.val or not self.pairs  # a folder of several sets has no classes.json
+            alone = name in self.val or not self.pairs  # a folder of several datasets has no classes.json
             yield Split(self.shards(name), present(records, path, self.hint), self.encode, classes if alone else None)
 
     def encode(self, record: Record) -> Encoded:
-        """The files of a record as they go into a shard."""
+        """The files of a record, as written into a shard."""
         raise NotImplementedError
 
 
 def shuffled(items: Iterable[T]) -> list[T]:
-    """The items in a random order that is always the same."""
+    """The items in a fixed random order."""
     result = list(items)
     random.Random(0).shuffle(result)  # noqa: S311
     return result
 
 
 def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Record | Skipped]:
-    """The records whose files are all there, shuffled; how many of those in `table` are not comes first."""
+    """The records whose files all exist, shuffled, after the number of those in `table` whose files are missing."""
     for modality in dict.fromkeys(key for record in records for key in record.inputs if key != "text"):
         lacking = [record.key for record in records if record.inputs[modality] is None]
         if len(lacking) == len(records):

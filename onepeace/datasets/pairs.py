@@ -1,4 +1,4 @@
-"""Samples of a user's own: the rows of a table or the files of a folder, checked without decoding a file."""
+"""Samples of users: the rows of a table or the files of a folder, checked without decoding a file."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
 
 COLUMNS = {"text": ("text", "caption", "captions")}
-"""Names that a column may have, by what it holds; the first that is filled is used."""
+"""Possible names of a column, by its content; the first that is filled is used."""
 
 
 def media() -> list[str]:
@@ -24,13 +24,13 @@ def media() -> list[str]:
 def from_table(path: Path) -> Iterator[Record | Skipped]:
     """A sample, or the reason why there is none, for each row of a .csv, .tsv or .jsonl file.
 
-    Columns are image, audio, text (or as in `COLUMNS`) and label, taken where they are filled. Paths in the table are
-    relative to its folder. A caption of a .jsonl is one text or a list.
+    Columns are image, audio, text (or as in `COLUMNS`) and label; empty cells are ignored. Paths in the table are
+    relative to its folder. The caption in a .jsonl is one text or a list.
 
     Raises:
         UserError: the table cannot be read, has no row, or no column of files.
     """
-    checked = path.suffix.lower() == ".jsonl"  # there each row has its own columns
+    checked = path.suffix.lower() == ".jsonl"  # each row of a .jsonl has its own columns
     empty = True
     for row in read_table(path):
         empty = False
@@ -54,7 +54,7 @@ def from_table(path: Path) -> Iterator[Record | Skipped]:
 def from_folder(folder: Path) -> Iterator[Record | Skipped]:
     """A sample for each stem of files below a folder: a.jpg, a.wav and a.txt in one folder are one sample.
 
-    Each line of the .txt is a caption. Where no file has one, the name of the folder that holds it is its label.
+    Each line of the .txt is a caption. If no file has a .txt, the name of a file's folder is its label.
     """
     found, unreadable = walk([folder], {suffix: key for key in media() for suffix in PROCESSORS[key].suffixes})
     has_captions = any(path.with_suffix(".txt").is_file() for path, _ in found)
@@ -87,7 +87,7 @@ def _check_columns(path: Path, known: Sequence[str]) -> None:
 
 
 def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str) -> Record:
-    """The sample of a row; `UserError` says what is wrong with it."""
+    """The sample of a row; `UserError` if the row is invalid."""
 
     def cell(key: str) -> tuple[str, Any]:
         filled = [name for name in COLUMNS.get(key, (key,)) if cells.get(name) not in (None, "", [])]

@@ -1,4 +1,4 @@
-"""Pictures of data sets: photographs made smaller, and duplicates recognised."""
+"""Pictures of datasets: resizing, and detection of duplicates."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from typing import Any
 from onepeace.datasets.layout import Encoded, Layout, Record, option
 
 CAPTIONS = ("a photo of {a}", "a picture of {a}", "{a}")
-"""Sentences around the label of a picture."""
+"""Templates of captions for the label of a picture."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def photograph(record: Record, size: int, quality: int) -> Encoded:
 
 
 class Seen:
-    """Recognises content that it was given before."""
+    """Detects repeated content."""
 
     def __init__(self) -> None:
         self._hashes: set[bytes] = set()
 
     def __call__(self, content: bytes) -> bool:
-        """Whether equal content came before."""
+        """Whether equal content was passed before."""
         digest = hashlib.sha1(content, usedforsecurity=False).digest()
         seen = digest in self._hashes
         self._hashes.add(digest)
@@ -59,7 +59,7 @@ class Seen:
 
 
 def open_picture(source: Path | bytes, mode: str = "RGB") -> Any:
-    """A PIL picture, upright and in the given mode; OSError when it is none."""
+    """Open a PIL picture, upright and in the given mode; OSError if it is not a picture."""
     from PIL import Image, ImageOps
 
     try:

@@ -1,4 +1,4 @@
-"""Reading the tables and lists of a download: whatever is broken is a `UserError` that names file and line."""
+"""Reading of tables and lists in a download; errors are `UserError`s that name file and line."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from onepeace.errors import UserError
 
 
 def find(folder: Path, *names: str, what: str) -> Path:
-    """The first file or folder below `folder` that has one of these names; `what` it holds is for the message."""
+    """The first file or folder below `folder` that has one of these names; the message describes it by `what`."""
     for name in names:
         if found := sorted(folder.rglob(name)):
             return found[0]
@@ -35,8 +35,8 @@ def read_rows(path: Path, *needed: str, columns: Sequence[str] | None = None) ->
     """The rows of a .csv file, each with "FILE:LINE" for messages.
 
     Args:
-        needed: columns that must be there and filled.
-        columns: names of the columns of a file that does not begin with them.
+        needed: columns that must exist and be filled.
+        columns: names of the columns, if the file has no header.
     """
     for row in read_table(path, columns):
         where = f"{path}:{row.line}"
@@ -70,9 +70,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def json_rows(path: Path, name: str = "", content: Any = None) -> Iterator[tuple[str, Any]]:
-    """The entries of the list that a JSON file holds as its field `name`, or is, each with its place for messages.
+    """The entries of the list in field `name` of a JSON file, or of the file itself, each with its place for messages.
 
-    `content` is that of the file if it is read already.
+    `content` is the content of the file, if it has been read already.
     """
     content = read_json(path) if content is None else content
     rows = content.get(name) if name and isinstance(content, dict) else None if name else content
@@ -83,7 +83,7 @@ def json_rows(path: Path, name: str = "", content: Any = None) -> Iterator[tuple
 
 @contextmanager
 def fields(where: str, row: object, names: str) -> Iterator[None]:
-    """Turns the error of a missing or malformed field into a `UserError` that lists the expected fields."""
+    """Turn the error of a missing or malformed field into a `UserError` that lists the expected fields."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -91,7 +91,7 @@ def fields(where: str, row: object, names: str) -> Iterator[None]:
 
 
 def number(text: str, where: str) -> float:
-    """The number that a cell holds; `where` is for the message."""
+    """Parse a finite number in a cell; `where` is for the message."""
     try:
         value = float(text)
     except ValueError:
@@ -102,7 +102,7 @@ def number(text: str, where: str) -> float:
 
 
 def whole_number(text: str, where: str) -> int:
-    """The number that a cell holds; `where` is for the message."""
+    """Parse a whole number in a cell; `where` is for the message."""
     if not text.strip().isdecimal():
         raise UserError(f"{where}: expected a whole number, found {text!r}")
     return int(text)
@@ -114,5 +114,5 @@ def sentence(text: str) -> str:
 
 
 def plain_name(text: str) -> str:
-    """Letters, digits and "_" alone, for keys and names of shards."""
+    """Reduce a text to letters, digits and "_", for keys and names of shards."""
     return re.sub(r"\W+", "_", text)

@@ -1,5 +1,5 @@
-"""Sounds in which each event has a beginning and an end: DESED (Turpault, Serizel, Salamon, Shah, DCASE 2019), and
-tables of one's own in its form."""
+"""Sounds with the beginning and end of each event: DESED (Turpault, Serizel, Salamon, Shah, DCASE 2019), and tables of
+users in the same form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class DESED(SoundEvents):
 
 
 def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
-    """The events within the first `seconds`, in the order of their beginnings."""
+    """The events within the first `seconds`, in the order of their onsets, by file."""
     found: dict[str, list[list[Any]]] = {}
     for where, row in read_rows(table, "filename"):
         if missing := [name for name in COLUMNS if name not in row]:
@@ -103,6 +103,6 @@ def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
 
 
 def _stem(name: str) -> str:
-    """The name of a sound without its ending; "Y-id_30.000_40.000" has none."""
+    """The name of a sound without its suffix; "Y-id_30.000_40.000" has none."""
     path = Path(name)
     return path.stem if path.suffix.lower() in SOUNDS else name

@@ -1,4 +1,4 @@
-"""Sounds of data sets: 16 kHz mono Ogg Vorbis."""
+"""Sounds of datasets: 16 kHz mono Ogg Vorbis."""
 
 import io
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ RATE = 16000
 """Samples per second of the sounds in the shards."""
 
 SOUNDS = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
-"""Endings of the sound files that are read. No containers of videos: extract their sound first."""
+"""Suffixes of the sound files that are read. Video files are not read: extract their sound first."""
 
 CAPTIONS = ("{}", "the sound of {}", "a recording of {}")
-"""Sentences around the label of a sound."""
+"""Templates of captions for the label of a sound."""
 
 HINT = f"{', '.join(sorted(SOUNDS))} are read, not videos: extract their sound"
 
@@ -32,7 +32,7 @@ class Sounds(Layout):
 
 
 def sounds_below(folder: Path) -> list[Path]:
-    """The sound files of a folder and of those in it, by name."""
+    """The sound files of a folder and its subfolders, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS)
 
 

@@ -1,8 +1,8 @@
-"""Rows of a .csv, .tsv or .jsonl file with their lines; a broken row is one of the results.
+"""Rows of a .csv, .tsv or .jsonl file with their line numbers; an invalid row is returned as `BadRow`.
 
-A .csv file is quoted as spreadsheets do it, a row may span lines. A .tsv file has no quoting, as the format says: a
-line is a row and `"` a character like others. Both begin with the names of their columns. A .jsonl file has one JSON
-object per line.
+A .csv file is quoted as in spreadsheets, so a row may span lines. A .tsv file has no quoting, as in its specification:
+a line is a row, and `"` is an ordinary character. Both begin with the names of their columns. A .jsonl file has one
+JSON object per line.
 """
 
 import csv
@@ -33,10 +33,10 @@ class BadRow(NamedTuple):
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
-    """The rows of a table in order, empty lines left out, read as they are asked for.
+    """Yield the rows of a table in order, without empty lines.
 
     Args:
-        columns: names of the columns of a .csv or .tsv file that does not begin with them.
+        columns: names of the columns of a .csv or .tsv file without a header.
 
     Raises:
         UserError: an unknown extension, a file that cannot be read or is not UTF-8, or a duplicate column.
@@ -45,7 +45,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: unknown file extension {path.suffix!r}; a table is {', '.join(SUFFIXES)}")
     try:
-        # A spreadsheet's UTF-8 begins with a mark; csv does its own line ends.
+        # UTF-8 from spreadsheets begins with a byte order mark; csv handles line ends itself.
         with open(path, encoding="utf-8-sig", newline=None if suffix == ".jsonl" else "") as file:
             yield from _json_rows(file) if suffix == ".jsonl" else _csv_rows(file, path, suffix == ".tsv", columns)
     except OSError as error:

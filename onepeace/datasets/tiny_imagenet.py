@@ -1,4 +1,4 @@
-"""tiny-ImageNet, the set of the course CS231n."""
+"""tiny-ImageNet, the dataset of the course CS231n."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class TinyImageNet(Layout):
 
 
 def stored(record: Record) -> Encoded:
-    """The JPEG file of a record as it is; OSError when it is no picture."""
+    """The unchanged JPEG file of a record; OSError if it is not a picture."""
     data = record.inputs["image"].read_bytes()
     open_picture(data)
     return Encoded({"jpg": data}, data)

@@ -14,7 +14,7 @@ from onepeace.files.video import clip
 
 LICENSE = "list: CC BY 4.0; sounds belong to the owners of the videos"
 PICTURES = (".mp4", ".png", ".webp", ".jpeg", ".jpg")
-"""Endings of what shows a clip; of two files the one whose ending comes later is read."""
+"""Suffixes of files that show a clip; of two files, the one whose suffix comes later is read."""
 COLUMNS = ("video", "start", "label", "split")
 
 

@@ -1,6 +1,6 @@
-"""Answers of VQA in one spelling, and the scores of what ten people answered (Antol et al., ICCV 2015).
+"""Normalisation of VQA answers, and scores of the answers of ten people (Antol et al., ICCV 2015).
 
-The rules are those of visualqa.org/evaluation.html as its evaluation code applies them, with its known slip.
+The rules are those of visualqa.org/evaluation.html as its evaluation code applies them, including a known bug.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-"""No full stop, which has a rule of its own, and neither apostrophe nor colon, which stay (girl's, 2:50)."""
+"""Without the full stop, which has a separate rule, and apostrophe and colon, which are kept (girl's, 2:50)."""
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
@@ -26,12 +26,12 @@ CONTRACTIONS = {
     for word in WITH_APOSTROPHE.split()
     for place, letter in enumerate(word)
     if letter == "'"
-} | {"somebody'd": "somebodyd"}  # the slip: the two are the wrong way round
-"""The word by what is left of it when one apostrophe is missing."""
+} | {"somebody'd": "somebodyd"}  # the bug: the two are swapped
+"""Words by their spelling with one apostrophe missing."""
 
 
 def normalize_answer(answer: str) -> str:
-    """The answer as it is compared: lower case, numbers as digits, no article and almost no punctuation."""
+    """Normalise an answer: lower case, numbers as digits, no articles and almost no punctuation."""
     text = " ".join(re.split("[\n\t]", answer)).strip()
     in_number = re.search(r"\d,\d", text) is not None  # 100,978
     alone = {mark: in_number or f"{mark} " in text or f" {mark}" in text for mark in PUNCTUATION}
@@ -42,10 +42,10 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_scores(answers: Iterable[str]) -> dict[str, float]:
-    """Score of each normalised answer: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten people.
+    """Score of each normalised answer: 0.3, 0.6, 0.9 and 1 if given by one, two, three and more of ten people.
 
-    Someone who gave an answer is compared with the nine others, of whom three must agree; this is the mean over the
-    ten (Teney et al., arXiv 1708.02711, as OFA and ONE-PEACE train).
+    This is the mean of min(1, matches / 3) over the ten groups of nine people (Teney et al., arXiv 1708.02711, as in
+    the training of OFA and ONE-PEACE).
     """
     counts = Counter(map(normalize_answer, answers))
     return {answer: min(1.0, round(0.3 * count, 1)) for answer, count in counts.items()}

@@ -19,9 +19,9 @@ UNANSWERED = ("test2015", "test-dev2015")
 
 class _Answers(NamedTuple):
     common: str
-    """Answer of most people, normalised."""
+    """Most common answer, normalised."""
     given: list[str]
-    """Answers of the ten people, as they are written."""
+    """Answers of the ten people, unchanged."""
     about: dict[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""Samples of the shards that layouts have written."""
+"""Samples in shards that were written from layouts."""
 
 import json
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ def held_out(root: Path, name: str) -> Iterator[Record]:
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """The samples of a shard in order: media as bytes, of the captions that of KEY.txt alone, of the targets the mask
-    alone, all fields of KEY.json in `about`.
+    """The samples of a shard in order: media as bytes, only the caption in KEY.txt, only the target mask, and all
+    fields of KEY.json in `about`.
 
     Raises:
-        UserError: a sample that is not whole (names the shard and the key).
+        UserError: a sample is incomplete (names the shard and the key).
     """
     known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in guessed().items() if key != "text"}
     endings = {"video": {"mp4"}, **known}
