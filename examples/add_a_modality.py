@@ -2,9 +2,9 @@
 
     python examples/add_a_modality.py FOLDER
 
-An adapter turns readings into tokens, a processor turns files into readings, and one entry of each makes both known to
-training, `encode`, the index and every command. As in the second stage of ONE-PEACE, the words and the shared attention
-stay as they are, and only the new branch learns: here from made-up readings of five kinds, in a quarter of a minute.
+An adapter turns readings into tokens, a processor turns files into readings, and one entry of each registers it for
+training, `encode`, the index and every command. As in the second stage of ONE-PEACE, the text branch and the shared
+attention are frozen, and only the new branch is trained: here on made-up readings of five kinds, in 15 seconds.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class MotionAdapter(Adapter):
 
 
 class MotionProcessor(Processor):
-    """Files .imu, rows of six float32 (acceleration and turning about three axes), as (T, 6), T at most 60."""
+    """Files .imu, rows of six float32 (acceleration and rotation about three axes), as (T, 6), T at most 60."""
 
     key = "motion"
     suffixes = frozenset({".imu"})
@@ -75,9 +75,9 @@ class MotionProcessor(Processor):
 
 ADAPTERS["motion"] = MotionAdapter
 PROCESSORS["motion"] = MotionProcessor
-PROCESSORS["text"] = PROCESSORS.pop("text")  # it takes any string, so it is asked last
+PROCESSORS["text"] = PROCESSORS.pop("text")  # it accepts any string, so it comes last
 
-KINDS = {  # mean of the six channels, and how far they swing
+KINDS = {  # mean and amplitude of the six channels
     "lying still": ([0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]),
     "falling down": ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]),
     "spinning round": ([0, 0, 1, 0, 0, 2], [0, 0, 0, 0, 0, 0]),
@@ -132,7 +132,7 @@ def main() -> None:
 
     model = onepeace.load(trained)
     right = 0
-    for number, kind in enumerate(list(KINDS) * 4):  # files that it has not seen
+    for number, kind in enumerate(list(KINDS) * 4):  # files that are not in the training data
         path = folder / f"new{number}.imu"
         path.write_bytes(readings(kind, rng))
         chances = model.classify([path], list(KINDS))[0]

@@ -2,7 +2,7 @@
 
     python examples/search_disk.py my.index ~/Pictures ~/Music
 
-Ask by words, or by the path of a picture or a sound; an empty line ends. `--ask WORDS` asks once and prints JSON.
+Enter words, or the path of a picture or a sound; an empty line ends. `--ask WORDS` searches once and prints JSON.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from onepeace.processors import guess
 
 
 def query_of(question: str) -> Query:
-    """A query by a file of that path, else by the words."""
+    """Create a query by the file at that path if there is one, else by words."""
     if not Path(question).is_file():
         return Query(text=question)
     return Query(**{guess(Path(question), ("image", "audio")): question})
@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
 
     report = update(args.index) if is_index(args.index) else build(args.index, args.folders)
-    for problem in report.problems:  # a file that cannot be read stops nothing
+    for problem in report.problems:  # unreadable files are skipped
         print(f"left out: {problem.path}: {problem.reason}")
 
     with Index.open(args.index) as index:

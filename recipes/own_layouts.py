@@ -1,8 +1,8 @@
-"""Layouts of sets that the recipes of the bundled model read, and of MACS, which audio_retrieval.yaml reads.
+"""Layouts of datasets for the recipes of the bundled model, and of MACS for audio_retrieval.yaml.
 
     onepeace shards --layouts recipes/own_layouts.py --layout emoji ~/downloads/emoji -o $ONEPEACE_DATA
 
-A file like this one adds layouts of your own: its last lines put them into `LAYOUTS`.
+A file like this one can add other layouts: its last lines add them to `LAYOUTS`.
 """
 
 import glob
@@ -54,12 +54,12 @@ def on_white_square(picture: Any, longest: int) -> Any:
 
 
 def is_plain(picture: Any) -> bool:
-    """True when a picture has almost no content: fewer than four colours at 16 x 16 pixels."""
+    """Whether a picture has almost no content: fewer than four colours at 16 x 16 pixels."""
     return len(picture.resize((16, 16)).getcolors()) < 4
 
 
 def drawing(record: Record) -> Encoded:
-    """The picture of a record that holds WebP already."""
+    """Encode a record whose picture is WebP already."""
     return Encoded({"webp": record.inputs["image"]})
 
 
@@ -75,12 +75,12 @@ LICENSES = {
     "emojione": "CC BY 4.0",
     "noto-v1": "Apache 2.0",
 }
-"""The drawing sets, and their licences where the package does not say."""
+"""Drawing sets, and their licences if the package does not state them."""
 VAL_SETS = ("noto", "twemoji", "fluent-emoji")
 
 
 Drawing = tuple[str, str, str, str, Callable[[], Any]]
-"""Code points as in `_code`, drawing set, licence, place for messages, and what gives the RGBA picture."""
+"""Code points as in `_code`, drawing set, licence, place for messages, and a function that draws the RGBA picture."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Emoji(Layout):
         def records(validation: bool) -> Iterator[Record | Skipped]:
             for code, name, license, where, draw in drawings:
                 label, keywords = words[code]
-                # by name too: a later Unicode version may use a name again
+                # by name too: a later Unicode version may reuse a name
                 if (code in apart or label in apart_names) != validation or (validation and name not in VAL_SETS):
                     continue
                 try:
@@ -142,7 +142,7 @@ def _names(folder: Path) -> dict[str, tuple[str, list[str]]]:
             code, label = entry["hexcode"], entry["label"]
         except (KeyError, TypeError) as error:
             raise UserError(f"{found[0]}: entry {i} has no hexcode and label: {entry!r}") from error
-        # group 2: parts such as skin tones, 9: flags; 264x behind a joiner: gender
+        # group 2: parts such as skin tones, 9: flags; 264x after a joiner: gender
         if entry.get("group") in (None, 2, 9) or re.search("200D-264[02]", code) or ":" in label or "keycap" in label:
             continue
         names[_code(code)] = (label, [tag for tag in entry.get("tags", []) if tag.lower() not in label.lower()])
@@ -160,7 +160,7 @@ def _iconify(folder: Path) -> list[Drawing]:
         icons, table = read_json(path), path.with_name("chars.json")
         if icons.get("prefix") in LICENSES:
             sets[icons["prefix"]] = (path, icons, read_json(table) if table.exists() else {})
-    # Sets without a table of code points use the same icon names as the others.
+    # Sets without a table of code points use the same icon names as other sets.
     named: dict[str, str] = {}
     for _, _, chars in sets.values():
         for code, name in chars.items():
@@ -245,7 +245,7 @@ class OpenClipart(Layout):
 
 
 def _titles(paths: Sequence[Path]) -> list[str | None]:
-    """A title per file, None where its name says nothing."""
+    """Title of each file, None if its name is not descriptive."""
     names = [re.sub(r"_\d+$", "", re.sub(r"\.f?_|\.", "_", path.stem.lower())).split("_") for path in paths]
     heads: dict[str, set[str]] = {}
     for words in names:
@@ -306,7 +306,7 @@ class TuxPaint(Layout):
 # ------------------------------------------------------------------------------------------------------- photographs
 
 NEAR = 4
-"""Difference hashes of two pictures that differ in no more than this many of 64 bits make them near copies."""
+"""Maximum number of different bits, of 64, in the difference hashes of two pictures that are near copies."""
 
 
 def difference_hash(picture: Any) -> int:
@@ -338,7 +338,7 @@ class ImageNetSamples(Photographs):
         yield Split("train/image_text/imagenet_samples", records, partial(self._encode_if_new, hashes=hashes))
 
     def _encode_if_new(self, record: Record, hashes: list[int]) -> Encoded:
-        """The picture, unless it looks like one of those with the given difference hashes."""
+        """Encode a picture; UserError if it is a near copy of one with the given difference hashes."""
         picture = open_picture(record.inputs["image"])
         bits = difference_hash(picture)
         if any((bits ^ other).bit_count() <= NEAR for other in hashes):
@@ -398,11 +398,11 @@ SENTENCES = (
     "a photo of a {}", "a picture of {}", "a drawing of a {}", "the sound of {}", "a {} in the background",
     "people and a {}",
 )  # fmt: skip
-"""Each word comes by itself and in one of them."""
+"""Templates: each word is written alone and in one of these."""
 REPLACED = 3
-"""Words of a caption that another word takes the place of, at most."""
+"""Maximum number of words that are replaced in a caption."""
 TEXTS = 5
-"""Texts of a sample: few texts a sample, and each comes as often as another."""
+"""Maximum number of texts per sample: with few, all texts are used about equally often."""
 
 
 @dataclass(frozen=True)

@@ -25,47 +25,47 @@ from onepeace.train.recipe import read_recipe
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train."""
+    """A row of the table: the base recipe with overrides."""
 
     overrides: tuple[str, ...] = ()
     """Fields of the base recipe, as "a.b=value"."""
     time_of: str | None = None
-    """Another variant, whose time this one gets: it takes so many more or fewer steps."""
+    """Another variant, whose training time this one gets by taking more or fewer steps."""
     steps_of: str | None = None
-    """Where ``time_of`` is given: the variant with these overrides, whose speed is known."""
+    """With ``time_of``: the variant with the same overrides, whose training time is known."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table's rows and columns."""
+    """Rows and columns of a table."""
 
     base: str
-    """The recipe, beside the study's file."""
+    """Path of the recipe, relative to the study's file."""
     figures: dict[str, str]
     """Column -> name of a score in the log, as "valid/flickr8k/text to image R@10"."""
     variants: dict[str, Variant]
     select: str | None = None
-    """A score on data apart: figures are those of the step where it is best (early stopping); null = the last step."""
+    """Score on separate data: the figures are of the step where it is best (early stopping); null = the last step."""
     overrides: tuple[str, ...] = field(default=())
-    """Of all variants."""
+    """Overrides of all variants."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run reached."""
+    """Result of a run."""
 
     variant: str
     seed: int
     step: int
-    """The step that counts."""
+    """Step of the figures."""
     minutes: float
-    """Of training, see minutes()."""
+    """Training time, see minutes()."""
     figures: dict[str, float]
-    """Column of the table -> score at that step, in parts of 1."""
+    """Column of the table -> score at that step, as a fraction."""
 
 
 class Runs:
-    """The runs of a study in a folder, and their results beside it."""
+    """The runs of a study in a folder, and a file with their results next to it."""
 
     def __init__(self, path: Path, root: Path, overrides: list[str]):
         content: Any = read_yaml(path)
@@ -74,11 +74,11 @@ class Runs:
 
     @property
     def file(self) -> Path:
-        """Of the results, a JSON object per line."""
+        """File of the results, a JSON object per line."""
         return self.root.with_name(f"{self.root.name}.jsonl")
 
     def results(self) -> list[Result]:
-        """Of all runs that were trained and measured to their end."""
+        """Results of all completed runs."""
         if not self.file.exists():
             return []
         return [Result(**json.loads(line)) for line in self.file.read_text(encoding="utf-8").splitlines()]
@@ -88,7 +88,7 @@ class Runs:
         return self.root / "-".join(part for part in kept.split("-") if part)
 
     def train(self, name: str, seed: int) -> None:
-        """Train and measure a variant, unless that is done."""
+        """Train and measure a variant, unless it has a result."""
         if any((each.variant, each.seed) == (name, seed) for each in self.results()):
             return
         variant = self.study.variants[name]
@@ -99,7 +99,7 @@ class Runs:
             minutes_of = {each.variant: each.minutes for each in self.results() if each.seed == seed}
             ratio = minutes_of[variant.time_of] / minutes_of[variant.steps_of or name]
             own.append(f"schedule.steps={round(plain.schedule.steps * ratio)}")
-            own.append(f"run.eval_every={round(plain.run.eval_every * ratio)}")  # as many steps to choose from
+            own.append(f"run.eval_every={round(plain.run.eval_every * ratio)}")  # equally many steps to choose from
         recipe = read_recipe(self.base, own)
         train(recipe, evaluation(recipe))
         log = read_log(self.folder(name, seed) / "log.jsonl")
@@ -109,7 +109,7 @@ class Runs:
             file.write(json.dumps(asdict(Result(name, seed, chosen["step"], minutes(log), figures))) + "\n")
 
     def table(self) -> str:
-        """The variants that there are runs of: mean and standard deviation of each figure over seeds, in percent."""
+        """Table of the variants with results: mean and standard deviation of each figure over seeds, in percent."""
         rows = []
         for name in self.study.variants:
             reached = [each for each in self.results() if each.variant == name]
@@ -126,15 +126,15 @@ class Runs:
         return markdown_table(["variant", "steps", "minutes", *self.study.figures], rows)
 
     def _chosen(self, log: list[dict[str, Any]]) -> dict[str, Any]:
-        """The scores of the step that counts."""
+        """The scores of the selected step."""
         measured = [line for line in log if all(key in line for key in self.study.figures.values())]
         select = self.study.select
         return max(measured, key=lambda line: line[select]) if select else measured[-1]
 
 
 def minutes(log: list[dict[str, Any]]) -> float:
-    """Time of the training itself: the median of the log's lines times their number. A mean would count what else the
-    machine did meanwhile."""
+    """Training time: the median of the log's lines times their number. A mean would include delays by other programs on
+    the machine."""
     seconds = [line["seconds"] for line in log if "seconds" in line]
     return statistics.median(seconds) * len(seconds) / 60
 
@@ -149,7 +149,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     runs = Runs(args.study, args.out or Path("runs") / args.study.stem, args.overrides)
     for seed in () if args.table else map(int, args.seeds.split(",")):
-        # Those whose steps come from the times of others come last.
+        # Variants whose steps depend on the times of other variants come last.
         for name in sorted(runs.study.variants, key=lambda name: runs.study.variants[name].time_of is not None):
             runs.train(name, seed)
     print(runs.table())

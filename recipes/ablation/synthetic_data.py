@@ -20,7 +20,7 @@ SYLLABLES = ("bel", "dax", "fim", "gor", "kul", "mip", "nev", "tos")
 
 
 def picture(pattern: np.ndarray, others: np.ndarray, rng: np.random.Generator) -> bytes:
-    """A PNG of ``pattern`` (8, 8, 3) under patterns drawn from ``others`` (N, 8, 8, 3)."""
+    """A PNG of ``pattern`` (8, 8, 3) mixed with patterns drawn from ``others`` (N, 8, 8, 3)."""
     rows = []
     for _ in range(SIDE):
         drawn = others[rng.integers(len(others), size=SIDE)]
@@ -31,7 +31,7 @@ def picture(pattern: np.ndarray, others: np.ndarray, rng: np.random.Generator) -
 
 
 def write(folder: Path, prefix: str, each: int, patterns: np.ndarray, others: np.ndarray, seed: int) -> None:
-    """So many pictures of each class, with its name."""
+    """Write ``each`` pictures of each class, with its name."""
     rng = np.random.default_rng(seed)
     with ShardWriter(folder, prefix) as writer:
         for i in range(each):
@@ -49,7 +49,7 @@ def main() -> None:
     patterns, others = (rng.choice([-1.0, 1.0], (count, PATCH, PATCH, 3)) for count in (CLASSES, OTHERS))
     for prefix, each, seed in (("pairs", 1, 1), ("unpaired", 100, 2), ("dev", 5, 3), ("val", 25, 4)):
         write(folder, prefix, each, patterns, others, seed)
-    write(folder, "classless", 100, np.zeros_like(patterns), others, seed=5)  # nothing is common to their patches
+    write(folder, "classless", 100, np.zeros_like(patterns), others, seed=5)  # their patches have nothing in common
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The architecture "towers": a Transformer for each modality, nothing shared but the loss.
+"""The architecture "towers": a Transformer for each modality; only the loss is shared.
 
-Importing this file registers it. Blocks have the shape and the cost per item that they have in the shared Transformer.
+Importing this file registers it. Blocks have the same shape and cost per item as in the shared Transformer.
 """
 
 import copy
