@@ -20,7 +20,7 @@ from onepeace.cost.measure import step_cost
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.special_ids import EOS, PAD
-from onepeace.train.lora import choose_trained
+from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
 
@@ -45,7 +45,7 @@ class Steps:
             for parameter in self.model.parameters():
                 if parameter.ndim > 0:
                     parameter.add_(0.02 * torch.randn(parameter.shape))
-        choose_trained(self.model, recipe)
+        add_lora_and_freeze(self.model, recipe)
         generator = torch.Generator().manual_seed(0)
         keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
         inputs = inputs_of_many_lengths(self.config, keys, count, generator)

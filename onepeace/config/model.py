@@ -64,7 +64,7 @@ class ModelConfig:
                 raise UserError(f"model.{name} names {unknown[0]!r}; the adapters are {', '.join(self.adapters)}")
         for name, head in self.heads.items():
             if name in self.adapters:
-                raise UserError(f"model.heads.{name} is called like a modality; that name is its projection's")
+                raise UserError(f"model.heads.{name} has the name of a modality, which is reserved for its projection")
             on = head.get("on")
             several = isinstance(on, list) and head.get("kind") == "caption"
             if "kind" not in head or not on or not set(on if several else [str(on)]) <= set(self.adapters):

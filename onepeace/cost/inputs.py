@@ -35,7 +35,7 @@ class PlannedData(TrainingData):
 
     @property
     def tokenizer(self) -> Any:
-        raise UserError("a term of the objective writes or searches with the vocabulary of the data; it has no plan")
+        raise UserError("a term of the objective needs the tokenizer of the data, so the run cannot be planned")
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return {"ids": torch.full((len(texts), 8), FIRST_WORD_ID, device="cpu")}
@@ -72,7 +72,7 @@ def picture_size(config: Config, key: str = "image") -> int:
 def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
     """`count` items of a pair, each of the maximum size that the processors allow."""
     if unknown := [key for key in pair if key not in UNITS]:
-        raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(UNITS)}")
+        raise UserError(f"the size of an item of {unknown[0]} is not known; a plan supports {', '.join(UNITS)}")
     found = {}
     for key in pair:
         options = config.processors.get(key, {})

@@ -25,7 +25,7 @@ from onepeace.hub.architectures import build_encoder
 from onepeace.hub.registry import find
 from onepeace.model import Trained
 from onepeace.train.folder import model_folder
-from onepeace.train.lora import choose_trained
+from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.recipe import Recipe
 from onepeace.train.start import make_config
 
@@ -105,7 +105,7 @@ def planned_model(recipe: Recipe, config: Config) -> Trained:
     """The model on the meta device, with the adapters and frozen parameters of the recipe."""
     with torch.device("meta"):
         model = build_encoder(config, "a plan")
-    choose_trained(model, recipe)
+    add_lora_and_freeze(model, recipe)
     return model
 
 

@@ -20,7 +20,7 @@ from onepeace.data.frozen_cache import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.reader import Window
 from onepeace.data.sample import Sample, content_of
-from onepeace.data.shards import BROKEN_FREE
+from onepeace.data.shards import ALLOWED_BROKEN
 from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class BatchBuilder:
         if where not in broken:
             broken.add(where)
             log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
-        if len(broken) == total or len(broken) > max(BROKEN_FREE, self.config.broken_limit * total):
+        if len(broken) == total or len(broken) > max(ALLOWED_BROKEN, self.config.broken_limit * total):
             raise UserError(
                 f"{len(broken)} of {total} items of {name} cannot be decoded, the last {where}: {error}; "
                 "repair the shards or raise data.broken_limit"

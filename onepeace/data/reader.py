@@ -113,11 +113,12 @@ class Reader:
         if self.fetched == (following := (last := self.windows[-1]).following):
             return
         self.fetched, first = following, following["shard"]
-        coming = [self.shards[number] for number in self._dealt(following["epoch"])[first : first + len(last.shards)]]
+        numbers = self._shard_order(following["epoch"])[first : first + len(last.shards)]
+        coming = [self.shards[number] for number in numbers]
         if far := [(place, source.cache_bytes) for source, i in coming if scheme(place := source.shards[i])]:
             Thread(target=lambda: [*starmap(open_shard, far)], daemon=True).start()
 
-    def _dealt(self, epoch: int) -> list[int]:
+    def _shard_order(self, epoch: int) -> list[int]:
         """Shard numbers in the order of an epoch."""
         return np.random.default_rng([*self.seed, SHARDS, epoch]).permutation(len(self.shards)).tolist()
 
@@ -129,12 +130,12 @@ class Reader:
             epoch, first = cursor["epoch"], cursor["shard"]
             shards: dict[int, list[Sample]] = {}
             counts = dict.fromkeys(self.sources, 0)
-            for number in self._dealt(epoch)[first:]:
+            for number in self._shard_order(epoch)[first:]:
                 source, i = self.shards[number]
                 shards[number] = seen[number] if number in seen else source.read(i)
                 counts[source] += len(shards[number])
                 sizes = [*counts.values()]
-                if sum(sizes) >= self.buffer and drawn(sizes, self.weights) >= self.run:
+                if sum(sizes) >= self.buffer and num_drawn(sizes, self.weights) >= self.run:
                     break
             for source in self.sources:
                 source.check(complete=len(shards) == len(self.shards))
@@ -151,13 +152,13 @@ class Reader:
                 for source in self.sources:
                     source.check()
                 raise UserError(
-                    f"weights {self.weights} over {sizes} items leave {drawn(sizes, self.weights)} an epoch, too few "
-                    f"for batches of {self.run} of one source; raise a weight, or lower run.batch_size"
+                    f"weights {self.weights} over {sizes} items leave {num_drawn(sizes, self.weights)} an epoch, too "
+                    f"few for batches of {self.run} of one source; raise a weight, or lower run.batch_size"
                 )
             cursor = following
 
 
-def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
+def num_drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
     """Number of samples drawn from sources of these sizes."""
     return sum(int(weight) * size + round(weight % 1 * size) for size, weight in zip(sizes, weights, strict=True))
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 NAMED = 3
 """Maximum number of broken samples that are named in warnings; further ones are only counted."""
-BROKEN_FREE = 10
+ALLOWED_BROKEN = 10
 """Number of broken items that never stop a run, unless all are broken."""
 MASK = "mask.png"
 """Name of the member with the target "mask"."""
@@ -93,7 +93,7 @@ class Source:
 
     Args:
         root: see `expand`, also for errors.
-        broken_limit: share of broken samples above which `check` raises; `BROKEN_FREE` are always allowed.
+        broken_limit: share of broken samples above which `check` raises; `ALLOWED_BROKEN` are always allowed.
         cache_bytes: see `open_shard`.
     """
 
@@ -129,7 +129,7 @@ class Source:
         """UserError if too many samples are broken, or if reading is ``complete`` and none is usable."""
         none = f"no key fits {self.config.keys!r} among samples with {' and '.join(self.config.pair)}"
         name, first = self.config.shards, next(iter(self.named), none)
-        if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
+        if self.broken > max(ALLOWED_BROKEN, self.broken_limit * (self.good + self.broken)):
             raise UserError(
                 f"{name}: {self.broken} broken and {self.good} usable samples ({first}); repair the shards or raise "
                 "data.broken_limit"

@@ -43,7 +43,7 @@ def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) ->
     options = {key: value for key, value in config.items() if key not in ABOUT}
     labels, outputs = config.get("labels"), config.get("num_classes")
     if labels is not None and len(labels) != outputs:
-        raise UserError(f"model.heads.{name} has {len(labels)} labels and num_classes {outputs}; give as many")
+        raise UserError(f"model.heads.{name} has {len(labels)} labels and num_classes {outputs}; they must be equal")
     if config["kind"] not in HEADS:
         raise UserError(f"model.heads.{name}: no kind {config['kind']!r}; known: {', '.join(HEADS)}")
     return HEADS[config["kind"]].from_options(dim, num_heads, options, f"model.heads.{name}")

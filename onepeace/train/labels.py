@@ -19,7 +19,7 @@ AUTO = "auto"
 """Value of a head's ``labels`` that stands for all labels in the training data."""
 
 
-def described(name: str, options: Options, recipe: Recipe) -> Options:
+def head_options(name: str, options: Options, recipe: Recipe) -> Options:
     """Options of a head, completed by its labels and by the task and the number of outputs of the term that trains it.
 
     For ``labels: auto`` they have two empty labels until the data is read (`label_heads`).

@@ -84,7 +84,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             else:
                 bad_steps += 1
                 run.optimizer.zero_grad(set_to_none=True)
-                run.name_bad_step(step, norm, group, losses, bad_steps)
+                run.report_bad_step(step, norm, group, losses, bad_steps)
 
             # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
             overdue = 0 < 60 * options.save_minutes < time.monotonic() - last_save and due(options.log_every, step)

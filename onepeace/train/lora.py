@@ -24,7 +24,7 @@ ADAPTERS = "*.lora_[AB].*"
 """Pattern of the added parameters."""
 
 
-def choose_trained(model: nn.Module, recipe: Recipe) -> None:
+def add_lora_and_freeze(model: nn.Module, recipe: Recipe) -> None:
     """Add the recipe's adapters to a model and freeze parameters.
 
     With adapters all other parameters are frozen, except those of ``freeze: {except: patterns}``.

@@ -19,11 +19,11 @@ from onepeace.device import join_device
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)
+TIMEOUT = timedelta(hours=12)
 """Timeout of collectives. Others wait while the first process evaluates, trains the vocabulary and runs teachers, for
 hours; torch's default of 10 minutes (NCCL) would end the run. If a process dies, torchrun ends all others."""
 
-_left: list[dist.ProcessGroup | None] = []
+_former_groups: list[dist.ProcessGroup | None] = []
 """Former process groups, kept alive: if a DDP model held the last reference to one, freeing it would wait, holding the
 GIL, for a thread of gloo that may be waiting for the GIL."""
 
@@ -45,11 +45,11 @@ def group(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     device, backend = join_device(device, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield device
     finally:
-        _left.append(dist.group.WORLD)
+        _former_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
@@ -126,19 +126,19 @@ def first_alone(make: Callable[[], T]) -> T:
     return made
 
 
-def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:
+def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], strategy: str, device: torch.device) -> nn.Module:
     """Wrap the objective for training on all processes.
 
     Args:
         objective: module with the model and all other trainable parameters. Under "fsdp" the values of the first
             process count; in the others it may be on the meta device.
         blocks: modules whose parameters are gathered and freed one at a time under "fsdp".
-        way: "ddp": each process holds all parameters; "fsdp": each holds a shard (``fully_shard`` of torch: FSDP2).
+        strategy: "ddp": each process holds all parameters; "fsdp": each holds a shard (torch's ``fully_shard``, FSDP2).
         device: device of this process.
     """
     if world_size() == 1:
         return objective.to(device)
-    if way == "ddp":
+    if strategy == "ddp":
         # A step may leave parameters unused, such as those of a third modality.
         return DistributedDataParallel(objective.to(device), find_unused_parameters=True)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -172,24 +172,24 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-def is_share(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is sharded over the processes (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """Full tensors; sharded ones are moved to the CPU. All processes must call it; only the first gets the tensors."""
     found = {}
     for name, tensor in tensors.items():
-        full = tensor.full_tensor() if is_share(tensor) else tensor
+        full = tensor.full_tensor() if is_sharded(tensor) else tensor
         if rank() == 0:
-            found[name] = full.detach().cpu() if is_share(tensor) else full.detach()
+            found[name] = full.detach().cpu() if is_sharded(tensor) else full.detach()
     return found
 
 
-def share(value: Tensor, like: Any) -> Tensor:
+def shard_like(value: Tensor, like: Any) -> Tensor:
     """This process's shard of a full tensor, if ``like`` is sharded and has its shape; else the tensor itself."""
-    if not is_share(like) or value.shape != like.shape:
+    if not is_sharded(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -201,16 +201,16 @@ def clip(objective: nn.Module, limit: float | None) -> Tensor:
     """Clip the gradient's norm over the whole model to ``limit``; returns the norm before."""
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
     grads = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    shares: list[Any] = [grad for _, grad in grads if is_share(grad)]
-    if not shares:
+    shards: list[Any] = [grad for _, grad in grads if is_sharded(grad)]
+    if not shards:
         return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     rest = []
     for parameter, grad in grads:
-        if not is_share(grad):  # parameters that fully_shard ignores
+        if not is_sharded(grad):  # parameters that fully_shard ignores
             parameter.grad = mean(grad)
             rest.append(parameter.grad)
-    norms: list[Any] = [nn.utils.get_total_norm(group) for group in (shares, rest) if group]
-    norm = torch.stack([n.full_tensor() if is_share(n) else n for n in norms]).norm()
+    norms: list[Any] = [nn.utils.get_total_norm(group) for group in (shards, rest) if group]
+    norm = torch.stack([n.full_tensor() if is_sharded(n) else n for n in norms]).norm()
     if limit and bool(norm > limit):
-        torch._foreach_mul_([*(share.to_local() for share in shares), *rest], limit / (norm.item() + 1e-6))
+        torch._foreach_mul_([*(shard.to_local() for shard in shards), *rest], limit / (norm.item() + 1e-6))
     return norm

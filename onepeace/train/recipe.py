@@ -209,7 +209,7 @@ class Recipe:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
         object.__setattr__(self, "objective", read_terms(self.objective))
         if self.lora is not None and self.freeze and not isinstance(self.freeze, Mapping):
-            raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of what trains besides")
+            raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of others to train")
         self.start  # noqa: B018 (its types are checked)
 
     @property

@@ -26,7 +26,7 @@ from onepeace.train import checkpoint, parallel
 from onepeace.train.folder import model_folder
 from onepeace.train.labels import label_heads
 from onepeace.train.log import Log
-from onepeace.train.lora import choose_trained, trained_module
+from onepeace.train.lora import add_lora_and_freeze, trained_module
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same, to_yaml
@@ -68,7 +68,7 @@ class Run:
         chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
         self.objective = Objective(self.model, recipe.terms, prepared, chunks, max_padding, sharded)
         """The model and the terms, with all trainable parameters."""
-        choose_trained(self.model, recipe)
+        add_lora_and_freeze(self.model, recipe)
         bfloat16 = {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
         self.use_bfloat16 = bfloat16
         """Whether forward passes run under autocast to bfloat16."""
@@ -140,9 +140,9 @@ class Run:
         found = self.optimizer.state_dict()
         state = checkpoint.Checkpoint(
             step=step,
-            model=parallel.whole(self.objective.state_dict()),
-            optimizer={**found, "state": {i: parallel.whole(values) for i, values in found["state"].items()}},
-            ema=parallel.whole(self.average),
+            model=parallel.full_tensors(self.objective.state_dict()),
+            optimizer={**found, "state": {i: parallel.full_tensors(values) for i, values in found["state"].items()}},
+            ema=parallel.full_tensors(self.average),
             recipe=to_yaml(self.recipe),
             extra={"cursors": cursors},
         )
@@ -159,22 +159,22 @@ class Run:
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Load a checkpoint written by any number of processes; each process takes its shard of each tensor."""
         own = self.objective.state_dict()
-        model = {name: parallel.share(tensor, own.get(name)) for name, tensor in saved.model.items()}
+        model = {name: parallel.shard_like(tensor, own.get(name)) for name, tensor in saved.model.items()}
         self.objective.load_state_dict(model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         # States are numbered like the parameters; their step counts are not sharded.
         state = {
-            i: {name: parallel.share(value, parameters[i]) for name, value in values.items()}
+            i: {name: parallel.shard_like(value, parameters[i]) for name, value in values.items()}
             for i, values in saved.optimizer["state"].items()
         }
         self.optimizer.load_state_dict({**saved.optimizer, "state": state})
         for name, tensor in self.average.items():
-            tensor.copy_(parallel.share(saved.ema[name], tensor))
+            tensor.copy_(parallel.shard_like(saved.ema[name], tensor))
 
     def trained_weights(self) -> Mapping[str, Tensor]:
         """Copy of the model's weights on this run's device, averaged if run.ema is set. All processes must call it;
         only the first gets the weights."""
-        whole = parallel.whole({**self.model.state_dict(), **self.average})
+        whole = parallel.full_tensors({**self.model.state_dict(), **self.average})
         return {name: tensor.to(self.device, copy=True) for name, tensor in whole.items()}
 
     def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
@@ -185,7 +185,7 @@ class Run:
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
         parallel.barrier()
 
-    def name_bad_step(
+    def report_bad_step(
         self, step: int, norm: Tensor, group: list[Batch], losses: list[dict[str, Tensor]], count: int
     ) -> None:
         """Log a step whose gradient is not finite; UserError after too many in a row."""

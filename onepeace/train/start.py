@@ -25,7 +25,7 @@ from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint
 from onepeace.train.folder import model_folder
-from onepeace.train.labels import described
+from onepeace.train.labels import head_options
 from onepeace.train.optim import matching
 from onepeace.train.recipe import Recipe
 from onepeace.train.terms.known import TERMS
@@ -66,7 +66,7 @@ def make_config(recipe: Recipe) -> Config:
     if "adapters" in names:
         if unknown := [key for key in keys if key not in content.get("adapters", {})]:
             raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
-        content["adapters"] = {key: _whole(key, content["adapters"][key]) for key in keys}
+        content["adapters"] = {key: _with_network(key, content["adapters"][key]) for key in keys}
     elif start.modalities:
         raise UserError(f"model.modalities: models of architecture {name} have no choice of them; leave it out")
     if "projections" in content:
@@ -82,7 +82,7 @@ def make_config(recipe: Recipe) -> Config:
     elif "decoder" in names:
         content["decoder"] = None
     if "heads" in content:
-        content["heads"] = {key: described(key, head, recipe) for key, head in content["heads"].items()}
+        content["heads"] = {key: head_options(key, head, recipe) for key, head in content["heads"].items()}
     settings = merge(processors, recipe.processors)
     model: Any = build(kind, content, "the recipe's model")
     config = Config(model, {key: settings.get(key, {}) for key in model.adapters}, name)
@@ -122,16 +122,16 @@ def _is_read_like(new: str, old: str) -> bool:
     return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])
 
 
-def _whole(key: str, options: Options) -> Options:
+def _with_network(key: str, options: Options) -> Options:
     """Options of an adapter, with the configuration of a named network, as a model folder must contain it."""
     if options.get("stem") != "transformers" or "network" in options:
         return options
     if "name" not in options:
         raise UserError("model.adapters: the stem transformers needs a name, as name: facebook/wav2vec2-base")
-    whole = {**options, "network": network_options(options["name"])}
+    full = {**options, "network": network_options(options["name"])}
     if _is_read_like(key, "text"):
-        whole["vocab_size"] = whole["network"].get("vocab_size", 0)
-    return whole
+        full["vocab_size"] = full["network"].get("vocab_size", 0)
+    return full
 
 
 def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
@@ -192,9 +192,9 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {} if start.source is None else start_weights(recipe, config, own)
     fresh = [name for name in own if name not in given]
-    untold = [name for name in fresh if not name.startswith("heads.")]  # the recipe names its heads
-    if start.source is not None and untold:
-        names = ", ".join(untold[:3]) + ", ..." * (len(untold) > 3)
+    unexpected = [name for name in fresh if not name.startswith("heads.")]  # the recipe names its heads
+    if start.source is not None and unexpected:
+        names = ", ".join(unexpected[:3]) + ", ..." * (len(unexpected) > 3)
         log.info("initialised at random: %s (%s has no such weights)", names, start.source)
     model.load_state_dict(given, strict=False)
     for key, adapter in model.adapters.items():

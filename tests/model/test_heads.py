@@ -30,7 +30,7 @@ def test_heads_that_do_not_exist_are_named():
 @pytest.mark.parametrize(
     ("name", "head", "message"),
     [
-        ("image", PETS, "model.heads.image is called like a modality"),
+        ("image", PETS, "model.heads.image has the name of a modality"),
         ("pets", {**PETS, "on": "video"}, "it needs kind .* and on, a modality of image"),
         ("pets", {**PETS, "kind": "oracle"}, "no kind 'oracle'; known: caption, classifier"),
         ("pets", {**PETS, "pools": "cls"}, "model.heads.pets: pools is not a field; did you mean pool?"),

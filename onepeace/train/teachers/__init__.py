@@ -97,7 +97,7 @@ def teacher_table(
                     try:
                         items[name] = read(name)
                     except UserError as error:
-                        log.warning("%s cannot be decoded, so %s says nothing of it: %s", name, teacher, error)
+                        log.warning("%s cannot be decoded, so %s has no output for it: %s", name, teacher, error)
                 if items:
                     yield from map(Output, items, encode([*items.values()]).half().numpy())
 
