@@ -139,7 +139,7 @@ def _run(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings(), _only_python_writes_stderr() if quiet else contextlib.nullcontext():
         if quiet:  # about large and damaged pictures, without their names
             warnings.filterwarnings("ignore", module="PIL")
-        # The package only writes to its loggers; only here are their messages enabled, unlike those of other packages.
+        # The package only writes to its loggers; their messages are enabled here, but not those of other packages.
         logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
         logging.getLogger("onepeace").setLevel(logging.INFO)
         try:

@@ -12,8 +12,8 @@ from onepeace.datasets.reading import fields, find, json_rows, sentence
 from onepeace.errors import UserError
 
 CAPTIONS = 5
-"""A few pictures of COCO have six or seven captions; as usual the first five count: 25,000 queries in its test split,
-where CLIP_benchmark has 25,010."""
+"""A few pictures of COCO have six or seven captions; the first five are used, as usual: 25,000 queries in the test
+split (CLIP_benchmark: 25,010)."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def shuffled(items: Iterable[T]) -> list[T]:
 
 
 def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Record | Skipped]:
-    """The records whose files all exist, shuffled, after the number of those in `table` whose files are missing."""
+    """Yield a `Skipped` with the number of missing files in `table`, if any, then the complete records, shuffled."""
     for modality in dict.fromkeys(key for record in records for key in record.inputs if key != "text"):
         lacking = [record.key for record in records if record.inputs[modality] is None]
         if len(lacking) == len(records):

@@ -22,7 +22,7 @@ def media() -> list[str]:
 
 
 def from_table(path: Path) -> Iterator[Record | Skipped]:
-    """A sample, or the reason why there is none, for each row of a .csv, .tsv or .jsonl file.
+    """A sample, or a `Skipped` with the reason, for each row of a .csv, .tsv or .jsonl file.
 
     Columns are image, audio, text (or as in `COLUMNS`) and label; empty cells are ignored. Paths in the table are
     relative to its folder. The caption in a .jsonl is one text or a list.

@@ -24,7 +24,7 @@ def module(config: ModelConfig) -> "OnePeace":
 
 
 def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
-    """Keep these modalities, and of the task heads those that read one of them alone; other heads need all."""
+    """Keep these modalities, and task heads that read one of them alone; other heads need all modalities."""
     adapters = {key: options for key, options in config.adapters.items() if key in modalities}
     decoder = config.decoder
     if decoder is not None:

@@ -170,7 +170,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Convert records of argparse and omegaconf to plain values, others to their only string or integer or None."""
+    """Convert records of argparse and omegaconf to plain values, others to their only plain argument or None."""
     return _plain(value, {})
 
 

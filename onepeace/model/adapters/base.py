@@ -22,7 +22,7 @@ class BiasTables(nn.ParameterList):
     They are read by calling the module, because tools that move or gather parameters hook into module calls.
     """
 
-    __call__ = nn.Module.__call__  # torch's lists refuse to be called
+    __call__ = nn.Module.__call__  # torch's parameter lists do not support calls
 
     def forward(self) -> list[Tensor]:
         return list(self)

@@ -26,7 +26,7 @@ class HMLPStem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H / 16, W / 16, D)."""
-        # Channels-last memory makes both layouts views of each other: the norms want channels in the last dimension.
+        # Channels-last memory makes both layouts views of each other: the norms need channels in the last dimension.
         x = pixels.contiguous(memory_format=torch.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=False):
             x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
