@@ -1,4 +1,4 @@
-"""torch.compile of a model's blocks, where it pays."""
+"""torch.compile of a model's blocks, if they are wide enough to gain from it."""
 
 import logging
 

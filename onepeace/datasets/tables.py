@@ -20,7 +20,7 @@ class Row(NamedTuple):
     """A row that could be read."""
 
     line: int
-    """Line on which it begins, from 1."""
+    """First line of the row, from 1."""
     cells: dict[str, Any]
     """Cells by column: strings of a .csv or .tsv, without the spaces around them; any JSON values of a .jsonl."""
 

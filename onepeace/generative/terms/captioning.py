@@ -29,7 +29,7 @@ class CaptioningOptions(SupervisedOptions):
     head: str = "caption"
     label_smoothing: float = 0.1
     changes: dict[str, Any] = field(default_factory=dict)
-    """Changes to fields of the task "caption", which otherwise is that of the starting model or the built-in one."""
+    """Changed fields of the task "caption", which is taken from the starting model or else built in."""
 
     def reads(self, source: str, present: Sequence[str]) -> bool:
         return super().reads(source, present) and "text" in present

@@ -52,7 +52,7 @@ class GenerationOptions(AskingOptions, TermOptions):
     task: str
     """Name of a task; the trained model keeps the task under this name."""
     changes: Options = field(default_factory=dict)
-    """Changes to fields of the task, which otherwise is that of the starting model or the built-in one."""
+    """Changed fields of the task, which is taken from the starting model or else built in."""
     choices: str | None = None
     """JSON file below data.root that lists the possible answers; auto: the labels or answers of the data."""
     patches: Count | None = None

@@ -66,7 +66,7 @@ class SelfCriticalOptions(TermOptions):
     task: str = "caption"
     """Name of the task, whose search finds the captions."""
     changes: Options = field(default_factory=dict)
-    """Changes to fields of the task, which otherwise is that of the starting model or the built-in one."""
+    """Changed fields of the task, which is taken from the starting model or else built in."""
     head: str | None = None
     """A caption head that writes, an entry of model.heads; null: the model writes by itself (OFA)."""
 
