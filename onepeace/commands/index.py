@@ -117,9 +117,9 @@ def _remove(args: argparse.Namespace) -> int:
     if args.paths:
         files.say(f"{files.counted(remove(args.index, args.paths), 'file')} removed from the index")
     else:
-        from onepeace.index.kept import forget
+        from onepeace.index.kept import delete
 
-        forget(args.index)
+        delete(args.index)
         files.say(f"{args.index}: removed; the next search in its folders rebuilds it")
     return 0
 

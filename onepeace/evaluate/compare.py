@@ -89,6 +89,6 @@ def as_table(differences: Sequence[Difference]) -> str:
 def summary(differences: Sequence[Difference]) -> str:
     """Summary of the table in a sentence or two."""
     out = sum(bool(d.better) for d in differences)
-    text = f"{out} of {len(differences)} differences stand out; of those that are chance, 1 in 20 would"
+    text = f"{out} of {len(differences)} differences are significant; by chance alone 1 in 20 would be"
     apart = sum(d.interval is None for d in differences)
     return f"{text}; {apart} have no interval (other data, or no value for each query)" if apart else text

@@ -157,7 +157,7 @@ def _classes(before: Answers, after: Answers) -> list[str]:
     matrix += [(label, *(str(n) if n else "" for n in row)) for label, row in zip(classes, counts, strict=True)]
     return [
         f"<h2>By class: {escape(after.set)}</h2>", _html_table(rows, text=1),
-        f"<h2>Taken for one another: {escape(after.set)}</h2>", _html_table(matrix, text=1, kind="matrix"),
+        f"<h2>Confusion matrix: {escape(after.set)}</h2>", _html_table(matrix, text=1, kind="matrix"),
     ]  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def _errors(samples: Sequence[Sample], before: Answers, after: Answers) -> list[
         words = {i: f"{after.labels[i]}, called {after.said[i]} ({after.confidence[i]:.0%})" for i in errors}
     else:
         errors = sorted((i for i, rank in enumerate(after.ranks) if rank > 1), key=lambda i: -after.ranks[i])
-        title = "do not find their own first, the last first"
+        title = "do not rank their own item first, the worst first"
         own = {i: (samples[i].captions or [samples[i].key])[0] for i in errors}
         words = {i: f"place {after.ranks[i]}, before {before.ranks[i]}: {own[i]}" for i in errors}
     cards = [_card(samples[i], after.modality, words[i]) for i in errors[:ERRORS]]

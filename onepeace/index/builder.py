@@ -23,7 +23,7 @@ from onepeace.files.metadata import describe_media
 from onepeace.files.walk import Unreadable
 from onepeace.index.index import banks_of
 from onepeace.index.nearest import vectors_state
-from onepeace.index.sources import MADE_OF, Entry, Scan, is_below, without_surrogates
+from onepeace.index.sources import PARTS, Entry, Scan, is_below, without_surrogates
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
 from onepeace.progress import Progress
@@ -126,7 +126,7 @@ class Builder:
         if item.problem is not None:
             self._keep_problem(item, item.problem)
             return False
-        if not any(key in self.store.kinds for key in MADE_OF.get(item.modality, (item.modality,))):
+        if not any(key in self.store.kinds for key in PARTS.get(item.modality, (item.modality,))):
             self.report.left_out[item.modality] += 1
             return False
         if known is None or _state(known) != _state(item) or _may_work_now(known):
@@ -156,7 +156,7 @@ class Builder:
         self, new: list[Entry], taken: deque[tuple[Item, Video | None]], bar: Progress
     ) -> Generator[object, None, None]:
         """Yield inputs for the embedder and add their items to ``taken``; store items that need no embedding."""
-        readable = [key for key in MADE_OF["video"] if key in self.store.kinds]
+        readable = [key for key in PARTS["video"] if key in self.store.kinds]
         with ThreadPoolExecutor(2, "onepeace-read") as pool:
             for start in range(0, len(new), AHEAD):
                 for item, value in pool.map(read_content, new[start : start + AHEAD]):

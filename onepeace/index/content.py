@@ -48,7 +48,7 @@ def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
         raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
 
 
-def each(
+def map_content(
     items: Sequence[Item], roots: Mapping[str, Root], function: Callable[[Any], Result]
 ) -> Iterator[tuple[int, Result]]:
     """Yield (place, result) of a function for each item whose file is unchanged.

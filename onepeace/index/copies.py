@@ -20,7 +20,7 @@ STEPS = 10
 """Gauss-Newton steps that align one picture with the other."""
 MOVED = SIDE / 16
 """Limit in pixels of the shift of the centre, and of the shift of the edge by scaling, in the alignment."""
-UNLIKE, ROUNDING = 0.25, 0.5
+MAX_DIFFERENCE, ROUNDING = 0.25, 0.5
 """Root mean square difference below which pictures are copies, in standard deviations (two different printed pages
 differ by more), and levels added to the difference, so that nearly empty pages are not copies of each other."""
 DIFFERENT, LOCAL = 25.5, 3.1
@@ -128,7 +128,7 @@ def _lies_over(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     cells = _rms(_squares(error), (2, 4, 5))
     most = cells.max(axis=(1, 2))
     whole = _rms(error, (1, 2, 3))
-    is_like = whole + ROUNDING < UNLIKE * one.std(axis=(1, 2, 3))
+    is_like = whole + ROUNDING < MAX_DIFFERENCE * one.std(axis=(1, 2, 3))
     return is_like & (most < DIFFERENT) & (most < LOCAL * (1 + whole))
 
 

@@ -74,7 +74,7 @@ def kind_of(name: str) -> str:
         return kind
     near = get_close_matches(name.lower(), KINDS, 1, NEAR)
     hint = f"; did you mean {near[0]}?" if near else f"; it can be {', '.join(dict.fromkeys(KINDS.values()))}"
-    raise UsageError(f"{name!r} is no kind of file{hint}")
+    raise UsageError(f"{name!r} is not a kind of file{hint}")
 
 
 def short_forms(
@@ -181,7 +181,7 @@ def _condition(node: ast.expr) -> Condition:
             except ValueError as error:
                 raise _error(node, f"has no pattern that can be read ({one_line(error)})") from error
             return Condition("path_fits(path, ?)", (pattern,))
-    raise _error(node, "is no condition; write one as in width >= 1000, or path.match('*.jpg')")
+    raise _error(node, "is not a condition; write one as in width >= 1000, or path.match('*.jpg')")
 
 
 def _joined(word: str, parts: Iterable[Condition]) -> Condition:
@@ -244,7 +244,7 @@ def _field(node: ast.expr) -> Condition:
             return Condition("json_extract(metadata, ?)", (f'$."{escaped}"',), "any")
     near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1, NEAR)
     hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS)}, metadata.NAME"
-    raise _error(node, f"is no field; {hint}")
+    raise _error(node, f"is not a field; {hint}")
 
 
 def _value(node: ast.expr) -> Any:
@@ -261,7 +261,7 @@ def _value(node: ast.expr) -> Any:
             unit in UNITS and abs(number) <= LARGEST
         ):
             return number * UNITS[unit]
-    raise _error(node, "is no value; write a number, a number times a unit (2*min), or a text in quotes")
+    raise _error(node, "is not a value; write a number, a number times a unit (2*min), or a text in quotes")
 
 
 def _error(node: ast.expr, what: str) -> UsageError:

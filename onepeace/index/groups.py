@@ -12,7 +12,7 @@ import numpy as np
 
 from onepeace.errors import UserError, need
 from onepeace.index.calibrate import texts_of
-from onepeace.index.content import each
+from onepeace.index.content import map_content
 from onepeace.index.copies import COMPARED, LOOKS
 from onepeace.index.index import Index
 from onepeace.index.store import Item
@@ -112,7 +112,7 @@ def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -
     """Places of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
     wanted = np.unique(pairs).tolist()
-    read = each([items[i] for i in wanted], index.roots(), LOOKS[kind])
+    read = map_content([items[i] for i in wanted], index.roots(), LOOKS[kind])
     looks = {wanted[place]: look for place, look in read}
     if missing := [items[i].path for i in wanted if i not in looks]:
         which = missing[0] if len(missing) == 1 else f"{len(missing):,} {kind} files"

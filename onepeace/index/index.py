@@ -72,7 +72,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        self.forget()
+        self.drop_cached()
         self.store.close()
 
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ class Index:
         query = Query(text=query) if isinstance(query, str) else query
         vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
         if not self.matrix.is_whole():
-            self.forget()
+            self.drop_cached()
         store, matrix, allowed = self.store, self.matrix, self.mask(kinds, condition)
         if paths := query.paths():
             others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
@@ -274,7 +274,7 @@ class Index:
         self.model, self.model_hash = store.meta["model"], store.meta["model_hash"]
         register(store.connection, store.roots())
 
-    def forget(self) -> None:
+    def drop_cached(self) -> None:
         """Drop everything computed from the vectors; it is recomputed on demand."""
         if (service := self.__dict__.get("service")) is not None:
             service.close()

@@ -50,14 +50,16 @@ def kept() -> dict[Path, dict[str, Any]]:
     return found
 
 
-def forget(folder: str | os.PathLike[str]) -> None:
+def delete(folder: str | os.PathLike[str]) -> None:
     """Delete an index of the cache folder.
 
     Raises:
         UsageError: the index is not in the cache folder; UserError: another process is writing to it.
     """
     if Path(folder).resolve().parent != indexes_folder().resolve():
-        raise UsageError(f"{folder}: name the PATHS to leave out; only what index list shows is removed whole")
+        raise UsageError(
+            f"{folder}: not a cached index (see index list); to remove single files, name their PATHS"
+        )
     with writing(folder):
         pass  # no other process writes to it now
     shutil.rmtree(folder)

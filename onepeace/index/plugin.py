@@ -21,5 +21,5 @@ def plugin(address: str, function: str) -> Any:
     place = f"onepeace.plugins.{name}"
     found = getattr(import_module(place), function, None) if name.isidentifier() and find_spec(place) else None
     if found is None:
-        raise UsageError(f"{name!r} is no plug-in with {function}; see the folder onepeace/plugins")
+        raise UsageError(f"{name!r} is not a plug-in with {function}; see the folder onepeace/plugins")
     return found

@@ -167,13 +167,13 @@ class Banks:
             found = load(content)
             about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
             if about.get("format") != FORMAT:
-                raise UserError(f"a calibration of another version; {again}")
+                raise UserError(f"the calibration has another format version; {again}")
             banks = cls({name: found[name] for name in json.loads(about["banks"])}, about["model"])
             if not np.isfinite(banks._all).all():
                 raise ValueError("not all of its numbers are finite")
             seen = {} if best is None else load(best)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"a calibration that is damaged or cut off ({one_line(error)}); {again}") from error
+            raise UserError(f"the calibration is damaged or cut off ({one_line(error)}); {again}") from error
         if "best" in seen and seen["best"].shape == banks.best.shape and seen["sums"].shape == banks.sums.shape:
             banks.best, banks.squares, banks.sums, banks.counts = (seen[name].copy() for name in SEEN)
         return banks

@@ -26,7 +26,7 @@ CAPTIONS = ("text", "caption", "captions")
 """Columns of a table that describe its picture or sound."""
 PLACES = ("path", "file", "file_name", "filename", "url")
 """Columns of a table with the path of a picture or sound, whose extension says which."""
-MADE_OF = {"video": ("image", "audio")}
+PARTS = {"video": ("image", "audio")}
 """Kind of file without vectors of its own -> modalities of its parts."""
 
 _WHOLE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*SHARDS, *TABLES)))}))::", re.IGNORECASE | re.DOTALL)

@@ -32,9 +32,9 @@ PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
 SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
 """Settings of the writing connection: commits are durable, and readers do not wait."""
-BESIDE = ("-wal", "-shm", "-journal")
+SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
-ELSEWHERE = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open")
+EXTERNAL = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open")
 """SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
 
 SCHEMA = """
@@ -395,7 +395,7 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
             raise UserError(f"{folder}: the index is closed") from error
         raise
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
-        if ELSEWHERE.search(str(error)):
+        if EXTERNAL.search(str(error)):
             raise UserError(f"{folder}: cannot be {doing} ({error})") from error
         raise Damaged(folder, error) from error
     except OSError as error:
@@ -425,8 +425,8 @@ def _reader(path: Path) -> sqlite3.Connection:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
     except sqlite3.OperationalError as error:
         connection.close()
-        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in BESIDE)
-        if has_log or not ELSEWHERE.search(str(error)):
+        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in SIDE_FILES)
+        if has_log or not EXTERNAL.search(str(error)):
             raise
         return connect(path, "mode=ro&immutable=1")
     return connection
@@ -447,7 +447,7 @@ def write_database(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
             connection.commit()
             connection.execute("PRAGMA journal_mode = WAL")  # now, as a writer killed meanwhile would lock out readers
-        for ending in BESIDE:
+        for ending in SIDE_FILES:
             Path(f"{path}{ending}").unlink(missing_ok=True)
         sync(path.parent)
 

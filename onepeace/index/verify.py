@@ -15,7 +15,7 @@ from onepeace.index import nearest
 from onepeace.index.store import (
     COLUMNS,
     DATABASE,
-    ELSEWHERE,
+    EXTERNAL,
     Damaged,
     Store,
     checksum,
@@ -146,5 +146,5 @@ def _readable(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any,
             yield from connection.execute(sql)
             return
         except sqlite3.DatabaseError as error:
-            if ELSEWHERE.search(str(error)):  # else rows would be lost that may be readable later
+            if EXTERNAL.search(str(error)):  # else rows would be lost that may be readable later
                 raise

@@ -176,7 +176,7 @@ def _refuse_unmounted(store: Store, root: Root, found: Scan) -> None:
         is_there = root.kind == "removed" or os.path.isdir(os.path.dirname(root.path))
     if not is_there:
         remedy = f"if it is gone for good: onepeace index remove {store.folder} {shlex.quote(root.path)}"
-        raise UserError(f"{root.path}: not there now, or empty, and nothing of it is forgotten; {remedy}")
+        raise UserError(f"{root.path}: missing or empty, perhaps not mounted; its files stay in the index; {remedy}")
 
 
 def _fill(

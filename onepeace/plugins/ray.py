@@ -108,7 +108,7 @@ class RayEmbedder:
                     try:
                         yield from _taken([item], next(actors).embed.remote([item], options))
                     except Died:
-                        yield Embedded(0, name_of(0, item), error=UserError("it kills the process that embeds it"))
+                        yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it crashes"))
 
 
 class _Actor:

@@ -67,7 +67,7 @@ def test_the_command_compares_what_it_has_saved(root, monkeypatch, capsys):
     assert (first, second) == (f"A: {root / 'a'}", f"B: {root / 'b'}")
     assert head.split() == ["set", "metric", "A", "B", "B", "-", "A", "95%", "better"]
     assert lines[0].split()[5:] == ["100.0%", "0.0%", "-100.0%", "-100.0%..-100.0%", "A"]
-    assert lines[-1].endswith("differences stand out; of those that are chance, 1 in 20 would")
+    assert lines[-1].endswith("differences are significant; by chance alone 1 in 20 would be")
 
     rows = [json.loads(line) for line in (root / "b").read_text().splitlines()]
     for each in rows:

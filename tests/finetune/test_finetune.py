@@ -142,7 +142,7 @@ def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model,
     assert np.mean(np.array(by_head.ranks) == 1) > 0.6
     assert "top-5" not in text  # of three classes
     report = (out / "report.html").read_text()
-    for words in ("By class", "Taken for one another", "the most confident first"):
+    for words in ("By class", "Confusion matrix", "the most confident first"):
         assert f"{words}" in report
     assert main(["classify", str(classes / "low" / "0.wav"), "--model", str(out / "model"), "--json"]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())

@@ -283,7 +283,7 @@ def test_disk_that_is_not_mounted_costs_nothing(build, update, words, tmp_path):
     build(tmp_path / "index", words)
     words.rename(tmp_path / "away")
     for _ in range(2):  # gone, then empty
-        with pytest.raises(UserError, match=r"words: not there now, .* onepeace index remove"):
+        with pytest.raises(UserError, match=r"words: .* onepeace index remove"):
             update(tmp_path / "index")
         words.mkdir(exist_ok=True)
     assert len(content(tmp_path / "index")) == 6

@@ -107,7 +107,7 @@ class Match(EvaluationProtocol):
                 figures += _figures(name, own)
         if not figures:
             raise UserError(
-                f"of {len(questions)} queries fewer than {FEWEST} find what they mean among the first {FIRST}"
+                f"fewer than {FEWEST} of {len(questions)} queries have a right item among the first {FIRST} hits"
             )
         return figures
 
@@ -171,7 +171,7 @@ def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
         "kept": (right >= POSSIBLE, 1 - POSSIBLE),
         "turned away": (without < POSSIBLE, POSSIBLE),
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
-        "nothing relevant, of the others": (without < RELEVANT, RELEVANT),
+        "nothing relevant, without an answer": (without < RELEVANT, RELEVANT),
     }
     return [
         Figure.mean_of(f"{name}: {metric}", np.asarray(values, dtype=float), float(chance))

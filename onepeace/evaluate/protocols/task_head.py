@@ -43,7 +43,7 @@ class TaskHead(EvaluationProtocol):
         task = METRICS[head.task]
         target, labels = task.target, head.config.get("labels", ())
         if task.named and not labels:
-            raise UserError(f"the head {head.name} has no labels, and what it says is no {target}")
+            raise UserError(f"the head {head.name} has no labels, so its output cannot be compared with {target}")
         samples = self.read(root, *self.others)
         for sample in samples:
             if target not in sample.targets:
