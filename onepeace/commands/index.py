@@ -25,7 +25,7 @@ run.
 
 exit code: 0, 1 when files could not be embedded (new ones are listed at the end, known ones only counted) or the index
 is damaged, 2 for wrong usage"""
-IN_THE_MIDDLE = 3
+NEAREST = 3
 """Number of files shown as examples of a cluster."""
 
 
@@ -165,7 +165,7 @@ def _stats(args: argparse.Namespace) -> int:
         ("captions", f"{stats['captions']:,}"),
         ("problems", f"{num_problems:,}{' (--problems lists them)' * (num_problems > 0 and not args.problems)}"),
         ("model", stats["model"]),
-        ("made of", _shown(stats["roots"])),
+        ("sources", _shown(stats["roots"])),
         ("on disk", f"{stats['bytes'] / 1e6:.1f} MB"),
     ]
     print(format_table(rows[0], rows[1:]))
@@ -255,7 +255,7 @@ def _cluster(args: argparse.Namespace) -> int:
                 print(json.dumps({**about, **member.item.to_dict(), "similarity": round(member.similarity, 6)}))
         counts = Counter(member.item.modality for member in one.members)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-        nearest = ", ".join(files.shown(Path(member.item.path).name) for member in one.members[:IN_THE_MIDDLE])
+        nearest = ", ".join(files.shown(Path(member.item.path).name) for member in one.members[:NEAREST])
         rows.append((str(number), ", ".join(one.names) or "-", kinds, nearest))
     if not args.json:
         print(format_table(("cluster", "nearest words", "files", "in its middle"), rows, right={0}))

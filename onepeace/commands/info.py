@@ -131,7 +131,7 @@ def text_of(report: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     lines += [(f"adapter {key}", _options(options)) for key, options in report["adapters"].items()]
     if "text" in report["processors"]:
-        lines.append(("texts are read in", preparation(report["processors"]["text"])))
+        lines.append(("text preparation", preparation(report["processors"]["text"])))
     lines += [(f"head {name}", _options(options)) for name, options in report["heads"].items()]
     lines.append(("", ""))
     lines += [(name, f"{count:>15,} parameters") for name, count in report["parameters"].items()]

@@ -168,4 +168,4 @@ def table(results: "Results", query: "Query", is_filtered: bool) -> str:
 def _place(hit: "Hit") -> str:
     """A path as a user types it: relative if it is below the working folder, otherwise unchanged."""
     near = hit.item.path.removeprefix(os.getcwd() + os.sep)
-    return files.shown(near) + (f" (+{len(hit.copies)} alike)" if hit.copies else "")
+    return files.shown(near) + (f" (+{len(hit.copies)} near copies)" if hit.copies else "")

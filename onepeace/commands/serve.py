@@ -12,7 +12,7 @@ from onepeace.errors import UsageError, need
 SAMPLES = Path("data", "samples")
 PORT = 7860
 PASSWORD = "ONEPEACE_PASSWORD"  # noqa: S105 (the name of a variable)
-SHORTEST = 8
+MIN_LENGTH = 8
 """Minimum length of a password."""
 EXAMPLES = f"""\
 PATHS is one index (see: onepeace index build), or files and folders, whose index is then kept in the cache; the default
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.serve.api import run as serve
 
     password = args.password if args.password is not None else os.environ.get(PASSWORD) or None
-    if password is not None and len(password) < SHORTEST:
-        raise UsageError(f"the password has {len(password)} characters; give at least {SHORTEST}")
+    if password is not None and len(password) < MIN_LENGTH:
+        raise UsageError(f"the password has {len(password)} characters; give at least {MIN_LENGTH}")
     if password is None and not is_loopback(args.host):
         password = secrets.token_urlsafe(16)
         print(f"password (any user name): {password}", flush=True)

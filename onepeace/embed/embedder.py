@@ -22,7 +22,7 @@ from onepeace.device import SMALL, choose_device, choose_dtype
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.options import Keywords, Options, read_options
-from onepeace.embed.parts import Compound, Part
+from onepeace.embed.parts import CompositeItem, Part
 from onepeace.embed.predict import Head
 from onepeace.embed.stream import Assembly, Batcher, Embedded, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
@@ -246,7 +246,7 @@ class Embedder:
         if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
             vector = _unit_rows(query, "the query", self.embed_dim)[0]
             if not vector.any():
-                raise UserError("the query is a vector of zeros, which is near to nothing")
+                raise UserError("the query is a vector of zeros, which has no direction")
             return explain(self, item, vector)
         return explain(self, item, torch.as_tensor(self.encode([query], progress=False))[0])
 
@@ -354,8 +354,8 @@ class Embedder:
                 yield from processor.windows(value, options.window, options.hop)
 
         if isinstance(item, list):
-            raise UserError("it is a list; give all items in one list")
-        if isinstance(item, Compound):
+            raise UserError("it is a list inside the list of items; give one flat list")
+        if isinstance(item, CompositeItem):
             return item.parts(cut)
         values = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
         parts = [(key, cut(key, value)) for key, value in values]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from torch import Tensor
 
-from onepeace.embed.parts import Compound
+from onepeace.embed.parts import CompositeItem
 from onepeace.errors import UserError
 from onepeace.files.source import describe
 from onepeace.processors import PROCESSORS, guess
@@ -36,7 +36,7 @@ def parts_of(item: object, known: Collection[str]) -> list[tuple[str, object]]:
 
 def name_of(index: int, item: object) -> str:
     """Name of an item in messages; a dictionary with one value is named after that value."""
-    if isinstance(item, Compound):
+    if isinstance(item, CompositeItem):
         return item.name
     values = item if isinstance(item, list) else list((composed(item) or {"": item}).values())
     return describe(values[0]) if len(values) == 1 and values is not item else f"item {index}"

@@ -15,12 +15,12 @@ class Part(NamedTuple):
     """(start second, end second, sample); several for a sound cut into windows, otherwise one from 0 to 0."""
 
 
-class Compound:
+class CompositeItem:
     """An item that lists its own parts: a video consists of pictures and a sound."""
 
     name: str
     """Name in messages."""
-    learned: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     """Attributes that are set while the parts are read; if another process reads them, their values are copied back."""
 
     def parts(self, pieces: "Callable[[str, object], Iterable[tuple[float, float, Tensor]]]") -> list[Part]:

@@ -113,7 +113,7 @@ class Assembly:
                     self._missing += 1
                     yield part.modality, sample, len(self._rows) - 1
                 if len(self._rows) == first:
-                    raise UserError("there is nothing in it to embed")
+                    raise UserError("it contains nothing to embed")
                 self._parts.append(slice(first, len(self._rows)))
         except Exception as error:
             # Drop this frame, which refers to the assembly: a reference cycle would be freed late.
@@ -174,13 +174,13 @@ class Batcher:
         self.batch_size = batch_size
         self.window = max(window, batch_size)
         self._waiting: dict[Waiting, tuple[str, int]] = {}  # oldest first; equal values are batched together
-        self._alike: Counter[tuple[str, int]] = Counter()
+        self._counts: Counter[tuple[str, int]] = Counter()
 
     def add(self, entry: Waiting) -> list[Waiting] | None:
         """Add a sample; returns a batch when one is full or too many samples wait, else None."""
         self._waiting[entry] = kind = (entry.modality, entry.size)
-        self._alike[kind] += 1
-        if self._alike[kind] == self.batch_size:
+        self._counts[kind] += 1
+        if self._counts[kind] == self.batch_size:
             return self._take([one for one, other in self._waiting.items() if other == kind])
         return self.around_oldest() if len(self._waiting) >= self.window else None
 
@@ -210,5 +210,5 @@ class Batcher:
         return sorted((one for one in self._waiting if one.modality == modality), key=lambda one: one.size)
 
     def _take(self, entries: list[Waiting]) -> list[Waiting]:
-        self._alike -= Counter(self._waiting.pop(entry) for entry in entries)  # a count of 0 is dropped
+        self._counts -= Counter(self._waiting.pop(entry) for entry in entries)  # a count of 0 is dropped
         return entries

@@ -139,7 +139,7 @@ def _mono(frame: "AudioFrame", name: str) -> np.ndarray:
     if not 1 <= channels <= limit:
         raise UserError(f"{name}: {channels} channels are above the limit of {limit}")
     if kind not in KINDS:
-        raise UserError(f"{name}: samples in the form {kind!r} are not known")
+        raise UserError(f"{name}: unknown sample format {kind!r}")
     dtype, zero, full = KINDS[kind]
     # Not frame.to_ndarray(): for 8 planar channels it reads a ninth, which crashes the process.
     if planar:

@@ -31,7 +31,7 @@ SLACK = 1e-3
 """Seconds by which two times of the same picture may differ, since they are stored rounded."""
 HELD_BYTES = 64 << 20
 """Maximum bytes of packets held until it is decided whether everything between two key frames is decoded."""
-WHOLE = 0.9
+MIN_COVERAGE = 0.9
 """Minimum share of a file's duration that its pictures cover, unless it was cut off or continues as sound only."""
 LEVELS = 4
 """Levels of each of red, green and blue that are distinguished."""
@@ -208,7 +208,7 @@ def _candidates(
         if packet is None:
             codec.flush_buffers()
     whole = declared_duration(container, stream) or 0.0
-    if end + 1 < WHOLE * whole:
+    if end + 1 < MIN_COVERAGE * whole:
         raise UserError(f"{name}: its pictures end at second {end:.0f} of {whole:.0f}; it may have been cut off")
 
 

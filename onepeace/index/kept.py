@@ -57,9 +57,7 @@ def delete(folder: str | os.PathLike[str]) -> None:
         UsageError: the index is not in the cache folder; UserError: another process is writing to it.
     """
     if Path(folder).resolve().parent != indexes_folder().resolve():
-        raise UsageError(
-            f"{folder}: not a cached index (see index list); to remove single files, name their PATHS"
-        )
+        raise UsageError(f"{folder}: not a cached index (see index list); to remove single files, name their PATHS")
     with writing(folder):
         pass  # no other process writes to it now
     shutil.rmtree(folder)

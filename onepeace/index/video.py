@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onepeace.embed.parts import Compound, Part
+from onepeace.embed.parts import CompositeItem, Part
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
@@ -32,7 +32,7 @@ AHEAD = 16
 Pieces = Iterable[tuple[float, float, "Tensor"]]
 
 
-class Video(Compound):
+class Video(CompositeItem):
     """Pictures at scene changes and every 5 seconds within a scene, and the windows of the sound.
 
     Args:
@@ -44,7 +44,7 @@ class Video(Compound):
     neither can be read.
     """
 
-    learned = ("troubles", "num_pictures")
+    copied = ("troubles", "num_pictures")
 
     def __init__(
         self, value: str | PathLike[str] | bytes, modalities: Sequence[str], duration: float | None = None

