@@ -1,10 +1,10 @@
-// The page: what is asked for, the files that are found, and which of them is open.
+// The page: the query, the files found, and the file that is open.
 
 import { KINDS, card, element, icon, nameOf } from "./cards.js";
 import { ask, listen, part } from "./inputs.js";
 import { offerQuestions, show } from "./viewer.js";
 
-const TOP = 40, PAUSE = 180;  // files of a request; milliseconds without a key before words are searched
+const TOP = 40, PAUSE = 180;  // files per request; milliseconds after the last key press before a search starts
 const byId = (id) => document.getElementById(id);
 const words = byId("words"), cards = byId("cards"), heading = byId("heading"), map = byId("map"), plane = byId("plane");
 const fields = [...document.querySelectorAll(".popover [name]")];
@@ -23,7 +23,7 @@ function query() {
 const field = (name) => fields.find((each) => each.name === name);
 const isAsked = () => words.value.trim() || state.parts.length || field("without").value;
 
-// Look again, from the start, or for the next files; what an older question would still find is dropped.
+// Search again from the start, or for the next files; answers to an older query are dropped.
 async function look(next = false) {
   clearTimeout(timer);
   if (next && (!more || running)) return;
@@ -43,7 +43,7 @@ async function look(next = false) {
   } catch (error) {
     if (error.name === "AbortError") return;
     say(error.message, true);
-    more = false;  // or the last line would ask again at once
+    more = false;  // otherwise the end of the list would request again at once
     if (!next) { files = []; cards.replaceChildren(); }
   }
   if (own === running) running = null;
@@ -84,7 +84,7 @@ const soon = () => {
   timer = setTimeout(changed, PAUSE);
 };
 
-// The question goes into the address, as far as it is words and numbers, so that one can go back and share it.
+// Put the texts and numbers of the query into the URL, for the back button and for sharing.
 function changed(push = false) {
   const asked = new URLSearchParams();
   if (words.value.trim()) asked.set("q", words.value.trim());
@@ -123,7 +123,7 @@ function drawQuery() {
   set("more", ["path", "without", "where", "sort"]);
 }
 
-// The file that comes before (-1) or after (1) another one in the list, if that is in it.
+// The previous (-1) or next (1) file in the list, if the given file is in it.
 function step(file, by) {
   const at = files.findIndex(({ id }) => id === file.id);
   if (at > files.length - 5) look(true);
@@ -193,7 +193,7 @@ document.addEventListener("keydown", (event) => {
   if (event.target === words && event.key === "ArrowDown") { event.preventDefault(); cards.querySelector(".tile")?.focus(); }
 });
 let seen = location.hash;
-addEventListener("popstate", () => {  // also when a file is closed, which changes nothing
+addEventListener("popstate", () => {  // also fires when a file is closed, where nothing changes
   if (location.hash !== seen) fromAddress();
   seen = location.hash;
 });

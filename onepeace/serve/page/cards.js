@@ -1,4 +1,4 @@
-// A card for each file, and what every part of the page says of one. Text of a file is set as text, never as HTML.
+// A card for each file, and the texts about a file that all views share. Text of a file is set as text, never as HTML.
 
 export const KINDS = { image: "picture", audio: "sound", text: "text", video: "video" };
 
@@ -29,7 +29,7 @@ export const dateOf = (file) => {
   return isNaN(date) ? "" : date.toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" });
 };
 
-// How sure a hit is: a word, the number, and what the number means.
+// The match of a hit: a word, the number, and an explanation of the number.
 export function sureness(file) {
   if (file.match === null) return { word: "cosine", value: file.score, note: "cosine similarity of the file and the query" };
   const word = file.likelihood;
@@ -45,7 +45,7 @@ export function matchLine(file) {
   return [element("span", { className: word, title: note }, element("b", {}, word), ` ${shown}`), bar];
 }
 
-let player = null;  // the one sound that plays, and its button
+let player = null;  // the sound that is playing, and its button
 
 function toggle(file, button, wave) {
   if (player?.button === button && !player.audio.paused) return player.audio.pause();
@@ -67,7 +67,7 @@ function toggle(file, button, wave) {
 
 export const silence = () => player?.audio.pause();
 
-// The picture of a file as it lies in a list; a text shows its beginning, with which said() is called.
+// Thumbnail of a file; for a text its beginning, which is passed to said().
 export function well(file, said = () => {}) {
   const well = element("div", { className: `well ${file.kind}` });
   if (file.thumbnail) {
@@ -83,7 +83,7 @@ export function well(file, said = () => {}) {
   return well;
 }
 
-// open(file) and like(file) are called when a card is opened or more like it are asked for.
+// open(file) is called when a card is opened, like(file) when similar files are requested.
 export function card(file, { open, like }) {
   const name = nameOf(file), kind = KINDS[file.kind] ?? file.kind, ranked = file.match !== null || file.score;
   const sure = ranked ? sureness(file) : null;

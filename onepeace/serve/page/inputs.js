@@ -1,8 +1,8 @@
-// Requests, and pictures and sounds that a visitor gives: as files, pasted, dropped, taken or recorded.
+// Requests, and input of pictures and sounds: files, paste, drop, camera and microphone.
 
 const LARGEST = 1e6, RATE = 16000, SECONDS = 30;
 
-// The answer of the server; an Error with its one line if it refuses.
+// Response of the server as JSON; throws an Error with its one-line message if it refuses.
 export async function ask(path, body, signal) {
   const options = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   let answer;
@@ -23,14 +23,14 @@ const encoded = (blob) => new Promise((resolve, reject) => {
   reader.readAsDataURL(blob);
 });
 
-// A file as a part of the query: { kind, name, data (base64), url }. Of a large sound the beginning, where the browser can.
+// A file as a part of the query: { kind, name, data (base64), url }. A large sound is cut to its beginning, if the browser can decode it.
 export async function part(file) {
   const kind = file.type.startsWith("audio/") || /\.(wav|mp3|ogg|opus|flac|m4a|aac|aiff?)$/i.test(file.name ?? "") ? "audio" : "image";
   const smaller = kind === "audio" && file.size > LARGEST ? await toWav(file).catch(() => file) : file;
   return { kind, name: file.name ?? (kind === "audio" ? "recording" : "picture"), data: await encoded(smaller), url: URL.createObjectURL(smaller) };
 }
 
-// The first seconds of anything that the browser can play, as mono PCM, which every server reads.
+// The first seconds of anything that the browser can play, as mono PCM, which every server can read.
 async function toWav(file) {
   const whole = await new AudioContext().decodeAudioData(await file.arrayBuffer());
   const offline = new OfflineAudioContext(1, Math.ceil(Math.min(whole.duration, SECONDS) * RATE), RATE);
@@ -60,7 +60,7 @@ function choose(accept, capture) {
   });
 }
 
-// On a telephone, and where the page may not use the camera, the system's own way to take a picture.
+// On a telephone, and where the page may not use the camera, use the system's camera dialog.
 async function photograph() {
   const dialog = document.querySelector("#shutter"), video = dialog.querySelector("video");
   if (!navigator.mediaDevices || matchMedia("(pointer: coarse)").matches) return choose("image/*", "environment");
@@ -97,7 +97,7 @@ async function record(button) {
   return toWav(blob);
 }
 
-// Calls take(file) for whatever a visitor gives, and fail(error).
+// Calls take(file) for every input, or fail(error).
 export function listen(take, fail) {
   const byId = (id) => document.getElementById(id);
   const on = (id, get) => {

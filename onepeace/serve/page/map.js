@@ -1,11 +1,11 @@
-// The files as points of a plane, to move about in.
+// The files as points of a plane, with panning and zooming.
 
 import { KINDS, element as made } from "./cards.js";
 
-const SIDE = 46, REACH = 16, LARGEST = 400;  // pixels of a picture, pixels around a point that are it, times of zoom
-const ROUND = 5000, NAMED = 1000, MOST = 150;  // points from which on they are squares, have no names; pictures at once
+const SIDE = 46, REACH = 16, LARGEST = 400;  // pixels of a picture, radius in pixels in which a point is hit, maximum zoom
+const ROUND = 5000, NAMED = 1000, MOST = 150;  // points above which they are drawn as squares, without names; maximum of pictures drawn
 
-// data: see map.py. open(id) is called for a point that is clicked; found: the ids of the files that are not faded.
+// data: see map.py. open(id) is called when a point is clicked; found: ids of the files that are not faded.
 export function showMap(place, data, open, found) {
   place.map ??= new PlaneMap(place, data);
   Object.assign(place.map, { open, isFound: ({ id }) => found?.has(id) ?? true });
@@ -13,7 +13,7 @@ export function showMap(place, data, open, found) {
 }
 
 class PlaneMap {
-  fingers = new Map();  // where the map is held, by pointer
+  fingers = new Map();  // positions of pointers that are down, by id
   width = 0;
 
   constructor(place, data) {
@@ -75,7 +75,7 @@ class PlaneMap {
 
   draw() {
     const { context, points } = this, colors = {}, shown = [];
-    for (const kind of Object.keys(KINDS)) {  // as they are in this scheme, which a canvas does not know
+    for (const kind of Object.keys(KINDS)) {  // colours of the current scheme, which a canvas does not read
       this.canvas.style.color = `var(--${kind})`;
       colors[kind] = getComputedStyle(this.canvas).color;
     }
@@ -100,7 +100,7 @@ class PlaneMap {
     this.label.style.top = `${Math.max(8, Math.min(y - h / 2, this.height - h - 8))}px`;
   }
 
-  // Pictures and names, none over another.
+  // Pictures and names that do not overlap.
   drawOver(points, colors, side, radius) {
     const { context } = this, boxes = [];
     const fits = (box) => boxes.every((o) => box[0] > o[2] || box[2] < o[0] || box[1] > o[3] || box[3] < o[1]) && boxes.push(box);
@@ -110,7 +110,7 @@ class PlaneMap {
       if (point.small && boxes.length < MOST && fits([x - side / 2, y - side / 2, x + side / 2, y + side / 2])) {
         point.image ??= Object.assign(new Image(), { onload: () => this.later(), src: point.small });
         const { naturalWidth: w, naturalHeight: h } = point.image, cut = Math.min(w, h);
-        if (!w) continue;  // not here yet
+        if (!w) continue;  // not loaded yet
         context.save();
         context.beginPath();
         context.roundRect(x - side / 2, y - side / 2, side, side, side / 6);

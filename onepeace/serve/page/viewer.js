@@ -1,4 +1,4 @@
-// One file, large: pictures, players that start at the moment that was found, words; labels of the visitor's own.
+// One file, large: a picture, a player that starts at the moment of the hit, or a text; classification by given labels.
 
 import { KINDS, clock, dateOf, element, matchLine, nameOf, silence, sureness } from "./cards.js";
 import { ask } from "./inputs.js";
@@ -45,7 +45,7 @@ function large(file) {
     return words;
   }
   const image = element("img", { src: `${file.thumbnail}&large=true`, alt: file.caption ?? nameOf(file) });
-  image.style.backgroundImage = `url("${file.thumbnail}")`;  // the small one until the large one is there
+  image.style.backgroundImage = `url("${file.thumbnail}")`;  // thumbnail until the picture is loaded
   image.onload = () => { image.style.backgroundImage = ""; };
   return image;
 }
@@ -84,7 +84,7 @@ one(".stage").addEventListener("touchend", (event) => {
 });
 dialog.addEventListener("click", (event) => { if (event.target === dialog || event.target === one(".stage")) dialog.close(); });
 dialog.addEventListener("close", () => {
-  one(".stage").replaceChildren();  // silence
+  one(".stage").replaceChildren();  // stops playback
   if (history.state?.viewer) history.back();
   document.querySelector(`.card[data-id="${shown?.id}"] .tile`)?.focus();
 });
