@@ -20,7 +20,8 @@ from onepeace.evaluate.intervals import interval
 from onepeace.evaluate.protocols.probe import probe
 from onepeace.evaluate.protocols.protocol import Labelled
 from onepeace.finetune.figures import gained
-from onepeace.finetune.split import FILE, GROUP, NEAR, Groups, near_copies, split
+from onepeace.finetune.split import FILE, GROUP, NEAR, near_copies, split
+from onepeace.index.groups import connected
 
 SHARDS = {
     "labelled_mix": ("image", "train/image_text/labelled_mix-*.tar.gz", "*"),
@@ -74,18 +75,18 @@ def repetition(items: Items, prefix: str, in_order: bool, random: np.random.Gene
         own = sorted(classes[label], key=lambda i: by_name(items.keys[i]))
         own = own if in_order else random.permutation(own).tolist()
         now, later = now + own[:NOW], later + own[NOW:]
-    groups = Groups(len(now))
-    for i, j in near_copies(items.vectors[now], NEAR[items.kind]):
-        groups.join(i, j)
+    pairs = near_copies(items.vectors[now], NEAR[items.kind])
+    groups = connected(len(now), np.array(pairs, dtype=np.int64).reshape(-1, 2))
+    group_of = {i: number for number, members in enumerate(groups) for i in members}
     found = []
-    for numbers in (groups.numbers(), list(range(len(now)))):
+    for numbers in ([group_of[i] for i in range(len(now))], list(range(len(now)))):
         right, others, of = learned(items, now, later, numbers)
         figure = gained(right, right, of)[1] if not found else interval(right.tolist())
         low, high = figure[-2:]
         found.append((right.mean(), low, high, others.mean()))
     (held, low, high, after), (files, *ends, _) = found
     return [
-        f"{len(set(groups.numbers()))}", f"{held:.0%} ({low:.0%}..{high:.0%})", f"{after:.0%} of {len(later)}",
+        f"{len(groups)}", f"{held:.0%} ({low:.0%}..{high:.0%})", f"{after:.0%} of {len(later)}",
         "yes" if low <= after <= high else "no",
         f"{files:.0%} ({ends[0]:.0%}..{ends[1]:.0%})", "yes" if ends[0] <= found[1][3] <= ends[1] else "no",
     ]  # fmt: skip
@@ -149,7 +150,9 @@ def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) 
 
 def print_repetitions(all_items: dict[str, Items], random: np.random.Generator) -> None:
     """The held-out figure and that of files taken later, of files by name and by chance."""
-    print("| set | files | groups | held out | later | held | by files | held |\n| --- | --- |" + " ---: |" * 6)
+    print(
+        "| set | selection | groups | held out | later | covered | by files | covered |\n| --- | --- |" + " ---: |" * 6
+    )
     count = {}
     for in_order, how in ((True, "by name"), (False, "by chance")):
         for name, prefix in REPETITIONS:

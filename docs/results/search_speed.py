@@ -94,7 +94,7 @@ def row_of(scratch: Path, count: int) -> str:
 
 def main() -> None:
     """Print the table: milliseconds of single queries, recall of the ten best, seconds of a whole command."""
-    print("| vectors | numpy | FAISS flat | FAISS lists | Index.search | with a condition | recall@10 | command, s |")
+    print("| vectors | numpy | FAISS flat | FAISS IVF | Index.search | with a filter | recall@10 | command, s |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for count in map(int, sys.argv[2:]):
         print(row_of(Path(sys.argv[1]), count), flush=True)
