@@ -174,9 +174,9 @@ def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Recor
     for modality in dict.fromkeys(key for record in records for key in record.inputs if key != "text"):
         lacking = [record.key for record in records if record.inputs[modality] is None]
         if len(lacking) == len(records):
-            yield skipped(table, f"not one of its {len(records)} {modality} files is there; {hint}")
+            yield skipped(table, f"none of its {len(records)} {modality} files is there; {hint}")
         elif lacking:
             named = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
-            yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are not there ({named})")
+            yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are missing ({named})")
         records = [record for record in records if record.inputs[modality] is not None]
     yield from shuffled(records)

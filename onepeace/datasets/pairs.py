@@ -149,7 +149,7 @@ def _sidecar(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise UserError(f"has no caption: there is no {path.name} beside it") from error
+        raise UserError(f"has no caption: there is no {path.name} in its folder") from error
     except OSError as error:
         raise UserError(f"{path.name} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -163,7 +163,7 @@ def _sidecar(path: Path) -> list[str]:
 def _folder_label(path: Path, folder: Path) -> str:
     if path.parent == folder:
         raise UserError(
-            f"has no .txt beside it, and lies in {_shown(folder)} itself, not in a folder that names its label"
+            f"has no .txt in its folder, and is in {_shown(folder)} itself, not in a folder that names its label"
         )
     return _text("the folder's name", path.parent.name)
 

@@ -21,14 +21,14 @@ class SoundEvents(Sounds, OfficialSplits):
     SOURCE holds train.csv and val.csv (or .tsv) with the columns filename, onset, offset (both in seconds) and
     event_label, one row per event, and the sounds (wav, flac, ogg, opus or mp3): filename is a path relative to SOURCE,
     or the name of a sound at any depth, with or without its ending. A sound without an event has one row, whose other
-    cells are empty. The target "events" is a list of [onset, offset, label]; what lies behind the longest sound is cut
-    off.
+    cells are empty. The target "events" is a list of [onset, offset, label]; events after the end of the longest
+    sound are cut off.
     """
 
     key: ClassVar[str] = "events"
     hint = HINT
-    name: str = option("sound_events", "of the shards and their folders")
-    license: str = option("not stated", "of the sounds")
+    name: str = option("sound_events", "name of the shards and their folders")
+    license: str = option("not stated", "licence of the sounds")
     train: tuple[str, ...] = option(("train",), "tables that are training data")
     val: tuple[str, ...] = option(("val",), "tables that are validation data")
 
@@ -70,8 +70,8 @@ class DESED(SoundEvents):
     """
 
     key = "desed"
-    name: str = option("desed", "of the shards and their folders")
-    license: str = option("DESED's (synthetic: CC BY 4.0; others by their sources)", "of the sounds")
+    name: str = option("desed", "name of the shards and their folders")
+    license: str = option("DESED's (synthetic: CC BY 4.0; others by their sources)", "licence of the sounds")
     train: tuple[str, ...] = option(("train/synthetic21_train/soundscapes",), "tables that are training data")
     val: tuple[str, ...] = option(("validation/validation",), "tables that are validation data")
 

@@ -75,7 +75,7 @@ def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | Non
             if twice := sorted({name for name in columns if columns.count(name) > 1}):
                 raise UserError(f"{path}: two columns are named {twice[0]!r}")
         elif len(cells) != len(columns):
-            yield BadRow(line, f"{len(cells)} cells in place of {len(columns)} ({', '.join(columns)})")
+            yield BadRow(line, f"{len(cells)} cells instead of {len(columns)} ({', '.join(columns)})")
         else:
             yield Row(line, dict(zip(columns, map(str.strip, cells), strict=True)))
 

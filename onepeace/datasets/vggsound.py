@@ -27,8 +27,8 @@ class VGGSound(Sounds, OfficialSplits):
     such as ---g-f_I2yQ_000001.wav. Videos are not read: extract their sound first. Captions are sentences around the
     label. Clips whose video is validation data of AudioCaps below the same root are left out of training.
 
-    With pictures=true each sample has a picture of its clip too: ID_START.jpg (png, webp), or what is shown in the
-    middle of ID_START.mp4, whose sound lies beside it all the same. Clips without one are left out.
+    With pictures=true each sample has a picture of its clip too: ID_START.jpg (png, webp), or the middle frame
+    of ID_START.mp4, for which the sound file is still needed. Clips without one are left out.
     """
 
     prefix, pairs, hint = "vggsound", "audio_text", HINT

@@ -41,7 +41,7 @@ def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
     padded = {1: Dim.DYNAMIC} if "lengths" in example else {}
     shapes = tuple({0: Dim.DYNAMIC, **(padded if tensor.ndim > 1 else {})} for tensor in example.values())
     branch = Branch(model, key, list(example)).eval()
-    with _translating():
+    with _export_context():
         try:
             return torch.export.export(branch, tuple(example.values()), dynamic_shapes=(shapes,))
         except Exception as error:  # from torch's tracer, its symbolic shapes or the network
@@ -55,7 +55,7 @@ def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, extern
         external_data: write the weights to PATH.data, which is memory-mapped and may exceed the 2 GB of a protobuf
             message.
     """
-    with _translating():
+    with _export_context():
         try:
             torch.onnx.export(
                 program,
@@ -73,7 +73,7 @@ def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, extern
 
 
 @contextmanager
-def _translating() -> Iterator[None]:
+def _export_context() -> Iterator[None]:
     # On a CPU torch's fused attention has another output layout than its meta function, which exporting uses.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's internals
@@ -86,6 +86,6 @@ def distance(run: Callable[..., Tensor], model: nn.Module, key: str, batch: Batc
     infinite if a vector is not finite."""
     wanted, got = model({key: batch})[key], run(*batch.values())
     if got.shape != wanted.shape:
-        raise UserError(f"the exported {key} branch gives {tuple(got.shape)} and not {tuple(wanted.shape)}")
+        raise UserError(f"the exported {key} branch returns {tuple(got.shape)}, expected {tuple(wanted.shape)}")
     apart = float((got - wanted).norm(dim=1).max())
     return apart if math.isfinite(apart) else math.inf

@@ -57,7 +57,7 @@ class Task:
         except ValueError as error:
             raise UserError(f"prompt {self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
         if bad := [name for name in names if not name.isidentifier() or name == "image"]:
-            raise UserError(f"prompt {self.prompt!r}: {{{bad[0]}}} is no name of a field")
+            raise UserError(f"prompt {self.prompt!r}: {{{bad[0]}}} is not the name of a field")
         try:
             ImageProcessor.from_config(self.image or {})
         except (UserError, TypeError, ValueError) as error:

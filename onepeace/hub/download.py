@@ -31,7 +31,7 @@ def fetch(url: str, path: Path) -> Path:
     try:
         about = get_hf_file_metadata(url, token=False)
         if about.size is None or about.etag is None:
-            raise UserError(f"{url}: the server does not say how long the file is and which, so a cut is not noticed")
+            raise UserError(f"{url}: the server sends no size or ETag, so an incomplete download could not be detected")
         part = path.with_name(f"{path.name}.{hashlib.sha256(about.etag.encode()).hexdigest()[:16]}.part")
         with open(part, "ab") as file:
             have, free = file.tell(), shutil.disk_usage(path.parent).free

@@ -50,7 +50,7 @@ def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str =
     if not replace:
         raise UsageError(f"{folder}: already exists; choose another name, or overwrite it with --force")
     if not (folder / record).is_file():
-        raise UsageError(f"{folder}: holds no {record}, so it is no {what}; it will not be replaced")
+        raise UsageError(f"{folder}: holds no {record}, so it is not a {what}; it will not be replaced")
 
 
 @contextmanager

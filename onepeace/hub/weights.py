@@ -160,7 +160,7 @@ def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, Lazy
     if (there := fingerprint(found)) != base.fingerprint:
         raise UserError(
             f"{folder}: was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {found} is "
-            f"{there}; get the former, or train it anew"
+            f"{there}; get that model, or train this one again"
         )
     wanted = expected(config)
     return {name: tensor for name, tensor in open_weights(found).items() if name in wanted}

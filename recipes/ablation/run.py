@@ -1,9 +1,9 @@
 """Train every variant of a study with several seeds and print a table of means and spreads:
 python recipes/ablation/run.py recipes/ablation/shared.yaml
 
-A study names a base recipe, the figures to tell and the variants, each by what it overrides. What a run reached is a
-line of OUT.jsonl. Runs that have one are not trained again, so this can be stopped and started, and another process can
-train other seeds at the same time. --table prints what there is; results/ has what docs/results/log.md shows.
+A study names a base recipe, the metrics to report and the variants, each by its overrides. The result of a run is a
+line of OUT.jsonl. Runs with a result are not trained again, so this can be stopped and started, and another process can
+train other seeds at the same time. --table prints existing results; results/ has those that docs/results/log.md shows.
 """
 
 import argparse
@@ -143,9 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, help="folder of the runs (runs/STUDY); results are in OUT.jsonl")
-    parser.add_argument("--seeds", default="1,2,3", help="with commas between (1,2,3)")
+    parser.add_argument("--seeds", default="1,2,3", help="comma-separated (1,2,3)")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="a.b=value, of the recipe")
+    parser.add_argument("overrides", nargs="*", help="a.b=value: changes to the recipe")
     args = parser.parse_intermixed_args()
     runs = Runs(args.study, args.out or Path("runs") / args.study.stem, args.overrides)
     for seed in () if args.table else map(int, args.seeds.split(",")):

@@ -1,9 +1,9 @@
-"""Writes the pictures of synthetic.yaml, where it is known what the denoising term should find:
+"""Write the pictures of synthetic.yaml, for which it is known what the denoising term should learn:
 python recipes/ablation/synthetic_data.py FOLDER
 
 A picture is 4 x 4 patches of 8 pixels. All of its patches show the pattern of its class, faintly, and each patch shows
-another pattern, drawn for it alone, twice as strongly. What patches have in common, and thus what the others tell of a
-hidden one, is the class; what a few pairs tempt a model to learn is the rest.
+another pattern, drawn for it alone, twice as strongly. Patches share only the class, so visible patches say
+nothing else about a hidden one; a model trained on few pairs may learn the other patterns instead.
 """
 
 import argparse

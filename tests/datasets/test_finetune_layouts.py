@@ -50,7 +50,7 @@ def test_vggsound_with_pictures(prepare):
     assert np.allclose(Image.open(io.BytesIO(val.inputs["image"])).getpixel((15, 10)), (200, 10, 10), atol=12)
     assert train.key == "vgg_--0PQM4-hqg_000030"
     assert Image.open(io.BytesIO(train.inputs["image"])).convert("L").getpixel((10, 10)) == pytest.approx(100, abs=8)
-    assert "vggsound.csv: 1 of 2 image files are not there (vgg_ttttttttttt_000000)" in done.err
+    assert "vggsound.csv: 1 of 2 image files are missing (vgg_ttttttttttt_000000)" in done.err
     assert set(prepare("vggsound").train) == {"vgg_--0PQM4-hqg_000030", "vgg_ttttttttttt_000000"}
 
 
@@ -69,7 +69,7 @@ def test_vqav2(prepare):
     assert size_of(net.inputs["image"]) == (30, 20)
     assert net.inputs["image"] == two.inputs["image"]
     assert done.train["vqav2_9000"].about["answer_type"] == "other"
-    assert "questions.json: 1 of 3 image files are not there (vqav2_30000)" in done.err
+    assert "questions.json: 1 of 3 image files are missing (vqav2_30000)" in done.err
     assert classes(done, "val/vqav2") == classes(done, "train/vqav2") == ["net", "2", "man"]
     assert set(read(done, "val/vqav2/vqav2_val2014-*.tar", targets=("answers",))) == {"vqav2_42000"}
     done = prepare("vqav2", "answers=1")
@@ -120,7 +120,7 @@ def test_nlvr2_has_two_pictures(prepare):
     left, right = sample.inputs["image"]
     assert size_of(left) == size_of(right) == (20, 15)
     assert left != right
-    assert "train.json: 1 of 2 image files are not there (nlvr2_train-8-1-0)" in done.err
+    assert "train.json: 1 of 2 image files are missing (nlvr2_train-8-1-0)" in done.err
     assert "dev-850-1-img0.png: " in done.err  # the first of two names the sample
     (dev,) = read(done, "val/nlvr2/*.tar", ("image", "text"), ("label", "sentence")).values()
     assert (dev.key, dev.targets["sentence"]) == ("nlvr2_dev-850-0-1", "dev-850-1")
@@ -137,7 +137,7 @@ def test_snli_ve_has_a_premise_and_a_label_for_each_statement(prepare):
         "snlive_7_2r1n": ("neutral", "It is happy."),
     }
     assert {one.targets["premise"] for one in samples.values()} == {"A dog in picture 7."}
-    assert "snli_ve_train.jsonl: 1 of 4 image files are not there (snlive_8_0r1n)" in done.err
+    assert "snli_ve_train.jsonl: 1 of 4 image files are missing (snlive_8_0r1n)" in done.err
     assert list(done.val) == ["snlive_9_0r1n"]
     assert classes(done, "val/snli_ve") == ["contradiction", "entailment", "neutral"]
 
@@ -228,7 +228,7 @@ def test_avqa(prepare):
     assert (sample.key, sample.captions) == ("avqa_train_1", ["What sounds?"])
     assert sample.targets == {"candidates": ["motorboat", "bus", "train", "truck"], "choice": 0}
     assert read(done, "val/avqa/*.tar", ("audio",))["avqa_val_1"].targets["choice"] == 2
-    assert "train_qa.json: 1 of 2 audio files are not there (avqa_train_2)" in done.err
+    assert "train_qa.json: 1 of 2 audio files are missing (avqa_train_2)" in done.err
     assert done.train["avqa_train_1"].about["youtube_id"] == "-HG3Omg_89c"
 
 
@@ -255,7 +255,7 @@ def test_sound_events_of_tables_of_ones_own(prepare, source):
     }  # fmt: skip
     assert done.train["events_train_000001"].about["license"] == "CC0"
     assert set(done.val) == {"events_val_000000"}
-    assert "val.csv: 1 of 2 audio files are not there" in done.err
+    assert "val.csv: 1 of 2 audio files are missing" in done.err
     _, split = LAYOUTS["sound_events"].splits(source, lambda name: ())
     paths = {record.key: record.inputs["audio"] for record in split.records}
     assert paths["events_train_000000"] == source / "a/1.wav"
@@ -271,4 +271,4 @@ def test_kinetics_keeps_the_videos_as_they_are(prepare):
     assert raw["mp4"] == b"one video"
     assert json.loads(raw["json"])["label"] == "air drumming"
     assert classes(done, "val/kinetics") == ["air drumming", "testifying"]
-    assert "train.csv: 1 of 2 video files are not there" in done.err
+    assert "train.csv: 1 of 2 video files are missing" in done.err

@@ -183,8 +183,8 @@ def test_sets_of_sounds_take_no_videos(prepare):
     done = prepare(
         "audiocaps", files={**dict.fromkeys(sounds), **{f"{name}.mp4": "a video" for name in sounds}}, code=1
     )
-    assert "test.csv: not one of its 1 audio files is there; " in done.err
-    assert "train.csv: not one of its 9 audio files is there; " in done.err
+    assert "test.csv: none of its 1 audio files is there; " in done.err
+    assert "train.csv: none of its 9 audio files is there; " in done.err
     assert "not videos: extract their sound" in done.err
     assert done.err.splitlines()[-1].endswith("download: nothing in it can be used; nothing was written")
 

@@ -126,7 +126,7 @@ def test_macs(own):
     done = own("macs")
     (sample,) = done.train.values()
     assert (captions(sample), sample.about["label"]) == (["people talk", "a child laughs"], "airport")
-    assert "MACS.yaml: 1 of 2 audio files are not there (macs_public_square-paris-1-2-a" in done.err
+    assert "MACS.yaml: 1 of 2 audio files are missing (macs_public_square-paris-1-2-a" in done.err
     broken = {"MACS.yaml": macs()["MACS.yaml"].replace("sentence: footsteps", "text: x")}
     assert "MACS.yaml: file 2 of the list has no filename" in own("macs", files=broken, code=1).err
 

@@ -55,7 +55,7 @@ CASES = {
         {f"acaps_{video}_30": {"youtube_id": video, "start": 30} for video in VIDEOS[1:8]}
         | {f"acaps_{VIDEOS[3]}_30": {"captions": ["Sound 3, and so on"], "samples": 1.3 * 16000}},
         {"acaps_ttttttttttt_0": {"captions": [f"test {i}" for i in range(5)], "samples": 160000}},
-        [r"train\.csv: 1 of 9 audio files are not there", rf"{VIDEOS[0]}\.wav: "],
+        [r"train\.csv: 1 of 9 audio files are missing", rf"{VIDEOS[0]}\.wav: "],
     ),
     "clotho": (
         [], {"development/b.wav": "no sound"},
@@ -68,7 +68,7 @@ CASES = {
             "captions": [f"{start}playing violin, fiddle" for start in ("", "the sound of ", "a recording of ")],
             "label": "playing violin, fiddle", "target": 1, "youtube_id": "--0PQM4-hqg",
         }},
-        {"vgg_---g-f_I2yQ_000001": {}}, [r"vggsound\.csv: 1 of 3 audio files are not there \(vgg_gonegonegon_000005"],
+        {"vgg_---g-f_I2yQ_000001": {}}, [r"vggsound\.csv: 1 of 3 audio files are missing \(vgg_gonegonegon_000005"],
     ),
     # Two classes share the name missile.
     "imagenet": (
@@ -87,7 +87,7 @@ CASES = {
             "101-1-0-0", "101-1-0-1", "102-0-0-0", "102-0-0-1", "102-1-0-0", "102-1-0-1",
         )},
         {f"us8k_110-{target}-0-{i}": {"target": target} for target in (0, 1) for i in (0, 1)},
-        [r"UrbanSound8K\.csv: 1 of 8 audio files are not there \(us8k_101-0-0-0"],
+        [r"UrbanSound8K\.csv: 1 of 8 audio files are missing \(us8k_101-0-0-0"],
     ),
     "fsd50k": (
         [], {},
@@ -95,11 +95,11 @@ CASES = {
             "targets": {"labels": ["Bark", "Dog"]}, "label": None,
             "captions": ["the sound of Bark", "the sound of Dog"],
         }},
-        {"fsd50k_37199": {"targets": {"labels": ["Car horn"]}}}, [r"eval\.csv: 1 of 2 audio files are not there"],
+        {"fsd50k_37199": {"targets": {"labels": ["Car horn"]}}}, [r"eval\.csv: 1 of 2 audio files are missing"],
     ),
     "audiocaps without sounds of a split": (
         [], {"sounds/test/ttttttttttt.wav": None}, None, {},
-        [r"\.csv: not one of its 1 audio files is there; .* are read, not videos",
+        [r"\.csv: none of its 1 audio files is there; .* are read, not videos",
          "val/audiocaps/audiocaps_test: nothing to write; skipped"],
     ),
 }  # fmt: skip

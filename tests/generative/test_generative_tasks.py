@@ -61,7 +61,7 @@ def test_written_tasks_are_read_again(tmp_path):
         ("{promt: x}", "caption.promt is not a field; did you mean caption.prompt"),
         ("{search: {beam: 0}}", "search.beam is 0"),
         ("{prompt: 'a {b'}", "expected '}'"),
-        ("{prompt: '{image}'}", "{image} is no name of a field"),
+        ("{prompt: '{image}'}", "{image} is not the name of a field"),
         ("{image: {sizes: 12}}", "image.sizes is not a setting; did you mean size"),
         ("{image: {mean: 0.5}}", "image {'mean': 0.5}: "),
     ],

@@ -46,7 +46,7 @@ def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
     (other / "a.jpg").write_text("picture")
     with pytest.raises(UserError, match="exists"):
         convert(tmp_path / "not read yet.pt", other, modalities=["audio"])
-    with pytest.raises(UserError, match="no model folder; it will not be replaced"):
+    with pytest.raises(UserError, match="not a model folder; it will not be replaced"):
         convert(checkpoint, other, modalities=["audio"], replace_existing=True)
     with pytest.raises(UserError, match="is a file"):
         convert(checkpoint, checkpoint, modalities=["audio"], replace_existing=True)

@@ -276,5 +276,5 @@ def test_trainer_configuration_of_any_kind_becomes_plain(tmp_path, monkeypatch):
 def test_files_without_weights_say_what_they_hold(tmp_path, content):
     path = write(tmp_path / "x.pt", content, "zip")
 
-    with pytest.raises(UserError, match=r"holds|no tensors"):
+    with pytest.raises(UserError, match=r"holds|not tensors"):
         read_original(path)

@@ -52,7 +52,7 @@ def check_caption_head(options: Any, config: "Config") -> Mapping[str, Any]:
     return head
 
 
-class Asked(NamedTuple):
+class TaskBatch(NamedTuple):
     """Input and output ids of B items, padded on the right."""
 
     ids: Tensor
@@ -66,9 +66,9 @@ class Asked(NamedTuple):
     allowed: Tensor | None
     """(B, T, V) bool: the ids that compete; None = all."""
 
-    def to(self, device: torch.device) -> "Asked":
+    def to(self, device: torch.device) -> "TaskBatch":
         moved: Iterable[Any] = (None if x is None else x.to(device) for x in self)
-        return Asked(*moved)
+        return TaskBatch(*moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Asking:
     num_positions: int
     options: AskingOptions
 
-    def __call__(self, batch: Batch, trie: Trie | None = None) -> Asked:
+    def __call__(self, batch: Batch, trie: Trie | None = None) -> TaskBatch:
         """The sources and answers of a batch.
 
         Args:
@@ -139,7 +139,7 @@ class Asking:
             for row, (prefix, answer) in enumerate(rows):
                 for length in range(len(answer) + 1):
                     allowed[row, len(prefix) + length, trie(answer[:length])] = True
-        return Asked(_padded(sources), written, target, torch.tensor(weights), allowed)
+        return TaskBatch(_padded(sources), written, target, torch.tensor(weights), allowed)
 
     def _values(self, batch: Batch) -> list[dict[str, Any]]:
         """The caption and the targets of each item by name, including the target match."""

@@ -52,7 +52,7 @@ def read_original(path: Path) -> Original:
     if others:
         name, value = next(iter(others.items()))
         kind = value.name if isinstance(value, Record) else type(value).__name__
-        raise UserError(f"{path}: {len(others)} of its weights are no tensors ({name} is {kind})")
+        raise UserError(f"{path}: {len(others)} of its weights are not tensors ({name} is {kind})")
     cfg = next((plain(content[key]) for key in ("cfg", "args") if state is not content and content.get(key)), None)
     average = content.get("extra_state") if state is not content else None
     average = average.get("ema") if isinstance(average, dict) else None

@@ -235,7 +235,7 @@ def _add(container: Any, items: list[Any]) -> None:
         keys = items[::2]
         # Plain keys only: hashing the nested tuples of a hostile file can take arbitrarily long.
         if not all(isinstance(key, str | int | float | None) for key in keys):
-            raise ValueError("a dictionary key is no plain value")
+            raise ValueError("a dictionary key is not a plain value")
         container.update(zip(keys, items[1::2], strict=True))
     elif isinstance(container, list):
         container.extend(items)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from onepeace.special_ids import BOS, PAD
 
 from .pretrained import PretrainedStem
-from .transformers import cannot_be_had, network_options
+from .transformers import network_options, unavailable
 
 
 class LanguageStem(PretrainedStem):
@@ -69,7 +69,7 @@ class LanguageStem(PretrainedStem):
             theirs = transformers.AutoTokenizer.from_pretrained(self.name)
             network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # a wrong name, no network and a damaged file raise many types
-            raise cannot_be_had(self.name, error) from error
+            raise unavailable(self.name, error) from error
         specials = [theirs.cls_token_id, theirs.pad_token_id, theirs.sep_token_id, theirs.unk_token_id]
         embedding = network.get_input_embeddings()
         order = [*specials, *(row for row in range(len(embedding.weight)) if row not in specials)]

@@ -60,7 +60,7 @@ class TransformersStem(PretrainedStem):
         try:
             network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # a wrong name, no network and a damaged file raise many types
-            raise cannot_be_had(self.name, error) from error
+            raise unavailable(self.name, error) from error
         self.network.load_state_dict(network.state_dict())
 
 
@@ -75,7 +75,7 @@ def network_options(name: str) -> dict[str, Any]:
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except Exception as error:
-        raise cannot_be_had(name, error) from error
+        raise unavailable(name, error) from error
     usual = type(config)().to_dict()
     left_out = ("transformers_version", "architectures", "_name_or_path", "dtype")
     own = {key: value for key, value in config.to_dict().items() if key not in left_out and value != usual.get(key)}
@@ -83,7 +83,7 @@ def network_options(name: str) -> dict[str, Any]:
     return {"model_type": config.model_type, **size, **own}
 
 
-def cannot_be_had(name: str, error: Exception) -> UserError:
+def unavailable(name: str, error: Exception) -> UserError:
     """Error for an encoder that is neither on the Hub nor in a folder."""
     return UserError(
         f"the stem transformers {name} cannot be loaded ({one_line(error):.200}); check its name and the network, or "
