@@ -31,7 +31,7 @@ from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
-from onepeace.model import Encoder
+from onepeace.model import INITIAL_SCALE, Encoder
 from onepeace.processors import PROCESSORS
 from onepeace.processors.processor import Processor
 from onepeace.threads import Batch, Computing, Result, num_workers
@@ -141,7 +141,7 @@ class Embedder:
     @property
     def logit_scale(self) -> float:
         """Scale from cosines to logits; CLIP's initial value if the model has not learned one."""
-        return 1 / 0.07 if self.module.logit_scale is None else float(self.module.logit_scale.detach().float().exp())
+        return INITIAL_SCALE if self.module.logit_scale is None else self.module.logit_scale.float().exp().item()
 
     def stream(
         self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"

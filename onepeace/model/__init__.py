@@ -3,12 +3,13 @@
 from onepeace.layers.features import Features
 
 from .adapters import ADAPTERS, Adapter, AdapterOptions
-from .interface import Encoder, Trained
+from .interface import INITIAL_SCALE, Encoder, Trained
 from .model import OnePeace
 from .sequence import Span, Stem, TokenSequence
 
 __all__ = [
     "ADAPTERS",
+    "INITIAL_SCALE",
     "Adapter",
     "AdapterOptions",
     "Encoder",

@@ -18,6 +18,8 @@ from .adapters import Adapter
 from .sequence import Stem
 
 Inputs = Mapping[str, dict[str, Tensor]]
+INITIAL_SCALE = 1 / 0.07
+"""Scale of cosine similarities before training, and of models that learn none (CLIP, arXiv 2103.00020)."""
 
 
 class Trained(nn.Module):

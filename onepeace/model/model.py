@@ -23,7 +23,7 @@ from .adapters import ADAPTERS, make_adapter
 from .block import Block
 from .clip_block import ClipBlock
 from .encoder import encode
-from .interface import Encoder, Inputs
+from .interface import INITIAL_SCALE, Encoder, Inputs
 from .masked_decoder import MaskedDecoder
 from .sequence import Stem, TokenSequence
 
@@ -83,7 +83,7 @@ class OnePeace(Encoder):
         if own and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         if module is self and self.logit_scale is not None:
-            nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+            nn.init.constant_(self.logit_scale, math.log(INITIAL_SCALE))
 
     def _reset_linear(self, linear: nn.Linear) -> None:
         trunc_normal(linear.weight, self.config.init_std)

@@ -26,6 +26,7 @@ from onepeace.embed.embedder import Embedder, load
 from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
+from onepeace.model import INITIAL_SCALE
 from onepeace.processors import PROCESSORS, Processor, TextProcessor
 from onepeace.processors.tokenizer import PAD
 
@@ -65,7 +66,7 @@ class ClipModel(nn.Module):
     def logit_scale(self) -> Tensor:
         """Logarithm of the scale from cosines to logits; CLIP's initial value if the model has not learned one."""
         scale = self.module.logit_scale
-        return torch.tensor(math.log(1 / 0.07)) if scale is None else scale
+        return torch.tensor(math.log(INITIAL_SCALE)) if scale is None else scale
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """Vectors (B, E) of pixels (B, 3, H, W) from the transforms."""

@@ -58,9 +58,7 @@ def test_a_changed_base_is_refused(tmp_path, base, whole):
     module = other_model()
     weights.save(base, module, Config(module.config), dtype="float16")
 
-    with pytest.raises(
-        UserError, match=r"small: was made on the model .*base of fingerprint \w{16}.*train this"
-    ):
+    with pytest.raises(UserError, match=r"small: was made on the model .*base of fingerprint \w{16}.*train this"):
         weights.load(small)
 
 

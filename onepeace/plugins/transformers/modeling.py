@@ -23,7 +23,7 @@ from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import CONFIG
 from onepeace.hub.resolve import resolve
 from onepeace.losses import contrastive
-from onepeace.model import OnePeace
+from onepeace.model import INITIAL_SCALE, OnePeace
 from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
 from onepeace.model.block import Block
@@ -142,7 +142,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     def logit_scale(self) -> Any:
         """Scale from cosines to logits; CLIP's initial value if the model has not learned one."""
         if self.onepeace.logit_scale is None:
-            return 1 / 0.07
+            return INITIAL_SCALE
         if not hasattr(self.onepeace, "_hf_hook"):
             return self.onepeace.logit_scale.float().exp()
         # accelerate offloads it until its module is called.

@@ -9,7 +9,7 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch, Inputs
 from onepeace.errors import UserError, expect, need
-from onepeace.model import Encoder, Trained
+from onepeace.model import INITIAL_SCALE, Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
@@ -73,6 +73,6 @@ class Names(Term[NamesOptions]):
         inputs = model.adapters["text"].take({key: x.to(chosen.device) for key, x in names.items()}, chosen)
         encoder = expect(model, Encoder)
         texts = encoder.embed("text", encoder.encode(encoder.stems({"text": inputs}))["text"])
-        scale = 1 / 0.07 if model.logit_scale is None else model.logit_scale.exp()
+        scale = INITIAL_SCALE if model.logit_scale is None else model.logit_scale.exp()
         count = max(len(scores), 1) / parallel.world_size()
         return {self.options.name: losses.soft_targets(vectors, texts, own[:, chosen], scale, count)}
