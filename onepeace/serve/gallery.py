@@ -56,8 +56,8 @@ class Embedding:
 
     def address(self, value: Path | bytes, kind: str) -> str:
         size = len(value) if isinstance(value, bytes) else value.stat().st_size
-        if isinstance(value, Path) and size > min(EMBEDDED, self.left):
-            return escape(_link_to(value, self.folder), quote=True)
+        if size > min(EMBEDDED, self.left):  # a sample of a shard has no file to link to
+            return escape(_link_to(value, self.folder), quote=True) if isinstance(value, Path) else ""
         self.left -= size
         return _data_uri(kind, value if isinstance(value, bytes) else read_bytes(value))
 
