@@ -63,7 +63,7 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
     for path, modality in found:
         group = groups.setdefault(path.with_suffix(""), {})
         if modality in group:
-            yield Skipped(_shown(path), f"{group[modality].name} beside it is the {modality} of this stem")
+            yield Skipped(_shown(path), f"{group[modality].name} in the same folder is the {modality} of this stem")
         else:
             group[modality] = path
     for stem, files in groups.items():

@@ -22,7 +22,7 @@ TEXTS = {
 """Name of the file with the texts of each bank, one per line.
 
 Sounds have their own texts: most things make no sound, so a query for a sound outscores their names too easily."""
-KEPT = {"image": 0.85, "audio": 0.2}
+KEPT = {"image": 0.7, "audio": 0.2}
 """Share of the generic files kept per bank of a model folder: the files least similar to all others.
 
 A file that resembles other generic files resembles files in many folders, where it is not an unrelated query. There are

@@ -33,10 +33,10 @@ MODALITIES = ("image", "audio", "text")
 """Modalities of items that queries are scored against."""
 LIKELY = 0.95
 """Match above which a hit is likely relevant: 19 of 20 unrelated queries find nothing as near."""
-POSSIBLE = 2 / 3
-"""Match from which a hit is possibly relevant: two of three."""
-RELEVANT = 0.25
-"""Match of the best hit below which nothing relevant was found: three of four unrelated queries do better."""
+POSSIBLE = 0.7
+"""Match from which a hit is possibly relevant: 7 of 10 unrelated queries find nothing as near."""
+RELEVANT = 0.2
+"""Match of the best hit below which nothing relevant was found: 4 of 5 unrelated queries do better."""
 SMALLEST = 1e-8
 """Lower bound of divisors."""
 FORMAT = "2"

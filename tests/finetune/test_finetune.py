@@ -122,7 +122,7 @@ def test_pairs_in_a_table(model, table, tmp_path, capsys):
     assert "steps 30" in err
     assert "text to image R@1" in text
     report = (out / "report.html").read_text()
-    assert "the last first: image+text" in report
+    assert "the worst first: image+text" in report
     assert "missing.png" in report
     assert 'src="data:image/jpeg' in report
     counts = json.loads((out / "data" / "parts.json").read_text())["counts"]

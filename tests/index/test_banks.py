@@ -8,7 +8,7 @@ from support.indexes import fabricate
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item
-from onepeace.index.calibrate import FILE, TEXTS, calibrate, least_alike, read_calibration, texts_of
+from onepeace.index.calibrate import FILE, KEPT, TEXTS, calibrate, least_alike, read_calibration, texts_of
 from onepeace.index.ranking import Banks
 from onepeace.index.store import Store
 
@@ -103,7 +103,9 @@ def test_banks_of_a_model_are_its_texts_and_what_is_drawn_of_an_index(tmp_path, 
     with Index.open(folder) as index:
         found = calibrate(index)
         assert calibrate(index).vectors["image"].tolist() == found.vectors["image"].tolist()
-    assert (unit(rows) @ found.vectors["image"].T).max(axis=0) == pytest.approx(np.ones(8), abs=1e-5)
+    kept = found.vectors["image"]
+    assert len(kept) == round(KEPT["image"] * 10)
+    assert (unit(rows) @ kept.T).max(axis=0) == pytest.approx(np.ones(len(kept)), abs=1e-5)
     assert found.vectors.keys() == {"word", "word/audio", "image"}
     texts = fabricate(tmp_path / "texts", [(Item("/a.txt", "text"), rows[0])])
     with Index.open(texts) as index, pytest.raises(UserError, match="texts"):
