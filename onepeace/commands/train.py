@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.processes and not args.plan:
         raise UsageError("--processes needs --plan; use torchrun to train on several GPUs")
-    from onepeace.train.recipe import read_recipe, to_yaml
+    from onepeace.config import to_yaml
+    from onepeace.train.recipe import read_recipe
 
     recipe = read_recipe(args.recipe, args.overrides)
     if args.show:

@@ -5,7 +5,7 @@ model's configuration and the processors' settings. Recipes (onepeace/train/reci
 """
 
 from onepeace.config.model import Base, Config, MaskedDecoderConfig, ModelConfig
-from onepeace.config.reader import Options, apply_override, build, merge, read_yaml, to_plain, write_config
+from onepeace.config.reader import Options, apply_override, build, merge, read_yaml, to_plain, to_yaml, write_config
 from onepeace.config.sizes import SIZES
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "merge",
     "read_yaml",
     "to_plain",
+    "to_yaml",
     "write_config",
 ]

@@ -53,9 +53,14 @@ def _parsed(source: TextIO | str) -> Any:
         loader.dispose()
 
 
+def to_yaml(config: Any) -> str:
+    """A dataclass as YAML, with every default filled in."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
 def write_config(config: Any, path: Path | str) -> None:
     """Write a dataclass as YAML, atomically."""
-    write_text_atomic(path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+    write_text_atomic(path, to_yaml(config))
 
 
 def to_plain(value: Any) -> Any:

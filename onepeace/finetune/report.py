@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from onepeace.config import to_yaml
 from onepeace.data.sample import Sample
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
@@ -18,7 +19,7 @@ from onepeace.finetune.settings import head_names
 from onepeace.finetune.split import FILE, Parts
 from onepeace.hub.folder import read_config
 from onepeace.processors import ImageProcessor
-from onepeace.train.recipe import Recipe, to_yaml
+from onepeace.train.recipe import Recipe
 
 REPORT = "report.html"
 ERRORS = 16

@@ -297,11 +297,6 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return build(Recipe, content, str(path))
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """The recipe with every default filled in, as YAML."""
-    return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
-
-
 MAY_CHANGE = frozenset(
     ["evaluate"]
     + [f"data.{name}" for name in ("root", "frozen_folder", "cache_gigabytes")]

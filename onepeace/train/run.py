@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace.compiling import compile_blocks
-from onepeace.config import Config, read_yaml, write_config
+from onepeace.config import Config, read_yaml, to_yaml, write_config
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.frozen_cache import StemFeatures
@@ -29,7 +29,7 @@ from onepeace.train.log import Log
 from onepeace.train.lora import add_lora_and_freeze, trained_module
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
-from onepeace.train.recipe import Recipe, check_same, to_yaml
+from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.start import make_config, make_model, make_processors, make_tokenizer
 from onepeace.train.stem_features import make_stem_features
 from onepeace.train.training_data import TrainingData, prepare_terms

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from onepeace.config import to_yaml
 from onepeace.errors import UserError
-from onepeace.train.recipe import check_same, read_recipe, to_yaml
+from onepeace.train.recipe import check_same, read_recipe
 
 FULL = """
 seed: 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.small_shards import write_shards
 
-from onepeace.config import SIZES, ModelConfig, build, read_yaml
+from onepeace.config import SIZES, ModelConfig, build, read_yaml, to_yaml
 from onepeace.cost import plan
 from onepeace.embed.embedder import load
 from onepeace.evaluate.protocols import PROTOCOLS
@@ -17,7 +17,7 @@ from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.model import OnePeace
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
-from onepeace.train.recipe import read_recipe, to_yaml
+from onepeace.train.recipe import read_recipe
 from onepeace.train.terms.known import TERMS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
