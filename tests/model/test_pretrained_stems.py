@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scipy.signal import resample_poly
 from support.small_models import CONVS, small_model
 from torch.nn import functional as F
 
@@ -141,6 +140,7 @@ def test_sound_effects_network_is_the_published_one(sfx):
 
 def test_soundnet_is_the_published_network():
     """Convolution, ReLU and pooling, on what scipy resamples; its batch norms are folded away."""
+    resample_poly = pytest.importorskip("scipy.signal").resample_poly
     torch.manual_seed(0)
     stem, waveform = SoundNetStem(24, width=4).eval(), torch.randn(1, 15000).cumsum(1) / 100
     x = torch.from_numpy(resample_poly(waveform[:, :12000].double().numpy(), 512, 375, axis=1)).float().unsqueeze(1)
