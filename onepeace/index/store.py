@@ -409,7 +409,7 @@ def connect(path: Path, how: str) -> sqlite3.Connection:
         how: parameters of SQLite's URI, such as mode=ro.
     """
     address = f"{path.absolute().as_uri()}?{how}"
-    connection = sqlite3.connect(address, 60, isolation_level=None, check_same_thread=False, uri=True)
+    connection = sqlite3.connect(address, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
     connection.create_function("checksum", -1, checksum, deterministic=True)
     return connection
 
