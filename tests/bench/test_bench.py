@@ -107,7 +107,7 @@ def test_wrong_options_are_one_line(capsys, arguments, code, message):
 @pytest.mark.slow
 def test_rows_of_training(monkeypatch):
     monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
-    run = ["run.batch_size=16", "run.checkpoint_activations=true"]  # with 4, memory that does not depend on them prevails
+    run = ["run.batch_size=16", "run.checkpoint_activations=true"]  # of 4 items fixed costs prevail
     (row,) = bench_train(read_recipe(STAGE_TWO, [*SHRUNKEN, *run]), [torch.bfloat16], CPU, 0)
     assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 16)
     assert row["checkpointed"]
