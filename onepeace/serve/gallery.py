@@ -122,7 +122,10 @@ def _media(hit: Hit, name: str, embedding: Embedding) -> str:
             return f'<img src="{address}" alt="{label}">'
         value = content(item, {})
         kind = VIDEO_TYPES.get(suffix(item.path)) or mimetypes.guess_type(f"_{suffix(item.path)}")[0] or "audio/wav"
-        source = "" if isinstance(value, str) else embedding.address(value, kind) + at
+        source = "" if isinstance(value, str) else embedding.address(value, kind)
+        if not source:
+            return f'<img src="{address}" alt="{label}">'
+        source += at
         if item.modality == "video" and kind in VIDEO_TYPES.values():
             return f'<video controls preload="none" aria-label="{label}" poster="{address}" src="{source}"></video>'
         player = f'<audio controls preload="none" aria-label="{label}" src="{source}"></audio>'
