@@ -1,7 +1,7 @@
-"""Live bytes and FLOPs of running code, also on fake tensors, which have a shape and dtype but no values.
+"""Live bytes and FLOPs of running code, also on tensors that have a shape and dtype but no values.
 
-Only torch's dispatch modes are used. FLOPs are counted by the formulas of FlopCounterMode but not by that mode, which
-tracks modules and fails if they run both with and without gradient.
+FLOPs are counted by the formulas of FlopCounterMode but not by that mode, which tracks modules and fails if they run
+both with and without gradient. Tensors without values are not torch's FakeTensor, which takes twice as long.
 """
 
 import weakref
@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from onepeace.data.batch import Batch
@@ -36,16 +35,14 @@ class Cost(NamedTuple):
 def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
     """Cost of one step, forward and backward, of an objective on the meta device, which cannot be used afterwards."""
     keep_as_on_a_gpu(objective)
-    # The fake parameters are on the CPU, a device that autocast supports.
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        objective.to_empty(device="cpu")
-        for parameter in objective.parameters():
-            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        # Ids, lengths and masks stay real: code may depend on their values.
-        inputs = {
-            key: {name: torch.empty(t.shape) if t.is_floating_point() else t for name, t in own.items()}
-            for key, own in batch.inputs.items()
-        }
+    objective._apply(ShapeTensor.of)
+    for parameter in objective.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    # Ids, lengths and masks stay real: code may depend on their values.
+    inputs = {
+        key: {name: ShapeTensor.of(t) if t.is_floating_point() else t for name, t in own.items()}
+        for key, own in batch.inputs.items()
+    }
     gradients = [parameter.grad for parameter in objective.parameters()]
     # Use the fused attention kernel for every length, if there is one.
     kernels = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
@@ -76,11 +73,63 @@ def _padded(bias: Tensor | None) -> Tensor | None:
     return F.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
 
 
+class ShapeTensor(Tensor):
+    """Tensor without values, on the CPU, for which autocast works; operations run on a meta tensor of the same shape.
+
+    Tensors with values are accepted beside it. Conditions on its values ("is anything padded?") are False.
+    """
+
+    meta: Tensor
+
+    @staticmethod
+    def of(tensor: Tensor) -> "ShapeTensor":
+        """The shape and dtype of a tensor."""
+        meta = tensor.detach().to("meta")
+        made = Tensor._make_wrapper_subclass(
+            ShapeTensor, meta.shape, meta.stride(), meta.storage_offset(), dtype=meta.dtype, device=torch.device("cpu")
+        )
+        made.meta = meta
+        return made
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.meta.untyped_storage()
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is aten._local_scalar_dense.default:
+            return False
+        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+            args = (args[0], _positions(args[1]), *args[2:])
+        own: dict[int, ShapeTensor] = {}
+
+        def as_meta(value: Any) -> Any:
+            if isinstance(value, ShapeTensor):
+                own[id(value.meta)] = value
+                return value.meta
+            if isinstance(value, Tensor):
+                return value.to("meta")
+            return torch.device("meta") if isinstance(value, torch.device) else value
+
+        result = func(*tree_map(as_meta, args), **tree_map(as_meta, kwargs or {}))
+        # The result of an operation in place is its argument.
+        return tree_map_only(Tensor, lambda t: own[id(t)] if id(t) in own else cls.of(t), result)
+
+
+def _positions(index: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Convert boolean masks to indices, as the number of True entries would be unknown."""
+    found: list[Tensor | None] = []
+    for one in index:
+        mask = one is not None and one.dtype == torch.bool and not isinstance(one, ShapeTensor)
+        found += one.nonzero().unbind(1) if mask and one is not None else [one]
+    return found
+
+
 class Live(TorchDispatchMode):
     """Tracks storages until they are freed, and counts FLOPs.
 
-    ``peak`` is the maximum of live bytes, without the work space of kernels. Conditions on values of fake tensors ("is
-    anything padded?") are False.
+    ``peak`` is the maximum of live bytes, without the work space of kernels.
 
     Args:
         known: tensors that are not counted, such as weights and inputs; nor are their views.
@@ -92,17 +141,14 @@ class Live(TorchDispatchMode):
         tensors = (leaf for leaf in tree_leaves(list(known)) if isinstance(leaf, Tensor))
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True imports torch's compiler, for seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:
-            return args[0].fake_device
-        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-            args = (args[0], _positions(args[1]), *args[2:])
-        if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return False
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs or {}))
         if (count := FLOPS.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs, out_val=result)
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
                 self._seen.add(storage)
@@ -113,15 +159,6 @@ class Live(TorchDispatchMode):
 
     def _forget(self, size: int) -> None:
         self._now -= size
-
-
-def _positions(index: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Convert boolean masks to indices: the number of True entries of a fake tensor would be unknown."""
-    found: list[Tensor | None] = []
-    for one in index:
-        mask = one is not None and one.dtype == torch.bool and not isinstance(one, FakeTensor)
-        found += one.nonzero().unbind(1) if mask and one is not None else [one]
-    return found
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:

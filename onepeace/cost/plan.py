@@ -1,11 +1,11 @@
 """Plan of a run: parameters, bytes and FLOPs, from the recipe alone. Nothing is allocated, no data is read.
 
 Weights, gradients, AdamW's states and the data exchanged between processes are computed exactly. Activations and FLOPs
-are measured on fake tensors (measure.py): a step with the items of one process, each of maximum size, in models of one
-and of two blocks; each further block is taken to cost as much as the second. Above `MEASURED` items, the cost is
-extrapolated linearly from `MEASURED` // 2 and `MEASURED` items. Copies of weights in bfloat16 and tensors that losses
-keep count as activations. The contrastive loss takes negatives from this process only, which is less than 1 % of the
-FLOPs.
+are measured on tensors without values (measure.py): a step with the items of one process, each of maximum size, in
+models of one and of two blocks; each further block is taken to cost as much as the second. Above `MEASURED` items, the
+cost is extrapolated linearly from `MEASURED` // 2 and `MEASURED` items. Copies of weights in bfloat16 and tensors that
+losses keep count as activations. The contrastive loss takes negatives from this process only, which is less than 1 % of
+the FLOPs.
 
 Not counted: teachers, losses of task heads (large for those over every pixel), work space of kernels and waste of the
 allocator; `MARGIN` is added for the last two.
