@@ -30,7 +30,7 @@ BLOCK = re.compile(
     r"(?:\n+^```text\n(?P<shown>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
-WINDOW = "960,650"
+WINDOW = "735,430"
 
 
 class Block(NamedTuple):
