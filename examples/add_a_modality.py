@@ -22,7 +22,7 @@ import onepeace
 from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows
-from onepeace.model import ADAPTERS, Adapter, AdapterOptions, Stem, TokenSequence
+from onepeace.model import ADAPTERS, Adapter, AdapterOptions, StemOutput, TokenSequence
 from onepeace.model.sequence import padding
 from onepeace.processors import PROCESSORS, Processor
 from onepeace.train.loop import train
@@ -38,11 +38,11 @@ class MotionAdapter(Adapter):
         self.proj = nn.Linear(6, options.dim)
         self.pos_embed = SequencePositions(options.dim, num_positions=64)
 
-    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+    def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         tokens = self.proj(batch["readings"].to(self.proj.weight.dtype))
-        return Stem(tokens, padding(batch["steps"], tokens.shape[1]), (tokens.shape[1],))
+        return StemOutput(tokens, padding(batch["steps"], tokens.shape[1]), (tokens.shape[1],))
 
-    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)

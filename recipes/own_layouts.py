@@ -32,7 +32,7 @@ from onepeace.datasets.layout import (
     shuffled,
     skipped,
 )
-from onepeace.datasets.pictures import Photographs, Seen, open_picture, shrink, webp
+from onepeace.datasets.pictures import DuplicateFilter, Photographs, open_picture, shrink, webp
 from onepeace.datasets.reading import find, read_json, read_lines, sentence
 from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.embed.zero_shot import fill
@@ -105,7 +105,7 @@ class Emoji(Layout):
         if not drawings:
             raise UserError(f"{folder}: no drawing set (icons.json beside info.json)")
         drawings = shuffled(sorted(drawings, key=lambda drawing: drawing[:2]))
-        seen = Seen()
+        seen = DuplicateFilter()
 
         def records(validation: bool) -> Iterator[Record | Skipped]:
             for code, name, license, where, draw in drawings:
@@ -217,7 +217,7 @@ class OpenClipart(Layout):
         if not titled:
             raise UserError(f"{folder}: no .png files with a title in their name")
         apart = {line for _, line in read_lines(HERE / "openclipart_val.txt")}
-        seen, numbers = Seen(), count(1)
+        seen, numbers = DuplicateFilter(), count(1)
 
         def records(validation: bool) -> Iterator[Record | Skipped]:
             done: set[str] = set()
@@ -281,7 +281,7 @@ class TuxPaint(Layout):
         yield Split("train/image_text/tuxpaint", self._records(folder, shuffled(stamps)), drawing)
 
     def _records(self, folder: Path, stamps: list[Path]) -> Iterator[Record | Skipped]:
-        seen = Seen()
+        seen = DuplicateFilter()
         for path in stamps:
             name = path.relative_to(folder).with_suffix("").as_posix()
             text = path.with_suffix(".txt")

@@ -34,7 +34,7 @@ CLIP_SECONDS = (1.0, 15.0)
 """Length of the shortest and the longest sound."""
 
 
-class Steps:
+class StepPair:
     """Two candidates for a step, "ours" and "baseline", with one batch and one set of weights."""
 
     def __init__(self, pair: str, recipe: Recipe, device: torch.device):
@@ -103,7 +103,7 @@ def bench_train(
     """Rows of the table, one per source and autocast dtype, with random weights and synthetic items."""
     for pair in recipe.data.modalities:
         log.info("%s: comparing losses and gradients ...", pair)
-        steps = Steps(pair, recipe, device)
+        steps = StepPair(pair, recipe, device)
         steps.check()
         teraflop = steps.flops() / 1e12
         for dtype in dtypes:

@@ -12,13 +12,13 @@ from onepeace.errors import UsageError
 from onepeace.files.drawing import Drawings, with_box, with_mask
 from onepeace.files.source import describe
 from onepeace.files.table import format_table
-from onepeace.files.walk import Found, Unreadable
+from onepeace.files.walk import FoundFile, Unreadable
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from onepeace.embed.embedder import Embedder
-    from onepeace.embed.predict import Head
+    from onepeace.embed.predict import Predictor
 
 EXAMPLES = f"""\
 With --labels, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
     if is_zero_shot:
         head, predicted = None, _zero_shot(args, model, found, labels)
     else:
-        from onepeace.embed.predict import Head
+        from onepeace.embed.predict import Predictor
 
-        head = Head(model, args.head)
+        head = Predictor(model, args.head)
         if drawings and head.task not in DRAWN:
             raise UsageError(f"--draw needs boxes or masks, and the head {head.name} predicts none")
         predicted = _by_head(args, head, found, labels)
@@ -105,7 +105,7 @@ def _labels(text: str | None) -> list[str]:
 
 
 def _zero_shot(
-    args: argparse.Namespace, model: "Embedder", found: Sequence[Found], labels: list[str]
+    args: argparse.Namespace, model: "Embedder", found: Sequence[FoundFile], labels: list[str]
 ) -> Iterator[Predicted]:
     known = files.readable(found, model.modalities)
     files.say_cut(known, model.processors.get("audio"))
@@ -123,7 +123,9 @@ def _zero_shot(
         yield [file.path], {"labels": [{"label": labels[i], "score": round(score, 6)} for score, i in ranked]}, ""
 
 
-def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], labels: list[str]) -> Iterator[Predicted]:
+def _by_head(
+    args: argparse.Namespace, head: "Predictor", found: Sequence[FoundFile], labels: list[str]
+) -> Iterator[Predicted]:
     reads_words = head.on == "text" or head.task in ("answer", "box", "choice")
     if args.text is not None and not reads_words:
         raise UsageError(f"the head {head.name} reads no text; leave out --text")
@@ -182,7 +184,7 @@ def _sure(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in result["boxes"] if one["score"] >= THRESHOLD]
 
 
-def _drawn(head: "Head", path: Path, result: dict[str, Any], words: str | None) -> "Image.Image":
+def _drawn(head: "Predictor", path: Path, result: dict[str, Any], words: str | None) -> "Image.Image":
     """The picture with its boxes or mask drawn."""
     processor: Any = head.embedder.processors["image"]
     picture = processor.load(path)

@@ -11,7 +11,7 @@ from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
 if TYPE_CHECKING:
-    from onepeace.evaluate.report import Row
+    from onepeace.evaluate.report import ReportRow
     from onepeace.evaluate.run import EvaluationRecipe
 
 EXAMPLES = """\
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": __version__}
     failures: list[UserError] = []
-    rows: list[Row] = []
+    rows: list[ReportRow] = []
 
     def failed(error: UserError) -> None:
         print(error, file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.errors import UsageError
-from onepeace.files.walk import LINKS, Found, Unreadable, walk
+from onepeace.files.walk import LINKS, FoundFile, Unreadable, walk
 
 if TYPE_CHECKING:
     from onepeace.processors import Processor
@@ -22,7 +22,7 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all their contents")
 
 
-def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
+def find(paths: Sequence[str]) -> tuple[list[FoundFile], list[Unreadable]]:
     """The pictures, sounds, texts and videos below `paths`, and the files that cannot be read.
 
     Raises:
@@ -37,7 +37,7 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     found = []
     for path, known in walked:
         if modality := known or sniff(path):
-            found.append(Found(path, modality))
+            found.append(FoundFile(path, modality))
         else:
             problems.append(Unreadable(path, f"not a picture, sound or text (unknown file extension {path.suffix!r})"))
     if not found and not problems:
@@ -45,7 +45,7 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     return found, problems
 
 
-def readable(found: Iterable[Found], modalities: Container[str], reader: str = "this model") -> list[Found]:
+def readable(found: Iterable[FoundFile], modalities: Container[str], reader: str = "this model") -> list[FoundFile]:
     """The files whose modality is in `modalities`; the number of the others is printed to stderr.
 
     Raises:
@@ -64,7 +64,7 @@ def readable(found: Iterable[Found], modalities: Container[str], reader: str = "
     return chosen
 
 
-def say_cut(found: Iterable[Found], processor: "Processor | None") -> None:
+def say_cut(found: Iterable[FoundFile], processor: "Processor | None") -> None:
     """Print how many sounds are longer than the part that `processor` reads of each."""
     from onepeace.files.metadata import describe_media
 

@@ -92,14 +92,14 @@ def run(args: argparse.Namespace) -> int:
 def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.data.shard_writer import ShardWriter
     from onepeace.datasets import LAYOUTS
-    from onepeace.datasets.pictures import Seen
+    from onepeace.datasets.pictures import DuplicateFilter
     from onepeace.datasets.written import held_out
 
     if not args.source.is_dir():
         raise UsageError(f"{args.source}: not a folder; give the folder of the download")
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
     max_bytes = (args.shard_size or LAYOUT_SHARD_MEGABYTES) * MEGABYTE
-    seen = Seen()  # shared by all splits, so that validation data is not also written as training data
+    seen = DuplicateFilter()  # shared by all splits, so that validation data is not also written as training data
     written = 0
     for split in layout.splits(args.source, partial(held_out, args.output)):
         folder, prefix = (args.output / split.shards).parent, Path(split.shards).name

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config import build
-from onepeace.config.limits import Count, Limits, Probability, Share
+from onepeace.config.limits import Count, Probability, Range, Share
 from onepeace.errors import UserError
 
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
@@ -32,7 +32,7 @@ SILENCE = 1e-3
 BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC, without importing PIL."""
 
-Magnitude = Annotated[int, Limits("from 0 to 30", lambda x: 0 <= x <= 30)]
+Magnitude = Annotated[int, Range("from 0 to 30", lambda x: 0 <= x <= 30)]
 """Strength of RandAugment's operations."""
 Another = Callable[[], tuple[Any, str]]
 """Draws another training item of the modality: its decoded media (from ``load``) and its caption."""

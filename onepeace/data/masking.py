@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from onepeace.config.limits import Limits
+from onepeace.config.limits import Range
 from onepeace.data.batch import Mask
 
 Unit = Literal["word", "patch", "span"]
 """Unit that is masked as a whole: word for text (its last token, EOS, stays), patch for image, span for audio."""
-Masked = Annotated[float, Limits("between 0 and 1; null = none", lambda share: 0 < share < 1)]
+Masked = Annotated[float, Range("between 0 and 1; null = none", lambda share: 0 < share < 1)]
 SPAN = 5
 """Frames masked around each centre of the unit "span"."""
 

@@ -42,7 +42,7 @@ class Flickr30k(Photographs):
         if not files:
             raise UserError(f"{folder}: no .jpg files")
 
-        def records(pictures: Sequence[Picture]) -> Iterator[Record]:
+        def records(pictures: Sequence[ListedPicture]) -> Iterator[Record]:
             for file, split, captions in shuffled(pictures):
                 inputs = {"image": files.get(file, folder / file), "text": [sentence(text) for text in captions]}
                 key, source = f"{self.prefix}_{Path(file).stem}", f"{self.title} {split}"
@@ -71,7 +71,7 @@ class CocoKarpathy(Flickr30k):
     train: tuple[str, ...] = option(("train", "restval"), "Karpathy's splits that are training data")
 
 
-class Picture(NamedTuple):
+class ListedPicture(NamedTuple):
     """An entry of Karpathy's list."""
 
     file: str
@@ -80,12 +80,12 @@ class Picture(NamedTuple):
     """Unchanged captions, at most `CAPTIONS`."""
 
 
-def read_karpathy(name: str, folder: Path) -> list[Picture]:
+def read_karpathy(name: str, folder: Path) -> list[ListedPicture]:
     """The entries of dataset_NAME.json somewhere below a folder; dataset_coco.json for coco_karpathy."""
     table = find(folder, f"dataset_{name.removesuffix('_karpathy')}.json", what="Karpathy's split and captions")
     pictures = []
     for where, row in json_rows(table, "images"):
         with fields(where, row, "filename, split and sentences"):
             captions = [text for one in row["sentences"] if (text := " ".join(one["raw"].split()))]
-            pictures.append(Picture(str(row["filename"]), str(row["split"]), captions[:CAPTIONS]))
+            pictures.append(ListedPicture(str(row["filename"]), str(row["split"]), captions[:CAPTIONS]))
     return pictures

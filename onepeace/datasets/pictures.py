@@ -44,7 +44,7 @@ def photograph(record: Record, size: int, quality: int) -> Encoded:
     return Encoded({"webp": webp(shrink(open_picture(data), size), quality)}, data)
 
 
-class Seen:
+class DuplicateFilter:
     """Detects repeated content."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.options import Keywords, Options, read_options
 from onepeace.embed.parts import CompositeItem, Part
-from onepeace.embed.predict import Head
+from onepeace.embed.predict import Predictor
 from onepeace.embed.stream import Assembly, Batcher, Embedded, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
@@ -256,12 +256,12 @@ class Embedder:
         """Results of a task head of the model; onepeace/embed/tasks.py documents the results of each task.
 
         Args:
-            items: as in `onepeace.embed.predict.Head.predict`, which returns failures instead of raising them.
+            items: as in `onepeace.embed.predict.Predictor.predict`, which returns failures instead of raising them.
             head: name of a head; None if the model has only one.
             top: number of classes in a result.
         """
         results = []
-        for found in Head(self, head).predict(items, batch_size=batch_size, top=top):
+        for found in Predictor(self, head).predict(items, batch_size=batch_size, top=top):
             if found.result is None:
                 raise UserError(f"{found.name}: {found.reason}")
             results.append(found.result)

@@ -42,7 +42,7 @@ Decoded: TypeAlias = tuple[dict[str, list[Tensor]], Context]
 """Samples of an item by modality, one for each row of the head's input, and facts about the item."""
 
 
-class Head:
+class Predictor:
     """A task head of a model, with the preparation of its input.
 
     Args:

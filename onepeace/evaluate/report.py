@@ -9,7 +9,7 @@ from onepeace.evaluate.metrics import Figure
 from onepeace.files.table import format_table
 
 
-class Row(NamedTuple):
+class ReportRow(NamedTuple):
     """One `Figure` of one set."""
 
     set: str
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     """Circumstances: protocol, options, prompts, data_hash, note."""
 
     @classmethod
-    def of(cls, name: str, figure: Figure, seconds: float, about: Mapping[str, Any]) -> "Row":
+    def of(cls, name: str, figure: Figure, seconds: float, about: Mapping[str, Any]) -> "ReportRow":
         """The row of a figure of the set `name`."""
         spread = interval(figure.per_query) if figure.per_query else None
         about = {**about, "note": figure.note}
@@ -39,7 +39,7 @@ class Row(NamedTuple):
         return self.value / self.chance if self.chance else None
 
 
-def as_json(row: Row, about: Mapping[str, Any], *, per_query: bool = False) -> str:
+def as_json(row: ReportRow, about: Mapping[str, Any], *, per_query: bool = False) -> str:
     """One line of JSON: the fields of a row, its ratio, and `about` the model.
 
     Args:
@@ -52,7 +52,7 @@ def as_json(row: Row, about: Mapping[str, Any], *, per_query: bool = False) -> s
     return json.dumps({**about, **fields})
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def as_table(rows: Sequence[ReportRow]) -> str:
     """The rows as aligned text, with values in percent."""
     head = ("set", "metric", "value", "95%", "chance", "ratio", "n", "seconds")
     lines = [

@@ -16,7 +16,7 @@ from onepeace.config import Options, apply_override, build, read_yaml, to_plain
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import hashing
-from onepeace.evaluate.report import Row
+from onepeace.evaluate.report import ReportRow
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def run(
     sets: Mapping[str, EvaluationProtocol],
     root: Path,
     failed: Callable[[UserError], object] | None = None,
-) -> Iterator[Row]:
+) -> Iterator[ReportRow]:
     """Measure an embedder on sets, one after another; yields the rows of each set once it is measured.
 
     Args:
@@ -113,7 +113,7 @@ def run(
             failed(UserError(f"set {name}: {error}"))
         else:
             seconds = time.perf_counter() - start
-            yield from (Row.of(name, figure, seconds, about) for figure in figures)
+            yield from (ReportRow.of(name, figure, seconds, about) for figure in figures)
 
 
 def _options(protocol: EvaluationProtocol) -> Options:

@@ -13,7 +13,7 @@ LINKS = "links that lead out of the folder"
 """Key of such links in the counts of what is left out."""
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """A file to read."""
 
     path: Path
@@ -35,7 +35,7 @@ def walk(
     *,
     follow_links: bool = False,
     others: Counter[str] | None = None,
-) -> tuple[list[Found], list[Unreadable]]:
+) -> tuple[list[FoundFile], list[Unreadable]]:
     """Files at or below `paths`, each once, in the order given; a folder's own files by name, then its folders by name,
     then its links to folders.
 
@@ -54,7 +54,7 @@ def walk(
     Raises:
         UsageError: a path that does not exist.
     """
-    found: dict[str, Found] = {}
+    found: dict[str, FoundFile] = {}
     unreadable: list[Unreadable] = []
     entered: set[tuple[int, int]] = set()
 
@@ -105,9 +105,9 @@ def walk(
     return list(found.values()), unreadable
 
 
-def _take(path: Path, modality: str, found: dict[str, Found], unreadable: list[Unreadable]) -> None:
+def _take(path: Path, modality: str, found: dict[str, FoundFile], unreadable: list[Unreadable]) -> None:
     if os.path.isfile(path):
-        found.setdefault(os.path.abspath(path), Found(path, modality))
+        found.setdefault(os.path.abspath(path), FoundFile(path, modality))
     else:
         unreadable.append(Unreadable(path, _why_not(path)))
 

@@ -131,7 +131,7 @@ def read_answers(path: Path) -> list[Answers]:
     return [Answers(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """A figure and its 95 % interval."""
 
     value: float
@@ -152,9 +152,9 @@ class Gain(NamedTuple):
 
     set: str
     metric: str
-    before: Figure
-    after: Figure
-    gain: Figure
+    before: Estimate
+    after: Estimate
+    gain: Estimate
 
 
 def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
@@ -181,7 +181,7 @@ def _gain(metric: str, before: Answers, after: Answers, k: int, queries: np.ndar
     return Gain(before.set, metric, *gained(first, second, np.array(before.groups)[queries]))
 
 
-def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[Figure, Figure, Figure]:
+def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[Estimate, Estimate, Estimate]:
     """Means before and after of a value from 0 to 1 for each query (n,), and their difference, with intervals.
 
     The interval of a figure covers its value on another sample of the same size (two-sample bootstrap over groups);
@@ -213,9 +213,9 @@ def _draws(count: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
 
 
-def _figure(value: float, draws: np.ndarray) -> Figure:
+def _figure(value: float, draws: np.ndarray) -> Estimate:
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Figure(float(value), min(float(value), low), max(float(value), high))
+    return Estimate(float(value), min(float(value), low), max(float(value), high))
 
 
 def confusions(found: Answers, most: int) -> tuple[list[str], np.ndarray]:

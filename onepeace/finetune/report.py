@@ -16,7 +16,7 @@ from onepeace.files.table import format_table
 from onepeace.finetune.average import Average
 from onepeace.finetune.figures import HEAD, Answers, by_class, confident_errors, confusions, gains, samples_of
 from onepeace.finetune.settings import head_names
-from onepeace.finetune.split import FILE, Parts
+from onepeace.finetune.split import FILE, SplitSummary
 from onepeace.hub.folder import read_config
 from onepeace.processors import ImageProcessor
 from onepeace.train.recipe import Recipe
@@ -83,7 +83,7 @@ def as_text(results: Sequence[Result]) -> str:
     return format_table(head, rows, right=range(2, len(head)))
 
 
-def write_report(result: Result, source: Path, model: str, data: Path, parts: Parts) -> None:
+def write_report(result: Result, source: Path, model: str, data: Path, parts: SplitSummary) -> None:
     """Write report.html, a self-contained page.
 
     Args:
@@ -122,7 +122,7 @@ def write_report(result: Result, source: Path, model: str, data: Path, parts: Pa
     write_text_atomic(result.report, page + "\n".join(content) + "\n</html>\n")
 
 
-def commands_to_try(result: Result, source: Path, parts: Parts) -> list[str]:
+def commands_to_try(result: Result, source: Path, parts: SplitSummary) -> list[str]:
     """Commands that use the new model on the user's own files."""
     model = shlex.quote(str(result.folder / "model"))
     folder = shlex.quote(str(source if source.is_dir() else source.parent))

@@ -21,7 +21,7 @@ from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.settings import WAYS, auto_recipe, head_names, trained
-from onepeace.finetune.split import PARTS, Parts, divide, read_parts, write_shards
+from onepeace.finetune.split import PARTS, SplitSummary, divide, read_parts, write_shards
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
@@ -90,7 +90,7 @@ class FineTuning:
             write_report(result, self.source, self.model, self.data, parts)
         return results
 
-    def _result(self, way: str, recipe: Recipe, parts: Parts) -> Result:
+    def _result(self, way: str, recipe: Recipe, parts: SplitSummary) -> Result:
         """Train in one way, average and measure, skipping finished stages."""
         folder, heads = Path(recipe.run.out), head_names(parts)
         if not (folder / AVERAGE).exists():
@@ -104,7 +104,7 @@ class FineTuning:
         before, after = (figures.read_answers(path) for path in (self.out / BEFORE, folder / AFTER))
         return Result(way, folder, recipe, average, seconds, before, after)
 
-    def _begun(self, overwrite: bool) -> tuple[Parts, dict[str, Recipe]]:
+    def _begun(self, overwrite: bool) -> tuple[SplitSummary, dict[str, Recipe]]:
         """Prepare the folder; returns the parts of the data, and the recipe of each way.
 
         The folder is cleared and written only after data and recipes have been read and checked.
@@ -159,7 +159,7 @@ class FineTuning:
                 remedy = "give the same, choose another name, or overwrite it with --force"
                 raise UsageError(f"{self.out}: holds a fine-tuning with {there}; {remedy}")
 
-    def _recipe(self, way: str, parts: Parts, anew: bool) -> Recipe:
+    def _recipe(self, way: str, parts: SplitSummary, anew: bool) -> Recipe:
         """The recipe of a way, which the first call stores, as the available memory may differ later."""
         path = self.out / way / SETTINGS
         if path.exists() and not anew:
@@ -175,7 +175,7 @@ class FineTuning:
         self.say(f"{way}{': ' * bool(way)}{text} (a.b=value sets another)")
         return recipe
 
-    def _say_plan(self, parts: Parts, recipes: Mapping[str, Recipe], measuring: float) -> None:
+    def _say_plan(self, parts: SplitSummary, recipes: Mapping[str, Recipe], measuring: float) -> None:
         """Say what will be done, and its duration, estimated from the first measurement and a few steps."""
         left = {way: recipe for way, recipe in recipes.items() if not self._is_trained(recipe)}
         if not left:
@@ -206,7 +206,7 @@ class FineTuning:
             os.replace(model, tuned)
         return tuned
 
-    def _averaged(self, tuned: Path, recipe: Recipe, parts: Parts, heads: Mapping[str, str]) -> None:
+    def _averaged(self, tuned: Path, recipe: Recipe, parts: SplitSummary, heads: Mapping[str, str]) -> None:
         """Average the trained with the initial weights, write the model and average.json, and remove ``tuned``."""
         config, folder = read_config(tuned), tuned.parent
         start = start_weights(recipe, config, weights.expected(config))
@@ -228,7 +228,7 @@ class FineTuning:
         write_text_atomic(folder / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
         shutil.rmtree(tuned)
 
-    def _answered(self, path: Path, folder: Path, parts: Parts, heads: Mapping[str, str]) -> None:
+    def _answered(self, path: Path, folder: Path, parts: SplitSummary, heads: Mapping[str, str]) -> None:
         """Write the answers of a model to the held-out part, unless they exist."""
         if not path.exists():
             model = load(folder, device=str(choose_device()))
@@ -252,7 +252,7 @@ def _minutes(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1, round(seconds))} s"
 
 
-def _left_out(parts: Parts) -> str:
+def _left_out(parts: SplitSummary) -> str:
     """Number of samples that could not be used, and the first of them, as text."""
     if not parts.left_out:
         return ""

@@ -8,7 +8,7 @@ import torch
 
 from onepeace.config import Options, merge
 from onepeace.finetune.memory import LORA
-from onepeace.finetune.split import Parts
+from onepeace.finetune.split import SplitSummary
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.stems import PretrainedStem
@@ -36,7 +36,7 @@ WAYS: dict[str, Options] = {"probe": {"freeze": {"except": ["heads.*", "logit_sc
 """Ways to train: only heads and projections, low-rank adapters as well, or all weights."""
 
 
-def auto_recipe(model: Path, data: Path, out: Path, parts: Parts, way: str = "") -> Options:
+def auto_recipe(model: Path, data: Path, out: Path, parts: SplitSummary, way: str = "") -> Options:
     """The recipe of a fine-tuning, as plain values.
 
     Args:
@@ -110,7 +110,7 @@ AUGMENT: dict[str, Options] = {
 }
 
 
-def head_names(parts: Parts) -> dict[str, str]:
+def head_names(parts: SplitSummary) -> dict[str, str]:
     """Names of the classifiers of labelled data, by the modality they read; empty without labels."""
     keys = dict.fromkeys(key for pair in parts.pairs("train") for key in pair.split("+") if key != "text")
     if not parts.labels:

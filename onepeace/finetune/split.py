@@ -150,7 +150,7 @@ PARTS = "parts.json"
 
 
 @dataclass(frozen=True)
-class Parts:
+class SplitSummary:
     """Contents of the parts of the data, as stored in parts.json."""
 
     found: str
@@ -183,12 +183,12 @@ class Parts:
         return text
 
 
-def read_parts(folder: Path) -> Parts:
+def read_parts(folder: Path) -> SplitSummary:
     """Read the contents of the shards of a folder."""
-    return Parts(**json.loads((folder / PARTS).read_text(encoding="utf-8")))
+    return SplitSummary(**json.loads((folder / PARTS).read_text(encoding="utf-8")))
 
 
-def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, Parts]:
+def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, SplitSummary]:
     """Group the data (`grouped`), and remove kinds that are too small; returns the data and contents of the parts."""
     groups = grouped(data, source, pattern)
     data = _without_small_kinds(data, source, pattern)
@@ -196,7 +196,9 @@ def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, P
     counts = {f"{part}/{'+'.join(keys)}": len(own) for keys, found in parts.items() for part, own in found.items()}
     held = {record.label for found in parts.values() for record in found["val"]}
     lacking = [label for label in data.labels if label not in held]
-    return data, Parts(data.described(), counts, groups, data.labels, lacking, [list(one) for one in data.left_out])
+    return data, SplitSummary(
+        data.described(), counts, groups, data.labels, lacking, [list(one) for one in data.left_out]
+    )
 
 
 def _without_small_kinds(data: OwnData, source: Path, pattern: str | None) -> OwnData:
@@ -217,7 +219,7 @@ def _without_small_kinds(data: OwnData, source: Path, pattern: str | None) -> Ow
     return data
 
 
-def write_shards(data: OwnData, parts: Parts, folder: Path) -> None:
+def write_shards(data: OwnData, parts: SplitSummary, folder: Path) -> None:
     """Write the parts of every kind below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
 
     Files are copied unchanged. If the process is killed, the output is not used: shards appear only when complete, and

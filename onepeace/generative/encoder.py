@@ -14,8 +14,8 @@ from onepeace.layers.gather import gather_pairs, gather_tokens
 from onepeace.layers.initialisation import STD
 from onepeace.layers.residual import DropPath
 
-from .stem import Stem
-from .text_decoder import Encoded, padding_bias
+from .stem import ResNetStem
+from .text_decoder import EncoderOutput, padding_bias
 from .token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
 
 PATCH_PIXELS = 16
@@ -23,7 +23,7 @@ WORD, PATCH = 0, 1
 """Rows of the type embedding."""
 
 
-class Part(NamedTuple):
+class Segment(NamedTuple):
     """The tokens of one kind: (B, L, D), positions (1 or B, L, D), buckets (1 or B, L, L), padding (B, L) or None."""
 
     kind: TokenKind
@@ -56,7 +56,7 @@ class EncoderBlock(Recomputed):
         return x + self.drop(self.ffn(self.norm2(x)))
 
 
-class Encoder(nn.Module):
+class OFAEncoder(nn.Module):
     """Patches and words -> tokens that the decoder reads.
 
     Positions only affect the attention: absolute positions of all tokens by a bias that is the same in every block
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
     def __init__(self, config: OFAConfig):
         super().__init__()
         dim, heads, depth = config.dim, config.num_heads, config.encoder_depth
-        self.stem = Stem(config.stem_width, config.stem_depths, config.freeze_stem_norms)
+        self.stem = ResNetStem(config.stem_width, config.stem_depths, config.freeze_stem_norms)
         self.image_proj = nn.Linear(self.stem.channels, dim)
         self.type_embed = nn.Parameter(torch.empty(2, dim))
         self.words = SequenceTokens(dim, heads, depth, config.num_positions, config.num_buckets)
@@ -80,13 +80,13 @@ class Encoder(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.type_embed, std=STD)
 
-    def read_words(self, embedded: Tensor, padding_mask: Tensor | None) -> Part:
+    def read_words(self, embedded: Tensor, padding_mask: Tensor | None) -> Segment:
         """Tokens from embedded words (B, L, D)."""
         tokens = self.words.norm(embedded + self.type_embed[WORD])
         length = embedded.shape[1]
-        return Part(self.words, tokens, self.words.positions(length), self.words.buckets(length), padding_mask)
+        return Segment(self.words, tokens, self.words.positions(length), self.words.buckets(length), padding_mask)
 
-    def read_pixels(self, pixels: Tensor, keep: Tensor | None = None) -> Part:
+    def read_pixels(self, pixels: Tensor, keep: Tensor | None = None) -> Segment:
         """Tokens from pixels (B, 3, H, W), row by row; ``keep`` as in `OFA.encode`.
 
         UserError for pictures with more patches on a side than there are positions.
@@ -104,9 +104,9 @@ class Encoder(nn.Module):
             features, positions = gather_tokens(features, keep), gather_tokens(positions, keep)
             buckets = gather_pairs(buckets, keep)
         tokens = self.patches.norm(self.image_proj(features) + self.type_embed[PATCH])
-        return Part(self.patches, tokens, positions, buckets, None)
+        return Segment(self.patches, tokens, positions, buckets, None)
 
-    def forward(self, parts: list[Part]) -> Encoded:
+    def forward(self, parts: list[Segment]) -> EncoderOutput:
         """Run the blocks over all parts, concatenated."""
         x = self.drop(torch.cat([part.tokens for part in parts], dim=1))
         batch = max(len(part.positions) for part in parts)
@@ -120,9 +120,9 @@ class Encoder(nn.Module):
             absolute = absolute + padding_bias(padding_mask, absolute.dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, self._bias(i, absolute, parts))
-        return Encoded(self.norm(x), padding_mask, positions)
+        return EncoderOutput(self.norm(x), padding_mask, positions)
 
-    def _bias(self, block: int, absolute: Tensor, parts: list[Part]) -> Tensor:
+    def _bias(self, block: int, absolute: Tensor, parts: list[Segment]) -> Tensor:
         """``absolute`` plus, within each part, the relative-position bias of this block."""
         batch = max(len(absolute), *(len(part.buckets) for part in parts))
         bias, start = absolute.expand(batch, -1, -1, -1).clone(), 0

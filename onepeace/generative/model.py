@@ -1,7 +1,7 @@
 """OFA: an encoder of pictures and texts, and a decoder that answers in one vocabulary of words and boxes.
 
-Data flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and words -> encoder -> `Encoded`;
-`Encoded` and the ids written so far -> decoder -> logits of the next id.
+Data flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and words -> encoder -> `EncoderOutput`;
+`EncoderOutput` and the ids written so far -> decoder -> logits of the next id.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from onepeace.layers.initialisation import normal_init
 from onepeace.model import Trained
 from onepeace.special_ids import PAD
 
-from .encoder import PATCH_PIXELS, Encoder
-from .text_decoder import Encoded, TextDecoder
+from .encoder import PATCH_PIXELS, OFAEncoder
+from .text_decoder import EncoderOutput, TextDecoder
 
 
 class RawInput(NamedTuple):
@@ -46,7 +46,7 @@ class Writer(Trained):
     config: OFAConfig
     decoder: TextDecoder
 
-    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> Encoded:
+    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> EncoderOutput:
         """Encode the input for the decoder; see `OFA.encode`."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class OFA(Writer):
     def __init__(self, config: OFAConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = OFAEncoder(config)
         self.decoder = TextDecoder(
             config.dim,
             config.decoder_depth,
@@ -83,7 +83,7 @@ class OFA(Writer):
         self.blocks = [*self.encoder.blocks, *self.decoder.blocks]
         normal_init(self)
 
-    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> Encoded:
+    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> EncoderOutput:
         """Encode texts, pictures or both.
 
         Args:

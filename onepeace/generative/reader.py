@@ -13,7 +13,7 @@ from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
 from onepeace.generative.model import OFA
 from onepeace.generative.tasks import Task
-from onepeace.generative.text_decoder import Encoded
+from onepeace.generative.text_decoder import EncoderOutput
 from onepeace.heads import Caption
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
@@ -44,7 +44,7 @@ class PromptReader:
         """
         return {} if task.image is None else {"image": ImageProcessor.from_config(merge(self.image, task.image))}
 
-    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
+    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
         """Encode prompts, with bos and eos, and a decoded sample of modality `key` for each, if there are any."""
         weight = self.decoder.token_embed.weight
         padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True, padding_value=PAD)
@@ -70,7 +70,7 @@ class FeatureReader:
             raise UserError(f"image {task.image} of the task has no effect on this model; leave it out")
         return {key: self.embedder.processors[key] for key in self.keys}
 
-    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
+    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
         key = expect(key, str)
         stems = self.module.stems({key: self.embedder.inputs(key, list(samples))})
         features = self.module.encode(stems)[key]

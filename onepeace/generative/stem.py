@@ -21,7 +21,7 @@ class BatchNorm(nn.BatchNorm2d):
         nn.Module._load_from_state_dict(self, *args)  # torch's method would add the count to older states
 
 
-class Stem(nn.Module):
+class ResNetStem(nn.Module):
     """Pixels -> a map of 16 x 16 pixel patches: ResNet (v1.5) without its fourth stage, names as in torchvision.
 
     Args:
@@ -46,7 +46,7 @@ class Stem(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def train(self, mode: bool = True) -> "Stem":
+    def train(self, mode: bool = True) -> "ResNetStem":
         super().train(mode)
         if self.freeze_norms:
             for module in self.modules():

@@ -1,6 +1,6 @@
 """OFA's decoder: it reads the output of an encoder and writes ids of one vocabulary.
 
-Its only input from the encoder is an `Encoded`, so it works with any encoder.
+Its only input from the encoder is an `EncoderOutput`, so it works with any encoder.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from onepeace.layers.residual import DropPath
 from .token_kinds import PositionBias, SequenceTokens
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """Output of an encoder for B sources.
 
     tokens: (B, S, D). padding_mask: (B, S), True = padding, or None without padding. positions: (1 or B, S, D),
@@ -32,11 +32,11 @@ class Encoded(NamedTuple):
     positions: Tensor
     vectors: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "Encoded":
+    def rows(self, index: Tensor) -> "EncoderOutput":
         """Select the sources ``index`` (M,), which may repeat."""
         mask = None if self.padding_mask is None else self.padding_mask[index]
         positions = self.positions if len(self.positions) == 1 else self.positions[index]
-        return Encoded(self.tokens[index], mask, positions)
+        return EncoderOutput(self.tokens[index], mask, positions)
 
 
 def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,7 +178,7 @@ class TextDecoder(nn.Module):
         self.drop = nn.Dropout(dropout)
         normal_init(self)
 
-    def forward(self, ids: Tensor, encoded: Encoded) -> Tensor:
+    def forward(self, ids: Tensor, encoded: EncoderOutput) -> Tensor:
         """Logits (B, T, V) of the token after each of ``ids`` (B, T), which begin with bos.
 
         Padding is on the right, where the causal mask hides it from real tokens; its logits are unspecified.
@@ -198,7 +198,7 @@ class TextDecoder(nn.Module):
             x = block(x, encoded.tokens, bias, cross_bias)
         return self.logits(x)
 
-    def start(self, encoded: Encoded, max_len: int) -> DecoderCache:
+    def start(self, encoded: EncoderOutput, max_len: int) -> DecoderCache:
         """Create a cache of one empty hypothesis per source, for at most ``max_len`` tokens including bos.
 
         Values that depend only on sources and positions are computed here, once.
@@ -239,7 +239,7 @@ class TextDecoder(nn.Module):
         """(B, T) -> (B, T, D)."""
         return self.drop(self.words.norm(self.token_embed(ids)))
 
-    def _cross_bias(self, positions: Tensor, encoded: Encoded) -> Tensor:
+    def _cross_bias(self, positions: Tensor, encoded: EncoderOutput) -> Tensor:
         bias = self.cross_pos(positions, encoded.positions)
         mask = encoded.padding_mask
         return bias if mask is None else bias + padding_bias(mask, bias.dtype)

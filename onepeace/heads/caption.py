@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from onepeace.errors import UserError
-from onepeace.generative.text_decoder import Encoded, TextDecoder
+from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
 from onepeace.special_ids import PAD
@@ -56,7 +56,7 @@ class Caption(Head):
             dropout=options.dropout,
         )
 
-    def encoded(self, features: Features) -> Encoded:
+    def encoded(self, features: Features) -> EncoderOutput:
         """Input of the decoder, from token features (B, L, D)."""
         tokens = self.norm(self.proj(features.tokens))
         length = tokens.shape[1]
@@ -66,7 +66,7 @@ class Caption(Head):
                 "raise its max_sources before training, or give shorter items"
             )
         positions = self.pos_norm(self.pos_embed((length - 1,)))
-        return Encoded(tokens, features.padding_mask, positions)
+        return EncoderOutput(tokens, features.padding_mask, positions)
 
     def forward(self, features: Features, ids: Tensor) -> Tensor:  # type: ignore[override]
         """Logits (B, T, vocab_size) of the token that follows each of ids (B, T), which begin with bos."""

@@ -5,7 +5,7 @@ from onepeace.layers.features import Features
 from .adapters import ADAPTERS, Adapter, AdapterOptions
 from .interface import INITIAL_SCALE, Encoder, Trained
 from .model import OnePeace
-from .sequence import Span, Stem, TokenSequence
+from .sequence import StemOutput, TokenSequence, TokenSpan
 
 __all__ = [
     "ADAPTERS",
@@ -15,8 +15,8 @@ __all__ = [
     "Encoder",
     "Features",
     "OnePeace",
-    "Span",
-    "Stem",
+    "StemOutput",
     "TokenSequence",
+    "TokenSpan",
     "Trained",
 ]

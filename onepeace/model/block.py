@@ -10,7 +10,7 @@ from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import GEGLU
 from onepeace.layers.residual import DropPath, LayerScale, Residual
 
-from .sequence import Span
+from .sequence import TokenSpan
 
 
 class Block(Recomputed):
@@ -42,7 +42,7 @@ class Block(Recomputed):
         self.ls2 = Residual() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def compute(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def compute(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:  # type: ignore[override]
         """Map tokens (B, L, D) to tokens (B, L, D).
 
         ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in the columns of padding; CLS is
@@ -51,15 +51,15 @@ class Block(Recomputed):
         x = self.ls1(x, self.drop_path(self.attend(x, spans, bias)))
         return self.add_fed(x, self.norm2(x), spans)
 
-    def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:
         """Output of the attention branch, before its gain."""
         return self.attn(self.norm1(x), bias)
 
-    def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[Span]) -> Tensor:
+    def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[TokenSpan]) -> Tensor:
         """Add the output of the FFNs to the tokens; ``h`` is the tokens after ``norm2``."""
         return self.ls2(x, self.drop_path(self.feed(h, spans)))
 
-    def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
+    def feed(self, h: Tensor, spans: Sequence[TokenSpan]) -> Tensor:
         """Output of the FFNs for tokens after ``norm2``, before the gain."""
         parts = [self.ffn[span.key](h[:, span.start : span.stop]) for span in spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

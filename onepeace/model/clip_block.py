@@ -8,7 +8,7 @@ from onepeace.errors import expect
 from onepeace.layers.bottleneck import Bottleneck
 
 from .block import Block
-from .sequence import Span
+from .sequence import TokenSpan
 
 
 class ClipAdapters(nn.Module):
@@ -34,12 +34,12 @@ class ClipBlock(Block):
         super().__init__(dim, *args, **options)  # type: ignore[arg-type]
         self.clips = nn.ModuleDict({key: ClipAdapters(dim) for key in clips})
 
-    def _adapters(self, spans: Sequence[Span]) -> ClipAdapters | None:
+    def _adapters(self, spans: Sequence[TokenSpan]) -> ClipAdapters | None:
         """The adapters of the span if it is a clip, which is then the only span of its sequence."""
         key = spans[0].key
         return expect(self.clips[key], ClipAdapters) if key in self.clips else None
 
-    def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:
         adapters = self._adapters(spans)
         if adapters is None or spans[0].grid is None:
             return super().attend(x, spans, bias)
@@ -51,7 +51,7 @@ class ClipBlock(Block):
         seen = super().attend(x + moved, spans, bias)
         return seen + adapters.space(seen)
 
-    def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[Span]) -> Tensor:
+    def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[TokenSpan]) -> Tensor:
         if (adapters := self._adapters(spans)) is None:
             return super().add_fed(x, h, spans)
         return x + self.drop_path(self.ls2(0.5 * adapters.mlp(h), self.feed(h, spans)))  # one branch, dropped as one

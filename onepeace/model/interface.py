@@ -15,7 +15,7 @@ from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.features import Features
 
 from .adapters import Adapter
-from .sequence import Stem
+from .sequence import StemOutput
 
 Inputs = Mapping[str, dict[str, Tensor]]
 INITIAL_SCALE = 1 / 0.07
@@ -69,13 +69,13 @@ class Encoder(Trained):
     decoder: nn.Module | None
     """Decoder that predicts masked positions for the denoising loss, if any."""
 
-    def stems(self, inputs: Inputs) -> dict[str, Stem]:
+    def stems(self, inputs: Inputs) -> dict[str, StemOutput]:
         """Run the stem of each modality, the part that does not depend on the mask."""
         raise NotImplementedError
 
     def encode(
         self,
-        stems: Mapping[str, Stem],
+        stems: Mapping[str, StemOutput],
         keep: Mapping[str, Tensor] | None = None,
         out_indices: Sequence[int] = (),
         num_blocks: int | None = None,
@@ -87,7 +87,7 @@ class Encoder(Trained):
         """Map features of one modality to unit vectors (B, E)."""
         raise NotImplementedError
 
-    def reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reconstruct(self, stems: Mapping[str, StemOutput], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict the features of all tokens, (B, L_m, D), from those in ``keep``."""
         raise NotImplementedError
 

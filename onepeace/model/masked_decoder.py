@@ -10,7 +10,7 @@ from onepeace.layers.position import trunc_normal
 
 from .block import Block
 from .encoder import encode
-from .sequence import Span, TokenSequence
+from .sequence import TokenSequence, TokenSpan
 
 
 class MaskedDecoder(nn.Module):
@@ -68,7 +68,7 @@ class MaskedDecoder(nn.Module):
         sequences = []
         for key, features in visible.items():
             tokens = self._fill(key, features.tokens, keep[key], grids[key])
-            spans = (Span(key, 0, tokens.shape[1], grids[key]),)
+            spans = (TokenSpan(key, 0, tokens.shape[1], grids[key]),)
             sequences.append(TokenSequence(tokens, padding_masks[key], spans, (None,), ([],)))
         decoded = encode(TokenSequence.concat(sequences), self.blocks, self.norms)
         return {key: self.out[key](features.tokens) for key, features in decoded.items()}

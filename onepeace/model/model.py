@@ -25,7 +25,7 @@ from .clip_block import ClipBlock
 from .encoder import encode
 from .interface import INITIAL_SCALE, Encoder, Inputs
 from .masked_decoder import MaskedDecoder
-from .sequence import Stem, TokenSequence
+from .sequence import StemOutput, TokenSequence
 
 
 class OnePeace(Encoder):
@@ -97,7 +97,7 @@ class OnePeace(Encoder):
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
         return names
 
-    def stems(self, inputs: Inputs) -> dict[str, Stem]:
+    def stems(self, inputs: Inputs) -> dict[str, StemOutput]:
         """Run the stem of each modality, the part that does not depend on the mask."""
         unknown = [key for key in inputs if key not in self.adapters]
         if unknown or not inputs:
@@ -106,7 +106,7 @@ class OnePeace(Encoder):
 
     def encode(
         self,
-        stems: Mapping[str, Stem],
+        stems: Mapping[str, StemOutput],
         keep: Mapping[str, Tensor] | None = None,
         out_indices: Sequence[int] = (),
         num_blocks: int | None = None,
@@ -147,7 +147,7 @@ class OnePeace(Encoder):
         x = self.heads[key](features.cls)
         return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
 
-    def reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reconstruct(self, stems: Mapping[str, StemOutput], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode the tokens ``keep`` only, and decode the features of all tokens: (B, L_m, D), CLS first."""
         if self.decoder is None:
             raise ValueError("this model has no decoder; set model.decoder in its configuration")

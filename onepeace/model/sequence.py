@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Span(NamedTuple):
+class TokenSpan(NamedTuple):
     """Range ``start:stop`` of the tokens of modality ``key`` in a sequence; ``grid`` as in `Features`."""
 
     key: str
@@ -17,7 +17,7 @@ class Span(NamedTuple):
     grid: tuple[int, ...] | None = None
 
 
-class Stem(NamedTuple):
+class StemOutput(NamedTuple):
     """Output of a stem, which does not depend on the mask.
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None without padding.
@@ -31,7 +31,7 @@ class Stem(NamedTuple):
     type_ids: Tensor | None = None
     pooled: Tensor | None = None
 
-    def take(self, rows: Tensor) -> "Stem":
+    def take(self, rows: Tensor) -> "StemOutput":
         """Select items, and trim unneeded padding."""
         tokens, mask, grid = self.tokens[rows], None, self.grid
         if self.padding_mask is not None:
@@ -41,7 +41,7 @@ class Stem(NamedTuple):
             tokens, grid = tokens[:, :longest], (longest,)
             mask = mask[:, :longest] if bool(mask[:, :longest].any()) else None
         type_ids, pooled = (None if x is None else x[rows] for x in (self.type_ids, self.pooled))
-        return Stem(tokens, mask, grid, type_ids, pooled)
+        return StemOutput(tokens, mask, grid, type_ids, pooled)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TokenSequence:
 
     tokens: Tensor
     padding_mask: Tensor | None
-    spans: tuple[Span, ...]
+    spans: tuple[TokenSpan, ...]
     buckets: tuple[Tensor | None, ...]
     tables: tuple[list[Tensor], ...]
 

@@ -33,7 +33,7 @@ from onepeace.index import Hit, Index, Query
 from onepeace.index.filters import kind_of
 from onepeace.progress import status
 from onepeace.serve import media
-from onepeace.serve.generator import Generator
+from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.guard import Guard
 from onepeace.serve.requests import (
     AskRequest,
@@ -180,7 +180,7 @@ def run(
     hosts = [*LOOPBACK, host.lower()] if is_loopback(host) else ["*"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     with _listening(host, port) as listener:
-        service = Service(index, Generator(generator) if generator else None)
+        service = Service(index, SharedGenerator(generator) if generator else None)
         status(f"loading the model {service.model} ...")
         _ = index.embedder  # now instead of with the first request
         config = uvicorn.Config(

@@ -44,7 +44,7 @@ MATCH = "share of unrelated queries that score lower here"
 COSINE = "cosine similarity"
 
 
-class Embedding:
+class InlineMedia:
     """Sounds and videos as data: URIs, or as links once the HTML file would become too large.
 
     Args:
@@ -68,7 +68,7 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    embedding = Embedding(file.parent)
+    embedding = InlineMedia(file.parent)
     said = ", ".join(_words(query))
     heading = results.heading or f"{len(results)} of {results.compared} files"
     cards = "\n".join(_card(hit, embedding) for hit in results)
@@ -92,7 +92,7 @@ def _words(query: Query) -> list[str]:
     return found
 
 
-def _card(hit: Hit, embedding: Embedding) -> str:
+def _card(hit: Hit, embedding: InlineMedia) -> str:
     item = hit.item
     name, place = map(readable, name_and_place(item.path))
     link = _link_to(Path(item.path), embedding.folder)
@@ -107,7 +107,7 @@ def _card(hit: Hit, embedding: Embedding) -> str:
 <p class="place">{escape(place)}{copies}</p></div></li>"""
 
 
-def _media(hit: Hit, name: str, embedding: Embedding) -> str:
+def _media(hit: Hit, name: str, embedding: InlineMedia) -> str:
     """HTML of a hit: its picture, player or text, or its name if the file is gone or cannot be shown."""
     item, start = hit.item, hit.start or 0.0
     label, at = escape(name, quote=True), f"#t={start:.3f}" if start else ""

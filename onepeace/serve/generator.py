@@ -10,7 +10,7 @@ from onepeace.errors import UserError
 TASKS = ("caption", "answer", "ground")
 
 
-class Generator:
+class SharedGenerator:
     """A generative model by name.
 
     Raises:

@@ -28,7 +28,7 @@ from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
 from onepeace.index.sources import without_surrogates
 from onepeace.serve import media
-from onepeace.serve.generator import Generator
+from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.service import Service
 from onepeace.serve.uploads import Refused
 
@@ -56,7 +56,7 @@ def run(index: Index, generator: str | None = None, *, thumbnails: bool = False)
         generator: name of a generative model; adds the tools for captions, answers and boxes.
         thumbnails: send thumbnails with the hits.
     """
-    server = create_server(Service(index, Generator(generator) if generator else None), thumbnails=thumbnails)
+    server = create_server(Service(index, SharedGenerator(generator) if generator else None), thumbnails=thumbnails)
 
     async def serve() -> None:
         own = anyio.wrap_file(_Lines(sys.stdin.buffer, encoding="utf-8", errors="replace"))

@@ -12,7 +12,7 @@ from onepeace.files.source import NamedBytes
 from onepeace.index import Hit, Index, Item, Query, Results
 from onepeace.index.filters import short_forms
 from onepeace.serve import media
-from onepeace.serve.generator import Generator
+from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.map import points
 from onepeace.serve.uploads import Limits, Refused, Request
 
@@ -29,7 +29,7 @@ class Service:
         limits: limits of one request.
     """
 
-    def __init__(self, index: Index, generator: Generator | None = None, limits: Limits | None = None) -> None:
+    def __init__(self, index: Index, generator: SharedGenerator | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.model = Path(index.model).name
         self.embed_dim, self.modalities = index.embed_dim, index.kinds

@@ -8,7 +8,7 @@ from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.protocol import Items
-from onepeace.evaluate.report import Row, as_table
+from onepeace.evaluate.report import ReportRow, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
 from onepeace.generative.generator import generator_of, writes
 from onepeace.generative.tasks import FILE as TASKS
@@ -51,7 +51,7 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
     def scores(model: Trained, processors: dict[str, Any]) -> dict[str, float]:
-        rows: list[Row] = []
+        rows: list[ReportRow] = []
         if encoded:
             rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
         if written:

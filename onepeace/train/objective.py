@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from onepeace.data.batch import Batch
 from onepeace.model import Trained
 from onepeace.train.passes import Passes
-from onepeace.train.term import Figure, Term, TermOptions
+from onepeace.train.term import Logged, Term, TermOptions
 from onepeace.train.terms.known import TERMS
 
 
@@ -70,7 +70,7 @@ class Objective(nn.Module):
         total = torch.zeros((), device=tokens.device)
         for term_name, term in terms.items():
             for name, loss in term.loss(outputs[term_name], batch, self.model).items():
-                if isinstance(loss, Figure):
+                if isinstance(loss, Logged):
                     found[name] = loss.value
                 else:
                     found[name] = loss

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from onepeace.data.batch import Batch, trim
 from onepeace.errors import expect
-from onepeace.model import Encoder, Features, Stem, Trained
+from onepeace.model import Encoder, Features, StemOutput, Trained
 from onepeace.train import parallel
 
 T = TypeVar("T")
-P = TypeVar("P", Features, Stem)
+P = TypeVar("P", Features, StemOutput)
 
 
 class Passes:
@@ -49,7 +49,7 @@ class Passes:
         return {key: self.model.adapters[key].token_lengths(self.batch.inputs[key]) + 1 for key in self.keys}
 
     @cached_property
-    def stems(self) -> dict[str, Stem]:
+    def stems(self) -> dict[str, StemOutput]:
         """Outputs of the stems for the whole batch, padded to its longest item."""
         stems = {}
         for key in self.keys:
@@ -119,14 +119,14 @@ class Passes:
         spare = self.max_padding * max(self.real_tokens + real, expected) - (self.all_tokens - self.real_tokens)
         return 1.0 if longest * lengths.shape[1] - real <= spare else self.max_padding
 
-    def _reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Features]:
+    def _reconstruct(self, stems: Mapping[str, StemOutput], keep: Mapping[str, Tensor]) -> dict[str, Features]:
         return {key: Features(tokens, None) for key, tokens in self.encoder.reconstruct(stems, keep).items()}
 
     def _by_length(
         self,
         keys: Sequence[str],
         keep: Mapping[str, Tensor],
-        run: Callable[[Mapping[str, Stem], Mapping[str, Tensor]], dict[str, Features]],
+        run: Callable[[Mapping[str, StemOutput], Mapping[str, Tensor]], dict[str, Features]],
         grouped: bool = True,
     ) -> dict[str, Features]:
         """Results of ``run`` over groups of similar length, in the batch's order and padded to its longest item."""

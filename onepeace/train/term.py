@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple,
 
 from torch import Tensor, nn
 
-from onepeace.config.limits import Limits
+from onepeace.config.limits import Range
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import Trained
@@ -31,7 +31,7 @@ class TermOptions:
     """Modalities; empty = all of the batch."""
     sources: tuple[str, ...] = ()
     """Names of the sources to learn from; empty = all that have the modalities."""
-    weight: Annotated[float, Limits("a finite number", math.isfinite)] = 1.0
+    weight: Annotated[float, Range("a finite number", math.isfinite)] = 1.0
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -59,7 +59,7 @@ class TermOptions:
 O = TypeVar("O", bound=TermOptions)  # noqa: E741
 
 
-class Figure(NamedTuple):
+class Logged(NamedTuple):
     """Number that is logged but not minimised."""
 
     value: Tensor
@@ -102,7 +102,7 @@ class Term(nn.Module, Generic[O]):
         """Tensors of a part of the batch, with items or tokens as first axis, in tuples and dictionaries."""
         raise NotImplementedError
 
-    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
+    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor | Logged]:
         """Losses by name from the joined outputs of all parts; each is multiplied by the weight and added."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onepeace.config import ModelConfig
 from onepeace.hub.architectures import ARCHITECTURES
 from onepeace.layers.features import Features
-from onepeace.model import OnePeace, Stem
+from onepeace.model import OnePeace, StemOutput
 from onepeace.model.encoder import encode
 
 
@@ -29,7 +29,7 @@ class Towers(OnePeace):
         self.reset_parameters()
         del self.blocks[:]
 
-    def encode(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor] | None = None) -> dict[str, Features]:
+    def encode(self, stems: Mapping[str, StemOutput], keep: Mapping[str, Tensor] | None = None) -> dict[str, Features]:
         if len(stems) != 1:
             raise ValueError(f"towers encode one modality at a time, not {' with '.join(stems)}")
         ((key, stem),) = stems.items()

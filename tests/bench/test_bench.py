@@ -10,7 +10,7 @@ from onepeace.bench import encode
 from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
 from onepeace.bench.encode import bench_encode
-from onepeace.bench.train import Steps, bench_train
+from onepeace.bench.train import StepPair, bench_train
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_rows_of_training(monkeypatch):
 def test_steps_that_differ_are_not_timed(monkeypatch):
     monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, "run.batch_size=4"])
-    steps = Steps("audio+text", recipe, CPU)
+    steps = StepPair("audio+text", recipe, CPU)
     baseline = steps.candidates["baseline"]
     steps.candidates["baseline"] = lambda batch: {**(found := baseline(batch)), "loss": 1.001 * found["loss"]}
     with pytest.raises(RuntimeError, match="the two candidates differ: the loss loss by"):

@@ -20,7 +20,7 @@ from onepeace.finetune.figures import HEAD, WORDS, read_answers
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe
-from onepeace.finetune.split import Parts, divide, parts_of
+from onepeace.finetune.split import SplitSummary, divide, parts_of
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected, read_state
@@ -106,7 +106,7 @@ def tuned(model, said, tmp_path_factory):
 
 
 def parts(labels):
-    return Parts("", {"train/image+text": 20}, 20, labels, [], [])
+    return SplitSummary("", {"train/image+text": 20}, 20, labels, [], [])
 
 
 def finetune(*arguments):

@@ -7,13 +7,13 @@ from support.random_model import save_random_model
 
 from onepeace.finetune import memory
 from onepeace.finetune.settings import auto_recipe
-from onepeace.finetune.split import Parts
+from onepeace.finetune.split import SplitSummary
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     model = save_random_model(tmp_path_factory.mktemp("models") / "random")
-    return auto_recipe(model, model, model, Parts("", {"train/image+text": 100}, 100, ["a", "b"], [], []))
+    return auto_recipe(model, model, model, SplitSummary("", {"train/image+text": 100}, 100, ["a", "b"], [], []))
 
 
 def test_the_first_form_that_fits_is_taken(content, monkeypatch):

@@ -8,8 +8,8 @@ from torch import nn
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
 from onepeace.generative.model import OFA
-from onepeace.generative.stem import Stem
-from onepeace.generative.text_decoder import Encoded, TextDecoder
+from onepeace.generative.stem import ResNetStem
+from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
 
 PARAMETERS = {"tiny": 32_925_200, "medium": 91_765_728, "base": 180_383_720, "large": 469_842_432, "huge": 925_899_264}
 """Of the original's networks, less what pictures are written with: 4 D + 1,765 D and a table in each block."""
@@ -164,7 +164,7 @@ def test_stem_is_torchvisions_network():
 
     theirs = ResNet(Bottleneck, [*depths, 1]).eval()
     theirs.layer4 = theirs.avgpool = theirs.fc = nn.Identity()
-    stem = Stem(64, depths).eval()
+    stem = ResNetStem(64, depths).eval()
     state = theirs.state_dict()
     for name in list(state):
         if name.endswith("running_mean"):
@@ -181,7 +181,7 @@ def test_stem_is_torchvisions_network():
 def test_a_decoder_writes_after_any_tokens():
     decoder = TextDecoder(32, 2, 4, 64, nn.Embedding(50, 32, padding_idx=1), num_positions=16, num_buckets=8)
     ids = torch.randint(4, 50, (2, 6))
-    encoded = Encoded(torch.randn(2, 9, 32), None, torch.randn(1, 9, 32))
+    encoded = EncoderOutput(torch.randn(2, 9, 32), None, torch.randn(1, 9, 32))
     assert decoder(ids, encoded).shape == (2, 6, 50)
 
 

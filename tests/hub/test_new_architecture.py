@@ -20,7 +20,7 @@ from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.layers.features import Features
-from onepeace.model import Encoder, Stem
+from onepeace.model import Encoder, StemOutput
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
@@ -50,7 +50,7 @@ class Words(nn.Module):
 
     def stem_tokens(self, inputs):
         ids = inputs["ids"]
-        return Stem(self.embed(ids), ids == 1, (ids.shape[1],))
+        return StemOutput(self.embed(ids), ids == 1, (ids.shape[1],))
 
     def token_lengths(self, inputs):
         return (inputs["ids"] != 1).sum(1)
@@ -63,7 +63,7 @@ class Patches(Words):
 
     def stem_tokens(self, inputs):
         tokens = self.embed(inputs["pixels"])
-        return Stem(tokens.flatten(2).mT, None, tuple(tokens.shape[2:]))
+        return StemOutput(tokens.flatten(2).mT, None, tuple(tokens.shape[2:]))
 
     def token_lengths(self, inputs):
         pixels = inputs["pixels"]

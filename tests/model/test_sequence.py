@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onepeace.model import Span, Stem, TokenSequence
+from onepeace.model import StemOutput, TokenSequence, TokenSpan
 from onepeace.model.encoder import attention_bias
 from onepeace.model.sequence import padding
 
@@ -16,13 +16,13 @@ def sequence(key, length, batch=2, padded=0, heads=3, own=1):
         mask[0, length - padded :] = True
     table = torch.randn(length * length, heads)
     buckets = torch.arange(length * length).view(1, length, length).expand(own, -1, -1)
-    return TokenSequence(torch.randn(batch, length, 4), mask, (Span(key, 0, length),), (buckets,), ([table],))
+    return TokenSequence(torch.randn(batch, length, 4), mask, (TokenSpan(key, 0, length),), (buckets,), ([table],))
 
 
 def test_concat_then_split_is_the_identity():
     parts = [sequence("a", 3), sequence("b", 5, padded=2), sequence("c", 1)]
     whole = TokenSequence.concat(parts)
-    assert whole.spans == (Span("a", 0, 3), Span("b", 3, 8), Span("c", 8, 9))
+    assert whole.spans == (TokenSpan("a", 0, 3), TokenSpan("b", 3, 8), TokenSpan("c", 8, 9))
     for part in parts:
         (span,) = part.spans
         assert torch.equal(whole.split(whole.tokens)[span.key], part.tokens)
@@ -35,18 +35,18 @@ def test_concat_then_split_is_the_identity():
 
 def test_nothing_padded_stays_without_a_mask():
     assert TokenSequence.concat([sequence("a", 3), sequence("b", 2)]).padding_mask is None
-    stem = Stem(torch.zeros(3, 4, 2), padding(torch.tensor([2, 4, 2]), 4), (4,))
+    stem = StemOutput(torch.zeros(3, 4, 2), padding(torch.tensor([2, 4, 2]), 4), (4,))
     assert stem.padding_mask.sum(1).tolist() == [2, 0, 2]
     alone = stem.take(torch.tensor([0, 2]))
     assert (alone.padding_mask, alone.grid, alone.tokens.shape) == (None, (2,), (2, 2, 2))
 
 
 def test_shapes_are_checked():
-    tokens, spans, buckets = torch.zeros(2, 4, 3), (Span("a", 0, 4),), torch.zeros(1, 4, 4, dtype=torch.long)
+    tokens, spans, buckets = torch.zeros(2, 4, 3), (TokenSpan("a", 0, 4),), torch.zeros(1, 4, 4, dtype=torch.long)
     TokenSequence(tokens, None, spans, (buckets,), ([],))
     with pytest.raises(ValueError, match=r"padding_mask \(2, 3\) does not fit tokens \(2, 4\)"):
         TokenSequence(tokens, torch.zeros(2, 3, dtype=torch.bool), spans, (buckets,), ([],))
-    for wrong in ((), (Span("a", 0, 3),), (Span("a", 0, 2), Span("b", 3, 4)), (Span("a", 1, 4),)):
+    for wrong in ((), (TokenSpan("a", 0, 3),), (TokenSpan("a", 0, 2), TokenSpan("b", 3, 4)), (TokenSpan("a", 1, 4),)):
         count = len(wrong)
         with pytest.raises(ValueError, match=r"do not tile 0\.\.4"):
             TokenSequence(tokens, None, wrong, (None,) * count, ([],) * count)
@@ -69,7 +69,7 @@ def test_bias_is_one_broadcast_while_nothing_is_dropped():
 def test_bias_equals_loops():
     parts = [sequence("a", 3, own=2), sequence("b", 4, padded=2), sequence("c", 2)]
     # One modality may have no table: it is neither favoured nor hidden.
-    bare = TokenSequence(torch.zeros(2, 2, 4), None, (Span("d", 0, 2),), (None,), ([],))
+    bare = TokenSequence(torch.zeros(2, 2, 4), None, (TokenSpan("d", 0, 2),), (None,), ([],))
     whole = TokenSequence.concat([*parts, bare])
     found = attention_bias(whole)
     assert found.shape == (2, 3, 11, 11)
@@ -89,7 +89,7 @@ def test_bias_equals_loops():
 
 
 def test_stack_without_tables_still_masks():
-    bare = TokenSequence(torch.zeros(1, 3, 4), None, (Span("a", 0, 3),), (None,), ([],))
+    bare = TokenSequence(torch.zeros(1, 3, 4), None, (TokenSpan("a", 0, 3),), (None,), ([],))
     assert attention_bias(bare) is None
     padded = TokenSequence(bare.tokens, torch.tensor([[False, False, True]]), bare.spans, (None,), ([],))
     assert attention_bias(padded).flatten().tolist() == [0.0, 0.0, -torch.inf]

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 
 from onepeace.index import Index, Query, build
-from onepeace.serve.gallery import Embedding, write_gallery
+from onepeace.serve.gallery import InlineMedia, write_gallery
 from onepeace.serve.map import points
 
 EVIL = "</script><img src=x onerror=gallery.title='run'>"
@@ -78,7 +78,7 @@ def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):
 
 def test_large_sounds_are_linked_and_those_of_shards_left_out(samples, monkeypatch):
     sound = samples / "sounds" / "dog.ogg"
-    embedding = Embedding(samples)
+    embedding = InlineMedia(samples)
     assert embedding.address(sound, "audio/ogg").startswith("data:audio/ogg;base64,")
     monkeypatch.setattr("onepeace.serve.gallery.EMBEDDED", sound.stat().st_size - 1)
     assert embedding.address(sound, "audio/ogg") == "./sounds/dog.ogg"

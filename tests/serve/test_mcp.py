@@ -19,7 +19,7 @@ from mcp import Client
 
 from onepeace.errors import UserError
 from onepeace.generative.answers import Box, Text
-from onepeace.serve.generator import Generator
+from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.mcp import create_server
 from onepeace.serve.service import Service
 
@@ -224,7 +224,7 @@ def test_generator_is_given_the_bytes_of_files(index, collection, monkeypatch):
     picture, sound = (str(collection / name) for name in ("cat.jpg", "cat.ogg"))
     size = os.path.getsize(picture)
     caption, answer, ground, unheard = in_process(
-        Service(index, Generator("stub")),
+        Service(index, SharedGenerator("stub")),
         ("caption", {"paths": [picture, sound]}),
         ("answer", {"path": picture, "question": "what?"}),
         ("ground", {"path": picture, "phrase": "a cat"}),
@@ -239,6 +239,6 @@ def test_generator_is_given_the_bytes_of_files(index, collection, monkeypatch):
 
 
 def test_tasks_are_those_that_the_model_can_do():
-    assert Generator("tiny-captions").tasks == {"caption": ["image", "audio"]}
+    assert SharedGenerator("tiny-captions").tasks == {"caption": ["image", "audio"]}
     with pytest.raises(UserError, match="tiny"):
-        Generator("tiny")
+        SharedGenerator("tiny")

@@ -30,7 +30,7 @@ FEWEST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Items):
+class QuerySource(Items):
     """Items of one data set, and queries with right answers among them."""
 
     queries: Literal["labels", "names", "captions", "items", "none"] = "labels"
@@ -58,7 +58,7 @@ class Question(NamedTuple):
     sources: frozenset[str]
 
 
-class Result(NamedTuple):
+class QueryResult(NamedTuple):
     """Result of one query."""
 
     answered: bool
@@ -77,7 +77,7 @@ class Match(EvaluationProtocol):
     is not (turned away), the shares of both below "nothing relevant", and the area under the curve; by source."""
 
     modality: str = ""
-    sources: dict[str, Source]
+    sources: dict[str, QuerySource]
     """Sources by name; together they are the pool that is searched."""
     calibration: str | None = None
     """A calibration file, or a model whose folder has one. None: only texts, which are encoded now."""
@@ -140,7 +140,7 @@ class Match(EvaluationProtocol):
         return asked
 
 
-def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) -> Result:
+def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) -> QueryResult:
     cosines = items @ asked.query.vector
     z, match = np.zeros(len(items)), np.zeros(len(items))
     for modality in dict.fromkeys(modalities.tolist()):
@@ -154,10 +154,10 @@ def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) 
     others = np.where(asked.answers, -np.inf, z)
     chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
     first = float(match[hits[0]])
-    return Result(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]))
+    return QueryResult(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]))
 
 
-def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
+def _figures(name: str, results: Sequence[QueryResult]) -> list[Figure]:
     answered = [what for what in results if what.answered]
     right, without = np.array([what.match for what in answered]), np.array([what.without for what in results])
     none = np.sort(without)

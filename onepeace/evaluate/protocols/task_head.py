@@ -37,9 +37,9 @@ class TaskHead(EvaluationProtocol):
         return (self, *(self.of(modality) for modality in self.others))
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
-        from onepeace.embed.predict import Head
+        from onepeace.embed.predict import Predictor
 
-        head = Head(embedder, self.head)
+        head = Predictor(embedder, self.head)
         task = METRICS[head.task]
         target, labels = task.target, head.config.get("labels", ())
         if task.named and not labels:

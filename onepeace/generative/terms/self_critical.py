@@ -19,7 +19,7 @@ from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms.asking import check_caption_head, read_task
 from onepeace.generative.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
-from onepeace.generative.text_decoder import Encoded, TextDecoder
+from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
 from onepeace.heads.caption import CaptionOptions
@@ -27,7 +27,7 @@ from onepeace.losses import token_losses
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
-from onepeace.train.term import Figure, Term, TermOptions
+from onepeace.train.term import Logged, Term, TermOptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -143,10 +143,10 @@ class SelfCritical(Term[SelfCriticalOptions]):
         factors = advantages.repeat_interleave(lengths).to(device)
         return Judged(token_losses(logits, target.to(device)).nll * factors, torch.cat(rewards).to(device))
 
-    def loss(self, outputs: Judged, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
+    def loss(self, outputs: Judged, batch: Batch, model: Trained) -> Mapping[str, Tensor | Logged]:
         name = self.options.name
         mean = mean_over_tokens(outputs.loss)
-        return {name: mean, f"{name}/reward": Figure(outputs.reward.mean())}
+        return {name: mean, f"{name}/reward": Logged(outputs.reward.mean())}
 
     def _head(self, model: Trained) -> Caption:
         return expect(expect(model, Encoder).heads[self.options.head or ""], Caption)
@@ -154,7 +154,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
     def _decoder(self, model: Trained) -> TextDecoder:
         return expect(model, Writer).decoder if self.options.head is None else self._head(model).decoder
 
-    def _encode(self, model: Trained, batch: Batch) -> Encoded:
+    def _encode(self, model: Trained, batch: Batch) -> EncoderOutput:
         if self.options.head is None:
             prompt = self.vocabulary.encode(self.prepared.task.source({}))
             ids = torch.tensor([[BOS, *prompt, EOS]], device=self._decoder(model).token_embed.weight.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
-from onepeace.hub.convert.unpickle import Record, StoredTensor, plain, read_checkpoint
+from onepeace.hub.convert.unpickle import InertObject, StoredTensor, plain, read_checkpoint
 from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import Description
 
@@ -51,7 +51,7 @@ def read_original(path: Path) -> Original:
     others = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
     if others:
         name, value = next(iter(others.items()))
-        kind = value.name if isinstance(value, Record) else type(value).__name__
+        kind = value.name if isinstance(value, InertObject) else type(value).__name__
         raise UserError(f"{path}: {len(others)} of its weights are not tensors ({name} is {kind})")
     cfg = next((plain(content[key]) for key in ("cfg", "args") if state is not content and content.get(key)), None)
     average = content.get("extra_state") if state is not content else None

@@ -2,7 +2,7 @@
 
 A pickle is a program, and Python's unpickler executes it. Here the standard library's `pickletools` lists the
 instructions without executing them, and a small interpreter that supports plain values, containers and tensors follows
-them. It imports no names: known functions are replaced by ours, known classes by inert `Record`s, and any other name
+them. It imports no names: known functions are replaced by ours, known classes by `InertObject`s, and any other name
 is an error. Tensors stay on disk until they are read, so a file of 16 GB costs no memory.
 
 Three layouts are supported: the zip archive of torch.save, its older format, and a bare pickle with embedded tensors.
@@ -141,7 +141,7 @@ class Bytes:
 
 
 @dataclass(eq=False)
-class Record:
+class InertObject:
     """An object of an inert class: its constructor arguments and its state; items added to it are dropped."""
 
     name: str
@@ -150,7 +150,7 @@ class Record:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read a checkpoint or another pickle: containers, plain values, `StoredTensor`, inert `Record`.
+    """Read a checkpoint or another pickle: containers, plain values, `StoredTensor`, `InertObject`.
 
     UserError, which names the file, if it is not a checkpoint, is cut off, or contains an unknown name.
     """
@@ -183,7 +183,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         result: Any = {key: _plain(item, done) for key, item in value.items()}
     elif isinstance(value, list | tuple):
         result = [_plain(item, done) for item in value]
-    elif isinstance(value, Record):
+    elif isinstance(value, InertObject):
         state = value.state if isinstance(value.state, dict) else {}
         if value.name.startswith("omegaconf."):
             result = _plain(state.get("_content", state.get("_val")), done)
@@ -239,7 +239,7 @@ def _add(container: Any, items: list[Any]) -> None:
         container.update(zip(keys, items[1::2], strict=True))
     elif isinstance(container, list):
         container.extend(items)
-    elif not isinstance(container, Record):
+    elif not isinstance(container, InertObject):
         raise ValueError(f"nothing can be added to a {type(container).__name__}")
 
 
@@ -332,7 +332,7 @@ class _Reader:
                 stack.append(self.call(function, args))
             elif name == "BUILD":
                 (state,) = pop(1)
-                if isinstance(stack[-1], Record):  # others: attributes of dictionaries and tensors, not needed
+                if isinstance(stack[-1], InertObject):  # others: attributes of dictionaries and tensors, not needed
                     stack[-1].state = state
             elif name == "BINPERSID":
                 stack.append(self.stored(*pop(1)))
@@ -386,5 +386,5 @@ class _Reader:
             text, encoding = args
             return text.encode({"latin1": "latin-1"}[encoding])
         if path.endswith("._reconstructor"):
-            return Record(args[0].path)
-        return Record(path, args)
+            return InertObject(args[0].path)
+        return InertObject(path, args)

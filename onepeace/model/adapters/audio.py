@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from onepeace.layers.gather import gather_tokens
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
-from ..sequence import Stem, TokenSequence, padding
+from ..sequence import StemOutput, TokenSequence, padding
 from ..stems import AUDIO_STEMS, SAMPLE_RATE, PretrainedStem
 from .base import Adapter, AdapterOptions, values_are_known
 
@@ -82,7 +82,7 @@ class AudioAdapter(Adapter):
         """Seconds from one frame to the next."""
         return self.stem.hop / SAMPLE_RATE
 
-    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+    def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         if "features" in batch:
             features, lengths = batch["features"], batch.get("lengths")
             mask = None if lengths is None else padding(lengths, features.shape[1])
@@ -95,7 +95,7 @@ class AudioAdapter(Adapter):
             mask = None  # clips whose lengths differ by less than a token need no mask
             if lengths is not None and self.stem.token_lengths(shortest) < tokens.shape[1]:
                 mask = padding(self.stem.token_lengths(lengths), tokens.shape[1])
-        return Stem(tokens, mask, (tokens.shape[1],), batch.get("type_ids"), self.pooled(features, mask))
+        return StemOutput(tokens, mask, (tokens.shape[1],), batch.get("type_ids"), self.pooled(features, mask))
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, channels)."""
@@ -125,13 +125,13 @@ class AudioAdapter(Adapter):
             )
         return shortest
 
-    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         length = stem.grid[0] + 1
         if keep is not None:
             # The positional convolutions run over the visible frames only (released code).
             frames = keep[:, 1:]
             kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
-            stem = Stem(kept, frames < 0, (frames.shape[1],), stem.type_ids, stem.pooled)
+            stem = StemOutput(kept, frames < 0, (frames.shape[1],), stem.type_ids, stem.pooled)
         tokens, mask = self.with_cls(stem)
         positions = self.pos_conv(stem.tokens, stem.padding_mask)
         tokens = tokens + torch.cat(

@@ -12,7 +12,7 @@ from onepeace.layers.gather import gather_pairs, gather_tokens, take_rows
 from onepeace.layers.position import trunc_normal
 from onepeace.layers.residual import DropPath
 
-from ..sequence import Span, Stem, TokenSequence
+from ..sequence import StemOutput, TokenSequence, TokenSpan
 from ..stems import PretrainedStem
 
 
@@ -91,7 +91,7 @@ class Adapter(nn.Module):
         for zero in [*self.bias_tables, *([self.type_embed] if hasattr(self, "type_embed") else [])]:
             nn.init.zeros_(zero)
 
-    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+    def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         raise NotImplementedError
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
@@ -142,7 +142,7 @@ class Adapter(nn.Module):
         """Select rows of the raw input, and trim unneeded padding."""
         return take_rows(batch, rows, "features" if "features" in batch else self.padded_input)
 
-    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         """Add CLS and positions to the tokens.
 
         ``keep`` (B, K) int64: ids of the visible tokens, ascending, CLS (0) first, padded with -1. They keep their
@@ -172,7 +172,7 @@ class Adapter(nn.Module):
         """Names of position and CLS parameters, which have no weight decay (released code)."""
         return {"cls_token", "pos_embed.weight"}
 
-    def with_cls(self, stem: Stem) -> tuple[Tensor, Tensor | None]:
+    def with_cls(self, stem: StemOutput) -> tuple[Tensor, Tensor | None]:
         """Prepend CLS; returns tokens (B, L + 1, D) and their mask."""
         batch = stem.tokens.shape[0]  # not len(), which would fix the size of an exported graph
         cls = self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1)
@@ -186,7 +186,7 @@ class Adapter(nn.Module):
         self,
         tokens: Tensor,
         mask: Tensor | None,
-        stem: Stem,
+        stem: StemOutput,
         buckets: Tensor,
         tables: list[Tensor],
         keep: Tensor | None,
@@ -206,7 +206,7 @@ class Adapter(nn.Module):
             others, padded = tokens[:, 1:], None if mask is None else mask[:, 1:]
             cls = sum(pool(others, padded, self.mean_cls, self.max_cls), tokens[:, :1])
             tokens = torch.cat([cls, others], dim=1)
-        span = Span(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
+        span = TokenSpan(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
         return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from onepeace.layers.position import GridPositions, grid_buckets, grid_table_rows, stretch_grid_table
 
-from ..sequence import Stem, TokenSequence
+from ..sequence import StemOutput, TokenSequence
 from ..stems import IMAGE_STEMS, PretrainedStem
 from .base import Adapter, AdapterOptions
 
@@ -51,14 +51,14 @@ class ImageAdapter(Adapter):
         self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
         self.pos_embed = GridPositions(options.dim, grid)
 
-    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+    def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         pooled = None
         if "features" in batch or isinstance(self.stem, PretrainedStem):
             features = batch["features"] if "features" in batch else self.stem_features(batch)
             x, pooled = self.pretrained_stem().project(features), self.pooled(features.flatten(1, 2), None)
         else:
             x = self.stem(self._pixels(batch))
-        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"), pooled)
+        return StemOutput(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"), pooled)
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, rows, columns, channels)."""
@@ -75,7 +75,7 @@ class ImageAdapter(Adapter):
             )
         return pixels
 
-    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         rows, columns = stem.grid

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 from onepeace.special_ids import PAD
 
-from ..sequence import Stem, TokenSequence, padding
+from ..sequence import StemOutput, TokenSequence, padding
 from ..stems import TEXT_STEMS
 from .base import Adapter, AdapterOptions, values_are_known
 
@@ -66,7 +66,7 @@ class TextAdapter(Adapter):
             with torch.no_grad():
                 self.token_embed.weight[PAD].zero_()
 
-    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+    def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         ids = batch["ids"]
         if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 2:
             raise ValueError(f"ids should be (B, L) int64, not {tuple(ids.shape)} {ids.dtype}")
@@ -78,9 +78,9 @@ class TextAdapter(Adapter):
             lengths = self.token_lengths(batch)
         mask = None if lengths is None else padding(lengths, ids.shape[1])
         tokens = self.token_embed(ids) if self.stem is None else self.stem(ids, mask)
-        return Stem(tokens, mask, (ids.shape[1],), batch.get("type_ids"))
+        return StemOutput(tokens, mask, (ids.shape[1],), batch.get("type_ids"))
 
-    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)

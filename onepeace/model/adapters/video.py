@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from onepeace.layers.features import Features
 
-from ..sequence import Stem, TokenSequence
+from ..sequence import StemOutput, TokenSequence
 from .base import AdapterOptions
 from .image import ImageAdapter
 
@@ -52,9 +52,9 @@ class VideoAdapter(ImageAdapter):
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"time_embed"}
 
-    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+    def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         stem = super().stem_tokens(self._pictures(batch))
-        return Stem(stem.tokens.unflatten(0, (-1, self.frames)).flatten(1, 2), None, (self.frames, *stem.grid))
+        return StemOutput(stem.tokens.unflatten(0, (-1, self.frames)).flatten(1, 2), None, (self.frames, *stem.grid))
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, rows, columns, channels)."""
@@ -67,11 +67,11 @@ class VideoAdapter(ImageAdapter):
                 raise ValueError(f"{name} of clips should be (B, {self.frames}, ...), not {tuple(value.shape)}")
         return {name: value.flatten(0, 1) for name, value in batch.items()}
 
-    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         if keep is not None:
             raise ValueError("tokens of a clip cannot be masked; leave out keep")
         frames, *grid = stem.grid
-        placed = super().forward(Stem(stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1), None, tuple(grid)))
+        placed = super().forward(StemOutput(stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1), None, tuple(grid)))
         tokens = placed.tokens.unflatten(0, (-1, frames)) + self.time_embed.unsqueeze(2)
         spans = tuple(span._replace(grid=stem.grid) for span in placed.spans)
         return replace(placed, tokens=tokens.flatten(0, 1), spans=spans)

@@ -9,7 +9,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from onepeace.layers.features import Features
-from onepeace.model.sequence import Stem
+from onepeace.model.sequence import StemOutput
 
 from .configuration import OnePeaceAudioConfig, OnePeaceVisionConfig
 from .modeling import OnePeacePreTrainedModel, model_inputs
@@ -22,7 +22,7 @@ class _Part(OnePeacePreTrainedModel):
     key: ClassVar[str]
 
     @capture_outputs(tie_last_hidden_states=False)
-    def _tokens(self, stem: Stem, **_: Any) -> BaseModelOutputWithPooling:
+    def _tokens(self, stem: StemOutput, **_: Any) -> BaseModelOutputWithPooling:
         features = self.onepeace.encode({self.key: stem})[self.key]
         return BaseModelOutputWithPooling(features.tokens, features.cls)
 
