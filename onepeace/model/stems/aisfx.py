@@ -5,11 +5,10 @@ Padding never leaks: it is zeroed before every convolution that could see it.
 """
 
 import math
-from collections.abc import Iterable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +77,7 @@ class AisfxStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
-        x = self.spectrogram(waveform).unsqueeze(1).to(cast(Tensor, self.network[0].weight).dtype)
+        x = self.spectrogram(waveform).unsqueeze(1).to(self.network[0].weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)
@@ -108,10 +107,10 @@ class AisfxStem(PretrainedStem):
         scalar: Any = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
         with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]):
             weights, _ = torch.load(path, map_location="cpu", weights_only=True)
-        for i, conv in enumerate(cast(Iterable[nn.Conv2d], self.network)):
+        for i, conv in enumerate(self.network):
             layer = f"embedding_net.conv_block{i // 2 + 1}.{{}}{i % 2 + 1}"
             kernel, norm = weights[layer.format("conv") + ".weight"], layer.format("bn")
             gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
             with torch.no_grad():  # batch norms folded into the convolutions
                 conv.weight.copy_(kernel * gain[:, None, None, None])
-                cast(Tensor, conv.bias).copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
+                conv.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)

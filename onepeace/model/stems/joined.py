@@ -1,7 +1,5 @@
 """Two pretrained networks as one audio stem."""
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +24,11 @@ class JoinedStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
-        return torch.cat([cast(Any, part).features(waveform, lengths, shortest) for part in self.network], dim=-1)
+        return torch.cat([part.features(waveform, lengths, shortest) for part in self.network], dim=-1)
 
     def token_lengths(self, samples: Count) -> Count:
-        return cast(Count, cast(Any, self.network[0]).token_lengths(samples))
+        return self.network[0].token_lengths(samples)
 
     def load_pretrained(self) -> None:
         for part in self.network:
-            cast(PretrainedStem, part).load_pretrained()
+            part.load_pretrained()

@@ -1,6 +1,6 @@
 """Base class of pretrained stems."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class PretrainedStem(nn.Module):
     """
 
     network: Any
+    features: Any
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
@@ -35,7 +36,7 @@ class PretrainedStem(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         """The arguments of ``features`` -> tokens (B, ..., dim)."""
-        return self.project(cast(Any, self).features(*inputs))
+        return self.project(self.features(*inputs))
 
     def project(self, features: Tensor) -> Tensor:
         """Project a feature map (B, ..., channels) to (B, ..., dim)."""
@@ -57,14 +58,17 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     without a preceding convolution of its width is kept.
     """
     network.eval()
-    before: tuple[str, nn.Module] | None = None
+    previous: nn.Module | None = None
+    previous_name = ""
     for name, child in list(network.named_children()):
-        conv = before[1] if before is not None else None
-        follows = isinstance(child, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)
-        if before is not None and follows and cast(nn.Conv2d, conv).out_channels == child.num_features:
-            setattr(network, before[0], torch.nn.utils.fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(Any, child)))
+        if (
+            isinstance(previous, nn.Conv2d)
+            and isinstance(child, nn.BatchNorm2d)
+            and previous.out_channels == child.num_features
+        ):
+            setattr(network, previous_name, torch.nn.utils.fuse_conv_bn_eval(previous, child))
             setattr(network, name, getattr(child, "act", nn.Identity()))  # timm's batch norms hold the activation
         else:
             fold_batch_norms(child)
-        before = (name, child)
+        previous, previous_name = child, name
     return network

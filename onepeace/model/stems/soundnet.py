@@ -6,7 +6,6 @@ Padding never leaks: it is zeroed before every convolution that could see it.
 
 import math
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class SoundNetStem(PretrainedStem):
                 x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
             x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
             x = self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
-        x, samples, extra = x.to(cast(Tensor, self.network[0].weight).dtype), PUBLISHED_STEP, 0
+        x, samples, extra = x.to(self.network[0].weight.dtype), PUBLISHED_STEP, 0
         for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
             if mine is not None:
                 x = x.masked_fill(padding(mine * samples + extra, x.shape[2])[:, None], 0.0)
