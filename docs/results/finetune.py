@@ -76,7 +76,7 @@ def repetition(items: Items, prefix: str, in_order: bool, random: np.random.Gene
         own = own if in_order else random.permutation(own).tolist()
         now, later = now + own[:NOW], later + own[NOW:]
     pairs = near_copies(items.vectors[now], NEAR[items.kind])
-    groups = connected(len(now), np.array(pairs, dtype=np.int64).reshape(-1, 2))
+    groups = connected(len(now), pairs)
     group_of = {i: number for number, members in enumerate(groups) for i in members}
     found = []
     for numbers in ([group_of[i] for i in range(len(now))], list(range(len(now)))):

@@ -220,15 +220,15 @@ def _duplicates(args: argparse.Namespace) -> int:
         if args.json:
             members = [
                 {**copy.item.to_dict(), "similarity": round(copy.similarity, 6), "exact": copy.is_exact}
-                for copy in group.copies
+                for copy in group.members
             ]
             print(json.dumps({"group": number, "files": members}))
-        for i, copy in enumerate(group.copies):
+        for i, copy in enumerate(group.members):
             like = "" if i == 0 else "same" if copy.is_exact else f"{copy.similarity:.3f}"
             rows.append((str(number), like, _bytes(copy.item.size), _measures(copy.item), files.shown(copy.item.path)))
     if rows and not args.json:
         print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
-    copies = sum(len(group.copies) - 1 for group in groups)
+    copies = sum(len(group.members) - 1 for group in groups)
     surplus = _bytes(sum(group.surplus for group in groups))
     about = f"{files.counted(copies, 'file')} ({surplus}) {'is a copy' if copies == 1 else 'are copies'} of others"
     files.say(f"{files.counted(len(groups), 'group')}; {about}")

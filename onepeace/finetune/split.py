@@ -68,7 +68,7 @@ def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
                 model = load(BY, modalities=[key])
                 files = [records[i].inputs[key] for i in own]
                 pairs += [(own[i], own[j]) for i, j in near_copies(encode(model, key, files), cosine)]
-    groups = connected(len(records), np.array(pairs, dtype=np.int64).reshape(-1, 2))
+    groups = connected(len(records), pairs)
     for number, members in enumerate(groups):
         for i in members:
             records[i].targets.update({GROUP: number, FILE: shown[i][0]})

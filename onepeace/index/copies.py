@@ -1,7 +1,7 @@
 """Whether two pictures, sounds or videos are copies of one another, by how they look and sound.
 
-`LOOKS` reduces a file to a few thousand numbers, and `COMPARED` compares pairs of these. The thresholds were chosen on
-copies made from 1,000 pictures and sounds, and on the most similar pairs among 10,000 different ones.
+`LOOKS` has the functions that reduce a file to a few thousand numbers, and that compare pairs of these. The thresholds
+were chosen on copies made from 1,000 pictures and sounds, and on the most similar pairs among 10,000 different ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,10 +102,6 @@ def _small(image: Any) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-
-
-LOOKS: dict[str, Callable[[Path], np.ndarray]] = {"image": picture, "audio": sound, "video": video}
-"""Functions by kind of file; each raises `UserError` for a file that cannot be compared."""
 
 
 def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
@@ -225,6 +221,9 @@ def same_videos(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
     return np.sum(moments, axis=0) >= AGREED
 
 
-COMPARED: dict[str, Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]] = {
-    "image": same_pictures, "audio": same_sounds, "video": same_videos,
+Look = Callable[[Path], np.ndarray]
+Same = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]
+LOOKS: dict[str, tuple[Look, Same]] = {
+    "image": (picture, same_pictures), "audio": (sound, same_sounds), "video": (video, same_videos),
 }  # fmt: skip
+"""Functions by kind of file: the look of a file, or `UserError` if it has none, and the comparison of pairs."""

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from onepeace.errors import UserError, need
 from onepeace.index.calibrate import texts_of
 from onepeace.index.content import map_content
-from onepeace.index.copies import COMPARED, LOOKS
+from onepeace.index.copies import LOOKS, Look, Same
 from onepeace.index.index import Index
 from onepeace.index.store import Item
 
@@ -48,14 +48,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Group of duplicates; the largest picture or longest sound is first."""
+    """Duplicates, or a cluster of similar files."""
 
-    copies: tuple[Member, ...]
+    members: tuple[Member, ...]
+    """Duplicates: the largest picture or longest sound first. A cluster: the nearest to its centre first."""
+    names: tuple[str, ...] = ()
+    """Generic words nearest to the centre of a cluster, best first; empty if the index has no bank of words."""
 
     @property
     def surplus(self) -> int:
         """Bytes of all files but the first."""
-        return sum(copy.item.size for copy in self.copies[1:])
+        return sum(member.item.size for member in self.members[1:])
 
 
 def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
@@ -79,14 +82,14 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
         firsts = [places[0] for places in heads]
         near = [[i] for i in range(len(heads))]
         if kind in LOOKS and not exact:
-            near = _near(index, [items[i] for i in firsts], vectors[firsts], kind)
+            near = _near(index, [items[i] for i in firsts], vectors[firsts], *LOOKS[kind])
         for places in near:
             group = _distinct([(i, place == places[0]) for place in places for i in heads[place]], items)
             if len(group) > 1:
                 cosines = vectors[[i for i, _ in group]] @ vectors[group[0][0]]
                 found = zip(group, cosines.tolist(), strict=True)
                 groups.append(Group(tuple(Member(items[i], cosine, is_same) for (i, is_same), cosine in found)))
-    return sorted(groups, key=lambda group: (-group.surplus, group.copies[0].item.path))
+    return sorted(groups, key=lambda group: (-group.surplus, group.members[0].item.path))
 
 
 def _worth(item: Item) -> tuple[Any, ...]:
@@ -108,24 +111,23 @@ def _distinct(group: list[tuple[int, bool]], items: Sequence[Item]) -> list[tupl
     return [group[min(same)[1]] for same in paths.values()]  # the real path, if there is one
 
 
-def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -> list[list[int]]:
+def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, same: Same) -> list[list[int]]:
     """Places of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
     wanted = np.unique(pairs).tolist()
-    read = map_content([items[i] for i in wanted], index.roots(), LOOKS[kind])
-    looks = {wanted[place]: look for place, look in read}
+    read = map_content([items[i] for i in wanted], index.roots(), look)
+    looks = {wanted[place]: seen for place, seen in read}
     if missing := [items[i].path for i in wanted if i not in looks]:
-        which = missing[0] if len(missing) == 1 else f"{len(missing):,} {kind} files"
+        which = missing[0] if len(missing) == 1 else f"{len(missing):,} {items[0].modality} files"
         log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", which)
     pairs = pairs[[i in looks and j in looks for i, j in pairs.tolist()]]
-    alike = _compared(kind, looks, pairs)
     groups = []
-    for members in connected(len(items), pairs[alike]):
+    for members in connected(len(items), pairs[_compared(same, looks, pairs)].tolist()):
         while members:
-            first, *others = members
-            with_first = _compared(kind, looks, np.array([(first, other) for other in others]))
-            groups.append([first, *(other for other, is_copy in zip(others, with_first, strict=True) if is_copy)])
-            members = [other for other, is_copy in zip(others, with_first, strict=True) if not is_copy]
+            first, others = members[0], np.array(members[1:], np.int64)
+            is_copy = _compared(same, looks, np.array([(first, other) for other in others]))
+            groups.append([first, *others[is_copy].tolist()])
+            members = others[~is_copy].tolist()
     return groups
 
 
@@ -143,40 +145,26 @@ def _candidates(vectors: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _compared(kind: str, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.ndarray:
+def _compared(same: Same, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.ndarray:
     """Whether the files of each pair of places are copies, (p,) bool."""
-    same = [np.empty(0, np.bool_)]
+    found = [np.empty(0, np.bool_)]
     for start in range(0, len(pairs), PAIRS):
         first, second = pairs[start : start + PAIRS].T.tolist()
-        same.append(COMPARED[kind]([looks[i] for i in first], [looks[j] for j in second]))
-    return np.concatenate(same)
+        found.append(same([looks[i] for i in first], [looks[j] for j in second]))
+    return np.concatenate(found)
 
 
-def connected(count: int, pairs: np.ndarray) -> list[list[int]]:
+def connected(count: int, pairs: Iterable[Sequence[int]]) -> list[list[int]]:
     """Connected components of the graph with nodes 0 to ``count`` - 1 and these edges."""
-    least, before = np.arange(count), None
-    while before is None or (least != before).any():
-        before = least.copy()
-        for one, other in (pairs.T, pairs.T[::-1]):
-            np.minimum.at(least, one, before[other])
-        least = least[least]
-    members = defaultdict(list)
-    for place, first in enumerate(least.tolist()):
-        members[first].append(place)
-    return list(members.values())
+    from networkx.utils import UnionFind
+
+    sets = UnionFind(range(count))
+    for pair in pairs:
+        sets.union(*pair)
+    return [sorted(members) for members in sets.to_sets()]
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Cluster of similar files."""
-
-    members: tuple[Member, ...]
-    """Members, nearest to the centre first."""
-    names: tuple[str, ...] = ()
-    """Generic words nearest to the centre, best first; empty if the index has no bank of words."""
-
-
-def clusters(index: Index, count: int | None = None) -> list[Cluster]:
+def clusters(index: Index, count: int | None = None) -> list[Group]:
     """Clusters of all files across modalities, largest first (deterministic).
 
     Args:
@@ -201,7 +189,7 @@ def clusters(index: Index, count: int | None = None) -> list[Cluster]:
         near = centred[own] @ middle
         members = tuple(Member(items[own[i]], float(near[i])) for i in np.argsort(-near, kind="stable"))
         nearest = np.argsort(-(words @ middle), kind="stable")[:NAMES]
-        found.append(Cluster(members, tuple(names[place] for place in nearest)))
+        found.append(Group(members, tuple(names[place] for place in nearest)))
     return sorted(found, key=lambda cluster: -len(cluster.members))
 
 

@@ -204,22 +204,16 @@ def derived(folder: Path) -> list[Path]:
     return [*folder.glob(f"{MATRIX}-*"), *folder.glob(f"{LISTS}-*")]
 
 
-def fault_of(folder: Path) -> str | None:
-    """Fault of the matrix or the lists; None if they are intact or missing."""
-    faults = (f"{path.name} is not what was written" for path in derived(folder) if _intact(path) is None)
-    return next(faults, None)
-
-
 def _current(store: Store, kind: str) -> tuple[Path | None, np.ndarray | None]:
     """File of a kind for the current state of an index, and its content; None if it is missing or damaged."""
     for path in store.folder.glob(f"{kind}-{vectors_state(store)}-*"):
-        if (content := _intact(path)) is not None:
+        if (content := intact(path)) is not None:
             return path, content
         log.warning("%s: not what was written, and not used", path)
     return None, None
 
 
-def _intact(path: Path) -> np.ndarray | None:
+def intact(path: Path) -> np.ndarray | None:
     """Bytes of a file, memory-mapped; None if the checksum in its name does not match."""
     with suppress(OSError):  # a writer may just have replaced it
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
@@ -302,7 +296,7 @@ def _keep_lists(matrix: Matrix) -> None:
     count, start = len(matrix), 0
     index: Any = None
     for path in matrix.store.folder.glob(f"{LISTS}-*"):
-        content = _intact(path)
+        content = intact(path)
         with suppress(RuntimeError):  # FAISS may be another version
             index = None if content is None else faiss.deserialize_index(content)
             start = int(np.searchsorted(matrix.id, int(path.name.split("-")[1]), "right"))

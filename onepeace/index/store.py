@@ -240,7 +240,7 @@ class Store:
                 "path": os.fsencode(item.path),
                 "metadata": json.dumps(item.metadata, sort_keys=True),
             }
-            self._delete("path = ?", about["path"])
+            self.remove(self.ids("path = ?", (about["path"],)))
             id_ = insert(self.connection, "files", (None, *(about[name] for name in NAMES), len(spans)))
             for span in spans:
                 place = id_, self.kinds.index(span.modality), span.start, span.end
@@ -248,12 +248,9 @@ class Store:
 
     def remove(self, ids: Iterable[int]) -> None:
         for id_ in ids:
-            self._delete("id = ?", id_)
-
-    def _delete(self, where: str, value: object) -> None:
-        for (count,) in self.select(f"SELECT vectors FROM files WHERE {where}", (value,)):  # noqa: S608 (our own code)
-            self.meta["removed"] = str(int(self.meta["removed"]) + count)
-            self.connection.execute(f"DELETE FROM files WHERE {where}", (value,))  # noqa: S608
+            for (count,) in self.select("SELECT vectors FROM files WHERE id = ?", (id_,)):
+                self.meta["removed"] = str(int(self.meta["removed"]) + count)
+                self.connection.execute("DELETE FROM files WHERE id = ?", (id_,))
 
     def count(self, where: str = "1", parameters: Sequence[Any] = ()) -> int:
         """Number of files that an SQL condition with "?" for parameters selects."""
@@ -270,10 +267,9 @@ class Store:
                     raise Damaged(self.folder, error) from error
                 yield item
 
-    def ids(self, where: str, parameters: Sequence[Any] = ()) -> np.ndarray:
-        """(n,) int64 ids of the files that a condition selects, ascending."""
-        sql = f"SELECT id FROM files WHERE {where} ORDER BY id"  # noqa: S608 (from our own code)
-        return np.array([id_ for (id_,) in self.select(sql, parameters)], np.int64)
+    def ids(self, where: str, parameters: Sequence[Any] = ()) -> list[int]:
+        """Ids of the files that a condition selects."""
+        return [id_ for (id_,) in self.select(f"SELECT id FROM files WHERE {where}", parameters)]  # noqa: S608
 
     def intact(self, ids: Sequence[int]) -> dict[int, tuple[Item, list[Span], np.ndarray]]:
         """Files with the spans and (n, E) float32 rows of their vectors, all verified by checksum.
@@ -299,12 +295,12 @@ class Store:
             raise Damaged(self.folder, f"file {min(missing)} is missing")
         return found
 
-    def _sound(self, table: str, column: str, ids: Sequence[int]) -> Iterator[list[Any]]:
-        """Yield the rows of a table whose ``column`` has one of ``ids``; Damaged if a checksum differs."""
+    def _sound(self, table: str, column: str, values: Sequence[int | str]) -> Iterator[list[Any]]:
+        """Yield the rows of a table whose ``column`` has one of the values; Damaged if a checksum differs."""
         names = ", ".join(COLUMNS[table])
-        chosen = "IN (SELECT value FROM json_each(?)) ORDER BY id"  # any number of ids
+        chosen = "IN (SELECT value FROM json_each(?)) ORDER BY rowid"  # any number of values
         sql = f"SELECT {names}, crc IS checksum({names}) FROM {table} WHERE {column} {chosen}"  # noqa: S608
-        for *row, is_sound in self.select(sql, (json.dumps([*ids]),)):
+        for *row, is_sound in self.select(sql, (json.dumps([*values]),)):
             if not is_sound:
                 raise Damaged(self.folder, f"row {row[0]} of {table}")
             yield row
@@ -329,12 +325,7 @@ class Store:
         Raises:
             Damaged: the content is damaged.
         """
-        sql = "SELECT content, crc IS checksum(name, content) FROM blobs WHERE name = ?"
-        for content, is_sound in self.select(sql, (name,)):
-            if not is_sound:
-                raise Damaged(self.folder, f"the stored {name}")
-            return content
-        return None
+        return next((content for _, content in self._sound("blobs", "name", [name])), None)
 
     def keep_blob(self, name: str, content: bytes) -> None:
         """Store content for `blob`; call it in a transaction."""

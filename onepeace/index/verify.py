@@ -42,8 +42,6 @@ class CheckReport:
     repaired: bool = False
     lost: int = 0
     """Number of files that `update` has to embed again."""
-    paths_lost: bool = False
-    """Whether the paths that the index was built from were lost, so that `update` has nothing to scan."""
 
     @property
     def ok(self) -> bool:
@@ -53,11 +51,8 @@ class CheckReport:
         if self.ok:
             return f"the index is intact; files with vectors: {self.files:,}"
         folder = shlex.quote(str(self.folder))
-        if self.paths_lost:
-            return f"repaired; the paths it was built from are lost, run: onepeace index build {folder} PATHS"
         if self.repaired:
-            again = f"; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
-            return f"repaired{again if self.lost else ', and nothing was lost'}"
+            return f"repaired; files that onepeace index update {folder} has to embed again: {self.lost:,}"
         return "\n".join([*self.damaged, f"run: onepeace index check {folder} --repair"])
 
 
@@ -85,8 +80,6 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         if repair and not report.ok:
             with failing(target, "written"):
                 report.lost = _repair(target)
-                with closing(Store(target)) as store:
-                    report.paths_lost = bool(store.count()) and not store.roots()
             report.repaired = True
         return report
 
@@ -101,8 +94,9 @@ def _faults(store: Store) -> Iterator[str]:
         ((count,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
         if count:
             yield f"{table}: rows that are not what was written: {count}"
-    if fault := nearest.fault_of(store.folder):
-        yield fault
+    for path in nearest.derived(store.folder):
+        if nearest.intact(path) is None:
+            yield f"{path.name} is not what was written"
 
 
 def _repair(folder: Path) -> int:
@@ -128,8 +122,7 @@ def _repair(folder: Path) -> int:
             "SELECT count(*), EXISTS (SELECT 1 FROM blobs WHERE name = 'meta') FROM files"
         )
         if not has_meta:
-            reason = "its metadata is missing"
-            raise UserError(f"{folder}: cannot be repaired ({reason}); delete it and build it again")
+            raise UserError(f"{folder}: cannot be repaired, as its metadata is missing; delete it and build it again")
     with closing(Store(folder, write=True)) as store:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)

@@ -17,7 +17,7 @@ from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.index import check_model, identity
 from onepeace.index.plugin import plugin
 from onepeace.index.sources import Scan, is_below, listed, places_of, roots_of, scan
-from onepeace.index.store import DATABASE, Root, Store, no_index
+from onepeace.index.store import Root, Store, is_index, no_index
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -57,17 +57,11 @@ def build(
     """
     paths = listed(paths)
     given = roots_of(paths, [exclude] if isinstance(exclude, str) else exclude, follow_links)
-    with writing(folder, create=True) as target, ExitStack() as stack:
-        store: Store | None = None
-        known: list[Root] = []
-        if (target / DATABASE).exists():
-            store = stack.enter_context(closing(_open(target, model)))
-            known = [root for root in store.roots().values() if root.kind == "removed"]
-        found = scan([*given, *known])
-        if store is None:
-            if all(entry.item.problem for entry in found.entries.values()):
-                raise UsageError(_nothing(paths, found))
-            store = stack.enter_context(_created(target, model or "tiny"))
+    with writing(folder, create=True) as target, _opened(target, model) as store:
+        known = store.roots().values()
+        found = scan([*given, *(root for root in known if root.kind == "removed")])
+        if not known and all(entry.item.problem for entry in found.entries.values()):
+            raise UsageError(_nothing(paths, found))
         with store.transaction():  # first, so that `update` resumes an interrupted build
             store.keep_roots(given)
         return _fill(store, found, **options)
@@ -83,7 +77,7 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
         UserError: as for `build`; a folder is missing or has become empty: its disk may not be mounted, so no files
             are removed.
     """
-    with writing(folder) as target, closing(_open(target, model)) as store:
+    with writing(folder) as target, _opened(target, model) as store:
         roots = store.roots().values()
         if not roots and store.count():
             raise UserError(f"{folder}: the paths it was built from are lost; run: onepeace index build {folder} PATHS")
@@ -133,12 +127,12 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file; name a folder")
-    if not create and not (target / DATABASE).exists():
+    if not create and not is_index(target):
         raise no_index(target)
     lock = FileLock(target / LOCK, timeout=0)
     try:
         is_new = not target.exists()
-        if not is_new and not any((target / name).exists() for name in (DATABASE, LOCK)) and any(target.iterdir()):
+        if not is_new and not is_index(target) and not (target / LOCK).exists() and any(target.iterdir()):
             raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
         make_folder(target)
         lock.acquire()
@@ -263,14 +257,25 @@ def _keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
 
 
 @contextmanager
-def _created(folder: Path, name: str) -> Iterator[Store]:
-    """Context of a new index of a model, deleted if it is empty at the end, for example if the model does not load."""
-    store = _create(folder, name)
+def _opened(folder: Path, name: str | None) -> Iterator[Store]:
+    """Context of an index open for writing, made if there is none; a new one is deleted if it is empty at the end, for
+    example if the model does not load.
+
+    Args:
+        name: the model; None = that of the index, or "tiny" for a new one.
+
+    Raises:
+        UserError: the index was built with another model, or its model cannot be found.
+    """
+    is_new = not is_index(folder)
+    store = _create(folder, name or "tiny") if is_new else Store(folder, write=True)
     try:
+        if not is_new:
+            _check_name(store, name)
         yield store
     finally:
         with closing(store):
-            is_empty = not store.count()
+            is_empty = is_new and not store.count()
         with suppress(OSError):  # it was moved meanwhile
             for path in folder.iterdir() if is_empty else ():
                 if path.name != LOCK:
@@ -291,17 +296,14 @@ def _create(folder: Path, name: str) -> Store:
     return Store.create(folder, model.embed_dim, about)
 
 
-def _open(folder: Path, name: str | None) -> Store:
-    """An existing index, open for writing; UserError if built with another model than ``name`` (None = its own)."""
-    with ExitStack() as stack:
-        store = stack.enter_context(closing(Store(folder, write=True)))
-        try:
-            about = identity(name or store.meta["model"])
-        except UserError as error:
-            raise UserError(f"{error}; the index {folder} was made with {store.meta['model']}, see --model") from error
-        check_model(store, about)
-        if name is not None:
-            with store.transaction():
-                store.meta["model"] = about["model"]  # its location may have changed
-        stack.pop_all()
-    return store
+def _check_name(store: Store, name: str | None) -> None:
+    """Raise UserError if an index was built with another model than ``name`` (None = its own)."""
+    try:
+        about = identity(name or store.meta["model"])
+    except UserError as error:
+        made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
+        raise UserError(f"{error}; {made_with}") from error
+    check_model(store, about)
+    if name is not None:
+        with store.transaction():
+            store.meta["model"] = about["model"]  # its location may have changed

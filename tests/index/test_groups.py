@@ -26,7 +26,7 @@ def found(folder, **options):
     """The names of each group."""
     with Index.open(folder) as index:
         made = duplicates(index, **options)
-    return [[os.path.basename(copy.item.path) for copy in group.copies] for group in made]
+    return [[os.path.basename(copy.item.path) for copy in group.members] for group in made]
 
 
 def saved(image, kind, **options):
@@ -105,8 +105,9 @@ def test_long_sounds_have_few_numbers_and_cuts_of_them_are_copies(tmp_path, seco
 
 def test_different_files_are_no_copies(samples):
     for kind, folder in (("image", "images"), ("audio", "sounds")):
-        pairs = list(combinations([copies.LOOKS[kind](path) for path in sorted((samples / folder).iterdir())], 2))
-        assert not copies.COMPARED[kind]([one for one, _ in pairs], [two for _, two in pairs]).any()
+        look, same = copies.LOOKS[kind]
+        pairs = list(combinations([look(path) for path in sorted((samples / folder).iterdir())], 2))
+        assert not same([one for one, _ in pairs], [two for _, two in pairs]).any()
 
 
 def test_scaled_videos_are_copies(samples, tmp_path):
@@ -162,13 +163,13 @@ def test_copies_of_an_index_are_found_with_the_best_first(tmp_path, samples, cap
     assert f"{files / 'gone.jpg'} could not be compared" in caplog.text
     assert sorted(found(index, exact=True)) == [["a.txt", "b.txt"], ["cat.jpg", "cat.jpg"]]
     with Index.open(index) as opened:
-        made = {group.copies[1].item.path: group for group in duplicates(opened)}
+        made = {group.members[1].item.path: group for group in duplicates(opened)}
     surpluses = [group.surplus for group in made.values()]
     assert surpluses == sorted(surpluses, reverse=True)
     group = made[str(files / "small.png")]
     assert group.surplus == (files / "small.png").stat().st_size
-    assert group.copies[1].similarity == pytest.approx(1 / np.hypot(1, 0.1))
-    assert [copy.is_exact for copy in group.copies] == [True, False]
+    assert group.members[1].similarity == pytest.approx(1 / np.hypot(1, 0.1))
+    assert [copy.is_exact for copy in group.members] == [True, False]
 
 
 def test_links_are_no_copies_of_their_file(tmp_path):
@@ -187,8 +188,8 @@ def test_links_are_no_copies_of_their_file(tmp_path):
 
 
 def test_no_chain_of_small_changes_joins_different_files(tmp_path, monkeypatch):
-    monkeypatch.setitem(groups.LOOKS, "image", lambda value: np.array(float(value.read_text())))
-    monkeypatch.setitem(groups.COMPARED, "image", lambda one, two: np.abs(np.subtract(one, two)) <= 1)
+    look, same = lambda value: np.array(float(value.read_text())), lambda one, two: np.abs(np.subtract(one, two)) <= 1
+    monkeypatch.setitem(groups.LOOKS, "image", (look, same))
     monkeypatch.setattr(groups, "PAIRS", 3)
     monkeypatch.setattr(groups, "COSINES", 10)
     files = []
