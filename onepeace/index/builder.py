@@ -7,7 +7,7 @@ import hashlib
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from onepeace.files.metadata import describe_media
 from onepeace.files.walk import Unreadable
 from onepeace.index.index import banks_of
 from onepeace.index.nearest import vectors_state
-from onepeace.index.sources import PARTS, Entry, Scan, is_below, without_surrogates
+from onepeace.index.sources import PARTS, Entry, Scan, places_of, without_surrogates
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
 from onepeace.progress import Progress
@@ -101,7 +101,7 @@ class Builder:
         """Embed new and changed entries. Finished ones stay in the index even if the call is interrupted."""
         start = time.perf_counter()
         try:
-            if new := [entry for entry in self.found.entries.values() if self._is_new(entry)]:
+            if new := [*self._new()]:
                 with Progress(len(new), shown=self.progress) as bar:
                     self._embed(new, bar)
         finally:
@@ -113,30 +113,34 @@ class Builder:
         entries = self.found.entries
         unread = {str(problem.path) for problem in self.found.problems}
         unread |= {path for path, entry in entries.items() if entry.item.problem is not None}
-        gone = [item for item in self.store.items() if item.path not in entries and not is_below(item.path, unread)]
+        gone = [item for item in self.store.items() if item.path not in entries and not places_of(item.path) & unread]
         with self.store.transaction():
             self.store.remove([item.id for item in gone])
         self.report.moved = (Counter(item.hash for item in gone) & self._copied).total()
         self.report.copied -= self.report.moved
         self.report.removed = len(gone) - self.report.moved
 
-    def _is_new(self, entry: Entry) -> bool:
-        """Whether an entry has to be read: it is new, its size, time or kind has changed, or a retry may succeed."""
-        item, known = entry.item, self.known.get(entry.item.path)
-        if item.problem is not None:
-            self._keep_problem(item, item.problem)
-            return False
-        if not any(key in self.store.kinds for key in PARTS.get(item.modality, (item.modality,))):
-            self.report.left_out[item.modality] += 1
-            return False
-        if known is None or _state(known) != _state(item) or _may_work_now(known):
-            return True
-        self.report.unchanged += known.problem is None
-        self.report.known_problems += known.problem is not None
-        described = _with_old_caption(replace(known, caption=item.caption, metadata=item.metadata), known)
-        if described != known:
-            self._keep_as(described, known)
-        return False
+    def _new(self) -> Iterator[Entry]:
+        """Entries to read: new ones, those whose size, time or kind has changed, and those that a retry may mend.
+
+        Captions and metadata that only an earlier run knew are kept.
+        """
+        for item, value in self.found.entries.values():
+            known = self.known.get(item.path)
+            if known is not None:
+                item = replace(item, caption=item.caption or known.caption, metadata=item.metadata or known.metadata)
+            if item.problem is not None:
+                self._keep_problem(item, item.problem)
+            elif not any(key in self.store.kinds for key in PARTS.get(item.modality, (item.modality,))):
+                self.report.left_out[item.modality] += 1
+            elif known is None or _state(known) != _state(item) or _may_work_now(known):
+                yield Entry(item, value)
+            else:
+                self.report.unchanged += known.problem is None
+                self.report.known_problems += known.problem is not None
+                described = replace(known, caption=item.caption, metadata=item.metadata)
+                if described != known:
+                    self._keep_as(described, known)
 
     def _embed(self, new: list[Entry], bar: Progress) -> None:
         taken: deque[tuple[Item, Video | None]] = deque()
@@ -180,13 +184,13 @@ class Builder:
         item = replace(item, note=old.note)
         if old.problem is not None:
             self._keep_problem(item, old.problem)
-        elif old.path == item.path:  # only its time has changed
+            return True
+        if old.path == item.path:  # only its time has changed
             self.report.unchanged += 1
-            self._keep_as(_with_old_caption(item, old), old)
         else:
             self.report.copied += 1
             self._copied[item.hash] += 1
-            self._keep_as(item, old)
+        self._keep_as(item, old)
         return True
 
     def _take(self, result: "Embedded", item: Item, video: Video | None) -> None:
@@ -194,23 +198,21 @@ class Builder:
         notes = [*(["digital silence"] if result.is_silent else []), *(video.troubles if video else [])]
         item = replace(item, note=without_surrogates("; ".join(notes)) or None)
         windows = result.windows
-        if windows is None or result.vector is None:  # it failed
+        if windows is None:  # it failed
             self._keep_problem(item, str(result.reason))
             return
+        spans, vectors = [Span(item.modality)], np.asarray(windows.vectors)
         if video is not None:
             spans, vectors = video.vectors(windows, result.is_silent)
-        elif len(windows.starts) == 1:
-            spans, vectors = [Span(item.modality)], result.vector.numpy()[None]
-        else:
+        elif len(vectors) > 1:
             spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
-            vectors = np.asarray(windows.vectors)
         known = self.known.get(item.path)
         is_new = known is None or known.problem is not None
         self.report.added += is_new
         self.report.changed += not is_new
         self.report.vectors += len(vectors)
         self.report.noted += item.note is not None
-        self._keep(item if known is None else _with_old_caption(item, known), spans, vectors)
+        self._keep(item, spans, vectors)
 
     def _keep_as(self, item: Item, old: Item) -> None:
         """Keep an item with the vectors of a file with the same content."""
@@ -219,12 +221,11 @@ class Builder:
     def _keep_problem(self, item: Item, reason: str) -> None:
         item = replace(item, problem=without_surrogates(reason))
         known = self.known.get(item.path)
-        is_known = known is not None and (known.problem, known.hash) == (item.problem, item.hash)
-        if is_known:
+        if known is not None and (known.problem, known.hash) == (item.problem, item.hash):
             self.report.known_problems += 1
         else:
             self.report.problems.append(Unreadable(Path(item.path), reason))
-        if known is None or not is_known or _state(known) != _state(item):
+        if known is None or replace(known, id=0) != item:
             self._keep(item, [], np.empty((0, self.store.embed_dim), np.float32))
 
     def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
@@ -274,11 +275,6 @@ def read_content(entry: Entry) -> Entry:
 def _state(item: Item) -> tuple[Any, ...]:
     """Size, time and kind of a file, which is considered unchanged if all three are the same."""
     return item.size, item.mtime_ns, item.modality
-
-
-def _with_old_caption(item: Item, old: Item) -> Item:
-    """``item`` with the caption and the metadata of ``old`` where it has none."""
-    return replace(item, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
 
 
 def _may_work_now(item: Item) -> bool:

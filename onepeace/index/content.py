@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onepeace.errors import UserError
-from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, whole_of
-from onepeace.index.store import Item, Root
+from onepeace.index.sources import Root, is_shard, read_shard, shard_of, state_of, whole_of
+from onepeace.index.store import Item
 from onepeace.progress import Progress
 
 Result = TypeVar("Result")
@@ -41,10 +41,10 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
 
 def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
     """Raise UserError for a file in an indexed folder whose real path is outside, if links are not followed."""
-    real = os.path.realpath(path)
-    above = [root for root in roots.values() if root.kind == "folder" and path.startswith(os.path.join(root.path, ""))]
-    inside = [real.startswith(os.path.join(os.path.realpath(root.path), "")) for root in above]
-    if above and not any(inside) and not any(root.follow_links for root in above):
+    real = Path(os.path.realpath(path))
+    above = [root for root in roots.values() if root.kind == "folder" and Path(path).is_relative_to(root.path)]
+    is_inside = any(root.follow_links or real.is_relative_to(os.path.realpath(root.path)) for root in above)
+    if above and not is_inside:
         raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
 
 

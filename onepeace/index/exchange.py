@@ -40,13 +40,10 @@ def export(index: Index, target: Path) -> int:
     rows: list[dict[str, Any]] = []
     for row, (file, code) in enumerate(zip(matrix.file.tolist(), matrix.modality.tolist(), strict=True)):
         item, (start, end) = items[file], matrix.times(row)
-        about = {name: getattr(item, name, None) for name in COLUMNS} | {"start": start, "end": end}
-        about |= {"kind": item.modality, "modality": index.store.kinds[code], "mtime": item.mtime_ns / 1e9}
-        about |= {
-            "hash": item.hash and item.hash.hex(),
-            "metadata": json.dumps(item.metadata) if item.metadata else None,
-        }
-        rows.append(about)
+        about = {"modality": index.store.kinds[code], "kind": item.modality, "start": start, "end": end}
+        about |= {"mtime": item.mtime_ns / 1e9, "hash": item.hash and item.hash.hex()}
+        about |= {"metadata": json.dumps(item.metadata) if item.metadata else None}
+        rows.append({name: getattr(item, name, None) for name in COLUMNS} | about)
     vectors = np.ascontiguousarray(matrix.vectors)
     try:
         with write_atomic(target) as temporary:

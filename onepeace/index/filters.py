@@ -253,14 +253,12 @@ def _value(node: ast.expr) -> Any:
             return text
         case ast.Constant(int(number) | float(number)) if abs(number) <= LARGEST:
             return number
-        case ast.UnaryOp(ast.USub(), ast.Constant(int(number) | float(number))) if abs(number) <= LARGEST:
-            return -number
+        case ast.UnaryOp(ast.USub(), ast.Constant(int() | float()) as number):
+            return -_value(number)
         case ast.Name(unit) if unit in UNITS:
             return UNITS[unit]
-        case ast.BinOp(ast.Constant(int(number) | float(number)), ast.Mult(), ast.Name(unit)) if (
-            unit in UNITS and abs(number) <= LARGEST
-        ):
-            return number * UNITS[unit]
+        case ast.BinOp(ast.Constant(int() | float()) as number, ast.Mult(), ast.Name(unit)) if unit in UNITS:
+            return _value(number) * UNITS[unit]
     raise _error(node, "is not a value; write a number, a number times a unit (2*min), or a text in quotes")
 
 

@@ -84,11 +84,11 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
         if kind in LOOKS and not exact:
             near = _near(index, [items[i] for i in firsts], vectors[firsts], *LOOKS[kind])
         for places in near:
-            group = _distinct([(i, place == places[0]) for place in places for i in heads[place]], items)
-            if len(group) > 1:
-                cosines = vectors[[i for i, _ in group]] @ vectors[group[0][0]]
-                found = zip(group, cosines.tolist(), strict=True)
-                groups.append(Group(tuple(Member(items[i], cosine, is_same) for (i, is_same), cosine in found)))
+            found = [(i, place == places[0]) for place in places for i in heads[place]]
+            cosines = vectors[[i for i, _ in found]] @ vectors[found[0][0]]
+            members = [Member(items[i], float(cosine), same) for (i, same), cosine in zip(found, cosines, strict=True)]
+            if len(distinct := _distinct(members)) > 1:
+                groups.append(Group(distinct))
     return sorted(groups, key=lambda group: (-group.surplus, group.members[0].item.path))
 
 
@@ -97,18 +97,18 @@ def _worth(item: Item) -> tuple[Any, ...]:
     return -(item.width or 0) * (item.height or 0), -(item.duration or 0.0), -item.size, item.path
 
 
-def _distinct(group: list[tuple[int, bool]], items: Sequence[Item]) -> list[tuple[int, bool]]:
+def _distinct(members: Sequence[Member]) -> tuple[Member, ...]:
     """Members of a group with one path per file on disk (no links), so that deleting the copies loses no file."""
     paths: dict[object, list[tuple[bool, int]]] = defaultdict(list)
-    for place, (i, _) in enumerate(group):
-        path = items[i].path
+    for place, member in enumerate(members):
+        path = member.item.path
         try:
             status = os.stat(path)
         except OSError:  # gone, or a member of a shard
             paths[path].append((False, place))
         else:
             paths[status.st_dev, status.st_ino].append((os.path.realpath(path) != path, place))
-    return [group[min(same)[1]] for same in paths.values()]  # the real path, if there is one
+    return tuple(members[min(same)[1]] for same in paths.values())  # the real path, if there is one
 
 
 def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, same: Same) -> list[list[int]]:

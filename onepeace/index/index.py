@@ -18,7 +18,8 @@ from onepeace.index.plugin import plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
-from onepeace.index.store import Damaged, Item, Root, Store
+from onepeace.index.sources import Root, known_roots
+from onepeace.index.store import Damaged, Item, Store
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Index:
 
     def roots(self) -> dict[str, Root]:
         """The indexed folders, files, tables and shards, by path."""
-        return {path: root for path, root in self.store.roots().items() if root.kind != "removed"}
+        return {path: root for path, root in known_roots(self.store).items() if root.kind != "removed"}
 
     def stats(self) -> dict[str, Any]:
         """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
@@ -133,7 +134,7 @@ class Index:
         from onepeace.embed.embedder import load
 
         name = self._model or self.model
-        check_model(self.store, identity(name))
+        check_model(self.store, name)
         status(f"loading the model {name} ...")
         return load(name, device=self._device, dtype=self._dtype)
 
@@ -203,8 +204,8 @@ class Index:
         for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-        own = {kind: kind for kind in self.kinds}  # also modalities that are not built in
-        kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
+        only = [only] if isinstance(only, str) else only
+        kinds = tuple(kind if kind in self.kinds else kind_of(kind) for kind in only)  # not all kinds are built in
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
         vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
@@ -272,7 +273,7 @@ class Index:
     def _show(self, store: Store) -> None:
         self.store, self.folder, self.embed_dim, self.kinds = store, store.folder, store.embed_dim, store.kinds
         self.model, self.model_hash = store.meta["model"], store.meta["model_hash"]
-        register(store.connection, store.roots())
+        register(store.connection, known_roots(store))
 
     def drop_cached(self) -> None:
         """Drop everything computed from the vectors; it is recomputed on demand."""
@@ -293,17 +294,27 @@ def identity(model: str) -> dict[str, str]:
     return {"model": name, "model_hash": fingerprint(folder), "preprocessing": VERSION}
 
 
-def check_model(store: Store, about: dict[str, str]) -> None:
-    """Raise UserError if an index was built with another model or another version of the preprocessing."""
-    remedies = {
-        "model_hash": ("model", "leave out --model, or build a new index"),
-        "preprocessing": ("preprocessing", f"build a new index, or use {store.meta.get('made_by')}"),
-    }
-    for key, (what, remedy) in remedies.items():
+def check_model(store: Store, name: str) -> dict[str, str]:
+    """The `identity` of a model, which must be that of an index.
+
+    Raises:
+        UserError: the model cannot be found, or the index was built with another model or another version of the
+            preprocessing.
+    """
+    try:
+        about = identity(name)
+    except UserError as error:
+        made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
+        raise UserError(f"{error}; {made_with}") from error
+    for key, what, remedy in (
+        ("model_hash", "model", "leave out --model, or build a new index"),
+        ("preprocessing", "preprocessing", f"build a new index, or use {store.meta.get('made_by')}"),
+    ):
         if store.meta[key] != about[key]:
             own, other = (f"{meta['model']} ({meta[key]})" for meta in (about, store.meta))
             told = f"made with another {what}, {other}, not {own}; vectors of both cannot be compared"
             raise UserError(f"{store.folder}: {told}, so {remedy}")
+    return about
 
 
 def banks_of(store: Store) -> Banks:
@@ -312,12 +323,10 @@ def banks_of(store: Store) -> Banks:
     The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
     may have deleted a best hit, all vectors are scored again.
     """
-    banks = Banks.load(store.blob("calibration"), store.blob("best"))
-    after, _, removed = store.meta.get("scored", "").partition("-")
-    if removed != store.meta["removed"]:
-        banks.start()
-        after = "0"
-    for records in read(store, int(after)):
+    last, _, removed = store.meta.get("scored", "").partition("-")
+    is_valid = removed == store.meta["removed"]
+    banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
+    for records in read(store, int(last) if is_valid else 0):
         banks.add(records["vector"], np.array(store.kinds)[records["modality"]])
     return banks
 

@@ -127,13 +127,12 @@ class Matrix:
         source, compared, found = service or self._lists, None, {}
         for code, modality in enumerate(self.store.kinds):
             own = self.rows[code] if allowed is None else self.rows[code][allowed[self.rows[code]]]
-            is_large, named = len(own) >= GATHERED * len(self), None
-            if source is not None and is_large and len(own) > count:
-                named = source.candidates(query, CANDIDATES * count, code)
-            rows = own if named is None else _among(own, np.searchsorted(self.id, _among(self.id, named)))
-            if len(rows) < min(count, len(own)):  # the source ignores what is allowed
-                named, rows = None, own
-            if named is None and len(own) > count:
+            rows = own
+            if len(own) > count:
+                is_large = len(own) >= GATHERED * len(self)
+                named = source.candidates(query, CANDIDATES * count, code) if source and is_large else None
+                rows = own[:0] if named is None else _among(own, np.searchsorted(self.id, _among(self.id, named)))
+            if len(rows) < min(count, len(own)):  # the source does not answer, or ignores what is allowed
                 if is_large and compared is None:
                     compared = _cosines(self.vectors, query)
                 near = _cosines(self.vectors[own], query) if compared is None else compared[own]
@@ -240,20 +239,14 @@ def _replace(store: Store, kind: str, blocks: Iterable[bytes]) -> None:
 def read(store: Store, after: int = 0) -> Iterator[np.ndarray]:
     """Records of the vectors in the database (see `record_type`) with an id above ``after``, in blocks."""
     kind = record_type(store.embed_dim)
+    stored = np.dtype([*kind.descr[:-1], ("vector", f"V{kind['vector'].itemsize}")])
     sql = 'SELECT id, file, "start", "end", modality, vector FROM vectors WHERE id > ? ORDER BY id LIMIT ?'
     while True:
         rows = store.select(sql, (after, READ))
-        records = np.empty(len(rows), kind)
-        if rows:
-            try:
-                *numbers, blobs = zip(*rows, strict=True)
-                for name, values in zip(("id", "file", "start", "end", "modality"), numbers, strict=True):
-                    records[name] = np.array(values, kind[name])  # None is NaN in a float array
-                size = kind["vector"].itemsize
-                whole = b"".join(blob if len(blob) == size else bytes(size) for blob in blobs)
-                records["vector"] = np.frombuffer(whole, VECTOR).reshape(len(rows), -1)
-            except (TypeError, ValueError, OverflowError) as error:  # a value of another type
-                raise Damaged(store.folder, error) from error
+        try:
+            records = np.array(rows, stored).view(kind)  # None is NaN in a float column
+        except (TypeError, ValueError, OverflowError) as error:  # a value of another type
+            raise Damaged(store.folder, error) from error
         yield records
         if len(rows) < READ:
             return

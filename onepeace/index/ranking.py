@@ -81,22 +81,16 @@ class Banks:
         self._all = np.concatenate([*self.vectors.values()]) if vectors else np.empty((0, 0), np.float32)
         ends = np.cumsum([len(rows) for rows in self.vectors.values()]).tolist()
         self._place = {name: slice(a, b) for name, a, b in zip(self.vectors, [0, *ends], ends, strict=False)}
-        self.start()
-
-    def start(self) -> None:
-        """Reset the scores to an empty index."""
         self.best = np.full((len(self._all), len(MODALITIES)), -np.inf, np.float32)
         self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
         self.counts = np.zeros(len(MODALITIES), np.int64)
-        self._seen: dict[tuple[str, str], Seen] = {}
 
     def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
         """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
 
         Costs 2 N n E operations, about a second for 100,000 items of 256 dimensions.
         """
-        self._seen.clear()
         if not len(self._all):
             return
         names = np.asarray(modalities)
@@ -113,15 +107,13 @@ class Banks:
     def seen(self, bank: str, modality: str) -> Seen | None:
         """Scores of a bank against the items of a modality; None if there are no such queries or items."""
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
-        if place is None or modality not in MODALITIES or not (count := self.counts[MODALITIES.index(modality)]):
+        code = MODALITIES.index(modality) if modality in MODALITIES else None
+        if place is None or code is None or not (count := int(self.counts[code])):
             return None
-        if (bank, modality) not in self._seen:
-            code, queries = MODALITIES.index(modality), self._all[place]
-            mean = float((queries @ (self.sums[code] / count).astype(np.float32)).mean())
-            variance = float(self.squares[place, code].mean()) / int(count) - mean**2
-            deviation, best = max(variance, SMALLEST) ** 0.5, np.sort(self.best[place, code])
-            self._seen[bank, modality] = Seen(best, mean, deviation, queries.mean(axis=0))
-        return self._seen[bank, modality]
+        queries = self._all[place]
+        mean = float((queries @ (self.sums[code] / count).astype(np.float32)).mean())
+        variance = float(self.squares[place, code].mean()) / count - mean**2
+        return Seen(np.sort(self.best[place, code]), mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
 
     def score(self, query: "QueryVector", modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
         """z-scores and matches of the cosines (n,) of a query with items of one modality.

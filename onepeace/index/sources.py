@@ -5,17 +5,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
 from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.store import Item, Root, is_index
+from onepeace.index.store import Item, Store, is_index
 from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -31,6 +31,19 @@ PARTS = {"video": ("image", "audio")}
 
 _WHOLE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*SHARDS, *TABLES)))}))::", re.IGNORECASE | re.DOTALL)
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A path that an index was built from, or that was removed from it; `update` scans the roots again."""
+
+    path: str
+    """Absolute."""
+    kind: Literal["folder", "file", "table", "shard", "removed"]
+    exclude: tuple[str, ...] = ()
+    """Patterns as in a .gitignore file, for a folder."""
+    follow_links: bool = False
+    """Whether links that lead out of a folder are followed."""
 
 
 class Entry(NamedTuple):
@@ -84,6 +97,18 @@ def roots_of(
     return roots
 
 
+def known_roots(store: Store) -> dict[str, Root]:
+    """Paths that an index was built from, and those that were removed from it, each with its `Root`."""
+    known = json.loads(store.blob("roots") or b"[]")
+    return {about["path"]: Root(**{**about, "exclude": tuple(about["exclude"])}) for about in known}
+
+
+def keep_roots(store: Store, roots: Iterable[Root]) -> None:
+    """Store roots, replacing older ones of the same path; call it in a transaction."""
+    known = {**known_roots(store), **{root.path: root for root in roots}}
+    store.keep_blob("roots", json.dumps([asdict(root) for _, root in sorted(known.items())]).encode())
+
+
 def listed(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
     """Paths as a list; a single path becomes a list of one, as a string is not a list of its characters.
 
@@ -126,14 +151,9 @@ def scan(roots: Collection[Root]) -> Scan:
         for entry in entries:
             item = entry.item
             is_told = root.kind == "table" and (item.caption or item.metadata)  # a table's description of a file wins
-            if (is_told or item.path not in found.entries) and not (left_out and is_below(item.path, left_out)):
+            if (is_told or item.path not in found.entries) and not (left_out and places_of(item.path) & left_out):
                 found.entries[item.path] = entry
     return found
-
-
-def is_below(path: str, above: Collection[str]) -> bool:
-    """Whether an item is one of the paths ``above``, or is inside one (`places_of`)."""
-    return any(place in above for place in places_of(path))
 
 
 def places_of(path: str) -> set[str]:
@@ -227,10 +247,9 @@ def read_shard(shard: str) -> Iterator[Entry]:
         media = {name: kind for name, kind in kinds.items() if kind != "text"}
         for name, modality in media.items():
             item = replace(here, path=f"{place}.{name}", modality=modality, size=raw[name].size)
-            yield Entry(_with_captions(item, captions, about), partial(_member, raw[name], item.path))
+            yield _described(item, partial(_member, raw[name], item.path), captions, about)
         if not media and captions:
-            item = replace(here, path=f"{place}.txt", size=len(captions[0].encode("utf-8", "surrogatepass")))
-            yield Entry(_with_captions(item, captions, about), captions[0])
+            yield _described(replace(here, path=f"{place}.txt"), captions[0], captions, about)
     if problems:
         first, *others = dict.fromkeys(line.removeprefix(f"{shard}: ") for line in problems)
         yield Entry(replace(here, problem=first + (f"; and {len(others)} more" if others else "")))
@@ -251,36 +270,25 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
             continue
         cells = {name: value for name, value in row.cells.items() if value not in (None, "")}
         captions = [text for name in CAPTIONS for text in _texts(cells.pop(name, []))]
-        media, reason = _media(cells, modalities)
-        about = {name: value for name, value in cells.items() if name not in media}
-        if reason or not (media or captions):
-            yield Entry(replace(here, problem=reason or f"no {known} in this row; it has {', '.join(row.cells)}"))
-            continue
-        for key, value in media.values():
-            entry = _file(os.path.abspath(table.parent / value), key)
-            if entry.item.problem:  # reported for the row rather than the file
-                yield Entry(replace(here, problem=f"{value}: {entry.item.problem}"))
+        columns = [name for name in MEDIA if name in cells] or [name for name in PLACES if name in cells][:1]
+        about = {name: value for name, value in cells.items() if name not in columns}
+        if not (columns or captions):
+            yield Entry(replace(here, problem=f"no {known} in this row; it has {', '.join(row.cells)}"))
+        elif not columns:
+            yield _described(here, captions[0], captions, about)
+        for column in columns:
+            value = str(cells[column])
+            modality = column if column in MEDIA else modalities.get(suffix(value), "")
+            entry = _file(os.path.abspath(table.parent / value), modality)
+            reason = entry.item.problem
+            if not modality:
+                reason = f"its ending says no kind of file; name the column {' or '.join(MEDIA)} in place of {column}"
+            if reason:  # reported for the row rather than the file
+                yield Entry(replace(here, problem=f"{value}: {reason}"))
             else:
-                yield Entry(_with_captions(entry.item, captions, about), entry.value)
-        if not media:
-            item = replace(here, size=len(captions[0].encode("utf-8", "surrogatepass")))
-            yield Entry(_with_captions(item, captions, about), captions[0])
+                yield _described(*entry, captions, about)
     if row is None:
         raise UserError(f"{table}: no rows; columns are {known} and any others")
-
-
-def _media(cells: Mapping[str, Any], modalities: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], str]:
-    """(Modality, path) of each column with a picture or sound, by column; and an error message, or ""."""
-    named = {key: (key, str(cells[key])) for key in MEDIA if key in cells}
-    column = next((name for name in PLACES if name in cells), None)
-    if named or column is None:
-        return named, ""
-    value = str(cells[column])
-    modality = modalities.get(suffix(value))
-    if modality is None:
-        named_columns = " or ".join(MEDIA)
-        return {}, f"{value}: its ending says no kind of file; name the column {named_columns} in place of {column}"
-    return {column: (modality, value)}, ""
 
 
 def _texts(value: Any) -> list[str]:
@@ -288,9 +296,13 @@ def _texts(value: Any) -> list[str]:
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
-def _with_captions(item: Item, captions: Sequence[str], about: Mapping[str, Any]) -> Item:
+def _described(item: Item, value: Any, captions: Sequence[str], about: Mapping[str, Any]) -> Entry:
+    """Entry of a file or of the text ``value``, with the captions and other columns of its row or sample."""
+    if isinstance(value, str):
+        item = replace(item, size=len(value.encode("utf-8", "surrogatepass")))
     metadata = json.loads(without_surrogates(json.dumps(about, ensure_ascii=False)))
-    return replace(item, caption=without_surrogates("\n".join(captions)) or None, metadata=metadata)
+    caption = without_surrogates("\n".join(captions)) or None
+    return Entry(replace(item, caption=caption, metadata=metadata), value)
 
 
 def _member(extent: Any, path: str) -> NamedBytes:

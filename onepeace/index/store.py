@@ -14,10 +14,10 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign
 """Settings of the writing connection: commits are durable, and readers do not wait."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
-EXTERNAL = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open")
+EXTERNAL = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed")
 """SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
 
 SCHEMA = """
@@ -104,9 +104,8 @@ class Item:
 
     def to_dict(self) -> dict[str, Any]:
         """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
-        known = asdict(self)
         names = ("caption", "date", "width", "height", "duration", "size", "metadata")
-        return {"path": as_text(self.path), "kind": self.modality, **{name: known[name] for name in names}}
+        return {"path": as_text(self.path), "kind": self.modality, **{name: getattr(self, name) for name in names}}
 
 
 def as_text(path: str | Path) -> str:
@@ -130,19 +129,6 @@ class Span:
     modality: str
     start: float | None = None
     end: float | None = None
-
-
-@dataclass(frozen=True)
-class Root:
-    """A path that an index was built from, or that was removed from it; `update` scans the roots again."""
-
-    path: str
-    """Absolute."""
-    kind: Literal["folder", "file", "table", "shard", "removed"]
-    exclude: tuple[str, ...] = ()
-    """Patterns as in a .gitignore file, for a folder."""
-    follow_links: bool = False
-    """Whether links that lead out of a folder are followed."""
 
 
 class Store:
@@ -235,12 +221,9 @@ class Store:
             raise ValueError(f"vectors of shape {vectors.shape} for {count} x {self.embed_dim}, or not finite")
         content = iter(np.ascontiguousarray(vectors, VECTOR))
         for item, spans in items:
-            about = {
-                **vars(item),
-                "path": os.fsencode(item.path),
-                "metadata": json.dumps(item.metadata, sort_keys=True),
-            }
-            self.remove(self.ids("path = ?", (about["path"],)))
+            path, metadata = os.fsencode(item.path), json.dumps(item.metadata, sort_keys=True)
+            about = {**vars(item), "path": path, "metadata": metadata}
+            self.remove(self.ids("path = ?", (path,)))
             id_ = insert(self.connection, "files", (None, *(about[name] for name in NAMES), len(spans)))
             for span in spans:
                 place = id_, self.kinds.index(span.modality), span.start, span.end
@@ -260,12 +243,10 @@ class Store:
         """Files that an SQL condition with "?" for parameters selects."""
         sql = f"SELECT id, {', '.join(NAMES)} FROM files WHERE {where} ORDER BY {order}"  # noqa: S608 (our own code)
         with failing(self.folder, "read"):
-            for row in self.connection.execute(sql, parameters):
-                try:
-                    item = Item.from_row(row)
-                except (ValueError, TypeError) as error:
-                    raise Damaged(self.folder, error) from error
-                yield item
+            try:
+                yield from map(Item.from_row, self.connection.execute(sql, parameters))
+            except (ValueError, TypeError) as error:
+                raise Damaged(self.folder, error) from error
 
     def ids(self, where: str, parameters: Sequence[Any] = ()) -> list[int]:
         """Ids of the files that a condition selects."""
@@ -304,20 +285,6 @@ class Store:
             if not is_sound:
                 raise Damaged(self.folder, f"row {row[0]} of {table}")
             yield row
-
-    def roots(self) -> dict[str, Root]:
-        """Paths that the index was built from, and those that were removed from it, each with its `Root`.
-
-        Raises:
-            Damaged: the stored roots are damaged.
-        """
-        known = json.loads(self.blob("roots") or b"[]")
-        return {about["path"]: Root(**{**about, "exclude": tuple(about["exclude"])}) for about in known}
-
-    def keep_roots(self, roots: Iterable[Root]) -> None:
-        """Store roots, replacing older ones of the same path; call it in a transaction."""
-        known = {**self.roots(), **{root.path: root for root in roots}}
-        self.keep_blob("roots", json.dumps([asdict(root) for _, root in sorted(known.items())]).encode())
 
     def blob(self, name: str) -> bytes | None:
         """Content that was stored under a name, such as the calibration; None if there is none.
@@ -381,10 +348,6 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.ProgrammingError as error:
-        if "closed" in str(error):
-            raise UserError(f"{folder}: the index is closed") from error
-        raise
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
         if EXTERNAL.search(str(error)):
             raise UserError(f"{folder}: cannot be {doing} ({error})") from error

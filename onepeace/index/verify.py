@@ -12,6 +12,7 @@ from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.index import nearest
+from onepeace.index.sources import known_roots
 from onepeace.index.store import (
     COLUMNS,
     DATABASE,
@@ -42,6 +43,8 @@ class CheckReport:
     repaired: bool = False
     lost: int = 0
     """Number of files that `update` has to embed again."""
+    paths_lost: bool = False
+    """Whether the paths that the index was built from were lost, so that `update` has nothing to scan."""
 
     @property
     def ok(self) -> bool:
@@ -51,8 +54,11 @@ class CheckReport:
         if self.ok:
             return f"the index is intact; files with vectors: {self.files:,}"
         folder = shlex.quote(str(self.folder))
+        if self.paths_lost:
+            return f"repaired; the paths it was built from are lost, run: onepeace index build {folder} PATHS"
         if self.repaired:
-            return f"repaired; files that onepeace index update {folder} has to embed again: {self.lost:,}"
+            again = f"; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
+            return f"repaired{again if self.lost else ', and nothing was lost'}"
         return "\n".join([*self.damaged, f"run: onepeace index check {folder} --repair"])
 
 
@@ -80,6 +86,8 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         if repair and not report.ok:
             with failing(target, "written"):
                 report.lost = _repair(target)
+                with closing(Store(target)) as store:
+                    report.paths_lost = bool(store.count()) and not known_roots(store)
             report.repaired = True
         return report
 

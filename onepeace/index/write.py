@@ -16,8 +16,8 @@ from onepeace.index.builder import Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.index import check_model, identity
 from onepeace.index.plugin import plugin
-from onepeace.index.sources import Scan, is_below, listed, places_of, roots_of, scan
-from onepeace.index.store import Root, Store, is_index, no_index
+from onepeace.index.sources import Root, Scan, keep_roots, known_roots, listed, places_of, roots_of, scan
+from onepeace.index.store import Store, is_index, no_index
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ def build(
     paths = listed(paths)
     given = roots_of(paths, [exclude] if isinstance(exclude, str) else exclude, follow_links)
     with writing(folder, create=True) as target, _opened(target, model) as store:
-        known = store.roots().values()
+        known = known_roots(store).values()
         found = scan([*given, *(root for root in known if root.kind == "removed")])
         if not known and all(entry.item.problem for entry in found.entries.values()):
             raise UsageError(_nothing(paths, found))
         with store.transaction():  # first, so that `update` resumes an interrupted build
-            store.keep_roots(given)
+            keep_roots(store, given)
         return _fill(store, found, **options)
 
 
@@ -78,7 +78,7 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
             are removed.
     """
     with writing(folder) as target, _opened(target, model) as store:
-        roots = store.roots().values()
+        roots = known_roots(store).values()
         if not roots and store.count():
             raise UserError(f"{folder}: the paths it was built from are lost; run: onepeace index build {folder} PATHS")
         found = scan(roots)
@@ -98,15 +98,15 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
         UserError: a path that is not in the index, or another process is writing.
     """
     with writing(folder) as target, closing(Store(target, write=True)) as store:
-        known = store.roots()
+        known = known_roots(store)
         removed = {os.path.abspath(path): path for path in listed(paths)}
         named = {item.id: places_of(item.path) & removed.keys() for item in store.items()}
         ids = [id_ for id_, places in named.items() if places]
         if missing := removed.keys() - known.keys() - set().union(*named.values()):
             raise UserError(f"{os.fspath(removed[min(missing)])}: not in the index {folder}")
         with store.transaction():  # roots below a removed folder too: `update` would add them again
-            roots = {*removed, *(path for path in known if is_below(path, removed))}
-            store.keep_roots([Root(path, "removed") for path in roots])
+            roots = {*removed, *(path for path in known if places_of(path) & removed.keys())}
+            keep_roots(store, [Root(path, "removed") for path in roots])
             store.remove(ids)
         _finish(store)
         return len(ids)
@@ -271,7 +271,10 @@ def _opened(folder: Path, name: str | None) -> Iterator[Store]:
     store = _create(folder, name or "tiny") if is_new else Store(folder, write=True)
     try:
         if not is_new:
-            _check_name(store, name)
+            about = check_model(store, name or store.meta["model"])
+            if name is not None:
+                with store.transaction():
+                    store.meta["model"] = about["model"]  # its location may have changed
         yield store
     finally:
         with closing(store):
@@ -294,16 +297,3 @@ def _create(folder: Path, name: str) -> Store:
         path.unlink()
     about |= {"made_by": f"onepeace {__version__}", "modalities": modalities, "id": secrets.token_hex(8)}
     return Store.create(folder, model.embed_dim, about)
-
-
-def _check_name(store: Store, name: str | None) -> None:
-    """Raise UserError if an index was built with another model than ``name`` (None = its own)."""
-    try:
-        about = identity(name or store.meta["model"])
-    except UserError as error:
-        made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
-        raise UserError(f"{error}; {made_with}") from error
-    check_model(store, about)
-    if name is not None:
-        with store.transaction():
-            store.meta["model"] = about["model"]  # its location may have changed

@@ -20,8 +20,7 @@ from onepeace.files.source import suffix
 from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import content
-from onepeace.index.sources import shard_of
-from onepeace.index.store import Root
+from onepeace.index.sources import Root, shard_of
 from onepeace.serve.uploads import Refused
 
 if TYPE_CHECKING:

@@ -55,8 +55,7 @@ def test_what_is_kept_goes_on_where_it_was(banks, items, monkeypatch):
     for kind in ("image", "audio"):
         for one, other in zip(again.seen("word", kind), whole.seen("word", kind), strict=True):
             assert one == pytest.approx(other, abs=2e-3)  # the vectors are kept in float16
-    again.start()
-    assert again.seen("word", "image") is None
+    assert Banks.load(banks.to_bytes()).seen("word", "image") is None
 
 
 def test_what_is_known_of_other_banks_is_forgotten(banks, items):

@@ -35,9 +35,9 @@ def folder():
 
 @pytest.fixture(scope="module")
 def ranking(banks, folder):
-    banks.start()
-    banks.add(*folder)
-    return banks
+    found = Banks(banks.vectors, banks.model)
+    found.add(*folder)
+    return found
 
 
 def query(*parts):

@@ -8,8 +8,8 @@ import pytest
 from support.small_shards import write_tar
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index.sources import read_shard, roots_of, scan
-from onepeace.index.store import Root, Store
+from onepeace.index.sources import Root, keep_roots, known_roots, read_shard, roots_of, scan
+from onepeace.index.store import Store
 
 
 def found(*paths, removed=(), exclude=()):
@@ -139,8 +139,8 @@ def test_roots_are_told_apart(tmp_path, monkeypatch):
     odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",))
     with closing(Store.create(tmp_path / "index", 3, {"modalities": "text"})) as store:
         with store.transaction():
-            store.keep_roots([odd, *given])
-        assert store.roots() == {root.path: root for root in [odd, *given]}
+            keep_roots(store, [odd, *given])
+        assert known_roots(store) == {root.path: root for root in [odd, *given]}
     for path in ("nothing.tar", "nothing.csv", "nothing"):
         with pytest.raises(UsageError, match=f"^{path}: no such file or folder$"):
             roots_of([path])

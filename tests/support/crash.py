@@ -66,7 +66,7 @@ def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     changes = [
         (writing, "_create", lambda folder, _: Store.create(folder, DIM, ABOUT)),
-        (writing, "_check_name", lambda *_: None),
+        (writing, "check_model", lambda *_: {}),
         (writing, "_load", lambda *_: Embedder()),
         (writing, "_keep_calibration", lambda *_: None),
         (builder, "BATCH_VECTORS", 3),
