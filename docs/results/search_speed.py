@@ -19,11 +19,10 @@ import numpy as np
 from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
-from onepeace.index.builder import score
 from onepeace.index.calibrate import FILE
 from onepeace.index.index import identity
-from onepeace.index.nearest import keep
 from onepeace.index.store import Item, Span, Store
+from onepeace.index.write import finish
 
 E, BATCH = 256, 10_000
 
@@ -47,9 +46,8 @@ def make(folder: Path, rows: np.ndarray) -> None:
                 store.add(items, block)
         with store.transaction():
             store.keep_blob("calibration", (resolve("tiny") / FILE).read_bytes())
-        score(store)
         keep_text_branch("tiny", about["model_hash"])
-        keep(store)
+        finish(store)
 
 
 def milliseconds(run: Callable[[int], object], repeats: int = 30) -> float:

@@ -21,8 +21,6 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.files.metadata import describe_media
 from onepeace.files.walk import Unreadable
-from onepeace.index.index import banks_of
-from onepeace.index.nearest import vectors_state
 from onepeace.index.sources import PARTS, Entry, Scan, places_of, without_surrogates
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
@@ -241,15 +239,6 @@ class Builder:
             with self.store.transaction():
                 self.store.add([one[:2] for one in waiting], np.concatenate([vectors for *_, vectors in waiting]))
         self._written = time.monotonic()
-
-
-def score(store: Store) -> None:
-    """Update the stored scores of the unrelated queries against the vectors of an index."""
-    if store.meta.get("scored") != (state := vectors_state(store)):
-        best = banks_of(store).best_bytes()
-        with store.transaction():
-            store.keep_blob("best", best)
-            store.meta["scored"] = state
 
 
 def read_content(entry: Entry) -> Entry:

@@ -85,12 +85,14 @@ class Banks:
         self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
         self.counts = np.zeros(len(MODALITIES), np.int64)
+        self._seen: dict[tuple[str, str], Seen] = {}
 
     def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
         """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
 
         Costs 2 N n E operations, about a second for 100,000 items of 256 dimensions.
         """
+        self._seen.clear()
         if not len(self._all):
             return
         names = np.asarray(modalities)
@@ -110,10 +112,12 @@ class Banks:
         code = MODALITIES.index(modality) if modality in MODALITIES else None
         if place is None or code is None or not (count := int(self.counts[code])):
             return None
-        queries = self._all[place]
-        mean = float((queries @ (self.sums[code] / count).astype(np.float32)).mean())
-        variance = float(self.squares[place, code].mean()) / count - mean**2
-        return Seen(np.sort(self.best[place, code]), mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
+        if (bank, modality) not in self._seen:
+            queries, best = self._all[place], np.sort(self.best[place, code])
+            mean = float((queries @ (self.sums[code] / count).astype(np.float32)).mean())
+            variance = float(self.squares[place, code].mean()) / count - mean**2
+            self._seen[bank, modality] = Seen(best, mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
+        return self._seen[bank, modality]
 
     def score(self, query: "QueryVector", modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
         """z-scores and matches of the cosines (n,) of a query with items of one modality.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
 from onepeace.index import nearest
-from onepeace.index.builder import Builder, Report, score
+from onepeace.index.builder import Builder, Report
 from onepeace.index.calibrate import banks_of_words, read_calibration
-from onepeace.index.index import check_model, identity
+from onepeace.index.index import banks_of, check_model, identity
 from onepeace.index.plugin import plugin
 from onepeace.index.sources import Root, Scan, keep_roots, known_roots, listed, places_of, roots_of, scan
 from onepeace.index.store import Store, is_index, no_index
@@ -108,7 +108,7 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
             roots = {*removed, *(path for path in known if places_of(path) & removed.keys())}
             keep_roots(store, [Root(path, "removed") for path in roots])
             store.remove(ids)
-        _finish(store)
+        finish(store)
         return len(ids)
 
 
@@ -207,7 +207,7 @@ def _fill(
             from onepeace.export.text_branch import keep_text_branch
 
             keep_text_branch(opened.meta["model"], opened.meta["model_hash"])
-        _finish(opened)
+        finish(opened)
     return builder.report
 
 
@@ -226,9 +226,13 @@ def _load(name: str, device: str | None, dtype: str, engine: str | None, is_much
     return model
 
 
-def _finish(store: Store) -> None:
-    """Update the files derived from the vectors."""
-    score(store)
+def finish(store: Store) -> None:
+    """Update what is derived from the vectors: the scores of the unrelated queries, the files, a vector database."""
+    if store.meta.get("scored") != (state := nearest.vectors_state(store)):
+        best = banks_of(store).best_bytes()
+        with store.transaction():
+            store.keep_blob("best", best)
+            store.meta["scored"] = state
     nearest.keep(store)
     _send(store, store.meta["store"])
 
