@@ -337,6 +337,16 @@ def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model
         assert [(item.caption, item.metadata) for item in index.items()] == [("a running dog", {"year": "2002"})]
 
 
+def test_file_that_becomes_a_copy_of_another_keeps_its_caption(build, no_model, words, tmp_path):
+    (words / "table.csv").write_text("path,caption\n0.txt,the first\n")
+    build(tmp_path / "index", words, words / "table.csv")
+    shutil.copyfile(words / "1.txt", words / "0.txt")
+    no_model()
+    assert build(tmp_path / "index", words).copied == 1
+    with Index.open(tmp_path / "index") as index:
+        assert index.item(words / "0.txt").caption == "the first"
+
+
 def test_shard_is_followed(build, update, no_model, tmp_path):
     rng = np.random.default_rng(0)
     pictures = {f"{i}.png": square((200, 30, 10 * i), rng) for i in range(4)}
