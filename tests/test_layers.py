@@ -27,7 +27,7 @@ ROWS = [
     {"generative.token_kinds"},
     {"generative.text_decoder"},
     {"heads"},
-    {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot", "data.sample"},
+    {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot"},
     {"compiling", "generative"},
     {"hub"},
     {"data"},

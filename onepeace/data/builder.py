@@ -16,10 +16,11 @@ from torch import Tensor
 from onepeace.data.augment import AudioAugment, Augment, join_captions, make_augments
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig, SourceConfig
-from onepeace.data.frozen_cache import StemFeatures, collate
+from onepeace.data.frozen_cache import FrozenCache, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.reader import Window
-from onepeace.data.sample import Sample, content_of
+from onepeace.data.sample import Sample, item_name
+from onepeace.data.shard_cache import content_of
 from onepeace.data.shards import ALLOWED_BROKEN
 from onepeace.errors import UserError
 
@@ -42,7 +43,7 @@ class BatchBuilder:
         processors: processors by modality.
         num_tokens: token counts by modality, for masks and token dropout.
         masks: rates of the masked passes by modality.
-        features: precomputed stem features by modality, read instead of the items.
+        features: features of augmented views by modality, with the samples by `item_name`, read instead of the media.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class BatchBuilder:
         processors: Mapping[str, Any],
         num_tokens: Mapping[str, Lengths] | None = None,
         masks: Mapping[str, MaskRates] | None = None,
-        features: Mapping[str, StemFeatures] | None = None,
+        features: Mapping[str, FrozenCache] | None = None,
     ):
         self.config, self.processors = config, processors
         self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
@@ -138,7 +139,7 @@ class BatchBuilder:
             if modality == "text":
                 continue
             if modality in self.features:
-                decoded[modality], partner = self.features[modality].draw(sample, rng)
+                decoded[modality], partner = self.features[modality].draw(item_name(sample), rng)
                 if partner is not None:
                     partners.append(partner)
                     text = join_captions(text, self._caption(source, partner, rng))

@@ -7,22 +7,20 @@ each output. A part without its .json is incomplete and ignored. Several runs ma
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -47,15 +45,15 @@ class Output(NamedTuple):
 
 
 class FrozenCache:
-    """Outputs for the named items in a folder; outputs with an unknown item mixed in are ignored.
+    """Outputs for items in a folder; outputs with an unknown item mixed in are ignored.
 
     Args:
         folder: folder for the parts only.
-        names: names of all items.
+        items: all items by name.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str]):
-        self.folder, self.names = folder, dict.fromkeys(names)
+    def __init__(self, folder: Path, items: Mapping[str, Any]):
+        self.folder, self.items = folder, items
         self._open: dict[int, np.ndarray] = {}
         self._find()
 
@@ -64,13 +62,13 @@ class FrozenCache:
         self.places: dict[str, list[Place]] = {}
         for number in self.parts:
             for name, start, grid, partner in json.loads((self.folder / f"part-{number}.json").read_text()):
-                if name in self.names and (partner is None or partner in self.names):
+                if name in self.items and (partner is None or partner in self.items):
                     self.places.setdefault(name, []).append(Place(number, start, tuple(grid), partner))
 
     @property
     def missing(self) -> list[str]:
         """Names of the items without an output."""
-        return [name for name in self.names if name not in self.places]
+        return [name for name in self.items if name not in self.places]
 
     def read(self, place: Place) -> np.ndarray:
         """An output (*grid, channels) float16, memory-mapped."""
@@ -78,6 +76,14 @@ class FrozenCache:
             self._open[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
         rows = self._open[place.part][place.start : place.start + int(np.prod(place.grid))]
         return rows.reshape(*place.grid, rows.shape[-1])
+
+    def draw(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
+        """A random output of an item (*grid, channels), and the item that was mixed into it, or None."""
+        places = self.places.get(name)
+        if not places:
+            raise UserError(f"{self.folder}: has no features of it, as it could not be decoded")
+        place = places[int(rng.integers(len(places)))]
+        return self.read(place), None if place.partner is None else self.items[place.partner]
 
     def fill(self, compute: Callable[[list[str]], Iterable[Output]], size: int) -> None:
         """Compute the missing outputs under a lock: other processes wait.
@@ -92,9 +98,9 @@ class FrozenCache:
         with FileLock(self.folder / ".lock"):
             self._find()  # another run may have computed some
             log.warning("%s: computing %d items, once", self.folder, len(self.missing))
-            numbers = count(max(self.parts, default=-1) + 1)
+            numbers, missing = count(max(self.parts, default=-1) + 1), iter(self.missing)
             with tqdm(total=len(self.missing), desc=self.folder.name, unit="item") as progress:
-                for names in batched(self.missing, size):
+                while names := list(islice(missing, size)):
                     if outputs := list(compute(names)):
                         self._write(next(numbers), outputs)
                     progress.update(len(names))
@@ -111,22 +117,6 @@ class FrozenCache:
         with write_atomic(self.folder / f"part-{number}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(rows))
         write_text_atomic(self.folder / f"part-{number}.json", json.dumps(places))
-
-
-class StemFeatures(FrozenCache):
-    """Features of a frozen stem for augmented views of training items, and the samples of these items."""
-
-    def __init__(self, folder: Path, samples: Iterable[Sample]):
-        self.samples = {item_name(sample): sample for sample in samples}
-        super().__init__(folder, self.samples)
-
-    def draw(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, Sample | None]:
-        """A random view of an item (*grid, channels), and the sample that was mixed into it."""
-        views = self.places.get(item_name(sample))
-        if not views:
-            raise UserError(f"{self.folder}: has no features of it, as it could not be decoded")
-        view = views[int(rng.integers(len(views)))]
-        return self.read(view), None if view.partner is None else self.samples[view.partner]
 
 
 def collate(maps: list[np.ndarray]) -> dict[str, Tensor]:
@@ -146,10 +136,3 @@ def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> s
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:12]
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` items, the last one shorter (itertools.batched of Python 3.12)."""
-    rest = iter(items)
-    while part := list(islice(rest, size)):
-        yield part

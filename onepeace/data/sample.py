@@ -3,23 +3,12 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from onepeace.data.shard_cache import content_of
 from onepeace.errors import UserError
 
 T = TypeVar("T")
-
-
-class Extent(NamedTuple):
-    """Place of a member in a shard; its bytes are read by `content_of`."""
-
-    shard: Any
-    """The `onepeace.data.shard_cache.Shard` that contains it."""
-    offset: int
-    size: int
-
-    def __bool__(self) -> bool:
-        return self.size > 0
 
 
 @dataclass(frozen=True)
@@ -48,15 +37,6 @@ class Sample:
     def read(self, modality: str) -> Any:
         """The input of a modality; an `Extent` is replaced by its bytes."""
         return content_of(self.inputs[modality])
-
-
-def content_of(value: Any) -> Any:
-    """The value with each `Extent` replaced by its bytes, also in lists and dictionaries."""
-    if isinstance(value, Extent):
-        return value.shard.read(value.offset, value.size)
-    if isinstance(value, dict):
-        return {name: content_of(one) for name, one in value.items()}
-    return [content_of(one) for one in value] if isinstance(value, list) else value
 
 
 def item_name(sample: Sample) -> str:

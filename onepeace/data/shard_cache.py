@@ -16,11 +16,9 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from onepeace.data.sample import Extent
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 from onepeace.files.cache import cache_folder
@@ -36,32 +34,43 @@ GZIP = b"\x1f\x8b"
 """First bytes of a compressed shard."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A shard as an uncompressed tar on this machine."""
+class Extent(NamedTuple):
+    """A member of a shard, as bytes of an uncompressed tar on this machine."""
 
-    place: str
-    """Path or address of the original."""
     path: str
-    """Path of the uncompressed tar."""
-    version: str
-    """Digest of the place and, for a file, of its size and modification time."""
-    cache_bytes: float = field(compare=False)
+    """Path of the tar."""
+    offset: int
+    size: int
+    place: str
+    """Path or address of the shard."""
+    cache_bytes: float
     """Size limit of the cache, for `open_shard`."""
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the tar; UserError if the file has become shorter."""
+    def __bool__(self) -> bool:
+        return self.size > 0
+
+    def read(self) -> bytes:
+        """The bytes; UserError if the file has become shorter."""
         try:
             file = open(self.path, "rb", buffering=0)
         except FileNotFoundError:  # evicted from the cache
             open_shard(self.place, self.cache_bytes)
             file = open(self.path, "rb", buffering=0)
         with file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
             raise UserError(f"{describe(self.place)}: has become shorter since it was indexed")
         return data
+
+
+def content_of(value: Any) -> Any:
+    """The value with each `Extent` replaced by its bytes, also in lists and dictionaries."""
+    if isinstance(value, Extent):
+        return value.read()
+    if isinstance(value, dict):
+        return {name: content_of(one) for name, one in value.items()}
+    return [content_of(one) for one in value] if isinstance(value, list) else value
 
 
 def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[str, Any]], list[str]]:
@@ -81,8 +90,14 @@ def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[
     folder = cache_folder() / "shards"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shard = _located(place, folder, cache_bytes)
-        samples, broken = _index(shard, folder)
+        identity, plain = place, False
+        if not scheme(place):
+            with open(place, "rb") as file:
+                state, plain = os.fstat(file.fileno()), file.read(2) != GZIP
+            identity = f"{place} {state.st_size} {state.st_mtime_ns}"
+        copy = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.tar"
+        path = place if plain else str(copy)
+        samples, broken = _index(place, Path(path), copy.with_suffix(".json"), cache_bytes)
     except Exception as error:  # protocol libraries raise errors of any type; the shard is skipped
         reason = reason_of(error)
         if isinstance(error, OSError) and (
@@ -94,43 +109,33 @@ def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[
         # The reason is left out if it quotes an address, which may hold a secret.
         return [], [f"{describe(place)}: {type(error).__name__ if '://' in reason else reason}"]
     return [
-        {"__key__": key, **{ending: Extent(shard, *extent) for ending, extent in members.items()}}
+        {"__key__": key, **{ending: Extent(path, *at, place, cache_bytes) for ending, at in members.items()}}
         for key, members in samples
     ], broken
 
 
-def _located(place: str, folder: Path, cache_bytes: float) -> Shard:
-    identity, plain = place, False
-    if not scheme(place):
-        with open(place, "rb") as file:
-            state, plain = os.fstat(file.fileno()), file.read(2) != GZIP
-        identity = f"{place} {state.st_size} {state.st_mtime_ns}"
-    version = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    return Shard(place, place if plain else str(folder / f"{version}.tar"), version, cache_bytes)
-
-
-def _index(shard: Shard, folder: Path) -> Any:
+def _index(place: str, tar: Path, index: Path, cache_bytes: float) -> Any:
     """Result of `index_tar` from the cache; if it is missing, the shard is copied, if necessary, and indexed."""
     from filelock import FileLock
 
-    tar, index = Path(shard.path), folder / f"{shard.version}.json"
+    folder, copied = index.parent, tar == index.with_suffix(".tar")
     while True:
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
-            for used in {index, tar} if tar.parent == folder else {index}:
+            for used in {index, tar} if copied else {index}:
                 os.utime(used)
             return found
         except FileNotFoundError:
-            with FileLock(folder / f"{shard.version[:2]}.lock"):
+            with FileLock(folder / f"{index.name[:2]}.lock"):
                 if not (index.exists() and tar.exists()):
                     broken: list[str] = []
-                    if shard.path != shard.place:
+                    if copied:
                         with write_atomic(tar) as temporary:
-                            _copy(shard.place, temporary, broken)
+                            _copy(place, temporary, broken)
                     with open(tar, "rb") as file:
-                        samples, damages = index_tar(file, describe(shard.place))
+                        samples, damages = index_tar(file, describe(place))
                     write_text_atomic(index, json.dumps([samples, damages + broken]))
-                    _make_room(folder, shard.cache_bytes, but={tar.name, index.name})
+                    _make_room(folder, cache_bytes, but={tar.name, index.name})
 
 
 def _make_room(folder: Path, at_most: float, but: set[str]) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.data.config import SourceConfig
-from onepeace.data.sample import Sample, content_of
-from onepeace.data.shard_cache import CACHE_BYTES, open_shard
+from onepeace.data.sample import Sample
+from onepeace.data.shard_cache import CACHE_BYTES, content_of, open_shard
 from onepeace.data.targets import wrong_target
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme

@@ -4,8 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from onepeace.data.sample import content_of
-from onepeace.data.shard_cache import open_shard
+from onepeace.data.shard_cache import content_of, open_shard
 from onepeace.data.shards import MASK, media_of
 from onepeace.datasets.layout import Record
 from onepeace.errors import UserError

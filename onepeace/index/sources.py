@@ -306,7 +306,7 @@ def _described(item: Item, value: Any, captions: Sequence[str], about: Mapping[s
 
 
 def _member(extent: Any, path: str) -> NamedBytes:
-    from onepeace.data.sample import content_of
+    from onepeace.data.shard_cache import content_of
 
     return NamedBytes(content_of(extent), path)
 

@@ -12,7 +12,7 @@ from onepeace.compiling import compile_blocks
 from onepeace.config import Config, read_yaml, to_yaml, write_config
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.frozen_cache import StemFeatures
+from onepeace.data.frozen_cache import FrozenCache
 from onepeace.data.reader import Cursor, Source, open_sources
 from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast, peak_memory
@@ -221,7 +221,7 @@ def make_steps(
     processors: Mapping[str, Any],
     config: Config,
     cursors: Mapping[str, Cursor],
-    features: Mapping[str, StemFeatures] | None = None,
+    features: Mapping[str, FrozenCache] | None = None,
 ) -> Steps:
     """Steps of this process, from ``cursors`` on."""
     # On the meta device: spawned workers get these functions pickled, without the model's weights.

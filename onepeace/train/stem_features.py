@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onepeace.data.augment import Augment, make_augments
-from onepeace.data.frozen_cache import Output, StemFeatures, batched, fingerprint
+from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, item_name
 from onepeace.errors import UserError
@@ -71,16 +72,16 @@ class StemViews:
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
         own = fingerprint([plain, processor, dict(self.options), self.views], self.network.state_dict())
-        cache = StemFeatures(root / f"{self.key}-{own}", self.samples)
+        cache = FrozenCache(root / f"{self.key}-{own}", {item_name(sample): sample for sample in self.samples})
         if cache.missing:
             self.network.to(self.device)
             with ThreadPoolExecutor(2, initializer=compute_alone) as pool:
-                cache.fill(lambda names: self._outputs([cache.samples[name] for name in names], pool.map), PART)
+                cache.fill(lambda names: self._outputs([cache.items[name] for name in names], pool.map), PART)
         return cache.folder
 
     def _outputs(self, samples: Sequence[Sample], map_ahead: Callable[..., Any]) -> Iterator[Output]:
         made = (view for views in map_ahead(self._views, samples) for view in views)
-        for some in batched(made, BATCH):
+        while some := list(islice(made, BATCH)):
             maps = self._compute([media for _, media, _ in some])
             for (name, _, partner), one in zip(some, maps, strict=True):
                 yield Output(name, one.cpu().numpy(), partner)
@@ -132,7 +133,7 @@ def make_stem_features(
     model: Trained,
     device: torch.device,
     use_bfloat16: bool,
-) -> dict[str, StemFeatures]:
+) -> dict[str, FrozenCache]:
     """Features of the items from the frozen stems of data.stem_views, computed by the first process."""
     found = {}
     for key, views in recipe.data.stem_views.items():
@@ -141,5 +142,5 @@ def make_stem_features(
         if parallel.rank() == 0:
             arguments = (key, model.adapters[key], processors[key], augment, samples, views)
             made = str(StemViews(*arguments, device, use_bfloat16).keep(recipe.frozen_folder))
-        found[key] = StemFeatures(Path(parallel.gather_objects(made)[0]), samples)
+        found[key] = FrozenCache(Path(parallel.gather_objects(made)[0]), {item_name(one): one for one in samples})
     return found

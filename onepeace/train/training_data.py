@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from onepeace.data.batch import Inputs
 from onepeace.data.config import DataConfig
 from onepeace.data.reader import Source
-from onepeace.data.sample import Sample, by_name, content_of
+from onepeace.data.sample import Sample, by_name
+from onepeace.data.shard_cache import content_of
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.processors import AudioProcessor

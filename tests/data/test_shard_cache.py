@@ -11,8 +11,7 @@ from support.numbered import write, write_shards
 from support.server import serving
 
 from onepeace.data import shard_cache
-from onepeace.data.sample import content_of
-from onepeace.data.shard_cache import open_shard
+from onepeace.data.shard_cache import content_of, open_shard
 from onepeace.data.shards import expand
 from onepeace.errors import UserError
 

@@ -11,8 +11,7 @@ from support.clips import plain_video
 from support.downloads import picture
 from support.finetune_downloads import refer
 
-from onepeace.data.sample import content_of
-from onepeace.data.shard_cache import open_shard
+from onepeace.data.shard_cache import content_of, open_shard
 from onepeace.data.shards import read_source
 from onepeace.datasets import LAYOUTS
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores

@@ -11,8 +11,8 @@ import pytest
 import torch
 from support.training import MODEL, recipe
 
-from onepeace.data.frozen_cache import FrozenCache, Output, StemFeatures
-from onepeace.data.sample import Sample
+from onepeace.data.frozen_cache import FrozenCache, Output
+from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop
@@ -73,8 +73,8 @@ def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
     builder = run.steps.builder
     features = builder.features["audio"]
     assert all(len(views) == 3 and all(view.partner for view in views) for views in features.places.values())
-    sample = next(iter(features.samples.values()))
-    drawn = [features.draw(sample, np.random.default_rng(i)) for i in range(20)]
+    name = next(iter(features.items))
+    drawn = [features.draw(name, np.random.default_rng(i)) for i in range(20)]
     assert len({one.tobytes() for one, _ in drawn}) == 3
     batches, _ = run.steps[0]
     sounds = next(batch for batch in batches if "audio" in batch.inputs)
@@ -87,14 +87,14 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     data = {"augment": {"audio": {"mix": 1.0}}, "frozen_folder": str(tmp_path / "stems")}
     run = Run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
     whole = run.steps.builder.features["audio"]
-    few = StemFeatures(whole.folder, list(whole.samples.values())[:20])
+    few = FrozenCache(whole.folder, dict(list(whole.items.items())[:20]))
     assert 0 < sum(map(len, few.places.values())) < 60
-    assert {view.partner for views in few.places.values() for view in views} <= few.samples.keys()
+    assert {view.partner for views in few.places.values() for view in views} <= few.items.keys()
 
 
 def test_a_folder_made_anew_is_read_anew(tmp_path):
     for value in (1, 2):
-        cache = FrozenCache(tmp_path / "frozen", ["a"])
+        cache = FrozenCache(tmp_path / "frozen", {"a": None})
         cache.fill(lambda names, value=value: [Output(name, np.full((2, 3), value, np.float16)) for name in names], 8)
         assert cache.read(cache.places["a"][0]).tolist() == np.full((2, 3), value).tolist()
         shutil.rmtree(tmp_path / "frozen")
@@ -102,7 +102,7 @@ def test_a_folder_made_anew_is_read_anew(tmp_path):
 
 def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
     run = Run(stem_recipe(root, tmp_path / "run", {"image": 1}), torch.device("cpu"))
-    samples = list(run.steps.builder.features["image"].samples.values())
+    samples = list(run.steps.builder.features["image"].items.values())
     write, together = FrozenCache._write, threading.Barrier(2)
 
     def slow(*arguments):
@@ -118,7 +118,7 @@ def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch
 
     with ThreadPoolExecutor(2) as pool:
         (own,) = set(pool.map(compute, [samples[:8], samples[8:16]]))
-    places = StemFeatures(own, samples).places
+    places = FrozenCache(own, {item_name(sample): sample for sample in samples}).places
     assert len(places) == 16
     assert {place.part for found in places.values() for place in found} == {0, 1}
 

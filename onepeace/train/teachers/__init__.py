@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config.reader import nearest
-from onepeace.data.frozen_cache import FrozenCache, Output, batched, fingerprint
+from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.errors import UserError
 from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
 
@@ -86,12 +87,13 @@ def teacher_table(
     if not names:
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
-    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", names)
+    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", dict.fromkeys(names))
     if cache.missing:
         encode = TEACHERS[teacher.library](teacher.name, modality, output)
 
         def compute(part: list[str]) -> Iterator[Output]:
-            for some in batched(part, BATCH):
+            rest = iter(part)
+            while some := list(islice(rest, BATCH)):
                 items = {}
                 for name in some:
                     try:
