@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_layout(args: argparse.Namespace) -> int:
-    from onepeace.data.shard_writer import ShardWriter
+    from onepeace.data.shard_writer import new_shards
     from onepeace.datasets import LAYOUTS
     from onepeace.datasets.pictures import DuplicateFilter
     from onepeace.datasets.written import held_out
@@ -103,7 +103,7 @@ def _write_layout(args: argparse.Namespace) -> int:
     written = 0
     for split in layout.splits(args.source, partial(held_out, args.output)):
         folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
-        with ShardWriter(folder, prefix, max_bytes=max_bytes) as writer:
+        with new_shards(folder, prefix, max_bytes=max_bytes) as writer:
             left_out = _write(writer, split.records, split.encode, seen)
         if split.classes is not None:
             classes = json.dumps(split.classes, indent=1, ensure_ascii=False)
@@ -120,7 +120,7 @@ def _write_layout(args: argparse.Namespace) -> int:
 
 
 def _write_own(args: argparse.Namespace) -> int:
-    from onepeace.data.shard_writer import ShardWriter
+    from onepeace.data.shard_writer import new_shards, older_shards
     from onepeace.datasets.pairs import from_folder, from_table
 
     folder, prefix = args.output.parent, args.output.name
@@ -129,10 +129,9 @@ def _write_own(args: argparse.Namespace) -> int:
     if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
     records = from_folder(args.source) if args.source.is_dir() else from_table(args.source)
-    writer = ShardWriter(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE)
-    if not args.force and (older := writer.older()):
+    if not args.force and (older := older_shards(folder, prefix)):
         raise UsageError(f"{older[0]} already exists; choose another name, or overwrite it with --force")
-    with writer:
+    with new_shards(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE) as writer:
         left_out = _write(writer, records, _read_files)
     _list(left_out, writer.count)
     if not writer.count:

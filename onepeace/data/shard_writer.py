@@ -11,9 +11,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from onepeace.data.shards import MASK
@@ -25,7 +24,8 @@ NAME_BYTES = 100
 """Maximum length of a member's name in webdataset's tar format."""
 
 
-class ShardWriter:
+@contextmanager
+def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> Iterator["ShardWriter"]:
     """Context manager that writes samples to FOLDER/PREFIX-00000.tar, -00001.tar, ... in the order given.
 
     On success its shards replace all older ones of this folder and prefix, unless no sample was written.
@@ -36,13 +36,40 @@ class ShardWriter:
     Raises:
         UserError: a file or the folder cannot be written (with the shards' path and the system's reason).
     """
+    import webdataset
 
-    def __init__(self, folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".shards-") as unfinished:
+            pattern = f"{unfinished}/{prefix}".replace("%", "%%") + "-%05d.tar"
+            options = {"maxcount": sys.maxsize, "maxsize": math.inf, "user": "", "group": "", "mtime": 0}
+            with webdataset.ShardWriter(pattern, verbose=0, encoder=False, **options) as shards:
+                writer = ShardWriter(folder, prefix, shards, max_bytes)
+                yield writer
+            if writer.count:
+                older, written = older_shards(folder, prefix), sorted(Path(unfinished).iterdir())
+                writer.paths = [path.replace(folder / path.name) for path in written]
+                for path in {*older} - {*writer.paths}:
+                    path.unlink()
+    except OSError as error:
+        raise UserError(f"{folder / prefix}-*.tar: cannot be written ({error.strerror or error})") from error
+
+
+def older_shards(folder: Path, prefix: str) -> list[Path]:
+    """Existing shards of a folder and prefix."""
+    return [path for path in sorted(folder.glob(f"{prefix}-*")) if SHARD.fullmatch(path.name.removeprefix(prefix))]
+
+
+class ShardWriter:
+    """Writer of the samples of `new_shards`."""
+
+    def __init__(self, folder: Path, prefix: str, shards: Any, max_bytes: int) -> None:
         self.folder, self.prefix, self.max_bytes = folder, prefix, max_bytes
         self.count = 0
         """Number of samples written."""
         self.paths: list[Path] = []
         """Paths of the shards, after success."""
+        self._shards = shards
         self._keys: set[str] = set()
         self._bytes = 0
 
@@ -50,11 +77,6 @@ class ShardWriter:
         """Summary of the shards, after success."""
         size = sum(path.stat().st_size for path in self.paths)
         return f"{self.folder / self.prefix}-*.tar: {self.count} samples, {size} bytes in {len(self.paths)} shards"
-
-    def older(self) -> list[Path]:
-        """Existing shards of this folder and prefix."""
-        paths = sorted(self.folder.glob(f"{self.prefix}-*"))
-        return [path for path in paths if SHARD.fullmatch(path.name.removeprefix(self.prefix))]
 
     def write(
         self,
@@ -92,47 +114,10 @@ class ShardWriter:
         if captions:
             pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
             members["txt"] = captions[pick].encode()
-        with self._naming_errors():
-            if self._bytes and self._bytes + size > self.max_bytes:
-                self._shards.next_stream()
-                self._bytes = 0
-            self._shards.write({"__key__": key, **members})
+        if self._bytes and self._bytes + size > self.max_bytes:
+            self._shards.next_stream()
+            self._bytes = 0
+        self._shards.write({"__key__": key, **members})
         self._bytes += size
         self.count += 1
         return True
-
-    def __enter__(self) -> "ShardWriter":
-        import webdataset
-
-        with self._naming_errors():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._unfinished = tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-")
-            pattern = f"{self._unfinished.name}/{self.prefix}".replace("%", "%%") + "-%05d.tar"
-            options = {"maxcount": sys.maxsize, "maxsize": math.inf, "user": "", "group": "", "mtime": 0}
-            self._shards = webdataset.ShardWriter(pattern, verbose=0, encoder=False, **options)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._unfinished:
-            if kind is not None:
-                with suppress(OSError):
-                    self._shards.close()
-                return
-            with self._naming_errors():
-                self._shards.close()
-                if self.count:
-                    older, written = self.older(), sorted(Path(self._unfinished.name).iterdir())
-                    self.paths = [path.replace(self.folder / path.name) for path in written]
-                    for path in {*older} - {*self.paths}:
-                        path.unlink()
-
-    @contextmanager
-    def _naming_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.folder / self.prefix}-*.tar: cannot be written ({error.strerror or error})"
-            ) from error

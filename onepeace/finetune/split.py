@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shard_writer import new_shards
 from onepeace.datasets.layout import Record, Skipped
 from onepeace.datasets.pairs import media
 from onepeace.embed.embedder import load
@@ -228,7 +228,7 @@ def write_shards(data: OwnData, parts: SplitSummary, folder: Path) -> None:
     for keys, found in parts_of(data).items():
         for part, chosen in found.items():
             name = "+".join(keys)
-            with ShardWriter(folder / part, name) as writer:
+            with new_shards(folder / part, name) as writer:
                 for number, record in enumerate(chosen):
                     files = {p.suffix.lower().removeprefix("."): read_bytes(p) for p in media_of(record)}
                     captions = record.captions or ([record.label] if record.label else [])

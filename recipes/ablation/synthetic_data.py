@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shard_writer import new_shards
 
 CLASSES, OTHERS, SIDE, PATCH = 40, 400, 4, 8
 SYLLABLES = ("bel", "dax", "fim", "gor", "kul", "mip", "nev", "tos")
@@ -33,7 +33,7 @@ def picture(pattern: np.ndarray, others: np.ndarray, rng: np.random.Generator) -
 def write(folder: Path, prefix: str, each: int, patterns: np.ndarray, others: np.ndarray, seed: int) -> None:
     """Write ``each`` pictures of each class, with its name."""
     rng = np.random.default_rng(seed)
-    with ShardWriter(folder, prefix) as writer:
+    with new_shards(folder, prefix) as writer:
         for i in range(each):
             for number, pattern in enumerate(patterns):
                 name = f"{SYLLABLES[number % 8]} {SYLLABLES[number // 8]}"

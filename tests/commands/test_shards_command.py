@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onepeace.cli import main
-from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shard_writer import ShardWriter, new_shards
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 
@@ -187,7 +187,7 @@ def test_folder_names_as_labels(home, shards, capsys):
 
 
 def test_a_shard_ends_before_it_is_too_large(tmp_path):
-    with ShardWriter(tmp_path, "x", max_bytes=10) as writer:
+    with new_shards(tmp_path, "x", max_bytes=10) as writer:
         for i, size in enumerate((6, 4, 1, 30, 1)):
             writer.write(f"k{i}", {"jpg": bytes(size)}, ["c"])
     counts = []
@@ -232,7 +232,7 @@ def test_wrong_usage(home, shards, capsys, source, options, message):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_leaves_no_shard(tmp_path):
     def write_all():
-        with ShardWriter(tmp_path, "x", max_bytes=1) as writer:
+        with new_shards(tmp_path, "x", max_bytes=1) as writer:
             (folder,) = tmp_path.glob(".shards-*")
             (folder / "x-00001.tar").symlink_to("/dev/full")
             writer.write("a", {"jpg": b"1"}, ["c"])
@@ -262,7 +262,7 @@ def test_ctrl_c_leaves_the_older_shards(home, shards, monkeypatch, capsys):
 
 
 def test_keys_the_reader_would_take_apart_are_refused_and_equal_ones_left_out(tmp_path):
-    with ShardWriter(tmp_path, "x") as writer:
+    with new_shards(tmp_path, "x") as writer:
         for key in ("a.b", "a/b", "k" * 96):
             with pytest.raises(ValueError, match="a key has no dot"):
                 writer.write(key, {"jpg": b"1"}, ["c"])

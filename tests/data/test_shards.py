@@ -7,7 +7,7 @@ import pytest
 from support.batches import picture, pictures
 from support.small_shards import write_tar
 
-from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shard_writer import new_shards
 from onepeace.data.shards import expand, read_source
 from onepeace.errors import UserError
 
@@ -107,7 +107,7 @@ def test_written_targets_come_back(tmp_path):
         "box": [0, 0.25, 0.5, 1], "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "events": [[0.5, 1, "bark"]],
         "mask": picture(3), "set": "7",
     }  # fmt: skip
-    with ShardWriter(tmp_path, "a") as shards:
+    with new_shards(tmp_path, "a") as shards:
         shards.write("x", {"png": picture(0), "2.png": picture(1), "3.jpg": picture(2)}, ["a dog"], targets=targets)
         shards.write("y", {"png": picture(4)}, [], targets={"label": "cat"})
     two = read_source("a-*.tar", ("image",), tmp_path)

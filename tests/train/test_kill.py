@@ -16,7 +16,7 @@ from support.training import DENOISING, MODEL, assert_same_weights, logged, reci
 from onepeace import cli
 from onepeace.config import write_config
 from onepeace.data.batch import Batch
-from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shard_writer import new_shards
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
@@ -31,7 +31,7 @@ STEPS = 16
 @pytest.fixture(scope="module")
 def parts(root, tmp_path_factory):
     """The squares in four shards."""
-    with ShardWriter(folder := tmp_path_factory.mktemp("parts"), "squares", max_bytes=45_000) as shards:
+    with new_shards(folder := tmp_path_factory.mktemp("parts"), "squares", max_bytes=45_000) as shards:
         for sample in read_source("squares.tar", ("image", "text"), root):
             shards.write(sample.key, {"png": sample.inputs["image"]}, sample.captions, targets={"label": sample.label})
     return folder

@@ -12,7 +12,7 @@ from support.training import ALL, DENOISING, MODEL, assert_same_weights, logged,
 from onepeace import cli
 from onepeace.config import write_config
 from onepeace.data.reader import open_sources
-from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shard_writer import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers
@@ -86,7 +86,7 @@ def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
 
 def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     """Words without pictures are a source of their own: a batch of them beside each batch of pairs."""
-    with ShardWriter(tmp_path / "words", "words") as writer:
+    with new_shards(tmp_path / "words", "words") as writer:
         for i in range(40):
             writer.write(f"w{i}", {}, [f"the {list(COLOURS)[i % len(COLOURS)]} thing"])
     words = {"shards": str(tmp_path / "words/*.tar"), "pair": ["text"]}
