@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from onepeace.config import Config
-from onepeace.data.batch import Batch
+from onepeace.data.batch import Batch, Mask
 from onepeace.data.masking import draw_masks, draw_token_dropout
 from onepeace.errors import UserError
 from onepeace.model import Trained
@@ -88,15 +88,15 @@ def pair_batch(
     word."""
     rows = rows_of_an_item(model.config)
     count = len(next(iter(next(iter(inputs.values())).values()))) // rows
-    names, masks, dropout = [str(i) for i in range(count)], {}, {}
+    names, masks = [str(i) for i in range(count)], {}
     for key, item in inputs.items():
-        lengths = model.adapters[key].token_lengths(item)
+        lengths, masks[key] = model.adapters[key].token_lengths(item), dict[str, Mask]()
         if (rates := recipe.mask.get(key)) is not None:
             words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool)
-            masks[key] = draw_masks(rates, lengths, generator, words)
+            masks[key].update(draw_masks(rates, lengths, generator, words))
         if share := recipe.data.token_dropout.get(key):
-            dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
-    return Batch(inputs, names, names, [[name] for name in names], {}, rows, dropout, masks, source=source)
+            masks[key]["contrastive"] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
+    return Batch(inputs, names, names, [[name] for name in names], {}, rows, masks, source=source)
 
 
 def rows_of_an_item(config: Any) -> int:

@@ -37,10 +37,8 @@ class Batch:
     rows: int = 1
     """Consecutive rows of the inputs per item: 2 for two pictures, 4 for a question with four candidate answers. An
     input that an item has once is repeated in all of its rows."""
-    token_dropout: Mapping[str, Tensor] = field(default_factory=dict)
-    """Positions (B, K) kept in the contrastive pass by modality, padded with -1; empty without token dropout."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
-    """Masks by modality and pass ("unimodal", "joint"); empty without masked passes."""
+    """Masks by modality and pass: "contrastive" for token dropout, "unimodal" and "joint" for denoising."""
     replaced: list[str] = field(default_factory=list)
     """Keys of items that could not be decoded and were replaced."""
     source: str = ""
@@ -51,7 +49,6 @@ class Batch:
         return replace(
             self,
             inputs={key: {name: function(x) for name, x in inputs.items()} for key, inputs in self.inputs.items()},
-            token_dropout={key: function(keep) for key, keep in self.token_dropout.items()},
             masks={
                 key: {name: Mask(*map(function, mask)) for name, mask in passes.items()}
                 for key, passes in self.masks.items()
@@ -87,7 +84,6 @@ class Batch:
                     captions=self.captions[own],
                     names=self.names[own],
                     targets={name: values[own] for name, values in self.targets.items()},
-                    token_dropout={key: trim(keep[own]) for key, keep in self.token_dropout.items()},
                     masks={
                         key: {name: Mask(trim(mask.keep[own]), mask.masked[own]) for name, mask in passes.items()}
                         for key, passes in self.masks.items()

@@ -105,7 +105,6 @@ class BatchBuilder:
             inputs[modality] = self.augments[modality].collate(flat, self.processors[modality])
             if several and modality != "text":
                 inputs[modality]["type_ids"] = torch.arange(rows).repeat(len(drawn))
-        token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
         return Batch(
             inputs=inputs,
             source=name,
@@ -114,8 +113,7 @@ class BatchBuilder:
             names=[names_of(sample, text) for sample, text, _ in drawn],
             targets={target: [content_of(s.targets.get(target)) for s, _, _ in drawn] for target in source.targets},
             rows=rows,
-            token_dropout=token_dropout,
-            masks=masks,
+            masks=self._masks(inputs, torch.Generator().manual_seed(seed)),
             replaced=replaced,
         )
 
@@ -190,22 +188,21 @@ class BatchBuilder:
                 "repair the shards or raise data.broken_limit"
             )
 
-    def _masks(
-        self, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Mask]]]:
-        """Token dropout and masks of a batch, for the modalities that the recipe lists."""
-        token_dropout, masks = {}, {}
+    def _masks(self, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator) -> dict[str, dict[str, Mask]]:
+        """Masks of a batch by modality and pass, for the modalities that the recipe lists."""
+        masks: dict[str, dict[str, Mask]] = {}
         for modality, own in inputs.items():
             rates, share = self.masks.get(modality), self.config.token_dropout.get(modality)
             if rates is None and not share:
                 continue
-            lengths = self.num_tokens[modality](own).cpu()
+            lengths, masks[modality] = self.num_tokens[modality](own).cpu(), {}
             if share:
-                token_dropout[modality] = draw_token_dropout(share, lengths, generator, has_end=modality == "text")
+                dropped = draw_token_dropout(share, lengths, generator, has_end=modality == "text")
+                masks[modality]["contrastive"] = dropped
             if rates is not None:
                 starts = word_starts(own["ids"], self.word_table) if rates.unit == "word" else None
-                masks[modality] = draw_masks(rates, lengths, generator, starts)
-        return token_dropout, masks
+                masks[modality].update(draw_masks(rates, lengths, generator, starts))
+        return masks
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:

@@ -132,12 +132,12 @@ def draw_masks(
     return {name: _mask(tokens, lengths) for name, tokens in drawn.items()}
 
 
-def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
-    """Positions (B, K) int64 that are kept when int(n * share) of each row's n tokens are dropped uniformly.
+def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Mask:
+    """The mask of int(n * share) of each row's n tokens, drawn uniformly.
 
     With ``has_end`` the last token is the end of a text: it is kept and not counted.
     """
-    return _mask(mask_tokens(lengths - 1 if has_end else lengths, share, generator), lengths).keep
+    return _mask(mask_tokens(lengths - 1 if has_end else lengths, share, generator), lengths)
 
 
 def _mask(tokens: Tensor, lengths: Tensor) -> Mask:

@@ -37,14 +37,14 @@ GZIP = b"\x1f\x8b"
 class Extent(NamedTuple):
     """A member of a shard, as bytes of an uncompressed tar on this machine."""
 
-    path: str
-    """Path of the tar."""
-    offset: int
-    size: int
     place: str
     """Path or address of the shard."""
     cache_bytes: float
     """Size limit of the cache, for `open_shard`."""
+    path: str
+    """Path of the tar."""
+    offset: int
+    size: int
 
     def __bool__(self) -> bool:
         return self.size > 0
@@ -109,7 +109,7 @@ def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[
         # The reason is left out if it quotes an address, which may hold a secret.
         return [], [f"{describe(place)}: {type(error).__name__ if '://' in reason else reason}"]
     return [
-        {"__key__": key, **{ending: Extent(path, *at, place, cache_bytes) for ending, at in members.items()}}
+        {"__key__": key, **{ending: Extent(place, cache_bytes, path, *at) for ending, at in members.items()}}
         for key, members in samples
     ], broken
 
@@ -128,13 +128,13 @@ def _index(place: str, tar: Path, index: Path, cache_bytes: float) -> Any:
         except FileNotFoundError:
             with FileLock(folder / f"{index.name[:2]}.lock"):
                 if not (index.exists() and tar.exists()):
-                    broken: list[str] = []
+                    damages: list[str] = []
                     if copied:
                         with write_atomic(tar) as temporary:
-                            _copy(place, temporary, broken)
+                            damages = _copy(place, temporary)
                     with open(tar, "rb") as file:
-                        samples, damages = index_tar(file, describe(place))
-                    write_text_atomic(index, json.dumps([samples, damages + broken]))
+                        samples, broken = index_tar(file, describe(place))
+                    write_text_atomic(index, json.dumps([samples, broken + damages]))
                     _make_room(folder, cache_bytes, but={tar.name, index.name})
 
 
@@ -148,12 +148,8 @@ def _make_room(folder: Path, at_most: float, but: set[str]) -> None:
                 used -= state.st_size
 
 
-def _copy(place: str, target: str | Path, broken: list[str]) -> None:
-    """Write the uncompressed tar of a shard, with retries.
-
-    Args:
-        broken: list to which a line is added if a compressed shard ends early.
-    """
+def _copy(place: str, target: Path) -> list[str]:
+    """Write the uncompressed tar of a shard, with retries; returns a line if a compressed shard ends early."""
     import fsspec
 
     options: dict[str, Any] = {}
@@ -163,7 +159,8 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
         timeout = ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
         # block_size 0: one request for the whole file.
         options = {"client_kwargs": {"trust_env": True, "timeout": timeout}, "encoded": False, "block_size": 0}
-    for pause in (*WAITS, None):
+    pauses = [*WAITS]
+    while True:
         try:
             with fsspec.open(place, "rb", expand=False, **options) as raw, open(target, "wb") as file:
                 source: Any = io.BufferedReader(raw, CHUNK)
@@ -173,14 +170,14 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
                     while data := source.read1(CHUNK):  # returns all data before a damage
                         file.write(data)
                 except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    broken.append(f"{describe(place)}: cannot be unpacked to its end ({error})")
-            return
+                    return [f"{describe(place)}: cannot be unpacked to its end ({error})"]
+            return []
         except (FileNotFoundError, PermissionError):
             raise
         except Exception:
-            if pause is None:
+            if not pauses:
                 raise
-            time.sleep(pause)
+            time.sleep(pauses.pop(0))
 
 
 def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]:

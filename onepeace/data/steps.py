@@ -7,20 +7,23 @@ A step's batches are a pure function of seed and step: each place in a batch is 
 import signal
 import zlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.reader import MASK, VARY, Cursor, Reader, Source
 from onepeace.errors import UserError
 
+Step = tuple[list[Batch], dict[str, Cursor]]
+"""A process's part of the batches of a step, one for each name, and the cursors of the readers by name."""
 
-class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
-    """Data set of steps: this process's part of the batches of a step, one for each name, and the readers' cursors.
+
+class Steps:
+    """Sequence of steps by number.
 
     Args:
         builder: builder of the batches; its config is the recipe's data section.
@@ -59,7 +62,7 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
             run = size if config.batches == "by_source" else 1
             self.readers[name] = Reader(of_name, numbers, config.shuffle_buffer, run, (cursors or {}).get(name))
 
-    def __getitem__(self, step: int) -> tuple[list[Batch], dict[str, Cursor]]:
+    def __getitem__(self, step: int) -> Step:
         batches, cursors = [], {}
         for name, reader in self.readers.items():
             positions = self._positions(name, step)
@@ -83,15 +86,13 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         return range(first, first + own)
 
 
-def loader(
-    steps: Dataset[Any], start: int, stop: int, workers: int = 1
-) -> Generator[tuple[list[Batch], dict[str, Cursor]], None, None]:
+def loader(steps: Steps, start: int, stop: int, workers: int = 1) -> Generator[Step, None, None]:
     """Yield ``steps[start]`` to ``steps[stop - 1]``, built ahead in ``workers`` processes (0 = on demand)."""
     batches = iter(
         DataLoader(
-            _Outcomes(steps),
+            range(start, stop),  # type: ignore[arg-type]
             batch_size=None,
-            sampler=range(start, stop),
+            collate_fn=partial(_made, steps),
             num_workers=workers,
             # The loader draws a seed for its workers, which would advance the global generator.
             generator=torch.Generator(),
@@ -108,17 +109,12 @@ def loader(
         del batches  # ends the workers now, although the traceback of an error keeps this frame
 
 
-class _Outcomes(Dataset[Any]):
-    """Steps that return a `UserError` as a value: torch would wrap its message if a worker raised it."""
-
-    def __init__(self, steps: Dataset[Any]) -> None:
-        self.steps = steps
-
-    def __getitem__(self, step: int) -> Any:
-        try:
-            return self.steps[step]
-        except UserError as error:
-            return error
+def _made(steps: Steps, step: int) -> Step | UserError:
+    """A step; a `UserError` is a value, as torch would wrap its message if a worker raised it."""
+    try:
+        return steps[step]
+    except UserError as error:
+        return error
 
 
 def _leave_signals(worker: int) -> None:

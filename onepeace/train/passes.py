@@ -67,8 +67,8 @@ class Passes:
 
     def unimodal(self, key: str) -> Features:
         """One modality encoded alone, without masks, after token dropout if the recipe has it."""
-        dropped = self.batch.token_dropout
-        keep = {key: dropped[key]} if key in dropped else {}
+        masks = self.batch.masks.get(key, {})
+        keep = {key: masks["contrastive"].keep} if "contrastive" in masks else {}
         return self._once(("unimodal", key), lambda: self._by_length([key], keep, self.encoder.encode))[key]
 
     def embedding(self, key: str) -> Tensor:
@@ -81,7 +81,7 @@ class Passes:
         Args:
             out_indices: see `OnePeace.encode`; if given, all items are in one group.
         """
-        if len(keys) == 1 and not out_indices and keys[0] not in self.batch.token_dropout:
+        if len(keys) == 1 and not out_indices and "contrastive" not in self.batch.masks.get(keys[0], {}):
             return {keys[0]: self.unimodal(keys[0])}
         encode = partial(self.encoder.encode, out_indices=out_indices)
         name = ("fused", keys, tuple(out_indices))

@@ -103,7 +103,7 @@ def test_empty_text(length):
 @EXAMPLES
 @given(lengths=LENGTHS, share=st.floats(0, 0.9), seed=SEEDS, has_end=st.booleans())
 def test_drop_keeps_the_exact_count(lengths, share, seed, has_end):
-    keep = draw_token_dropout(share, lengths, generator(seed), has_end)
+    keep, _ = draw_token_dropout(share, lengths, generator(seed), has_end)
     for row, length in zip(keep.tolist(), lengths.tolist(), strict=True):
         kept = [position for position in row if position >= 0]
         assert kept[0] == 0

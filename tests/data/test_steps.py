@@ -55,7 +55,6 @@ def test_batch_holds_what_the_model_reads(root, processors):
     assert second.inputs["audio"]["waveform"].shape == (3, 20000)
     assert "lengths" not in second.inputs["audio"]  # they are equally long
     assert not first.masks
-    assert not first.token_dropout
     rows = zip(first.keys, first.captions, first.inputs["image"]["pixels"], first.inputs["text"]["ids"], strict=True)
     for key, caption, pixels, ids in rows:
         assert torch.equal(pixels, processors["image"].decode(picture(int(key[1:]))))
@@ -83,8 +82,8 @@ def test_masks_and_drop_fit_their_batch(root, processors):
     steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
     (batch,) = batches(steps, 0)
     assert set(batch.masks) == {"text", "image"}
-    assert batch.token_dropout.keys() == {"image"}
-    assert batch.token_dropout["image"].shape == (4, 1 + 9 - 4)
+    assert {key for key, masks in batch.masks.items() if "contrastive" in masks} == {"image"}
+    assert batch.masks["image"]["contrastive"].keep.shape == (4, 1 + 9 - 4)
     keep, masked = batch.masks["image"]["unimodal"]
     assert masked.shape == (4, 10)
     assert masked.sum(1).tolist() == [6] * 4
