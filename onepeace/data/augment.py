@@ -59,9 +59,8 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray
     """(H, W, 3) uint8."""
-    brightness: float
-    contrast: float
-    saturation: float
+    factors: np.ndarray
+    """(3,): factors of brightness, contrast and saturation."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class ImageAugment(Augment):
         pixels = np.asarray(picture)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
-        return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3))), text
+        return Picture(pixels, rng.uniform(1 - self.color, 1 + self.color, 3)), text
 
     def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
@@ -126,7 +125,7 @@ class ImageAugment(Augment):
         x = stacked.permute(0, 3, 1, 2).contiguous().float().flatten(2)  # (B, 3, H * W), 0..255
         mean, std = processor.mean.view(3, 1), processor.std.view(3, 1)
         luma = torch.tensor(LUMA)
-        factors = torch.tensor([sample[1:] for sample in samples], dtype=torch.float32)
+        factors = torch.from_numpy(np.stack([sample.factors for sample in samples])).float()
         brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
         grey = (x.mean(2) @ luma)[:, None, None] / 255
         # Saturation, contrast, brightness and normalisation are linear in the pixel: one matrix, one offset.

@@ -32,7 +32,7 @@ Cursor = Mapping[str, int]
 
 def open_sources(data: DataConfig) -> list[Source]:
     """Sources of a recipe, in its order; UserError for missing shards."""
-    return [Source(source, data.root, data.broken_limit, data.cache_gigabytes * 1e9) for source in data.train]
+    return [Source(source, data) for source in data.train]
 
 
 @dataclass(frozen=True, eq=False)

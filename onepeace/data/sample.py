@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from onepeace.data.shard_cache import content_of
 from onepeace.errors import UserError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,23 +43,22 @@ def item_name(sample: Sample) -> str:
 
 
 def by_name(
-    samples: Iterable[Sample], name: Callable[[Sample], str], content: Callable[[Sample], T], what: str
-) -> dict[str, T]:
-    """Contents of samples by name; a sample may occur in several sources.
+    samples: Iterable[Sample], modality: str, what: str, name: Callable[[Sample], str] = lambda sample: sample.key
+) -> dict[str, Any]:
+    """Inputs of a modality by the samples' names; a sample may occur in several sources.
 
     Args:
         what: description of the data stored by name, for the message.
 
     Raises:
-        UserError: two samples with the same name have different contents.
+        UserError: two samples with the same name have different inputs.
     """
-    found: dict[str, tuple[Sample, T]] = {}
+    found: dict[str, Sample] = {}
     for sample in samples:
-        own = content(sample)
-        first, known = found.setdefault(name(sample), (sample, own))
-        if own != known and content_of(own) != content_of(known):
+        first = found.setdefault(name(sample), sample)
+        if first.inputs[modality] != sample.inputs[modality] and first.read(modality) != sample.read(modality):
             raise UserError(
                 f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
                 "kept by that name; write the shards of one again with another prefix"
             )
-    return {name: own for name, (_, own) in found.items()}
+    return {name: sample.inputs[modality] for name, sample in found.items()}

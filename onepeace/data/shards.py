@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onepeace.data.config import SourceConfig
+from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.sample import Sample
-from onepeace.data.shard_cache import CACHE_BYTES, content_of, open_shard
+from onepeace.data.shard_cache import content_of, open_shard
 from onepeace.data.targets import wrong_target
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
@@ -89,19 +89,11 @@ def _addresses(address: str) -> list[str]:
 
 
 class Source:
-    """Samples of an entry of data.train, shard by shard; media are read on demand.
+    """Samples of an entry of data.train, shard by shard; media are read on demand. UserError for missing shards."""
 
-    Args:
-        root: see `expand`, also for errors.
-        broken_limit: share of broken samples above which `check` raises; `ALLOWED_BROKEN` are always allowed.
-        cache_bytes: see `open_shard`.
-    """
-
-    def __init__(
-        self, config: SourceConfig, root: str | Path | None, broken_limit: float, cache_bytes: float = CACHE_BYTES
-    ) -> None:
-        self.config, self.broken_limit, self.cache_bytes = config, broken_limit, cache_bytes
-        self.shards = expand(config.shards, root)
+    def __init__(self, config: SourceConfig, data: DataConfig) -> None:
+        self.config, self.broken_limit, self.cache_bytes = config, data.broken_limit, data.cache_gigabytes * 1e9
+        self.shards = expand(config.shards, data.root)
         self.good = self.broken = 0
         self.named: list[str] = []
         """Messages about the first broken samples."""
@@ -164,15 +156,16 @@ def read_source(
 ) -> list[Sample]:
     """The samples of every shard of a pattern, with all their bytes in memory.
 
-    The arguments are those of `expand`, `SourceConfig` and `Source`.
+    The arguments are those of `expand`, `SourceConfig` and `DataConfig`.
 
     Raises:
         UserError: no file matches; no key fits; no sample is complete, or too few are.
     """
     config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
+    data = DataConfig((config,), str(root or ""), broken_limit=broken_limit)
     return [
         replace(sample, inputs=content_of(sample.inputs), targets=content_of(sample.targets))
-        for sample in Source(config, root, broken_limit)
+        for sample in Source(config, data)
     ]
 
 

@@ -63,7 +63,7 @@ class StemViews:
                 f"data.stem_views.{key}: features can be kept of a frozen network only; "
                 f"add adapters.{key}.stem.network.* to freeze"
             )
-        by_name(self.samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
+        by_name(self.samples, key, "features of a stem", item_name)
         self.augment = make_augments({key: self.options})[key] if self.options else Augment()
 
     def keep(self, root: Path) -> Path:

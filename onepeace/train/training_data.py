@@ -68,7 +68,7 @@ class TrainingData:
             names = sorted(captions, key=lambda text: (len(text), text))
             return teacher_table(teacher, names, lambda text: text, root, modality, output)
         samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
-        items = by_name(samples, lambda s: s.key, lambda s: s.inputs[modality], f"a teacher's {output}")
+        items = by_name(samples, modality, f"a teacher's {output}")
         read = self.processors[modality].load
         if modality == "audio":  # at the teachers' rate, cut to the model's limit
             sounds = AudioProcessor(sample_rate=SAMPLE_RATE)

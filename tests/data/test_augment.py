@@ -88,9 +88,7 @@ def test_color_equals_pil(factors):
     # Pillow's contrast turns around the mean grey rounded to a whole level.
     expected = ImageEnhance.Contrast(expected).enhance(contrast)
     expected = ImageEnhance.Brightness(expected).enhance(brightness)
-    sample = vary(ImageAugment(), picture)._replace(
-        pixels=np.asarray(picture), brightness=brightness, contrast=contrast, saturation=saturation
-    )
+    sample = vary(ImageAugment(), picture)._replace(pixels=np.asarray(picture), factors=np.array(factors))
     pixels = ImageAugment(color=0.3).collate([sample], IMAGE)["pixels"][0]
     ours = (pixels * IMAGE.std + IMAGE.mean) * 255
     assert (ours - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() < 2.5
