@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class FrozenCache:
             self._find()  # another run may have computed some
             log.warning("%s: computing %d items, once", self.folder, len(self.missing))
             numbers, missing = count(max(self.parts, default=-1) + 1), iter(self.missing)
-            with tqdm(total=len(self.missing), desc=self.folder.name, unit="item") as progress:
+            with Progress(len(self.missing), "item") as progress:
                 while names := list(islice(missing, size)):
                     if outputs := list(compute(names)):
                         self._write(next(numbers), outputs)

@@ -44,14 +44,14 @@ def item_name(sample: Sample) -> str:
 
 def by_name(
     samples: Iterable[Sample], modality: str, what: str, name: Callable[[Sample], str] = lambda sample: sample.key
-) -> dict[str, Any]:
-    """Inputs of a modality by the samples' names; a sample may occur in several sources.
+) -> dict[str, Sample]:
+    """Samples by name; a sample may occur in several sources.
 
     Args:
         what: description of the data stored by name, for the message.
 
     Raises:
-        UserError: two samples with the same name have different inputs.
+        UserError: two samples with the same name have different inputs of the modality.
     """
     found: dict[str, Sample] = {}
     for sample in samples:
@@ -61,4 +61,4 @@ def by_name(
                 f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
                 "kept by that name; write the shards of one again with another prefix"
             )
-    return {name: sample.inputs[modality] for name, sample in found.items()}
+    return found

@@ -104,12 +104,11 @@ class Source:
         raws, broken = open_shard(shard, self.cache_bytes)
         samples = []
         for raw in raws:
-            if fnmatchcase(raw["__key__"], own.keys):
+            if fnmatchcase(raw["__key__"], own.keys) and not _is_of_another_kind(raw, own.pair):
                 try:
                     samples.append(usable_sample(raw, shard, own.pair, own.targets))
                 except ValueError as error:
-                    if not _is_of_another_kind(raw, own.pair):
-                        broken.append(str(error))
+                    broken.append(str(error))
         self.good, self.broken = self.good + len(samples), self.broken + len(broken)
         for line in broken:
             if len(self.named) < NAMED and line not in self.named:

@@ -63,7 +63,7 @@ class StemViews:
                 f"data.stem_views.{key}: features can be kept of a frozen network only; "
                 f"add adapters.{key}.stem.network.* to freeze"
             )
-        by_name(self.samples, key, "features of a stem", item_name)
+        self.items = by_name(self.samples, key, "features of a stem", item_name)
         self.augment = make_augments({key: self.options})[key] if self.options else Augment()
 
     def keep(self, root: Path) -> Path:
@@ -72,11 +72,11 @@ class StemViews:
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
         own = fingerprint([plain, processor, dict(self.options), self.views], self.network.state_dict())
-        cache = FrozenCache(root / f"{self.key}-{own}", {item_name(sample): sample for sample in self.samples})
+        cache = FrozenCache(root / f"{self.key}-{own}", self.items)
         if cache.missing:
             self.network.to(self.device)
             with ThreadPoolExecutor(2, initializer=compute_alone) as pool:
-                cache.fill(lambda names: self._outputs([cache.items[name] for name in names], pool.map), PART)
+                cache.fill(lambda names: self._outputs([self.items[name] for name in names], pool.map), PART)
         return cache.folder
 
     def _outputs(self, samples: Sequence[Sample], map_ahead: Callable[..., Any]) -> Iterator[Output]:

@@ -118,7 +118,8 @@ class SelfCritical(Term[SelfCriticalOptions]):
     @classmethod
     def prepare(cls, options: SelfCriticalOptions, data: "TrainingData") -> Prepared:
         samples = [sample for sample in data.samples(options) if sample.captions]
-        references = by_name(samples, "text", "captions to compare with")
+        known = by_name(samples, "text", "captions to compare with")
+        references = {key: sample.captions for key, sample in known.items()}
         task = read_task(options, options.task, options.changes, data.recipe)
         data.keep_task(options, options.task, task)
         return Prepared(task, data.tokenizer, references, CiderReward(references.values(), end=END))
