@@ -32,8 +32,8 @@ class Average:
         tried = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
         tried = f"{self.items} files set apart (mean reciprocal rank by share of the new weights: {tried})"
         if self.items and not self.share:
-            return f"kept from the start, as nothing that was learned did better on {tried}"
-        of = f"{self.share:.0%} of the new weights and {1 - self.share:.0%} of the start's"
+            return f"kept as they were, as no share of the new ones did better on {tried}"
+        of = f"{self.share:.0%} of the new weights and {1 - self.share:.0%} of the initial ones"
         if not self.items:
             return f"averaged: {of}; too few items to choose the shares by"
         return f"averaged: {of}, chosen on {tried}"

@@ -59,8 +59,8 @@ class Result:
 
 
 NOTE = (
-    "In parentheses: 95 % intervals (bootstrap over groups of near copies, so few groups give wide ones); of a figure "
-    "for as many other files, of a gain paired. Before it has a head, a model chooses by the class names (zero-shot)."
+    "In parentheses: 95 % intervals, by a bootstrap over groups of near copies (few groups give wide ones). That of a "
+    "figure is for as many other files, that of a gain is paired. A model without a head chooses by the class names."
 )
 
 

@@ -175,9 +175,9 @@ class SplitSummary:
 
     def described(self) -> str:
         """How the data are divided, in words."""
-        choose = f"{self.count('choose')} to choose by, " * bool(self.count("choose"))
-        text = f"{self.count('train')} to learn from, {choose}{self.count('val')} held out, in whole groups of files"
-        text += f" that are near copies or named alike ({self.groups} groups)"
+        choose = f"{self.count('choose')} to choose the average by, " * bool(self.count("choose"))
+        text = f"{self.count('train')} to train on, {choose}{self.count('val')} held out, in whole groups of files that"
+        text += f" are near copies or have similar names ({self.groups} groups)"
         if self.not_held_out:
             text += f"; nothing is held out of {', '.join(self.not_held_out)}, most of which is one group"
         return text
