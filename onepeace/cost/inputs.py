@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from onepeace.config import Config
-from onepeace.data.batch import Batch, Mask
-from onepeace.data.masking import draw_masks, draw_token_dropout
+from onepeace.data.batch import Batch
+from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.special_ids import EOS
@@ -90,12 +90,10 @@ def pair_batch(
     count = len(next(iter(next(iter(inputs.values())).values()))) // rows
     names, masks = [str(i) for i in range(count)], {}
     for key, item in inputs.items():
-        lengths, masks[key] = model.adapters[key].token_lengths(item), dict[str, Mask]()
-        if (rates := recipe.mask.get(key)) is not None:
-            words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool)
-            masks[key].update(draw_masks(rates, lengths, generator, words))
-        if share := recipe.data.token_dropout.get(key):
-            masks[key]["contrastive"] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
+        lengths = model.adapters[key].token_lengths(item)
+        words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool) if key == "text" else None
+        dropout = recipe.data.token_dropout.get(key, 0.0)
+        masks[key] = draw_masks(recipe.mask.get(key), dropout, lengths, generator, words)
     return Batch(inputs, names, names, [[name] for name in names], {}, rows, masks, source=source)
 
 

@@ -17,7 +17,7 @@ from onepeace.data.augment import AudioAugment, Augment, join_captions, make_aug
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.frozen_cache import FrozenCache, collate
-from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
+from onepeace.data.masking import MaskRates, draw_masks, word_starts, word_table
 from onepeace.data.reader import Window
 from onepeace.data.sample import Sample, item_name
 from onepeace.data.shard_cache import content_of
@@ -63,7 +63,7 @@ class BatchBuilder:
         self._sounds: dict[Any, Tensor] = {}
         self._room = SOUND_BYTES
         self.word_table: Any = None
-        if any(rates.unit == "word" for rates in self.masks.values()):
+        if "text" in {*self.masks, *config.token_dropout}:
             vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
@@ -192,16 +192,11 @@ class BatchBuilder:
         """Masks of a batch by modality and pass, for the modalities that the recipe lists."""
         masks: dict[str, dict[str, Mask]] = {}
         for modality, own in inputs.items():
-            rates, share = self.masks.get(modality), self.config.token_dropout.get(modality)
-            if rates is None and not share:
-                continue
-            lengths, masks[modality] = self.num_tokens[modality](own).cpu(), {}
-            if share:
-                dropped = draw_token_dropout(share, lengths, generator, has_end=modality == "text")
-                masks[modality]["contrastive"] = dropped
-            if rates is not None:
-                starts = word_starts(own["ids"], self.word_table) if rates.unit == "word" else None
-                masks[modality].update(draw_masks(rates, lengths, generator, starts))
+            rates, dropout = self.masks.get(modality), self.config.token_dropout.get(modality, 0.0)
+            if rates is not None or dropout:
+                lengths = self.num_tokens[modality](own).cpu()
+                starts = word_starts(own["ids"], self.word_table) if modality == "text" else None
+                masks[modality] = draw_masks(rates, dropout, lengths, generator, starts)
         return masks
 
 

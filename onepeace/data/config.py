@@ -75,6 +75,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
+        make_augments(self.augment)
         named: dict[str, SourceConfig] = {}
         for source in self.train:
             first = named.setdefault(source.name, source)
@@ -83,8 +84,6 @@ class DataConfig:
                     raise UserError(
                         f"data.train: sources of {source.name} have {name} {one} and {other}; give all the same"
                     )
-        make_augments(self.augment)
-        for source in self.train:
             if source.targets and any(self.augment.get(modality, {}).get("mix") for modality in source.pair):
                 raise UserError(
                     f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "

@@ -105,39 +105,33 @@ def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Ten
 
 
 def draw_masks(
-    rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None = None
+    rates: MaskRates | None, dropout: float, lengths: Tensor, generator: torch.Generator, starts: Tensor | None = None
 ) -> dict[str, Mask]:
-    """The masks of one modality's passes.
+    """The masks of one modality by pass, for each pass with a share.
+
+    A text too short for its share has no masked token, which the losses allow.
 
     Args:
-        rates: shares and unit.
+        rates: shares and unit of the passes "unimodal" and "joint".
+        dropout: share of the tokens that are dropped in the pass "contrastive", drawn uniformly.
         lengths: (B,) number of tokens without CLS, including the end of a text.
-        starts: (B, L) bool, see `word_starts`; for the unit "word" only.
-
-    Returns:
-        A mask for each of "unimodal" and "joint" that has a rate. A text too short for its share has no masked token,
-        which the losses allow.
+        starts: (B, L) bool, see `word_starts`; for a text, whose end is neither masked nor counted.
     """
-    maskable = (lengths - 1).clamp(min=0) if rates.unit == "word" else lengths
+    maskable = lengths if starts is None else lengths - 1
+    rates = rates or MaskRates("patch")
     drawn: dict[str, Tensor] = {}
+    if dropout:
+        drawn["contrastive"] = mask_tokens(maskable, dropout, generator)
     for name, rate in {"unimodal": rates.unimodal, "joint": rates.joint}.items():
         if rate is None:
             continue
         if rates.unit == "span":
             drawn[name] = mask_spans(maskable, rate, generator)
-        elif rates.unit == "word" and starts is not None and not drawn:
+        elif starts is not None and "unimodal" not in drawn:
             drawn[name] = mask_words(maskable, rate, generator, starts)
         else:  # if there is a unimodal pass, the joint one masks single tokens of a text
             drawn[name] = mask_tokens(maskable, rate, generator, drawn.get("unimodal"))
     return {name: _mask(tokens, lengths) for name, tokens in drawn.items()}
-
-
-def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Mask:
-    """The mask of int(n * share) of each row's n tokens, drawn uniformly.
-
-    With ``has_end`` the last token is the end of a text: it is kept and not counted.
-    """
-    return _mask(mask_tokens(lengths - 1 if has_end else lengths, share, generator), lengths)
 
 
 def _mask(tokens: Tensor, lengths: Tensor) -> Mask:

@@ -176,8 +176,6 @@ def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np
         each = np.tile(np.arange(first, first + size), int(weight))
         parts.append(rng.permutation(np.concatenate([each, once_more])))
         first += size
-    if run == 1:
-        return rng.permutation(np.concatenate(parts))
     # Full runs of each source and mixed runs of what is left over, in random order.
     cut = [len(part) - len(part) % run for part in parts]
     rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))

@@ -191,15 +191,14 @@ def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tup
         broken.append(f"{name}: {next(iter(error.args), '') or type(error).__name__}")
         return True
 
-    members: Any = ({"fname": fname, "data": place, "__url__": name} for fname, place in _members(file, name, broken))
     return [
         (group["__key__"], {ending: place for ending, place in group.items() if not ending.startswith("__")})
-        for group in group_by_keys(members, handler=note)
+        for group in group_by_keys(_members(file, name, broken), handler=note)
     ], broken
 
 
-def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (offset, size)) of each complete regular file."""
+def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[Any]:
+    """Each complete regular file in webdataset's form, with (offset, size) in place of its data."""
     last, size, end = "the beginning", file.seek(0, 2), file.seek(0)
 
     def check(next_member: int) -> None:
@@ -218,7 +217,7 @@ def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[st
                     broken.append(f"{name}: unexpected end of data")
                     return
                 if member.isreg():
-                    yield member.name, (member.offset_data, member.size)
+                    yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": name}
             check(size)
     except tarfile.TarError as error:
         broken.append(f"{name}: {error}")

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from onepeace.data.masking import (
     MaskRates,
     draw_masks,
-    draw_token_dropout,
     mask_spans,
     word_starts,
     word_table,
@@ -45,7 +44,7 @@ def check_shapes(keep, masked, lengths):
 @given(lengths=LENGTHS, unimodal=st.floats(0.05, 0.95), joint=st.floats(0.05, 0.95), seed=SEEDS)
 def test_masks_hide_the_exact_count(unit, lengths, unimodal, joint, seed):
     starts = random_starts(lengths, seed) if unit == "word" else None
-    masks = draw_masks(MaskRates(unit, unimodal, joint), lengths, generator(seed), starts)
+    masks = draw_masks(MaskRates(unit, unimodal, joint), 0, lengths, generator(seed), starts)
     assert set(masks) == {"unimodal", "joint"}
     for keep, masked in masks.values():
         check_shapes(keep, masked, lengths)
@@ -63,7 +62,7 @@ def test_masks_hide_the_exact_count(unit, lengths, unimodal, joint, seed):
 @given(lengths=LENGTHS, share=st.floats(0.05, 0.95), seed=SEEDS)
 def test_words_are_hidden_whole_and_the_end_of_a_text_stays(lengths, share, seed):
     starts = random_starts(lengths, seed)
-    keep, masked = draw_masks(MaskRates("word", share), lengths, generator(seed), starts)["unimodal"]
+    keep, masked = draw_masks(MaskRates("word", share), 0, lengths, generator(seed), starts)["unimodal"]
     for row, first, length, kept in zip(masked[:, 1:], starts, lengths.tolist(), keep, strict=True):
         assert not row[length - 1]
         assert length in kept
@@ -73,10 +72,10 @@ def test_words_are_hidden_whole_and_the_end_of_a_text_stays(lengths, share, seed
 def test_together_prefers_tokens_that_were_visible_alone():
     lengths = torch.tensor([21, 4, 71])
     starts = torch.ones(3, 71, dtype=torch.bool)
-    masks = draw_masks(MaskRates("word", unimodal=0.5, joint=0.4), lengths, generator(), starts)
+    masks = draw_masks(MaskRates("word", unimodal=0.5, joint=0.4), 0, lengths, generator(), starts)
     alone, together = masks["unimodal"][1], masks["joint"][1]
     assert not (alone & together).any()
-    masks = draw_masks(MaskRates("word", unimodal=0.8, joint=0.4), lengths, generator(), starts)
+    masks = draw_masks(MaskRates("word", unimodal=0.8, joint=0.4), 0, lengths, generator(), starts)
     for alone, together, n in zip(masks["unimodal"][1], masks["joint"][1], [20, 3, 70], strict=True):
         still_visible = n - int(alone.sum())
         assert int((together & ~alone).sum()) == min(int(0.4 * n), still_visible)
@@ -94,16 +93,17 @@ def test_audio_counts_equal_the_released_ones(shared):
 def test_empty_text(length):
     """An empty caption is its end alone, or one token and its end: nothing may be hidden, nothing fails."""
     starts = torch.ones(1, length, dtype=torch.bool)
-    masks = draw_masks(MaskRates("word", 0.15, 0.4), torch.tensor([length]), generator(), starts)
+    masks = draw_masks(MaskRates("word", 0.15, 0.4), 0, torch.tensor([length]), generator(), starts)
     for keep, masked in masks.values():
         check_shapes(keep, masked, torch.tensor([length]))
     assert masks["joint"][0].tolist() == [list(range(length + 1))]
 
 
 @EXAMPLES
-@given(lengths=LENGTHS, share=st.floats(0, 0.9), seed=SEEDS, has_end=st.booleans())
+@given(lengths=LENGTHS, share=st.floats(0.01, 0.9), seed=SEEDS, has_end=st.booleans())
 def test_drop_keeps_the_exact_count(lengths, share, seed, has_end):
-    keep, _ = draw_token_dropout(share, lengths, generator(seed), has_end)
+    starts = random_starts(lengths, seed) if has_end else None
+    keep, _ = draw_masks(None, share, lengths, generator(seed), starts)["contrastive"]
     for row, length in zip(keep.tolist(), lengths.tolist(), strict=True):
         kept = [position for position in row if position >= 0]
         assert kept[0] == 0
