@@ -77,15 +77,23 @@ class Builder:
     """Writes entries into a store that is open for writing.
 
     Args:
+        whole: whether all paths of the index were scanned, so that captions that were not found are removed.
         load: returns the model of the index; called only if there is something to embed.
         batch_size: samples per forward pass of the model.
         progress: False = silent.
     """
 
     def __init__(
-        self, store: Store, found: Scan, load: "Callable[[], Embedder]", batch_size: int, progress: bool | None
+        self,
+        store: Store,
+        found: Scan,
+        whole: bool,
+        load: "Callable[[], Embedder]",
+        batch_size: int,
+        progress: bool | None,
     ) -> None:
         self.store, self.found, self.load = store, found, load
+        self.keeps_captions = not whole or bool(found.problems)  # a table that cannot be read may still have them
         self.batch_size, self.progress = batch_size, progress
         self.report = Report(problems=[*found.problems], other_kinds=found.others)
         self.known = {item.path: item for item in store.items()}
@@ -119,13 +127,10 @@ class Builder:
         self.report.removed = len(gone) - self.report.moved
 
     def _new(self) -> Iterator[Entry]:
-        """Entries to read: new ones, those whose size, time or kind has changed, and those that a retry may mend.
-
-        Captions and metadata that only an earlier run knew are kept.
-        """
+        """Entries to read: new ones, those whose size, time or kind has changed, and those that a retry may mend."""
         for item, value in self.found.entries.values():
             known = self.known.get(item.path)
-            if known is not None:
+            if known is not None and self.keeps_captions:
                 item = replace(item, caption=item.caption or known.caption, metadata=item.metadata or known.metadata)
             if item.problem is not None:
                 self._keep_problem(item, item.problem)

@@ -84,7 +84,7 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
         found = scan(roots)
         for root in roots:
             _refuse_unmounted(store, root, found)
-        return _fill(store, found, remove_missing=True, **options)
+        return _fill(store, found, whole=True, **options)
 
 
 def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:
@@ -176,7 +176,7 @@ def _refuse_unmounted(store: Store, root: Root, found: Scan) -> None:
 def _fill(
     opened: Store,
     found: Scan,
-    remove_missing: bool = False,
+    whole: bool = False,
     *,
     device: str | None = None,
     dtype: str = "auto",
@@ -185,7 +185,8 @@ def _fill(
     batch_size: int = 32,
     progress: bool | None = None,
 ) -> Report:
-    """Embed the entries found in an index open for writing; with ``remove_missing``, remove files that are gone."""
+    """Embed the entries found in an index open for writing; if they are ``whole``, all that its paths have, remove
+    files and captions that are gone."""
     with ExitStack() as stack:
 
         @cache
@@ -199,9 +200,9 @@ def _fill(
         if store is not None:
             _send(opened, store)
         _keep_calibration(opened, load)
-        builder = Builder(opened, found, load, batch_size, progress)
+        builder = Builder(opened, found, whole, load, batch_size, progress)
         builder.fill()
-        if remove_missing:
+        if whole:
             builder.remove_missing()
         if "text" in opened.kinds and opened.count("problem IS NULL") >= EXPORT_FROM:
             from onepeace.export.text_branch import keep_text_branch

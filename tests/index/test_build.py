@@ -335,6 +335,10 @@ def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model
     update(tmp_path / "index")
     with Index.open(tmp_path / "index") as index:
         assert [(item.caption, item.metadata) for item in index.items()] == [("a running dog", {"year": "2002"})]
+    table.write_text("image,caption,year\ndog.jpg,,\n")
+    update(tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert [item.caption for item in index.items()] == [None]
 
 
 def test_file_that_becomes_a_copy_of_another_keeps_its_caption(build, no_model, words, tmp_path):
