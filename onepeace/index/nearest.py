@@ -51,7 +51,7 @@ def record_type(embed_dim: int) -> np.dtype:
     return np.dtype([*numbers, ("vector", VECTOR, (embed_dim,))])
 
 
-class Found(NamedTuple):
+class Neighbours(NamedTuple):
     """Rows near a query, best first, ties by row."""
 
     rows: np.ndarray
@@ -115,7 +115,7 @@ class Matrix:
 
     def nearest(
         self, query: np.ndarray, count: int, allowed: np.ndarray | None = None, service: Any = None
-    ) -> dict[str, Found]:
+    ) -> dict[str, Neighbours]:
         """The rows of each modality that are nearest to a unit vector.
 
         Args:
@@ -171,11 +171,11 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "onepeace-nearest")
 
 
-def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int) -> Found:
+def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int) -> Neighbours:
     """The best of some rows, by float64 sums that depend only on the row, so that equal rows have equal cosines."""
     cosines = (vectors[rows] * query.astype(np.float64)).sum(axis=1)
     order = np.lexsort((rows, -cosines))[:count]
-    return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
+    return Neighbours(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
 
 
 def vectors_state(store: Store) -> str:

@@ -84,7 +84,7 @@ class Query:
         return [os.fsencode(form(path)) for path in paths for form in (os.path.realpath, os.path.abspath)]
 
 
-class Part(NamedTuple):
+class EncodedPart(NamedTuple):
     """One part of a query, encoded."""
 
     bank: str
@@ -99,10 +99,10 @@ class QueryVector(NamedTuple):
 
     vector: np.ndarray
     """(E,) float32, unit length."""
-    parts: tuple[Part, ...]
+    parts: tuple[EncodedPart, ...]
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> "QueryVector":
+    def of(cls, parts: Sequence[EncodedPart]) -> "QueryVector":
         """Weighted sum of the parts.
 
         Raises:
@@ -138,9 +138,9 @@ def encode(
         if name == "like":
             parts += _of_index(os.fspath(value), weight, store)
         elif name == "vector":
-            parts.append(Part("sentence", _checked(value, store.embed_dim), weight))
+            parts.append(EncodedPart("sentence", _checked(value, store.embed_dim), weight))
         else:
-            parts.append(Part(bank_of_text(value) if name == "text" else name, next(encoded), weight))
+            parts.append(EncodedPart(bank_of_text(value) if name == "text" else name, next(encoded), weight))
     return QueryVector.of(parts)
 
 
@@ -168,7 +168,7 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
     return _unit(vector, problem)
 
 
-def _of_index(path: str, weight: float, store: Store) -> list[Part]:
+def _of_index(path: str, weight: float, store: Store) -> list[EncodedPart]:
     """The mean vector of a file; for a video, one of its frames and one of its audio track."""
     names = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
     item = next(store.items("path IN (?, ?) AND problem IS NULL", names), None)
@@ -180,5 +180,5 @@ def _of_index(path: str, weight: float, store: Store) -> list[Part]:
     for modality in dict.fromkeys(kinds):
         mean = vectors[[kind == modality for kind in kinds]].mean(axis=0, dtype=np.float64)
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
-        parts.append(Part(bank, _unit(mean, f"{path}: its vectors cancel out; search for a part of it"), weight))
+        parts.append(EncodedPart(bank, _unit(mean, f"{path}: its vectors cancel out; search for a part of it"), weight))
     return parts

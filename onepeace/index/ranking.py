@@ -52,7 +52,7 @@ def likelihood(match: float) -> str:
     return "likely" if match > LIKELY else "possible" if match >= POSSIBLE else "unlikely"
 
 
-class Seen(NamedTuple):
+class BankScores(NamedTuple):
     """Cosines of the n queries of a bank with the items of one modality in an index."""
 
     best: NDArray
@@ -85,7 +85,7 @@ class Banks:
         self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
         self.counts = np.zeros(len(MODALITIES), np.int64)
-        self._seen: dict[tuple[str, str], Seen] = {}
+        self._seen: dict[tuple[str, str], BankScores] = {}
 
     def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
         """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
@@ -106,7 +106,7 @@ class Banks:
                 self.sums[code] += some.sum(axis=0, dtype=np.float64)
                 self.counts[code] += len(some)
 
-    def seen(self, bank: str, modality: str) -> Seen | None:
+    def seen(self, bank: str, modality: str) -> BankScores | None:
         """Scores of a bank against the items of a modality; None if there are no such queries or items."""
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
         code = MODALITIES.index(modality) if modality in MODALITIES else None
@@ -116,7 +116,7 @@ class Banks:
             queries, best = self._all[place], np.sort(self.best[place, code])
             mean = float((queries @ (self.sums[code] / count).astype(np.float32)).mean())
             variance = float(self.squares[place, code].mean()) / count - mean**2
-            self._seen[bank, modality] = Seen(best, mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
+            self._seen[bank, modality] = BankScores(best, mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
         return self._seen[bank, modality]
 
     def score(self, query: "QueryVector", modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.index.filters import Condition
-from onepeace.index.nearest import Found, Matrix
+from onepeace.index.nearest import Matrix, Neighbours
 from onepeace.index.query import QueryVector
 from onepeace.index.ranking import Banks, likelihood
 from onepeace.index.store import Item, Store, as_text
@@ -97,7 +97,7 @@ class Results(Sequence[Hit]):
 
 
 def ranked(
-    banks: Banks, query: QueryVector, found: dict[str, Found]
+    banks: Banks, query: QueryVector, found: dict[str, Neighbours]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Rows of the matrix by z, best first; their cosines; and their matches, each capped at the one before.
 

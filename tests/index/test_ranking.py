@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onepeace.index.query import Part, QueryVector
+from onepeace.index.query import EncodedPart, QueryVector
 from onepeace.index.ranking import LIKELY, POSSIBLE, Banks, likelihood
 
 WIDTH = 32
@@ -41,7 +41,7 @@ def ranking(banks, folder):
 
 
 def query(*parts):
-    return QueryVector.of([Part(bank, vector, weight) for bank, vector, weight in parts])
+    return QueryVector.of([EncodedPart(bank, vector, weight) for bank, vector, weight in parts])
 
 
 def test_the_match_is_the_share_of_unrelated_queries_with_a_lower_best_hit():

@@ -20,7 +20,7 @@ from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.hub.resolve import resolve
 from onepeace.index.calibrate import FILE, TEXTS, texts_of
-from onepeace.index.query import Part, QueryVector, bank_of_text
+from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 
 FIRST = 5
@@ -129,13 +129,13 @@ class Match(EvaluationProtocol):
         asked = []
         vectors: Iterable[NDArray] = encode(embedder, "text", [text for text, _, _ in texts]) if texts else []
         for (text, answers, own), vector in zip(texts, vectors, strict=True):
-            query = QueryVector.of([Part(bank_of_text(text), vector, 1.0)])
+            query = QueryVector.of([EncodedPart(bank_of_text(text), vector, 1.0)])
             asked.append(Question(query, answers, whole, frozenset(sources[own].tolist())))
         for row in np.flatnonzero(kinds == "items"):
             inside = numbers != row
             answers = (names == names[row]) & inside
             if answers.any():
-                query = QueryVector.of([Part(self.sources[sources[row]].modality, items[row], 1.0)])
+                query = QueryVector.of([EncodedPart(self.sources[sources[row]].modality, items[row], 1.0)])
                 asked.append(Question(query, answers, inside, frozenset([str(sources[row])])))
         return asked
 
