@@ -1,4 +1,4 @@
-"""Do held-out figures say what files taken later give? The tables of finetune.md.
+"""Compare held-out figures with files collected later: the tables of finetune.md.
 
 ``python docs/results/finetune.py FOLDER`` reads the labelled shards train/image_text/{labelled_mix,caltech101}-* and
 train/audio_text/sounds-* below FOLDER, computes their vectors once (kept in --cache), and learns linear classifiers.
@@ -34,13 +34,13 @@ REPETITIONS = [
     ("caltech101", "c101"),
     ("sounds", "us8k"),
 ]
-"""The shards, and the beginning of the keys of a set, of which five classes are drawn."""
+"""Shards, and the key prefix of a set; five of its classes are drawn."""
 NOW, CLASSES = 50, 5
 THRESHOLDS = (0.9, 0.92, 0.94, 0.96)
 
 
 class Items:
-    """Samples of shards with their vectors in the bundled model."""
+    """Samples of shards with their vectors in `tiny-fast`."""
 
     def __init__(self, root: Path, cache: Path, name: str) -> None:
         self.kind, pattern, keys = SHARDS[name]
@@ -60,10 +60,10 @@ def by_name(key: str) -> list[int | str]:
 
 
 def repetition(items: Items, prefix: str, in_order: bool, random: np.random.Generator) -> list[str]:
-    """Take 50 files of each of five classes and learn from them: the cells of a row.
+    """Learn from 50 files of each of five classes; returns the cells of a row of the table.
 
-    These are the groups, the figure of the held-out part, that of the later files, whether the interval holds it; and
-    the first and last with a split by files and the interval of the mean, as they are usual.
+    The cells are the number of groups, the figures of the held-out part and of the later files, and whether the
+    interval contains the latter; then the held-out figure and this answer for a usual split by files.
     """
     classes: dict[str, list[int]] = {}
     for i, sample in enumerate(items.samples):
@@ -95,8 +95,7 @@ def repetition(items: Items, prefix: str, in_order: bool, random: np.random.Gene
 def learned(
     items: Items, now: list[int], later: list[int], groups: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a linear probe of the training part gets right (0 or 1): held-out files, and files taken later; and the
-    groups of the first."""
+    """Train a linear probe; returns its results (0 or 1) on held-out and later files, and the groups of the former."""
     records = [
         Record(str(i), "", {items.kind: Path(items.keys[i])},
                {"label": items.samples[i].label, GROUP: group, FILE: items.keys[i]})
@@ -112,7 +111,7 @@ def learned(
 
 
 def second_picture(content: bytes, strength: float, random: np.random.Generator) -> bytes:
-    """A picture as a second one of a burst: turned, cut, lit and encoded a little differently."""
+    """Imitate the next picture of a burst: slightly rotated, cropped, brighter or darker, and re-encoded."""
     picture = Image.open(io.BytesIO(content)).convert("RGB")
     picture = picture.rotate(random.uniform(-3, 3) * strength, Image.Resampling.BICUBIC)
     left, top, right, bottom = random.uniform(0, 0.06 * strength, 4)
@@ -124,7 +123,7 @@ def second_picture(content: bytes, strength: float, random: np.random.Generator)
 
 
 def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) -> None:
-    """Share of near copies above each threshold, and of different files with another one above it."""
+    """Print the shares of near copies, and of different files, whose similarity is above each threshold."""
     rows = {}
     pictures, sounds = all_items["labelled_mix"], all_items["sounds"]
     chosen = random.choice(len(pictures.samples), 200, replace=False)
@@ -149,7 +148,7 @@ def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) 
 
 
 def print_repetitions(all_items: dict[str, Items], random: np.random.Generator) -> None:
-    """The held-out figure and that of files taken later, of files by name and by chance."""
+    """Print the figures of held-out and later files, for files selected by name and at random."""
     print(
         "| set | selection | groups | held out | later | covered | by files | covered |\n| --- | --- |" + " ---: |" * 6
     )

@@ -1,4 +1,4 @@
-"""What commands import: the table of start.md, from `python -X importtime` in fresh processes.
+"""Modules that commands import: the table of start.md, from `python -X importtime` in fresh processes.
 
 ``python docs/results/imports.py FOLDER`` searches and serves the files of FOLDER (serving needs the extra web).
 """

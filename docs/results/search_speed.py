@@ -1,8 +1,8 @@
-"""How fast an index is searched, beside numpy and FAISS alone.
+"""Search speed of an index, compared with numpy and FAISS.
 
-``python docs/results/search_speed.py FOLDER 10000 100000`` makes an index of that many made-up vectors below FOLDER
-(kept for the next time), around 1,000 middles as those of pictures lie, and times single queries: the median of 30 in
-an open index, and of 5 whole commands.
+``python docs/results/search_speed.py FOLDER 10000 100000`` builds indexes of 10,000 and 100,000 synthetic vectors below
+FOLDER (reused by later runs), which are spread around 1,000 cluster centres as those of pictures are, and times single
+queries: the median of 30 in an open index, and of 5 whole commands.
 """
 
 import statistics
@@ -28,15 +28,15 @@ E, BATCH = 256, 10_000
 
 
 def vectors(count: int) -> np.ndarray:
-    """(count, E) float32 unit vectors; the cosine of two of one middle is 0.5 in the mean."""
+    """(count, E) float32 unit vectors; the mean cosine of two vectors around one centre is 0.5."""
     rng = np.random.default_rng(0)
-    middles = rng.normal(size=(1000, E)).astype(np.float32)
-    found = middles[rng.integers(1000, size=count)] + rng.standard_normal((count, E), np.float32)
+    centres = rng.normal(size=(1000, E)).astype(np.float32)
+    found = centres[rng.integers(1000, size=count)] + rng.standard_normal((count, E), np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def make(folder: Path, rows: np.ndarray) -> None:
-    """Index of pictures that are not there."""
+    """Write an index of images that do not exist."""
     about = {**identity("tiny"), "modalities": "image audio text"}
     with closing(Store.create(folder, E, about)) as store:
         for start in range(0, len(rows), BATCH):
@@ -51,7 +51,7 @@ def make(folder: Path, rows: np.ndarray) -> None:
 
 
 def milliseconds(run: Callable[[int], object], repeats: int = 30) -> float:
-    """Median time of a call with the number of the repeat."""
+    """Median time of calls with the number of the repetition."""
     run(0)
     times = []
     for i in range(repeats):
