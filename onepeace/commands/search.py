@@ -31,7 +31,7 @@ Several parts make one query: their weighted sum. A query's own file is not amon
 frames and by its audio track; "at" is the position of the hit.
 
 The match of a hit is the share of unrelated queries whose best hit in these files scores lower. Above 0.95 the hit is
-likely to be what was meant, from 0.67 on it is possible; a copy of the query has 1. If the model has no unrelated
+likely to be what was meant, from 0.7 on it is possible; a copy of the query has 1. If the model has no unrelated
 queries of the query's modality, the cosine of all hits is shown instead.
 
 --where takes a Python expression over size, date, mtime, width, height, duration, kind, path, caption and

@@ -1,5 +1,6 @@
 """Hits of a query: the nearest vectors of each kind on one scale, one hit per file, near copies grouped."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,9 @@ class Hit:
     @property
     def value(self) -> str:
         """The match, or the cosine if there is no match, as displayed."""
-        return f"{self.score:.3f}" if self.match is None else f"{self.likelihood} {self.match:.2f}"
+        if self.match is None:
+            return f"{self.score:.3f}"
+        return f"{self.likelihood} {math.floor(100 * self.match) / 100:.2f}"  # rounded up, it could contradict the word
 
     @property
     def at(self) -> str:

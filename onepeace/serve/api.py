@@ -317,7 +317,9 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: object, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _error(404 if first["loc"][0] == "path" else 422, first_error(error.errors(), 1))
+        if first["loc"][0] == "path":
+            return _error(404, f"{one_line(first['input'])}: not the number of a file")
+        return _error(422, first_error(error.errors(), 1))
 
     @app.exception_handler(UnicodeEncodeError)
     async def invalid_unicode(_: object, error: UnicodeEncodeError) -> Response:

@@ -97,12 +97,13 @@ def _card(hit: Hit, embedding: InlineMedia) -> str:
     name, place = map(readable, name_and_place(item.path))
     link = _link_to(Path(item.path), embedding.folder)
     share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
+    word, _, number = hit.value.rpartition(" ")
     at = "" if hit.start is None else f" at {hit.start:.0f} s"
     copies = f" and {len(hit.copies)} near copies" if hit.copies else ""
     return f"""<li class="card {item.modality}">
 <div class="well">{_media(hit, name, embedding)}</div>
 <div class="about"><a class="name" href="{escape(link)}">{escape(name)}</a>
-<p class="match" title="{scale}">{hit.likelihood or ""} <b>{share:.2f}</b>{at}</p>
+<p class="match" title="{scale}">{word} <b>{number}</b>{at}</p>
 <meter min="0" max="1" value="{max(0.0, share):.3f}" aria-label="{scale}"></meter>
 <p class="place">{escape(place)}{copies}</p></div></li>"""
 

@@ -14,6 +14,7 @@ CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": (
 MESSAGES = {
     "extra_forbidden": "no such field",
     "missing": "is missing",
+    "json_invalid": "must be JSON",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
 }
 """Messages that replace pydantic's, by type of error."""
@@ -38,7 +39,7 @@ class Parts(Fields):
 
     def given(self) -> dict[str, str]:
         found = {name: getattr(self, name) for name in ("text", "image", "audio")}
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in found.items() if value or (name != "text" and value is not None)}
 
 
 class ClassifyRequest(Parts):
@@ -112,6 +113,8 @@ def listed(value: Any) -> list[Any]:
 def first_error(errors: Sequence[Any], skipped: int) -> str:
     """Message of the first pydantic error; the first ``skipped`` parts of the field name are omitted."""
     first = errors[0]
-    place = ".".join(part for part in map(str, first["loc"][skipped:]) if not UNION_MEMBER.fullmatch(part))
     said = MESSAGES.get(first["type"], first["msg"].replace("Input should", "must"))
-    return one_line(f"{place}: {said}" if place else said)
+    if first["type"] == "json_invalid":
+        return one_line(f"the body: {said} ({first['ctx']['error']} at character {first['loc'][-1]})")
+    place = ".".join(part for part in map(str, first["loc"][skipped:]) if not UNION_MEMBER.fullmatch(part))
+    return one_line(f"{place}: {said}" if place else f"the body: {said}, sent with content-type: application/json")

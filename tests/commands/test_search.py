@@ -99,6 +99,9 @@ def test_table_is_for_people(mixed, random_folder, monkeypatch, capsys):
 
 
 def test_a_match_and_a_cosine_are_never_in_one_column_and_headings_stand_above():
+    def value(match):
+        return Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match).value
+
     def results(match, relevant):
         return Results((Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0),), 1, relevant)
 
@@ -109,6 +112,14 @@ def test_a_match_and_a_cosine_are_never_in_one_column_and_headings_stand_above()
     first, head, hit = table(results(0.5, False), QUERY, False).splitlines()
     assert first.startswith("nothing relevant")
     assert (head.split()[1], hit.split()[1:3]) == ("match", ["unlikely", "0.50"])
+    assert [value(match) for match in (0.699, 0.7, 0.95, 0.951, 0.999, 1.0)] == [
+        "unlikely 0.69",
+        "possible 0.70",
+        "possible 0.95",
+        "likely 0.95",
+        "likely 0.99",
+        "likely 1.00",
+    ]
 
 
 def test_broken_files_are_listed_and_the_others_found(mixed, random_folder, capsys):

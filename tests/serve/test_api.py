@@ -134,6 +134,16 @@ def test_body_that_is_no_json_is_refused(client, body):
     assert message(answer, answer.status_code)
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(b"", "application/json"), (b'{"text":', "application/json"), (b'{"text": "a dog"}', "text/plain")],
+)
+def test_error_of_the_whole_body_names_the_body_and_json(client, body, kind):
+    said = message(client.post("/search", content=body, headers={"content-type": kind}), 422)
+    assert said.startswith("the body: ")
+    assert "json" in said.lower()
+
+
 # Search
 
 
@@ -201,7 +211,8 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
         ({"text": "a", "only": "smells"}, 422, "only: "),
         ({"text": "a", "only": 5}, 422, "only: "),
         ({"text": "a", "like": None}, 422, "like: "),
-        ([], 422, "JSON object"),
+        ({"image": ""}, 422, "image: "),
+        ([], 422, "the body: "),
     ],
 )
 def test_wrong_search_is_refused_in_one_line(client, body, status, field):

@@ -73,7 +73,7 @@ def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):
     links = [html.unescape(link) for link in re.findall(r'class="name" href="([^"]*)"', page)]
     assert [unquote(link) for link in links if not (folder / unquote(link)).is_file()] == ["./gone.jpg"]
     shown = [float(value) for value in re.findall(r"<b>(-?[\d.]+)</b>", page)]
-    assert shown == [round(hit.score if hit.match is None else hit.match, 2) for hit in results]
+    assert shown == [float(hit.value.split()[-1]) for hit in results]
 
 
 def test_large_sounds_are_linked_and_those_of_shards_left_out(samples, monkeypatch):

@@ -46,6 +46,13 @@ def opened(page):
     return page.one("#name").text
 
 
+def test_names_are_shown_whole_but_for_bytes_that_are_no_text(wide):
+    script = """const [file, done] = arguments;
+        import("/page/cards.js").then(({ nameOf }) => done(nameOf(JSON.parse(file))))"""
+    for name, shown in {"\U0001f600 cat.jpg": "\U0001f600 cat.jpg", "caf\udce9.jpg": "caf\ufffd.jpg"}.items():
+        assert wide.driver.execute_async_script(script, json.dumps({"path": f"/photos/{name}"})) == shown
+
+
 def test_files_are_there_before_anything_is_asked_and_fit_the_screen(page, ids):
     assert sorted(page.names()) == sorted(ids)
     assert page.one("#heading").text.startswith("9 files")

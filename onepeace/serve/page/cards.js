@@ -20,7 +20,7 @@ export function icon(name) {
   return svg;
 }
 
-export const nameOf = (file) => file.path.split(/\/|::/).pop().replace(/[\ud800-\udfff]/g, "\ufffd") || file.path;
+export const nameOf = (file) => file.path.split(/\/|::/).pop().replace(/[\ud800-\udfff]/gu, "\ufffd") || file.path;
 
 export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
@@ -33,16 +33,15 @@ export const dateOf = (file) => {
 export function sureness(file) {
   if (file.match === null) return { word: "cosine", value: file.score, note: "cosine similarity of the file and the query" };
   const word = file.likelihood;
-  const rounded = Math.min(file.match, file.match < 1 ? 0.999 : 1);
-  return { word, value: rounded, note: `${Math.floor(100 * rounded)} of 100 unrelated queries score lower here` };
+  const percent = Math.floor(100 * file.match);  // rounded up, it could contradict the word
+  return { word, value: percent / 100, note: `${percent} of 100 unrelated queries score lower here` };
 }
 
 export function matchLine(file) {
   const { word, value, note } = sureness(file);
-  const shown = (Math.floor(value * 100) / 100).toFixed(2);
   const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
   bar.firstChild.style.width = `${100 * Math.max(0, value)}%`;
-  return [element("span", { className: word, title: note }, element("b", {}, word), ` ${shown}`), bar];
+  return [element("span", { className: word, title: note }, element("b", {}, word), ` ${value.toFixed(2)}`), bar];
 }
 
 let player = null;  // the sound that is playing, and its button
