@@ -171,3 +171,9 @@ def test_a_run_of_an_older_version_goes_on(full):
     old["data"]["valid"] = []  # a field that is gone
     del old["optim"]["groups"], old["run"]["max_bad_steps"], old["objective"][0]["multi_positive"]
     check_same(yaml.safe_dump(old), read_recipe(full), Path("runs/x"))
+
+
+def test_missing_recipe_is_named_once(tmp_path):
+    with pytest.raises(UserError) as refused:
+        read_recipe(tmp_path / "nope.yaml")
+    assert str(refused.value).count("nope.yaml") == 1
