@@ -31,7 +31,6 @@ from onepeace import __version__
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.index import Hit, Index, Query
 from onepeace.index.filters import kind_of
-from onepeace.progress import status
 from onepeace.serve import media
 from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.guard import Guard
@@ -181,7 +180,6 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     with _listening(host, port) as listener:
         service = Service(index, SharedGenerator(generator) if generator else None)
-        status(f"loading the model {service.model} ...")
         _ = index.embedder  # now instead of with the first request
         config = uvicorn.Config(
             create_app(service, hosts=hosts, password=auth),

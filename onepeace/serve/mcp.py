@@ -245,7 +245,7 @@ def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) ->
         try:
             found = tool(**given)
         except UserError as error:
-            return _error(one_line(error))
+            return _error(one_line(error).removeprefix("--"))  # tools have fields, not options
         except Exception as error:  # a bug, or a disk error: the server keeps running
             logger.exception("%s failed", tool.__name__)
             reason = f"{type(error).__name__}: {one_line(error)}"

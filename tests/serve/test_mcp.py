@@ -45,13 +45,14 @@ CALLS = {
     "nothing": ("search", {}),
     "top": ("search", {"text": "a", "top": 101}),
     "long": ("search", {"text": "a" * 20_001}),
+    "condition": ("search", {"text": "a", "where": "x"}),
     "outside": ("classify", {"paths": ["/etc/passwd"], "labels": ["cat"]}),
     "above": ("search", {"like": "../README.md"}),
     "unknown": ("delete", {"path": "cat.jpg"}),
     "caption": ("caption", {"paths": ["cat.jpg"]}),
 }
 WRONG = {
-    "nothing": "text, like", "top": "top", "long": "text", "outside": "/etc/passwd",
+    "nothing": "text, like", "top": "top", "long": "text", "condition": "where", "outside": "/etc/passwd",
     "above": "../README.md", "unknown": "delete", "caption": "caption",
 }  # fmt: skip
 
@@ -128,6 +129,7 @@ def test_wrong_call_is_a_tool_error_that_names_the_field(session, name):
     assert session[name].is_error
     (said,) = texts(session[name])
     assert WRONG[name] in said
+    assert not said.startswith("--")  # a tool has no options
 
 
 def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, collection):

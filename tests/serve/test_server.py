@@ -14,6 +14,7 @@ import pytest
 from serve.conftest import serving_index
 
 from onepeace.errors import UsageError
+from onepeace.index import Index
 from onepeace.serve import api
 
 CLIENTS = 32
@@ -62,3 +63,10 @@ def test_address_that_is_taken_or_open_to_others_is_refused(index, server):
         api.run(index, port=urlsplit(server).port)
     with pytest.raises(UsageError, match=r"0\.0\.0\.0"):
         api.run(index, host="0.0.0.0")  # noqa: S104
+
+
+def test_loading_of_the_model_is_said_once(index_folder, monkeypatch, caplog):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    with Index.open(index_folder, device="cpu") as opened, caplog.at_level("INFO"):
+        assert api.run(opened, port=0) == 0
+    assert [record.name for record in caplog.records].count("onepeace.progress") == 1
