@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.index.store import Store
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ class Query:
         """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
 
         Raises:
-            UserError: the query is empty, or a weight is not from 0 to 1e6, or names an unknown or empty field.
+            UsageError: the query is empty, or a weight is not from 0 to 1e6, or names an unknown or empty field.
         """
         known = [one.name for one in fields(self) if one.name != "weights"]
         for name, weight in self.weights.items():
             if name not in known:
-                raise UserError(f"weights has {name!r}; it can have {', '.join(known)}")
+                raise UsageError(f"weights has {name!r}; it can have {', '.join(known)}")
             if not isinstance(weight, (int, float)) or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
-                raise UserError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
+                raise UsageError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
         found = []
         for name in known:
             kind, usual = ("text", -WITHOUT) if name == "without" else (name, 1.0)
@@ -66,15 +66,15 @@ class Query:
             if name == "vector":
                 values = [] if value is None else [value]
             if not values and name in self.weights:
-                raise UserError(f"weights has {name}, but the query has no {name}")
+                raise UsageError(f"weights has {name}, but the query has no {name}")
             for one in values:
                 if kind == "text" and not isinstance(one, str):
-                    raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
+                    raise UsageError(f"{name} is {type(one).__name__}; give words, or a list of them")
                 if kind == "text" and not one.strip():
-                    raise UserError(f"{name} is empty; give words")
+                    raise UsageError(f"{name} is empty; give words")
                 found.append((kind, one, weight))
         if not any(weight > 0 for _, _, weight in found):
-            raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
+            raise UsageError("nothing to search for; give words, a picture, a sound or a file of the index")
         return found
 
     def paths(self) -> list[bytes]:

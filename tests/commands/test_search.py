@@ -174,6 +174,8 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
         (["--text", "a", "--only", "smell"], "smell"),
         (["--text", "a", "--only", ","], "''"),
         (["--text", "a", "--weights", "image=1"], "--weights"),
+        (["--text", "a", "--weights", "smell=1"], "smell"),
+        (["--text", " "], "text"),
         (["--text", "a", "--offset", "-1"], "--offset"),
         (["--text", "a", "--min-match", "nan"], "--min-match"),
         (["--text", "a", "--where", "wdith > 3"], "did you mean width"),
