@@ -19,6 +19,13 @@ WIDTH, HEIGHT = 1280, 900
 """Of the window."""
 ROW = 300
 """Height of pictures side by side."""
+MAP_IS_DRAWN = """
+const { map } = document.querySelector("#plane"), images = map?.points.map(({ image }) => image).filter(Boolean) ?? [];
+const loaded = images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
+if (loaded) map.draw();
+return loaded;
+"""
+"""Script that draws the map once all its thumbnails are loaded, and returns whether it did."""
 
 
 @contextmanager
@@ -34,10 +41,10 @@ def served() -> Iterator[str]:
 
 
 def save(page: Page, name: str) -> None:
-    """The window as a PNG of 256 colours, once its pictures are there."""
+    """Save the window as a PNG of 256 colours, once its pictures are loaded and its transitions have ended."""
     page.pictures_are_there()
     page.script("document.activeElement.blur(); scrollTo(0, 0)")
-    page.driver.execute_async_script("setTimeout(arguments[0], 1000)")  # the map decodes its pictures one by one
+    page.wait(lambda: page.script("return document.getAnimations().length === 0"))
     shot = PICTURES / name
     page.driver.save_screenshot(str(shot))
     with Image.open(shot) as image:
@@ -62,6 +69,7 @@ def screenshots() -> None:
             save(page, "serve-sound.png")
             page = Page(driver, address)
             page.one("#map").click()
+            page.wait(lambda: page.script(MAP_IS_DRAWN))
             save(page, "map.png")
 
 

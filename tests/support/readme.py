@@ -31,6 +31,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 WINDOW = "735,430"
+SHOWN = "/home/ann/onepeace"
 
 
 class Block(NamedTuple):
@@ -169,7 +170,11 @@ def update(readme: Path = README, picture: Path = PICTURE) -> None:
 
 
 def draw_page(chromium: str, page: Path, picture: Path, printed: str) -> None:
-    """The page as a PNG of 256 colours that holds, as a text named "printed", what the commands printed."""
+    """Draw the page as a PNG of 256 colours with a text field "printed": the output of the commands.
+
+    The page shows `SHOWN` instead of the working folder, whose name differs from run to run.
+    """
+    page.write_text(page.read_text(encoding="utf-8").replace(str(Path.cwd()), SHOWN), encoding="utf-8")
     shot = page.with_suffix(".png").resolve()
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WINDOW}", f"--screenshot={shot}"]
     subprocess.run([chromium, *options, page.resolve().as_uri()], check=True, capture_output=True)
