@@ -31,7 +31,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 WINDOW = "735,430"
-SHOWN = "/home/ann/onepeace"
+SHOWN = "/srv/onepeace"
 
 
 class Block(NamedTuple):
