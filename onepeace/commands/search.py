@@ -130,23 +130,25 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
     if indexes and len(args.paths) > 1:
         raise UsageError(f"{indexes[0]} is an index; give one index, or only files and folders")
     with ExitStack() as stack:
-        folder, problems = Path(args.paths[0]), []
+        folder, report = Path(args.paths[0]), None
         if getattr(args, "no_index", False) and not indexes:
             from onepeace.index import build
 
             args.kept = "nothing is kept"
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
-            problems = build(folder, args.paths, **opening).problems
+            report = build(folder, args.paths, **opening)
         elif not indexes:
             from onepeace.index.kept import folder_of, kept_index
 
             is_new = not is_index(folder_of(args.paths, args.model or "tiny"))
             folder, report = kept_index(args.paths, **opening)
-            problems = report.problems
             if is_new:
                 hint = "; --no-index keeps none" if "no_index" in args else ""
                 files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
-        yield stack.enter_context(Index.open(folder, **opening)), problems
+        index = stack.enter_context(Index.open(folder, **opening))
+        if report is not None and report.embedder is not None:
+            index.embedder = report.embedder
+        yield index, [] if report is None else report.problems
 
 
 def table(results: "Results", query: "Query", is_filtered: bool) -> str:
@@ -168,4 +170,4 @@ def table(results: "Results", query: "Query", is_filtered: bool) -> str:
 def _place(hit: "Hit") -> str:
     """A path as a user types it: relative if it is below the working folder, otherwise unchanged."""
     near = hit.item.path.removeprefix(os.getcwd() + os.sep)
-    return files.shown(near) + (f" (+{len(hit.copies)} near copies)" if hit.copies else "")
+    return files.shown(near) + (f" (+{len(hit.copies)} very similar)" if hit.copies else "")

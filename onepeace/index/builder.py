@@ -67,6 +67,8 @@ class Report:
     other_kinds: Counter[str] = field(default_factory=Counter)
     """Files with unsupported extensions, by extension, and links that were not followed."""
     seconds: float = 0.0
+    embedder: "Embedder | None" = field(default=None, repr=False)
+    """The model, if it was loaded in this process: a search after the build need not load it again."""
 
     @property
     def embedded(self) -> int:

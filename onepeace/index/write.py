@@ -209,6 +209,8 @@ def _fill(
 
             keep_text_branch(opened.meta["model"], opened.meta["model_hash"])
         finish(opened)
+        if engine is None and load.cache_info().currsize:
+            builder.report.embedder = load()
     return builder.report
 
 

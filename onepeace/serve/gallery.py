@@ -99,7 +99,7 @@ def _card(hit: Hit, embedding: InlineMedia) -> str:
     share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
     word, _, number = hit.value.rpartition(" ")
     at = "" if hit.start is None else f" at {hit.start:.0f} s"
-    copies = f" and {len(hit.copies)} near copies" if hit.copies else ""
+    copies = f" and {len(hit.copies)} very similar files" if hit.copies else ""
     return f"""<li class="card {item.modality}">
 <div class="well">{_media(hit, name, embedding)}</div>
 <div class="about"><a class="name" href="{escape(link)}">{escape(name)}</a>

@@ -66,7 +66,7 @@ class SearchRequest(Parts):
     sort: Literal["match", "date", "path"] = "match"
     rank: Literal["match", "raw"] = "match"
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)
-    collapse: bool = Field(True, description="group near copies into one hit")
+    collapse: bool = Field(True, description="group very similar files into one hit")
 
 
 class AskRequest(Fields):

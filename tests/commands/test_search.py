@@ -11,6 +11,7 @@ from support.broken_files import write_broken, write_good
 
 from onepeace.cli import main
 from onepeace.commands.search import table
+from onepeace.embed import embedder
 from onepeace.index import Hit, Item, Query, Results
 from onepeace.index.filters import FIELDS
 
@@ -142,6 +143,8 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
     folder.mkdir()
     shutil.copy(samples / "images" / "dog.jpg", folder)
     (folder / "broken.jpg").write_bytes(b"no picture")
+    loads, load = [], embedder.load
+    monkeypatch.setattr(embedder, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
 
     def search():
         code = main(["search", str(folder), "--text", "a dog", "--json", "--model", str(random_folder)])
@@ -149,6 +152,7 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
         return code, len(out.splitlines()), "--no-index" in err, "broken.jpg" in err
 
     assert search() == (1, 1, True, True)
+    assert len(loads) == 1  # for the files and for the query
     assert search() == (0, 1, False, False)  # known by now
     shutil.copy(samples / "images" / "sea.jpg", folder)
     assert search() == (0, 2, False, False)

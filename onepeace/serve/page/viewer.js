@@ -58,7 +58,7 @@ function facts(file) {
     ["Caption", file.kind === "text" ? "" : file.caption], ["Date", dateOf(file)], ["Length", file.duration ? clock(file.duration) : ""],
     ["Pixels", file.width ? `${file.width} × ${file.height}` : ""], ["Size", size],
     ["Folder", file.path.slice(0, -nameOf(file).length).replace(/[\ud800-\udfff]/gu, "\ufffd")],
-    ["Near copies", file.copies?.join(", ")], ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
+    ["Very similar", file.copies?.join(", ")], ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
   ];
   return found.filter(([, value]) => value);
 }
