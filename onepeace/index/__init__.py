@@ -1,14 +1,33 @@
 """Index of files, as items and vectors, and search in it: ``from onepeace.index import Index, Query, build``."""
 
-from onepeace.index.builder import Report
-from onepeace.index.index import Index
-from onepeace.index.query import Query
-from onepeace.index.search import Hit, Results
-from onepeace.index.store import Item, is_index
-from onepeace.index.verify import CheckReport, check
-from onepeace.index.write import build, remove, update
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from onepeace.index.builder import Report
+    from onepeace.index.index import Index
+    from onepeace.index.query import Query
+    from onepeace.index.search import Hit, Results
+    from onepeace.index.store import Item, is_index
+    from onepeace.index.verify import CheckReport, check
+    from onepeace.index.write import build, remove, update
+
+_MODULES = {
+    "CheckReport": "verify", "Hit": "search", "Index": "index", "Item": "store", "Query": "query", "Report": "builder",
+    "Results": "search", "build": "write", "check": "verify", "is_index": "store", "remove": "write", "update": "write",
+}  # fmt: skip
 __all__ = [
     "CheckReport", "Hit", "Index", "Item", "Query", "Report", "Results", "build", "check", "is_index", "remove",
     "update",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that a text search loads neither torch nor the modules that build an index."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
