@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(failure))
     elif isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
         _say(f"{failure.filename or 'the output'}: no space left on the device")
+    elif isinstance(failure, PermissionError) and failure.filename:
+        _say(f"{failure.filename}: cannot be read or written ({failure.strerror})")
     else:
         _say(f"{type(failure).__name__}: {failure} (run with --debug for the traceback)")
     return code or 1

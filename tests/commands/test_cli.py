@@ -96,6 +96,11 @@ def test_wrong_usage_is_one_line_with_the_nearest_name_and_exit_code_2(arguments
         # Not a closed stdout, so not quiet:
         ("raise BrokenPipeError('x')", 1, "onepeace: BrokenPipeError: x (run with --debug for the traceback)\n"),
         ("raise OSError(28, 'No space left', 'a.npz')", 1, "onepeace: a.npz: no space left on the device\n"),
+        (
+            "raise PermissionError(13, 'Permission denied', 'a.index')",
+            1,
+            "onepeace: a.index: cannot be read or written (Permission denied)\n",
+        ),
         ("raise KeyboardInterrupt", 130, ""),
     ],
 )
