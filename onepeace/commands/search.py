@@ -81,11 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _weights(text: str) -> dict[str, float]:
     found = {}
     for part in text.split(","):
-        name, _, value = part.partition("=")
+        name, _, value = (one.strip() for one in part.partition("="))
         try:
-            found[name.strip()] = float(value)
+            found[name] = float(value)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part!r} is not of the form text=0.7,audio=0.3") from None
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no part of a query; there are {', '.join(PARTS)}")
     return found
 
 
@@ -97,10 +99,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("no query; give --text, --image, --audio, --like or several of them")
     for value in (*args.image, *args.audio):
         files.check_input(value)
-    if unused := [name for name in args.weights if not getattr(args, name if name in PARTS else "weights", None)]:
+    if unused := [name for name in args.weights if not getattr(args, name)]:
         raise UsageError(f"--weights: the query has no {unused[0]}")
     only = [kind_of(kind.strip()) for kind in args.only.split(",")] if args.only else []
-    where = short_forms(args.where, args.after, args.before, args.path)
+    try:
+        where = short_forms(args.where, args.after, args.before, args.path)
+    except UsageError as error:  # begins with the name of the field
+        raise UsageError(f"--{error}") from error
     if args.html:
         files.check_output(args.html)
     query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
@@ -122,8 +127,10 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
-    """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed."""
+    """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed, or
+    all that failed if it has no others."""
     from onepeace.index import Index, is_index
+    from onepeace.index.index import check_model
 
     opening = {"model": args.model, "device": args.device}
     indexes = [path for path in args.paths if is_index(path)]
@@ -146,9 +153,12 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
                 hint = "; --no-index keeps none" if "no_index" in args else ""
                 files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
         index = stack.enter_context(Index.open(folder, **opening))
+        if args.model is not None:
+            check_model(index.store, args.model)  # now instead of once torch is loaded
         if report is not None and report.embedder is not None:
             index.embedder = report.embedder
-        yield index, [] if report is None else report.problems
+        problems = [] if report is None else report.problems
+        yield index, problems if len(index) else index.problems()
 
 
 def table(results: "Results", query: "Query", is_filtered: bool) -> str:

@@ -80,7 +80,7 @@ def kind_of(name: str) -> str:
 def short_forms(
     where: str | None = None, after: str | None = None, before: str | None = None, path: str | None = None
 ) -> str | None:
-    """Combine --where with its short forms --after, --before and --path into one condition.
+    """Combine `where` with its short forms `after`, `before` and `path` into one condition.
 
     Raises:
         UsageError: a condition or a date cannot be parsed.
@@ -92,7 +92,7 @@ def short_forms(
             try:
                 period(date)
             except UsageError as error:
-                raise UsageError(f"--{option}: {error}") from error
+                raise UsageError(f"{option}: {error}") from error
     forms = {"({}\n)": where, "date >= {!r}": after, "date < {!r}": before, "path.match({!r})": path}
     return " and ".join(form.format(value) for form, value in forms.items() if value is not None) or None
 
@@ -118,16 +118,16 @@ def compile_condition(where: str) -> Condition:
         UsageError: not an expression, or an unknown name, value or operator, with its column.
     """
     if len(where) > MAX_LENGTH:
-        raise UsageError(f"--where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
+        raise UsageError(f"where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
     try:
         return _condition(ast.parse(where.strip(), mode="eval").body)
     except SyntaxError as error:
         hint = "; equal is ==" if re.search(r"[^<>=!]=[^=]", where) else ""
         if joined := re.search(rf"([\d.]+) ?({'|'.join(UNITS)})\b", where):
             hint = f"; write {joined[1]}*{joined[2]}"
-        raise UsageError(f"--where: {where.strip()!r}: {error.msg} at column {error.offset or 1}{hint}") from None
+        raise UsageError(f"where: {where.strip()!r}: {error.msg} at column {error.offset or 1}{hint}") from None
     except (RecursionError, MemoryError, ValueError) as error:
-        raise UsageError(f"--where: cannot be read ({one_line(error)})") from None
+        raise UsageError(f"where: cannot be read ({one_line(error)})") from None
 
 
 def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
@@ -263,4 +263,4 @@ def _value(node: ast.expr) -> Any:
 
 
 def _error(node: ast.expr, what: str) -> UsageError:
-    return UsageError(f"--where: {ast.unparse(node)!r} at column {node.col_offset + 1} {what}")
+    return UsageError(f"where: {ast.unparse(node)!r} at column {node.col_offset + 1} {what}")

@@ -182,7 +182,7 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
         (["--text", " "], "text"),
         (["--text", "a", "--offset", "-1"], "--offset"),
         (["--text", "a", "--min-match", "nan"], "--min-match"),
-        (["--text", "a", "--where", "wdith > 3"], "did you mean width"),
+        (["--text", "a", "--where", "wdith > 3"], "--where: 'wdith'"),
         (["--text", "a", "--after", "May"], "--after"),
         (["--text", "a", "--html", "FOLDER/no/page.html"], "page.html"),
         (["--text", "a", "--html", "FOLDER"], "folder"),
@@ -194,6 +194,15 @@ def test_wrong_usage_is_one_line_that_names_the_option(index, samples, capsys, a
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert named in err
+    assert "vector" not in err  # a field of a query in Python, but not an option
+
+
+def test_other_model_is_refused_also_where_no_model_is_needed(index, samples, capsys):
+    known = str(samples / "images" / "dog.jpg")
+    assert main(["search", str(index), "--like", known, "--model", "tiny"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "--model" in err
 
 
 def test_nothing_found_does_not_speak_of_filters_alone(random_folder, samples, capsys):

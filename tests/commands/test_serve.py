@@ -38,6 +38,14 @@ def test_wrong_usage_is_said_in_one_line(capsys, arguments, named):
     assert named in line
 
 
+def test_problems_are_listed_whenever_there_is_nothing_else(served, random_folder, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    for _ in range(2):  # the second time the file is known
+        assert main(["serve", str(tmp_path / "broken.jpg"), "--model", str(random_folder), "--device", "cpu"]) == 0
+        assert "broken.jpg: " in capsys.readouterr().err
+        assert served["files"] == 0
+
+
 def test_a_password_is_made_up_for_every_address_but_this_machines(served, monkeypatch, capsys, random_folder, samples):
     picture = str(samples / "images" / "dog.jpg")
 
