@@ -270,7 +270,7 @@ def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
         raise Refused(422, f"dimensions: {request.dimensions}; vectors of this model have {service.embed_dim}")
     entries = listed(request.input)
     if not 1 <= len(entries) <= service.limits.inputs:
-        raise Refused(413, f"input: {len(entries)} items; give 1 to {service.limits.inputs}")
+        raise Refused(413 if entries else 422, f"input: {len(entries)} items; give 1 to {service.limits.inputs}")
     decoder, decoded = service.request(), []
     for index, entry in enumerate(entries):
         parts = parts_of(entry, f"input[{index}]").items()
@@ -310,7 +310,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(_: object, error: UserError) -> Response:
-        return _error(error.status if isinstance(error, Refused) else 422, one_line(error).removeprefix("--"))
+        return _error(error.status if isinstance(error, Refused) else 422, one_line(error))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: object, error: RequestValidationError) -> Response:
@@ -325,6 +325,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(_: object, error: HTTPException) -> Response:
+        if error.status_code == 400:  # FastAPI's, of a body that is no text
+            return _error(422, f"the body: must be JSON ({one_line(error.__cause__)})")
         return _error(error.status_code, one_line(error.detail))
 
     @app.exception_handler(Exception)

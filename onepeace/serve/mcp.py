@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 import anyio
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.stdio import stdio_server
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
+from pydantic import ValidationError
 
 from onepeace import __version__
 from onepeace.errors import UserError, one_line
@@ -29,6 +31,7 @@ from onepeace.index import Hit, Index, Item, Query
 from onepeace.index.sources import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.generator import SharedGenerator
+from onepeace.serve.requests import first_error
 from onepeace.serve.service import Service
 from onepeace.serve.uploads import Refused
 
@@ -75,13 +78,25 @@ class _Lines(io.TextIOWrapper):
         return ESCAPE.sub(lambda found: r"\ufffd" if found[1] else found[0], super().readline(size))
 
 
+class _Server(MCPServer[Any]):
+    """Server whose errors about arguments are one line, as those of the tools."""
+
+    async def call_tool(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().call_tool(*args, **options)
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError):
+                return _error(first_error(error.__cause__.errors(), 0))
+            raise
+
+
 def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[Any]:
     """Create the server, for any transport."""
     tools = Tools(service)
     offered: list[Callable[..., Any]] = [tools.search, tools.classify]
     offered += [getattr(tools, task) for task in (service.generator.tasks if service.generator else ())]
     about = ABOUT.format(count=sum(service.about()["files"].values()))
-    server: MCPServer[Any] = MCPServer("onepeace", version=__version__, instructions=about, log_level="WARNING")
+    server = _Server("onepeace", version=__version__, instructions=about, log_level="WARNING")
     for tool in offered:
         pictures = thumbnails and tool.__name__ == "search"
         server.add_tool(
@@ -245,7 +260,7 @@ def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) ->
         try:
             found = tool(**given)
         except UserError as error:
-            return _error(one_line(error).removeprefix("--"))  # tools have fields, not options
+            return _error(one_line(error))
         except Exception as error:  # a bug, or a disk error: the server keeps running
             logger.exception("%s failed", tool.__name__)
             reason = f"{type(error).__name__}: {one_line(error)}"

@@ -78,10 +78,17 @@ class Request:
 
     def picture(self, value: str, name: str) -> object:
         """Decode to a PIL image; UserError if it cannot be read."""
+        from PIL import Image
+
         from onepeace.processors import ImageProcessor
 
         data, processor = self._data(value, name), self._processor("image", ImageProcessor)
-        width, height = processor.size_in_pixels(data)
+        try:
+            width, height = processor.size_in_pixels(data)
+        except UserError as error:
+            if isinstance(error.__cause__, Image.DecompressionBombError):  # the limit of Pillow, which is higher
+                raise Refused(413, f"{name}: above the limit of {self.limits.pixels} pixels") from error
+            raise
         self.pixels += width * height
         if self.pixels > self.limits.pixels:
             raise Refused(413, f"{name}: {self.pixels} pixels in this request, above the limit of {self.limits.pixels}")

@@ -113,6 +113,8 @@ ADDRESS = "http://127.0.0.1:1/dog.jpg"
         ({"input": [{"audio": wav(5)}] * 3}, 413, "input[2].audio"),
         ({"input": ["a" * 201]}, 413, "input[0].text"),
         ({"input": ["a"] * 6}, 413, "input"),
+        ({"input": []}, 422, "input"),
+        ({"input": [{"image": png(20_000, 20_000)}]}, 413, "1000000"),
         ({"input": [""]}, 422, "input[0]"),
         ({"input": [[1, 2]]}, 422, "input[0]"),
         ({"input": {"text": 5}}, 422, "input[0]: text"),
@@ -136,7 +138,12 @@ def test_body_that_is_no_json_is_refused(client, body):
 
 @pytest.mark.parametrize(
     ("body", "kind"),
-    [(b"", "application/json"), (b'{"text":', "application/json"), (b'{"text": "a dog"}', "text/plain")],
+    [
+        (b"", "application/json"),
+        (b'{"text":', "application/json"),
+        (b"\xff\xd8\xff\xe0", "application/json"),
+        (b'{"text": "a dog"}', "text/plain"),
+    ],
 )
 def test_error_of_the_whole_body_names_the_body_and_json(client, body, kind):
     said = message(client.post("/search", content=body, headers={"content-type": kind}), 422)

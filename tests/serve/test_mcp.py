@@ -46,14 +46,15 @@ CALLS = {
     "top": ("search", {"text": "a", "top": 101}),
     "long": ("search", {"text": "a" * 20_001}),
     "condition": ("search", {"text": "a", "where": "x"}),
+    "kind": ("search", {"text": "a", "only": "foo"}),
     "outside": ("classify", {"paths": ["/etc/passwd"], "labels": ["cat"]}),
     "above": ("search", {"like": "../README.md"}),
     "unknown": ("delete", {"path": "cat.jpg"}),
     "caption": ("caption", {"paths": ["cat.jpg"]}),
 }
 WRONG = {
-    "nothing": "text, like", "top": "top", "long": "text", "condition": "where", "outside": "/etc/passwd",
-    "above": "../README.md", "unknown": "delete", "caption": "caption",
+    "nothing": "text, like", "top": "top", "long": "text", "condition": "where", "kind": "only: ",
+    "outside": "/etc/passwd", "above": "../README.md", "unknown": "delete", "caption": "caption",
 }  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def test_wrong_call_is_a_tool_error_that_names_the_field(session, name):
     (said,) = texts(session[name])
     assert WRONG[name] in said
     assert not said.startswith("--")  # a tool has no options
+    assert "\n" not in said
 
 
 def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, collection):
