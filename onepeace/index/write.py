@@ -125,13 +125,13 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     from filelock import FileLock, Timeout
 
     target = Path(folder)
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not os.path.isdir(target):  # False without permission, unlike those of Path
         raise UsageError(f"{target}: is a file; name a folder")
     if not create and not is_index(target):
         raise no_index(target)
     lock = FileLock(target / LOCK, timeout=0)
     try:
-        is_new = not target.exists()
+        is_new = not os.path.exists(target)
         if not is_new and not is_index(target) and not (target / LOCK).exists() and any(target.iterdir()):
             raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
         make_folder(target)
