@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         results = tuning.run(args.force)
     except KeyboardInterrupt:
-        again = f"progress is saved; run the same command again{' without --force' * args.force} to resume"
-        args.kept = again if (args.output / ABOUT).exists() else "nothing was written"
+        again = f"run the same command again{' without --force' * args.force} to resume"
+        begun = (args.output / ABOUT).exists()
+        args.kept = f"finished stages and checkpoints are kept; {again}" if begun else "nothing was written"
         raise
     print(as_text(results))
     print(NOTE)

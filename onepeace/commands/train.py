@@ -5,6 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from onepeace.commands import files
 from onepeace.commands.options import positive
 from onepeace.errors import UsageError
 
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", default=[], help="override fields of the recipe")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print parameters, memory per GPU and FLOPs, and stop")
-    parser.set_defaults(kept="run the same command again to resume from the last checkpoint")
     parser.add_argument("--processes", metavar="N", type=positive, help="number of GPUs for --plan (1)")
 
 
@@ -46,14 +46,31 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train
 
-    folder = train(recipe, evaluation(recipe))
-    if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
+    prints = os.environ.get("RANK", "0") == "0"  # only one of torchrun's processes does
+    try:
+        folder = train(recipe, evaluation(recipe))
+    except KeyboardInterrupt:
+        args.kept = kept_text(recipe.run.out) if prints else None
+        raise
+    if not prints:
         return 0
     print(folder)
     if (folder / "config.yaml").exists():
         place = SAMPLES if os.path.isdir(SAMPLES) else "FOLDER"
         print(f"try it: onepeace search {place} --text 'a dog' --model {folder}", file=sys.stderr)
+    else:
+        files.say(f"stopped; {kept_text(recipe.run.out)}")
     return 0
+
+
+def kept_text(folder: str) -> str:
+    """What a stopped run leaves behind, for the user."""
+    from onepeace.train import checkpoint
+
+    if saved := checkpoint.files(folder):
+        step = checkpoint.step_of(saved[-1])
+        return f"the checkpoint of step {step} is kept; run the same command again to resume from it"
+    return "no step was saved yet; run the same command again to start over"
 
 
 def plan_text(plan: "Plan") -> str:

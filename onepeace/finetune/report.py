@@ -165,11 +165,12 @@ def _classes(before: Answers, after: Answers) -> list[str]:
 def _errors(samples: Sequence[Sample], before: Answers, after: Answers) -> list[str]:
     """Cards of the most confident errors, or for captions, of the queries that rank their own item lowest."""
     if after.labels:
-        errors, title = confident_errors(after), "errors, the most confident first"
+        errors = confident_errors(after)
+        title = f"error{'s' * (len(errors) != 1)}, the most confident first"
         words = {i: f"{after.labels[i]}, called {after.said[i]} ({after.confidence[i]:.0%})" for i in errors}
     else:
         errors = sorted((i for i, rank in enumerate(after.ranks) if rank > 1), key=lambda i: -after.ranks[i])
-        title = "do not rank their own item first, the worst first"
+        title = f"{'does not rank its' if len(errors) == 1 else 'do not rank their'} own item first, the worst first"
         own = {i: (samples[i].captions or [samples[i].key])[0] for i in errors}
         words = {i: f"place {after.ranks[i]}, before {before.ranks[i]}: {own[i]}" for i in errors}
     cards = [_card(samples[i], after.modality, words[i]) for i in errors[:ERRORS]]

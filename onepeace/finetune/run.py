@@ -41,6 +41,8 @@ ABOUT, SETTINGS, TUNED, AVERAGE = "finetune.json", "settings.json", "tuned", "av
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 TRIED = 3
 """Steps that are timed to estimate the duration of the training."""
+LOADS = 3
+"""Times that a model is loaded in each way: to be trained, averaged and measured."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,7 @@ class FineTuning:
             UserError: nothing can be learned from the data; the folder has another fine-tuning in it.
         """
         parts, recipes = self._begun(overwrite)
-        began = time.monotonic()
-        self._answered(self.out / BEFORE, self.start, parts, {})
-        self._say_plan(parts, recipes, time.monotonic() - began)
+        self._say_plan(parts, recipes, *self._answered(self.out / BEFORE, self.start, parts, {}))
         results = [self._result(way, recipe, parts) for way, recipe in recipes.items()]
         for result in results:
             write_report(result, self.source, self.model, self.data, parts)
@@ -175,19 +175,29 @@ class FineTuning:
         self.say(f"{way}{': ' * bool(way)}{text} (a.b=value sets another)")
         return recipe
 
-    def _say_plan(self, parts: SplitSummary, recipes: Mapping[str, Recipe], measuring: float) -> None:
-        """Say what will be done, and its duration, estimated from the first measurement and a few steps."""
+    def _say_plan(self, parts: SplitSummary, recipes: Mapping[str, Recipe], loading: float, answering: float) -> None:
+        """Say what will be done, and its duration, estimated from the first measurement and a few steps.
+
+        Args:
+            loading, answering: seconds that the first measurement took; 0 if an earlier call made it, and then the
+                whole duration is not said.
+        """
         left = {way: recipe for way, recipe in recipes.items() if not self._is_trained(recipe)}
         if not left:
             return
-        times = {way: _seconds_left(recipe) for way, recipe in left.items()}
-        trials = (len(SHARES) * parts.count("choose") + parts.count("val")) / parts.count("val")
-        whole = sum(times.values()) + len(left) * trials * measuring
+        an_item, some = answering / parts.count("val"), next(iter(left.values()))
+        if features := feature_seconds(some, parts.counts, an_item):
+            self.say(f"features of frozen networks, computed once: {_minutes(features)}")
+        times = {way: _seconds_left(recipe, an_item) for way, recipe in left.items()}
+        answered = len(SHARES) * parts.count("choose") + parts.count("val")
+        each_way = LOADS * loading + answered * an_item
+        # Timing steps computes the features.
+        whole = feature_seconds(some, parts.counts, an_item) + sum(times.values()) + len(left) * each_way
         new = f"a new classifier of {len(parts.labels)} classes and " * bool(parts.labels)
         each = " and ".join(f"{way} {_minutes(seconds)}".strip() for way, seconds in times.items())
         self.say(
             f"to do: train {new}the weights of {self.model} ({each}), average them with those they had, measure, and "
-            f"write a report; {_minutes(whole)} in all"
+            f"write a report{f'; {_minutes(whole)} in all' * bool(answering)}"
         )
 
     def _is_trained(self, recipe: Recipe) -> bool:
@@ -228,21 +238,45 @@ class FineTuning:
         write_text_atomic(folder / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
         shutil.rmtree(tuned)
 
-    def _answered(self, path: Path, folder: Path, parts: SplitSummary, heads: Mapping[str, str]) -> None:
-        """Write the answers of a model to the held-out part, unless they exist."""
-        if not path.exists():
-            model = load(folder, device=str(choose_device()))
-            found = figures.answers(model, self.data, parts.pairs("val"), parts.labels, heads)
-            figures.write_answers(path, found)
+    def _answered(self, path: Path, folder: Path, parts: SplitSummary, heads: Mapping[str, str]) -> tuple[float, float]:
+        """Write the answers of a model to the held-out part, unless they exist.
+
+        Returns:
+            The seconds that loading the model and answering took.
+        """
+        if path.exists():
+            return 0.0, 0.0
+        began = time.monotonic()
+        model = load(folder, device=str(choose_device()))
+        loaded = time.monotonic()
+        found = figures.answers(model, self.data, parts.pairs("val"), parts.labels, heads)
+        figures.write_answers(path, found)
+        return loaded - began, time.monotonic() - loaded
 
 
-def _seconds_left(recipe: Recipe) -> float:
-    """Estimated seconds of the remaining training, from a few steps that are not saved; 0 if few are left."""
+def feature_seconds(recipe: Recipe, counts: Mapping[str, int], an_item: float) -> float:
+    """Estimated seconds to compute the features of frozen networks; 0 for a modality that has some.
+
+    Args:
+        counts: number of samples by part and kind (`SplitSummary.counts`).
+        an_item: seconds to embed an item with the whole model.
+    """
+    seconds = 0.0
+    for key, views in recipe.data.stem_views.items():
+        if not any(recipe.frozen_folder.glob(f"{key}-*/part-*.json")):
+            items = sum(counts.get(f"train/{name}", 0) for name, keys in recipe.data.modalities.items() if key in keys)
+            seconds += items * (views if recipe.data.augment.get(key) else 1) * an_item
+    return seconds
+
+
+def _seconds_left(recipe: Recipe, an_item: float) -> float:
+    """Estimated seconds of the remaining training: from a few steps that are not saved, or if few are left, as long as
+    embedding their items, at ``an_item`` seconds each."""
     saved = checkpoint.files(recipe.run.out)
     first = checkpoint.step_of(saved[-1]) if saved else 0
     left = recipe.schedule.steps - first
     if left <= 2 * TRIED:
-        return 0.0
+        return left * an_item * sum(recipe.batch_size(name) for name in recipe.data.modalities)
     train(replace(recipe, run=replace(recipe.run, log_every=1)), stop_at=first + TRIED)
     lines = read_log(Path(recipe.run.out) / LOG)[-TRIED:]
     return left * statistics.median(line["seconds"] for line in lines)

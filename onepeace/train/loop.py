@@ -41,6 +41,8 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
     """
     with parallel.group(choose_device()) as device:
         run = Run(recipe, device)
+        if run.start and stop_at is None:
+            log.warning("going on from step %d of %s", run.start, run.out)
         with noticed_stop() as stop_requested:  # not earlier: there is nothing to save yet
             step = train_steps(run, evaluate, stop_at, stop_requested)
         return run.write_model() if step == recipe.schedule.steps else run.out
@@ -101,7 +103,6 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
                 run.evaluate(evaluate, journal, step)
                 averages.restart_clock()
             if stopping and step < total:
-                log.warning("stopped after step %d; the same command goes on", step)
                 break
     if journal:
         journal.close()

@@ -91,7 +91,6 @@ class Run:
             check_same(saved.recipe, recipe, self.out)
             self.start, self.cursors = saved.step, saved.extra.get("cursors", {})
             self.restore(saved)
-            log.warning("going on from step %d of %s", self.start, self.out)
         elif main:
             self.out.mkdir(parents=True, exist_ok=True)
             write_config(recipe, self.out / "recipe.yaml")

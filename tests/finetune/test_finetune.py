@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import shutil
 
@@ -13,7 +14,7 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
-from onepeace.config import build, read_yaml
+from onepeace.config import build, merge, read_yaml
 from onepeace.finetune import run as running
 from onepeace.finetune import split
 from onepeace.finetune.figures import HEAD, WORDS, read_answers
@@ -164,13 +165,29 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     assert not (out / "report.html").exists()
     before = (out / "before.jsonl").stat().st_mtime_ns
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
-    assert "going on from step 10" in caplog.text
+    assert caplog.text.count("going on from step 10") == 1
     assert read_log(out / "log.jsonl")[-1]["step"] == 30
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
     assert trained == [3, None, 13, None]  # three steps are timed first
     assert (out / "before.jsonl").stat().st_mtime_ns == before
     assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 2
     assert f" {' '.join(quick)};" in capsys.readouterr().err
+
+
+def test_the_estimate_has_the_features_of_frozen_networks_until_there_are_some(model, tmp_path):
+    summary = SplitSummary("", {"train/image+text": 10, "train/audio+text": 20, "val/image+text": 9}, 39, [], [], [])
+    content = merge(auto_recipe(model, model, tmp_path, summary), {"schedule": {"steps": 2}})
+    content["data"] |= {"stem_views": {"image": 4, "audio": 3}, "augment": {"image": {"flip": True}}}
+    recipe, said = build(Recipe, content, "a recipe"), []
+    assert running.feature_seconds(recipe, summary.counts, 0.5) == 0.5 * (4 * 10 + 20)  # without augmentation, one view
+    tuning = running.FineTuning(tmp_path, tmp_path, say=said.append)
+    tuning._say_plan(summary, {"": recipe}, 1.0, 4.5)
+    for key in ("image", "audio"):
+        (recipe.frozen_folder / f"{key}-0123").mkdir(parents=True)
+        (recipe.frozen_folder / f"{key}-0123" / "part-0.json").touch()
+    tuning._say_plan(summary, {"": recipe}, 1.0, 4.5)
+    (*_, before), (*_, after) = (re.findall(r"(\d+) s", line) for line in said if line != said[0])
+    assert int(before) - int(after) == 30
 
 
 def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path, capsys):
@@ -209,7 +226,7 @@ def test_ctrl_c_says_whether_anything_is_saved(table, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(running.FineTuning, "run", stopped)
     assert finetune(table, "-o", tmp_path) == 130
-    assert ("saved" in capsys.readouterr().err) == begun
+    assert ("kept" in capsys.readouterr().err) == begun
 
 
 def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys):
