@@ -13,14 +13,16 @@ allocator; `MARGIN` is added for the last two.
 
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from onepeace.config import Config
+from onepeace.config import SIZES, Config
 from onepeace.cost.inputs import largest_items, pair_batch, planned_objective, rows_of_an_item
 from onepeace.cost.measure import Cost, step_cost
 from onepeace.errors import UserError
+from onepeace.files.cache import cache_folder
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.registry import find
 from onepeace.model import Trained
@@ -93,11 +95,17 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
 def planned_config(recipe: Recipe) -> Config:
     """The model's configuration; that of ``model.size`` if ``model.from`` is missing or would be downloaded."""
     start = recipe.start
-    is_local = start.source is not None and (start.size is None or find(start.source) is None)
-    if start.source is None or (is_local and (model_folder(start.source) / "config.yaml").exists()):
+    if start.source is None:
+        return make_config(recipe)
+    released = None if Path(start.source).is_dir() else find(start.source)
+    is_local = released is None or (start.size is None and (cache_folder() / released).is_dir())
+    if is_local and (model_folder(start.source) / "config.yaml").exists():
         return make_config(recipe)
     if start.size is None:
-        raise UserError(f"model.from {start.source} is not there; add model.size=... to plan without it")
+        raise UserError(
+            f"model.from {start.source} is not on this machine; to plan without it, add model.size=... "
+            f"({', '.join(SIZES)})"
+        )
     return make_config(replace(recipe, model={key: value for key, value in recipe.model.items() if key != "from"}))
 
 

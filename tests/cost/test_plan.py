@@ -160,8 +160,12 @@ def test_size_says_what_a_start_that_is_not_there_will_be(name):
         plan.planned_config(read_recipe(RECIPES / f"{name}.yaml", ["model.size=null"]))
 
 
-def test_a_recipe_from_a_released_model_is_planned_by_size_and_downloads_nothing():
+def test_a_recipe_from_a_released_model_is_planned_by_size_and_downloads_nothing(tmp_path, monkeypatch):
     """Of two pictures an item (NLVR2), each computed."""
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"model\.from .* model\.size"):
+        plan.planned_config(read_recipe(RECIPES.parent / "finetune" / "nlvr2.yaml"))
+    assert not list(tmp_path.iterdir())  # no lock of a download
     small = [
         "model.size=tiny",
         "model.depth=1",
