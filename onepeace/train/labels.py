@@ -34,7 +34,13 @@ def head_options(name: str, options: Options, recipe: Recipe) -> Options:
     if labels == AUTO:
         found["labels"] = ["", ""]
     elif isinstance(labels, str):
-        found["labels"] = read_class_names(Path(os.path.expandvars(recipe.data.root), labels))
+        path = Path(os.path.expandvars(recipe.data.root), labels)
+        if not path.exists():
+            raise UserError(
+                f"model.heads.{name}.labels: {path} is not there; give data.root=FOLDER (it is {recipe.data.root}), or "
+                "list the labels"
+            )
+        found["labels"] = read_class_names(path)
     if labels is not None:
         found["num_classes"] = len(found["labels"])
     return found

@@ -46,6 +46,8 @@ def objective(*names, **options):
         (objective("contrastive", sources=["image+txt"]), r"contrastive/image\+txt\.sources: .* image\+text"),
         ({"train": [{"shards": "x.tar", "pair": ["image"]}]}, r"can feed objective\.contrastive"),
         (objective("contrastive/image"), "contrastive/image compares modalities and has one"),
+        ({"model": {"heads": {"own": {"kind": "classifier", "on": "image", "labels": "no.json"}}}},
+         r"model\.heads\.own\.labels: .* data\.root"),
         ({"model": {"projections": ["text"]}}, r"objective\.contrastive needs a projection of image"),
         ({"train": [IMAGES, SOUNDS], **objective("contrastive/image+text")}, r"no term .* reads audio\+text"),
         (objective("denoising/image"), r"objective\.denoising/image needs mask\.image\.unimodal"),
