@@ -21,7 +21,7 @@ import torch
 from onepeace.config import SIZES, Config
 from onepeace.cost.inputs import largest_items, pair_batch, planned_objective, rows_of_an_item
 from onepeace.cost.measure import Cost, step_cost
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 from onepeace.files.cache import cache_folder
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.registry import find
@@ -77,11 +77,18 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
-    """Plan of a recipe for a number of processes, one device each."""
+    """Plan of a recipe for a number of processes, one device each.
+
+    Raises:
+        UserError: a start that is not on this machine; options of the model or of its processors that do not fit.
+    """
     config = planned_config(recipe)
-    model = planned_model(recipe, config)
     shares = {name: ceil(recipe.batch_size(name) / processes) for name in recipe.data.modalities}
-    costs = {name: cost_of_depth(recipe, config, name, share) for name, share in shares.items()}
+    try:
+        model = planned_model(recipe, config)
+        costs = {name: cost_of_depth(recipe, config, name, share) for name, share in shares.items()}
+    except ValueError as error:  # of a stem, or of an item that is too large
+        raise UserError(f"the recipe's model and processors do not fit together: {one_line(error)}") from error
     return Plan(
         recipe=recipe,
         processes=processes,
@@ -103,8 +110,8 @@ def planned_config(recipe: Recipe) -> Config:
         return make_config(recipe)
     if start.size is None:
         raise UserError(
-            f"model.from {start.source} is not on this machine; to plan without it, add model.size=... "
-            f"({', '.join(SIZES)})"
+            f"model.from {start.source} is not on this machine; to plan without it, give another model.from of the "
+            f"same kind, or model.size=... ({', '.join(SIZES)})"
         )
     return make_config(replace(recipe, model={key: value for key, value in recipe.model.items() if key != "from"}))
 

@@ -160,6 +160,13 @@ def test_size_says_what_a_start_that_is_not_there_will_be(name):
         plan.planned_config(read_recipe(RECIPES / f"{name}.yaml", ["model.size=null"]))
 
 
+@pytest.mark.parametrize("name", ["pretrain/tiny_longer", "finetune/avqa"])
+def test_a_size_that_does_not_fit_the_recipe_is_an_error_for_the_user(name):
+    """Another stem's patches, and longer texts than the size has positions."""
+    with pytest.raises(UserError):
+        plan.make_plan(read_recipe(RECIPES.parent / f"{name}.yaml", ["model.size=tiny", "run.batch_size=2"]))
+
+
 def test_a_recipe_from_a_released_model_is_planned_by_size_and_downloads_nothing(tmp_path, monkeypatch):
     """Of two pictures an item (NLVR2), each computed."""
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
