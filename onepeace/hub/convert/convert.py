@@ -90,9 +90,7 @@ def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer
     from onepeace.processors.tokenizer import from_released
 
     if folder is None:
-        remedy = (
-            "give a folder with encoder.json, vocab.bpe and dict.txt to: onepeace convert CHECKPOINT -o OUT --bpe DIR"
-        )
+        remedy = "run: onepeace convert CHECKPOINT -o OUT --bpe DIR, with encoder.json, vocab.bpe and dict.txt in DIR"
         folder = from_hub("facebook/bart-base", ["vocab.json", "merges.txt"], "the vocabulary of its texts", remedy)
     tokenizer = from_released(folder)
     if size not in (None, pieces := tokenizer.get_vocab_size()):
