@@ -60,7 +60,7 @@ def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
         if HEIF.match(head):
             raise UserError(f"{name}: the picture cannot be opened (damaged HEIC or AVIF)") from error
         if VIDEO.match(head):
-            raise UserError(f"{name}: is a video, not a picture; --like takes a video of the index") from error
+            raise UserError(f"{name}: is a video, not a picture; give a video of the index as `like`") from error
         raise UserError(f"{name}: not a picture of a known format (it begins with {head[:8]!r})") from error
     except Image.DecompressionBombError as error:
         pixels, limit = re.findall(r"\d+", str(error))[:2]
