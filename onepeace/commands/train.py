@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def kept_text(folder: str) -> str:
-    """What a stopped run leaves behind, for the user."""
+    """Sentence for the user about the checkpoint of a stopped run."""
     from onepeace.train import checkpoint
 
     if saved := checkpoint.files(folder):

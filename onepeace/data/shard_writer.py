@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,34 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
     """
     import webdataset
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".shards-") as unfinished:
+    with ExitStack() as stack:
+        with _naming(folder, prefix):
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".shards-"))
             pattern = f"{unfinished}/{prefix}".replace("%", "%%") + "-%05d.tar"
             options = {"maxcount": sys.maxsize, "maxsize": math.inf, "user": "", "group": "", "mtime": 0}
-            with webdataset.ShardWriter(pattern, verbose=0, encoder=False, **options) as shards:
-                writer = ShardWriter(folder, prefix, shards, max_bytes)
-                yield writer
+            shards = webdataset.ShardWriter(pattern, verbose=0, encoder=False, **options)
+        writer = ShardWriter(folder, prefix, shards, max_bytes)
+        try:
+            yield writer  # an error of the caller stays as it is
+        except BaseException:
+            with suppress(OSError):
+                shards.close()
+            raise
+        with _naming(folder, prefix):
+            shards.close()
             if writer.count:
                 older, written = older_shards(folder, prefix), sorted(Path(unfinished).iterdir())
                 writer.paths = [path.replace(folder / path.name) for path in written]
                 for path in {*older} - {*writer.paths}:
                     path.unlink()
+
+
+@contextmanager
+def _naming(folder: Path, prefix: str) -> Iterator[None]:
+    """Raise system errors as `UserError` with the path of the shards."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{folder / prefix}-*.tar: cannot be written ({error.strerror or error})") from error
 
@@ -114,10 +129,11 @@ class ShardWriter:
         if captions:
             pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
             members["txt"] = captions[pick].encode()
-        if self._bytes and self._bytes + size > self.max_bytes:
-            self._shards.next_stream()
-            self._bytes = 0
-        self._shards.write({"__key__": key, **members})
+        with _naming(self.folder, self.prefix):
+            if self._bytes and self._bytes + size > self.max_bytes:
+                self._shards.next_stream()
+                self._bytes = 0
+            self._shards.write({"__key__": key, **members})
         self._bytes += size
         self.count += 1
         return True

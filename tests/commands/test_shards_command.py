@@ -245,6 +245,12 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
     assert (tmp_path / "x-00000.tar").read_text() == "older"
 
 
+def test_an_error_of_the_caller_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError), new_shards(tmp_path, "x") as writer:
+        writer.write("a", {"jpg": (tmp_path / "not there.jpg").read_bytes()}, ["c"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_leaves_the_older_shards(home, shards, monkeypatch, capsys):
     older = write(home.parent / "out/set-00000.tar", "older")
     original = ShardWriter.write
