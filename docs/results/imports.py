@@ -5,7 +5,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ def imported(*arguments: str, until: str | None = None) -> tuple[int, Counter[st
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)  # noqa: S603
         if until is not None:
             next(line for line in process.stdout if until in line)  # type: ignore[union-attr]
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         process.communicate()
         errors.seek(0)
         lines = LINE.findall(errors.read())
