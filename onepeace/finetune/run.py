@@ -212,7 +212,7 @@ class FineTuning:
             if not (model / "config.yaml").exists():
                 self.say(f"training {recipe.schedule.steps} steps")
                 if not (train(recipe) / "config.yaml").exists():
-                    raise UserError(f"{out}: stopped; the same command goes on")
+                    raise _stopped(out)
             os.replace(model, tuned)
         return tuned
 
@@ -279,7 +279,13 @@ def _seconds_left(recipe: Recipe, an_item: float) -> float:
         return left * an_item * sum(recipe.batch_size(name) for name in recipe.data.modalities)
     train(replace(recipe, run=replace(recipe.run, log_every=1)), stop_at=first + TRIED)
     lines = read_log(Path(recipe.run.out) / LOG)[-TRIED:]
+    if lines[-1]["step"] < first + TRIED:  # by SIGTERM, which `train` does not raise
+        raise _stopped(recipe.run.out)
     return left * statistics.median(line["seconds"] for line in lines)
+
+
+def _stopped(out: str | Path) -> UserError:
+    return UserError(f"{out}: stopped; the same command goes on")
 
 
 def _minutes(seconds: float) -> str:

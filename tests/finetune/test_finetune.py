@@ -156,19 +156,20 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
 
     def stopped(recipe, stop_at=None):
         trained.append(stop_at)
-        return real(recipe, stop_at=12 if trained == [3, None] else stop_at)
+        return real(recipe, stop_at={1: 2, 3: 12}.get(len(trained), stop_at))
 
     monkeypatch.setattr(running, "train", stopped)
     quick = [*QUICK, "run.save_every=10"]
-    assert finetune(table, "-o", out, "--model", model, *quick) == 1
-    assert "the same command goes on" in capsys.readouterr().err
-    assert not (out / "report.html").exists()
+    for _ in ("in the steps that are timed", "later"):
+        assert finetune(table, "-o", out, "--model", model, *quick) == 1
+        assert "the same command goes on" in capsys.readouterr().err
+        assert not (out / "report.html").exists()
     before = (out / "before.jsonl").stat().st_mtime_ns
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
     assert caplog.text.count("going on from step 10") == 1
     assert read_log(out / "log.jsonl")[-1]["step"] == 30
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
-    assert trained == [3, None, 13, None]  # three steps are timed first
+    assert trained == [3, 3, None, 13, None]  # three steps are timed first
     assert (out / "before.jsonl").stat().st_mtime_ns == before
     assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 2
     assert f" {' '.join(quick)};" in capsys.readouterr().err
