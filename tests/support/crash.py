@@ -54,7 +54,7 @@ class Embedder:
             vectors = vectors_of(content)
             starts, ends = [5.0 * i for i in range(len(vectors))], [5.0 * i + 10 for i in range(len(vectors))]
             error = UserError("a bad file") if b"bad" in content else None
-            windows = SimpleNamespace(vectors=vectors, starts=starts, ends=ends)
+            windows = None if error else SimpleNamespace(vectors=vectors, starts=starts, ends=ends)
             whole = SimpleNamespace(numpy=lambda vectors=vectors: vectors[0])
             yield SimpleNamespace(
                 error=error, reason=str(error), name=value["text"].name, vector=whole, windows=windows, is_silent=False

@@ -15,9 +15,11 @@ class _Deadly(Embedder):
         from onepeace.embed.stream import Embedded, Windows
 
         for index, result in enumerate(super().stream(self._read(values))):
-            vector = None if result.error else torch.from_numpy(result.vector.numpy())
+            if result.error:
+                yield Embedded(index, result.name, error=result.error)
+                continue
             windows = Windows(torch.from_numpy(result.windows.vectors), result.windows.starts, result.windows.ends)
-            yield Embedded(index, result.name, vector, windows, result.error)
+            yield Embedded(index, result.name, torch.from_numpy(result.vector.numpy()), windows)
 
     def _read(self, values):
         for value in values:
