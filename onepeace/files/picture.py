@@ -109,9 +109,10 @@ def orientation(image: "Image.Image") -> int:
     """The EXIF orientation, from 1 (upright) to 8."""
     # Not ImageOps.exif_transpose: it rewrites the EXIF data, and fails if another of its fields is damaged.
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data; the pixels are fine
-        return 1
+        value = 1
+    return value if value in range(1, 9) else 1
 
 
 def _formats() -> list[str]:

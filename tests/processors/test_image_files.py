@@ -119,7 +119,8 @@ def test_damaged_exif_is_no_reason_to_refuse(monkeypatch):
     assert plain().load(encoded(Image.fromarray(noise(9, 5)), "JPEG", exif=b"Exif\0\0" + width_as_text)).size == (9, 5)
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert levels(encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=exif)).shape == (8, 8, 3)
+    data = encoded(Image.fromarray(noise(9, 5)), "JPEG", exif=exif)
+    assert plain().size_in_pixels(data) == plain().load(data).size
 
     def refuse(self):
         raise SyntaxError("not a TIFF file")  # what Pillow 11 says to some of these
