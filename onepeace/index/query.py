@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class Query:
             kind, usual = ("text", -WITHOUT) if name == "without" else (name, 1.0)
             weight = math.copysign(self.weights.get(name, usual), usual)
             value = getattr(self, name)
-            is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
+            is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Real)
             values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
             if name == "vector":
                 values = [] if value is None else [value]

@@ -72,7 +72,7 @@ def test_a_batch_of_pictures_as_one_array_is_a_list(model):
         ("encode_image", "dog.jpg"),
         ("encode_image", Image.new("RGB", (9, 9))),
         ("encode_image", np.zeros((9, 9, 3), np.uint8)),
-        ("encode_audio", (np.zeros(16000, np.float32), 16000)),
+        ("encode_audio", (np.zeros(16000, np.float32), np.int64(16000))),
         ("encode_audio", {"array": np.zeros(16000, np.float32), "sampling_rate": 16000}),
         ("encode", {"text": "a"}),
         ("encode", 7),

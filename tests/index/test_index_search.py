@@ -173,6 +173,8 @@ def test_parts_are_one_vector_with_weights(fill):
     query = encode(asked, index.store, pytest.fail, pytest.fail)
     np.testing.assert_allclose(query.vector, unit(3, 2), atol=1e-6)
     assert [(part.bank, part.weight) for part in query.parts] == [("image", 2.0), ("image", 2.0), ("sentence", 1.0)]
+    sound = (np.zeros(9), np.int64(16000))  # one sound, not a list of two
+    assert Query(audio=sound).parts() == [("audio", sound, 1.0)]
 
 
 def test_copy_of_the_query_has_a_match_of_1_and_a_hit_formats_itself(fill):
