@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import FastAPI, Header
+from fastapi import FastAPI, Header, Request
 from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -129,9 +129,10 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
     def points() -> Any:
         return Ascii(service.points())
 
+    @app.head("/files/{id_}", include_in_schema=False)
     @app.get("/files/{id_}", summary="A file of the index", response_class=Response)
-    def file(id_: Number, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
-        return _response(media.body_of(service.item(id_), service.roots), range_)
+    def file(request: Request, id_: Number, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
+        return _response(media.body_of(service.item(id_), service.roots), range_, request.method == "HEAD")
 
     @app.get("/files/{id_}/about", summary="Metadata of a file, as in a search hit")
     def known(id_: Number) -> Any:
@@ -146,6 +147,7 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
 
         return _response(await anyio.to_thread.run_sync(make, limiter=pictures), None)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html")
@@ -285,8 +287,8 @@ def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
     return Ascii({"object": "list", "data": data, "model": service.model, "usage": usage})
 
 
-def _response(body: media.Body, range_: str | None) -> Response:
-    """Response with a file, or with the byte range that a player requests."""
+def _response(body: media.Body, range_: str | None, empty: bool = False) -> Response:
+    """Response with a file, or with the byte range that a player requests; `empty`: with its headers only."""
     start, stop, status = 0, body.size, 200
     headers = dict(FILE_HEADERS)
     if body.type == media.OTHER:
@@ -302,7 +304,7 @@ def _response(body: media.Body, range_: str | None) -> Response:
         status = 206
         headers["content-range"] = f"bytes {start}-{stop - 1}/{body.size}"
     headers["content-length"] = str(stop - start)
-    return StreamingResponse(body.chunks(start, stop), status, headers, media_type=body.type)
+    return StreamingResponse(body.chunks(start, start if empty else stop), status, headers, media_type=body.type)
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -107,7 +107,7 @@ def _password(authorization: str) -> bytes:
     """The password in an Authorization header; empty if the header is malformed."""
     kind, _, given = authorization.partition(" ")
     if kind.lower() == "bearer":
-        return given.encode()
+        return given.encode("latin-1", "replace")  # as ASGI headers are decoded
     try:
         return base64.b64decode(given, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
     except (binascii.Error, ValueError):

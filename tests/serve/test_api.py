@@ -287,6 +287,10 @@ def test_files_are_served_by_their_numbers(client, collection, ids):
         assert answer.headers["content-type"] == kinds[name[-4:]]
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "sandbox" in answer.headers["content-security-policy"]
+    for path in ("/", f"/files/{ids['cat.jpg']}"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == client.get(path).headers["content-length"]
     for large, most in (("", 480), ("?large=true", 1600)):
         small = client.get(f"/files/{ids['cat.jpg']}/thumbnail{large}")
         with Image.open(io.BytesIO(small.content)) as image:
@@ -476,6 +480,8 @@ def test_password_is_asked_for_everywhere_but_for_health(index, ids):
             assert given.status_code == (404 if address == "/nothing" else 200)
     for wrong in ("", "Bearer correct", "Basic !", "Basic Y29ycmVjdA==", "Digest correct horse", "Bearer ", "Basic é"):
         message(client.get("/about", headers={"authorization": wrong.encode()}), 401)
+    client = client_of(index, password="pässwört")  # noqa: S106
+    assert client.get("/about", headers={"authorization": "Bearer pässwört".encode()}).status_code == 200
 
 
 def test_wrong_passwords_are_limited_for_the_server_and_lock_nobody_out_who_knew_it(index, monkeypatch):
