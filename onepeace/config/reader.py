@@ -35,7 +35,20 @@ def read_yaml(path: Path | str) -> Options:
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML loader whose only booleans are true and false, as in YAML 1.2, since "on" is a field of terms and heads."""
+    """YAML loader that refuses a key given twice, and whose only booleans are true and false, as in YAML 1.2, since
+    "on" is a field of terms and heads."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        keys: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    problem = f"the key {key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                keys.add((key.tag, key.value))
+        super().flatten_mapping(node)
+        # Merged keys ("<<") that the mapping replaces go, as an anchored mapping is flattened more than once.
+        node.value = list({(key.tag, str(key.value)): (key, value) for key, value in node.value}.values())
 
 
 Loader.yaml_implicit_resolvers = {

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onepeace.config import to_yaml
+from onepeace.config import read_yaml, to_yaml
 from onepeace.errors import UserError
 from onepeace.train.recipe import check_same, read_recipe
 
@@ -141,6 +141,15 @@ def test_mistakes_are_one_line(full, override, message):
     with pytest.raises(UserError, match=message) as caught:
         read_recipe(full, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(full):
+    anchors = "&a {out: x, seed: 1}\nb: &b {<<: *a, out: y}\nc: {<<: *b, out: z}\n"
+    full.write_text(f"a: {anchors}")
+    assert read_yaml(full)["c"] == {"out": "z", "seed": 1}  # a merged key may be replaced
+    full.write_text(f"{FULL}optim: {{weight_decay: 0.1}}\n")
+    with pytest.raises(UserError, match=rf"full\.yaml: line {FULL.count(chr(10)) + 1}: .*'optim'"):
+        read_recipe(full)
 
 
 def test_a_term_goes_by_its_name_and_null_takes_it_out(full):
