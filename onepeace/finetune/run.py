@@ -163,9 +163,9 @@ class FineTuning:
         """The recipe of a way, which the first call stores, as the available memory may differ later."""
         path = self.out / way / SETTINGS
         if path.exists() and not anew:
-            recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
+            recipe = self._moved(build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path)), way)
         else:
-            content = auto_recipe(self.start, self.data, self.out, parts, way)
+            content = auto_recipe(self.start.absolute(), self.data, self.out, parts, way)
             recipe = fitting_recipe(content, self.overrides, available_memory(choose_device()), self.say)
         items = ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities)
         text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {trained(recipe)}"
@@ -174,6 +174,14 @@ class FineTuning:
             text += f", each step in {recipe.run.grad_cache_chunks} parts"
         self.say(f"{way}{': ' * bool(way)}{text} (a.b=value sets another)")
         return recipe
+
+    def _moved(self, recipe: Recipe, way: str) -> Recipe:
+        """A stored recipe with the present paths: the folder may have been moved, or be relative to another one."""
+        old = Path(recipe.run.out).parent if way else Path(recipe.run.out)
+        data = replace(recipe.data, root=str(self.data))
+        if data.frozen_folder == str(old / "frozen"):  # otherwise chosen by the user
+            data = replace(data, frozen_folder=str(self.out / "frozen"))
+        return replace(recipe, data=data, run=replace(recipe.run, out=str(self.out / way)))
 
     def _say_plan(self, parts: SplitSummary, recipes: Mapping[str, Recipe], loading: float, answering: float) -> None:
         """Say what will be done, and its duration, estimated from the first measurement and a few steps.

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,7 +153,8 @@ def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model,
 
 
 def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tmp_path, capsys, caplog, monkeypatch):
-    out, trained = tmp_path / "out", []
+    monkeypatch.chdir(tmp_path)
+    out, trained, start = Path("out"), [], os.path.relpath(model)
     real = running.train
 
     def stopped(recipe, stop_at=None):
@@ -161,9 +164,11 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     monkeypatch.setattr(running, "train", stopped)
     quick = [*QUICK, "run.save_every=10"]
     for _ in ("in the steps that are timed", "later"):
-        assert finetune(table, "-o", out, "--model", model, *quick) == 1
+        assert finetune(table, "-o", out, "--model", start, *quick) == 1
         assert "the same command goes on" in capsys.readouterr().err
         assert not (out / "report.html").exists()
+    monkeypatch.chdir(table.parent)
+    out = (tmp_path / "out").rename(tmp_path / "moved")
     before = (out / "before.jsonl").stat().st_mtime_ns
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
     assert caplog.text.count("going on from step 10") == 1
