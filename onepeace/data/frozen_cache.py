@@ -50,20 +50,25 @@ class FrozenCache:
     Args:
         folder: folder for the parts only.
         items: all items by name.
+        states: states of the items' sources by name (`source_states`): outputs for another state are ignored too.
     """
 
-    def __init__(self, folder: Path, items: Mapping[str, Any]):
+    def __init__(self, folder: Path, items: Mapping[str, Any], states: Mapping[str, str] | None = None):
         self.folder, self.items = folder, items
+        self._kept_as = {name: f"{name}@{state}" for name, state in (states or {}).items() if state}
+        """Name in the parts, where it differs."""
         self._open: dict[int, np.ndarray] = {}
         self._find()
 
     def _find(self) -> None:
         self.parts = sorted(int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.json"))
         self.places: dict[str, list[Place]] = {}
+        own = {self._kept_as.get(name, name): name for name in self.items}
         for number in self.parts:
             for name, start, grid, partner in json.loads((self.folder / f"part-{number}.json").read_text()):
-                if name in self.items and (partner is None or partner in self.items):
-                    self.places.setdefault(name, []).append(Place(number, start, tuple(grid), partner))
+                if name in own and (partner is None or partner in own):
+                    place = Place(number, start, tuple(grid), partner and own[partner])
+                    self.places.setdefault(own[name], []).append(place)
 
     @property
     def missing(self) -> list[str]:
@@ -111,7 +116,12 @@ class FrozenCache:
         rows = [values.reshape(-1, values.shape[-1]) for _, values, _ in outputs]
         starts = np.cumsum([0, *map(len, rows)]).tolist()
         places = [
-            (name, start, list(values.shape[:-1]), partner)
+            (
+                self._kept_as.get(name, name),
+                start,
+                list(values.shape[:-1]),
+                partner and self._kept_as.get(partner, partner),
+            )
             for (name, values, partner), start in zip(outputs, starts, strict=False)
         ]
         with write_atomic(self.folder / f"part-{number}.npy") as temporary, open(temporary, "wb") as file:

@@ -1,6 +1,8 @@
 """Samples of a data set."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,16 @@ class Sample:
 def item_name(sample: Sample) -> str:
     """Name of an item that is unique even if several sources have the same keys."""
     return f"{Path(sample.source).name}/{sample.key}"
+
+
+def source_states(items: Mapping[str, Sample]) -> dict[str, str]:
+    """Size and modification time of the file that each sample is from, by name; "" for an address."""
+    states: dict[str, str] = {}
+    for source in {sample.source for sample in items.values()}:
+        with suppress(OSError):
+            status = os.stat(source)
+            states[source] = f"{status.st_size}-{status.st_mtime_ns}"
+    return {name: states.get(sample.source, "") for name, sample in items.items()}
 
 
 def by_name(

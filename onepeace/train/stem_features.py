@@ -17,7 +17,7 @@ from torch import Tensor
 from onepeace.data.augment import Augment, make_augments
 from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.data.reader import Source
-from onepeace.data.sample import Sample, by_name, item_name
+from onepeace.data.sample import Sample, by_name, item_name, source_states
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.processors.processor import Processor
@@ -72,7 +72,7 @@ class StemViews:
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
         own = fingerprint([plain, processor, dict(self.options), self.views], self.network.state_dict())
-        cache = FrozenCache(root / f"{self.key}-{own}", self.items)
+        cache = FrozenCache(root / f"{self.key}-{own}", self.items, source_states(self.items))
         if cache.missing:
             self.network.to(self.device)
             with ThreadPoolExecutor(2, initializer=compute_alone) as pool:
@@ -142,5 +142,6 @@ def make_stem_features(
         if parallel.rank() == 0:
             arguments = (key, model.adapters[key], processors[key], augment, samples, views)
             made = str(StemViews(*arguments, device, use_bfloat16).keep(recipe.frozen_folder))
-        found[key] = FrozenCache(Path(parallel.gather_objects(made)[0]), {item_name(one): one for one in samples})
+        items = {item_name(sample): sample for sample in reversed(samples)}  # the first of equal ones, as in `by_name`
+        found[key] = FrozenCache(Path(parallel.gather_objects(made)[0]), items, source_states(items))
     return found

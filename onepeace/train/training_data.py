@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.data.batch import Inputs
 from onepeace.data.config import DataConfig
 from onepeace.data.reader import Source
-from onepeace.data.sample import Sample, by_name
+from onepeace.data.sample import Sample, by_name, source_states
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.processors import AudioProcessor
@@ -72,7 +72,10 @@ class TrainingData:
         if modality == "audio":  # at the teachers' rate, cut to the model's limit
             sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
             read = partial(sounds.load, seconds=getattr(self.processors[modality], "max_seconds", None))
-        return teacher_table(teacher, [*items], lambda name: read(items[name].read(modality)), root, modality, output)
+        states = source_states(items)
+        return teacher_table(
+            teacher, [*items], lambda name: read(items[name].read(modality)), root, modality, output, states
+        )
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
         """Add a task to store with the weights; UserError if another term has a different one of this name."""

@@ -12,7 +12,7 @@ import torch
 from support.training import MODEL, recipe
 
 from onepeace.data.frozen_cache import FrozenCache, Output
-from onepeace.data.sample import Sample, item_name
+from onepeace.data.sample import Sample, item_name, source_states
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop
@@ -87,7 +87,8 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     data = {"augment": {"audio": {"mix": 1.0}}, "frozen_folder": str(tmp_path / "stems")}
     run = Run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
     whole = run.steps.builder.features["audio"]
-    few = FrozenCache(whole.folder, dict(list(whole.items.items())[:20]))
+    items = dict(list(whole.items.items())[:20])
+    few = FrozenCache(whole.folder, items, source_states(items))
     assert 0 < sum(map(len, few.places.values())) < 60
     assert {view.partner for views in few.places.values() for view in views} <= few.items.keys()
 
@@ -98,6 +99,21 @@ def test_a_folder_made_anew_is_read_anew(tmp_path):
         cache.fill(lambda names, value=value: [Output(name, np.full((2, 3), value, np.float16)) for name in names], 8)
         assert cache.read(cache.places["a"][0]).tolist() == np.full((2, 3), value).tolist()
         shutil.rmtree(tmp_path / "frozen")
+
+
+def test_outputs_for_an_earlier_content_of_a_shard_are_not_used(tmp_path):
+    shard = tmp_path / "pairs-00000.tar"
+    for content in (1, 2):
+        shard.write_bytes(bytes(content))
+        items = {f"{shard.name}/{key}": Sample(key, str(shard), {}, {}) for key in "ab"}
+        cache = FrozenCache(tmp_path / "frozen", items, source_states(items))
+        assert cache.missing == [*items]
+        a, partner = items
+        made = {name: Output(name, np.full((1, 1), content), partner) for name in items}
+        cache.fill(lambda names, made=made: [made[name] for name in names], 8)
+        assert not cache.missing
+        (place,) = cache.places[a]
+        assert (cache.read(place).item(), place.partner) == (content, partner)
 
 
 def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
@@ -118,7 +134,8 @@ def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch
 
     with ThreadPoolExecutor(2) as pool:
         (own,) = set(pool.map(compute, [samples[:8], samples[8:16]]))
-    places = FrozenCache(own, {item_name(sample): sample for sample in samples}).places
+    items = {item_name(sample): sample for sample in samples}
+    places = FrozenCache(own, items, source_states(items)).places
     assert len(places) == 16
     assert {place.part for found in places.values() for place in found} == {0, 1}
 

@@ -11,6 +11,7 @@ from PIL import Image
 from support import outside_models
 from support.training import MODEL, recipe
 
+from onepeace.data.sample import Sample, source_states
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
@@ -172,7 +173,8 @@ def test_pictures_learn_from_clip_and_sounds_from_clap(root, tmp_path):
     with tarfile.open(root / "tones.tar") as tar:
         files = {name[:-4]: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".wav")}
     read = AudioProcessor().load
-    table = teacher_table(outside(clap), list(files), pytest.fail, tmp_path / "frozen", "audio")
+    states = source_states({name: Sample(name, str(root / "tones.tar"), {}, {}) for name in files})
+    table = teacher_table(outside(clap), list(files), pytest.fail, tmp_path / "frozen", "audio", states=states)
     expected = made(outside(clap), "audio")([read(file) for file in files.values()])
     rows = [table.row[key] for key in files]
     torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)

@@ -3,7 +3,7 @@ computed once, before the first step, and read from disk afterwards."""
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,6 +72,7 @@ def teacher_table(
     root: Path,
     modality: str,
     output: str = "features",
+    states: Mapping[str, str] | None = None,
 ) -> TeacherTable:
     """Outputs of a teacher for all names, computed once and kept in a folder in ``root``.
 
@@ -80,6 +81,7 @@ def teacher_table(
         read: function from an item's name to the teacher's input.
         modality: modality of the items.
         output: "features" or "scores".
+        states: states of the items' sources by name, see `FrozenCache`.
 
     Raises:
         UserError: the teacher cannot be loaded, or no item can be decoded.
@@ -87,7 +89,7 @@ def teacher_table(
     if not names:
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
-    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", dict.fromkeys(names))
+    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", dict.fromkeys(names), states)
     if cache.missing:
         encode = TEACHERS[teacher.library](teacher.name, modality, output)
 
