@@ -87,7 +87,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
     for modality, number in report.left_out.items():
         files.say(f"{files.counted(number, f'{modality} file')} skipped: its model does not read {modality}")
     files.say_other_kinds(report.other_kinds)
-    names = ("added", "changed", "copied", "moved", "removed")
+    names = ("added", "changed", "copied", "moved", "removed", "recaptioned")
     news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
     if news or report.problems:
         total = report.seconds

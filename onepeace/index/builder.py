@@ -53,6 +53,8 @@ class Report:
     moved: int = 0
     """Copied files whose old path is gone."""
     unchanged: int = 0
+    recaptioned: int = 0
+    """Unchanged files whose caption or other columns have changed."""
     removed: int = 0
     vectors: int = 0
     """Vectors computed."""
@@ -145,6 +147,7 @@ class Builder:
                 self.report.known_problems += known.problem is not None
                 described = replace(known, caption=item.caption, metadata=item.metadata)
                 if described != known:
+                    self.report.recaptioned += known.problem is None
                     self._keep_as(described, known)
 
     def _embed(self, new: list[Entry], bar: Progress) -> None:

@@ -148,8 +148,14 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
             return None
         return _composed(part).casefold() in _composed(os.fsdecode(text)).casefold()
 
+    def number(value: Any) -> float | None:  # a cell of a .csv file is a text
+        with suppress(ValueError, TypeError):
+            return value if isinstance(value, int) else float(value)
+        return None
+
     connection.create_function("path_fits", 2, fits, deterministic=True)
     connection.create_function("contains", 2, contains, deterministic=True)
+    connection.create_function("number", 1, number, deterministic=True)
 
 
 def _composed(text: str) -> str:
@@ -221,7 +227,9 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     if not isinstance(value, TYPES.get(kind, str)):
         raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
     try:
-        if kind == "path":
+        if kind == "any" and not isinstance(value, str):
+            sql = f"number({sql})"
+        elif kind == "path":
             value = os.fsencode(value)
         elif kind == "kind":
             value = kind_of(value)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onepeace.export.text_branch import TextBranch
 
 POOL = 200
-"""Number of best files to sort by date or path, unless more hits are requested."""
+"""Number of files that are sorted by date or path at once, the best first; pages are cut from their sequence."""
 CANDIDATES = 4
 """Vectors fetched per requested hit, as several may belong to one file."""
 REMEMBERED = 16
@@ -186,8 +186,8 @@ class Index:
             top, offset: number of hits, and number of hits to skip before them.
             only: kind or kinds of files: image, audio, text, video.
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
-            sort: "match"; or "date" (newest first) or "path", which order the best max(`POOL`, ``top`` + ``offset``)
-                hits, without unlikely ones unless all are unlikely (``min_match=0`` keeps them).
+            sort: "match"; or "date" (newest first) or "path", which order the best `POOL` hits, then the next `POOL`,
+                and so on, without unlikely ones unless all are unlikely (``min_match=0`` keeps them).
             rank: "match", or "raw" for the plain cosine.
             min_match: drop hits with a lower match.
             collapse: group near copies into one hit.
@@ -216,7 +216,7 @@ class Index:
             others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
             allowed = others if allowed is None else allowed & others
         banks = self.banks if rank == "match" else Banks({})
-        wanted = top + offset if sort == "match" else max(POOL, top + offset)
+        wanted = top + offset if sort == "match" else -(-(top + offset) // POOL) * POOL
         count = CANDIDATES * wanted
         while True:
             found = matrix.nearest(vector.vector, count, allowed, self.service)
@@ -237,10 +237,13 @@ class Index:
         known = store.intact(sorted({file[place] for group in groups for place in group}))
         items = {id_: item for id_, (item, _, _) in known.items()}
         if sort != "match":
-            groups.sort(key=lambda group: items[file[group[0]]].path)
-            if sort == "date":
-                groups.sort(key=lambda group: -(items[file[group[0]]].date or 0.0))
-            groups = groups[offset : offset + top]
+
+            def place_of(numbered: tuple[int, list[int]]) -> tuple[int, float, str]:
+                number, group = numbered
+                item = items[file[group[0]]]
+                return number // POOL, -(item.date or 0.0) if sort == "date" else 0.0, item.path
+
+            groups = [group for _, group in sorted(enumerate(groups), key=place_of)][offset : offset + top]
         hits = []
         for number, (place, *copies) in enumerate(groups, offset + 1):
             item, row = items[file[place]], int(rows[place])

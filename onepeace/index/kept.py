@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from onepeace.files.cache import cache_folder
 from onepeace.index.builder import Report
 from onepeace.index.index import Index, identity
 from onepeace.index.store import FORMAT, is_index
-from onepeace.index.write import build, update, writing
+from onepeace.index.write import Locked, build, update, writing
+from onepeace.progress import status
 
 log = logging.getLogger(__name__)
+
+WAIT = 0.2
+"""Seconds between two attempts to lock a cached index."""
 
 
 def indexes_folder() -> Path:
@@ -33,9 +38,21 @@ def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> P
 def kept_index(
     paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any
 ) -> tuple[Path, Report]:
-    """Build or update the cached index of folders and files; returns its folder and a report. Options: see `build`."""
-    folder = folder_of(paths, model or "tiny")
-    return folder, update(folder, model, **options) if is_index(folder) else build(folder, paths, model, **options)
+    """Build or update the cached index of folders and files; returns its folder and a report. Options: see `build`.
+
+    If another process does so at the moment, it is waited for.
+    """
+    folder, is_waiting = folder_of(paths, model or "tiny"), False
+    while True:
+        try:
+            return folder, update(folder, model, **options) if is_index(folder) else build(
+                folder, paths, model, **options
+            )
+        except Locked:
+            if not is_waiting:
+                status("another process brings the index of these files up to date; waiting for it ...")
+            is_waiting = True
+            time.sleep(WAIT)
 
 
 def kept() -> dict[Path, dict[str, Any]]:

@@ -300,7 +300,8 @@ def _described(item: Item, value: Any, captions: Sequence[str], about: Mapping[s
     """Entry of a file or of the text ``value``, with the captions and other columns of its row or sample."""
     if isinstance(value, str):
         item = replace(item, size=len(value.encode("utf-8", "surrogatepass")))
-    metadata = json.loads(without_surrogates(json.dumps(about, ensure_ascii=False)))
+    text = without_surrogates(json.dumps(about, ensure_ascii=False))
+    metadata = json.loads(text, parse_constant=lambda _: None)  # NaN and infinities are not JSON
     caption = without_surrogates("\n".join(captions)) or None
     return Entry(replace(item, caption=caption, metadata=metadata), value)
 

@@ -112,6 +112,10 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
         return len(ids)
 
 
+class Locked(UserError):
+    """Another process is writing to an index."""
+
+
 @contextmanager
 def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Path]:
     """Context with the write lock of an index; yields its folder.
@@ -120,7 +124,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
         create: create the folder if it does not exist; it is removed again if no index was written.
 
     Raises:
-        UserError: another process is writing; there is no index, or the folder has other files in it.
+        UserError: there is no index, or the folder has other files in it; Locked: another process is writing.
     """
     from filelock import FileLock, Timeout
 
@@ -139,7 +143,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
         for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
             leftover.unlink(missing_ok=True)
     except Timeout:
-        raise UserError(f"{target}: another process is writing to this index; wait until it has ended") from None
+        raise Locked(f"{target}: another process is writing to this index; wait until it has ended") from None
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     try:

@@ -332,7 +332,8 @@ def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model
     build(tmp_path / "index", tmp_path / "dog.jpg")
     with Index.open(tmp_path / "index") as index:
         assert [(item.caption, item.metadata) for item in index.items()] == [("a dog", {"year": "2001"})]
-    update(tmp_path / "index")
+    report = update(tmp_path / "index")
+    assert (report.unchanged, report.recaptioned) == (1, 1)
     with Index.open(tmp_path / "index") as index:
         assert [(item.caption, item.metadata) for item in index.items()] == [("a running dog", {"year": "2002"})]
     table.write_text("image,caption,year\ndog.jpg,,\n")

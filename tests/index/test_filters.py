@@ -118,6 +118,13 @@ def test_a_number_contains_no_text(database):
     assert found(database, "'5' in metadata.n") == wanted
 
 
+def test_a_text_of_digits_is_compared_with_a_number_as_one(database):
+    n = {number: row["metadata"]["n"] for number, row in enumerate(ROWS)}
+    assert found(database, "metadata.n == 5") == [number for number, value in n.items() if value in (5, "5")]
+    assert found(database, "metadata.n != 5") == [number for number, value in n.items() if value in (0, 2.5)]
+    assert found(database, "2 < metadata.n") == [number for number, value in n.items() if value in (5, 2.5, "5")]
+
+
 def test_dates_are_periods(database):
     for where in ("== '2024'", "== '2024-05'", ">= '2024-05-03'", "<= '2024-05'", "< '2024-06'"):
         assert found(database, f"date {where}") == [1000], where

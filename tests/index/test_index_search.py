@@ -146,13 +146,16 @@ def test_dates_order_no_unlikely_hits_if_others_are_there(fill):
     assert names(index.search(Query(vector=unit(0, 0, 1)), sort="date")) == ["c.jpg", "b.jpg", "a.jpg"]
 
 
-def test_more_hits_than_are_sorted_by_default_can_be_asked_for(fill, monkeypatch):
+def test_pages_by_path_are_parts_of_one_list(fill, monkeypatch):
     monkeypatch.setattr("onepeace.index.index.POOL", 2)
     index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
     options = {"sort": "path", "collapse": False}
     assert names(index.search(QUERY, top=1, **options)) == ["b.jpg"]
-    assert names(index.search(QUERY, top=4, **options)) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
-    assert names(index.search(QUERY, top=2, offset=3, **options)) == ["d.jpg", "e.jpg"]
+    whole = names(index.search(QUERY, top=9, **options))
+    assert whole == ["b.jpg", "d.jpg", "a.jpg", "c.jpg", "e.jpg"]  # two at once, the best first
+    for top in (1, 2, 3):
+        pages = [names(index.search(QUERY, top=top, offset=offset, **options)) for offset in range(0, 5, top)]
+        assert [name for page in pages for name in page] == whole
 
 
 def test_removed_files_are_not_found_and_a_reader_keeps_its_state(fill):

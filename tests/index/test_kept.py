@@ -1,12 +1,14 @@
 """Plain folders that are searched have an index of their own in the cache folder."""
 
 import shutil
+from contextlib import ExitStack
 
 import pytest
 
 from onepeace.errors import UserError
 from onepeace.index import Index
 from onepeace.index.kept import delete, kept, kept_index
+from onepeace.index.write import writing
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,16 @@ def test_only_what_changed_is_embedded_again(tmp_path, random_folder, no_model):
     delete(folder)
     assert kept() == {}
     assert (tmp_path / "words" / "b.txt").is_file()
+
+
+def test_a_search_waits_for_another_that_writes(tmp_path, random_folder, monkeypatch):
+    (tmp_path / "a.txt").write_text("words")
+    options = {"device": "cpu", "progress": False}
+    folder, _ = kept_index([tmp_path / "a.txt"], str(random_folder), **options)
+    with ExitStack() as other:
+        other.enter_context(writing(folder))
+        monkeypatch.setattr("onepeace.index.kept.time.sleep", lambda _: other.close())
+        assert kept_index([tmp_path / "a.txt"], str(random_folder), **options)[1].unchanged == 1
 
 
 def test_folder_that_is_gone_is_said(tmp_path, random_folder):

@@ -55,7 +55,7 @@ def test_named_file_is_known_by_its_content(tree, samples):
 def test_rows_of_a_table(tree):
     rows = [
         {"image": "a.jpg", "audio": "sub/deep/d.ogg", "captions": ["one", " two ", 3], "year": 2001, "none": None},
-        {"text": "only \ud800 words", "tags": ["\udfff"]},
+        {"text": "only \ud800 words", "tags": ["\udfff"], "score": float("nan")},
         {"path": "sub/b.txt", "caption": "a text in a file"},
         {"url": "https://example.org/x.ogg?token=1"},
         {"file_name": "sub/c.md"},
@@ -71,7 +71,11 @@ def test_rows_of_a_table(tree):
     assert (image.modality, image.size, image.caption, image.metadata) == ("image", 1, "one\ntwo", {"year": 2001})
     assert items["sub/deep/d.ogg"].caption == "one\ntwo"
     text = items["table.jsonl::2"]
-    assert (text.modality, text.caption, text.metadata) == ("text", "only \ufffd words", {"tags": ["\ufffd"]})
+    assert (text.modality, text.caption, text.metadata) == (
+        "text",
+        "only \ufffd words",
+        {"tags": ["\ufffd"], "score": None},
+    )
     assert entries[text.path].value == "only \ud800 words"  # as it is; the model's own rule is for that
     assert (items["sub/b.txt"].modality, items["sub/b.txt"].caption) == ("text", "a text in a file")
     reasons = {path: item.problem for path, item in items.items() if item.problem}
