@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import io
 import logging
 import os
 import select
@@ -93,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `onepeace ARGV...` (default: the arguments of this process) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     threads.sleep_while_waiting()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks are escaped, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     failure: Exception | None = None
     try:
         code = _run(arguments)

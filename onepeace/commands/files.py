@@ -138,6 +138,4 @@ def counted(count: int, thing: str) -> str:
 
 def shown(path: Path | str) -> str:
     """A path for one line of a terminal; control and unprintable characters are escaped."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))

@@ -108,6 +108,13 @@ def test_end_of_a_run(run, body, code, message):
     assert run(body) == (code, "", message)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_the_encoding_of_stdout_lacks_are_escaped(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = faked("print('dog \\u65e5 \\udcff')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dog \\u65e5 \\udcff\n", "")
+
+
 QUIET = """
 import os, sys
 from onepeace.cli import _only_python_writes_stderr
