@@ -113,8 +113,8 @@ def check_output(path: Path, force: bool = True) -> None:
     """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; give a file name")
+    if path.exists() and not path.is_file():  # a pipe or device would be replaced
+        raise UsageError(f"{path}: is {'a folder' if path.is_dir() else 'not a regular file'}; give a file name")
     if path.exists() and not force:
         raise UsageError(f"{path}: already exists; choose another name, or overwrite it with --force")
 

@@ -10,12 +10,13 @@ from pathlib import Path
 def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to ``path``, which is synced to disk and renamed to ``path`` when the block ends.
 
-    If the block fails, the temporary file is removed and ``path`` is as it was.
+    If the block fails, the temporary file is removed and ``path`` is as it was. If ``path`` is a link, all this happens
+    to the file that it leads to.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     # In a container, a killed run with the same process id may have left a partial file; it is deleted.
     temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """`onepeace index` as a user sees it: what each verb prints, in one line for each outcome, and the exit codes."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -115,6 +116,10 @@ def test_export_asks_before_it_replaces(run, folder, tmp_path):
         assert data["vectors"].shape == (6, 16)
     code, _, err = run("export", tmp_path / "i", "-o", tmp_path / "no" / "v.npz")
     assert (code, "v.npz" in err[0]) == (2, True)
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    code, _, err = run("export", tmp_path / "i", "-o", pipe, "--force")
+    assert (code, "pipe.npz" in err[0], pipe.is_fifo()) == (2, True, True)
 
 
 def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):

@@ -22,6 +22,16 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["v.npz"]
 
 
+def test_file_of_a_link_is_replaced_and_not_the_link(tmp_path):
+    target, link = tmp_path / "there" / "v.html", tmp_path / "v.html"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for content in ("first", "second"):
+        write_text_atomic(link, content)
+        assert link.is_symlink()
+        assert target.read_text() == content
+
+
 def test_new_content_appears_at_the_end_of_the_block(tmp_path):
     target = tmp_path / "v.npz"
     with write_atomic(target) as temporary:
