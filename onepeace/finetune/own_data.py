@@ -1,7 +1,7 @@
 """A user's folder or table: its usable samples, and whether they are enough to learn from."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,10 @@ class OwnData:
         """The files that were found, in words."""
         kinds = [f"{len(records)} {plural(keys, not self.labels)}" for keys, records in self.records.items()]
         classes = f" in {len(self.labels)} classes" if self.labels else ""
+        without = sum(record.label is None for records in self.records.values() for record in records)
+        if 0 < without < self.count:
+            classes = f"; {without} of {self.count} items {'has' if without == 1 else 'have'} no label, so labels are "
+            classes += "not used"
         return f"{', '.join(kinds)}{classes}"
 
 
@@ -84,21 +88,37 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
             left_out.append(Skipped(record.name, f"has {keys[0]} alone: no caption, no label, no partner"))
             continue
         grouped.setdefault(keys, []).append(record)
-    data = OwnData({keys: _merged(records) for keys, records in grouped.items()}, left_out)
+    data = _without_contradictions(OwnData({keys: _merged(records) for keys, records in grouped.items()}, left_out))
     check_enough(path, data)
     return data
 
 
 def _merged(records: Sequence[Record]) -> list[Record]:
-    """Merge rows with the same files, as in tables of captions, into one sample with all their captions."""
+    """Merge rows with the same files, as in tables of captions, into one sample with all their distinct captions."""
     merged: dict[Any, Record] = {}
     for record in records:
         key = (*map(str, media_of(record)), json.dumps(record.targets, sort_keys=True))
-        if key in merged:
-            merged[key].inputs["text"] = [*merged[key].captions, *record.captions]
-        else:
-            merged[key] = record
+        first = merged.setdefault(key, record)
+        first.inputs["text"] = list(dict.fromkeys([*first.captions, *record.captions]))
     return list(merged.values())
+
+
+def _without_contradictions(data: OwnData) -> OwnData:
+    """Leave out samples with a file that has several labels, if labels are used."""
+    labels = defaultdict[Path, set[str]](set)
+    for record in (record for own in data.records.values() for record in own if data.labels):
+        for path in media_of(record):
+            labels[path].add(record.label)
+    kept, left_out = defaultdict[tuple[str, ...], list[Record]](list), list(data.left_out)
+    for keys, own in data.records.items():
+        for record in own:
+            several = next((path for path in media_of(record) if len(labels[path]) > 1), None)
+            if several is None:
+                kept[keys].append(record)
+            else:
+                names = " and ".join(map(repr, sorted(labels[several])))
+                left_out.append(Skipped(record.name, f"{several.name} has the labels {names}"))
+    return OwnData(dict(kept), left_out)
 
 
 def _check(record: Record | Skipped) -> None:

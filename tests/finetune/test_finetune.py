@@ -289,6 +289,22 @@ def test_a_kind_of_which_nothing_is_left_to_learn_from_is_left_out(table, classe
         assert [where for where, _ in parts.left_out] == [f"{source} line 49"]
 
 
+def test_rows_that_repeat_contradict_or_have_no_label(table, tmp_path):
+    files = [(f"{table.parent}/{name}{i}.png", name) for name in FEW for i in range(12)]
+    rows = [{"image": file, "label": label, "text": f"a {label} square"} for file, label in files]
+    rows += [{**rows[0], "text": "red"}, {**rows[0], "text": "red"}]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, [*rows, {**rows[1], "label": "blue"}])))
+    data = read_own_data(source, KEYS)
+    assert data.records["image", "text"][0].captions == ["a red square", "red"]
+    assert data.count == 47
+    assert [where for where, _ in data.left_out] == [f"{source} line 2", f"{source} line 51"]
+    source.write_text("\n".join(map(json.dumps, [*rows, {**rows[1], "label": None}])))
+    data = read_own_data(source, KEYS)
+    assert (data.count, data.labels) == (49, [])
+    assert "1 of 49 items" in data.described()
+
+
 def test_labelled_pictures_with_a_sound_and_without(tuned):
     """Each modality has a head, and is measured in each kind of sample that has it."""
     _, result = tuned
