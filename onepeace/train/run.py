@@ -53,6 +53,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device, self.out = recipe, device, Path(recipe.run.out)
+        if (saved := checkpoint.newest(self.out)) is not None:  # before features that take hours are computed
+            check_same(saved.recipe, recipe, self.out)
         main, config, sources = parallel.rank() == 0, make_config(recipe), open_sources(recipe.data)
         self.config = config = label_heads(config, recipe, sources)
         if "text" in config.model.adapters and main:
@@ -87,8 +89,7 @@ class Run:
         """Averaged weights by parameter name; empty without run.ema."""
         self.start, self.cursors = 0, dict[str, Cursor]()
         """Number of steps already done, and this process's position in the data."""
-        if (saved := checkpoint.newest(self.out)) is not None:
-            check_same(saved.recipe, recipe, self.out)
+        if saved is not None:
             self.start, self.cursors = saved.step, saved.extra.get("cursors", {})
             self.restore(saved)
         elif main:

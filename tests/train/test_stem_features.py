@@ -63,6 +63,10 @@ def test_what_is_there_is_not_computed_again(root, tmp_path, monkeypatch):
     next(own.glob("*.json")).unlink()
     loop.train(stem_recipe(root, tmp_path / "third", {"image": 2}, data=data))
     assert len(decoded) == 96
+    # Nor are features computed for a run that is refused.
+    with pytest.raises(UserError, match=r"holds a run with another data\.stem_views"):
+        Run(stem_recipe(root, tmp_path / "third", {"image": 3}, data=data), torch.device("cpu"))
+    assert [*folder.iterdir()] == [own]
     assert {path.name for path in own.glob("part-*")} == {path.name for path in files}
 
 
