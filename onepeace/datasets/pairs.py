@@ -54,23 +54,28 @@ def from_table(path: Path) -> Iterator[Record | Skipped]:
 def from_folder(folder: Path) -> Iterator[Record | Skipped]:
     """A sample for each stem of files below a folder: a.jpg, a.wav and a.txt in one folder are one sample.
 
-    Each line of the .txt is a caption. If no file has a .txt, the name of a file's folder is its label.
+    Each line of the .txt is a caption. If no file has a .txt, the name of a file's folder is its label. Links are
+    followed, as class folders may hold links to files elsewhere.
     """
-    found, unreadable = walk([folder], {suffix: key for key in media() for suffix in PROCESSORS[key].suffixes})
-    has_captions = any(path.with_suffix(".txt").is_file() for path, _ in found)
+    endings = {suffix: key for key in media() for suffix in PROCESSORS[key].suffixes} | {".txt": "text"}
+    found, unreadable = walk([folder], endings, follow_links=True)
     yield from (Skipped(_shown(path), reason) for path, reason in unreadable)
+    texts = {path.with_suffix(""): path for path, modality in found if modality == "text"}
     groups: dict[Path, dict[str, Path]] = {}
     for path, modality in found:
+        if modality == "text":
+            continue
         group = groups.setdefault(path.with_suffix(""), {})
         if modality in group:
             yield Skipped(_shown(path), f"{group[modality].name} in the same folder is the {modality} of this stem")
         else:
             group[modality] = path
+    has_captions = not texts.keys().isdisjoint(groups)
     for stem, files in groups.items():
         first = next(iter(files.values()))
         result: Record | Skipped
         try:
-            captions = _sidecar(stem.with_name(f"{stem.name}.txt")) if has_captions else []
+            captions = _sidecar(texts.get(stem, stem.with_name(f"{stem.name}.txt"))) if has_captions else []
             targets = {} if has_captions else {"label": _folder_label(first, folder)}
             inputs = {**files, "text": captions}
             result = Record("", _shown(first.relative_to(folder)), inputs, targets, where=_shown(first))
@@ -80,7 +85,7 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
 
 
 def _check_columns(path: Path, known: Sequence[str]) -> None:
-    if not any(key in known for key in media()):
+    if not {name.lower() for name in known}.intersection(media()):
         raise UserError(
             f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; rename the one that holds the files"
         )

@@ -163,7 +163,7 @@ def test_folder_with_captions_beside_the_files(home, shards, capsys):
     for name in ("dog.jpg", "dog.ogg", "cat.jpg", "sea.jpg"):
         (home / ("sounds" if name.endswith("ogg") else "images") / name).rename(home / name)
     shutil.copy(home / "dog.jpg", home / "dog.png")
-    write(home / "dog.txt", "a dog\n\n it barks \n")
+    write(home / "dog.TXT", "a dog\n\n it barks \n")
     write(home / "cat.txt", " \n")
     assert shards("") == 1
     (dog,) = read(home, "image", "audio", "text")
@@ -174,11 +174,17 @@ def test_folder_with_captions_beside_the_files(home, shards, capsys):
     assert f"{home}/dog.png: dog.jpg " in err
 
 
-def test_folder_names_as_labels(home, shards, capsys):
+def test_folder_names_as_labels_and_links_are_followed(home, shards, capsys):
     shutil.copy(home / "images/dog.jpg", home / "stray.jpg")
+    outside = home.parent / "outside"
+    outside.mkdir()
+    (home / "images/cat.jpg").rename(outside / "cat.jpg")
+    (home / "images/cat.jpg").symlink_to(outside / "cat.jpg")
+    (home / "cats").symlink_to(outside)
+    (outside / "loop").symlink_to(home)
     assert shards("") == 1
     pictures = [(sample.label, sample.captions) for sample in read(home, "image")]
-    assert pictures == [("images", [])] * 3
+    assert pictures == [("images", [])] * 3 + [("cats", [])]
     assert {sample.label for sample in read(home, "audio")} == {"sounds"}
     assert "stray.jpg: has no .txt " in capsys.readouterr().err
 
