@@ -93,6 +93,7 @@ def _check_columns(path: Path, known: Sequence[str]) -> None:
 
 def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str) -> Record:
     """The sample of a row; `UserError` if the row is invalid."""
+    cells = {name.lower(): value for name, value in cells.items()} | dict(cells)
 
     def cell(key: str) -> tuple[str, Any]:
         filled = [name for name in COLUMNS.get(key, (key,)) if cells.get(name) not in (None, "", [])]

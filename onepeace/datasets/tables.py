@@ -7,6 +7,7 @@ JSON object per line.
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -39,7 +40,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
         columns: names of the columns of a .csv or .tsv file without a header.
 
     Raises:
-        UserError: an unknown extension, a file that cannot be read or is not UTF-8, or a duplicate column.
+        UserError: an unknown extension, a file that cannot be read or is not UTF-8, a duplicate column, or another
+            separator of columns.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -68,16 +70,20 @@ def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | Non
                 raise UserError(f"{path}: the names of the columns cannot be read ({error})") from error
             yield BadRow(line, f"cannot be read ({error})")
             continue
-        if not cells:
+        if not cells or (columns is None and cells[0].lower().startswith("sep=")):  # Excel's line before the header
             continue
         if columns is None:
             columns = [name.strip() for name in cells]
-            if twice := sorted({name for name in columns if columns.count(name) > 1}):
+            if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
                 raise UserError(f"{path}: two columns are named {twice[0]!r}")
+            if len(columns) == 1 and (separator := re.search("[;\t]", columns[0])):
+                wanted = "tabs" if tabs else "commas"
+                raise UserError(f"{path}: its columns are separated by {separator[0]!r}; save it with {wanted}")
         elif len(cells) != len(columns):
             yield BadRow(line, f"{len(cells)} cells instead of {len(columns)} ({', '.join(columns)})")
         else:
-            yield Row(line, dict(zip(columns, map(str.strip, cells), strict=True)))
+            named = zip(columns, map(str.strip, cells), strict=True)
+            yield Row(line, {name: cell for name, cell in named if name or cell})
 
 
 def _json_rows(file: TextIO) -> Iterator[Row | BadRow]:

@@ -53,7 +53,8 @@ def out(home):
 
 
 def test_csv_comes_back_from_the_reader(home, shards, capsys):
-    rows = 'image, text ,label\nimages/dog.jpg,"a dog,\n brown", dog \n images/cat.jpg , a cat,\n'
+    # The first line and the nameless columns are those of spreadsheets.
+    rows = 'sep=,\nimage, text ,Label,,\nimages/dog.jpg,"a dog,\n brown", dog ,,\n images/cat.jpg , a cat,,,\n'
     assert shards("captions.csv", rows) == 0
     dog, cat = read(home)
     assert dog.inputs["image"] == (home / "images/dog.jpg").read_bytes()
@@ -145,6 +146,7 @@ def test_bad_rows_of_a_jsonl(home, shards, capsys):
         ("t.csv", b"image,text\n", "has no rows"),
         ("t.csv", b"image,text,text\na,b,c\n", "two columns are named 'text'"),
         ("t.csv", b"images/dog.jpg,a dog\nb.jpg,a cat\n", "no column image or audio; it has images/dog.jpg"),
+        ("t.csv", b"sep=;\nimage;text\na,b.jpg;a cat\n", "its columns are separated by ';'"),
         ("t.xlsx", b"PK", "unknown file extension '.xlsx'"),
         ("t.csv", b"image,text\nnone.jpg,x\n", "nothing in it can be used; nothing was written"),
     ],
