@@ -39,7 +39,7 @@ class Hit:
     end: float | None = None
     """End of the matching part in seconds, if the file has several vectors."""
     copies: tuple[str, ...] = ()
-    """Paths of near copies."""
+    """Paths of near copies, as far as they are among the nearest files, `index.CANDIDATES` for each requested hit."""
 
     @property
     def value(self) -> str:
