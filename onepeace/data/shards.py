@@ -94,6 +94,7 @@ class Source:
     def __init__(self, config: SourceConfig, data: DataConfig) -> None:
         self.config, self.broken_limit, self.cache_bytes = config, data.broken_limit, data.cache_gigabytes * 1e9
         self.shards = expand(config.shards, data.root)
+        self.has_templates = any(data.templates.get(modality) for modality in config.pair)
         self.good = self.broken = 0
         self.named: list[str] = []
         """Messages about the first broken samples."""
@@ -106,7 +107,7 @@ class Source:
         for raw in raws:
             if fnmatchcase(raw["__key__"], own.keys) and not _is_of_another_kind(raw, own.pair):
                 try:
-                    samples.append(usable_sample(raw, shard, own.pair, own.targets))
+                    samples.append(usable_sample(raw, shard, own.pair, own.targets, self.has_templates))
                 except ValueError as error:
                     broken.append(str(error))
         self.good, self.broken = self.good + len(samples), self.broken + len(broken)
@@ -188,13 +189,20 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
     return [content for _, content in sorted(files.items())] if len(files) > 1 else files[1]
 
 
-def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targets: Sequence[str] = ()) -> Sample:
+def usable_sample(
+    raw: Mapping[str, Any],
+    shard: str,
+    pair: Sequence[str],
+    targets: Sequence[str] = (),
+    has_templates: bool = False,
+) -> Sample:
     """Parse a group of members.
 
     Args:
         raw: a sample from `open_shard`.
         pair: required modalities: "text" for captions, others for a member that their processor reads.
         targets: required targets, in the form of targets.py.
+        has_templates: whether templates make captions of a label, so that a sample with one needs no other.
 
     Raises:
         ValueError: a part is missing or wrong (the message names shard and key).
@@ -207,8 +215,6 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}.json cannot be read ({error})") from error
     captions = captions or _texts(content_of(members.get("txt", b"")).decode("utf-8", errors="replace"))
-    if "text" in pair and not captions:
-        raise ValueError(f"{where} has no caption (a .txt, or captions in a .json)")
     inputs: dict[str, Any] = {"text": captions}
     for modality in pair:
         if modality != "text":
@@ -221,6 +227,9 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
     known = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
     if isinstance(about.get("label"), str):
         known["label"] = about["label"]
+    if "text" in pair and not captions and not (has_templates and known.get("label")):
+        hint = "; data.templates in a recipe make captions of its label" if known.get("label") else ""
+        raise ValueError(f"{where} has no caption (a .txt, or captions in a .json){hint}")
     if raw.get(MASK):
         known["mask"] = raw[MASK]
     for target in targets:

@@ -18,7 +18,7 @@ from support.batches import (
     recipe,
     same,
 )
-from support.small_shards import write_tar
+from support.small_shards import write_shard, write_tar
 
 from onepeace import processors as modalities
 from onepeace.data.builder import multi_positive_ids
@@ -101,6 +101,14 @@ def test_captions_and_templates_are_all_drawn(root, processors):
     assert {text for key, text in drawn if key == "p100"} == {"picture number 100", "a photo of thing 100", "one gull"}
     # Without a label there is nothing to put into a template.
     assert {text for key, text in drawn if key == "p1"} == {"picture number 1", "a photo of thing 1"}
+
+
+def test_templates_alone_make_captions_of_labels(tmp_path, processors):
+    write_shard(tmp_path / "a.tar", {f"q{i}": (picture(i), {"label": "gull"}) for i in range(4)})
+    made = recipe(tmp_path, [{**IMAGES, "shards": "a.tar"}], {"templates": {"image": ["one {}"]}})
+    assert batches(make_steps(processors, made), 0)[0].captions == ["one gull"] * 4
+    with pytest.raises(UserError, match=r"no caption.*data\.templates"):
+        make_steps(processors, recipe(tmp_path, [{**IMAGES, "shards": "a.tar"}]))[0]
 
 
 def test_mixed_clips_are_positives_of_none(root, processors):
