@@ -20,6 +20,7 @@ from onepeace.evaluate.metrics import best_ranks
 from onepeace.evaluate.protocols.protocol import encode
 from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune.split import GROUP
+from onepeace.index.groups import connected
 
 WORDS, HEAD = "words", "head"
 """How a class was chosen: by the vectors of the class names, or by a trained head."""
@@ -83,16 +84,19 @@ def _answers(
 ) -> Iterator[Answers]:
     modality, *others = pair.split("+")
     groups = [sample.targets[GROUP] for sample in samples]
-    numbers = list(range(len(samples)))
     if not labels:
         items = encode(model, modality, [sample.read(modality) for sample in samples])
+        # Equal captions are one text, for which every item with it is right.
         texts = [sample.captions if others[-1] == "text" else [sample.read(others[-1])] for sample in samples]
-        owners = [number for number, own in zip(numbers, texts, strict=True) for _ in own]
-        other = encode(model, others[-1], [text for own in texts for text in own])
-        sides = (others[-1], other, owners), (modality, items, numbers)
-        for (key, queries, of), (name, candidates, ids) in (sides, sides[::-1]):
-            ranks = best_ranks(queries @ candidates.T, of, ids).tolist()
-            yield Answers(pair, key, pair, f"{key} to {name}", len(candidates), ranks, [groups[i] for i in of])
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(text for own in texts for text in own))}
+        has = np.zeros((len(samples), len(numbers)), bool)
+        for i, own in enumerate(texts):
+            has[i, [numbers[text] for text in own]] = True
+        scores = items @ encode(model, others[-1], list(numbers)).T
+        sides = (others[-1], scores.T, has.T, _joined(has, groups)), (modality, scores, has, groups)
+        for (key, found, correct, of), (name, *_) in (sides, sides[::-1]):
+            ranks = [int(best_ranks(row[None], [1], own)[0]) for row, own in zip(found, correct, strict=True)]
+            yield Answers(pair, key, pair, f"{key} to {name}", found.shape[1], ranks, of)
         return
     right = [labels.index(sample.label) for sample in samples]
     for key in (key for key in pair.split("+") if key != "text"):
@@ -107,6 +111,14 @@ def _answers(
                 pair, key, f"{name} by {how}", "", len(labels), ranks, groups,
                 [sample.label for sample in samples], said, confidence,
             )  # fmt: skip
+
+
+def _joined(has: np.ndarray, groups: Sequence[int]) -> list[int]:
+    """The group of each text, given the items (n, M) that have it: groups with a text in common are one."""
+    owners = [np.array(groups)[own].tolist() for own in has.T]
+    joined = connected(max(groups) + 1, [(own[0], other) for own in owners for other in own])
+    number = {group: n for n, members in enumerate(joined) for group in members}
+    return [number[own[0]] for own in owners]
 
 
 def _by_head(model: Embedder, head: str, contents: Sequence[object], labels: Sequence[str]) -> np.ndarray:

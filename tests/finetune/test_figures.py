@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from onepeace.data.sample import Sample
+from onepeace.finetune import figures
 from onepeace.finetune.figures import Answers, by_class, confident_errors, confusions, gained, gains
+from onepeace.finetune.split import GROUP
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -22,6 +25,20 @@ def test_figures_that_cannot_move_are_left_out():
     assert [(one.metric, one.after.value) for one in gains([found], [found])] == [
         ("text to image R@1", 1 / 3), ("text to image R@5", 2 / 3),
     ]  # fmt: skip
+
+
+def test_equal_captions_are_one_text_that_all_their_items_have(monkeypatch):
+    captions = [["red"], ["red", "warm"], ["blue"], ["red"], ["green"], ["blue"]]
+    samples = [Sample("", "", {"image": own[0], "text": own}, {GROUP: i // 2}) for i, own in enumerate(captions)]
+    names = ["red", "blue", "green", "warm"]
+    monkeypatch.setattr(figures, "samples_of", lambda *_: samples)
+    monkeypatch.setattr(figures, "encode", lambda model, key, items: np.eye(4)[[names.index(item) for item in items]])
+    texts, images = figures.answers(None, None, ["image+text"], [], {})
+    assert (texts.candidates, images.candidates) == (6, 4)
+    assert images.ranks == [1] * 6
+    assert images.groups == [0, 0, 1, 1, 2, 2]
+    assert texts.ranks == [1, 6, 1, 1]  # "warm" is a miss: nothing has its vector
+    assert len(set(texts.groups)) == 1  # all groups share a text with another
 
 
 def test_classes_errors_and_what_is_taken_for_what():

@@ -56,7 +56,7 @@ def table(tmp_path_factory):
     for i in range(12):
         for name in FEW:
             (folder / f"{name}{i}.png").write_bytes(square(COLOURS[name], rng))
-            rows.append((f"{name}{i}.png", f"a {name} square"))
+            rows.append((f"{name}{i}.png", f"a {name} square {i}"))
             if i < 4:
                 rows.append((f"{name}{i}.png", f"something {name}"))
     (folder / "broken.png").write_bytes(b"\x89PNG nothing")
