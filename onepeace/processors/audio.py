@@ -128,8 +128,11 @@ class AudioProcessor(Processor):
         if window is None:
             raise UserError("this model sets no length of sounds; give window= in seconds")
         hop = window if hop is None else hop
-        if not (0 < window < math.inf and 0 < hop < math.inf):
-            raise UserError(f"{name}: window and hop must be positive seconds, got {window} and {hop}")
+        shortest = 1 / self.sample_rate
+        if not (shortest <= window < math.inf and shortest <= hop < math.inf):
+            raise UserError(
+                f"{name}: window and hop must be finite, at least one sample ({shortest:g} s), got {window} and {hop}"
+            )
         with _open(item, name) as sound:
             length, rate = math.ceil(window * sound.rate), sound.rate
             held, at = torch.empty(0), 0  # samples read and still needed, and the frame of the first

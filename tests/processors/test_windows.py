@@ -68,9 +68,9 @@ def test_broken_sample_of_a_later_window_is_found_there():
     assert len(AudioProcessor(max_seconds=5).decode((samples, RATE))) == 5 * RATE
 
 
-@pytest.mark.parametrize(("window", "hop"), [(0, 1), (float("nan"), 1), (1, float("inf"))])
+@pytest.mark.parametrize(("window", "hop"), [(0, 1), (float("nan"), 1), (1, float("inf")), (1e-9, 1), (1, 1e-9)])
 def test_wrong_window_is_an_error(window, hop):
-    with pytest.raises(UserError, match="window and hop must be positive"):
+    with pytest.raises(UserError, match="window and hop must be"):
         next(AudioProcessor().windows((noise(RATE), RATE), window, hop))
 
 
