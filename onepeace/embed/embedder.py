@@ -87,13 +87,15 @@ def load(
     Raises:
         UserError: no model of that name, unreadable or mismatching files, an unknown device, dtype or modality.
     """
+    wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
+    if wanted == []:
+        raise UserError("modalities is empty; name at least one, or leave it out to keep all")
     chosen = choose_device(device)
     folder = resolve(str(name))
     config = read_config(folder)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_encoder(config, str(name)).parameters())
     precision = choose_dtype(dtype, chosen, num_parameters)
-    wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
     module = weight_files.load_encoder(folder, chosen, precision, wanted)
     if compile:
         compile_blocks(module)
@@ -357,6 +359,8 @@ class Embedder:
             raise UserError("it is a list inside the list of items; give one flat list")
         if isinstance(item, CompositeItem):
             return item.parts(cut)
+        if options.modality and isinstance(item, Mapping) and item.keys() & self.processors.keys():
+            raise UserError(f"it is a dictionary by modality; give it to `encode`, or its {options.modality} alone")
         values = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
         parts = [(key, cut(key, value)) for key, value in values]
         # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.

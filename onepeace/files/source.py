@@ -54,7 +54,7 @@ def describe(item: object) -> str:
         return name if len(name) <= 200 else f"{name[:100]}...{name[-97:]}"
     if isinstance(item, (bytes, bytearray, memoryview)):
         return f"bytes ({len(item)})"
-    if isinstance(item, dict):
+    if isinstance(item, dict) and ("path" in item or "array" in item):
         return str(item.get("path") or describe(item.get("array")))
     if isinstance(item, tuple):
         return f"({', '.join(describe(part) for part in item)})"

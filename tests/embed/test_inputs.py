@@ -109,6 +109,7 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, messag
         ("encode_text", 7, "str"),
         ("encode_image", "nothing.jpg", r"nothing\.jpg: no such file"),
         ("encode_image", "file:///etc/passwd", "http or https"),
+        ("encode_image", {"image": "dog.jpg"}, "dog.jpg: .*dictionary by modality; give it to `encode`"),
         ("encode", 3.5, "cannot tell"),
         ("encode", ["a", "b"], "item 0: .*list"),
         ("encode", {"img": "a.jpg"}, r"a\.jpg: a composed item has the keys .*image.*; not 'img'"),

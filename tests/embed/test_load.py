@@ -12,6 +12,8 @@ from onepeace.errors import UserError
 def test_load_keeps_only_the_modalities_asked_for(random_folder, model, sounds):
     audio = onepeace.load(random_folder, device="cpu", modalities=["audio"])
     assert audio.modalities == ("audio",)
+    with pytest.raises(UserError, match="modalities"):
+        onepeace.load(random_folder, device="cpu", modalities=[])
     assert sum(p.numel() for p in audio.module.parameters()) < sum(p.numel() for p in model.module.parameters())
     assert_same(audio.encode_audio(sounds), model.encode_audio(sounds))
     with pytest.raises(UserError, match="no text; it has audio"):

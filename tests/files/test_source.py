@@ -142,6 +142,7 @@ def test_file_problems_are_named(tmp_path):
         ({"path": "x.wav", "array": np.zeros(3), "sampling_rate": 1}, "x.wav"),
         (Image.new("L", (2, 3)), "L picture (2, 3)"),
         (None, "NoneType"),
+        ({"image": "a.jpg"}, "dict"),
         ("data:image/png;base64," + "A" * 10000, "data:image/png;base64,AAA..."),
     ],
 )
