@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.finetune.report import NOTE, as_text, commands_to_try
+    from onepeace.finetune.report import as_text, commands_to_try, note
     from onepeace.finetune.run import ABOUT, FineTuning
     from onepeace.finetune.split import read_parts
 
@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
         args.kept = f"finished stages and checkpoints are kept; {again}" if begun else "nothing was written"
         raise
     print(as_text(results))
-    print(NOTE)
+    parts = read_parts(tuning.data)
+    print(note(parts))
     for result in results:
         print(f"report: {result.report}")
-    for line in commands_to_try(results[0], args.source, read_parts(tuning.data)):
+    for line in commands_to_try(results[0], args.source, parts):
         print(f"try it: {line}")
     return 0

@@ -58,10 +58,13 @@ class Result:
         return self.folder / REPORT
 
 
-NOTE = (
-    "In parentheses: 95 % intervals, by a bootstrap over groups of near copies (few groups give wide ones). That of a "
-    "figure is for as many other files, that of a gain is paired. A model without a head chooses by the class names."
-)
+def note(parts: SplitSummary) -> str:
+    """How to read the figures."""
+    return (
+        f"In parentheses: 95 % intervals, by a bootstrap over groups of {parts.kind} (few groups give wide ones). That "
+        "of a figure is for as many other files, that of a gain is paired. A model without a head chooses by the class "
+        "names."
+    )
 
 
 def table(results: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -100,7 +103,7 @@ def write_report(result: Result, source: Path, model: str, data: Path, parts: Sp
         f"{escape(result.average.described())}.</p>",
         "<h2>On the part that was held out</h2>",
         _html_table(table([result]), text=2),
-        f"<p>{NOTE}</p>",
+        f"<p>{note(parts)}</p>",
     ]
     for before, after in zip(result.before, result.after, strict=True):
         if parts.labels and after.set.endswith(HEAD):

@@ -164,6 +164,13 @@ class SplitSummary:
     """Classes of which nothing is held out, as most of their files are one group."""
     left_out: list[Sequence[str]]
     """Place and reason of each sample that was left out."""
+    pattern: str | None = None
+    """Regular expression by which files were grouped (--group); without one, near copies are."""
+
+    @property
+    def kind(self) -> str:
+        """The groups, in words."""
+        return "near copies" if self.pattern is None else "files whose paths match --group with the same text"
 
     def pairs(self, part: str) -> list[str]:
         """The kinds of samples in a part, such as "image+text"."""
@@ -176,8 +183,8 @@ class SplitSummary:
     def described(self) -> str:
         """How the data are divided, in words."""
         choose = f"{self.count('choose')} to choose the average by, " * bool(self.count("choose"))
-        text = f"{self.count('train')} to train on, {choose}{self.count('val')} held out, in whole groups of files that"
-        text += f" are near copies or have similar names ({self.groups} groups)"
+        text = f"{self.count('train')} to train on, {choose}{self.count('val')} held out, in whole groups of "
+        text += f"{self.kind} ({self.groups} groups)"
         if self.not_held_out:
             text += f"; nothing is held out of {', '.join(self.not_held_out)}, most of which is one group"
         return text
@@ -197,7 +204,7 @@ def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, S
     held = {record.label for found in parts.values() for record in found["val"]}
     lacking = [label for label in data.labels if label not in held]
     return data, SplitSummary(
-        data.described(), counts, groups, data.labels, lacking, [list(one) for one in data.left_out]
+        data.described(), counts, groups, data.labels, lacking, [list(one) for one in data.left_out], pattern
     )
 
 

@@ -9,6 +9,7 @@ from onepeace.datasets.layout import Record
 from onepeace.errors import UsageError, UserError
 from onepeace.finetune import split
 from onepeace.finetune.own_data import OwnData, plural
+from onepeace.finetune.report import note
 from onepeace.finetune.split import divide, near_copies, parts_of
 
 TABLE = Path("/files/table.csv")
@@ -61,6 +62,9 @@ def test_files_of_a_group_lie_in_one_part_and_each_class_in_all():
     assert {part: len(names) for part, names in found.items()} == {"val": 40, "train": 120, "choose": 40}
     assert all({name.partition("/")[0] for name in names} == {"cat", "dog"} for names in videos.values())
     assert parts.groups == 20
+    assert "--group" in parts.described()
+    assert "near copies" not in parts.described() + note(parts)
+    assert "--group" not in divide(own_data(frames(10, 10)), TABLE, None)[1].described()
     # always the same, in whatever order the files come and folders are called
     again, _ = divide(own_data(frames(10, 10)[::-1], "/moved"), Path("/moved/table.csv"), r"(\w+/video\d+)-")
     assert files_of(again) == found
