@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.finetune.report import as_text, commands_to_try, note
+    from onepeace.finetune.report import as_text, best, commands_to_try, note
     from onepeace.finetune.run import ABOUT, FineTuning
     from onepeace.finetune.split import read_parts
 
@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
     print(note(parts))
     for result in results:
         print(f"report: {result.report}")
-    for line in commands_to_try(results[0], args.source, parts):
+    for line in commands_to_try(best(results), args.source, parts):
         print(f"try it: {line}")
     return 0

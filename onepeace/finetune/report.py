@@ -14,7 +14,7 @@ from onepeace.data.sample import Sample
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
 from onepeace.finetune.average import Average
-from onepeace.finetune.figures import HEAD, Answers, by_class, confident_errors, confusions, gains, samples_of
+from onepeace.finetune.figures import HEAD, Answers, by_class, confident_errors, confusions, gains, samples_of, score
 from onepeace.finetune.settings import head_names
 from onepeace.finetune.split import FILE, SplitSummary
 from onepeace.hub.folder import read_config
@@ -123,6 +123,11 @@ def write_report(result: Result, source: Path, model: str, data: Path, parts: Sp
     content.append(f"<details><summary>The recipe</summary><pre>{escape(to_yaml(result.recipe))}</pre></details>")
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n'
     write_text_atomic(result.report, page + "\n".join(content) + "\n</html>\n")
+
+
+def best(results: Sequence[Result]) -> Result:
+    """The result with the highest figures."""
+    return max(results, key=lambda result: score(result.after))
 
 
 def commands_to_try(result: Result, source: Path, parts: SplitSummary) -> list[str]:

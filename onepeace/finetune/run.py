@@ -124,6 +124,7 @@ class FineTuning:
             self.say(parts.described())
         else:
             parts = read_parts(self.data)
+            self.say(f"{self.out}: the parts of an earlier call are used; --force reads {self.source} again")
         ways = dict.fromkeys(WAYS if self.compare else [""])
         recipes = {way: self._recipe(way, parts, anew=data is not None) for way in ways}
         if overwrite and self.out.exists():

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from onepeace.cli import main
 from onepeace.config import build, merge, read_yaml
 from onepeace.finetune import run as running
 from onepeace.finetune import split
-from onepeace.finetune.figures import HEAD, WORDS, read_answers
+from onepeace.finetune.figures import HEAD, WORDS, read_answers, write_answers
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe
@@ -356,3 +357,14 @@ def test_ways_are_compared_on_the_same_parts(model, classes, tmp_path, capsys):
         new = read_state(out / way / "model")
         changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], new[name])}
         assert ("blocks" in changed) == (way != "probe"), way
+        found = read_answers(out / way / "after.jsonl")
+        ranks = [[1 if way == "lora" else 2] * len(one.ranks) for one in found]
+        write_answers(
+            out / way / "after.jsonl", [replace(one, ranks=own) for one, own in zip(found, ranks, strict=True)]
+        )
+    assert finetune(classes, "-o", out, "--model", model, *QUICK, "schedule.steps=4", "--compare") == 0
+    text, err = capsys.readouterr()
+    assert "--force" in err  # reads the source again
+    tried = [line for line in text.splitlines() if line.startswith("try it")]
+    assert tried
+    assert all(f"{out}/lora/model" in line for line in tried)
