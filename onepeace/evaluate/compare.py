@@ -11,8 +11,6 @@ from onepeace.evaluate.report import between
 from onepeace.files.table import format_table
 
 NEEDED = ("set", "metric", "value", "data_hash", "per_query")
-IGNORED = ("shards", "at")
-"""Options that do not make two figures of one name and data differ."""
 
 
 class Difference(NamedTuple):
@@ -25,8 +23,6 @@ class Difference(NamedTuple):
     interval: tuple[float, float] | None
     """95 % interval of second - first: paired bootstrap over the queries. None if the two were measured on different
     data, or the figure is not a mean over queries."""
-    options: tuple[str, ...] = ()
-    """Names of the options of both, and "protocol", that differ; without those of `IGNORED`."""
 
     @property
     def better(self) -> str:
@@ -69,10 +65,7 @@ def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
     is_paired = a["data_hash"] == b["data_hash"] and a["per_query"] and len(a["per_query"]) == len(b["per_query"])
     spread = paired_interval(a["per_query"], b["per_query"]) if is_paired else None
-    first, second = ({"protocol": row.get("protocol"), **row.get("options", {})} for row in (a, b))
-    names = sorted((first.keys() & second.keys()).difference(IGNORED))
-    options = tuple(name for name in names if first[name] != second[name])
-    return Difference(a["set"], a["metric"], a["value"], b["value"], spread, options)
+    return Difference(a["set"], a["metric"], a["value"], b["value"], spread)
 
 
 def as_table(differences: Sequence[Difference]) -> str:
@@ -96,9 +89,6 @@ def as_table(differences: Sequence[Difference]) -> str:
 def summary(differences: Sequence[Difference]) -> str:
     """Summary of the table in a sentence or two."""
     out = sum(bool(d.better) for d in differences)
-    parts = [f"{out} of {len(differences)} differences are significant; by chance alone 1 in 20 would be"]
-    if apart := sum(d.interval is None for d in differences):
-        parts.append(f"{apart} have no interval (other data, or no value for each query)")
-    if others := dict.fromkeys(f"{d.set}: {', '.join(d.options)}" for d in differences if d.options):
-        parts.append(f"A and B were measured with different options ({'; '.join(others)})")
-    return "; ".join(parts)
+    text = f"{out} of {len(differences)} differences are significant; by chance alone 1 in 20 would be"
+    apart = sum(d.interval is None for d in differences)
+    return f"{text}; {apart} have no interval (other data, or no value for each query)" if apart else text

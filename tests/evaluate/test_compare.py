@@ -9,7 +9,7 @@ from support.evaluation import RECIPE, KnownEmbedder, write_recipe
 import onepeace
 from onepeace.cli import main
 from onepeace.errors import UsageError, UserError
-from onepeace.evaluate.compare import compare, read_results, summary
+from onepeace.evaluate.compare import compare, read_results
 
 
 def row(values, *, metric="R@1", data="x"):
@@ -32,15 +32,6 @@ def test_what_is_little_stands_out_in_pairs():
 def test_without_the_same_queries_nothing_stands_out(other):
     (apart,) = compare([row(A)], [other])
     assert (apart.interval, apart.better) == (None, "")
-
-
-def test_options_that_differ_are_named_in_the_summary():
-    options = {"texts": "captions", "shards": "a/*.tar", "at": [1]}
-    first, same = ({**row(A), "options": {**options, "at": at}} for at in ([1], [1, 5]))
-    (difference,) = compare([first], [{**row(B), "options": {**options, "texts": "names"}}])
-    assert difference.options == ("texts",)
-    assert "s: texts" in summary([difference])
-    assert compare([first], [same])[0].options == ()
 
 
 def test_nothing_in_common_is_an_error():
