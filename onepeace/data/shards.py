@@ -190,11 +190,7 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
 
 
 def usable_sample(
-    raw: Mapping[str, Any],
-    shard: str,
-    pair: Sequence[str],
-    targets: Sequence[str] = (),
-    has_templates: bool = False,
+    raw: Mapping[str, Any], shard: str, pair: Sequence[str], targets: Sequence[str] = (), has_templates: bool = False
 ) -> Sample:
     """Parse a group of members.
 

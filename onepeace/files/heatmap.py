@@ -35,10 +35,7 @@ def colours(heat: NDArray) -> NDArray[np.uint8]:
 
 
 def over_picture(
-    picture: "Image.Image",
-    values: NDArray,
-    caption: str = "",
-    area: Sequence[float] = (0.0, 0.0, 1.0, 1.0),
+    picture: "Image.Image", values: NDArray, caption: str = "", area: Sequence[float] = (0.0, 0.0, 1.0, 1.0)
 ) -> "Image.Image":
     """A copy with the map over it: dark where the values are low, yellow where they are the highest.
 

@@ -265,10 +265,6 @@ def _upright(frame: "VideoFrame") -> "Image.Image":
     from PIL import Image
 
     image = frame.to_image()
-    turns = {
-        90: Image.Transpose.ROTATE_90,
-        180: Image.Transpose.ROTATE_180,
-        270: Image.Transpose.ROTATE_270,
-    }
+    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
     turn = turns.get(round(frame.rotation / 90) * 90 % 360)
     return image if turn is None else image.transpose(turn)

@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 
 
 def load_generator(
-    name: str | os.PathLike[str],
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "auto",
+    name: str | os.PathLike[str], *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
 ) -> "Generator":
     """Load a generative model by name.
 

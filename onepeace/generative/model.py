@@ -107,11 +107,7 @@ class OFA(Writer):
         return self.encoder(parts)
 
     def forward(
-        self,
-        ids: Tensor | None,
-        written: Tensor,
-        pixels: Tensor | None = None,
-        keep: Tensor | None = None,
+        self, ids: Tensor | None, written: Tensor, pixels: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
         """Logits (B, T, V) of the id after each of ``written`` (B, T), which begin with bos; teacher forcing.
 

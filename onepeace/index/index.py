@@ -237,13 +237,10 @@ class Index:
         known = store.intact(sorted({file[place] for group in groups for place in group}))
         items = {id_: item for id_, (item, _, _) in known.items()}
         if sort != "match":
-
-            def place_of(numbered: tuple[int, list[int]]) -> tuple[int, float, str]:
-                number, group = numbered
-                item = items[file[group[0]]]
-                return number // POOL, -(item.date or 0.0) if sort == "date" else 0.0, item.path
-
-            groups = [group for _, group in sorted(enumerate(groups), key=place_of)][offset : offset + top]
+            leaders = [items[file[group[0]]] for group in groups]
+            keys = [(-(item.date or 0.0) if sort == "date" else 0.0, item.path) for item in leaders]
+            order = sorted(range(len(groups)), key=lambda number: (number // POOL, *keys[number]))
+            groups = [groups[number] for number in order[offset : offset + top]]
         hits = []
         for number, (place, *copies) in enumerate(groups, offset + 1):
             item, row = items[file[place]], int(rows[place])

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from onepeace.files.cache import cache_folder
 from onepeace.index.builder import Report
 from onepeace.index.index import Index, identity
 from onepeace.index.store import FORMAT, is_index
-from onepeace.index.write import Locked, build, update, writing
+from onepeace.index.write import LOCK, Locked, build, update, writing
 from onepeace.progress import status
 
 log = logging.getLogger(__name__)
-
-WAIT = 0.2
-"""Seconds between two attempts to lock a cached index."""
 
 
 def indexes_folder() -> Path:
@@ -42,17 +38,18 @@ def kept_index(
 
     If another process does so at the moment, it is waited for.
     """
-    folder, is_waiting = folder_of(paths, model or "tiny"), False
+    from filelock import FileLock
+
+    folder = folder_of(paths, model or "tiny")
     while True:
         try:
-            return folder, update(folder, model, **options) if is_index(folder) else build(
-                folder, paths, model, **options
-            )
+            if is_index(folder):
+                return folder, update(folder, model, **options)
+            return folder, build(folder, paths, model, **options)
         except Locked:
-            if not is_waiting:
-                status("another process brings the index of these files up to date; waiting for it ...")
-            is_waiting = True
-            time.sleep(WAIT)
+            status("another process brings the index of these files up to date; waiting for it ...")
+            with FileLock(folder / LOCK):
+                pass
 
 
 def kept() -> dict[Path, dict[str, Any]]:

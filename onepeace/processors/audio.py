@@ -60,13 +60,7 @@ class AudioProcessor(Processor):
     key: ClassVar[str] = "audio"
     suffixes: ClassVar[frozenset[str]] = ENDINGS["audio"]
 
-    def __init__(
-        self,
-        *,
-        sample_rate: int = 16000,
-        max_seconds: float | None = 15.0,
-        min_seconds: float = 1.0,
-    ) -> None:
+    def __init__(self, *, sample_rate: int = 16000, max_seconds: float | None = 15.0, min_seconds: float = 1.0) -> None:
         if sample_rate < 1:
             raise UserError(f"processors.audio.sample_rate is {sample_rate}; it must be positive")
         if min_seconds < 0 or (max_seconds is not None and not max_seconds >= min_seconds > 0):

@@ -157,12 +157,7 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
 
 
 def run(
-    index: Index,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    auth: str | None = None,
-    generator: str | None = None,
+    index: Index, *, host: str = "127.0.0.1", port: int = 7860, auth: str | None = None, generator: str | None = None
 ) -> int:
     """Serve an index until Ctrl-C or SIGTERM; prints the URL to stdout.
 

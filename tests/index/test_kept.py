@@ -41,7 +41,7 @@ def test_a_search_waits_for_another_that_writes(tmp_path, random_folder, monkeyp
     folder, _ = kept_index([tmp_path / "a.txt"], str(random_folder), **options)
     with ExitStack() as other:
         other.enter_context(writing(folder))
-        monkeypatch.setattr("onepeace.index.kept.time.sleep", lambda _: other.close())
+        monkeypatch.setattr("onepeace.index.kept.status", lambda _: other.close())
         assert kept_index([tmp_path / "a.txt"], str(random_folder), **options)[1].unchanged == 1
 
 

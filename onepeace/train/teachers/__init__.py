@@ -24,10 +24,7 @@ PART = 8192
 """Items per part of the cache."""
 BATCH = 64
 """Items per forward pass of a teacher."""
-TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {
-    "timm": timm_teacher,
-    "transformers": transformers_teacher,
-}
+TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {"timm": timm_teacher, "transformers": transformers_teacher}
 """Constructors by library: (name of a model, modality, "features" or "scores") -> teacher."""
 
 
