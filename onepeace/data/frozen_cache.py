@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onepeace.data.sample import Sample, source_states
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 from onepeace.progress import Progress
@@ -49,13 +50,13 @@ class FrozenCache:
 
     Args:
         folder: folder for the parts only.
-        items: all items by name.
-        states: states of the items' sources by name (`source_states`): outputs for another state are ignored too.
+        items: all items by name; outputs for a `Sample` are ignored once its shard has changed.
     """
 
-    def __init__(self, folder: Path, items: Mapping[str, Any], states: Mapping[str, str] | None = None):
+    def __init__(self, folder: Path, items: Mapping[str, Any]):
         self.folder, self.items = folder, items
-        self._kept_as = {name: f"{name}@{state}" for name, state in (states or {}).items() if state}
+        states = source_states({name: item for name, item in items.items() if isinstance(item, Sample)})
+        self._kept_as = {name: f"{name}@{state}" for name, state in states.items() if state}
         """Name in the parts, where it differs."""
         self._open: dict[int, np.ndarray] = {}
         self._find()

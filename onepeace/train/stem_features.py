@@ -17,7 +17,7 @@ from torch import Tensor
 from onepeace.data.augment import Augment, make_augments
 from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.data.reader import Source
-from onepeace.data.sample import Sample, by_name, item_name, source_states
+from onepeace.data.sample import Sample, by_name, item_name
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.processors.processor import Processor
@@ -72,7 +72,7 @@ class StemViews:
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
         own = fingerprint([plain, processor, dict(self.options), self.views], self.network.state_dict())
-        cache = FrozenCache(root / f"{self.key}-{own}", self.items, source_states(self.items))
+        cache = FrozenCache(root / f"{self.key}-{own}", self.items)
         if cache.missing:
             self.network.to(self.device)
             with ThreadPoolExecutor(2, initializer=compute_alone) as pool:
@@ -143,5 +143,5 @@ def make_stem_features(
             arguments = (key, model.adapters[key], processors[key], augment, samples, views)
             made = str(StemViews(*arguments, device, use_bfloat16).keep(recipe.frozen_folder))
         items = {item_name(sample): sample for sample in reversed(samples)}  # the first of equal ones, as in `by_name`
-        found[key] = FrozenCache(Path(parallel.gather_objects(made)[0]), items, source_states(items))
+        found[key] = FrozenCache(Path(parallel.gather_objects(made)[0]), items)
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.data.batch import Inputs
 from onepeace.data.config import DataConfig
 from onepeace.data.reader import Source
-from onepeace.data.sample import Sample, by_name, source_states
+from onepeace.data.sample import Sample, by_name
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.processors import AudioProcessor
@@ -65,17 +65,14 @@ class TrainingData:
             captions = {text for source in self.sources for text in captions_of(self.recipe.data, source.samples)}
             # Sorted by length, as the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
-            return teacher_table(teacher, names, lambda text: text, root, modality, output)
+            return teacher_table(teacher, dict.fromkeys(names), lambda text: text, root, modality, output)
         samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
         items = by_name(samples, modality, f"a teacher's {output}")
         read = self.processors[modality].load
         if modality == "audio":  # at the teachers' rate, cut to the model's limit
             sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
             read = partial(sounds.load, seconds=getattr(self.processors[modality], "max_seconds", None))
-        states = source_states(items)
-        return teacher_table(
-            teacher, [*items], lambda name: read(items[name].read(modality)), root, modality, output, states
-        )
+        return teacher_table(teacher, items, lambda name: read(items[name].read(modality)), root, modality, output)
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
         """Add a task to store with the weights; UserError if another term has a different one of this name."""

@@ -12,7 +12,7 @@ import torch
 from support.training import MODEL, recipe
 
 from onepeace.data.frozen_cache import FrozenCache, Output
-from onepeace.data.sample import Sample, item_name, source_states
+from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop
@@ -92,7 +92,7 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     run = Run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
     whole = run.steps.builder.features["audio"]
     items = dict(list(whole.items.items())[:20])
-    few = FrozenCache(whole.folder, items, source_states(items))
+    few = FrozenCache(whole.folder, items)
     assert 0 < sum(map(len, few.places.values())) < 60
     assert {view.partner for views in few.places.values() for view in views} <= few.items.keys()
 
@@ -110,7 +110,7 @@ def test_outputs_for_an_earlier_content_of_a_shard_are_not_used(tmp_path):
     for content in (1, 2):
         shard.write_bytes(bytes(content))
         items = {f"{shard.name}/{key}": Sample(key, str(shard), {}, {}) for key in "ab"}
-        cache = FrozenCache(tmp_path / "frozen", items, source_states(items))
+        cache = FrozenCache(tmp_path / "frozen", items)
         assert cache.missing == [*items]
         a, partner = items
         made = {name: Output(name, np.full((1, 1), content), partner) for name in items}
@@ -139,7 +139,7 @@ def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch
     with ThreadPoolExecutor(2) as pool:
         (own,) = set(pool.map(compute, [samples[:8], samples[8:16]]))
     items = {item_name(sample): sample for sample in samples}
-    places = FrozenCache(own, items, source_states(items)).places
+    places = FrozenCache(own, items).places
     assert len(places) == 16
     assert {place.part for found in places.values() for place in found} == {0, 1}
 

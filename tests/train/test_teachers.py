@@ -11,7 +11,7 @@ from PIL import Image
 from support import outside_models
 from support.training import MODEL, recipe
 
-from onepeace.data.sample import Sample, source_states
+from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
@@ -173,8 +173,8 @@ def test_pictures_learn_from_clip_and_sounds_from_clap(root, tmp_path):
     with tarfile.open(root / "tones.tar") as tar:
         files = {name[:-4]: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".wav")}
     read = AudioProcessor().load
-    states = source_states({name: Sample(name, str(root / "tones.tar"), {}, {}) for name in files})
-    table = teacher_table(outside(clap), list(files), pytest.fail, tmp_path / "frozen", "audio", states=states)
+    samples = {name: Sample(name, str(root / "tones.tar"), {}, {}) for name in files}
+    table = teacher_table(outside(clap), samples, pytest.fail, tmp_path / "frozen", "audio")
     expected = made(outside(clap), "audio")([read(file) for file in files.values()])
     rows = [table.row[key] for key in files]
     torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
@@ -190,13 +190,13 @@ def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, capl
         return name
 
     names = ["low", "broken 1", "high", "broken 2"]
-    table = teacher_table(teacher, names, read, tmp_path, "text")
+    table = teacher_table(teacher, dict.fromkeys(names), read, tmp_path, "text")
     assert "broken 2 cannot be decoded" in caplog.text
     assert table.row == {"low": 0, "high": 1}
     expected = made(teacher, "text")(["low", "high"])
     torch.testing.assert_close(table.features.float(), expected, rtol=2e-3, atol=2e-3)
-    again = teacher_table(teacher, ["high", "low"], pytest.fail, tmp_path, "text")
+    again = teacher_table(teacher, dict.fromkeys(["high", "low"]), pytest.fail, tmp_path, "text")
     assert torch.equal(again.features, table.features.flip(0))
     for names, message in (([], "no item of the data has"), (["broken 1"], "no item of text can be decoded")):
         with pytest.raises(UserError, match=message):
-            teacher_table(teacher, names, read, tmp_path, "text")
+            teacher_table(teacher, dict.fromkeys(names), read, tmp_path, "text")

@@ -64,46 +64,44 @@ class TeacherTable(NamedTuple):
 
 def teacher_table(
     teacher: TeacherOptions,
-    names: Sequence[str],
+    items: Mapping[str, Any],
     read: Callable[[str], Any],
     root: Path,
     modality: str,
     output: str = "features",
-    states: Mapping[str, str] | None = None,
 ) -> TeacherTable:
-    """Outputs of a teacher for all names, computed once and kept in a folder in ``root``.
+    """Outputs of a teacher for all items, computed once and kept in a folder in ``root``.
 
     Args:
-        names: unique names of the items (sample keys, or the captions themselves).
+        items: items by name (samples by key, or None by the caption itself), see `FrozenCache`.
         read: function from an item's name to the teacher's input.
         modality: modality of the items.
         output: "features" or "scores".
-        states: states of the items' sources by name, see `FrozenCache`.
 
     Raises:
         UserError: the teacher cannot be loaded, or no item can be decoded.
     """
-    if not names:
+    if not items:
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
-    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", dict.fromkeys(names), states)
+    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", items)
     if cache.missing:
         encode = TEACHERS[teacher.library](teacher.name, modality, output)
 
         def compute(part: list[str]) -> Iterator[Output]:
             rest = iter(part)
             while some := list(islice(rest, BATCH)):
-                items = {}
+                loaded = {}
                 for name in some:
                     try:
-                        items[name] = read(name)
+                        loaded[name] = read(name)
                     except UserError as error:
                         log.warning("%s cannot be decoded, so %s has no output for it: %s", name, teacher, error)
-                if items:
-                    yield from map(Output, items, encode([*items.values()]).half().numpy())
+                if loaded:
+                    yield from map(Output, loaded, encode([*loaded.values()]).half().numpy())
 
         cache.fill(compute, PART)
-    known = {name: cache.places[name][0] for name in names if name in cache.places}
+    known = {name: cache.places[name][0] for name in items if name in cache.places}
     if not known:
         raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
     features = torch.from_numpy(np.stack([cache.read(place) for place in known.values()]))
