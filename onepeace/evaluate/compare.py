@@ -71,18 +71,10 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
 def as_table(differences: Sequence[Difference]) -> str:
     """The differences as aligned text; the last column names the better one if the difference is significant."""
     head = ("set", "metric", "A", "B", "B - A", "95%", "better")
-    lines = [
-        (
-            d.set,
-            d.metric,
-            f"{d.first:.1%}",
-            f"{d.second:.1%}",
-            f"{d.second - d.first:+.1%}",
-            between(d.interval),
-            d.better,
-        )
-        for d in differences
-    ]
+    lines = []
+    for d in differences:
+        values = f"{d.first:.1%}", f"{d.second:.1%}", f"{d.second - d.first:+.1%}"
+        lines.append((d.set, d.metric, *values, between(d.interval), d.better))
     return format_table(head, lines, right=range(2, 6))
 
 

@@ -43,8 +43,7 @@ class OwnData:
         classes = f" in {len(self.labels)} classes" if self.labels else ""
         without = sum(record.label is None for records in self.records.values() for record in records)
         if 0 < without < self.count:
-            classes = f"; {without} of {self.count} items {'has' if without == 1 else 'have'} no label, so labels are "
-            classes += "not used"
+            classes = f"; labels are not used, as {without} of {self.count} items lack one"
         return f"{', '.join(kinds)}{classes}"
 
 
