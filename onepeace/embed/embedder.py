@@ -87,22 +87,18 @@ def load(
     Raises:
         UserError: no model of that name, unreadable or mismatching files, an unknown device, dtype or modality.
     """
-    wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
-    if wanted == []:
-        raise UserError("modalities is empty; name at least one, or leave it out to keep all")
     chosen = choose_device(device)
     folder = resolve(str(name))
     config = read_config(folder)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_encoder(config, str(name)).parameters())
     precision = choose_dtype(dtype, chosen, num_parameters)
+    wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
     module = weight_files.load_encoder(folder, chosen, precision, wanted)
     if compile:
         compile_blocks(module)
-    processors = {
-        key: PROCESSORS[key].from_config(config.processors.get(key, {}), folder) for key in module.config.adapters
-    }
-    return Embedder(module, processors)
+    options, keys = config.processors, module.config.adapters
+    return Embedder(module, {key: PROCESSORS[key].from_config(options.get(key, {}), folder) for key in keys})
 
 
 class Embedder:

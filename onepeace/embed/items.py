@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from numbers import Real
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +16,7 @@ def check_many(items: object, what: str = "items") -> Iterable:
     """Return `items`; UserError if it is a single item, which would be iterated as letters, bytes, rows or keys."""
     single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping)
     if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
-        single = isinstance(items[1], Real)
+        single = isinstance(items[1], int | float | np.number)
     if isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
         single = items.ndim < 4
     if single or not isinstance(items, Iterable):

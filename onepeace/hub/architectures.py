@@ -125,7 +125,8 @@ def keep_modalities(config: Config, modalities: Collection[str], where: str) -> 
     unknown = [key for key in modalities if key not in config.model.adapters]
     if unknown or not modalities:
         there = ", ".join(config.model.adapters)
-        raise UserError(f"{where}: no modality {unknown[0] if unknown else ''!r}; it has {there}")
+        wrong = f"no modality {unknown[0]!r}" if unknown else "modalities is empty"
+        raise UserError(f"{where}: {wrong}; it has {there}")
     keep = architecture(config.architecture).keep_modalities
     if keep is None:
         raise UserError(f"{where}: models of architecture {config.architecture} cannot leave a modality out")
