@@ -115,14 +115,9 @@ class FrozenCache:
     def _write(self, number: int, outputs: Sequence[Output]) -> None:
         """Write a part's two files, the .json last: it marks the part as complete."""
         rows = [values.reshape(-1, values.shape[-1]) for _, values, _ in outputs]
-        starts = np.cumsum([0, *map(len, rows)]).tolist()
+        starts, kept = np.cumsum([0, *map(len, rows)]).tolist(), self._kept_as
         places = [
-            (
-                self._kept_as.get(name, name),
-                start,
-                list(values.shape[:-1]),
-                partner and self._kept_as.get(partner, partner),
-            )
+            (kept.get(name, name), start, list(values.shape[:-1]), partner and kept.get(partner, partner))
             for (name, values, partner), start in zip(outputs, starts, strict=False)
         ]
         with write_atomic(self.folder / f"part-{number}.npy") as temporary, open(temporary, "wb") as file:

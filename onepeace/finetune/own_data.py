@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ def _merged(records: Sequence[Record]) -> list[Record]:
 
 def _without_contradictions(data: OwnData) -> OwnData:
     """Leave out samples with a file that has several labels, if labels are used."""
+    if not data.labels:
+        return data
     labels = defaultdict[Path, set[str]](set)
-    for record in (record for own in data.records.values() for record in own if data.labels):
+    for record in chain.from_iterable(data.records.values()):
         for path in media_of(record):
             labels[path].add(record.label)
     kept, left_out = defaultdict[tuple[str, ...], list[Record]](list), list(data.left_out)
