@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.finetune.folder import ABOUT
     from onepeace.finetune.report import as_text, best, commands_to_try, note
-    from onepeace.finetune.run import ABOUT, FineTuning
+    from onepeace.finetune.run import FineTuning
     from onepeace.finetune.split import read_parts
 
     tuning = FineTuning(

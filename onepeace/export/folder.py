@@ -86,7 +86,7 @@ def export_model(
         folder: new or empty folder; it appears when all its files are written.
         form: "onnx", in float32; "int8", ONNX in 8 bits; "torch", a torch.export program (.pt2).
         modalities: modalities to export; None = all with a projection.
-        replace: replace the folder of an older export and its content.
+        replace: replace an older export; files of others in its folder are kept.
 
     Raises:
         UserError: missing packages, an unknown modality, a folder in use, a network that torch cannot export, vectors
@@ -94,7 +94,7 @@ def export_model(
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
-    check_free(folder, replace=replace, record=RECORD, what="export")
+    check_free(folder, replace=replace, what="export")
     if form != "torch":
         need_writers()
     source = resolve(os.fspath(name))
@@ -106,7 +106,7 @@ def export_model(
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     done = []
-    with new_folder(folder, replace=replace, record=RECORD, what="export") as part:
+    with new_folder(folder, replace=replace, what="export") as part:
         for key in chosen:
             log.info("%s ...", key)
             embedder = load(source, device="cpu", dtype="float32", modalities=[key])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onepeace.config import build, to_plain
 from onepeace.device import available_memory, choose_device
@@ -17,6 +18,7 @@ from onepeace.errors import UsageError, UserError, need
 from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune import figures
 from onepeace.finetune.average import SHARES, UNTRIED, Average, choose, mixed
+from onepeace.finetune.folder import ABOUT, FIELDS, check_only_ours, clear, read_about
 from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import Result, write_report
@@ -25,7 +27,7 @@ from onepeace.finetune.split import PARTS, SplitSummary, divide, read_parts, wri
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.folder import CARD, TOKENIZER, check_free, read_config
+from onepeace.hub.folder import CARD, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint
 from onepeace.train.folder import model_folder
@@ -37,7 +39,7 @@ from onepeace.train.start import start_weights
 
 log = logging.getLogger(__name__)
 
-ABOUT, SETTINGS, TUNED, AVERAGE = "finetune.json", "settings.json", "tuned", "average.json"
+SETTINGS, TUNED, AVERAGE = "settings.json", "tuned", "average.json"
 BEFORE, AFTER = "before.jsonl", "after.jsonl"
 TRIED = 3
 """Steps that are timed to estimate the duration of the training."""
@@ -127,8 +129,8 @@ class FineTuning:
             self.say(f"{self.out}: the parts of an earlier call are used; --force reads {self.source} again")
         ways = dict.fromkeys(WAYS if self.compare else [""])
         recipes = {way: self._recipe(way, parts, anew=data is not None) for way in ways}
-        if overwrite and self.out.exists():
-            shutil.rmtree(self.out)
+        if overwrite:
+            clear(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.out / ABOUT, json.dumps({**about, "name": self.model}, indent=1) + "\n")
         for way, recipe in recipes.items():
@@ -140,25 +142,22 @@ class FineTuning:
 
     def _refuse_another(self, about: Mapping[str, object], overwrite: bool) -> None:
         """Raise `UserError` if the folder has other content, or if clearing it would remove the input."""
-        path, out = self.out / ABOUT, self.out.resolve()
-        if not path.exists():
-            check_free(self.out, replace=True, record=ABOUT, what="fine-tuning")
-        elif overwrite:
-            for needed in (self.start, self.source):
-                if needed.resolve().is_relative_to(out):
-                    raise UserError(f"{needed} is needed, and --force would remove it; give -o another folder")
-        else:
-            other = json.loads(path.read_text(encoding="utf-8"))
-            if field := next((field for field in about if other.get(field) != about[field]), None):
-                there = {
-                    "source": f"the SOURCE {other.get('source')}",
-                    "model": f"--model {other.get('name')} ({other.get('model')}, not {about['model']})",
-                    "set": " ".join(other.get("set") or ["no a.b=value"]),
-                    "group": f"--group {group!r}" if (group := other.get("group")) else "no --group",
-                    "compare": "--compare" if other.get("compare") else "no --compare",
-                }[field]
+        other = read_about(self.out)
+        if other is None:
+            return
+        if overwrite:
+            self._check_can_be_cleared()
+            return
+        for field in FIELDS:
+            if other[field] != about[field]:
                 remedy = "give the same, choose another name, or overwrite it with --force"
-                raise UsageError(f"{self.out}: holds a fine-tuning with {there}; {remedy}")
+                raise UsageError(f"{self.out}: holds a fine-tuning with {_described(field, other, about)}; {remedy}")
+
+    def _check_can_be_cleared(self) -> None:
+        for needed in (self.start, self.source):
+            if needed.resolve().is_relative_to(self.out.resolve()):
+                raise UserError(f"{needed} is needed, and --force would remove it; give -o another folder")
+        check_only_ours(self.out)
 
     def _recipe(self, way: str, parts: SplitSummary, anew: bool) -> Recipe:
         """The recipe of a way, which the first call stores, as the available memory may differ later."""
@@ -261,6 +260,19 @@ class FineTuning:
         found = figures.answers(model, self.data, parts.pairs("val"), parts.labels, heads)
         figures.write_answers(path, found)
         return loaded - began, time.monotonic() - loaded
+
+
+def _described(field: str, other: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """How the fine-tuning in a folder differs in a field of finetune.json from the one that is asked for."""
+    if field == "source":
+        return f"the SOURCE {other['source']}"
+    if field == "model":
+        return f"--model {other.get('name')} ({other['model']}, not {about['model']})"
+    if field == "set":
+        return " ".join(other["set"] or ["no a.b=value"])
+    if field == "group":
+        return f"--group {other['group']!r}" if other["group"] else "no --group"
+    return "--compare" if other["compare"] else "no --compare"
 
 
 def feature_seconds(recipe: Recipe, counts: Mapping[str, int], an_item: float) -> float:

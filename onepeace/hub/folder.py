@@ -1,5 +1,7 @@
 """Model folders: reading the configuration, and writing a new folder atomically."""
 
+import glob
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,12 +11,17 @@ from pathlib import Path
 from onepeace.config import Config, Options, build, read_yaml
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import sync
+from onepeace.files.leftovers import held, is_left_over
+from onepeace.files.sums import SUMS, read_sums, write_sums
 from onepeace.hub.architectures import architecture
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 CARD = "MODEL_CARD.md"
 INDEX = "model.safetensors.index.json"
+MODEL_FOLDER = "model folder"
 
 
 def read_config(folder: str | Path) -> Config:
@@ -40,44 +47,105 @@ def parse_config(content: Options, where: str) -> Config:
     return build(Config, content, where)
 
 
-def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str = "model folder") -> None:
-    """Raise UsageError if `folder` exists, unless it is empty, or `replace` is set and it has the file `record`, which
-    marks it as a `what`."""
+def check_free(folder: Path, *, replace: bool, what: str = MODEL_FOLDER) -> None:
+    """Raise `UsageError` unless a new folder may be written here.
+
+    Args:
+        replace: whether a folder of the same kind, written by this package, may be replaced.
+        what: kind of the folder, as its SHA256SUMS names it.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
         raise UsageError(f"{folder}: is a file; name a folder")
     if not replace:
         raise UsageError(f"{folder}: already exists; choose another name, or overwrite it with --force")
-    if not (folder / record).is_file():
-        raise UsageError(f"{folder}: holds no {record}, so it is not a {what}; it will not be replaced")
+    if read_sums(folder).what != what:
+        raise UsageError(f"{folder}: holds no {SUMS} of a {what}, so it will not be replaced; move it or delete it")
 
 
 @contextmanager
-def new_folder(
-    folder: Path, *, replace: bool = False, record: str = CONFIG, what: str = "model folder"
-) -> Iterator[Path]:
-    """Yield an empty temporary folder that is renamed to `folder` when the block ends, or deleted when it fails.
+def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `folder` when the block ends, or is deleted when it fails.
 
-    Writers create the file `record` last, so that what a killed process leaves behind cannot be loaded.
+    Its SHA256SUMS is written last. Of a folder that is replaced, the files that its SHA256SUMS lists are deleted;
+    everything else in it (notes, a calibration) moves into the new folder.
+
+    Args:
+        replace, what: see `check_free`.
+
+    Raises:
+        UsageError: the folder is in use (`check_free`).
     """
-    check_free(folder, replace=replace, record=record, what=what)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    target = Path(os.path.realpath(folder))
+    check_free(target, replace=replace, what=what)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    put_back(target)
+    temporary = _beside(target, ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        sync(temporary)
-        check_free(folder, replace=replace, record=record, what=what)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        with held(temporary):
+            yield temporary
+            write_sums(temporary, what)
+            sync(temporary)
+            check_free(target, replace=replace, what=what)
+            _put_in_place(temporary, target)
     except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-    sync(folder.parent)
+
+
+def put_back(folder: Path) -> bool:
+    """Put back, or take apart, what a killed process left of a folder that it replaced; returns whether it exists."""
+    for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+        if is_left_over(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        if not is_left_over(old):
+            continue
+        if folder.exists():
+            _take_apart(old, folder)
+        else:
+            old.rename(folder)
+            sync(folder.parent)
+    return folder.is_dir()
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}{ending}")
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to its name; an older one of that name is put back if this fails."""
+    if not target.exists():
+        temporary.rename(target)
+        sync(target.parent)
+        return
+    old = _beside(target, ".old")
+    with held(target):
+        target.rename(old)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        sync(target.parent)
+        _take_apart(old, target)
+
+
+def _take_apart(old: Path, new: Path) -> None:
+    """Delete from a replaced folder what its SHA256SUMS lists, and move everything else into the new one."""
+    listed = read_sums(old).digests
+    for path in [*old.iterdir()]:
+        if path.name == SUMS:
+            continue  # last, as it says what may be deleted
+        if path.name in listed and (path.is_symlink() or path.is_file()):
+            path.unlink()
+        elif not os.path.lexists(new / path.name):
+            path.rename(new / path.name)
+    left = [path for path in old.iterdir() if path.name != SUMS]
+    if left:
+        log.warning("%s: has the name of a file of %s, and stays there", left[0], new)
+        return
+    shutil.rmtree(old)

@@ -15,13 +15,12 @@ from onepeace.errors import UserError, expect
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.architectures import build_module, check_encodes, keep_modalities
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
+from onepeace.hub.folder import CARD, CONFIG, MODEL_FOLDER, TOKENIZER, new_folder, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import LazyTensor, open_weights, write_weights
 from onepeace.model import Encoder, Trained
 
 Shapes = Mapping[str, tuple[int, ...]]
-MODEL_FOLDER = "model folder"
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,12 @@ def model(folder):
 @pytest.fixture(scope="module")
 def exported(folder):
     """Texts; to make a graph takes seconds, so tests of the others are slow."""
-    return export(folder, "text", ["export.json", "text.onnx", "tokenizer.json"])
+    return export(folder, "text", ["SHA256SUMS", "export.json", "text.onnx", "tokenizer.json"])
 
 
 @pytest.fixture(scope="module")
 def exported_media(folder):
-    return export(folder, "image,audio", ["audio.onnx", "export.json", "image.onnx"])
+    return export(folder, "image,audio", ["SHA256SUMS", "audio.onnx", "export.json", "image.onnx"])
 
 
 def export(folder, modalities, names):
@@ -219,7 +219,7 @@ def test_graph_that_one_file_cannot_hold_gets_its_weights_beside_it(folder, grap
 
 
 @pytest.mark.usefixtures("graphs_at_hand")
-def test_folder_is_replaced_as_a_whole_when_asked(folder, tmp_path, capsys, monkeypatch):
+def test_folder_is_replaced_when_asked_but_for_files_of_others(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(folders, "distance", lambda *arguments: 1e-6)
     out = tmp_path / "out"
     command = ["export", str(folder), "-o", str(out), "--modalities"]
@@ -228,11 +228,13 @@ def test_folder_is_replaced_as_a_whole_when_asked(folder, tmp_path, capsys, monk
     assert [line.split()[0] for line in printed] == ["file", str(out / "text.onnx"), str(out / "image.onnx")]
     assert main([*command, "image"]) == 2
     assert str(out) in capsys.readouterr().err
+    (out / "thesis.txt").write_text("three years of work")
     assert main([*command, "image", "--force"]) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["export.json", "image.onnx"]
-    (out / "export.json").unlink()
+    assert sorted(file.name for file in out.iterdir()) == ["SHA256SUMS", "export.json", "image.onnx", "thesis.txt"]
+    (out / "SHA256SUMS").unlink()
     assert main([*command, "image", "--force"]) == 2
-    assert "export.json" in capsys.readouterr().err
+    assert "will not be replaced" in capsys.readouterr().err
+    assert (out / "thesis.txt").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 

@@ -21,6 +21,7 @@ from onepeace.config import build, merge, read_yaml
 from onepeace.finetune import run as running
 from onepeace.finetune import split
 from onepeace.finetune.figures import HEAD, WORDS, read_answers, write_answers
+from onepeace.finetune.folder import ABOUT, FIELDS, check_only_ours
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe
@@ -168,6 +169,7 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
         assert finetune(table, "-o", out, "--model", start, *quick) == 1
         assert "the same command goes on" in capsys.readouterr().err
         assert not (out / "report.html").exists()
+        check_only_ours(out)
     monkeypatch.chdir(table.parent)
     out = (tmp_path / "out").rename(tmp_path / "moved")
     before = (out / "before.jsonl").stat().st_mtime_ns
@@ -228,7 +230,7 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
 def test_ctrl_c_says_whether_anything_is_saved(table, tmp_path, capsys, monkeypatch, begun):
     def stopped(tuning, overwrite):
         if begun:
-            (tmp_path / running.ABOUT).write_text("{}")
+            (tmp_path / ABOUT).write_text("{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running.FineTuning, "run", stopped)
@@ -240,13 +242,14 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
     out, elsewhere = tmp_path / "out", tmp_path / "link"
     shutil.copytree(model, out / "model")
     shutil.copy(table, out / "table.csv")
-    (out / "finetune.json").write_text("{}")
+    (out / ABOUT).write_text(json.dumps(dict.fromkeys(FIELDS)))
     elsewhere.symlink_to(out)
-    for source, start, said in ((table, out / "model", "give -o another folder"),
-                                (table, out, "give -o another folder"),
-                                (table, elsewhere / "model", "give -o another folder"),
-                                (elsewhere / "table.csv", model, "give -o another folder"),
-                                (tmp_path / "tabel.csv", model, "no such file or folder"),
+    needed = [(table, out / "model"), (table, out), (table, elsewhere / "model"), (elsewhere / "table.csv", model)]
+    for source, start in needed:
+        assert finetune(source, "-o", out, "--model", start, "--force") == 1
+        assert "give -o another folder" in capsys.readouterr().err
+    (out / "table.csv").unlink()
+    for source, start, said in ((tmp_path / "tabel.csv", model, "no such file or folder"),
                                 (table, tmp_path / "modle", "no such folder"),
                                 (table, "modle", "no model 'modle'")):  # fmt: skip
         assert finetune(source, "-o", out, "--model", start, "--force") in (1, 2)
@@ -254,6 +257,32 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
         assert said in err
         assert err.count("\n") == 1
         assert (out / "model" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("place", ["thesis.txt", "data/thesis.txt", "model/thesis.txt", "adapter/thesis.txt"])
+def test_overwrite_keeps_files_of_others(model, table, tmp_path, capsys, monkeypatch, place):
+    monkeypatch.setattr(running, "train", lambda recipe, stop_at=None: 1 / 0)
+    out = tmp_path / "out"
+    finetune(table, "-o", out, "--model", model, *QUICK)
+    thesis = out / place
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("three years of work")
+    before = sorted(out.rglob("*"))
+    capsys.readouterr()
+    assert finetune(table, "-o", out, "--model", model, *QUICK, "--force") == 2
+    err = capsys.readouterr().err
+    assert (str(thesis) in err, err.count("\n")) == (True, 1)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_overwrite_needs_the_mark_of_a_fine_tuning(model, table, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ABOUT).write_text('{"title": "notes on fine-tuning"}')
+    (out / "thesis.txt").write_text("three years of work")
+    assert finetune(table, "-o", out, "--model", model, "--force") == 2
+    assert "will not be replaced" in capsys.readouterr().err
+    assert (out / "thesis.txt").exists()
 
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
@@ -368,3 +397,4 @@ def test_ways_are_compared_on_the_same_parts(model, classes, tmp_path, capsys):
     tried = [line for line in text.splitlines() if line.startswith("try it")]
     assert tried
     assert all(f"{out}/lora/model" in line for line in tried)
+    check_only_ours(out)  # --force would replace it

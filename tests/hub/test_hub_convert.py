@@ -64,7 +64,7 @@ def test_released_layout_embeds_as_the_original(checkpoint, tmp_path, bpe):
     assert config.processors["image"]["size"] == 64
     assert config.processors["text"]["max_tokens"] == 70
     assert sorted(file.name for file in folder.iterdir()) == [
-        "MODEL_CARD.md", "config.yaml", "model.safetensors", "tokenizer.json"]  # fmt: skip
+        "MODEL_CARD.md", "SHA256SUMS", "config.yaml", "model.safetensors", "tokenizer.json"]  # fmt: skip
     assert_embeds_as_golden(weight_files.load(folder), ["text", "image", "audio"])
 
 

@@ -14,11 +14,11 @@ from support.hub_layouts import (
 )
 
 from onepeace.cli import main
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.hub import tensors
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert.convert import convert
-from onepeace.hub.folder import read_config
+from onepeace.hub.folder import new_folder, put_back, read_config
 
 
 @pytest.mark.slow  # the quick one: test_interrupted_saving_keeps_the_old_folder
@@ -46,8 +46,11 @@ def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
     (other / "a.jpg").write_text("picture")
     with pytest.raises(UserError, match="exists"):
         convert(tmp_path / "not read yet.pt", other, modalities=["audio"])
-    with pytest.raises(UserError, match="not a model folder; it will not be replaced"):
-        convert(checkpoint, other, modalities=["audio"], replace_existing=True)
+    for mark in ("config.yaml", "SHA256SUMS"):
+        (other / mark).write_text("of another program")
+        with pytest.raises(UsageError, match="it will not be replaced"):
+            convert(checkpoint, other, modalities=["audio"], replace_existing=True)
+        (other / mark).unlink()
     with pytest.raises(UserError, match="is a file"):
         convert(checkpoint, checkpoint, modalities=["audio"], replace_existing=True)
     assert [path.name for path in other.iterdir()] == ["a.jpg"]
@@ -55,6 +58,82 @@ def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
     out = convert(checkpoint, tmp_path / "out", modalities=["audio"])
     convert(checkpoint, out, modalities=["image"], replace_existing=True)
     assert list(read_config(out).model.adapters) == ["image"]
+
+
+def test_replaced_folder_keeps_what_was_not_written_by_us(checkpoint, tmp_path):
+    out = convert(checkpoint, tmp_path / "out", modalities=["audio"])
+    (out / "thesis.txt").write_text("three years of work")
+    (out / "figures").mkdir()
+    (out / "figures" / "1.txt").write_text("a figure")
+    (out / "unlisted.safetensors").write_text("of another program")
+    link = tmp_path / "link"
+    link.symlink_to(out)
+
+    convert(checkpoint, link, modalities=["image"], replace_existing=True)
+
+    assert link.is_symlink()
+    assert list(read_config(out).model.adapters) == ["image"]
+    assert (out / "thesis.txt").read_text() == "three years of work"
+    assert (out / "figures" / "1.txt").exists()
+    assert (out / "unlisted.safetensors").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "one-peace.pt", "out"]
+
+
+def test_sums_are_those_that_sha256sum_checks(checkpoint, tmp_path):
+    out = convert(checkpoint, tmp_path / "out", modalities=["image"])
+    listed = {line.split()[1] for line in (out / "SHA256SUMS").read_text().splitlines()[1:]}
+    assert listed == {path.name for path in out.iterdir()} - {"SHA256SUMS"}
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=out, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+REPLACE = """
+import os, pathlib, sys
+from onepeace.hub.folder import new_folder
+count = 0
+def counted(function):
+    def call(*arguments, **options):
+        global count
+        count += 1
+        if count > int(sys.argv[2]):
+            os._exit(9)
+        return function(*arguments, **options)
+    return call
+for name in ("mkdir", "rename", "replace", "rmdir", "unlink"):
+    setattr(os, name, counted(getattr(os, name)))
+with new_folder(pathlib.Path(sys.argv[1]), replace=True) as folder:
+    (folder / "config.yaml").write_text("new")
+os._exit(0)
+"""
+
+
+def test_replacing_killed_at_any_step_loses_nothing(tmp_path):
+    contents = []
+    for steps in range(50):
+        out = tmp_path / str(steps) / "m"
+        with new_folder(out) as folder:
+            (folder / "config.yaml").write_text("old")
+        (out / "thesis.txt").write_text("three years of work")
+
+        code = subprocess.run([sys.executable, "-c", REPLACE, str(out), str(steps)], check=False).returncode
+        assert put_back(out)
+
+        contents.append((out / "config.yaml").read_text())
+        assert (out / "thesis.txt").exists()
+        assert [path.name for path in out.parent.iterdir()] == ["m"]
+        if code == 0:
+            break
+    switch = contents.index("new")
+    assert contents == ["old"] * switch + ["new"] * (len(contents) - switch)
+    assert 0 < switch < len(contents) - 2
+
+
+def test_temporary_folder_of_a_running_process_stays(tmp_path):
+    out = tmp_path / "m"
+    with new_folder(out) as folder:
+        put_back(out)
+        (folder / "config.yaml").write_text("new")
+    assert (out / "config.yaml").exists()
 
 
 def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypatch):

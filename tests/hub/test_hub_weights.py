@@ -115,15 +115,19 @@ def test_loaded_weights_are_the_mapped_file(folder):
     assert outside == []
 
 
-def test_saving_again_replaces_the_whole_folder(folder):
-    (folder / "tokenizer.json").write_text("old")
+def test_saving_again_replaces_all_that_was_saved(tmp_path):
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    folder = weights.save(tmp_path / "models" / "m", *random_model(), tokenizer=tokenizer)
+    (folder / "calibration.safetensors").write_text("of somebody")
     module, config = random_model("image")
 
     weights.save(folder, module, config)
 
     assert weights.load(folder).config == config.model
     assert not (folder / "tokenizer.json").exists()
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
+    assert (folder / "calibration.safetensors").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["m"]
 
 
 def test_saving_over_the_file_one_has_loaded_is_safe(folder):

@@ -53,7 +53,7 @@ def convert(
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None = that of
             facebook/bart-base on the Hugging Face Hub, if the model reads text. Model folders have their own.
         base: name of a model; tensors equal to its own are left out, and read from it when `out` is loaded.
-        replace_existing: replace `out` if it is already a model folder.
+        replace_existing: replace `out` if it is already a model folder; files of others in it are kept.
 
     Raises:
         UserError: unreadable or hostile file, missing, unexpected or misshapen tensors, no vocabulary.

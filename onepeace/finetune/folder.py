@@ -1,0 +1,91 @@
+"""The folder of a fine-tuning: what is in it, and how it is cleared without touching anything else."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onepeace.errors import UsageError
+
+ABOUT = "finetune.json"
+FIELDS = ("source", "model", "set", "group", "compare")
+"""Fields of `ABOUT`, which say of what the fine-tuning is."""
+WRITTEN = """
+/finetune.json
+/data/parts.json
+/data/*/*.tar
+/frozen/*/part-*
+settings.json
+average.json
+before.jsonl
+after.jsonl
+report.html
+recipe.yaml
+log.jsonl
+events.out.tfevents.*
+tasks.yaml
+tokenizer.json
+step-*
+lock
+.*.tmp
+**/adapter/adapter_*
+**/adapter/README.md
+**/model/SHA256SUMS
+**/model/config.yaml
+**/model/MODEL_CARD.md
+**/model/model.safetensors.index.json
+**/model/*.safetensors
+**/tuned/SHA256SUMS
+**/tuned/config.yaml
+**/tuned/MODEL_CARD.md
+**/tuned/model.safetensors.index.json
+**/tuned/*.safetensors
+"""
+"""Files that a fine-tuning writes, as lines of a .gitignore file."""
+
+
+def read_about(out: Path) -> dict[str, Any] | None:
+    """What the fine-tuning in a folder is of; None if the folder is new or empty.
+
+    Raises:
+        UsageError: there is something else in the folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    try:
+        about = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    if not isinstance(about, dict) or not set(FIELDS) <= about.keys():
+        raise UsageError(f"{out}: holds no {ABOUT} of a fine-tuning, so it will not be replaced; name another folder")
+    return about
+
+
+def check_only_ours(out: Path) -> None:
+    """Raise `UsageError` if a folder has a file that no fine-tuning writes."""
+    from pathspec import GitIgnoreSpec
+
+    written = GitIgnoreSpec.from_lines(WRITTEN.splitlines())
+    for path in _files(out):
+        name = path.relative_to(out).as_posix()
+        if not written.match_file(name):
+            raise UsageError(f"{path}: not a file of the fine-tuning; --force would delete it, so move it elsewhere")
+
+
+def clear(out: Path) -> None:
+    """Delete a folder with all that fine-tunings write, if nothing else is in it (`check_only_ours`)."""
+    if out.exists():
+        check_only_ours(out)
+        shutil.rmtree(out)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files at and below a folder; links count as files."""
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in [*names, *links]:
+            yield Path(place, name)
