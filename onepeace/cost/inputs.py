@@ -14,11 +14,12 @@ from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.special_ids import EOS
+from onepeace.train.build import prepare_terms
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
 from onepeace.train.teachers import TeacherOptions, TeacherTable
 from onepeace.train.terms.heads import Supervised
-from onepeace.train.training_data import TrainingData, prepare_terms
+from onepeace.train.training_data import TrainingData
 
 SAMPLE_RATE = 16000
 FIRST_WORD_ID = 4
@@ -30,7 +31,7 @@ class PlannedData(TrainingData):
     """Stand-in for training data that returns tensors of the right size."""
 
     def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
-        super().__init__(recipe, (), {})
+        super().__init__(recipe.data, (), {}, recipe.frozen_folder, None)
         self.keys = [*keys, "another"]  # a single row has no standard deviation
 
     @property
@@ -109,7 +110,7 @@ def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tens
 
 def planned_objective(recipe: Recipe, model: Trained, batch: Batch, chunks: int, max_padding: float) -> Objective:
     """The objective of a recipe for a batch of `pair_batch`; a head's loss is replaced by the sum of its outputs."""
-    prepared = prepare_terms(PlannedData(recipe, batch.keys))
+    prepared = prepare_terms(recipe.terms, PlannedData(recipe, batch.keys))
     objective = Objective(model, recipe.terms, prepared, chunks, max_padding)
     for term in objective.terms.values():
         if isinstance(term, Supervised):

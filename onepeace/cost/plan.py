@@ -28,8 +28,8 @@ from onepeace.hub.registry import find
 from onepeace.model import Trained
 from onepeace.train.folder import model_folder
 from onepeace.train.lora import add_lora_and_freeze
+from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe
-from onepeace.train.start import make_config
 
 MEASURED = 32
 """Maximum number of items in a measured step: losses that compare all pairs are slow with more."""

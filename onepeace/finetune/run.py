@@ -31,11 +31,11 @@ from onepeace.hub.folder import CARD, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint
 from onepeace.train.folder import model_folder
+from onepeace.train.initial_weights import start_weights
 from onepeace.train.log import FILE as LOG
 from onepeace.train.log import read_log
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
-from onepeace.train.start import start_weights
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Training: recipe.py (options), run.py (state of a run), loop.py (training loop), objective.py (losses)."""
+"""Training: recipe.py (options), build.py (what a step needs), run.py (state of a run), loop.py (the steps)."""

@@ -15,9 +15,9 @@ from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
 from onepeace.model import Encoder, Trained
+from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate
-from onepeace.train.start import make_config
 
 
 def evaluation(recipe: Recipe) -> Evaluate | None:

@@ -12,7 +12,7 @@ from onepeace.data.targets import LABELS
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe
-from onepeace.train.terms.heads import Supervised
+from onepeace.train.terms.heads import Supervised, SupervisedOptions
 from onepeace.train.terms.known import TERMS
 
 AUTO = "auto"
@@ -24,49 +24,68 @@ def head_options(name: str, options: Options, recipe: Recipe) -> Options:
 
     For ``labels: auto`` they have two empty labels until the data is read (`label_heads`).
     """
-    found = dict(options)
-    for own, term in _supervised(recipe):
-        if own.head == name:
-            found.setdefault("task", term.task)
+    completed = dict(options)
+    for term_options, term in _supervised(recipe):
+        if term_options.head == name:
+            completed.setdefault("task", term.task)
             if term.num_outputs is not None:
-                found.setdefault("num_classes", term.num_outputs)
-    labels = found.get("labels")
+                completed.setdefault("num_classes", term.num_outputs)
+    labels = completed.get("labels")
     if labels == AUTO:
-        found["labels"] = ["", ""]
+        completed["labels"] = ["", ""]
     elif isinstance(labels, str):
-        path = Path(os.path.expandvars(recipe.data.root), labels)
-        if not path.exists():
-            raise UserError(
-                f"model.heads.{name}.labels: {path} is not there; give data.root=FOLDER (it is {recipe.data.root}), or "
-                "list the labels"
-            )
-        found["labels"] = read_class_names(path)
+        completed["labels"] = _labels_of_file(name, labels, recipe.data.root)
     if labels is not None:
-        found["num_classes"] = len(found["labels"])
-    return found
+        completed["num_classes"] = len(completed["labels"])
+    return completed
 
 
-def _supervised(recipe: Recipe) -> Iterator[tuple[Any, type[Supervised[Any]]]]:
+def _labels_of_file(head: str, file: str, root: str) -> list[str]:
+    path = Path(os.path.expandvars(root), file)
+    if not path.exists():
+        raise UserError(
+            f"model.heads.{head}.labels: {path} is not there; give data.root=FOLDER (it is {root}), or list the labels"
+        )
+    return read_class_names(path)
+
+
+def _supervised(recipe: Recipe) -> Iterator[tuple[SupervisedOptions, type[Supervised[Any]]]]:
     """Options and class of each term that trains a head."""
-    terms = ((options, TERMS[options.term]) for options in recipe.terms)
-    return ((options, term) for options, term in terms if issubclass(term, Supervised))
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if issubclass(term, Supervised) and isinstance(options, SupervisedOptions):
+            yield options, term
 
 
 def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
-    """The configuration; heads with ``labels: auto`` get the labels in the targets of the samples."""
-    wanted = recipe.model.get("heads", {})
-    heads = dict(getattr(config.model, "heads", {}))
+    """The configuration; heads with ``labels: auto`` get the labels in the targets of the samples.
+
+    Raises:
+        UserError: the samples have fewer than two labels.
+    """
+    heads = dict(config.model.heads)
     for options, term in _supervised(recipe):
         name = options.head
-        if wanted.get(name, {}).get("labels") == AUTO:
-            target = term.target
-            targets = (sample.targets for source in sources for sample in source.samples)
-            labels_in = LABELS.get(target, lambda value: [value])
-            labels = sorted({label for own in targets if target in own for label in labels_in(own[target])})
-            if len(labels) < 2:
-                found = labels[0] if labels else "none"
-                raise UserError(
-                    f"model.heads.{name}: the target {target} has one label ({found}); it needs two or more"
-                )
-            heads[name] = {**heads[name], "labels": labels, "num_classes": len(labels)}
-    return replace(config, model=replace(config.model, heads=heads)) if heads else config
+        if recipe.model.get("heads", {}).get(name, {}).get("labels") != AUTO:
+            continue
+        labels = _labels_of_data(term.target, sources)
+        if len(labels) < 2:
+            raise UserError(
+                f"model.heads.{name}: the target {term.target} has one label ({labels[0] if labels else 'none'}); it "
+                "needs two or more"
+            )
+        heads[name] = {**heads[name], "labels": labels, "num_classes": len(labels)}
+    if not heads:
+        return config
+    return replace(config, model=replace(config.model, heads=heads))
+
+
+def _labels_of_data(target: str, sources: Sequence[Source]) -> list[str]:
+    """All labels in a target of the samples, sorted."""
+    labels_in = LABELS.get(target, lambda value: [value])
+    labels: set[str] = set()
+    for source in sources:
+        for sample in source.samples:
+            if target in sample.targets:
+                labels.update(labels_in(sample.targets[target]))
+    return sorted(labels)

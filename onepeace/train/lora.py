@@ -18,7 +18,8 @@ from onepeace.errors import need
 from onepeace.hub.architectures import build_module
 from onepeace.model import Trained
 from onepeace.train.optim import freeze, matching
-from onepeace.train.recipe import LoraConfig, Recipe
+from onepeace.train.recipe import Recipe
+from onepeace.train.sections import LoraConfig
 
 ADAPTERS = "*.lora_[AB].*"
 """Pattern of the added parameters."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.errors import UserError
-from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
+from onepeace.train.sections import OptimConfig, OptimGroup, ScheduleConfig
 
 
 def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str]]) -> None:

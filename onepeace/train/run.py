@@ -8,31 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.compiling import compile_blocks
-from onepeace.config import Config, read_yaml, to_yaml, write_config
+from onepeace.config import read_yaml, to_yaml, write_config
 from onepeace.data.batch import Batch
-from onepeace.data.builder import BatchBuilder
-from onepeace.data.frozen_cache import FrozenCache
-from onepeace.data.reader import Cursor, Source, open_sources
-from onepeace.data.steps import Steps
-from onepeace.device import bfloat16_is_fast, peak_memory
+from onepeace.data.reader import Cursor
+from onepeace.device import peak_memory
 from onepeace.errors import UserError
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import Task
 from onepeace.hub import weights
-from onepeace.hub.architectures import build_module
 from onepeace.model import Trained
 from onepeace.train import checkpoint, parallel
-from onepeace.train.folder import model_folder
-from onepeace.train.labels import label_heads
+from onepeace.train.build import build, build_steps
 from onepeace.train.log import Log
-from onepeace.train.lora import add_lora_and_freeze, trained_module
-from onepeace.train.objective import Objective
-from onepeace.train.optim import make_optimizer
-from onepeace.train.recipe import Recipe, check_same
-from onepeace.train.start import make_config, make_model, make_processors, make_tokenizer
-from onepeace.train.stem_features import make_stem_features
-from onepeace.train.training_data import TrainingData, prepare_terms
+from onepeace.train.lora import trained_module
+from onepeace.train.recipe import Recipe
+from onepeace.train.resume import check_same
 
 log = logging.getLogger(__name__)
 
@@ -52,65 +42,61 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device, self.out = recipe, device, Path(recipe.run.out)
-        if (saved := checkpoint.newest(self.out)) is not None:  # before features that take hours are computed
+        self.recipe = recipe
+        self.device = device
+        self.out = Path(recipe.run.out)
+        saved = checkpoint.newest(self.out)
+        if saved is not None:  # before features that take hours are computed
             check_same(saved.recipe, recipe, self.out)
-        main, config, sources = parallel.rank() == 0, make_config(recipe), open_sources(recipe.data)
-        self.config = config = label_heads(config, recipe, sources)
-        if "text" in config.model.adapters and main:
-            make_tokenizer(recipe, sources, self.out / "tokenizer.json")
-        parallel.barrier()
-        self.processors = make_processors(config, self.out)
-        sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
-        self.model = make_model(recipe, config, empty=sharded and not main)
-        # Building a teacher draws random numbers, reading its cache does not; the initial weights must be the same.
-        with torch.random.fork_rng(devices=[]):
-            data = TrainingData(recipe, sources, self.processors)
-            prepared = parallel.first_alone(lambda: prepare_terms(data))
-        chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
-        self.objective = Objective(self.model, recipe.terms, prepared, chunks, max_padding, sharded)
+        parts = build(recipe, device, is_resumed=saved is not None)
+        self.config = parts.config
+        self.processors = parts.processors
+        self.objective = parts.objective
         """The model and the terms, with all trainable parameters."""
-        add_lora_and_freeze(self.model, recipe)
-        bfloat16 = {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
-        self.use_bfloat16 = bfloat16
-        """Whether forward passes run under autocast to bfloat16."""
-        features = make_stem_features(recipe, sources, self.processors, self.model, device, bfloat16)
-        self.model.set_grad_checkpointing(recipe.run.checkpoint_activations)
-        if recipe.run.compile:
-            compile_blocks(self.model)
-        self.parallelized = parallel.parallelize(self.objective, self.model.blocks, recipe.run.parallel, device)
+        self.model = parts.objective.model
+        self.parallelized = parts.parallelized
         """The objective, wrapped for all processes."""
-        self.optimizer = make_optimizer(self.model, recipe.optim)
-        if own := list(self.objective.terms.named_parameters()):
-            self.optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
-        self.average = {
-            name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad and recipe.run.ema
-        }
+        self.optimizer = parts.optimizer
+        self.use_bfloat16 = parts.use_bfloat16
+        """Whether forward passes run under autocast to bfloat16."""
+        self.average = self._initial_average()
         """Averaged weights by parameter name; empty without run.ema."""
-        self.start, self.cursors = 0, dict[str, Cursor]()
-        """Number of steps already done, and this process's position in the data."""
+        self.start = 0
+        """Number of steps already done."""
+        self.cursors: dict[str, Cursor] = {}
+        """This process's position in the data."""
         if saved is not None:
-            self.start, self.cursors = saved.step, saved.extra.get("cursors", {})
+            self.start = saved.step
+            self.cursors = saved.extra.get("cursors", {})
             self.restore(saved)
-        elif main:
+        elif parallel.rank() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_config(recipe, self.out / "recipe.yaml")
-        self.steps = make_steps(recipe, sources, self.processors, config, self.cursors, features)
-        if main:
-            self.keep_tasks(data.tasks)
+        self.steps = build_steps(
+            recipe, parts.sources, parts.processors, parts.config, self.cursors, features=parts.features
+        )
+        if parallel.rank() == 0:
+            self.keep_tasks(parts.tasks)
         parallel.barrier()
-        for source in sources:
+        for source in parts.sources:
             source.forget()
         if self.start < recipe.schedule.steps:
             self.steps.open(self.start)
 
+    def _initial_average(self) -> dict[str, Tensor]:
+        if not self.recipe.run.ema:
+            return {}
+        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+
     def keep_tasks(self, trained: Mapping[str, Task]) -> None:
         """Write the tasks of the terms and of the starting model to the run's tasks.yaml, for a generative model."""
-        source = self.recipe.start.source
-        before = None if source is None else model_folder(source) / TASKS
-        known = read_yaml(before) if before is not None and before.exists() else {}
-        if known or trained:
-            write_config({**known, **trained}, self.out / TASKS)
+        tasks: dict[str, Any] = {}
+        start_folder = self.recipe.start_folder
+        if start_folder is not None and (start_folder / TASKS).exists():
+            tasks.update(read_yaml(start_folder / TASKS))
+        tasks.update(trained)
+        if tasks:
+            write_config(tasks, self.out / TASKS)
 
     def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before clipping."""
@@ -213,20 +199,3 @@ class Run:
             weights.save(folder, module, self.config, **files, card=card)
         parallel.barrier()
         return folder
-
-
-def make_steps(
-    recipe: Recipe,
-    sources: list[Source],
-    processors: Mapping[str, Any],
-    config: Config,
-    cursors: Mapping[str, Cursor],
-    features: Mapping[str, FrozenCache] | None = None,
-) -> Steps:
-    """Steps of this process, from ``cursors`` on."""
-    # On the meta device: spawned workers get these functions pickled, without the model's weights.
-    with torch.device("meta"):
-        num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
-    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
-    sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
-    return Steps(builder, sources, recipe.seed, sizes, cursors, parallel.rank(), parallel.world_size())

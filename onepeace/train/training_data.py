@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.data.batch import Inputs
@@ -11,11 +12,9 @@ from onepeace.data.sample import Sample, by_name
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.processors import AudioProcessor
-from onepeace.train.recipe import Recipe
 from onepeace.train.teachers import TeacherOptions, TeacherTable, teacher_table
 from onepeace.train.teachers.networks import SAMPLE_RATE
-from onepeace.train.term import TermOptions
-from onepeace.train.terms.known import TERMS
+from onepeace.train.term_options import TermOptions, sources_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,13 +24,26 @@ class TrainingData:
     """Sources and processors of a recipe, for `Term.prepare`.
 
     Args:
-        recipe: the recipe.
-        sources: sources in the recipe's order.
+        config: the recipe's data section.
+        sources: its sources, in its order.
         processors: processors by modality.
+        frozen_folder: folder of the outputs of teachers.
+        start_folder: folder of the model that training starts from; None = random weights.
     """
 
-    def __init__(self, recipe: Recipe, sources: Sequence[Source], processors: Mapping[str, Any]) -> None:
-        self.recipe, self.sources, self.processors = recipe, sources, processors
+    def __init__(
+        self,
+        config: DataConfig,
+        sources: Sequence[Source],
+        processors: Mapping[str, Any],
+        frozen_folder: Path,
+        start_folder: Path | None,
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.processors = processors
+        self.frozen_folder = frozen_folder
+        self.start_folder = start_folder
         self.tasks: dict[str, Task] = {}
         """Tasks of a generative model by name; see `keep_task`."""
 
@@ -42,8 +54,10 @@ class TrainingData:
 
     def samples(self, options: TermOptions) -> Iterator[Sample]:
         """Samples of the sources of a term."""
-        fed = {source.name for source in self.recipe.feeding(options)}
-        return (sample for source in self.sources if source.config.name in fed for sample in source.samples)
+        names = {source.name for source in sources_of(options, self.config)}
+        for source in self.sources:
+            if source.config.name in names:
+                yield from source.samples
 
     def texts(self, texts: Sequence[str]) -> Inputs:
         """Model input of texts."""
@@ -60,9 +74,9 @@ class TrainingData:
         Raises:
             UserError: the teacher cannot be loaded, or two items of one name differ.
         """
-        root = self.recipe.frozen_folder
+        root = self.frozen_folder
         if modality == "text":
-            captions = {text for source in self.sources for text in captions_of(self.recipe.data, source.samples)}
+            captions = {text for source in self.sources for text in captions_of(self.config, source.samples)}
             # Sorted by length, as the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
             return teacher_table(teacher, dict.fromkeys(names), lambda text: text, root, modality, output)
@@ -89,8 +103,3 @@ def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:
         texts += sample.captions
         labels |= {sample.label} if sample.label else set()
     return texts + [template.format(label) for label in sorted(labels) for template in templates]
-
-
-def prepare_terms(data: TrainingData) -> dict[str, Any]:
-    """Results of the terms' ``prepare`` by name."""
-    return {options.name: TERMS[options.term].prepare(options, data) for options in data.recipe.terms}

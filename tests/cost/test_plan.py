@@ -16,10 +16,10 @@ from onepeace.cost.inputs import item_batch, largest_items, pair_batch
 from onepeace.cost.measure import Live, keep_as_on_a_gpu
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
+from onepeace.train.model_config import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
 from onepeace.train.recipe import Recipe, read_recipe
-from onepeace.train.start import make_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "pretrain"
 SMALL = {"dim": 64, "embed_dim": 32, "num_heads": 4, "ffn_dim": 160}

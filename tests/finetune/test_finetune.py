@@ -29,9 +29,10 @@ from onepeace.finetune.split import SplitSummary, divide, parts_of
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected, read_state
+from onepeace.train.initial_weights import start_weights
 from onepeace.train.log import read_log
+from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe
-from onepeace.train.start import make_config, start_weights
 
 FEW = ("red", "green", "blue", "white")
 QUICK = ["schedule.steps=30", "optim.lr=3e-3", "run.precision=float32", "optim.layer_decay=null"]

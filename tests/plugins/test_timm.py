@@ -17,7 +17,7 @@ from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.plugins import timm as plugin
 from onepeace.train.optim import layer_id, parameter_groups
-from onepeace.train.recipe import OptimConfig
+from onepeace.train.sections import OptimConfig
 
 TINY = "onepeace_tiny.image"
 

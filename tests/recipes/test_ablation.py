@@ -16,8 +16,8 @@ from onepeace.config import read_yaml
 from onepeace.hub.architectures import ARCHITECTURES
 from onepeace.hub.folder import read_config
 from onepeace.train.log import read_log
+from onepeace.train.model_config import make_config
 from onepeace.train.recipe import read_recipe
-from onepeace.train.start import make_config
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "ablation"
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml") if "variants" in read_yaml(path))

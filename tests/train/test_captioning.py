@@ -12,9 +12,10 @@ from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.train import loop
 from onepeace.train.evaluation import evaluation
+from onepeace.train.initial_weights import make_model
 from onepeace.train.log import read_log
+from onepeace.train.model_config import make_config
 from onepeace.train.objective import Objective
-from onepeace.train.start import make_config, make_model
 
 HEAD = {"kind": "caption", "on": ["image", "audio"], "vocab_size": 400, "dim": 32, "depth": 1, "num_heads": 2,
         "ffn_dim": 64, "max_tokens": 24, "dropout": 0.0}  # fmt: skip

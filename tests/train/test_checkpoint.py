@@ -8,7 +8,7 @@ from onepeace.errors import UserError
 from onepeace.train import checkpoint
 from onepeace.train.log import Log, read_log
 from onepeace.train.optim import make_optimizer
-from onepeace.train.recipe import OptimConfig
+from onepeace.train.sections import OptimConfig
 
 
 class Run:

@@ -21,8 +21,8 @@ from onepeace.generative.terms.generation import Generation, Prepared
 from onepeace.hub.convert.ofa import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
+from onepeace.train.model_config import make_config
 from onepeace.train.passes import Passes
-from onepeace.train.start import make_config
 
 CAPTION = {"generation": {"task": "caption", "label_smoothing": 0.1}}
 
@@ -232,7 +232,7 @@ LABELLED = {"data": {"train": [source(targets=["label"])]}}
         ({"model": {"freeze_stem_norms": False}, "run": {"grad_cache_chunks": 2}}, "needs run.grad_cache_chunks=1"),
         ({"model": {"modalities": ["image"]}}, "models of architecture ofa have no choice of them"),
         ({"objective": {"self_critical": {"changes": {"search": {"max_len": 2000}}}}}, "max_len is 2000, and what"),
-        ({"objective": {"self_critical": {}}, "run": {"parallel": "fsdp"}}, "searches with the whole model"),
+        ({"objective": {"self_critical": {}}, "run": {"parallel": "fsdp"}}, "needs the whole model"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(root, start, tmp_path, fields, message):

@@ -15,8 +15,8 @@ from onepeace.errors import UserError
 from onepeace.hub.weights import expected
 from onepeace.train import checkpoint, loop
 from onepeace.train.loop import train_steps
+from onepeace.train.model_config import make_config
 from onepeace.train.run import Run
-from onepeace.train.start import make_config
 
 peft = pytest.importorskip("peft")
 

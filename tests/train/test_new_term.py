@@ -32,7 +32,7 @@ class Labels(Term[LabelsOptions]):
         self.head = nn.Linear(model.config.dim, len(options.classes))
 
     @classmethod
-    def check(cls, options, recipe, config):
+    def check(cls, options, context):
         if len(options.classes) < 2:
             raise UserError(f"{options.where} has {len(options.classes)} classes; it needs two or more")
 

@@ -18,7 +18,7 @@ from onepeace.train.optim import (
     make_optimizer,
     parameter_groups,
 )
-from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
+from onepeace.train.sections import OptimConfig, OptimGroup, ScheduleConfig
 
 ADAPTERS = {key: golden_cases.ADAPTERS[key] for key in ("text", "image", "audio")}
 GOLDEN = Path(__file__).parents[1] / "golden" / "optim"

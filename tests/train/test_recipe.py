@@ -6,7 +6,8 @@ import yaml
 
 from onepeace.config import read_yaml, to_yaml
 from onepeace.errors import UserError
-from onepeace.train.recipe import check_same, read_recipe
+from onepeace.train.recipe import read_recipe
+from onepeace.train.resume import check_same
 
 FULL = """
 seed: 3

@@ -7,8 +7,10 @@ from onepeace.config import build
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import read_tokenizer
+from onepeace.train.build import TOKENIZER, build_processors
+from onepeace.train.model_config import make_config
+from onepeace.train.processing import make_processors, write_tokenizer
 from onepeace.train.recipe import Recipe
-from onepeace.train.start import make_config, make_processors, make_tokenizer
 
 SMALL = {"size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64}
 MASK = {
@@ -76,24 +78,24 @@ TEXTS = [f"the {kind} number {i} of many" for kind in ("first", "second", "third
 CAPTIONS = [[Sample("", "", {"text": TEXTS}, {})]]
 
 
+def vocabulary_of(out, size, captions, is_resumed):
+    wanted = recipe(tokenizer={"vocab_size": size}, run={"out": str(out)})
+    build_processors(wanted, make_config(wanted), captions, is_resumed)
+    return read_tokenizer(out / TOKENIZER).get_vocab_size()
+
+
 def test_a_vocabulary_of_a_run_that_has_no_checkpoint_is_made_as_its_recipe_says_now(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    for size in (300, 290):
-        make_tokenizer(recipe(tokenizer={"vocab_size": size}), CAPTIONS, path)
-        assert read_tokenizer(path).get_vocab_size() == size
+    assert vocabulary_of(tmp_path, 300, CAPTIONS, is_resumed=False) == 300
+    assert vocabulary_of(tmp_path, 290, CAPTIONS, is_resumed=False) == 290
 
 
 def test_a_vocabulary_of_a_run_that_has_a_checkpoint_is_not_made_again(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    make_tokenizer(recipe(tokenizer={"vocab_size": 300}), CAPTIONS, path)
-    (tmp_path / "step-00000001.safetensors").touch()
-    before = path.read_bytes()
-    make_tokenizer(recipe(tokenizer={"vocab_size": 290}), [], path)
-    assert path.read_bytes() == before
+    assert vocabulary_of(tmp_path, 300, CAPTIONS, is_resumed=False) == 300
+    assert vocabulary_of(tmp_path, 290, [], is_resumed=True) == 300
 
 
 def test_a_vocabulary_larger_than_the_models_is_one_line(tmp_path):
     wanted = recipe({"adapters": {"text": {"vocab_size": 280}}}, tokenizer={"vocab_size": 300})
-    make_tokenizer(wanted, CAPTIONS, tmp_path / "tokenizer.json")
+    write_tokenizer(wanted, CAPTIONS, tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match=r"300 entries, more than model\.adapters\.text\.vocab_size 280; raise that"):
         make_processors(make_config(wanted), tmp_path)

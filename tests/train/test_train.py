@@ -16,10 +16,12 @@ from onepeace.data.shard_writer import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers
+from onepeace.train.build import build_steps
 from onepeace.train.evaluation import evaluation
+from onepeace.train.initial_weights import make_model
 from onepeace.train.log import read_log
-from onepeace.train.run import make_steps
-from onepeace.train.start import make_config, make_model, make_processors, make_tokenizer
+from onepeace.train.model_config import make_config
+from onepeace.train.processing import make_processors, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +99,9 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     )  # fmt: skip
     config = make_config(wanted)
     sources = open_sources(wanted.data)
-    make_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
+    write_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
     processors = make_processors(config, tmp_path / "run")
-    steps = make_steps(wanted, sources, processors, config, {})
+    steps = build_steps(wanted, sources, processors, config, {})
     group, _ = steps[0]
     assert [list(batch.inputs) for batch in group] == [["image", "text"], ["text"]]
     loop.train(wanted)
@@ -207,8 +209,8 @@ def test_workers_get_no_weights_of_the_model(root, tmp_path):
     wanted = recipe(root, tmp_path, model={"size": "base", "modalities": ["text", "image"]})
     config = make_config(wanted)
     sources = open_sources(wanted.data)
-    make_tokenizer(wanted, sources, tmp_path / "tokenizer.json")
-    steps = make_steps(wanted, sources, make_processors(config, tmp_path), config, {})
+    write_tokenizer(wanted, sources, tmp_path / "tokenizer.json")
+    steps = build_steps(wanted, sources, make_processors(config, tmp_path), config, {})
     assert len(pickle.dumps(steps.builder.num_tokens)) < 100_000  # one embedding table is 150 MB
     sent = pickle.loads(pickle.dumps(steps))  # noqa: S301
     (batch,) = sent[0][0]

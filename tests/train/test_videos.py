@@ -15,7 +15,8 @@ from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.model import OnePeace
 from onepeace.processors import VideoProcessor
-from onepeace.train.start import make_config, make_model
+from onepeace.train.initial_weights import make_model
+from onepeace.train.model_config import make_config
 
 HEAD = {"kind": "classifier", "on": "video", "pool": "cls", "hidden_ratio": 0, "labels": ["run", "sit"]}
 

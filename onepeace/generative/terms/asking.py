@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from onepeace.config import Options, build, merge, to_plain
+from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.limits import Share
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
@@ -18,23 +19,16 @@ from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors.tokenizer import BOS, EOS, PAD
-from onepeace.train.folder import model_folder
 from onepeace.train.term import TermOptions
 from onepeace.train.terms.heads import check_head
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
-
 
 MATCH = "match"
 """Target that every item has: "yes" if its text is its own, else "no"."""
 
 
-def read_task(options: TermOptions, name: str, changes: Options, recipe: "Recipe") -> Task:
+def read_task(options: TermOptions, name: str, changes: Options, start_folder: Path | None) -> Task:
     """A task of the starting model, or a built-in one, with some fields changed. UserError if it is unknown."""
-    source = recipe.start.source
-    rows = read_tasks(None if source is None else model_folder(source) / FILE)
+    rows = read_tasks(None if start_folder is None else start_folder / FILE)
     if name not in rows and "prompt" not in changes:
         raise UserError(
             f"{options.where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(rows)}"
@@ -44,7 +38,7 @@ def read_task(options: TermOptions, name: str, changes: Options, recipe: "Recipe
     return build(Task, merge(row, changes), f"{options.where}.changes")
 
 
-def check_caption_head(options: Any, config: "Config") -> Mapping[str, Any]:
+def check_caption_head(options: Any, config: Config) -> Mapping[str, Any]:
     """The options of a caption head that reads the term's modality; UserError if there is none."""
     head = check_head(options, config, "kind", "caption")
     if options.one_modality() not in head["on"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,12 +16,9 @@ from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
+from onepeace.train.term import TermContext
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
-    from onepeace.train.training_data import TrainingData
+from onepeace.train.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +43,9 @@ class Captioning(Supervised[CaptioningOptions]):
     task = "caption"
 
     @classmethod
-    def check(cls, options: CaptioningOptions, recipe: "Recipe", config: "Config") -> None:
-        head = check_caption_head(options, config)
-        recipe.feeding(options)
-        rows = config.model.adapters.get("text", {}).get("vocab_size")
+    def check(cls, options: CaptioningOptions, context: TermContext) -> None:
+        head = check_caption_head(options, context.config)
+        rows = context.config.model.adapters.get("text", {}).get("vocab_size")
         if rows is not None and rows > head["vocab_size"]:
             raise UserError(
                 f"{options.where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
@@ -57,8 +53,8 @@ class Captioning(Supervised[CaptioningOptions]):
             )
 
     @classmethod
-    def prepare(cls, options: CaptioningOptions, data: "TrainingData") -> None:
-        data.keep_task(options, cls.task, read_task(options, cls.task, options.changes, data.recipe))
+    def prepare(cls, options: CaptioningOptions, data: TrainingData) -> None:
+        data.keep_task(options, cls.task, read_task(options, cls.task, options.changes, data.start_folder))
 
     def outputs(self, passes: Passes) -> TokenLosses:
         head = expect(passes.encoder.heads[self.options.head], Caption)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from onepeace.config import Options
+from onepeace.config import Config, Options
 from onepeace.config.limits import Count, Share
-from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
@@ -24,14 +23,12 @@ from onepeace.model import Trained
 from onepeace.processors.tokenizer import PAD
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.term import Term, TermOptions, check_places
+from onepeace.train.term import Term, TermContext, TermOptions, check_places
+from onepeace.train.training_data import TrainingData
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
-    from onepeace.train.training_data import TrainingData
 
 AUTO = "auto"
 """Value of ``choices`` for the labels or answers of the training data, instead of a file."""
@@ -81,13 +78,14 @@ class Generation(Term[GenerationOptions]):
         self.trie = prepared.task.trie(vocabulary) if prepared.task.labels else None
 
     @classmethod
-    def check(cls, options: GenerationOptions, recipe: "Recipe", config: "Config") -> None:
-        where, task = options.where, read_task(options, options.task, options.changes, recipe)
-        check_writes(options, recipe, config)
+    def check(cls, options: GenerationOptions, context: TermContext) -> None:
+        where = options.where
+        task = read_task(options, options.task, options.changes, context.start_folder)
+        check_writes(options, context.config)
         if options.weighted and options.writes != "answers":
             raise UserError(f"{where}.weighted is for answers with scores, and writes is {options.writes}")
         needed = {*task.fields, options.writes} | ({"box_labels"} if options.writes == "boxes" else set())
-        for own in recipe.feeding(options):
+        for own in context.sources:
             if ("image" in own.pair) != (task.image is not None):
                 reads = "no picture" if task.image is None else "a picture"
                 keys = ", ".join(own.pair)
@@ -96,17 +94,17 @@ class Generation(Term[GenerationOptions]):
             if missing := sorted(needed - known):
                 raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {own.shards}")
         if placed := needed & {"box", "boxes"}:
-            check_places(options, min(placed), recipe)
+            check_places(options, min(placed), context.data)
 
     @classmethod
-    def prepare(cls, options: GenerationOptions, data: "TrainingData") -> Prepared:
-        task = read_task(options, options.task, options.changes, data.recipe)
+    def prepare(cls, options: GenerationOptions, data: TrainingData) -> Prepared:
+        task = read_task(options, options.task, options.changes, data.start_folder)
         if options.choices == AUTO:
             values = [sample.targets.get(options.writes) for sample in data.samples(options)]
             labels = {label for value in values if value for label in ([value] if isinstance(value, str) else value)}
             task = replace(task, answer="choice", choices=sorted(labels))
         elif options.choices is not None:
-            file = Path(os.path.expandvars(data.recipe.data.root), options.choices)
+            file = Path(os.path.expandvars(data.config.root), options.choices)
             task = replace(task, answer="choice", choices=read_class_names(file))
         if task.answer == "choice" and not task.choices:
             raise UserError(f"{options.where}: the task {options.task} has no choices; give choices: auto or a file")
@@ -137,24 +135,12 @@ class Generation(Term[GenerationOptions]):
         return {self.options.name: mean_over_tokens(outputs.loss)}
 
 
-def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> None:
-    """Raise UserError for a model that does not write, and for options of a recipe that such models do not support."""
+def check_writes(options: TermOptions, config: Config) -> None:
+    """UserError for a model that does not write."""
     if not architecture(config.architecture).generates:
         raise UserError(
             f"{options.where} needs a model that writes, as architecture: ofa; a caption head learns by captioning"
         )
-    if not expect(config.model, OFAConfig).freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
-        raise UserError(
-            "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
-            "twice in the statistics"
-        )
-    if recipe.optim.layer_decay is not None:
-        raise UserError("optim.layer_decay: the blocks of a model that writes are not in one row; leave it out")
-    for section in ("token_dropout", "stem_views"):
-        if getattr(recipe.data, section):
-            raise UserError(f"data.{section} is not for models that write; take it out")
-    if several := [source for source in recipe.data.train if source.candidates is not None]:
-        raise UserError(f"{options.where} reads one text of an item; take candidates from {several[0].shards}")
 
 
 def pixels_of(batch: Batch) -> Tensor | None:

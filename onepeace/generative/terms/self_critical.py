@@ -27,14 +27,12 @@ from onepeace.losses import token_losses
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
-from onepeace.train.term import Logged, Term, TermOptions
+from onepeace.train.term import Logged, Term, TermContext, TermOptions
+from onepeace.train.training_data import TrainingData
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
-    from onepeace.train.training_data import TrainingData
 
 END = "<eos>"
 """Appended to every caption that is compared, so that an incomplete one has a lower score (released code)."""
@@ -82,6 +80,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
     """
 
     Options = SelfCriticalOptions
+    needs_whole_model = True
 
     def __init__(self, options: SelfCriticalOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
@@ -94,20 +93,18 @@ class SelfCritical(Term[SelfCriticalOptions]):
             self.vocabulary = Vocabulary(prepared.tokenizer, self._head(model).options.vocab_size)
 
     @classmethod
-    def check(cls, options: SelfCriticalOptions, recipe: "Recipe", config: "Config") -> None:
-        where, task = options.where, read_task(options, options.task, options.changes, recipe)
+    def check(cls, options: SelfCriticalOptions, context: TermContext) -> None:
+        where = options.where
+        task = read_task(options, options.task, options.changes, context.start_folder)
         if task.answer != "text" or task.decoder_prompt != "none" or task.image is None or task.fields:
             raise UserError(f"{where}: the task {options.task} writes no captions")
         if task.search.beam < 2:
             raise UserError(f"{where}: captions are compared with each other; give changes: {{search: {{beam: 5}}}}")
-        if recipe.run.parallel == "fsdp":
-            raise UserError(f"{where} searches with the whole model; set run.parallel=ddp")
-        recipe.feeding(options)
         if options.head is None:
-            check_writes(options, recipe, config)
-            num_positions = expect(config.model, OFAConfig).num_positions
+            check_writes(options, context.config)
+            num_positions = expect(context.config.model, OFAConfig).num_positions
         else:
-            head = check_caption_head(options, config)
+            head = check_caption_head(options, context.config)
             num_positions = head.get("max_tokens", CaptionOptions.max_tokens)
         if task.search.max_len >= num_positions:
             raise UserError(
@@ -116,11 +113,11 @@ class SelfCritical(Term[SelfCriticalOptions]):
             )
 
     @classmethod
-    def prepare(cls, options: SelfCriticalOptions, data: "TrainingData") -> Prepared:
+    def prepare(cls, options: SelfCriticalOptions, data: TrainingData) -> Prepared:
         samples = [sample for sample in data.samples(options) if sample.captions]
         known = by_name(samples, "text", "captions to compare with")
         references = {key: sample.captions for key, sample in known.items()}
-        task = read_task(options, options.task, options.changes, data.recipe)
+        task = read_task(options, options.task, options.changes, data.start_folder)
         data.keep_task(options, options.task, task)
         return Prepared(task, data.tokenizer, references, CiderReward(references.values(), end=END))
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,11 +13,7 @@ from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.term import Term, TermOptions, check_projections
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
+from onepeace.train.term import Term, TermContext, TermOptions, check_projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +39,9 @@ class Contrastive(Term[ContrastiveOptions]):
     Options = ContrastiveOptions
 
     @classmethod
-    def check(cls, options: ContrastiveOptions, recipe: "Recipe", config: "Config") -> None:
-        for source in recipe.feeding(options):
-            check_projections(options, options.on or source.pair, config)
+    def check(cls, options: ContrastiveOptions, context: TermContext) -> None:
+        for source in context.sources:
+            check_projections(options, options.on or source.pair, context.config)
 
     def outputs(self, passes: Passes) -> dict[str, Tensor]:
         """Unit vectors (B, E) by modality."""

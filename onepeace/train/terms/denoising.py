@@ -1,7 +1,7 @@
 """Intra-modal denoising contrastive loss: predictions for masked tokens must match features of the unmasked item."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,7 @@ from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.term import Term, TermOptions
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
+from onepeace.train.term import Term, TermContext, TermOptions
 
 
 class MaskedTokens(NamedTuple):
@@ -51,17 +47,19 @@ class Denoising(Term[DenoisingOptions]):
     uses_masks = True
 
     @classmethod
-    def check(cls, options: DenoisingOptions, recipe: "Recipe", config: "Config") -> None:
-        for source in recipe.feeding(options):
+    def check(cls, options: DenoisingOptions, context: TermContext) -> None:
+        for source in context.sources:
             keys = options.on or source.pair
+            student = "joint" if len(keys) > 1 else "unimodal"
             # A joint pass masks tokens of all its modalities.
-            rate, masked = ("joint", source.pair) if len(keys) > 1 else ("unimodal", keys)
-            if bare := [key for key in masked if getattr(recipe.mask.get(key), rate, None) is None]:
-                raise UserError(f"{options.where} needs mask.{bare[0]}.{rate}, the share of the masked tokens")
-            dropped = [key for key in keys if recipe.data.token_dropout.get(key)]
-            if dropped and (options.teacher or rate) == "unimodal":
-                place = f"data.token_dropout.{dropped[0]}"
-                raise UserError(f"{options.where} needs all tokens of {dropped[0]}; take {place} out")
+            masked = source.pair if student == "joint" else keys
+            for key in masked:
+                if getattr(context.mask.get(key), student, None) is None:
+                    raise UserError(f"{options.where} needs mask.{key}.{student}, the share of the masked tokens")
+            dropped = [key for key in keys if context.data.token_dropout.get(key)]
+            if dropped and (options.teacher or student) == "unimodal":
+                field = f"data.token_dropout.{dropped[0]}"
+                raise UserError(f"{options.where} needs all tokens of {dropped[0]}; take {field} out")
 
     def outputs(self, passes: Passes) -> dict[str, MaskedTokens]:
         """Masked tokens by modality."""

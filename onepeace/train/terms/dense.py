@@ -1,7 +1,7 @@
 """Terms for task heads with outputs for every frame, pixel or object: events in a sound, masks, boxes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,8 @@ from onepeace.evaluate.detections import IGNORED, read_mask
 from onepeace.heads import Detection as DetectionHead
 from onepeace.model import Encoder, Trained
 from onepeace.train.passes import Passes
-from onepeace.train.term import check_targets
+from onepeace.train.term import TermContext, check_targets
 from onepeace.train.terms.heads import Supervised, SupervisedOptions, check_head
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
 
 BOXES = "boxes"
 """Target with the corners of the objects, [x0, y0, x1, y1] relative to the picture."""
@@ -33,14 +29,15 @@ class Events(Supervised[SupervisedOptions]):
     task = "events"
 
     @classmethod
-    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
-        super().check(options, recipe, config)
-        for source in recipe.feeding(options):
-            for modality in options.on or source.pair:
-                augment = recipe.data.augment.get(modality, {})
-                if moving := [option for option in ("shift", "mix") if augment.get(option)]:
+    def check(cls, options: SupervisedOptions, context: TermContext) -> None:
+        super().check(options, context)
+        modalities = {key for source in context.sources for key in options.on or source.pair}
+        for modality in sorted(modalities):
+            augment = context.data.augment.get(modality, {})
+            for option in ("shift", "mix"):
+                if augment.get(option):
                     raise UserError(
-                        f"{options.where}: data.augment.{modality}.{moving[0]} would move events in time; leave it out"
+                        f"{options.where}: data.augment.{modality}.{option} would move events in time; leave it out"
                     )
 
     def outputs(self, passes: Passes) -> Tensor:
@@ -117,10 +114,10 @@ class Detection(Supervised[SupervisedOptions]):
     follows_pixels = True
 
     @classmethod
-    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
-        super().check(options, recipe, config)
-        check_head(options, config, "kind", "detection")
-        check_targets(options, [BOXES], recipe)
+    def check(cls, options: SupervisedOptions, context: TermContext) -> None:
+        super().check(options, context)
+        check_head(options, context.config, "kind", "detection")
+        check_targets(options, [BOXES], context.sources)
 
     def loss(self, outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
         device = outputs["0"].device

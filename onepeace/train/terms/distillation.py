@@ -1,7 +1,6 @@
 """Distillation of a teacher's features for the item, or for its caption, into CLS features."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -12,12 +11,8 @@ from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
-from onepeace.train.term import Term, TermOptions
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
-    from onepeace.train.training_data import TrainingData
+from onepeace.train.term import Term, TermContext, TermOptions
+from onepeace.train.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +34,12 @@ class Distillation(Term[DistillationOptions]):
         self.head = nn.Linear(model.config.dim, features.shape[1])
 
     @classmethod
-    def check(cls, options: DistillationOptions, recipe: "Recipe", config: "Config") -> None:
+    def check(cls, options: DistillationOptions, context: TermContext) -> None:
         if options.one_modality() == "text" and options.teacher.reads != "captions":
             raise UserError(f"{options.where}: a teacher of text reads captions; set teacher.reads: captions")
 
     @classmethod
-    def prepare(cls, options: DistillationOptions, data: "TrainingData") -> TeacherTable:
+    def prepare(cls, options: DistillationOptions, data: TrainingData) -> TeacherTable:
         return data.features(options.teacher, "text" if options.teacher.reads == "captions" else options.one_modality())
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ row per item: a class, several classes, scored answers, a choice, a box."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,7 @@ from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train.passes import Passes
-from onepeace.train.term import Term, TermOptions, check_places, check_targets
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
+from onepeace.train.term import Term, TermContext, TermOptions, check_places, check_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +49,14 @@ class Supervised(Term[S], Generic[S]):
         self.number = {label: i for i, label in enumerate(self.labels)}
 
     @classmethod
-    def check(cls, options: S, recipe: "Recipe", config: "Config") -> None:
-        head = check_head(options, config, "task", cls.task)
-        for source in recipe.feeding(options):
+    def check(cls, options: S, context: TermContext) -> None:
+        head = check_head(options, context.config, "task", cls.task)
+        for source in context.sources:
             if head["on"] not in (options.on or source.pair):
                 raise UserError(f"{options.where}: its head reads {head['on']}, which is not among the modalities")
-        check_targets(options, [cls.target], recipe)
+        check_targets(options, [cls.target], context.sources)
         if cls.follows_pixels:
-            check_places(options, cls.target, recipe)
+            check_places(options, cls.target, context.data)
 
     def outputs(self, passes: Passes) -> Any:
         """Outputs of the head for a part of the batch, a row per input."""
@@ -149,12 +145,13 @@ class Choice(Supervised[SupervisedOptions]):
     num_outputs = 1
 
     @classmethod
-    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
-        super().check(options, recipe, config)
-        if bare := [source for source in recipe.feeding(options) if source.candidates is None]:
-            raise UserError(
-                f"{options.where} needs candidates of {bare[0].shards}, a sentence with {{text}} and {{candidate}}"
-            )
+    def check(cls, options: SupervisedOptions, context: TermContext) -> None:
+        super().check(options, context)
+        for source in context.sources:
+            if source.candidates is None:
+                raise UserError(
+                    f"{options.where} needs candidates of {source.shards}, a sentence with {{text}} and {{candidate}}"
+                )
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         scores = outputs.view(-1, batch.rows)

@@ -1,7 +1,6 @@
 """Distillation of a classifier: its probabilities are soft targets for similarities of items to class names."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +12,8 @@ from onepeace.model import INITIAL_SCALE, Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
-from onepeace.train.term import Term, TermOptions, check_projections
-
-if TYPE_CHECKING:
-    from onepeace.config import Config
-    from onepeace.train.recipe import Recipe
-    from onepeace.train.training_data import TrainingData
+from onepeace.train.term import Term, TermContext, TermOptions, check_projections
+from onepeace.train.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +39,13 @@ class Names(Term[NamesOptions]):
         self.scores = scores._replace(features=scores.features.float().softmax(-1).half())
 
     @classmethod
-    def check(cls, options: NamesOptions, recipe: "Recipe", config: "Config") -> None:
+    def check(cls, options: NamesOptions, context: TermContext) -> None:
         if (key := options.one_modality()) == "text":
             raise UserError(f"{options.where}.on is [text]; give a modality beside text")
-        check_projections(options, (key, "text"), config)
+        check_projections(options, (key, "text"), context.config)
 
     @classmethod
-    def prepare(cls, options: NamesOptions, data: "TrainingData") -> tuple[TeacherTable, list[Inputs]]:
+    def prepare(cls, options: NamesOptions, data: TrainingData) -> tuple[TeacherTable, list[Inputs]]:
         """The scores, and the text input of all class names for each template."""
         scores = data.features(options.teacher, options.one_modality(), "scores")
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES

@@ -1,0 +1,197 @@
+"""From a recipe to everything that its first step needs, in the order in which it is made; read from top to bottom.
+
+Nothing is trained here; run.py takes the steps, and a checkpoint is loaded into these parts afterwards.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onepeace.compiling import compile_blocks
+from onepeace.config import Config
+from onepeace.data.builder import BatchBuilder
+from onepeace.data.frozen_cache import FrozenCache
+from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.steps import Steps
+from onepeace.device import bfloat16_is_fast
+from onepeace.generative.tasks import Task
+from onepeace.hub.architectures import build_module
+from onepeace.model import Trained
+from onepeace.processors.processor import Processor
+from onepeace.train import parallel
+from onepeace.train.initial_weights import make_model
+from onepeace.train.labels import label_heads
+from onepeace.train.lora import add_lora_and_freeze
+from onepeace.train.model_config import make_config
+from onepeace.train.objective import Objective
+from onepeace.train.optim import make_optimizer
+from onepeace.train.processing import make_processors, write_tokenizer
+from onepeace.train.recipe import Recipe
+from onepeace.train.stem_features import make_stem_features
+from onepeace.train.term_options import TermOptions
+from onepeace.train.terms.known import TERMS
+from onepeace.train.training_data import TrainingData
+
+TOKENIZER = "tokenizer.json"
+"""File in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a step needs."""
+
+    config: Config
+    """Configuration of the model and its processors."""
+    sources: Sequence[Source]
+    processors: dict[str, Processor]
+    tasks: Mapping[str, Task]
+    """Tasks of a generative model that are stored with its weights, by name."""
+    objective: Objective
+    """The model and the terms, with all trainable parameters."""
+    features: Mapping[str, FrozenCache]
+    """Features of frozen stems by modality."""
+    parallelized: nn.Module
+    """The objective, wrapped for all processes."""
+    optimizer: torch.optim.Optimizer
+    use_bfloat16: bool
+    """Whether forward passes run under autocast to bfloat16."""
+
+
+def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
+    """Everything that a step of this process needs.
+
+    Args:
+        recipe: the recipe.
+        device: device of this process.
+        is_resumed: whether the run has a checkpoint, so that its tokenizer is kept.
+
+    Raises:
+        UserError: parts of the recipe, its data and its starting model do not fit together.
+    """
+    sources = open_sources(recipe.data)
+    config = label_heads(make_config(recipe), recipe, sources)
+    processors = build_processors(recipe, config, sources, is_resumed)
+    model = build_model(recipe, config)
+    data = TrainingData(
+        config=recipe.data,
+        sources=sources,
+        processors=processors,
+        frozen_folder=recipe.frozen_folder,
+        start_folder=recipe.start_folder,
+    )
+    objective = build_objective(recipe, model, data)
+    add_lora_and_freeze(model, recipe)
+    use_bfloat16 = computes_in_bfloat16(recipe, device)
+    features = make_stem_features(recipe, sources, processors, model, device, use_bfloat16)
+    parallelized = parallelize(recipe, objective, device)
+    return Parts(
+        config=config,
+        sources=sources,
+        processors=processors,
+        tasks=data.tasks,
+        objective=objective,
+        features=features,
+        parallelized=parallelized,
+        optimizer=build_optimizer(recipe, objective),
+        use_bfloat16=use_bfloat16,
+    )
+
+
+def build_processors(
+    recipe: Recipe, config: Config, sources: Sequence[Source], is_resumed: bool
+) -> dict[str, Processor]:
+    """Processors by modality, and the run's tokenizer.json, which the first process writes.
+
+    A resumed run keeps its tokenizer; another file may belong to another recipe and is replaced.
+    """
+    folder = Path(recipe.run.out)
+    is_kept = is_resumed and (folder / TOKENIZER).exists()
+    if "text" in config.model.adapters and parallel.rank() == 0 and not is_kept:
+        write_tokenizer(recipe, sources, folder / TOKENIZER)
+    parallel.barrier()
+    return make_processors(config, folder)
+
+
+def build_model(recipe: Recipe, config: Config) -> Trained:
+    """The model with its initial weights; of sharded ones, only the first process has them."""
+    is_sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
+    return make_model(recipe, config, empty=is_sharded and parallel.rank() > 0)
+
+
+def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objective:
+    """The objective, with what its terms compute once from the data."""
+    # Building a teacher draws random numbers, reading its cache does not; the initial weights must be the same.
+    with torch.random.fork_rng(devices=[]):
+        prepared = parallel.first_alone(lambda: prepare_terms(recipe.terms, data))
+    return Objective(
+        model=model,
+        terms=recipe.terms,
+        prepared=prepared,
+        grad_cache_chunks=recipe.run.grad_cache_chunks,
+        max_padding=recipe.run.max_padding,
+        sharded=parallel.world_size() > 1 and recipe.run.parallel == "fsdp",
+    )
+
+
+def prepare_terms(terms: Sequence[TermOptions], data: TrainingData) -> dict[str, Any]:
+    """Results of the terms' ``prepare`` by name."""
+    return {options.name: TERMS[options.term].prepare(options, data) for options in terms}
+
+
+def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether forward passes run under autocast to bfloat16."""
+    if recipe.run.precision == "auto":
+        return bfloat16_is_fast(device)
+    return recipe.run.precision == "bfloat16"
+
+
+def parallelize(recipe: Recipe, objective: Objective, device: torch.device) -> nn.Module:
+    """The objective on its device, wrapped for all processes."""
+    model = objective.model
+    model.set_grad_checkpointing(recipe.run.checkpoint_activations)
+    if recipe.run.compile:
+        compile_blocks(model)
+    return parallel.parallelize(objective, model.blocks, recipe.run.parallel, device)
+
+
+def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
+    """The optimizer of the model's trainable parameters, and of those of the terms, which do not decay."""
+    optimizer = make_optimizer(objective.model, recipe.optim)
+    parameters = list(objective.terms.named_parameters())
+    if parameters:
+        optimizer.add_param_group({"params": parameters, "lr_scale": 1.0, "weight_decay": 0.0})
+    return optimizer
+
+
+def build_steps(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    processors: Mapping[str, Any],
+    config: Config,
+    cursors: Mapping[str, Cursor],
+    features: Mapping[str, FrozenCache] | None = None,
+) -> Steps:
+    """Steps of this process, from ``cursors`` on."""
+    # On the meta device: spawned workers get these functions pickled, without the model's weights.
+    with torch.device("meta"):
+        num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
+    builder = BatchBuilder(
+        config=recipe.data,
+        processors=processors,
+        num_tokens=num_tokens,
+        masks=recipe.mask if recipe.uses_masks else {},
+        features=features,
+    )
+    return Steps(
+        builder=builder,
+        sources=sources,
+        seed=recipe.seed,
+        batch_size={name: recipe.batch_size(name) for name in recipe.data.modalities},
+        cursors=cursors,
+        rank=parallel.rank(),
+        world_size=parallel.world_size(),
+    )

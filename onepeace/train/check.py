@@ -1,0 +1,92 @@
+"""Checks of a recipe across its sections, before any data is read; fields of one section are checked in sections.py."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from onepeace.config import Config
+from onepeace.config.reader import nearest
+from onepeace.data.masking import Unit
+from onepeace.errors import UserError, need
+from onepeace.hub.architectures import architecture
+from onepeace.processors import PROCESSORS
+from onepeace.train.recipe import Recipe
+from onepeace.train.term_options import TermContext, sources_of
+from onepeace.train.terms.known import TERMS
+
+
+def check(recipe: Recipe, config: Config) -> None:
+    """UserError for options that would fail later or have no effect."""
+    if recipe.lora is not None:
+        need("peft", "lora")
+    _check_modalities(recipe, config)
+    _check_masks(recipe)
+    _check_terms(recipe, config)
+    if architecture(config.architecture).generates:
+        _check_writer(recipe, config)
+
+
+def _check_modalities(recipe: Recipe, config: Config) -> None:
+    """Data has only the model's modalities, and options are of modalities that the data has."""
+    for key in recipe.processors:
+        if key not in PROCESSORS:
+            raise UserError(f"processors.{key}: no such modality; there are {', '.join(PROCESSORS)}")
+    pairs = recipe.data.modalities
+    for name, pair in pairs.items():
+        for key in pair:
+            if key not in config.model.adapters:
+                hint = nearest(key, config.model.adapters)
+                raise UserError(f"data.train: {name} has {key!r}, the model does not; {hint}")
+    by_modality: dict[str, Mapping[str, Any]] = {"mask": recipe.mask}
+    for section in ("token_dropout", "augment", "templates", "stem_views"):
+        by_modality[f"data.{section}"] = getattr(recipe.data, section)
+    present = {key for pair in pairs.values() for key in pair}
+    for section, options in by_modality.items():
+        for key in options:
+            if key not in present:
+                raise UserError(f"{section}.{key}: no pair of data.train has {key}; there are {', '.join(pairs)}")
+
+
+def _check_masks(recipe: Recipe) -> None:
+    """Words are masked in texts, and patches and spans in all others."""
+    for key, rates in recipe.mask.items():
+        units = [unit for unit in get_args(Unit) if (unit == "word") == (key == "text")]
+        if rates.unit not in units:
+            raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(units)}")
+
+
+def _check_terms(recipe: Recipe, config: Config) -> None:
+    """Each source feeds a term, each term has a source, and its options fit them."""
+    read = {source.name for options in recipe.terms for source in sources_of(options, recipe.data)}
+    for name in recipe.data.modalities:
+        if name not in read:
+            raise UserError(f"data.train: no term of the objective reads {name}; add one, or take its sources out")
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if term.needs_whole_model and recipe.run.parallel == "fsdp":
+            raise UserError(f"{options.where} needs the whole model; set run.parallel=ddp")
+        context = TermContext(
+            config=config,
+            data=recipe.data,
+            sources=sources_of(options, recipe.data),
+            mask=recipe.mask,
+            start_folder=recipe.start_folder,
+        )
+        term.check(options, context)
+
+
+def _check_writer(recipe: Recipe, config: Config) -> None:
+    """Options that models which write do not support."""
+    updates_statistics = not getattr(config.model, "freeze_stem_norms", True)
+    if updates_statistics and recipe.run.grad_cache_chunks > 1:
+        raise UserError(
+            "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
+            "twice in the statistics"
+        )
+    if recipe.optim.layer_decay is not None:
+        raise UserError("optim.layer_decay: the blocks of a model that writes are not in one row; leave it out")
+    for section in ("token_dropout", "stem_views"):
+        if getattr(recipe.data, section):
+            raise UserError(f"data.{section} is not for models that write; take it out")
+    for source in recipe.data.train:
+        if source.candidates is not None:
+            raise UserError(f"a model that writes reads one text of an item; take candidates from {source.shards}")

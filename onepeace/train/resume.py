@@ -1,0 +1,63 @@
+"""Recipes of two parts of one run: the fields that may differ when a run is resumed."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onepeace.config import Options, to_plain
+from onepeace.errors import UserError
+from onepeace.train.recipe import Recipe
+from onepeace.train.terms.known import read_terms
+
+MAY_CHANGE = frozenset(
+    {
+        "evaluate",
+        "data.root",
+        "data.frozen_folder",
+        "data.cache_gigabytes",
+        "run.out",
+        "run.log_every",
+        "run.eval_every",
+        "run.save_every",
+        "run.save_minutes",
+        "run.keep",
+        "run.workers",
+        "run.tensorboard",
+        "run.parallel",
+        "run.compile",
+        "run.checkpoint_activations",
+    }
+)
+"""Fields that do not affect the result of a step, except for rounding."""
+
+
+def check_same(saved: str, recipe: Recipe, out: Path) -> None:
+    """UserError if a run would resume with another recipe, except for fields in MAY_CHANGE and fields that only one of
+    two versions of the program has."""
+    old = _settings(yaml.safe_load(saved))
+    new = _settings(to_plain(recipe))
+    with suppress(UserError):  # with the defaults of the terms' options
+        old["objective"] = to_plain(read_terms(old["objective"]))
+    for name, value in new.items():
+        if name in old and name not in MAY_CHANGE and old[name] != value:
+            raise UserError(
+                f"{out} holds a run with another {name}, {old[name]!r:.200} and not {value!r:.200}; "
+                "give run.out another folder, or remove this one"
+            )
+
+
+def _settings(content: Mapping[str, Any]) -> Options:
+    """Fields of a recipe by name; those of a section are separate, as "optim.lr"."""
+    sections = {field.name for field in fields(Recipe) if isinstance(field.type, type) and is_dataclass(field.type)}
+    settings: Options = {}
+    for name, value in content.items():
+        if name not in sections:
+            settings[name] = value
+            continue
+        for field_name, field_value in value.items():
+            settings[f"{name}.{field_name}"] = field_value
+    return settings

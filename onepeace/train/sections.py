@@ -1,0 +1,163 @@
+"""Sections of a recipe, as typed and frozen dataclasses; each checks itself. The data section is in data/config.py.
+
+Fields of several sections that do not fit together are found in check.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onepeace.config.limits import Count, Natural, NotNegative, Positive, Probability, Share
+from onepeace.errors import UserError
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Fields of a recipe's ``model`` about its initial weights; all others belong to its configuration."""
+
+    architecture: str | None = None
+    """Key of ARCHITECTURES; default: that of ``from``, else onepeace."""
+    size: str | None = None
+    """Named size of the architecture."""
+    source: str | None = None
+    """``from`` in YAML: a model folder, a run, "tiny" or a released name."""
+    modalities: tuple[str, ...] = ()
+    """Modalities of the model; empty = all that it has."""
+    copy: dict[str, str] = field(default_factory=dict)
+    """{new: old}: FFNs and norms of a new modality are initialised from those of another, and so is an adapter of the
+    same kind (frames of a video and pictures), whose options are also copied unless the recipe sets them."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of weights of ``from`` that are not used."""
+    pretrained: bool = True
+    """Whether a stem that names a network starts from its published weights."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Options of the tokenizer; with model.from, that model's tokenizer is used."""
+
+    vocab_size: int = 8000
+    """Size of the vocabulary trained on the captions of the sources, if there is no name."""
+    name: Literal["clip"] | None = None
+    """clip for CLIP's tokenizer, from open_clip."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (lora.py); all other parameters are frozen, except those of freeze: {except: patterns}."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+    """An adapter's output is multiplied by alpha / rank."""
+    dropout: Share = 0.0
+    """Dropout of an adapter's input."""
+    targets: tuple[str, ...] = ("blocks.*.attn.[qkv]", "blocks.*.attn.proj")
+    """Patterns of module names; their linear layers get adapters: ["blocks.*.attn.*", "blocks.*.ffn.image.*"]."""
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UserError("lora.targets is empty: name the layers that get adapters")
+
+
+@dataclass(frozen=True)
+class OptimGroup:
+    """Optimizer settings of some parameters."""
+
+    lr_scale: NotNegative = 1.0
+    """Factor of the learning rate, on top of that of optim.layer_decay."""
+    weight_decay: NotNegative | None = None
+    """Weight decay of those parameters that decay at all; null = optim.weight_decay."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Options of AdamW; the defaults are those of the released pretraining."""
+
+    lr: NotNegative = 5e-4
+    """Peak learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.05
+    decay_all: bool = False
+    """Whether biases, norms and positions decay as well (OFA)."""
+    grad_clip: Positive | None = 3.0
+    """Maximum norm of the gradient; null = no clipping."""
+    layer_decay: NotNegative | None = None
+    """Ratio of a layer's learning rate to the next layer's, for fine-tuning."""
+    groups: dict[str, OptimGroup] = field(default_factory=dict)
+    """Settings by pattern of parameter names, as {"heads.*": {lr_scale: 0.1}}; the first match counts."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate schedule."""
+
+    steps: Count
+    """Length of the run in updates."""
+    name: Literal["cosine", "linear"] = "cosine"
+    """Decay to min_lr after the warm-up."""
+    warmup_steps: Natural | None = None
+    warmup_ratio: Probability | None = None
+    """Warm-up as a share of the steps, instead of warmup_steps."""
+    min_lr: float = 1e-6
+    """Learning rate of the first and the last update."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise UserError("schedule.warmup_steps and schedule.warmup_ratio say the same; give one of them")
+        if self.warmup > self.steps:
+            raise UserError(f"schedule.warmup_steps {self.warmup} is more than schedule.steps {self.steps}")
+
+    @property
+    def warmup(self) -> int:
+        """Number of updates in the warm-up."""
+        return self.warmup_steps if self.warmup_steps is not None else int(self.steps * (self.warmup_ratio or 0.0))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Options of the training loop."""
+
+    out: str
+    """Folder of the run: checkpoints, log, the resolved recipe."""
+    batch_size: dict[str, Count] | Count = 32
+    """Items per step for each name of sources, or by name: {image+text: 256, audio+text: 64}."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """float32, or autocast to bfloat16; auto = bfloat16 where it is fast."""
+    workers: Natural = 1
+    """Number of processes that load data; 0 = load it between the steps."""
+    log_every: Count = 20
+    eval_every: Natural = 0
+    """Steps between evaluations; 0 = at the end only."""
+    save_every: Natural = 1000
+    """Steps between checkpoints; 0 = by time only."""
+    save_minutes: NotNegative = 5.0
+    """Maximum number of minutes between checkpoints; 0 = by steps only."""
+    keep: Count = 2
+    """Number of checkpoints to keep."""
+    ema: Share | None = None
+    """Decay of the averaged weights; null = none."""
+    grad_cache_chunks: Count = 1
+    """Number of parts in which a process computes its batch; more parts need less memory, with the same result."""
+    checkpoint_activations: bool = False
+    """Whether to recompute each block's activations in the backward pass."""
+    max_padding: NotNegative = 0.1
+    """Share of padding above which items are computed in groups of similar length; 1 = never."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Layout over several processes: ddp, each holds the whole model; fsdp, each holds a shard."""
+    compile: bool = False
+    """Whether to compile the blocks with torch.compile, where it pays (`onepeace.compiling`)."""
+    max_bad_steps: Natural = 3
+    """Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
+    tensorboard: bool = False
+    """Whether to write the log for tensorboard too."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation of the run."""
+
+    recipe: str
+    """Evaluation recipe, such as recipes/evaluate/tiny.yaml: a path relative to the working folder or else to the
+    nearest folder above this recipe that has it."""
+    sets: tuple[str, ...] | None = None
+    """Names of its sets to use; null = all."""
