@@ -109,7 +109,7 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
-def check_output(path: Path, force: bool = True) -> None:
+def check_output(path: Path, force: bool) -> None:
     """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")

@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
     shown.add_argument("--min-match", type=options.probability, metavar="P", help="drop hits with a lower match")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as an HTML page")
+    shown.add_argument("--force", action="store_true", help="overwrite FILE of --html if it exists")
     options.add_json(parser)
     parser.add_argument("--no-index", action="store_true", help="keep no index of the files and folders")
     options.add_model(parser, None, batch_size=None, dtype=False)
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     except UsageError as error:  # begins with the name of the field
         raise UsageError(f"--{error}") from error
     if args.html:
-        files.check_output(args.html)
+        files.check_output(args.html, args.force)
     query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
     query.parts()  # an empty text is refused before files are read
     with open_index(args) as (index, problems):

@@ -197,6 +197,20 @@ def test_wrong_usage_is_one_line_that_names_the_option(index, samples, capsys, a
     assert "vector" not in err  # a field of a query in Python, but not an option
 
 
+@pytest.mark.parametrize("name", ["photo.jpg", "link.html"])
+def test_html_overwrites_a_file_only_with_force(index, tmp_path, capsys, name):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"a photo")
+    (tmp_path / "link.html").symlink_to(photo)
+    command = ["search", str(index), "--text", "a", "--html", str(tmp_path / name)]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--force" in line
+    assert photo.read_bytes() == b"a photo"
+    assert main([*command, "--force"]) == 0
+    assert photo.read_bytes().startswith(b"<!doctype html>")
+
+
 def test_other_model_is_refused_also_where_no_model_is_needed(index, samples, capsys):
     known = str(samples / "images" / "dog.jpg")
     assert main(["search", str(index), "--like", known, "--model", "tiny"]) == 1
