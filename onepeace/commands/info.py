@@ -1,4 +1,4 @@
-"""`onepeace info`: the contents and memory needs of a model folder or checkpoint file, read from its headers."""
+"""`onepeace info`: the contents and memory needs of a model folder or checkpoint file."""
 
 import argparse
 import json
@@ -19,7 +19,8 @@ EPILOG = """example:
   onepeace info tiny
   onepeace info one-peace.pt
 
-No tensor is read and no code in the file is executed. The memory is that of the weights only.
+No code in the file is executed. The files of a model folder are compared with their checksums. The memory is that of the
+weights only.
 """
 
 PARTS = {
@@ -48,9 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.hub.folder import check_content
     from onepeace.hub.weights import describe
 
-    report = report_on(describe(_path(args.model)))
+    path = _path(args.model)
+    description = describe(path)
+    if path.is_dir():
+        check_content(path, again=True)
+    report = report_on(description)
     print(json.dumps(report, indent=1) if args.json else text_of(report))
     return 0
 

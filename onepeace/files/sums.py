@@ -1,19 +1,26 @@
 """SHA256SUMS: what was written into a folder, with checksums, in the format of `sha256sum --check`.
 
 Its first line, a comment, says what the folder is, so that a command replaces only folders of its own, and in them only
-the files that it wrote.
+the files that it wrote. A file is compared with its checksum once for each size and time that it has: that it was
+intact is remembered in the cache folder.
 """
 
 import hashlib
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onepeace.files.atomic import write_text_atomic
+from onepeace.files.atomic import make_folder, write_text_atomic
+from onepeace.files.cache import cache_folder
+from onepeace.progress import status
 
 SUMS = "SHA256SUMS"
 CHUNK = 1 << 20
 MARK = re.compile(r"# written by onepeace: (.+)")
+LARGE = 1 << 29
+"""Bytes from which on the comparison of a file, which then takes seconds, is announced."""
 LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 
 
@@ -70,3 +77,35 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_intact(path: Path, digest: str, *, again: bool = False) -> bool:
+    """Whether a file has the content of a checksum.
+
+    Args:
+        digest: SHA-256, hexadecimal.
+        again: read the file even if it is remembered as intact.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    about = os.stat(path)
+    state = f"{about.st_size} {about.st_mtime_ns} {digest}"
+    remembered = _memory_of(path)
+    with suppress(OSError):
+        if not again and remembered.read_text(encoding="ascii") == state:
+            return True
+    if about.st_size >= LARGE:
+        status(f"comparing {path.name} with its checksum, once ...")
+    if sha256_of(path) != digest:
+        return False
+    with suppress(OSError):  # it only saves time
+        make_folder(remembered.parent)
+        write_text_atomic(remembered, state)
+    return True
+
+
+def _memory_of(path: Path) -> Path:
+    """File in the cache folder that remembers in which state a file was intact."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+    return cache_folder() / "intact" / name

@@ -12,7 +12,7 @@ from onepeace.config import Config, Options, build, read_yaml
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import sync
 from onepeace.files.leftovers import held, is_left_over
-from onepeace.files.sums import SUMS, read_sums, write_sums
+from onepeace.files.sums import SUMS, is_intact, read_sums, write_sums
 from onepeace.hub.architectures import architecture
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,26 @@ def parse_config(content: Options, where: str) -> Config:
         kind = architecture(str(content.get("architecture", Config.architecture)), where).config
         content = {**content, "model": build(kind, content["model"], where, "model")}
     return build(Config, content, where)
+
+
+def check_content(folder: Path, *, again: bool = False) -> None:
+    """Compare the weights and the vocabulary of a model folder with its SHA256SUMS, if it has one.
+
+    Args:
+        again: also files that were intact before and have the same size and time since.
+
+    Raises:
+        UserError: a file is not what was written.
+        OSError: a file cannot be read.
+    """
+    for name, digest in read_sums(folder).digests.items():
+        path = folder / name
+        is_compared = path.match("model*.safetensors") or name == TOKENIZER
+        if is_compared and path.is_file() and not is_intact(path, digest, again=again):
+            raise UserError(
+                f"{path}: damaged, or changed since it was written (its SHA-256 is not that in {SUMS}); copy or "
+                "convert the model again"
+            )
 
 
 def check_free(folder: Path, *, replace: bool, what: str = MODEL_FOLDER) -> None:

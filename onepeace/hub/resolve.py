@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onepeace.errors import UserError
 from onepeace.files.cache import cache_folder
+from onepeace.files.sums import SUMS
 from onepeace.hub.download import fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
@@ -15,7 +16,7 @@ from onepeace.hub.registry import RELEASED, find
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED_NAMES = ("tiny", "tiny-fast", "tiny-captions")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml"]
+_HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml", SUMS]
 log = logging.getLogger(__name__)
 
 

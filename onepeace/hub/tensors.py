@@ -16,7 +16,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
-from onepeace.hub.folder import INDEX
+from onepeace.hub.folder import INDEX, check_content
 
 WEIGHTS = "model.safetensors"
 TRANSFORMERS_PREFIX = "onepeace."
@@ -42,6 +42,7 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
     """Tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files."""
     from safetensors import SafetensorError, safe_open
 
+    check_content(folder)
     index = folder / INDEX
     if index.is_file():
         try:

@@ -1,6 +1,8 @@
 """What `onepeace info` tells is what the model is."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from support.hub_layouts import cfg, released, vision_branch, wrapper
 from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
 from onepeace.config import SIZES, Config, ModelConfig, build
+from onepeace.files.sums import read_sums
 from onepeace.hub import weights
+from onepeace.hub.folder import check_content
+from onepeace.hub.resolve import BUNDLED_NAMES, resolve
 
 
 def info(capsys, path) -> dict:
@@ -85,3 +90,24 @@ def test_info_of_a_folder_without_weights_says_so(tmp_path, capsys, random_folde
     (tmp_path / "config.yaml").write_text((random_folder / "config.yaml").read_text())
     assert main(["info", str(tmp_path)]) == 1
     assert "model.safetensors: missing" in capsys.readouterr().err
+
+
+def test_info_compares_all_of_the_weights_each_time(tmp_path, capsys, random_folder):
+    folder = shutil.copytree(random_folder, tmp_path / "m")
+    assert main(["info", str(folder)]) == 0
+    file = folder / "model.safetensors"
+    times, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk changes no time
+    capsys.readouterr()
+    assert main(["info", str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{file}: damaged" in line
+
+
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
+def test_bundled_models_are_what_their_checksums_say(name):
+    folder = resolve(name)
+    assert {"model.safetensors", "tokenizer.json"} <= read_sums(folder).digests.keys()
+    check_content(folder, again=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support.small_models import small_model
 
 from onepeace.config import Config, MaskedDecoderConfig, read_yaml
 from onepeace.errors import UserError
+from onepeace.files import sums
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import read_checkpoint
 from onepeace.hub.folder import read_config
@@ -42,7 +44,8 @@ def rewrite(folder, change) -> None:
 
 
 def edit(folder, change) -> None:
-    """Rewrite the tensors of a folder."""
+    """Rewrite the tensors of a folder, which then has no checksums."""
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -177,6 +180,7 @@ def test_incomplete_and_damaged_folders_are_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"no config\.yaml, so this is no model folder \(it has notes\.txt\)"):
         weights.load(tmp_path / "other")
 
+    (folder / "SHA256SUMS").unlink()
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     for length in (0, 5, 8, 200, len(whole) // 2, len(whole) - 1):
@@ -192,6 +196,36 @@ def test_incomplete_and_damaged_folders_are_one_line(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text("[1")
     with pytest.raises(UserError, match="not an index"):
         weights.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("place", [0, 0.37, 0.99])
+def test_one_changed_bit_is_refused(tmp_path, name, place):
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}" + 100 * " ")
+    folder = weights.save(tmp_path / "m", *random_model("image"), tokenizer=tokenizer)
+    content = bytearray((folder / name).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        weights.load(folder)
+
+
+def test_weights_are_read_once_to_compare_them(folder, monkeypatch):
+    compared = []
+    real = sums.sha256_of
+    monkeypatch.setattr(sums, "sha256_of", lambda path: compared.append(path.name) or real(path))
+    for _ in range(2):
+        weights.load(folder)
+    assert compared == ["model.safetensors"]
+    os.utime(folder / "model.safetensors", (1, 1))
+    weights.load(folder)
+    assert compared == 2 * ["model.safetensors"]
+
+
+def test_changed_settings_are_no_damage(folder):
+    rewrite(folder, lambda content: content["processors"]["image"].update(size=32))
+    weights.load(folder)
 
 
 def test_index_cannot_point_outside_its_folder(folder, tmp_path):
