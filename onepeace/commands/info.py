@@ -19,8 +19,8 @@ EPILOG = """example:
   onepeace info tiny
   onepeace info one-peace.pt
 
-No code in the file is executed. The files of a model folder are compared with their checksums. The memory is that of the
-weights only.
+No code in the file is executed. The files of a model folder are compared with their checksums. The memory is that of
+the weights only.
 """
 
 PARTS = {
