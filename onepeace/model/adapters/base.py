@@ -125,7 +125,8 @@ class Adapter(nn.Module):
         """Compute the two terms (B, 2, D) of CLS from features (B, L, channels) of whole items; None without an MLP."""
         if self.cls_mlp is None:
             return None
-        x = features.to(self.cls_mlp.fc1.weight.dtype)
+        # Not of a Linear layer, whose ``weight`` is a method once torch.ao has quantised it.
+        x = features.to(self.cls_mlp.norm.weight.dtype)
         if mask is not None:
             x = x.masked_fill(mask.unsqueeze(-1), 0.0)
         return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1).squeeze(1))
