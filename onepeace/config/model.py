@@ -46,8 +46,9 @@ class ModelConfig:
     of onepeace.heads.HEADS. ``on``: the modality whose token features the head reads; for a caption head, a list of
     modalities, one of which it reads at a time. ``blocks``: blocks whose outputs it reads as well. ``labels``: class
     names. ``task``: meaning of the outputs (embed/tasks.py). Other entries are options of the kind."""
-    final_norm: bool = True
-    """Whether features pass through a final LayerNorm per modality (the vision branch with mean pooling has none)."""
+    final_norm: bool | tuple[str, ...] = True
+    """Whether features pass through a final LayerNorm per modality (the vision branch with mean pooling has none), or
+    the modalities that do."""
     logit_scale: bool = True
     """Whether there is a learned temperature for contrastive training."""
     decoder: MaskedDecoderConfig | None = None
@@ -57,8 +58,12 @@ class ModelConfig:
             raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
         if not self.adapters:
             raise UserError("model.adapters is empty: name at least one modality")
-        options = tuple(self.decoder.options) if self.decoder else ()
-        for name, keys in {"projections": self.projections, "decoder.options": options}.items():
+        named = {
+            "projections": self.projections,
+            "decoder.options": tuple(self.decoder.options) if self.decoder else (),
+            "final_norm": () if isinstance(self.final_norm, bool) else self.final_norm,
+        }
+        for name, keys in named.items():
             unknown = [key for key in keys if key not in self.adapters]
             if unknown:
                 raise UserError(f"model.{name} names {unknown[0]!r}; the adapters are {', '.join(self.adapters)}")
@@ -70,6 +75,10 @@ class ModelConfig:
             if "kind" not in head or not on or not set(on if several else [str(on)]) <= set(self.adapters):
                 raise UserError(f"model.heads.{name} is {head}; it needs kind (e.g. classifier) and on, a modality "
                                 f"of {', '.join(self.adapters)}")  # fmt: skip
+
+    def has_final_norm(self, modality: str) -> bool:
+        """Whether the features of a modality pass through a final LayerNorm."""
+        return self.final_norm if isinstance(self.final_norm, bool) else modality in self.final_norm
 
 
 @dataclass(frozen=True)

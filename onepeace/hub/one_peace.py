@@ -34,9 +34,13 @@ def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
         alone = {name: head for name, head in heads.items() if isinstance(head["on"], list)}
         kept = {name: [key for key in head["on"] if key in adapters] for name, head in alone.items()}
         heads = {name: {**heads[name], "on": keys} for name, keys in kept.items() if keys}
+    final_norm = config.final_norm
+    if not isinstance(final_norm, bool):
+        final_norm = tuple(key for key in final_norm if key in adapters)
     return replace(
         config,
         adapters=adapters,
+        final_norm=final_norm,
         projections=tuple(key for key in config.projections if key in adapters),
         decoder=decoder,
         heads=heads,

@@ -43,7 +43,7 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
 def encode(
     sequence: TokenSequence, blocks: Iterable[nn.Module], norms: nn.ModuleDict | None, out_indices: Collection[int] = ()
 ) -> dict[str, Features]:
-    """Run the blocks over all tokens together, then each modality's own final norm.
+    """Run the blocks over all tokens together, then each modality's own final norm, if it has one.
 
     ``out_indices``: indices, from 0, of the blocks whose outputs are returned as ``intermediates``, in this order.
     """
@@ -62,5 +62,7 @@ def encode(
     for span, (key, tokens) in zip(sequence.spans, sequence.split(x).items(), strict=True):
         mask = masks.get(key)
         between = tuple(Features(outputs[i][key], mask, span.grid) for i in out_indices)
-        features[key] = Features(tokens if norms is None else norms[key](tokens), mask, span.grid, between)
+        if norms is not None and key in norms:
+            tokens = norms[key](tokens)
+        features[key] = Features(tokens, mask, span.grid, between)
     return features

@@ -54,7 +54,8 @@ class OnePeace(Encoder):
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             make_block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
         )
-        self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in keys}) if config.final_norm else None
+        normed = [key for key in keys if config.has_final_norm(key)]
+        self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in normed}) if normed else None
         projections = {key: nn.Linear(config.dim, config.embed_dim) for key in config.projections}
         heads = {name: make_head(name, head, config.dim, config.num_heads) for name, head in config.heads.items()}
         self.heads = nn.ModuleDict({**projections, **heads})  # type: ignore[assignment]

@@ -81,7 +81,7 @@ class ImageBranch(nn.Module):
         empty: bool = False,
     ):
         super().__init__()
-        has_norm = own_classes(config.model) > 0 or not config.model.final_norm
+        has_norm = own_classes(config.model) > 0 or not config.model.has_final_norm(KEY)
         config = keep_modalities(config, [KEY], "timm")
         if img_size is not None:
             config = with_image_size(config, img_size)

@@ -9,7 +9,9 @@ from support.reference import Reference
 from support.small_models import ALL, VARIANTS, WAVE, batch_of, every_other, item, small_model, training_batch
 from support.training import terms
 
-from onepeace.config import MaskedDecoderConfig, ModelConfig
+from onepeace.config import Config, MaskedDecoderConfig, ModelConfig
+from onepeace.errors import UserError
+from onepeace.hub.architectures import keep_modalities
 from onepeace.model import OnePeace, encoder
 from onepeace.train.objective import Objective, Passes
 
@@ -249,3 +251,19 @@ def test_second_of_two_pictures_differs_by_its_kind():
     model.adapters["image"].type_embed[1] = 0.0
     tokens = model.features({"image": {"pixels": pixels, "type_ids": type_ids}})["image"]
     assert torch.allclose(tokens[1], first[1], atol=1e-6)
+
+
+@torch.no_grad()
+def test_final_norm_of_some_modalities():
+    with_all = small_model("text", "image")
+    with_text = small_model("text", "image", final_norm=("text",))
+    assert list(with_text.norms) == ["text"]
+    assert with_text.load_state_dict(with_all.state_dict(), strict=False).missing_keys == []
+    batch = batch_of(with_all, range(3))
+    expected, features = with_all.features(batch), with_text.features(batch)
+    assert torch.equal(features["text"], expected["text"])
+    assert torch.equal(with_all.norms["image"](features["image"]), expected["image"])
+    image_alone = keep_modalities(Config(with_text.config), ["image"], "test").model
+    assert OnePeace(image_alone).norms is None
+    with pytest.raises(UserError, match="final_norm"):
+        ModelConfig(adapters={"text": {}}, final_norm=("audio",))

@@ -101,6 +101,18 @@ def test_tokens_in_place_of_maps_and_indices_from_the_end(random_folder, pixels)
         plugin.OnePeaceImageBackbone.from_onepeace(str(random_folder), out_features=["stage7"])
 
 
+def test_a_configuration_without_a_model_is_that_of_the_size_base(pixels):
+    config = plugin.OnePeaceVisionConfig(out_features=["stage1", "stage12"])
+    assert (config.hidden_size, config.num_hidden_layers, config.out_indices) == (768, 12, [1, 12])
+    narrow = plugin.OnePeaceVisionConfig(
+        hidden_size=32, num_attention_heads=2, intermediate_size=48, num_hidden_layers=2, out_indices=[1, 2]
+    )
+    maps = plugin.OnePeaceImageBackbone(narrow)(pixels).feature_maps
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 32, 3, 2)] * 2
+    sounds = plugin.OnePeaceAudioConfig()
+    assert list(sounds.to_onepeace().model.adapters) == ["audio"]
+
+
 def test_the_released_stem_of_sounds_can_be_offloaded():
     accelerate = pytest.importorskip("accelerate")
     model = plugin.OnePeaceAudioModel(plugin.OnePeaceAudioConfig(model=WAVE)).eval()

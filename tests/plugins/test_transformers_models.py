@@ -290,6 +290,24 @@ def test_the_vocabulary_grows(saved, inputs, processor, tmp_path):
     assert again.get_input_embeddings() is fresh
 
 
+@pytest.mark.parametrize("name", ["random", "tiny"])
+@pytest.mark.parametrize("cls", list(CLASSES)[1:3], ids=lambda cls: cls.__name__)
+def test_input_embeddings_of_a_model_without_text_are_its_stem(cls, name, random_folder, inputs):
+    model = cls.from_onepeace(str(random_folder) if name == "random" else name).requires_grad_(False)
+    model.enable_input_require_grads()  # so that adapters in frozen blocks have gradients under checkpointing
+    output = model(**arguments(model, inputs), output_hidden_states=True)
+    assert output.hidden_states[0].requires_grad
+    fresh = torch.nn.Linear(1, 1)
+    model.set_input_embeddings(fresh)
+    assert model.get_input_embeddings() is fresh
+
+
+def test_text_config_has_the_sizes_of_a_model_that_reads_text(whole, random_folder):
+    assert whole.config.text_config.hidden_size == 32
+    assert whole.config.text_config.vocab_size == whole.config.vocab_size
+    assert plugin.OnePeaceVisionConfig.from_onepeace(str(random_folder)).text_config is None
+
+
 @pytest.mark.parametrize("cls", list(CLASSES)[:2], ids=lambda cls: cls.__name__)
 def test_a_smaller_depth_is_a_field_of_the_configuration(cls, saved, inputs, tmp_path):
     model = cls.from_pretrained(saved, num_hidden_layers=1)
@@ -307,9 +325,13 @@ def test_a_smaller_depth_is_a_field_of_the_configuration(cls, saved, inputs, tmp
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_products_in_int8(whole, inputs):
-    model = torch.ao.quantization.quantize_dynamic(whole, {torch.nn.Linear}, dtype=torch.qint8)
-    got, want = model(**inputs), whole(**inputs)
+@pytest.mark.parametrize("name", ["random", "tiny"])
+def test_products_in_int8(name, whole, processor, media):
+    model = whole if name == "random" else plugin.OnePeaceModel.from_onepeace(name).eval()
+    processor = processor if name == "random" else plugin.OnePeaceProcessor.from_onepeace(name)
+    inputs = processor(images=media["image"], text=media["text"], audio=media["audio"], return_tensors="pt")
+    products_in_int8 = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    got, want = products_in_int8(**inputs), model(**inputs)
     for name in ("text_embeds", "image_embeds", "audio_embeds"):
         assert ((got[name] * want[name]).sum(1) > 0.99).all()
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import transformers
+from support.processes import start
 from support.random_model import save_random_model
 
 import onepeace.plugins.transformers as plugin
+from onepeace.hub import weights
 
 INPUTS = {
     plugin.OnePeaceForImageClassification: ("pixel_values",),
@@ -129,3 +131,91 @@ def test_the_trainer_lowers_a_loss(random_folder, tmp_path):
     with torch.no_grad():
         assert torch.equal(again(pixels).logits, model.eval()(pixels).logits)
         assert (again(pixels).logits.argmax(1) == torch.tensor([row["labels"] for row in rows])).all()
+
+
+ROWS = 8
+
+
+def rows_of(cls, inputs):
+    """A data set of labelled items, each with its own input."""
+    rows = []
+    for index in range(ROWS):
+        row = {name: inputs[name][index % 2] for name in INPUTS[cls]}
+        for name in ("pixel_values", "input_values"):
+            if name in row:
+                row[name] = row[name] * (1 + index)
+        rows.append({**row, "labels": index % 3})
+    return rows
+
+
+def train_with_checkpointing(cls, folder, rows, output, batch_size):
+    """Two steps of transformers' Trainer, in this process or with those that torchrun started beside it."""
+    torch.manual_seed(0)
+    model = cls.from_onepeace(str(folder), num_labels=3)
+    arguments = transformers.TrainingArguments(
+        output_dir=output,
+        max_steps=2,
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-2,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        gradient_checkpointing=True,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    return trainer
+
+
+def train_and_save(rows_by_class, folder, output):
+    """Train a model of each class in this process and its sibling; each process saves its weights."""
+    for cls, rows in rows_by_class.items():
+        trainer = train_with_checkpointing(cls, folder, rows, output, batch_size=2)
+        assert trainer.args.world_size == 2
+        assert not trainer.args.ddp_find_unused_parameters
+        torch.save(trainer.model.state_dict(), output / f"{cls.__name__}-{trainer.args.process_index}.pt")
+
+
+def test_two_processes_with_gradient_checkpointing_train_as_one(random_folder, inputs, tmp_path):
+    pytest.importorskip("accelerate")
+    rows_by_class = {cls: rows_of(cls, inputs) for cls in INPUTS}
+    start(2, train_and_save, rows_by_class, random_folder, tmp_path)
+    for cls, rows in rows_by_class.items():
+        states = [torch.load(tmp_path / f"{cls.__name__}-{rank}.pt", weights_only=True) for rank in range(2)]
+        alone = train_with_checkpointing(cls, random_folder, rows, tmp_path, batch_size=4).model.state_dict()
+        torch.manual_seed(0)
+        before = cls.from_onepeace(str(random_folder), num_labels=3).state_dict()
+        moved = [name for name, value in alone.items() if not torch.equal(value, before[name])]
+        assert len(moved) > len(alone) // 2
+        for name, value in states[0].items():
+            assert torch.equal(value, states[1][name]), name
+            torch.testing.assert_close(value, alone[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", INPUTS, ids=lambda cls: cls.__name__)
+def test_the_loss_reaches_every_parameter_of_a_classifier(cls, inputs):
+    model = cls.from_onepeace("tiny", num_labels=3)
+    given = {name: inputs[name] for name in INPUTS[cls]}
+    model(**given, labels=torch.tensor([0, 2])).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("cls", INPUTS, ids=lambda cls: cls.__name__)
+def test_a_classifier_loads_from_files_with_more_than_it_uses(cls, random_folder, tmp_path, inputs, caplog):
+    plugin.OnePeaceModel.from_onepeace(str(random_folder)).save_pretrained(tmp_path / "whole")
+    transformers.logging.enable_propagation()
+    try:
+        model, report = cls.from_pretrained(tmp_path / "whole", num_labels=3, output_loading_info=True)
+    finally:
+        transformers.logging.disable_propagation()
+    assert not report["unexpected_keys"]
+    assert "UNEXPECTED" not in caplog.text
+    model.save_pretrained(tmp_path / "classifier")
+    again = cls.from_pretrained(tmp_path / "classifier")
+    given = {name: inputs[name] for name in INPUTS[cls]}
+    assert torch.equal(again(**given).logits, model.eval()(**given).logits)
+    assert weights.load(tmp_path / "classifier").config == model.onepeace.config

@@ -79,7 +79,9 @@ class OnePeaceImageBackbone(BackboneMixin, OnePeaceVisionModel):
         stem = self.onepeace.stems(model_inputs(self, options, pixel_values=pixel_values))[self.key]
         states = self._tokens(stem, output_hidden_states=True, return_dict=True).hidden_states
         norms = self.onepeace.norms
-        norm = norms[self.key] if self.config.apply_layernorm and norms is not None else nn.Identity()
+        norm: nn.Module = nn.Identity()
+        if self.config.apply_layernorm and norms is not None and self.key in norms:
+            norm = norms[self.key]
         chosen = [Features(norm(states[i]), None, stem.grid) for i in self.out_indices]
         maps: Any = tuple(one.feature_map() if self.config.reshape_hidden_states else one.tokens for one in chosen)
         return BackboneOutput(maps, states)

@@ -14,7 +14,8 @@ from .modeling import Inputs, OnePeacePreTrainedModel, model_inputs
 class _Classifier(OnePeacePreTrainedModel):
     """Model with only the modalities it needs, and with the model's own head or a new one on ``head_on``.
 
-    ``num_labels`` or ``id2label`` of the configuration sets the number of classes.
+    ``num_labels`` or ``id2label`` of the configuration sets the number of classes. The loss reaches every parameter,
+    so that DistributedDataParallel needs no search for unused ones.
     """
 
     modalities: ClassVar[tuple[str, ...]]
@@ -25,13 +26,20 @@ class _Classifier(OnePeacePreTrainedModel):
 
     def __init__(self, config: OnePeaceConfig) -> None:
         config = deepcopy(config)
-        head = config.to_onepeace().model.heads.get(HEAD, {})
+        whole = config.to_onepeace().model
+        head = whole.heads.get(HEAD, {})
         if head.get("on") not in self.modalities:
             head = {"kind": "classifier", "on": self.head_on}
         if len(head.get("labels") or ()) not in (0, config.num_labels):  # the names are of other classes
             head = {key: value for key, value in head.items() if key != "labels"}
         config.keep(self.modalities)
-        config.model = {**config.model, "heads": {HEAD: {**head, "num_classes": config.num_labels}}}  # type: ignore
+        config.remove_shared_space()
+        config.model = {
+            **(config.model or {}),
+            "heads": {HEAD: {**head, "num_classes": config.num_labels}},
+            # The head does not read the features of other modalities.
+            "final_norm": [head["on"]] if whole.has_final_norm(head["on"]) else False,
+        }
         super().__init__(config)
         self.num_labels = config.num_labels
         self.loss_type = "ForSequenceClassification"  # the library cannot derive it from the name of every subclass

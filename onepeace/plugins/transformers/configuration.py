@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from onepeace.config import Config, build, merge, to_plain
+from onepeace.config import SIZES, Config, build, merge, to_plain
 from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.folder import read_config
@@ -85,6 +85,11 @@ class OnePeaceConfig(PreTrainedConfig):
             part = keep_modalities(whole, modalities, f"configuration {self.name_or_path or self.model_type}")
             self.model, self.processors = to_plain(part.model), to_plain(part.processors)
 
+    def remove_shared_space(self) -> None:
+        """Remove what embeddings and pretraining use, and task heads: a part that reads features never trains these."""
+        unused = {"projections": [], "logit_scale": False, "decoder": None, "heads": {}}
+        self.model = {**(self.model or {}), **unused}
+
     hidden_size, projection_dim = _field("dim", default=0), _field("embed_dim", default=0)
     num_hidden_layers, num_attention_heads = _field("depth", default=0), _field("num_heads", default=0)
     intermediate_size = _field("ffn_dim", default=0)
@@ -96,6 +101,11 @@ class OnePeaceConfig(PreTrainedConfig):
         """Side of the processor's images; [height, width] if they differ."""
         return (self.processors or {}).get("image", {}).get("size", 256)
 
+    @property
+    def text_config(self) -> "OnePeaceConfig | None":
+        """This configuration, whose sizes are those of all modalities; None if the model does not read text."""
+        return self if "text" in (self.model or {}).get("adapters", {}) else None
+
     num_channels = 3
     bos_token_id, pad_token_id, eos_token_id = BOS, PAD, EOS
 
@@ -103,6 +113,7 @@ class OnePeaceConfig(PreTrainedConfig):
 class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
     """Configuration of the encoder of one modality; it also reads its part of the configuration of a whole model.
 
+    Without a model, it is that of the size "base"; the names of transformers (``hidden_size``, ...) change its sizes.
     Stage 0 of a backbone, "stem", is the input of the first block, and "stage3" the output of the third.
     """
 
@@ -114,9 +125,13 @@ class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        chosen = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        out_features = kwargs.pop("out_features", None)
+        out_indices = kwargs.pop("out_indices", None)
+        if self.model is None:
+            self.model = dict(SIZES["base"])
         super().__post_init__(**kwargs)
-        self._name_stages(*chosen)
+        self.remove_shared_space()
+        self._name_stages(out_features, out_indices)
 
     def _name_stages(self, out_features: list[str] | None = None, out_indices: list[int] | None = None) -> None:
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]

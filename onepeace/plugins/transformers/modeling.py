@@ -28,6 +28,7 @@ from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
 from onepeace.model.block import Block
 from onepeace.model.clip_block import ClipBlock
+from onepeace.model.stems import PretrainedStem
 
 from .configuration import OnePeaceConfig
 
@@ -120,18 +121,26 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
-        if "text" not in self.onepeace.adapters:
-            raise NotImplementedError("this model reads no text")
-        adapter: Any = self.onepeace.adapters["text"]
-        return adapter.token_embed if adapter.stem is None else adapter.stem.network.get_input_embeddings()
+        """The token embedding; in a model without text, the stem of its first modality, as in ViT."""
+        owner, name = self._input_embeddings_slot()
+        return owner.get_input_embeddings() if name is None else getattr(owner, name)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.get_input_embeddings()  # raises if there are none
-        adapter: Any = self.onepeace.adapters["text"]
-        if adapter.stem is None:
-            adapter.token_embed = value
+        owner, name = self._input_embeddings_slot()
+        if name is None:
+            owner.set_input_embeddings(value)
         else:
-            adapter.stem.network.set_input_embeddings(value)
+            setattr(owner, name, value)
+
+    def _input_embeddings_slot(self) -> tuple[Any, str | None]:
+        """Module with the input embeddings, and their attribute; None if it is a model of transformers."""
+        adapters: Any = self.onepeace.adapters
+        if "text" in adapters:
+            adapter = adapters["text"]
+            return (adapter, "token_embed") if adapter.stem is None else (adapter.stem.network, None)
+        adapter = next(iter(adapters.values()))
+        # Of a pretrained stem only the projection is always called.
+        return (adapter.stem, "proj") if isinstance(adapter.stem, PretrainedStem) else (adapter, "stem")
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module whose weights were not in the file."""
