@@ -3,7 +3,6 @@
 Files written before an interruption are kept, and the same command resumes the run.
 """
 
-import hashlib
 import re
 import time
 from collections import Counter, deque
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepeace.errors import UserError
-from onepeace.files.metadata import describe_media
 from onepeace.files.walk import Unreadable
+from onepeace.index.reading import CHANGES, TRIES, Reading, failed, read_entry
 from onepeace.index.sources import PARTS, Entry, Scan, places_of, without_surrogates
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
@@ -33,7 +31,6 @@ BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """Limits of a transaction: the most work that is lost if the process is killed."""
 AHEAD = 64
 """Number of files that are read and hashed ahead of the decoders."""
-CHUNK = 1 << 20
 _MISSING = re.compile(r"needs (\w+): pip install")
 """Pattern of the message of `onepeace.errors.need`."""
 WINDOW, HOP = 10.0, 5.0
@@ -111,9 +108,10 @@ class Builder:
         """Embed new and changed entries. Finished ones stay in the index even if the call is interrupted."""
         start = time.perf_counter()
         try:
-            if new := [*self._new()]:
-                with Progress(len(new), shown=self.progress) as bar:
-                    self._embed(new, bar)
+            entries = [*self._new()]
+            if entries:
+                with Progress(len(entries), shown=self.progress) as bar:
+                    self._embed_until_unchanged(entries, bar)
         finally:
             self._flush()
             self.report.seconds += time.perf_counter() - start
@@ -150,34 +148,50 @@ class Builder:
                     self.report.recaptioned += known.problem is None
                     self._keep_as(described, known)
 
-    def _embed(self, new: list[Entry], bar: Progress) -> None:
-        taken: deque[tuple[Item, Video | None]] = deque()
-        with closing(self._values(new, taken, bar)) as values:
+    def _embed_until_unchanged(self, entries: list[Entry], bar: Progress) -> None:
+        """Embed entries; again those whose files change while they are read."""
+        for _ in range(TRIES):
+            entries = self._embed(entries, bar)
+        for entry in entries:
+            self._keep_problem(failed(entry, CHANGES).item, CHANGES)
+            bar.update()
+
+    def _embed(self, entries: list[Entry], bar: Progress) -> list[Entry]:
+        """Embed entries once; returns those whose files changed meanwhile, of which nothing is kept."""
+        taken: deque[tuple[Reading, Video | None]] = deque()
+        changed: list[Entry] = []
+        with closing(self._values(entries, taken, bar)) as values:
             first = next(values, None)
             if first is None:  # nothing to embed, so the model is not loaded
-                return
+                return changed
             embedder = self.load()
             longest = getattr(embedder.processors.get("audio"), "max_seconds", None) or WINDOW
             cut: dict[str, Any] = {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
             with closing(embedder.stream(chain([first], values), batch_size=self.batch_size, **cut)) as results:
                 for result in results:
-                    self._take(result, *taken.popleft())
+                    reading, video = taken.popleft()
+                    if not reading.is_current():
+                        changed.append(reading.entry)
+                        continue
+                    self._take(result, reading.item, video)
                     bar.update()
+        return changed
 
     def _values(
-        self, new: list[Entry], taken: deque[tuple[Item, Video | None]], bar: Progress
+        self, entries: list[Entry], taken: deque[tuple[Reading, Video | None]], bar: Progress
     ) -> Generator[object, None, None]:
-        """Yield inputs for the embedder and add their items to ``taken``; store items that need no embedding."""
+        """Yield inputs for the embedder and add their readings to ``taken``; store items that need no embedding."""
         readable = [key for key in PARTS["video"] if key in self.store.kinds]
         with ThreadPoolExecutor(2, "onepeace-read") as pool:
-            for start in range(0, len(new), AHEAD):
-                for item, value in pool.map(read_content, new[start : start + AHEAD]):
+            for start in range(0, len(entries), AHEAD):
+                for reading in pool.map(read_entry, entries[start : start + AHEAD]):
+                    item = reading.item
                     if self._is_settled(item):
                         bar.update()
                         continue
-                    video = Video(value, readable, item.duration) if item.modality == "video" else None
-                    taken.append((item, video))
-                    yield video or {item.modality: value}
+                    video = Video(reading.value, readable, item.duration) if item.modality == "video" else None
+                    taken.append((reading, video))
+                    yield video or {item.modality: reading.value}
 
     def _is_settled(self, item: Item) -> bool:
         """Store an item that needs no embedding, as it cannot be read or its content is known; False for others."""
@@ -249,26 +263,6 @@ class Builder:
             with self.store.transaction():
                 self.store.add([one[:2] for one in waiting], np.concatenate([vectors for *_, vectors in waiting]))
         self._written = time.monotonic()
-
-
-def read_content(entry: Entry) -> Entry:
-    """Read an entry: adds hash, date and size in pixels or seconds, or a problem; the value is a path or in memory."""
-    item, value = entry
-    content = hashlib.blake2b(digest_size=16)
-    known: dict[str, Any] = {"date": None}
-    try:
-        if isinstance(value, Path):
-            with open(value, "rb") as file:
-                while chunk := file.read(CHUNK):
-                    content.update(chunk)
-            known = vars(describe_media(value, item.modality))
-        else:
-            value = value() if callable(value) else value
-            content.update(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
-    except (OSError, UserError) as error:
-        return Entry(replace(item, problem=getattr(error, "strerror", None) or str(error)))
-    date = item.mtime_ns / 1e9 or None if known["date"] is None else known["date"]
-    return Entry(replace(item, hash=content.digest(), **{**known, "date": date}), value)
 
 
 def _state(item: Item) -> tuple[Any, ...]:

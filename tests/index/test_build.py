@@ -16,7 +16,7 @@ from support.small_shards import square, tone, write_tar
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, builder, check, is_index, remove
+from onepeace.index import Index, builder, check, is_index, reading, remove
 from onepeace.index import write as index_write
 from onepeace.index.store import Store
 from onepeace.index.write import writing
@@ -85,7 +85,7 @@ def test_without_news_nothing_is_loaded_read_or_written(build, update, no_model,
     first = build(tmp_path / "index", folder)
     generation = Index.open(tmp_path / "index").store.meta["generation"]
     no_model()
-    monkeypatch.setattr(builder, "read_content", None)
+    monkeypatch.setattr(builder, "read_entry", None)
     for again in (build(tmp_path / "index", folder), update(tmp_path / "index")):
         assert counts(again) == {"unchanged": 30, "known_problems": len(first.problems)}
         assert again.problems == []
@@ -177,7 +177,7 @@ def test_file_that_could_not_be_read_is_tried_again(build, words, tmp_path, monk
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as context:
-        context.setattr(builder, "open", refuse, raising=False)
+        context.setattr(reading, "open", refuse, raising=False)
         report = build(tmp_path / "index", words)
         assert {problem.reason for problem in report.problems} == {"Permission denied"}
         assert counts(build(tmp_path / "index", words)) == {"known_problems": 6}
