@@ -160,11 +160,7 @@ def parallelize(recipe: Recipe, objective: Objective, device: torch.device) -> n
 
 def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
     """The optimizer of the model's trainable parameters, and of those of the terms, which do not decay."""
-    optimizer = make_optimizer(objective.model, recipe.optim)
-    parameters = list(objective.terms.named_parameters())
-    if parameters:
-        optimizer.add_param_group({"params": parameters, "lr_scale": 1.0, "weight_decay": 0.0})
-    return optimizer
+    return make_optimizer(objective.model, recipe.optim, others=objective.terms.named_parameters())
 
 
 def build_steps(

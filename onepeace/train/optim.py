@@ -5,7 +5,7 @@ Every rule depends on parameter names or on the step alone, so that a resumed ru
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,24 +26,27 @@ def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str
         UserError: a pattern matches no parameter, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
-    inverse = isinstance(patterns, Mapping)
+    matched_are_trained = isinstance(patterns, Mapping)
     if isinstance(patterns, Mapping):
-        if unknown := sorted(set(patterns) - {"except"}):
-            raise UserError(f"freeze.{unknown[0]} is not a field; freeze is a list of patterns or {{except: patterns}}")
+        for field in sorted(set(patterns) - {"except"}):
+            raise UserError(f"freeze.{field} is not a field; freeze is a list of patterns or {{except: patterns}}")
         patterns = patterns.get("except") or []
-    matched = {name for pattern in patterns for name in matching(pattern, names, "freeze")}
-    if all((name in matched) != inverse for name in names):
+    matched: set[str] = set()
+    for pattern in patterns:
+        matched.update(matching(pattern, names, "freeze"))
+    trained = {name for name in names if (name in matched) == matched_are_trained}
+    if not trained:
         raise UserError(f"freeze: all {len(names)} parameters are frozen; nothing is left to train")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_((name in matched) == inverse)
+        parameter.requires_grad_(name in trained)
 
 
 def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
     """Names that match a shell pattern; UserError that starts with ``where`` if there is none."""
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
+    matches = [name for name in names if fnmatchcase(name, pattern)]
+    if not matches:
         raise UserError(f"{where}: the pattern {pattern!r} matches none of {len(names)} names, as {names[0]}")
-    return found
+    return matches
 
 
 def layer_id(name: str, depth: int) -> int:
@@ -51,8 +54,9 @@ def layer_id(name: str, depth: int) -> int:
 
     0 for the adapters; i + 1 for block i and its bias table; depth + 1 for layers after the blocks.
     """
-    if found := re.match(r"(?:blocks|adapters\.[^.]+\.bias_tables)\.(\d+)\.", name + "."):
-        return int(found[1]) + 1
+    in_block = re.match(r"(?:blocks|adapters\.[^.]+\.bias_tables)\.(\d+)\.", f"{name}.")
+    if in_block:
+        return int(in_block[1]) + 1
     return 0 if name.startswith("adapters.") else depth + 1
 
 
@@ -61,50 +65,110 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
     Vectors, scalars, biases and the parameters of ``model.no_weight_decay()`` (CLS tokens, positions) do not decay,
     unless ``decay_all``. With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of
-    ``groups`` that matches a name scales its rate further, and may replace its weight decay.
+    ``groups`` that matches a name scales its rate further, and may replace its weight decay. Muon trains the matrices
+    of the blocks; parameters in groups with ``use_fallback`` are left to AdamW.
 
     Raises:
         UserError: a pattern matches no parameter.
     """
-    listed = getattr(model, "no_weight_decay", None)
-    skip: set[str] = set(listed()) if callable(listed) else set()
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.groups:
         matching(pattern, names, "optim.groups")
-    depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    depth = _depth(names)
+    without_decay = _without_decay(model)
+    groups: dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = next((group for pattern, group in config.groups.items() if fnmatchcase(name, pattern)), OptimGroup())
-        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
-        if not config.decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in skip):
+        settings = _settings(name, config)
+        scale = settings.lr_scale
+        if config.layer_decay is not None:
+            scale *= config.layer_decay ** (depth + 1 - layer_id(name, depth))
+        decay = config.weight_decay if settings.weight_decay is None else settings.weight_decay
+        if name in without_decay and not config.decay_all:
             decay = 0.0
-        scale = 1.0 if config.layer_decay is None else config.layer_decay ** (depth + 1 - layer_id(name, depth))
-        scale *= own.lr_scale
-        groups.setdefault((scale, decay), []).append((name, parameter))
-    return [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+        use_fallback = config.is_muon and not _is_matrix_of_block(name, parameter)
+        groups.setdefault((scale, decay, use_fallback), []).append((name, parameter))
+    return [
+        {"params": members, "lr_scale": scale, "weight_decay": decay, "use_fallback": use_fallback}
+        for (scale, decay, use_fallback), members in groups.items()
+    ]
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; each group learns at ``lr_scale`` times a step's rate.
+def _is_matrix_of_block(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and re.search(r"(^|\.)blocks\.\d+\.", name) is not None
 
-    The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
+
+def _depth(names: Sequence[str]) -> int:
+    """Number of blocks of a model with these parameters."""
+    numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in names) if match]
+    return max(numbers, default=-1) + 1
+
+
+def _without_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay."""
+    listed = getattr(model, "no_weight_decay", None)
+    names = set(listed()) if callable(listed) else set()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim <= 1 or name.endswith(".bias"):
+            names.add(name)
+    return names
+
+
+def _settings(name: str, config: OptimConfig) -> OptimGroup:
+    for pattern, settings in config.groups.items():
+        if fnmatchcase(name, pattern):
+            return settings
+    return OptimGroup()
+
+
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, others: Iterable[tuple[str, nn.Parameter]] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe; each group of parameters learns at ``lr_scale`` times a step's rate.
+
+    The released code adds eps to sqrt(v) before the bias correction, torch's AdamW after it; at 1e-8 they agree.
+
+    Args:
+        model: model with `parameter_groups`.
+        config: options of the optimizer.
+        others: further parameters with their names, which do not decay.
     """
     groups = parameter_groups(model, config)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    members = list(others)
+    if members:
+        groups.append({"params": members, "lr_scale": 1.0, "weight_decay": 0.0, "use_fallback": config.is_muon})
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True, **config.arguments)
+    from timm.optim import create_optimizer_v2
+
+    optimizer = create_optimizer_v2(groups, config.name, lr=config.lr, **config.arguments)
+    optimizer.register_state_dict_post_hook(_only_tensors)
+    return optimizer
+
+
+def _only_tensors(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state without values that are no tensors, such as Muon's choice for each parameter: they are made again."""
+    states = {
+        index: {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        for index, state in state_dict["state"].items()
+    }
+    return {**state_dict, "state": states}
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    """Learning rate after ``step`` updates: linear warm-up from min_lr to ``peak``, then cosine or linear decay to
-    min_lr.
+    """Learning rate after ``step`` updates: linear warm-up from min_lr to ``peak``, then the schedule's course.
 
     The first update (step 0) runs at min_lr, as in the released code. From ``schedule.steps`` on the rate stays at
     min_lr, where the released code would start another cosine at a tenth.
     """
-    low, warmup, total = schedule.min_lr, schedule.warmup, schedule.steps
+    low = schedule.min_lr
+    warmup = schedule.warmup
+    total = schedule.steps
     if step < warmup:
         return low + step * (peak - low) / warmup
+    if schedule.name == "wsd":
+        return _stable_then_decay(step, peak, schedule)
     if step >= total:
         return low
     if schedule.name == "linear":
@@ -112,9 +176,19 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
     return low + (peak - low) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+def _stable_then_decay(step: int, peak: float, schedule: ScheduleConfig) -> float:
+    left = schedule.steps - step
+    if left >= schedule.decay:
+        return peak
+    if left <= 0:
+        return schedule.min_lr
+    return schedule.min_lr + (peak - schedule.min_lr) * left / schedule.decay
+
+
 def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:
     """Update the exponential moving average of the weights, if there is one."""
-    if average:
-        own = dict(model.named_parameters())
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), [own[name] for name in average], 1 - decay)
+    if not average:
+        return
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.values()), [parameters[name] for name in average], 1 - decay)

@@ -16,6 +16,7 @@ from onepeace.train.terms.known import read_terms
 MAY_CHANGE = frozenset(
     {
         "evaluate",
+        "schedule.steps",
         "data.root",
         "data.frozen_folder",
         "data.cache_gigabytes",
@@ -32,12 +33,27 @@ MAY_CHANGE = frozenset(
         "run.checkpoint_activations",
     }
 )
-"""Fields that do not affect the result of a step, except for rounding."""
+"""Fields that do not affect the result of a step, except for rounding, and schedule.steps, which affects its rate."""
 
 
-def check_same(saved: str, recipe: Recipe, out: Path) -> None:
-    """UserError if a run would resume with another recipe, except for fields in MAY_CHANGE and fields that only one of
-    two versions of the program has."""
+def check_same(saved: str, recipe: Recipe, out: Path, step: int) -> None:
+    """Check that a run may resume with a recipe.
+
+    Args:
+        saved: the recipe of the checkpoint, as YAML. Fields in MAY_CHANGE, and fields that only one of two versions of
+            the program has, may differ.
+        recipe: the recipe to resume with.
+        out: folder of the run.
+        step: step of the checkpoint.
+
+    Raises:
+        UserError: another field differs, or schedule.steps is below the step.
+    """
+    if recipe.schedule.steps < step:
+        raise UserError(
+            f"{out}: its checkpoint is of step {step}, and schedule.steps is {recipe.schedule.steps}; raise it, or "
+            "give run.out another folder"
+        )
     old = _settings(yaml.safe_load(saved))
     new = _settings(to_plain(recipe))
     with suppress(UserError):  # with the defaults of the terms' options

@@ -47,7 +47,7 @@ class Run:
         self.out = Path(recipe.run.out)
         saved = checkpoint.newest(self.out)
         if saved is not None:  # before features that take hours are computed
-            check_same(saved.recipe, recipe, self.out)
+            check_same(saved.recipe, recipe, self.out, saved.step)
         parts = build(recipe, device, is_resumed=saved is not None)
         self.config = parts.config
         self.processors = parts.processors
@@ -69,7 +69,7 @@ class Run:
             self.start = saved.step
             self.cursors = saved.extra.get("cursors", {})
             self.restore(saved)
-        elif parallel.rank() == 0:
+        if parallel.rank() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_config(recipe, self.out / "recipe.yaml")
         self.steps = build_steps(

@@ -3,11 +3,17 @@
 Fields of several sections that do not fit together are found in check.py.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onepeace.config import Options
 from onepeace.config.limits import Count, Natural, NotNegative, Positive, Probability, Share
+from onepeace.config.reader import nearest
 from onepeace.errors import UserError
+
+WSD_DECAY = 0.2
+"""Share of the steps in the decay of wsd; a fifth is enough (arXiv 2405.18392)."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,19 @@ class OptimGroup:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Options of AdamW; the defaults are those of the released pretraining."""
+    """Options of the optimizer; the defaults of adamw are those of the released pretraining."""
 
+    name: str = "adamw"
+    """adamw: torch's fused AdamW. Any other name is one of timm's optimizers: muon, lion, lamb, adopt, sgdw, ..."""
     lr: NotNegative = 5e-4
     """Peak learning rate."""
-    betas: tuple[Share, Share] = (0.9, 0.98)
-    eps: NotNegative = 1e-8
+    betas: tuple[Share, Share] | None = None
+    """Decay of the averages of the gradient and of its square; null = (0.9, 0.98) for adamw, else timm's default."""
+    eps: NotNegative | None = None
+    """Added to the root of the second average; null = 1e-8 for adamw, else timm's default."""
     weight_decay: NotNegative = 0.05
+    options: Options = field(default_factory=dict)
+    """Further arguments of timm's optimizer by name, as {momentum: 0.95, nesterov: true} for muon."""
     decay_all: bool = False
     """Whether biases, norms and positions decay as well (OFA)."""
     grad_clip: Positive | None = 3.0
@@ -86,31 +98,97 @@ class OptimConfig:
     groups: dict[str, OptimGroup] = field(default_factory=dict)
     """Settings by pattern of parameter names, as {"heads.*": {lr_scale: 0.1}}; the first match counts."""
 
+    def __post_init__(self) -> None:
+        if self.name != "adamw":
+            check_optimizer(self.name, self.arguments)
+            return
+        for name in self.options:
+            raise UserError(f"optim.options.{name}: adamw has no further options; leave it out")
+        if self.betas is None:
+            object.__setattr__(self, "betas", (0.9, 0.98))
+        if self.eps is None:
+            object.__setattr__(self, "eps", 1e-8)
+
+    @property
+    def is_muon(self) -> bool:
+        """Whether some parameters are left to AdamW: Muon is for matrices inside a network."""
+        return self.name.endswith("muon")
+
+    @property
+    def arguments(self) -> Options:
+        """Arguments of the optimizer's class beside the learning rate and the weight decay."""
+        arguments = dict(self.options)
+        if self.betas is not None:
+            arguments["betas"] = self.betas
+        if self.eps is not None:
+            arguments["eps"] = self.eps
+        return arguments
+
+
+def check_optimizer(name: str, arguments: Options) -> None:
+    """UserError if timm has no optimizer of this name, or if it has no such argument."""
+    from timm import optim
+
+    names = optim.list_optimizers(exclude_filters=["bnb*", "fused*", "*hessian"])
+    known = [str(listed) for listed in names]
+    if name not in known:
+        raise UserError(f"optim.name {name!r} is not known; {nearest(name, ['adamw', *known])}")
+    parameters = inspect.signature(optim.get_optimizer_class(name, bind_defaults=False)).parameters
+    for argument in arguments:
+        if argument in ("params", "lr", "weight_decay") or argument not in parameters:
+            place = argument if argument in ("betas", "eps") else f"options.{argument}"
+            raise UserError(f"optim.{place} is not an option of {name}; it has {', '.join(parameters)}")
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate schedule."""
+    """Learning rate schedule: a linear warm-up from min_lr, then a course that ends at min_lr."""
 
     steps: Count
-    """Length of the run in updates."""
-    name: Literal["cosine", "linear"] = "cosine"
-    """Decay to min_lr after the warm-up."""
+    """Length of the run in updates. A run that is resumed may have more than before."""
+    name: Literal["cosine", "linear", "wsd"] = "cosine"
+    """After the warm-up: half a period of a cosine, a line, or wsd (warm-up, stable, decay: arXiv 2404.06395), which
+    keeps the peak until a line at the end."""
     warmup_steps: Natural | None = None
     warmup_ratio: Probability | None = None
     """Warm-up as a share of the steps, instead of warmup_steps."""
-    min_lr: float = 1e-6
-    """Learning rate of the first and the last update."""
+    decay_steps: Natural | None = None
+    """Length of the line at the end of wsd; 0 = the peak to the end."""
+    decay_ratio: Probability | None = None
+    """The same as a share of the steps; wsd without either has a fifth."""
+    min_lr: NotNegative = 1e-6
+    """Learning rate of the first update, and after the last."""
 
     def __post_init__(self) -> None:
-        if self.warmup_steps is not None and self.warmup_ratio is not None:
-            raise UserError("schedule.warmup_steps and schedule.warmup_ratio say the same; give one of them")
+        for name in ("warmup", "decay"):
+            if getattr(self, f"{name}_steps") is not None and getattr(self, f"{name}_ratio") is not None:
+                raise UserError(f"schedule.{name}_steps and schedule.{name}_ratio say the same; give one of them")
+        for name in ("decay_steps", "decay_ratio"):
+            if getattr(self, name) is not None and self.name != "wsd":
+                raise UserError(f"schedule.{name} is for the schedule wsd, and this is {self.name}; leave it out")
         if self.warmup > self.steps:
             raise UserError(f"schedule.warmup_steps {self.warmup} is more than schedule.steps {self.steps}")
+        if self.warmup + self.decay > self.steps:
+            raise UserError(
+                f"schedule: a warm-up of {self.warmup} steps and a decay of {self.decay} are more than the "
+                f"{self.steps} steps"
+            )
 
     @property
     def warmup(self) -> int:
         """Number of updates in the warm-up."""
-        return self.warmup_steps if self.warmup_steps is not None else int(self.steps * (self.warmup_ratio or 0.0))
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return int(self.steps * (self.warmup_ratio or 0.0))
+
+    @property
+    def decay(self) -> int:
+        """Number of updates in the decay at the end of wsd; 0 for other schedules."""
+        if self.name != "wsd":
+            return 0
+        if self.decay_steps is not None:
+            return self.decay_steps
+        return int(self.steps * (WSD_DECAY if self.decay_ratio is None else self.decay_ratio))
 
 
 @dataclass(frozen=True)

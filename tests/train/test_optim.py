@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -74,9 +75,8 @@ def test_adamw_is_the_originals_but_for_where_eps_is_added():
     eps, betas = 1e-3, (0.9, 0.98)
     model = nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())})
     optimizer = make_optimizer(model, OptimConfig(lr=1e-2, betas=betas, eps=eps, weight_decay=0.05))
-    plain = make_optimizer(
-        nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())}), OptimConfig(lr=1e-2, eps=1e-3)
-    )
+    other = nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())})
+    plain = make_optimizer(other, OptimConfig(lr=1e-2, eps=1e-3))
     for step in range(1, 4):
         optimizer.param_groups[0]["eps"] = eps / math.sqrt(1 - betas[1] ** step)
         for one in (optimizer, plain):
@@ -105,22 +105,15 @@ def test_learning_rate_equals_the_original(case, schedule, peak):
 
 def test_the_first_pattern_that_matches_scales_the_rate_and_sets_the_decay(small):
     groups = {"a.weight": OptimGroup(lr_scale=0.1), "[ab]*": OptimGroup(lr_scale=0.5, weight_decay=0.2)}
-    found = by_name(make_optimizer_groups(small, OptimConfig(weight_decay=0.05, groups=groups)))
+    found = by_name(parameter_groups(small, OptimConfig(weight_decay=0.05, groups=groups)))
     assert found["a.weight"] == (0.1, 0.05)
     assert found["b.c.weight"] == (0.5, 0.2)
     assert found["a.bias"] == (0.5, 0.0)  # does not decay, whatever the decay is
 
 
-def make_optimizer_groups(model, config):
-    """The optimizer's groups, with the names of their parameters."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    made = make_optimizer(model, config).param_groups
-    return [{**group, "params": [(names[id(parameter)], parameter) for parameter in group["params"]]} for group in made]
-
-
 def test_pattern_that_matches_no_parameter_is_an_error(small):
     with pytest.raises(UserError, match=r"groups: the pattern 'head\.\*' matches none of 6"):
-        make_optimizer(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
+        parameter_groups(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
 
 
 def test_freeze_lists_and_their_opposite(small):
@@ -141,3 +134,64 @@ def test_the_rate_falls_on_a_line():
     schedule = ScheduleConfig(steps=10, name="linear", warmup_steps=2, min_lr=0.0)
     found = [learning_rate(step, 0.8, schedule) for step in range(11)]
     assert found == pytest.approx([0, 0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
+
+
+def test_the_rate_stays_at_the_peak_until_the_decay_of_wsd():
+    schedule = ScheduleConfig(steps=10, name="wsd", warmup_steps=2, decay_steps=4, min_lr=0.0)
+    rates = [learning_rate(step, 0.8, schedule) for step in range(12)]
+    assert rates == pytest.approx([0, 0.4, 0.8, 0.8, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2, 0, 0])
+    assert ScheduleConfig(steps=10, name="wsd").decay == 2
+    constant = ScheduleConfig(steps=10, name="wsd", decay_steps=0)
+    assert learning_rate(9, 0.8, constant) == 0.8
+
+
+def test_more_steps_change_no_rate_of_wsd_before_its_decay():
+    short = ScheduleConfig(steps=10, name="wsd", warmup_steps=2, decay_steps=4)
+    long = ScheduleConfig(steps=100, name="wsd", warmup_steps=2, decay_steps=4)
+    for step in range(7):
+        assert learning_rate(step, 0.8, short) == learning_rate(step, 0.8, long)
+
+
+# Optimizers of timm
+
+
+def take_steps(model, optimizer, steps):
+    """Steps with gradients that depend on the step's number alone."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def test_muon_trains_matrices_of_blocks_and_leaves_the_rest_to_adamw():
+    config = OptimConfig(name="muon", betas=(0.9, 0.98), options={"momentum": 0.8})
+    model = golden_model().to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    optimizer = make_optimizer(model, config)
+    take_steps(model, optimizer, range(1))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_muon = {names[parameter] for parameter, state in optimizer.state.items() if "momentum_buffer" in state}
+    assert "blocks.0.attn.q.weight" in by_muon
+    assert "decoder.blocks.1.attn.proj.weight" in by_muon
+    assert not any(name.startswith(("adapters.", "heads.")) or name.endswith("bias") for name in by_muon)
+    assert len(by_muon) == sum(p.ndim == 2 and "blocks." in name for name, p in model.named_parameters())
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.98)}
+
+
+@pytest.mark.parametrize("name", ["muon", "lion"])
+def test_resume_of_an_optimizer_of_timm(name):
+    config = OptimConfig(name=name, lr=0.1)
+    start = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(4, 4)]), "head": nn.Linear(4, 2)})
+    whole, resumed = copy.deepcopy(start), copy.deepcopy(start)
+    take_steps(whole, make_optimizer(whole, config), range(4))
+    first = make_optimizer(resumed, config)
+    take_steps(resumed, first, range(2))
+    state = first.state_dict()
+    assert all(isinstance(value, torch.Tensor) for values in state["state"].values() for value in values.values())
+    second = make_optimizer(resumed, config)
+    second.load_state_dict(state)
+    take_steps(resumed, second, range(2, 4))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True))

@@ -119,6 +119,15 @@ def test_base_is_merged_field_by_field(full):
         ("data.templates.image=[a photo]", r"'a photo' should have one \{\}"),
         ("data.token_dropout.image=1.5", r"data\.token_dropout\.image is 1\.5"),
         ("optim.betas=[0.9]", r"optim\.betas should be 2 values"),
+        ("optim.name=muonn", r"optim\.name 'muonn' is not known; did you mean muon\?"),
+        ("optim={name: lion, eps: 1e-8}", r"optim\.eps is not an option of lion; it has params, lr, betas"),
+        ("optim={name: muon, options: {momentun: 0.9}}", r"optim\.options\.momentun is not an option of muon"),
+        ("optim={name: muon, options: {lr: 0.9}}", r"optim\.options\.lr is not an option of muon"),
+        ("optim.options.amsgrad=true", r"optim\.options\.amsgrad: adamw has no further options"),
+        ("schedule.decay_ratio=0.1", r"schedule\.decay_ratio is for the schedule wsd, and this is cosine"),
+        ("schedule={steps: 10, name: wsd, decay_ratio: 0.1, decay_steps: 1}", "decay_ratio say the same"),
+        ("schedule={steps: 10, name: wsd, warmup_steps: 6, decay_steps: 5}", "a warm-up of 6 steps and a decay of 5"),
+        ("schedule={steps: 10, warmup_steps: 11}", r"schedule\.warmup_steps 11 is more than schedule\.steps 10"),
         ("optim.lr=-1e-3", r"optim\.lr is -0\.001; it should be 0 or more"),
         ("run.ema=1", r"run\.ema is 1\.0; it should be from 0 to below 1"),
         ("objective=[]", "objective is empty"),
@@ -167,20 +176,35 @@ def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, overrid
     saved = to_yaml(read_recipe(full))
     name = re.escape(".".join(override.partition("=")[0].split(".")[:2]).replace("objective.contrastive", "objective"))
     with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
-        check_same(saved, read_recipe(full, [override]), Path("runs/x"))
+        check_same(saved, read_recipe(full, [override]), Path("runs/x"), step=5)
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_goes_on_although_what_does_not_train_is_another(full):
-    changes = ["run.out=y", "run.save_every=3", "run.workers=3", "run.parallel=fsdp", "data.root=/y", "evaluate={}"]
-    check_same(to_yaml(read_recipe(full)), read_recipe(full, changes), Path("runs/x"))
+    changes = [
+        "schedule.steps=3e4",
+        "run.out=y",
+        "run.save_every=3",
+        "run.workers=3",
+        "run.parallel=fsdp",
+        "data.root=/y",
+        "evaluate={}",
+    ]
+    check_same(to_yaml(read_recipe(full)), read_recipe(full, changes), Path("runs/x"), step=5)
+
+
+def test_resume_with_fewer_steps_than_were_taken_is_one_line(full):
+    recipe = read_recipe(full, ["schedule.steps=100"])
+    check_same(to_yaml(read_recipe(full)), recipe, Path("runs/x"), step=100)
+    with pytest.raises(UserError, match=r"its checkpoint is of step 101, and schedule\.steps is 100; raise it"):
+        check_same(to_yaml(read_recipe(full)), recipe, Path("runs/x"), step=101)
 
 
 def test_a_run_of_an_older_version_goes_on(full):
     old = yaml.safe_load(to_yaml(read_recipe(full)))
     old["data"]["valid"] = []  # a field that is gone
     del old["optim"]["groups"], old["run"]["max_bad_steps"], old["objective"][0]["multi_positive"]
-    check_same(yaml.safe_dump(old), read_recipe(full), Path("runs/x"))
+    check_same(yaml.safe_dump(old), read_recipe(full), Path("runs/x"), step=5)
 
 
 def test_missing_recipe_is_named_once(tmp_path):

@@ -154,6 +154,19 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     assert len(asked) == 24 * len(COLOURS)
 
 
+def test_a_finished_run_goes_on_when_its_steps_are_raised(root, tmp_path):
+    def train(folder, steps):
+        schedule = {"steps": steps, "name": "wsd", "warmup_steps": 2, "decay_steps": 0}
+        fields = {"optim": {"name": "muon", "lr": 3e-3}, "schedule": schedule, "run": {"log_every": 1}}
+        return loop.train(recipe(root, tmp_path / folder, **fields))
+
+    train("raised", 3)
+    raised = train("raised", 5)
+    assert_same_weights(raised, train("whole", 5))
+    assert [line["step"] for line in logged(tmp_path / "raised")] == [1, 2, 3, 4, 5]
+    assert "steps: 5" in (tmp_path / "raised" / "recipe.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
