@@ -21,7 +21,8 @@ from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
 from onepeace.index.calibrate import FILE
 from onepeace.index.index import identity
-from onepeace.index.store import Item, Span, Store
+from onepeace.index.items import Item, Span
+from onepeace.index.store import Store
 from onepeace.index.write import finish
 
 E, BATCH = 256, 10_000

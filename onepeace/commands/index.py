@@ -151,7 +151,7 @@ def _stats(args: argparse.Namespace) -> int:
         problems = index.problems() if args.problems else []
         odd = [item for item in index.items() if item.note] if args.problems else []
     if args.json:
-        from onepeace.index.store import as_text
+        from onepeace.index.items import as_text
 
         if args.problems:
             stats["unreadable"] = {as_text(path): reason for path, reason in problems}

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onepeace.index.builder import Report
     from onepeace.index.index import Index
+    from onepeace.index.items import Item
     from onepeace.index.query import Query
     from onepeace.index.search import Hit, Results
-    from onepeace.index.store import Item, is_index
+    from onepeace.index.store import is_index
     from onepeace.index.verify import CheckReport, check
     from onepeace.index.write import build, remove, update
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.files.walk import Unreadable
+from onepeace.index.items import Item, Span
 from onepeace.index.reading import CHANGES, TRIES, Reading, failed, read_entry
 from onepeace.index.sources import PARTS, Entry, Scan, places_of, without_surrogates
-from onepeace.index.store import Item, Span, Store
+from onepeace.index.store import Store
 from onepeace.index.video import Video
 from onepeace.progress import Progress
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onepeace.errors import UserError
+from onepeace.index.items import Item
 from onepeace.index.sources import Root, is_shard, read_shard, shard_of, state_of, whole_of
-from onepeace.index.store import Item
 from onepeace.progress import Progress
 
 Result = TypeVar("Result")

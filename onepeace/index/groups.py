@@ -15,7 +15,7 @@ from onepeace.index.calibrate import texts_of
 from onepeace.index.content import map_content
 from onepeace.index.copies import LOOKS, Look, Same
 from onepeace.index.index import Index
-from onepeace.index.store import Item
+from onepeace.index.items import Item
 
 log = logging.getLogger(__name__)
 

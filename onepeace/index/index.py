@@ -12,14 +12,16 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
+from onepeace.index.database import Damaged
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
+from onepeace.index.items import Item
 from onepeace.index.nearest import LOCAL, Matrix, read
 from onepeace.index.plugin import plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
 from onepeace.index.sources import Root, known_roots
-from onepeace.index.store import Damaged, Item, Store
+from onepeace.index.store import Store
 from onepeace.progress import status
 
 if TYPE_CHECKING:

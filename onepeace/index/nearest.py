@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onepeace.errors import one_line
-from onepeace.index.store import VECTOR, Damaged, Store
+from onepeace.index.database import Damaged
+from onepeace.index.store import VECTOR, Store
 from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)

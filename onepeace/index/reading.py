@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
+from onepeace.index.items import Item
 from onepeace.index.sources import Entry
-from onepeace.index.store import Item
 
 CHUNK = 1 << 20
 TRIES = 3

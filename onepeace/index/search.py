@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from onepeace.index.filters import Condition
+from onepeace.index.items import Item, as_text
 from onepeace.index.nearest import Matrix, Neighbours
 from onepeace.index.query import QueryVector
 from onepeace.index.ranking import Banks, likelihood
-from onepeace.index.store import Item, Store, as_text
+from onepeace.index.store import Store
 
 ALIKE = 0.98
 """Minimum cosine of two files of one kind to be shown as near copies."""

@@ -15,7 +15,8 @@ from onepeace.files.ignore import Ignore
 from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.store import Item, Store, is_index
+from onepeace.index.items import Item
+from onepeace.index.store import Store, is_index
 from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")

@@ -12,19 +12,19 @@ from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.index import nearest
-from onepeace.index.sources import known_roots
-from onepeace.index.store import (
+from onepeace.index.database import (
     COLUMNS,
     DATABASE,
     EXTERNAL,
     Damaged,
-    Store,
     checksum,
     connect,
     failing,
     insert,
     write_database,
 )
+from onepeace.index.sources import known_roots
+from onepeace.index.store import Store
 
 INCOMPLETE = "vectors IS NOT (SELECT count(*) FROM vectors AS own WHERE own.file = files.id)"
 ORPHANS = "file NOT IN (SELECT id FROM files)"

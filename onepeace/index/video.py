@@ -11,8 +11,8 @@ from onepeace.embed.parts import CompositeItem, Part
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
+from onepeace.index.items import Span
 from onepeace.index.search import ALIKE
-from onepeace.index.store import Span
 
 if TYPE_CHECKING:
     from torch import Tensor

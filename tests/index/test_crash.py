@@ -10,8 +10,8 @@ from support.crash import COMMANDS, answers, finish, flip, in_process, mend, pre
 
 from onepeace.errors import UserError
 from onepeace.index import check
+from onepeace.index.database import DATABASE
 from onepeace.index.nearest import derived
-from onepeace.index.store import DATABASE
 
 
 def by_name(found):

@@ -7,10 +7,11 @@ import pytest
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
+from onepeace.index.items import Item, Span
 from onepeace.index.nearest import derived, keep
 from onepeace.index.query import encode
 from onepeace.index.ranking import Banks
-from onepeace.index.store import Item, Span, Store
+from onepeace.index.store import Store
 
 E = 8
 ABOUT = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "image audio text"}

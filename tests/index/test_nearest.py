@@ -7,8 +7,9 @@ import pytest
 from support.indexes import fabricate
 
 from onepeace.index import nearest
+from onepeace.index.items import Item, Span
 from onepeace.index.nearest import LISTS, Matrix, derived
-from onepeace.index.store import Item, Span, Store
+from onepeace.index.store import Store
 
 E = 32
 

@@ -11,8 +11,10 @@ from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item, Query, build, nearest, remove, update
+from onepeace.index.database import DATABASE
+from onepeace.index.items import Span
 from onepeace.index.nearest import Matrix
-from onepeace.index.store import DATABASE, Span, Store
+from onepeace.index.store import Store
 from onepeace.index.verify import check
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')

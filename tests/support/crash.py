@@ -24,7 +24,8 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.index import Index, Query, builder, check, remove, sources
 from onepeace.index import write as writing
-from onepeace.index.store import DATABASE, Store
+from onepeace.index.database import DATABASE
+from onepeace.index.store import Store
 
 DIM = 16
 ABOUT = {"model": "none", "model_hash": "0", "preprocessing": "0", "made_by": "a test"}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onepeace.index.items import Item, Span
 from onepeace.index.nearest import keep
-from onepeace.index.store import Item, Span, Store
+from onepeace.index.store import Store
 
 
 def content(folder: Path) -> dict:

@@ -1,0 +1,154 @@
+"""The SQLite database of an index: its tables, checksums and connections, and its errors as words for users."""
+
+import json
+import os
+import re
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from onepeace.errors import UserError
+from onepeace.files.atomic import sync, write_atomic
+from onepeace.index.items import NAMES
+
+DATABASE = "index.sqlite"
+PAGE = 16384
+"""Bytes of a page: 15 vectors of 256 numbers fit in one."""
+SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
+"""Settings of the writing connection: commits are durable, and readers do not wait."""
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""Suffixes of the files that SQLite keeps next to a database."""
+LOGS = ("-wal", "-journal")
+"""Those of them that may have content which the database lacks."""
+EXTERNAL = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed")
+"""SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
+
+SCHEMA = """
+CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER);
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL, caption TEXT,
+    metadata TEXT NOT NULL, problem TEXT, note TEXT, vectors INTEGER NOT NULL, crc INTEGER
+);
+CREATE INDEX files_hash ON files (hash);
+CREATE TABLE vectors (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL REFERENCES files ON DELETE CASCADE,
+    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL, crc INTEGER
+);
+CREATE INDEX vectors_file ON vectors (file);
+"""
+COLUMNS = {
+    "blobs": ("name", "content"),
+    "files": ("id", *NAMES, "vectors"),
+    "vectors": ("id", "file", "modality", '"start"', '"end"', "vector"),
+}
+"""Columns of each table, without the checksum over them."""
+
+
+class Damaged(UserError):
+    """Error for an index that differs from what was written; `onepeace index check --repair` repairs it.
+
+    Args:
+        folder: folder of the index.
+        reason: what is wrong.
+    """
+
+    def __init__(self, folder: Path, reason: object) -> None:
+        self.reason = str(reason)
+        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index check {folder} --repair")
+
+
+@contextmanager
+def failing(folder: Path, doing: str) -> Iterator[None]:
+    """Context in which errors of SQLite and of the disk become a `UserError`.
+
+    Args:
+        folder: folder of the index.
+        doing: "read" or "written", for the message.
+
+    Raises:
+        UserError: the disk is full, not readable or not writable, or the database is locked; Damaged: the database is
+            damaged.
+    """
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
+        if EXTERNAL.search(str(error)):
+            raise UserError(f"{folder}: cannot be {doing} ({error})") from error
+        raise Damaged(folder, error) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be {doing} ({error.strerror or error})") from error
+
+
+def connect(path: Path, how: str) -> sqlite3.Connection:
+    """Connection that several threads may use, with `checksum` as an SQL function.
+
+    Args:
+        how: parameters of SQLite's URI, such as mode=ro.
+    """
+    address = f"{path.absolute().as_uri()}?{how}"
+    connection = sqlite3.connect(address, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
+    connection.create_function("checksum", -1, checksum, deterministic=True)
+    return connection
+
+
+def reader(path: Path) -> sqlite3.Connection:
+    """Read-only connection; any number of processes may have one.
+
+    SQLite shares a file next to the database with a writer (-shm). If it cannot be created (in a folder that is not
+    writable, on a full disk), the database is opened as immutable, unless a writer has left a log.
+    """
+    connection = connect(path, "mode=ro")
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
+    except sqlite3.OperationalError as error:
+        connection.close()
+        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in SIDE_FILES)
+        if has_log or not EXTERNAL.search(str(error)):
+            raise
+        return connect(path, "mode=ro&immutable=1")
+    return connection
+
+
+@contextmanager
+def write_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Context of a new database with empty tables, which replaces the one at ``path`` when the block ends.
+
+    The log of the old database is deleted first, as SQLite would apply it to the new one.
+
+    Raises:
+        OSError, sqlite3.Error: the disk is full or not writable; ``path`` is unchanged, but its log may be gone.
+    """
+    with write_atomic(path) as temporary:
+        with closing(connect(temporary, "mode=rwc")) as connection:
+            connection.executescript(f"PRAGMA page_size = {PAGE}; BEGIN; {SCHEMA}")
+            yield connection
+            connection.commit()
+            connection.execute("PRAGMA journal_mode = WAL")  # now, as a writer killed meanwhile would lock out readers
+        for ending in SIDE_FILES:
+            Path(f"{path}{ending}").unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> int:
+    """Write a row of COLUMNS with its checksum, computed over the values as SQLite stores them; returns its id."""
+    names, marks = ", ".join(COLUMNS[table]), ", ".join("?" * len(values))
+    cursor = connection.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608
+    id_ = cursor.lastrowid or 0
+    connection.execute(f"UPDATE {table} SET crc = checksum({names}) WHERE rowid = ?", (id_,))  # noqa: S608
+    return id_
+
+
+def checksum(*values: Any) -> int:
+    """CRC-32 of values of SQLite, the same in every version of Python.
+
+    Computed over JSON, not repr: the characters that repr escapes depend on the interpreter's Unicode tables.
+    """
+    crc = zlib.crc32(json.dumps(values, default=lambda blob: [len(blob)]).encode())  # a list, unlike any number
+    for value in values:
+        if isinstance(value, bytes):
+            crc = zlib.crc32(value, crc)
+    return crc

@@ -1,0 +1,68 @@
+"""Files of an index, and the parts of them that vectors represent."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file of an index, as it was when it was embedded."""
+
+    path: str
+    """Absolute; "SHARD::KEY.ENDING" for a sample of a shard, "TABLE::LINE" for a row's text. Bytes of a name that are
+    not UTF-8 are surrogates, as everywhere in Python."""
+    modality: str
+    """image, audio, text or video."""
+    size: int = 0
+    """Bytes."""
+    mtime_ns: int = 0
+    hash: bytes | None = None
+    """blake2b of the content, 16 bytes."""
+    date: float | None = None
+    """Seconds since 1970: when it was taken, by the file's metadata, else when it was modified."""
+    width: int | None = None
+    height: int | None = None
+    duration: float | None = None
+    """Seconds."""
+    caption: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Further columns of a table, or fields of a sample."""
+    problem: str | None = None
+    """Reason if the file could not be embedded."""
+    note: str | None = None
+    """Note about an embedded file, such as a video that ends early."""
+    id: int = 0
+    """Number in the index, from 1; 0 if it is not in an index."""
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> "Item":
+        """Build an item from an id and the values of NAMES."""
+        values = dict(zip(("id", *NAMES), row, strict=True))
+        return cls(**{**values, "path": os.fsdecode(values["path"]), "metadata": json.loads(values["metadata"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
+        names = ("caption", "date", "width", "height", "duration", "size", "metadata")
+        return {"path": as_text(self.path), "kind": self.modality, **{name: getattr(self, name) for name in names}}
+
+
+def as_text(path: str | Path) -> str:
+    """A path for JSON: bytes of a name that are not UTF-8 are replaced."""
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+NAMES = tuple(column.name for column in fields(Item) if column.name != "id")
+"""Columns of a file's row, without its id."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a file that a vector represents: all of it, or the seconds from start to end."""
+
+    modality: str
+    start: float | None = None
+    end: float | None = None
