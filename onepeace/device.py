@@ -82,12 +82,30 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
     return dtype
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the CPU to `device` without waiting for what the device still computes.
+
+    Only copies from page-locked memory do not wait. A tensor that is not there yet is copied to it first, which takes
+    microseconds for the small tensors that a training step makes.
+    """
+    if device.type == "cuda" and torch.cuda.is_available() and not tensor.is_cuda and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
     """Device number ``number`` of the kind of `device`, for one of several processes, and their distributed backend."""
     if device.type == "cuda":
         torch.cuda.set_device(number)
-        return torch.device("cuda", number), "nccl"
+        return torch.device("cuda", number), "cpu:gloo,cuda:nccl"  # numbers on the CPU are exchanged there
     return device, "gloo"
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of memory of `device`; None for one that does not say so, such as a CPU, whose memory is shared."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return None
 
 
 def available_memory(device: torch.device) -> int | None:

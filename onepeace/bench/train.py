@@ -49,7 +49,9 @@ class StepPair:
         generator = torch.Generator().manual_seed(0)
         keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
         inputs = inputs_of_many_lengths(self.config, keys, count, generator)
-        self.batch = pair_batch(recipe, self.model, pair, inputs, generator)
+        self.batch = pair_batch(recipe, self.model, pair, inputs).split(
+            recipe.run.grad_cache_chunks, self.model.adapters
+        )
         self.moved = self.batch.to(device)
         self.model.to(device)
         if recipe.run.checkpoint_activations:
@@ -59,7 +61,7 @@ class StepPair:
 
     def _objective(self, model: Any, max_padding: float) -> Objective:
         torch.manual_seed(0)  # for parameters of the terms
-        return planned_objective(self.recipe, model, self.batch, self.recipe.run.grad_cache_chunks, max_padding)
+        return planned_objective(self.recipe, model, self.batch, max_padding)
 
     def run(self, candidate: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Losses of a forward pass, after its backward pass."""

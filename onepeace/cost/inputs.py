@@ -1,9 +1,11 @@
 """Synthetic inputs of a given size, and an objective for a batch of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -82,20 +84,21 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
     return found
 
 
-def pair_batch(
-    recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
-) -> Batch:
+def pair_batch(recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]]) -> Batch:
     """Batch of the inputs, without targets. Masks and token dropout follow the recipe; each text token is taken as a
     word."""
     rows = rows_of_an_item(model.config)
     count = len(next(iter(next(iter(inputs.values())).values()))) // rows
-    names, masks = [str(i) for i in range(count)], {}
-    for key, item in inputs.items():
-        lengths = model.adapters[key].token_lengths(item)
+    names = [str(i) for i in range(count)]
+    batch = Batch(inputs, names, names, [[name] for name in names], {}, rows, source=source).measured(model.adapters)
+    generators = [np.random.default_rng(row) for row in range(count * rows)]
+    masks = {}
+    for key in inputs:
+        lengths = batch.lengths[key] - 1
         words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool) if key == "text" else None
         dropout = recipe.data.token_dropout.get(key, 0.0)
-        masks[key] = draw_masks(recipe.mask.get(key), dropout, lengths, generator, words)
-    return Batch(inputs, names, names, [[name] for name in names], {}, rows, masks, source=source)
+        masks[key] = draw_masks(recipe.mask.get(key), dropout, lengths, generators, words)
+    return replace(batch, masks=masks)
 
 
 def rows_of_an_item(config: Any) -> int:
@@ -108,10 +111,10 @@ def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tens
     return {"loss": torch.stack([leaf.float().sum() for leaf in tree_leaves(outputs)]).sum()}
 
 
-def planned_objective(recipe: Recipe, model: Trained, batch: Batch, chunks: int, max_padding: float) -> Objective:
+def planned_objective(recipe: Recipe, model: Trained, batch: Batch, max_padding: float) -> Objective:
     """The objective of a recipe for a batch of `pair_batch`; a head's loss is replaced by the sum of its outputs."""
     prepared = prepare_terms(recipe.terms, PlannedData(recipe, batch.keys))
-    objective = Objective(model, recipe.terms, prepared, chunks, max_padding)
+    objective = Objective(model, recipe.terms, prepared, max_padding)
     for term in objective.terms.values():
         if isinstance(term, Supervised):
             term.loss = sum_of_outputs  # type: ignore[method-assign]

@@ -162,9 +162,9 @@ def measured_cost(recipe: Recipe, config: Config, source: str, items: int) -> Co
     for key in set(inputs) & set(recipe.data.stem_views):  # computed once, before the steps
         raw = {name: tensor.to("meta") for name, tensor in inputs[key].items()}
         inputs[key] = {"features": torch.zeros(1).expand(model.adapters[key].stem_features(raw).shape)}
-    batch = pair_batch(recipe, model, source, inputs, torch.Generator().manual_seed(0))
+    batch = pair_batch(recipe, model, source, inputs).split(chunks, model.adapters)
     with torch.device("meta"):
-        objective = planned_objective(recipe, model, batch, chunks, recipe.run.max_padding)
+        objective = planned_objective(recipe, model, batch, recipe.run.max_padding)
     cost = step_cost(objective.train(), batch, recipe.run.precision != "float32")
     return cost._replace(flops=cost.flops / items)
 

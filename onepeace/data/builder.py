@@ -4,7 +4,7 @@ Each item has its own random generator, so that it depends neither on the worker
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -26,9 +26,6 @@ from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Lengths = Callable[[dict[str, Tensor]], Tensor]
-"""Number of tokens without CLS (B,) as a function of a modality's input."""
-
 SOUND_BYTES = 512 * 2**20
 """Maximum size of each worker's cache of decoded sounds, which is used only with ``data.augment.audio``."""
 MIXED = "mixed"
@@ -41,21 +38,26 @@ class BatchBuilder:
     Args:
         config: the recipe's data section.
         processors: processors by modality.
-        num_tokens: token counts by modality, for masks and token dropout.
+        adapters: the model's adapters by modality, which count tokens and select rows; they may be on the meta device.
         masks: rates of the masked passes by modality.
         features: features of augmented views by modality, with the samples by `item_name`, read instead of the media.
+        parts: number of parts in which a process computes its batch.
     """
 
     def __init__(
         self,
         config: DataConfig,
         processors: Mapping[str, Any],
-        num_tokens: Mapping[str, Lengths] | None = None,
+        adapters: Mapping[str, Any],
         masks: Mapping[str, MaskRates] | None = None,
         features: Mapping[str, FrozenCache] | None = None,
+        parts: int = 1,
     ):
         self.config, self.processors = config, processors
-        self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
+        self.adapters = adapters
+        self.masks = masks or {}
+        self.features = features or {}
+        self.parts = parts
         self.sources = {source.name: source for source in config.train}
         """One source for each name; all sources of a name have the same pair, targets and candidates."""
         self.augments = {**dict.fromkeys(processors, Augment()), **make_augments(config.augment)}
@@ -68,7 +70,10 @@ class BatchBuilder:
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
     def batch(
-        self, name: str, window: Window, items: Sequence[tuple[Iterator[Sample], np.random.Generator]], seed: int
+        self,
+        name: str,
+        window: Window,
+        items: Sequence[tuple[Iterator[Sample], np.random.Generator, np.random.Generator]],
     ) -> Batch:
         """Build a batch from the sources of a name.
 
@@ -76,13 +81,12 @@ class BatchBuilder:
             name: name of the sources.
             window: the reader's window, from which items to mix in are drawn.
             items: candidates for each place in the batch, of which the first decodable one is taken, and the random
-                generator of the item.
-            seed: seed of the masks.
+                generators of the item and of its masks.
         """
         source = self.sources[name]
         drawn: list[tuple[Sample, str, dict[str, Any]]] = []
         replaced: list[str] = []
-        for candidates, rng in items:
+        for candidates, rng, _ in items:
             for sample in candidates:
                 try:
                     drawn.append(self._decode(source, window, sample, rng))
@@ -105,7 +109,7 @@ class BatchBuilder:
             inputs[modality] = self.augments[modality].collate(flat, self.processors[modality])
             if several and modality != "text":
                 inputs[modality]["type_ids"] = torch.arange(rows).repeat(len(drawn))
-        return Batch(
+        batch = Batch(
             inputs=inputs,
             source=name,
             keys=[sample.key for sample, _, _ in drawn],
@@ -113,9 +117,10 @@ class BatchBuilder:
             names=[names_of(sample, text) for sample, text, _ in drawn],
             targets={target: [content_of(s.targets.get(target)) for s, _, _ in drawn] for target in source.targets},
             rows=rows,
-            masks=self._masks(inputs, torch.Generator().manual_seed(seed)),
             replaced=replaced,
-        )
+        ).measured(self.adapters)
+        batch = replace(batch, masks=self._masks(batch, [generator for _, _, generator in items]))
+        return batch.split(self.parts, self.adapters)
 
     def _decode(
         self, source: SourceConfig, window: Window, sample: Sample, rng: np.random.Generator
@@ -188,15 +193,21 @@ class BatchBuilder:
                 "repair the shards or raise data.broken_limit"
             )
 
-    def _masks(self, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator) -> dict[str, dict[str, Mask]]:
-        """Masks of a batch by modality and pass, for the modalities that the recipe lists."""
+    def _masks(self, batch: Batch, generators: Sequence[np.random.Generator]) -> dict[str, dict[str, Mask]]:
+        """Masks of a batch by modality and pass, for the modalities that the recipe lists.
+
+        Args:
+            generators: a generator for each item; consecutive rows of an item draw from it one after the other.
+        """
+        row_generators = [generator for generator in generators for _ in range(batch.rows)]
         masks: dict[str, dict[str, Mask]] = {}
-        for modality, own in inputs.items():
-            rates, dropout = self.masks.get(modality), self.config.token_dropout.get(modality, 0.0)
+        for modality, inputs in batch.inputs.items():
+            rates = self.masks.get(modality)
+            dropout = self.config.token_dropout.get(modality, 0.0)
             if rates is not None or dropout:
-                lengths = self.num_tokens[modality](own).cpu()
-                starts = word_starts(own["ids"], self.word_table) if modality == "text" else None
-                masks[modality] = draw_masks(rates, dropout, lengths, generator, starts)
+                starts = word_starts(inputs["ids"], self.word_table) if modality == "text" else None
+                lengths = batch.lengths[modality] - 1
+                masks[modality] = draw_masks(rates, dropout, lengths, row_generators, starts)
         return masks
 
 

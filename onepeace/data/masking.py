@@ -1,24 +1,28 @@
 """Masks of tokens for the masked passes, with the exact counts of the paper's released code.
 
 Every rule has the same two steps: score the tokens, mask the ``count`` tokens of lowest score. CLS is not counted, and
-the end of a text is never masked. Whole batches are drawn at once.
+the end of a text is never masked. Each row draws from a generator of its own, as many numbers as it has tokens, so that
+its mask depends neither on the other rows nor on the process that draws it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from onepeace.config.limits import Range
-from onepeace.data.batch import Mask
+from onepeace.data.batch import Lengths, Mask, make_mask
 
 Unit = Literal["word", "patch", "span"]
 """Unit that is masked as a whole: word for text (its last token, EOS, stays), patch for image, span for audio."""
 Masked = Annotated[float, Range("between 0 and 1; null = none", lambda share: 0 < share < 1)]
 SPAN = 5
 """Frames masked around each centre of the unit "span"."""
+Generators = Sequence[np.random.Generator]
+"""A random generator for each row. Rows of one item may share a generator, from which they draw one after the other."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,86 @@ def word_starts(ids: Tensor, table: Tensor) -> Tensor:
     return starts
 
 
+def draw_masks(
+    rates: MaskRates | None, dropout: float, lengths: Lengths, generators: Generators, starts: Tensor | None = None
+) -> dict[str, Mask]:
+    """The masks of one modality by pass, for each pass with a share.
+
+    A text too short for its share has no masked token, which the losses allow.
+
+    Args:
+        rates: shares and unit of the passes "unimodal" and "joint"; None = no such pass.
+        dropout: share of the tokens that are dropped in the pass "contrastive", drawn uniformly.
+        lengths: (B,) number of tokens without CLS, including the end of a text.
+        generators: a generator for each row.
+        starts: (B, L) bool, see `word_starts`; for a text, whose end is neither masked nor counted.
+    """
+    maskable = torch.from_numpy(lengths)
+    if starts is not None:
+        maskable = maskable - 1
+    hidden: dict[str, Tensor] = {}
+    if dropout:
+        hidden["contrastive"] = mask_tokens(maskable, dropout, generators)
+    if rates is not None and rates.unimodal is not None:
+        hidden["unimodal"] = _mask_units(rates.unit, rates.unimodal, maskable, generators, starts)
+    if rates is not None and rates.joint is not None:
+        if rates.unit != "span" and "unimodal" in hidden:  # single tokens, those that the unimodal pass left visible
+            hidden["joint"] = mask_tokens(maskable, rates.joint, generators, avoid=hidden["unimodal"])
+        else:
+            hidden["joint"] = _mask_units(rates.unit, rates.joint, maskable, generators, starts)
+    longest = int(lengths.max(initial=0))
+    padded = {name: torch.nn.functional.pad(tokens, (0, longest - tokens.shape[1])) for name, tokens in hidden.items()}
+    return {name: make_mask(tokens, lengths) for name, tokens in padded.items()}
+
+
+def _mask_units(unit: Unit, ratio: float, lengths: Tensor, generators: Generators, starts: Tensor | None) -> Tensor:
+    """(B, L) bool: the tokens that are masked in units, of which ``ratio`` is masked."""
+    if unit == "span":
+        return mask_spans(lengths, ratio, generators)
+    if starts is not None:
+        return mask_words(lengths, ratio, generators, starts)
+    return mask_tokens(lengths, ratio, generators)
+
+
+def mask_tokens(lengths: Tensor, ratio: float, generators: Generators, avoid: Tensor | None = None) -> Tensor:
+    """Mask int(n * ratio) of each row's n tokens uniformly; those in ``avoid`` (B, L) only if others run out."""
+    score = _uniform(lengths, generators)
+    if avoid is not None:
+        score = score + avoid
+    return lowest(score, _share(lengths, ratio), lengths)
+
+
+def mask_words(lengths: Tensor, ratio: float, generators: Generators, starts: Tensor) -> Tensor:
+    """Mask ceil(words * ratio) whole words of each row; the tokens in ``starts`` (B, L) begin a word."""
+    starts = starts[:, : int(lengths.max())]
+    inside = torch.arange(starts.shape[1]) < lengths[:, None]
+    words = (starts & inside).sum(1)
+    score = _uniform(words, generators)
+    chosen = lowest(score, (words.double() * ratio).ceil().long(), words)  # (B, words)
+    word_id = (starts.cumsum(1) - 1).clamp(min=0, max=max(chosen.shape[1] - 1, 0))
+    return chosen.gather(1, word_id) & inside
+
+
+def mask_spans(lengths: Tensor, ratio: float, generators: Generators) -> Tensor:
+    """Mask int(n * ratio) of each row's n frames in spans: int(n * (ratio + 0.1) / 5) centres mask 5 frames each.
+
+    Spans may overlap; frames are then unmasked or masked at random until the count is exact.
+    """
+    rows = len(lengths)
+    longest = int(lengths.max())
+    centres = (lengths.double() * (ratio + 0.1) / SPAN).floor().long()
+    middles = (_uniform(centres, generators) * lengths[:, None]).long()
+    around = torch.arange(SPAN) - SPAN // 2
+    last_frame = (lengths[:, None, None] - 1).clamp(min=0)
+    frames = (middles[:, :, None] + around).clamp(min=0).minimum(last_frame)  # (B, centres, SPAN)
+    is_centre = torch.arange(middles.shape[1]) < centres[:, None]
+    frames = torch.where(is_centre[:, :, None], frames, longest)  # others go to an extra column
+    covered = torch.zeros(rows, longest + 1, dtype=torch.bool)
+    covered = covered.scatter(1, frames.flatten(1), True)[:, :longest]
+    score = _uniform(lengths, generators) + ~covered
+    return lowest(score, _share(lengths, ratio), lengths)
+
+
 def lowest(score: Tensor, count: Tensor, lengths: Tensor) -> Tensor:
     """(B, L) bool: the ``count`` entries of lowest score among the first ``lengths`` of each row."""
     outside = torch.arange(score.shape[1]) >= lengths[:, None]
@@ -67,78 +151,9 @@ def _share(lengths: Tensor, ratio: float) -> Tensor:
     return (lengths.double() * ratio).floor().long()  # as Python's int(n * ratio); in float32 some counts differ by one
 
 
-def mask_tokens(lengths: Tensor, ratio: float, generator: torch.Generator, avoid: Tensor | None = None) -> Tensor:
-    """Mask int(n * ratio) of each row's n tokens uniformly; those in ``avoid`` (B, L) only if others run out."""
-    score = torch.rand(len(lengths), int(lengths.max()), generator=generator)
-    return lowest(score if avoid is None else score + avoid, _share(lengths, ratio), lengths)
-
-
-def mask_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts: Tensor) -> Tensor:
-    """Mask ceil(words * ratio) whole words of each row; the tokens in ``starts`` (B, L) begin a word."""
-    starts = starts[:, : int(lengths.max())]
-    inside = torch.arange(starts.shape[1]) < lengths[:, None]
-    words = (starts & inside).sum(1)
-    score = torch.rand(starts.shape, generator=generator)
-    chosen = lowest(score, (words.double() * ratio).ceil().long(), words)  # (B, words)
-    word_id = (starts.cumsum(1) - 1).clamp(min=0)
-    return chosen.gather(1, word_id) & inside
-
-
-def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """Mask int(n * ratio) of each row's n frames in spans: int(n * (ratio + 0.1) / 5) centres mask 5 frames each.
-
-    Spans may overlap; frames are then unmasked or masked at random until the count is exact.
-    """
-    rows, longest = len(lengths), int(lengths.max())
-    centres = (lengths.double() * (ratio + 0.1) / SPAN).floor().long()
-    draw = torch.rand(rows, max(int(centres.max()), 1), generator=generator)
-    place = (draw * lengths[:, None]).long()
-    around = torch.arange(SPAN) - SPAN // 2
-    last = (lengths[:, None, None] - 1).clamp(min=0)
-    frames = (place[:, :, None] + around).clamp(min=0).minimum(last)  # (B, centres, SPAN)
-    real = torch.arange(draw.shape[1]) < centres[:, None]
-    covered = torch.zeros(rows, longest + 1, dtype=torch.bool)
-    frames = torch.where(real[:, :, None], frames, longest)  # padding goes to an extra column
-    covered = covered.scatter(1, frames.flatten(1), True)[:, :longest]
-    score = torch.rand(rows, longest, generator=generator) + ~covered
-    return lowest(score, _share(lengths, ratio), lengths)
-
-
-def draw_masks(
-    rates: MaskRates | None, dropout: float, lengths: Tensor, generator: torch.Generator, starts: Tensor | None = None
-) -> dict[str, Mask]:
-    """The masks of one modality by pass, for each pass with a share.
-
-    A text too short for its share has no masked token, which the losses allow.
-
-    Args:
-        rates: shares and unit of the passes "unimodal" and "joint".
-        dropout: share of the tokens that are dropped in the pass "contrastive", drawn uniformly.
-        lengths: (B,) number of tokens without CLS, including the end of a text.
-        starts: (B, L) bool, see `word_starts`; for a text, whose end is neither masked nor counted.
-    """
-    maskable = lengths if starts is None else lengths - 1
-    rates = rates or MaskRates("patch")
-    drawn: dict[str, Tensor] = {}
-    if dropout:
-        drawn["contrastive"] = mask_tokens(maskable, dropout, generator)
-    for name, rate in {"unimodal": rates.unimodal, "joint": rates.joint}.items():
-        if rate is None:
-            continue
-        if rates.unit == "span":
-            drawn[name] = mask_spans(maskable, rate, generator)
-        elif starts is not None and "unimodal" not in drawn:
-            drawn[name] = mask_words(maskable, rate, generator, starts)
-        else:  # if there is a unimodal pass, the joint one masks single tokens of a text
-            drawn[name] = mask_tokens(maskable, rate, generator, drawn.get("unimodal"))
-    return {name: _mask(tokens, lengths) for name, tokens in drawn.items()}
-
-
-def _mask(tokens: Tensor, lengths: Tensor) -> Mask:
-    """The mask for rows of ``lengths`` tokens without CLS, where ``tokens`` (B, at most L) are masked."""
-    masked = torch.nn.functional.pad(tokens, (1, int(lengths.max()) - tokens.shape[1]))
-    stays = ~masked & (torch.arange(masked.shape[1]) <= lengths[:, None])
-    counts = stays.sum(1)
-    # False sorts before True, and a stable sort leaves the positions in order.
-    order = (~stays).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
-    return Mask(order.masked_fill(torch.arange(order.shape[1]) >= counts[:, None], -1), masked)
+def _uniform(counts: Tensor, generators: Generators) -> Tensor:
+    """(B, longest) float32 from 0 to 1: ``counts`` numbers from the generator of each row, then zeros."""
+    numbers = np.zeros((len(counts), int(counts.max())), dtype=np.float32)
+    for row, (count, generator) in enumerate(zip(counts.tolist(), generators, strict=True)):
+        numbers[row, :count] = generator.random(count, dtype=np.float32)
+    return torch.from_numpy(numbers)

@@ -66,10 +66,12 @@ class Steps:
         batches, cursors = [], {}
         for name, reader in self.readers.items():
             positions = self._positions(name, step)
-            items = [(reader.since(at), np.random.default_rng([*reader.seed, VARY, at])) for at in positions]
-            seed = [*reader.seed, MASK, step, *([self.rank] if self.rank else [])]
-            mask_seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-            batches.append(self.builder.batch(name, reader.window(positions[0]), items, mask_seed))
+            items = []
+            for position in positions:
+                vary = np.random.default_rng([*reader.seed, VARY, position])
+                mask = np.random.default_rng([*reader.seed, MASK, position])
+                items.append((reader.since(position), vary, mask))
+            batches.append(self.builder.batch(name, reader.window(positions[0]), items))
             cursors[name] = reader.window(positions[-1]).cursor
             reader.fetch_ahead()
         return batches, cursors

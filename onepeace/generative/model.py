@@ -4,7 +4,7 @@ Data flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches an
 `EncoderOutput` and the ids written so far -> decoder -> logits of the next id.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from onepeace.config.ofa import OFAConfig
 from onepeace.layers.gather import take_rows
 from onepeace.layers.initialisation import normal_init
 from onepeace.model import Trained
+from onepeace.model.adapters.base import values_are_known
 from onepeace.special_ids import PAD
 
 from .encoder import PATCH_PIXELS, OFAEncoder
@@ -35,9 +36,11 @@ class RawInput(NamedTuple):
         rows, columns = (-(-side // PATCH_PIXELS) for side in value.shape[2:])
         return torch.full((len(value),), rows * columns)
 
-    def take(self, inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """Select rows of the raw input."""
-        return take_rows(inputs, rows, self.name if self.is_padded else None)
+    def take(
+        self, inputs: Mapping[str, Tensor], rows: Tensor, lengths: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Select rows of the raw input; ``lengths`` as in `take_rows`."""
+        return take_rows(inputs, rows, lengths, self.name if self.is_padded else None)
 
 
 class Writer(Trained):
@@ -99,8 +102,8 @@ class OFA(Writer):
         if ids is not None:
             padding_mask = ids == PAD
             # Without padding one bias serves the whole batch.
-            known = not torch.compiler.is_exporting() and ids.device.type != "meta"
-            mask = None if known and not bool(padding_mask.any()) else padding_mask
+            is_padded = not values_are_known(ids) or bool(padding_mask.any())
+            mask = padding_mask if is_padded else None
             parts.append(self.encoder.read_words(self.decoder.token_embed(ids), mask))
         if not parts:
             raise ValueError("encode needs ids, pixels or both")

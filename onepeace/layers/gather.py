@@ -1,6 +1,6 @@
 """Selection of tokens and of batch rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,12 +17,20 @@ def gather_pairs(buckets: Tensor, keep: Tensor) -> Tensor:
     return buckets[0][ids.unsqueeze(2), ids.unsqueeze(1)]
 
 
-def take_rows(inputs: Mapping[str, Tensor], rows: Tensor, padded: str | None = None) -> dict[str, Tensor]:
-    """Select batch rows of a modality's raw input, and trim the input ``padded`` to the longest of them."""
+def take_rows(
+    inputs: Mapping[str, Tensor], rows: Tensor, lengths: Sequence[int] | None = None, padded: str | None = None
+) -> dict[str, Tensor]:
+    """Select batch rows of a modality's raw input, and trim the input ``padded`` to the longest of them.
+
+    Args:
+        rows: (R,) int64, the numbers of the rows.
+        lengths: (R,) the values of the input ``lengths`` for these rows, on the CPU. None: nothing is trimmed.
+        padded: name of the input that ``lengths`` describes.
+    """
     taken = {name: value[rows] for name, value in inputs.items()}
-    if padded is not None and "lengths" in taken:
-        longest = int(taken["lengths"].amax())
+    if padded is not None and lengths is not None:
+        longest = max(lengths)
         taken[padded] = taken[padded][:, :longest]
-        if int(taken["lengths"].amin()) == longest:
+        if min(lengths) == longest:
             del taken["lengths"]
     return taken

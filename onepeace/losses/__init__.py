@@ -6,7 +6,7 @@ from .contrastive import contrastive
 from .denoising import denoising, masked_tokens
 from .distillation import distillation
 from .hinge import hinge
-from .sequence import TokenLosses, smoothed_cross_entropy, token_losses
+from .sequence import TokenLosses, real_targets, smoothed_cross_entropy, token_losses
 from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
@@ -20,6 +20,7 @@ __all__ = [
     "hinge",
     "masked_tokens",
     "multilabel",
+    "real_targets",
     "smoothed_cross_entropy",
     "soft_targets",
     "tiled_infonce",

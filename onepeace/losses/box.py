@@ -1,5 +1,6 @@
 """Loss for locating a region of a picture (visual grounding)."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +24,8 @@ def box(logits: Tensor, target: Tensor) -> Tensor:
 
     predicted, target = logits.float().sigmoid(), target.float()
     distance = F.l1_loss(predicted, target, reduction="none").sum(1).mean()
-    ordered = (predicted[:, :2] < predicted[:, 2:]).all(1)
-    if not bool(ordered.any()):
-        return distance
-    return distance + generalized_box_iou_loss(predicted[ordered], target[ordered], reduction="mean")
+    is_valid = (predicted[:, :2] < predicted[:, 2:]).all(1)
+    # Others are replaced and multiplied by 0, not left out: the device alone knows how many there are.
+    boxes = torch.where(is_valid[:, None], predicted, target)
+    overlap_losses = generalized_box_iou_loss(boxes, target, reduction="none") * is_valid
+    return distance + overlap_losses.sum() / is_valid.sum().clamp_min(1)

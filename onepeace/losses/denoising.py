@@ -1,32 +1,26 @@
 """Denoising contrastive loss (paper: intra-modal denoising contrastive learning)."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .tiled_infonce import tiled_infonce
 
 
-def masked_tokens(
-    student: Tensor, teacher: Tensor, masked: Tensor, padding_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and targets of `denoising`, from one or more items.
+def masked_tokens(student: Tensor, teacher: Tensor, masked: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys of `denoising`, from one or more items.
 
     Args:
         student, teacher: (B, L, D) without CLS: predictions for every position, and the features of the same input
             without masks. The teacher is a target: no gradient flows into it.
-        masked: (B, L) bool, True where the student did not see the token.
-        padding_mask: (B, L) bool, True = padding, which is neither query nor candidate. None: no padding.
+        masked: (M,) int64: the tokens that the student did not see, in the flattened (B, L).
+        real: (N,) int64: the tokens that are no padding, in the flattened (B, L).
 
     Returns:
-        (M, D) predictions of the M masked tokens, (N, D) teacher features of all N real tokens, and (M,) int64, the
-        index of each masked token among them.
+        (M, D) predictions of the masked tokens, and (N, D) teacher features of all real tokens.
     """
-    if student.shape != teacher.shape or masked.shape != student.shape[:2]:
-        shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and masked {tuple(masked.shape)}"
-        raise ValueError(f"{shapes} must share (B, L), and the first two D")
-    real = torch.ones_like(masked) if padding_mask is None else ~padding_mask
-    return student[masked & real], teacher.detach()[real], masked[real].nonzero().squeeze(1)
+    if student.shape != teacher.shape:
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be equal")
+    return student.flatten(0, 1)[masked], teacher.detach().flatten(0, 1)[real]
 
 
 def denoising(
@@ -40,7 +34,8 @@ def denoising(
     """A masked token must find its own teacher feature among those of all real tokens of the batch, masked or not.
 
     Args:
-        queries, keys, targets: (M, D), (N, D) and (M,) from `masked_tokens`.
+        queries, keys: (M, D) and (N, D) from `masked_tokens`.
+        targets: (M,) int64, the index of each masked token among the real ones.
         scale, label_smoothing: factor on the cosines; mass spread evenly over the wrong candidates.
         count: divisor of the sum over queries; None: M.
 

@@ -26,6 +26,7 @@ def token_losses(
     logits: Tensor,
     target: Tensor,
     *,
+    real: Tensor | None = None,
     allowed: Tensor | None = None,
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
@@ -34,6 +35,8 @@ def token_losses(
     is ignored.
 
     Args:
+        real: (N,) int64, the targets that are no padding, in the flattened (B, T), from `real_targets`. None: they are
+            looked up, which waits for the device of the targets.
         allowed: (V,) or (B, T, V) bool: the ids in the softmax, e.g. the continuations in a trie of answers. Targets
             must be among them, or the loss is infinite. None: all.
         weights: (B,), factors on the log-probabilities of each row.
@@ -41,13 +44,22 @@ def token_losses(
     """
     if logits.shape[:2] != target.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must share (B, T)")
-    real = target != PAD
-    masked = allowed[real] if allowed is not None and allowed.ndim == 3 else allowed
-    scores = logits[real].float()
-    log_probs = (scores if masked is None else scores.masked_fill(~masked, -torch.inf)).log_softmax(-1)
+    if real is None:
+        real = real_targets(target)
+    if allowed is not None and allowed.ndim == 3:
+        allowed = allowed.flatten(0, 1)[real]
+    scores = logits.flatten(0, 1)[real].float()
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    log_probs = scores.log_softmax(-1)
     if weights is not None:
-        log_probs = log_probs * weights.unsqueeze(1).expand_as(target)[real].unsqueeze(1)
-    return smoothed_cross_entropy(log_probs, target[real], masked, label_smoothing)
+        log_probs = log_probs * weights.unsqueeze(1).expand_as(target).flatten()[real].unsqueeze(1)
+    return smoothed_cross_entropy(log_probs, target.flatten()[real], allowed, label_smoothing)
+
+
+def real_targets(target: Tensor) -> Tensor:
+    """(N,) int64: the targets (B, T) that are no padding, in the flattened (B, T)."""
+    return (target != PAD).flatten().nonzero().squeeze(1)
 
 
 def smoothed_cross_entropy(

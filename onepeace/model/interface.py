@@ -29,7 +29,7 @@ class Trained(nn.Module):
     """Configuration with ``adapters``, the adapter options by modality."""
     adapters: Mapping[str, Any]
     """By modality, an object with ``token_lengths(batch)``, the numbers (B,) of tokens without CLS and padding, and
-    ``take(batch, rows)``, a selection of the items."""
+    ``take(batch, rows, lengths)``, a selection of the items (`onepeace.model.Adapter.take`)."""
     blocks: Sequence[nn.Module]
     """Transformer blocks, the unit of compilation, activation checkpointing and FSDP sharding."""
     logit_scale: nn.Parameter | None
@@ -38,6 +38,10 @@ class Trained(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay."""
         return set()
+
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules whose weights FSDP gathers and frees one at a time, inner ones first."""
+        return list(self.blocks)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

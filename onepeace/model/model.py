@@ -98,6 +98,13 @@ class OnePeace(Encoder):
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
         return names
 
+    def sharding_units(self) -> list[nn.Module]:
+        """The FFNs and the blocks around them: a pass gathers only the FFNs of its modalities."""
+        units: list[nn.Module] = []
+        for block in self.blocks:
+            units += [*block.ffn.values(), block]  # type: ignore[union-attr, operator]
+        return units
+
     def stems(self, inputs: Inputs) -> dict[str, StemOutput]:
         """Run the stem of each modality, the part that does not depend on the mask."""
         unknown = [key for key in inputs if key not in self.adapters]

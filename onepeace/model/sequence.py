@@ -1,6 +1,6 @@
 """Token sequences, the interface between adapters and blocks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,17 +31,30 @@ class StemOutput(NamedTuple):
     type_ids: Tensor | None = None
     pooled: Tensor | None = None
 
-    def take(self, rows: Tensor) -> "StemOutput":
-        """Select items, and trim unneeded padding."""
-        tokens, mask, grid = self.tokens[rows], None, self.grid
+    def take(self, rows: Tensor, lengths: Sequence[int]) -> "StemOutput":
+        """Select items, and trim unneeded padding.
+
+        Args:
+            rows: (R,) int64, the numbers of the items.
+            lengths: (R,) the number of tokens of each of them, without CLS. On the CPU, so that no one waits for them.
+        """
+        tokens = self.tokens[rows]
+        mask = None
+        grid = self.grid
         if self.padding_mask is not None:
             # Only sequences are ever padded, and their grid is their length.
-            mask = self.padding_mask[rows]
-            longest = int((~mask).sum(1).amax())
-            tokens, grid = tokens[:, :longest], (longest,)
-            mask = mask[:, :longest] if bool(mask[:, :longest].any()) else None
-        type_ids, pooled = (None if x is None else x[rows] for x in (self.type_ids, self.pooled))
-        return StemOutput(tokens, mask, grid, type_ids, pooled)
+            longest = max(lengths)
+            tokens = tokens[:, :longest]
+            grid = (longest,)
+            if min(lengths) < longest:
+                mask = self.padding_mask[rows, :longest]
+        return StemOutput(
+            tokens=tokens,
+            padding_mask=mask,
+            grid=grid,
+            type_ids=None if self.type_ids is None else self.type_ids[rows],
+            pooled=None if self.pooled is None else self.pooled[rows],
+        )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
     add_lora_and_freeze(model, recipe)
     use_bfloat16 = computes_in_bfloat16(recipe, device)
     features = make_stem_features(recipe, sources, processors, model, device, use_bfloat16)
-    parallelized = parallelize(recipe, objective, device)
+    parallelized = parallelize(recipe, objective, device, use_bfloat16)
     return Parts(
         config=config,
         sources=sources,
@@ -131,7 +131,6 @@ def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objec
         model=model,
         terms=recipe.terms,
         prepared=prepared,
-        grad_cache_chunks=recipe.run.grad_cache_chunks,
         max_padding=recipe.run.max_padding,
         sharded=parallel.world_size() > 1 and recipe.run.parallel == "fsdp",
     )
@@ -149,13 +148,19 @@ def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
     return recipe.run.precision == "bfloat16"
 
 
-def parallelize(recipe: Recipe, objective: Objective, device: torch.device) -> nn.Module:
+def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_bfloat16: bool) -> nn.Module:
     """The objective on its device, wrapped for all processes."""
     model = objective.model
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
     if recipe.run.compile:
         compile_blocks(model)
-    return parallel.parallelize(objective, model.blocks, recipe.run.parallel, device)
+    return parallel.parallelize(
+        objective=objective,
+        units=model.sharding_units(),
+        config=recipe.run,
+        device=device,
+        bfloat16=use_bfloat16,
+    )
 
 
 def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
@@ -172,15 +177,16 @@ def build_steps(
     features: Mapping[str, FrozenCache] | None = None,
 ) -> Steps:
     """Steps of this process, from ``cursors`` on."""
-    # On the meta device: spawned workers get these functions pickled, without the model's weights.
+    # On the meta device: spawned workers get the adapters pickled, without their weights.
     with torch.device("meta"):
-        num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
+        adapters = build_module(config).adapters
     builder = BatchBuilder(
         config=recipe.data,
         processors=processors,
-        num_tokens=num_tokens,
+        adapters=adapters,
         masks=recipe.mask if recipe.uses_masks else {},
         features=features,
+        parts=recipe.run.grad_cache_chunks,
     )
     return Steps(
         builder=builder,

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from onepeace.data.steps import loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
-from onepeace.train.log import Averages, Log
-from onepeace.train.optim import learning_rate, update_average
+from onepeace.train.averages import Averages
+from onepeace.train.log import Log
+from onepeace.train.optim import learning_rate
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate, Run
+from onepeace.train.step import UnusableSteps
 from onepeace.train.stop import noticed_stop
 
 log = logging.getLogger(__name__)
@@ -50,60 +50,57 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
 
 def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_requested: Callable[[], bool]) -> int:
     """Take the remaining steps; returns the number of the last one."""
-    recipe, options, total = run.recipe, run.recipe.run, run.recipe.schedule.steps
+    options = run.recipe.run
+    total = run.recipe.schedule.steps
     journal = Log(run.out, run.start, total, options.tensorboard) if parallel.rank() == 0 else None
-
-    def due(every: int, step: int) -> bool:
-        return bool(every) and step % every == 0
-
-    def evaluated(step: int) -> bool:
-        return evaluate is not None and (step == total or due(options.eval_every, step))
-
-    averages, bad_steps, step = Averages(), 0, run.start
-    last_save, last = time.monotonic(), min(total, stop_at or total)
+    averages = Averages()
+    unusable = UnusableSteps(run.recipe)
+    processes = parallel.AnyProcess()
+    last_save = time.monotonic()
+    is_overdue = False
+    step = run.start
+    last = min(total, stop_at or total)
     run.objective.train()
     # Closing ends the workers, which ignore SIGTERM.
-    with closing(loader(run.steps, run.start, last, options.workers)) as batches:
+    with closing(loader(run.steps, run.start, last, options.workers)) as loaded:
         for step in range(run.start + 1, last + 1):
             with averages.waiting():
-                group, cursors = next(batches)
-            # Seeding by step and rank replaces a saved random state.
-            torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
-            rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
-            for settings in run.optimizer.param_groups:
-                settings["lr"] = rate * settings["lr_scale"]
-            run.objective.at_step(step)
-            losses, norm = run.forward_backward(group)
-            averages.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
+                batches, cursors = next(loaded)
+            rate = learning_rate(step - 1, run.recipe.optim.lr, run.recipe.schedule)
+            result = run.stepper(step, batches, rate)
             run.cursors.update(cursors)
-            if norm.isfinite():
-                bad_steps = 0
-                run.optimizer.step()
-                run.model.clamp_logit_scale()
-                update_average(run.average, run.model, options.ema or 0.0)
-                replaced = sum(len(batch.replaced) for batch in group)
-                averages.add_step(losses, grad_norm=norm, replaced=torch.tensor(float(replaced), device=run.device))
-            else:
-                bad_steps += 1
-                run.optimizer.zero_grad(set_to_none=True)
-                run.report_bad_step(step, norm, group, losses, bad_steps)
+            unusable.add(step, batches, result)
+            averages.items += sum(len(batch.keys) for batch in batches) * parallel.world_size()
+            replaced = sum(len(batch.replaced) for batch in batches)
+            averages.add_step(result.losses, grad_norm=result.grad_norm, replaced=float(replaced))
 
-            # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
-            overdue = 0 < 60 * options.save_minutes < time.monotonic() - last_save and due(options.log_every, step)
-            stopping, overdue = parallel.any_of(stop_requested(), overdue)
-            if due(options.log_every, step) or step == total:
-                means, speed = averages.take()
+            is_logged = _is_due(options.log_every, step) or step == total
+            is_evaluated = evaluate is not None and (step == total or _is_due(options.eval_every, step))
+            asks_to_save = 0 < 60 * options.save_minutes < time.monotonic() - last_save
+            stopping, overdue_somewhere = processes.ask(stop_requested(), asks_to_save)
+            is_overdue = is_overdue or overdue_somewhere
+            if is_logged:
+                means, speed = averages.take(left_out=unusable.check())
                 line = {**means, "lr": rate, **speed, **run.figures()}
                 if journal:
                     journal.write(step, line)
-            if due(options.save_every, step) or overdue or evaluated(step) or step == total or stopping:
+            # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
+            is_saved = _is_due(options.save_every, step) or (is_overdue and is_logged)
+            if is_saved or is_evaluated or step == total or stopping:
                 run.save(step)
                 last_save = time.monotonic()
-            if evaluated(step):
+                is_overdue = False
+            if is_evaluated:
                 run.evaluate(evaluate, journal, step)
                 averages.restart_clock()
             if stopping and step < total:
                 break
+    processes.answers(2)  # the last question is not left open
     if journal:
         journal.close()
     return step
+
+
+def _is_due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps happens at this one; 0 = never."""
+    return bool(every) and step % every == 0

@@ -1,6 +1,7 @@
 """Objective: named, weighted loss terms (terms/) over the passes of a step (passes.py)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ class Objective(nn.Module):
         model: the model to train.
         terms: options of the terms, from a recipe.
         prepared: results of ``prepare``, by name of the term.
-        grad_cache_chunks: number of parts of a batch; the activations of one part are in memory at a time.
         max_padding: share of padding above which a pass is split into groups of similar length.
         sharded: whether the blocks' parameters are sharded over processes.
     """
@@ -35,13 +35,13 @@ class Objective(nn.Module):
         model: Trained,
         terms: Sequence[TermOptions],
         prepared: Mapping[str, Any] | None = None,
-        grad_cache_chunks: int = 1,
         max_padding: float = 0.1,
         sharded: bool = False,
     ):
         super().__init__()
         self.model = model
-        self.grad_cache_chunks, self.max_padding, self.sharded = grad_cache_chunks, max_padding, sharded
+        self.max_padding = max_padding
+        self.sharded = sharded
         self.terms = nn.ModuleDict()
         for options in terms:
             self.terms[options.name] = TERMS[options.term](options, model, (prepared or {}).get(options.name))
@@ -52,35 +52,60 @@ class Objective(nn.Module):
             term.step = step  # type: ignore[assignment]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted losses of the batch and figures of the terms by name, the weighted sum as "loss", and the share of
-        padding among the tokens as "padding".
+        """Unweighted losses of the batch and figures of the terms by name, and the weighted sum as "loss".
 
-        With several processes, each has a part of the batch; the mean of their losses is the loss of the whole batch.
+        "padding" is the share of padding among the tokens, on the CPU. With several processes, each has a part of the
+        batch; the mean of their losses is the loss of the whole batch.
         """
-        present = [key for key in self.model.adapters if key in batch.inputs]
-        every: dict[str, Any] = dict(self.terms.items())
-        terms = {name: term for name, term in every.items() if term.options.reads(batch.source, present)}
-        if self.grad_cache_chunks == 1:
-            parts = [self._outputs(terms, batch)]
-        else:
-            pieces = batch.split(self.grad_cache_chunks, {key: self.model.adapters[key].take for key in present})
-            parts = [checkpoint(self._outputs, terms, piece, use_reentrant=False) for piece in pieces]
-        outputs, tokens = tree_map(lambda *same: torch.cat(same), *parts) if len(parts) > 1 else parts[0]
-        found: dict[str, Tensor] = {}
-        total = torch.zeros((), device=tokens.device)
+        batch = batch.measured(self.model.adapters)
+        terms = self._terms_of(batch)
+        outputs, counts = self._outputs_of_parts(terms, batch)
+        losses: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
         for term_name, term in terms.items():
             for name, loss in term.loss(outputs[term_name], batch, self.model).items():
                 if isinstance(loss, Logged):
-                    found[name] = loss.value
+                    losses[name] = loss.value
                 else:
-                    found[name] = loss
-                    total = total + term.options.weight * loss
-        real, computed = tokens.view(-1, 2).sum(0)
-        return {"loss": total, **found, "padding": 1 - real / computed}
+                    losses[name] = loss
+                    weighted.append(term.options.weight * loss)
+        total = sum(weighted[1:], weighted[0])
+        return {"loss": total, **losses, "padding": torch.tensor(counts.padding_share())}
 
-    def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Tensor]:
-        """Outputs of the terms for a part of the batch, and the numbers of its real and computed tokens."""
-        passes = Passes(self.model, batch, self.max_padding, agree=self.sharded)
+    def _terms_of(self, batch: Batch) -> dict[str, Term[Any]]:
+        """The terms that learn from a batch, by name."""
+        present = [key for key in self.model.adapters if key in batch.inputs]
+        every: dict[str, Any] = dict(self.terms.items())
+        return {name: term for name, term in every.items() if term.options.reads(batch.source, present)}
+
+    def _outputs_of_parts(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], "TokenCounts"]:
+        """Outputs of the terms for the whole batch, and the number of its tokens."""
+        if not batch.parts:
+            return self._outputs(terms, batch)
+        outputs = []
+        counts = TokenCounts(0, 0)
+        for part in batch.parts:
+            part_outputs, part_counts = checkpoint(self._outputs, terms, part, use_reentrant=False)
+            outputs.append(part_outputs)
+            counts = TokenCounts(counts.real + part_counts.real, counts.computed + part_counts.computed)
+        return tree_map(lambda *same: torch.cat(same), *outputs), counts
+
+    def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], "TokenCounts"]:
+        """Outputs of the terms for a part of the batch, and the number of its tokens."""
+        passes = Passes(self.model, batch, self.max_padding, self.sharded)
         outputs = {name: term.outputs(passes) for name, term in terms.items()}
-        device = next(iter(next(iter(batch.inputs.values())).values())).device
-        return outputs, torch.tensor([passes.real_tokens, passes.all_tokens], device=device)
+        return outputs, TokenCounts(passes.real_tokens, passes.all_tokens)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Numbers of tokens that the blocks have computed."""
+
+    real: int
+    """Without padding."""
+    computed: int
+    """With padding."""
+
+    def padding_share(self) -> float:
+        """Share of padding among the computed tokens."""
+        return 1 - self.real / self.computed

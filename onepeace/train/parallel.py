@@ -8,20 +8,29 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from onepeace.device import join_device
+from onepeace.device import join_device, total_memory
+from onepeace.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    from onepeace.train.recipe import RunConfig
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=12)
-"""Timeout of collectives. Others wait while the first process evaluates, trains the vocabulary and runs teachers, for
-hours; torch's default of 10 minutes (NCCL) would end the run. If a process dies, torchrun ends all others."""
+TIMEOUT = timedelta(minutes=10)
+"""Timeout of collectives: a process that hangs ends the run. The first process does alone only what takes seconds."""
+GATHERED_SHARE = 0.1
+"""Share of a device's memory up to which gathered weights are kept; see `keeps_gathered`."""
 
 _former_groups: list[dist.ProcessGroup | None] = []
 """Former process groups, kept alive: if a DDP model held the last reference to one, freeing it would wait, holding the
@@ -80,20 +89,31 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
     if world_size() == 1:
         return x, 0
     x = x.detach().contiguous()
-    counts = [int(count) for count in gather_objects(len(x))]
+    counts = gather_numbers(len(x))
     padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
-    found = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(found, padded)
-    return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)]), sum(counts[: rank()])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    rows = [part[:count] for part, count in zip(parts, counts, strict=True)]
+    first_row = sum(counts[: rank()])
+    return torch.cat(rows), first_row
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """List of one value from each process: plain lists, numbers or text."""
+    """List of one value from each process: plain lists, numbers or text. They are exchanged on the CPU."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_numbers(number: int) -> list[int]:
+    """List of one number from each process. They are exchanged on the CPU, so that no one waits for a GPU."""
+    if world_size() == 1:
+        return [number]
+    numbers = torch.zeros(world_size(), dtype=torch.int64)
+    dist.all_gather_into_tensor(numbers, torch.tensor([number]))
+    return numbers.tolist()
 
 
 def mean(x: Tensor) -> Tensor:
@@ -105,9 +125,32 @@ def mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
-def any_of(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set in any process."""
-    return [any(column) for column in zip(*gather_objects(flags), strict=True)]
+class AnyProcess:
+    """Questions to all processes, each answered one step later, so that no step waits for the answer.
+
+    Every process calls `ask` equally often, with the same number of flags.
+    """
+
+    def __init__(self) -> None:
+        self._flags: Tensor | None = None
+        self._reduction: Any = None
+
+    def ask(self, *flags: bool) -> list[bool]:
+        """Ask whether any process has each flag set; returns the answers to the flags of the call before, all False on
+        the first call. In a single process, the answers are the flags themselves."""
+        if world_size() == 1:
+            return list(flags)
+        answers = self.answers(len(flags))
+        self._flags = torch.tensor(flags, dtype=torch.int32)
+        self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, async_op=True)
+        return answers
+
+    def answers(self, count: int) -> list[bool]:
+        """The answers to the ``count`` flags of the last call of `ask`."""
+        if self._flags is None:
+            return [False] * count
+        self._reduction.wait()
+        return [bool(flag) for flag in self._flags.tolist()]
 
 
 def barrier() -> None:
@@ -126,38 +169,121 @@ def first_alone(make: Callable[[], T]) -> T:
     return made
 
 
-def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], strategy: str, device: torch.device) -> nn.Module:
+def parallelize(
+    objective: nn.Module,
+    units: Iterable[nn.Module],
+    config: "RunConfig",
+    device: torch.device,
+    *,
+    bfloat16: bool = False,
+    has_unused: bool = True,
+) -> nn.Module:
     """Wrap the objective for training on all processes.
 
     Args:
         objective: module with the model and all other trainable parameters. Under "fsdp" the values of the first
             process count; in the others it may be on the meta device.
-        blocks: modules whose parameters are gathered and freed one at a time under "fsdp".
-        strategy: "ddp": each process holds all parameters; "fsdp": each holds a shard (torch's ``fully_shard``, FSDP2).
+        units: modules whose parameters are gathered and freed one at a time under "fsdp", inner ones first.
+        config: the recipe's ``run``. ``parallel`` is "ddp": each process holds all parameters; or "fsdp": each holds a
+            shard (torch's ``fully_shard``, FSDP2) of a copy that ``shard`` processes share.
         device: device of this process.
+        bfloat16: whether forward passes run in bfloat16, in which weights are then gathered.
+        has_unused: whether a step may leave parameters unused, which "ddp" must then search for.
     """
     if world_size() == 1:
         return objective.to(device)
-    if strategy == "ddp":
-        # A step may leave parameters unused, such as those of a third modality.
-        return DistributedDataParallel(objective.to(device), find_unused_parameters=True)
+    if config.parallel == "ddp":
+        return DistributedDataParallel(objective.to(device), find_unused_parameters=has_unused)
+    return _shard(objective, list(units), config, device, bfloat16)
+
+
+def _shard(
+    objective: nn.Module, units: list[nn.Module], config: "RunConfig", device: torch.device, bfloat16: bool
+) -> nn.Module:
+    """Shard the parameters of the objective; the first process has their values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     # No device ever holds the whole model: it is sharded on the meta device, then tensors are broadcast one by one.
     whole = objective.state_dict() if rank() == 0 else {}
     objective.to("meta")
-    # Weights are gathered in float32, and autocast casts them as in a single process.
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    for block in blocks:
-        fully_shard(block, mp_policy=policy)
+    keep_gathered = keeps_gathered(units, config.keep_gathered, device)
+    shard = partial(
+        fully_shard,
+        mesh=sharding_mesh(device, config.shard),
+        mp_policy=precision_policy(bfloat16),
+        reshard_after_forward=not keep_gathered,
+    )
+    for unit in units:
+        shard(unit)
     # fully_shard refuses scalars, such as the temperature.
     scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
-    fully_shard(objective, mp_policy=policy, ignored_params=scalars)
+    sharded = shard(objective, ignored_params=scalars)
+    if keep_gathered:
+        sharded.set_reshard_after_backward(False)  # `free_gathered` does it once, after all passes of a step
     objective.to_empty(device=device)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(objective, whole, options=options)
+    state_options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(objective, whole, options=state_options)
     return objective
+
+
+def sharding_mesh(device: torch.device, shard: int | None) -> "DeviceMesh":
+    """Mesh of copies of the weights and of the processes that share one.
+
+    Args:
+        shard: number of processes that share a copy; None: those of one machine.
+
+    Raises:
+        UserError: the processes cannot be divided into groups of this size.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if shard is None:
+        shard = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if world_size() % shard:
+        raise UserError(f"run.shard {shard} does not divide the {world_size()} processes; set a divisor of them")
+    if shard == world_size():
+        return init_device_mesh(device.type, (shard,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (world_size() // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def precision_policy(bfloat16: bool) -> "MixedPrecisionPolicy":
+    """Precision of gathered weights and of reduced gradients.
+
+    The inputs of modules keep their precision, and autocast chooses that of each operation, as in a single process:
+    the residual stream stays in float32, as branches begin with a gain of 1e-6 that bfloat16 would round away.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bfloat16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+
+
+def keeps_gathered(units: Iterable[nn.Module], choice: bool | Literal["auto"], device: torch.device) -> bool:
+    """Whether gathered weights stay through all passes of a step, as ``run.keep_gathered`` chooses.
+
+    "auto": if the units take at most `GATHERED_SHARE` of the memory of the device with the least. All processes decide
+    alike.
+    """
+    if choice != "auto":
+        return choice
+    gathered_bytes = 2 * sum(parameter.numel() for parameter in _parameters_of(units))
+    device_bytes = min(gather_numbers(total_memory(device) or 0))
+    return gathered_bytes <= GATHERED_SHARE * device_bytes
+
+
+def _parameters_of(modules: Iterable[nn.Module]) -> set[nn.Parameter]:
+    return {parameter for module in modules for parameter in module.parameters()}
+
+
+def free_gathered(parallelized: nn.Module) -> None:
+    """Free the gathered weights that `keeps_gathered` has kept; to be called after the backward pass of a batch."""
+    for module in parallelized.modules():
+        if hasattr(module, "reshard"):  # after fully_shard
+            module.reshard()  # type: ignore[operator]
 
 
 @contextmanager
@@ -170,6 +296,23 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
     if hasattr(parallelized, "set_requires_gradient_sync"):  # after fully_shard
         parallelized.set_requires_gradient_sync(last)  # type: ignore[operator]
     yield
+
+
+def leaves_unused(objective: nn.Module, loss: Callable[[], Tensor]) -> bool:
+    """Whether a step leaves a trainable parameter without gradient, in any process; found by computing one step.
+
+    Args:
+        objective: the objective on its device, before `parallelize`. It is left as it was.
+        loss: function that computes the loss of the last batch of a step.
+    """
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    loss().backward()
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    unused = sum(parameter.grad is None for parameter in trained)
+    objective.zero_grad(set_to_none=True)
+    for name, buffer in objective.named_buffers():  # statistics of batch norms
+        buffer.copy_(buffers[name])
+    return any(gather_numbers(unused))
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -198,19 +341,22 @@ def shard_like(value: Tensor, like: Any) -> Tensor:
 
 
 def clip(objective: nn.Module, limit: float | None) -> Tensor:
-    """Clip the gradient's norm over the whole model to ``limit``; returns the norm before."""
-    parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-    grads = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    shards: list[Any] = [grad for _, grad in grads if is_sharded(grad)]
-    if not shards:
-        return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
-    rest = []
-    for parameter, grad in grads:
-        if not is_sharded(grad):  # parameters that fully_shard ignores
-            parameter.grad = mean(grad)
-            rest.append(parameter.grad)
-    norms: list[Any] = [nn.utils.get_total_norm(group) for group in (shards, rest) if group]
-    norm = torch.stack([n.full_tensor() if is_sharded(n) else n for n in norms]).norm()
-    if limit and bool(norm > limit):
-        torch._foreach_mul_([*(shard.to_local() for shard in shards), *rest], limit / (norm.item() + 1e-6))
+    """Clip the gradient's norm over the whole model to ``limit``; returns the norm before, without waiting for it."""
+    trained = [parameter for parameter in objective.parameters() if parameter.grad is not None]
+    if not any(is_sharded(parameter) for parameter in trained):
+        return nn.utils.clip_grad_norm_(trained, limit or float("inf"))
+    shards: list[Any] = []
+    scalars: list[Tensor] = []
+    for parameter in trained:
+        if is_sharded(parameter):
+            shards.append(parameter.grad)
+        else:  # ignored by fully_shard, which therefore did not reduce their gradients
+            parameter.grad = mean(parameter.grad)  # type: ignore[arg-type]
+            scalars.append(parameter.grad)
+    norm = nn.utils.get_total_norm(shards).full_tensor()  # type: ignore[attr-defined]
+    if scalars:
+        norm = torch.stack([norm, nn.utils.get_total_norm(scalars)]).norm()
+    if limit:
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([*(shard.to_local() for shard in shards), *scalars], factor)
     return norm

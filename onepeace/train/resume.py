@@ -29,6 +29,8 @@ MAY_CHANGE = frozenset(
         "run.workers",
         "run.tensorboard",
         "run.parallel",
+        "run.shard",
+        "run.keep_gathered",
         "run.compile",
         "run.checkpoint_activations",
     }

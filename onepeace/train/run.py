@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from onepeace.config import read_yaml, to_yaml, write_config
-from onepeace.data.batch import Batch
 from onepeace.data.reader import Cursor
 from onepeace.device import peak_memory
 from onepeace.errors import UserError
@@ -23,6 +22,7 @@ from onepeace.train.log import Log
 from onepeace.train.lora import trained_module
 from onepeace.train.recipe import Recipe
 from onepeace.train.resume import check_same
+from onepeace.train.step import Stepper
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,18 @@ class Run:
         self.objective = parts.objective
         """The model and the terms, with all trainable parameters."""
         self.model = parts.objective.model
-        self.parallelized = parts.parallelized
-        """The objective, wrapped for all processes."""
         self.optimizer = parts.optimizer
-        self.use_bfloat16 = parts.use_bfloat16
-        """Whether forward passes run under autocast to bfloat16."""
         self.average = self._initial_average()
         """Averaged weights by parameter name; empty without run.ema."""
+        self.stepper = Stepper(
+            recipe=recipe,
+            objective=parts.objective,
+            parallelized=parts.parallelized,
+            optimizer=parts.optimizer,
+            average=self.average,
+            device=device,
+            bfloat16=parts.use_bfloat16,
+        )
         self.start = 0
         """Number of steps already done."""
         self.cursors: dict[str, Cursor] = {}
@@ -97,18 +102,6 @@ class Run:
         tasks.update(trained)
         if tasks:
             write_config(tasks, self.out / TASKS)
-
-    def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """Losses of each batch of a step, and the norm of their gradient before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for i, batch in enumerate(group):
-            with parallel.no_sync(self.parallelized, last=i == len(group) - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-                    found = self.parallelized(batch.to(self.device))
-                found["loss"].backward()
-            losses.append(found)
-        return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
 
     def figures(self) -> dict[str, float]:
         """Further numbers of the log: temperature and peak memory."""
@@ -170,21 +163,6 @@ class Run:
             scores = evaluate(trained_module(self.config, full, self.recipe.lora), self.processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
         parallel.barrier()
-
-    def report_bad_step(
-        self, step: int, norm: Tensor, group: list[Batch], losses: list[dict[str, Tensor]], count: int
-    ) -> None:
-        """Log a step whose gradient is not finite; UserError after too many in a row."""
-        limit = self.recipe.run.max_bad_steps
-        bad = [batch for batch, found in zip(group, losses, strict=True) if not found["loss"].isfinite()] or group
-        keys = [key for batch in bad for key in batch.keys]
-        named = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-        if count > limit:
-            raise UserError(
-                f"{self.out}: the gradient of step {step} is {norm.item()}, as in the {limit} steps before; lower "
-                f"optim.lr, or run.precision=float32, or look at the samples {named}"
-            )
-        log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)
 
     def write_model(self) -> Path:
         """Write the folder of the trained model and, with lora, one of the adapters alone."""

@@ -222,6 +222,11 @@ class RunConfig:
     """Share of padding above which items are computed in groups of similar length; 1 = never."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Layout over several processes: ddp, each holds the whole model; fsdp, each holds a shard."""
+    shard: Count | None = None
+    """Number of processes that share one copy of the model under fsdp; null = those of one machine."""
+    keep_gathered: bool | Literal["auto"] = "auto"
+    """Whether weights that fsdp has gathered stay through all passes of a step, which needs memory for two bytes a
+    weight and saves most of the traffic; auto = if they take at most a tenth of a GPU's memory."""
     compile: bool = False
     """Whether to compile the blocks with torch.compile, where it pays (`onepeace.compiling`)."""
     max_bad_steps: Natural = 3

@@ -75,14 +75,14 @@ def test_plan_is_what_a_real_step_takes(other, run):
     wanted = recipe(other, **run)
     config = make_config(wanted)
     count = wanted.batch_size(wanted.data.train[0].name)
-    objective = Objective(OnePeace(config.model), wanted.terms, {}, wanted.run.grad_cache_chunks)
+    objective = Objective(OnePeace(config.model), wanted.terms, {})
     model = objective.model
     if wanted.freeze:
         freeze(model, wanted.freeze)
     if wanted.run.checkpoint_activations:
         model.set_grad_checkpointing()
     items = largest_items(config, wanted.data.train[0].pair, count)
-    batch = pair_batch(wanted, model, f"{other}+text", items, torch.Generator().manual_seed(0))
+    batch = pair_batch(wanted, model, f"{other}+text", items).split(wanted.run.grad_cache_chunks, model.adapters)
     for parameter in objective.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gradients = [parameter.grad for parameter in objective.parameters() if parameter.requires_grad]

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,28 +16,42 @@ from onepeace.data.masking import (
 )
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=25)
-LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=6).map(torch.tensor)
+LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=6).map(np.array)
 SEEDS = st.integers(0, 2**31)
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def generators(count, seed=0):
+    return [np.random.default_rng([seed, row]) for row in range(count)]
+
+
+def draw(rates, dropout, lengths, starts=None, seed=0):
+    return draw_masks(rates, dropout, lengths, generators(len(lengths), seed), starts)
+
+
+def hidden(mask, lengths):
+    """(B, L) bool: the masked tokens, without CLS."""
+    flat = torch.zeros(len(lengths) * int(lengths.max()), dtype=torch.bool)
+    flat[mask.masked] = True
+    return flat.view(len(lengths), -1)
 
 
 def random_starts(lengths, seed):
-    starts = torch.rand(len(lengths), int(lengths.max()), generator=generator(seed)) < 0.6
+    starts = torch.from_numpy(np.random.default_rng(seed).random((len(lengths), int(lengths.max()))) < 0.6)
     starts[:, 0] = True
     return starts
 
 
-def check_shapes(keep, masked, lengths):
+def check_mask(mask, lengths):
     """What holds for every mask: CLS and padding stay out of it, keep and masked are each other's complement."""
-    assert masked.shape == (len(lengths), int(lengths.max()) + 1)
-    assert not masked[:, 0].any()
-    for row, hidden, length in zip(keep, masked, lengths.tolist(), strict=True):
-        assert not hidden[length + 1 :].any()
-        assert row[row >= 0].tolist() == [i for i in range(length + 1) if not hidden[i]]
-        assert (row[: (row >= 0).sum()] >= 0).all()
+    real = 0
+    of_real = []
+    for kept, visible, flags, length in zip(mask.keep, mask.visible, hidden(mask, lengths), lengths, strict=True):
+        assert not flags[length:].any()
+        assert kept[:visible].tolist() == [0, *(i + 1 for i in range(length) if not flags[i])]
+        assert (kept[visible:] == -1).all()
+        of_real += [real + i for i in range(length) if flags[i]]
+        real += length
+    assert mask.masked_of_real.tolist() == of_real
 
 
 @pytest.mark.parametrize("unit", ["word", "patch", "span"])
@@ -44,39 +59,40 @@ def check_shapes(keep, masked, lengths):
 @given(lengths=LENGTHS, unimodal=st.floats(0.05, 0.95), joint=st.floats(0.05, 0.95), seed=SEEDS)
 def test_masks_hide_the_exact_count(unit, lengths, unimodal, joint, seed):
     starts = random_starts(lengths, seed) if unit == "word" else None
-    masks = draw_masks(MaskRates(unit, unimodal, joint), 0, lengths, generator(seed), starts)
+    masks = draw(MaskRates(unit, unimodal, joint), 0, lengths, starts, seed)
     assert set(masks) == {"unimodal", "joint"}
-    for keep, masked in masks.values():
-        check_shapes(keep, masked, lengths)
+    for mask in masks.values():
+        check_mask(mask, lengths)
+    counts = {name: hidden(mask, lengths).sum(1).tolist() for name, mask in masks.items()}
     n = [length - (unit == "word") for length in lengths.tolist()]
-    assert masks["joint"][1].sum(1).tolist() == [int(k * joint) for k in n]
+    assert counts["joint"] == [int(k * joint) for k in n]
     if unit == "word":
         words = [int(row[:k].sum()) for row, k in zip(starts, n, strict=True)]
-        hidden_words = (masks["unimodal"][1][:, 1:] & starts).sum(1).tolist()
+        hidden_words = (hidden(masks["unimodal"], lengths) & starts).sum(1).tolist()
         assert hidden_words == [math.ceil(unimodal * w) for w in words]
     else:
-        assert masks["unimodal"][1].sum(1).tolist() == [int(k * unimodal) for k in n]
+        assert counts["unimodal"] == [int(k * unimodal) for k in n]
 
 
 @EXAMPLES
 @given(lengths=LENGTHS, share=st.floats(0.05, 0.95), seed=SEEDS)
 def test_words_are_hidden_whole_and_the_end_of_a_text_stays(lengths, share, seed):
     starts = random_starts(lengths, seed)
-    keep, masked = draw_masks(MaskRates("word", share), 0, lengths, generator(seed), starts)["unimodal"]
-    for row, first, length, kept in zip(masked[:, 1:], starts, lengths.tolist(), keep, strict=True):
+    mask = draw(MaskRates("word", share), 0, lengths, starts, seed)["unimodal"]
+    for row, first, length, kept in zip(hidden(mask, lengths), starts, lengths.tolist(), mask.keep, strict=True):
         assert not row[length - 1]
         assert length in kept
         assert all(row[i] == row[i - 1] for i in range(1, length - 1) if not first[i])
 
 
 def test_together_prefers_tokens_that_were_visible_alone():
-    lengths = torch.tensor([21, 4, 71])
+    lengths = np.array([21, 4, 71])
     starts = torch.ones(3, 71, dtype=torch.bool)
-    masks = draw_masks(MaskRates("word", unimodal=0.5, joint=0.4), 0, lengths, generator(), starts)
-    alone, together = masks["unimodal"][1], masks["joint"][1]
-    assert not (alone & together).any()
-    masks = draw_masks(MaskRates("word", unimodal=0.8, joint=0.4), 0, lengths, generator(), starts)
-    for alone, together, n in zip(masks["unimodal"][1], masks["joint"][1], [20, 3, 70], strict=True):
+    masks = draw(MaskRates("word", unimodal=0.5, joint=0.4), 0, lengths, starts)
+    assert not (hidden(masks["unimodal"], lengths) & hidden(masks["joint"], lengths)).any()
+    masks = draw(MaskRates("word", unimodal=0.8, joint=0.4), 0, lengths, starts)
+    both = hidden(masks["unimodal"], lengths), hidden(masks["joint"], lengths)
+    for alone, together, n in zip(*both, [20, 3, 70], strict=True):
         still_visible = n - int(alone.sum())
         assert int((together & ~alone).sum()) == min(int(0.4 * n), still_visible)
 
@@ -85,7 +101,7 @@ def test_audio_counts_equal_the_released_ones(shared):
     golden = json.loads((shared / "golden/preprocess/audio_mask_counts.json").read_text())
     for name, counts in golden.items():
         length, ratio = (part.partition("=")[2] for part in name.split(","))
-        masked = mask_spans(torch.tensor([int(length)] * 3), float(ratio), generator())
+        masked = mask_spans(torch.tensor([int(length)] * 3), float(ratio), generators(3))
         assert masked.sum(1).tolist() == counts * 3
 
 
@@ -93,18 +109,29 @@ def test_audio_counts_equal_the_released_ones(shared):
 def test_empty_text(length):
     """An empty caption is its end alone, or one token and its end: nothing may be hidden, nothing fails."""
     starts = torch.ones(1, length, dtype=torch.bool)
-    masks = draw_masks(MaskRates("word", 0.15, 0.4), 0, torch.tensor([length]), generator(), starts)
-    for keep, masked in masks.values():
-        check_shapes(keep, masked, torch.tensor([length]))
-    assert masks["joint"][0].tolist() == [list(range(length + 1))]
+    masks = draw(MaskRates("word", 0.15, 0.4), 0, np.array([length]), starts)
+    for mask in masks.values():
+        check_mask(mask, np.array([length]))
+    assert masks["joint"].keep.tolist() == [list(range(length + 1))]
+
+
+@pytest.mark.parametrize("unit", ["word", "patch", "span"])
+def test_mask_of_an_item_does_not_depend_on_its_batch(unit):
+    lengths = np.array([30, 7, 60])
+    starts = random_starts(lengths, 0) if unit == "word" else None
+    masks = draw_masks(MaskRates(unit, 0.3, 0.4), 0.2, lengths, generators(3), starts)
+    own_starts = None if starts is None else starts[1:2, :7]
+    alone = draw_masks(MaskRates(unit, 0.3, 0.4), 0.2, lengths[1:2], generators(3)[1:2], own_starts)
+    for name, mask in alone.items():
+        assert hidden(masks[name], lengths)[1, :7].tolist() == hidden(mask, lengths[1:2])[0].tolist()
 
 
 @EXAMPLES
 @given(lengths=LENGTHS, share=st.floats(0.01, 0.9), seed=SEEDS, has_end=st.booleans())
 def test_drop_keeps_the_exact_count(lengths, share, seed, has_end):
     starts = random_starts(lengths, seed) if has_end else None
-    keep, _ = draw_masks(None, share, lengths, generator(seed), starts)["contrastive"]
-    for row, length in zip(keep.tolist(), lengths.tolist(), strict=True):
+    mask = draw(None, share, lengths, starts, seed)["contrastive"]
+    for row, length in zip(mask.keep.tolist(), lengths.tolist(), strict=True):
         kept = [position for position in row if position >= 0]
         assert kept[0] == 0
         assert kept == sorted(set(kept))

@@ -1,10 +1,12 @@
 """The batches of every step: what they hold, that they depend on nothing but seed and number, and what breaks."""
 
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
 from support.batches import (
+    ADAPTERS,
     DENOISING,
     IMAGES,
     NUM_TOKENS,
@@ -27,7 +29,7 @@ from onepeace.errors import UserError
 from onepeace.processors import PROCESSORS
 
 
-def test_new_modality_needs_a_decoder_only(tmp_path, monkeypatch):
+def test_new_modality_needs_a_decoder_and_a_count_of_tokens(tmp_path, monkeypatch):
     class Depth(modalities.Processor):
         key = "depth"
         suffixes = frozenset({".depth"})
@@ -39,6 +41,8 @@ def test_new_modality_needs_a_decoder_only(tmp_path, monkeypatch):
             return {"values": torch.stack(samples)}
 
     monkeypatch.setitem(PROCESSORS, "depth", Depth)
+    counts = SimpleNamespace(token_lengths=lambda batch: torch.full((len(batch["values"]),), 2))
+    monkeypatch.setitem(ADAPTERS, "depth", counts)
     members = {name: data for i in range(3) for name, data in {f"{i}.depth": bytes([i, 7]), f"{i}.txt": b"x"}.items()}
     write_tar(tmp_path / "a.tar", members)
     steps = make_steps({"depth": Depth()}, recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3))
@@ -84,14 +88,12 @@ def test_masks_and_drop_fit_their_batch(root, processors):
     assert set(batch.masks) == {"text", "image"}
     assert {key for key, masks in batch.masks.items() if "contrastive" in masks} == {"image"}
     assert batch.masks["image"]["contrastive"].keep.shape == (4, 1 + 9 - 4)
-    keep, masked = batch.masks["image"]["unimodal"]
-    assert masked.shape == (4, 10)
-    assert masked.sum(1).tolist() == [6] * 4
-    assert keep.shape == (4, 4)
-    keep, masked = batch.masks["text"]["joint"]
+    assert batch.masks["image"]["unimodal"].keep.shape == (4, 4)
+    assert (batch.masks["image"]["unimodal"].masked // 9).bincount().tolist() == [6] * 4
     lengths = NUM_TOKENS["text"](batch.inputs["text"])
-    assert masked.shape == (4, batch.inputs["text"]["ids"].shape[1] + 1)
-    assert masked.sum(1).tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
+    assert batch.lengths["text"].tolist() == (lengths + 1).tolist()
+    masked = (lengths + 1) - batch.masks["text"]["joint"].visible
+    assert masked.tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
 
 
 def test_captions_and_templates_are_all_drawn(root, processors):

@@ -39,8 +39,9 @@ def pixels(count=2):
 
 def test_its_losses_fall_and_reach_the_encoder():
     model = small_network().train()
-    batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], targets=TARGETS)
-    objective = Objective(model, terms({"detection/image": {}}), grad_cache_chunks=2)
+    batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], ["", ""], [[], []], TARGETS)
+    batch = batch.measured(model.adapters).split(2, model.adapters)
+    objective = Objective(model, terms({"detection/image": {}}))
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
     for _ in range(4):
         torch.manual_seed(0)  # regions are drawn

@@ -137,7 +137,10 @@ def test_parts_of_a_batch_give_the_loss_of_the_whole():
 
 
 def denoising(student, teacher, masked, padding=None, **options):
-    return denoising_of_tokens(*masked_tokens(student, teacher, masked, padding), **options)
+    real = torch.ones_like(masked) if padding is None else ~padding
+    masked_positions, real_positions = (flags.flatten().nonzero().squeeze(1) for flags in (masked & real, real))
+    queries, keys = masked_tokens(student, teacher, masked_positions, real_positions)
+    return denoising_of_tokens(queries, keys, masked[real].nonzero().squeeze(1), **options)
 
 
 def denoising_by_loops(student, teacher, masked, padding, scale, smoothing):

@@ -37,7 +37,7 @@ def test_nothing_padded_stays_without_a_mask():
     assert TokenSequence.concat([sequence("a", 3), sequence("b", 2)]).padding_mask is None
     stem = StemOutput(torch.zeros(3, 4, 2), padding(torch.tensor([2, 4, 2]), 4), (4,))
     assert stem.padding_mask.sum(1).tolist() == [2, 0, 2]
-    alone = stem.take(torch.tensor([0, 2]))
+    alone = stem.take(torch.tensor([0, 2]), [2, 2])
     assert (alone.padding_mask, alone.grid, alone.tokens.shape) == (None, (2,), (2, 2, 2))
 
 

@@ -10,12 +10,12 @@ import torch.multiprocessing as mp
 from support.small_models import batch_of, small_model
 from support.training import terms
 
-from onepeace.data.batch import Batch, Mask
+from onepeace.data.batch import Batch, make_mask
 from onepeace.data.builder import names_of
 from onepeace.data.sample import Sample
 from onepeace.train import loop, parallel
 from onepeace.train.objective import Objective
-from onepeace.train.recipe import read_recipe
+from onepeace.train.recipe import RunConfig, read_recipe
 from onepeace.train.teachers import TeacherTable
 
 CAPTIONS = ["a dog", "a cat", "a dog", "rain", "wind", "a cat", "sea", "bees"]
@@ -56,16 +56,15 @@ def whole_batch():
     masks = {}
     for key, adapter in model.adapters.items():
         lengths = adapter.token_lengths(batch[key])
-        places = torch.arange(int(lengths.max()) + 1).expand(len(lengths), -1)
+        shape = len(lengths), int(lengths.max())
         masks[key] = {}
         for name in ("unimodal", "joint"):
-            masked = (torch.rand(places.shape, generator=generator) < 0.5) & (places > 0) & (places < lengths[:, None])
-            keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
-            keep = keep[:, : int((keep < 999).sum(1).max())]
-            masks[key][name] = Mask(keep.masked_fill(keep == 999, -1), masked)
+            hidden = torch.rand(shape, generator=generator) < 0.5
+            hidden &= torch.arange(shape[1]) < lengths[:, None] - 1
+            masks[key][name] = make_mask(hidden, lengths.numpy())
     names = [names_of(Sample("", "", {}, {}), caption) for caption in CAPTIONS]
     keys = [f"item{i}" for i in range(8)]
-    return Batch(batch, keys, CAPTIONS, names, masks=masks)
+    return Batch(batch, keys, CAPTIONS, names, masks=masks).measured(model.adapters)
 
 
 def make_objective(**options):
@@ -87,15 +86,15 @@ def loss_and_gradients(objective, batch):
     )
 
 
-def spread_step(path, grad_cache_chunks):
+def spread_step(path, parts):
     """This process's share of the batch; the first one writes losses and gradients to ``path``."""
     with parallel.group(torch.device("cpu")):
-        objective = make_objective(grad_cache_chunks=grad_cache_chunks)
-        take = {key: adapter.take for key, adapter in objective.model.adapters.items()}
-        batch = whole_batch().split(parallel.world_size(), take)[parallel.rank()]
-        losses, gradients = loss_and_gradients(
-            parallel.parallelize(objective, objective.model.blocks, "ddp", torch.device("cpu")), batch
-        )
+        objective = make_objective()
+        adapters = objective.model.adapters
+        batch = whole_batch().split(parallel.world_size(), adapters).parts[parallel.rank()].split(parts, adapters)
+        ddp = RunConfig(out="")
+        parallelized = parallel.parallelize(objective, objective.model.sharding_units(), ddp, torch.device("cpu"))
+        losses, gradients = loss_and_gradients(parallelized, batch)
         losses = {name: parallel.mean(loss) for name, loss in losses.items()}
         if parallel.rank() == 0:
             torch.save((losses, gradients), path)

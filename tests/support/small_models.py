@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
-from onepeace.data.batch import Batch, Mask
+from onepeace.data.batch import Batch, make_mask
 from onepeace.model import OnePeace
 
 WAVE = {"stem": "wave", "convs": [[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 2, 2]], "num_buckets": 6}
@@ -101,10 +101,10 @@ def every_other(model: OnePeace, batch: dict[str, dict[str, Tensor]]) -> dict[st
 
 def training_batch(model: OnePeace, inputs: dict[str, dict[str, Tensor]]) -> Batch:
     """These inputs, with every other token hidden in every pass."""
-    keep, masks = every_other(model, inputs), {}
-    for key, kept in keep.items():
+    masks = {}
+    for key, kept in every_other(model, inputs).items():
         lengths = model.adapters[key].token_lengths(inputs[key])
-        places = torch.arange(int(lengths.max()) + 1)
-        hidden = (places <= lengths[:, None]) & ~(places == kept[:, :, None]).any(1)
-        masks[key] = dict.fromkeys(("unimodal", "joint"), Mask(kept, hidden))
+        positions = torch.arange(1, int(lengths.max()) + 1)
+        hidden = ~(positions == kept[:, :, None]).any(1)
+        masks[key] = dict.fromkeys(("unimodal", "joint"), make_mask(hidden, lengths.numpy()))
     return Batch(inputs, masks=masks)

@@ -15,7 +15,7 @@ from support.golden_cases import (
 )
 from support.training import terms
 
-from onepeace.data.batch import Batch, Mask
+from onepeace.data.batch import Batch, make_mask
 from onepeace.train.objective import Objective, Passes
 
 DENOISING = {"scale": 2.5, "label_smoothing": 0.1}
@@ -63,8 +63,9 @@ def step(stage, padded=False):
     for key in batch:
         for ours, theirs in {"unimodal": key, "joint": f"{STAGES[stage]['joint']}_{key}"}.items():
             if f"{theirs}_preserve_ids" in found.inputs:
-                masks[key][ours] = (found.inputs[f"{theirs}_preserve_ids"], found.inputs[f"{theirs}_mask_indices"])
-    masks = {key: {name: Mask(*mask) for name, mask in passes.items()} for key, passes in masks.items()}
+                hidden = found.inputs[f"{theirs}_mask_indices"][:, 1:]
+                masks[key][ours] = make_mask(hidden, model.adapters[key].token_lengths(batch[key]).numpy())
+                assert torch.equal(masks[key][ours].keep, found.inputs[f"{theirs}_preserve_ids"])
     return model, Batch(batch, masks=masks), found
 
 

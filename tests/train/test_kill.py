@@ -21,7 +21,7 @@ from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import Log, read_log
-from onepeace.train.run import Run
+from onepeace.train.step import Stepper
 
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
 
@@ -123,15 +123,15 @@ def stopped(process, out):
 
 
 def test_ctrl_c_saves_and_says_so_once(root, tmp_path, monkeypatch, capsys, caplog):
-    path, out, take = tmp_path / "recipe.yaml", tmp_path / "run", Run.forward_backward
+    path, out, take = tmp_path / "recipe.yaml", tmp_path / "run", Stepper.forward_backward
     write_config(recipe(root, out, steps=6, run=RUN), path)
 
-    def pressed(run, group):
+    def pressed(stepper, group):
         if len(read_log(out / "log.jsonl")) == 2:
             signal.raise_signal(signal.SIGINT)
-        return take(run, group)
+        return take(stepper, group)
 
-    monkeypatch.setattr(Run, "forward_backward", pressed)
+    monkeypatch.setattr(Stepper, "forward_backward", pressed)
     assert cli.main(["train", str(path)]) == 130
     said = [*capsys.readouterr().err.splitlines(), *caplog.messages]
     (line,) = (line for line in said if line.removeprefix("onepeace: ").startswith("stopped"))

@@ -1,6 +1,6 @@
 """Application of a task to a batch: inputs and targets of a generative model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.limits import Share
 from onepeace.data.batch import Batch
+from onepeace.device import upload
 from onepeace.errors import UserError
 from onepeace.generative.answers import PUNCTUATION
 from onepeace.generative.infilling import mask_words
@@ -61,8 +62,13 @@ class TaskBatch(NamedTuple):
     """(B, T, V) bool: the ids that compete; None = all."""
 
     def to(self, device: torch.device) -> "TaskBatch":
-        moved: Iterable[Any] = (None if x is None else x.to(device) for x in self)
-        return TaskBatch(*moved)
+        return TaskBatch(
+            ids=upload(self.ids, device),
+            written=upload(self.written, device),
+            target=upload(self.target, device),
+            weights=upload(self.weights, device),
+            allowed=None if self.allowed is None else upload(self.allowed, device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

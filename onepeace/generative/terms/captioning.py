@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.data.batch import Batch
+from onepeace.data.batch import Batch, real_tokens
+from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.generative.terms.asking import check_caption_head, read_task
 from onepeace.generative.terms.generation import mean_over_tokens
@@ -61,7 +63,9 @@ class Captioning(Supervised[CaptioningOptions]):
         ids = passes.batch.inputs["text"]["ids"][:, : head.options.max_tokens]
         before = F.pad(ids[:, :-1], (1, 0), value=BOS)
         logits = head(passes.unimodal(self.options.one_modality()), before)
-        return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)
+        lengths = np.minimum(passes.batch.lengths["text"] - 1, head.options.max_tokens)
+        real = upload(real_tokens(lengths), ids.device)
+        return token_losses(logits, ids, real=real, label_smoothing=self.options.label_smoothing)
 
     def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
         return {self.options.name: mean_over_tokens(outputs.loss)}

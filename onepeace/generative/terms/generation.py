@@ -11,16 +11,16 @@ from torch import Tensor
 from onepeace.config import Config, Options
 from onepeace.config.limits import Count, Share
 from onepeace.data.batch import Batch
+from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
-from onepeace.generative.model import OFA, Writer
+from onepeace.generative.model import Writer
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms.asking import MATCH, Asking, AskingOptions, read_task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
-from onepeace.losses import TokenLosses, token_losses
+from onepeace.losses import TokenLosses, real_targets, token_losses
 from onepeace.model import Trained
-from onepeace.processors.tokenizer import PAD
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Term, TermContext, TermOptions, check_places
@@ -112,18 +112,22 @@ class Generation(Term[GenerationOptions]):
         return Prepared(task, data.tokenizer)
 
     def outputs(self, passes: Passes) -> TokenLosses:
-        device, pixels = next(passes.model.parameters()).device, pixels_of(passes.batch)
-        asked, keep = self.asking(passes.batch, self.trie), None
+        pixels = pixels_of(passes.batch)
+        asked = self.asking(passes.batch, self.trie)
+        real = upload(real_targets(asked.target), passes.device)
+        keep = None
         if self.options.patches is not None and pixels is not None:
-            counts = OFA.adapters["image"].token_lengths(passes.batch.inputs["image"])
+            patches = passes.batch.lengths["image"] - 1
             # Drawn separately for each picture.
-            keep = torch.rand(len(counts), int(counts[0])).argsort(1)[:, : self.options.patches].to(device)
+            scores = torch.rand(len(patches), patches[0], device=passes.device)
+            keep = scores.argsort(1)[:, : self.options.patches]
         count_tokens(passes, keep, asked.ids, asked.written)
-        asked = asked.to(device)
+        asked = asked.to(passes.device)
         logits = passes.model(asked.ids, asked.written, pixels, keep=keep)
         return token_losses(
             logits,
             asked.target,
+            real=real,
             allowed=asked.allowed,
             weights=asked.weights,
             label_smoothing=self.options.label_smoothing,
@@ -153,19 +157,21 @@ def pixels_of(batch: Batch) -> Tensor | None:
 
 
 def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor, key: str = "image") -> None:
-    """Count the tokens of a pass for the log: those of texts (B, L), and those in ``keep`` or else of a modality."""
-    passes.real_tokens += sum(int((ids != PAD).sum()) for ids in texts)
-    passes.all_tokens += sum(ids.numel() for ids in texts)
+    """Count the tokens of a pass for the log: those of texts (B, L) on the CPU, and those in ``keep`` or else of a
+    modality."""
+    for ids in texts:
+        passes.real_tokens += len(real_targets(ids))
+        passes.all_tokens += ids.numel()
     count = 0
     if keep is not None:
         count = keep.numel()
     elif key in passes.batch.inputs:
-        count = int(passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).sum())
+        count = int((passes.batch.lengths[key] - 1).sum())
     passes.real_tokens += count
     passes.all_tokens += count
 
 
 def mean_over_tokens(losses: Tensor) -> Tensor:
     """Loss of this process whose average over all processes is the mean over the tokens of all of them."""
-    count = torch.tensor(float(len(losses)), device=losses.device)
-    return losses.sum() / parallel.mean(count).clamp_min(1e-6)
+    counts = parallel.gather_numbers(len(losses))
+    return losses.sum() / max(sum(counts) / len(counts), 1e-6)

@@ -1,5 +1,6 @@
 """Base of the adapters: CLS, type embeddings, selection of visible tokens, bias tables."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,9 +140,9 @@ class Adapter(nn.Module):
         cls = self.cls_mlp.drop_path(cls) + F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
         return features._replace(tokens=torch.cat([cls, others], dim=1))
 
-    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """Select rows of the raw input, and trim unneeded padding."""
-        return take_rows(batch, rows, "features" if "features" in batch else self.padded_input)
+    def take(self, batch: dict[str, Tensor], rows: Tensor, lengths: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Select rows of the raw input, and trim unneeded padding; ``lengths`` as in `take_rows`."""
+        return take_rows(batch, rows, lengths, "features" if "features" in batch else self.padded_input)
 
     def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         """Add CLS and positions to the tokens.
@@ -238,5 +239,6 @@ class PooledMLP(nn.Module):
 
 
 def values_are_known(x: Tensor) -> bool:
-    """Whether input values can be checked: not while tracing a graph, nor on the meta device."""
-    return not (torch.compiler.is_compiling() or x.is_meta)
+    """Whether input values can be read at once: not while tracing a graph, nor from a device that would be waited for,
+    nor from a tensor without values (meta, or torch's FakeTensor, which is a subclass)."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -74,8 +74,10 @@ class TextAdapter(Adapter):
         if ids.shape[1] > limit:
             raise ValueError(f"{ids.shape[1]} text tokens exceed this model's limit of {limit}; shorten the text")
         lengths = batch.get("lengths")
-        if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD).any()):
-            lengths = self.token_lengths(batch)
+        if lengths is None and not torch.compiler.is_compiling():
+            # A mask that hides nothing is slower; where looking would mean to wait for the device, it is made anyway.
+            if not values_are_known(ids) or bool((ids[:, -1:] == PAD).any()):
+                lengths = self.token_lengths(batch)
         mask = None if lengths is None else padding(lengths, ids.shape[1])
         tokens = self.token_embed(ids) if self.stem is None else self.stem(ids, mask)
         return StemOutput(tokens, mask, (ids.shape[1],), batch.get("type_ids"))

@@ -294,9 +294,13 @@ def _padded_right(name: str, values: Tensor, mask: Tensor | None) -> dict[str, T
     if mask is None:
         return {name: values}
     lengths = mask.sum(1).long()
+    is_real = mask.bool()
     if values_are_known(mask):
-        if bool((lengths == mask.shape[1]).all()):
+        if is_real.all():
             return {name: values}
-        if not torch.equal(mask.bool(), torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
-            values = values.gather(1, mask.bool().int().argsort(dim=1, descending=True, stable=True))
+        is_right_padded = torch.equal(is_real, torch.arange(mask.shape[1]) < lengths[:, None])
+    else:  # on a GPU, looking would mean to wait for it; while a graph is traced, padding is taken to be on the right
+        is_right_padded = torch.compiler.is_compiling()
+    if not is_right_padded:
+        values = values.gather(1, is_real.int().argsort(dim=1, descending=True, stable=True))
     return {name: values, "lengths": lengths}

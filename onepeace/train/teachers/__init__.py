@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onepeace.config.reader import nearest
 from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
+from onepeace.device import upload
 from onepeace.errors import UserError
 from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
 
@@ -57,9 +58,11 @@ class TeacherTable(NamedTuple):
 
     def known(self, names: Sequence[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors (n, D) of those items that are in the table, and their features (n, F)."""
-        known = [(i, self.row[name]) for i, name in enumerate(names) if name in self.row]
-        items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        return vectors[items.to(vectors.device)], self.features[rows].to(vectors.device)
+        items = [item for item, name in enumerate(names) if name in self.row]
+        rows = [self.row[names[item]] for item in items]
+        index = upload(torch.tensor(items, dtype=torch.int64), vectors.device)
+        features = self.features[torch.tensor(rows, dtype=torch.int64)]
+        return vectors[index], upload(features, vectors.device)
 
 
 def teacher_table(

@@ -9,6 +9,7 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.data.builder import multi_positive_ids
+from onepeace.device import upload
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
@@ -50,10 +51,11 @@ class Contrastive(Term[ContrastiveOptions]):
     def loss(self, outputs: dict[str, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
         if model.logit_scale is None:
             raise UserError(f"{self.options.where} needs a learned temperature; set model.logit_scale: true")
-        positives, scale = None, model.logit_scale.exp()
+        scale = model.logit_scale.exp()
+        positives = None
         if self.options.multi_positive:
-            names = [own for part in parallel.gather_objects(batch.names) for own in part]
-            positives = multi_positive_ids(names).to(next(iter(outputs.values())).device)
+            names = [item_names for part in parallel.gather_objects(batch.names) for item_names in part]
+            positives = upload(multi_positive_ids(names), scale.device)
         keys = {key: parallel.gather(vectors) for key, vectors in outputs.items()}
         return {
             f"contrastive/{a}+{b}": losses.contrastive(

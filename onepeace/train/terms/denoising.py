@@ -1,9 +1,9 @@
 """Intra-modal denoising contrastive loss: predictions for masked tokens must match features of the unmasked item."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from onepeace import losses
@@ -22,8 +22,6 @@ class MaskedTokens(NamedTuple):
     """(M, D): predictions for the masked tokens."""
     keys: Tensor
     """(N, D): features of the teacher for all real tokens."""
-    is_target: Tensor
-    """(N,) bool: whether a key belongs to a query; both are in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +62,50 @@ class Denoising(Term[DenoisingOptions]):
     def outputs(self, passes: Passes) -> dict[str, MaskedTokens]:
         """Masked tokens by modality."""
         modalities = self.options.on or passes.keys
-        own = "joint" if len(modalities) > 1 else "unimodal"
-        found = {}
+        mask_name = _mask_name(modalities)
+        tokens = {}
         for key in modalities:
-            teacher = passes.joint[key] if (self.options.teacher or own) == "joint" else passes.unimodal(key)
-            student = passes.joint_masked[key] if own == "joint" else passes.unimodal_masked(key)
-            # A part of the batch may be shorter than the batch for which the masks were drawn.
-            masked = passes.batch.masks[key][own].masked[:, 1 : student.shape[1]]
-            padding = None if teacher.padding_mask is None else teacher.padding_mask[:, 1:]
-            queries, keys, targets = losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], masked, padding)
-            is_target = torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, targets, True)
-            found[key] = MaskedTokens(queries, keys, is_target)
-        return found
+            if (self.options.teacher or mask_name) == "joint":
+                teacher = passes.joint[key]
+            else:
+                teacher = passes.unimodal(key)
+            student = passes.joint_masked[key] if mask_name == "joint" else passes.unimodal_masked(key)
+            mask = passes.batch.masks[key][mask_name]
+            real = passes.batch.real[key]
+            tokens[key] = MaskedTokens(*losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], mask.masked, real))
+        return tokens
 
     def loss(self, outputs: dict[str, MaskedTokens], batch: Batch, model: Trained) -> dict[str, Tensor]:
-        return {
-            self.options.name if len(outputs) == 1 else f"{self.options.name}:{key}": self._loss(tokens)
-            for key, tokens in outputs.items()
-        }
+        mask_name = _mask_name(outputs)
+        by_name = {}
+        for key, tokens in outputs.items():
+            name = self.options.name if len(outputs) == 1 else f"{self.options.name}:{key}"
+            by_name[name] = self._loss(tokens, batch.masks[key][mask_name].masked_of_real)
+        return by_name
 
-    def _loss(self, tokens: MaskedTokens) -> Tensor:
-        keys, targets, count = tokens.keys, tokens.is_target.nonzero().squeeze(1), None
+    def _loss(self, tokens: MaskedTokens, targets: Tensor) -> Tensor:
+        """Loss of one modality.
+
+        Args:
+            targets: (M,) int64, the key of each query.
+        """
+        keys = tokens.keys
+        count = None
         if self.options.keys == "global":
-            keys, first = parallel.gather_ragged(keys)
-            targets = targets + first
-            count = sum(parallel.gather_objects(len(tokens.queries))) / parallel.world_size() or 1
-        scale, label_smoothing = self.options.scale, self.options.label_smoothing
-        return losses.denoising(tokens.queries, keys, targets, scale, label_smoothing, count)
+            keys, first_key = parallel.gather_ragged(keys)
+            targets = targets + first_key
+            # The mean over all processes of their losses is then the mean over all queries.
+            count = sum(parallel.gather_numbers(len(tokens.queries))) / parallel.world_size() or 1.0
+        return losses.denoising(
+            queries=tokens.queries,
+            keys=keys,
+            targets=targets,
+            scale=self.options.scale,
+            label_smoothing=self.options.label_smoothing,
+            count=count,
+        )
+
+
+def _mask_name(modalities: Collection[str]) -> Literal["unimodal", "joint"]:
+    """Name of the student's pass, and of its masks."""
+    return "joint" if len(modalities) > 1 else "unimodal"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.data.batch import Batch
+from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.detections import IGNORED, read_mask
 from onepeace.heads import Detection as DetectionHead
@@ -42,23 +43,20 @@ class Events(Supervised[SupervisedOptions]):
 
     def outputs(self, passes: Passes) -> Tensor:
         """Logits (N, C) of all frames of all items, without padding."""
-        logits, key = super().outputs(passes), passes.model.config.heads[self.options.head]["on"]
-        lengths = passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).to(logits.device)
-        return logits[torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)]
+        key = passes.model.config.heads[self.options.head]["on"]
+        return super().outputs(passes).flatten(0, 1)[passes.batch.real[key]]
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         key = model.config.heads[self.options.head]["on"]
         adapter: Any = model.adapters[key]
-        lengths = adapter.token_lengths(batch.inputs[key]).cpu()
-        target = torch.cat(
-            [
-                self._frames(events, name, int(length), adapter.seconds_per_token)
-                for events, name, length in zip(batch.targets[self.target], batch.keys, lengths, strict=True)
-            ]
-        )
-        loss = F.binary_cross_entropy_with_logits(outputs.float(), target.to(outputs.device), reduction="none").sum(1)
-        share = (1 / lengths).repeat_interleave(lengths).to(outputs.device)
-        return {self.options.name: (loss * share).sum() / len(lengths)}
+        lengths = batch.lengths[key] - 1
+        frames = []
+        for events, name, length in zip(batch.targets[self.target], batch.keys, lengths.tolist(), strict=True):
+            frames.append(self._frames(events, name, length, adapter.seconds_per_token))
+        target = upload(torch.cat(frames), outputs.device)
+        loss = F.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none").sum(1)
+        share = torch.from_numpy(np.repeat(1 / lengths, lengths).astype(np.float32))
+        return {self.options.name: (loss * upload(share, outputs.device)).sum() / len(lengths)}
 
     def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:
         """Targets (L, C): 1 if a class sounds in the middle of a frame of ``seconds``."""
@@ -85,7 +83,7 @@ class Segmentation(Supervised[SupervisedOptions]):
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         size = tuple(batch.inputs[model.config.heads[self.options.head]["on"]]["pixels"].shape[-2:])
         masks = [self._mask(one, key, size) for one, key in zip(batch.targets[self.target], batch.keys, strict=True)]
-        target = torch.stack(masks).to(outputs.device)
+        target = upload(torch.stack(masks), outputs.device)
         logits = F.interpolate(outputs.float(), size, mode="bilinear", align_corners=False)
         known = (target != IGNORED).sum().clamp_min(1)
         return {self.options.name: F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known}
@@ -123,10 +121,10 @@ class Detection(Supervised[SupervisedOptions]):
         device = outputs["0"].device
         targets = []
         for boxes, labels, key in zip(batch.targets[BOXES], batch.targets[self.target], batch.keys, strict=True):
-            corners = torch.tensor(boxes, dtype=torch.float32, device=device).view(-1, 4)
-            numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long, device=device)
+            corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+            numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long)
             has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of the sides is learned
-            targets.append({"boxes": corners[has_area], "labels": numbers[has_area]})
+            targets.append({"boxes": upload(corners[has_area], device), "labels": upload(numbers[has_area], device)})
         head = expect(expect(model, Encoder).heads[self.options.head], DetectionHead)
         found = head.losses(outputs, targets)
         return {f"{self.options.name}/{name.removeprefix('loss_')}": loss for name, loss in found.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch
+from onepeace.device import upload
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train.passes import Passes
@@ -103,7 +104,8 @@ class Classification(Supervised[ClassificationOptions]):
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         labels = zip(batch.targets[self.target], batch.keys, strict=True)
-        target = torch.tensor([self.number_of(label, key) for label, key in labels], device=outputs.device)
+        numbers = torch.tensor([self.number_of(label, key) for label, key in labels])
+        target = upload(numbers, outputs.device)
         return {self.options.name: losses.classification(outputs, target, self.options.label_smoothing)}
 
 
@@ -118,7 +120,7 @@ class MultiLabel(Supervised[SupervisedOptions]):
             for label in labels:
                 self.number_of(label, key)
         scores = multi_hot([dict.fromkeys(labels, 1.0) for labels in batch.targets[self.target]], self.number)
-        return {self.options.name: losses.multilabel(outputs, scores.to(outputs.device))}
+        return {self.options.name: losses.multilabel(outputs, upload(scores, outputs.device))}
 
 
 class Answers(Supervised[SupervisedOptions]):
@@ -130,7 +132,7 @@ class Answers(Supervised[SupervisedOptions]):
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         scores = multi_hot(batch.targets[self.target], self.number)
-        return {self.options.name: losses.multilabel(outputs, scores.to(outputs.device))}
+        return {self.options.name: losses.multilabel(outputs, upload(scores, outputs.device))}
 
 
 class Choice(Supervised[SupervisedOptions]):
@@ -158,7 +160,8 @@ class Choice(Supervised[SupervisedOptions]):
         for choice, key in zip(batch.targets[self.target], batch.keys, strict=True):
             if not 0 <= choice < batch.rows:
                 raise UserError(f"{key}: choice {choice} is not the number of one of {batch.rows} candidates")
-        return {self.options.name: losses.hinge(scores, torch.tensor(batch.targets[self.target], device=scores.device))}
+        choices = upload(torch.tensor(batch.targets[self.target]), scores.device)
+        return {self.options.name: losses.hinge(scores, choices)}
 
 
 class Box(Supervised[SupervisedOptions]):
@@ -171,5 +174,5 @@ class Box(Supervised[SupervisedOptions]):
     follows_pixels = True
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
-        boxes = torch.tensor(batch.targets[self.target], dtype=torch.float32, device=outputs.device)
-        return {self.options.name: losses.box(outputs, boxes)}
+        boxes = torch.tensor(batch.targets[self.target], dtype=torch.float32)
+        return {self.options.name: losses.box(outputs, upload(boxes, outputs.device))}

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch, Inputs
+from onepeace.device import upload
 from onepeace.errors import UserError, expect, need
 from onepeace.model import INITIAL_SCALE, Encoder, Trained
 from onepeace.train import parallel
@@ -64,8 +64,9 @@ class Names(Term[NamesOptions]):
         scores, _ = parallel.gather_ragged(own)
         likeliest = scores.amax(0) if len(scores) else scores.new_zeros(scores.shape[1])
         chosen = likeliest.topk(min(self.options.names, len(likeliest))).indices
-        names = self.names[int(torch.randint(len(self.names), ()))]
-        inputs = model.adapters["text"].take({key: x.to(chosen.device) for key, x in names.items()}, chosen)
+        template = self.names[self.step % len(self.names)]
+        # Which names are the longest is known on the device alone, so their padding stays.
+        inputs = {name: upload(tensor, chosen.device)[chosen] for name, tensor in template.items()}
         encoder = expect(model, Encoder)
         texts = encoder.embed("text", encoder.encode(encoder.stems({"text": inputs}))["text"])
         scale = INITIAL_SCALE if model.logit_scale is None else model.logit_scale.exp()
