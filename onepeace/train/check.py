@@ -9,6 +9,7 @@ from onepeace.data.masking import Unit
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture
 from onepeace.processors import PROCESSORS
+from onepeace.train.loggers import check_loggers
 from onepeace.train.recipe import Recipe
 from onepeace.train.term_options import TermContext, sources_of
 from onepeace.train.terms.known import TERMS
@@ -18,6 +19,7 @@ def check(recipe: Recipe, config: Config) -> None:
     """UserError for options that would fail later or have no effect."""
     if recipe.lora is not None:
         need("peft", "lora")
+    check_loggers(recipe.run.loggers)
     _check_modalities(recipe, config)
     _check_masks(recipe)
     _check_terms(recipe, config)

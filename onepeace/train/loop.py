@@ -13,7 +13,7 @@ from onepeace.data.steps import loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
 from onepeace.train.averages import Averages
-from onepeace.train.log import Log
+from onepeace.train.log import open_log
 from onepeace.train.optim import learning_rate
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate, Run
@@ -52,7 +52,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     """Take the remaining steps; returns the number of the last one."""
     options = run.recipe.run
     total = run.recipe.schedule.steps
-    journal = Log(run.out, run.start, total, options.tensorboard) if parallel.rank() == 0 else None
+    journal = open_log(run.recipe, run.start) if parallel.rank() == 0 else None
     averages = Averages()
     unusable = UnusableSteps(run.recipe)
     processes = parallel.AnyProcess()

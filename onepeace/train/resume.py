@@ -27,7 +27,7 @@ MAY_CHANGE = frozenset(
         "run.save_minutes",
         "run.keep",
         "run.workers",
-        "run.tensorboard",
+        "run.loggers",
         "run.parallel",
         "run.shard",
         "run.keep_gathered",

@@ -231,8 +231,8 @@ class RunConfig:
     """Whether to compile the blocks with torch.compile, where it pays (`onepeace.compiling`)."""
     max_bad_steps: Natural = 3
     """Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
-    tensorboard: bool = False
-    """Whether to write the log for tensorboard too."""
+    loggers: tuple[str, ...] = ()
+    """Where the log is written as well: tensorboard (extra ``track``), wandb, mlflow (extras of these names)."""
 
 
 @dataclass(frozen=True)

@@ -223,18 +223,3 @@ def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_
         loop.train(recipe(root, tmp_path / "stopped", steps=9, run={**RUN, "save_every": 2, "max_bad_steps": 0}))
     assert all(key in str(caught.value) for key in keys[2])
     assert checkpoint.newest(tmp_path / "stopped").step == 2
-
-
-def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = {**RUN, "save_every": 2, "tensorboard": True}
-    loop.train(recipe(root, tmp_path, steps=5, run=run), stop_at=3)
-    loop.train(recipe(root, tmp_path, steps=5, run=run))
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    lines = read_log(tmp_path / "log.jsonl")
-    for name in ("loss", "contrastive/text+image"):
-        found = [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
-        assert found == [(line["step"], line[name]) for line in lines]
