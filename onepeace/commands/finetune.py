@@ -7,11 +7,12 @@ from onepeace.commands import files, options
 
 EXAMPLES = """\
 SOURCE is a folder of pictures or sounds, each with a caption in a .txt file beside it (a.jpg, a.txt); a folder with one
-subfolder per class; or a .csv, .tsv or .jsonl with some of the columns image, audio, text, label. A fifth of the items,
-at most about 1,000, is held out to evaluate the model before and after; near copies (frames of a video, cuts of a
-recording, a burst of photographs) are held out together or not at all. FOLDER/model is the new model. Its weights are
-averaged with the old ones, by the share that is best on a validation set (a fifth of the rest); FOLDER/report.html
-reports the improvement. Run the same command again to resume an interrupted fine-tuning.
+subfolder per class; a .csv, .tsv, .jsonl or .parquet with some of the columns image, audio, text, label; or a data set
+folder of datasets (Hugging Face) with such columns. A fifth of the items, at most about 1,000, is held out to evaluate
+the model before and after; near copies (frames of a video, cuts of a recording, a burst of photographs) are held out
+together or not at all. FOLDER/model is the new model. Its weights are averaged with the old ones, by the share that is
+best on a validation set (a fifth of the rest); FOLDER/report.html reports the improvement. Run the same command again
+to resume an interrupted fine-tuning.
 
   onepeace finetune holidays/captions.csv -o runs/holidays
   onepeace finetune sounds_by_class -o runs/sounds schedule.steps=300
@@ -22,9 +23,10 @@ exit code: 0, 1 when nothing can be learned, 2 for wrong usage"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder or a table")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder, a table or a data set")
     parser.add_argument("overrides", nargs="*", default=[], metavar="a.b=value", help="override fields of the recipe")
     options.add_output(parser, "FOLDER", "output folder; an interrupted run in it is resumed unless --force is given")
+    options.add_table(parser)
     parser.add_argument("--model", default="tiny", metavar="NAME", help="initial model (tiny)")
     text = "hold out files together if their paths match this with the same text, instead of near copies"
     parser.add_argument("--group", metavar="REGEX", help=text)
@@ -39,7 +41,15 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.finetune.split import read_parts
 
     tuning = FineTuning(
-        args.source, args.output, args.model, tuple(args.overrides), args.group, args.compare, files.say
+        source=args.source,
+        out=args.output,
+        model=args.model,
+        overrides=tuple(args.overrides),
+        group=args.group,
+        compare=args.compare,
+        columns=dict(args.column),
+        split=args.split,
+        say=files.say,
     )
     try:
         results = tuning.run(args.force)

@@ -80,5 +80,21 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None
     parser.add_argument("--force", action="store_true", help=f"overwrite {metavar} if it exists")
 
 
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """Add --column and --split, which say what is read of a table or data set."""
+    text = "name of a column that is called differently: image=img, audio=..., text=sentence, label=... (repeatable)"
+    parser.add_argument("--column", type=_column, action="append", default=[], metavar="CONTENT=NAME", help=text)
+    text = "split of a data set that has several: train, validation, test"
+    parser.add_argument("--split", metavar="NAME", help=text)
+
+
+def _column(text: str) -> tuple[str, str]:
+    """The content of a column and its name."""
+    content, equals, name = text.partition("=")
+    if not (content and equals and name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not CONTENT=NAME, such as text=sentence")
+    return content, name
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")

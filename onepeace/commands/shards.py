@@ -1,4 +1,4 @@
-"""`onepeace shards`: webdataset shards for training, from a public dataset, a table or a folder of files."""
+"""`onepeace shards`: webdataset shards for training, from a public dataset, or your table, data set or folder."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.commands import files
+from onepeace.commands import files, options
 from onepeace.commands.options import positive
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
@@ -23,12 +23,16 @@ EXAMPLES = """\
 SOURCE is one of
   a .csv, .tsv or .jsonl   with some of the columns image, audio, text (or caption, captions) and label; paths are
                            relative to its folder; in a .jsonl a caption may be a list of captions
+  a .parquet or a folder   the same columns; a picture or sound is a path, bytes, or {bytes, path} as datasets (Hugging
+  of datasets              Face) stores it, and the folder is one of .parquet files, or what save_to_disk wrote (extra
+                           `parquet`)
   a folder                 a.jpg, a.wav or both, with a.txt beside it, one caption per line; if no file has a .txt, the
                            name of its folder is its label
   a public dataset         with --layout NAME; -o is the folder for train/ and val/. Older shards are overwritten
 
   onepeace shards captions.csv -o shards/pairs
   onepeace shards pictures_by_class -o shards/animals
+  onepeace shards downloads/common_voice --split train --column text=sentence -o shards/voice
   onepeace shards --layout coco --help
   onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
 
@@ -66,13 +70,14 @@ def _add_layouts(path: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="table or folder")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="table, data set or folder")
     parser.add_argument("overrides", nargs="*", default=[], metavar="option=value", help="options of the layout")
     parser.set_defaults(kept="nothing was written; older shards are unchanged")
     text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help=text)
     parser.add_argument("--force", action="store_true", help="overwrite older shards of the same name")
     text = "Python file that adds layouts (see recipes/own_layouts.py); must precede --layout"
+    options.add_table(parser)
     parser.add_argument("--layouts", type=_add_layouts, metavar="FILE.py", help=text)
     text = "SOURCE is a downloaded public dataset (see data/README.md)"
     parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.source}: no such file or folder")
     if args.overrides and args.layout is None:
         raise UsageError(f"{args.overrides[0]}: one SOURCE at a time; option=value needs --layout NAME")
+    if args.layout is not None and (args.column or args.split):
+        raise UsageError("--column and --split are for tables and data sets of yours; leave them out with --layout")
     return _write_own(args) if args.layout is None else _write_layout(args)
 
 
@@ -121,14 +128,14 @@ def _write_layout(args: argparse.Namespace) -> int:
 
 def _write_own(args: argparse.Namespace) -> int:
     from onepeace.data.shard_writer import new_shards, older_shards
-    from onepeace.datasets.pairs import from_folder, from_table
+    from onepeace.datasets.pairs import from_source
 
     folder, prefix = args.output.parent, args.output.name
     if args.output.is_dir():
         raise UsageError(f"{args.output}: is a folder; add the shards' prefix: {args.output / 'pairs'}")
     if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
-    records = from_folder(args.source) if args.source.is_dir() else from_table(args.source)
+    records = from_source(args.source, dict(args.column), args.split)
     if not args.force and (older := older_shards(folder, prefix)):
         raise UsageError(f"{older[0]} already exists; choose another name, or overwrite it with --force")
     with new_shards(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE) as writer:

@@ -1,19 +1,25 @@
-"""Samples of users: the rows of a table or the files of a folder, checked without decoding a file."""
+"""Samples of users: the rows of a table or data set, or the files of a folder, checked without decoding a file."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onepeace.datasets.layout import Record, Skipped
-from onepeace.datasets.tables import BadRow, read_table
-from onepeace.errors import UserError
+from onepeace.datasets.arrow import data_files, is_arrow, read_arrow
+from onepeace.datasets.embedded import EmbeddedFile, embedded_file
+from onepeace.datasets.layout import Record, Skipped, skipped
+from onepeace.datasets.reading import plain_name
+from onepeace.datasets.tables import BadRow, Row, read_table
+from onepeace.errors import UsageError, UserError
 from onepeace.files import source
 from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
 
-COLUMNS = {"text": ("text", "caption", "captions")}
-"""Possible names of a column, by its content; the first that is filled is used."""
+CAPTIONS = ("text", "caption", "captions")
+"""Possible names of the column of captions; the first that is filled is used."""
+
+ColumnNames = Mapping[str, Sequence[str]]
+"""Possible names of each column by its content: a modality of files, "text" or "label"."""
 
 
 def media() -> list[str]:
@@ -21,34 +27,85 @@ def media() -> list[str]:
     return [key for key in guessed() if key != "text"]
 
 
-def from_table(path: Path) -> Iterator[Record | Skipped]:
-    """A sample, or a `Skipped` with the reason, for each row of a .csv, .tsv or .jsonl file.
-
-    Columns are image, audio, text (or as in `COLUMNS`) and label; empty cells are ignored. Paths in the table are
-    relative to its folder. The caption in a .jsonl is one text or a list.
+def column_names(columns: Mapping[str, str]) -> ColumnNames:
+    """The names of the columns, given those that are called differently in a table, such as {"text": "sentence"}.
 
     Raises:
-        UserError: the table cannot be read, has no row, or no column of files.
+        UsageError: there is no such column.
     """
+    names: dict[str, Sequence[str]] = {**{key: (key,) for key in media()}, "text": CAPTIONS, "label": ("label",)}
+    for key, name in columns.items():
+        if key not in names:
+            raise UsageError(f"--column {key}={name}: {key} is no content of a column; known: {', '.join(names)}")
+        names[key] = (name,)
+    return names
+
+
+def from_source(
+    path: Path, columns: Mapping[str, str] | None = None, split: str | None = None
+) -> Iterator[Record | Skipped]:
+    """A sample, or a `Skipped` with the reason, for each row of a table or data set, or for the files of a folder.
+
+    Columns are image, audio, text (or as in `CAPTIONS`) and label; empty cells are ignored. Paths are relative to the
+    folder of the table. The caption in a .jsonl, Parquet or Arrow file is one text or a list.
+
+    Args:
+        columns: names of columns that are called differently, by their content.
+        split: name of the split of a data set that has several (arrow.py).
+
+    Raises:
+        UserError: the source cannot be read, has no row, or no column of files.
+    """
+    names = column_names(columns or {})
+    if is_arrow(path):
+        return _from_arrow(path, names, split)
+    if split is not None:
+        raise UsageError(f"{path}: is no data set with splits; leave out --split")
+    if not path.is_dir():
+        return _from_table(path, names)
+    if columns:
+        raise UsageError(f"{path}: a folder of files has no columns; leave out --column")
+    return from_folder(path)
+
+
+def _from_table(path: Path, names: ColumnNames) -> Iterator[Record | Skipped]:
     checked = path.suffix.lower() == ".jsonl"  # each row of a .jsonl has its own columns
-    empty = True
+    has_rows = False
     for row in read_table(path):
-        empty = False
-        where = f"{path} line {row.line}"
-        if isinstance(row, BadRow):
-            yield Skipped(where, row.reason)
-            continue
-        if not checked:
-            _check_columns(path, list(row.cells))
+        has_rows = True
+        if not checked and isinstance(row, Row):
+            _check_columns(path, list(row.cells), names)
             checked = True
-        result: Record | Skipped
-        try:
-            result = _record(row.cells, path.parent, where, f"{path.name} line {row.line}")
-        except UserError as error:
-            result = Skipped(where, str(error))
-        yield result
-    if empty:
+        yield _sample(row, path, "line", names)
+    if not has_rows:
         raise UserError(f"{path}: has no rows")
+
+
+def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[Record | Skipped]:
+    has_rows = False
+    for file in data_files(path, split):
+
+        def choose(columns: Sequence[str], file: Path = file) -> list[str]:
+            _check_columns(file, columns, names)
+            wanted = {name.lower() for several in names.values() for name in several}
+            return [column for column in columns if column.lower() in wanted]
+
+        for row in read_arrow(file, choose):
+            has_rows = True
+            yield _sample(row, file, "row", names)
+    if not has_rows:
+        raise UserError(f"{path}: has no rows")
+
+
+def _sample(row: Row | BadRow, file: Path, unit: str, names: ColumnNames) -> Record | Skipped:
+    """The sample of a row, whose number counts lines or rows of the file."""
+    where = f"{file} {unit} {row.line}"
+    if isinstance(row, BadRow):
+        return Skipped(where, row.reason)
+    try:
+        return _record(row.cells, file.parent, where, f"{file.name} {unit} {row.line}", names)
+    except UserError as error:
+        return skipped(where, error)
 
 
 def from_folder(folder: Path) -> Iterator[Record | Skipped]:
@@ -84,26 +141,38 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
         yield result
 
 
-def _check_columns(path: Path, known: Sequence[str]) -> None:
-    if not {name.lower() for name in known}.intersection(media()):
+def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> None:
+    """Raise UserError if a table has no column of files, or lacks one that is named by an option."""
+    lower = {name.lower() for name in columns}
+    files = [name for key in media() for name in names[key]]
+    if lower.isdisjoint(name.lower() for name in files):
         raise UserError(
-            f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; rename the one that holds the files"
+            f"{path}: no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
+            f"files, or name it with --column {media()[0]}=NAME"
         )
+    for key, several in names.items():
+        (name, *others) = several
+        if name != key and not others and name.lower() not in lower:
+            raise UserError(f"{path}: no column {name!r}; it has {', '.join(columns)}")
 
 
-def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str) -> Record:
+def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str, names: ColumnNames) -> Record:
     """The sample of a row; `UserError` if the row is invalid."""
     cells = {name.lower(): value for name, value in cells.items()} | dict(cells)
 
     def cell(key: str) -> tuple[str, Any]:
-        filled = [name for name in COLUMNS.get(key, (key,)) if cells.get(name) not in (None, "", [])]
-        return (filled[0], cells[filled[0]]) if filled else ("", None)
+        """Name and value of the first column that is filled."""
+        for name in names[key]:
+            for spelling in (name, name.lower()):
+                if cells.get(spelling) not in (None, "", []):
+                    return spelling, cells[spelling]
+        return "", None
 
     files = {}
     for key in media():
         name, value = cell(key)
         if value is not None:
-            files[key] = _file(key, name, value, folder)
+            files[key] = _file(key, name, value, folder, where)
     if not files:
         raise UserError(f"has no {' and no '.join(media())}")
     captions = _captions(*cell("text"))
@@ -114,15 +183,22 @@ def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str
     return Record("", source_name, {**files, "text": captions}, targets, where=where)
 
 
-def _file(modality: str, column: str, value: Any, folder: Path) -> Path:
-    if not isinstance(value, str):
+def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> Path | EmbeddedFile:
+    """The file of a cell: a path, bytes, or both as {"bytes", "path"}, the form of datasets."""
+    content, path = value, None
+    if isinstance(value, Mapping) and value.keys() >= {"bytes", "path"}:
+        content = value["path"] if value["bytes"] is None else value["bytes"]
+        path = value["path"]
+    if isinstance(content, bytes):
+        return embedded_file(content, modality, where, path or plain_name(Path(where).name))
+    if not isinstance(content, str):
         raise UserError(f"{column} is {value!r:.60}, not a path")
-    if source.scheme(value):
-        raise UserError(f"{source.describe(value)}: is an address; download it and give the path")
-    path = source.local_path(folder / value)
-    if path.suffix.lower() not in PROCESSORS[modality].suffixes:
-        raise UserError(f"{path}: unknown file extension {path.suffix!r} for {modality}")
-    return path
+    if source.scheme(content):
+        raise UserError(f"{source.describe(content)}: is an address; download it and give the path")
+    file = source.local_path(folder / content)
+    if file.suffix.lower() not in PROCESSORS[modality].suffixes:
+        raise UserError(f"{file}: unknown file extension {file.suffix!r} for {modality}")
+    return file
 
 
 def _captions(column: str, value: Any) -> list[str]:

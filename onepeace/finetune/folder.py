@@ -10,7 +10,7 @@ from typing import Any
 from onepeace.errors import UsageError
 
 ABOUT = "finetune.json"
-FIELDS = ("source", "model", "set", "group", "compare")
+FIELDS = ("source", "columns", "split", "model", "set", "group", "compare")
 """Fields of `ABOUT`, which say of what the fine-tuning is."""
 WRITTEN = """
 /finetune.json

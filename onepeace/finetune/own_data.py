@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from onepeace.datasets.embedded import EmbeddedFile, Unpacked
 from onepeace.datasets.layout import Record, Skipped, skipped
-from onepeace.datasets.pairs import from_folder, from_table, media
+from onepeace.datasets.pairs import from_source, media
 from onepeace.embed.stream import decode_ahead
 from onepeace.errors import UsageError, UserError
 from onepeace.processors import PROCESSORS
@@ -27,6 +28,8 @@ class OwnData:
     records: dict[tuple[str, ...], list[Record]]
     """Samples by modalities, such as ("image", "text"); a class name counts as text."""
     left_out: list[Skipped]
+    unpacked: Path | None = None
+    """Folder of the files, if they lay in the cells of a table."""
 
     @property
     def count(self) -> int:
@@ -55,24 +58,33 @@ def plural(keys: Sequence[str], captions: bool = True) -> str:
     return f"{first}{' with ' * bool(others)}{' and '.join(others)}"
 
 
-def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
-    """Read a table (.csv, .tsv, .jsonl: columns image, audio, text, label), or a folder: pictures and sounds with
-    captions in .txt files next to them, or one folder for each class.
+def read_own_data(
+    path: Path,
+    modalities: Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    unpacked: Path | None = None,
+) -> OwnData:
+    """Read a table or data set (columns image, audio, text, label), or a folder: pictures and sounds with captions in
+    .txt files next to them, or one folder for each class.
 
     Every file is decoded once; what fails is left out and named with its file and line.
 
     Args:
         modalities: those of the model.
+        columns, split: see `from_source`.
+        unpacked: empty folder into which files are written that lie in cells; needed if there are such.
 
     Raises:
         UserError: there is nothing, or too little to learn from; the message says how much is needed.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    records: Iterable[Record | Skipped] = from_folder(path) if path.is_dir() else from_table(path)
+    unpack = None if unpacked is None else Unpacked(unpacked)
     grouped: dict[tuple[str, ...], list[Record]] = {}
     left_out: list[Skipped] = []
-    for _, record, failure in decode_ahead(records, _check, ahead=AHEAD):
+    for _, record, failure in decode_ahead(from_source(path, columns, split), _check, ahead=AHEAD):
         if isinstance(record, Skipped):
             left_out.append(record)
             continue
@@ -87,10 +99,21 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
         if len(keys) < 2:
             left_out.append(Skipped(record.name, f"has {keys[0]} alone: no caption, no label, no partner"))
             continue
+        if unpack is not None:
+            _unpack(record, unpack)
         grouped.setdefault(keys, []).append(record)
-    data = _without_contradictions(OwnData({keys: _merged(records) for keys, records in grouped.items()}, left_out))
+    merged = {keys: _merged(records) for keys, records in grouped.items()}
+    data = _without_contradictions(OwnData(merged, left_out, unpacked))
     check_enough(path, data)
     return data
+
+
+def _unpack(record: Record, unpack: Unpacked) -> None:
+    """Replace the files that a record holds by their paths."""
+    for key in media():
+        file = record.inputs.get(key)
+        if isinstance(file, EmbeddedFile):
+            record.inputs[key] = unpack.write(file)
 
 
 def _merged(records: Sequence[Record]) -> list[Record]:
@@ -120,7 +143,7 @@ def _without_contradictions(data: OwnData) -> OwnData:
             else:
                 names = " and ".join(map(repr, sorted(labels[several])))
                 left_out.append(Skipped(record.name, f"{several.name} has the labels {names}"))
-    return OwnData(dict(kept), left_out)
+    return OwnData(dict(kept), left_out, data.unpacked)
 
 
 def _check(record: Record | Skipped) -> None:

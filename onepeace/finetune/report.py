@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onepeace.config import to_yaml
 from onepeace.data.sample import Sample
+from onepeace.datasets.arrow import is_arrow
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
 from onepeace.finetune.average import Average
@@ -131,7 +132,9 @@ def best(results: Sequence[Result]) -> Result:
 
 
 def commands_to_try(result: Result, source: Path, parts: SplitSummary) -> list[str]:
-    """Commands that use the new model on the user's own files."""
+    """Commands that use the new model on the user's own files; none if they lie in the cells of a data set."""
+    if is_arrow(source):
+        return []
     model = shlex.quote(str(result.folder / "model"))
     folder = shlex.quote(str(source if source.is_dir() else source.parent))
     text = shlex.quote(parts.labels[0] if parts.labels else "a dog")

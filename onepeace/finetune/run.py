@@ -1,17 +1,21 @@
 """Fine-tuning on a user's data, from reading it to the report. Finished stages are kept: the same call resumes."""
 
+import dataclasses
 import json
 import logging
 import os
 import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onepeace.config import build, to_plain
+from onepeace.datasets.arrow import is_arrow
 from onepeace.device import available_memory, choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError, need
@@ -60,6 +64,8 @@ class FineTuning:
         group: regular expression for the common part of the paths of files that belong together (split.py).
         compare: train in each of `WAYS`, on the same parts of the data.
         say: called with a line for the user at each stage.
+        columns: names of columns that are called differently, by their content, such as {"text": "sentence"}.
+        split: split of a data set that has several.
     """
 
     source: Path
@@ -69,6 +75,8 @@ class FineTuning:
     group: str | None = None
     compare: bool = False
     say: Callable[[str], None] = log.warning
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: str | None = None
 
     @property
     def data(self) -> Path:
@@ -85,7 +93,8 @@ class FineTuning:
         Raises:
             UserError: nothing can be learned from the data; the folder has another fine-tuning in it.
         """
-        parts, recipes = self._begun(overwrite)
+        with self._unpacked() as unpacked:
+            parts, recipes = self._begun(overwrite, unpacked)
         self._say_plan(parts, recipes, *self._answered(self.out / BEFORE, self.start, parts, {}))
         results = [self._result(way, recipe, parts) for way, recipe in recipes.items()]
         for result in results:
@@ -106,7 +115,17 @@ class FineTuning:
         before, after = (figures.read_answers(path) for path in (self.out / BEFORE, folder / AFTER))
         return Result(way, folder, recipe, average, seconds, before, after)
 
-    def _begun(self, overwrite: bool) -> tuple[SplitSummary, dict[str, Recipe]]:
+    @contextmanager
+    def _unpacked(self) -> Iterator[Path | None]:
+        """A temporary folder beside the output for files that lie in cells; None if the source has no such cells."""
+        if not is_arrow(self.source):
+            yield None
+            return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.out.parent, prefix=f".{self.out.name}-") as folder:
+            yield Path(folder)
+
+    def _begun(self, overwrite: bool, unpacked: Path | None) -> tuple[SplitSummary, dict[str, Recipe]]:
         """Prepare the folder; returns the parts of the data, and the recipe of each way.
 
         The folder is cleared and written only after data and recipes have been read and checked.
@@ -115,13 +134,15 @@ class FineTuning:
             need("peft", "lora")
         modalities = list(read_config(self.start).model.adapters)
         about = {
-            "source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides),
+            "source": os.path.abspath(self.source), "columns": dict(self.columns), "split": self.split,
+            "model": fingerprint(self.start), "set": list(self.overrides),
             "group": self.group, "compare": self.compare,
         }  # fmt: skip
         self._refuse_another(about, overwrite)
         data = None
         if overwrite or not (self.data / PARTS).exists():
-            data, parts = divide(read_own_data(self.source, modalities), self.source, self.group)
+            data = read_own_data(self.source, modalities, columns=self.columns, split=self.split, unpacked=unpacked)
+            data, parts = divide(data, self.source, self.group)
             self.say(f"{self.source}: {parts.found}{_left_out(parts)}")
             self.say(parts.described())
         else:
@@ -266,6 +287,10 @@ def _described(field: str, other: Mapping[str, Any], about: Mapping[str, Any]) -
     """How the fine-tuning in a folder differs in a field of finetune.json from the one that is asked for."""
     if field == "source":
         return f"the SOURCE {other['source']}"
+    if field == "columns":
+        return " ".join(f"--column {key}={name}" for key, name in other["columns"].items()) or "no --column"
+    if field == "split":
+        return f"--split {other['split']}" if other["split"] else "no --split"
     if field == "model":
         return f"--model {other.get('name')} ({other['model']}, not {about['model']})"
     if field == "set":

@@ -56,7 +56,7 @@ def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
         UserError: not a regular expression, or one that matches no path.
     """
     records = [record for own in data.records.values() for record in own]
-    top = source if source.is_dir() else source.parent
+    top = data.unpacked or (source if source.is_dir() else source.parent)
     shown = [[os.path.relpath(path, top) for path in media_of(record)] for record in records]
     pairs = _sharing(shown)
     if pattern is not None:

@@ -138,6 +138,32 @@ def test_pairs_in_a_table(model, table, tmp_path, capsys):
     assert onepeace.load(out / "model").encode_text(["a red square"]).shape == (1, 16)
 
 
+def test_pairs_in_the_cells_of_a_data_set(model, tmp_path, capsys):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(8)
+    rows = []
+    for i in range(12):
+        for name in FEW:
+            picture = {"bytes": square(COLOURS[name], rng), "path": f"{name}/{i}.png"}
+            rows.append({"image": picture, "sentence": f"a {name} square {i}"})
+    rows.append({"image": {"bytes": b"\x89PNG nothing", "path": "broken.png"}, "sentence": "a broken file"})
+    data, out = tmp_path / "data", tmp_path / "runs/out"
+    data.mkdir()
+    parquet.write_table(arrow.Table.from_pylist(rows), data / "train-00000-of-00001.parquet")
+    parquet.write_table(arrow.Table.from_pylist(rows[:1]), data / "test-00000-of-00001.parquet")
+    call = (data, "-o", out, "--model", model, "--split", "train", *QUICK, "schedule.steps=2", "--group", "(.*)/")
+    assert finetune(*call, "--column", "text=sentence") == 0
+    text, err = capsys.readouterr()
+    assert "train-00000-of-00001.parquet row 49: " in err
+    assert "1 left out" in err
+    assert "try it" not in text
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    parts = split.read_parts(out / "data")
+    assert (parts.groups, sum(parts.counts.values())) == (4, 48)
+    assert finetune(*call, "--column", "text=caption") == 2
+    assert "holds a fine-tuning with --column text=sentence" in capsys.readouterr().err
+
+
 def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model, classes, tmp_path, capsys):
     out = tmp_path / "out"
     assert finetune(classes, "-o", out, "--model", model, *QUICK, "schedule.steps=60") == 0

@@ -1,0 +1,189 @@
+"""Rows of Parquet files, and of data set folders of the library datasets (Hugging Face), a batch at a time.
+
+A data set folder is what `Dataset.save_to_disk` writes (state.json and .arrow files), what `DatasetDict.save_to_disk`
+writes (a folder for each split), or a folder of .parquet files, such as a data set repository on the Hub.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from onepeace.datasets.tables import BadRow, Row
+from onepeace.errors import UserError, need, one_line
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUFFIXES = (".parquet", ".arrow")
+STATE, SPLITS = "state.json", "dataset_dict.json"
+"""Files of a saved data set, and of a saved dictionary of splits."""
+PARQUET_PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+"""Where a repository has its files: beside the README, in data/, or in CONFIGURATION/SPLIT/."""
+BATCH_ROWS = 32
+"""Rows of a Parquet file in memory at once."""
+BUFFER_BYTES = 1 << 20
+"""Bytes read at once; by default, pyarrow reads a column of a whole row group."""
+SPLIT_OF_WORD = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""Split of a Parquet file by a word of its path; the words are those that datasets looks for."""
+
+ChooseColumns = Callable[[Sequence[str]], Collection[str]]
+"""Returns the columns to read, given the names of all; UserError if one is missing."""
+
+
+def is_arrow(path: Path) -> bool:
+    """Whether a path is a Parquet or Arrow file, or a data set folder."""
+    if not path.is_dir():
+        return path.suffix.lower() in SUFFIXES
+    if (path / STATE).exists() or (path / SPLITS).exists():
+        return True
+    return any(next(path.glob(pattern), None) is not None for pattern in PARQUET_PATTERNS)
+
+
+def data_files(path: Path, split: str | None = None) -> list[Path]:
+    """The files of a data set, in order.
+
+    Args:
+        split: name of the split; needed if the data set has several.
+
+    Raises:
+        UserError: no such split, or none is named and there are several.
+    """
+    files_by_split = _files_by_split(path)
+    names = ", ".join(sorted(files_by_split))
+    if split is None:
+        if len(files_by_split) > 1:
+            raise UserError(f"{path}: has the splits {names}; choose one with --split")
+        return next(iter(files_by_split.values()))
+    if split not in files_by_split:
+        raise UserError(f"{path}: has no split {split!r}; {f'it has {names}' if names else 'leave out --split'}")
+    return files_by_split[split]
+
+
+def _files_by_split(path: Path) -> dict[str, list[Path]]:
+    """The files of each split; "" is the split of files that name none."""
+    if not path.is_dir():
+        return {"": [path]}
+    if (path / SPLITS).exists():
+        names = _read_json(path / SPLITS, "splits")
+        return {str(name): _saved_files(path / str(name)) for name in names}
+    if (path / STATE).exists():
+        return {"": _saved_files(path)}
+    files_by_split: dict[str, list[Path]] = defaultdict(list)
+    for pattern in PARQUET_PATTERNS:
+        for file in sorted(path.glob(pattern)):
+            files_by_split[_split_of(file.relative_to(path))].append(file)
+    return files_by_split
+
+
+def _split_of(path: Path) -> str:
+    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
+    return next((SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD), "")
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files of `Dataset.save_to_disk`; others beside them are caches of later transformations."""
+    entries = _read_json(folder / STATE, "_data_files")
+    return [folder / Path(str(entry["filename"])).name for entry in entries]
+
+
+def _read_json(path: Path, field: str) -> list[Any]:
+    """A list in a JSON file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))[field]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no list {field} can be read ({one_line(error)}); save the data set again") from error
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{path}: {field} is empty, so the data set has no rows")
+    return values
+
+
+def read_arrow(file: Path, choose_columns: ChooseColumns) -> Iterator[Row | BadRow]:
+    """Yield the rows of a Parquet file, or of an .arrow file of datasets, in order; ``line`` counts rows from 1.
+
+    Numbers of a ClassLabel are replaced by their names, and -1 (no label) by None. Where a part of the file is damaged,
+    one `BadRow` stands for the rest of its row group.
+
+    Raises:
+        UserError: the file cannot be opened, or pyarrow is not installed.
+    """
+    arrow = need("pyarrow", "parquet", str(file))
+    is_parquet = file.suffix.lower() == ".parquet"
+    with _opened(file, arrow, is_parquet) as reader:
+        schema = reader.schema_arrow if is_parquet else reader.schema
+        columns = list(choose_columns(schema.names))
+        class_names = _class_names(schema)
+        for group in _row_groups(reader, columns) if is_parquet else [RowGroup(0, None, iter(reader))]:
+            number = group.first
+            try:
+                for batch in group.batches:
+                    for index in range(batch.num_rows):
+                        number += 1
+                        yield _row(number, batch, index, columns, class_names)
+            except (arrow.ArrowException, OSError) as error:
+                last = "all that follow" if group.stop is None else f"all up to row {group.stop}"
+                yield BadRow(number + 1, f"this row and {last} cannot be read ({one_line(error)})")
+
+
+class RowGroup(NamedTuple):
+    """Consecutive rows of a file, which are damaged together."""
+
+    first: int
+    """Number of its first row, from 0."""
+    stop: int | None
+    """Number of the first row after it; None if unknown."""
+    batches: Iterable[Any]
+    """Its record batches."""
+
+
+def _row_groups(reader: Any, columns: Sequence[str]) -> Iterator[RowGroup]:
+    """The row groups of a Parquet file."""
+    first = 0
+    for number in range(reader.num_row_groups):
+        stop = first + reader.metadata.row_group(number).num_rows
+        batches = reader.iter_batches(batch_size=BATCH_ROWS, row_groups=[number], columns=columns)
+        yield RowGroup(first, stop, batches)
+        first = stop
+
+
+def _opened(file: Path, arrow: Any, is_parquet: bool) -> Any:
+    """A reader of a file, which is a context manager."""
+    try:
+        if is_parquet:
+            return need("pyarrow.parquet", "parquet").ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        return arrow.ipc.open_stream(arrow.memory_map(str(file)))
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
+
+
+def _row(
+    number: int, batch: Any, index: int, columns: Collection[str], class_names: Mapping[str, Sequence[str]]
+) -> Row | BadRow:
+    cells = {}
+    for name in columns:
+        try:
+            value = batch.column(name)[index].as_py()
+        except ValueError as error:  # text that is not UTF-8
+            return BadRow(number, f"{name} cannot be read ({one_line(error)})")
+        if name in class_names and value is not None:
+            known = class_names[name]
+            if not -1 <= value < len(known):
+                return BadRow(number, f"{name} is {value}, and the data set has {len(known)} classes")
+            value = known[value] if value >= 0 else None
+        cells[name] = value
+    return Row(number, cells)
+
+
+def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
+    """Names of the classes by column, which datasets stores in the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
