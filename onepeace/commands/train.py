@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 def kept_text(folder: str) -> str:
     """Sentence for the user about the checkpoint of a stopped run."""
-    from onepeace.train import checkpoint
+    from onepeace.train.checkpoint_files import folders, step_of
 
-    if saved := checkpoint.files(folder):
-        step = checkpoint.step_of(saved[-1])
+    if saved := folders(folder):
+        step = step_of(saved[-1])
         return f"the checkpoint of step {step} is kept; run the same command again to resume from it"
     return "no step was saved yet; run the same command again to start over"
 

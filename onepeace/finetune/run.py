@@ -33,7 +33,7 @@ from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
-from onepeace.train import checkpoint
+from onepeace.train import checkpoint_files
 from onepeace.train.folder import model_folder
 from onepeace.train.initial_weights import start_weights
 from onepeace.train.log import FILE as LOG
@@ -109,8 +109,8 @@ class FineTuning:
         average = Average(**json.loads((folder / AVERAGE).read_text(encoding="utf-8")))
         self.say(f"{way}{': ' * bool(way)}weights {average.described()}")
         self._answered(folder / AFTER, folder / "model", parts, heads)
-        for path in checkpoint.files(folder):  # nothing resumes from them any more
-            path.unlink()
+        for path in checkpoint_files.folders(folder):  # nothing resumes from them any more
+            checkpoint_files.remove(path)
         seconds = sum(line.get("seconds", 0.0) for line in read_log(folder / LOG))
         before, after = (figures.read_answers(path) for path in (self.out / BEFORE, folder / AFTER))
         return Result(way, folder, recipe, average, seconds, before, after)
@@ -318,8 +318,8 @@ def feature_seconds(recipe: Recipe, counts: Mapping[str, int], an_item: float) -
 def _seconds_left(recipe: Recipe, an_item: float) -> float:
     """Estimated seconds of the remaining training: from a few steps that are not saved, or if few are left, as long as
     embedding their items, at ``an_item`` seconds each."""
-    saved = checkpoint.files(recipe.run.out)
-    first = checkpoint.step_of(saved[-1]) if saved else 0
+    saved = checkpoint_files.folders(recipe.run.out)
+    first = checkpoint_files.step_of(saved[-1]) if saved else 0
     left = recipe.schedule.steps - first
     if left <= 2 * TRIED:
         return left * an_item * sum(recipe.batch_size(name) for name in recipe.data.modalities)

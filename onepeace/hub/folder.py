@@ -27,7 +27,7 @@ MODEL_FOLDER = "model folder"
 def read_config(folder: str | Path) -> Config:
     """Read the configuration of a model folder; UserError if it is missing or its architecture is unknown."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() and not put_back(folder):
         raise UserError(f"{folder}: no such model folder")
     path = folder / CONFIG
     if not path.is_file():

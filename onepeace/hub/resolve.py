@@ -10,7 +10,7 @@ from onepeace.errors import UserError
 from onepeace.files.cache import cache_folder
 from onepeace.files.sums import SUMS
 from onepeace.hub.download import fetch, from_hub
-from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, read_config
+from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, put_back, read_config
 from onepeace.hub.registry import RELEASED, find
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
@@ -36,7 +36,7 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     path = Path(text).expanduser()
     if text in BUNDLED_NAMES:
         return _complete(BUNDLED / text)
-    if text and path.is_dir():
+    if text and (path.is_dir() or put_back(path)):
         return _complete(path)
     if path.is_file():
         raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} -o OUT")

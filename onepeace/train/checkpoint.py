@@ -1,128 +1,269 @@
-"""Checkpoints: the state of a run in one safetensors file, written so that a crash never leaves a run without one.
+"""Checkpoints of a run by torch.distributed.checkpoint: each process writes its part while the training goes on.
 
-Tensors (model, optimizer, average) are the file's tensors, everything else is JSON in its header; nothing is pickled. A
-file gets its name when it is complete on the disk, and safetensors refuses one that is truncated later, so `newest` can
-fall back to the previous one. No random state is saved: the loop seeds each step by its number.
+`Checkpoints.save` copies the state to the CPU and returns; a thread writes the files. A run resumes with any number of
+processes, replicated or sharded. No random state is saved: the loop seeds each step by its number.
 """
 
-import json
 import logging
-import re
+import shutil
+import time
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from onepeace.data.reader import Cursor
 from onepeace.errors import UserError
-from onepeace.files.atomic import write_atomic
+from onepeace.train import parallel
+from onepeace.train.checkpoint_files import (
+    Header,
+    check_files,
+    folder_of,
+    folders,
+    read_header,
+    refuse_earlier_version,
+    step_of,
+    unfinished,
+)
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"step-(\d+)\.safetensors")
+SHARE = 0.02
+"""Share of a run's time that it may stand still for checkpoints by time."""
+TIMEOUT = timedelta(hours=1)
+"""Longest time that the slowest process writes after the fastest."""
 
 
-@dataclass
-class Checkpoint:
-    """State of a run after ``step`` updates."""
+@dataclass(frozen=True)
+class State:
+    """What a run changes in a step."""
 
-    step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    """A state_dict of torch.optim."""
-    ema: dict[str, Tensor]
-    """Averaged weights; empty if the run has none."""
-    recipe: str
-    """The resolved recipe as YAML."""
-    extra: dict[str, Any]
-    """Further state of the loop, as JSON."""
+    objective: nn.Module
+    """The model and the terms."""
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor]
+    """Averaged weights by parameter name; empty if the run has none."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors, not copied: "model", "ema" and "optimizer", by name of the parameter; the last with its field,
+        as ``head.weight.exp_avg``."""
+        optimizer = {}
+        for name, values in self._optimizer_state().items():
+            for field, value in values.items():
+                if isinstance(value, Tensor):
+                    optimizer[f"{name}.{field}"] = value
+        return {"model": dict(self.objective.state_dict()), "ema": dict(self.average), "optimizer": optimizer}
+
+    def numbers(self) -> dict[str, Any]:
+        """Numbers of the optimizer that are no tensors: of its groups, and of each parameter with a state, by name."""
+        return {
+            "groups": [_numbers_in(group) for group in self.optimizer.param_groups],
+            "state": {name: _numbers_in(values) for name, values in self._optimizer_state().items()},
+        }
+
+    def set_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """Set what `numbers` returned; parameters without a state get one, of the right shapes and any values."""
+        names = numbers["state"].keys()
+        if names != self._optimizer_state().keys():
+            for name, parameter in self.objective.named_parameters():
+                parameter.grad = torch.zeros_like(parameter) if name in names else None
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        for group, saved in zip(self.optimizer.param_groups, numbers["groups"], strict=True):
+            group.update(saved)
+        for name, values in self._optimizer_state().items():
+            values.update(numbers["state"][name])
+
+    def _optimizer_state(self) -> dict[str, dict[str, Any]]:
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.named_parameters()}
+        return {names[parameter]: values for parameter, values in self.optimizer.state.items()}
 
 
-def save(folder: Path, state: Checkpoint) -> Path:
-    """Write ``folder/step-N.safetensors``; the folder is created if missing.
+def _numbers_in(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if type(value) in (int, float)}
+
+
+def newest(out: Path) -> Path | None:
+    """The last whole checkpoint of a run, with a warning for each damaged one; None if there is none.
+
+    All processes must call it. Each compares the digests of a part of the files, and all get the same answer.
 
     Raises:
-        OSError: the disk is full or not writable; older files are untouched.
+        UserError: there are checkpoints of an earlier version only.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
-    tensors |= {f"ema/{name}": tensor for name, tensor in state.ema.items()}
-    for index, values in state.optimizer["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in values.items()}
-    header: dict[str, Any] = {"step": state.step, "recipe": state.recipe, "extra": state.extra}
-    header["optimizer_groups"] = state.optimizer["param_groups"]
-    metadata = {"format": "1", "onepeace": json.dumps(header)}
-    for unfinished in folder.glob(".step-*.tmp"):  # left behind by a killed process
-        unfinished.unlink()
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path = folder / f"step-{state.step:08d}.safetensors"
-    try:
-        with write_atomic(path) as temporary:
-            save_file(plain, temporary, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
-    return path
-
-
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint file; UserError if it is truncated or not a checkpoint."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["onepeace"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        fields = {name: header[name] for name in ("step", "recipe", "extra")}
-        groups = header["optimizer_groups"]
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a complete checkpoint ({error})") from error
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in _below(tensors, "optimizer/").items():
-        index, _, field = name.partition("/")
-        state.setdefault(int(index), {})[field] = tensor
-    return Checkpoint(
-        model=_below(tensors, "model/"),
-        optimizer={"state": state, "param_groups": groups},
-        ema=_below(tensors, "ema/"),
-        **fields,
-    )
-
-
-def newest(folder: Path) -> Checkpoint | None:
-    """The last readable checkpoint of a run, with a warning for each unreadable one; None if there is none."""
-    for path in reversed(files(folder)):
-        try:
-            return load(path)
-        except UserError as error:
-            log.warning("%s; going on from the one before", error)
+    steps = parallel.gather_objects([step_of(folder) for folder in folders(out)])[0]
+    if not steps:
+        refuse_earlier_version(out)
+    for step in reversed(steps):
+        folder = folder_of(out, step)
+        problems = [problem for problem in parallel.gather_objects(_problem(folder)) if problem]
+        if not problems:
+            return folder
+        if parallel.rank() == 0:
+            log.warning("%s; going on from the one before", problems[0])
     return None
 
 
-def files(folder: str | Path) -> list[Path]:
-    """The checkpoint files of a run, oldest first."""
-    return sorted((path for path in Path(folder).glob("*") if NAME.fullmatch(path.name)), key=step_of)
+def _problem(folder: Path) -> str:
+    """What is wrong with a checkpoint, as far as this process looks at it; "" if nothing."""
+    try:
+        header = read_header(folder)
+        names = sorted(header.digests)
+        check_files(folder, header, names[parallel.rank() :: parallel.world_size()])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
-def step_of(path: Path) -> int:
-    """The number in a checkpoint's name."""
-    return int(path.stem.removeprefix("step-"))
+class Checkpoints:
+    """Saves the state of a run and restores it.
 
-
-def prune(written: Path, keep: int) -> None:
-    """Remove all but ``keep`` checkpoints: the one just written and the newest before it.
-
-    Checkpoints of later steps are removed too: they were unreadable, or the run would have resumed from them.
+    Args:
+        out: folder of the run.
+        state: what is saved.
+        keep: number of checkpoints to keep.
     """
-    there = files(written.parent)
-    good = [path for path in there if step_of(path) <= step_of(written)]
-    for path in there:
-        if path not in good[-keep:]:
-            path.unlink()
+
+    def __init__(self, out: Path, state: State, keep: int) -> None:
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+        self.out = out
+        self.state = state
+        self.keep = keep
+        on_cuda = any(tensor.is_cuda for tensor in state.objective.state_dict().values())
+        # Its buffers are kept: memory is slower to get from the system than to fill.
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_cuda,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=on_cuda,
+            )
+        )
+        # The thread must not exchange messages in the group of the training.
+        self._group = parallel.new_cpu_group(TIMEOUT)
+        self._writing: Future[Any] | None = None
+        self._step = 0
+        self._seconds = 0.0
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Complete the checkpoint in flight; if the block failed, a second error is only logged."""
+        try:
+            self.wait()
+        except UserError as error:
+            if kind is None:
+                raise
+            log.warning("%s", error)
+
+    def is_due(self, minutes: float) -> bool:
+        """Whether ``minutes`` have passed since the last checkpoint, and so long that its pause was at most `SHARE` of
+        the time. False while one is being written, if ``minutes`` is 0, and in all processes but the first."""
+        if minutes == 0 or parallel.rank() > 0 or (self._writing is not None and not self._writing.done()):
+            return False
+        return time.monotonic() - self._saved_at >= max(60 * minutes, self._seconds / SHARE)
+
+    def save(self, step: int, recipe: str, cursors: Mapping[str, Cursor]) -> None:
+        """Begin to write the checkpoint of a step; all processes must call it. The state may change afterwards.
+
+        A checkpoint that is still being written is completed first.
+
+        Args:
+            step: number of updates done.
+            recipe: the resolved recipe as YAML.
+            cursors: position in the data of this process.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        import torch.distributed.checkpoint as dcp
+
+        from onepeace.train.checkpoint_storage import Writer
+
+        started = time.monotonic()
+        self.wait()
+        merged: dict[str, Cursor] = {}
+        for part in parallel.gather_objects(dict(cursors)):
+            merged.update(part)
+        header = Header(step=step, recipe=recipe, cursors=merged, optimizer=self.state.numbers(), digests={})
+        _silence_single_process()
+        self._step = step
+        self._writing = dcp.async_save(  # type: ignore[assignment]
+            self.state.tensors(),
+            storage_writer=Writer(folder_of(self.out, step), header, self.keep),
+            process_group=self._group,
+            async_stager=self._stager,
+            no_dist=self._group is None,
+        )
+        self._saved_at = time.monotonic()
+        self._seconds = self._saved_at - started
+
+    def has_failed(self) -> bool:
+        """Whether a checkpoint could not be written; does not wait."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the checkpoint in flight is complete on the disk, in all processes.
+
+        Raises:
+            UserError: the disk is full or not writable; older checkpoints are untouched.
+        """
+        from torch.distributed.checkpoint import CheckpointException
+
+        if self._writing is None:
+            return
+        writing = self._writing
+        self._writing = None
+        try:
+            writing.result()
+        except CheckpointException as error:
+            if parallel.rank() == 0:
+                shutil.rmtree(unfinished(folder_of(self.out, self._step)), ignore_errors=True)
+            reason = next(iter(error.failures.values()))[0]
+            if not isinstance(reason, OSError):
+                raise reason from error
+            raise UserError(
+                f"{self.out}: the checkpoint of step {self._step} cannot be written ({reason}); make room, and the "
+                "same command goes on from the one before"
+            ) from error
+
+    def restore(self, folder: Path) -> Header:
+        """Load a checkpoint written by any number of processes; each process reads its part of each tensor.
+
+        Raises:
+            UserError: it has other tensors than this run.
+        """
+        import torch.distributed.checkpoint as dcp
+
+        from onepeace.train.checkpoint_storage import Reader
+
+        header = read_header(folder)
+        reader = Reader(str(folder))
+        _silence_single_process()
+        remedy = "it was written by another version of onepeace; train it with that, or start over in another folder"
+        try:
+            self.state.set_numbers(header.optimizer)
+            tensors = self.state.tensors()
+            # Filled in place.
+            dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        except (dcp.CheckpointException, KeyError, ValueError) as error:
+            raise UserError(f"{folder}: lacks tensors of this run: {remedy}") from error
+        names = {f"{part}.{name}" for part in tensors for name in tensors[part]}
+        unexpected = {index.fqn for index in reader.storage_data} - names
+        if unexpected:
+            raise UserError(f"{folder}: has {min(unexpected)}, which this run has not: {remedy}")
+        return header
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _silence_single_process() -> None:
+    # Said of each checkpoint of a run in one process.
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)

@@ -4,7 +4,6 @@ A step is a function of the recipe, its number and the last checkpoint, so that 
 """
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +12,8 @@ from onepeace.data.steps import loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
 from onepeace.train.averages import Averages
+from onepeace.train.checkpoint_files import remove_unfinished
+from onepeace.train.folder import only_run_in
 from onepeace.train.log import open_log
 from onepeace.train.optim import learning_rate
 from onepeace.train.recipe import Recipe
@@ -39,7 +40,10 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
         UserError: data, recipe and checkpoint do not fit together; gradients stay infinite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    with parallel.group(choose_device()) as device:
+    out = Path(recipe.run.out)
+    with parallel.group(choose_device()) as device, only_run_in(out):
+        if parallel.rank() == 0:
+            remove_unfinished(out)
         run = Run(recipe, device)
         if run.start and stop_at is None:
             log.warning("going on from step %d of %s", run.start, run.out)
@@ -56,13 +60,12 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     averages = Averages()
     unusable = UnusableSteps(run.recipe)
     processes = parallel.AnyProcess()
-    last_save = time.monotonic()
     is_overdue = False
     step = run.start
     last = min(total, stop_at or total)
     run.objective.train()
     # Closing ends the workers, which ignore SIGTERM.
-    with closing(loader(run.steps, run.start, last, options.workers)) as loaded:
+    with closing(loader(run.steps, run.start, last, options.workers)) as loaded, run.checkpoints:
         for step in range(run.start + 1, last + 1):
             with averages.waiting():
                 batches, cursors = next(loaded)
@@ -76,9 +79,12 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
 
             is_logged = _is_due(options.log_every, step) or step == total
             is_evaluated = evaluate is not None and (step == total or _is_due(options.eval_every, step))
-            asks_to_save = 0 < 60 * options.save_minutes < time.monotonic() - last_save
-            stopping, overdue_somewhere = processes.ask(stop_requested(), asks_to_save)
+            stopping, overdue_somewhere, failed = processes.ask(
+                stop_requested(), run.checkpoints.is_due(options.save_minutes), run.checkpoints.has_failed()
+            )
             is_overdue = is_overdue or overdue_somewhere
+            if failed:
+                run.checkpoints.wait()  # raises its error in all processes
             if is_logged:
                 means, speed = averages.take(left_out=unusable.check())
                 line = {**means, "lr": rate, **speed, **run.figures()}
@@ -88,14 +94,13 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             is_saved = _is_due(options.save_every, step) or (is_overdue and is_logged)
             if is_saved or is_evaluated or step == total or stopping:
                 run.save(step)
-                last_save = time.monotonic()
                 is_overdue = False
             if is_evaluated:
                 run.evaluate(evaluate, journal, step)
                 averages.restart_clock()
             if stopping and step < total:
                 break
-    processes.answers(2)  # the last question is not left open
+    processes.answers(3)  # the last question is not left open
     if journal:
         journal.close()
     return step

@@ -62,6 +62,16 @@ def group(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def new_cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:
+    """Group of all processes for messages from another thread, whose order differs from that of the training; None
+    without a process group. All processes must call it."""
+    if not dist.is_initialized():
+        return None
+    made = dist.new_group(backend="gloo", timeout=timeout)
+    _former_groups.append(made)
+    return made
+
+
 class _Gather(torch.autograd.Function):
     # torch.distributed.nn.functional.all_gather does the same, but torch 2.13 deprecates it for a private function.
     @staticmethod
@@ -328,16 +338,6 @@ def full_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         if rank() == 0:
             found[name] = full.detach().cpu() if is_sharded(tensor) else full.detach()
     return found
-
-
-def shard_like(value: Tensor, like: Any) -> Tensor:
-    """This process's shard of a full tensor, if ``like`` is sharded and has its shape; else the tensor itself."""
-    if not is_sharded(like) or value.shape != like.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    own = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return own.clone()  # a view would keep the full tensor in memory
 
 
 def clip(objective: nn.Module, limit: float | None) -> Tensor:

@@ -17,7 +17,8 @@ from onepeace.generative.tasks import Task
 from onepeace.hub import weights
 from onepeace.model import Trained
 from onepeace.train import checkpoint, parallel
-from onepeace.train.build import build, build_steps
+from onepeace.train.build import TOKENIZER, build, build_steps
+from onepeace.train.checkpoint_files import read_header
 from onepeace.train.log import Log
 from onepeace.train.lora import trained_module
 from onepeace.train.recipe import Recipe
@@ -47,7 +48,8 @@ class Run:
         self.out = Path(recipe.run.out)
         saved = checkpoint.newest(self.out)
         if saved is not None:  # before features that take hours are computed
-            check_same(saved.recipe, recipe, self.out, saved.step)
+            header = read_header(saved)
+            check_same(header.recipe, recipe, self.out, header.step)
         parts = build(recipe, device, is_resumed=saved is not None)
         self.config = parts.config
         self.processors = parts.processors
@@ -66,14 +68,16 @@ class Run:
             device=device,
             bfloat16=parts.use_bfloat16,
         )
+        state = checkpoint.State(self.objective, self.optimizer, self.average)
+        self.checkpoints = checkpoint.Checkpoints(self.out, state, recipe.run.keep)
         self.start = 0
         """Number of steps already done."""
         self.cursors: dict[str, Cursor] = {}
         """This process's position in the data."""
         if saved is not None:
-            self.start = saved.step
-            self.cursors = saved.extra.get("cursors", {})
-            self.restore(saved)
+            header = self.checkpoints.restore(saved)
+            self.start = header.step
+            self.cursors = dict(header.cursors)
         if parallel.rank() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             write_config(recipe, self.out / "recipe.yaml")
@@ -110,45 +114,8 @@ class Run:
         return {**known, "peak_gigabytes": peak_memory(self.device) / 2**30}
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of a step; all processes call it and wait until it is complete.
-
-        Raises:
-            UserError: the disk is full or not writable; older checkpoints are untouched.
-        """
-        cursors = {name: cursor for part in parallel.gather_objects(self.cursors) for name, cursor in part.items()}
-        found = self.optimizer.state_dict()
-        state = checkpoint.Checkpoint(
-            step=step,
-            model=parallel.full_tensors(self.objective.state_dict()),
-            optimizer={**found, "state": {i: parallel.full_tensors(values) for i, values in found["state"].items()}},
-            ema=parallel.full_tensors(self.average),
-            recipe=to_yaml(self.recipe),
-            extra={"cursors": cursors},
-        )
-        if parallel.rank() == 0:
-            try:
-                checkpoint.prune(checkpoint.save(self.out, state), self.recipe.run.keep)
-            except OSError as error:
-                raise UserError(
-                    f"{self.out}: the checkpoint of step {step} cannot be written ({error}); make room, and the same "
-                    "command goes on from the one before"
-                ) from error
-        parallel.barrier()
-
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Load a checkpoint written by any number of processes; each process takes its shard of each tensor."""
-        own = self.objective.state_dict()
-        model = {name: parallel.shard_like(tensor, own.get(name)) for name, tensor in saved.model.items()}
-        self.objective.load_state_dict(model)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        # States are numbered like the parameters; their step counts are not sharded.
-        state = {
-            i: {name: parallel.shard_like(value, parameters[i]) for name, value in values.items()}
-            for i, values in saved.optimizer["state"].items()
-        }
-        self.optimizer.load_state_dict({**saved.optimizer, "state": state})
-        for name, tensor in self.average.items():
-            tensor.copy_(parallel.shard_like(saved.ema[name], tensor))
+        """Begin to write the checkpoint of a step (`checkpoint.Checkpoints.save`); all processes must call it."""
+        self.checkpoints.save(step, to_yaml(self.recipe), self.cursors)
 
     def trained_weights(self) -> Mapping[str, Tensor]:
         """Copy of the model's weights on this run's device, averaged if run.ema is set. All processes must call it;
@@ -165,15 +132,27 @@ class Run:
         parallel.barrier()
 
     def write_model(self) -> Path:
-        """Write the folder of the trained model and, with lora, one of the adapters alone."""
+        """Write the folder of the trained model, unless it has just these weights, and, with lora, one of the adapters
+        alone."""
         full, folder = self.trained_weights(), self.out / "model"
         if parallel.rank() == 0:
-            steps = self.recipe.schedule.steps
-            head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"
-            card = f"{head}\n\n```yaml\n{to_yaml(self.recipe)}```\n"
             module = trained_module(self.config, full, self.recipe.lora, self.out / "adapter")
-            found = {"tokenizer": self.out / "tokenizer.json", "tasks": self.out / TASKS}
-            files: Any = {name: path for name, path in found.items() if path.exists()}
-            weights.save(folder, module, self.config, **files, card=card)
+            if not weights.holds(folder, module, self.config):
+                self._export(folder, module)
         parallel.barrier()
         return folder
+
+    def _export(self, folder: Path, module: Trained) -> None:
+        steps = self.recipe.schedule.steps
+        head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"
+        card = f"{head}\n\n```yaml\n{to_yaml(self.recipe)}```\n"
+        tokenizer = self.out / TOKENIZER
+        tasks = self.out / TASKS
+        weights.save(
+            folder,
+            module,
+            self.config,
+            tokenizer=tokenizer if tokenizer.exists() else None,
+            tasks=tasks if tasks.exists() else None,
+            card=card,
+        )

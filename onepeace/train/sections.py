@@ -206,10 +206,11 @@ class RunConfig:
     log_every: Count = 20
     eval_every: Natural = 0
     """Steps between evaluations; 0 = at the end only."""
-    save_every: Natural = 1000
+    save_every: Natural = 0
     """Steps between checkpoints; 0 = by time only."""
     save_minutes: NotNegative = 5.0
-    """Maximum number of minutes between checkpoints; 0 = by steps only."""
+    """Minutes between checkpoints, or more if they would stop the training for over 2 % of the time; 0 = by steps
+    only."""
     keep: Count = 2
     """Number of checkpoints to keep."""
     ema: Share | None = None

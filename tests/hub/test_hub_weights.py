@@ -16,8 +16,10 @@ from onepeace.files import sums
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import read_checkpoint
 from onepeace.hub.folder import read_config
+from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import open_weights
 from onepeace.model import OnePeace
+from onepeace.train.folder import model_folder
 
 KEYS = ("text", "image", "audio")
 CLASSIFIER = {"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}}
@@ -131,6 +133,25 @@ def test_saving_again_replaces_all_that_was_saved(tmp_path):
     assert not (folder / "tokenizer.json").exists()
     assert (folder / "calibration.safetensors").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("find", [weights.load, resolve, lambda folder: model_folder(str(folder.parent))])
+def test_model_comes_back_when_its_replacement_was_cut_off(folder, find):
+    """A killed process left it between its two renames."""
+    folder.rename(folder.with_name(".model.77.old"))
+    find(folder)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_folder_holds_a_model_if_configuration_and_weights_are_equal(tmp_path):
+    module, config = random_model()
+    folder = weights.save(tmp_path / "model", module, config)
+    assert weights.holds(folder, module, config)
+    assert not weights.holds(tmp_path / "none", module, config)
+    assert not weights.holds(folder, *random_model("image"))
+    with torch.no_grad():
+        module.logit_scale += 1e-6
+    assert not weights.holds(folder, module, config)
 
 
 def test_saving_over_the_file_one_has_loaded_is_safe(folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.checkpoints import read_newest
 from support.training import DENOISING, MODEL, assert_same_weights, logged, recipe, source
 
 from onepeace import cli
@@ -20,6 +21,7 @@ from onepeace.data.shard_writer import new_shards
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
+from onepeace.train.checkpoint_files import folders, step_of
 from onepeace.train.log import Log, read_log
 from onepeace.train.step import Stepper
 
@@ -113,7 +115,7 @@ def stopped(process, out):
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[1]
     assert process.returncode == 0, said
-    step = checkpoint.load(checkpoint.files(out)[-1]).step
+    step = step_of(folders(out)[-1])
     assert step < STEPS
     (line,) = (line for line in said.splitlines() if line.startswith("onepeace: stopped"))
     assert f" {step} " in line
@@ -136,17 +138,18 @@ def test_ctrl_c_saves_and_says_so_once(root, tmp_path, monkeypatch, capsys, capl
     said = [*capsys.readouterr().err.splitlines(), *caplog.messages]
     (line,) = (line for line in said if line.removeprefix("onepeace: ").startswith("stopped"))
     assert " 3 " in line
-    assert checkpoint.newest(out).step == 3
+    assert step_of(checkpoint.newest(out)) == 3
 
 
 def test_cut_off_checkpoint_falls_back_on_the_one_before(parts, whole, tmp_path, caplog):
     wanted = hard(parts, tmp_path)
     loop.train(wanted, stop_at=10)
-    newest = checkpoint.files(tmp_path)[-1]
-    os.truncate(newest, newest.stat().st_size // 2)
+    newest = folders(tmp_path)[-1]
+    (part,) = newest.glob("*.safetensors")
+    os.truncate(part, part.stat().st_size // 2)
     loop.train(wanted)
-    assert newest.name == "step-00000009.safetensors"
-    assert f"{newest}: not a complete checkpoint" in caplog.text
+    assert newest.name == "step-00000009"
+    assert f"{part}: damaged" in caplog.text
     assert "going on from step 6" in caplog.text
     assert_same(tmp_path, whole)
 
@@ -166,18 +169,18 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(parts, whole, 
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
     write_config(hard(parts, out), path)
     loop.train(hard(parts, out), stop_at=4)
-    kept = checkpoint.files(out)[-1]
-    before = kept.read_bytes()
+    (kept,) = folders(out)
+    (part,) = kept.glob("*.safetensors")
     capsys.readouterr()
-    with no_file_above(len(before) // 2):
+    with no_file_above(part.stat().st_size // 2):
         code = cli.main(["train", str(path), "run.workers=0"])  # what a worker hands over would count as a file
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onepeace: ")]
     assert code == 1
     assert f"{out}: the checkpoint of step 6 cannot be written" in said[-1]
     assert "make room, and the same command goes on" in said[-1]
-    assert checkpoint.files(out) == [kept]
-    assert kept.read_bytes() == before
-    assert not list(out.glob("*.tmp"))
+    assert checkpoint.newest(out) == kept
+    assert folders(out) == [kept]
+    assert not list(out.glob(".*.tmp"))
     assert cli.main(["train", str(path)]) == 0
     assert_same(out, whole)
 
@@ -215,11 +218,11 @@ def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_
     ]
     lines = {line["step"]: line for line in read_log(tmp_path / "log.jsonl")}
     assert [step for step, line in lines.items() if "loss" in line] == [1, 2, 4, 6, 7]
-    saved = checkpoint.newest(tmp_path)
-    assert {int(state["step"]) for state in saved.optimizer["state"].values()} == {5}
+    saved = read_newest(tmp_path)
+    assert {int(state["step"]) for state in saved.optimizer.values()} == {5}
     assert all(tensor.isfinite().all() for tensor in [*saved.model.values(), *saved.ema.values()])
     keys.clear()
     with pytest.raises(UserError, match=r"gradient of step 3 is nan, .*; lower optim\.lr") as caught:
         loop.train(recipe(root, tmp_path / "stopped", steps=9, run={**RUN, "save_every": 2, "max_bad_steps": 0}))
     assert all(key in str(caught.value) for key in keys[2])
-    assert checkpoint.newest(tmp_path / "stopped").step == 2
+    assert step_of(checkpoint.newest(tmp_path / "stopped")) == 2

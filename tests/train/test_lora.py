@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.checkpoints import read_newest
 from support.training import MODEL, assert_same_weights, logged, recipe
 from torch import nn
 
@@ -13,7 +14,7 @@ from onepeace.cost.plan import make_plan, planned_model
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.hub.weights import expected
-from onepeace.train import checkpoint, loop
+from onepeace.train import loop
 from onepeace.train.loop import train_steps
 from onepeace.train.model_config import make_config
 from onepeace.train.run import Run
@@ -68,7 +69,7 @@ def test_the_model_is_written_merged_and_its_adapters_alone(root, base, tmp_path
     assert changed == {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
     assert all(torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4 for name in changed)
 
-    saved = checkpoint.newest(tmp_path)
+    saved = read_newest(tmp_path)
     kept = {**{name.removeprefix("model."): tensor for name, tensor in saved.model.items()}, **saved.ema}
     layer = "blocks.1.ffn.image.down"
     product = kept[f"{layer}.lora_B.default.weight"] @ kept[f"{layer}.lora_A.default.weight"]

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors import safe_open
+from support.checkpoints import read_newest
 from support.small_shards import COLOURS
 from support.training import recipe, source
 from torch import nn
 
 from onepeace.errors import UserError
 from onepeace.losses import classification
-from onepeace.train import checkpoint, loop
+from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.term import Term, TermOptions
 from onepeace.train.terms.known import TERMS
@@ -60,7 +61,7 @@ def test_it_learns_beside_the_others_and_its_layer_is_saved(root, tmp_path):
     first, *_, last = read_log(tmp_path / "log.jsonl")
     assert last["labels/image"] < 0.7 * first["labels/image"]
     assert last["loss"] == pytest.approx(last["contrastive/text+image"] + 0.5 * last["labels/image"], rel=1e-4)
-    saved = checkpoint.newest(tmp_path).model
+    saved = read_newest(tmp_path).model
     assert saved["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "labels" in name]  # the model is the encoder alone

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS
 from support.training import DENOISING, recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
-from onepeace.train import checkpoint, parallel, teachers
+from onepeace.train import parallel, teachers
+from onepeace.train.checkpoint_files import folders, step_of
 from onepeace.train.log import read_log
 
 
@@ -103,16 +105,17 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     start(2, train, path, ["run.parallel=fsdp"], 4)
     start(2, train, path, [])
     train(path, [f"run.out={tmp_path / 'whole'}"])
-    assert [checkpoint.step_of(saved) for saved in checkpoint.files(out)] == [2, 4, 6]
+    assert [step_of(saved) for saved in folders(out)] == [2, 4, 6]
     assert_same_losses(tmp_path / "whole", out, 6)
-    ours, theirs = (checkpoint.newest(folder) for folder in (out, tmp_path / "whole"))
+    ours = read_newest(out)
+    theirs = read_newest(tmp_path / "whole")
     for name, tensor in theirs.ema.items():
         assert torch.allclose(ours.ema[name], tensor, atol=1e-4), name
-    moments, expected = ours.optimizer["state"], theirs.optimizer["state"]
-    assert moments.keys() == expected.keys()
-    for i, values in expected.items():
-        assert moments[i]["step"] == values["step"] == 6
-        assert torch.allclose(moments[i]["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), i
+    assert ours.optimizer.keys() == theirs.optimizer.keys()
+    for name, values in theirs.optimizer.items():
+        moments = ours.optimizer[name]
+        assert moments["step"] == values["step"] == 6
+        assert torch.allclose(moments["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), name
 
 
 def train_with_teacher(path, asked):

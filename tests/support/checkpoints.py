@@ -1,0 +1,39 @@
+"""The tensors of a checkpoint, whole, however many processes wrote it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from onepeace.train.checkpoint_files import folders, read_header
+from onepeace.train.checkpoint_storage import Reader
+
+
+@dataclass
+class Saved:
+    step: int
+    model: dict
+    ema: dict
+    optimizer: dict
+    """Tensors by name of the parameter, then by field."""
+
+
+def read_checkpoint(folder):
+    reader = Reader(str(folder))
+    tensors = {}
+    for name, about in reader.read_metadata().state_dict_metadata.items():
+        tensors[name] = torch.empty(about.size, dtype=about.properties.dtype)
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    saved = Saved(read_header(folder).step, {}, {}, {})
+    for name, tensor in tensors.items():
+        part, _, name = name.partition(".")
+        if part == "optimizer":
+            name, _, field = name.rpartition(".")
+            saved.optimizer.setdefault(name, {})[field] = tensor
+        else:
+            getattr(saved, part)[name] = tensor
+    return saved
+
+
+def read_newest(out):
+    return read_checkpoint(folders(out)[-1])
