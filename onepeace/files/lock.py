@@ -1,7 +1,8 @@
 """A folder that one process at a time writes to."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onepeace.errors import UserError
@@ -13,15 +14,17 @@ PATIENCE = 6.0
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Context in which other processes cannot lock the folder, which is created; this process may lock it again.
+    """Context in which other processes cannot lock the folder; this process may lock it again.
 
-    The system drops the lock of a killed process; the empty file ``.lock`` stays.
+    The folder is created, and removed again if nothing is written into it. The system drops the lock of a killed
+    process; the empty file ``.lock`` stays.
 
     Raises:
         UserError: another process has locked it, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.resolve() / LOCK, timeout=PATIENCE, is_singleton=True)
@@ -35,4 +38,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # it was moved meanwhile
+            if is_new and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
         lock.release()

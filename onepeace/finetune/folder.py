@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UsageError
+from onepeace.files.lock import LOCK
 
 ABOUT = "finetune.json"
 FIELDS = ("source", "columns", "split", "model", "set", "group", "compare")
@@ -28,7 +29,7 @@ events.out.tfevents.*
 tasks.yaml
 tokenizer.json
 step-*
-lock
+.lock
 .*.tmp
 **/adapter/adapter_*
 **/adapter/README.md
@@ -54,7 +55,7 @@ def read_about(out: Path) -> dict[str, Any] | None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; name a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or set(os.listdir(out)) <= {LOCK}:
         return None
     try:
         about = json.loads((out / ABOUT).read_text(encoding="utf-8"))
@@ -77,10 +78,15 @@ def check_only_ours(out: Path) -> None:
 
 
 def clear(out: Path) -> None:
-    """Delete a folder with all that fine-tunings write, if nothing else is in it (`check_only_ours`)."""
-    if out.exists():
-        check_only_ours(out)
-        shutil.rmtree(out)
+    """Delete all that fine-tunings write from a folder but its lock, if nothing else is in it (`check_only_ours`)."""
+    check_only_ours(out)
+    for path in out.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from onepeace.device import available_memory, choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError, need
 from onepeace.files.atomic import write_text_atomic
+from onepeace.files.lock import locked
 from onepeace.finetune import figures
 from onepeace.finetune.average import SHARES, UNTRIED, Average, choose, mixed
 from onepeace.finetune.folder import ABOUT, FIELDS, check_only_ours, clear, read_about
@@ -91,8 +92,14 @@ class FineTuning:
         """Run all stages that are not done yet; returns the result of each way.
 
         Raises:
-            UserError: nothing can be learned from the data; the folder has another fine-tuning in it.
+            UserError: nothing can be learned from the data; the folder has another fine-tuning in it, or another run
+                is writing to it.
         """
+        read_about(self.out)  # before the lock adds a file to a folder of something else
+        with locked(self.out):
+            return self._run(overwrite)
+
+    def _run(self, overwrite: bool) -> list[Result]:
         with self._unpacked() as unpacked:
             parts, recipes = self._begun(overwrite, unpacked)
         self._say_plan(parts, recipes, *self._answered(self.out / BEFORE, self.start, parts, {}))
@@ -152,7 +159,6 @@ class FineTuning:
         recipes = {way: self._recipe(way, parts, anew=data is not None) for way in ways}
         if overwrite:
             clear(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.out / ABOUT, json.dumps({**about, "name": self.model}, indent=1) + "\n")
         for way, recipe in recipes.items():
             (self.out / way).mkdir(exist_ok=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 from onepeace.config import read_yaml, to_yaml, write_config
 from onepeace.data.reader import Cursor
 from onepeace.device import peak_memory
-from onepeace.errors import UserError
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import Task
 from onepeace.hub import weights

@@ -5,7 +5,7 @@ import pytest
 
 from onepeace.errors import UserError
 from onepeace.files import lock
-from onepeace.files.lock import LOCK, locked
+from onepeace.files.lock import locked
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_folder_locked_by_another_process_is_refused_until_it_is_killed(other, t
     other.kill()
     other.wait()
     with locked(tmp_path / "run"):
-        assert (tmp_path / "run" / LOCK).exists()
+        pass
 
 
 def test_process_may_lock_its_folder_again(tmp_path, monkeypatch):
@@ -41,3 +41,12 @@ def test_process_may_lock_its_folder_again(tmp_path, monkeypatch):
             capture_output=True, text=True,
         )  # fmt: skip
     assert "another run is writing" in other.stderr
+
+
+def test_folder_in_which_nothing_was_written_goes_again(tmp_path):
+    with locked(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "log.jsonl").touch()
+    assert (tmp_path / "run" / "log.jsonl").exists()

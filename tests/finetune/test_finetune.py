@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from support.random_model import save_random_model
 from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
 from onepeace.config import build, merge, read_yaml
+from onepeace.files import lock
 from onepeace.finetune import run as running
 from onepeace.finetune import split
 from onepeace.finetune.figures import HEAD, WORDS, read_answers, write_answers
@@ -208,6 +210,15 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     assert (out / "before.jsonl").stat().st_mtime_ns == before
     assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 2
     assert f" {' '.join(quick)};" in capsys.readouterr().err
+
+
+def test_second_fine_tuning_in_a_folder_is_refused(model, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):  # as another process holds it
+        assert finetune(table, "-o", tmp_path / "out", "--model", model, *QUICK) == 1
+    assert f"{tmp_path / 'out'}: another run is writing to this folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_the_estimate_has_the_features_of_frozen_networks_until_there_are_some(model, tmp_path):

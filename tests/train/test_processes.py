@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from filelock import FileLock
 from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS
@@ -11,6 +12,7 @@ from support.training import DENOISING, recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
+from onepeace.files import lock
 from onepeace.train import parallel, teachers
 from onepeace.train.checkpoint_files import folders, step_of
 from onepeace.train.log import read_log
@@ -82,6 +84,19 @@ def test_sharded_training_equals_replicated(distributed):
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
     with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes; set a multiple"):
         start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
+
+
+def train_at_once(path, overrides):
+    lock.PATIENCE = 0.0
+    train(path, overrides)
+
+
+def test_second_run_in_a_folder_is_refused_in_all_its_processes(distributed):
+    """Only the first process of a run locks its folder."""
+    out = distributed / "locked"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(Exception, match="locked: another run is writing to this folder"):
+        start(2, train_at_once, distributed / "recipe.yaml", [f"run.out={out}"])
 
 
 def leave_while_gloo_tidies_up():

@@ -1,5 +1,6 @@
 """The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
 
+import os
 import pickle
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_resume_equals_uninterrupted_run(root, tmp_path):
     assert [line["step"] for line in lines[0]] == [2, 4, 6, 8]
     # The line of step 4 averages steps 3 and 4; the resumed run saw only 4 of them.
     assert [line for line in lines[0] if line["step"] != 4] == [line for line in lines[1] if line["step"] != 4]
+
+
+def test_repeating_a_finished_run_leaves_its_model_alone(root, tmp_path):
+    wanted = recipe(root, tmp_path, steps=2)
+    model = loop.train(wanted)
+    (model / "notes.txt").write_text("mine")
+    written = model / "model.safetensors"
+    before = written.stat().st_ino
+    loop.train(wanted)
+    assert written.stat().st_ino == before
+    os.truncate(written, 100)
+    loop.train(wanted)
+    assert written.stat().st_size > 100
+    assert (model / "notes.txt").read_text() == "mine"
 
 
 def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
