@@ -63,7 +63,7 @@ class State:
     def numbers(self) -> dict[str, Any]:
         """Numbers of the optimizer that are no tensors: of its groups, and of each parameter with a state, by name."""
         return {
-            "groups": [_numbers_in(group) for group in self.optimizer.param_groups],
+            "groups": [_numbers_in_group(group) for group in self.optimizer.param_groups],
             "state": {name: _numbers_in(values) for name, values in self._optimizer_state().items()},
         }
 
@@ -76,9 +76,9 @@ class State:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         for group, saved in zip(self.optimizer.param_groups, numbers["groups"], strict=True):
-            group.update(saved)
+            _set_numbers(group, saved)
         for name, values in self._optimizer_state().items():
-            values.update(numbers["state"][name])
+            _set_numbers(values, numbers["state"][name])
 
     def _optimizer_state(self) -> dict[str, dict[str, Any]]:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.objective.named_parameters()}
@@ -87,6 +87,21 @@ class State:
 
 def _numbers_in(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if type(value) in (int, float)}
+
+
+def _numbers_in_group(group: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers in a group of an optimizer, where some are tensors (timm's Lamb counts its steps in one)."""
+    scalars = {name: value.item() for name, value in group.items() if isinstance(value, Tensor)}
+    return {**_numbers_in(group), **scalars}
+
+
+def _set_numbers(values: dict[str, Any], numbers: Mapping[str, float]) -> None:
+    for name, number in numbers.items():
+        value = values.get(name)
+        if isinstance(value, Tensor):
+            value.fill_(number)
+        else:
+            values[name] = number
 
 
 def newest(out: Path) -> Path | None:

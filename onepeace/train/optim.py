@@ -142,18 +142,7 @@ def make_optimizer(
         return torch.optim.AdamW(groups, lr=config.lr, fused=True, **config.arguments)
     from timm.optim import create_optimizer_v2
 
-    optimizer = create_optimizer_v2(groups, config.name, lr=config.lr, **config.arguments)
-    optimizer.register_state_dict_post_hook(_only_tensors)
-    return optimizer
-
-
-def _only_tensors(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state without values that are no tensors, such as Muon's choice for each parameter: they are made again."""
-    states = {
-        index: {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        for index, state in state_dict["state"].items()
-    }
-    return {**state_dict, "state": states}
+    return create_optimizer_v2(groups, config.name, lr=config.lr, **config.arguments)
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:

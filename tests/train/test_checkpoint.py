@@ -27,7 +27,7 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.linear = nn.Linear(4, 8)
+        self.blocks = nn.ModuleList([nn.Linear(4, 8)])
         self.scale = nn.Parameter(torch.rand(()))
         self.unused = nn.Linear(2, 2)
         self.register_buffer("count", torch.tensor([3, 5]))
@@ -36,16 +36,16 @@ class Network(nn.Module):
 class Run:
     """A small training with all of a run's state: weights, moments, average."""
 
-    def __init__(self, out, keep=2):
+    def __init__(self, out, keep=2, optimizer="adamw"):
         self.network = Network()
-        self.optimizer = make_optimizer(self.network, OptimConfig())
+        self.optimizer = make_optimizer(self.network, OptimConfig(name=optimizer))
         self.average = {name: tensor.detach().clone() for name, tensor in self.network.named_parameters()}
         state = checkpoint.State(self.network, self.optimizer, self.average)
         self.checkpoints = checkpoint.Checkpoints(out, state, keep)
 
     def step(self):
         self.optimizer.zero_grad()
-        (self.network.linear(torch.randn(16, 4)) * self.network.scale).sum().backward()
+        (self.network.blocks[0](torch.randn(16, 4)) * self.network.scale).sum().backward()
         self.optimizer.step()
         self.network.count += 1
         for tensor in self.average.values():
@@ -92,6 +92,21 @@ def test_saved_state_is_restored_and_nothing_is_unpickled(run, tmp_path, monkeyp
     assert_equal(other.tensors(), run.tensors())
     assert "optimizer.unused.weight.step" not in other.tensors()
     assert "optimizer.scale.exp_avg" in other.tensors()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "lamb", "adafactorbv"])
+def test_optimizer_goes_on_to_the_bit(tmp_path, optimizer):
+    run = Run(tmp_path, optimizer=optimizer)
+    for _ in range(3):
+        run.step()
+    folder = run.save(3)
+    other = Run(tmp_path, optimizer=optimizer)
+    other.checkpoints.restore(folder)
+    for continued in (run, other):
+        torch.manual_seed(1)
+        for _ in range(3):
+            continued.step()
+    assert_equal(other.tensors(), run.tensors())
 
 
 def test_numbers_of_an_optimizer_are_restored(run, tmp_path):
@@ -152,8 +167,8 @@ def test_steps_during_the_writing_do_not_change_what_is_written(run, disk, tmp_p
     disk.free.set()
     run.checkpoints.wait()
     saved = read_checkpoint(folder_of(tmp_path, 1))
-    assert torch.equal(saved.model["linear.weight"], before["model.linear.weight"])
-    assert not torch.equal(saved.model["linear.weight"], run.network.linear.weight)
+    assert torch.equal(saved.model["blocks.0.weight"], before["model.blocks.0.weight"])
+    assert not torch.equal(saved.model["blocks.0.weight"], run.network.blocks[0].weight)
     assert torch.equal(saved.optimizer["scale"]["exp_avg"], before["optimizer.scale.exp_avg"])
 
 
