@@ -1,5 +1,7 @@
 """Data loading, from shards to the batches of a training step; independent of the model.
 
-shard_cache.py fetches and indexes shards, shards.py parses their samples, reader.py orders the samples, steps.py
-assigns them to steps and processes, builder.py assembles batches. masking.py draws masks, augment.py augments media.
+A shard is indexed (index.py), opened (shard.py) and, if it is compressed or elsewhere, copied (shard_cache.py). Sources
+(shards.py) list their samples; order.py, lane.py and reader.py say which of them a process has in a step. A sample is
+parsed (parsing.py) and decoded (decoder.py) when it is drawn, and builder.py assembles batches, with masks (masking.py)
+and augmentation (augment.py). steps.py builds them ahead, and report.py is what processes tell each other.
 """

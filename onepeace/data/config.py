@@ -64,17 +64,26 @@ class DataConfig:
     null = in the run's folder."""
     token_dropout: dict[str, Share] = field(default_factory=dict)
     """Share of tokens dropped in the contrastive pass, by modality, for speed (FLIP, arXiv 2212.00794)."""
+    lanes: Count | None = None
+    """Number of parts of a batch that are read from shards of their own. A process reads only the lanes under its rows,
+    so that with as many lanes as processes, each reads its part of the shards alone. The order of a run depends on it.
+    null = the largest power of two that divides the batch, at most 64 and at most the number of shards; 1 for batches
+    by source."""
     shuffle_buffer: Count = 20_000
-    """Minimum number of samples that are shuffled together: shards are drawn at random until they hold this number."""
+    """Minimum number of samples that are shuffled together, over all lanes: a lane takes shards until they hold its
+    part."""
     cache_gigabytes: Positive = 20.0
     """Maximum size of $ONEPEACE_CACHE/shards: copies of compressed and remote shards, and the index of every shard; the
     least recently used files are removed."""
     broken_limit: Probability = 0.02
-    """Share of broken samples of a source, and of undecodable items of a name, above which the run stops."""
+    """Share of a source's samples above which broken ones stop the run: of those drawn, or of all in the shards. A
+    shard that cannot be opened counts with all of its samples."""
 
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
+        if self.batches == "by_source" and self.lanes not in (None, 1):
+            raise UserError(f"data.lanes is {self.lanes}, and batches by source have one lane; leave it out")
         make_augments(self.augment)
         named: dict[str, SourceConfig] = {}
         for source in self.train:

@@ -1,184 +1,201 @@
-"""Reader of training data: any set of local or remote shards as an endless sequence of samples, indexed by position.
+"""Reader of training data: which samples a process has in a step, from any set of local or remote shards.
 
-Order and mixture are a function of seed and position, for any number of workers and processes. An epoch draws shards
-of all sources of a name without replacement until they hold ``data.shuffle_buffer`` samples: a window. Its samples are
-read in a seeded permutation, each as often as the weight of its source says; then the next window is drawn. A data set
-that fits one window is shuffled as a whole. Memory grows with the number of shards only by their names.
+The shards of all sources of a name are dealt to lanes anew in each epoch, and a batch has the same number of samples
+from each lane: row b of B is from lane b // (B / lanes), at a position that follows from the step. A process reads only
+the lanes under its own rows, so that each machine fetches only its part of the shards; and the number of processes
+changes neither a batch nor the order. The number of lanes is fixed when a run starts.
 """
 
-from collections import deque
+import hashlib
+import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, starmap
-from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.data.broken import Broken
 from onepeace.data.config import DataConfig
-from onepeace.data.sample import Sample
-from onepeace.data.shard_cache import open_shard
+from onepeace.data.lane import Cursor, Lane, Window
+from onepeace.data.order import MASK, VARY, default_lanes
 from onepeace.data.shards import Source
 from onepeace.errors import UserError
-from onepeace.files.source import scheme
 
-ORDER, VARY, MASK, SHARDS = range(4)
-"""Independent random streams."""
-
-Cursor = Mapping[str, int]
-"""Start of a window, from which a resumed run continues: "epoch", "shard" (index in the epoch's order), "start"
-(position of its first sample), and the number of "shards", which must not change."""
+__all__ = ["Cursor", "Item", "Reader", "Source", "open_sources"]
 
 
 def open_sources(data: DataConfig) -> list[Source]:
     """Sources of a recipe, in its order; UserError for missing shards."""
-    return [Source(source, data) for source in data.train]
+    return [Source(config, data, number) for number, config in enumerate(data.train)]
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
-    """Samples that are shuffled together."""
+class Item:
+    """A place in a batch, with random generators of its own."""
 
-    cursor: Cursor
-    following: Cursor
-    """Start of the next window."""
-    shards: dict[int, list[Sample]]
-    """Usable samples by shard number."""
-    samples: list[Sample]
-    """All usable samples, source after source."""
-    order: NDArray[np.int64]
-    """Indices into ``samples`` in the order of reading, (D,)."""
+    lane: Lane
+    position: int
+    """Position of its sample in the lane; a broken one is replaced by the next that is not."""
+    rng: np.random.Generator
+    """For caption and augmentation."""
+    mask_rng: np.random.Generator
+    """For the masks."""
 
     @property
-    def known(self) -> int:
-        """Number of samples read up to the end of the window."""
-        return len(self.samples) if len(self.shards) == self.cursor["shards"] else self.following["start"]
+    def window(self) -> Window:
+        """The samples that may be mixed into this one."""
+        return self.lane.window(self.position)
 
 
 class Reader:
-    """Samples of the sources of one name by position: ``reader[position]``.
+    """The samples of the sources of one name, for one process.
 
     Args:
         sources: all sources of the name.
-        seed: seed of this run and name.
-        buffer: minimum number of samples in a window.
-        run: number of consecutive samples from one source, where possible, for batches by source.
-        cursor: window to start from; default: the first one.
+        data: the recipe's data section.
+        seed: seed of the run.
+        batch_size: items of a batch over all processes.
+        rows: the rows of this process in each batch.
+        cursors: cursors of an earlier step, from `cursors`, of all processes.
 
     Raises:
-        UserError: the number of shards is not the cursor's; on reading: no usable sample, too many broken ones, or
-            weights that leave no sample.
+        UserError: the batch cannot be shared evenly by the lanes, or there are fewer shards; see `Lane`.
     """
 
     def __init__(
         self,
         sources: Sequence[Source],
-        seed: Sequence[int],
-        buffer: int = 1,
-        run: int = 1,
-        cursor: Cursor | None = None,
+        data: DataConfig,
+        seed: int,
+        batch_size: int,
+        rows: range,
+        cursors: Mapping[str, Cursor] | None = None,
     ) -> None:
-        self.sources, self.seed, self.buffer, self.run = list(sources), list(seed), buffer, run
-        self.weights = [source.config.weight for source in sources]
-        self.shards = [(source, i) for source in sources for i in range(len(source.shards))]
-        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": len(self.shards)}
-        if self.begin["shards"] != len(self.shards):
-            raise UserError(
-                f"the checkpoint was written with {self.begin['shards']} shards, and now there are {len(self.shards)} "
-                f"({sources[0].config.shards}, ...); resume with the same shards"
+        self.sources = list(sources)
+        self.name = sources[0].config.name
+        self.seed = [seed, _number_of(sources[0])]
+        self.batch_size = batch_size
+        self.rows = rows
+        by_source = data.batches == "by_source"
+        saved = self._saved(cursors or {})
+        self.num_lanes = self._number_of_lanes(data.lanes, by_source, saved)
+        """Number of all lanes."""
+        self.share = batch_size // self.num_lanes
+        """Items of a batch from each lane."""
+        self.lanes: dict[int, Lane] = {}
+        """The lanes of this process by number."""
+        for number in range(rows[0] // self.share, rows[-1] // self.share + 1):
+            self.lanes[number] = Lane(
+                self.sources,
+                self.seed,
+                lane=number,
+                lanes=self.num_lanes,
+                buffer=-(-data.shuffle_buffer // self.num_lanes),
+                run=batch_size if by_source else 1,
+                cursor=saved.get(number),
             )
-        self.fetched: Cursor = {}
-        self.windows: deque[Window] = deque(maxlen=2)  # the replacement of a broken sample may be in the second
 
-    def __getitem__(self, position: int) -> Sample:
-        window = self.window(position)
-        return window.samples[window.order[position - window.cursor["start"]]]
+    def _saved(self, cursors: Mapping[str, Cursor]) -> dict[int, Cursor]:
+        """The cursors of this name by lane."""
+        saved: dict[int, Cursor] = {}
+        for key, cursor in cursors.items():
+            name, _, lane = key.rpartition("/")
+            if name == self.name:
+                saved[int(lane)] = cursor
+        return saved
 
-    def since(self, position: int) -> Iterator[Sample]:
-        """Endless iterator over the samples from a position on."""
-        return map(self.__getitem__, count(position))
-
-    def window(self, position: int) -> Window:
-        """The window that contains a position, reached from the previous window or from the start."""
-        if self.windows and position < self.windows[0].cursor["start"]:
-            self.windows.clear()
-        if not self.windows:
-            self.windows.append(self._draw(self.begin))
-        while position >= (last := self.windows[-1]).following["start"]:
-            self.windows.append(self._draw(last.following))
-        return last if position >= last.cursor["start"] else self.windows[0]
-
-    def fetch_ahead(self) -> None:
-        """Copy the remote shards of the next window in a thread; to be called after workers are forked."""
-        if self.fetched == (following := (last := self.windows[-1]).following):
-            return
-        self.fetched, first = following, following["shard"]
-        numbers = self._shard_order(following["epoch"])[first : first + len(last.shards)]
-        coming = [self.shards[number] for number in numbers]
-        if far := [(place, source.cache_bytes) for source, i in coming if scheme(place := source.shards[i])]:
-            Thread(target=lambda: [*starmap(open_shard, far)], daemon=True).start()
-
-    def _shard_order(self, epoch: int) -> list[int]:
-        """Shard numbers in the order of an epoch."""
-        return np.random.default_rng([*self.seed, SHARDS, epoch]).permutation(len(self.shards)).tolist()
-
-    def _draw(self, cursor: Cursor) -> Window:
-        """The first window from ``cursor`` on that has a sample."""
-        begin = cursor["epoch"]
-        seen = {number: samples for window in self.windows for number, samples in window.shards.items()}
-        while True:
-            epoch, first = cursor["epoch"], cursor["shard"]
-            shards: dict[int, list[Sample]] = {}
-            counts = dict.fromkeys(self.sources, 0)
-            for number in self._shard_order(epoch)[first:]:
-                source, i = self.shards[number]
-                shards[number] = seen[number] if number in seen else source.read(i)
-                counts[source] += len(shards[number])
-                sizes = [*counts.values()]
-                if sum(sizes) >= self.buffer and num_drawn(sizes, self.weights) >= self.run:
-                    break
-            for source in self.sources:
-                source.check(complete=len(shards) == len(self.shards))
-            # An epoch's first window has the seed of data sets that fit one window.
-            seed = [*self.seed, ORDER, epoch, *([0, first] if first else [])]
-            order = draw_order(sizes, self.weights, self.run, np.random.default_rng(seed))
-            last, start = first + len(shards), cursor["start"] + len(order)
-            there = {"epoch": epoch, "shard": last} if last < len(self.shards) else {"epoch": epoch + 1, "shard": 0}
-            following = {**cursor, **there, "start": start}
-            if len(order):
-                samples = [sample for _, samples in sorted(shards.items()) for sample in samples]
-                return Window(cursor, following, shards, samples, order)
-            if epoch > begin + 1:  # a whole epoch had no sample
-                for source in self.sources:
-                    source.check()
+    def _number_of_lanes(self, wanted: int | None, by_source: bool, saved: Mapping[int, Cursor]) -> int:
+        shards = sum(len(source.shards) for source in self.sources)
+        if saved:
+            lanes = next(iter(saved.values()))["lanes"]
+            if wanted not in (None, lanes):
                 raise UserError(
-                    f"weights {self.weights} over {sizes} items leave {num_drawn(sizes, self.weights)} an epoch, too "
-                    f"few for batches of {self.run} of one source; raise a weight, or lower run.batch_size"
+                    f"data.lanes is {wanted}, and the checkpoint was written with {lanes}; leave it out, or start anew"
                 )
-            cursor = following
+            return lanes
+        if by_source:  # all items of a batch are from one source, so that one lane decides for all
+            return 1
+        if wanted is None:
+            return default_lanes(self.batch_size, shards)
+        if self.batch_size % wanted or wanted > shards:
+            raise UserError(
+                f"data.lanes is {wanted}: {self.name} has batches of {self.batch_size} and {shards} shards; give a "
+                "divisor of the batch that is at most the number of shards"
+            )
+        return wanted
+
+    def items(self, step: int) -> list[Item]:
+        """The items of this process in a step."""
+        items: list[Item] = []
+        for row in self.rows:
+            number = step * self.batch_size + row
+            item = Item(
+                lane=self.lanes[row // self.share],
+                position=step * self.share + row % self.share,
+                rng=np.random.default_rng([*self.seed, VARY, number]),
+                mask_rng=np.random.default_rng([*self.seed, MASK, number]),
+            )
+            items.append(item)
+        return items
+
+    def open(self, step: int, lane: int) -> None:
+        """Draw the window of a lane at the beginning of a step."""
+        self.lanes[lane].window(step * self.share)
+
+    def windows(self, step: int) -> Iterator[tuple[int, Window]]:
+        """Number of each lane of this process, and its window at the beginning of a step.
+
+        The window is the same for all processes that share the lane.
+        """
+        for number, lane in self.lanes.items():
+            yield number, lane.window(step * self.share)
+
+    def release(self, step: int) -> None:
+        """Forget the windows before a step."""
+        for lane in self.lanes.values():
+            lane.release(step * self.share)
+
+    def cursors(self, step: int) -> dict[str, Cursor]:
+        """Cursors from which this and later steps are found, by "name/lane"."""
+        return {f"{self.name}/{number}": window.cursor for number, window in self.windows(step)}
+
+    def digests(self, step: int) -> NDArray[np.int64]:
+        """(1 + lanes,): digest of the list of shards, and of each lane's window; 0 for lanes of other processes."""
+        digests = np.zeros(1 + self.num_lanes, np.int64)
+        digests[0] = self._digest_of_shards()
+        for number, window in self.windows(step):
+            digests[1 + number] = window.digest
+        return digests
+
+    def _digest_of_shards(self) -> int:
+        names = [[os.path.basename(shard) for shard in source.shards] for source in self.sources]
+        content = repr([self.seed, self.num_lanes, names]).encode()
+        return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+
+    def digest_names(self) -> list[str]:
+        """What each entry of `digests` is of."""
+        return [f"the list of shards of {self.name}"] + [f"lane {i} of {self.name}" for i in range(self.num_lanes)]
+
+    def take_broken(self) -> list[Broken]:
+        """Shards that could not be opened, and damages of others, since the last call."""
+        broken: list[Broken] = []
+        for lane in self.lanes.values():
+            broken += lane.broken
+            lane.broken = []
+        return broken
+
+    def coming_shards(self) -> list[tuple[str, float]]:
+        """Address, and limit of the cache, of the shards that are needed next."""
+        shards: list[tuple[str, float]] = []
+        for lane in self.lanes.values():
+            shards += lane.coming_shards()
+        return shards
 
 
-def num_drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
-    """Number of samples drawn from sources of these sizes."""
-    return sum(int(weight) * size + round(weight % 1 * size) for size, weight in zip(sizes, weights, strict=True))
-
-
-def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Random order of the samples of several sources, numbered source after source.
-
-    A sample of a source with weight w occurs floor(w) or ceil(w) times, at random. With ``run`` above 1, ``run``
-    consecutive samples are from one source, where possible: negatives of one kind are harder. Samples that do not fill
-    the last run are dropped.
-    """
-    parts, first = [], 0
-    for size, weight in zip(sizes, weights, strict=True):
-        once_more = first + rng.permutation(size)[: round(weight % 1 * size)]
-        each = np.tile(np.arange(first, first + size), int(weight))
-        parts.append(rng.permutation(np.concatenate([each, once_more])))
-        first += size
-    # Full runs of each source and mixed runs of what is left over, in random order.
-    cut = [len(part) - len(part) % run for part in parts]
-    rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))
-    whole = [part[:end] for part, end in zip(parts, cut, strict=True)]
-    runs = np.concatenate([*whole, rest[: len(rest) - len(rest) % run]]).reshape(-1, run)
-    return rng.permutation(runs).reshape(-1)
+def _number_of(source: Source) -> int:
+    """A number of the sources' modalities and name, the same in all runs."""
+    label = "+".join(source.config.pair)
+    if label != source.config.name:
+        label = f"{label}:{source.config.name}"
+    return zlib.crc32(label.encode())

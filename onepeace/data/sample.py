@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace.data.shard_cache import content_of
+from onepeace.data.shard import content_of
 from onepeace.errors import UserError
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from onepeace.data.shards import MASK
+from onepeace.data.parsing import MASK
 from onepeace.errors import UserError
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")

@@ -1,39 +1,28 @@
-"""Patterns of webdataset shards, and the samples of a shard, still encoded.
+"""Patterns of webdataset shards, and the samples of a source.
 
-A shard is a .tar or .tar.gz with the members KEY.jpg (or another file ending of a processor), KEY.txt and KEY.json, and
-optionally KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). Captions are "captions" in the json,
-else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A partly broken
-shard yields its usable samples.
+A shard is a .tar or .tar.gz, whose samples parsing.py describes. A partly broken shard yields its usable samples.
 """
 
 import glob
-import json
-import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import translate
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.data.broken import Broken, BrokenCount, BrokenSample, log_broken
 from onepeace.data.config import DataConfig, SourceConfig
+from onepeace.data.index import TarIndex
+from onepeace.data.parsing import has_modalities, parse_sample
 from onepeace.data.sample import Sample
-from onepeace.data.shard_cache import content_of, open_shard
-from onepeace.data.targets import wrong_target
+from onepeace.data.shard import Shard, UnreadableShard, content_of, open_shard
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
-from onepeace.processors import PROCESSORS
-
-log = logging.getLogger(__name__)
-
-NAMED = 3
-"""Maximum number of broken samples that are named in warnings; further ones are only counted."""
-ALLOWED_BROKEN = 10
-"""Number of broken items that never stop a run, unless all are broken."""
-MASK = "mask.png"
-"""Name of the member with the target "mask"."""
 
 
 def expand(pattern: str, root: str | Path | None = None) -> list[str]:
@@ -58,14 +47,18 @@ def expand(pattern: str, root: str | Path | None = None) -> list[str]:
         raise UserError(f"{describe(pattern)}: a brace is not closed; write {{a,b}} or {{000..031}}") from error
     shards: set[str] = set()
     for part in parts:
-        place = part if scheme(part) else os.path.join(folder, part)
-        # Absolute, so that a file whose name begins with "x:" is never taken for an address.
-        found = _addresses(place) if scheme(place) else [os.path.abspath(name) for name in glob.glob(place)]
-        if not found:
-            what = "data.root and the pattern" if folder else "the pattern"
-            raise UserError(f"no shard matches {describe(place)}; check {what}")
-        shards.update(found)
+        path = part if scheme(part) else os.path.join(folder, part)
+        matches = _addresses(path) if scheme(path) else _paths(path)
+        if not matches:
+            checked = "data.root and the pattern" if folder else "the pattern"
+            raise UserError(f"no shard matches {describe(path)}; check {checked}")
+        shards.update(matches)
     return sorted(shards)
+
+
+def _paths(pattern: str) -> list[str]:
+    """Files that match a pattern; absolute, so that a name that begins with "x:" is never taken for an address."""
+    return [os.path.abspath(path) for path in glob.glob(pattern)]
 
 
 def _addresses(address: str) -> list[str]:
@@ -73,67 +66,170 @@ def _addresses(address: str) -> list[str]:
     from fsspec import get_filesystem_class
     from fsspec.core import url_to_fs
 
-    kind, name = str(scheme(address)), describe(address)
-    if kind in ("http", "https"):
+    protocol = str(scheme(address))
+    name = describe(address)
+    if protocol in ("http", "https"):
         need("aiohttp", "remote")
         if "*" in address:
             raise UserError(f"{name}: a server has no list; write the numbers as {{000..031}}, not *")
     try:
-        get_filesystem_class(kind)
+        get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:
         raise UserError(f"{name}: cannot be read ({error})") from error
     if "*" not in address:
         return [address]
-    files, pattern = url_to_fs(address)
-    return [files.unstrip_protocol(path) for path in files.glob(pattern)]
+    filesystem, pattern = url_to_fs(address)
+    return [filesystem.unstrip_protocol(path) for path in filesystem.glob(pattern)]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The samples of a shard that a source uses; some may turn out to be broken when they are read."""
+
+    source: "Source"
+    shard: Shard
+    rows: NDArray[np.int64]
+    """(N,): their numbers in the shard."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, candidate: int) -> str:
+        """Key of a sample."""
+        return self.shard.index.key(int(self.rows[candidate]))
+
+    def read(self, candidate: int) -> Sample:
+        """A sample, parsed; its media are not read.
+
+        Raises:
+            UnreadableShard: the shard cannot be read any more.
+            BrokenSample: a part of the sample is missing or wrong.
+        """
+        row = int(self.rows[candidate])
+        return parse_sample(
+            key=self.shard.index.key(row),
+            members=self.shard.members(row),
+            shard=self.shard.file.address,
+            modalities=self.source.config.pair,
+            targets=self.source.config.targets,
+            has_templates=self.source.has_templates,
+        )
+
+    def broken(self, candidate: int, error: UserError) -> Broken:
+        """What an error of `read`, or of decoding the sample, is reported as."""
+        number = self.source.number
+        name = describe(self.shard.file.address)
+        if isinstance(error, UnreadableShard):
+            return Broken(number, name, key="", reason=str(error), samples=len(self))
+        key = self.key(candidate)
+        if isinstance(error, BrokenSample):
+            return Broken(number, name, key, reason=str(error))
+        return Broken(number, name, key, reason=f"{name}: {key} cannot be decoded ({error})")
+
+    def damages(self) -> list[Broken]:
+        """The damaged parts of the shard, each as one sample."""
+        name = describe(self.shard.file.address)
+        return [Broken(self.source.number, name, key=line, reason=line) for line in self.shard.index.damages]
 
 
 class Source:
-    """Samples of an entry of data.train, shard by shard; media are read on demand. UserError for missing shards."""
+    """Samples of an entry of data.train, shard by shard.
 
-    def __init__(self, config: SourceConfig, data: DataConfig) -> None:
-        self.config, self.broken_limit, self.cache_bytes = config, data.broken_limit, data.cache_gigabytes * 1e9
+    Args:
+        config: the entry.
+        data: the recipe's data section.
+        number: number of the entry.
+
+    Raises:
+        UserError: no file matches the pattern.
+    """
+
+    def __init__(self, config: SourceConfig, data: DataConfig, number: int = 0) -> None:
+        self.config = config
+        self.number = number
+        self.broken_limit = data.broken_limit
+        self.cache_bytes = data.cache_gigabytes * 1e9
         self.shards = expand(config.shards, data.root)
+        """Paths and addresses of the shards."""
+        self._empty: set[int] = set()
+        """Numbers of the shards that were opened last without a usable sample, or could not be."""
         self.has_templates = any(data.templates.get(modality) for modality in config.pair)
-        self.good = self.broken = 0
-        self.named: list[str] = []
-        """Messages about the first broken samples."""
+        self._fits = re.compile(translate(config.keys)).match
 
-    def read(self, number: int) -> list[Sample]:
-        """Usable samples of a shard; broken ones are counted, and the first few are logged."""
-        shard, own = self.shards[number], self.config
-        raws, broken = open_shard(shard, self.cache_bytes)
-        samples = []
-        for raw in raws:
-            if fnmatchcase(raw["__key__"], own.keys) and not _is_of_another_kind(raw, own.pair):
-                try:
-                    samples.append(usable_sample(raw, shard, own.pair, own.targets, self.has_templates))
-                except ValueError as error:
-                    broken.append(str(error))
-        self.good, self.broken = self.good + len(samples), self.broken + len(broken)
-        for line in broken:
-            if len(self.named) < NAMED and line not in self.named:
-                self.named.append(line)
-                log.warning("broken and left out: %s%s", line, " (more are only counted)" * (len(self.named) == NAMED))
-        return samples
+    def open(self, number: int) -> Candidates:
+        """The samples of a shard that this source uses.
 
-    def check(self, complete: bool = True) -> None:
-        """UserError if too many samples are broken, or if reading is ``complete`` and none is usable."""
-        none = f"no key fits {self.config.keys!r} among samples with {' and '.join(self.config.pair)}"
-        name, first = self.config.shards, next(iter(self.named), none)
-        if self.broken > max(ALLOWED_BROKEN, self.broken_limit * (self.good + self.broken)):
-            raise UserError(
-                f"{name}: {self.broken} broken and {self.good} usable samples ({first}); repair the shards or raise "
-                "data.broken_limit"
-            )
-        if complete and not self.good:
-            raise UserError(f"{name}: no usable sample; {first}")
+        Raises:
+            UnreadableShard: the shard cannot be opened.
+            CacheFailure: the cache cannot be written.
+            UserError: no shard of the source has a sample.
+        """
+        try:
+            shard = open_shard(self.shards[number], self.cache_bytes)
+        except UnreadableShard as error:
+            self._note_empty(number, str(error))
+            raise
+        candidates = Candidates(self, shard, self._rows(shard.index))
+        if len(candidates):
+            self._empty.discard(number)
+        else:
+            self._note_empty(number, next(iter(shard.index.damages), ""))
+        return candidates
+
+    def _note_empty(self, number: int, example: str) -> None:
+        self._empty.add(number)
+        if len(self._empty) == len(self.shards):
+            raise self.no_sample(example)
+
+    def _rows(self, index: TarIndex) -> NDArray[np.int64]:
+        """Numbers of the samples with a fitting key and files of these modalities."""
+        wanted = [has_modalities(layout, self.config.pair) for layout in index.layouts]
+        rows = np.flatnonzero(np.array(wanted, bool)[index.layout_of])
+        if self.config.keys == "*":
+            return rows
+        return np.array([row for row in rows.tolist() if self._fits(index.key(row))], np.int64)
+
+    def unreadable(self, number: int, error: UnreadableShard) -> Broken:
+        """What an error of `open` is reported as."""
+        return Broken(self.number, describe(self.shards[number]), key="", reason=str(error), samples=0)
+
+    def no_sample(self, example: str) -> UserError:
+        """Error for a source without a usable sample, of which ``example`` is broken."""
+        pair = " and ".join(self.config.pair)
+        reason = example or f"no key fits {self.config.keys!r} among samples with {pair}"
+        return UserError(f"{self.config.shards}: no usable sample; {reason}")
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples once, in the order of the shards; then `check` is called."""
+        """All usable samples once, in the order of the shards.
+
+        Raises:
+            UserError: at the end, if too many samples are broken or none is usable.
+        """
+        count = BrokenCount(self.config.shards, self.broken_limit)
+        usable = 0
+        listed = 0
         for number in range(len(self.shards)):
-            yield from self.read(number)
-        self.check()
+            try:
+                candidates = self.open(number)
+            except UnreadableShard as error:
+                count.add(self.unreadable(number, error))
+                continue
+            listed += len(candidates)
+            for broken in candidates.damages():
+                count.add(broken)
+            for i in range(len(candidates)):
+                try:
+                    sample = candidates.read(i)
+                except (BrokenSample, UnreadableShard) as error:
+                    count.add(candidates.broken(i, error))
+                    continue
+                usable += 1
+                yield sample
+        log_broken(count.lines, "left out")
+        if not usable:
+            raise self.no_sample(count.example)
+        readable_shards = len(self.shards) - len(count.shards)
+        count.check(usable, listed / max(readable_shards, 1))
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -163,89 +259,7 @@ def read_source(
     """
     config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
     data = DataConfig((config,), str(root or ""), broken_limit=broken_limit)
-    return [
-        replace(sample, inputs=content_of(sample.inputs), targets=content_of(sample.targets))
-        for sample in Source(config, data)
-    ]
-
-
-def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
-    """File of a sample with one of the endings, given without dots; a list if KEY.2.jpg, ... follow KEY.jpg.
-
-    Raises:
-        ValueError: one of several files is empty, or a number is missing.
-    """
-    files: dict[int, Any] = {}
-    for member in sorted(raw, key=lambda member: member.rpartition(".")[::2]):  # KEY.jpg before KEY.thumb.jpg
-        name, _, ending = member.rpartition(".")
-        number = int(name) if re.fullmatch("[2-9]", name) else 1
-        if ending in endings and member != MASK and (raw[member] or number > 1):
-            files.setdefault(number, raw[member])
-    if 1 not in files:
-        return None
-    if max(files) != len(files) or not all(files.values()):
-        numbers = ", ".join(str(number) for number, content in sorted(files.items()) if content)
-        raise ValueError(f"only its files {numbers} can be used")
-    return [content for _, content in sorted(files.items())] if len(files) > 1 else files[1]
-
-
-def usable_sample(
-    raw: Mapping[str, Any], shard: str, pair: Sequence[str], targets: Sequence[str] = (), has_templates: bool = False
-) -> Sample:
-    """Parse a group of members.
-
-    Args:
-        raw: a sample from `open_shard`.
-        pair: required modalities: "text" for captions, others for a member that their processor reads.
-        targets: required targets, in the form of targets.py.
-        has_templates: whether templates make captions of a label, so that a sample with one needs no other.
-
-    Raises:
-        ValueError: a part is missing or wrong (the message names shard and key).
-    """
-    where = f"{describe(shard)}: {raw['__key__']}"
-    members = {member.rpartition(".")[2]: data for member, data in raw.items()}
-    try:
-        about = dict(json.loads(content_of(members.get("json", b"{}"))))
-        captions = _texts(about.get("captions") or [])
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where}.json cannot be read ({error})") from error
-    captions = captions or _texts(content_of(members.get("txt", b"")).decode("utf-8", errors="replace"))
-    inputs: dict[str, Any] = {"text": captions}
-    for modality in pair:
-        if modality != "text":
-            try:
-                inputs[modality] = media_of(raw, {suffix[1:] for suffix in PROCESSORS[modality].suffixes})
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            if inputs[modality] is None:
-                raise ValueError(f"{where} has no {modality} file")
-    known = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
-    if isinstance(about.get("label"), str):
-        known["label"] = about["label"]
-    if "text" in pair and not captions and not (has_templates and known.get("label")):
-        hint = "; data.templates in a recipe make captions of its label" if known.get("label") else ""
-        raise ValueError(f"{where} has no caption (a .txt, or captions in a .json){hint}")
-    if raw.get(MASK):
-        known["mask"] = raw[MASK]
-    for target in targets:
-        if target not in known:
-            raise ValueError(f"{where} has no {target} {f'(a .{MASK})' if target == 'mask' else 'in its .json'}")
-        value = content_of(known[target])  # for a mask, its bytes
-        if wrong := wrong_target(target, value, known):
-            raise ValueError(f"{where}: {wrong}")
-    return Sample(raw["__key__"], describe(shard), inputs, known)
-
-
-def _is_of_another_kind(raw: Mapping[str, Any], pair: Sequence[str]) -> bool:
-    """Whether a sample has only files of modalities outside the pair, as in shards of several modalities."""
-    endings = {f".{member.rpartition('.')[2]}" for member in raw if member != MASK}
-    kinds = {key for key, one in PROCESSORS.items() if key != "text" and one.suffixes & endings}
-    wanted = {*pair} - {"text"}
-    return bool(kinds and wanted) and kinds.isdisjoint(wanted)
-
-
-def _texts(found: Any) -> list[str]:
-    """Non-blank texts of a string or a list."""
-    texts = [found] if isinstance(found, str) else found
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    samples: list[Sample] = []
+    for sample in Source(config, data):
+        samples.append(replace(sample, inputs=content_of(sample.inputs), targets=content_of(sample.targets)))
+    return samples

@@ -1,25 +1,47 @@
 """Batches by step, and a loader that builds them ahead in worker processes.
 
-A step's batches are a pure function of seed and step: each place in a batch is a position in the sequence of a reader
-(reader.py). A run can therefore resume at any step, with any number of workers and processes.
+A step's batches are a pure function of seed and step (reader.py). A run can therefore resume at any step, with any
+number of workers and processes.
 """
 
 import signal
-import zlib
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from onepeace.data.batch import Batch
+from onepeace.data.broken import Broken
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.reader import MASK, VARY, Cursor, Reader, Source
+from onepeace.data.prefetch import THREADS, Prefetch
+from onepeace.data.reader import Cursor, Reader
+from onepeace.data.shards import Source
 from onepeace.errors import UserError
 
-Step = tuple[list[Batch], dict[str, Cursor]]
-"""A process's part of the batches of a step, one for each name, and the cursors of the readers by name."""
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A process's part of a step."""
+
+    batches: list[Batch]
+    """One for each name of sources."""
+    cursors: dict[str, Cursor]
+    """Cursor of each lane of this process, by "name/lane"."""
+    digests: NDArray[np.int64]
+    """(D,): digests of what each lane reads in this step; see `Steps.digest_names`. 0 for lanes of other processes."""
+    listed: NDArray[np.int64]
+    """(S, 2): for each source, number of samples and of shards in the windows of this step."""
+    broken: list[Broken]
+    """Broken samples and shards that were met."""
+
+    def pin_memory(self) -> "Step":
+        """The step with batches in page-locked memory; torch's DataLoader calls it."""
+        return replace(self, batches=[batch.pin_memory() for batch in self.batches])
 
 
 class Steps:
@@ -47,50 +69,65 @@ class Steps:
         rank: int = 0,
         world_size: int = 1,
     ):
-        config = builder.config
-        self.builder, self.batch_size, self.rank, self.world_size = builder, batch_size, rank, world_size
+        self.builder = builder
+        self.sources = list(sources)
+        self.batch_size = batch_size
         self.readers: dict[str, Reader] = {}
-        for name, source in builder.sources.items():
-            size, label = batch_size[name], "+".join(source.pair)
+        self._prefetch = Prefetch()
+        for name in builder.sources:
+            size = batch_size[name]
             if size % world_size:
                 raise UserError(
                     f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
                 )
-            # A digest of the sources' modalities and name, the same in all runs.
-            numbers = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
-            of_name = [source for source in sources if source.config.name == name]
-            run = size if config.batches == "by_source" else 1
-            self.readers[name] = Reader(of_name, numbers, config.shuffle_buffer, run, (cursors or {}).get(name))
+            rows = size // world_size
+            self.readers[name] = Reader(
+                sources=[source for source in sources if source.config.name == name],
+                data=builder.config,
+                seed=seed,
+                batch_size=size,
+                rows=range(rank * rows, (rank + 1) * rows),
+                cursors=cursors,
+            )
+
+    @property
+    def digest_names(self) -> list[str]:
+        """What each of a step's digests is of."""
+        return [name for reader in self.readers.values() for name in reader.digest_names()]
 
     def __getitem__(self, step: int) -> Step:
-        batches, cursors = [], {}
+        batches: list[Batch] = []
+        cursors: dict[str, Cursor] = {}
+        digests: list[NDArray[np.int64]] = []
+        broken: list[Broken] = []
         for name, reader in self.readers.items():
-            positions = self._positions(name, step)
-            items = []
-            for position in positions:
-                vary = np.random.default_rng([*reader.seed, VARY, position])
-                mask = np.random.default_rng([*reader.seed, MASK, position])
-                items.append((reader.since(position), vary, mask))
-            batches.append(self.builder.batch(name, reader.window(positions[0]), items))
-            cursors[name] = reader.window(positions[-1]).cursor
-            reader.fetch_ahead()
-        return batches, cursors
+            reader.release(step)
+            batch, broken_samples = self.builder.batch(name, reader.items(step))
+            batches.append(batch)
+            cursors.update(reader.cursors(step))
+            digests.append(reader.digests(step))
+            broken += [*reader.take_broken(), *broken_samples]
+        self._prefetch.ask([shard for reader in self.readers.values() for shard in reader.coming_shards()])
+        return Step(batches, cursors, np.concatenate(digests), self._listed(step), broken)
+
+    def _listed(self, step: int) -> NDArray[np.int64]:
+        listed = np.zeros((len(self.sources), 2), np.int64)
+        for reader in self.readers.values():
+            for _, window in reader.windows(step):
+                for candidates in window.shards:
+                    listed[candidates.source.number] += (len(candidates), 1)
+        return listed
 
     def open(self, step: int) -> None:
-        """Read the shards of a step, so that forked workers inherit them."""
-        for name, reader in self.readers.items():
-            reader.window(self._positions(name, step)[0])
-
-    def _positions(self, name: str, step: int) -> range:
-        """Reader positions of this process's items of a step."""
-        own = self.batch_size[name] // self.world_size
-        first = step * self.batch_size[name] + self.rank * own
-        return range(first, first + own)
+        """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads."""
+        with ThreadPoolExecutor(THREADS) as threads:
+            for reader in self.readers.values():
+                list(threads.map(partial(reader.open, step), reader.lanes))
 
 
 def loader(steps: Steps, start: int, stop: int, workers: int = 1) -> Generator[Step, None, None]:
     """Yield ``steps[start]`` to ``steps[stop - 1]``, built ahead in ``workers`` processes (0 = on demand)."""
-    batches = iter(
+    made_steps = iter(
         DataLoader(
             range(start, stop),  # type: ignore[arg-type]
             batch_size=None,
@@ -103,12 +140,12 @@ def loader(steps: Steps, start: int, stop: int, workers: int = 1) -> Generator[S
         )
     )
     try:
-        for made in batches:
+        for made in made_steps:
             if isinstance(made, UserError):
                 raise made
             yield made
     finally:
-        del batches  # ends the workers now, although the traceback of an error keeps this frame
+        del made_steps  # ends the workers now, although the traceback of an error keeps this frame
 
 
 def _made(steps: Steps, step: int) -> Step | UserError:

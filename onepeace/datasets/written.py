@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from onepeace.data.shard_cache import content_of, open_shard
-from onepeace.data.shards import MASK, media_of
+from onepeace.data.parsing import MASK, media_of
+from onepeace.data.shard import content_of, open_shard
 from onepeace.datasets.layout import Record
 from onepeace.errors import UserError
 from onepeace.processors import guessed
@@ -26,9 +26,10 @@ def read_shard(path: Path) -> Iterator[Record]:
     """
     known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in guessed().items() if key != "text"}
     endings = {"video": {"mp4"}, **known}
-    samples, broken = open_shard(str(path.absolute()))
-    for raw in map(content_of, samples):
-        key = raw["__key__"]
+    shard = open_shard(str(path.absolute()))
+    for row in range(len(shard.index)):
+        key = shard.index.key(row)
+        raw = content_of(shard.members(row))
         try:
             inputs = {modality: media for modality in endings if (media := media_of(raw, endings[modality]))}
             texts, about = [raw["txt"].decode()] if "txt" in raw else [], json.loads(raw["json"])
@@ -37,5 +38,5 @@ def read_shard(path: Path) -> Iterator[Record]:
         if not inputs and not texts:
             raise UserError(f"{path}: {key} has no picture, sound or text")
         yield Record(key, str(path), {**inputs, "text": texts}, {"mask": raw[MASK]} if MASK in raw else {}, about)
-    if broken:
-        raise UserError(broken[0])
+    if shard.index.damages:
+        raise UserError(shard.index.damages[0])

@@ -228,22 +228,30 @@ def _file(path: str, modality: str) -> Entry:
 def read_shard(shard: str) -> Iterator[Entry]:
     """Entries of a webdataset shard, "SHARD::KEY.ENDING": pictures, sounds, videos, and the text of samples that have
     nothing else. Samples that cannot be read are reported as the problem of an entry for the shard."""
-    from onepeace.data.shard_cache import open_shard
-    from onepeace.data.shards import usable_sample
+    from onepeace.data.broken import BrokenSample
+    from onepeace.data.parsing import parse_sample
+    from onepeace.data.shard import UnreadableShard, open_shard
 
     modalities = modalities_by_suffix()
-    samples, problems = open_shard(shard)
     here = _file(shard, "text").item
-    for raw in samples:
+    try:
+        opened = open_shard(shard)
+    except UnreadableShard as error:
+        yield Entry(replace(here, problem=str(error).removeprefix(f"{shard}: ")))
+        return
+    problems = [*opened.index.damages]
+    for row in range(len(opened.index)):
+        key = opened.index.key(row)
+        raw = opened.members(row)
         captions: list[str] = []
         about: dict[str, Any] = {}
         try:
-            sample = usable_sample(raw, shard, ())
+            sample = parse_sample(key, raw, shard, ())
             captions, about = sample.captions, {**sample.targets}
             about.pop("mask", None)  # a picture, which has an entry of its own
-        except ValueError as error:
+        except (BrokenSample, UnreadableShard) as error:
             problems.append(str(error))
-        place = f"{shard}::{raw['__key__']}"
+        place = f"{shard}::{key}"
         kinds = {name: modalities.get(f".{name.rpartition('.')[2]}", "text") for name in raw}
         media = {name: kind for name, kind in kinds.items() if kind != "text"}
         for name, modality in media.items():
@@ -308,7 +316,7 @@ def _described(item: Item, value: Any, captions: Sequence[str], about: Mapping[s
 
 
 def _member(extent: Any, path: str) -> NamedBytes:
-    from onepeace.data.shard_cache import content_of
+    from onepeace.data.shard import content_of
 
     return NamedBytes(content_of(extent), path)
 

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import torch
+
+from onepeace.data.report import DataReport
 from onepeace.data.steps import loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
@@ -58,6 +61,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     total = run.recipe.schedule.steps
     journal = open_log(run.recipe, run.start) if parallel.rank() == 0 else None
     averages = Averages()
+    report = DataReport(run.steps)
     unusable = UnusableSteps(run.recipe)
     processes = parallel.AnyProcess()
     is_overdue = False
@@ -68,10 +72,12 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     with closing(loader(run.steps, run.start, last, options.workers)) as loaded, run.checkpoints:
         for step in range(run.start + 1, last + 1):
             with averages.waiting():
-                batches, cursors = next(loaded)
+                step_data = next(loaded)
+            batches = step_data.batches
+            report.add(step_data)
             rate = learning_rate(step - 1, run.recipe.optim.lr, run.recipe.schedule)
             result = run.stepper(step, batches, rate)
-            run.cursors.update(cursors)
+            run.cursors = step_data.cursors
             unusable.add(step, batches, result)
             averages.items += sum(len(batch.keys) for batch in batches) * parallel.world_size()
             replaced = sum(len(batch.replaced) for batch in batches)
@@ -86,6 +92,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             if failed:
                 run.checkpoints.wait()  # raises its error in all processes
             if is_logged:
+                _exchange(report)
                 means, speed = averages.take(left_out=unusable.check())
                 line = {**means, "lr": rate, **speed, **run.figures()}
                 if journal:
@@ -109,3 +116,11 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
 def _is_due(every: int, step: int) -> bool:
     """Whether something that happens every so many steps happens at this one; 0 = never."""
     return bool(every) and step % every == 0
+
+
+def _exchange(report: DataReport) -> None:
+    """Exchange the reports of all processes; UserError if too many samples are broken, or if their orders differ."""
+    numbers = parallel.gather(torch.from_numpy(report.numbers())[None])
+    own_news = torch.tensor(list(report.news()), dtype=torch.uint8)
+    news, _ = parallel.gather_ragged(own_news)
+    report.merge(numbers.numpy(), bytes(news.tolist()))

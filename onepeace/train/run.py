@@ -72,7 +72,7 @@ class Run:
         self.start = 0
         """Number of steps already done."""
         self.cursors: dict[str, Cursor] = {}
-        """This process's position in the data."""
+        """This process's position in the data: the cursors of its lanes."""
         if saved is not None:
             header = self.checkpoints.restore(saved)
             self.start = header.step

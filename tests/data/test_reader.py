@@ -1,204 +1,123 @@
-"""The reader: which sample comes at which position, whatever the shards, workers, processes and restarts."""
+"""The steps of several processes and workers: the same batches however they are spread, and each reads its part."""
 
 import json
-import os
-import pickle
-import tempfile
-import tracemalloc
-from collections import Counter
-from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.batches import IMAGES, SOUNDS, batches, make_steps, recipe, same
-from support.numbered import keys, write, write_shards
+from support.batches import IMAGES, SOUNDS, batches, make_steps, pictures, recipe, same
+from support.small_shards import write_tar
 
-from onepeace.config import build
-from onepeace.data.config import DataConfig
-from onepeace.data.reader import Reader, open_sources
+from onepeace.data import shards as shards_module
+from onepeace.data.shard import Extent
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
 
-
-def sources(folder, *patterns, weights=(), **data):
-    train = [
-        {"shards": pattern, "pair": ["image", "text"], "weight": weights[i] if weights else 1.0}
-        for i, pattern in enumerate(patterns or ["*.tar*"])
-    ]
-    return open_sources(build(DataConfig, {"train": train, "root": str(folder), **data}, "data"))
-
-
-def reader(folder, *patterns, buffer=7, seed=1, run=1, cursor=None, **data):
-    return Reader(sources(folder, *patterns, **data), [seed, 5], buffer, run, cursor)
+VARIED = {
+    "augment": {"image": {"crop_scale": [0.3, 1.0], "flip": True}, "audio": {"mix": 0.5}},
+    "shuffle_buffer": 8,
+}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("numbered")
-    write_shards(folder, [5, 4, 7, 3])
+def many(tmp_path_factory):
+    """Eight shards, one of them compressed, with 3 to 6 pictures; the fifth of every eight cannot be decoded."""
+    folder = tmp_path_factory.mktemp("many")
+    first = 0
+    for number in range(8):
+        count = 3 + number % 4
+        members = pictures(count, first=first)
+        for name in members:
+            if name.endswith("4.png"):
+                members[name] = b"rubbish"
+        write_tar(folder / f"pictures-{number}.tar{'.gz' if number == 3 else ''}", members)
+        first += count
     return folder
 
 
-def all_keys(sizes):
-    return sorted(f"{s}-{i}" for s, size in enumerate(sizes) for i in range(size))
+def rows(processors, wanted, world_size, workers, start=0, stop=6, cursors=None):
+    """The items of each step over all processes: keys, captions and the pixels' means."""
+    steps = []
+    cursors_of_last = {}
+    for rank in range(world_size):
+        made = list(loader(make_steps(processors, wanted, rank, world_size, cursors), start, stop, workers))
+        steps.append(made)
+        cursors_of_last.update(made[-1].cursors)
+    found = []
+    for parts in zip(*steps, strict=True):
+        of_step = []
+        for part in parts:
+            for batch in part.batches:
+                values = batch.inputs["image"]["pixels"].flatten(1).mean(1).tolist()
+                of_step += zip(batch.keys, batch.captions, values, strict=True)
+        found.append(of_step)
+    return found, cursors_of_last
 
 
-# Order
+def test_batches_are_the_same_for_any_number_of_processes_and_workers(many, processors):
+    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
+    expected, _ = rows(processors, wanted, world_size=1, workers=0)
+    assert {key for step in expected for key, *_ in step} >= {f"p{i}" for i in (0, 1, 2, 3, 5)}
+    assert not any(key.endswith("4") for step in expected for key, *_ in step)
+    for world_size, workers in ((1, 3), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0)):
+        assert rows(processors, wanted, world_size, workers)[0] == expected
 
 
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.integers(1, 20), st.integers(0, 9))
-@settings(deadline=None, derandomize=True, max_examples=20)
-def test_each_sample_comes_once_an_epoch(sizes, buffer, seed):
-    with tempfile.TemporaryDirectory() as name:
-        write_shards(Path(name), sizes)
-        found = {0: [], 1: []}
-        row, position = reader(name, buffer=buffer, seed=seed), 0
-        while (epoch := row.window(position).cursor["epoch"]) < 2:
-            found[epoch].append(row[position].key)
-            position += 1
-        assert sorted(found[0]) == sorted(found[1]) == all_keys(sizes)
-        assert sum(sizes) < 9 or found[0] != found[1]
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
+def test_run_goes_on_with_another_number_of_processes(many, processors, before, after):
+    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
+    expected, _ = rows(processors, wanted, world_size=1, workers=0, stop=16)
+    first, cursors = rows(processors, wanted, before, workers=0, stop=9)
+    cursors = json.loads(json.dumps(cursors))
+    second, _ = rows(processors, wanted, after, workers=0, start=9, stop=16, cursors=cursors)
+    assert first + second == expected
 
 
-def test_order_is_a_function_of_seed_and_position(folder):
-    row = reader(folder)
-    first = keys(row.since(0), 60)
-    assert keys(reader(folder).since(0), 60) == first
-    assert [row[position].key for position in (3, 59, 0, 30)] == [first[3], first[59], first[0], first[30]]
-    assert keys(reader(folder, seed=2).since(0), 60) != first
-    assert keys(pickle.loads(pickle.dumps(row)).since(0), 60) == first  # noqa: S301 (as a worker that is spawned)
+def test_number_of_lanes_is_kept_by_the_cursors(many, processors):
+    wanted = recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8)
+    steps = make_steps(processors, wanted)
+    assert steps.readers["image+text"].num_lanes == 2
+    cursors = steps[3].cursors
+    without = recipe(many, [IMAGES], VARIED, batch_size=8)
+    assert make_steps(processors, without).readers["image+text"].num_lanes == 8
+    assert same(make_steps(processors, without, cursors=cursors)[4], steps[4])
+    with pytest.raises(UserError, match=r"data\.lanes is 4.*written with 2"):
+        make_steps(processors, recipe(many, [IMAGES], {**VARIED, "lanes": 4}, batch_size=8), cursors=cursors)
 
 
-def test_window_is_shuffled_as_a_whole_and_holds_no_more_shards_than_it_needs(tmp_path):
-    write_shards(tmp_path, [20] * 4)
-    row = reader(tmp_path, buffer=40)
-    found = keys(row.since(0), 80)
-    assert [len({key[0] for key in found[i : i + 40]}) for i in (0, 40)] == [2, 2]
-    assert all(len({key[0] for key in found[i : i + 10]}) == 2 for i in range(0, 80, 10))
-    assert len(row.windows) == 2
-    whole = keys(reader(tmp_path, buffer=1000).since(0), 20)
-    assert len({key[0] for key in whole}) == 4
+@pytest.mark.parametrize(("lanes", "batch_size"), [(3, 8), (16, 32)])
+def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_size):
+    with pytest.raises(UserError, match=rf"data\.lanes is {lanes}: .*batches of {batch_size} and 8 shards"):
+        make_steps(processors, recipe(many, [IMAGES], {"lanes": lanes}, batch_size=batch_size))
 
 
-@pytest.mark.parametrize("weights", [(3.0, 1.0), (0.5, 1.0)])
-def test_sources_are_mixed_by_weight(tmp_path, weights):
-    for name in "ab":
-        for s in range(4):
-            write(tmp_path / name / f"{s}.tar", [f"{name}{s}-{i}" for i in range(20)])
-    row = reader(tmp_path, "a/*.tar", "b/*.tar", buffer=50, weights=weights)
-    found = keys(row.since(0), int(80 * sum(weights)))
-    assert sum(key[0] == "a" for key in found) == 80 * weights[0]
-    assert {key for key in found if key[0] == "b"} == {f"b{s}-{i}" for s in range(4) for i in range(20)}
-    counts = Counter(key for key in found if key[0] == "a")
-    assert set(counts.values()) == {int(weights[0]) or 1}
+def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatch):
+    opened = []
+    open_shard = shards_module.open_shard
+    monkeypatch.setattr(
+        shards_module, "open_shard", lambda address, size: opened.append(address) or open_shard(address, size)
+    )
+    wanted = recipe(many, [IMAGES], {"shuffle_buffer": 8}, batch_size=8)
+    shards_by_rank = []
+    for rank in range(4):
+        opened.clear()
+        make_steps(processors, wanted, rank, 4)[0]
+        shards_by_rank.append({*opened})
+    assert [len(shards) for shards in shards_by_rank] == [2] * 4
+    assert len(set.union(*shards_by_rank)) == 8
 
 
-def test_runs_are_of_one_source_in_every_window(tmp_path):
-    for name in "ab":
-        for s in range(4):
-            write(tmp_path / name / f"{s}.tar", [f"{name}{s}-{i}" for i in range(20)])
-    found = keys(reader(tmp_path, "a/*.tar", "b/*.tar", buffer=40, run=5).since(0), 160)
-    kinds = [{key[0] for key in found[i : i + 5]} for i in range(0, 160, 5)]
-    assert all(len(kind) == 1 for kind in kinds)
-    assert {next(iter(kind)) for kind in kinds} == {"a", "b"}
-
-
-@pytest.mark.parametrize(("weight", "run"), [(0.01, 1), (1.0, 30)])
-def test_weights_that_leave_nothing_are_an_error(folder, weight, run):
-    with pytest.raises(UserError, match="weights"):
-        reader(folder, weights=[weight], run=run)[0]
-
-
-# Going on
-
-
-def test_every_position_can_be_gone_on_from_its_cursor(folder):
-    row, found, cursors = reader(folder), [], []
-    for position in range(60):
-        found.append(row[position].key)
-        cursors.append(json.loads(json.dumps(row.window(position).cursor)))
-    assert cursors[-1]["epoch"] >= 2
-    for position, cursor in enumerate(cursors):
-        assert keys(reader(folder, cursor=cursor).since(position), 60 - position) == found[position:]
-
-
-def test_cursor_of_other_shards_is_refused(folder, tmp_path):
-    write_shards(tmp_path, [5, 4])
-    with pytest.raises(UserError, match=r"4 shards.* 2 "):
-        reader(tmp_path, cursor=reader(folder).window(0).cursor)
-
-
-def test_batches_are_the_same_with_any_number_of_workers_and_processes(root, processors):
-    wanted = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
-    made = list(loader(make_steps(processors, wanted), 0, 12, 0))
-    assert same(list(loader(make_steps(processors, wanted), 0, 12, 2)), made)
-    # On from the middle, in two processes where there was one.
-    cursors = {}
-    for _, after in made[:5]:
-        cursors.update(after)
-    ranks = [make_steps(processors, wanted, rank, 2, cursors) for rank in range(2)]
-    for step in range(5, 12):
-        halves = zip(*(batches(steps, step) for steps in ranks), strict=True)
-        assert [a.keys + b.keys for a, b in halves] == [batch.keys for batch in made[step][0]]
-
-
-# Memory
-
-
-def test_memory_does_not_grow_with_shards(tmp_path):
-    write(tmp_path / "0.tar", [f"k{i}" for i in range(50)], size=2000)
-    for i in range(1, 80):
-        os.link(tmp_path / "0.tar", tmp_path / f"{i}.tar")
-
-    def peak(pattern):
-        row = reader(tmp_path, pattern, buffer=100)
-        tracemalloc.start()
-        for sample in map(row.__getitem__, range(500)):
-            sample.read("image")
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
-
-    few = peak("[0-9].tar")
-    assert peak("*.tar") < 1.3 * few
-    assert len(os.listdir(Path(os.environ["ONEPEACE_CACHE"]) / "shards")) > 10  # one index each
-
-
-# What breaks
-
-
-def test_broken_samples_are_left_out_and_named(tmp_path, caplog):
-    write(tmp_path / "0.tar", [f"a{i}" for i in range(9)], without={"a2", "a5"})
-    write(tmp_path / "1.tar", [f"b{i}" for i in range(9)])
-    shard = tmp_path / "1.tar"
-    content = bytearray(shard.read_bytes())
-    content[512 * 4 * 3 + 100] ^= 1  # in the header of b3.jpg
-    shard.write_bytes(content[: 512 * 4 * 7 + 700])  # and it ends within b7
-    (tmp_path / "2.tar").write_bytes(b"no tar at all")
-    row = reader(tmp_path, buffer=100)
-    good = sorted([f"a{i}" for i in (0, 1, 3, 4, 6, 7, 8)] + [f"b{i}" for i in (0, 1, 2, 4, 5, 6)])
-    assert sorted(keys(row.since(0), 13)) == good
-    # a2, a5, the damage, b3 without its picture, the end within b7 and b7 without its caption, 2.tar
-    assert row.sources[0].broken == 7
-    assert "0.tar: a2.json cannot be read" in caplog.text
-
-
-def test_shards_without_a_usable_sample_are_passed_over_but_an_epoch_of_them_is_an_error(tmp_path):
-    write(tmp_path / "a.tar", ["x", "y"])
-    write(tmp_path / "b.tar", [])
-    assert set(keys(reader(tmp_path, buffer=1).since(0), 12)) == {"x", "y"}
-    (tmp_path / "a.tar").unlink()
-    with pytest.raises(UserError, match=r"\*\.tar\*: no usable sample"):
-        reader(tmp_path)[0]
-
-
-def test_shard_that_changes_under_a_run_is_named(tmp_path):
-    write(tmp_path / "a.tar", ["x", "y"])
-    sample = reader(tmp_path)[0]
-    os.truncate(tmp_path / "a.tar", 100)
-    with pytest.raises(UserError, match=r"a\.tar: has become shorter"):
-        sample.read("image")
+def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypatch):
+    parsed, read = [], []
+    parse_sample = shards_module.parse_sample
+    read_extent = Extent.read
+    monkeypatch.setattr(shards_module, "parse_sample", lambda key, **kw: parsed.append(key) or parse_sample(key, **kw))
+    monkeypatch.setattr(Extent, "read", lambda extent: read.append(extent) or read_extent(extent))
+    steps = make_steps(processors, recipe(many, [IMAGES], batch_size=4))
+    made = steps[0]
+    drawn = made.batches[0].keys + made.batches[0].replaced
+    assert sorted(parsed) == sorted(drawn)
+    assert len(read) == 2 * len(drawn)  # the .json and the picture
+    assert made.listed.tolist() == [[36, 8]]  # although all are shuffled
 
 
 def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
@@ -207,3 +126,18 @@ def test_batches_by_source_are_of_one_source_over_all_processes(root, processors
     for step in range(6):
         (first,), (second,) = (batches(steps, step) for steps in ranks)
         assert len({len(key) for key in first.keys + second.keys}) == 1  # p7, p100
+    with pytest.raises(UserError, match=r"data\.lanes is 2.*one lane"):
+        recipe(root, train, {"batches": "by_source", "lanes": 2}, 4)
+
+
+def test_batches_of_two_names_have_lanes_of_their_own(root, processors):
+    wanted = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
+    made = list(loader(make_steps(processors, wanted), 0, 8, 0))
+    assert set(made[0].cursors) == {"image+text/0", "image+text/1", "audio+text/0"}
+    assert same(list(loader(make_steps(processors, wanted), 0, 8, 2)), made)
+    halves = [make_steps(processors, wanted, rank, 2) for rank in range(2)]
+    for step in range(8):
+        parts = [batches(steps, step) for steps in halves]
+        for whole, first, second in zip(made[step].batches, *parts, strict=True):
+            assert first.keys + second.keys == whole.keys
+    assert np.array_equal(made[3].digests != 0, np.ones(5, bool))

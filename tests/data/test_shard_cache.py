@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,39 +12,63 @@ from support.numbered import write, write_shards
 from support.server import serving
 
 from onepeace.data import shard_cache
-from onepeace.data.shard_cache import content_of, open_shard
+from onepeace.data.prefetch import Prefetch
+from onepeace.data.shard import UnreadableShard, content_of, open_shard
+from onepeace.data.shard_cache import CacheFailure
 from onepeace.data.shards import expand
 from onepeace.errors import UserError
 
 
+class Requests:
+    """What a server was asked for, and how it answers: below /error-once/ and /cut-once/, the first request of a file
+    fails; below /cut/ a file always ends too early; below /stall/ its last byte does not come."""
+
+    def __init__(self):
+        self.counts = Counter()
+        self.over = threading.Event()
+
+    def handler(self, folder):
+        requests = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+            def do_GET(self):
+                requests.counts[self.path] += 1
+                is_first = requests.counts[self.path] == 1
+                kind, _, name = self.path[1:].partition("?")[0].partition("/")
+                if kind == "error-once" and is_first:
+                    self.send_error(500)
+                elif name:
+                    is_cut = kind in ("cut", "stall") or (kind == "cut-once" and is_first)
+                    self.send_file(folder / name, is_cut)
+                    if kind == "stall":
+                        requests.over.wait(20)
+                else:
+                    super().do_GET()
+
+            def send_file(self, path, is_cut):
+                data = path.read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[:-1] if is_cut else data)
+
+        return functools.partial(Handler, directory=str(folder))
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A folder, and its address over HTTP. Below /cut/ a file ends too early; below /stall/ its last byte does not
-    come."""
+    """A folder, its address over HTTP, and the requests."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(shard_cache, "WAITS", (0.0,))
-    folder, over = tmp_path / "served", threading.Event()
+    monkeypatch.setattr(shard_cache, "PAUSES", (0.0,))
+    folder = tmp_path / "served"
     folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
-            kind, _, name = self.path[1:].partition("/")
-            if kind not in ("cut", "stall"):
-                return super().do_GET()
-            data = (folder / name).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data[:-1])
-            if kind == "stall":
-                over.wait(20)
-
-    with serving(functools.partial(Handler, directory=str(folder))) as address:
-        yield folder, address
-        over.set()
+    requests = Requests()
+    with serving(requests.handler(folder)) as address:
+        yield folder, address, requests
+        requests.over.set()
 
 
 @pytest.fixture
@@ -53,14 +78,14 @@ def cached(tmp_path, monkeypatch):
     return lambda place, megabytes=1.0: open_shard(place, megabytes * 1e6)
 
 
-def contents(sample):
-    return [value if isinstance(value, str) else content_of(value) for value in sample.values()]
+def contents(shard):
+    """Keys and members of a shard."""
+    rows = range(len(shard.index))
+    return [(shard.index.key(row), content_of(shard.members(row))) for row in rows]
 
 
-def read(places):
-    opened = [open_shard(place) for place in places]
-    found = [sample["__key__"] for samples, _ in opened for sample in samples]
-    return found, [line for _, broken in opened for line in broken]
+def keys(shard):
+    return [shard.index.key(row) for row in range(len(shard.index))]
 
 
 def test_addresses_are_expanded_and_nothing_is_opened():
@@ -86,72 +111,111 @@ def test_object_stores_are_listed_and_read(tmp_path):
     store = fsspec.filesystem("memory")
     for shard in write_shards(tmp_path, [3, 2]):
         store.pipe(f"/bucket/{Path(shard).name}", Path(shard).read_bytes())
-    places = expand("*.tar*", "memory://bucket")
-    assert len(places) == 2
-    assert read(places) == (["0-0", "0-1", "0-2", "1-0", "1-1"], [])
+    shards = [open_shard(address) for address in expand("*.tar*", "memory://bucket")]
+    assert [keys(shard) for shard in shards] == [["0-0", "0-1", "0-2"], ["1-0", "1-1"]]
+    assert shards[0].index.damages + shards[1].index.damages == []
 
 
 def test_shards_over_http_equal_the_files(served, cached):
-    folder, address = served
+    folder, address, requests = served
     write_shards(folder, [30, 20])
     for name in ("000.tar", "001.tar.gz"):
-        (remote, no_faults), (local, none) = (cached(place) for place in (f"{address}/{name}", str(folder / name)))
-        assert not no_faults + none
-        assert len(remote) == len(local) in (20, 30)
-        assert [contents(one) for one in remote] == [contents(one) for one in local]
+        remote = cached(f"{address}/{name}")
+        local = cached(str(folder / name))
+        assert contents(remote) == contents(local)
+        assert remote.index.digest == local.index.digest
+        assert remote.index.damages == local.index.damages == []
+        assert len(remote.index) in (20, 30)
     write(folder / "a[1].tar", ["x"])
-    assert read([f"{address}/a[1].tar"]) == (["x"], [])  # no pattern
+    assert keys(cached(f"{address}/a[1].tar")) == ["x"]  # no pattern
+    assert set(requests.counts.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", ["error-once", "cut-once"])
+@pytest.mark.parametrize("name", ["000.tar", "001.tar.gz"])
+def test_server_that_fails_once_changes_nothing(served, cached, kind, name):
+    folder, address, requests = served
+    write_shards(folder, [6, 4])
+    shard = cached(f"{address}/{kind}/{name}")
+    assert contents(shard) == contents(cached(str(folder / name)))
+    assert shard.index.damages == []
+    assert requests.counts[f"/{kind}/{name}"] == 2
 
 
 @pytest.mark.parametrize("place", ["none.tar", "cut/000.tar", "stall/000.tar"])
-def test_what_cannot_be_downloaded_is_named_and_left_out(served, cached, tmp_path, monkeypatch, place):
-    folder, address = served
+def test_what_cannot_be_downloaded_is_named(served, cached, tmp_path, monkeypatch, place):
+    folder, address, _ = served
     monkeypatch.setattr(shard_cache, "STALLED", 0.3)
     write_shards(folder, [6])
-    samples, broken = cached(f"{address}/{place}?key=secret")
-    assert samples == []
-    assert broken[0].startswith(f"{address}/{place}: ")
-    assert "secret" not in broken[0]
+    with pytest.raises(UnreadableShard) as caught:
+        cached(f"{address}/{place}?key=secret")
+    assert str(caught.value).startswith(f"{address}/{place}: ")
+    assert "secret" not in str(caught.value)
     assert not list((tmp_path / "cache/shards").glob("*.tar*"))
+
+
+def test_shards_are_copied_ahead_and_requested_once(served, cached):
+    folder, address, requests = served
+    write_shards(folder, [3, 3, 3, 3, 3])
+    addresses = [f"{address}/{name.name}" for name in sorted(folder.iterdir())]
+    prefetch = Prefetch()
+    prefetch.ask([(shard, 1e6) for shard in addresses])
+    prefetch.ask([(shard, 1e6) for shard in addresses])
+    for shard in addresses:
+        assert len(cached(shard).index) == 3
+    assert set(requests.counts.values()) == {1}
+    assert len(requests.counts) == 5
 
 
 def test_copies_are_made_once_and_the_oldest_give_way(tmp_path, cached):
     cache = tmp_path / "cache/shards"
     shards = [write(tmp_path / f"{i}.tar.gz", ["x", "y"], size=40_000) for i in range(4)]
-    first, _ = cached(shards[0], 0.2)
-    copies = list(cache.glob("*.tar"))
-    stamps = copies[0].stat().st_ino
-    assert cached(shards[0], 0.2) == (first, [])
-    assert copies[0].stat().st_ino == stamps
+    first = cached(shards[0], 0.2)
+    (copy,) = cache.glob("*.tar")
+    inode = copy.stat().st_ino
+    assert contents(cached(shards[0], 0.2)) == contents(first)
+    assert copy.stat().st_ino == inode
     for shard in shards[1:]:
-        if copies[0].exists():
-            os.utime(copies[0], (1, 1))
+        if copy.exists():
+            os.utime(copy, (1, 1))
         cached(shard, 0.2)
-    assert not copies[0].exists()
+    assert not copy.exists()
     assert sum(path.stat().st_size for path in cache.iterdir()) < 200_000
-    assert len(content_of(first[0]["jpg"])) == 40_000  # copied again
-    (large,), _ = cached(write(tmp_path / "large.tar.gz", ["x"], size=300_000), 0.2)
-    assert len(content_of(large["jpg"])) == 300_000
+    assert len(first.members(0)["jpg"].read()) == 40_000  # copied again
+    large = cached(write(tmp_path / "large.tar.gz", ["x"], size=300_000), 0.2)
+    assert len(large.members(0)["jpg"].read()) == 300_000
     assert len(list(cache.glob("*.tar"))) == 1  # it stays alone
+
+
+def test_cache_is_not_listed_for_each_new_file(tmp_path, cached, monkeypatch):
+    listed = []
+    list_files = shard_cache._files_by_age
+    monkeypatch.setattr(shard_cache, "_files_by_age", lambda folder: listed.append(folder) or list_files(folder))
+    for i in range(5):
+        cached(write(tmp_path / f"{i}.tar", ["x"]))
+    assert len(listed) == 1  # the first time
+    total = int((tmp_path / "cache/shards/total_bytes").read_text())
+    assert total == sum(path.stat().st_size for path in (tmp_path / "cache/shards").glob("*.safetensors"))
 
 
 def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
     for keys_ in (["x"], ["y", "x"]):
         write(tmp_path / "new.tar", keys_)
         os.replace(tmp_path / "new.tar", tmp_path / "a.tar")
-        samples, _ = cached(str(tmp_path / "a.tar"))
-        for one, key in zip(samples, keys_, strict=True):
-            assert f"it is {key}" in str(content_of(one["json"]))
-
-
-def test_tars_one_behind_another_are_one_shard(tmp_path, cached):
-    parts = [Path(write(tmp_path / f"{key}.tar", [key])).read_bytes() for key in "xy"]
-    (tmp_path / "both.tar").write_bytes(b"".join(parts))
-    samples, broken = cached(str(tmp_path / "both.tar"))
-    assert ([one["__key__"] for one in samples], broken) == (["x", "y"], [])
+        for key, members in contents(cached(str(tmp_path / "a.tar"))):
+            assert f"it is {key}" in str(members["json"])
 
 
 def test_cache_that_cannot_be_written_is_an_error(tmp_path, cached):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match="ONEPEACE_CACHE"):
-        cached("x.tar")
+    with pytest.raises(CacheFailure, match="ONEPEACE_CACHE"):
+        cached(write(tmp_path / "x.tar", ["x"]))
+
+
+def test_full_disk_is_an_error_with_its_remedy(tmp_path, cached, monkeypatch):
+    def full(address, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_cache, "_copy_once", full)
+    with pytest.raises(CacheFailure, match=r"No space left.*data\.cache_gigabytes"):
+        cached(write(tmp_path / "x.tar.gz", ["x"]))

@@ -11,7 +11,7 @@ from support.clips import plain_video
 from support.downloads import picture
 from support.finetune_downloads import refer
 
-from onepeace.data.shard_cache import content_of, open_shard
+from onepeace.data.shard import content_of, open_shard
 from onepeace.data.shards import read_source
 from onepeace.datasets import LAYOUTS
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
@@ -265,8 +265,9 @@ def test_sound_events_of_tables_of_ones_own(prepare, source):
 def test_kinetics_keeps_the_videos_as_they_are(prepare):
     done = prepare("kinetics")
     (shard,) = (done.root / "train/kinetics").glob("*.tar")
-    (raw,) = content_of(open_shard(str(shard))[0])
-    assert raw["__key__"] == "kinetics_aaaaaaaaaaa_000007_000017"
+    opened = open_shard(str(shard))
+    assert opened.index.key(0) == "kinetics_aaaaaaaaaaa_000007_000017"
+    raw = content_of(opened.members(0))
     assert raw["mp4"] == b"one video"
     assert json.loads(raw["json"])["label"] == "air drumming"
     assert classes(done, "val/kinetics") == ["air drumming", "testifying"]

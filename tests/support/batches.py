@@ -13,7 +13,7 @@ from onepeace.config import build
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.reader import open_sources
-from onepeace.data.steps import Steps
+from onepeace.data.steps import Step, Steps
 from onepeace.train.recipe import Recipe
 
 SIZE = 24
@@ -99,7 +99,7 @@ def make_steps(processors, recipe, rank=0, world_size=1, cursors=None):
 
 def batches(steps, *numbers):
     """The batches of these steps."""
-    return [batch for number in numbers for batch in steps[number][0]]
+    return [batch for number in numbers for batch in steps[number].batches]
 
 
 def keyed(batch):
@@ -111,7 +111,9 @@ def same(a, b):
         return np.array_equal(a, b)
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, Batch):
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, Batch | Step):
         return same(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)

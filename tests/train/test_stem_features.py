@@ -75,12 +75,12 @@ def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
     built = stem_recipe(root, tmp_path, {"audio": 3}, data={"augment": augment})
     run = Run(built, torch.device("cpu"))
     builder = run.steps.builder
-    features = builder.features["audio"]
+    features = builder.decoder.features["audio"]
     assert all(len(views) == 3 and all(view.partner for view in views) for views in features.places.values())
     name = next(iter(features.items))
     drawn = [features.draw(name, np.random.default_rng(i)) for i in range(20)]
     assert len({one.tobytes() for one, _ in drawn}) == 3
-    batches, _ = run.steps[0]
+    batches = run.steps[0].batches
     sounds = next(batch for batch in batches if "audio" in batch.inputs)
     assert sounds.inputs["audio"]["features"].shape[2] == 16
     assert all(" and " in caption for caption in sounds.captions)
@@ -90,7 +90,7 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     """Views with items mixed in that it does not have are left to the other run."""
     data = {"augment": {"audio": {"mix": 1.0}}, "frozen_folder": str(tmp_path / "stems")}
     run = Run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
-    whole = run.steps.builder.features["audio"]
+    whole = run.steps.builder.decoder.features["audio"]
     items = dict(list(whole.items.items())[:20])
     few = FrozenCache(whole.folder, items)
     assert 0 < sum(map(len, few.places.values())) < 60
@@ -122,7 +122,7 @@ def test_outputs_for_an_earlier_content_of_a_shard_are_not_used(tmp_path):
 
 def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
     run = Run(stem_recipe(root, tmp_path / "run", {"image": 1}), torch.device("cpu"))
-    samples = list(run.steps.builder.features["image"].items.values())
+    samples = list(run.steps.builder.decoder.features["image"].items.values())
     write, together = FrozenCache._write, threading.Barrier(2)
 
     def slow(*arguments):

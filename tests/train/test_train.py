@@ -103,7 +103,7 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     write_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
     processors = make_processors(config, tmp_path / "run")
     steps = build_steps(wanted, sources, processors, config, {})
-    group, _ = steps[0]
+    group = steps[0].batches
     assert [list(batch.inputs) for batch in group] == [["image", "text"], ["text"]]
     loop.train(wanted)
     (line,) = read_log(tmp_path / "run/log.jsonl")
@@ -241,7 +241,7 @@ def test_workers_get_no_weights_of_the_model(root, tmp_path):
     steps = build_steps(wanted, sources, make_processors(config, tmp_path), config, {})
     assert len(pickle.dumps(steps.builder.adapters)) < 200_000  # one embedding table is 150 MB
     sent = pickle.loads(pickle.dumps(steps))  # noqa: S301
-    (batch,) = sent[0][0]
+    (batch,) = sent[0].batches
     assert batch.lengths["image"].tolist() == [1 + 1] * 24
     ids = batch.inputs["text"]["ids"]
     assert batch.lengths["text"].tolist() == ((ids != 1).sum(1) + 1).tolist()

@@ -1,0 +1,165 @@
+"""Index of a tar: the keys of its samples, and where their members lie. Nothing of a member is read.
+
+A sample is a group of members as in webdataset: KEY.jpg and KEY.json. Damaged parts of a tar are skipped and reported,
+and reading resumes after them. An index is stored in a safetensors file, which all processes map into their memory.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.files.atomic import write_atomic
+
+HEADER = "index"
+"""Name of the entry with everything that is not an array, in the file's metadata."""
+
+
+@dataclass(frozen=True, eq=False)
+class TarIndex:
+    """The N samples and M members of a tar."""
+
+    layouts: list[list[str]]
+    """Distinct lists of the file endings of a sample, e.g. ["jpg", "json"]."""
+    layout_of: NDArray[np.uint32]
+    """(N,): number of each sample's layout."""
+    member_starts: NDArray[np.int64]
+    """(N + 1,): number of each sample's first member; the last entry is M."""
+    offsets: NDArray[np.int64]
+    """(M,): first byte of each member's content."""
+    sizes: NDArray[np.int64]
+    """(M,): number of bytes of each member."""
+    key_starts: NDArray[np.int64]
+    """(N + 1,): first byte of each sample's key in ``key_bytes``."""
+    key_bytes: NDArray[np.uint8]
+    """All keys, one after another, in UTF-8."""
+    damages: list[str]
+    """A line for each damage and each member that cannot be used."""
+    digest: int
+    """63 bits of a hash of keys and layouts: equal for equal shards on different machines."""
+
+    def __len__(self) -> int:
+        return len(self.layout_of)
+
+    def key(self, row: int) -> str:
+        """Key of a sample."""
+        start, end = self.key_starts[row : row + 2].tolist()
+        return self.key_bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
+
+    def members(self, row: int) -> dict[str, tuple[int, int]]:
+        """Offset and size of each member of a sample, by its file ending."""
+        start, end = self.member_starts[row : row + 2].tolist()
+        endings = self.layouts[int(self.layout_of[row])]
+        places = zip(self.offsets[start:end].tolist(), self.sizes[start:end].tolist(), strict=True)
+        return dict(zip(endings, places, strict=True))
+
+
+ARRAYS = ("layout_of", "member_starts", "offsets", "sizes", "key_starts", "key_bytes")
+"""Fields of an index that are stored as arrays."""
+
+
+def write_index(path: Path, index: TarIndex) -> None:
+    """Write an index; `read_index` reads it."""
+    from safetensors.numpy import save_file
+
+    header = {"layouts": index.layouts, "damages": index.damages, "digest": index.digest}
+    arrays = {name: getattr(index, name) for name in ARRAYS}
+    with write_atomic(path) as temporary:
+        save_file(arrays, temporary, metadata={HEADER: json.dumps(header)})
+
+
+def read_index(path: Path) -> TarIndex:
+    """Map an index into memory; FileNotFoundError if there is none. One that is damaged is removed."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:  # unlike "numpy", it does not copy
+            header: dict[str, Any] = json.loads(file.metadata()[HEADER])
+            arrays: dict[str, Any] = {name: file.get_tensor(name).numpy() for name in ARRAYS}
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        raise FileNotFoundError(path) from error
+    return TarIndex(**header, **arrays)
+
+
+def index_tar(file: IO[bytes], name: str) -> TarIndex:
+    """Index an uncompressed tar.
+
+    Args:
+        file: the tar; unbuffered, so that only headers are read.
+        name: name of the tar, with which the lines about damages begin.
+    """
+    from webdataset.tariterators import group_by_keys
+
+    damages: list[str] = []
+
+    def note(error: Exception) -> bool:
+        reason = next(iter(error.args), "") or type(error).__name__
+        damages.append(f"{name}: {reason}")
+        return True
+
+    layout_numbers: dict[tuple[str, ...], int] = {}
+    layout_of: list[int] = []
+    places: list[tuple[int, int]] = []
+    keys: list[bytes] = []
+    for group in group_by_keys(_members(file, name, damages), handler=note):
+        members = {ending: place for ending, place in group.items() if not ending.startswith("__")}
+        layout_of.append(layout_numbers.setdefault(tuple(members), len(layout_numbers)))
+        places += members.values()
+        keys.append(group["__key__"].encode("utf-8", "surrogateescape"))
+    layouts = [list(layout) for layout in layout_numbers]
+    key_bytes = b"".join(keys)
+    digest = hashlib.sha256(json.dumps([layouts, layout_of]).encode() + key_bytes).digest()
+    return TarIndex(
+        layouts=layouts,
+        layout_of=np.array(layout_of, np.uint32),
+        member_starts=_starts([len(layouts[number]) for number in layout_of]),
+        offsets=np.array([offset for offset, _ in places], np.int64),
+        sizes=np.array([size for _, size in places], np.int64),
+        key_starts=_starts([len(key) for key in keys]),
+        key_bytes=np.frombuffer(key_bytes, np.uint8),
+        damages=damages,
+        digest=int.from_bytes(digest[:8], "big") >> 1,
+    )
+
+
+def _starts(lengths: list[int]) -> NDArray[np.int64]:
+    """Start of each of several consecutive pieces, and the end of the last one."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _members(file: IO[bytes], name: str, damages: list[str]) -> Iterator[dict[str, Any]]:
+    """Each complete regular file in webdataset's form, with (offset, size) in place of its data."""
+    size = file.seek(0, 2)
+    end = file.seek(0)
+    last = "the beginning"
+    try:
+        # ignore_zeros skips blocks that are not headers, such as damaged ones.
+        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # this list would keep growing
+                _note_gap(file, name, damages, last, end, member.offset)
+                last = member.name
+                end = tar.offset
+                if member.offset_data + member.size > size:
+                    damages.append(f"{name}: unexpected end of data")
+                    return
+                if member.isreg():
+                    yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": name}
+            _note_gap(file, name, damages, last, end, size)
+    except tarfile.TarError as error:
+        damages.append(f"{name}: {error}")
+
+
+def _note_gap(file: IO[bytes], name: str, damages: list[str], last: str, start: int, end: int) -> None:
+    """Note a damage if there is anything but zeros between two members."""
+    if end > start:
+        file.seek(start)
+        if any(file.read(end - start)):
+            damages.append(f"{name}: damaged after {last}, from byte {start} to {end}")

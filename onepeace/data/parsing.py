@@ -1,0 +1,162 @@
+"""From the members of a sample in a shard to a `Sample`: its captions, its targets, and which files are its inputs.
+
+A sample has the members KEY.jpg (or another file ending of a processor), KEY.txt and KEY.json, and optionally
+KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). Captions are "captions" in the json, else the
+text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). Media are not read.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from onepeace.data.broken import BrokenSample
+from onepeace.data.sample import Sample
+from onepeace.data.shard import content_of
+from onepeace.data.targets import wrong_target
+from onepeace.files.source import describe
+from onepeace.processors import PROCESSORS
+
+MASK = "mask.png"
+"""Name of the member with the target "mask"."""
+
+
+def parse_sample(
+    key: str,
+    members: Mapping[str, Any],
+    shard: str,
+    modalities: Sequence[str],
+    targets: Sequence[str] = (),
+    has_templates: bool = False,
+) -> Sample:
+    """Parse the members of a sample.
+
+    Args:
+        key: key of the sample.
+        members: an `Extent` or bytes by file ending.
+        shard: path or address of the shard.
+        modalities: required modalities: "text" for captions, others for a member that their processor reads.
+        targets: required targets, in the form of targets.py.
+        has_templates: whether templates make captions of a label, so that a sample with one needs no other.
+
+    Raises:
+        BrokenSample: a part is missing or wrong (the message names shard and key).
+    """
+    where = f"{describe(shard)}: {key}"
+    fields = _fields(members, where)
+    captions = _captions(fields, members, where)
+    values = _targets(fields, members)
+    if "text" in modalities and not captions:
+        label = values.get("label")
+        if not (label and has_templates):
+            hint = "; data.templates in a recipe make captions of its label" if label else ""
+            raise BrokenSample(f"{where} has no caption (a .txt, or captions in a .json){hint}")
+    inputs: dict[str, Any] = {"text": captions}
+    for modality in modalities:
+        if modality != "text":
+            inputs[modality] = _media(modality, members, where)
+    _check_targets(values, targets, where)
+    return Sample(key=key, source=describe(shard), inputs=inputs, targets=values)
+
+
+def _fields(members: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Content of the .json, which may be absent."""
+    try:
+        return dict(json.loads(content_of(_last(members, "json", b"{}"))))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BrokenSample(f"{where}.json cannot be read ({error})") from error
+
+
+def _last(members: Mapping[str, Any], ending: str, default: Any) -> Any:
+    """The last member whose name ends so: KEY.json, and also KEY.some.json."""
+    for name in reversed(list(members)):
+        if name.rpartition(".")[2] == ending:
+            return members[name]
+    return default
+
+
+def _captions(fields: Mapping[str, Any], members: Mapping[str, Any], where: str) -> list[str]:
+    """Captions in the .json, or the text of the .txt."""
+    listed = fields.get("captions") or []
+    if not isinstance(listed, str | list):
+        raise BrokenSample(f"{where}.json cannot be read (its captions are no list)")
+    captions = texts_in(listed)
+    if captions:
+        return captions
+    return texts_in(content_of(_last(members, "txt", b"")).decode("utf-8", errors="replace"))
+
+
+def texts_in(value: str | Iterable[Any]) -> list[str]:
+    """Non-blank texts of a string or a list."""
+    values = [value] if isinstance(value, str) else value
+    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+
+
+def _targets(fields: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
+    """Targets by name, with the class name and an `Extent` of the segmentation map."""
+    values: dict[str, Any] = {}
+    if isinstance(fields.get("targets"), dict):
+        values.update(fields["targets"])
+    if isinstance(fields.get("label"), str):
+        values["label"] = fields["label"]
+    if members.get(MASK):
+        values["mask"] = members[MASK]
+    return values
+
+
+def _check_targets(values: Mapping[str, Any], required: Sequence[str], where: str) -> None:
+    for name in required:
+        if name not in values:
+            member = f"(a .{MASK})" if name == "mask" else "in its .json"
+            raise BrokenSample(f"{where} has no {name} {member}")
+        value = content_of(values[name])  # for a mask, its bytes
+        problem = wrong_target(name, value, values)
+        if problem:
+            raise BrokenSample(f"{where}: {problem}")
+
+
+def _media(modality: str, members: Mapping[str, Any], where: str) -> Any:
+    endings = {suffix[1:] for suffix in PROCESSORS[modality].suffixes}
+    try:
+        media = media_of(members, endings)
+    except ValueError as error:
+        raise BrokenSample(f"{where}: {error}") from error
+    if media is None:
+        raise BrokenSample(f"{where} has no {modality} file")
+    return media
+
+
+def media_of(members: Mapping[str, Any], endings: Collection[str]) -> Any:
+    """File of a sample with one of the endings, given without dots; a list if KEY.2.jpg, ... follow KEY.jpg.
+
+    Raises:
+        ValueError: one of several files is empty, or a number is missing.
+    """
+    files: dict[int, Any] = {}
+    for member in sorted(members, key=lambda name: name.rpartition(".")[::2]):  # KEY.jpg before KEY.thumb.jpg
+        name, _, ending = member.rpartition(".")
+        number = int(name) if re.fullmatch("[2-9]", name) else 1
+        if ending in endings and member != MASK and (members[member] or number > 1):
+            files.setdefault(number, members[member])
+    if 1 not in files:
+        return None
+    if max(files) != len(files) or not all(files.values()):
+        usable = [str(number) for number, content in sorted(files.items()) if content]
+        raise ValueError(f"only its files {', '.join(usable)} can be used")
+    if len(files) == 1:
+        return files[1]
+    return [content for _, content in sorted(files.items())]
+
+
+def has_modalities(endings: Collection[str], modalities: Sequence[str]) -> bool:
+    """Whether a sample with members of these endings is meant for these modalities.
+
+    False only if it has files of other modalities and none of these, as in shards of several modalities.
+    """
+    suffixes = {f".{ending.rpartition('.')[2]}" for ending in endings if ending != MASK}
+    wanted = {*modalities} - {"text"}
+    present: set[str] = set()
+    for modality, processor in PROCESSORS.items():
+        if modality != "text" and processor.suffixes & suffixes:
+            present.add(modality)
+    return not present or not wanted or not present.isdisjoint(wanted)

@@ -1,0 +1,98 @@
+"""What the processes of a run tell each other about their data: broken samples, and that their orders agree.
+
+Each process adds its steps. Every few steps the processes exchange numbers and news, and each merges those of all, so
+that all of them stop at the same step with the same message if too much is broken or their orders differ.
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.data.broken import Broken, BrokenCount, log_broken
+from onepeace.data.steps import Step, Steps
+from onepeace.errors import UserError
+
+
+def check_agreement(digests: NDArray[np.int64], names: Sequence[str]) -> None:
+    """`UserError` if processes have read different data.
+
+    Args:
+        digests: (P, D) digests of the same step from each process; 0 for what a process does not read.
+        names: what each of the D digests is of.
+    """
+    for column, name in enumerate(names):
+        readers = np.flatnonzero(digests[:, column])
+        differing = readers[digests[readers, column] != digests[readers[:1], column]]
+        if len(differing):
+            raise UserError(
+                f"processes {readers[0]} and {differing[0]} do not agree on {name}: a shard differs between their "
+                "machines, or one of them cannot read it; compare the shards, and resume from the last checkpoint"
+            )
+
+
+class DataReport:
+    """Exchange between the processes of a run: ``add`` each step; then ``numbers``, ``news`` and ``merge``.
+
+    Args:
+        steps: the steps of this process.
+        broken_limit: data.broken_limit.
+        shuffle_buffer: data.shuffle_buffer; the share of broken samples is that of at least so many.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        config = steps.builder.config
+        self._digest_names = steps.digest_names
+        self._buffer = config.shuffle_buffer
+        self._batch_sizes = [steps.batch_size[source.config.name] for source in steps.sources]
+        self._num_shards = [len(source.shards) for source in steps.sources]
+        self.counts = [BrokenCount(source.config.shards, config.broken_limit) for source in steps.sources]
+        """Broken samples by source, of all processes."""
+        self._news: dict[Broken, None] = {}
+        self._steps_taken = 0
+        self._digests = np.zeros(len(self._digest_names), np.int64)
+        self._listed = np.zeros((len(steps.sources), 2), np.int64)
+
+    def add(self, step: Step) -> None:
+        """Add the next step of this process."""
+        self._steps_taken += 1
+        self._digests = step.digests
+        self._listed = step.listed
+        for broken in step.broken:
+            if not self.counts[broken.source].contains(broken):
+                self._news[broken] = None
+
+    def numbers(self) -> NDArray[np.int64]:
+        """(K,) numbers to exchange; K is the same in every process."""
+        return np.concatenate([self._digests, self._listed.reshape(-1)])
+
+    def news(self) -> bytes:
+        """The broken samples that are new in this process, a line of JSON for each."""
+        return b"".join(json.dumps(broken).encode() + b"\n" for broken in self._news)
+
+    def merge(self, numbers: NDArray[np.int64], news: bytes) -> None:
+        """Take over the numbers (P, K) and the news of all P processes; the broken samples that are new are logged.
+
+        Raises:
+            UserError: too many samples of a source are broken, or the orders of two processes differ.
+        """
+        check_agreement(numbers[:, : len(self._digest_names)], self._digest_names)
+        lines: list[str] = []
+        for line in news.splitlines():
+            broken = Broken(*json.loads(line))
+            if self.counts[broken.source].add(broken):
+                lines.append(broken.reason)
+        self._news.clear()
+        log_broken(lines, "replaced by others")
+        listed = numbers[:, len(self._digest_names) :].sum(0).reshape(-1, 2)
+        self._check_limits(listed)
+
+    def _check_limits(self, listed: NDArray[np.int64]) -> None:
+        for source, count in enumerate(self.counts):
+            samples, shards = listed[source].tolist()
+            samples_per_shard = samples / max(shards, 1)
+            # The share is that of the samples drawn, within an epoch.
+            drawn = max(self._steps_taken * self._batch_sizes[source], self._buffer)
+            known = min(drawn, round(samples_per_shard * self._num_shards[source]))
+            count.check(known - count.total(samples_per_shard), samples_per_shard)
