@@ -40,6 +40,8 @@ CREATE TABLE vectors (
 );
 CREATE INDEX vectors_file ON vectors (file);
 """
+SPARE = "CREATE TABLE IF NOT EXISTS spare (content BLOB NOT NULL, crc INTEGER)"
+"""Table of a second copy of the blob "meta", on a page of its own: without it an index could not be repaired."""
 COLUMNS = {
     "blobs": ("name", "content"),
     "files": ("id", *NAMES, "vectors"),
@@ -76,11 +78,18 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
+        if is_cut(folder / DATABASE):  # which SQLite calls a disk I/O error
+            raise Damaged(folder, "the database has been cut off") from error
         if EXTERNAL.search(str(error)):
             raise UserError(f"{folder}: cannot be {doing} ({error})") from error
         raise Damaged(folder, error) from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be {doing} ({error.strerror or error})") from error
+
+
+def is_cut(database: Path) -> bool:
+    """Whether a database ends within a page."""
+    return database.is_file() and database.stat().st_size % PAGE != 0
 
 
 def connect(path: Path, how: str) -> sqlite3.Connection:
@@ -106,7 +115,7 @@ def reader(path: Path) -> sqlite3.Connection:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
     except sqlite3.OperationalError as error:
         connection.close()
-        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in SIDE_FILES)
+        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in LOGS)
         if has_log or not EXTERNAL.search(str(error)):
             raise
         return connect(path, "mode=ro&immutable=1")
@@ -140,6 +149,22 @@ def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) ->
     id_ = cursor.lastrowid or 0
     connection.execute(f"UPDATE {table} SET crc = checksum({names}) WHERE rowid = ?", (id_,))  # noqa: S608
     return id_
+
+
+def keep_spare(connection: sqlite3.Connection, content: bytes) -> None:
+    """Replace the second copy of the metadata."""
+    connection.execute(SPARE)
+    connection.execute("DELETE FROM spare")
+    connection.execute("INSERT INTO spare (content, crc) VALUES (?, ?)", (content, checksum(content)))
+
+
+def read_spare(connection: sqlite3.Connection) -> bytes | None:
+    """The second copy of the metadata; None if there is none, or it is damaged."""
+    try:
+        rows = connection.execute("SELECT content, crc FROM spare").fetchall()
+    except sqlite3.DatabaseError:  # also of an index that no version with this table has written
+        return None
+    return next((content for content, crc in rows if crc == checksum(content)), None)
 
 
 def checksum(*values: Any) -> int:

@@ -28,6 +28,7 @@ from onepeace.index.database import (
     connect,
     failing,
     insert,
+    keep_spare,
     reader,
     write_database,
 )
@@ -85,7 +86,9 @@ class Store:
         with failing(folder, "written"):
             make_folder(folder)
             with write_database(folder / DATABASE) as connection:
-                insert(connection, "blobs", ("meta", json.dumps(meta).encode()))
+                content = json.dumps(meta).encode()
+                insert(connection, "blobs", ("meta", content))
+                keep_spare(connection, content)
         return cls(folder, write=True)
 
     def close(self) -> None:
@@ -106,7 +109,9 @@ class Store:
                 yield
                 if self.connection.total_changes != before or self.meta != meta:
                     self.meta["generation"] = secrets.token_hex(8)
-                    self.keep_blob("meta", json.dumps(self.meta).encode())
+                    content = json.dumps(self.meta).encode()
+                    self.keep_blob("meta", content)
+                    keep_spare(self.connection, content)
         except BaseException:
             self.meta = meta
             raise

@@ -16,19 +16,25 @@ from onepeace.index.database import (
     COLUMNS,
     DATABASE,
     EXTERNAL,
+    PAGE,
     Damaged,
     checksum,
     connect,
     failing,
     insert,
+    is_cut,
+    keep_spare,
+    read_spare,
     write_database,
 )
 from onepeace.index.sources import known_roots
 from onepeace.index.store import Store
+from onepeace.index.wal import hides_commits
 
 INCOMPLETE = "vectors IS NOT (SELECT count(*) FROM vectors AS own WHERE own.file = files.id)"
 ORPHANS = "file NOT IN (SELECT id FROM files)"
 """SQL conditions for files that lack vectors, and for vectors that lack their file."""
+LOG_LOST = "hides what was written last"
 
 
 @dataclass
@@ -43,6 +49,8 @@ class CheckReport:
     repaired: bool = False
     lost: int = 0
     """Number of files that `update` has to embed again."""
+    log_lost: bool = False
+    """Whether the files that were written last are among them, in an unknown number."""
     paths_lost: bool = False
     """Whether the paths that the index was built from were lost, so that `update` has nothing to scan."""
 
@@ -56,6 +64,8 @@ class CheckReport:
         folder = shlex.quote(str(self.folder))
         if self.paths_lost:
             return f"repaired; the paths it was built from are lost, run: onepeace index build {folder} PATHS"
+        if self.log_lost:
+            return f"repaired; what was written last is lost, run: onepeace index update {folder}"
         if self.repaired:
             again = f"; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
             return f"repaired{again if self.lost else ', and nothing was lost'}"
@@ -84,6 +94,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
             report.damaged.append(error.reason)
         report.damaged = [*dict.fromkeys(report.damaged)]  # SQLite may report a fault twice
         if repair and not report.ok:
+            report.log_lost = any(LOG_LOST in fault for fault in report.damaged)
             with failing(target, "written"):
                 report.lost = _repair(target)
                 with closing(Store(target)) as store:
@@ -102,6 +113,10 @@ def _faults(store: Store) -> Iterator[str]:
         ((count,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
         if count:
             yield f"{table}: rows that are not what was written: {count}"
+    if store.select("SELECT 1 FROM sqlite_schema WHERE name = 'spare'") and read_spare(store.connection) is None:
+        yield "the second copy of the metadata is not what was written"
+    if hides_commits(store.folder / DATABASE):
+        yield f"{DATABASE}-wal is not what was written: it {LOG_LOST}"
     for path in nearest.derived(store.folder):
         if nearest.intact(path) is None:
             yield f"{path.name} is not what was written"
@@ -115,28 +130,50 @@ def _repair(folder: Path) -> int:
     """
     for path in nearest.derived(folder):
         path.unlink()
-    seen = set()
-    with closing(connect(folder / DATABASE, "mode=rw")) as old, write_database(folder / DATABASE) as new:
+    database = folder / DATABASE
+    _complete_last_page(database)
+    with closing(connect(database, "mode=rw")) as old, write_database(database) as new:
         old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing from a truncated file
-        for table in COLUMNS:
-            for *row, crc in _readable(old, table):
-                if table == "files":
-                    seen.add(row[0])
-                if crc == checksum(*row):
-                    insert(new, table, row)
+        seen = _copy_intact(old, new)
         new.execute(f"DELETE FROM files WHERE {INCOMPLETE}")  # noqa: S608 (fixed names)
         new.execute(f"DELETE FROM vectors WHERE {ORPHANS}")  # noqa: S608
-        ((kept, has_meta),) = new.execute(
-            "SELECT count(*), EXISTS (SELECT 1 FROM blobs WHERE name = 'meta') FROM files"
-        )
-        if not has_meta:
-            raise UserError(f"{folder}: cannot be repaired, as its metadata is missing; delete it and build it again")
+        _copy_metadata(old, new, folder)
+        ((kept,),) = new.execute("SELECT count(*) FROM files")
     with closing(Store(folder, write=True)) as store:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)
             store.meta["id"] = secrets.token_hex(8)  # ids may be reused, so a vector database starts over
         nearest.keep(store)
-    return len(seen) - kept
+    return seen - kept
+
+
+def _complete_last_page(database: Path) -> None:
+    """Fill up a file that ends within a page, of which SQLite would read nothing."""
+    size = database.stat().st_size
+    if is_cut(database):
+        os.truncate(database, size + PAGE - size % PAGE)
+
+
+def _copy_intact(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
+    """Copy the rows that have their checksum; returns the number of files that the old database has at least."""
+    files = set()
+    for table in COLUMNS:
+        for *row, crc in _readable(old, table):
+            if table == "files":
+                files.add(row[0])
+            if crc == checksum(*row):
+                insert(new, table, row)
+    return len(files)
+
+
+def _copy_metadata(old: sqlite3.Connection, new: sqlite3.Connection, folder: Path) -> None:
+    """Make both copies of the metadata from the one that is intact."""
+    row = new.execute("SELECT content FROM blobs WHERE name = 'meta'").fetchone()
+    content = row[0] if row else read_spare(old)
+    if content is None:
+        raise UserError(f"{folder}: cannot be repaired, as its metadata is missing; delete it and build it again")
+    insert(new, "blobs", ("meta", content))
+    keep_spare(new, content)
 
 
 def _readable(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
