@@ -4,12 +4,9 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from onepeace.errors import UserError, one_line
-
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
+from onepeace.errors import UserError
+from onepeace.files.globs import Globs
 
 NAME = ".onepeaceignore"
 
@@ -30,43 +27,36 @@ class Ignore:
 
     def __init__(self, root: Path, patterns: Sequence[str] = ()) -> None:
         self.root = root
-        self.given = _parse(patterns, "--exclude") if patterns else None
-        self._of_folder = lru_cache(maxsize=None)(self._read)
+        self.given = Globs(patterns, "--exclude") if patterns else None
+        self._of_folder = lru_cache(maxsize=None)(_read)
 
     def __call__(self, path: Path, is_folder: bool) -> bool:
-        verdict = self._verdict(self.given, self.root, path, is_folder) if self.given else None
+        verdict = _verdict(self.given, self.root, path, is_folder) if self.given else None
         for folder in path.parents:
             if verdict is not None:
                 break
-            if spec := self._of_folder(folder):
-                verdict = self._verdict(spec, folder, path, is_folder)
+            globs = self._of_folder(folder)
+            if globs is not None:
+                verdict = _verdict(globs, folder, path, is_folder)
             if folder == self.root:
                 break
         return bool(verdict)
 
-    @staticmethod
-    def _verdict(spec: "GitIgnoreSpec", folder: Path, path: Path, is_folder: bool) -> bool | None:
-        """True = leave out, False = take in (a pattern with "!"), None = no pattern matches."""
-        return spec.check_file(path.relative_to(folder).as_posix() + ("/" if is_folder else "")).include
 
-    @staticmethod
-    def _read(folder: Path) -> "GitIgnoreSpec | None":
-        path = folder / NAME
-        try:
-            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if not os.access(folder, os.X_OK):  # nothing in it can be read
-                return None
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-        return _parse(lines, str(path))
+def _verdict(globs: Globs, folder: Path, path: Path, is_folder: bool) -> bool | None:
+    """True = leave out, False = take in (a pattern with "!"), None = no pattern matches."""
+    name = path.relative_to(folder).as_posix()
+    return globs.verdict(f"{name}/" if is_folder else name)
 
 
-def _parse(patterns: Sequence[str], where: str) -> "GitIgnoreSpec":
-    from pathspec import GitIgnoreSpec
-
+def _read(folder: Path) -> Globs | None:
+    path = folder / NAME
     try:
-        return GitIgnoreSpec.from_lines(patterns)
-    except ValueError as error:
-        raise UserError(f"{where}: {one_line(error)}") from error
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if not os.access(folder, os.X_OK):  # nothing in it can be read
+            return None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return Globs(lines, str(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UsageError
+from onepeace.files.globs import Globs
 from onepeace.files.lock import LOCK
 
 ABOUT = "finetune.json"
@@ -68,12 +69,9 @@ def read_about(out: Path) -> dict[str, Any] | None:
 
 def check_only_ours(out: Path) -> None:
     """Raise `UsageError` if a folder has a file that no fine-tuning writes."""
-    from pathspec import GitIgnoreSpec
-
-    written = GitIgnoreSpec.from_lines(WRITTEN.splitlines())
+    written = Globs(WRITTEN.splitlines(), ABOUT)
     for path in _files(out):
-        name = path.relative_to(out).as_posix()
-        if not written.match_file(name):
+        if not written.matches(path.relative_to(out).as_posix()):
             raise UsageError(f"{path}: not a file of the fine-tuning; --force would delete it, so move it elsewhere")
 
 

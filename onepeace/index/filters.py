@@ -12,14 +12,15 @@ import os
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from onepeace.errors import UsageError, one_line
+from onepeace.errors import UsageError, UserError, one_line
+from onepeace.files.globs import Globs
 
 KINDS = {
     **dict.fromkeys(("image", "images", "picture", "pictures", "photo", "photos"), "image"),
@@ -35,6 +36,7 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
 """Formats of dates -> step from the start of a period into the next, and fields to reset to reach its start."""
+SURROGATES = re.compile("[\ud800-\udfff]")
 NEAR = 0.75
 """Minimum similarity of a word that is suggested instead of an unknown one."""
 MAX_LENGTH, LARGEST = 10_000, 2**62
@@ -139,9 +141,10 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
     folders = sorted((_composed(root.rstrip(os.sep) + os.sep) for root in roots), key=len, reverse=True)
 
     def fits(path: bytes, pattern: str) -> bool:
-        name, match = _composed(os.fsdecode(path)), _pattern(_composed(pattern))
-        below = (name[len(folder) :] for folder in folders if name.startswith(folder))
-        return any(match(place.replace(os.sep, "/")) for place in (*below, name.lstrip(os.sep)))
+        name = _composed(os.fsdecode(path))
+        globs = _globs(_composed(pattern))
+        relative = [name[len(folder) :] for folder in folders if name.startswith(folder)]
+        return any(globs.matches(form.replace(os.sep, "/")) for form in (*relative, name.lstrip(os.sep)))
 
     def contains(text: object, part: str) -> bool | None:
         if not isinstance(text, (str, bytes)):  # a number in the metadata contains no text
@@ -164,13 +167,12 @@ def _composed(text: str) -> str:
 
 
 @lru_cache(64)
-def _pattern(pattern: str) -> Callable[[str], object]:
-    from pathspec import GitIgnoreSpec
-
-    compiled = [one for one in GitIgnoreSpec.from_lines([pattern]).patterns if one.include]
-    if len(compiled) != 1:
-        raise ValueError("empty, a comment, or begins with !; write not path.match(...)")
-    return compiled[0].regex.match  # type: ignore[union-attr]
+def _globs(pattern: str) -> Globs:
+    """Compile the pattern of path.match; UserError if it is not exactly one."""
+    globs = Globs([pattern], "path.match")
+    if globs.includes != 1:
+        raise UserError("path.match: empty, a comment, or begins with !; write not path.match(...)")
+    return globs
 
 
 def _condition(node: ast.expr) -> Condition:
@@ -183,17 +185,23 @@ def _condition(node: ast.expr) -> Condition:
             return _joined(" AND ", map(_compared, [left, *comparators], ops, comparators))
         case ast.Call(ast.Attribute(ast.Name("path"), "match"), [ast.Constant(str(pattern))], []):
             try:
-                _pattern(pattern)
-            except ValueError as error:
-                raise _error(node, f"has no pattern that can be read ({one_line(error)})") from error
+                _globs(pattern)
+            except UserError as error:
+                reason = str(error).removeprefix("path.match: ")
+                raise _error(node, f"has no pattern that can be read ({reason})") from error
             return Condition("path_fits(path, ?)", (pattern,))
     raise _error(node, "is not a condition; write one as in width >= 1000, or path.match('*.jpg')")
 
 
 def _joined(word: str, parts: Iterable[Condition]) -> Condition:
+    """Conditions joined by " AND " or " OR ", halves within halves, as SQLite takes expressions of a depth of 1000."""
     parts = list(parts)
-    sql = word.join(f"({part.sql})" for part in parts)
-    return Condition(sql or "0", tuple(value for part in parts for value in part.params))
+    if len(parts) <= 1:
+        return parts[0] if parts else Condition("0")
+    middle = len(parts) // 2
+    first = _joined(word, parts[:middle])
+    second = _joined(word, parts[middle:])
+    return Condition(f"({first.sql}){word}({second.sql})", first.params + second.params)
 
 
 def _negated(part: Condition) -> Condition:
@@ -215,6 +223,7 @@ def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
             field, part = _field(right), _value(left)
             if field.kind not in ("text", "path", "any") or not isinstance(part, str):
                 raise _error(right, "contains no text; `in` is for path, caption, metadata and lists")
+            _check_characters(left, part)
             return Condition(f"contains({field.sql}, ?)", (*field.params, part))
     sign = SIGNS[type(op)]
     is_field = isinstance(left, (ast.Attribute, ast.Subscript)) or (isinstance(left, ast.Name) and left.id not in UNITS)
@@ -226,6 +235,8 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     (sql, params, kind), value = _field(left), _value(right)
     if not isinstance(value, TYPES.get(kind, str)):
         raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
+    if isinstance(value, str) and kind != "path":
+        _check_characters(right, value)
     try:
         if kind == "any" and not isinstance(value, str):
             sql = f"number({sql})"
@@ -248,6 +259,7 @@ def _field(node: ast.expr) -> Condition:
         case ast.Name(name) if name in FIELDS:
             return FIELDS[name]
         case ast.Attribute(ast.Name("metadata"), key) | ast.Subscript(ast.Name("metadata"), ast.Constant(str(key))):
+            _check_characters(node, key)
             escaped = key.replace("\\", "\\\\").replace('"', '\\"')
             return Condition("json_extract(metadata, ?)", (f'$."{escaped}"',), "any")
     near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1, NEAR)
@@ -268,6 +280,12 @@ def _value(node: ast.expr) -> Any:
         case ast.BinOp(ast.Constant(int() | float()) as number, ast.Mult(), ast.Name(unit)) if unit in UNITS:
             return _value(number) * UNITS[unit]
     raise _error(node, "is not a value; write a number, a number times a unit (2*min), or a text in quotes")
+
+
+def _check_characters(node: ast.expr, text: str) -> None:
+    """Raise `UsageError` for a character that SQLite does not take."""
+    if "\0" in text or SURROGATES.search(text):
+        raise _error(node, "has a NUL or half of a surrogate pair, which no text of an index has")
 
 
 def _error(node: ast.expr, what: str) -> UsageError:

@@ -1,6 +1,8 @@
 """Which files are left out: as git does it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,9 +53,23 @@ def test_mark_of_a_spreadsheet_and_names_that_are_no_utf8(tree):
     assert not [name for name in kept(tree) if "caf" in name]
 
 
+PATTERNS = """
+from onepeace.files.globs import Globs
+for pattern in ("*a" * 100 + "b", "**/a/" * 100 + "b", "?*" * 100 + "b", "[a-z]*" * 100 + "1"):
+    assert Globs([pattern], "a test").verdict("a/" * 100 + "a" * 200) is None
+"""
+
+
+def test_many_stars_take_no_time():
+    """As an expression that tries all ways in which stars share a path, this would not end."""
+    subprocess.run([sys.executable, "-c", PATTERNS], check=True, timeout=120)
+
+
 def test_what_cannot_be_understood_is_an_error(tree):
     with pytest.raises(UserError, match=r"^--exclude: Invalid git pattern: '!'"):
         Ignore(tree, ["!"])
+    with pytest.raises(UserError, match=r"^--exclude: bad character range"):
+        Ignore(tree, ["[z-a]"])
     (tree / "sub" / ".onepeaceignore").write_text("!\n")
     with pytest.raises(UserError, match=r"sub/.onepeaceignore: Invalid git pattern"):
         kept(tree)

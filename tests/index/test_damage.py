@@ -75,7 +75,7 @@ def test_index_without_a_second_copy_is_intact_and_gets_one(index):
 @pytest.mark.parametrize("pages", [1, 3, 5])
 @pytest.mark.parametrize("rest", [1, 5000, PAGE - 1])
 def test_database_that_was_cut_within_a_page_is_repaired(index, pages, rest):
-    folder, right = index
+    folder, _ = index
     path = folder / DATABASE
     path.write_bytes(path.read_bytes()[: pages * PAGE + rest])
     assert not check(folder).ok

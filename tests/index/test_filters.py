@@ -158,6 +158,17 @@ def test_short_forms_are_one_condition(database):
         short_forms(after="yesterday")
 
 
+def test_many_values_are_not_too_deep(database):
+    """SQLite takes expressions of a depth of 1000."""
+    values = ", ".join(map(str, range(1500)))
+    assert found(database, f"width in ({values})") == found(database, "width >= 0")
+
+
+def test_bytes_of_a_name_can_be_asked_for(database):
+    assert found(database, r"path == 'a\udc80'") == []
+    assert len(found(database, r"path != 'a\udc80'")) == len(ROWS) + 1
+
+
 @pytest.mark.parametrize(
     ("where", "named"),
     [
@@ -184,6 +195,12 @@ def test_short_forms_are_one_condition(database):
         ("width > 3 " * 2000, "10,000"),
         ("size; DROP TABLE files", "where: "),
         ("\0", "where: "),
+        (r"metadata['a\x00b'] == 1", "NUL"),
+        (r"metadata['\ud800'] == 1", "surrogate"),
+        (r"caption == '\udc80'", "surrogate"),
+        (r"'\ud800' in caption", "surrogate"),
+        (r"path == '\ud800'", "no path"),
+        ("path.match('[z-a]')", "bad character range"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(where, named):
