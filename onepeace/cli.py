@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from onepeace import __version__, threads
 from onepeace.errors import UsageError, UserError
+from onepeace.extensions import import_extension
 
 COMMANDS = {
     "search": "find pictures, sounds and texts by text, a picture, a sound or a mix of them",
@@ -126,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     words = os.environ.get("COMP_LINE", "").split()[1:] if COMPLETING in os.environ else arguments
-    command = next((word for word in words if not word.startswith("-")), None)
-    module = import_module(f"onepeace.commands.{MODULES.get(command, command)}") if command in COMMANDS else None
+    command = next((word for word in words if word in COMMANDS), None)
+    module = None if command is None else import_module(f"onepeace.commands.{MODULES.get(command, command)}")
     parser = _parser(command, module)
     if COMPLETING in os.environ:
         import argcomplete
@@ -159,6 +160,10 @@ def _parser(command: str | None, module: ModuleType | None) -> _Parser:
     """The parser of all commands; only the command in use has its arguments."""
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    text = "import a Python file or module first, which adds modalities, terms, layouts, ..."
+    common.add_argument(
+        "--import", action="append", type=import_extension, dest="imports", metavar="FILE.py", help=text
+    )
     parser = _Parser(
         prog="onepeace",
         parents=[common],

@@ -1,6 +1,6 @@
 """Layouts of datasets for the recipes of the bundled model, and of MACS for audio_retrieval.yaml.
 
-    onepeace shards --layouts recipes/own_layouts.py --layout emoji ~/downloads/emoji -o $ONEPEACE_DATA
+    onepeace shards --import recipes/own_layouts.py --layout emoji ~/downloads/emoji -o $ONEPEACE_DATA
 
 A file like this one can add other layouts: its last lines add them to `LAYOUTS`.
 """

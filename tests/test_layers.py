@@ -21,7 +21,7 @@ MODALITIES = {"text", "image", "audio", "video"}
 
 ROWS = [
     {"errors", "progress", "special_ids"},
-    {"files"},
+    {"extensions", "files"},
     {"config", "device", "threads"},
     {"layers"},
     {"generative.token_kinds"},

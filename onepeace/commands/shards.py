@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import runpy
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -59,15 +58,6 @@ class _Layout(argparse.Action):
         parser.epilog = LAYOUTS[values].help()
 
 
-def _add_layouts(path: str) -> str:
-    """Run a Python file that adds entries to LAYOUTS."""
-    try:
-        runpy.run_path(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return path
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, metavar="SOURCE", help="table, data set or folder")
@@ -76,10 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help=text)
     parser.add_argument("--force", action="store_true", help="overwrite older shards of the same name")
-    text = "Python file that adds layouts (see recipes/own_layouts.py); must precede --layout"
     options.add_table(parser)
-    parser.add_argument("--layouts", type=_add_layouts, metavar="FILE.py", help=text)
-    text = "SOURCE is a downloaded public dataset (see data/README.md)"
+    text = "SOURCE is a downloaded public dataset (see data/README.md); --import FILE.py, before it, adds layouts"
     parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
     text = f"megabytes of media per shard ({SHARD_MEGABYTES}; with --layout {LAYOUT_SHARD_MEGABYTES})"
     parser.add_argument("--shard-size", type=positive, metavar="MB", help=text)

@@ -48,4 +48,4 @@ LAYOUTS: dict[str, Layout] = {
     "kinetics": Kinetics(),
 }
 """Layouts by name for `onepeace shards --layout NAME`; `LAYOUTS["mine"] = Mine()` in FILE.py adds one, with
-`--layouts FILE.py` on the command line."""
+`--import FILE.py` on the command line."""

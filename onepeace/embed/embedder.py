@@ -32,7 +32,7 @@ from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import INITIAL_SCALE, Encoder
-from onepeace.processors import PROCESSORS
+from onepeace.processors.known import processor_class
 from onepeace.processors.processor import Processor
 from onepeace.threads import Batch, Computing, Result, num_workers
 
@@ -98,7 +98,7 @@ def load(
     if compile:
         compile_blocks(module)
     options, keys = config.processors, module.config.adapters
-    return Embedder(module, {key: PROCESSORS[key].from_config(options.get(key, {}), folder) for key in keys})
+    return Embedder(module, {key: processor_class(key).from_config(options.get(key, {}), folder) for key in keys})
 
 
 class Embedder:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError, expect
+from onepeace.extensions import HINT
 from onepeace.hub import one_peace
 from onepeace.hub.convert import ofa
 from onepeace.hub.convert.infer import infer_config
@@ -94,7 +95,7 @@ def architecture(name: str, where: str = "") -> Architecture:
     """The architecture called `name`. UserError, beginning with the file `where`, if there is none."""
     if name not in ARCHITECTURES:
         at = f"{where}: " if where else ""
-        raise UserError(f"{at}architecture {name!r} is not known; known: {', '.join(ARCHITECTURES)}")
+        raise UserError(f"{at}architecture {name!r} is not known; known: {', '.join(ARCHITECTURES)}; {HINT}")
     return ARCHITECTURES[name]
 
 
@@ -108,7 +109,11 @@ def build_encoder(config: Config, where: str = "") -> "Encoder":
     from onepeace.model import Encoder
 
     check_encodes(config, where)
-    return expect(build_module(config), Encoder)
+    try:
+        module = build_module(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+    return expect(module, Encoder)
 
 
 def check_encodes(config: Config, where: str = "") -> None:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onepeace.config import ModelConfig
+from onepeace.errors import UserError
+from onepeace.extensions import HINT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +20,12 @@ CREDIT = (
 
 
 def module(config: ModelConfig) -> "OnePeace":
-    from onepeace.model import OnePeace
+    """Build the model; UserError for a modality that has no adapter."""
+    from onepeace.model import ADAPTERS, OnePeace
 
+    for key in config.adapters:
+        if key not in ADAPTERS:
+            raise UserError(f"no modality {key!r}; known: {', '.join(ADAPTERS)}; {HINT}")
     return OnePeace(config)
 
 

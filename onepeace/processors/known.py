@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection
 
 from onepeace.errors import UserError
+from onepeace.extensions import HINT
 from onepeace.files.source import describe, suffix
 from onepeace.processors.audio import AudioProcessor
 from onepeace.processors.image import ImageProcessor
@@ -18,6 +19,13 @@ PROCESSORS: dict[str, type[Processor]] = {
     "video": VideoProcessor,
     "text": TextProcessor,
 }
+
+
+def processor_class(key: str) -> type[Processor]:
+    """The processor of a modality; UserError if there is none."""
+    if key not in PROCESSORS:
+        raise UserError(f"no processor of {key!r}; known: {', '.join(PROCESSORS)}; {HINT}")
+    return PROCESSORS[key]
 
 
 def guessed() -> dict[str, type[Processor]]:

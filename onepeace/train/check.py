@@ -8,7 +8,7 @@ from onepeace.config.reader import nearest
 from onepeace.data.masking import Unit
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture
-from onepeace.processors import PROCESSORS
+from onepeace.processors.known import PROCESSORS, processor_class
 from onepeace.train.loggers import check_loggers
 from onepeace.train.recipe import Recipe
 from onepeace.train.term_options import TermContext, sources_of
@@ -29,6 +29,8 @@ def check(recipe: Recipe, config: Config) -> None:
 
 def _check_modalities(recipe: Recipe, config: Config) -> None:
     """Data has only the model's modalities, and options are of modalities that the data has."""
+    for key in config.model.adapters:
+        processor_class(key)
     for key in recipe.processors:
         if key not in PROCESSORS:
             raise UserError(f"processors.{key}: no such modality; there are {', '.join(PROCESSORS)}")

@@ -9,7 +9,8 @@ from onepeace.config import Config
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
-from onepeace.processors import PROCESSORS, TextProcessor, tokenizer
+from onepeace.processors import TextProcessor, tokenizer
+from onepeace.processors.known import processor_class
 from onepeace.processors.processor import Processor
 from onepeace.train.recipe import Recipe
 from onepeace.train.training_data import captions_of
@@ -50,7 +51,9 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
     Raises:
         UserError: the vocabulary is larger than the model's.
     """
-    processors = {key: PROCESSORS[key].from_config(config.processors[key], folder) for key in config.model.adapters}
+    processors = {
+        key: processor_class(key).from_config(config.processors[key], folder) for key in config.model.adapters
+    }
     text = processors.get("text")
     if not isinstance(text, TextProcessor):
         return processors

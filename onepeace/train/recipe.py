@@ -16,6 +16,7 @@ from onepeace.config.limits import Natural
 from onepeace.data.config import DataConfig
 from onepeace.data.masking import MaskRates
 from onepeace.errors import UserError
+from onepeace.extensions import import_extension, resolve_imports
 from onepeace.train.folder import model_folder
 from onepeace.train.sections import (
     EvaluateConfig,
@@ -45,6 +46,9 @@ class Recipe:
     schedule: ScheduleConfig
     run: RunConfig
     seed: Natural = 1
+    imports: tuple[str, ...] = ()
+    """Python files and modules that are imported first, for terms, modalities, stems or architectures of one's own. A
+    file is relative to the recipe that names it, on the command line to the working folder."""
     processors: Options = field(default_factory=dict)
     """Options of processors by modality, which override those of model.from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -123,7 +127,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: not YAML, an unknown field (with the nearest known one), or a wrong value.
     """
     path = Path(path)
-    content = _with_base(read_yaml(path), path)
+    content = _with_base(path)
     for override in overrides:
         if isinstance(content.get("objective"), list):
             content["objective"] = [_named(term) for term in content["objective"]]
@@ -134,18 +138,29 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(evaluate, dict) and isinstance(evaluate.get("recipe"), str):
         evaluate["recipe"] = _evaluation_file(evaluate["recipe"], path)
     content["evaluate"] = evaluate
+    content["imports"] = resolve_imports(content.get("imports") or [], Path())
+    for name in content["imports"]:
+        import_extension(str(name))
     return build(Recipe, content, str(path))
 
 
-def _with_base(content: Options, path: Path) -> Options:
-    """Fields of a recipe, completed by those of its ``base``."""
+def _with_base(path: Path) -> Options:
+    """Fields of a recipe file, completed by those of its ``base``; each names its imports relative to itself."""
+    content = _with_imports(path)
     base = content.pop("base", None)
     if base is None:
         return content
-    below = read_yaml(path.parent / str(base))
+    below = _with_imports(path.parent / str(base))
     if "base" in below:
         raise UserError(f"{path}: its base {base} has a base itself; one level is the limit")
     return merge(below, content)
+
+
+def _with_imports(path: Path) -> Options:
+    content = read_yaml(path)
+    if "imports" in content:
+        content["imports"] = resolve_imports(content["imports"], path.parent)
+    return content
 
 
 def _evaluation_file(name: str, recipe: Path) -> str:

@@ -16,6 +16,7 @@ from onepeace.train.terms.known import read_terms
 MAY_CHANGE = frozenset(
     {
         "evaluate",
+        "imports",
         "schedule.steps",
         "data.root",
         "data.frozen_folder",

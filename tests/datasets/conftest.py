@@ -1,3 +1,4 @@
+import sys
 import types
 
 import pytest
@@ -15,6 +16,8 @@ def layouts_restored():
     yield
     LAYOUTS.clear()
     LAYOUTS.update(before)
+    for file in ("mine", "own_layouts"):  # imported anew by the next test
+        sys.modules.pop(file, None)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_a_layout_from_outside_becomes_shards_that_the_trainer_reads(tmp_path, c
     (tmp_path / "mine.py").write_text(code % __name__)
     files = {f"{name}_{i}.png": picture(len(name) + i, (64, 32)) for name in ("dog", "parrot") for i in range(3)}
     fill(tmp_path / "download", {**files, "nobody_1.png": "", "cat_1.png": "no picture"})
-    pets = ["shards", "--layouts", str(tmp_path / "mine.py"), "--layout", "pets"]
+    pets = ["shards", "--import", str(tmp_path / "mine.py"), "--layout", "pets"]
     assert main([*pets, str(tmp_path / "download"), "-o", str(tmp_path / "root"), "val=2"]) == 0
     err = capsys.readouterr().err
     assert "nobody_1.png: it is nobody" in err
@@ -61,5 +61,5 @@ def test_a_layout_from_outside_becomes_shards_that_the_trainer_reads(tmp_path, c
     assert {sample.key for sample in held_out} == {"pets_dog_2", "pets_parrot_2"}
     assert main([*pets, "--help"]) == 0
     assert "val=0 " in capsys.readouterr().out
-    assert main(["shards", "--layouts", str(tmp_path / "gone.py"), "--layout", "pets"]) == 2
-    assert "gone.py: cannot be read" in capsys.readouterr().err
+    assert main(["shards", "--import", str(tmp_path / "gone.py"), "--layout", "pets"]) == 2
+    assert "gone.py: no such file" in capsys.readouterr().err

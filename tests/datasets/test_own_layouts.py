@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("layouts_restored")
 
 @pytest.fixture
 def own(prepare):
-    return partial(prepare, layouts=("--layouts", str(RECIPES / "own_layouts.py")))
+    return partial(prepare, layouts=("--import", str(RECIPES / "own_layouts.py")))
 
 
 def iconify(folder, prefix, icons, chars, **more):

@@ -4,13 +4,16 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from support.small_models import VARIANTS, batch_of, small_model, training_batch
 from support.training import terms
 
@@ -134,3 +137,46 @@ def test_commands_search_embed_and_classify_its_files_and_list_a_broken_one(done
     written = np.load(tmp_path / "vectors.npz")
     assert set(map(Path, written["paths"])) == set(copies)
     assert np.allclose(written["vectors"], model.encode(list(written["paths"])), atol=1e-5)
+
+
+# From the command line
+
+
+def onepeace_command(*arguments):
+    """The command in a process of its own, which knows nothing of the modality unless told."""
+    command = [sys.executable, "-m", "onepeace", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_import_in_a_recipe_trains_the_modality_and_import_option_uses_it(done, files, tmp_path):
+    folder = done[0]
+    recipe = tmp_path / "recipe.yaml"
+    file = os.path.relpath(FILE, tmp_path)
+    recipe.write_text(f"base: {folder / 'recipe.yaml'}\nimports: [{file}]\n")
+    overrides = [f"data.root={folder}", f"run.out={tmp_path / 'run'}", "schedule.steps=3", "run.workers=1"]
+    trained = onepeace_command("train", recipe, *overrides)
+    assert trained.returncode == 0, trained.stderr
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["imports"] == [str(FILE)]
+
+    path = next(iter(files))
+    arguments = ["classify", path, "--labels", "nodding,shaken hard", "--model", tmp_path / "run" / "model"]
+    classified = onepeace_command("--import", FILE, *arguments)
+    assert classified.returncode == 0, classified.stderr
+    assert path.name in classified.stdout
+
+    resumed = onepeace_command("train", tmp_path / "run" / "recipe.yaml", "schedule.steps=4")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step 3" in resumed.stderr
+
+
+def test_a_model_whose_modality_is_not_imported_is_one_line_that_names_the_option(done, files, command, monkeypatch):
+    monkeypatch.delitem(ADAPTERS, "motion")
+    trained = done[0] / "run" / "model"
+    code, _, err = command("classify", next(iter(files)), "--labels", "nodding,still", model=trained)
+    assert code == 1
+    assert re.search(rf"{trained}: no modality 'motion'; known: text, .*; --import FILE\.py, or imports", err)
+    monkeypatch.undo()
+    monkeypatch.delitem(PROCESSORS, "motion")
+    code, _, err = command("classify", next(iter(files)), "--labels", "nodding,still", model=trained)
+    assert code == 1
+    assert re.search(r"no processor of 'motion'; known: image, .*; --import FILE\.py, or imports", err)

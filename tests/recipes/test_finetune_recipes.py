@@ -1,5 +1,6 @@
 """Every fine-tuning recipe on made-up files in the official layout: loss, measure, save, load, predict."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,14 @@ SLOW = {"audio_retrieval", "flickr30k_retrieval", "imagenet", "nlvr2", "refcoco_
 def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("onepeace.datasets.LAYOUTS", dict(LAYOUTS))
+    monkeypatch.delitem(sys.modules, "own_layouts", raising=False)
     root = tmp_path / "data"
     for layout in SETS.get(name, [name]):
         download = tmp_path / layout
         download.mkdir()
         fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, dict)())
         options = OPTIONS.get(name, [])
-        layouts = ["--layouts", "recipes/own_layouts.py", "--layout", layout]
+        layouts = ["--import", "recipes/own_layouts.py", "--layout", layout]
         main(["shards", *layouts, str(download), *options, "-o", str(root)])  # 1 where files are not there on purpose
     content = read_yaml(FOLDER / f"{name}.yaml")
     terms = [entry["term"] for entry in content["objective"]]

@@ -1,0 +1,46 @@
+"""Python files and modules of a user's own, which add entries to the package's registries when they are imported.
+
+Only what a person has named is imported: by ``--import`` on the command line, or by ``imports`` in a recipe. The folder
+of a model never names code.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from onepeace.errors import UsageError, UserError, one_line
+
+HINT = "--import FILE.py, or imports in a recipe, adds one"
+"""What to do about an entry that no registry has."""
+
+
+def import_extension(name: str) -> str:
+    """Import a file ("terms/mine.py") or an installed module ("mine.terms"), once; returns the name.
+
+    A file is imported as a top-level module of its name; its folder is added to the end of sys.path, where worker
+    processes find it as well.
+
+    Raises:
+        UserError: there is no such file or module, it fails, or another module has the name of the file.
+    """
+    file = Path(name).resolve() if name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise UsageError(f"{name}: no such file, so it cannot be imported")
+    module_name = name if file is None else file.stem
+    if file is not None and str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # whatever the file does
+        raise UserError(f"{name}: cannot be imported ({type(error).__name__}: {one_line(error)})") from error
+    origin = getattr(module, "__file__", None)
+    if file is not None and (origin is None or Path(origin).resolve() != file):
+        raise UserError(f"{name}: there is another module {module_name} ({origin or 'built in'}); rename the file")
+    return name
+
+
+def resolve_imports(names: object, folder: Path) -> object:
+    """Names of files relative to a folder as absolute paths; names of modules, and what is no list, stay."""
+    if not isinstance(names, list):
+        return names
+    return [str((folder / name).resolve()) if str(name).endswith(".py") else name for name in names]
