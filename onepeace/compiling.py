@@ -15,17 +15,27 @@ log = logging.getLogger(__name__)
 
 
 def compile_blocks(model: Trained) -> None:
-    """Compile each block on its first use: one graph for all lengths and batch sizes.
+    """Compile each block on its first use, if `pays_off` on the model's device."""
+    if pays_off(model, next(model.parameters()).device):
+        compile_always(model)
 
-    Logs a warning instead if blocks are below `MIN_WIDTH`, or a CPU has no C++ compiler.
+
+def pays_off(model: Trained, device: torch.device) -> bool:
+    """Whether compiled blocks are faster on a device, where the model is or will be.
+
+    Logs a warning if not: blocks are below `MIN_WIDTH`, or a CPU has no C++ compiler.
     """
-    device = next(model.parameters()).device
     if model.config.dim < MIN_WIDTH:
         log.warning("not compiled: it pays from a width of %d on, this model has %d", MIN_WIDTH, model.config.dim)
-        return
+        return False
     if device.type == "cpu" and not has_cpp_compiler():
         log.warning("not compiled: there is no C++ compiler ($CXX, g++ or clang++)")
-        return
+        return False
+    return True
+
+
+def compile_always(model: Trained) -> None:
+    """Compile each block on its first use: one graph for all lengths and batch sizes."""
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for block in model.blocks:
         block.compile(dynamic=True)

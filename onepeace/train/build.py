@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onepeace.compiling import compile_blocks
+from onepeace.compiling import compile_always, pays_off
 from onepeace.config import Config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.frozen_cache import FrozenCache
@@ -144,16 +144,21 @@ def prepare_terms(terms: Sequence[TermOptions], data: TrainingData) -> dict[str,
 def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
     """Whether forward passes run under autocast to bfloat16."""
     if recipe.run.precision == "auto":
-        return bfloat16_is_fast(device)
+        return first_decides(bfloat16_is_fast(device))
     return recipe.run.precision == "bfloat16"
+
+
+def first_decides(answer: bool) -> bool:
+    """The answer of the first process, which all take: their machines may differ."""
+    return bool(parallel.gather_numbers(int(answer))[0])
 
 
 def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_bfloat16: bool) -> nn.Module:
     """The objective on its device, wrapped for all processes."""
     model = objective.model
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
-    if recipe.run.compile:
-        compile_blocks(model)
+    if recipe.run.compile and first_decides(pays_off(model, device)):
+        compile_always(model)
     return parallel.parallelize(
         objective=objective,
         units=model.sharding_units(),

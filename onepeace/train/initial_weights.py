@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.model import Trained
 from onepeace.model.stems import PretrainedStem
+from onepeace.train import parallel
 from onepeace.train.model_config import is_read_like
 from onepeace.train.optim import matching
 from onepeace.train.recipe import Recipe
@@ -40,17 +42,18 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = {} if start.source is None else start_weights(recipe, config, shapes)
     fresh = [name for name in shapes if name not in weights]
-    _log_fresh(fresh, start.source)
+    if start.source is not None and parallel.rank() == 0:
+        _log_fresh(fresh, start.source)
     model.load_state_dict(weights, strict=False)
     if start.pretrained:
         _load_pretrained(model, fresh)
     return model
 
 
-def _log_fresh(names: Collection[str], source: str | None) -> None:
+def _log_fresh(names: Collection[str], source: str) -> None:
     """Log weights that the starting model lacks, except those of heads, which the recipe names."""
     unexpected = [name for name in names if not name.startswith("heads.")]
-    if source is None or not unexpected:
+    if not unexpected:
         return
     listed = ", ".join(unexpected[:3])
     if len(unexpected) > 3:
@@ -86,6 +89,8 @@ def start_weights(recipe: Recipe, config: Config, shapes: Shapes) -> dict[str, T
         copied = _copied(weights, shapes, new, old)
         if not copied:
             raise UserError(f"model.copy: {folder} has no weights of {old!r} that fit {new!r}")
+        if parallel.rank() == 0:
+            _log_copy(recipe, config, new, old, copied)
         weights = {**copied, **weights}
     fitted = _fitted(weights, shapes, config)
     used = {name: fitted[name] for name in shapes if name in fitted}
@@ -104,6 +109,18 @@ def _copied(weights: Mapping[str, Tensor], shapes: Shapes, new: str, old: str) -
         if original in weights:
             copied[name] = weights[original]
     return copied
+
+
+def _log_copy(recipe: Recipe, config: Config, new: str, old: str, weights: Collection[str]) -> None:
+    """Log what a new modality takes from another: weights by part of the model, and options of the adapter."""
+    parts = Counter(name.partition(".")[0] for name in weights)
+    listed = ", ".join(f"{count} of {part}" for part, count in parts.items())
+    message = f"model.copy: {new} starts with weights of {old} ({listed})"
+    if is_read_like(new, old):
+        set_here = recipe.model_fields.get("adapters", {}).get(new, {})
+        options = [f"{name}={value}" for name, value in config.model.adapters[new].items() if name not in set_here]
+        message += f" and options of its adapter ({', '.join(options)})"
+    log.info("%s", message)
 
 
 def _fitted(weights: Mapping[str, Tensor], shapes: Shapes, config: Config) -> dict[str, Tensor]:

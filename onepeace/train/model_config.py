@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from onepeace.config import Config, Options, build, merge, to_plain
+from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture
 from onepeace.hub.folder import read_config
@@ -85,9 +86,14 @@ def _adapters(recipe: Recipe, options: dict[str, Options], start: dict[str, Opti
     """
     options = dict(options)
     for new, old in recipe.start.copy.items():
-        if is_read_like(new, old) and old in start:
+        if old not in start:
+            raise UserError(f"model.copy: there is no modality {old!r} to copy; {nearest(old, start)}")
+        if is_read_like(new, old):
             options[new] = {**start[old], **options.get(new, {})}
     modalities = recipe.start.modalities or tuple(options)
+    for new in recipe.start.copy:
+        if new not in modalities:
+            raise UserError(f"model.copy: the model has no modality {new!r}; {nearest(new, modalities)}")
     for key in modalities:
         if key not in options:
             raise UserError(f"model.modalities names {key!r}; give its options in model.adapters.{key}")

@@ -29,8 +29,9 @@ class StartConfig:
     modalities: tuple[str, ...] = ()
     """Modalities of the model; empty = all that it has."""
     copy: dict[str, str] = field(default_factory=dict)
-    """{new: old}: FFNs and norms of a new modality are initialised from those of another, and so is an adapter of the
-    same kind (frames of a video and pictures), whose options are also copied unless the recipe sets them."""
+    """{new: old}: FFNs, norms and projection of a new modality are initialised from those of another, and so is an
+    adapter of the same class or a subclass (frames of a video from pictures), with all its options that the recipe does
+    not set. What is copied is logged."""
     fresh: tuple[str, ...] = ()
     """Patterns of weights of ``from`` that are not used."""
     pretrained: bool = True
@@ -200,7 +201,8 @@ class RunConfig:
     batch_size: dict[str, Count] | Count = 32
     """Items per step for each name of sources, or by name: {image+text: 256, audio+text: 64}."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, or autocast to bfloat16; auto = bfloat16 where it is fast."""
+    """float32, or autocast to bfloat16; auto = bfloat16 where the device computes in it natively. There is no float16:
+    gains of 1e-6 and the losses' gradients would need a scale of their own; older GPUs train in float32."""
     workers: Natural = 1
     """Number of processes that load data; 0 = load it between the steps."""
     log_every: Count = 20

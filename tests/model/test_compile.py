@@ -47,3 +47,11 @@ def test_where_it_does_not_pay_it_says_why(monkeypatch, caplog, width, said):
     assert not is_compiled(model)
     assert said in caplog.text
     assert len(caplog.records) == 1
+
+
+def test_a_model_that_will_be_on_a_gpu_needs_no_compiler_for_a_cpu(monkeypatch):
+    monkeypatch.setattr(compiling, "MIN_WIDTH", 1)
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: False)
+    model = small_model("text")
+    assert compiling.pays_off(model, torch.device("cuda"))
+    assert not compiling.pays_off(model, torch.device("cpu"))

@@ -69,9 +69,13 @@ def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
     assert recall(embedder, COLOURS, square, "a {} square", "image") > 0.8  # what was there still is
 
 
-def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
+def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path, caplog):
     wanted = recipe(root, tmp_path, model={**with_audio(stage_one), "projections": ["text", "image"]})
+    caplog.set_level("INFO", "onepeace")
     made = make_model(wanted, make_config(wanted)).state_dict()
+    assert "model.copy: audio starts with weights of image (" in caplog.text
+    assert "of blocks, " in caplog.text
+    assert "options of its adapter" not in caplog.text  # a sound has an adapter of its own
     assert torch.equal(made["blocks.1.ffn.audio.up.weight"], made["blocks.1.ffn.image.up.weight"])
     assert torch.equal(made["norms.audio.weight"], made["norms.image.weight"])
 
@@ -213,7 +217,14 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
         ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
         ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy and .* of model\.from; give"),
-        ({"model": {"from": "tiny-fast", "copy": {"audio": "imgae"}}}, r"model\.copy: .* no weights of 'imgae'"),
+        (
+            {"model": {"from": "tiny-fast", "copy": {"audio": "imgae"}}},
+            r"no modality 'imgae' to copy; did you mean image",
+        ),
+        (
+            {"model": {"from": "tiny-fast", "copy": {"depth": "image"}}},
+            r"the model has no modality 'depth'; known: text",
+        ),
         ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: no such modality; there are image, "),
     ],
 )

@@ -21,7 +21,7 @@ from onepeace.train.model_config import make_config
 HEAD = {"kind": "classifier", "on": "video", "pool": "cls", "hidden_ratio": 0, "labels": ["run", "sit"]}
 
 
-def test_model_of_frames_starts_from_one_of_pictures(tmp_path):
+def test_model_of_frames_starts_from_one_of_pictures(tmp_path, caplog):
     start = save_random_model(tmp_path / "start")
     model = {"from": str(start), "modalities": ["video"], "projections": [], "copy": {"video": "image"},
              "adapters": {"video": {"frames": 2}}, "heads": {"classifier": HEAD}, "bias_per_block": True}  # fmt: skip
@@ -29,7 +29,10 @@ def test_model_of_frames_starts_from_one_of_pictures(tmp_path):
     made = recipe(tmp_path, tmp_path / "run", model=model, data=data, processors={}, objective={"classification": {}})
     config = make_config(made)
     assert config.model.adapters == {"video": {**ADAPTERS["image"], "frames": 2}}
+    caplog.set_level("INFO", "onepeace")
     own, given = make_model(made, config).state_dict(), weights.read_state(start)
+    options = ", ".join(f"{name}={value}" for name, value in ADAPTERS["image"].items())
+    assert f"and options of its adapter ({options})" in caplog.text
     fresh = set()
     for name, tensor in own.items():
         twin = name.replace(".video.", ".image.").replace("bias_tables.1", "bias_tables.0")
