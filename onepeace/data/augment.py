@@ -95,21 +95,12 @@ class ImageAugment(Augment):
         self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Picture, str]:
         """A random crop in the model's size, randomly changed and mirrored, and the colour factors for `collate`."""
-        (width, height), box = item.size, (0.0, 0.0, *item.size)
+        box = (0.0, 0.0, *item.size)
         if self.crop_scale != (1.0, 1.0):
-            area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
-            ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
-            w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
-            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-            box = (left, top, left + w, top + h)
+            box = self._random_box(*item.size, rng)
         picture = item.resize((processor.width, processor.height), BICUBIC, box=box)
         if self.rand_augment is not None:
-            from torchvision.transforms import v2
-
-            # torchvision uses torch's generator, which is seeded from the item's and restored afterwards.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(rng.integers(2**31)))
-                picture = v2.RandAugment(*self.rand_augment)(picture)
+            picture = self._rand_augment(picture, rng)
         if self.blur and rng.random() < self.blur:
             from PIL import ImageFilter
 
@@ -117,23 +108,51 @@ class ImageAugment(Augment):
         pixels = np.asarray(picture)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
-        return Picture(pixels, rng.uniform(1 - self.color, 1 + self.color, 3)), text
+        factors = rng.uniform(1 - self.color, 1 + self.color, 3)
+        return Picture(pixels, factors), text
+
+    def _random_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of a crop of random area and shape."""
+        low, high = self.crop_scale
+        area = width * height * rng.uniform(low, high)
+        narrow, wide = RATIOS
+        ratio = math.exp(rng.uniform(math.log(narrow), math.log(wide)))
+        crop_width = min(math.sqrt(area * ratio), width)
+        crop_height = min(math.sqrt(area / ratio), height)
+        left = rng.uniform(0, width - crop_width)
+        top = rng.uniform(0, height - crop_height)
+        return left, top, left + crop_width, top + crop_height
+
+    def _rand_augment(self, picture: Any, rng: np.random.Generator) -> Any:
+        from torchvision.transforms import v2
+
+        assert self.rand_augment is not None  # noqa: S101
+        operations, magnitude = self.rand_augment
+        # torchvision uses torch's generator, which is seeded from the item's and restored afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            return v2.RandAugment(operations, magnitude)(picture)
 
     def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
         stacked = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-        x = stacked.permute(0, 3, 1, 2).contiguous().float().flatten(2)  # (B, 3, H * W), 0..255
-        mean, std = processor.mean.view(3, 1), processor.std.view(3, 1)
-        luma = torch.tensor(LUMA)
         factors = torch.from_numpy(np.stack([sample.factors for sample in samples])).float()
-        brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
-        grey = (x.mean(2) @ luma)[:, None, None] / 255
+        brightness, contrast, saturation = factors[:, :, None, None].unbind(1)  # (B, 1, 1) each
+        mean = processor.mean.view(3, 1)
+        std = processor.std.view(3, 1)
+        luma = torch.tensor(LUMA)
+        x = stacked.permute(0, 3, 1, 2).contiguous().float().flatten(2)  # (B, 3, H * W), 0..255
+        mean_grey = (x.mean(2) @ luma)[:, None, None] / 255
         # Saturation, contrast, brightness and normalisation are linear in the pixel: one matrix, one offset.
-        mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * luma)
-        offset = (brightness * (1 - contrast) * grey - mean) / std
-        x = torch.baddbmm(offset, mix / (255 * std), x)
+        desaturate = saturation * torch.eye(3) + (1 - saturation) * luma
+        matrix = brightness * contrast * desaturate / (255 * std)
+        offset = (brightness * (1 - contrast) * mean_grey - mean) / std
+        x = torch.baddbmm(offset, matrix, x)
+        black = (0 - mean) / std
+        white = (1 - mean) / std
         # Three times as fast as clamp_ with tensor bounds.
-        torch.minimum(torch.maximum(x, (0 - mean) / std, out=x), (1 - mean) / std, out=x)
+        torch.maximum(x, black, out=x)
+        torch.minimum(x, white, out=x)
         return {"pixels": x.unflatten(2, stacked.shape[1:3])}
 
 
@@ -149,14 +168,20 @@ class VideoAugment(ImageAugment):
         self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[tuple[Picture, ...], str]:
         """The frames of a random clip, each varied like a picture by `ImageAugment`."""
-        vary, frames = super().vary, processor.load_clip(item, place=rng.random())
-        seed = int(rng.integers(2**63))  # every frame sees the same random numbers
-        return tuple(vary(frame, text, processor, np.random.default_rng(seed), another)[0] for frame in frames), text
+        frames = processor.load_clip(item, place=rng.random())
+        seed = int(rng.integers(2**63))
+        pictures: list[Picture] = []
+        for frame in frames:
+            frame_rng = np.random.default_rng(seed)  # every frame sees the same random numbers
+            picture, _ = super().vary(frame, text, processor, frame_rng, another)
+            pictures.append(picture)
+        return tuple(pictures), text
 
     def collate(self, samples: list[tuple[Picture, ...]], processor: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """{"pixels": (B, T, 3, H, W)}."""
-        frames = super().collate([frame for clip in samples for frame in clip], processor)["pixels"]
-        return {"pixels": frames.unflatten(0, (len(samples), -1))}
+        frames = [frame for clip in samples for frame in clip]
+        pixels = super().collate(frames, processor)["pixels"]
+        return {"pixels": pixels.unflatten(0, (len(samples), -1))}
 
 
 @dataclass(frozen=True)
@@ -182,34 +207,54 @@ class AudioAugment(Augment):
         self, item: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
         """The augmented clip, normalised and cut to the model's limit as `decode` does, and its caption."""
-        samples = self._heard(item, rng)
+        samples = self._trim_and_shift(item, rng)
         if rng.random() < self.mix:
-            other, other_text = another()
-            other = self._heard(other, rng)
-            other = other.repeat(math.ceil(len(samples) / len(other)))[: len(samples)]
-            level = 10 ** (rng.uniform(-MIX_DB, MIX_DB) / 20)
-            samples = samples + other * (level * _loudness(samples) / max(_loudness(other), 1e-6))
-            text = join_captions(text, other_text)
+            partner, partner_text = another()
+            partner = self._trim_and_shift(partner, rng)
+            samples = _mixed(samples, partner, rng)
+            text = join_captions(text, partner_text)
         if rng.random() < self.noise:
-            level = 10 ** (-rng.uniform(*NOISE_DB) / 20) * _loudness(samples)
-            samples = samples + level * torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))
+            samples = _noisy(samples, rng)
         if processor.max_seconds is not None:
             samples = samples[: round(processor.max_seconds * processor.sample_rate)]
-        gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
+        gain = _amplitude(rng.uniform(-self.gain_db, self.gain_db))
         return processor.finish(samples) * gain, text
 
-    def _heard(self, item: Tensor, rng: np.random.Generator) -> Tensor:
+    def _trim_and_shift(self, item: Tensor, rng: np.random.Generator) -> Tensor:
         """The clip, perhaps trimmed and shifted."""
         samples = item.float()
         if self.trim and rng.random() < self.trim:
-            heard = (samples.abs() > SILENCE * samples.abs().max()).nonzero()
-            samples = samples[: int(heard[-1]) + 1] if len(heard) else samples
-        return samples.roll(int(rng.integers(len(samples)))) if self.shift else samples
+            audible = (samples.abs() > SILENCE * samples.abs().max()).nonzero()
+            if len(audible):
+                samples = samples[: int(audible[-1]) + 1]
+        if self.shift:
+            samples = samples.roll(int(rng.integers(len(samples))))
+        return samples
 
 
-def join_captions(one: str, other: str) -> str:
+def join_captions(first: str, second: str) -> str:
     """The caption of two sounds at the same time."""
-    return " and ".join(part for part in (one.rstrip(" ."), other.rstrip(" .")) if part)
+    parts = (first.rstrip(" ."), second.rstrip(" ."))
+    return " and ".join(part for part in parts if part)
+
+
+def _mixed(samples: Tensor, partner: Tensor, rng: np.random.Generator) -> Tensor:
+    """A clip with another one, repeated to its length, at a similar loudness."""
+    repeats = math.ceil(len(samples) / len(partner))
+    partner = partner.repeat(repeats)[: len(samples)]
+    level = _amplitude(rng.uniform(-MIX_DB, MIX_DB))
+    return samples + partner * (level * _loudness(samples) / max(_loudness(partner), 1e-6))
+
+
+def _noisy(samples: Tensor, rng: np.random.Generator) -> Tensor:
+    """A clip with white noise."""
+    level = _amplitude(-rng.uniform(*NOISE_DB)) * _loudness(samples)
+    noise = rng.standard_normal(len(samples), dtype=np.float32)
+    return samples + level * torch.from_numpy(noise)
+
+
+def _amplitude(decibels: float) -> float:
+    return 10 ** (decibels / 20)
 
 
 def _loudness(samples: Tensor) -> float:
@@ -222,6 +267,9 @@ AUGMENTS: dict[str, type[Augment]] = {"image": ImageAugment, "audio": AudioAugme
 
 def make_augments(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Augment]:
     """The augmentations of a recipe's ``data.augment``, by modality."""
-    if unknown := [modality for modality in options if modality not in AUGMENTS]:
-        raise UserError(f"data.augment has no {unknown[0]!r}; there are {', '.join(AUGMENTS)}")
-    return {m: build(AUGMENTS[m], given, f"data.augment.{m}") for m, given in options.items()}
+    augments: dict[str, Augment] = {}
+    for modality, fields in options.items():
+        if modality not in AUGMENTS:
+            raise UserError(f"data.augment has no {modality!r}; there are {', '.join(AUGMENTS)}")
+        augments[modality] = build(AUGMENTS[modality], fields, f"data.augment.{modality}")
+    return augments

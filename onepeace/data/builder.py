@@ -83,7 +83,7 @@ class BatchBuilder:
             rows=rows,
             replaced=[entry.key for entry in broken if not entry.is_shard],
         ).measured(self.adapters)
-        batch = replace(batch, masks=self._masks(batch, [item.mask_rng for item in items]))
+        batch = replace(batch, masks=self._masks(batch, [item.mask_seed for item in items]))
         return batch.split(self.parts, self.adapters), broken
 
     def _first_readable(self, source: SourceConfig, item: Item, broken: list[Broken]) -> DecodedItem:
@@ -121,21 +121,27 @@ class BatchBuilder:
             inputs["type_ids"] = torch.arange(rows).repeat(len(items))
         return inputs
 
-    def _masks(self, batch: Batch, generators: Sequence[np.random.Generator]) -> dict[str, dict[str, Mask]]:
+    def _masks(self, batch: Batch, seeds: Sequence[Sequence[int]]) -> dict[str, dict[str, Mask]]:
         """Masks of a batch by modality and pass, for the modalities that the recipe lists.
 
         Args:
-            generators: a generator for each item; consecutive rows of an item draw from it one after the other.
+            seeds: a seed for each item; consecutive rows of an item draw from one generator, one after the other.
         """
-        row_generators = [generator for generator in generators for _ in range(batch.rows)]
+        if not (self.masks or self.config.token_dropout):
+            return {}
+        generators: list[np.random.Generator] = []
+        for seed in seeds:
+            generators += [np.random.default_rng(seed)] * batch.rows
         masks: dict[str, dict[str, Mask]] = {}
         for modality, inputs in batch.inputs.items():
             rates = self.masks.get(modality)
             dropout = self.config.token_dropout.get(modality, 0.0)
             if rates is not None or dropout:
-                starts = word_starts(inputs["ids"], self.word_table) if modality == "text" else None
+                starts = None
+                if modality == "text":
+                    starts = word_starts(inputs["ids"], self.word_table)
                 lengths = batch.lengths[modality] - 1
-                masks[modality] = draw_masks(rates, dropout, lengths, row_generators, starts)
+                masks[modality] = draw_masks(rates, dropout, lengths, generators, starts)
         return masks
 
 

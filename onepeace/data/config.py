@@ -84,28 +84,36 @@ class DataConfig:
             raise UserError("data.train is empty; name at least one source of shards")
         if self.batches == "by_source" and self.lanes not in (None, 1):
             raise UserError(f"data.lanes is {self.lanes}, and batches by source have one lane; leave it out")
-        make_augments(self.augment)
-        named: dict[str, SourceConfig] = {}
-        for source in self.train:
-            first = named.setdefault(source.name, source)
-            for name in ("pair", "targets", "candidates"):
-                if (one := getattr(first, name)) != (other := getattr(source, name)):
-                    raise UserError(
-                        f"data.train: sources of {source.name} have {name} {one} and {other}; give all the same"
-                    )
-            if source.targets and any(self.augment.get(modality, {}).get("mix") for modality in source.pair):
-                raise UserError(
-                    f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
-                    "mix to 0, or take the targets out"
-                )
         if "text" in self.stem_views:
             raise UserError(
                 "data.stem_views.text: leave it out; a text is drawn anew each time, so nothing can be kept"
             )
+        make_augments(self.augment)
+        self._check_sources()
         for modality, templates in self.templates.items():
-            if bad := [template for template in templates if not _is_template(template, "{}")]:
+            for template in templates:
+                if not _is_template(template, "{}"):
+                    raise UserError(
+                        f"data.templates.{modality}: {template!r} should have one {{}}, for the class name, alone"
+                    )
+
+    def _check_sources(self) -> None:
+        """`UserError` if sources of one name differ, or if one has targets and mixed items."""
+        first_of_name: dict[str, SourceConfig] = {}
+        for source in self.train:
+            first = first_of_name.setdefault(source.name, source)
+            for name in ("pair", "targets", "candidates"):
+                expected = getattr(first, name)
+                value = getattr(source, name)
+                if expected != value:
+                    raise UserError(
+                        f"data.train: sources of {source.name} have {name} {expected} and {value}; give all the same"
+                    )
+            is_mixed = any(self.augment.get(modality, {}).get("mix") for modality in source.pair)
+            if source.targets and is_mixed:
                 raise UserError(
-                    f"data.templates.{modality}: {bad[0]!r} should have one {{}}, for the class name, alone"
+                    f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
+                    "mix to 0, or take the targets out"
                 )
 
     @property
@@ -114,6 +122,7 @@ class DataConfig:
         return {source.name: source.pair for source in self.train}
 
 
-def _is_template(text: str, *places: str) -> bool:
+def _is_template(text: str, *placeholders: str) -> bool:
     """Whether a text has each of the placeholders exactly once, and no other braces."""
-    return all(text.count(place) == 1 for place in places) and text.count("{") == text.count("}") == len(places)
+    is_complete = all(text.count(placeholder) == 1 for placeholder in placeholders)
+    return is_complete and text.count("{") == text.count("}") == len(placeholders)

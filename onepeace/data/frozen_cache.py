@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,22 +54,36 @@ class FrozenCache:
     """
 
     def __init__(self, folder: Path, items: Mapping[str, Any]):
-        self.folder, self.items = folder, items
-        states = source_states({name: item for name, item in items.items() if isinstance(item, Sample)})
-        self._kept_as = {name: f"{name}@{state}" for name, state in states.items() if state}
-        """Name in the parts, where it differs."""
-        self._open: dict[int, np.ndarray] = {}
-        self._find()
+        self.folder = folder
+        self.items = items
+        self._stored_names: dict[str, str] = {}
+        """Name in the parts, where it differs from that of the item."""
+        samples = {name: item for name, item in items.items() if isinstance(item, Sample)}
+        for name, state in source_states(samples).items():
+            if state:
+                self._stored_names[name] = f"{name}@{state}"
+        self._arrays: dict[int, np.ndarray] = {}
+        """Memory-mapped parts."""
+        self._list_parts()
 
-    def _find(self) -> None:
-        self.parts = sorted(int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.json"))
+    def _list_parts(self) -> None:
+        """Look for parts in the folder."""
+        self.parts: list[int] = []
+        for path in self.folder.glob("part-*.json"):
+            self.parts.append(int(path.stem.removeprefix("part-")))
+        self.parts.sort()
         self.places: dict[str, list[Place]] = {}
-        own = {self._kept_as.get(name, name): name for name in self.items}
-        for number in self.parts:
-            for name, start, grid, partner in json.loads((self.folder / f"part-{number}.json").read_text()):
-                if name in own and (partner is None or partner in own):
-                    place = Place(number, start, tuple(grid), partner and own[partner])
-                    self.places.setdefault(own[name], []).append(place)
+        item_names = {self._stored_name(name): name for name in self.items}
+        for part in self.parts:
+            entries = json.loads((self.folder / f"part-{part}.json").read_text())
+            for stored_name, start, grid, stored_partner in entries:
+                is_known = stored_partner is None or stored_partner in item_names
+                if stored_name in item_names and is_known:
+                    place = Place(part, start, tuple(grid), item_names.get(stored_partner))
+                    self.places.setdefault(item_names[stored_name], []).append(place)
+
+    def _stored_name(self, name: str) -> str:
+        return self._stored_names.get(name, name)
 
     @property
     def missing(self) -> list[str]:
@@ -78,9 +92,10 @@ class FrozenCache:
 
     def read(self, place: Place) -> np.ndarray:
         """An output (*grid, channels) float16, memory-mapped."""
-        if place.part not in self._open:  # per object: the folder may be deleted and filled again
-            self._open[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
-        rows = self._open[place.part][place.start : place.start + int(np.prod(place.grid))]
+        if place.part not in self._arrays:  # per object: the folder may be deleted and filled again
+            self._arrays[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
+        count = int(np.prod(place.grid))
+        rows = self._arrays[place.part][place.start : place.start + count]
         return rows.reshape(*place.grid, rows.shape[-1])
 
     def draw(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
@@ -89,7 +104,10 @@ class FrozenCache:
         if not places:
             raise UserError(f"{self.folder}: has no features of it, as it could not be decoded")
         place = places[int(rng.integers(len(places)))]
-        return self.read(place), None if place.partner is None else self.items[place.partner]
+        partner = None
+        if place.partner is not None:
+            partner = self.items[place.partner]
+        return self.read(place), partner
 
     def fill(self, compute: Callable[[list[str]], Iterable[Output]], size: int) -> None:
         """Compute the missing outputs under a lock: other processes wait.
@@ -102,35 +120,44 @@ class FrozenCache:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
-            self._find()  # another run may have computed some
-            log.warning("%s: computing %d items, once", self.folder, len(self.missing))
-            numbers, missing = count(max(self.parts, default=-1) + 1), iter(self.missing)
-            with Progress(len(self.missing), "item") as progress:
-                while names := list(islice(missing, size)):
-                    if outputs := list(compute(names)):
-                        self._write(next(numbers), outputs)
-                    progress.update(len(names))
-            self._find()
+            self._list_parts()  # another run may have computed some
+            part = max(self.parts, default=-1) + 1
+            missing = self.missing
+            log.warning("%s: computing %d items, once", self.folder, len(missing))
+            names = iter(missing)
+            with Progress(len(missing), "item") as progress:
+                while batch := list(islice(names, size)):
+                    outputs = list(compute(batch))
+                    if outputs:
+                        self._write(part, outputs)
+                        part += 1
+                    progress.update(len(batch))
+            self._list_parts()
 
-    def _write(self, number: int, outputs: Sequence[Output]) -> None:
+    def _write(self, part: int, outputs: Sequence[Output]) -> None:
         """Write a part's two files, the .json last: it marks the part as complete."""
-        rows = [values.reshape(-1, values.shape[-1]) for _, values, _ in outputs]
-        starts, kept = np.cumsum([0, *map(len, rows)]).tolist(), self._kept_as
-        places = [
-            (kept.get(name, name), start, list(values.shape[:-1]), partner and kept.get(partner, partner))
-            for (name, values, partner), start in zip(outputs, starts, strict=False)
-        ]
-        with write_atomic(self.folder / f"part-{number}.npy") as temporary, open(temporary, "wb") as file:
+        rows: list[np.ndarray] = []
+        entries: list[tuple[str, int, list[int], str | None]] = []
+        start = 0
+        for output in outputs:
+            *grid, channels = output.values.shape
+            partner = None
+            if output.partner is not None:
+                partner = self._stored_name(output.partner)
+            entries.append((self._stored_name(output.name), start, grid, partner))
+            rows.append(output.values.reshape(-1, channels))
+            start += len(rows[-1])
+        with write_atomic(self.folder / f"part-{part}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(rows))
-        write_text_atomic(self.folder / f"part-{number}.json", json.dumps(places))
+        write_text_atomic(self.folder / f"part-{part}.json", json.dumps(entries))
 
 
-def collate(maps: list[np.ndarray]) -> dict[str, Tensor]:
+def collate(maps: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """{"features": (B, *grid, channels)}, and "lengths" (B,) in tokens where sequences differ."""
-    tensors = [torch.from_numpy(np.array(one)) for one in maps]
+    tensors = [torch.from_numpy(np.array(features)) for features in maps]
     batch = {"features": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)}
-    if len({one.shape for one in maps}) > 1:
-        batch["lengths"] = torch.tensor([len(one) for one in maps])
+    if len({features.shape for features in maps}) > 1:
+        batch["lengths"] = torch.tensor([len(features) for features in maps])
     return batch
 
 

@@ -8,13 +8,13 @@ text file; "label" in the json is a class name, "targets" holds the other target
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from onepeace.data.broken import BrokenSample
 from onepeace.data.sample import Sample
 from onepeace.data.shard import content_of
 from onepeace.data.targets import wrong_target
-from onepeace.files.source import describe
 from onepeace.processors import PROCESSORS
 
 MASK = "mask.png"
@@ -24,7 +24,7 @@ MASK = "mask.png"
 def parse_sample(
     key: str,
     members: Mapping[str, Any],
-    shard: str,
+    source: str,
     modalities: Sequence[str],
     targets: Sequence[str] = (),
     has_templates: bool = False,
@@ -34,7 +34,7 @@ def parse_sample(
     Args:
         key: key of the sample.
         members: an `Extent` or bytes by file ending.
-        shard: path or address of the shard.
+        source: name of the shard, for messages.
         modalities: required modalities: "text" for captions, others for a member that their processor reads.
         targets: required targets, in the form of targets.py.
         has_templates: whether templates make captions of a label, so that a sample with one needs no other.
@@ -42,7 +42,7 @@ def parse_sample(
     Raises:
         BrokenSample: a part is missing or wrong (the message names shard and key).
     """
-    where = f"{describe(shard)}: {key}"
+    where = f"{source}: {key}"
     fields = _fields(members, where)
     captions = _captions(fields, members, where)
     values = _targets(fields, members)
@@ -56,7 +56,7 @@ def parse_sample(
         if modality != "text":
             inputs[modality] = _media(modality, members, where)
     _check_targets(values, targets, where)
-    return Sample(key=key, source=describe(shard), inputs=inputs, targets=values)
+    return Sample(key=key, source=source, inputs=inputs, targets=values)
 
 
 def _fields(members: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -116,14 +116,19 @@ def _check_targets(values: Mapping[str, Any], required: Sequence[str], where: st
 
 
 def _media(modality: str, members: Mapping[str, Any], where: str) -> Any:
-    endings = {suffix[1:] for suffix in PROCESSORS[modality].suffixes}
     try:
-        media = media_of(members, endings)
+        media = media_of(members, _endings(PROCESSORS[modality].suffixes))
     except ValueError as error:
         raise BrokenSample(f"{where}: {error}") from error
     if media is None:
         raise BrokenSample(f"{where} has no {modality} file")
     return media
+
+
+@lru_cache
+def _endings(suffixes: frozenset[str]) -> frozenset[str]:
+    """File endings without dots."""
+    return frozenset(suffix[1:] for suffix in suffixes)
 
 
 def media_of(members: Mapping[str, Any], endings: Collection[str]) -> Any:

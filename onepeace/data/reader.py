@@ -32,14 +32,14 @@ def open_sources(data: DataConfig) -> list[Source]:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A place in a batch, with random generators of its own."""
+    """A place in a batch, with random numbers of its own."""
 
     lane: Lane
     position: int
     """Position of its sample in the lane; a broken one is replaced by the next that is not."""
     rng: np.random.Generator
     """For caption and augmentation."""
-    mask_rng: np.random.Generator
+    mask_seed: Sequence[int]
     """For the masks."""
 
     @property
@@ -134,7 +134,7 @@ class Reader:
                 lane=self.lanes[row // self.share],
                 position=step * self.share + row % self.share,
                 rng=np.random.default_rng([*self.seed, VARY, number]),
-                mask_rng=np.random.default_rng([*self.seed, MASK, number]),
+                mask_seed=[*self.seed, MASK, number],
             )
             items.append(item)
         return items

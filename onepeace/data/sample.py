@@ -46,12 +46,12 @@ def item_name(sample: Sample) -> str:
 
 def source_states(items: Mapping[str, Sample]) -> dict[str, str]:
     """Size and modification time of the file that each sample is from, by name; "" for an address."""
-    states: dict[str, str] = {}
+    state_by_source: dict[str, str] = {}
     for source in {sample.source for sample in items.values()}:
         with suppress(OSError):
             status = os.stat(source)
-            states[source] = f"{status.st_size}-{status.st_mtime_ns}"
-    return {name: states.get(sample.source, "") for name, sample in items.items()}
+            state_by_source[source] = f"{status.st_size}-{status.st_mtime_ns}"
+    return {name: state_by_source.get(sample.source, "") for name, sample in items.items()}
 
 
 def by_name(
@@ -65,12 +65,14 @@ def by_name(
     Raises:
         UserError: two samples with the same name have different inputs of the modality.
     """
-    found: dict[str, Sample] = {}
+    samples_by_name: dict[str, Sample] = {}
     for sample in samples:
-        first = found.setdefault(name(sample), sample)
-        if first.inputs[modality] != sample.inputs[modality] and first.read(modality) != sample.read(modality):
+        first = samples_by_name.setdefault(name(sample), sample)
+        if first.inputs[modality] == sample.inputs[modality]:
+            continue
+        if first.read(modality) != sample.read(modality):
             raise UserError(
                 f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
                 "kept by that name; write the shards of one again with another prefix"
             )
-    return found
+    return samples_by_name

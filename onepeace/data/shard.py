@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,6 +136,11 @@ class Shard:
 
     file: ShardFile
     index: TarIndex
+
+    @cached_property
+    def name(self) -> str:
+        """Its path, or its address without what may be secret."""
+        return describe(self.file.address)
 
     def members(self, row: int) -> dict[str, Extent]:
         """The members of a sample by file ending."""

@@ -42,9 +42,16 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
         with _naming(folder, prefix):
             folder.mkdir(parents=True, exist_ok=True)
             unfinished = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".shards-"))
-            pattern = f"{unfinished}/{prefix}".replace("%", "%%") + "-%05d.tar"
-            options = {"maxcount": sys.maxsize, "maxsize": math.inf, "user": "", "group": "", "mtime": 0}
-            shards = webdataset.ShardWriter(pattern, verbose=0, encoder=False, **options)
+            shards = webdataset.ShardWriter(
+                f"{unfinished}/{prefix}".replace("%", "%%") + "-%05d.tar",
+                verbose=0,
+                encoder=False,
+                maxcount=sys.maxsize,
+                maxsize=math.inf,
+                user="",
+                group="",
+                mtime=0,
+            )
         writer = ShardWriter(folder, prefix, shards, max_bytes)
         try:
             yield writer  # an error of the caller stays as it is
@@ -55,10 +62,19 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
         with _naming(folder, prefix):
             shards.close()
             if writer.count:
-                older, written = older_shards(folder, prefix), sorted(Path(unfinished).iterdir())
-                writer.paths = [path.replace(folder / path.name) for path in written]
-                for path in {*older} - {*writer.paths}:
-                    path.unlink()
+                writer.paths = _replace_shards(folder, prefix, Path(unfinished))
+
+
+def _replace_shards(folder: Path, prefix: str, unfinished: Path) -> list[Path]:
+    """Move new shards to the folder and remove older ones; returns the new paths."""
+    older = older_shards(folder, prefix)
+    paths: list[Path] = []
+    for path in sorted(unfinished.iterdir()):
+        paths.append(path.replace(folder / path.name))
+    for path in older:
+        if path not in paths:
+            path.unlink()
+    return paths
 
 
 @contextmanager
@@ -72,14 +88,20 @@ def _naming(folder: Path, prefix: str) -> Iterator[None]:
 
 def older_shards(folder: Path, prefix: str) -> list[Path]:
     """Existing shards of a folder and prefix."""
-    return [path for path in sorted(folder.glob(f"{prefix}-*")) if SHARD.fullmatch(path.name.removeprefix(prefix))]
+    shards: list[Path] = []
+    for path in sorted(folder.glob(f"{prefix}-*")):
+        if SHARD.fullmatch(path.name.removeprefix(prefix)):
+            shards.append(path)
+    return shards
 
 
 class ShardWriter:
     """Writer of the samples of `new_shards`."""
 
     def __init__(self, folder: Path, prefix: str, shards: Any, max_bytes: int) -> None:
-        self.folder, self.prefix, self.max_bytes = folder, prefix, max_bytes
+        self.folder = folder
+        self.prefix = prefix
+        self.max_bytes = max_bytes
         self.count = 0
         """Number of samples written."""
         self.paths: list[Path] = []
@@ -112,23 +134,17 @@ class ShardWriter:
                 "mask" become KEY.mask.png.
             about: further fields of KEY.json.
         """
-        others = dict(targets or {})
-        if "mask" in others:
-            media = {**media, MASK: others.pop("mask")}
-        room = NAME_BYTES - 1 - max(map(len, ("json", *media)))
-        if "." in key or "/" in key or len(key.encode()) > room:
-            raise ValueError(f"{key!r}: a key has no dot, no slash and at most {room} bytes")
+        members = _members(media, captions, targets or {}, about or {}, key)
+        longest = max(len(name) for name in ("json", *members))
+        key_bytes = NAME_BYTES - len(".") - longest
+        if "." in key or "/" in key or len(key.encode()) > key_bytes:
+            raise ValueError(f"{key!r}: a key has no dot, no slash and at most {key_bytes} bytes")
         if key in self._keys:
             return False
         self._keys.add(key)
-        size = sum(map(len, media.values()))
-        fields = {"captions": list(captions), "label": others.pop("label", None), **(about or {})}
-        if others:
-            fields["targets"] = others
-        members: dict[str, Any] = {**media, "json": json.dumps(fields, ensure_ascii=False).encode()}
-        if captions:
-            pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
-            members["txt"] = captions[pick].encode()
+        size = sum(len(content) for content in media.values())
+        if MASK in members:
+            size += len(members[MASK])
         with _naming(self.folder, self.prefix):
             if self._bytes and self._bytes + size > self.max_bytes:
                 self._shards.next_stream()
@@ -137,3 +153,25 @@ class ShardWriter:
         self._bytes += size
         self.count += 1
         return True
+
+
+def _members(
+    media: Mapping[str, bytes],
+    captions: Sequence[str],
+    targets: Mapping[str, Any],
+    about: Mapping[str, Any],
+    key: str,
+) -> dict[str, bytes]:
+    """The members of a sample by file ending, in the order in which they are written."""
+    members = dict(media)
+    if "mask" in targets:
+        members[MASK] = targets["mask"]
+    fields = {"captions": list(captions), "label": targets.get("label"), **about}
+    in_json = {name: value for name, value in targets.items() if name not in ("label", "mask")}
+    if in_json:
+        fields["targets"] = in_json
+    members["json"] = json.dumps(fields, ensure_ascii=False).encode()
+    if captions:
+        digest = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()
+        members["txt"] = captions[int(digest, 16) % len(captions)].encode()
+    return members

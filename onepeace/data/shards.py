@@ -109,7 +109,7 @@ class Candidates:
         return parse_sample(
             key=self.shard.index.key(row),
             members=self.shard.members(row),
-            shard=self.shard.file.address,
+            source=self.shard.name,
             modalities=self.source.config.pair,
             targets=self.source.config.targets,
             has_templates=self.source.has_templates,
@@ -118,7 +118,7 @@ class Candidates:
     def broken(self, candidate: int, error: UserError) -> Broken:
         """What an error of `read`, or of decoding the sample, is reported as."""
         number = self.source.number
-        name = describe(self.shard.file.address)
+        name = self.shard.name
         if isinstance(error, UnreadableShard):
             return Broken(number, name, key="", reason=str(error), samples=len(self))
         key = self.key(candidate)
@@ -128,8 +128,10 @@ class Candidates:
 
     def damages(self) -> list[Broken]:
         """The damaged parts of the shard, each as one sample."""
-        name = describe(self.shard.file.address)
-        return [Broken(self.source.number, name, key=line, reason=line) for line in self.shard.index.damages]
+        broken: list[Broken] = []
+        for line in self.shard.index.damages:
+            broken.append(Broken(self.source.number, self.shard.name, key=line, reason=line))
+        return broken
 
 
 class Source:

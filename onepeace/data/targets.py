@@ -20,21 +20,27 @@ def _event(value: Any) -> bool:
     return 0 <= onset <= offset and isinstance(name, str)
 
 
+def _scores(value: Any) -> bool:
+    return all(0 <= score <= 1 for score in value.values())
+
+
+def _choice(value: Any, targets: Mapping[str, Any]) -> bool:
+    return type(value) is int and 0 <= value < len(targets["candidates"])
+
+
+def _box_labels(value: Any, targets: Mapping[str, Any]) -> bool:
+    return _texts(value) and len(value) == len(targets["boxes"])
+
+
 TARGETS: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     "label": ("the name of a class", lambda value, _: isinstance(value, str)),
     "labels": ("a list of names of classes", lambda value, _: _texts(value)),
-    "answers": ("scores from 0 to 1 by answer", lambda value, _: all(0 <= score <= 1 for score in value.values())),
+    "answers": ("scores from 0 to 1 by answer", lambda value, _: _scores(value)),
     "candidates": ("a list of answers", lambda value, _: _texts(value)),
-    "choice": (
-        "the number of one of the candidates",
-        lambda value, others: type(value) is int and 0 <= value < len(others["candidates"]),
-    ),
+    "choice": ("the number of one of the candidates", _choice),
     "box": ("[x0, y0, x1, y1] from 0 to 1", lambda value, _: _box(value)),
     "boxes": ("a list of [x0, y0, x1, y1] from 0 to 1", lambda value, _: all(map(_box, value))),
-    "box_labels": (
-        "the name of a class for each box",
-        lambda value, others: _texts(value) and len(value) == len(others["boxes"]),
-    ),
+    "box_labels": ("the name of a class for each box", _box_labels),
     "events": ("a list of [onset, offset, name of a class], in seconds", lambda value, _: all(map(_event, value))),
     "mask": ("a PNG file", lambda value, _: value.startswith(PNG)),
 }
@@ -53,9 +59,12 @@ LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
 
 def wrong_target(name: str, value: Any, targets: Mapping[str, Any]) -> str:
     """Error in a target, given the sample's other targets; empty if it is valid."""
-    words, fits = TARGETS.get(name, ("", lambda *_: True))
+    if name not in TARGETS:
+        return ""
+    form, is_valid = TARGETS[name]
     try:
-        right = fits(value, targets)
+        if is_valid(value, targets):
+            return ""
     except (AttributeError, KeyError, TypeError, ValueError):  # a value of another type
-        right = False
-    return "" if right else f"its {name} is not {words}"
+        pass
+    return f"its {name} is not {form}"

@@ -246,7 +246,7 @@ def read_shard(shard: str) -> Iterator[Entry]:
         captions: list[str] = []
         about: dict[str, Any] = {}
         try:
-            sample = parse_sample(key, raw, shard, ())
+            sample = parse_sample(key, raw, opened.name, ())
             captions, about = sample.captions, {**sample.targets}
             about.pop("mask", None)  # a picture, which has an entry of its own
         except (BrokenSample, UnreadableShard) as error:

@@ -92,7 +92,7 @@ def test_masks_and_drop_fit_their_batch(root, processors):
     assert (batch.masks["image"]["unimodal"].masked // 9).bincount().tolist() == [6] * 4
     lengths = NUM_TOKENS["text"](batch.inputs["text"])
     assert batch.lengths["text"].tolist() == (lengths + 1).tolist()
-    masked = (lengths + 1) - batch.masks["text"]["joint"].visible
+    masked = (lengths.numpy() + 1) - batch.masks["text"]["joint"].visible
     assert masked.tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
 
 
