@@ -18,7 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -264,7 +264,7 @@ def bytes_read() -> int:
 class Handler(SimpleHTTPRequestHandler):
     """Serves a folder, and counts requests and bytes."""
 
-    counts: Counter[str] = Counter()
+    counts: ClassVar[Counter[str]] = Counter()
 
     def log_message(self, *arguments: Any) -> None:
         pass

@@ -97,7 +97,8 @@ class ImageAugment(Augment):
         """A random crop in the model's size, randomly changed and mirrored, and the colour factors for `collate`."""
         box = (0.0, 0.0, *item.size)
         if self.crop_scale != (1.0, 1.0):
-            box = self._random_box(*item.size, rng)
+            width, height = item.size
+            box = self._random_box(width, height, rng)
         picture = item.resize((processor.width, processor.height), BICUBIC, box=box)
         if self.rand_augment is not None:
             picture = self._rand_augment(picture, rng)
