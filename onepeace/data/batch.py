@@ -180,8 +180,8 @@ def make_mask(hidden: Tensor, lengths: Lengths) -> Mask:
 
 def real_tokens(lengths: Lengths) -> Tensor:
     """(N,) int64: the real tokens of rows of these lengths, counted row by row as in a flattened (B, L)."""
-    real = torch.arange(int(lengths.max(initial=0))) < torch.from_numpy(lengths)[:, None]
-    return real.flatten().nonzero().squeeze(1)
+    real = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    return torch.from_numpy(np.flatnonzero(real))
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], values: Mapping[str, Any]) -> dict[str, Any]:

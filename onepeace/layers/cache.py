@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def cached(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """``lru_cache`` for a function that returns a tensor.
 
-    Nothing is cached while a graph is traced, as sizes are then symbolic. Cached tensors also work in training.
+    Nothing is cached while a graph is traced, as sizes are then symbolic, nor in a dispatch mode, as its tensors may
+    have no values. Cached tensors also work in training.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -19,7 +21,9 @@ def cached(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tens
 
         @wraps(function)
         def call(*args: Any) -> Tensor:
-            return function(*args) if torch.compiler.is_compiling() else kept(*args)
+            if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+                return function(*args)
+            return kept(*args)
 
         return call
 

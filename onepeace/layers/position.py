@@ -32,22 +32,36 @@ def _with_cls(buckets: Tensor, rows: int) -> Tensor:
     return buckets.unsqueeze(0).int()
 
 
-@cached(4)  # a minute of audio is 36 MB
-def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Tensor:
-    """Bucket matrix (1, length, length) of a sequence whose position 0 is CLS.
+@cached(8)
+def distance_buckets(num_buckets: int, device: torch.device) -> Tensor:
+    """Bucket (2 * 1023 + 1,) of each distance between -1023 and 1023, to which larger ones are clamped.
 
     Distances up to num_buckets // 2 have their own buckets, larger ones share logarithmic buckets (released code). The
-    logarithm is float32 so that bucket edges are those with which the released tables were trained.
+    logarithm is float32, and computed on the CPU, so that bucket edges are those with which the released tables were
+    trained.
     """
     middle = num_buckets // 2
-    positions = torch.arange(length)
-    distance = positions[:, None] - positions[None, :]
-    far = distance.abs().clamp(min=max(middle, 1), max=_MAX_DISTANCE - 1).float()
+    farthest = _MAX_DISTANCE - 1
+    distance = torch.arange(-farthest, farthest + 1)
+    far = distance.abs().clamp(min=max(middle, 1)).float()
     # With one or two buckets on a side there is no logarithmic range to spread.
-    steps = torch.log(far / middle) / math.log((_MAX_DISTANCE - 1) / middle) * (middle - 1) if middle else far * 0
+    steps = torch.log(far / middle) / math.log(farthest / middle) * (middle - 1) if middle else far * 0
     log_bucket = (middle + torch.ceil(steps)).long() * distance.sign()
-    bucket = torch.where(distance.abs() <= middle, distance, log_bucket) + num_buckets - 1
-    return _with_cls(bucket, sequence_table_rows(num_buckets)).to(device)
+    buckets = torch.where(distance.abs() <= middle, distance, log_bucket) + num_buckets - 1
+    return buckets.to(device, non_blocking=True)
+
+
+@cached(4)  # a minute of audio is 36 MB
+def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Tensor:
+    """Bucket matrix (1, length, length) of a sequence whose position 0 is CLS; see `distance_buckets`.
+
+    Only the buckets of all distances are copied to the device, once: lengths change with every batch.
+    """
+    positions = torch.arange(length, device=device)
+    farthest = _MAX_DISTANCE - 1
+    distance = (positions[:, None] - positions[None, :]).clamp(-farthest, farthest)
+    buckets = distance_buckets(num_buckets, device)[distance + farthest]
+    return _with_cls(buckets, sequence_table_rows(num_buckets))
 
 
 @cached(16)
@@ -58,12 +72,13 @@ def grid_buckets(rows: int, columns: int, device: torch.device, side: int | None
     table is that of a square of ``side`` patches, which contains the grid.
     """
     tall, wide = (rows, columns) if side is None else (side, side)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    row, column = row.flatten(), column.flatten()
+    patches = torch.arange(rows * columns, device=device)
+    row = patches // columns
+    column = patches % columns
     down = row[:, None] - row[None, :] + tall - 1
     right = column[:, None] - column[None, :] + wide - 1
     buckets = F.pad(down * (2 * wide - 1) + right, (1, 0, 1, 0))
-    return _with_cls(buckets, (2 * tall - 1) * (2 * wide - 1) + 3).to(device)
+    return _with_cls(buckets, (2 * tall - 1) * (2 * wide - 1) + 3)
 
 
 def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Tensor:

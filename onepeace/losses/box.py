@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+EPSILON = 1e-7
+"""Added to areas that are divided by, as in torchvision."""
+
 
 def box(logits: Tensor, target: Tensor) -> Tensor:
     """L1 distance of the corners, and generalised IoU (arXiv 1902.09630).
@@ -20,12 +23,25 @@ def box(logits: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape != target.shape or logits.shape[1:] != (4,):
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should both be (B, 4)")
-    from torchvision.ops import generalized_box_iou_loss
-
     predicted, target = logits.float().sigmoid(), target.float()
     distance = F.l1_loss(predicted, target, reduction="none").sum(1).mean()
     is_valid = (predicted[:, :2] < predicted[:, 2:]).all(1)
-    # Others are replaced and multiplied by 0, not left out: the device alone knows how many there are.
-    boxes = torch.where(is_valid[:, None], predicted, target)
-    overlap_losses = generalized_box_iou_loss(boxes, target, reduction="none") * is_valid
+    overlap_losses = (1 - generalized_iou(predicted, target)) * is_valid
+    # Others count 0 and are not left out: the device alone knows how many there are.
     return distance + overlap_losses.sum() / is_valid.sum().clamp_min(1)
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (B,) of boxes (B, 4) with the corners x0, y0, x1, y1, each pair on its own.
+
+    torchvision's loss of this name waits for the device, as it picks the pairs that overlap.
+    """
+    intersection = _area(torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:]))
+    union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - intersection
+    hull = _area(torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:]))
+    return intersection / (union + EPSILON) - (hull - union) / (hull + EPSILON)
+
+
+def _area(corner: Tensor, opposite: Tensor) -> Tensor:
+    """Areas (B,) of boxes from their corners (B, 2); 0 if they do not exist."""
+    return (opposite - corner).clamp_min(0).prod(1)

@@ -45,9 +45,10 @@ def tiled_infonce(
         raise ValueError(f"{shapes} should be (M, E), (N, E) and (M,)")
     if groups is not None and groups.shape != keys.shape[:1]:
         raise ValueError(f"groups {tuple(groups.shape)} should be ({len(keys)},), one for each key")
-    scale = torch.as_tensor(scale, dtype=torch.float32, device=queries.device)
+    if not isinstance(scale, Tensor):
+        scale = torch.full((), scale, dtype=torch.float32, device=queries.device)
     with without_autocast(queries.device.type):
-        return _Matching.apply(queries.float(), keys.float(), scale, targets, groups, label_smoothing, tile)
+        return _Matching.apply(queries.float(), keys.float(), scale.float(), targets, groups, label_smoothing, tile)
 
 
 class _Matching(torch.autograd.Function):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onepeace.losses.box import box
+from onepeace.losses.box import box, generalized_iou
 from onepeace.losses.contrastive import contrastive
 from onepeace.losses.denoising import denoising as denoising_of_tokens
 from onepeace.losses.denoising import masked_tokens
@@ -240,3 +240,12 @@ def test_no_valid_box():
     assert loss.item() == pytest.approx((logits.sigmoid() - target).abs().sum().item() / 2, abs=1e-6)
     assert bool(torch.isfinite(logits.grad).all())
     assert bool((logits.grad != 0).all())
+
+
+def test_generalized_iou_equals_torchvision():
+    from torchvision.ops import generalized_box_iou_loss
+
+    corners = torch.rand(2, 50, 2)
+    first, second = torch.cat([corners, corners + torch.rand(2, 50, 2)], dim=2)
+    expected = 1 - generalized_box_iou_loss(first, second)
+    assert torch.allclose(generalized_iou(first, second), expected, atol=1e-6)

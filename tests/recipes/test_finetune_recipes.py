@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.clips import plain_video
 from support.downloads import DOWNLOADS, fill, picture
+from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
 from support.random_model import ADAPTERS, save_random_model
 
@@ -44,6 +45,8 @@ MORE = {
     },
 }
 """Files of a download that its layout can do without."""
+WAITS_FOR_GPU = {"coco_detection"}
+"""torchvision's losses choose regions by their values."""
 SMALL = [
     "run.workers=0", "run.precision=float32", "schedule.steps=8", "schedule.warmup_ratio=0.1", "optim.lr=2e-3",
     "optim.layer_decay=null", "model.drop_path=0.0", "run.log_every=2", "run.save_minutes=0", "data.broken_limit=1.0",
@@ -69,8 +72,8 @@ SLOW = {"audio_retrieval", "flickr30k_retrieval", "imagenet", "nlvr2", "refcoco_
         "vggsound"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RECIPES])
-def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, monkeypatch, name):
+def small_recipe(name, released, tmp_path, monkeypatch):
+    """The recipe, shrunk, on shards of a made-up download."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("onepeace.datasets.LAYOUTS", dict(LAYOUTS))
     monkeypatch.delitem(sys.modules, "own_layouts", raising=False)
@@ -102,7 +105,23 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         overrides += [f"processors.video.{name}" for name in ("size=48", "frames=2", "stride=3")]
     if "audio" in content["model"]["modalities"]:
         overrides += ["processors.audio.max_seconds=2.0", "processors.audio.min_seconds=0.5"]
-    recipe = read_recipe(FOLDER / f"{name}.yaml", [*overrides, "run.batch_size=2", "run.grad_cache_chunks=2"])
+    return read_recipe(FOLDER / f"{name}.yaml", [*overrides, "run.batch_size=2", "run.grad_cache_chunks=2"])
+
+
+@pytest.mark.parametrize("name", sorted(SLOW))
+def test_step_of_recipe_waits_for_no_gpu(released, tmp_path, monkeypatch, name):
+    """Those whose run is slow; the others' steps are checked in their run."""
+    check_first_step(monkeypatch, then_stop=True)
+    with pytest.raises(StepChecked):
+        train(small_recipe(name, released, tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RECIPES])
+def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, monkeypatch, name):
+    recipe = small_recipe(name, released, tmp_path, monkeypatch)
+    if name not in WAITS_FOR_GPU:
+        check_first_step(monkeypatch)
+    content = read_yaml(FOLDER / f"{name}.yaml")
     scores = {}
     measure = evaluation(recipe)
     folder = train(recipe, lambda model, processors: scores.update(measure(model, processors)) or scores)
@@ -115,7 +134,7 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         assert model.encode_text(["a dog"]).isfinite().all()
         return
     (pair,) = recipe.data.train
-    sample = read_source(pair.shards, pair.pair, root, targets=pair.targets, broken_limit=1.0)[0]
+    sample = read_source(pair.shards, pair.pair, recipe.data.root, targets=pair.targets, broken_limit=1.0)[0]
     item = {key: sample.captions[0] if key == "text" else sample.inputs[key] for key in pair.pair}
     item |= {"candidates": sample.targets["candidates"]} if "candidates" in sample.targets else {}
     (result,) = model.predict([item])

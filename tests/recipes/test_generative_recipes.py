@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.downloads import DOWNLOADS, fill
+from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
 from support.generative import save_trainable_ofa
 from support.random_model import save_random_model
@@ -79,15 +80,31 @@ QUICK = {"ofa_caption", "ofa_pretrain"}
 """The others differ in their data and kind of answer, which the pretraining and tests/train/test_generation.py try."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECIPES])
-def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples, name):
+WAITS_FOR_GPU = {"ofa_caption_cider"}
+"""Its captions are searched for and compared as words, on the CPU."""
+
+
+def small_recipe(name, start, prepared, tmp_path):
+    """The recipe, shrunk, on shards of a made-up download."""
     root = prepared(*LAYOUTS[name])
     overrides = [*SMALL, f"model.from={start}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
     if name == "ofa_pretrain":
         overrides += ["model.size=null", "tokenizer.vocab_size=8000", *(
             f"objective.generation/{task}.patches=9" for task in ("caption", "match", "answer", "ground", "describe")
         )]  # fmt: skip
-    recipe = read_recipe(FOLDER / f"{name}.yaml", overrides)
+    return read_recipe(FOLDER / f"{name}.yaml", overrides)
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - WAITS_FOR_GPU))
+def test_step_of_recipe_waits_for_no_gpu(start, prepared, tmp_path, monkeypatch, name):
+    check_first_step(monkeypatch, then_stop=True)
+    with pytest.raises(StepChecked):
+        train(small_recipe(name, start, prepared, tmp_path))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECIPES])
+def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples, name):
+    recipe = small_recipe(name, start, prepared, tmp_path)
     folder = train(recipe)
     first, *_, last = read_log(tmp_path / "run" / "log.jsonl")
     assert {options.name for options in recipe.terms} <= set(last)

@@ -2,11 +2,13 @@
 
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from support.fake_gpu import StepChecked, check_first_step
 from support.small_shards import write_shards
 
 from onepeace.config import SIZES, ModelConfig, build, read_yaml, to_yaml
@@ -119,7 +121,8 @@ def shrunken(tmp_path_factory):
     root = write_shards(tmp_path_factory.mktemp("shards"), 1, 1)
     runs = tmp_path_factory.mktemp("runs")
 
-    def run(name):
+    def run(name, only_check=False):
+        """Folder of the run; with ``only_check`` it ends after its first step was checked."""
         out = runs / Path(name).name
         if (out / "model").exists():
             return out
@@ -155,7 +158,9 @@ def shrunken(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             for library in teachers.TEACHERS:
                 patch.setitem(teachers.TEACHERS, library, stub_teacher)
-            loop.train(read_recipe(RECIPES[name], small))
+            check_first_step(patch, then_stop=only_check)
+            with pytest.raises(StepChecked) if only_check else nullcontext():
+                loop.train(read_recipe(RECIPES[name], small))
         return out
 
     return run
@@ -168,6 +173,12 @@ def stub_teacher(name, modality, output):
 
 # Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
 SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny(_captions|_longer)?)$")
+
+
+@pytest.mark.parametrize("name", [name for name in HERE if SLOW.search(name)])
+def test_step_of_recipe_waits_for_no_gpu(name, shrunken):
+    """Those whose run is slow; the others' steps are checked in their run."""
+    shrunken(name, only_check=True)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if SLOW.search(n) else []) for n in HERE])

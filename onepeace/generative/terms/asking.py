@@ -19,6 +19,7 @@ from onepeace.generative.infilling import mask_words
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
+from onepeace.losses import real_targets
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.term import TermOptions
 from onepeace.train.terms.heads import check_head
@@ -58,6 +59,10 @@ class TaskBatch(NamedTuple):
     """(B, T): the token that should follow each; padding where the loss ignores it."""
     weights: Tensor
     """(B,): weight of each answer."""
+    real: Tensor
+    """(N,) int64: the targets that are no padding, in the flattened (B, T)."""
+    num_tokens: int
+    """Number of ids and of written ids that are no padding."""
     allowed: Tensor | None
     """(B, T, V) bool: the ids that compete; None = all."""
 
@@ -67,6 +72,8 @@ class TaskBatch(NamedTuple):
             written=upload(self.written, device),
             target=upload(self.target, device),
             weights=upload(self.weights, device),
+            real=upload(self.real, device),
+            num_tokens=self.num_tokens,
             allowed=None if self.allowed is None else upload(self.allowed, device),
         )
 
@@ -139,7 +146,15 @@ class Asking:
             for row, (prefix, answer) in enumerate(rows):
                 for length in range(len(answer) + 1):
                     allowed[row, len(prefix) + length, trie(answer[:length])] = True
-        return TaskBatch(_padded(sources), written, target, torch.tensor(weights), allowed)
+        return TaskBatch(
+            ids=_padded(sources),
+            written=written,
+            target=target,
+            weights=torch.tensor(weights),
+            real=real_targets(target),
+            num_tokens=sum(map(len, sources)) + int((written != PAD).sum()),
+            allowed=allowed,
+        )
 
     def _values(self, batch: Batch) -> list[dict[str, Any]]:
         """The caption and the targets of each item by name, including the target match."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from onepeace.config import Config, Options
 from onepeace.config.limits import Count, Share
 from onepeace.data.batch import Batch
-from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.generative.model import Writer
@@ -19,7 +18,7 @@ from onepeace.generative.tasks import Task
 from onepeace.generative.terms.asking import MATCH, Asking, AskingOptions, read_task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
-from onepeace.losses import TokenLosses, real_targets, token_losses
+from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
@@ -114,20 +113,19 @@ class Generation(Term[GenerationOptions]):
     def outputs(self, passes: Passes) -> TokenLosses:
         pixels = pixels_of(passes.batch)
         asked = self.asking(passes.batch, self.trie)
-        real = upload(real_targets(asked.target), passes.device)
         keep = None
         if self.options.patches is not None and pixels is not None:
             patches = passes.batch.lengths["image"] - 1
             # Drawn separately for each picture.
             scores = torch.rand(len(patches), patches[0], device=passes.device)
             keep = scores.argsort(1)[:, : self.options.patches]
-        count_tokens(passes, keep, asked.ids, asked.written)
+        count_tokens(passes, keep, asked.num_tokens, asked.ids.numel() + asked.written.numel())
         asked = asked.to(passes.device)
         logits = passes.model(asked.ids, asked.written, pixels, keep=keep)
         return token_losses(
             logits,
             asked.target,
-            real=real,
+            real=asked.real,
             allowed=asked.allowed,
             weights=asked.weights,
             label_smoothing=self.options.label_smoothing,
@@ -156,12 +154,16 @@ def pixels_of(batch: Batch) -> Tensor | None:
     return batch.inputs["image"]["pixels"]
 
 
-def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor, key: str = "image") -> None:
-    """Count the tokens of a pass for the log: those of texts (B, L) on the CPU, and those in ``keep`` or else of a
-    modality."""
-    for ids in texts:
-        passes.real_tokens += len(real_targets(ids))
-        passes.all_tokens += ids.numel()
+def count_tokens(passes: Passes, keep: Tensor | None, num_words: int, num_padded: int, key: str = "image") -> None:
+    """Count the tokens of a pass for the log.
+
+    Args:
+        keep: the patches that are read, (B, K); None = all tokens of the modality ``key``, if there are any.
+        num_words: number of ids that are read and written, without padding.
+        num_padded: the same with padding.
+    """
+    passes.real_tokens += num_words
+    passes.all_tokens += num_padded
     count = 0
     if keep is not None:
         count = keep.numel()

@@ -23,7 +23,7 @@ from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
 from onepeace.heads.caption import CaptionOptions
-from onepeace.losses import token_losses
+from onepeace.losses import real_targets, token_losses
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
@@ -135,7 +135,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         captions = [torch.tensor(tokens) for found in written for tokens in found]
         target = pad_sequence(captions, batch_first=True, padding_value=PAD)
         before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
-        count_tokens(passes, None, target, key=self.key)
+        count_tokens(passes, None, len(real_targets(target)), target.numel(), key=self.key)
         logits = decoder(before.to(device), self._encode(model, batch).rows(rows))
         lengths = torch.tensor([len(tokens) for tokens in captions])
         factors = advantages.repeat_interleave(lengths).to(device)

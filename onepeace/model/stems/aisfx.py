@@ -39,7 +39,7 @@ def sfx_filters(num_mels: int, window: int, device: torch.device) -> Tensor:
     low, middle, high = points[:-2], points[1:-1], points[2:]
     triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp_min(0)
     sums = (high - low) / 2 / (SAMPLE_RATE / window)
-    return (triangles / sums.clamp_min(1)).float().to(device)
+    return (triangles / sums.clamp_min(1)).float().to(device, non_blocking=True)
 
 
 class AisfxStem(PretrainedStem):

@@ -30,7 +30,7 @@ def mel_filters(num_mels: int, num_bins: int, low: float, device: torch.device) 
     slopes = points.unsqueeze(0) - frequencies.unsqueeze(1)
     widths = points.diff()
     filters = torch.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]).clamp_min(0.0)
-    return (filters * (2.0 / (points[2:] - points[:-2]))).to(device)
+    return (filters * (2.0 / (points[2:] - points[:-2]))).to(device, non_blocking=True)
 
 
 class MelStem(nn.Module):

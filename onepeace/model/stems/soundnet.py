@@ -32,7 +32,7 @@ def resampler(device: torch.device) -> Tensor:
     at = torch.arange(OUTPUTS, dtype=torch.float64).unsqueeze(1) * INPUTS / OUTPUTS
     distance = at - torch.arange(-8, INPUTS + 8, dtype=torch.float64)
     window = (math.pi / 16 * distance.clamp(-8, 8)).cos().square()
-    return (torch.special.sinc(distance) * window).float().unsqueeze(1).to(device)
+    return (torch.special.sinc(distance) * window).float().unsqueeze(1).to(device, non_blocking=True)
 
 
 class SoundNetStem(PretrainedStem):

@@ -34,4 +34,4 @@ def fourier_kernels(window: int, num_bins: int, device: torch.device) -> Tensor:
     hann = F.pad(torch.hann_window(window, dtype=torch.float64), (before, length - window - before))
     turns = torch.outer(torch.arange(num_bins), torch.arange(length)).remainder(length).double() / length
     angles = 2 * math.pi * turns
-    return (torch.cat([angles.cos(), angles.sin()]) * hann).float().unsqueeze(1).to(device)
+    return (torch.cat([angles.cos(), angles.sin()]) * hann).float().unsqueeze(1).to(device, non_blocking=True)

@@ -60,14 +60,14 @@ class Events(Supervised[SupervisedOptions]):
 
     def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:
         """Targets (L, C): 1 if a class sounds in the middle of a frame of ``seconds``."""
-        target = torch.zeros(count, len(self.labels))
-        middles = (torch.arange(count) + 0.5) * seconds
+        target = np.zeros((count, len(self.labels)), dtype=np.float32)
+        middles = (np.arange(count) + 0.5) * seconds
         for onset, offset, label in events:
             inside = (middles >= onset) & (middles < offset)
             if not inside.any():  # shorter than a frame: the nearest one
-                inside = torch.arange(count) == (middles - (onset + offset) / 2).abs().argmin()
+                inside = np.arange(count) == np.abs(middles - (onset + offset) / 2).argmin()
             target[inside, self.number_of(label, key)] = 1.0
-        return target
+        return torch.from_numpy(target)
 
 
 class Segmentation(Supervised[SupervisedOptions]):

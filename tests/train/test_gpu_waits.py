@@ -1,0 +1,69 @@
+"""The check of a step on a GPU that does not exist finds what would fail or wait on one.
+
+The steps of all recipes are checked in test_recipes.py and in tests/recipes.
+"""
+
+import pytest
+import torch
+from support.fake_gpu import StepChecked, check_first_step
+from support.training import DENOISING, recipe
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from onepeace.train import loop, parallel
+from onepeace.train.passes import Passes
+
+MIXED_DEVICES = RuntimeError
+"""torch's FakeTensorDeviceMismatchError, or an error of an operation, is one."""
+
+
+@pytest.fixture
+def first_step(root, tmp_path, monkeypatch):
+    """Takes the first step of a run with every kind of pass, on the fake GPU."""
+    check_first_step(monkeypatch, then_stop=True)
+    run = {"batch_size": 8, "grad_cache_chunks": 2, "ema": 0.5, "max_padding": 0.0}
+
+    def take():
+        loop.train(recipe(root, tmp_path / "run", steps=1, run=run, **DENOISING))
+
+    return take
+
+
+def test_step_mixes_no_devices_and_waits_for_nothing(first_step):
+    with pytest.raises(StepChecked):
+        first_step()
+
+
+def test_index_on_the_cpu_is_found(first_step, monkeypatch):
+    monkeypatch.setattr(Passes, "_index", lambda passes, rows: torch.from_numpy(rows))
+    with pytest.raises(RuntimeError, match="an index on the CPU"):
+        first_step()
+
+
+def test_mask_on_the_cpu_is_found(first_step, monkeypatch):
+    monkeypatch.setattr("onepeace.model.adapters.text.padding", lambda lengths, longest: torch.ones(1, longest).bool())
+    with pytest.raises(MIXED_DEVICES):
+        first_step()
+
+
+@pytest.mark.parametrize(
+    ("wait", "error"),
+    [
+        (lambda norm: norm.item(), DataDependentOutputException),
+        (lambda norm: bool(norm > 1), DataDependentOutputException),
+        (lambda norm: norm[None].nonzero(), DynamicOutputShapeException),
+        (lambda norm: norm.cpu(), RuntimeError),
+        (lambda norm: norm + torch.zeros(1).to(norm.device), RuntimeError),
+    ],
+    ids=["item", "bool", "nonzero", "copy to the CPU", "copy to the GPU"],
+)
+def test_wait_for_the_gpu_is_found(first_step, monkeypatch, wait, error):
+    clip = parallel.clip
+
+    def clip_and_wait(objective, limit):
+        norm = clip(objective, limit)
+        wait(norm)
+        return norm
+
+    monkeypatch.setattr(parallel, "clip", clip_and_wait)
+    with pytest.raises(error):
+        first_step()
