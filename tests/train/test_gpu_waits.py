@@ -20,7 +20,7 @@ MIXED_DEVICES = RuntimeError
 def first_step(root, tmp_path, monkeypatch):
     """Takes the first step of a run with every kind of pass, on the fake GPU."""
     check_first_step(monkeypatch, then_stop=True)
-    run = {"batch_size": 8, "grad_cache_chunks": 2, "ema": 0.5, "max_padding": 0.0}
+    run = {"batch_size": 4, "grad_cache_chunks": 2, "ema": 0.5, "max_padding": 0.0}
 
     def take():
         loop.train(recipe(root, tmp_path / "run", steps=1, run=run, **DENOISING))
@@ -39,8 +39,11 @@ def test_index_on_the_cpu_is_found(first_step, monkeypatch):
         first_step()
 
 
-def test_mask_on_the_cpu_is_found(first_step, monkeypatch):
-    monkeypatch.setattr("onepeace.model.adapters.text.padding", lambda lengths, longest: torch.ones(1, longest).bool())
+def test_tensor_on_the_cpu_is_found(first_step, monkeypatch):
+    def buckets_on_the_cpu(length, num_buckets, device):
+        return torch.zeros(1, length, length, dtype=torch.int64)
+
+    monkeypatch.setattr("onepeace.model.adapters.text.sequence_buckets", buckets_on_the_cpu)
     with pytest.raises(MIXED_DEVICES):
         first_step()
 
