@@ -74,18 +74,27 @@ class ClipModel(nn.Module):
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """Vectors (B, E) of ids (B, L) from `Tokenizer`; columns with only padding are cut off."""
-        longest = int((text != PAD).sum(dim=1).max()) if len(text) else 0
+        longest = 0
+        if len(text):
+            longest = int((text != PAD).sum(dim=1).max())
         return self._encode("text", {"ids": text[:, :longest]}, normalize)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Any, Any, Tensor]:
         """(image vectors, text vectors, logit scale), the input of open_clip's losses."""
-        images = None if image is None else self.encode_image(image, normalize=True)
-        texts = None if text is None else self.encode_text(text, normalize=True)
-        return images, texts, self.logit_scale.exp()
+        image_vectors = None
+        if image is not None:
+            image_vectors = self.encode_image(image, normalize=True)
+        text_vectors = None
+        if text is not None:
+            text_vectors = self.encode_text(text, normalize=True)
+        return image_vectors, text_vectors, self.logit_scale.exp()
 
-    def _encode(self, key: str, inputs: dict[str, Tensor], normalize: bool) -> Tensor:
-        cast, dtype = PROCESSORS[key].cast_inputs, next(self.module.parameters()).dtype
-        vectors = self.module({key: {n: x.to(dtype) if n in cast else x for n, x in inputs.items()}})[key]
+    def _encode(self, modality: str, inputs: dict[str, Tensor], normalize: bool) -> Tensor:
+        dtype = next(self.module.parameters()).dtype
+        for name in PROCESSORS[modality].cast_inputs:
+            if name in inputs:
+                inputs[name] = inputs[name].to(dtype)
+        vectors = self.module({modality: inputs})[modality]
         return F.normalize(vectors.float(), dim=-1) if normalize else vectors
 
 
@@ -97,12 +106,14 @@ class Visual(nn.Module):
         self._encode = model.encode_image  # a bound method, so the model's modules are not registered here
         self.image_size = (processor.height, processor.width)
         self.output_dim = model.module.config.embed_dim
-        others = {key for key in model.module.adapters if key != "image"} | {"decoder", "logit_scale"}
-        named = model.module.named_parameters()
-        self._named = {name: parameter for name, parameter in named if not others & set(name.split("."))}
+        not_of_images = {"decoder", "logit_scale", *model.module.adapters} - {"image"}
+        self._parameters_by_name = {}
+        for name, parameter in model.module.named_parameters():
+            if not_of_images.isdisjoint(name.split(".")):
+                self._parameters_by_name[name] = parameter
 
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self._named.items()
+        yield from self._parameters_by_name.items()
 
     def forward(self, image: Tensor) -> Tensor:
         return self._encode(image)
@@ -114,9 +125,10 @@ Transform: TypeAlias = Callable[[Any], Tensor]
 
 def _augmented(picture: Any, processor: Processor) -> Tensor:
     """Random crop of an image: the transform for training, seeded by torch's generator."""
-    rng, augment = np.random.default_rng(int(torch.randint(2**62, ()))), ImageAugment(crop_scale=(0.9, 1.0))
+    seed = int(torch.randint(2**62, ()))
+    augment = ImageAugment(crop_scale=(0.9, 1.0))
     whole = augment.load(picture, processor)
-    crop, _ = augment.vary(whole, "", processor, rng, another=lambda: (whole, ""))
+    crop, _ = augment.vary(whole, "", processor, np.random.default_rng(seed), another=lambda: (whole, ""))
     return augment.collate([crop], processor)["pixels"][0]
 
 
@@ -126,7 +138,9 @@ class Tokenizer:
 
     def __init__(self, processor: Any, context_length: int | None = None) -> None:
         self.processor = processor
-        self.context_length: int | None = context_length or (processor.max_tokens and processor.max_tokens + 1)
+        if context_length is None and processor.max_tokens is not None:
+            context_length = processor.max_tokens + 1
+        self.context_length = context_length
         """L, including the end token; None: that of the longest text of a batch."""
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
@@ -134,11 +148,16 @@ class Tokenizer:
         Args:
             context_length: L instead of the tokenizer's.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        if isinstance(texts, str):
+            texts = [texts]
         rows = [self.processor.decode(text) for text in texts]
         length = context_length or self.context_length or max(map(len, rows), default=0)
-        cut = [row if len(row) <= length else torch.cat([row[: length - 1], row[-1:]]) for row in rows]
-        ids = self.processor.collate(cut)["ids"] if cut else torch.empty(0, 0, dtype=torch.int64)
+        for index, row in enumerate(rows):
+            if len(row) > length:
+                rows[index] = torch.cat([row[: length - 1], row[-1:]])  # the last id is the end token
+        ids = torch.empty(0, 0, dtype=torch.int64)
+        if rows:
+            ids = self.processor.collate(rows)["ids"]
         return F.pad(ids, (0, length - ids.shape[1]), value=PAD)
 
 
@@ -161,7 +180,8 @@ def create_model_and_transforms(
     """
     embedder = load(resolve(model_name, cache_dir), device=device, dtype=precision, modalities=("text", "image"))
     processor = embedder.processor("image", projected=True)
-    return ClipModel(embedder).eval(), partial(_augmented, processor=processor), processor.decode
+    preprocess_train = partial(_augmented, processor=processor)
+    return ClipModel(embedder).eval(), preprocess_train, processor.decode
 
 
 def get_tokenizer(

@@ -52,10 +52,13 @@ class OnePeaceModule(_modules.InputModule):
     def __init__(self, name: str | os.PathLike = "tiny", device: str | None = None, dtype: str = "auto") -> None:
         super().__init__()
         embedder = load_embedder(name, device=device, dtype=dtype)
-        self.model, self.processors = embedder.module, embedder.processors
+        self.model = embedder.module
+        self.processors = embedder.processors
         folder = resolve(str(name))
         self.config = read_config(folder)
-        self.card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+        self.card = ""
+        if (folder / CARD).is_file():
+            self.card = (folder / CARD).read_text(encoding="utf-8")
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> "OnePeaceModule":
@@ -70,18 +73,19 @@ class OnePeaceModule(_modules.InputModule):
     @property
     def max_seq_length(self) -> int | None:
         """Maximum number of tokens of a text, including the end token."""
-        text = self.processors.get("text")
-        limit = text.max_tokens if isinstance(text, TextProcessor) else None
-        return None if limit is None else limit + 1
+        processor = self.processors.get("text")
+        if not isinstance(processor, TextProcessor) or processor.max_tokens is None:
+            return None
+        return processor.max_tokens + 1
 
     @max_seq_length.setter
     def max_seq_length(self, value: int | None) -> None:
-        text = self.processors.get("text")
-        if not isinstance(text, TextProcessor):
+        processor = self.processors.get("text")
+        if not isinstance(processor, TextProcessor):
             raise UserError("max_seq_length: this model reads no texts")
-        text.max_tokens = None if value is None else value - 1
-        processors = {**self.config.processors, "text": text.settings}
-        self.config = replace(self.config, processors=processors)
+        processor.max_tokens = None if value is None else value - 1
+        settings = {**self.config.processors, "text": processor.settings}
+        self.config = replace(self.config, processors=settings)
 
     def get_embedding_dimension(self) -> int:
         """Width E of the shared space."""
@@ -96,50 +100,68 @@ class OnePeaceModule(_modules.InputModule):
         Raises:
             UserError: an item that cannot be read.
         """
-        keys = list(self.model.config.projections)
-        present = torch.zeros(len(inputs), len(keys), dtype=torch.bool)
-        samples: dict[str, list[Tensor]] = {key: [] for key in keys}
+        modalities = list(self.model.config.projections)
+        present = torch.zeros(len(inputs), len(modalities), dtype=torch.bool)
+        samples: dict[str, list[Tensor]] = {modality: [] for modality in modalities}
         for row, item in enumerate(inputs):
-            for key, value in parts_of(item, keys):
-                processor = self.processors[key]
+            for modality, value in parts_of(item, modalities):
+                processor = self.processors[modality]
                 if prompt and isinstance(processor, TextProcessor):
                     value = prompt + processor.load(value)
-                samples[key].append(processor.decode(value))
-                present[row, keys.index(key)] = True
+                samples[modality].append(processor.decode(value))
+                present[row, modalities.index(modality)] = True
         features = {PRESENT: present}
-        for column, key in enumerate(keys):
-            if samples[key]:
-                for name, value in self.processors[key].collate(samples[key]).items():
-                    rows = value.new_zeros(len(inputs), *value.shape[1:])
-                    features[f"{key}_{name}"] = rows.index_copy(0, present[:, column].nonzero()[:, 0], value)
+        for column, modality in enumerate(modalities):
+            if samples[modality]:
+                rows = present[:, column].nonzero()[:, 0]
+                for name, value in self.processors[modality].collate(samples[modality]).items():
+                    zeros = value.new_zeros(len(inputs), *value.shape[1:])
+                    features[f"{modality}_{name}"] = zeros.index_copy(0, rows, value)
         return features
 
     def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
         """Add "sentence_embedding": float32 unit vectors (B, E)."""
-        keys, device = self.model.config.projections, next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
         present = features[PRESENT].to(device)
         vectors = torch.zeros(len(present), self.get_embedding_dimension(), device=device)
-        for column, key in enumerate(keys):
+        for column, modality in enumerate(self.model.config.projections):
             rows = present[:, column].nonzero()[:, 0]
             if len(rows):
-                cast, dtype = self.processors[key].cast_inputs, next(self.model.parameters()).dtype
-                own = {name.removeprefix(f"{key}_"): x for name, x in features.items() if name.startswith(f"{key}_")}
-                inputs = {n: x.to(device)[rows].to(dtype if n in cast else None) for n, x in own.items()}
-                vectors = vectors.index_add(0, rows, self.model({key: inputs})[key].float())
+                inputs = self._inputs(modality, features, rows)
+                vectors = vectors.index_add(0, rows, self.model({modality: inputs})[modality].float())
         return {**features, "sentence_embedding": F.normalize(vectors, dim=1)}
+
+    def _inputs(self, modality: str, features: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The model's inputs of one modality, for the items that have it."""
+        dtype = next(self.model.parameters()).dtype
+        inputs = {}
+        for feature, value in features.items():
+            if feature.startswith(f"{modality}_"):
+                name = feature.removeprefix(f"{modality}_")
+                value = value.to(rows.device)[rows]
+                inputs[name] = value.to(dtype) if name in self.processors[modality].cast_inputs else value
+        return inputs
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the files of a model folder next to the library's; the weights are always safetensors."""
-        folder, text = Path(output_path), self.processors.get("text")
+        folder = Path(output_path)
+        processor = self.processors.get("text")
         with TemporaryDirectory(dir=folder) as temporary:
             tokenizer = None
-            if isinstance(text, TextProcessor):
-                text.tokenizer.save(str(tokenizer := Path(temporary) / TOKENIZER))
-            dtype = next(self.model.parameters()).dtype
-            made = Path(temporary) / "model"
-            weights.save(made, self.model, self.config, tokenizer=tokenizer, card=self.card, dtype=dtype)
+            if isinstance(processor, TextProcessor):
+                tokenizer = Path(temporary) / TOKENIZER
+                processor.tokenizer.save(str(tokenizer))
+            model_folder = Path(temporary) / "model"
+            weights.save(
+                model_folder,
+                self.model,
+                self.config,
+                tokenizer=tokenizer,
+                card=self.card,
+                dtype=next(self.model.parameters()).dtype,
+            )
             (folder / INDEX).unlink(missing_ok=True)
-            for file in made.iterdir():
+            for file in model_folder.iterdir():
                 os.replace(file, folder / file.name)
 
 
@@ -153,14 +175,23 @@ def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: 
     Raises:
         UserError: see `onepeace.load`; or a saved model with further modules after this one.
     """
-    module, folder = OnePeaceModule(name, device, dtype), resolve(str(name))
-    listed = folder / "modules.json"
-    if listed.is_file() and len(json.loads(listed.read_text(encoding="utf-8"))) > 1:
-        raise UserError(f"{listed}: has further modules; load it with SentenceTransformer(..., trust_remote_code=True)")
-    settings = folder / "config_sentence_transformers.json"
-    saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    module = OnePeaceModule(name, device, dtype)
+    folder = resolve(str(name))
+    modules_file = folder / "modules.json"
+    if len(_read_json(modules_file)) > 1:
+        raise UserError(
+            f"{modules_file}: has further modules; load it with SentenceTransformer(..., trust_remote_code=True)"
+        )
+    saved = _read_json(folder / "config_sentence_transformers.json")
     return need("sentence_transformers", "sbert").SentenceTransformer(
         modules=[module],
         device=str(next(module.parameters()).device),
         **{key: saved[key] for key in SETTINGS if key in saved},
     )
+
+
+def _read_json(path: Path) -> Any:
+    """Content of a JSON file; {} if there is no such file."""
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
