@@ -24,8 +24,10 @@ STATE = "onepeace.state"
 """Collection property: the state of the index whose vectors it holds."""
 TIMEOUT = 30.0
 """Seconds to wait for an answer."""
-BATCH, MOST = 2048, 16_384
-"""Vectors per upsert, and Milvus's limit of results per query."""
+BATCH = 2048
+"""Vectors per upsert."""
+MAX_RESULTS = 16_384
+"""Milvus's limit of results per query."""
 
 
 class Collection:
@@ -36,29 +38,40 @@ class Collection:
     """
 
     def __init__(self, address: str, store: Store, matrix: Matrix) -> None:
-        place = address.removeprefix("milvus://")
-        if place in ("", address):
+        server = address.removeprefix("milvus://")
+        if server in ("", address):
             raise UsageError(f"{address}: give milvus://HOST[:PORT], or milvus://FILE.db for a file of Milvus Lite")
         need("pymilvus", "milvus")
-        self._is_lite = place.endswith(".db")
+        self._is_lite = server.endswith(".db")
         if self._is_lite:
             need("milvus_lite", "milvus")
-        self._uri = os.path.join(store.folder.absolute(), place) if self._is_lite else f"http://{place}"
-        self._address, self._store, self._matrix = address, store, matrix
+            self._uri = os.path.join(store.folder.absolute(), server)
+        else:
+            self._uri = f"http://{server}"
+        self._address = address
+        self._store = store
+        self._matrix = matrix
         self._name = f"onepeace_{store.meta['id']}"
         self._client: Any = None
-        self._is_checked = self._is_silent = False
+        self._is_checked = False
+        self._is_silent = False
 
     def candidates(self, query: np.ndarray, count: int, code: int) -> np.ndarray | None:
         """Ids of the nearest vectors of a modality; None, after one warning, if Milvus does not answer."""
         if self._is_silent:
             return None
-        options = {"limit": min(count, MOST), "filter": f"modality == {code}", "timeout": TIMEOUT}
         try:
             with self._answering() as client:
                 if not self._is_checked:
                     self._check(client)
-                (hits,) = client.search(self._name, data=[query], consistency_level="Strong", **options)
+                (hits,) = client.search(
+                    self._name,
+                    data=[query],
+                    limit=min(count, MAX_RESULTS),
+                    filter=f"modality == {code}",
+                    consistency_level="Strong",
+                    timeout=TIMEOUT,
+                )
                 return np.array([hit["id"] for hit in hits], np.int64)
         except UserError as error:
             self._is_silent = True
@@ -71,31 +84,50 @@ class Collection:
         Raises:
             UserError: Milvus does not answer.
         """
-        from pymilvus import DataType
-
         with self._answering() as client:
             if not client.has_collection(self._name):
-                schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-                schema.add_field("id", DataType.INT64, is_primary=True)
-                schema.add_field("modality", DataType.INT8)
-                schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
-                index = client.prepare_index_params()
-                # By default Milvus Lite builds a graph, where a filtered search finds a tenth of the matches.
-                index.add_index("vector", index_type="FLAT" if self._is_lite else "AUTOINDEX", metric_type="IP")
-                client.create_collection(self._name, schema=schema, index_params=index)
+                self._create(client)
             client.load_collection(self._name)
-            found = client.query_iterator(self._name, MOST, output_fields=["id"], consistency_level="Strong")
-            there = [row["id"] for rows in iter(found.next, []) for row in rows]
-            ids, records = self._matrix.id, self._matrix.records
-            gone, new = np.setdiff1d(there, ids), np.setdiff1d(ids, there)
-            for first in range(0, len(gone), BATCH):
-                client.delete(self._name, ids=gone[first : first + BATCH].tolist())
-            for first in range(0, len(new), BATCH):
-                some = records[np.searchsorted(ids, new[first : first + BATCH])]
-                rows = [{"id": int(r["id"]), "modality": int(r["modality"]), "vector": r["vector"]} for r in some]
-                client.upsert(self._name, rows, timeout=TIMEOUT)
+            stored = self._stored_ids(client)
+            self._delete(client, np.setdiff1d(stored, self._matrix.id))
+            self._upsert(client, np.setdiff1d(self._matrix.id, stored))
             client.flush(self._name)
             client.alter_collection_properties(self._name, {STATE: vectors_state(self._store)})
+
+    def _create(self, client: Any) -> None:
+        from pymilvus import DataType
+
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("modality", DataType.INT8)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
+        index = client.prepare_index_params()
+        # By default Milvus Lite builds a graph, where a filtered search finds a tenth of the matches.
+        index_type = "FLAT" if self._is_lite else "AUTOINDEX"
+        index.add_index("vector", index_type=index_type, metric_type="IP")
+        client.create_collection(self._name, schema=schema, index_params=index)
+
+    def _stored_ids(self, client: Any) -> np.ndarray:
+        """Ids of all vectors in the collection."""
+        pages = client.query_iterator(self._name, MAX_RESULTS, output_fields=["id"], consistency_level="Strong")
+        ids: list[int] = []
+        for page in iter(pages.next, []):
+            ids.extend(row["id"] for row in page)
+        return np.array(ids, np.int64)
+
+    def _delete(self, client: Any, ids: np.ndarray) -> None:
+        for first in range(0, len(ids), BATCH):
+            client.delete(self._name, ids=ids[first : first + BATCH].tolist())
+
+    def _upsert(self, client: Any, ids: np.ndarray) -> None:
+        """Write the vectors with these ids, which are ascending as those of the matrix."""
+        for first in range(0, len(ids), BATCH):
+            rows = np.searchsorted(self._matrix.id, ids[first : first + BATCH])
+            entries = [
+                {"id": int(record["id"]), "modality": int(record["modality"]), "vector": record["vector"]}
+                for record in self._matrix.records[rows]
+            ]
+            client.upsert(self._name, entries, timeout=TIMEOUT)
 
     def close(self) -> None:
         """Close the connection."""
@@ -110,9 +142,10 @@ class Collection:
         """Raise UserError if the collection is not up to date with the index."""
         if client.has_collection(self._name):
             client.load_collection(self._name)
-            state = (client.describe_collection(self._name).get("properties") or {}).get(STATE)
-            count = client.query(self._name, output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
-            self._is_checked = (state, count) == (vectors_state(self._store), len(self._matrix))
+            properties = client.describe_collection(self._name).get("properties") or {}
+            (row,) = client.query(self._name, output_fields=["count(*)"], consistency_level="Strong")
+            is_complete = row["count(*)"] == len(self._matrix)
+            self._is_checked = is_complete and properties.get(STATE) == vectors_state(self._store)
         if not self._is_checked:
             raise UserError(f"{self._address}: the collection is out of date; run onepeace index update")
 

@@ -26,13 +26,16 @@ class MtebEncoder:
     """Implementation of mteb's `EncoderProtocol`."""
 
     def __init__(self, model_name: str = "tiny", revision: str | None = None, *, device: str | None = None, **_: Any):
-        self.model_name, self.revision = model_name, revision
+        self.model_name = model_name
+        self.revision = revision
         self.model = load(model_name, device=device)
 
     @cached_property
     def mteb_model_meta(self) -> Any:
         """Metadata that mteb writes with the results; a model folder does not record its training data."""
-        name = self.model_name if self.model_name.count("/") == 1 else f"onepeace/{Path(self.model_name).name}"
+        name = self.model_name
+        if name.count("/") != 1:
+            name = f"onepeace/{Path(name).name}"
         parameters = list(self.model.module.parameters())
         text: Any = self.model.processors.get("text")
         return need("mteb.models.model_meta", "eval").ModelMeta.create_empty(
@@ -68,10 +71,13 @@ class MtebEncoder:
 
     def _items(self, inputs: Any) -> Iterator[Mapping[str, object]]:
         for batch in inputs:
-            columns = {key: batch[key] for key in self.model.modalities if key in batch}
+            columns = {modality: batch[modality] for modality in self.model.modalities if modality in batch}
             for row in zip(*columns.values(), strict=True):
-                # In a mixed dataset a row may lack a column.
-                yield {key: _value(value) for key, value in zip(columns, row, strict=True) if value is not None}
+                item = {}
+                for modality, value in zip(columns, row, strict=True):
+                    if value is not None:  # in a mixed dataset a row may lack a column
+                        item[modality] = _value(value)
+                yield item
 
 
 def _value(value: Any) -> object:

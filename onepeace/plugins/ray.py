@@ -7,6 +7,7 @@ the same on every machine.
 """
 
 import logging
+import math
 import os
 import re
 from collections import deque
@@ -40,33 +41,57 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
     Raises:
         UserError: Ray is not installed or cannot be started, or the model cannot be loaded.
     """
-    if (asked := ADDRESS.fullmatch(address)) is None:
+    match = ADDRESS.fullmatch(address)
+    if match is None:
         raise UsageError(f"{address}: give ray, or ray:4 for four processes")
     ray = need("ray", "ray")
-    from onepeace.device import may_be_gpu
     from onepeace.embed import embedder
 
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:  # the cluster that runs here, or else processes of this machine
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.CRITICAL)
-        except Exception as error:
-            raise UserError(f"Ray cannot be started: {one_line(error)}") from error
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0)) if may_be_gpu(device) else 0
-    count = int(asked["count"] or gpus or sum(node["Alive"] for node in ray.nodes()))
-    share = there.get("CPU", 1) / count
-    needs = {"num_gpus": 1 / -(-count // gpus)} if gpus else {"num_cpus": float(int(share)) if share >= 1 else share}
-    actor = ray.remote(max_restarts=-1, max_task_retries=1, **needs)(_Actor)
+    _start(ray)
+    count, resources = _share(ray, device, int(match["count"] or 0))
+    actor = ray.remote(max_restarts=-1, max_task_retries=1, **resources)(_Actor)
     load = partial(embedder.load, model, device=device, dtype=dtype)
     return RayEmbedder(model, [actor.remote(load) for _ in range(count)])
+
+
+def _start(ray: Any) -> None:
+    """Connect to the cluster that runs here, or else start processes on this machine; UserError if neither works."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.CRITICAL)
+    except Exception as error:
+        raise UserError(f"Ray cannot be started: {one_line(error)}") from error
+
+
+def _share(ray: Any, device: str | None, count: int) -> tuple[int, dict[str, float]]:
+    """Number of actors, and the resources of each.
+
+    Args:
+        count: 0 = one per GPU or, without GPUs, one per machine.
+    """
+    from onepeace.device import may_be_gpu
+
+    cluster = ray.cluster_resources()
+    num_gpus = int(cluster.get("GPU", 0)) if may_be_gpu(device) else 0
+    if count == 0:
+        count = num_gpus or sum(node["Alive"] for node in ray.nodes())
+    if num_gpus:
+        actors_per_gpu = math.ceil(count / num_gpus)
+        return count, {"num_gpus": 1 / actors_per_gpu}
+    cpus = cluster.get("CPU", 1) / count
+    if cpus >= 1:
+        cpus = float(int(cpus))
+    return count, {"num_cpus": cpus}
 
 
 class RayEmbedder:
     """`Embedder` without a model in this process; `close` ends its actors, but not Ray."""
 
     def __init__(self, model: str, actors: Sequence[Any]) -> None:
-        self._model, self._actors = model, actors
+        self._model = model
+        self._actors = actors
         try:
             self.processors = _answer([actor.load.remote() for actor in actors])[0]
         except BaseException:
@@ -92,23 +117,32 @@ class RayEmbedder:
         from onepeace.embed.items import name_of
         from onepeace.embed.stream import Embedded
 
-        source, actors = iter(items), cycle(self._actors)
+        chunks = _chunks(items, batch_size)
+        actors = cycle(self._actors)
         options["batch_size"] = batch_size
         waiting: deque[tuple[list[object], Any]] = deque()
         while True:
-            while len(waiting) < AHEAD * len(self._actors) and (chunk := list(islice(source, batch_size))):
+            for chunk in islice(chunks, AHEAD * len(self._actors) - len(waiting)):
                 waiting.append((chunk, next(actors).embed.remote(chunk, options)))
             if not waiting:
                 return
-            chunk, answer = waiting.popleft()
+            chunk, reference = waiting.popleft()
             try:
-                yield from _taken(chunk, answer)
+                yield from _results(chunk, reference)
             except Died:
                 for item in chunk:
                     try:
-                        yield from _taken([item], next(actors).embed.remote([item], options))
+                        yield from _results([item], next(actors).embed.remote([item], options))
                     except Died:
                         yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it crashes"))
+
+
+def _chunks(items: Iterable[object], size: int) -> Iterator[list[object]]:
+    iterator = iter(items)
+    chunk = list(islice(iterator, size))
+    while chunk:
+        yield chunk
+        chunk = list(islice(iterator, size))
 
 
 class _Actor:
@@ -125,15 +159,16 @@ class _Actor:
         """Result of each item, and the attributes named by `CompositeItem.copied`, as they are in this process."""
         answers = []
         for item, result in zip(items, self._load().stream(items, **options), strict=True):
-            error = None if result.error is None else UserError(str(result.reason))  # other errors may not be picklable
+            if result.error is not None:
+                result = replace(result, error=UserError(str(result.reason)))  # other errors may not be picklable
             copied = {name: getattr(item, name) for name in getattr(item, "copied", ())}
-            answers.append((replace(result, error=error), copied))
+            answers.append((result, copied))
         return answers
 
 
-def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
+def _results(items: list[object], reference: Any) -> Iterator["Embedded"]:
     """Results of a chunk; the items get the attributes from the actor."""
-    for item, (result, copied) in zip(items, _answer(answer), strict=True):
+    for item, (result, copied) in zip(items, _answer(reference), strict=True):
         for name, value in copied.items():
             setattr(item, name, value)
         yield result
@@ -150,5 +185,6 @@ def _answer(reference: Any) -> Any:
         raise Died(f"an actor died ({one_line(error)}); if memory is short, use fewer: --engine ray:1") from error
     except RayTaskError as error:
         cause = error.cause
-        reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"
-        raise UserError(str(cause) if isinstance(cause, UserError) else reason) from error
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from error
+        raise UserError(f"an actor failed: {type(cause).__name__}: {one_line(cause)}") from error
