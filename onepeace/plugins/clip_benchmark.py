@@ -44,7 +44,11 @@ def register() -> None:
 def _accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
     """Top-k accuracies of logits (N, C) for class numbers (N,), replacing CLIP_benchmark's function."""
     correct = output.topk(max(topk), 1).indices == target.view(-1, 1)
-    return [correct[:, :k].any(dim=1).double().mean().item() for k in topk]
+    accuracies = []
+    for k in topk:
+        is_found = correct[:, :k].any(dim=1)
+        accuracies.append(is_found.double().mean().item())
+    return accuracies
 
 
 if __name__ == "__main__":

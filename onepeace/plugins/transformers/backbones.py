@@ -82,6 +82,8 @@ class OnePeaceImageBackbone(BackboneMixin, OnePeaceVisionModel):
         norm: nn.Module = nn.Identity()
         if self.config.apply_layernorm and norms is not None and self.key in norms:
             norm = norms[self.key]
-        chosen = [Features(norm(states[i]), None, stem.grid) for i in self.out_indices]
-        maps: Any = tuple(one.feature_map() if self.config.reshape_hidden_states else one.tokens for one in chosen)
-        return BackboneOutput(maps, states)
+        maps = []
+        for index in self.out_indices:
+            features = Features(norm(states[index]), None, stem.grid)
+            maps.append(features.feature_map() if self.config.reshape_hidden_states else features.tokens)
+        return BackboneOutput(tuple(maps), states)  # type: ignore[arg-type]

@@ -27,11 +27,12 @@ class _Classifier(OnePeacePreTrainedModel):
     def __init__(self, config: OnePeaceConfig) -> None:
         config = deepcopy(config)
         whole = config.to_onepeace().model
-        head = whole.heads.get(HEAD, {})
+        head = dict(whole.heads.get(HEAD, {}))
         if head.get("on") not in self.modalities:
             head = {"kind": "classifier", "on": self.head_on}
-        if len(head.get("labels") or ()) not in (0, config.num_labels):  # the names are of other classes
-            head = {key: value for key, value in head.items() if key != "labels"}
+        labels = head.get("labels")
+        if labels and len(labels) != config.num_labels:  # the names are of other classes
+            del head["labels"]
         config.keep(self.modalities)
         config.remove_shared_space()
         config.model = {
@@ -47,8 +48,10 @@ class _Classifier(OnePeacePreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> Any:
         logits = self.onepeace.predict(inputs, head=HEAD)
-        # Cross entropy, binary cross entropy or a squared error, by problem_type or else the labels' dtype.
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        loss = None
+        if labels is not None:
+            # Cross entropy, binary cross entropy or a squared error, by problem_type or else the labels' dtype.
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
         return self.output_class(loss, logits)
 
 

@@ -60,7 +60,8 @@ class OnePeaceConfig(PreTrainedConfig):
         head = config["model"].get("heads", {}).get(HEAD)
         if head and not {"num_labels", "id2label"} & kwargs.keys():
             kwargs["num_labels"] = head["num_classes"]
-            if labels := head.get("labels"):
+            labels = head.get("labels")
+            if labels:
                 kwargs["id2label"] = dict(enumerate(labels))
                 kwargs["label2id"] = {label: number for number, label in enumerate(labels)}
         fields = {key: config[key] for key in ("architecture", "model", "processors")}
@@ -73,7 +74,8 @@ class OnePeaceConfig(PreTrainedConfig):
             raise UserError(f"{where}: has no field model; take one from_onepeace(NAME) or from_pretrained(FOLDER)")
         # config.json is sorted by name, but the order of modalities is that of their tokens in a joint pass.
         adapters = self.model.get("adapters", {})
-        ordered = {key: adapters[key] for key in dict.fromkeys([*ADAPTERS, *adapters]) if key in adapters}
+        order = dict.fromkeys([*ADAPTERS, *adapters])
+        ordered = {modality: adapters[modality] for modality in order if modality in adapters}
         content = {**self.model, "adapters": ordered}
         model: Any = build(architecture(self.architecture, where).config, content, where, "model")
         return Config(model, dict(self.processors or {}), self.architecture)
@@ -83,15 +85,18 @@ class OnePeaceConfig(PreTrainedConfig):
         whole = self.to_onepeace()
         if set(whole.model.adapters) != set(modalities):
             part = keep_modalities(whole, modalities, f"configuration {self.name_or_path or self.model_type}")
-            self.model, self.processors = to_plain(part.model), to_plain(part.processors)
+            self.model = to_plain(part.model)
+            self.processors = to_plain(part.processors)
 
     def remove_shared_space(self) -> None:
         """Remove what embeddings and pretraining use, and task heads: a part that reads features never trains these."""
         unused = {"projections": [], "logit_scale": False, "decoder": None, "heads": {}}
         self.model = {**(self.model or {}), **unused}
 
-    hidden_size, projection_dim = _field("dim", default=0), _field("embed_dim", default=0)
-    num_hidden_layers, num_attention_heads = _field("depth", default=0), _field("num_heads", default=0)
+    hidden_size = _field("dim", default=0)
+    projection_dim = _field("embed_dim", default=0)
+    num_hidden_layers = _field("depth", default=0)
+    num_attention_heads = _field("num_heads", default=0)
     intermediate_size = _field("ffn_dim", default=0)
     vocab_size = _field("adapters", "text", "vocab_size")
     patch_size = _field("adapters", "image", "patch_size", default=16)
@@ -107,7 +112,9 @@ class OnePeaceConfig(PreTrainedConfig):
         return self if "text" in (self.model or {}).get("adapters", {}) else None
 
     num_channels = 3
-    bos_token_id, pad_token_id, eos_token_id = BOS, PAD, EOS
+    bos_token_id = BOS
+    pad_token_id = PAD
+    eos_token_id = EOS
 
 
 class _PartConfig(BackboneConfigMixin, OnePeaceConfig):

@@ -95,15 +95,14 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         dtype = kwargs.pop("torch_dtype", torch.float32)  # the older name
         loading = {"dtype": kwargs.pop("dtype", dtype), "device_map": kwargs.pop("device_map", None)}
         config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
-        found = weights.load_encoder(resolve(name)).state_dict()
+        tensors = weights.load_encoder(resolve(name)).state_dict()
         with torch.device("meta"):
-            wanted = cls(config).onepeace.state_dict()
-        # A head with another number of classes is left out, so it is newly initialised.
-        state = {
-            f"{cls.base_model_prefix}.{key}": found[key]
-            for key, value in wanted.items()
-            if key in found and value.shape == found[key].shape
-        }
+            targets = cls(config).onepeace.state_dict()
+        state = {}
+        for key, target in targets.items():
+            # A head with another number of classes is left out, so it is newly initialised.
+            if key in tensors and tensors[key].shape == target.shape:
+                state[f"{cls.base_model_prefix}.{key}"] = tensors[key]
         model = cls.from_pretrained(None, config=config, state_dict=state, **loading, **rest)
         model.name_or_path = model.config.name_or_path = str(name)
         return model
@@ -210,31 +209,43 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             return_loss: compute the contrastive loss; rows are pairs.
         """
         inputs = model_inputs(self, options, input_ids, attention_mask, pixel_values, input_values, padding_mask)
-        parts: dict[str, Any] = {}
-        if wanted := options.get("output_hidden_states", self.config.output_hidden_states):
-            options = {**options, "output_hidden_states": wanted, "return_dict": True}
-            parts = {key: self._features({key: one}, **options) for key, one in inputs.items()}
-        embeds: dict[str, Any] = {key: part.pooler_output for key, part in parts.items()} or self.onepeace(inputs)
-        text, scale = embeds.get("text"), self.logit_scale()
-        logits = {key: scale * embeds[key] @ text.T for key in embeds if key != "text" and text is not None}
+        outputs: dict[str, BaseModelOutputWithPooling] = {}
+        output_hidden_states = options.get("output_hidden_states", self.config.output_hidden_states)
+        if output_hidden_states:
+            options = {**options, "output_hidden_states": output_hidden_states, "return_dict": True}
+            for modality, values in inputs.items():
+                outputs[modality] = self._features({modality: values}, **options)
+            embeds: dict[str, Any] = {modality: output.pooler_output for modality, output in outputs.items()}
+        else:
+            embeds = self.onepeace(inputs)
+        logits = self._logits(embeds)
         loss = None
         if return_loss:
-            if text is None or not logits:
+            if not logits:
                 raise UserError("return_loss needs texts with pictures or sounds")
-            loss = torch.stack([contrastive(embeds[key], text, scale) for key in logits]).mean()
-        per_text = logits.get("image", logits.get("audio"))
+            losses = [contrastive(embeds[modality], embeds["text"], self.logit_scale()) for modality in logits]
+            loss = torch.stack(losses).mean()
+        logits_with_text = logits.get("image", logits.get("audio"))
         return OnePeaceOutput(
-            loss,
-            logits.get("image"),
-            None if per_text is None else per_text.T,
-            logits.get("audio"),
-            text,
-            embeds.get("image"),
-            embeds.get("audio"),
-            parts.get("text"),
-            parts.get("image"),
-            parts.get("audio"),
+            loss=loss,
+            logits_per_image=logits.get("image"),
+            logits_per_text=None if logits_with_text is None else logits_with_text.T,
+            logits_per_audio=logits.get("audio"),
+            text_embeds=embeds.get("text"),
+            image_embeds=embeds.get("image"),
+            audio_embeds=embeds.get("audio"),
+            text_model_output=outputs.get("text"),
+            vision_model_output=outputs.get("image"),
+            audio_model_output=outputs.get("audio"),
         )
+
+    def _logits(self, embeds: dict[str, Tensor]) -> dict[str, Any]:
+        """Scaled cosines (items, texts) of each other modality with the texts; {} without texts."""
+        if "text" not in embeds:
+            return {}
+        scale = self.logit_scale()
+        others = [modality for modality in embeds if modality != "text"]
+        return {modality: scale * embeds[modality] @ embeds["text"].T for modality in others}
 
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -256,8 +267,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
 
     @capture_outputs(tie_last_hidden_states=False)
     def _features(self, inputs: Inputs, **_: Any) -> BaseModelOutputWithPooling:
-        ((key, features),) = self.onepeace.encode(self.onepeace.stems(inputs)).items()
-        return BaseModelOutputWithPooling(features.tokens, self.onepeace.embed(key, features))
+        ((modality, features),) = self.onepeace.encode(self.onepeace.stems(inputs)).items()
+        return BaseModelOutputWithPooling(features.tokens, self.onepeace.embed(modality, features))
 
 
 def model_inputs(
@@ -294,13 +305,13 @@ def _padded_right(name: str, values: Tensor, mask: Tensor | None) -> dict[str, T
     if mask is None:
         return {name: values}
     lengths = mask.sum(1).long()
-    is_real = mask.bool()
-    if values_are_known(mask):
-        if is_real.all():
-            return {name: values}
-        is_right_padded = torch.equal(is_real, torch.arange(mask.shape[1]) < lengths[:, None])
-    else:  # on a GPU, looking would mean to wait for it; while a graph is traced, padding is taken to be on the right
-        is_right_padded = torch.compiler.is_compiling()
-    if not is_right_padded:
-        values = values.gather(1, is_real.int().argsort(dim=1, descending=True, stable=True))
+    if not values_are_known(mask):
+        return {name: values, "lengths": lengths}
+    longest = mask.shape[1]
+    if bool((lengths == longest).all()):
+        return {name: values}
+    padded_right = torch.arange(longest, device=mask.device) < lengths[:, None]
+    if not torch.equal(mask.bool(), padded_right):
+        order = mask.bool().int().argsort(dim=1, descending=True, stable=True)
+        values = values.gather(1, order)
     return {name: values, "lengths": lengths}

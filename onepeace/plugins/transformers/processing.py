@@ -72,9 +72,11 @@ class OnePeaceImageProcessor(_FromModel, BaseImageProcessor):
             return_tensors: "pt" or "np"; None returns a list of arrays.
         """
         _refuse(options)
-        many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+        is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim == 4
+        if not is_batch and not isinstance(images, list | tuple):
+            images = [images]
         processor = self.processor
-        batch = processor.collate([processor.decode(image) for image in (images if many else [images])])
+        batch = processor.collate([processor.decode(image) for image in images])
         return _feature({"pixel_values": batch["pixels"]}, return_tensors)
 
 
@@ -103,17 +105,29 @@ class OnePeaceFeatureExtractor(_FromModel, SequenceFeatureExtractor):
             return_tensors: "pt" or "np"; None returns a list of arrays.
         """
         _refuse(options)
-        sounds: Iterable[Any] = raw_speech if isinstance(raw_speech, list | tuple) else [raw_speech]
-        if isinstance(raw_speech, list | tuple) and all(isinstance(sample, float | int) for sample in raw_speech):
-            sounds = [np.asarray(raw_speech, dtype=np.float32)]
-        rate = sampling_rate or self.sampling_rate
         processor = self.processor
-        items = [np.asarray(sound) if isinstance(sound, list) else sound for sound in sounds]
-        samples = [processor.decode((item, rate) if isinstance(item, np.ndarray | Tensor) else item) for item in items]
+        rate = sampling_rate or self.sampling_rate
+        samples = [processor.decode(_with_rate(sound, rate)) for sound in _sounds(raw_speech)]
         waveform = processor.collate(samples)["waveform"]
-        lengths = torch.tensor([len(sample) for sample in samples])
+        lengths = torch.tensor([len(sound) for sound in samples])
         mask = (torch.arange(waveform.shape[1]) < lengths[:, None]).long()
         return _feature({"input_values": waveform, "padding_mask": mask}, return_tensors)
+
+
+def _sounds(raw_speech: Any) -> Iterable[Any]:
+    """The sounds in the argument of a feature extractor; a list of numbers is one sound."""
+    if not isinstance(raw_speech, list | tuple):
+        return [raw_speech]
+    if all(isinstance(sample, float | int) for sample in raw_speech):
+        return [np.asarray(raw_speech, dtype=np.float32)]
+    return raw_speech
+
+
+def _with_rate(sound: Any, rate: int) -> Any:
+    """A sound as our processor takes it: (samples, rate), or a path, URL or bytes."""
+    if isinstance(sound, list):
+        sound = np.asarray(sound)
+    return (sound, rate) if isinstance(sound, np.ndarray | Tensor) else sound
 
 
 class OnePeaceProcessor(ProcessorMixin):
@@ -130,12 +144,13 @@ class OnePeaceProcessor(ProcessorMixin):
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> Any:
         """Processor of a model by name; its class depends on whether the model has images and sounds."""
-        known = read_config(resolve(name)).model.adapters
-        parts = {attribute: part for attribute, (key, part) in PARTS.items() if key in known}
-        for kind in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
-            if set(kind.get_attributes()) == set(parts):
-                return kind(**{attribute: part.from_onepeace(name) for attribute, part in parts.items()})
-        raise UserError(f"{name}: reads only {', '.join(known)}; use {', '.join(p.__name__ for p in parts.values())}")
+        adapters = read_config(resolve(name)).model.adapters
+        parts = {attribute: part for attribute, (modality, part) in PARTS.items() if modality in adapters}
+        for processor_class in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
+            if set(processor_class.get_attributes()) == set(parts):
+                return processor_class(**{attribute: part.from_onepeace(name) for attribute, part in parts.items()})
+        names = ", ".join(part.__name__ for part in parts.values())
+        raise UserError(f"{name}: reads only {', '.join(adapters)}; use {names}")
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
@@ -175,12 +190,15 @@ PARTS: dict[str, tuple[str, Any]] = {
 
 
 def _refuse(options: dict[str, Any]) -> None:
-    if unknown := [name for name, value in options.items() if value is not None and name not in IGNORED]:
-        raise UserError(f"{unknown[0]} is not an option here; change the settings of the processor")
+    for name, value in options.items():
+        if value is not None and name not in IGNORED:
+            raise UserError(f"{name} is not an option here; change the settings of the processor")
 
 
 def _feature(batch: dict[str, Tensor], return_tensors: Any) -> BatchFeature:
     if return_tensors == "pt":
         return BatchFeature(batch)
     arrays = {name: value.numpy() for name, value in batch.items()}
-    return BatchFeature(arrays if return_tensors else {name: list(value) for name, value in arrays.items()})
+    if return_tensors:
+        return BatchFeature(arrays)
+    return BatchFeature({name: list(array) for name, array in arrays.items()})

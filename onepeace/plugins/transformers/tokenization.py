@@ -32,7 +32,8 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
         folder = resolve(name)
         processor: Any = TextProcessor.from_config(read_config(folder).processors.get("text", {}), folder)
         settings = processor.settings
-        if (max_tokens := settings.pop("max_tokens")) is not None:
+        max_tokens = settings.pop("max_tokens")
+        if max_tokens is not None:
             settings["model_max_length"] = max_tokens + 1
         return cls(
             tokenizer_object=processor.tokenizer,
@@ -52,17 +53,20 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
     def _encode_plus(  # type: ignore[override]
         self, text: Any, text_pair: Any = None, **kwargs: Any
     ) -> BatchEncoding:
-        texts = text if isinstance(text, list | tuple) else [text]
-        if text_pair is not None or kwargs.get("is_split_into_words") or not all(isinstance(t, str) for t in texts):
+        is_batch = isinstance(text, list | tuple)
+        texts = text if is_batch else [text]
+        are_texts = all(isinstance(item, str) for item in texts)
+        if not are_texts or text_pair is not None or kwargs.get("is_split_into_words"):
             raise UserError("this tokenizer takes a text or a list of texts, not pairs or pre-split words")
         space = " " if self._pieces.prefix_space else ""
-        prepared = [space + self._pieces.prepare(t) for t in texts]
-        return super()._encode_plus(prepared if texts is text else prepared[0], **kwargs)
+        prepared = [space + self._pieces.prepare(item) for item in texts]
+        return super()._encode_plus(prepared if is_batch else prepared[0], **kwargs)
 
     def _get_padding_truncation_strategies(  # type: ignore[override]
         self, padding: Any = False, truncation: Any = None, **kwargs: Any
     ) -> Any:
-        truncation = True if truncation is None else truncation
+        if truncation is None:
+            truncation = True
         return super()._get_padding_truncation_strategies(padding=padding, truncation=truncation, **kwargs)
 
     def _save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
