@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from onepeace.compiling import compile_always, pays_off
 from onepeace.config import Config
@@ -54,8 +53,6 @@ class Parts:
     """The model and the terms, with all trainable parameters."""
     features: Mapping[str, FrozenCache]
     """Features of frozen stems by modality."""
-    parallelized: nn.Module
-    """The objective, wrapped for all processes."""
     optimizer: torch.optim.Optimizer
     use_bfloat16: bool
     """Whether forward passes run under autocast to bfloat16."""
@@ -87,7 +84,7 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
     add_lora_and_freeze(model, recipe)
     use_bfloat16 = computes_in_bfloat16(recipe, device)
     features = make_stem_features(recipe, sources, processors, model, device, use_bfloat16)
-    parallelized = parallelize(recipe, objective, device, use_bfloat16)
+    parallelize(recipe, objective, device, use_bfloat16)
     return Parts(
         config=config,
         sources=sources,
@@ -95,7 +92,6 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
         tasks=data.tasks,
         objective=objective,
         features=features,
-        parallelized=parallelized,
         optimizer=build_optimizer(recipe, objective),
         use_bfloat16=use_bfloat16,
     )
@@ -153,13 +149,13 @@ def first_decides(answer: bool) -> bool:
     return bool(parallel.gather_numbers(int(answer))[0])
 
 
-def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_bfloat16: bool) -> nn.Module:
-    """The objective on its device, wrapped for all processes."""
+def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_bfloat16: bool) -> None:
+    """Move the objective to its device, compiled and sharded as the recipe says."""
     model = objective.model
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
     if recipe.run.compile and first_decides(pays_off(model, device)):
         compile_always(model)
-    return parallel.parallelize(
+    parallel.parallelize(
         objective=objective,
         units=model.sharding_units(),
         config=recipe.run,

@@ -5,6 +5,7 @@ sharding take more than a second to import and are imported where they are used.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -121,9 +122,9 @@ def gather_numbers(number: int) -> list[int]:
     """List of one number from each process. They are exchanged on the CPU, so that no one waits for a GPU."""
     if world_size() == 1:
         return [number]
-    numbers = torch.zeros(world_size(), dtype=torch.int64)
-    dist.all_gather_into_tensor(numbers, torch.tensor([number]))
-    return numbers.tolist()
+    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(numbers, torch.tensor([number]))
+    return torch.cat(numbers).tolist()
 
 
 def mean(x: Tensor) -> Tensor:
@@ -186,34 +187,47 @@ def parallelize(
     device: torch.device,
     *,
     bfloat16: bool = False,
-    has_unused: bool = True,
-) -> nn.Module:
-    """Wrap the objective for training on all processes.
+) -> None:
+    """Move the objective to its device, and shard its parameters if the recipe says so.
 
     Args:
         objective: module with the model and all other trainable parameters. Under "fsdp" the values of the first
             process count; in the others it may be on the meta device.
         units: modules whose parameters are gathered and freed one at a time under "fsdp", inner ones first.
-        config: the recipe's ``run``. ``parallel`` is "ddp": each process holds all parameters; or "fsdp": each holds a
-            shard (torch's ``fully_shard``, FSDP2) of a copy that ``shard`` processes share.
+        config: the recipe's ``run``. ``parallel`` is "ddp": each process holds all parameters (see `replicate`); or
+            "fsdp": each holds a shard (torch's ``fully_shard``, FSDP2) of a copy that ``shard`` processes share.
         device: device of this process.
         bfloat16: whether forward passes run in bfloat16, in which weights are then gathered.
-        has_unused: whether a step may leave parameters unused, which "ddp" must then search for.
+    """
+    if world_size() > 1 and config.parallel == "fsdp":
+        _shard(objective, list(units), config, device, bfloat16)
+    else:
+        objective.to(device)
+
+
+def replicate(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> nn.Module:
+    """The objective, wrapped so that the backward pass averages gradients over all processes ("ddp").
+
+    Only if a step leaves parameters without gradient in some process, such as those of another modality, every step
+    searches the graph for them.
+
+    Args:
+        compute_loss: function that computes the loss of the last batch of a step with the objective.
     """
     if world_size() == 1:
-        return objective.to(device)
-    if config.parallel == "ddp":
-        return DistributedDataParallel(objective.to(device), find_unused_parameters=has_unused)
-    return _shard(objective, list(units), config, device, bfloat16)
+        return objective
+    return DistributedDataParallel(objective, find_unused_parameters=leaves_unused(objective, compute_loss))
 
 
 def _shard(
     objective: nn.Module, units: list[nn.Module], config: "RunConfig", device: torch.device, bfloat16: bool
-) -> nn.Module:
+) -> None:
     """Shard the parameters of the objective; the first process has their values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
+    # It warns of changes in place to the output of a unit, of which there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # No device ever holds the whole model: it is sharded on the meta device, then tensors are broadcast one by one.
     whole = objective.state_dict() if rank() == 0 else {}
     objective.to("meta")
@@ -234,7 +248,6 @@ def _shard(
     objective.to_empty(device=device)
     state_options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(objective, whole, options=state_options)
-    return objective
 
 
 def sharding_mesh(device: torch.device, shard: int | None) -> "DeviceMesh":
@@ -308,21 +321,19 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-def leaves_unused(objective: nn.Module, loss: Callable[[], Tensor]) -> bool:
-    """Whether a step leaves a trainable parameter without gradient, in any process; found by computing one step.
+def leaves_unused(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> bool:
+    """Whether a trainable parameter gets no gradient from a loss, in any process; found by computing it once.
 
-    Args:
-        objective: the objective on its device, before `parallelize`. It is left as it was.
-        loss: function that computes the loss of the last batch of a step.
+    The objective is left as it was.
     """
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    loss().backward()
+    compute_loss().backward()
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    unused = sum(parameter.grad is None for parameter in trained)
+    num_unused = sum(parameter.grad is None for parameter in trained)
     objective.zero_grad(set_to_none=True)
     for name, buffer in objective.named_buffers():  # statistics of batch norms
         buffer.copy_(buffers[name])
-    return any(gather_numbers(unused))
+    return any(gather_numbers(num_unused))
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -61,7 +61,6 @@ class Run:
         self.stepper = Stepper(
             recipe=recipe,
             objective=parts.objective,
-            parallelized=parts.parallelized,
             optimizer=parts.optimizer,
             average=self.average,
             device=device,

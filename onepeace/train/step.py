@@ -38,8 +38,7 @@ class Stepper:
 
     Args:
         recipe: the recipe.
-        objective: the model and the terms.
-        parallelized: the objective, wrapped for all processes.
+        objective: the model and the terms, after `parallel.parallelize`.
         optimizer: optimizer of the objective's parameters.
         average: averaged weights by parameter name, updated in place; empty = none.
         device: device of this process.
@@ -50,7 +49,6 @@ class Stepper:
         self,
         recipe: Recipe,
         objective: Objective,
-        parallelized: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: Mapping[str, Tensor],
         device: torch.device,
@@ -58,7 +56,8 @@ class Stepper:
     ) -> None:
         self.recipe = recipe
         self.objective = objective
-        self.parallelized = parallelized
+        self.parallelized: nn.Module | None = None
+        """The objective, wrapped for all processes, from the first step on."""
         self.optimizer = optimizer
         self.average = average
         self.device = device
@@ -66,25 +65,38 @@ class Stepper:
 
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Take step number ``step``, from 1 on, over this process's part of its batches."""
+        self.objective.at_step(step)
+        if self.parallelized is None:
+            self.parallelized = self._parallelize(batches[-1])
         # Seeding by step and rank replaces a saved random state.
         torch.manual_seed(self.recipe.seed + 1_000_003 * step + parallel.rank())
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate * settings["lr_scale"]
-        self.objective.at_step(step)
         losses, grad_norm = self.forward_backward(batches)
         self._update(grad_norm)
         return StepResult(losses, grad_norm)
 
+    def _parallelize(self, last_batch: Batch) -> nn.Module:
+        """The objective, wrapped for all processes; one that is sharded needs no wrapper."""
+        if self.recipe.run.parallel == "fsdp":
+            return self.objective
+        return parallel.replicate(self.objective, lambda: self._losses(self.objective, last_batch)["loss"])
+
+    def _losses(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return objective(batch.to(self.device))
+
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
+        parallelized = self.parallelized or self.objective
         losses = []
         for number, batch in enumerate(batches, start=1):
-            with parallel.no_sync(self.parallelized, last=number == len(batches)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                    batch_losses = self.parallelized(batch.to(self.device))
+            with parallel.no_sync(parallelized, last=number == len(batches)):
+                batch_losses = self._losses(parallelized, batch)
                 batch_losses["loss"].backward()
-            parallel.free_gathered(self.parallelized)
+            parallel.free_gathered(parallelized)
             losses.append(batch_losses)
         return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
 

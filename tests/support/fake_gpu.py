@@ -107,7 +107,7 @@ def check_step(stepper, batches):
         weights = dict(objective.model.named_parameters())
         average = {name: weights[name].detach().clone() for name in stepper.average}
         optimizer = build_optimizer(recipe, objective)
-        fake = Stepper(recipe, objective, objective, optimizer, average, fake_gpu(), bfloat16=False)
+        fake = Stepper(recipe, objective, optimizer, average, fake_gpu(), bfloat16=False)
         result = fake(1, batches, learning_rate=0.1)
         UnusableSteps(recipe).add(1, batches, result)
         Averages().add_step(result.losses, grad_norm=result.grad_norm)

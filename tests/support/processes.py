@@ -29,22 +29,22 @@ TERMS = {
 LENGTHS = [0, 1, 2, 3, 4, 5, 1, 3]
 
 
-def start(ranks, function, *args):
+def start(ranks, function, *args, **options):
     """``function(*args)`` in each of ``ranks`` processes; what breaks in one is raised here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Each is a fork of one process that has imported torch and done nothing: an import costs more than most tests.
     multiprocessing.set_forkserver_preload(["onepeace.train.loop", "torch._dynamo", "pytest"])
-    mp.start_processes(_begin, (ranks, port, function, args), nprocs=ranks, start_method="forkserver")
+    mp.start_processes(_begin, (ranks, port, function, args, options), nprocs=ranks, start_method="forkserver")
 
 
-def _begin(rank, ranks, port, function, args):
+def _begin(rank, ranks, port, function, args, options):
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(300, exit=True)  # a process that hangs says where, and its test fails
-    function(*args)
+    function(*args, **options)
     faulthandler.cancel_dump_traceback_later()
 
 
@@ -77,25 +77,35 @@ def make_objective(**options):
 
 def loss_and_gradients(objective, batch):
     """Losses by name, gradients by parameter."""
-    found = objective(batch)
-    found["loss"].backward()
+    losses = objective(batch)
+    losses["loss"].backward()
+    return {name: loss.detach() for name, loss in losses.items() if name != "padding"}, gradients_of(objective)
+
+
+def gradients_of(objective):
+    """Gradients by parameter, of which each process may have a shard."""
     inner = getattr(objective, "module", objective)
-    return (
-        {name: loss.detach() for name, loss in found.items() if name != "padding"},
-        {name: p.grad for name, p in inner.named_parameters() if p.grad is not None},
-    )
+    with_gradient = {name: p.grad for name, p in inner.named_parameters() if p.grad is not None}
+    return {name: grad.full_tensor() if parallel.is_sharded(grad) else grad for name, grad in with_gradient.items()}
 
 
-def spread_step(path, parts):
+def spread_step(path, parts, **options):
     """This process's share of the batch; the first one writes losses and gradients to ``path``."""
-    with parallel.group(torch.device("cpu")):
-        objective = make_objective()
+    run = RunConfig(out="", **options)
+    device = torch.device("cpu")
+    with parallel.group(device):
+        objective = make_objective(sharded=run.parallel == "fsdp")
         adapters = objective.model.adapters
         batch = whole_batch().split(parallel.world_size(), adapters).parts[parallel.rank()].split(parts, adapters)
-        ddp = RunConfig(out="")
-        parallelized = parallel.parallelize(objective, objective.model.sharding_units(), ddp, torch.device("cpu"))
-        losses, gradients = loss_and_gradients(parallelized, batch)
+        parallel.parallelize(objective, objective.model.sharding_units(), run, device)
+        parallelized = objective
+        if run.parallel == "ddp":
+            parallelized = parallel.replicate(objective, lambda: objective(batch)["loss"])
+        losses, _ = loss_and_gradients(parallelized, batch)
+        parallel.free_gathered(objective)
+        parallel.clip(objective, None)
         losses = {name: parallel.mean(loss) for name, loss in losses.items()}
+        gradients = gradients_of(objective)
         if parallel.rank() == 0:
             torch.save((losses, gradients), path)
 

@@ -30,8 +30,8 @@ def assert_same(found, expected):
         for name in theirs:
             assert bool(torch.isfinite(ours[name]).all()), name
             scale = max(theirs[name].abs().max().item(), 1e-2)
-            # Measured: 4e-7 in the gradient of a projection's bias, a sum of items that cancel but for 0.03.
-            assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale + 3e-7, name
+            # Measured: 6e-7 in the gradient of a projection's bias, a sum of items that cancel but for 0.03.
+            assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale + 1e-6, name
 
 
 @pytest.mark.parametrize(("parts", "max_padding"), [(1, 0.1), (3, 1.0)])
@@ -43,9 +43,19 @@ def test_accumulation_equals_big_batch(alone, parts, max_padding):
     assert_same(loss_and_gradients(objective, batch), alone)
 
 
-def test_processes_equal_one(alone, tmp_path):
-    start(4, spread_step, tmp_path / "found.pt", 2)
-    assert_same(torch.load(tmp_path / "found.pt"), alone)
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (4, {"parallel": "ddp"}),
+        (4, {"parallel": "fsdp", "shard": 2, "keep_gathered": False}),
+        (4, {"parallel": "fsdp", "shard": 2, "keep_gathered": True}),
+        (2, {"parallel": "fsdp", "keep_gathered": True}),
+    ],
+    ids=["4 ddp", "2 x 2 fsdp", "2 x 2 fsdp, weights kept", "2 fsdp, weights kept"],
+)
+def test_processes_equal_one(alone, tmp_path, ranks, options):
+    start(ranks, spread_step, tmp_path / "step.pt", 2, **options)
+    assert_same(torch.load(tmp_path / "step.pt"), alone)
 
 
 def losses(folder):
@@ -79,6 +89,40 @@ def distributed(root, tmp_path_factory):
 
 def test_sharded_training_equals_replicated(distributed):
     assert_same_losses(distributed / "ddp", distributed / "fsdp", 3)
+
+
+def test_weights_gathered_in_bfloat16_train_like_those_in_float32(distributed):
+    options = [f"run.out={distributed / 'bfloat16'}", "run.parallel=fsdp", "run.precision=bfloat16", "schedule.steps=2"]
+    start(2, train, distributed / "recipe.yaml", options)
+    for line, expected in zip(losses(distributed / "bfloat16"), losses(distributed / "fsdp"), strict=False):
+        assert line == pytest.approx(expected, rel=0.02)
+
+
+def train_with_one_bad_gradient(path, overrides):
+    """A run in whose second step the gradient of one process is no number."""
+    clip = parallel.clip
+    count = 0
+
+    def spoil_and_clip(objective, limit):
+        nonlocal count
+        count += 1
+        if count == 2 and parallel.rank() == 1:
+            weight = objective.model.blocks[0].norm1.weight
+            weight.grad.to_local().fill_(torch.nan)
+        return clip(objective, limit)
+
+    parallel.clip = spoil_and_clip
+    train(path, overrides)
+
+
+def test_sharded_step_with_a_gradient_that_is_no_number_is_left_out(distributed):
+    out = distributed / "bad"
+    start(2, train_with_one_bad_gradient, distributed / "recipe.yaml", [f"run.out={out}", "run.parallel=fsdp"])
+    lines = losses(out)
+    assert lines[0] == losses(distributed / "fsdp")[0]
+    assert lines[1] == {}  # nothing of the step counts
+    assert all(math.isfinite(value) for value in lines[2].values())
+    assert read_newest(out).optimizer["model.logit_scale"]["step"] == 2
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
