@@ -6,16 +6,15 @@ and reading resumes after them. An index is stored in a safetensors file, which 
 
 import hashlib
 import json
+import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from onepeace.files.atomic import write_atomic
 
 HEADER = "index"
 """Name of the entry with everything that is not an array, in the file's metadata."""
@@ -70,8 +69,10 @@ def write_index(path: Path, index: TarIndex) -> None:
 
     header = {"layouts": index.layouts, "damages": index.damages, "digest": index.digest}
     arrays = {name: getattr(index, name) for name in ARRAYS}
-    with write_atomic(path) as temporary:
-        save_file(arrays, temporary, metadata={HEADER: json.dumps(header)})
+    # Not synced to the disk, which would take longer than the rest: an index that is damaged is made again.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(arrays, temporary, metadata={HEADER: json.dumps(header)})
+    os.replace(temporary, path)
 
 
 def read_index(path: Path) -> TarIndex:
@@ -104,29 +105,47 @@ def index_tar(file: IO[bytes], name: str) -> TarIndex:
         damages.append(f"{name}: {reason}")
         return True
 
+    samples = group_by_keys(_members(file, name, damages), handler=note)
+    return _tar_index(samples, damages)
+
+
+def _tar_index(samples: Iterable[dict[str, Any]], damages: list[str]) -> TarIndex:
+    """Index of samples in webdataset's form, with (offset, size) in place of the data of members."""
     layout_numbers: dict[tuple[str, ...], int] = {}
     layout_of: list[int] = []
-    places: list[tuple[int, int]] = []
+    member_counts: list[int] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
     keys: list[bytes] = []
-    for group in group_by_keys(_members(file, name, damages), handler=note):
-        members = {ending: place for ending, place in group.items() if not ending.startswith("__")}
-        layout_of.append(layout_numbers.setdefault(tuple(members), len(layout_numbers)))
-        places += members.values()
-        keys.append(group["__key__"].encode("utf-8", "surrogateescape"))
-    layouts = [list(layout) for layout in layout_numbers]
+    for sample in samples:
+        endings = tuple(ending for ending in sample if not ending.startswith("__"))
+        number = layout_numbers.setdefault(endings, len(layout_numbers))
+        layout_of.append(number)
+        member_counts.append(len(endings))
+        for ending in endings:
+            offset, size = sample[ending]
+            offsets.append(offset)
+            sizes.append(size)
+        keys.append(sample["__key__"].encode("utf-8", "surrogateescape"))
+    layouts = [list(endings) for endings in layout_numbers]
     key_bytes = b"".join(keys)
-    digest = hashlib.sha256(json.dumps([layouts, layout_of]).encode() + key_bytes).digest()
+    content = json.dumps([layouts, layout_of]).encode() + key_bytes
     return TarIndex(
         layouts=layouts,
         layout_of=np.array(layout_of, np.uint32),
-        member_starts=_starts([len(layouts[number]) for number in layout_of]),
-        offsets=np.array([offset for offset, _ in places], np.int64),
-        sizes=np.array([size for _, size in places], np.int64),
+        member_starts=_starts(member_counts),
+        offsets=np.array(offsets, np.int64),
+        sizes=np.array(sizes, np.int64),
         key_starts=_starts([len(key) for key in keys]),
         key_bytes=np.frombuffer(key_bytes, np.uint8),
         damages=damages,
-        digest=int.from_bytes(digest[:8], "big") >> 1,
+        digest=digest_of(content),
     )
+
+
+def digest_of(content: bytes) -> int:
+    """63 bits of a hash, which fit an int64."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
 
 
 def _starts(lengths: list[int]) -> NDArray[np.int64]:
@@ -136,30 +155,33 @@ def _starts(lengths: list[int]) -> NDArray[np.int64]:
 
 def _members(file: IO[bytes], name: str, damages: list[str]) -> Iterator[dict[str, Any]]:
     """Each complete regular file in webdataset's form, with (offset, size) in place of its data."""
-    size = file.seek(0, 2)
-    end = file.seek(0)
+    tar_size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    end = 0
     last = "the beginning"
     try:
         # ignore_zeros skips blocks that are not headers, such as damaged ones.
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # this list would keep growing
-                _note_gap(file, name, damages, last, end, member.offset)
+                if not _is_zero(file, end, member.offset):
+                    damages.append(f"{name}: damaged after {last}, from byte {end} to {member.offset}")
                 last = member.name
                 end = tar.offset
-                if member.offset_data + member.size > size:
+                if member.offset_data + member.size > tar_size:
                     damages.append(f"{name}: unexpected end of data")
                     return
                 if member.isreg():
                     yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": name}
-            _note_gap(file, name, damages, last, end, size)
+            if not _is_zero(file, end, tar_size):
+                damages.append(f"{name}: damaged after {last}, from byte {end} to {tar_size}")
     except tarfile.TarError as error:
         damages.append(f"{name}: {error}")
 
 
-def _note_gap(file: IO[bytes], name: str, damages: list[str], last: str, start: int, end: int) -> None:
-    """Note a damage if there is anything but zeros between two members."""
-    if end > start:
-        file.seek(start)
-        if any(file.read(end - start)):
-            damages.append(f"{name}: damaged after {last}, from byte {start} to {end}")
+def _is_zero(file: IO[bytes], start: int, end: int) -> bool:
+    """Whether there is nothing but zeros between two bytes of a file."""
+    if end <= start:
+        return True
+    file.seek(start)
+    return not any(file.read(end - start))

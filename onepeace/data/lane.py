@@ -5,15 +5,18 @@ window come in a seeded permutation, each as often as the weight of its source s
 indexes are read for this: a sample is parsed when its position is read.
 """
 
-import hashlib
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.data.broken import Broken
+from onepeace.data.index import digest_of
 from onepeace.data.order import ORDER, draw_order, lane_shards, num_drawn
 from onepeace.data.sample import Sample
 from onepeace.data.shard import UnreadableShard
@@ -30,23 +33,24 @@ class Window:
     """Samples that are shuffled together."""
 
     cursor: Cursor
-    following: Cursor
+    next_cursor: Cursor
     """Start of the next window."""
     shards: list[Candidates]
     """The shards that could be opened, source after source."""
-    starts: NDArray[np.int64]
-    """Number of the first sample of each shard; the samples are numbered shard after shard."""
+    ends: NDArray[np.int64]
+    """Number after the last sample of each shard; the samples are numbered shard after shard."""
     order: NDArray[np.int64]
     """Numbers of the samples in the order of reading, (D,)."""
 
     def __len__(self) -> int:
         """Number of samples, each counted once."""
-        return sum(len(shard) for shard in self.shards)
+        return int(self.ends[-1])
 
     def locate(self, number: int) -> tuple[Candidates, int]:
         """The shard of a sample, and the sample's number among those that its source uses."""
-        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self.shards[shard], number - int(self.starts[shard])
+        i = int(np.searchsorted(self.ends, number, side="right"))
+        shard = self.shards[i]
+        return shard, number - int(self.ends[i]) + len(shard)
 
     def at(self, position: int) -> tuple[Candidates, int]:
         """The sample at a position of the lane; see `locate`."""
@@ -57,12 +61,12 @@ class Window:
         candidates, candidate = self.locate(int(rng.integers(len(self))))
         return candidates.read(candidate)
 
-    @property
+    @cached_property
     def digest(self) -> int:
         """63 bits of a hash of the samples and their order, the same on every machine."""
-        shards = [(candidates.source.number, candidates.shard.index.digest) for candidates in self.shards]
-        content = repr([sorted(self.cursor.items()), shards]).encode() + self.order.tobytes()
-        return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+        shards = [(shard.source.number, shard.shard.index.digest) for shard in self.shards]
+        content = repr([sorted(self.cursor.items()), shards]).encode()
+        return digest_of(content + self.order.tobytes())
 
 
 class Lane:
@@ -98,18 +102,21 @@ class Lane:
         self.buffer = buffer
         self.run = run
         self.weights = [source.config.weight for source in sources]
-        self.shards = [(source, number) for source in sources for number in range(len(source.shards))]
-        """Source and number of each shard."""
-        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": len(self.shards), "lanes": lanes}
-        if self.begin["shards"] != len(self.shards):
+        self._ends = list(accumulate(len(source.shards) for source in sources))
+        """Number after the last shard of each source; shards are numbered source after source."""
+        self.num_shards = self._ends[-1]
+        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": self.num_shards, "lanes": lanes}
+        if self.begin["shards"] != self.num_shards:
             raise UserError(
-                f"the checkpoint was written with {self.begin['shards']} shards, and now there are {len(self.shards)} "
+                f"the checkpoint was written with {self.begin['shards']} shards, and now there are {self.num_shards} "
                 f"({sources[0].config.shards}, ...); resume with the same shards"
             )
         self.windows: deque[Window] = deque()
         """Consecutive windows, from the one that `release` was last called for."""
         self.broken: list[Broken] = []
         """Shards that could not be opened, and damages of others, until somebody empties the list."""
+        self.coming_shards: list[tuple[str, float]] = []
+        """Address, and limit of the cache, of the shards of about the next window."""
 
     def window(self, position: int) -> Window:
         """The window that contains a position, reached from earlier windows or from the start."""
@@ -117,8 +124,8 @@ class Lane:
             self.windows.clear()
         if not self.windows:
             self.windows.append(self._draw(self.begin))
-        while position >= self.windows[-1].following["start"]:
-            self.windows.append(self._draw(self.windows[-1].following))
+        while position >= self.windows[-1].next_cursor["start"]:
+            self.windows.append(self._draw(self.windows[-1].next_cursor))
         for window in reversed(self.windows):
             if position >= window.cursor["start"]:
                 return window
@@ -139,34 +146,59 @@ class Lane:
         candidates, candidate = self.at(position)
         return candidates.read(candidate)
 
-    def coming_shards(self) -> list[tuple[str, float]]:
-        """Address, and limit of the cache, of the shards of about the next window."""
-        last = self.windows[-1]
-        following = last.following
-        numbers = self._lane_shards(following["epoch"])[following["shard"] :][: max(len(last.shards), 1)]
-        coming: list[tuple[str, float]] = []
-        for number in numbers:
-            source, shard = self.shards[number]
-            coming.append((source.shards[shard], source.cache_bytes))
-        return coming
+    def _epoch_shards(self, epoch: int) -> list[int]:
+        """Numbers of the shards of this lane in the order of an epoch."""
+        return lane_shards(self.seed, epoch, self.lane, self.lanes, self.num_shards)
 
-    def _lane_shards(self, epoch: int) -> list[int]:
-        return lane_shards(self.seed, epoch, self.lane, self.lanes, len(self.shards))
+    def _locate_shard(self, number: int) -> tuple[Source, int]:
+        """Source of a shard, and the shard's number there."""
+        i = bisect_right(self._ends, number)
+        source = self.sources[i]
+        return source, number - self._ends[i] + len(source.shards)
 
     def _draw(self, cursor: Cursor) -> Window:
         """The first window from ``cursor`` on that has a sample."""
-        while True:
-            window = self._draw_once(cursor)
-            if len(window.order):
-                return window
-            cursor = window.following
+        window = self._draw_once(cursor)
+        while not len(window.order):
+            window = self._draw_once(window.next_cursor)
+        self.coming_shards = self._shards_at(window.next_cursor, count=max(len(window.shards), 1))
+        return window
+
+    def _shards_at(self, cursor: Cursor, count: int) -> list[tuple[str, float]]:
+        """Address, and limit of the cache, of some of the shards from a cursor on."""
+        numbers = self._epoch_shards(cursor["epoch"])[cursor["shard"] :]
+        shards: list[tuple[str, float]] = []
+        for number in numbers[:count]:
+            source, shard = self._locate_shard(number)
+            shards.append((source.shards[shard], source.cache_bytes))
+        return shards
 
     def _draw_once(self, cursor: Cursor) -> Window:
         """The window at ``cursor``, which may have no sample."""
         epoch = cursor["epoch"]
         first = cursor["shard"]
-        numbers = self._lane_shards(epoch)
-        shards: dict[int, Candidates] = {}
+        numbers = self._epoch_shards(epoch)
+        shards, last = self._open_until_full(numbers, first)
+        sizes = self._sizes(shards)
+        # The first window of the first lane has the seed of data sets that fit one window.
+        place = [self.lane, first] if self.lane or first else []
+        rng = np.random.default_rng([*self.seed, ORDER, epoch, *place])
+        order = draw_order(sizes, self.weights, self.run, rng)
+        next_cursor = {**cursor, "shard": last, "start": cursor["start"] + len(order)}
+        if last == len(numbers):
+            next_cursor.update(epoch=epoch + 1, shard=0)
+            if first == 0 and self.lanes == 1:
+                self._check_epoch(sizes)
+        ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+        return Window(cursor, next_cursor, shards, ends, order)
+
+    def _open_until_full(self, numbers: Sequence[int], first: int) -> tuple[list[Candidates], int]:
+        """Open shards from the first on until a window is full.
+
+        Returns:
+            Those that could be opened, source after source, and the index of the first one that was not taken.
+        """
+        opened: dict[int, Candidates] = {}
         sizes = dict.fromkeys(self.sources, 0)
         last = first
         while last < len(numbers) and not self._is_full(list(sizes.values())):
@@ -174,27 +206,23 @@ class Lane:
             last += 1
             candidates = self._open(number)
             if candidates is not None:
-                shards[number] = candidates
+                opened[number] = candidates
                 sizes[candidates.source] += len(candidates)
-        # The first window of the first lane has the seed of data sets that fit one window.
-        place = [self.lane, first] if self.lane or first else []
-        rng = np.random.default_rng([*self.seed, ORDER, epoch, *place])
-        order = draw_order(list(sizes.values()), self.weights, self.run, rng)
-        following = {**cursor, "shard": last, "start": cursor["start"] + len(order)}
-        if last == len(numbers):
-            following.update(epoch=epoch + 1, shard=0)
-            if first == 0 and self.lanes == 1:
-                self._check_epoch(list(sizes.values()))
-        ordered = [candidates for _, candidates in sorted(shards.items())]
-        starts = np.cumsum([0, *(len(candidates) for candidates in ordered)])[:-1]
-        return Window(cursor, following, ordered, starts, order)
+        return [opened[number] for number in sorted(opened)], last
+
+    def _sizes(self, shards: Sequence[Candidates]) -> list[int]:
+        """Number of samples by source."""
+        sizes = dict.fromkeys(self.sources, 0)
+        for shard in shards:
+            sizes[shard.source] += len(shard)
+        return list(sizes.values())
 
     def _is_full(self, sizes: list[int]) -> bool:
         return sum(sizes) >= self.buffer and num_drawn(sizes, self.weights) >= self.run
 
     def _open(self, number: int) -> Candidates | None:
         """The samples of a shard; None if it cannot be opened."""
-        source, shard = self.shards[number]
+        source, shard = self._locate_shard(number)
         try:
             candidates = source.open(shard)
         except UnreadableShard as error:

@@ -6,7 +6,6 @@ the lanes under its own rows, so that each machine fetches only its part of the 
 changes neither a batch nor the order. The number of lanes is fixed when a run starts.
 """
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from onepeace.data.broken import Broken
 from onepeace.data.config import DataConfig
+from onepeace.data.index import digest_of
 from onepeace.data.lane import Cursor, Lane, Window
 from onepeace.data.order import MASK, VARY, default_lanes
 from onepeace.data.shards import Source
@@ -83,6 +83,8 @@ class Reader:
         """Number of all lanes."""
         self.share = batch_size // self.num_lanes
         """Items of a batch from each lane."""
+        names = [[os.path.basename(shard) for shard in source.shards] for source in self.sources]
+        self._shards_digest = digest_of(repr([self.seed, self.num_lanes, names]).encode())
         self.lanes: dict[int, Lane] = {}
         """The lanes of this process by number."""
         for number in range(rows[0] // self.share, rows[-1] // self.share + 1):
@@ -163,15 +165,10 @@ class Reader:
     def digests(self, step: int) -> NDArray[np.int64]:
         """(1 + lanes,): digest of the list of shards, and of each lane's window; 0 for lanes of other processes."""
         digests = np.zeros(1 + self.num_lanes, np.int64)
-        digests[0] = self._digest_of_shards()
+        digests[0] = self._shards_digest
         for number, window in self.windows(step):
             digests[1 + number] = window.digest
         return digests
-
-    def _digest_of_shards(self) -> int:
-        names = [[os.path.basename(shard) for shard in source.shards] for source in self.sources]
-        content = repr([self.seed, self.num_lanes, names]).encode()
-        return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
 
     def digest_names(self) -> list[str]:
         """What each entry of `digests` is of."""
@@ -189,7 +186,7 @@ class Reader:
         """Address, and limit of the cache, of the shards that are needed next."""
         shards: list[tuple[str, float]] = []
         for lane in self.lanes.values():
-            shards += lane.coming_shards()
+            shards += lane.coming_shards
         return shards
 
 

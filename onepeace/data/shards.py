@@ -20,7 +20,7 @@ from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.index import TarIndex
 from onepeace.data.parsing import has_modalities, parse_sample
 from onepeace.data.sample import Sample
-from onepeace.data.shard import Shard, UnreadableShard, content_of, open_shard
+from onepeace.data.shard import FileState, Shard, UnreadableShard, content_of, open_shard
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
 
@@ -153,6 +153,8 @@ class Source:
         self.cache_bytes = data.cache_gigabytes * 1e9
         self.shards = expand(config.shards, data.root)
         """Paths and addresses of the shards."""
+        self._states: dict[int, FileState] = {}
+        """States of the files of shards when this process first opened them."""
         self._empty: set[int] = set()
         """Numbers of the shards that were opened last without a usable sample, or could not be."""
         self.has_templates = any(data.templates.get(modality) for modality in config.pair)
@@ -167,7 +169,7 @@ class Source:
             UserError: no shard of the source has a sample.
         """
         try:
-            shard = open_shard(self.shards[number], self.cache_bytes)
+            shard = self._open(number)
         except UnreadableShard as error:
             self._note_empty(number, str(error))
             raise
@@ -177,6 +179,15 @@ class Source:
         else:
             self._note_empty(number, next(iter(shard.index.damages), ""))
         return candidates
+
+    def _open(self, number: int) -> Shard:
+        shard = open_shard(self.shards[number], self.cache_bytes)
+        state = shard.file.state
+        if self._states.setdefault(number, state) != state:
+            raise UnreadableShard(
+                f"{shard.name}: has changed during the run; stop the run, and it goes on with the new one"
+            )
+        return shard
 
     def _note_empty(self, number: int, example: str) -> None:
         self._empty.add(number)

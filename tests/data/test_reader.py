@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 from support.batches import IMAGES, SOUNDS, batches, make_steps, pictures, recipe, same
+from support.server import Requests, serving
 from support.small_shards import write_tar
 
+from onepeace.data import shard as shard_module
+from onepeace.data import shard_cache
 from onepeace.data import shards as shards_module
 from onepeace.data.shard import Extent
 from onepeace.data.steps import loader
@@ -53,6 +56,7 @@ def rows(processors, wanted, world_size, workers, start=0, stop=6, cursors=None)
     return found, cursors_of_last
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_are_the_same_for_any_number_of_processes_and_workers(many, processors):
     wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
     expected, _ = rows(processors, wanted, world_size=1, workers=0)
@@ -104,6 +108,44 @@ def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatc
         shards_by_rank.append({*opened})
     assert [len(shards) for shards in shards_by_rank] == [2] * 4
     assert len(set.union(*shards_by_rank)) == 8
+
+
+def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, tmp_path):
+    """By four processes with a cache each, as machines have, and by four that share one."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(shard_cache, "PAUSES", ())
+    requests = Requests()
+    names = "{0.tar,1.tar,2.tar,3.tar.gz,4.tar,5.tar,6.tar,7.tar}"  # two for each of four lanes
+    train = {"shards": f"pictures-{names}", "pair": ["image", "text"]}
+    expected, _ = rows(processors, recipe(many, [train], VARIED, batch_size=4), 1, workers=0, stop=2)
+    for caches in (["a", "b", "c", "d"], ["one"] * 4):
+        requests.counts.clear()
+        with serving(requests.handler(many)) as address:
+            wanted = recipe(address, [train], VARIED, batch_size=4)
+            for rank, cache in enumerate(caches):
+                monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / cache))
+                made = list(loader(make_steps(processors, wanted, rank, 4), 0, 2, 0))
+                assert [step.batches[0].keys for step in made] == [[step[rank][0]] for step in expected]
+        assert set(requests.counts.values()) == {1}
+        assert 4 <= len(requests.counts) <= 8
+
+
+def test_read_that_fails_once_in_a_process_changes_nothing(many, processors, monkeypatch):
+    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0,))
+    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
+    expected, _ = rows(processors, wanted, world_size=1, workers=0)
+    calls = []
+    read = shard_module.OpenFile.read_any
+
+    def failing(file, offset, size):
+        calls.append(offset)
+        if len(calls) % 7 == 3:  # while shards are opened, and while samples and pictures are read
+            raise OSError(5, "Input/output error")
+        return read(file, offset, size)
+
+    monkeypatch.setattr(shard_module.OpenFile, "read_any", failing)
+    assert rows(processors, wanted, world_size=2, workers=0)[0] == expected
+    assert len(calls) > 100
 
 
 def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypatch):

@@ -99,6 +99,18 @@ def test_shard_that_goes_during_a_run_counts_with_all_its_samples(tmp_path, proc
         exchange([report])
 
 
+def test_shard_that_is_replaced_during_a_run_is_named(tmp_path, processors):
+    """Another file with the same places, which a window of the next epoch opens."""
+    write(tmp_path, [12])
+    (steps,) = processes(processors, recipe(tmp_path, [IMAGES], batch_size=4), 1)
+    steps[0]
+    content = (tmp_path / "pictures-0.tar").read_bytes()
+    (tmp_path / "new").write_bytes(content)
+    (tmp_path / "new").replace(tmp_path / "pictures-0.tar")
+    with pytest.raises(UserError, match=r"no usable sample; .*pictures-0\.tar: has changed during the run"):
+        steps[4]
+
+
 def test_processes_that_read_other_shards_are_told(tmp_path, processors):
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder, last in zip(folders, (4, 3), strict=True):

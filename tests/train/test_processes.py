@@ -1,13 +1,14 @@
 """Several processes that train one model give what one gives; parts of a batch give what the whole gives."""
 
 import math
+import os
 
 import pytest
 import torch
 from filelock import FileLock
 from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
-from support.small_shards import COLOURS
+from support.small_shards import COLOURS, write_shards
 from support.training import DENOISING, recipe
 from torch.nn.parallel import DistributedDataParallel
 
@@ -128,6 +129,19 @@ def test_sharded_step_with_a_gradient_that_is_no_number_is_left_out(distributed)
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
     with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes; set a multiple"):
         start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
+
+
+def train_with_root_of_its_own(path, overrides, roots):
+    root = roots[int(os.environ["RANK"])]
+    train(path, [*overrides, f"data.root={root}"])
+
+
+def test_processes_that_read_different_shards_stop(distributed, root, tmp_path):
+    """Both read the one shard, which has a sample less on the second machine."""
+    write_shards(tmp_path / "there", squares=11)
+    options = [f"run.out={distributed / 'differing'}"]
+    with pytest.raises(Exception, match=r"processes 0 and 1 do not agree on lane 0 of image\+text"):
+        start(2, train_with_root_of_its_own, distributed / "recipe.yaml", options, [root, tmp_path / "there"])
 
 
 def train_at_once(path, overrides):
