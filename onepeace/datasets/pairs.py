@@ -114,31 +114,41 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
     Each line of the .txt is a caption. If no file has a .txt, the name of a file's folder is its label. Links are
     followed, as class folders may hold links to files elsewhere.
     """
-    endings = {suffix: key for key in media() for suffix in PROCESSORS[key].suffixes} | {".txt": "text"}
-    found, unreadable = walk([folder], endings, follow_links=True)
-    yield from (Skipped(_shown(path), reason) for path, reason in unreadable)
-    texts = {path.with_suffix(""): path for path, modality in found if modality == "text"}
-    groups: dict[Path, dict[str, Path]] = {}
-    for path, modality in found:
+    modality_by_suffix = {".txt": "text"}
+    for modality in media():
+        modality_by_suffix.update(dict.fromkeys(PROCESSORS[modality].suffixes, modality))
+    files, unreadable = walk([folder], modality_by_suffix, follow_links=True)
+    for path, reason in unreadable:
+        yield Skipped(_shown(path), reason)
+    texts: dict[Path, Path] = {}
+    media_by_stem: dict[Path, dict[str, Path]] = {}
+    for path, modality in files:
+        stem = path.with_suffix("")
         if modality == "text":
+            texts[stem] = path
             continue
-        group = groups.setdefault(path.with_suffix(""), {})
-        if modality in group:
-            yield Skipped(_shown(path), f"{group[modality].name} in the same folder is the {modality} of this stem")
+        files_of_stem = media_by_stem.setdefault(stem, {})
+        if modality in files_of_stem:
+            first = files_of_stem[modality].name
+            yield Skipped(_shown(path), f"{first} in the same folder is the {modality} of this stem")
         else:
-            group[modality] = path
-    has_captions = not texts.keys().isdisjoint(groups)
-    for stem, files in groups.items():
-        first = next(iter(files.values()))
-        result: Record | Skipped
+            files_of_stem[modality] = path
+    has_captions = not texts.keys().isdisjoint(media_by_stem)
+    for stem, files_of_stem in media_by_stem.items():
+        first_file = next(iter(files_of_stem.values()))
+        captions: list[str] = []
+        targets = {}
         try:
-            captions = _sidecar(texts.get(stem, stem.with_name(f"{stem.name}.txt"))) if has_captions else []
-            targets = {} if has_captions else {"label": _folder_label(first, folder)}
-            inputs = {**files, "text": captions}
-            result = Record("", _shown(first.relative_to(folder)), inputs, targets, where=_shown(first))
+            if has_captions:
+                captions = _sidecar(texts.get(stem, stem.with_name(f"{stem.name}.txt")))
+            else:
+                targets["label"] = _folder_label(first_file, folder)
+            source_name = _shown(first_file.relative_to(folder))
         except UserError as error:
-            result = Skipped(_shown(first), str(error))
-        yield result
+            yield Skipped(_shown(first_file), str(error))
+            continue
+        inputs = {**files_of_stem, "text": captions}
+        yield Record("", source_name, inputs, targets, where=_shown(first_file))
 
 
 def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> None:
@@ -202,9 +212,11 @@ def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> P
 
 
 def _captions(column: str, value: Any) -> list[str]:
-    texts = [] if value is None else value if isinstance(value, list) else [value]
+    if value is None:
+        return []
+    texts = value if isinstance(value, list) else [value]
     captions = [_text(column, text) for text in texts]
-    if texts and not all(captions):
+    if not all(captions):
         raise UserError(f"{column} has an empty caption")
     return captions
 
@@ -212,8 +224,9 @@ def _captions(column: str, value: Any) -> list[str]:
 def _label(column: str, value: Any) -> str | None:
     if value is None:
         return None
-    # Classes are often numbered.
-    return _text(column, str(value) if isinstance(value, int) and not isinstance(value, bool) else value) or None
+    if isinstance(value, int) and not isinstance(value, bool):  # classes are often numbered
+        value = str(value)
+    return _text(column, value) or None
 
 
 def _text(column: str, value: Any) -> str:
@@ -236,7 +249,7 @@ def _sidecar(path: Path) -> list[str]:
         raise UserError(f"{path.name} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 ({error.reason})") from error
-    captions = [caption for line in lines if (caption := _text(path.name, line))]
+    captions = [_text(path.name, line) for line in lines if line.strip()]
     if not captions:
         raise UserError(f"has no caption: {path.name} is empty")
     return captions

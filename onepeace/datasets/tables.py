@@ -46,18 +46,45 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: unknown file extension {path.suffix!r}; a table is {', '.join(SUFFIXES)}")
+    newline = None if suffix == ".jsonl" else ""  # csv handles line ends itself
     try:
-        # UTF-8 from spreadsheets begins with a byte order mark; csv handles line ends itself.
-        with open(path, encoding="utf-8-sig", newline=None if suffix == ".jsonl" else "") as file:
-            yield from _json_rows(file) if suffix == ".jsonl" else _csv_rows(file, path, suffix == ".tsv", columns)
+        # UTF-8 from spreadsheets begins with a byte order mark.
+        with open(path, encoding="utf-8-sig", newline=newline) as file:
+            if suffix == ".jsonl":
+                yield from _json_rows(file)
+            else:
+                yield from _csv_rows(file, path, columns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
-def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+def _csv_rows(file: TextIO, path: Path, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
+    for line, cells in _csv_lines(file, path):
+        if isinstance(cells, csv.Error):
+            if columns is None:
+                raise UserError(f"{path}: the names of the columns cannot be read ({cells})") from cells
+            yield BadRow(line, f"cannot be read ({cells})")
+        elif columns is None:
+            if not cells[0].lower().startswith("sep="):  # Excel's line before the header
+                columns = _checked_header(cells, path)
+        elif len(cells) != len(columns):
+            yield BadRow(line, f"{len(cells)} cells instead of {len(columns)} ({', '.join(columns)})")
+        else:
+            cells_by_column = {}
+            for name, cell in zip(columns, cells, strict=True):
+                cell = cell.strip()
+                if name or cell:
+                    cells_by_column[name] = cell
+            yield Row(line, cells_by_column)
+
+
+def _csv_lines(file: TextIO, path: Path) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """First line of each row that is not empty, and its cells or why they cannot be read."""
+    dialect: dict[str, Any] = {}
+    if _has_tabs(path):
+        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader(file, strict=True, **dialect)  # strict: an unended quote is an error, not the rest of the file
     while True:
         line = reader.line_num + 1
@@ -66,24 +93,27 @@ def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | Non
         except StopIteration:
             return
         except csv.Error as error:
-            if columns is None:
-                raise UserError(f"{path}: the names of the columns cannot be read ({error})") from error
-            yield BadRow(line, f"cannot be read ({error})")
+            yield line, error
             continue
-        if not cells or (columns is None and cells[0].lower().startswith("sep=")):  # Excel's line before the header
-            continue
-        if columns is None:
-            columns = [name.strip() for name in cells]
-            if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
-                raise UserError(f"{path}: two columns are named {twice[0]!r}")
-            if len(columns) == 1 and (separator := re.search("[;\t]", columns[0])):
-                wanted = "tabs" if tabs else "commas"
-                raise UserError(f"{path}: its columns are separated by {separator[0]!r}; save it with {wanted}")
-        elif len(cells) != len(columns):
-            yield BadRow(line, f"{len(cells)} cells instead of {len(columns)} ({', '.join(columns)})")
-        else:
-            named = zip(columns, map(str.strip, cells), strict=True)
-            yield Row(line, {name: cell for name, cell in named if name or cell})
+        if cells:
+            yield line, cells
+
+
+def _has_tabs(path: Path) -> bool:
+    return path.suffix.lower() == ".tsv"
+
+
+def _checked_header(cells: Sequence[str], path: Path) -> list[str]:
+    """The names of the columns; UserError for a duplicate, or for another separator."""
+    columns = [cell.strip() for cell in cells]
+    duplicates = sorted({name for name in columns if name and columns.count(name) > 1})
+    if duplicates:
+        raise UserError(f"{path}: two columns are named {duplicates[0]!r}")
+    separator = re.search("[;\t]", columns[0])
+    if len(columns) == 1 and separator:
+        expected = "tabs" if _has_tabs(path) else "commas"
+        raise UserError(f"{path}: its columns are separated by {separator[0]!r}; save it with {expected}")
+    return columns
 
 
 def _json_rows(file: TextIO) -> Iterator[Row | BadRow]:

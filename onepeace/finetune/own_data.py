@@ -38,24 +38,26 @@ class OwnData:
     @property
     def labels(self) -> list[str]:
         """Class names, sorted; empty if not all samples have one."""
-        found = {record.label for records in self.records.values() for record in records}
-        return [] if None in found else sorted(found)
+        labels = {record.label for record in chain.from_iterable(self.records.values())}
+        return [] if None in labels else sorted(labels)
 
     def described(self) -> str:
         """The files that were found, in words."""
-        kinds = [f"{len(records)} {plural(keys, not self.labels)}" for keys, records in self.records.items()]
-        classes = f" in {len(self.labels)} classes" if self.labels else ""
-        without = sum(record.label is None for records in self.records.values() for record in records)
-        if 0 < without < self.count:
-            classes = f"; labels are not used, as {without} of {self.count} items lack one"
-        return f"{', '.join(kinds)}{classes}"
+        samples = [f"{len(records)} {plural(keys, not self.labels)}" for keys, records in self.records.items()]
+        classes = ""
+        if self.labels:
+            classes = f" in {len(self.labels)} classes"
+        num_unlabelled = sum(record.label is None for record in chain.from_iterable(self.records.values()))
+        if 0 < num_unlabelled < self.count:
+            classes = f"; labels are not used, as {num_unlabelled} of {self.count} items lack one"
+        return f"{', '.join(samples)}{classes}"
 
 
 def plural(keys: Sequence[str], captions: bool = True) -> str:
     """Name of samples by modalities, such as "images with captions"; without ``captions``, their text is a label."""
     words = {"image": "images", "audio": "sounds", "video": "videos", "text": "captions"}
-    first, *others = (words.get(key, key) for key in keys if captions or key != "text")
-    return f"{first}{' with ' * bool(others)}{' and '.join(others)}"
+    first, *further = (words.get(key, key) for key in keys if captions or key != "text")
+    return f"{first} with {' and '.join(further)}" if further else first
 
 
 def read_own_data(
@@ -88,16 +90,10 @@ def read_own_data(
         if isinstance(record, Skipped):
             left_out.append(record)
             continue
-        if failure is not None:
-            left_out.append(skipped(record.name, failure))
-            continue
-        words = ["text"] if record.captions or record.label else []
-        keys = (*[key for key in media() if key in record.inputs], *words)
-        if unknown := [key for key in keys if key not in modalities]:
-            left_out.append(Skipped(record.name, f"the model has no {unknown[0]}"))
-            continue
-        if len(keys) < 2:
-            left_out.append(Skipped(record.name, f"has {keys[0]} alone: no caption, no label, no partner"))
+        keys = _modalities_of(record)
+        reason = failure or _unusable(keys, modalities)
+        if reason:
+            left_out.append(skipped(record.name, reason))
             continue
         if unpack is not None:
             _unpack(record, unpack)
@@ -106,6 +102,24 @@ def read_own_data(
     data = _without_contradictions(OwnData(merged, left_out, unpacked))
     check_enough(path, data)
     return data
+
+
+def _modalities_of(record: Record) -> tuple[str, ...]:
+    """Modalities of a sample; a label counts as text."""
+    keys = [key for key in media() if key in record.inputs]
+    if record.captions or record.label:
+        keys.append("text")
+    return tuple(keys)
+
+
+def _unusable(keys: Sequence[str], modalities: Sequence[str]) -> str:
+    """Why a sample of some modalities is of no use to a model; "" if it is."""
+    for key in keys:
+        if key not in modalities:
+            return f"the model has no {key}"
+    if len(keys) < 2:
+        return f"has {keys[0]} alone: no caption, no label, no partner"
+    return ""
 
 
 def _unpack(record: Record, unpack: Unpacked) -> None:
@@ -130,19 +144,20 @@ def _without_contradictions(data: OwnData) -> OwnData:
     """Leave out samples with a file that has several labels, if labels are used."""
     if not data.labels:
         return data
-    labels = defaultdict[Path, set[str]](set)
+    labels_of_file = defaultdict[Path, set[str]](set)
     for record in chain.from_iterable(data.records.values()):
         for path in media_of(record):
-            labels[path].add(record.label)
-    kept, left_out = defaultdict[tuple[str, ...], list[Record]](list), list(data.left_out)
-    for keys, own in data.records.items():
-        for record in own:
-            several = next((path for path in media_of(record) if len(labels[path]) > 1), None)
-            if several is None:
+            labels_of_file[path].add(record.label)
+    kept = defaultdict[tuple[str, ...], list[Record]](list)
+    left_out = list(data.left_out)
+    for keys, records in data.records.items():
+        for record in records:
+            ambiguous = [path for path in media_of(record) if len(labels_of_file[path]) > 1]
+            if not ambiguous:
                 kept[keys].append(record)
-            else:
-                names = " and ".join(map(repr, sorted(labels[several])))
-                left_out.append(Skipped(record.name, f"{several.name} has the labels {names}"))
+                continue
+            names = " and ".join(map(repr, sorted(labels_of_file[ambiguous[0]])))
+            left_out.append(Skipped(record.name, f"{ambiguous[0].name} has the labels {names}"))
     return OwnData(dict(kept), left_out, data.unpacked)
 
 
@@ -156,9 +171,10 @@ def _check(record: Record | Skipped) -> None:
 
 def check_enough(path: Path, data: OwnData) -> None:
     """Raise UserError if there are too few samples to learn from, in total or of a class."""
-    first = (
-        f"; the first that cannot be used: {data.left_out[0].where}: {data.left_out[0].reason}" if data.left_out else ""
-    )
+    first = ""
+    if data.left_out:
+        where, reason = data.left_out[0]
+        first = f"; the first that cannot be used: {where}: {reason}"
     if not data.count:
         raise UserError(f"{path}: no usable pair of a picture or sound with a caption or a label{first}")
     if data.count < FEWEST_PAIRS:
