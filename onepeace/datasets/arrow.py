@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".arrow")
-STATE, SPLITS = "state.json", "dataset_dict.json"
-"""Files of a saved data set, and of a saved dictionary of splits."""
+STATE = "state.json"
+"""File of a saved data set, which lists its .arrow files."""
+SPLITS = "dataset_dict.json"
+"""File of a saved dictionary of data sets, which lists its splits."""
 PARQUET_PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 """Where a repository has its files: beside the README, in data/, or in CONFIGURATION/SPLIT/."""
 BATCH_ROWS = 32
@@ -62,7 +64,8 @@ def data_files(path: Path, split: str | None = None) -> list[Path]:
             raise UserError(f"{path}: has the splits {names}; choose one with --split")
         return next(iter(files_by_split.values()))
     if split not in files_by_split:
-        raise UserError(f"{path}: has no split {split!r}; {f'it has {names}' if names else 'leave out --split'}")
+        remedy = f"it has {names}" if names else "leave out --split"
+        raise UserError(f"{path}: has no split {split!r}; {remedy}")
     return files_by_split[split]
 
 
@@ -83,8 +86,10 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(path: Path) -> str:
-    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
-    return next((SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD), "")
+    for word in re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower()):
+        if word in SPLIT_OF_WORD:
+            return SPLIT_OF_WORD[word]
+    return ""
 
 
 def _saved_files(folder: Path) -> list[Path]:
@@ -119,7 +124,10 @@ def read_arrow(file: Path, choose_columns: ChooseColumns) -> Iterator[Row | BadR
         schema = reader.schema_arrow if is_parquet else reader.schema
         columns = list(choose_columns(schema.names))
         class_names = _class_names(schema)
-        for group in _row_groups(reader, columns) if is_parquet else [RowGroup(0, None, iter(reader))]:
+        groups: Iterable[RowGroup] = [RowGroup(0, None, reader)]
+        if is_parquet:
+            groups = _row_groups(reader, columns)
+        for group in groups:
             number = group.first
             try:
                 for batch in group.batches:
@@ -172,10 +180,10 @@ def _row(
         except ValueError as error:  # text that is not UTF-8
             return BadRow(number, f"{name} cannot be read ({one_line(error)})")
         if name in class_names and value is not None:
-            known = class_names[name]
-            if not -1 <= value < len(known):
-                return BadRow(number, f"{name} is {value}, and the data set has {len(known)} classes")
-            value = known[value] if value >= 0 else None
+            names = class_names[name]
+            if not -1 <= value < len(names):
+                return BadRow(number, f"{name} is {value}, and the data set has {len(names)} classes")
+            value = names[value] if value >= 0 else None
         cells[name] = value
     return Row(number, cells)
 

@@ -160,10 +160,10 @@ def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> No
             f"{path}: no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
             f"files, or name it with --column {media()[0]}=NAME"
         )
-    for key, several in names.items():
-        (name, *others) = several
-        if name != key and not others and name.lower() not in lower:
-            raise UserError(f"{path}: no column {name!r}; it has {', '.join(columns)}")
+    for content, several in names.items():
+        is_named_by_option = len(several) == 1 and several[0] != content
+        if is_named_by_option and several[0].lower() not in lower:
+            raise UserError(f"{path}: no column {several[0]!r}; it has {', '.join(columns)}")
 
 
 def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str, names: ColumnNames) -> Record:
@@ -195,10 +195,13 @@ def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str
 
 def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> Path | EmbeddedFile:
     """The file of a cell: a path, bytes, or both as {"bytes", "path"}, the form of datasets."""
-    content, path = value, None
+    content = value
+    path = None
     if isinstance(value, Mapping) and value.keys() >= {"bytes", "path"}:
-        content = value["path"] if value["bytes"] is None else value["bytes"]
         path = value["path"]
+        content = value["bytes"]
+        if content is None:
+            content = path
     if isinstance(content, bytes):
         return embedded_file(content, modality, where, path or plain_name(Path(where).name))
     if not isinstance(content, str):
