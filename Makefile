@@ -25,7 +25,7 @@ PYTORCH_cuda = true
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-core pythons lint format types docs bench readme clean
+.PHONY: help install demo gpu test test-all test-core pythons lint format types docs bench readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 11
@@ -90,6 +90,14 @@ types: $(READY)  ## check the types
 docs: $(CORE)  ## build the documentation in build/site; a broken link is an error
 	@$(UV) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# A table for each measurement, to paste into an issue; tests that need several GPUs say so and skip.
+gpu: $(READY)  ## on a machine with GPUs: golden numbers, every recipe's step, processes, compile, resume, speed
+	nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
+	$(BIN)/python -m pytest -q tests/gpu tests/train/test_processes.py tests/train/test_recipes.py tests/recipes
+	$(BIN)/python -m onepeace.bench encode --device cuda
+	$(BIN)/python -m onepeace.bench train recipes/pretrain/small_image_text.yaml --device cuda
+	$(BIN)/python -m onepeace.bench train recipes/pretrain/base_audio_text.yaml run.batch_size=64 --device cuda
 
 bench: $(READY)  ## measure the encoders on this machine
 	$(BIN)/python -m onepeace.bench encode

@@ -42,6 +42,8 @@ def start(ranks, function, *args, **options):
 def _begin(rank, ranks, port, function, args, options):
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()})
+    if torch.cuda.device_count() < ranks:  # each process needs a GPU of its own, or all share the CPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(300, exit=True)  # a process that hangs says where, and its test fails
     function(*args, **options)
