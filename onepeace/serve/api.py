@@ -26,6 +26,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from pydantic import FiniteFloat
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from onepeace import __version__
 from onepeace.errors import UsageError, UserError, one_line
@@ -171,6 +172,8 @@ def run(
     """
     import uvicorn
 
+    from onepeace.serve.connections import ACCEPTED, Connection
+
     if auth is None and not is_loopback(host):
         raise UsageError(f"{host}: other machines can reach this address; give --password")
     hosts = [*LOOPBACK, host.lower()] if is_loopback(host) else ["*"]
@@ -183,7 +186,10 @@ def run(
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            http=Connection,
+            backlog=ACCEPTED,
+            # The address of a client that a proxy on this machine names; elsewhere by $FORWARDED_ALLOW_IPS.
+            proxy_headers=True,
             ws="none",
             timeout_graceful_shutdown=1,
         )
@@ -299,7 +305,21 @@ def _response(body: media.Body, range_: str | None, empty: bool = False) -> Resp
         status = 206
         headers["content-range"] = f"bytes {start}-{stop - 1}/{body.size}"
     headers["content-length"] = str(stop - start)
-    return StreamingResponse(body.chunks(start, start if empty else stop), status, headers, media_type=body.type)
+    return _Download(body, start, start if empty else stop, status, headers)
+
+
+class _Download(StreamingResponse):
+    """A part of a body, whose file is closed at the end, also if the client goes away before."""
+
+    def __init__(self, body: media.Body, start: int, stop: int, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(body.chunks(start, stop), status, headers, media_type=body.type)
+        self._source = body.source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._source.close()
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""Middleware that checks every request: its origin, password and size.
+"""Middleware that checks every request before its content is read: its origin, password and size.
 
 A web page in a browser can send requests to servers on the same machine. So a server on a loopback address accepts
 only its own host names, and no requests from pages of other sites. On other addresses, every request needs a password,
@@ -9,21 +9,20 @@ host.
 import base64
 import binascii
 import hmac
+import math
 import re
-import time
-from collections import deque
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from onepeace.serve.guesses import Guesses
+
 OPEN = {"/health"}
 """Paths that need no password."""
-GUESSES, WINDOW = 10, 60.0
-"""Wrong passwords accepted within this many seconds, over all connections."""
-KNOWN = 1000
-"""Maximum number of remembered client addresses that gave the right password."""
+UPLOADS = 8
+"""Requests of the maximum size that are held at the same time; smaller ones count by their sizes."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -36,7 +35,7 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware that refuses requests from other sites, without the password, or above the size limit.
+    """ASGI middleware that refuses requests from other sites, without the password, or above the size limits.
 
     Args:
         app: the wrapped application.
@@ -48,59 +47,75 @@ class Guard:
     def __init__(self, app: ASGIApp, *, hosts: Collection[str], password: str | None, max_body: int) -> None:
         self.app, self.hosts, self.max_body = app, hosts, max_body
         self.password = None if password is None else password.encode()
-        self._wrong: deque[float] = deque(maxlen=GUESSES)
-        self._known: dict[str, None] = {}
+        self._guesses = Guesses()
+        self._held_bytes = 0
+        """Bytes of the requests that are being received or answered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # websockets are not used
             return
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, _with_headers(send))
-
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        send = _with_headers(send)
         headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        length = int(headers.get("content-length", "0"))
+        self._held_bytes += length
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._held_bytes -= length
+
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        """The response to a request that is refused; None for others."""
+        return self._from_elsewhere(headers) or self._unauthorized(scope, headers) or self._too_large(headers)
+
+    def _from_elsewhere(self, headers: Headers) -> JSONResponse | None:
         host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if "*" not in self.hosts and host not in self.hosts:
             return refuse(400, f"host {host[:100]!r}: not a name of this server")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return refuse(403, "requests from pages of other sites are refused")
-        if self.password is not None and scope["path"] not in OPEN and (refusal := self._unauthorized(scope, headers)):
-            return refusal
+        return None
+
+    def _too_large(self, headers: Headers) -> JSONResponse | None:
         if "transfer-encoding" in headers:
             return refuse(411, "the request needs a Content-Length header")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.max_body:
             return refuse(413, f"{length[:20]} bytes are above the limit of {self.max_body} per request")
+        if self._held_bytes + int(length) > UPLOADS * self.max_body:
+            return refuse(503, "too many uploads at the same time; try again later", {"retry-after": "5"})
         return None
 
     def _unauthorized(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        """The refusal of a client without the right password; None if it has given it.
-
-        After GUESSES wrong passwords, further ones are rejected unchecked until WINDOW has passed, except from clients
-        that gave the right password before and no wrong one since: another client's guesses do not lock them out.
-        """
-        given, client = headers.get("authorization"), (scope.get("client") or ("",))[0]
-        asked = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
-        if given is None:
-            return refuse(401, "password required, as HTTP Basic or as a Bearer token", asked)
-        now = time.monotonic()
-        full = len(self._wrong) == GUESSES and now - self._wrong[0] < WINDOW
-        if full and client not in self._known:
-            wait = {"retry-after": str(int(WINDOW - (now - self._wrong[0])) + 1)}
-            return refuse(429, "too many wrong passwords; try again later", wait)
-        if hmac.compare_digest(_password(given), self.password or b""):
-            if len(self._known) < KNOWN:
-                self._known[client] = None
+        """The refusal of a client without the right password; None if it has given it, or needs none."""
+        if self.password is None or scope["path"] in OPEN:
             return None
-        self._wrong.append(now)
-        self._known.pop(client, None)
-        return refuse(401, "wrong password", asked)
+        authorization = headers.get("authorization")
+        challenge = {"www-authenticate": 'Basic realm="onepeace", charset="UTF-8"'}
+        if authorization is None:
+            return refuse(401, "password required, as HTTP Basic or as a Bearer token", challenge)
+        address, _ = scope.get("client") or ("", 0)
+        seconds = self._guesses.seconds_to_wait(address)
+        if seconds > 0:
+            wait = {"retry-after": str(math.ceil(seconds))}
+            return refuse(429, "too many wrong passwords; try again later", wait)
+        if hmac.compare_digest(_password(authorization), self.password):
+            self._guesses.right(address)
+            return None
+        self._guesses.wrong(address)
+        return refuse(401, "wrong password", challenge)
 
 
 def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Error response in the format of all errors."""
-    return JSONResponse({"error": {"message": message}}, status, headers)
+    """Error response in the format of all errors; the connection is closed, as the content was not read."""
+    return JSONResponse({"error": {"message": message}}, status, {**(headers or {}), "connection": "close"})
 
 
 def _password(authorization: str) -> bytes:

@@ -13,6 +13,7 @@ SERVE = """
 import sys
 from onepeace.index import Index
 from onepeace.serve import api
+exec(sys.argv[2])
 with Index.open(sys.argv[1], device="cpu") as index:
     sys.exit(api.run(index, port=0))
 """
@@ -52,11 +53,14 @@ def ids(index):
 
 
 @contextmanager
-def serving_index(folder, temporary):
-    """The process of a server of an index, and its address; its temporary files would lie in a folder."""
+def serving_index(folder, temporary, before=""):
+    """The process of a server of an index, and its address; its temporary files would lie in a folder.
+
+    It runs the statements ``before`` first.
+    """
     temporary.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    command = [sys.executable, "-c", SERVE, str(folder)]
+    command = [sys.executable, "-c", SERVE, str(folder), before]
     with open(temporary.parent / "server.log", "w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         try:

@@ -21,7 +21,7 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from fastapi.testclient import TestClient
 
 from onepeace.index import Index, Query, build, remove, update
-from onepeace.serve import guard
+from onepeace.serve import guesses
 from onepeace.serve.api import create_app
 from onepeace.serve.service import Service
 from onepeace.serve.uploads import Limits, Request
@@ -484,21 +484,41 @@ def test_password_is_asked_for_everywhere_but_for_health(index, ids):
     assert client.get("/about", headers={"authorization": "Bearer pässwört".encode()}).status_code == 200
 
 
-def test_wrong_passwords_are_limited_for_the_server_and_lock_nobody_out_who_knew_it(index, monkeypatch):
+@pytest.fixture
+def with_password(index, monkeypatch):
+    """The status that a client gets for a password, and a clock to move."""
     now = [1000.0]
-    monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(guesses.time, "monotonic", lambda: now[0])
     app = client_of(index, password="correct horse").app  # noqa: S106
 
-    def get(password, address):
+    def get(password, address, **headers):
         client = TestClient(app, base_url="http://127.0.0.1:7860", client=(address, 1))
-        return client.get("/about", headers={"authorization": f"Bearer {password}"}).status_code
+        return client.get("/about", headers={"authorization": f"Bearer {password}", **headers}).status_code
 
+    return get, now
+
+
+@pytest.mark.parametrize("network", ["10.0.1.7", "2001:db8::{}"])
+def test_client_that_guesses_is_stopped_and_locks_nobody_else_out(with_password, network):
+    get, now = with_password
+    asked = [get(f"guess {i}", network.format(i)) for i in range(guesses.GUESSES + 5)]
+    assert asked == [401] * guesses.GUESSES + [429] * 5
+    assert get("correct horse", network.format("ffff")) == 429  # the right one is not told from others
+    assert get("correct horse", "10.0.2.1") == 200
+    assert get("correct horse", "2001:db8:0:1::1") == 200
+    now[0] += guesses.WINDOW + 1
+    assert get("correct horse", network.format("ffff")) == 200
+
+
+def test_guesses_of_all_clients_are_limited_too_but_for_those_who_knew_it(with_password, monkeypatch):
+    monkeypatch.setattr(guesses, "ALL_GUESSES", guesses.ALL_GUESSES // 20)
+    get, now = with_password
     assert get("correct horse", "10.0.0.1") == 200
-    guesses = [get(f"guess {i}", f"10.0.1.{i}") for i in range(guard.GUESSES + 5)]  # each over another connection
-    assert guesses == [401] * guard.GUESSES + [429] * 5
-    assert get("correct horse", "10.0.2.1") == 429  # the right one is not told from others
+    asked = {get(f"guess {i}", f"10.1.{i}.1") for i in range(guesses.ALL_GUESSES + 1)}
+    assert asked == {401, 429}
+    assert get("correct horse", "10.0.2.1") == 429
     assert get("correct horse", "10.0.0.1") == 200
-    now[0] += guard.WINDOW + 1
+    now[0] += guesses.WINDOW + 1
     assert get("correct horse", "10.0.2.1") == 200
 
 

@@ -1,0 +1,115 @@
+"""Clients that do not finish what they begin: they end, and keep nobody out."""
+
+import os
+import socket
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+import pytest
+from serve.conftest import serving_index
+from support.indexes import fabricate
+
+from onepeace.index.items import Item
+from onepeace.serve.guard import UPLOADS
+from onepeace.serve.uploads import Limits
+
+POST = "POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
+IMPATIENT = """
+from onepeace.serve import connections
+connections.HEAD_SECONDS = connections.IDLE_SECONDS = connections.UNREAD_SECONDS = 0.5
+"""
+
+
+@pytest.fixture
+def connect():
+    """Opens a connection to an address, which is closed at the end."""
+    with ExitStack() as stack:
+
+        def open_one(address, start=b""):
+            place = urlsplit(address)
+            connection = stack.enter_context(socket.create_connection((place.hostname, place.port), timeout=60))
+            connection.sendall(start)
+            return connection
+
+        yield open_one
+
+
+def is_healthy(address):
+    return httpx.get(f"{address}/health", timeout=60, trust_env=False).status_code == 200
+
+
+def test_unfinished_requests_keep_nobody_out(index_folder, tmp_path, connect):
+    with serving_index(index_folder, tmp_path / "temporary", FEW_FILES) as (_, address):
+        for _ in range(300):
+            connect(address, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        assert is_healthy(address)
+
+
+@pytest.fixture(scope="module")
+def impatient(index_folder, tmp_path_factory):
+    with serving_index(index_folder, tmp_path_factory.mktemp("server") / "temporary", IMPATIENT) as (_, address):
+        yield address
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\n",
+        POST.format(1000).encode() + b'{"text": ',
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health",
+    ],
+)
+def test_request_that_does_not_go_on_is_ended(impatient, connect, start):
+    connection = connect(impatient, start)
+    received = b""
+    try:
+        while data := connection.recv(1000):
+            received += data
+    except ConnectionResetError:
+        pass
+    assert received.count(b"HTTP/1.1 200") == start.count(b"\r\n\r\nGET")
+    assert is_healthy(impatient)
+
+
+def test_response_that_is_not_read_is_ended(tmp_path, connect):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(bytes(64 << 20))
+    status = path.stat()
+    item = Item(str(path), "image", status.st_size, status.st_mtime_ns)
+    index = fabricate(tmp_path / "index", [(item, [1, 0])])
+    before = f"{IMPATIENT}\nIndex.embedder = None"
+    with serving_index(index, tmp_path / "temporary", before) as (process, address):
+        connection = connect(address, b"GET /files/1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        connection.recv(1)
+        while _has_open(process.pid, path):
+            time.sleep(0.05)
+        assert is_healthy(address)
+
+
+def _has_open(pid, path):
+    """Whether a process has a file open."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if os.readlink(link) == str(path):
+                return True
+    return False
+
+
+def test_uploads_are_bounded_together(index_folder, tmp_path, connect):
+    with serving_index(index_folder, tmp_path / "temporary") as (_, address):
+        body = Limits().body
+        uploads = [connect(address, POST.format(body).encode() + b"{") for _ in range(UPLOADS)]
+        status = 200
+        while status == 200:  # until the server has read what was sent
+            status = httpx.post(f"{address}/search", json={}, timeout=60, trust_env=False).status_code
+        assert status == 503
+        for upload in uploads:
+            upload.close()
+        while status == 503:
+            status = httpx.post(f"{address}/search", json={}, timeout=60, trust_env=False).status_code
+        assert status == 200
