@@ -79,11 +79,16 @@ class _Lines(io.TextIOWrapper):
 
 
 class _Server(MCPServer[Any]):
-    """Server whose errors about arguments are one line, as those of the tools."""
+    """Server whose errors about arguments are one line, as those of the tools, and that knows all arguments it gets."""
 
-    async def call_tool(self, *args: Any, **options: Any) -> Any:
+    async def call_tool(self, name: str, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
+        for tool in await self.list_tools():
+            known = tool.input_schema["properties"]
+            unknown = [argument for argument in arguments if argument not in known]
+            if tool.name == name and unknown:
+                return _error(f"{unknown[0]}: no such argument of {name}; it has {', '.join(known)}")
         try:
-            return await super().call_tool(*args, **options)
+            return await super().call_tool(name, arguments, *args, **options)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 return _error(first_error(error.__cause__.errors(), 0))
@@ -148,12 +153,14 @@ class Tools:
         limit = self.service.limits.top
         if not 1 <= top <= limit:
             raise UserError(f"top is {top}; give 1 to {limit}")
+        filters = {"where": where, "after": after, "before": before, "path": path}
+        for name, value in filters.items():
+            self._check_length(value or "", name, self.service.limits.filter_characters)
         likes = self.item(like).path if like else ()
-        query = Query(text=self._short(text or "", "text") or (), like=likes, without=without or ())
-        found = self.service.search(
-            query, only=(only,) if only else (), where=where or None, after=after or None, before=before or None,
-            path=path or None, top=top,
-        )  # fmt: skip
+        words = self._short(text or "", "text") or ()
+        query = Query(text=words, like=likes, without=self._short(without or "", "without") or ())
+        given = {name: value or None for name, value in filters.items()}
+        found = self.service.search(query, only=(only,) if only else (), top=top, **given)
         return {"relevant": found.relevant, "compared": found.compared, "files": [_file(hit) for hit in found]}
 
     def classify(self, paths: list[str], labels: list[str]) -> dict[str, Any]:
@@ -164,7 +171,7 @@ class Tools:
             labels: labels to choose from, e.g. ["dog", "cat", "bird"]
         """
         items = self._items(paths)
-        found = self.service.classify([self.service.value(item) for item in items], labels)
+        found = self.service.classify(map(self.service.value, items), labels)
         best = [{label: round(share, 4) for label, share in list(shares.items())[:LABELS]} for shares in found]
         return {"files": [{**_named(item), "labels": labels} for item, labels in zip(items, best, strict=True)]}
 
@@ -227,7 +234,12 @@ class Tools:
         return self.service.generator(task, self.service.value(item), words)
 
     def _short(self, text: str, name: str) -> str:
-        return self.service.request().text(text, name)
+        self._check_length(text, name, self.service.limits.characters)
+        return text
+
+    def _check_length(self, text: str, name: str, most: int) -> None:
+        if len(text) > most:
+            raise UserError(f"{name}: {len(text)} characters are above the limit of {most}")
 
 
 def shown(path: str) -> str:

@@ -1,8 +1,9 @@
 """Service shared by HTTP and MCP: one index with its model and generator, safe for use from many threads."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,32 +86,63 @@ class Service:
             items, count = index.newest(top, offset, where)
         return Results(tuple(unranked(item, rank) for rank, item in enumerate(items, offset + 1)), count)
 
-    def encode(self, items: Sequence[Mapping[str, object]]) -> np.ndarray:
-        """(n, E) float32 unit vectors of decoded items, {modality: value} each."""
-        found = []
-        for start in range(0, len(items), CHUNK):
+    def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
+        """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
+        vectors = []
+        items = iter(items)
+        while chunk := list(islice(items, CHUNK)):
             with self._lock:
-                chunk = items[start : start + CHUNK]
-                found.append(np.asarray(self._index.embedder.encode(chunk, progress=False)))
-        return np.concatenate(found)
+                vectors.append(np.asarray(self._index.embedder.encode(chunk, progress=False)))
+        return np.concatenate(vectors)
 
     def classify(
-        self, items: Sequence[Mapping[str, object]], labels: Sequence[str], template: str | None = None
+        self, items: Iterable[Mapping[str, object]], labels: Sequence[str], template: str | None = None
     ) -> list[dict[str, float]]:
         """Probability of each label for every item, most likely first.
 
         Args:
             items: {modality: value} each.
             template: sentence with {} for the label; None = the default of the modality.
+
+        Raises:
+            Refused: too many labels, or too long ones.
         """
         names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-        if not 1 <= len(names) <= self.limits.labels:
-            raise Refused(422, f"labels: {len(names)} labels; give 1 to {self.limits.labels}")
-        with self._lock:
-            found = self._index.embedder.classify(items, names, template=template, progress=False)
-        shares = np.asarray(found)
+        self._check_labels(names)
+        modalities: list[str] = []
+        vectors = self.encode(_noting_modalities(items, modalities))
+        shares = np.empty((len(vectors), len(names)), np.float32)
+        for modality in set(modalities):
+            rows = [row for row, other in enumerate(modalities) if other == modality]
+            shares[rows] = self._shares(vectors[rows], names, template, modality)
         ranked = np.argsort(-shares, axis=1, kind="stable")
         return [{names[i]: float(row[i]) for i in order} for row, order in zip(shares, ranked, strict=True)]
+
+    def _check_labels(self, names: Sequence[str]) -> None:
+        """Raise `Refused` for more labels, characters or tokens than a request may have."""
+        limits = self.limits
+        if not 1 <= len(names) <= limits.labels:
+            raise Refused(422, f"labels: {len(names)} labels; give 1 to {limits.labels}")
+        characters = sum(map(len, names))
+        if characters > limits.label_characters:  # before they are cut into tokens, which takes long
+            raise Refused(413, f"labels: {characters} characters are above the limit of {limits.label_characters}")
+        processor = self._index.embedder.processors["text"]
+        tokens = sum(len(processor.decode(name)) for name in names)
+        if tokens > limits.label_tokens:
+            raise Refused(413, f"labels: {tokens} tokens are above the limit of {limits.label_tokens}")
+
+    def _shares(self, vectors: np.ndarray, names: Sequence[str], template: str | None, modality: str) -> np.ndarray:
+        """(n, number of names) probabilities for n items of a modality."""
+        from onepeace.embed.zero_shot import TEMPLATE, prototypes
+
+        def encode_text(sentences: Sequence[str]) -> np.ndarray:
+            return self.encode({"text": sentence} for sentence in sentences)
+
+        sentence = template or TEMPLATE.get(modality, TEMPLATE["text"])
+        classes = np.asarray(prototypes(encode_text, names, sentence))
+        logits = self._index.embedder.logit_scale * (vectors @ classes.T)
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponents / exponents.sum(axis=1, keepdims=True)
 
     def value(self, item: Item) -> Mapping[str, object]:
         """Model input of a file of the index, {modality: value}; for a video, its middle frame.
@@ -140,6 +172,13 @@ class Service:
                 self.roots = self._index.roots()
                 self._points = None
             yield self._index
+
+
+def _noting_modalities(items: Iterable[Mapping[str, object]], modalities: list[str]) -> Iterator[Mapping[str, object]]:
+    """Yield the items, and append the modality of each."""
+    for item in items:
+        modalities.append(next(iter(item)))
+        yield item
 
 
 def unranked(item: Item, rank: int = 1) -> Hit:

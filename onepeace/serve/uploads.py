@@ -36,7 +36,15 @@ class Limits:
     """Items of /v1/embeddings, or parts of a query."""
     characters: int = 20_000
     """Characters per text; models read far fewer."""
+    all_characters: int = 200_000
+    """Characters of all texts in total."""
     labels: int = 200
+    label_tokens: int = 4096
+    """Tokens of all labels."""
+    label_characters: int = 32_768
+    """Characters of all labels; these bound the time in which their tokens are counted."""
+    filter_characters: int = 1000
+    """Characters of a condition, a date or a pattern."""
     top: int = 100
     offset: int = 10_000
 
@@ -65,7 +73,7 @@ class Request:
 
     def __init__(self, limits: Limits, processors: Callable[[], Mapping[str, Any]]) -> None:
         self.limits, self.processors = limits, processors
-        self.pixels, self.seconds = 0, 0.0
+        self.pixels, self.seconds, self.characters = 0, 0.0, 0
 
     def decode(self, modality: str, value: str, name: str) -> object:
         """A text, picture or sound in the form that `Embedder.encode` takes."""
@@ -74,6 +82,10 @@ class Request:
     def text(self, value: str, name: str) -> str:
         if len(value) > self.limits.characters:
             raise Refused(413, f"{name}: {len(value)} characters are above the limit of {self.limits.characters}")
+        self.characters += len(value)
+        most = self.limits.all_characters
+        if self.characters > most:
+            raise Refused(413, f"{name}: {self.characters} characters in this request, above the limit of {most}")
         return value
 
     def picture(self, value: str, name: str) -> object:

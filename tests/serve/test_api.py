@@ -27,7 +27,18 @@ from onepeace.serve.service import Service
 from onepeace.serve.uploads import Limits, Request
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
-LIMITS = Limits(upload=200_000, pixels=1_000_000, seconds=12.0, inputs=5, characters=200, labels=3, top=20)
+LIMITS = Limits(
+    upload=200_000,
+    pixels=1_000_000,
+    seconds=12.0,
+    inputs=5,
+    characters=200,
+    all_characters=500,
+    labels=3,
+    label_tokens=12,
+    label_characters=100,
+    top=20,
+)
 
 
 def client_of(index, **options):
@@ -113,6 +124,7 @@ ADDRESS = "http://127.0.0.1:1/dog.jpg"
         ({"input": [{"audio": wav(5)}] * 3}, 413, "input[2].audio"),
         ({"input": ["a" * 201]}, 413, "input[0].text"),
         ({"input": ["a"] * 6}, 413, "input"),
+        ({"input": ["a" * 200] * 3}, 413, "input[2].text"),
         ({"input": []}, 422, "input"),
         ({"input": [{"image": png(20_000, 20_000)}]}, 413, "1000000"),
         ({"input": [""]}, 422, "input[0]"),
@@ -252,6 +264,8 @@ def test_labels_are_chosen_for_what_is_sent_and_for_a_file(client, model, collec
     for body in ({"labels": labels}, {"text": "a", "like": 1, "labels": labels}, {"text": "a", "labels": []}):
         message(client.post("/classify", json=body), 422)
     message(client.post("/classify", json={"text": "a", "labels": list("abcd")}), 422)
+    message(client.post("/classify", json={"text": "a", "labels": ["dog " * 10, "cat"]}), 413)
+    message(client.post("/classify", json={"text": "a", "labels": ["a" * 101, "cat"]}), 413)
     message(client.post("/ask", json={"id": ids["cat.jpg"]}), 404)
 
 

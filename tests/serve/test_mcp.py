@@ -45,6 +45,11 @@ CALLS = {
     "nothing": ("search", {}),
     "top": ("search", {"text": "a", "top": 101}),
     "long": ("search", {"text": "a" * 20_001}),
+    "without": ("search", {"text": "a", "without": "a" * 20_001}),
+    "pattern": ("search", {"text": "a", "path": "*" * 1001}),
+    "misspelt": ("search", {"text": "a", "tops": 3}),
+    "words": ("classify", {"paths": ["FILES/cat.jpg"], "labels": [f"{i}" * 200 for i in range(100, 200)]}),
+    "many": ("classify", {"paths": ["FILES/cat.jpg"], "labels": [f"{i}" for i in range(201)]}),
     "condition": ("search", {"text": "a", "where": "x"}),
     "kind": ("search", {"text": "a", "only": "foo"}),
     "outside": ("classify", {"paths": ["/etc/passwd"], "labels": ["cat"]}),
@@ -53,6 +58,8 @@ CALLS = {
     "caption": ("caption", {"paths": ["cat.jpg"]}),
 }
 WRONG = {
+    "without": "without: 20001", "pattern": "path: 1001", "misspelt": "tops: no such argument", "words": "labels: ",
+    "many": "labels: 201",
     "nothing": "text, like", "top": "top", "long": "text", "condition": "where", "kind": "only: ",
     "outside": "/etc/passwd", "above": "../README.md", "unknown": "delete", "caption": "caption",
 }  # fmt: skip
