@@ -6,11 +6,9 @@ each output. A part without its .json is incomplete and ignored. Several runs ma
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +17,9 @@ from torch import Tensor
 from onepeace.data.sample import Sample, source_states
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
-from onepeace.progress import Progress
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 class Place(NamedTuple):
@@ -64,9 +62,9 @@ class FrozenCache:
                 self._stored_names[name] = f"{name}@{state}"
         self._arrays: dict[int, np.ndarray] = {}
         """Memory-mapped parts."""
-        self._list_parts()
+        self.refresh()
 
-    def _list_parts(self) -> None:
+    def refresh(self) -> None:
         """Look for parts in the folder."""
         self.parts: list[int] = []
         for path in self.folder.glob("part-*.json"):
@@ -109,33 +107,20 @@ class FrozenCache:
             partner = self.items[place.partner]
         return self.read(place), partner
 
-    def fill(self, compute: Callable[[list[str]], Iterable[Output]], size: int) -> None:
-        """Compute the missing outputs under a lock: other processes wait.
-
-        Args:
-            compute: returns the outputs of the named items, any number for each; none for one that cannot be decoded.
-            size: items per part, the maximum that is lost if the run is killed.
-        """
+    def lock(self) -> "BaseFileLock":
+        """Lock of the folder, which whoever adds parts holds."""
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
-            self._list_parts()  # another run may have computed some
-            part = max(self.parts, default=-1) + 1
-            missing = self.missing
-            log.warning("%s: computing %d items, once", self.folder, len(missing))
-            names = iter(missing)
-            with Progress(len(missing), "item") as progress:
-                while batch := list(islice(names, size)):
-                    outputs = list(compute(batch))
-                    if outputs:
-                        self._write(part, outputs)
-                        part += 1
-                    progress.update(len(batch))
-            self._list_parts()
+        return FileLock(self.folder / ".lock")
 
-    def _write(self, part: int, outputs: Sequence[Output]) -> None:
-        """Write a part's two files, the .json last: it marks the part as complete."""
+    def write(self, part: int, outputs: Sequence[Output]) -> None:
+        """Write a part's two files, the .json last: it marks the part as complete.
+
+        Args:
+            part: number of the part, which does not exist yet.
+            outputs: one output or more, any number for an item.
+        """
         rows: list[np.ndarray] = []
         entries: list[tuple[str, int, list[int], str | None]] = []
         start = 0

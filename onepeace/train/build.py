@@ -122,7 +122,7 @@ def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objec
     """The objective, with what its terms compute once from the data."""
     # Building a teacher draws random numbers, reading its cache does not; the initial weights must be the same.
     with torch.random.fork_rng(devices=[]):
-        prepared = parallel.first_alone(lambda: prepare_terms(recipe.terms, data))
+        prepared = prepare_terms(recipe.terms, data)
     return Objective(
         model=model,
         terms=recipe.terms,
@@ -140,20 +140,15 @@ def prepare_terms(terms: Sequence[TermOptions], data: TrainingData) -> dict[str,
 def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
     """Whether forward passes run under autocast to bfloat16."""
     if recipe.run.precision == "auto":
-        return first_decides(bfloat16_is_fast(device))
+        return parallel.first_decides(bfloat16_is_fast(device))
     return recipe.run.precision == "bfloat16"
-
-
-def first_decides(answer: bool) -> bool:
-    """The answer of the first process, which all take: their machines may differ."""
-    return bool(parallel.gather_numbers(int(answer))[0])
 
 
 def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_bfloat16: bool) -> None:
     """Move the objective to its device, compiled and sharded as the recipe says."""
     model = objective.model
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
-    if recipe.run.compile and first_decides(pays_off(model, device)):
+    if recipe.run.compile and parallel.first_decides(pays_off(model, device)):
         compile_always(model)
     parallel.parallelize(
         objective=objective,

@@ -127,6 +127,12 @@ def gather_numbers(number: int) -> list[int]:
     return torch.cat(numbers).tolist()
 
 
+def broadcast(tensor: Tensor) -> None:
+    """Give a tensor the values that it has in the first process."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean over processes, without gradient."""
     if world_size() == 1:
@@ -170,14 +176,9 @@ def barrier() -> None:
         dist.barrier()
 
 
-def first_alone(make: Callable[[], T]) -> T:
-    """Result of ``make``, called in the first process and then in the others, which find its files."""
-    if rank() > 0:
-        barrier()
-    made = make()
-    if rank() == 0:
-        barrier()
-    return made
+def first_decides(answer: bool) -> bool:
+    """The answer of the first process, which all take."""
+    return bool(gather_numbers(int(answer))[0])
 
 
 def parallelize(
@@ -311,13 +312,15 @@ def free_gathered(parallelized: nn.Module) -> None:
 
 @contextmanager
 def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
-    """Context for a batch of a step: gradients are synchronised after the last one."""
+    """Context for a batch of a step: gradients are synchronised after the last one under "ddp".
+
+    Under "fsdp" they are after each: gradients that wait take as much memory as the whole model, and torch cannot let
+    those of units wait that a batch does not use.
+    """
     if isinstance(parallelized, DistributedDataParallel) and not last:
         with parallelized.no_sync():
             yield
         return
-    if hasattr(parallelized, "set_requires_gradient_sync"):  # after fully_shard
-        parallelized.set_requires_gradient_sync(last)  # type: ignore[operator]
     yield
 
 

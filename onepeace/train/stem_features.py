@@ -1,18 +1,19 @@
 """Features of a frozen stem for several augmented views of every training item, computed once, so that training runs
 only the Transformer. They are stored on disk under a fingerprint of everything they depend on."""
 
+import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onepeace.data.augment import Augment, make_augments
 from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
@@ -23,6 +24,7 @@ from onepeace.model import Trained
 from onepeace.processors.processor import Processor
 from onepeace.threads import compute_alone
 from onepeace.train import parallel
+from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,17 @@ PART = 128
 """Items per part of the cache; the items of a part are decoded ahead."""
 BATCH = 64
 """Views per forward pass."""
+DECODERS = 2
+"""Threads that decode ahead of the network."""
+
+
+class View(NamedTuple):
+    """An augmented item before the network."""
+
+    name: str
+    media: Any
+    partner: str | None
+    """Name of the item that was mixed into it, or None."""
 
 
 @dataclass
@@ -56,43 +69,51 @@ class StemViews:
     use_bfloat16: bool
 
     def __post_init__(self) -> None:
-        key = self.key
         self.network: Any = getattr(getattr(self.adapter, "stem", None), "network", None)
         if self.network is None or any(parameter.requires_grad for parameter in self.network.parameters()):
             raise UserError(
-                f"data.stem_views.{key}: features can be kept of a frozen network only; "
-                f"add adapters.{key}.stem.network.* to freeze"
+                f"data.stem_views.{self.key}: features can be kept of a frozen network only; "
+                f"add adapters.{self.key}.stem.network.* to freeze"
             )
-        self.items = by_name(self.samples, key, "features of a stem", item_name)
-        self.augment = make_augments({key: self.options})[key] if self.options else Augment()
+        self.items = by_name(self.samples, self.key, "features of a stem", item_name)
+        self.augment = make_augments({self.key: self.options})[self.key] if self.options else Augment()
 
-    def keep(self, root: Path) -> Path:
-        """Compute missing features; returns their folder in ``root``."""
-        plain = {name: value for name, value in vars(self.adapter.stem).items() if isinstance(value, (int, float, str))}
-        plain.pop("training", None)
+    def keep(self, root: Path) -> FrozenCache:
+        """Compute missing features, together with the other processes; they are in a folder in ``root``."""
+        cache = FrozenCache(root / f"{self.key}-{self._fingerprint()}", self.items)
+        with ThreadPoolExecutor(DECODERS, initializer=compute_alone) as pool:
+
+            def compute(names: list[str]) -> Iterator[Output]:
+                self.network.to(self.device)
+                return self._outputs([self.items[name] for name in names], pool.map)
+
+            compute_missing(cache, compute, PART)
+        return cache
+
+    def _fingerprint(self) -> str:
+        stem = {}
+        for name, value in vars(self.adapter.stem).items():
+            if isinstance(value, int | float | str) and name != "training":
+                stem[name] = value
         processor = {name: str(value) for name, value in vars(self.processor).items()}
-        own = fingerprint([plain, processor, dict(self.options), self.views], self.network.state_dict())
-        cache = FrozenCache(root / f"{self.key}-{own}", self.items)
-        if cache.missing:
-            self.network.to(self.device)
-            with ThreadPoolExecutor(2, initializer=compute_alone) as pool:
-                cache.fill(lambda names: self._outputs([self.items[name] for name in names], pool.map), PART)
-        return cache.folder
+        return fingerprint([stem, processor, dict(self.options), self.views], self.network.state_dict())
 
-    def _outputs(self, samples: Sequence[Sample], map_ahead: Callable[..., Any]) -> Iterator[Output]:
-        made = (view for views in map_ahead(self._views, samples) for view in views)
-        while some := list(islice(made, BATCH)):
-            maps = self._compute([media for _, media, _ in some])
-            for (name, _, partner), one in zip(some, maps, strict=True):
-                yield Output(name, one.cpu().numpy(), partner)
+    def _outputs(self, samples: Sequence[Sample], map_ahead: Callable[..., Iterable[list[View]]]) -> Iterator[Output]:
+        views = chain.from_iterable(map_ahead(self._views, samples))
+        while batch := list(islice(views, BATCH)):
+            features = self._compute([view.media for view in batch])
+            for view, values in zip(batch, features, strict=True):
+                yield Output(view.name, values.cpu().numpy(), view.partner)
 
-    def _views(self, sample: Sample) -> list[tuple[str, Any, str | None]]:
-        """(name, augmented media, partner) for each view of an item; empty if it cannot be decoded."""
+    def _views(self, sample: Sample) -> list[View]:
+        """The views of an item; empty if it cannot be decoded."""
         name = item_name(sample)
-        rng = np.random.default_rng([int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")])
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        rng = np.random.default_rng([seed])
+        count = self.views if self.options else 1
         try:
             loaded = self.augment.load(sample.read(self.key), self.processor)
-            return [(name, *self._vary(loaded, sample, rng)) for _ in range(self.views if self.options else 1)]
+            return [View(name, *self._vary(loaded, sample, rng)) for _ in range(count)]
         except UserError as error:
             log.warning("%s: %s cannot be decoded and is left out: %s", sample.source, sample.key, error)
             return []
@@ -117,13 +138,14 @@ class StemViews:
     @torch.no_grad()
     def _compute(self, media: list[Any]) -> list[Tensor]:
         """Feature maps (*grid, channels) float16 of decoded items."""
-        batch = self.augment.collate(media, self.processor)
-        batch = {name: value.to(self.device) for name, value in batch.items()}
+        collated = self.augment.collate(media, self.processor)
+        batch = {name: value.to(self.device) for name, value in collated.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             features = self.adapter.stem_features(batch).half()
         if "lengths" not in batch:
             return list(features)
-        return [one[:length] for one, length in zip(features, self.adapter.token_lengths(batch), strict=True)]
+        lengths = self.adapter.token_lengths(batch).tolist()
+        return [item[:length] for item, length in zip(features, lengths, strict=True)]
 
 
 def make_stem_features(
@@ -134,14 +156,33 @@ def make_stem_features(
     device: torch.device,
     use_bfloat16: bool,
 ) -> dict[str, FrozenCache]:
-    """Features of the items from the frozen stems of data.stem_views, computed by the first process."""
-    found = {}
+    """Features of the items from the frozen stems of data.stem_views, computed by all processes."""
+    features = {}
     for key, views in recipe.data.stem_views.items():
-        samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
-        augment, made = recipe.data.augment.get(key, {}), ""
-        if parallel.rank() == 0:
-            arguments = (key, model.adapters[key], processors[key], augment, samples, views)
-            made = str(StemViews(*arguments, device, use_bfloat16).keep(recipe.frozen_folder))
-        items = {item_name(sample): sample for sample in reversed(samples)}  # the first of equal ones, as in `by_name`
-        found[key] = FrozenCache(Path(parallel.gather_objects(made)[0]), items)
-    return found
+        stem_views = StemViews(
+            key=key,
+            adapter=with_values(model.adapters[key], device),
+            processor=processors[key],
+            options=recipe.data.augment.get(key, {}),
+            samples=[sample for source in sources for sample in source.samples if key in sample.inputs],
+            views=views,
+            device=device,
+            use_bfloat16=use_bfloat16,
+        )
+        features[key] = stem_views.keep(recipe.frozen_folder)
+    return features
+
+
+def with_values(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module, or if some process has it without values, a copy on the device with those of the first process."""
+    is_empty = any(parameter.is_meta for parameter in module.parameters())
+    if not any(parallel.gather_numbers(int(is_empty))):
+        return module
+    copied = copy.deepcopy(module)
+    if is_empty:
+        copied.to_empty(device=device)
+    else:
+        copied.to(device)
+    for tensor in chain(copied.parameters(), copied.buffers()):
+        parallel.broadcast(tensor.data)
+    return copied

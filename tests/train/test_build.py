@@ -12,7 +12,7 @@ def decide(folder):
     """Only the first process has a fast device, then only the others have one."""
     with parallel.group(torch.device("cpu")):
         is_first = parallel.rank() == 0
-        answers = [build.first_decides(is_first), build.first_decides(not is_first)]
+        answers = [parallel.first_decides(is_first), parallel.first_decides(not is_first)]
         (folder / f"{parallel.rank()}").write_text(str(answers))
 
 

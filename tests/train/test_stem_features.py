@@ -16,6 +16,7 @@ from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop
+from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.log import read_log
 from onepeace.train.run import Run
 from onepeace.train.stem_features import StemViews
@@ -100,7 +101,7 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
 def test_a_folder_made_anew_is_read_anew(tmp_path):
     for value in (1, 2):
         cache = FrozenCache(tmp_path / "frozen", {"a": None})
-        cache.fill(lambda names, value=value: [Output(name, np.full((2, 3), value, np.float16)) for name in names], 8)
+        compute_missing(cache, lambda names, value=value: [Output("a", np.full((2, 3), value, np.float16))], 8)
         assert cache.read(cache.places["a"][0]).tolist() == np.full((2, 3), value).tolist()
         shutil.rmtree(tmp_path / "frozen")
 
@@ -114,7 +115,7 @@ def test_outputs_for_an_earlier_content_of_a_shard_are_not_used(tmp_path):
         assert cache.missing == [*items]
         a, partner = items
         made = {name: Output(name, np.full((1, 1), content), partner) for name in items}
-        cache.fill(lambda names, made=made: [made[name] for name in names], 8)
+        compute_missing(cache, lambda names, made=made: [made[name] for name in names], 8)
         assert not cache.missing
         (place,) = cache.places[a]
         assert (cache.read(place).item(), place.partner) == (content, partner)
@@ -123,18 +124,18 @@ def test_outputs_for_an_earlier_content_of_a_shard_are_not_used(tmp_path):
 def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
     run = Run(stem_recipe(root, tmp_path / "run", {"image": 1}), torch.device("cpu"))
     samples = list(run.steps.builder.decoder.features["image"].items.values())
-    write, together = FrozenCache._write, threading.Barrier(2)
+    write, together = FrozenCache.write, threading.Barrier(2)
 
     def slow(*arguments):
         with suppress(threading.BrokenBarrierError):
             together.wait(0.5)  # if they are not kept apart, both have their number by now
         write(*arguments)
 
-    monkeypatch.setattr(FrozenCache, "_write", slow)
+    monkeypatch.setattr(FrozenCache, "write", slow)
 
     def compute(some):
         arguments = ("image", run.model.adapters["image"], run.processors["image"], {}, some, 1)
-        return StemViews(*arguments, torch.device("cpu"), False).keep(tmp_path / "shared")
+        return StemViews(*arguments, torch.device("cpu"), False).keep(tmp_path / "shared").folder
 
     with ThreadPoolExecutor(2) as pool:
         (own,) = set(pool.map(compute, [samples[:8], samples[8:16]]))

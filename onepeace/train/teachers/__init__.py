@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,12 +17,13 @@ from onepeace.config.reader import nearest
 from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.device import upload
 from onepeace.errors import UserError
+from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
 
 log = logging.getLogger(__name__)
 
-PART = 8192
-"""Items per part of the cache."""
+PART = 1024
+"""Items per part of the cache: less than the ten minutes that processes wait for each other."""
 BATCH = 64
 """Items per forward pass of a teacher."""
 TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {"timm": timm_teacher, "transformers": transformers_teacher}
@@ -88,24 +89,51 @@ def teacher_table(
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
     cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", items)
-    if cache.missing:
-        encode = TEACHERS[teacher.library](teacher.name, modality, output)
-
-        def compute(part: list[str]) -> Iterator[Output]:
-            rest = iter(part)
-            while some := list(islice(rest, BATCH)):
-                loaded = {}
-                for name in some:
-                    try:
-                        loaded[name] = read(name)
-                    except UserError as error:
-                        log.warning("%s cannot be decoded, so %s has no output for it: %s", name, teacher, error)
-                if loaded:
-                    yield from map(Output, loaded, encode([*loaded.values()]).half().numpy())
-
-        cache.fill(compute, PART)
-    known = {name: cache.places[name][0] for name in items if name in cache.places}
-    if not known:
+    outputs = _Outputs(teacher, modality, output, read)
+    compute_missing(cache, outputs.compute, PART)
+    rows: dict[str, int] = {}
+    features = []
+    for name in items:
+        if name in cache.places:
+            rows[name] = len(rows)
+            features.append(cache.read(cache.places[name][0]))
+    if not rows:
         raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
-    features = torch.from_numpy(np.stack([cache.read(place) for place in known.values()]))
-    return TeacherTable({name: row for row, name in enumerate(known)}, features)
+    return TeacherTable(rows, torch.from_numpy(np.stack(features)))
+
+
+class _Outputs:
+    """Computes a teacher's outputs; the teacher is loaded for the first of them.
+
+    Args:
+        teacher, modality, output, read: see `teacher_table`.
+    """
+
+    def __init__(self, teacher: TeacherOptions, modality: str, output: str, read: Callable[[str], Any]) -> None:
+        self.teacher = teacher
+        self.modality = modality
+        self.output = output
+        self.read = read
+
+    @cached_property
+    def encode(self) -> Teacher:
+        return TEACHERS[self.teacher.library](self.teacher.name, self.modality, self.output)
+
+    def compute(self, names: Sequence[str]) -> Iterator[Output]:
+        """Outputs of the items that can be decoded."""
+        for start in range(0, len(names), BATCH):
+            loaded = self._load(names[start : start + BATCH])
+            if loaded:
+                vectors = self.encode(list(loaded.values())).half().numpy()
+                for name, vector in zip(loaded, vectors, strict=True):
+                    yield Output(name, vector)
+
+    def _load(self, names: Sequence[str]) -> dict[str, Any]:
+        """Decoded items by name; those that cannot be decoded are logged and left out."""
+        loaded = {}
+        for name in names:
+            try:
+                loaded[name] = self.read(name)
+            except UserError as error:
+                log.warning("%s cannot be decoded, so %s has no output for it: %s", name, self.teacher, error)
+        return loaded

@@ -1,0 +1,112 @@
+"""Several processes share what one would do alone: features of frozen stems, outputs of teachers, the evaluation."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.processes import start, train
+from test_stem_features import losses, stem_recipe
+
+from onepeace.config import write_config
+from onepeace.data.frozen_cache import FrozenCache, Output
+from onepeace.errors import UserError
+from onepeace.train import frozen_outputs, loop, parallel, stem_features
+from onepeace.train.frozen_outputs import compute_missing
+
+PART = 20
+
+
+def train_and_note(path, overrides, notes):
+    """A run whose processes note the number of views that they computed."""
+    stem_features.PART = PART
+    compute = stem_features.StemViews._compute
+
+    def noted(self, media):
+        with (notes / os.environ["RANK"]).open("a") as file:
+            file.write(f"{len(media)}\n")
+        return compute(self, media)
+
+    stem_features.StemViews._compute = noted
+    train(path, overrides)
+
+
+def outputs_of(folder):
+    """Stored rows by name of the item."""
+    rows = {}
+    for listing in sorted(folder.glob("part-*.json")):
+        cache = FrozenCache(folder, {})
+        cache.parts = [int(listing.stem.removeprefix("part-"))]
+        rows[listing.stem] = (listing.read_text(), np.load(listing.with_suffix(".npy")).tobytes())
+    return rows
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_features_of_stems_are_shared_and_those_of_one_process(root, tmp_path, monkeypatch, way):
+    data = {"augment": {"image": {"crop_scale": [0.5, 1.0]}}}
+    wanted = stem_recipe(root, tmp_path / "run", {"image": 2}, data=data)
+    write_config(wanted, tmp_path / "recipe.yaml")
+    (tmp_path / "notes").mkdir()
+    overrides = [f"run.out={tmp_path / 'two'}", f"run.parallel={way}"]
+    start(2, train_and_note, tmp_path / "recipe.yaml", overrides, tmp_path / "notes")
+    counts = [sum(map(int, path.read_text().split())) for path in sorted((tmp_path / "notes").iterdir())]
+    assert counts == [2 * 56, 2 * 40]  # parts of 20, 20, 16 and of 20, 20 items
+
+    monkeypatch.setattr(stem_features, "PART", PART)
+    loop.train(wanted)
+    (one,) = (tmp_path / "run" / "frozen").iterdir()
+    (two,) = (tmp_path / "two" / "frozen").iterdir()
+    assert one.name == two.name
+    assert outputs_of(one) == outputs_of(two)
+    assert len(outputs_of(one)) == 5
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
+
+
+def miss_differently(folder):
+    """Two machines whose folders are not the same one."""
+    with parallel.group(torch.device("cpu")):
+        cache = FrozenCache(folder / str(parallel.rank()), {"a": None, "b": None})
+        if parallel.rank():
+            cache.folder.mkdir()
+            cache.write(0, [Output("a", np.zeros((1, 2), np.float16))])
+            cache.refresh()
+        with pytest.raises(UserError, match=r"processes miss 1 to 2 outputs in it; set data\.frozen_folder"):
+            compute_missing(cache, lambda names: [], 1)
+
+
+def test_a_folder_that_the_processes_do_not_share_is_an_error(tmp_path):
+    start(2, miss_differently, tmp_path)
+    assert not list(Path(tmp_path / "0").glob("part-*"))
+
+
+def test_another_run_that_computes_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen_outputs, "LOCK_SECONDS", 0.05)
+    items = {"a": None}
+    other = FrozenCache(tmp_path, items)
+    asked = threading.Event()
+    acquired = frozen_outputs._acquired
+
+    def noted(lock):
+        if not acquired(lock):
+            asked.set()
+            return False
+        return True
+
+    monkeypatch.setattr(frozen_outputs, "_acquired", noted)
+
+    def compute_slowly():
+        with other.lock():
+            started.set()
+            assert asked.wait(10)
+            other.write(0, [Output("a", np.ones((1, 2), np.float16))])
+
+    started = threading.Event()
+    thread = threading.Thread(target=compute_slowly)
+    thread.start()
+    assert started.wait(10)
+    cache = FrozenCache(tmp_path, items)
+    compute_missing(cache, lambda names: pytest.fail("it is there by now"), 1)
+    thread.join()
+    assert cache.missing == []
