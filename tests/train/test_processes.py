@@ -9,7 +9,7 @@ from filelock import FileLock
 from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS, write_shards
-from support.training import DENOISING, recipe
+from support.training import DENOISING, assert_same_weights, recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
@@ -170,16 +170,18 @@ def test_a_run_ends_while_gloo_still_tidies_up():
 
 
 def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
-    """One process, two with a share each, two with all of it: the run of one process that was never stopped."""
+    """One process, two with a share each, two shares in four, two with all of it: the run of one process that was never
+    stopped."""
     path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     run = {"batch_size": 16, "log_every": 1, "save_every": 2, "ema": 0.5, "keep": 9}
-    write_config(recipe(root, out, steps=6, run=run), path)
+    write_config(recipe(root, out, steps=8, run=run), path)
     train(path, [], 2)
     start(2, train, path, ["run.parallel=fsdp"], 4)
+    start(4, train, path, ["run.parallel=fsdp", "run.shard=2"], 6)
     start(2, train, path, [])
     train(path, [f"run.out={tmp_path / 'whole'}"])
-    assert [step_of(saved) for saved in folders(out)] == [2, 4, 6]
-    assert_same_losses(tmp_path / "whole", out, 6)
+    assert [step_of(saved) for saved in folders(out)] == [2, 4, 6, 8]
+    assert_same_losses(tmp_path / "whole", out, 8)
     ours = read_newest(out)
     theirs = read_newest(tmp_path / "whole")
     for name, tensor in theirs.ema.items():
@@ -187,8 +189,16 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     assert ours.optimizer.keys() == theirs.optimizer.keys()
     for name, values in theirs.optimizer.items():
         moments = ours.optimizer[name]
-        assert moments["step"] == values["step"] == 6
+        assert moments["step"] == values["step"] == 8
         assert torch.allclose(moments["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), name
+
+
+def test_sharded_run_that_is_cut_off_goes_on_to_the_bit(distributed):
+    overrides = [f"run.out={distributed / 'cut'}", "run.parallel=fsdp", "run.save_every=1"]
+    start(2, train, distributed / "recipe.yaml", overrides, 2)
+    start(2, train, distributed / "recipe.yaml", overrides)
+    assert_same_weights(distributed / "cut" / "model", distributed / "fsdp" / "model")
+    assert losses(distributed / "cut") == losses(distributed / "fsdp")
 
 
 def train_with_teacher(path, asked):
