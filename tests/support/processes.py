@@ -29,13 +29,18 @@ TERMS = {
 LENGTHS = [0, 1, 2, 3, 4, 5, 1, 3]
 
 
+def preload():
+    """Have processes forked from one that has imported torch and done nothing: an import costs more than most tests."""
+    modules = ["onepeace.train.loop", "torch._dynamo", "torch.distributed.checkpoint.state_dict_saver", "pytest"]
+    multiprocessing.set_forkserver_preload([*modules, "PIL.Image", "tokenizers", "huggingface_hub", "filelock"])
+
+
 def start(ranks, function, *args, **options):
     """``function(*args)`` in each of ``ranks`` processes; what breaks in one is raised here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Each is a fork of one process that has imported torch and done nothing: an import costs more than most tests.
-    multiprocessing.set_forkserver_preload(["onepeace.train.loop", "torch._dynamo", "pytest"])
+    preload()
     mp.start_processes(_begin, (ranks, port, function, args, options), nprocs=ranks, start_method="forkserver")
 
 

@@ -1,17 +1,21 @@
 """A run that is killed, stopped, cut off or fed with nonsense goes on as if nothing had been, or says what is wrong."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from support.checkpoints import read_newest
+from support.processes import preload
 from support.training import DENOISING, MODEL, assert_same_weights, logged, recipe, source
 
 from onepeace import cli
@@ -23,6 +27,7 @@ from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.checkpoint_files import folders, step_of
 from onepeace.train.log import Log, read_log
+from onepeace.train.recipe import read_recipe
 from onepeace.train.step import Stepper
 
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
@@ -139,6 +144,89 @@ def test_ctrl_c_saves_and_says_so_once(root, tmp_path, monkeypatch, capsys, capl
     (line,) = (line for line in said if line.removeprefix("onepeace: ").startswith("stopped"))
     assert " 3 " in line
     assert step_of(checkpoint.newest(out)) == 3
+
+
+KILLS = 20
+
+
+class Kill:
+    """Counts what the thread that writes checkpoints does to files, slowly, and kills the process at one of it."""
+
+    def __init__(self, at):
+        self.at = at
+        self.count = 0
+
+    def __call__(self, function):
+        def counted(*arguments, **options):
+            if threading.current_thread() is not threading.main_thread():
+                self.count += 1
+                if self.count == self.at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(0.003)
+            return function(*arguments, **options)
+
+        return counted
+
+
+def write_in_pieces(write, kill):
+    """Of save_file: the content comes piece by piece, so that a killed process leaves a part of a file."""
+
+    def slowly(tensors, path, metadata):
+        write(tensors, path, metadata)
+        content = path.read_bytes()
+        with path.open("wb", buffering=0) as file:
+            add = kill(file.write)
+            for start in range(0, len(content), len(content) // 8):
+                add(content[start : start + len(content) // 8])
+
+    return slowly
+
+
+def train_killed(path, at, counted):
+    """Train; the process is killed at operation ``at`` of the writing, or tells how many there are."""
+    kill = Kill(at)
+    for name in ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"):
+        setattr(os, name, kill(getattr(os, name)))
+    safetensors.torch.save_file = write_in_pieces(safetensors.torch.save_file, kill)
+    loop.train(read_recipe(path))
+    counted.put(kill.count)
+
+
+def train_in_process(path, at):
+    """Exit code of a process that trains, and the number of operations."""
+    context = multiprocessing.get_context("forkserver")
+    preload()
+    counted = context.SimpleQueue()
+    process = context.Process(target=train_killed, args=(path, at, counted))
+    process.start()
+    process.join()
+    return process.exitcode, 0 if process.exitcode else counted.get()
+
+
+def test_killed_anywhere_in_the_writing_of_a_checkpoint_a_run_goes_on_to_the_bit(root, tmp_path, caplog):
+    def make(name):
+        run = {**RUN, "ema": 0.9, "save_every": 1}
+        made = recipe(root, tmp_path / name, steps=4, run=run, model={**MODEL, "drop_path": 0.3})
+        write_config(made, tmp_path / f"{name}.yaml")
+        return made
+
+    make("whole")
+    code, operations = train_in_process(tmp_path / "whole.yaml", at=None)
+    assert code == 0
+    half_written = 0
+    for at in np.random.default_rng(45).choice(operations, KILLS, replace=False):
+        wanted = make(str(at))
+        code, _ = train_in_process(tmp_path / f"{at}.yaml", at=1 + at)
+        assert code == -signal.SIGKILL
+        out = tmp_path / str(at)
+        half_written += len(list(out.glob(".*.tmp")))
+        loop.train(wanted)
+        assert not list(out.glob(".*.tmp"))
+        assert len(folders(out)) == 2
+        assert logged(out) == logged(tmp_path / "whole")
+        assert_same_weights(out / "model", tmp_path / "whole" / "model")
+    assert half_written > KILLS / 2
+    assert "going on from the one before" not in caplog.text
 
 
 def test_cut_off_checkpoint_falls_back_on_the_one_before(parts, whole, tmp_path, caplog):
