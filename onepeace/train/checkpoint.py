@@ -183,7 +183,7 @@ class Checkpoints:
     def is_due(self, minutes: float) -> bool:
         """Whether ``minutes`` have passed since the last checkpoint, and so long that its pause was at most `SHARE` of
         the time. False while one is being written, if ``minutes`` is 0, and in all processes but the first."""
-        if minutes == 0 or parallel.rank() > 0 or (self._writing is not None and not self._writing.done()):
+        if minutes == 0 or parallel.rank() > 0 or self.is_writing():
             return False
         return time.monotonic() - self._saved_at >= max(60 * minutes, self._seconds / SHARE)
 
@@ -221,6 +221,10 @@ class Checkpoints:
         )
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - started
+
+    def is_writing(self) -> bool:
+        """Whether the files of a checkpoint are being written."""
+        return self._writing is not None and not self._writing.done()
 
     def has_failed(self) -> bool:
         """Whether a checkpoint could not be written; does not wait."""

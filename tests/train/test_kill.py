@@ -130,8 +130,16 @@ def stopped(process, out):
 
 
 def test_ctrl_c_saves_and_says_so_once(root, tmp_path, monkeypatch, capsys, caplog):
+    """Pressed while a checkpoint is being written, which is completed first."""
     path, out, take = tmp_path / "recipe.yaml", tmp_path / "run", Stepper.forward_backward
-    write_config(recipe(root, out, steps=6, run=RUN), path)
+    write_config(recipe(root, out, steps=6, run={**RUN, "save_every": 2}), path)
+    write = safetensors.torch.save_file
+
+    def write_slowly(*arguments):
+        time.sleep(0.5)
+        write(*arguments)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write_slowly)
 
     def pressed(stepper, group):
         if len(read_log(out / "log.jsonl")) == 2:
@@ -143,7 +151,7 @@ def test_ctrl_c_saves_and_says_so_once(root, tmp_path, monkeypatch, capsys, capl
     said = [*capsys.readouterr().err.splitlines(), *caplog.messages]
     (line,) = (line for line in said if line.removeprefix("onepeace: ").startswith("stopped"))
     assert " 3 " in line
-    assert step_of(checkpoint.newest(out)) == 3
+    assert [step_of(folder) for folder in folders(out)] == [2, 3]
 
 
 KILLS = 20
