@@ -1,7 +1,7 @@
 """How long a training stands still for a checkpoint, and how long it is written; alone or under torchrun.
 
-    python docs/results/checkpoint.py --parameters 100e6 FOLDER
-    torchrun --nproc-per-node 2 docs/results/checkpoint.py --parameters 100e6 --parallel fsdp FOLDER
+python docs/results/checkpoint.py --parameters 100e6 FOLDER
+torchrun --nproc-per-node 2 docs/results/checkpoint.py --parameters 100e6 --parallel fsdp FOLDER
 """
 
 import argparse
@@ -51,9 +51,12 @@ def measure(out: Path, parameters: float, config: RunConfig, device: torch.devic
     """Print a line for each checkpoint, after the steps before it."""
     torch.manual_seed(0)
     network = Network(parameters)
-    parallelized = parallel.parallelize(network, network.layers, config, device)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    parallel.parallelize(network, network.layers, config, device)
     batch = torch.randn(16, WIDTH, device=device)
+    parallelized: nn.Module = network
+    if config.parallel == "ddp":
+        parallelized = parallel.replicate(network, lambda: network(batch))
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 
     def step() -> float:
         began = time.perf_counter()
@@ -78,7 +81,8 @@ def measure(out: Path, parameters: float, config: RunConfig, device: torch.devic
         checkpoints.wait()
         writing = time.perf_counter() - began - pause
         beside = statistics.median(steps)
-        say(f"| {number} | {pause:.3f} | {writing:.3f} | {pause / writing:.3f} | {alone * 1e3:.0f} | {beside * 1e3:.0f} |")
+        share = pause / writing
+        say(f"| {number} | {pause:.3f} | {writing:.3f} | {share:.3f} | {alone * 1e3:.0f} | {beside * 1e3:.0f} |")
     size = sum(path.stat().st_size for path in out.glob(f"step-*{ROUNDS}/*"))
     say(f"\n{size / 1e9:.2f} GB in {parallel.world_size()} files, {config.parallel}")
 

@@ -1,5 +1,6 @@
 """The tensors of a checkpoint, whole, however many processes wrote it."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,9 @@ def read_checkpoint(folder):
     tensors = {}
     for name, about in reader.read_metadata().state_dict_metadata.items():
         tensors[name] = torch.empty(about.size, dtype=about.properties.dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     saved = Saved(read_header(folder).step, {}, {}, {})
     for name, tensor in tensors.items():
         part, _, name = name.partition(".")

@@ -39,9 +39,9 @@ def checkpoints_of(out, layout, seed):
     torch.manual_seed(seed)
     network = Network()
     network.count += seed
-    parallelized = parallel.parallelize(network, [network.first], LAYOUTS[layout], CPU)
+    parallel.parallelize(network, [network.first], LAYOUTS[layout], CPU)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)
-    parallelized(torch.randn(16, 4)).backward()
+    network(torch.randn(16, 4)).backward()  # in all processes the same
     optimizer.step()
     average = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     return checkpoint.Checkpoints(out, checkpoint.State(network, optimizer, average), keep=2)
