@@ -231,6 +231,7 @@ def _shard(
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # No device ever holds the whole model: it is sharded on the meta device, then tensors are broadcast one by one.
     whole = objective.state_dict() if rank() == 0 else {}
+    buffers = dict(objective.named_buffers())
     objective.to("meta")
     keep_gathered = keeps_gathered(units, config.keep_gathered, device)
     shard = partial(
@@ -249,6 +250,17 @@ def _shard(
     objective.to_empty(device=device)
     state_options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(objective, whole, options=state_options)
+    _restore_buffers(objective, buffers)
+
+
+def _restore_buffers(objective: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Give buffers that no state_dict has, such as positions, the values that they had in the first process."""
+    stored = objective.state_dict().keys()
+    for name, buffer in objective.named_buffers():
+        if name not in stored:
+            if rank() == 0:
+                buffer.copy_(buffers[name])
+            broadcast(buffer)
 
 
 def sharding_mesh(device: torch.device, shard: int | None) -> "DeviceMesh":

@@ -4,8 +4,10 @@ import pytest
 import torch
 from support.processes import start
 from support.training import recipe
+from torch import nn
 
 from onepeace.train import build, parallel
+from onepeace.train.sections import RunConfig
 
 
 def decide(folder):
@@ -31,3 +33,25 @@ def test_precision_auto_is_that_of_the_device(monkeypatch, tmp_path, precision, 
     monkeypatch.setattr(build, "bfloat16_is_fast", lambda device: fast and device.type == "cuda")
     wanted = recipe(tmp_path, tmp_path, run={"precision": precision})
     assert build.computes_in_bfloat16(wanted, torch.device("cuda")) == bfloat16
+
+
+class WithPositions(nn.Module):
+    """A layer with a buffer that is not stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("positions", torch.arange(4.0), persistent=False)
+
+
+def shard_with_positions():
+    with parallel.group(torch.device("cpu")):
+        with torch.device("cpu" if parallel.rank() == 0 else "meta"):
+            module = WithPositions()
+        run = RunConfig(out="", parallel="fsdp")
+        parallel.parallelize(module, [module.layer], run, torch.device("cpu"))
+        assert module.positions.tolist() == [0, 1, 2, 3]
+
+
+def test_sharding_keeps_buffers_that_are_not_stored():
+    start(2, shard_with_positions)
