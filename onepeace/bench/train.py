@@ -19,6 +19,7 @@ from onepeace.cost.inputs import SAMPLE_RATE, largest_items, pair_batch, planned
 from onepeace.cost.measure import step_cost
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
+from onepeace.layers.recompute import set_recompute
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.objective import Objective
@@ -54,8 +55,7 @@ class StepPair:
         )
         self.moved = self.batch.to(device)
         self.model.to(device)
-        if recipe.run.checkpoint_activations:
-            self.model.set_grad_checkpointing()
+        set_recompute(self.model, recipe.run.recompute)
         padding = {"ours": recipe.run.max_padding, "baseline": 1.0}
         self.candidates = {name: self._objective(self.model, most).to(device) for name, most in padding.items()}
 
@@ -111,7 +111,7 @@ def bench_train(
         for dtype in dtypes:
             log.info("%s, %s ...", pair, dtype)
             about = {"pair": pair, "dtype": str(dtype).removeprefix("torch."), "batch": len(steps.batch.keys)}
-            about["checkpointed"] = recipe.run.checkpoint_activations
+            about["recompute"] = recipe.run.recompute
             found = steps.measure(dtype, seconds)
             slow, median, fast = (teraflop / found["seconds"]["ours"][name] for name in ("high", "median", "low"))
             yield {**about, **found, "teraflops": {"low": slow, "median": median, "high": fast}}
@@ -120,7 +120,7 @@ def bench_train(
 def columns(row: Mapping[str, Any]) -> dict[str, str]:
     """Columns of the table."""
     return {
-        "pair": row["pair"] + (", checkpointed" if row["checkpointed"] else ""),
+        "pair": row["pair"] + (", blocks recomputed" if row["recompute"] == "blocks" else ""),
         "dtype": row["dtype"],
         "batch": str(row["batch"]),
         **compared(row),

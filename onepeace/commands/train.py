@@ -84,7 +84,7 @@ def plan_text(plan: "Plan") -> str:
         f"GB on each GPU ({run.parallel})": "",
         "  weights, gradients, optimizer": f"{memory.states / 1e9:.2f}",
         "  exchanged": f"{memory.exchange / 1e9:.2f}",
-        "  activations" + ", checkpointed" * run.checkpoint_activations: f"{memory.activations / 1e9:.2f}",
+        f"  activations, recompute: {run.recompute}": f"{memory.activations / 1e9:.2f}",
         "  total, plus a tenth for workspace": f"{memory.needed / 1e9:.2f}",
         "GB of a checkpoint": f"{plan.file / 1e9:.2f}",
         **{f"GFLOP of an item, {name}": f"{own / 1e9:,.1f}" for name, own in plan.flops_per_item.items()},

@@ -25,6 +25,7 @@ from onepeace.errors import UserError, one_line
 from onepeace.files.cache import cache_folder
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.registry import find
+from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.train.folder import model_folder
 from onepeace.train.lora import add_lora_and_freeze
@@ -153,7 +154,7 @@ def measured_cost(recipe: Recipe, config: Config, source: str, items: int) -> Co
     chunks = min(recipe.run.grad_cache_chunks, 2)  # of further chunks, only the tensors that the losses need are kept
     items *= chunks
     model = planned_model(recipe, config)
-    model.set_grad_checkpointing(recipe.run.checkpoint_activations)
+    set_recompute(model, recipe.run.recompute)
     count = items * rows_of_an_item(config.model)
     inputs = {
         key: {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in one.items()}

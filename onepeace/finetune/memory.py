@@ -10,8 +10,8 @@ from onepeace.train.recipe import Recipe
 
 ROOM = 0.8
 """Share of the available memory that a plan may fill: kernels need workspace that is not in the plan."""
-CHECKPOINTED: Options = {"run": {"checkpoint_activations": True}}
-LORA: Options = {"lora": {"rank": 16, "alpha": 32}, "freeze": {"except": ["heads.*", "logit_scale"]}, **CHECKPOINTED}
+RECOMPUTED: Options = {"run": {"recompute": "blocks"}}
+LORA: Options = {"lora": {"rank": 16, "alpha": 32}, "freeze": {"except": ["heads.*", "logit_scale"]}, **RECOMPUTED}
 CHUNKS = (4, 16)
 """Parts of a step (gradient caching): the loss is of the whole batch, the activations are those of one part."""
 
@@ -19,7 +19,7 @@ CHUNKS = (4, 16)
 def fitting_recipe(
     content: Options, overrides: Sequence[str], available: int | None, say: Callable[[str], None]
 ) -> Recipe:
-    """The recipe, or its first form that fits into memory: with checkpointed activations, with steps in parts, and
+    """The recipe, or its first form that fits into memory: with recomputed activations, with steps in parts, and
     finally with LoRA instead of training all weights.
 
     Args:
@@ -46,8 +46,8 @@ def fitting_recipe(
 
 
 def _forms(content: Options) -> Iterator[Options]:
-    parts = [merge(CHECKPOINTED, {"run": {"grad_cache_chunks": count}}) for count in CHUNKS]
-    for change in ({}, CHECKPOINTED, *parts):
+    parts = [merge(RECOMPUTED, {"run": {"grad_cache_chunks": count}}) for count in CHUNKS]
+    for change in ({}, RECOMPUTED, *parts):
         yield merge(content, change)
     if "lora" not in content:
         for change in ({}, *parts):

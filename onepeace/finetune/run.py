@@ -196,7 +196,8 @@ class FineTuning:
             recipe = fitting_recipe(content, self.overrides, available_memory(choose_device()), self.say)
         items = ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities)
         text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {trained(recipe)}"
-        text += ", activations computed again" * recipe.run.checkpoint_activations
+        if recipe.run.recompute == "blocks":
+            text += ", activations computed again"
         if recipe.run.grad_cache_chunks > 1:
             text += f", each step in {recipe.run.grad_cache_chunks} parts"
         self.say(f"{way}{': ' * bool(way)}{text} (a.b=value sets another)")

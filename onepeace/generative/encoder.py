@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
 from onepeace.layers.attention import HeadScaledAttention
-from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.gather import gather_pairs, gather_tokens
 from onepeace.layers.initialisation import STD
+from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath
 
 from .stem import ResNetStem
@@ -39,7 +39,7 @@ class Segment(NamedTuple):
         return torch.zeros(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
 
 
-class EncoderBlock(Recomputed):
+class EncoderBlock(RecomputedBlock):
     """Pre-norm block: self-attention followed by a LayerNorm, and a feed-forward layer."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):

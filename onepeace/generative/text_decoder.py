@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from onepeace.errors import expect
 from onepeace.layers.attention import HeadScaledAttention, KeysValues
-from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.initialisation import normal_init
+from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath
 
 from .token_kinds import PositionBias, SequenceTokens
@@ -44,7 +44,7 @@ def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(padding_mask, dtype=dtype).masked_fill(padding_mask, -torch.inf)[:, None, None]
 
 
-class DecoderBlock(Recomputed):
+class DecoderBlock(RecomputedBlock):
     """Pre-norm block: self-attention, cross-attention, feed-forward layer; a LayerNorm follows each attention."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):

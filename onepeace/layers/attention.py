@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import checkpoint
 from .precision import at_least_float32, cast_once
+from .recompute import RecomputedEnd
 
 
 def use_math_attention(device_type: str, dtype: torch.dtype, length: int, trained_bias: bool = False) -> bool:
@@ -51,7 +51,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(RecomputedEnd):
     """Multi-head self-attention with a LayerNorm before the output projection (sub-LN, as in Magneto).
 
     Keys have no bias (released code): it would shift all logits of a query equally.
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
         q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
         # Under autocast q, k and v have half precision and the tables float32; the kernels need a single dtype.
         bias = None if bias is None else bias.to(q.dtype)
-        return checkpoint(self._mix, attention(q, k, v, bias, self.scale))
+        return self.compute_end(self._mix, attention(q, k, v, bias, self.scale))
 
     def _mix(self, out: Tensor) -> Tensor:
         """(B, H, L, head_dim) -> (B, L, D)."""
@@ -87,7 +87,7 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values, (B, H, S, head_dim) each."""
 
 
-class HeadScaledAttention(nn.Module):
+class HeadScaledAttention(RecomputedEnd):
     """Multi-head self- or cross-attention with a learned gain per head (NormFormer).
 
     Its logits have half the usual variance, as the bias adds the other half (see `PositionBias`).
@@ -115,7 +115,7 @@ class HeadScaledAttention(nn.Module):
     def forward(self, x: Tensor, keys_values: KeysValues, bias: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D); ``bias`` (1 or B, H, 1 or T, S) as in ``attention``."""
         q = self._heads(self.q(x))
-        return checkpoint(self._mix, attention(q, *keys_values, bias.to(q.dtype), self.scale))
+        return self.compute_end(self._mix, attention(q, *keys_values, bias.to(q.dtype), self.scale))
 
     def _mix(self, out: Tensor) -> Tensor:
         """(B, H, T, head_dim) -> (B, T, D)."""

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import checkpoint
 from .precision import cast_once
+from .recompute import RecomputedEnd
 
 
-class GEGLU(nn.Module):
+class GEGLU(RecomputedEnd):
     """Gated feed-forward layer with an inner LayerNorm (sub-LN): down(norm(GELU(gate x) * up x))."""
 
     def __init__(self, dim: int, hidden: int):
@@ -20,7 +20,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = cast_once(x)
-        return checkpoint(self._narrow, self.gate(x), self.up(x))
+        return self.compute_end(self._narrow, self.gate(x), self.up(x))
 
     def _narrow(self, gate: Tensor, up: Tensor) -> Tensor:
         hidden = F.gelu(gate)
@@ -29,7 +29,7 @@ class GEGLU(nn.Module):
         return self.down(self.norm(hidden))
 
 
-class FeedForward(nn.Module):
+class FeedForward(RecomputedEnd):
     """Feed-forward layer with an inner LayerNorm (NormFormer): down(norm(GELU(up x)))."""
 
     def __init__(self, dim: int, hidden: int):
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return checkpoint(self._narrow, self.up(x))
+        return self.compute_end(self._narrow, self.up(x))
 
     def _narrow(self, up: Tensor) -> Tensor:
         return self.down(self.norm(F.gelu(up)))

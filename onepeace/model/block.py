@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.layers.attention import SelfAttention
-from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import GEGLU
+from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath, LayerScale, Residual
 
 from .sequence import TokenSpan
 
 
-class Block(Recomputed):
+class Block(RecomputedBlock):
     """Pre-norm Transformer block: attention shared by all modalities, one FFN per modality (paper: modality FFNs).
 
     The key of a span selects the FFN of its tokens: a modality is an entry of ``ffn``.

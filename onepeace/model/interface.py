@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config import Options
-from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.features import Features
+from onepeace.layers.recompute import set_recompute
 
 from .adapters import Adapter
 from .sequence import StemOutput
@@ -52,11 +52,9 @@ class Trained(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of the blocks, and recompute the rest in the backward pass (timm's name).
 
-        ``run.checkpoint_activations`` of a recipe and the plug-ins of timm and open_clip call it.
+        The plug-ins of timm and open_clip call it; a recipe has ``run.recompute``.
         """
-        for block in self.blocks:
-            if isinstance(block, Recomputed):
-                block.gradient_checkpointing = enable
+        set_recompute(self, "blocks" if enable else "ffn")
 
 
 class Encoder(Trained):

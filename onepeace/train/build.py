@@ -19,6 +19,7 @@ from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.generative.tasks import Task
 from onepeace.hub.architectures import build_module
+from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.processors.processor import Processor
 from onepeace.train import parallel
@@ -147,7 +148,7 @@ def computes_in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
 def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_bfloat16: bool) -> None:
     """Move the objective to its device, compiled and sharded as the recipe says."""
     model = objective.model
-    model.set_grad_checkpointing(recipe.run.checkpoint_activations)
+    set_recompute(model, recipe.run.recompute)
     if recipe.run.compile and parallel.first_decides(pays_off(model, device)):
         compile_always(model)
     parallel.parallelize(

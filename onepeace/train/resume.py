@@ -33,7 +33,7 @@ MAY_CHANGE = frozenset(
         "run.shard",
         "run.keep_gathered",
         "run.compile",
-        "run.checkpoint_activations",
+        "run.recompute",
     }
 )
 """Fields that do not affect the result of a step, except for rounding, and schedule.steps, which affects its rate."""

@@ -11,6 +11,7 @@ from onepeace.config import Options
 from onepeace.config.limits import Count, Natural, NotNegative, Positive, Probability, Share
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
+from onepeace.layers.recompute import Recompute
 
 WSD_DECAY = 0.2
 """Share of the steps in the decay of wsd; a fifth is enough (arXiv 2405.18392)."""
@@ -219,8 +220,9 @@ class RunConfig:
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: Count = 1
     """Number of parts in which a process computes its batch; more parts need less memory, with the same result."""
-    checkpoint_activations: bool = False
-    """Whether to recompute each block's activations in the backward pass."""
+    recompute: Recompute = "ffn"
+    """What the backward pass recomputes instead of storing it: blocks, of which only the inputs are stored; ffn, the
+    cheap end of FFNs and attention; or none, which needs most memory and is fastest."""
     max_padding: NotNegative = 0.1
     """Share of padding above which items are computed in groups of similar length; 1 = never."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

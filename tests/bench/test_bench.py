@@ -107,10 +107,10 @@ def test_wrong_options_are_one_line(capsys, arguments, code, message):
 @pytest.mark.slow
 def test_rows_of_training(monkeypatch):
     monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
-    run = ["run.batch_size=16", "run.checkpoint_activations=true"]  # of 4 items fixed costs prevail
+    run = ["run.batch_size=16", "run.recompute=blocks"]  # of 4 items fixed costs prevail
     (row,) = bench_train(read_recipe(STAGE_TWO, [*SHRUNKEN, *run]), [torch.bfloat16], CPU, 0)
     assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 16)
-    assert row["checkpointed"]
+    assert row["recompute"] == "blocks"
     assert 0 < row["time_ours_over_baseline"]["low"] <= row["time_ours_over_baseline"]["median"]
     assert row["memory_ours_over_baseline"] < 1
     assert row["padding"]["ours"] < 0.12 < row["padding"]["baseline"]

@@ -15,6 +15,7 @@ from onepeace.cost import plan
 from onepeace.cost.inputs import item_batch, largest_items, pair_batch
 from onepeace.cost.measure import Live, keep_as_on_a_gpu
 from onepeace.errors import UserError
+from onepeace.layers.recompute import set_recompute
 from onepeace.model import OnePeace
 from onepeace.train.model_config import make_config
 from onepeace.train.objective import Objective
@@ -66,7 +67,7 @@ def recipe(other, batch=4, depth=1, **run):
     ("other", "run"),
     [
         pytest.param("image", {"precision": "float32"}, marks=pytest.mark.slow),
-        ("audio", {"checkpoint_activations": True}),
+        ("audio", {"recompute": "blocks"}),
         pytest.param("audio", {}, marks=pytest.mark.slow),
         pytest.param("audio", {"grad_cache_chunks": 2}, marks=pytest.mark.slow),
     ],
@@ -79,8 +80,7 @@ def test_plan_is_what_a_real_step_takes(other, run):
     model = objective.model
     if wanted.freeze:
         freeze(model, wanted.freeze)
-    if wanted.run.checkpoint_activations:
-        model.set_grad_checkpointing()
+    set_recompute(model, wanted.run.recompute)
     items = largest_items(config, wanted.data.train[0].pair, count)
     batch = pair_batch(wanted, model, f"{other}+text", items).split(wanted.run.grad_cache_chunks, model.adapters)
     for parameter in objective.parameters():
@@ -107,7 +107,7 @@ def test_plan_is_what_a_real_step_takes(other, run):
 
 
 def test_many_items_follow_from_few(monkeypatch):
-    wanted = recipe("image", batch=12, checkpoint_activations=True)
+    wanted = recipe("image", batch=12, recompute="blocks")
     every = plan.make_plan(wanted)
     monkeypatch.setattr(plan, "MEASURED", 8)
     few = plan.make_plan(wanted)
@@ -144,7 +144,7 @@ def test_further_blocks_cost_as_much_as_the_second():
 
 
 def test_plan_command_prints_the_plan(tmp_path, capsys):
-    wanted = contrastive(checkpoint_activations=True, parallel="fsdp")
+    wanted = contrastive(recompute="blocks", parallel="fsdp")
     write_config(wanted, tmp_path / "recipe.yaml")
     assert main(["train", str(tmp_path / "recipe.yaml"), "--plan", "--processes", "2"]) == 0
     numbers = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line]

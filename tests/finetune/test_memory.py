@@ -23,7 +23,7 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
 
     def make_plan(recipe):
         run = recipe.run
-        needs.append((run.checkpoint_activations, run.grad_cache_chunks, recipe.lora is not None))
+        needs.append((run.recompute == "blocks", run.grad_cache_chunks, recipe.lora is not None))
         total = 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
         return SimpleNamespace(memory=(total,))
 
@@ -34,7 +34,7 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
         needs.clear()
         recipe = memory.fitting_recipe(content, ["lora.rank=4"] if available < 60 else [], available, said.append)
         assert needs == (forms[:count] if available >= 60 else [(*form[:2], True) for form in forms])
-        assert recipe.run.checkpoint_activations == needs[-1][0]
+        assert (recipe.run.recompute == "blocks") == needs[-1][0]
         assert recipe.run.grad_cache_chunks == needs[-1][1]
     assert "it may not fit" in said[-1]
     assert all("it may not fit" not in line for line in said[:-1])
@@ -45,6 +45,6 @@ def test_a_plan_of_the_real_recipe(content):
     """A term with targets is planned too, and checkpoints and parts need less."""
     said = []
     recipe = memory.fitting_recipe(content, [], 10**12, said.append)
-    assert not recipe.run.checkpoint_activations
+    assert recipe.run.recompute == "ffn"
     (line,) = said
     assert line.endswith("of the 1000.0 GB that are available")

@@ -5,7 +5,7 @@ import torch
 from support.small_models import ALL, batch_of, small_model
 from torch import nn
 
-from onepeace.layers import attention, feedforward
+from onepeace.layers.recompute import set_recompute
 
 
 class LoRA(nn.Module):
@@ -20,24 +20,22 @@ class LoRA(nn.Module):
         return self.base(x) + self.b(self.a(self.dropout(x)))
 
 
-def gradients(grad_checkpointing=False):
+def gradients(what):
     torch.manual_seed(0)
     model = small_model(*ALL, decoder=None, drop_path=0.3).train()
     for block in model.blocks:
         block.attn.proj = LoRA(block.attn.proj)
         for ffn in block.ffn.values():
             ffn.down = LoRA(ffn.down)
-    model.set_grad_checkpointing(grad_checkpointing)
+    set_recompute(model, what)
     sum(vector[:, 0].sum() for vector in model(batch_of(model, range(4))).values()).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("grad_checkpointing", [False, True])
-def test_dropout_anywhere_draws_the_same_mask_in_the_backward_pass(monkeypatch, grad_checkpointing):
-    found = gradients(grad_checkpointing)
-    for module in (attention, feedforward):
-        monkeypatch.setattr(module, "checkpoint", lambda function, *inputs: function(*inputs))
-    expected = gradients()
+@pytest.mark.parametrize("what", ["ffn", "blocks"])
+def test_dropout_anywhere_draws_the_same_mask_in_the_backward_pass(what):
+    found = gradients(what)
+    expected = gradients("none")
     assert {"blocks.0.attn.proj.b.weight", "blocks.1.ffn.audio.down.a.weight"} <= set(found)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():

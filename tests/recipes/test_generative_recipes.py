@@ -32,7 +32,7 @@ LAYOUTS = {
 }
 SMALL = [
     "run.workers=0", "run.precision=float32", "run.batch_size=3", "run.grad_cache_chunks=1", "run.log_every=1",
-    "run.checkpoint_activations=false",
+    "run.recompute=ffn",
     "run.save_minutes=0", "schedule.steps=4", "schedule.warmup_ratio=0.1", "schedule.warmup_steps=null",
     "optim.lr=5e-3", "model.dropout=0.0", "model.drop_path=0.0", "processors.image.size=64", "data.broken_limit=1.0",
 ]  # fmt: skip

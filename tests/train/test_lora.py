@@ -40,7 +40,7 @@ def adapted(root, base, out, steps=8, lora=(), freeze=TRAINED, run=(), model=())
 
 
 def test_a_run_that_is_cut_off_goes_on_to_the_bit(root, base, tmp_path):
-    run, model = {"ema": 0.9, "checkpoint_activations": True}, {"drop_path": 0.3}
+    run, model = {"ema": 0.9, "recompute": "blocks"}, {"drop_path": 0.3}
 
     def make(name):
         return adapted(root, base, tmp_path / name, run=run, model=model)
