@@ -203,7 +203,7 @@ def test_columns_with_other_names(tmp_path, shards, suffix):
     else:
         lines = [json.dumps(row)] if suffix == ".jsonl" else [",".join(row), ",".join(row.values())]
         source.write_text("\n".join(lines))
-    assert shards(source, "--column", "image=img", "--column", "text=Sentence") == 0
+    assert shards(source, "--column", "image=img", "--column", "text=SENTENCE") == 0
     (sample,) = written(tmp_path)
     assert (sample.inputs["image"], sample.captions) == (PICTURES[0], ["a red square"])
 
