@@ -45,13 +45,24 @@ class Augment:
         """The item, decoded."""
         return processor.decode(item)
 
-    def vary(self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another) -> tuple[Any, str]:
+    def vary(
+        self,
+        item: Any,
+        text: str,
+        processor: Any,
+        rng: np.random.Generator,
+        another: Another,
+    ) -> tuple[Any, str]:
         """The augmented item, and its caption."""
         return item, text
 
     def collate(self, samples: list[Any], processor: Any) -> dict[str, Tensor]:
         """The model's input of a batch."""
         return processor.collate(samples)
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
 
 
 class Picture(NamedTuple):
@@ -92,32 +103,38 @@ class ImageAugment(Augment):
         return processor.load(item)
 
     def vary(
-        self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
+        self,
+        item: Any,
+        text: str,
+        processor: Any,
+        rng: np.random.Generator,
+        another: Another,
     ) -> tuple[Picture, str]:
         """A random crop in the model's size, randomly changed and mirrored, and the colour factors for `collate`."""
         box = (0.0, 0.0, *item.size)
         if self.crop_scale != (1.0, 1.0):
             width, height = item.size
             box = self._random_box(width, height, rng)
-        picture = item.resize((processor.width, processor.height), BICUBIC, box=box)
+        size = (processor.width, processor.height)
+        picture = item.resize(size, BICUBIC, box=box)
         if self.rand_augment is not None:
             picture = self._rand_augment(picture, rng)
         if self.blur and rng.random() < self.blur:
             from PIL import ImageFilter
 
-            picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+            radius = rng.uniform(0.1, 2.0)
+            picture = picture.filter(ImageFilter.GaussianBlur(radius))
         pixels = np.asarray(picture)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
         factors = rng.uniform(1 - self.color, 1 + self.color, 3)
         return Picture(pixels, factors), text
 
-    def _random_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of a crop of random area and shape."""
-        low, high = self.crop_scale
-        area = width * height * rng.uniform(low, high)
-        narrow, wide = RATIOS
-        ratio = math.exp(rng.uniform(math.log(narrow), math.log(wide)))
+    def _random_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """A crop of random area and shape."""
+        area = width * height * rng.uniform(*self.crop_scale)
+        log_ratio = rng.uniform(*np.log(RATIOS))
+        ratio = math.exp(log_ratio)
         crop_width = min(math.sqrt(area * ratio), width)
         crop_height = min(math.sqrt(area / ratio), height)
         left = rng.uniform(0, width - crop_width)
@@ -142,7 +159,8 @@ class ImageAugment(Augment):
         mean = processor.mean.view(3, 1)
         std = processor.std.view(3, 1)
         luma = torch.tensor(LUMA)
-        x = stacked.permute(0, 3, 1, 2).contiguous().float().flatten(2)  # (B, 3, H * W), 0..255
+        channels_first = stacked.permute(0, 3, 1, 2).contiguous()
+        x = channels_first.float().flatten(2)  # (B, 3, H * W), 0..255
         mean_grey = (x.mean(2) @ luma)[:, None, None] / 255
         # Saturation, contrast, brightness and normalisation are linear in the pixel: one matrix, one offset.
         desaturate = saturation * torch.eye(3) + (1 - saturation) * luma
@@ -166,7 +184,12 @@ class VideoAugment(ImageAugment):
         return item
 
     def vary(  # type: ignore[override]
-        self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
+        self,
+        item: Any,
+        text: str,
+        processor: Any,
+        rng: np.random.Generator,
+        another: Another,
     ) -> tuple[tuple[Picture, ...], str]:
         """The frames of a random clip, each varied like a picture by `ImageAugment`."""
         frames = processor.load_clip(item, place=rng.random())
@@ -205,7 +228,12 @@ class AudioAugment(Augment):
         return processor.load(item).half()
 
     def vary(
-        self, item: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
+        self,
+        item: Tensor,
+        text: str,
+        processor: Any,
+        rng: np.random.Generator,
+        another: Another,
     ) -> tuple[Tensor, str]:
         """The augmented clip, normalised and cut to the model's limit as `decode` does, and its caption."""
         samples = self._trim_and_shift(item, rng)
@@ -225,7 +253,8 @@ class AudioAugment(Augment):
         """The clip, perhaps trimmed and shifted."""
         samples = item.float()
         if self.trim and rng.random() < self.trim:
-            audible = (samples.abs() > SILENCE * samples.abs().max()).nonzero()
+            loudness = samples.abs()
+            audible = (loudness > SILENCE * loudness.max()).nonzero()
             if len(audible):
                 samples = samples[: int(audible[-1]) + 1]
         if self.shift:
@@ -244,7 +273,8 @@ def _mixed(samples: Tensor, partner: Tensor, rng: np.random.Generator) -> Tensor
     repeats = math.ceil(len(samples) / len(partner))
     partner = partner.repeat(repeats)[: len(samples)]
     level = _amplitude(rng.uniform(-MIX_DB, MIX_DB))
-    return samples + partner * (level * _loudness(samples) / max(_loudness(partner), 1e-6))
+    gain = level * _loudness(samples) / max(_loudness(partner), 1e-6)
+    return samples + partner * gain
 
 
 def _noisy(samples: Tensor, rng: np.random.Generator) -> Tensor:
@@ -262,7 +292,11 @@ def _loudness(samples: Tensor) -> float:
     return samples.square().mean().sqrt().item()
 
 
-AUGMENTS: dict[str, type[Augment]] = {"image": ImageAugment, "audio": AudioAugment, "video": VideoAugment}
+AUGMENTS: dict[str, type[Augment]] = {
+    "image": ImageAugment,
+    "audio": AudioAugment,
+    "video": VideoAugment,
+}
 """Classes of the options of ``data.augment`` by modality; `onepeace.config.build` makes an instance."""
 
 

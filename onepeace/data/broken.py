@@ -94,7 +94,9 @@ class BrokenCount:
     @property
     def lines(self) -> list[str]:
         """The lines that name them."""
-        return [broken.reason for broken in (*self.shards.values(), *self.samples.values())]
+        lines = [broken.reason for broken in self.shards.values()]
+        lines += [broken.reason for broken in self.samples.values()]
+        return lines
 
     @property
     def example(self) -> str:

@@ -20,6 +20,9 @@ from onepeace.data.shard import content_of
 from onepeace.data.shard_cache import CacheFailure
 from onepeace.errors import UserError
 
+Masks = dict[str, dict[str, Mask]]
+"""Masks by modality and pass."""
+
 
 class BatchBuilder:
     """Builder of batches.
@@ -66,34 +69,55 @@ class BatchBuilder:
         """
         source = self.sources[name]
         broken: list[Broken] = []
-        decoded = [self._first_readable(source, item, broken) for item in items]
-        samples = [item.sample for item in decoded]
-        rows = _rows_per_item(decoded)
-        inputs = {modality: self._collate(modality, decoded, rows) for modality in source.pair}
-        targets: dict[str, list[Any]] = {}
-        for target in source.targets:
-            targets[target] = [content_of(sample.targets.get(target)) for sample in samples]
-        batch = Batch(
-            inputs=inputs,
-            source=name,
-            keys=[sample.key for sample in samples],
-            captions=[item.caption for item in decoded],
-            names=[names_of(item.sample, item.caption) for item in decoded],
-            targets=targets,
-            rows=rows,
-            replaced=[entry.key for entry in broken if not entry.is_shard],
-        ).measured(self.adapters)
-        batch = replace(batch, masks=self._masks(batch, [item.mask_seed for item in items]))
+        decoded: list[DecodedItem] = []
+        for item in items:
+            decoded.append(self._first_readable(source, item, broken))
+        batch = self._assemble(source, decoded)
+        replaced = [entry.key for entry in broken if not entry.is_shard]
+        masks = self._masks(batch, items)
+        batch = replace(batch, replaced=replaced, masks=masks)
         return batch.split(self.parts, self.adapters), broken
 
-    def _first_readable(self, source: SourceConfig, item: Item, broken: list[Broken]) -> DecodedItem:
+    def _assemble(self, source: SourceConfig, items: Sequence[DecodedItem]) -> Batch:
+        """The batch of some items, without masks."""
+        rows = _rows_per_item(items)
+        inputs: dict[str, Inputs] = {}
+        for modality in source.pair:
+            inputs[modality] = self._collate(modality, items, rows)
+        targets: dict[str, list[Any]] = {name: [] for name in source.targets}
+        keys: list[str] = []
+        captions: list[str] = []
+        names: list[list[str]] = []
+        for sample, caption, _ in items:
+            keys.append(sample.key)
+            captions.append(caption)
+            names.append(names_of(sample, caption))
+            for name, values in targets.items():
+                values.append(content_of(sample.targets.get(name)))
+        batch = Batch(
+            inputs=inputs,
+            source=source.name,
+            keys=keys,
+            captions=captions,
+            names=names,
+            targets=targets,
+            rows=rows,
+        )
+        return batch.measured(self.adapters)
+
+    def _first_readable(
+        self,
+        source: SourceConfig,
+        item: Item,
+        broken: list[Broken],
+    ) -> DecodedItem:
         """The sample of an item, or the next in its lane that can be read and decoded."""
         limit = max(ALLOWED_BROKEN, len(item.window))
         for attempt in range(limit + 1):
             candidates, candidate = item.lane.at(item.position + attempt)
             try:
                 sample = candidates.read(candidate)
-                return self.decoder.decode(source, sample, item.window, item.rng)
+                return self.decoder.decode(source, sample, item)
             except CacheFailure:
                 raise
             except UserError as error:
@@ -116,23 +140,24 @@ class BatchBuilder:
                 values += [value] * rows
         if modality in self.decoder.features:
             return collate(values)
-        inputs = self.decoder.augments[modality].collate(values, self.processors[modality])
+        augment = self.decoder.augments[modality]
+        inputs = augment.collate(values, self.processors[modality])
         if has_several and modality != "text":
             inputs["type_ids"] = torch.arange(rows).repeat(len(items))
         return inputs
 
-    def _masks(self, batch: Batch, seeds: Sequence[Sequence[int]]) -> dict[str, dict[str, Mask]]:
-        """Masks of a batch by modality and pass, for the modalities that the recipe lists.
+    def _masks(self, batch: Batch, items: Sequence[Item]) -> Masks:
+        """Masks of a batch, for the modalities that the recipe lists.
 
-        Args:
-            seeds: a seed for each item; consecutive rows of an item draw from one generator, one after the other.
+        Each item has a generator; its consecutive rows draw from it one after the other.
         """
         if not (self.masks or self.config.token_dropout):
             return {}
         generators: list[np.random.Generator] = []
-        for seed in seeds:
-            generators += [np.random.default_rng(seed)] * batch.rows
-        masks: dict[str, dict[str, Mask]] = {}
+        for item in items:
+            rng = np.random.default_rng(item.mask_seed)
+            generators += [rng] * batch.rows
+        masks: Masks = {}
         for modality, inputs in batch.inputs.items():
             rates = self.masks.get(modality)
             dropout = self.config.token_dropout.get(modality, 0.0)
@@ -153,14 +178,19 @@ def _rows_per_item(items: Sequence[DecodedItem]) -> int:
             if isinstance(value, list):
                 keys[len(value)] = item.sample.key
     if len(keys) > 1 or 0 in keys:
-        counts = " and ".join(f"{count} ({key})" for count, key in sorted(keys.items()))
-        raise UserError(f"items of a batch have {counts} pictures, sounds or candidates; all must have equally many")
+        counts = [f"{count} ({key})" for count, key in sorted(keys.items())]
+        raise UserError(
+            f"items of a batch have {' and '.join(counts)} pictures, sounds or candidates; all must have equally many"
+        )
     return next(iter(keys), 1)
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:
     """Names of a sample in lower case: its drawn caption, its other captions and its label."""
-    names = {f"caption {text.lower()}" for text in (caption, *sample.captions) if text.strip()}
+    names: set[str] = set()
+    for text in (caption, *sample.captions):
+        if text.strip():
+            names.add(f"caption {text.lower()}")
     if sample.label:
         names.add(f"label {sample.label.lower()}")
     return sorted(names)
@@ -176,5 +206,8 @@ def multi_positive_ids(names: Sequence[Sequence[str]]) -> Tensor:
     groups = UnionFind()
     for number, names_of_item in enumerate(names):
         groups.union(number, *names_of_item)
-    first: dict[Any, int] = {}
-    return torch.tensor([first.setdefault(groups[number], number) for number in range(len(names))])
+    first_of_group: dict[Any, int] = {}
+    ids: list[int] = []
+    for number in range(len(names)):
+        ids.append(first_of_group.setdefault(groups[number], number))
+    return torch.tensor(ids)

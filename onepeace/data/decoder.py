@@ -15,7 +15,7 @@ from onepeace.data.augment import AudioAugment, Augment, join_captions, make_aug
 from onepeace.data.broken import ALLOWED_BROKEN
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.frozen_cache import FrozenCache
-from onepeace.data.lane import Window
+from onepeace.data.reader import Item
 from onepeace.data.sample import Sample, item_name
 from onepeace.data.shard import content_of
 from onepeace.data.shard_cache import CacheFailure
@@ -56,68 +56,87 @@ class Decoder:
         self.config = config
         self.processors = processors
         self.features = features or {}
-        self.augments = {**dict.fromkeys(processors, Augment()), **make_augments(config.augment)}
+        self.augments = dict.fromkeys(processors, Augment())
+        self.augments.update(make_augments(config.augment))
         self._sounds: dict[Any, Tensor] = {}
         self._free_sound_bytes = SOUND_BYTES
 
-    def decode(self, source: SourceConfig, sample: Sample, window: Window, rng: np.random.Generator) -> DecodedItem:
+    def decode(self, source: SourceConfig, sample: Sample, item: Item) -> DecodedItem:
         """Decode an item.
 
         Args:
             source: a source of the sample's name.
-            window: samples that may be mixed into this one.
-            rng: generator of the item.
+            item: place of the sample in the batch.
 
         Raises:
             UserError: an input cannot be read or decoded.
         """
-        caption = self._choose_caption(source, sample, rng)
+        caption = self._choose_caption(source, sample, item.rng)
         values: dict[str, Any] = {}
         is_mixed = False
         for modality in source.pair:
             if modality == "text":
                 continue
+            partners = Partners(self, source, modality, item)
             if modality in self.features:
-                values[modality], partner = self.features[modality].draw(item_name(sample), rng)
-                if partner is not None:
-                    is_mixed = True
-                    caption = join_captions(caption, self._choose_caption(source, partner, rng))
-                continue
-            partners = Partners(self, source, modality, window, rng)
-            values[modality], caption = self._vary(modality, sample, caption, partners)
+                values[modality], caption = self._draw_features(sample, caption, partners)
+            else:
+                values[modality], caption = self._vary(sample, caption, partners)
             is_mixed = is_mixed or partners.is_used
         if "text" in source.pair:
             values["text"] = self._texts(source, sample, caption)
         if is_mixed:  # label, captions and precomputed features of one clip do not fit a mix of two
-            sample = replace(sample, key=f"{sample.key}.{MIXED}", inputs={}, targets={})
+            key = f"{sample.key}.{MIXED}"
+            sample = replace(sample, key=key, inputs={}, targets={})
         return DecodedItem(sample, caption, values)
 
-    def load_any(
-        self, source: SourceConfig, modality: str, window: Window, rng: np.random.Generator
-    ) -> tuple[Any, str]:
+    def load_any(self, partners: "Partners") -> tuple[Any, str]:
         """A random sample's decoded input and caption; samples that cannot be read are passed over."""
+        window = partners.item.window
+        rng = partners.item.rng
         for _ in range(max(ALLOWED_BROKEN, len(window))):
             try:
                 sample = window.any_sample(rng)
-                return self._load(modality, sample.inputs[modality]), self._choose_caption(source, sample, rng)
+                value = self._load(partners.modality, sample.inputs[partners.modality])
             except CacheFailure:
                 raise
             except UserError:  # reported when the sample itself is drawn
                 continue
-        raise UserError(f"{source.shards}: no sample can be read to be mixed into others; repair the shards")
+            return value, self._choose_caption(partners.source, sample, rng)
+        raise UserError(f"{partners.source.shards}: no sample can be read to be mixed into others; repair the shards")
 
-    def _vary(self, modality: str, sample: Sample, caption: str, partners: "Partners") -> tuple[Any, str]:
+    def _draw_features(self, sample: Sample, caption: str, partners: "Partners") -> tuple[Any, str]:
+        """Features of one of the views of a sample, and its caption."""
+        rng = partners.item.rng
+        cache = self.features[partners.modality]
+        features, partner = cache.draw(item_name(sample), rng)
+        if partner is not None:
+            partners.is_used = True
+            partner_caption = self._choose_caption(partners.source, partner, rng)
+            caption = join_captions(caption, partner_caption)
+        return features, caption
+
+    def _vary(self, sample: Sample, caption: str, partners: "Partners") -> tuple[Any, str]:
         """The decoded and augmented input of a sample, and its caption."""
-        vary = self.augments[modality].vary
-        processor = self.processors[modality]
+        modality = partners.modality
         content = sample.inputs[modality]
         if not isinstance(content, list):
-            return vary(self._load(modality, content), caption, processor, partners.rng, partners.draw)
+            return self._vary_one(content, caption, partners)
         values: list[Any] = []
         for part in content:  # each is augmented separately
-            value, _ = vary(self._load(modality, part), caption, processor, partners.rng, partners.draw)
+            value, _ = self._vary_one(part, caption, partners)
             values.append(value)
         return values, caption
+
+    def _vary_one(self, content: Any, caption: str, partners: "Partners") -> tuple[Any, str]:
+        modality = partners.modality
+        return self.augments[modality].vary(
+            self._load(modality, content),
+            caption,
+            self.processors[modality],
+            partners.item.rng,
+            partners.draw,
+        )
 
     def _load(self, modality: str, content: Any) -> Any:
         """Load an input, from the cache if possible. Only sounds are cached: decoding Vorbis takes seven times as
@@ -131,7 +150,13 @@ class Decoder:
             self._sounds[content] = loaded
         return loaded
 
-    def _choose_caption(self, source: SourceConfig, sample: Sample, rng: np.random.Generator) -> str:
+    def _choose_caption(
+        self,
+        source: SourceConfig,
+        sample: Sample,
+        rng: np.random.Generator,
+    ) -> str:
+        """One of the captions and of the templates filled with the label; "" if there is none."""
         choices = list(sample.captions)
         if sample.label:
             for modality in source.pair:
@@ -146,25 +171,25 @@ class Decoder:
         decode = self.processors["text"].decode
         if source.candidates is None:
             return decode(caption)
-        candidates = sample.targets["candidates"]
-        return [decode(source.candidates.format(text=caption, candidate=candidate)) for candidate in candidates]
+        texts: list[Any] = []
+        for candidate in sample.targets["candidates"]:
+            text = source.candidates.format(text=caption, candidate=candidate)
+            texts.append(decode(text))
+        return texts
 
 
 class Partners:
-    """Draws the samples that are mixed into one item."""
+    """Draws the samples that are mixed into one input of an item."""
 
-    def __init__(
-        self, decoder: Decoder, source: SourceConfig, modality: str, window: Window, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, decoder: Decoder, source: SourceConfig, modality: str, item: Item) -> None:
         self.decoder = decoder
         self.source = source
         self.modality = modality
-        self.window = window
-        self.rng = rng
+        self.item = item
         self.is_used = False
         """Whether one was drawn."""
 
     def draw(self) -> tuple[Any, str]:
         """Decoded input and caption of a random sample."""
         self.is_used = True
-        return self.decoder.load_any(self.source, self.modality, self.window, self.rng)
+        return self.decoder.load_any(self)

@@ -6,6 +6,7 @@ each output. A part without its .json is incomplete and ignored. Several runs ma
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,10 +76,13 @@ class FrozenCache:
         for part in self.parts:
             entries = json.loads((self.folder / f"part-{part}.json").read_text())
             for stored_name, start, grid, stored_partner in entries:
-                is_known = stored_partner is None or stored_partner in item_names
-                if stored_name in item_names and is_known:
-                    place = Place(part, start, tuple(grid), item_names.get(stored_partner))
-                    self.places.setdefault(item_names[stored_name], []).append(place)
+                partner = item_names.get(stored_partner)
+                lacks_partner = stored_partner is not None and partner is None
+                if stored_name not in item_names or lacks_partner:
+                    continue
+                place = Place(part, start, tuple(grid), partner)
+                name = item_names[stored_name]
+                self.places.setdefault(name, []).append(place)
 
     def _stored_name(self, name: str) -> str:
         return self._stored_names.get(name, name)
@@ -91,9 +95,10 @@ class FrozenCache:
     def read(self, place: Place) -> np.ndarray:
         """An output (*grid, channels) float16, memory-mapped."""
         if place.part not in self._arrays:  # per object: the folder may be deleted and filled again
-            self._arrays[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
-        count = int(np.prod(place.grid))
-        rows = self._arrays[place.part][place.start : place.start + count]
+            path = self.folder / f"part-{place.part}.npy"
+            self._arrays[place.part] = np.load(path, mmap_mode="r")
+        end = place.start + math.prod(place.grid)
+        rows = self._arrays[place.part][place.start : end]
         return rows.reshape(*place.grid, rows.shape[-1])
 
     def draw(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
@@ -122,27 +127,31 @@ class FrozenCache:
             outputs: one output or more, any number for an item.
         """
         rows: list[np.ndarray] = []
-        entries: list[tuple[str, int, list[int], str | None]] = []
+        entries: list[tuple[Any, ...]] = []
         start = 0
         for output in outputs:
             *grid, channels = output.values.shape
             partner = None
             if output.partner is not None:
                 partner = self._stored_name(output.partner)
-            entries.append((self._stored_name(output.name), start, grid, partner))
+            name = self._stored_name(output.name)
+            entries.append((name, start, grid, partner))
             rows.append(output.values.reshape(-1, channels))
             start += len(rows[-1])
-        with write_atomic(self.folder / f"part-{part}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, np.concatenate(rows))
+        with write_atomic(self.folder / f"part-{part}.npy") as temporary:
+            with open(temporary, "wb") as file:
+                np.save(file, np.concatenate(rows))
         write_text_atomic(self.folder / f"part-{part}.json", json.dumps(entries))
 
 
 def collate(maps: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """{"features": (B, *grid, channels)}, and "lengths" (B,) in tokens where sequences differ."""
     tensors = [torch.from_numpy(np.array(features)) for features in maps]
-    batch = {"features": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)}
-    if len({features.shape for features in maps}) > 1:
-        batch["lengths"] = torch.tensor([len(features) for features in maps])
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    batch = {"features": padded}
+    if len({tensor.shape for tensor in tensors}) > 1:
+        lengths = [len(tensor) for tensor in tensors]
+        batch["lengths"] = torch.tensor(lengths)
     return batch
 
 
@@ -151,6 +160,8 @@ def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> s
     digest = hashlib.sha256()
     for name, tensor in (weights or {}).items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        values = tensor.detach().cpu().float().contiguous()
+        digest.update(values.numpy().tobytes())
+    text = json.dumps(settings, sort_keys=True, default=str)
+    digest.update(text.encode())
     return digest.hexdigest()[:12]

@@ -54,9 +54,10 @@ class TarIndex:
     def members(self, row: int) -> dict[str, tuple[int, int]]:
         """Offset and size of each member of a sample, by its file ending."""
         start, end = self.member_starts[row : row + 2].tolist()
-        endings = self.layouts[int(self.layout_of[row])]
-        places = zip(self.offsets[start:end].tolist(), self.sizes[start:end].tolist(), strict=True)
-        return dict(zip(endings, places, strict=True))
+        offsets = self.offsets[start:end].tolist()
+        sizes = self.sizes[start:end].tolist()
+        endings = self.layouts[self.layout_of[row]]
+        return dict(zip(endings, zip(offsets, sizes, strict=True), strict=True))
 
 
 ARRAYS = ("layout_of", "member_starts", "offsets", "sizes", "key_starts", "key_bytes")
@@ -81,12 +82,13 @@ def read_index(path: Path) -> TarIndex:
 
     try:
         with safe_open(path, framework="pt") as file:  # unlike "numpy", it does not copy
-            header: dict[str, Any] = json.loads(file.metadata()[HEADER])
-            arrays: dict[str, Any] = {name: file.get_tensor(name).numpy() for name in ARRAYS}
+            fields: dict[str, Any] = json.loads(file.metadata()[HEADER])
+            for name in ARRAYS:
+                fields[name] = file.get_tensor(name).numpy()
     except SafetensorError as error:
         path.unlink(missing_ok=True)
         raise FileNotFoundError(path) from error
-    return TarIndex(**header, **arrays)
+    return TarIndex(**fields)
 
 
 def index_tar(file: IO[bytes], name: str) -> TarIndex:
@@ -145,7 +147,8 @@ def _tar_index(samples: Iterable[dict[str, Any]], damages: list[str]) -> TarInde
 
 def digest_of(content: bytes) -> int:
     """63 bits of a hash, which fit an int64."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+    digest = hashlib.sha256(content).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _starts(lengths: list[int]) -> NDArray[np.int64]:
@@ -153,7 +156,11 @@ def _starts(lengths: list[int]) -> NDArray[np.int64]:
     return np.cumsum([0, *lengths], dtype=np.int64)
 
 
-def _members(file: IO[bytes], name: str, damages: list[str]) -> Iterator[dict[str, Any]]:
+def _members(
+    file: IO[bytes],
+    name: str,
+    damages: list[str],
+) -> Iterator[dict[str, Any]]:
     """Each complete regular file in webdataset's form, with (offset, size) in place of its data."""
     tar_size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -172,7 +179,8 @@ def _members(file: IO[bytes], name: str, damages: list[str]) -> Iterator[dict[st
                     damages.append(f"{name}: unexpected end of data")
                     return
                 if member.isreg():
-                    yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": name}
+                    place = (member.offset_data, member.size)
+                    yield {"fname": member.name, "data": place, "__url__": name}
             if not _is_zero(file, end, tar_size):
                 damages.append(f"{name}: damaged after {last}, from byte {end} to {tar_size}")
     except tarfile.TarError as error:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,19 +55,22 @@ class Window:
 
     def at(self, position: int) -> tuple[Candidates, int]:
         """The sample at a position of the lane; see `locate`."""
-        return self.locate(int(self.order[position - self.cursor["start"]]))
+        number = self.order[position - self.cursor["start"]]
+        return self.locate(int(number))
 
     def any_sample(self, rng: np.random.Generator) -> Sample:
         """A random sample, to be mixed into another; UserError if it is broken."""
-        candidates, candidate = self.locate(int(rng.integers(len(self))))
+        number = int(rng.integers(len(self)))
+        candidates, candidate = self.locate(number)
         return candidates.read(candidate)
 
     @cached_property
     def digest(self) -> int:
         """63 bits of a hash of the samples and their order, the same on every machine."""
-        shards = [(shard.source.number, shard.shard.index.digest) for shard in self.shards]
-        content = repr([sorted(self.cursor.items()), shards]).encode()
-        return digest_of(content + self.order.tobytes())
+        parts: list[Any] = sorted(self.cursor.items())
+        for candidates in self.shards:
+            parts.append((candidates.source.number, candidates.shard.index.digest))
+        return digest_of(repr(parts).encode() + self.order.tobytes())
 
 
 class Lane:
@@ -105,7 +109,15 @@ class Lane:
         self._ends = list(accumulate(len(source.shards) for source in sources))
         """Number after the last shard of each source; shards are numbered source after source."""
         self.num_shards = self._ends[-1]
-        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": self.num_shards, "lanes": lanes}
+        self.begin: Cursor = {
+            "epoch": 0,
+            "shard": 0,
+            "start": 0,
+            "shards": self.num_shards,
+            "lanes": lanes,
+        }
+        if cursor is not None:
+            self.begin = cursor
         if self.begin["shards"] != self.num_shards:
             raise UserError(
                 f"the checkpoint was written with {self.begin['shards']} shards, and now there are {self.num_shards} "
@@ -115,8 +127,8 @@ class Lane:
         """Consecutive windows, from the one that `release` was last called for."""
         self.broken: list[Broken] = []
         """Shards that could not be opened, and damages of others, until somebody empties the list."""
-        self.coming_shards: list[tuple[str, float]] = []
-        """Address, and limit of the cache, of the shards of about the next window."""
+        self.coming_shards: list[str] = []
+        """Addresses of the shards of about the next window."""
 
     def window(self, position: int) -> Window:
         """The window that contains a position, reached from earlier windows or from the start."""
@@ -124,8 +136,8 @@ class Lane:
             self.windows.clear()
         if not self.windows:
             self.windows.append(self._draw(self.begin))
-        while position >= self.windows[-1].next_cursor["start"]:
-            self.windows.append(self._draw(self.windows[-1].next_cursor))
+        while position >= (next_cursor := self.windows[-1].next_cursor)["start"]:
+            self.windows.append(self._draw(next_cursor))
         for window in reversed(self.windows):
             if position >= window.cursor["start"]:
                 return window
@@ -161,17 +173,19 @@ class Lane:
         window = self._draw_once(cursor)
         while not len(window.order):
             window = self._draw_once(window.next_cursor)
-        self.coming_shards = self._shards_at(window.next_cursor, count=max(len(window.shards), 1))
+        count = max(len(window.shards), 1)
+        self.coming_shards = self._addresses(window.next_cursor, count)
         return window
 
-    def _shards_at(self, cursor: Cursor, count: int) -> list[tuple[str, float]]:
-        """Address, and limit of the cache, of some of the shards from a cursor on."""
-        numbers = self._epoch_shards(cursor["epoch"])[cursor["shard"] :]
-        shards: list[tuple[str, float]] = []
-        for number in numbers[:count]:
+    def _addresses(self, cursor: Cursor, count: int) -> list[str]:
+        """Addresses of some of the shards from a cursor on."""
+        numbers = self._epoch_shards(cursor["epoch"])
+        first = cursor["shard"]
+        addresses: list[str] = []
+        for number in numbers[first : first + count]:
             source, shard = self._locate_shard(number)
-            shards.append((source.shards[shard], source.cache_bytes))
-        return shards
+            addresses.append(source.shards[shard])
+        return addresses
 
     def _draw_once(self, cursor: Cursor) -> Window:
         """The window at ``cursor``, which may have no sample."""
@@ -189,7 +203,7 @@ class Lane:
             next_cursor.update(epoch=epoch + 1, shard=0)
             if first == 0 and self.lanes == 1:
                 self._check_epoch(sizes)
-        ends = np.cumsum([len(shard) for shard in shards], dtype=np.int64)
+        ends = np.cumsum([len(candidates) for candidates in shards])
         return Window(cursor, next_cursor, shards, ends, order)
 
     def _open_until_full(self, numbers: Sequence[int], first: int) -> tuple[list[Candidates], int]:
@@ -201,14 +215,16 @@ class Lane:
         opened: dict[int, Candidates] = {}
         sizes = dict.fromkeys(self.sources, 0)
         last = first
-        while last < len(numbers) and not self._is_full(list(sizes.values())):
-            number = numbers[last]
+        for number in numbers[first:]:
+            if self._is_full([*sizes.values()]):
+                break
             last += 1
             candidates = self._open(number)
             if candidates is not None:
                 opened[number] = candidates
                 sizes[candidates.source] += len(candidates)
-        return [opened[number] for number in sorted(opened)], last
+        shards = [opened[number] for number in sorted(opened)]
+        return shards, last
 
     def _sizes(self, shards: Sequence[Candidates]) -> list[int]:
         """Number of samples by source."""
@@ -217,8 +233,10 @@ class Lane:
             sizes[shard.source] += len(shard)
         return list(sizes.values())
 
-    def _is_full(self, sizes: list[int]) -> bool:
-        return sum(sizes) >= self.buffer and num_drawn(sizes, self.weights) >= self.run
+    def _is_full(self, sizes: Sequence[int]) -> bool:
+        if sum(sizes) < self.buffer:
+            return False
+        return num_drawn(sizes, self.weights) >= self.run
 
     def _open(self, number: int) -> Candidates | None:
         """The samples of a shard; None if it cannot be opened."""

@@ -17,13 +17,15 @@ from onepeace.data.shard import content_of
 from onepeace.data.targets import wrong_target
 from onepeace.processors import PROCESSORS
 
+Members = Mapping[str, Any]
+"""Content of the members of a sample by file ending, as bytes or `Extent`."""
 MASK = "mask.png"
 """Name of the member with the target "mask"."""
 
 
 def parse_sample(
     key: str,
-    members: Mapping[str, Any],
+    members: Members,
     source: str,
     modalities: Sequence[str],
     targets: Sequence[str] = (),
@@ -49,8 +51,10 @@ def parse_sample(
     if "text" in modalities and not captions:
         label = values.get("label")
         if not (label and has_templates):
-            hint = "; data.templates in a recipe make captions of its label" if label else ""
-            raise BrokenSample(f"{where} has no caption (a .txt, or captions in a .json){hint}")
+            problem = f"{where} has no caption (a .txt, or captions in a .json)"
+            if label:
+                problem += "; data.templates in a recipe make captions of its label"
+            raise BrokenSample(problem)
     inputs: dict[str, Any] = {"text": captions}
     for modality in modalities:
         if modality != "text":
@@ -59,15 +63,16 @@ def parse_sample(
     return Sample(key=key, source=source, inputs=inputs, targets=values)
 
 
-def _fields(members: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _fields(members: Members, where: str) -> dict[str, Any]:
     """Content of the .json, which may be absent."""
     try:
-        return dict(json.loads(content_of(_last(members, "json", b"{}"))))
+        content = content_of(_last(members, "json", b"{}"))
+        return dict(json.loads(content))
     except (ValueError, TypeError, RecursionError) as error:
         raise BrokenSample(f"{where}.json cannot be read ({error})") from error
 
 
-def _last(members: Mapping[str, Any], ending: str, default: Any) -> Any:
+def _last(members: Members, ending: str, default: Any) -> Any:
     """The last member whose name ends so: KEY.json, and also KEY.some.json."""
     for name in reversed(list(members)):
         if name.rpartition(".")[2] == ending:
@@ -75,7 +80,7 @@ def _last(members: Mapping[str, Any], ending: str, default: Any) -> Any:
     return default
 
 
-def _captions(fields: Mapping[str, Any], members: Mapping[str, Any], where: str) -> list[str]:
+def _captions(fields: Mapping[str, Any], members: Members, where: str) -> list[str]:
     """Captions in the .json, or the text of the .txt."""
     listed = fields.get("captions") or []
     if not isinstance(listed, str | list):
@@ -83,16 +88,18 @@ def _captions(fields: Mapping[str, Any], members: Mapping[str, Any], where: str)
     captions = texts_in(listed)
     if captions:
         return captions
-    return texts_in(content_of(_last(members, "txt", b"")).decode("utf-8", errors="replace"))
+    content = content_of(_last(members, "txt", b""))
+    return texts_in(content.decode("utf-8", errors="replace"))
 
 
 def texts_in(value: str | Iterable[Any]) -> list[str]:
     """Non-blank texts of a string or a list."""
-    values = [value] if isinstance(value, str) else value
-    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+    values: Iterable[Any] = [value] if isinstance(value, str) else value
+    texts = [text.strip() for text in values if isinstance(text, str)]
+    return [text for text in texts if text]
 
 
-def _targets(fields: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
+def _targets(fields: Mapping[str, Any], members: Members) -> dict[str, Any]:
     """Targets by name, with the class name and an `Extent` of the segmentation map."""
     values: dict[str, Any] = {}
     if isinstance(fields.get("targets"), dict):
@@ -104,18 +111,24 @@ def _targets(fields: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str,
     return values
 
 
-def _check_targets(values: Mapping[str, Any], required: Sequence[str], where: str) -> None:
+def _check_targets(
+    values: Mapping[str, Any],
+    required: Sequence[str],
+    where: str,
+) -> None:
     for name in required:
         if name not in values:
-            member = f"(a .{MASK})" if name == "mask" else "in its .json"
-            raise BrokenSample(f"{where} has no {name} {member}")
+            place = "in its .json"
+            if name == "mask":
+                place = f"(a .{MASK})"
+            raise BrokenSample(f"{where} has no {name} {place}")
         value = content_of(values[name])  # for a mask, its bytes
         problem = wrong_target(name, value, values)
         if problem:
             raise BrokenSample(f"{where}: {problem}")
 
 
-def _media(modality: str, members: Mapping[str, Any], where: str) -> Any:
+def _media(modality: str, members: Members, where: str) -> Any:
     try:
         media = media_of(members, _endings(PROCESSORS[modality].suffixes))
     except ValueError as error:
@@ -131,26 +144,43 @@ def _endings(suffixes: frozenset[str]) -> frozenset[str]:
     return frozenset(suffix[1:] for suffix in suffixes)
 
 
-def media_of(members: Mapping[str, Any], endings: Collection[str]) -> Any:
+def media_of(members: Members, endings: Collection[str]) -> Any:
     """File of a sample with one of the endings, given without dots; a list if KEY.2.jpg, ... follow KEY.jpg.
 
     Raises:
         ValueError: one of several files is empty, or a number is missing.
     """
-    files: dict[int, Any] = {}
-    for member in sorted(members, key=lambda name: name.rpartition(".")[::2]):  # KEY.jpg before KEY.thumb.jpg
-        name, _, ending = member.rpartition(".")
-        number = int(name) if re.fullmatch("[2-9]", name) else 1
-        if ending in endings and member != MASK and (members[member] or number > 1):
-            files.setdefault(number, members[member])
+    files = _numbered_files(members, endings)
     if 1 not in files:
         return None
-    if max(files) != len(files) or not all(files.values()):
-        usable = [str(number) for number, content in sorted(files.items()) if content]
+    contents = [files[number] for number in sorted(files)]
+    if max(files) != len(files) or not all(contents):
+        usable = [str(number) for number in sorted(files) if files[number]]
         raise ValueError(f"only its files {', '.join(usable)} can be used")
-    if len(files) == 1:
-        return files[1]
-    return [content for _, content in sorted(files.items())]
+    if len(contents) == 1:
+        return contents[0]
+    return contents
+
+
+def _numbered_files(members: Members, endings: Collection[str]) -> dict[int, Any]:
+    """Files with one of the endings by their number, that of KEY.jpg being 1. Only numbered ones may be empty."""
+    files: dict[int, Any] = {}
+    for member in sorted(members, key=_name_and_ending):
+        name, ending = _name_and_ending(member)
+        if ending not in endings or member == MASK:
+            continue
+        number = 1
+        if re.fullmatch("[2-9]", name):
+            number = int(name)
+        if members[member] or number > 1:
+            files.setdefault(number, members[member])
+    return files
+
+
+def _name_and_ending(member: str) -> tuple[str, str]:
+    """The parts before and after the last dot: KEY.jpg is sorted before KEY.thumb.jpg."""
+    name, _, ending = member.rpartition(".")
+    return name, ending
 
 
 def has_modalities(endings: Collection[str], modalities: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 from onepeace.data.shard import open_shard
 from onepeace.files.source import scheme
@@ -13,38 +14,42 @@ THREADS = 4
 
 
 class Prefetch:
-    """Threads that open shards; they start in the process that first asks, as a fork has none of them."""
+    """Threads that open shards; they start in the process that first asks, as a fork has none of them.
 
-    def __init__(self) -> None:
+    Args:
+        cache_bytes: limit of the cache.
+    """
+
+    def __init__(self, cache_bytes: float) -> None:
+        self.cache_bytes = cache_bytes
         self._process = 0
-        self._queue: SimpleQueue[tuple[str, float]] = SimpleQueue()
+        self._queue: SimpleQueue[str] = SimpleQueue()
         self._asked: set[str] = set()
 
-    def ask(self, shards: list[tuple[str, float]]) -> None:
-        """Open shards, each given by its address and the limit of the cache, unless they were the last asked for."""
-        copied = {address: cache_bytes for address, cache_bytes in shards if scheme(address) or address.endswith("gz")}
-        new = [shard for shard in copied.items() if shard[0] not in self._asked]
-        self._asked = set(copied)
+    def ask(self, addresses: list[str]) -> None:
+        """Open those shards that have to be copied, unless they were among the last asked for."""
+        copied = {address for address in addresses if scheme(address) or address.endswith("gz")}
+        new = copied - self._asked
+        self._asked = copied
         if new and self._process != os.getpid():
             self._start()
-        for shard in new:
-            self._queue.put(shard)
+        for address in addresses:
+            if address in new:
+                self._queue.put(address)
 
     def _start(self) -> None:
         self._process = os.getpid()
         self._queue = SimpleQueue()
         for _ in range(THREADS):
-            Thread(target=_open_all, args=(self._queue,), daemon=True).start()
+            thread = Thread(target=self._open_all, args=(self._queue,), daemon=True)
+            thread.start()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # to be started anew
+    def _open_all(self, queue: "SimpleQueue[str]") -> None:
+        while True:
+            address = queue.get()
+            with suppress(Exception):  # reported when the shard is drawn
+                open_shard(address, self.cache_bytes)
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__()  # type: ignore[misc]
-
-
-def _open_all(queue: "SimpleQueue[tuple[str, float]]") -> None:
-    while True:
-        address, cache_bytes = queue.get()
-        with suppress(Exception):  # reported when the shard is drawn
-            open_shard(address, cache_bytes)
+    def __reduce__(self) -> Any:
+        """A process that gets this by pickling starts threads of its own."""
+        return Prefetch, (self.cache_bytes,)

@@ -83,11 +83,12 @@ class Reader:
         """Number of all lanes."""
         self.share = batch_size // self.num_lanes
         """Items of a batch from each lane."""
-        names = [[os.path.basename(shard) for shard in source.shards] for source in self.sources]
-        self._shards_digest = digest_of(repr([self.seed, self.num_lanes, names]).encode())
+        self._shards_digest = self._digest_of_shards()
         self.lanes: dict[int, Lane] = {}
         """The lanes of this process by number."""
-        for number in range(rows[0] // self.share, rows[-1] // self.share + 1):
+        first_lane = rows[0] // self.share
+        last_lane = rows[-1] // self.share
+        for number in range(first_lane, last_lane + 1):
             self.lanes[number] = Lane(
                 self.sources,
                 self.seed,
@@ -98,6 +99,13 @@ class Reader:
                 cursor=saved.get(number),
             )
 
+    def _digest_of_shards(self) -> int:
+        """Digest of seed, lanes and names of the shards, without their folders."""
+        names: list[str] = []
+        for source in self.sources:
+            names += map(os.path.basename, source.shards)
+        return digest_of(repr([self.seed, self.num_lanes, names]).encode())
+
     def _saved(self, cursors: Mapping[str, Cursor]) -> dict[int, Cursor]:
         """The cursors of this name by lane."""
         saved: dict[int, Cursor] = {}
@@ -107,7 +115,12 @@ class Reader:
                 saved[int(lane)] = cursor
         return saved
 
-    def _number_of_lanes(self, wanted: int | None, by_source: bool, saved: Mapping[int, Cursor]) -> int:
+    def _number_of_lanes(
+        self,
+        wanted: int | None,
+        by_source: bool,
+        saved: Mapping[int, Cursor],
+    ) -> int:
         shards = sum(len(source.shards) for source in self.sources)
         if saved:
             lanes = next(iter(saved.values()))["lanes"]
@@ -182,12 +195,12 @@ class Reader:
             lane.broken = []
         return broken
 
-    def coming_shards(self) -> list[tuple[str, float]]:
-        """Address, and limit of the cache, of the shards that are needed next."""
-        shards: list[tuple[str, float]] = []
+    def coming_shards(self) -> list[str]:
+        """Addresses of the shards that are needed next."""
+        addresses: list[str] = []
         for lane in self.lanes.values():
-            shards += lane.coming_shards
-        return shards
+            addresses += lane.coming_shards
+        return addresses
 
 
 def _number_of(source: Source) -> int:

@@ -22,14 +22,17 @@ def check_agreement(digests: NDArray[np.int64], names: Sequence[str]) -> None:
         digests: (P, D) digests of the same step from each process; 0 for what a process does not read.
         names: what each of the D digests is of.
     """
-    for column, name in enumerate(names):
-        readers = np.flatnonzero(digests[:, column])
-        differing = readers[digests[readers, column] != digests[readers[:1], column]]
-        if len(differing):
-            raise UserError(
-                f"processes {readers[0]} and {differing[0]} do not agree on {name}: a shard differs between their "
-                "machines, or one of them cannot read it; compare the shards, and resume from the last checkpoint"
-            )
+    for name, column in zip(names, digests.T, strict=True):
+        readers = np.flatnonzero(column)
+        if not len(readers):
+            continue
+        first = readers[0]
+        for reader in readers:
+            if column[reader] != column[first]:
+                raise UserError(
+                    f"processes {first} and {reader} do not agree on {name}: a shard differs between their machines, "
+                    "or one of them cannot read it; compare the shards, and resume from the last checkpoint"
+                )
 
 
 class DataReport:
@@ -37,22 +40,24 @@ class DataReport:
 
     Args:
         steps: the steps of this process.
-        broken_limit: data.broken_limit.
-        shuffle_buffer: data.shuffle_buffer; the share of broken samples is that of at least so many.
     """
 
     def __init__(self, steps: Steps) -> None:
         config = steps.builder.config
         self._digest_names = steps.digest_names
         self._buffer = config.shuffle_buffer
-        self._batch_sizes = [steps.batch_size[source.config.name] for source in steps.sources]
-        self._num_shards = [len(source.shards) for source in steps.sources]
-        self.counts = [BrokenCount(source.config.shards, config.broken_limit) for source in steps.sources]
+        self._batch_sizes: list[int] = []
+        self._num_shards: list[int] = []
+        self.counts: list[BrokenCount] = []
         """Broken samples by source, of all processes."""
+        for source in steps.sources:
+            self._batch_sizes.append(steps.batch_size[source.config.name])
+            self._num_shards.append(len(source.shards))
+            self.counts.append(BrokenCount(source.config.shards, config.broken_limit))
         self._news: dict[Broken, None] = {}
         self._steps_taken = 0
         self._digests = np.zeros(len(self._digest_names), np.int64)
-        self._listed = np.zeros((len(steps.sources), 2), np.int64)
+        self._listed = np.zeros((len(self.counts), 2), np.int64)
 
     def add(self, step: Step) -> None:
         """Add the next step of this process."""
@@ -69,7 +74,8 @@ class DataReport:
 
     def news(self) -> bytes:
         """The broken samples that are new in this process, a line of JSON for each."""
-        return b"".join(json.dumps(broken).encode() + b"\n" for broken in self._news)
+        lines = [json.dumps(broken).encode() + b"\n" for broken in self._news]
+        return b"".join(lines)
 
     def merge(self, numbers: NDArray[np.int64], news: bytes) -> None:
         """Take over the numbers (P, K) and the news of all P processes; the broken samples that are new are logged.
@@ -77,22 +83,23 @@ class DataReport:
         Raises:
             UserError: too many samples of a source are broken, or the orders of two processes differ.
         """
-        check_agreement(numbers[:, : len(self._digest_names)], self._digest_names)
-        lines: list[str] = []
+        digests, listed = np.split(numbers, [len(self._digest_names)], axis=1)
+        check_agreement(digests, self._digest_names)
+        reasons: list[str] = []
         for line in news.splitlines():
             broken = Broken(*json.loads(line))
             if self.counts[broken.source].add(broken):
-                lines.append(broken.reason)
+                reasons.append(broken.reason)
         self._news.clear()
-        log_broken(lines, "replaced by others")
-        listed = numbers[:, len(self._digest_names) :].sum(0).reshape(-1, 2)
-        self._check_limits(listed)
+        log_broken(reasons, "replaced by others")
+        self._check_limits(listed.sum(0).reshape(-1, 2))
 
     def _check_limits(self, listed: NDArray[np.int64]) -> None:
+        """`UserError` if too many samples are broken, of those that were drawn, within an epoch."""
         for source, count in enumerate(self.counts):
             samples, shards = listed[source].tolist()
             samples_per_shard = samples / max(shards, 1)
-            # The share is that of the samples drawn, within an epoch.
-            drawn = max(self._steps_taken * self._batch_sizes[source], self._buffer)
-            known = min(drawn, round(samples_per_shard * self._num_shards[source]))
-            count.check(known - count.total(samples_per_shard), samples_per_shard)
+            drawn = self._steps_taken * self._batch_sizes[source]
+            total = min(max(drawn, self._buffer), round(samples_per_shard * self._num_shards[source]))
+            broken = count.total(samples_per_shard)
+            count.check(total - broken, samples_per_shard)

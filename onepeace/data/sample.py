@@ -54,8 +54,16 @@ def source_states(items: Mapping[str, Sample]) -> dict[str, str]:
     return {name: state_by_source.get(sample.source, "") for name, sample in items.items()}
 
 
+def key_of(sample: Sample) -> str:
+    """Name of an item that all sources of a sample have in common."""
+    return sample.key
+
+
 def by_name(
-    samples: Iterable[Sample], modality: str, what: str, name: Callable[[Sample], str] = lambda sample: sample.key
+    samples: Iterable[Sample],
+    modality: str,
+    what: str,
+    name: Callable[[Sample], str] = key_of,
 ) -> dict[str, Sample]:
     """Samples by name; a sample may occur in several sources.
 

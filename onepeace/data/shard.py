@@ -30,6 +30,8 @@ from onepeace.files.source import describe, reason_of, scheme
 
 READ_PAUSES = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""
+READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Flags for opening a file; without O_NONBLOCK, opening a named pipe would wait for a writer."""
 OPEN_FILES = 256
 """Maximum number of shards that a process keeps open."""
 
@@ -144,7 +146,10 @@ class Shard:
 
     def members(self, row: int) -> dict[str, Extent]:
         """The members of a sample by file ending."""
-        return {ending: Extent(self.file, *place) for ending, place in self.index.members(row).items()}
+        extents: dict[str, Extent] = {}
+        for ending, (offset, size) in self.index.members(row).items():
+            extents[ending] = Extent(self.file, offset, size)
+        return extents
 
 
 def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
@@ -236,9 +241,7 @@ class OpenFile:
     """A regular file, closed when nothing refers to it; OSError for anything else, such as a named pipe."""
 
     def __init__(self, path: str) -> None:
-        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        self.descriptor = os.open(path, flags)
+        self.descriptor = os.open(path, READING)
         self.status = os.fstat(self.descriptor)
         if not stat.S_ISREG(self.status.st_mode):
             raise OSError("it is not a regular file")

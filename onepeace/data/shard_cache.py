@@ -32,6 +32,8 @@ STALLED = 60.0
 PAUSES = (1.0, 5.0, 15.0)
 """Seconds before each further attempt to copy a shard."""
 CHUNK_BYTES = 1 << 20
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a disk, or a user's part of it, without room."""
 GZIP = b"\x1f\x8b"
 """First bytes of a compressed shard."""
 
@@ -51,8 +53,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if is_full or str(error.filename).startswith(str(folder)):
+        if error.errno in DISK_FULL or str(error.filename).startswith(str(folder)):
             raise CacheFailure(
                 f"{folder}: copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
                 "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder"
@@ -117,8 +118,7 @@ def copy_shard(address: str, target: Path) -> list[str]:
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # protocol libraries raise errors of any type
-            is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if is_full or not pauses:
+            if not pauses or getattr(error, "errno", None) in DISK_FULL:
                 raise
             time.sleep(pauses.pop(0))
 
@@ -146,7 +146,8 @@ def _open_address(address: str) -> Any:
     from aiohttp import ClientTimeout
 
     timeout = ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
-    filesystem, path = url_to_fs(address, client_kwargs={"trust_env": True, "timeout": timeout}, encoded=False)
+    options = {"trust_env": True, "timeout": timeout}
+    filesystem, path = url_to_fs(address, client_kwargs=options, encoded=False)
     # One request for the whole file, and none for its size: there, fsspec takes any answer for "not found".
     return filesystem.open(path, "rb", block_size=0, size=-1)
 

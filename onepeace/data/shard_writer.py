@@ -20,6 +20,8 @@ from onepeace.errors import UserError
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
 """End of a shard's name, after the prefix; older shards may be compressed."""
+TEXTS = ("json", "txt")
+"""File endings of the members that are no media."""
 NAME_BYTES = 100
 """Maximum length of a member's name in webdataset's tar format."""
 
@@ -135,16 +137,11 @@ class ShardWriter:
             about: further fields of KEY.json.
         """
         members = _members(media, captions, targets or {}, about or {}, key)
-        longest = max(len(name) for name in ("json", *members))
-        key_bytes = NAME_BYTES - len(".") - longest
-        if "." in key or "/" in key or len(key.encode()) > key_bytes:
-            raise ValueError(f"{key!r}: a key has no dot, no slash and at most {key_bytes} bytes")
+        _check_key(key, members)
         if key in self._keys:
             return False
         self._keys.add(key)
-        size = sum(len(content) for content in media.values())
-        if MASK in members:
-            size += len(members[MASK])
+        size = sum(len(content) for name, content in members.items() if name not in TEXTS)
         with _naming(self.folder, self.prefix):
             if self._bytes and self._bytes + size > self.max_bytes:
                 self._shards.next_stream()
@@ -153,6 +150,13 @@ class ShardWriter:
         self._bytes += size
         self.count += 1
         return True
+
+
+def _check_key(key: str, members: Mapping[str, bytes]) -> None:
+    longest_ending = max(len(name) for name in members)
+    key_bytes = NAME_BYTES - len(".") - longest_ending
+    if "." in key or "/" in key or len(key.encode()) > key_bytes:
+        raise ValueError(f"{key!r}: a key has no dot, no slash and at most {key_bytes} bytes")
 
 
 def _members(

@@ -47,17 +47,21 @@ def expand(pattern: str, root: str | Path | None = None) -> list[str]:
         raise UserError(f"{describe(pattern)}: a brace is not closed; write {{a,b}} or {{000..031}}") from error
     shards: set[str] = set()
     for part in parts:
-        path = part if scheme(part) else os.path.join(folder, part)
-        matches = _addresses(path) if scheme(path) else _paths(path)
+        if not scheme(part):
+            part = os.path.join(folder, part)
+        matches = _matches(part)
         if not matches:
             checked = "data.root and the pattern" if folder else "the pattern"
-            raise UserError(f"no shard matches {describe(path)}; check {checked}")
+            raise UserError(f"no shard matches {describe(part)}; check {checked}")
         shards.update(matches)
     return sorted(shards)
 
 
-def _paths(pattern: str) -> list[str]:
-    """Files that match a pattern; absolute, so that a name that begins with "x:" is never taken for an address."""
+def _matches(pattern: str) -> list[str]:
+    """Files or addresses that match a pattern without braces."""
+    if scheme(pattern):
+        return _addresses(pattern)
+    # Absolute, so that a file whose name begins with "x:" is never taken for an address.
     return [os.path.abspath(path) for path in glob.glob(pattern)]
 
 
@@ -119,18 +123,20 @@ class Candidates:
         """What an error of `read`, or of decoding the sample, is reported as."""
         number = self.source.number
         name = self.shard.name
+        reason = str(error)
         if isinstance(error, UnreadableShard):
-            return Broken(number, name, key="", reason=str(error), samples=len(self))
+            return Broken(number, name, key="", reason=reason, samples=len(self))
         key = self.key(candidate)
-        if isinstance(error, BrokenSample):
-            return Broken(number, name, key, reason=str(error))
-        return Broken(number, name, key, reason=f"{name}: {key} cannot be decoded ({error})")
+        if not isinstance(error, BrokenSample):
+            reason = f"{name}: {key} cannot be decoded ({error})"
+        return Broken(number, name, key, reason)
 
     def damages(self) -> list[Broken]:
         """The damaged parts of the shard, each as one sample."""
         broken: list[Broken] = []
+        number = self.source.number
         for line in self.shard.index.damages:
-            broken.append(Broken(self.source.number, self.shard.name, key=line, reason=line))
+            broken.append(Broken(number, self.shard.name, key=line, reason=line))
         return broken
 
 
@@ -158,7 +164,7 @@ class Source:
         self._empty: set[int] = set()
         """Numbers of the shards that were opened last without a usable sample, or could not be."""
         self.has_templates = any(data.templates.get(modality) for modality in config.pair)
-        self._fits = re.compile(translate(config.keys)).match
+        self._matches_key = re.compile(translate(config.keys)).match
 
     def open(self, number: int) -> Candidates:
         """The samples of a shard that this source uses.
@@ -196,15 +202,17 @@ class Source:
 
     def _rows(self, index: TarIndex) -> NDArray[np.int64]:
         """Numbers of the samples with a fitting key and files of these modalities."""
-        wanted = [has_modalities(layout, self.config.pair) for layout in index.layouts]
-        rows = np.flatnonzero(np.array(wanted, bool)[index.layout_of])
+        fits = [has_modalities(layout, self.config.pair) for layout in index.layouts]
+        rows = np.flatnonzero(np.array(fits, bool)[index.layout_of])
         if self.config.keys == "*":
             return rows
-        return np.array([row for row in rows.tolist() if self._fits(index.key(row))], np.int64)
+        fits_key = [self._matches_key(index.key(row)) is not None for row in rows.tolist()]
+        return rows[np.array(fits_key, bool)]
 
     def unreadable(self, number: int, error: UnreadableShard) -> Broken:
         """What an error of `open` is reported as."""
-        return Broken(self.number, describe(self.shards[number]), key="", reason=str(error), samples=0)
+        name = describe(self.shards[number])
+        return Broken(self.number, name, key="", reason=str(error), samples=0)
 
     def no_sample(self, example: str) -> UserError:
         """Error for a source without a usable sample, of which ``example`` is broken."""
@@ -274,5 +282,7 @@ def read_source(
     data = DataConfig((config,), str(root or ""), broken_limit=broken_limit)
     samples: list[Sample] = []
     for sample in Source(config, data):
-        samples.append(replace(sample, inputs=content_of(sample.inputs), targets=content_of(sample.targets)))
+        inputs = content_of(sample.inputs)
+        targets_in_memory = content_of(sample.targets)
+        samples.append(replace(sample, inputs=inputs, targets=targets_in_memory))
     return samples

@@ -73,7 +73,7 @@ class Steps:
         self.sources = list(sources)
         self.batch_size = batch_size
         self.readers: dict[str, Reader] = {}
-        self._prefetch = Prefetch()
+        self._prefetch = Prefetch(builder.config.cache_gigabytes * 1e9)
         for name in builder.sources:
             size = batch_size[name]
             if size % world_size:
@@ -100,15 +100,24 @@ class Steps:
         cursors: dict[str, Cursor] = {}
         digests: list[NDArray[np.int64]] = []
         broken: list[Broken] = []
+        coming_shards: list[str] = []
         for name, reader in self.readers.items():
             reader.release(step)
             batch, broken_samples = self.builder.batch(name, reader.items(step))
             batches.append(batch)
             cursors.update(reader.cursors(step))
             digests.append(reader.digests(step))
-            broken += [*reader.take_broken(), *broken_samples]
-        self._prefetch.ask([shard for reader in self.readers.values() for shard in reader.coming_shards()])
-        return Step(batches, cursors, np.concatenate(digests), self._listed(step), broken)
+            broken += reader.take_broken()
+            broken += broken_samples
+            coming_shards += reader.coming_shards()
+        self._prefetch.ask(coming_shards)
+        return Step(
+            batches=batches,
+            cursors=cursors,
+            digests=np.concatenate(digests),
+            listed=self._listed(step),
+            broken=broken,
+        )
 
     def _listed(self, step: int) -> NDArray[np.int64]:
         listed = np.zeros((len(self.sources), 2), np.int64)
@@ -125,7 +134,12 @@ class Steps:
                 list(threads.map(partial(reader.open, step), reader.lanes))
 
 
-def loader(steps: Steps, start: int, stop: int, workers: int = 1) -> Generator[Step, None, None]:
+def loader(
+    steps: Steps,
+    start: int,
+    stop: int,
+    workers: int = 1,
+) -> Generator[Step, None, None]:
     """Yield ``steps[start]`` to ``steps[stop - 1]``, built ahead in ``workers`` processes (0 = on demand)."""
     made_steps = iter(
         DataLoader(

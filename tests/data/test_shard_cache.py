@@ -115,9 +115,9 @@ def test_shards_are_copied_ahead_and_requested_once(served, cached):
     folder, address, requests = served
     write_shards(folder, [3, 3, 3, 3, 3])
     addresses = [f"{address}/{name.name}" for name in sorted(folder.iterdir())]
-    prefetch = Prefetch()
-    prefetch.ask([(shard, 1e6) for shard in addresses])
-    prefetch.ask([(shard, 1e6) for shard in addresses])
+    prefetch = Prefetch(1e6)
+    prefetch.ask(addresses)
+    prefetch.ask(addresses)
     for shard in addresses:
         assert len(cached(shard).index) == 3
     assert set(requests.counts.values()) == {1}
