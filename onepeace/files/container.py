@@ -4,15 +4,14 @@ Only formats that contain their streams are allowed: ffmpeg also reads lists of 
 version 1.0", HLS), which it recognises by their content, regardless of the file name.
 """
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast, overload
 
 from onepeace.errors import UserError, need
-from onepeace.files.source import reason_of
+from onepeace.files.source import is_open_file, reason_of
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -29,8 +28,8 @@ LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
 @contextmanager
-def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Iterator[InputContainer]":
-    """Open the container in a file or in memory; `name` is used in messages.
+def open_container(file: str | os.PathLike[str] | BinaryIO, name: str) -> "Iterator[InputContainer]":
+    """Open the container at a path, or in an open file or memory, which stay open; `name` is used in messages.
 
     Raises:
         UserError: PyAV is missing, or the file cannot be opened, is empty, or has a format that is not allowed.
@@ -38,7 +37,7 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
     av = need("av", "media", name)
     try:
         # ffmpeg gets no path, which it could interpret as a URL or as a pattern for many files.
-        opened = nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb")
+        opened = nullcontext(file) if is_open_file(file) else open(cast("str", file), "rb")
     except OSError as error:
         raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
     with opened as handle:

@@ -5,11 +5,10 @@ so that second 10 of the sound belongs to the picture of second 10.
 """
 
 import ctypes
-import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class SoundStream:
     closes the file. `UserError` if there is no sound, or it cannot be decoded.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | io.BytesIO, name: str, resources: ExitStack) -> None:
+    def __init__(self, file: str | os.PathLike[str] | BinaryIO, name: str, resources: ExitStack) -> None:
         self.file, self.name = file, name
         self._resources = resources
         self.rate, self._held = 0, NOTHING

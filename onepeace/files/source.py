@@ -1,8 +1,11 @@
-"""Content of a path, an http(s) URL or a bytes value of any format, and short names of all inputs for messages."""
+"""Content of a path, an http(s) URL, an open file or a bytes value of any format, and short names of all inputs for
+messages."""
 
+import io
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO, TypeGuard
 
 from onepeace.errors import UserError
 
@@ -33,8 +36,15 @@ def scheme(item: object) -> str | None:
     return (match[1] or match[2]).lower() if match else None
 
 
+def is_open_file(item: object) -> TypeGuard[BinaryIO]:
+    """Whether an input is a file that was opened for reading bytes."""
+    return isinstance(item, io.BufferedIOBase)
+
+
 def suffix(item: object) -> str:
-    """The lower-case file ending of a path or URL with its dot, "" if there is none."""
+    """The lower-case file ending of a path, a URL or an open file with its dot, "" if there is none."""
+    if is_open_file(item):
+        item = getattr(item, "name", "")
     if isinstance(item, str) and scheme(item):
         item = _public(item).partition("://")[2].partition("/")[2]
     if isinstance(item, (str, os.PathLike)):
@@ -44,6 +54,8 @@ def suffix(item: object) -> str:
 
 def describe(item: object) -> str:
     """A short name of any input: the path, the URL without query and password, or a description of the value."""
+    if is_open_file(item):
+        item = getattr(item, "name", item)
     if isinstance(item, str) and scheme(item):
         item = _public(item)
     if isinstance(item, NamedBytes):
@@ -84,10 +96,12 @@ def local_path(item: "str | os.PathLike[str]") -> Path:
 
 
 def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """All bytes of a path (str, os.PathLike), an http(s) URL (str) or a bytes value; at most `max_bytes`."""
+    """All bytes of a path (str, os.PathLike), an http(s) URL (str), an open file or bytes; at most `max_bytes`."""
     name = describe(item)
     if isinstance(item, (bytes, bytearray, memoryview)):
         return bytes(item)
+    if is_open_file(item):
+        return _read_open(item, name, max_bytes)
     if not isinstance(item, (str, os.PathLike)):
         raise UserError(f"{name}: expected a path, an http(s) address or bytes")
     if isinstance(item, str) and scheme(item):
@@ -98,12 +112,20 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
         return fetch(item.strip(), name, max_bytes)
     path = local_path(item)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise UserError(f"{name}: {size} bytes are above the limit of {max_bytes}")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return _read_open(file, name, max_bytes)
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({reason_of(error)})") from error
+
+
+def _read_open(file: BinaryIO, name: str, max_bytes: int) -> bytes:
+    """The bytes that an open file has now, from its beginning; it may grow meanwhile."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    if size > max_bytes:
+        raise UserError(f"{name}: {size} bytes are above the limit of {max_bytes}")
+    file.seek(0)
+    return file.read(size)
 
 
 def _public(url: str) -> str:

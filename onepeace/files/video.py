@@ -9,13 +9,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.container import MAX_PIXELS, choose, declared_duration, decoding, open_container, start_of, tick
-from onepeace.files.source import describe, local_path, reason_of
+from onepeace.files.source import describe, is_open_file, local_path, reason_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -37,6 +37,9 @@ LEVELS = 4
 """Levels of each of red, green and blue that are distinguished."""
 
 
+Source = str | os.PathLike[str] | bytes | BinaryIO
+
+
 class Frame(NamedTuple):
     """A picture of a video."""
 
@@ -46,9 +49,7 @@ class Frame(NamedTuple):
     """Upright, RGB, as large as the video."""
 
 
-def frames(
-    path: str | os.PathLike[str] | bytes, *, every: float, change: float, step: float, stretch: float
-) -> Iterator[Frame]:
+def frames(path: Source, *, every: float, change: float, step: float, stretch: float) -> Iterator[Frame]:
     """Yield the first picture, those at changes of the scene, and others so that few gaps are longer than `every`.
 
     Key frames are examined, since encoders put one at the start of a scene and every few seconds; if they are close
@@ -57,7 +58,7 @@ def frames(
     time.
 
     Args:
-        path: a local file, or the content of one.
+        path: a local file, a file that was opened, or the content of one.
         every: seconds between two pictures of a scene that does not change.
         change: share of the colours, compared place by place, above which a scene is new, from 0 (each examined picture
             is a new scene) to 1 (none is). Panning and zooming over a photo usually changes 0.14 of them, rarely 0.30;
@@ -84,7 +85,7 @@ def frames(
         raise UserError(f"{name}: no picture in it can be decoded")
 
 
-def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
+def frame_at(path: Source, time: float) -> Frame:
     """The picture shown at a second of a video; the first picture for times before it, the last one after the end.
 
     Raises:
@@ -94,7 +95,7 @@ def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
     return found._replace(time=max(found.time, 0.0))
 
 
-def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: float = 0.5) -> list[Frame]:
+def clip(path: Source, count: int, stride: int, place: float = 0.5) -> list[Frame]:
     """Every `stride`-th picture of a part of a video, `count` of them.
 
     The headers of all packets are read first; then decoding begins at the key frame before the part.
@@ -114,7 +115,7 @@ def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: f
     return _frames_at(path, _places(times, count, stride, place))
 
 
-def _frames_at(path: str | os.PathLike[str] | bytes, wanted: Sequence[float]) -> list[Frame]:
+def _frames_at(path: Source, wanted: Sequence[float]) -> list[Frame]:
     """The pictures shown at ascending times, decoded from the key frame before the first of them."""
     name = describe(path)
     for is_sought in (True, False):
@@ -159,8 +160,10 @@ def _shown_at(
         yield from [Frame(seconds(shown), _upright(shown))] * len(left)
 
 
-def _file(path: str | os.PathLike[str] | bytes) -> Path | io.BytesIO:
-    return io.BytesIO(path) if isinstance(path, bytes) else local_path(path)
+def _file(video: Source) -> Path | BinaryIO:
+    if isinstance(video, bytes):
+        return io.BytesIO(video)
+    return video if is_open_file(video) else local_path(cast("str", video))
 
 
 def _pictures(container: "InputContainer", name: str) -> "VideoStream":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.index.items import Item
@@ -26,8 +26,58 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
     """
     path = Path(item.path)
     if path.is_file():
-        _refuse_link(item.path, roots)
+        _place_in_folder(item.path, roots)
         return path
+    return _part_of_whole(item)
+
+
+def open_content(item: Item, roots: Mapping[str, Root]) -> BinaryIO | bytes | str:
+    """`content`, with an open file in place of a path: what was checked is what is read, whatever the path means later.
+
+    Raises:
+        UserError: as `content`.
+        OSError: the file cannot be opened.
+    """
+    path = Path(item.path)
+    if not path.is_file():
+        return _part_of_whole(item)
+    place = _place_in_folder(item.path, roots)
+    if place is None or os.open not in os.supports_dir_fd:  # the latter on Windows
+        return open(path, "rb", opener=_open_at_once)
+    folder, names = place
+
+    def opener(_: str, flags: int) -> int:
+        return _open_below(folder, names, flags)
+
+    return open(path, "rb", opener=opener)
+
+
+def _open_below(folder: Path, names: Sequence[str], flags: int) -> int:
+    """Open a file below a folder, by the names on the way to it, without following a link.
+
+    Raises:
+        OSError: there is no such file, or one of the names is a link by now.
+    """
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for name in names[:-1]:
+        try:
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        finally:
+            os.close(parent)
+        parent = child
+    try:
+        return os.open(names[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that is in its place by now is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _part_of_whole(item: Item) -> bytes | str:
+    """The bytes of a sample in a shard, or the text of a row in a table."""
     whole = whole_of(item.path)
     if whole is None or not Path(whole).is_file():
         raise UserError(f"{item.path}: no such file now; run onepeace index update")
@@ -39,13 +89,22 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
     raise UserError(f"{item.path}: no such sample now; run onepeace index update")
 
 
-def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
-    """Raise UserError for a file in an indexed folder whose real path is outside, if links are not followed."""
+def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[str, ...]] | None:
+    """Real path of the indexed folder that a file may not leave by links, and the names on the way from it to the file;
+    None if the file is in no such folder, or in one whose links are followed.
+
+    Raises:
+        UserError: a link leads out of the folder.
+    """
+    folders = [root for root in roots.values() if root.kind == "folder" and Path(path).is_relative_to(root.path)]
+    if not folders or any(root.follow_links for root in folders):
+        return None
     real = Path(os.path.realpath(path))
-    above = [root for root in roots.values() if root.kind == "folder" and Path(path).is_relative_to(root.path)]
-    is_inside = any(root.follow_links or real.is_relative_to(os.path.realpath(root.path)) for root in above)
-    if above and not is_inside:
-        raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
+    for root in folders:
+        folder = Path(os.path.realpath(root.path))
+        if real.is_relative_to(folder):
+            return folder, real.relative_to(folder).parts
+    raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
 
 
 def map_content(

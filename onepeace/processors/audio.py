@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -177,11 +177,16 @@ def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
     if isinstance(item, (np.ndarray, Tensor)):
         raise UserError(f"{name}: samples need their rate; give (samples, rate)")
     if isinstance(item, (str, os.PathLike)) and not source.scheme(item):
-        file: str | io.BytesIO = str(source.local_path(item))
+        file: str | BinaryIO = str(source.local_path(item))
         empty = os.path.getsize(str(file)) == 0
+    elif source.is_open_file(item):
+        file = item
+        empty = file.seek(0, os.SEEK_END) == 0
+        file.seek(0)
     else:
-        file = io.BytesIO(source.read_bytes(item))
-        empty = not file.getbuffer()
+        content = source.read_bytes(item)
+        file = io.BytesIO(content)
+        empty = not content
     if empty:
         raise UserError(f"{name}: the file is empty (0 bytes)")
     import soundfile

@@ -1,8 +1,8 @@
 """Files of the index as served to a browser or a model; they are looked up in the index, never by a client's path.
 
-Only what was indexed is served. A file is opened first, and the open file is then compared with the index: if its size
-or modification time differs it is refused, and so is a link that now points elsewhere. `content` refuses links that
-lead out of the indexed folder.
+Only what was indexed is served. A file is opened, without following links out of the indexed folder; the open file is
+then compared with the index, and refused if its size or modification time differs; and what is served, decoded or shown
+is read from the open file, whatever its path means by then.
 """
 
 import contextlib
@@ -11,15 +11,14 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from onepeace.errors import UserError
 from onepeace.files.heatmap import bars
-from onepeace.files.source import suffix
+from onepeace.files.source import is_open_file, suffix
 from onepeace.files.video import frame_at
 from onepeace.index import Item
-from onepeace.index.content import content
+from onepeace.index.content import open_content
 from onepeace.index.sources import Root, shard_of
 from onepeace.serve.uploads import Refused
 
@@ -81,13 +80,14 @@ def body_of(item: Item, roots: Roots) -> Body:
         Refused: the file is gone (404), or has changed since it was indexed (410).
         UserError: a sound cannot be read.
     """
-    value = _unchanged(item, roots)
     kind = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
     if item.modality == "audio" and kind == OTHER:
-        return _held(_wav(value), TYPES[".wav"])
-    if isinstance(value, Path):
-        return _open(value, item, kind)
-    return _held(value.encode() if isinstance(value, str) else value, kind)
+        with _unchanged(item, roots) as value:
+            return _held(_wav(value), TYPES[".wav"])
+    value = _open(item, roots)
+    if is_open_file(value):
+        return Body(value, item.size, kind)
+    return _held(value.encode() if isinstance(value, str) else cast("bytes", value), kind)
 
 
 def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) -> Body:
@@ -107,10 +107,10 @@ def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) 
             return _held(webp(picture(item, roots, at, side), side), "image/webp")
     if item.modality not in ("audio", "video"):
         raise Refused(404, f"item {item.id}: a {item.modality} has no thumbnail")
-    drawn = waveform(_unchanged(item, roots)).replace(
-        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1
-    )
-    return _held(drawn.encode(), "image/svg+xml")
+    with _unchanged(item, roots) as value:
+        drawn = waveform(value)
+    svg = drawn.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1)
+    return _held(svg.encode(), "image/svg+xml")
 
 
 class NoPictures(UserError):
@@ -124,15 +124,15 @@ def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Im
         Refused: as `body_of`.
         UserError: the file cannot be read; NoPictures: a video without frames.
     """
-    value = _unchanged(item, roots)
-    if item.modality == "image":
-        from onepeace.processors import ImageProcessor
+    with _unchanged(item, roots) as value:
+        if item.modality == "image":
+            from onepeace.processors import ImageProcessor
 
-        return ImageProcessor(size=side).load(value)
-    try:
-        return frame_at(value, at).image
-    except UserError as error:
-        raise NoPictures(str(error)) from error
+            return ImageProcessor(size=side).load(value)
+        try:
+            return frame_at(value, at).image
+        except UserError as error:
+            raise NoPictures(str(error)) from error
 
 
 def webp(image: "Image.Image", side: int) -> bytes:
@@ -159,37 +159,33 @@ def readable(path: str | os.PathLike[str]) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))
 
 
-def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
-    """The content of an item, as `content` returns it; Refused if it has changed since it was indexed."""
+@contextlib.contextmanager
+def _unchanged(item: Item, roots: Roots) -> Iterator[BinaryIO | bytes | str]:
+    """Context of the content of an item, see `_open`; an open file is closed at its end."""
+    value = _open(item, roots)
+    with value if is_open_file(value) else contextlib.nullcontext():
+        yield value
+
+
+def _open(item: Item, roots: Roots) -> BinaryIO | bytes | str:
+    """The content of an item, as `open_content` returns it; Refused if it has changed since it was indexed."""
     try:
         if shard := shard_of(item.path):
             _check(os.stat(shard), item, with_size=False)
-        value = content(item, roots)
-        if isinstance(value, Path):
-            _check(os.stat(value), item, with_size=True)
-        return value
+        value = open_content(item, roots)
     except OSError as error:
         raise Refused(404, f"item {item.id}: cannot be opened ({error.strerror or error})") from error
     except Refused:
         raise
     except UserError as error:
         raise Refused(404, str(error)) from error
-
-
-def _open(path: Path, item: Item, kind: str) -> Body:
-    """Open a file and compare the open file with the index again, so that exactly what was checked is sent."""
-    try:
-        # O_NONBLOCK: opening a pipe that replaced the file would block forever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise Refused(404, f"item {item.id}: cannot be opened ({error.strerror or error})") from error
-    file = os.fdopen(descriptor, "rb")
-    try:
-        _check(os.fstat(descriptor), item, with_size=True)
-    except Refused:
-        file.close()
-        raise
-    return Body(file, item.size, kind)
+    if is_open_file(value):
+        try:
+            _check(os.fstat(value.fileno()), item, with_size=True)
+        except Refused:
+            value.close()
+            raise
+    return value
 
 
 def _check(status: os.stat_result, item: Item, *, with_size: bool) -> None:

@@ -8,12 +8,14 @@ import shutil
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 from support.embedding import assert_same
+from support.indexes import fabricate
 from support.media import TWO_SCENES
 
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
@@ -21,6 +23,9 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from fastapi.testclient import TestClient
 
 from onepeace.index import Index, Query, build, remove, update
+from onepeace.index.items import Item
+from onepeace.index.sources import Root, keep_roots
+from onepeace.index.store import Store
 from onepeace.serve import guesses
 from onepeace.serve.api import create_app
 from onepeace.serve.service import Service
@@ -389,6 +394,38 @@ def test_file_that_is_not_what_was_indexed_is_refused(changing, tmp_path, change
         answer = client.get(address)
         assert answer.status_code in (404, 410)
         assert "secret" not in message(answer, answer.status_code)
+
+
+@pytest.mark.parametrize("address", ["", "/thumbnail"])
+@pytest.mark.parametrize("name", ["cat.jpg", "sub/cat.jpg", "sub"])
+def test_link_that_comes_after_the_check_is_not_followed(tmp_path, samples, monkeypatch, name, address):
+    """Of a picture, or of its folder: a copy with the same size and time lies elsewhere."""
+    folder, elsewhere = tmp_path / "files", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        (place / "sub").mkdir(parents=True)
+        shutil.copy2(samples / "images" / "cat.jpg", place / "cat.jpg")
+        shutil.copy2(samples / "images" / "cat.jpg", place / "sub" / "cat.jpg")
+    path = folder / ("sub/cat.jpg" if name == "sub" else name)
+    status = path.stat()
+    index = fabricate(tmp_path / "index", [(Item(str(path), "image", status.st_size, status.st_mtime_ns), [1, 0])])
+    with closing(Store(index, write=True)) as store, store.transaction():
+        keep_roots(store, [Root(str(folder), "folder")])
+    real = os.path.realpath
+
+    def swapped(asked, **options):
+        found = real(asked, **options)
+        if str(asked) == str(path) and not (folder / name).is_symlink():
+            (folder / name).rename(tmp_path / "moved")
+            (folder / name).symlink_to(elsewhere / name)
+        return found
+
+    with Index.open(index, device="cpu") as opened:
+        client = client_of(opened)
+        assert client.get(f"/files/1{address}").status_code == 200
+        monkeypatch.setattr(os.path, "realpath", swapped)
+        answers = [client.get(f"/files/1{address}") for _ in range(3)]
+        assert (folder / name).is_symlink()
+        assert [answer.status_code for answer in answers] == [404] * 3
 
 
 def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
