@@ -96,7 +96,7 @@ freeze: {except: [adapters.motion.*, norms.motion.*, blocks.*.ffn.motion.*, head
 objective: [{term: contrastive, multi_positive: true}]
 optim: {lr: 2.0e-3}
 schedule: {steps: 12, warmup_steps: 3}
-run: {batch_size: 25, workers: 0, log_every: 4, save_every: 0, precision: float32}
+run: {batch_size: 25, workers: 0, log_every: 4, precision: float32}
 """
 
 

@@ -193,7 +193,7 @@ data:
 objective: [{term: contrastive}]
 optim: {lr: 1.0e-2}
 schedule: {steps: 2, warmup_steps: 1}
-run: {batch_size: 4, workers: 0, log_every: 1, save_every: 0, precision: float32}
+run: {batch_size: 4, workers: 0, log_every: 1, precision: float32}
 """
 
 

@@ -22,8 +22,8 @@ class Saved:
 def read_checkpoint(folder):
     reader = Reader(str(folder))
     tensors = {}
-    for name, about in reader.read_metadata().state_dict_metadata.items():
-        tensors[name] = torch.empty(about.size, dtype=about.properties.dtype)
+    for name, metadata in reader.read_metadata().state_dict_metadata.items():
+        tensors[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.load(tensors, storage_reader=reader, no_dist=True)

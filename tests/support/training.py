@@ -55,7 +55,7 @@ def source(pair="image", **fields):
 
 def recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fields):
     """Of a small model on one set; `data` and `run` hold what is other than here, `model` all of it."""
-    run = {"batch_size": 24, "workers": 0, "log_every": 4, "save_every": 0, "precision": "float32", **dict(run)}
+    run = {"batch_size": 24, "workers": 0, "log_every": 4, "precision": "float32", **dict(run)}
     content = {
         "model": model or MODEL,
         "processors": {"image": {"size": 24}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}},

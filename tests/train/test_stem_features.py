@@ -32,7 +32,7 @@ SOURCES = [{"shards": "squares.tar", "pair": ["image", "text"]}, {"shards": "ton
 def stem_recipe(root, out, views, **fields):
     model = {**MODEL, "adapters": ADAPTERS, "modalities": [*ADAPTERS], "projections": [*ADAPTERS], "pretrained": False}
     data = {"root": str(root), "train": SOURCES, "stem_views": views, **fields.pop("data", {})}
-    run = {"batch_size": 8, "workers": 0, "log_every": 1, "save_every": 0, "precision": "float32", "out": str(out)}
+    run = {"batch_size": 8, "workers": 0, "log_every": 1, "precision": "float32", "out": str(out)}
     processors = {"image": {"size": 64}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}}
     freeze = fields.pop("freeze", ["adapters.*.stem.network.*"])
     return recipe(root, out, steps=2, model=model, data=data, run=run, processors=processors, freeze=freeze, **fields)

@@ -57,7 +57,7 @@ def test_model_folder_needs_neither_the_encoder_nor_a_network(root, tmp_path):
     adapters = {"text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8}, "audio": audio}
     model = {**MODEL, "adapters": adapters, "modalities": [*adapters], "projections": [*adapters]}
     sources = [{"shards": "tones.tar", "pair": ["audio", "text"]}]
-    run = {"batch_size": 4, "workers": 0, "log_every": 1, "save_every": 0, "precision": "float32"}
+    run = {"batch_size": 4, "workers": 0, "log_every": 1, "precision": "float32"}
     own = recipe(
         root,
         tmp_path / "run",
