@@ -1,13 +1,19 @@
-"""Evaluation during a run, by the recipe's ``evaluate`` section."""
+"""Evaluation during a run, by the recipe's ``evaluate`` section, in all processes together."""
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from onepeace.config import Config
 from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
-from onepeace.evaluate.protocols.protocol import Items
+from onepeace.evaluate.protocols import EvaluationProtocol
+from onepeace.evaluate.protocols.protocol import Items, sharing
 from onepeace.evaluate.report import ReportRow, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
 from onepeace.generative.generator import generator_of, writes
@@ -15,50 +21,107 @@ from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
 from onepeace.model import Encoder, Trained
+from onepeace.train import parallel
 from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate
+from onepeace.train.sections import EvaluateConfig
+
+Sets = Mapping[str, EvaluationProtocol]
+"""Sets of an evaluation recipe by name."""
 
 
 def evaluation(recipe: Recipe) -> Evaluate | None:
     """The ``evaluate`` argument of `loop.train`; None if the recipe has no evaluation.
 
     The function returns scores as {"set/metric": value} and prints them as a table. Sets are read from the data root.
+    All processes must call it: each encodes a part of the items, and all get all scores.
 
     Raises:
         UserError: the recipe or a set does not exist, or a set has no shards; raised before the first step.
     """
-    wanted = recipe.evaluate
-    if wanted is None:
+    if recipe.evaluate is None:
         return None
-    known = read_recipe(wanted.recipe).sets
-    if unknown := [name for name in wanted.sets or () if name not in known]:
-        raise UserError(f"evaluate.sets names {unknown[0]!r}; {wanted.recipe} has {', '.join(known)}")
-    sets = known if wanted.sets is None else {name: known[name] for name in wanted.sets}
-    config, folder = make_config(recipe), DataRoot(recipe.data.root).folder()
+    sets = _chosen_sets(recipe.evaluate)
+    config = make_config(recipe)
+    folder = DataRoot(recipe.data.root).folder()
     written = {name: protocol for name, protocol in sets.items() if protocol.needs_writer and writes(config)}
     encoded = {name: protocol for name, protocol in sets.items() if name not in written}
     if encoded:
         check_encodes(config, "evaluate")
     for name, protocol in sets.items():
         if name in written or not lacking_modalities(protocol, config.model.adapters):
-            try:
-                # Options may be items too, such as those that a baseline learns from.
-                for items in (*protocol.sides, *vars(protocol).values()):
-                    if isinstance(items, Items):
-                        expand(items.shards, folder)
-            except UserError as error:
-                raise UserError(f"evaluate: set {name}: {error}") from error
+            _check_shards(name, protocol, folder)
 
     def scores(model: Trained, processors: dict[str, Any]) -> dict[str, float]:
         rows: list[ReportRow] = []
-        if encoded:
-            rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
-        if written:
-            known = read_tasks(Path(recipe.run.out) / TASKS)
-            writer = generator_of(config, model, processors, processors["text"].tokenizer, known)
-            rows += run(writer, written, folder)
-        print(as_table(rows), file=sys.stderr)
+        with sharing(share_out):
+            if encoded:
+                rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
+            if written:
+                rows += run(_writer(recipe, config, model, processors), written, folder)
+        if parallel.rank() == 0:
+            print(as_table(rows), file=sys.stderr)
         return {f"{row.set}/{row.metric}": row.value for row in rows}
 
     return scores
+
+
+def _chosen_sets(options: EvaluateConfig) -> Sets:
+    """The sets of the evaluation recipe that the training recipe names, or all."""
+    sets = read_recipe(options.recipe).sets
+    if options.sets is None:
+        return sets
+    for name in options.sets:
+        if name not in sets:
+            raise UserError(f"evaluate.sets names {name!r}; {options.recipe} has {', '.join(sets)}")
+    return {name: sets[name] for name in options.sets}
+
+
+def _check_shards(name: str, protocol: EvaluationProtocol, folder: Path) -> None:
+    """UserError if items of a set have no shards; options may be items too, such as those that a baseline learns."""
+    try:
+        for items in (*protocol.sides, *vars(protocol).values()):
+            if isinstance(items, Items):
+                expand(items.shards, folder)
+    except UserError as error:
+        raise UserError(f"evaluate: set {name}: {error}") from error
+
+
+def _writer(recipe: Recipe, config: Config, model: Trained, processors: dict[str, Any]) -> Any:
+    """The model with the tasks of the run, for protocols that measure what it writes."""
+    tasks = read_tasks(Path(recipe.run.out) / TASKS)
+    return generator_of(config, model, processors, processors["text"].tokenizer, tasks)
+
+
+def share_out(compute: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    """Results for all items, of which each process computes a part; see `sharing`.
+
+    Raises:
+        UserError: an item of any process fails; all processes raise it.
+    """
+    world_size = parallel.world_size()
+    if world_size == 1:
+        return compute(items)
+    results = _computed_everywhere(compute, items[parallel.rank() :: world_size])
+    order = [index for first in range(world_size) for index in range(first, len(items), world_size)]
+    if isinstance(results, Tensor):
+        rows, _ = parallel.gather_ragged(results)
+        return rows[torch.tensor(order).argsort()]
+    gathered = [result for part in parallel.gather_objects(list(results)) for result in part]
+    by_index = dict(zip(order, gathered, strict=True))
+    return [by_index[index] for index in range(len(items))]
+
+
+def _computed_everywhere(compute: Callable[[Sequence[Any]], Any], part: Sequence[Any]) -> Any:
+    """This process's results, if those of all processes can be computed."""
+    results = None
+    problem = None
+    try:
+        results = compute(part)
+    except UserError as error:
+        problem = str(error)
+    for message in parallel.gather_objects(problem):
+        if message is not None:
+            raise UserError(message)
+    return results

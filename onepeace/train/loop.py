@@ -102,7 +102,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             if is_saved or is_evaluated or step == total or stopping:
                 run.save(step)
                 is_overdue = False
-            if is_evaluated:
+            if is_evaluated and evaluate is not None:
                 run.evaluate(evaluate, journal, step)
                 averages.restart_clock()
             if stopping and step < total:

@@ -356,12 +356,13 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def full_tensors(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Full tensors; sharded ones are moved to the CPU. All processes must call it; only the first gets the tensors."""
+def full_tensors(tensors: Mapping[str, Any], everywhere: bool = False) -> dict[str, Tensor]:
+    """Full tensors; sharded ones are moved to the CPU. All processes must call it; only the first gets the tensors, or
+    all of them ``everywhere``."""
     found = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if is_sharded(tensor) else tensor
-        if rank() == 0:
+        if everywhere or rank() == 0:
             found[name] = full.detach().cpu() if is_sharded(tensor) else full.detach()
     return found
 

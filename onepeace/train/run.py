@@ -115,19 +115,18 @@ class Run:
         """Begin to write the checkpoint of a step (`checkpoint.Checkpoints.save`); all processes must call it."""
         self.checkpoints.save(step, to_yaml(self.recipe), self.cursors)
 
-    def trained_weights(self) -> Mapping[str, Tensor]:
+    def trained_weights(self, everywhere: bool = False) -> Mapping[str, Tensor]:
         """Copy of the model's weights on this run's device, averaged if run.ema is set. All processes must call it;
-        only the first gets the weights."""
-        whole = parallel.full_tensors({**self.model.state_dict(), **self.average})
+        only the first gets the weights, or all of them."""
+        whole = parallel.full_tensors({**self.model.state_dict(), **self.average}, everywhere)
         return {name: tensor.to(self.device, copy=True) for name, tensor in whole.items()}
 
-    def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
-        """Evaluate and log the scores of a step, after its checkpoint."""
-        full = self.trained_weights()
-        if journal and evaluate:
-            scores = evaluate(trained_module(self.config, full, self.recipe.lora), self.processors)
+    def evaluate(self, evaluate: Evaluate, journal: Log | None, step: int) -> None:
+        """Evaluate in all processes and log the scores of a step, after its checkpoint."""
+        module = trained_module(self.config, self.trained_weights(everywhere=True), self.recipe.lora)
+        scores = evaluate(module, self.processors)
+        if journal is not None:
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
-        parallel.barrier()
 
     def write_model(self) -> Path:
         """Write the folder of the trained model, unless it has just these weights, and, with lora, one of the adapters

@@ -1,5 +1,6 @@
 """Several processes share what one would do alone: features of frozen stems, outputs of teachers, the evaluation."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -8,13 +9,19 @@ import numpy as np
 import pytest
 import torch
 from support.processes import start, train
+from support.small_shards import COLOURS
+from support.training import MODEL, recipe, source
 from test_stem_features import losses, stem_recipe
 
 from onepeace.config import write_config
 from onepeace.data.frozen_cache import FrozenCache, Output
+from onepeace.embed.embedder import load
 from onepeace.errors import UserError
+from onepeace.processors import ImageProcessor
 from onepeace.train import frozen_outputs, loop, parallel, stem_features
+from onepeace.train.evaluation import evaluation, share_out
 from onepeace.train.frozen_outputs import compute_missing
+from onepeace.train.recipe import read_recipe
 
 PART = 20
 
@@ -110,3 +117,82 @@ def test_another_run_that_computes_is_waited_for(tmp_path, monkeypatch):
     compute_missing(cache, lambda names: pytest.fail("it is there by now"), 1)
     thread.join()
     assert cache.missing == []
+
+
+# Evaluation
+
+SETS = """
+sets:
+  names: {protocol: zero_shot, modality: image, shards: squares.tar, at: [1, 2]}
+  labels: {protocol: head, modality: image, shards: squares.tar, head: colours}
+"""
+HEADS = {"colours": {"kind": "classifier", "on": "image", "pool": "cls", "hidden_ratio": 0, "labels": list(COLOURS)}}
+
+
+@pytest.fixture(scope="module")
+def measured(root, tmp_path_factory):
+    """A recipe with an evaluation, and the model that it has trained."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "sets.yaml").write_text(SETS)
+    wanted = recipe(
+        root,
+        folder / "run",
+        steps=2,
+        model={**MODEL, "heads": HEADS},
+        data={"train": [source(targets=["label"])]},
+        objective={"contrastive": {}, "classification/image": {"head": "colours"}},
+        evaluate={"recipe": str(folder / "sets.yaml")},
+    )
+    write_config(wanted, folder / "recipe.yaml")
+    loop.train(wanted)
+    return folder
+
+
+def scores_of(folder, notes):
+    """Scores of the trained model; the number of pictures that this process decodes is noted."""
+    decode = ImageProcessor.decode
+    decoded = []
+
+    def noted(self, item):
+        decoded.append(1)
+        return decode(self, item)
+
+    ImageProcessor.decode = noted
+    try:
+        with parallel.group(torch.device("cpu")):
+            embedder = load(folder / "run" / "model", device="cpu")
+            scores = evaluation(read_recipe(folder / "recipe.yaml"))(embedder.module, embedder.processors)
+            (notes / str(parallel.rank())).write_text(json.dumps([scores, len(decoded)]))
+    finally:
+        ImageProcessor.decode = decode
+
+
+def test_evaluation_is_shared_and_every_process_has_the_scores_of_one(measured, tmp_path):
+    scores_of(measured, tmp_path)
+    expected, whole = json.loads((tmp_path / "0").read_text())
+    start(2, scores_of, measured, tmp_path)
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
+    assert first[0] == second[0] == expected
+    assert {name.partition("/")[0] for name in expected} == {"names", "labels"}
+    assert first[1] == second[1] == whole / 2
+
+
+def encode_with_a_broken_item(folder):
+    """Item 3, of the second process, fails."""
+
+    def compute(items):
+        if 3 in items:
+            raise UserError("item 3 is broken")
+        return [2 * item for item in items]
+
+    with parallel.group(torch.device("cpu")):
+        assert share_out(compute, [0, 1, 2]) == [0, 2, 4]
+        assert share_out(compute, []) == []
+        with pytest.raises(UserError, match="item 3 is broken"):
+            share_out(compute, [0, 1, 2, 3])
+        (folder / str(parallel.rank())).touch()
+
+
+def test_an_item_that_fails_in_one_process_fails_in_all(tmp_path):
+    start(2, encode_with_a_broken_item, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

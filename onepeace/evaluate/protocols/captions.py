@@ -11,7 +11,7 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.captions import CaptionScores, most_frequent, score_captions
 from onepeace.evaluate.metrics import Figure
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode, results_of
 from onepeace.evaluate.protocols.retrieval import recalls
 
 
@@ -81,7 +81,7 @@ class Captions(EvaluationProtocol):
 
 
 def _captions_of(writer: Any, modality: str, samples: Sequence[Sample]) -> list[str]:
-    answers = writer.caption([sample.inputs[modality] for sample in samples])
+    answers = results_of(writer.caption, [sample.inputs[modality] for sample in samples])
     texts = [answer if isinstance(answer, str) else answer.text for answer in answers]
     if len(texts) != len(samples):
         raise ValueError(f"caption returned {len(texts)} texts for {len(samples)} items")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,6 +36,31 @@ def hashing() -> Iterator[Any]:
         yield _reading.get()
     finally:
         _reading.reset(token)
+
+
+Compute = Callable[[Sequence[Any]], Any]
+"""A function from items to their results in the same order: a tensor with a row for each, or a list."""
+_sharing: ContextVar[Callable[[Compute, Sequence[Any]], Any] | None] = ContextVar(
+    "function that shares items among processes", default=None
+)
+
+
+@contextmanager
+def sharing(share_out: Callable[[Compute, Sequence[Any]], Any]) -> Iterator[None]:
+    """Context in which results of items are computed by ``share_out(compute, items)``, as by several processes."""
+    token = _sharing.set(share_out)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
+
+
+def results_of(compute: Compute, items: Sequence[Any]) -> Any:
+    """Results of items, shared among processes inside the context of `sharing`."""
+    share_out = _sharing.get()
+    if share_out is None:
+        return compute(items)
+    return share_out(compute, items)
 
 
 class Labelled(NamedTuple):
@@ -118,7 +143,8 @@ class EvaluationProtocol(Items, ABC):
 
 def encode(embedder: Any, modality: str, items: Sequence[Any]) -> NDArray:
     """The embedder's vectors (n, E) of one modality in float32; an output of another shape is a ValueError."""
-    vectors = as_array(getattr(embedder, f"encode_{modality}")(list(items))).astype(np.float32, copy=False)
+    vectors = results_of(getattr(embedder, f"encode_{modality}"), list(items))
+    vectors = as_array(vectors).astype(np.float32, copy=False)
     if vectors.ndim != 2 or len(vectors) != len(items):
         raise ValueError(f"encode_{modality} returned {vectors.shape} for {len(items)} items; expected (items, width)")
     return vectors

@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate import detections
 from onepeace.evaluate.metrics import Figure, accuracies, box_iou
 from onepeace.evaluate.protocols.multi_label import mean_average_precision
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, results_of
 from onepeace.processors import ImageProcessor
 
 Results = Sequence[Mapping[str, Any]]
@@ -48,11 +48,16 @@ class TaskHead(EvaluationProtocol):
         for sample in samples:
             if target not in sample.targets:
                 raise UserError(f"{sample.source}: {sample.key} has no {target} among its targets")
+
+        def predict(items: Sequence[Any]) -> list[Any]:
+            return list(head.predict(items, top=len(labels) or 1))
+
         results = []
-        for found in head.predict([self._item(sample) for sample in samples], top=len(labels) or 1):
-            if found.result is None:
-                raise UserError(f"{samples[found.index].source}: {samples[found.index].key}: {found.reason}")
-            results.append(found.result)
+        predictions = results_of(predict, [self._item(sample) for sample in samples])
+        for sample, prediction in zip(samples, predictions, strict=True):
+            if prediction.result is None:
+                raise UserError(f"{sample.source}: {sample.key}: {prediction.reason}")
+            results.append(prediction.result)
         figures = task.figures(results, [sample.targets[target] for sample in samples], labels, samples)
         if self.group is not None and figures[0].per_query:
             figures.append(_consistency(figures[0].per_query, [s.targets.get(self.group) for s in samples]))
