@@ -1,5 +1,6 @@
 """The configuration of a ONE-PEACE model. No torch here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from onepeace.config.reader import Options
@@ -58,23 +59,30 @@ class ModelConfig:
             raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
         if not self.adapters:
             raise UserError("model.adapters is empty: name at least one modality")
-        named = {
-            "projections": self.projections,
-            "decoder.options": tuple(self.decoder.options) if self.decoder else (),
-            "final_norm": () if isinstance(self.final_norm, bool) else self.final_norm,
-        }
-        for name, keys in named.items():
-            unknown = [key for key in keys if key not in self.adapters]
-            if unknown:
-                raise UserError(f"model.{name} names {unknown[0]!r}; the adapters are {', '.join(self.adapters)}")
+        self._check_modalities("projections", self.projections)
+        if self.decoder is not None:
+            self._check_modalities("decoder.options", self.decoder.options)
+        if not isinstance(self.final_norm, bool):
+            self._check_modalities("final_norm", self.final_norm)
         for name, head in self.heads.items():
-            if name in self.adapters:
-                raise UserError(f"model.heads.{name} has the name of a modality, which is reserved for its projection")
-            on = head.get("on")
-            several = isinstance(on, list) and head.get("kind") == "caption"
-            if "kind" not in head or not on or not set(on if several else [str(on)]) <= set(self.adapters):
-                raise UserError(f"model.heads.{name} is {head}; it needs kind (e.g. classifier) and on, a modality "
-                                f"of {', '.join(self.adapters)}")  # fmt: skip
+            self._check_head(name, head)
+
+    def _check_modalities(self, field_name: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key not in self.adapters:
+                raise UserError(f"model.{field_name} names {key!r}; the adapters are {', '.join(self.adapters)}")
+
+    def _check_head(self, name: str, head: Options) -> None:
+        if name in self.adapters:
+            raise UserError(f"model.heads.{name} has the name of a modality, which is reserved for its projection")
+        on = head.get("on") or []
+        is_list = isinstance(on, list) and head.get("kind") == "caption"
+        modalities = on if is_list else [str(on)]
+        if "kind" not in head or not on or not set(modalities) <= set(self.adapters):
+            raise UserError(
+                f"model.heads.{name} is {head}; it needs kind (e.g. classifier) and on, a modality of "
+                f"{', '.join(self.adapters)}"
+            )
 
     def has_final_norm(self, modality: str) -> bool:
         """Whether the features of a modality pass through a final LayerNorm."""

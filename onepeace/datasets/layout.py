@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from onepeace.config.reader import apply_override, build, to_plain
+from onepeace.config import apply_override, build, to_plain
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 
