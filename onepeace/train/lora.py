@@ -33,13 +33,15 @@ def add_lora_and_freeze(model: nn.Module, recipe: Recipe) -> None:
     Raises:
         UserError: a pattern matches nothing, nothing is left to train, or peft is not installed.
     """
-    patterns = recipe.freeze
-    if recipe.lora is not None:
-        need("peft", "lora").inject_adapter_in_model(_peft_config(model, recipe.lora), model)
-        given = patterns if isinstance(patterns, Mapping) else {}
-        patterns = {**given, "except": (ADAPTERS, *given.get("except", ()))}
-    if patterns:
-        freeze(model, patterns)
+    if recipe.lora is None:
+        if recipe.freeze:
+            freeze(model, recipe.freeze)
+        return
+    need("peft", "lora").inject_adapter_in_model(_peft_config(model, recipe.lora), model)
+    exceptions: tuple[str, ...] = ()
+    if isinstance(recipe.freeze, Mapping):
+        exceptions = recipe.freeze.get("except", ())
+    freeze(model, {"except": (ADAPTERS, *exceptions)})
 
 
 def trained_module(
@@ -54,10 +56,12 @@ def trained_module(
     """
     with torch.device("meta"):
         model = build_module(config)
-        adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora)) if lora else None
-    model.load_state_dict(weights, assign=True)
-    if adapted is None:
+    if lora is None:
+        model.load_state_dict(weights, assign=True)
         return model.eval()
+    with torch.device("meta"):
+        adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora))
+    model.load_state_dict(weights, assign=True)
     if adapter is not None:
         adapted.save_pretrained(str(adapter))
         (adapter / "README.md").unlink()  # an empty template
@@ -66,12 +70,14 @@ def trained_module(
 
 def _peft_config(model: nn.Module, lora: LoraConfig) -> Any:
     # Subclasses of nn.Linear do more than a product, and the adapter would be added after all of it.
-    linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    found = dict.fromkeys(name for one in lora.targets for name in matching(one, linear, "lora.targets"))
+    linear_layers = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    targets: list[str] = []
+    for pattern in lora.targets:
+        targets += matching(pattern, linear_layers, "lora.targets")
     return need("peft", "lora").LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         # A regular expression, as peft matches a list by suffix: blocks.0 would match decoder.blocks.0 too.
-        target_modules="|".join(map(re.escape, found)),
+        target_modules="|".join(map(re.escape, dict.fromkeys(targets))),
     )

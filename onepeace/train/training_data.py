@@ -1,6 +1,6 @@
 """Access to the training data for the terms' `Term.prepare`, before the first step."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,8 @@ class TrainingData:
 
     def texts(self, texts: Sequence[str]) -> Inputs:
         """Model input of texts."""
-        text = self.processors["text"]
-        return text.collate([text.decode(one) for one in texts])
+        processor = self.processors["text"]
+        return processor.collate([processor.decode(text) for text in texts])
 
     def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
         """Table of a teacher's outputs for all items or captions of the sources, computed once and kept on disk.
@@ -74,19 +74,39 @@ class TrainingData:
         Raises:
             UserError: the teacher cannot be loaded, or two items of one name differ.
         """
-        root = self.frozen_folder
+        items: dict[str, Any]
         if modality == "text":
-            captions = {text for source in self.sources for text in captions_of(self.config, source.samples)}
-            # Sorted by length, as the teacher pads to the longest of a batch.
-            names = sorted(captions, key=lambda text: (len(text), text))
-            return teacher_table(teacher, dict.fromkeys(names), lambda text: text, root, modality, output)
-        samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
-        items = by_name(samples, modality, f"a teacher's {output}")
-        read = self.processors[modality].load
-        if modality == "audio":  # at the teachers' rate, cut to the model's limit
-            sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
-            read = partial(sounds.load, seconds=getattr(self.processors[modality], "max_seconds", None))
-        return teacher_table(teacher, items, lambda name: read(items[name].read(modality)), root, modality, output)
+            items = dict.fromkeys(self._captions())
+        else:
+            items = self._items(modality, f"a teacher's {output}")
+        load = self._loader(modality)
+
+        def read(name: str) -> Any:
+            return name if modality == "text" else load(items[name].read(modality))
+
+        return teacher_table(teacher, items, read, self.frozen_folder, modality, output)
+
+    def _captions(self) -> list[str]:
+        """All captions, sorted by length, as a teacher pads to the longest of a batch."""
+        captions: set[str] = set()
+        for source in self.sources:
+            captions.update(captions_of(self.config, source.samples))
+        return sorted(captions, key=lambda text: (len(text), text))
+
+    def _items(self, modality: str, what: str) -> dict[str, Sample]:
+        """Samples of a modality by key."""
+        samples = []
+        for source in self.sources:
+            samples += [sample for sample in source.samples if modality in sample.inputs]
+        return by_name(samples, modality, what)
+
+    def _loader(self, modality: str) -> Callable[[Any], Any]:
+        """Function from a file to a teacher's input: sounds at the teachers' rate, cut to the model's limit."""
+        processor = self.processors[modality]
+        if modality != "audio":
+            return processor.load
+        sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
+        return partial(sounds.load, seconds=getattr(processor, "max_seconds", None))
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
         """Add a task to store with the weights; UserError if another term has a different one of this name."""
@@ -96,10 +116,13 @@ class TrainingData:
 
 def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:
     """Captions of the samples, and the templates filled with their labels; samples are read once, one at a time."""
-    templates = [template for group in config.templates.values() for template in group]
     texts: list[str] = []
     labels: set[str] = set()
     for sample in samples:
         texts += sample.captions
-        labels |= {sample.label} if sample.label else set()
-    return texts + [template.format(label) for label in sorted(labels) for template in templates]
+        if sample.label:
+            labels.add(sample.label)
+    for label in sorted(labels):
+        for templates in config.templates.values():
+            texts += [template.format(label) for template in templates]
+    return texts

@@ -39,14 +39,15 @@ def timm_teacher(name: str, modality: str, output: str = "features") -> Teacher:
 
     if modality != "image":
         raise UserError(f"the teacher timm:{name} reads image, not {modality}")
-    model = create_network(name, pretrained=True).to(memory_format=torch.channels_last)
+    device = choose_device()
+    model = create_network(name, pretrained=True).to(device, memory_format=torch.channels_last)
     transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
 
     def encode(pictures: list[Any]) -> Tensor:
-        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures])
-        with torch.inference_mode(), autocast(torch.device("cpu")):
+        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures]).to(device)
+        with torch.inference_mode(), autocast(device):
             features = model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
-            return model.forward_head(features, pre_logits=output == "features").float()
+            return model.forward_head(features, pre_logits=output == "features").float().cpu()
 
     return encode
 
@@ -65,19 +66,10 @@ def transformers_teacher(name: str, modality: str, output: str = "features") -> 
     Raises:
         UserError: the model cannot be loaded, or does not read the modality.
     """
-    import transformers as library
-
     if output != "features":
         raise UserError(f"the teacher transformers:{name} has no {output}")
-    package = PACKAGES.get(name)
-    folder = import_module(package).get_model_path() if package and find_spec(package) else name
     try:
-        # float32 for checkpoints in half precision too: autocast chooses the precision.
-        model = library.AutoModel.from_pretrained(folder, dtype=torch.float32)
-        compares = [key for key in PREPARES if hasattr(model, f"get_{key}_features")]
-        if compares and modality not in compares:
-            raise UserError(f"it reads {', '.join(compares)}")
-        prepare = PREPARES[modality](library, folder)
+        model, prepare = _load_transformers(_folder_of(name), modality)
     except Exception as error:  # wrong names, no network and damaged files raise errors of many types
         raise UserError(
             f"transformers:{name}: no teacher of {modality} ({one_line(error):.200}); check its name and the network, "
@@ -86,28 +78,59 @@ def transformers_teacher(name: str, modality: str, output: str = "features") -> 
     device = choose_device()
     model = model.eval().to(device)
 
-    def vectors(inputs: dict[str, Tensor]) -> Tensor:
-        if compares:
-            found = getattr(model, f"get_{modality}_features")(**inputs)
-            return found if isinstance(found, Tensor) else found.pooler_output  # a tensor before transformers 5
-        hidden = model(**inputs).last_hidden_state.float()
-        if modality == "text":
-            real = inputs["attention_mask"].unsqueeze(-1)
-            return F.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
-        return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)  # (n, C, H, W) if convolutional
-
     def encode(items: list[Any]) -> Tensor:
-        batches = prepare(items)  # in full precision, which resampling needs
-        with torch.inference_mode(), autocast(device):
-            parts = [vectors({key: tensor.to(device) for key, tensor in inputs.items()}) for inputs in batches]
-        return torch.cat(parts).float().cpu()
+        vectors = []
+        for inputs in prepare(items):  # in full precision, which resampling needs
+            on_device = {key: tensor.to(device) for key, tensor in inputs.items()}
+            with torch.inference_mode(), autocast(device):
+                vectors.append(_vectors(model, modality, on_device))
+        return torch.cat(vectors).float().cpu()
 
     return encode
 
 
+def _folder_of(name: str) -> str:
+    """Folder of a model that a Python package contains, or the name itself."""
+    package = PACKAGES.get(name)
+    if package is None or not find_spec(package):
+        return name
+    return import_module(package).get_model_path()
+
+
+def _load_transformers(folder: str, modality: str) -> tuple[Any, Prepare]:
+    """A model and the preparation of its inputs; an error of any type if it does not read the modality."""
+    import transformers as library
+
+    # float32 for checkpoints in half precision too: autocast chooses the precision.
+    model = library.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    compared = [key for key in PREPARES if hasattr(model, f"get_{key}_features")]
+    if compared and modality not in compared:
+        raise UserError(f"it reads {', '.join(compared)}")
+    return model, PREPARES[modality](library, folder)
+
+
+def _vectors(model: Any, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+    """Vectors (n, F) of prepared inputs."""
+    get_features = getattr(model, f"get_{modality}_features", None)
+    if get_features is not None:
+        features = get_features(**inputs)
+        return features if isinstance(features, Tensor) else features.pooler_output  # a tensor before transformers 5
+    hidden = model(**inputs).last_hidden_state.float()
+    if modality == "text":
+        is_real = inputs["attention_mask"].unsqueeze(-1)
+        return F.normalize((hidden * is_real).sum(1) / is_real.sum(1), dim=-1)
+    if hidden.ndim == 4:  # (n, C, H, W) of a convolutional network
+        return hidden.flatten(2).mean(2)
+    return hidden.mean(1)
+
+
 def _prepare_images(library: Any, folder: str) -> Prepare:
     processor = library.AutoImageProcessor.from_pretrained(folder)
-    return lambda pictures: [processor(images=[one.convert("RGB") for one in pictures], return_tensors="pt")]
+
+    def prepare(pictures: list[Any]) -> list[dict[str, Tensor]]:
+        return [processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")]
+
+    return prepare
 
 
 def _prepare_sounds(library: Any, folder: str) -> Prepare:
@@ -118,11 +141,14 @@ def _prepare_sounds(library: Any, folder: str) -> Prepare:
     # CLAP would take a random part of a longer sound: the first part makes vectors reproducible.
     longest = getattr(extractor, "nb_max_samples", sys.maxsize)
 
-    def one(samples: Tensor) -> dict[str, Tensor]:
-        resampled = resample((samples, SAMPLE_RATE))[:longest].numpy()
-        return extractor([resampled], sampling_rate=rate, return_tensors="pt")
+    def prepare(sounds: list[Any]) -> list[dict[str, Tensor]]:
+        inputs = []
+        for samples in sounds:
+            resampled = resample((samples, SAMPLE_RATE))[:longest].numpy()
+            inputs.append(extractor([resampled], sampling_rate=rate, return_tensors="pt"))
+        return inputs
 
-    return lambda sounds: [one(samples) for samples in sounds]
+    return prepare
 
 
 def _prepare_texts(library: Any, folder: str) -> Prepare:

@@ -6,6 +6,7 @@ from typing import Any
 from onepeace.config import build
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
+from onepeace.extensions import HINT
 from onepeace.generative.terms.captioning import Captioning
 from onepeace.generative.terms.generation import Generation
 from onepeace.generative.terms.self_critical import SelfCritical
@@ -38,18 +39,20 @@ TERMS: dict[str, type[Term[Any]]] = {
 
 def read_terms(content: Sequence[Mapping[str, Any] | TermOptions]) -> tuple[TermOptions, ...]:
     """Options of the terms in a recipe's ``objective``; UserError for an unknown term or wrong options."""
-    terms = [each if isinstance(each, TermOptions) else _read(each, place) for place, each in enumerate(content)]
-    names = [options.name for options in terms]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"objective has two terms of the name {twice[0]}; give one of them another name")
-    return tuple(terms)
+    terms: dict[str, TermOptions] = {}
+    for index, entry in enumerate(content):
+        options = entry if isinstance(entry, TermOptions) else _read(entry, index)
+        if options.name in terms:
+            raise UserError(f"objective has two terms of the name {options.name}; give one of them another name")
+        terms[options.name] = options
+    return tuple(terms.values())
 
 
-def _read(content: Mapping[str, Any], place: int) -> TermOptions:
-    where = f"objective.{place}"
-    if not isinstance(content, Mapping) or "term" not in content:
-        raise UserError(f"{where} is {content!r}; write it as {{term: contrastive}}")
-    kind = content["term"]
-    if kind not in TERMS:
-        raise UserError(f"{where}.term {kind!r} is not known; {nearest(kind, TERMS)}")
-    return build(TERMS[kind].Options, content, f"objective.{content.get('name') or kind}")
+def _read(entry: Mapping[str, Any], index: int) -> TermOptions:
+    where = f"objective.{index}"
+    if not isinstance(entry, Mapping) or "term" not in entry:
+        raise UserError(f"{where} is {entry!r}; write it as {{term: contrastive}}")
+    key = entry["term"]
+    if key not in TERMS:
+        raise UserError(f"{where}.term {key!r} is not known; {nearest(key, TERMS)}; {HINT}")
+    return build(TERMS[key].Options, entry, f"objective.{entry.get('name') or key}")
