@@ -69,6 +69,11 @@ class Task:
         return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None))
 
     @property
+    def has_boxes(self) -> bool:
+        """Whether it reads or writes boxes."""
+        return self.answer in ("box", "objects") or "box" in self.fields
+
+    @property
     def labels(self) -> dict[str, str] | None:
         """Words of each choice by its name."""
         if self.choices is None or isinstance(self.choices, dict):
