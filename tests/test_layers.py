@@ -39,7 +39,7 @@ ROWS = [
     {"index"},
     {"evaluate"},
     {"train"},
-    {"serve", "cost", "plugins"},
+    {"serve", "plan", "plugins"},
     {"bench", "finetune"},
     {"commands"},
     {"cli"},

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.cost.measure import Live
 from onepeace.files.table import markdown_table
+from onepeace.plan.trackers import PeakTracker
 
 SHORTEST = 0.05
 """Minimum seconds of a turn; shorter calls are repeated."""
@@ -92,11 +92,8 @@ def compare(
     Args:
         known: tensors whose memory does not count.
     """
-    peaks, known = {}, list(known)
-    for name, run in candidates.items():
-        with Live(known) as live:
-            run()
-        peaks[name] = live.peak
+    known = list(known)
+    peaks = {name: peak_bytes(run, known) for name, run in candidates.items()}
     times = take_turns(candidates, seconds, device)
     return {
         "seconds": {name: spread(values) for name, values in times.items()},
@@ -104,6 +101,16 @@ def compare(
         "peak_bytes": peaks,
         "memory_ours_over_baseline": peaks["ours"] / peaks["baseline"],
     }
+
+
+def peak_bytes(run: Callable[[], object], known: Sequence[Any]) -> int:
+    """Peak memory of a call, without the memory of the ``known`` tensors and without the work space of kernels."""
+    tracker = PeakTracker()
+    tracker.track_external(*known)
+    with tracker:
+        before = tracker.peak().total()
+        run()
+    return tracker.peak().total() - before
 
 
 def ratios(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
-from onepeace.cost.inputs import UNITS, item_batch, picture_size
-from onepeace.cost.measure import Live
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder
+from onepeace.plan.inputs import UNITS, item_batch, picture_size
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +92,9 @@ def _measure(
     batch = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in made.items()}
     products, product_flops = _products(config.model, count * tokens, device, dtype)
     calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
-    with torch.no_grad(), Live() as live:  # in inference mode products are not seen
-        _check(module({key: batch})[key], (count, config.model.embed_dim))
-    flops = live.flops / count
+    flops = module_flops(module, {key: batch}) / count
     with torch.inference_mode():
+        _check(module({key: batch})[key], (count, config.model.embed_dim))
         if baseline is not None:
             calls["baseline"] = lambda: baseline(batch["pixels"])
             _check(F.normalize(baseline(batch["pixels"]).float(), dim=-1), (count, baseline.output_dim))
@@ -139,11 +138,11 @@ def _products(
     return run, sum(2 * tokens * rows * columns for rows, columns in shapes)
 
 
-def module_flops(module: nn.Module, *inputs: Tensor) -> int:
-    """FLOPs of a call, counted on the meta device with a copy of the module."""
+def module_flops(module: nn.Module, inputs: Any) -> int:
+    """FLOPs of a call with tensors, or mappings of tensors, counted on the meta device with a copy of the module."""
     dry = copy.deepcopy(module).to("meta").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        dry(*(tensor.to("meta") for tensor in inputs))
+        dry(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs))
     return counter.get_total_flops()
 
 

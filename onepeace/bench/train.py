@@ -7,6 +7,7 @@ weights, gradients and inputs.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
-from onepeace.cost.inputs import SAMPLE_RATE, largest_items, pair_batch, planned_objective
-from onepeace.cost.measure import step_cost
-from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute
+from onepeace.plan.dry_run import measure_step
+from onepeace.plan.inputs import SAMPLE_RATE, largest_items, synthetic_batch, synthetic_objective
+from onepeace.plan.plan import planned_config, planned_model
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.objective import Objective
@@ -50,18 +51,18 @@ class StepPair:
         generator = torch.Generator().manual_seed(0)
         keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
         inputs = inputs_of_many_lengths(self.config, keys, count, generator)
-        self.batch = pair_batch(recipe, self.model, pair, inputs).split(
-            recipe.run.grad_cache_chunks, self.model.adapters
-        )
+        batch = synthetic_batch(recipe, self.model, pair, inputs)
+        self.batch = batch.split(recipe.run.grad_cache_chunks, self.model.adapters)
         self.moved = self.batch.to(device)
         self.model.to(device)
         set_recompute(self.model, recipe.run.recompute)
         padding = {"ours": recipe.run.max_padding, "baseline": 1.0}
-        self.candidates = {name: self._objective(self.model, most).to(device) for name, most in padding.items()}
+        self.candidates = {name: self._objective(most).to(device) for name, most in padding.items()}
 
-    def _objective(self, model: Any, max_padding: float) -> Objective:
+    def _objective(self, max_padding: float) -> Objective:
         torch.manual_seed(0)  # for parameters of the terms
-        return planned_objective(self.recipe, model, self.batch, max_padding)
+        recipe = replace(self.recipe, run=replace(self.recipe.run, max_padding=max_padding))
+        return synthetic_objective(recipe, self.model, self.batch.keys)
 
     def run(self, candidate: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Losses of a forward pass, after its backward pass."""
@@ -94,9 +95,11 @@ class StepPair:
 
     def flops(self) -> int:
         """FLOPs of a step, without padding and recomputation."""
+        run = replace(self.recipe.run, max_padding=0.0, recompute="none")
+        recipe = replace(self.recipe, run=run)
         with torch.device("meta"):
-            objective = self._objective(planned_model(self.recipe, self.config), max_padding=0.0)
-        return round(step_cost(objective, self.batch, bfloat16=True).flops)
+            objective = synthetic_objective(recipe, planned_model(recipe, self.config), self.batch.keys)
+        return measure_step(recipe, objective.train(), [self.batch], per_machine=1).flops.total()
 
 
 def bench_train(

@@ -31,15 +31,10 @@ def middle(figures: Sequence[float]) -> tuple[float, float]:
 def interval(per_query: Sequence[float]) -> tuple[float, float]:
     """The interval of the mean of one value per query."""
     values = np.asarray(per_query, dtype=np.float64)
-    means = [values[rows].mean() for rows in draws(len(values))]
-    return middle(means)
+    return middle([values[draw].mean() for draw in draws(len(values))])
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """The interval of the difference second - first of two results on the same queries, drawn for both at once."""
-    first_values = np.asarray(first, dtype=np.float64)
-    second_values = np.asarray(second, dtype=np.float64)
-    differences = []
-    for rows in draws(len(first_values)):
-        differences.append(second_values[rows].mean() - first_values[rows].mean())
-    return middle(differences)
+    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    return middle([b[draw].mean() - a[draw].mean() for draw in draws(len(a))])

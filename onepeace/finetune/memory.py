@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 
 from onepeace.config import Options, apply_override, build, merge
-from onepeace.cost.inputs import UNITS
-from onepeace.cost.plan import make_plan
+from onepeace.plan.inputs import UNITS
+from onepeace.plan.plan import make_plan
 from onepeace.train.recipe import Recipe
 
 ROOM = 0.8
@@ -36,7 +36,7 @@ def fitting_recipe(
         recipe = build(Recipe, filled, "the recipe of the fine-tuning")
         if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
             return recipe
-        needed = sum(make_plan(recipe).memory)
+        needed = make_plan(recipe).step.memory.total()
         said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
         if needed <= ROOM * available:
             say(said)

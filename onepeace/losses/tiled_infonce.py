@@ -14,6 +14,8 @@ from onepeace.layers.precision import without_autocast
 
 TILE = 2**22
 """Number of logits in memory at a time: 16 MB of float32."""
+MIN_ROWS = 128
+"""Minimum number of rows of a tile: with fewer, a product takes longer to read the keys than to compute."""
 
 
 def tiled_infonce(
@@ -23,7 +25,7 @@ def tiled_infonce(
     targets: Tensor,
     groups: Tensor | None = None,
     label_smoothing: float = 0.0,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Tensor:
     """Cross entropy of finding each query's key among all keys.
 
@@ -34,7 +36,8 @@ def tiled_infonce(
         targets: (M,) int64, the row of each query's own key.
         groups: (N,) int64; keys of the same group as a query's own are positives too, with equal shares of the target.
         label_smoothing: mass spread evenly over the N - 1 other keys (fairseq's form, as released).
-        tile: number of logits in memory at a time; it affects the result only by rounding.
+        tile: number of logits in memory at a time; it affects the result only by rounding. None: `TILE`, or those of
+            `MIN_ROWS` queries if there are more than 32,768 keys.
 
     Returns:
         Scalar, the sum over queries, float32; it is computed in float32 under autocast too, as softmax and cosines near
@@ -47,6 +50,8 @@ def tiled_infonce(
         raise ValueError(f"groups {tuple(groups.shape)} should be ({len(keys)},), one for each key")
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=torch.float32, device=queries.device)
+    if tile is None:
+        tile = max(TILE, MIN_ROWS * len(keys))
     with without_autocast(queries.device.type):
         return _Matching.apply(queries.float(), keys.float(), scale.float(), targets, groups, label_smoothing, tile)
 

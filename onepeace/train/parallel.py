@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -19,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.device import join_device, total_memory
 from onepeace.errors import UserError
-from onepeace.train.sections import RunConfig
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    from onepeace.train.recipe import RunConfig
 
 T = TypeVar("T")
 
@@ -183,7 +185,7 @@ def first_decides(answer: bool) -> bool:
 def parallelize(
     objective: nn.Module,
     units: Iterable[nn.Module],
-    config: RunConfig,
+    config: "RunConfig",
     device: torch.device,
     *,
     bfloat16: bool = False,
@@ -200,7 +202,7 @@ def parallelize(
         bfloat16: whether forward passes run in bfloat16, in which weights are then gathered.
     """
     if world_size() > 1 and config.parallel == "fsdp":
-        _shard(objective, list(units), config, device, bfloat16)
+        _shard_and_load(objective, list(units), config, device, bfloat16)
     else:
         objective.to(device)
 
@@ -219,33 +221,19 @@ def replicate(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> nn.Mo
     return DistributedDataParallel(objective, find_unused_parameters=leaves_unused(objective, compute_loss))
 
 
-def _shard(
-    objective: nn.Module, units: list[nn.Module], config: RunConfig, device: torch.device, bfloat16: bool
+def _shard_and_load(
+    objective: nn.Module, units: list[nn.Module], config: "RunConfig", device: torch.device, bfloat16: bool
 ) -> None:
     """Shard the parameters of the objective; the first process has their values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-    from torch.distributed.fsdp import fully_shard
 
-    # It warns of changes in place to the output of a unit, of which there are none.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # No device ever holds the whole model: it is sharded on the meta device, then tensors are broadcast one by one.
     whole = objective.state_dict() if rank() == 0 else {}
     buffers = dict(objective.named_buffers())
     objective.to("meta")
-    keep_gathered = keeps_gathered(units, config.keep_gathered, device)
-    shard = partial(
-        fully_shard,
-        mesh=sharding_mesh(device, config.shard),
-        mp_policy=precision_policy(bfloat16),
-        reshard_after_forward=not keep_gathered,
-    )
-    for unit in units:
-        shard(unit)
-    # fully_shard refuses scalars, such as the temperature.
-    scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
-    sharded = shard(objective, ignored_params=scalars)
-    if keep_gathered:
-        sharded.set_reshard_after_backward(False)  # `free_gathered` does it once, after all passes of a step
+    least_memory = min(gather_numbers(total_memory(device) or 0))
+    config = replace(config, keep_gathered=keeps_gathered(units, config.keep_gathered, least_memory))
+    shard(objective, units, config, device, bfloat16)
     objective.to_empty(device=device)
     state_options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(objective, whole, options=state_options)
@@ -260,6 +248,29 @@ def _restore_buffers(objective: nn.Module, buffers: Mapping[str, Tensor]) -> Non
             if rank() == 0:
                 buffer.copy_(buffers[name])
             broadcast(buffer)
+
+
+def shard(
+    objective: nn.Module, units: list[nn.Module], config: "RunConfig", device: torch.device, bfloat16: bool
+) -> None:
+    """Shard the parameters of the objective where they are; ``config.keep_gathered`` has been decided."""
+    from torch.distributed.fsdp import fully_shard
+
+    # It warns of changes in place to the output of a unit, of which there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    shard_unit = partial(
+        fully_shard,
+        mesh=sharding_mesh(device, config.shard),
+        mp_policy=precision_policy(bfloat16),
+        reshard_after_forward=not config.keep_gathered,
+    )
+    for unit in units:
+        shard_unit(unit)
+    # fully_shard refuses scalars, such as the temperature.
+    scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
+    sharded = shard_unit(objective, ignored_params=scalars)
+    if config.keep_gathered:
+        sharded.set_reshard_after_backward(False)  # `free_gathered` does it once, after all passes of a step
 
 
 def sharding_mesh(device: torch.device, shard: int | None) -> "DeviceMesh":
@@ -297,16 +308,14 @@ def precision_policy(bfloat16: bool) -> "MixedPrecisionPolicy":
     )
 
 
-def keeps_gathered(units: Iterable[nn.Module], choice: bool | Literal["auto"], device: torch.device) -> bool:
+def keeps_gathered(units: Iterable[nn.Module], choice: bool | Literal["auto"], device_bytes: int) -> bool:
     """Whether gathered weights stay through all passes of a step, as ``run.keep_gathered`` chooses.
 
-    "auto": if the units take at most `GATHERED_SHARE` of the memory of the device with the least. All processes decide
-    alike.
+    "auto": if the units take at most `GATHERED_SHARE` of ``device_bytes``, the memory of the smallest device.
     """
     if choice != "auto":
         return choice
     gathered_bytes = 2 * sum(parameter.numel() for parameter in _parameters_of(units))
-    device_bytes = min(gather_numbers(total_memory(device) or 0))
     return gathered_bytes <= GATHERED_SHARE * device_bytes
 
 

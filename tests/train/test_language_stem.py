@@ -9,10 +9,10 @@ import transformers
 from support.training import MODEL, recipe
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from onepeace.cost.plan import make_plan
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.model.stems.language import LanguageStem
+from onepeace.plan.plan import make_plan
 from onepeace.processors.tokenizer import from_transformers
 from onepeace.train import loop
 

@@ -10,10 +10,10 @@ from support.checkpoints import read_newest
 from support.training import MODEL, assert_same_weights, logged, recipe
 from torch import nn
 
-from onepeace.cost.plan import make_plan, planned_model
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.hub.weights import expected
+from onepeace.plan.plan import make_plan, planned_model
 from onepeace.train import loop
 from onepeace.train.loop import train_steps
 from onepeace.train.model_config import make_config
@@ -160,9 +160,12 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     train_steps(run, None, None, lambda: False)
     plan = make_plan(wanted)
     trained = [p for p in run.model.parameters() if p.requires_grad]
-    states = [v for state in run.optimizer.state.values() for n, v in state.items() if n.startswith("exp_avg")]
-    held = [*run.model.parameters(), *run.average.values(), *states, *trained]  # a gradient is as large as its weight
-    assert plan.memory.states == sum(tensor.nbytes for tensor in held)
+    states = [value for state in run.optimizer.state.values() for value in state.values()]
+    memory = plan.step.memory
+    assert memory["parameters"] == sum(tensor.nbytes for tensor in run.model.parameters())
+    assert memory["optimizer"] == sum(tensor.nbytes for tensor in states)
+    without_average = make_plan(adapted(root, base, tmp_path, steps=2)).step.memory
+    assert memory["other"] - without_average["other"] == sum(tensor.nbytes for tensor in run.average.values())
     assert plan.trained == sum(p.numel() for p in trained)
     whole = recipe(root, tmp_path, steps=2, run={"batch_size": 8}, model={"from": str(base)})
-    assert plan.memory.activations < make_plan(whole).memory.activations
+    assert memory["activations"] < make_plan(whole).step.memory["activations"]

@@ -12,11 +12,11 @@ from support.fake_gpu import StepChecked, check_first_step
 from support.small_shards import write_shards
 
 from onepeace.config import SIZES, ModelConfig, build, read_yaml, to_yaml
-from onepeace.cost import plan
 from onepeace.embed.embedder import load
 from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.model import OnePeace
+from onepeace.plan import plan
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe

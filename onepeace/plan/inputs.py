@@ -1,4 +1,4 @@
-"""Synthetic inputs of a given size, and an objective for a batch of them."""
+"""Synthetic items of a given size, batches of them, and an objective that needs no data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.special_ids import EOS
-from onepeace.train.build import prepare_terms
+from onepeace.train.build import build_objective
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
 from onepeace.train.teachers import TeacherOptions, TeacherTable
@@ -29,7 +29,7 @@ UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
 """Units of an item's size: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
 
 
-class PlannedData(TrainingData):
+class SyntheticData(TrainingData):
     """Stand-in for training data that returns tensors of the right size."""
 
     def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
@@ -52,15 +52,15 @@ class PlannedData(TrainingData):
 def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str, Tensor]:
     """Model input with `count` random items of modality `key`, all of one `size` (see `UNITS`)."""
     generator = torch.Generator().manual_seed(0)
+    options = config.model.adapters[key]
     if key == "text":
-        words = int(config.model.adapters[key].get("vocab_size", 256))
-        ids = torch.randint(FIRST_WORD_ID, words, (count, size), generator=generator)
+        ids = torch.randint(FIRST_WORD_ID, int(options.get("vocab_size", 256)), (count, size), generator=generator)
         ids[:, -1] = EOS
         return {"ids": ids}
-    if key in ("image", "video"):
-        frames = [int(config.model.adapters[key].get("frames", 16))] if key == "video" else []
-        return {"pixels": torch.randn(count, *frames, 3, size, size, generator=generator)}
-    return {"waveform": torch.randn(count, size * SAMPLE_RATE, generator=generator)}
+    if key == "audio":
+        return {"waveform": torch.randn(count, size * SAMPLE_RATE, generator=generator)}
+    frames = [int(options.get("frames", 16))] if key == "video" else []
+    return {"pixels": torch.randn(count, *frames, 3, size, size, generator=generator)}
 
 
 def picture_size(config: Config, key: str = "image") -> int:
@@ -72,50 +72,62 @@ def picture_size(config: Config, key: str = "image") -> int:
     return max(size) if isinstance(size, list) else int(size)
 
 
-def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
-    """`count` items of a pair, each of the maximum size that the processors allow."""
-    if unknown := [key for key in pair if key not in UNITS]:
-        raise UserError(f"the size of an item of {unknown[0]} is not known; a plan supports {', '.join(UNITS)}")
-    found = {}
-    for key in pair:
+def largest_items(config: Config, modalities: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
+    """`count` items, each of the maximum size that the processors allow, by modality.
+
+    Raises:
+        UserError: a modality whose sizes have no unit.
+    """
+    items = {}
+    for key in modalities:
         options = config.processors.get(key, {})
-        limits = {"text": (options.get("max_tokens") or 70) + 1, "audio": options.get("max_seconds") or 15}
-        found[key] = item_batch(config, key, ceil(limits.get(key) or picture_size(config, key)), count)
-    return found
+        if key == "text":
+            size = (options.get("max_tokens") or 70) + 1
+        elif key == "audio":
+            size = ceil(options.get("max_seconds") or 15)
+        elif key in UNITS:
+            size = picture_size(config, key)
+        else:
+            raise UserError(f"the size of an item of {key} is not known; a plan supports {', '.join(UNITS)}")
+        items[key] = item_batch(config, key, size, count)
+    return items
 
 
-def pair_batch(recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]]) -> Batch:
-    """Batch of the inputs, without targets. Masks and token dropout follow the recipe; each text token is taken as a
-    word."""
-    rows = rows_of_an_item(model.config)
-    count = len(next(iter(next(iter(inputs.values())).values()))) // rows
-    names = [str(i) for i in range(count)]
-    batch = Batch(inputs, names, names, [[name] for name in names], {}, rows, source=source).measured(model.adapters)
-    generators = [np.random.default_rng(row) for row in range(count * rows)]
+def synthetic_batch(recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]]) -> Batch:
+    """Batch of these inputs, without targets.
+
+    Masks and token dropout follow the recipe; each token of a text is taken for a word.
+    """
+    rows_of_item = inputs_of_item(model.config)
+    rows = len(next(iter(next(iter(inputs.values())).values())))
+    keys = [f"item{number}" for number in range(rows // rows_of_item)]
+    names = [[key] for key in keys]
+    batch = Batch(inputs=inputs, keys=keys, captions=keys, names=names, rows=rows_of_item, source=source)
+    batch = batch.measured(model.adapters)
+    generators = [np.random.default_rng(row) for row in range(rows)]
     masks = {}
     for key in inputs:
         lengths = batch.lengths[key] - 1
-        words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool) if key == "text" else None
+        words = torch.ones(rows, int(lengths.max()), dtype=torch.bool) if key == "text" else None
         dropout = recipe.data.token_dropout.get(key, 0.0)
         masks[key] = draw_masks(recipe.mask.get(key), dropout, lengths, generators, words)
     return replace(batch, masks=masks)
 
 
-def rows_of_an_item(config: Any) -> int:
-    """Number of input rows per item of a model: 2 if a head compares two pictures."""
+def inputs_of_item(config: Any) -> int:
+    """Number of input rows of an item: 2 if a head compares two pictures."""
     return max((head.get("inputs", 1) for head in config.heads.values()), default=1)
+
+
+def synthetic_objective(recipe: Recipe, model: Trained, keys: Sequence[str]) -> Objective:
+    """The objective of a recipe for items with these keys; a head's loss is replaced by the sum of its outputs."""
+    objective = build_objective(recipe, model, SyntheticData(recipe, keys))
+    for term in objective.terms.values():
+        if isinstance(term, Supervised):
+            term.loss = sum_of_outputs  # type: ignore[method-assign]
+    return objective
 
 
 def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
     """Loss that needs no targets."""
     return {"loss": torch.stack([leaf.float().sum() for leaf in tree_leaves(outputs)]).sum()}
-
-
-def planned_objective(recipe: Recipe, model: Trained, batch: Batch, max_padding: float) -> Objective:
-    """The objective of a recipe for a batch of `pair_batch`; a head's loss is replaced by the sum of its outputs."""
-    prepared = prepare_terms(recipe.terms, PlannedData(recipe, batch.keys))
-    objective = Objective(model, recipe.terms, prepared, max_padding)
-    for term in objective.terms.values():
-        if isinstance(term, Supervised):
-            term.loss = sum_of_outputs  # type: ignore[method-assign]
-    return objective

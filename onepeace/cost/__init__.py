@@ -1,1 +1,0 @@
-"""FLOPs and bytes of encoding and training, measured on shapes alone."""

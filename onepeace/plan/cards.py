@@ -1,0 +1,85 @@
+"""Time of a step on cards that are not here: compute, links and reader, of which the slowest counts.
+
+Computation, collectives and reading overlap (FSDP gathers the next unit while one computes, DDP reduces buckets during
+the backward pass, workers build batches ahead), so that a step takes at least as long as the slowest of them.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from onepeace.plan.trackers import StepCost
+
+if TYPE_CHECKING:
+    from onepeace.train.recipe import Recipe
+
+UTILISATION = 0.4
+"""Share of a card's peak that computation reaches. torchtitan reports 0.33 to 0.39 of an H100's for Llama 3.1 8B under
+FSDP2 on 8 and on 128 GPUs (benchmarks/llama3_h100_202412_torchtitan.md), and up to 0.58 of an A100's."""
+READER_ITEMS = 350
+"""Items that one worker of the reader builds per second; see docs/results/data.md."""
+RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
+"""Times that each byte goes over a link of every process, but for a share of 1 / processes (NCCL's ring)."""
+
+
+class Card(NamedTuple):
+    """A GPU in a machine of its own kind; bytes and FLOPs per second. Rates of links are those of one direction."""
+
+    name: str
+    bfloat16: float
+    """Peak of dense matrix products."""
+    float32: float
+    """Peak without TF32, which torch does not use by default."""
+    memory: int
+    """Bytes."""
+    link: float
+    """NVLink, to the other GPUs of the machine."""
+    network: float
+    """Network adapter of one GPU."""
+
+
+CARDS = {
+    # NVIDIA's data sheets of the A100 80GB SXM and the DGX A100: one 200 Gb/s adapter for each GPU.
+    "a100": Card("A100 80 GB", bfloat16=312e12, float32=19.5e12, memory=80 * 10**9, link=300e9, network=25e9),
+    # Data sheets of the H100 SXM and the DGX H100: one 400 Gb/s adapter for each GPU.
+    "h100": Card("H100 SXM", bfloat16=989e12, float32=67e12, memory=80 * 10**9, link=450e9, network=50e9),
+    # Data sheets of the H200 SXM and the DGX H200.
+    "h200": Card("H200 SXM", bfloat16=989e12, float32=67e12, memory=141 * 10**9, link=450e9, network=50e9),
+    # Data sheets of the HGX B200 and the DGX B200.
+    "b200": Card("B200 SXM", bfloat16=2250e12, float32=75e12, memory=180 * 10**9, link=900e9, network=50e9),
+}
+
+
+class StepTime(NamedTuple):
+    """Seconds of a step by what takes them."""
+
+    compute: float
+    links: float
+    """Collectives within a machine."""
+    network: float
+    """Collectives between machines."""
+    reader: float
+
+    @property
+    def limit(self) -> str:
+        """What limits the step."""
+        return max(self._fields, key=lambda name: getattr(self, name))
+
+
+def step_time(cost: StepCost, recipe: "Recipe", processes: int, card: Card) -> StepTime:
+    """Estimated time of a step."""
+    compute = 0.0
+    for (_, dtype), flops in cost.flops.items():
+        peak = card.float32 if dtype == torch.float32 else card.bfloat16
+        compute += flops / (UTILISATION * peak)
+    links = 0.0
+    network = 0.0
+    for (operation, group), size in cost.traffic.items():
+        sent = RING[operation] * size * (group.size - 1) / group.size
+        if group.size == group.on_machine:
+            links += sent / card.link
+        else:  # all adapters of the group's processes on a machine carry its traffic
+            network += sent / (card.network * group.on_machine)
+    items = sum(recipe.batch_size(source) for source in recipe.data.modalities) / processes
+    reader = items / (READER_ITEMS * max(recipe.run.workers, 1))
+    return StepTime(compute, links, network, reader)

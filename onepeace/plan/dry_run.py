@@ -1,0 +1,174 @@
+"""Dry run of a training step on a CPU: the first of any number of processes, without data, weights or a GPU.
+
+The recipe's own objective, sharding, clipping and optimizer run on tensors without values (torch's FakeTensorMode), in
+a process group that answers at once (torch's backend "fake"). Whatever asks a tensor for its value fails here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from onepeace.data.batch import Batch
+from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker, StepCost
+from onepeace.train import parallel
+from onepeace.train.build import build_optimizer
+from onepeace.train.objective import Objective
+from onepeace.train.recipe import Recipe
+from onepeace.train.step import Stepper
+
+CPU = torch.device("cpu")
+
+
+def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch], per_machine: int) -> StepCost:
+    """Cost of one step of this process, which is the first of the process group.
+
+    Args:
+        recipe: the recipe, with ``run.shard`` and ``run.keep_gathered`` set if weights are sharded.
+        objective: on the meta device, in training mode; it cannot be used afterwards.
+        batches: this process's part of the step.
+        per_machine: processes on each machine.
+    """
+    cost = StepCost()
+    counter = OperationCounter(cost, per_machine)
+    objective.register_forward_pre_hook(counter.start_batch)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    to_fake = partial(_to_fake, fake)
+    objective._apply(to_fake)
+    if objective.sharded:
+        parallel.shard(objective, objective.model.sharding_units(), recipe.run, CPU, _in_bfloat16(recipe))
+    with as_on_a_gpu(), fake:
+        stepper = make_stepper(recipe, objective)
+        fake_batches = [batch.map(to_fake) for batch in batches]
+        tracker = make_tracker(stepper, fake_batches)
+        with tracker, counter:
+            stepper(1, fake_batches, recipe.optim.lr)
+    cost.memory.update(tracker.peak())
+    cost.saved["weights"] = _bytes(objective.state_dict())
+    cost.saved["optimizer"] = sum(_bytes(states) for states in stepper.optimizer.state.values())
+    cost.saved["average"] = _bytes(stepper.average)
+    if parallel.world_size() > 1 and not objective.sharded:
+        _add_ddp(cost, objective, per_machine)
+    return cost
+
+
+def _to_fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A tensor without values, on the CPU."""
+    return FakeTensor(mode, tensor.detach().to("meta"), CPU)
+
+
+def _in_bfloat16(recipe: Recipe) -> bool:
+    """Whether a GPU computes in bfloat16."""
+    return recipe.run.precision != "float32"
+
+
+def _bytes(tensors: Mapping[Any, Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values() if isinstance(tensor, Tensor))
+
+
+def _add_ddp(cost: StepCost, objective: nn.Module, per_machine: int) -> None:
+    """Add what DDP does in C++, which needs values: it copies all gradients into buckets, and reduces those."""
+    size = sum(parameter.nbytes for parameter in objective.parameters() if parameter.requires_grad)
+    world_size = parallel.world_size()
+    cost.memory["gradients"] += size
+    cost.traffic["allreduce", Group(world_size, min(world_size, per_machine))] += size
+
+
+def make_stepper(recipe: Recipe, objective: Objective) -> Stepper:
+    """What takes the step, with the states that the optimizer would make in its first one."""
+    optimizer = build_optimizer(recipe, objective)
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    average = {}
+    for name, parameter in objective.model.named_parameters():
+        if recipe.run.ema and parameter.requires_grad:
+            average[name] = parameter.detach().clone()
+    stepper = Stepper(recipe, objective, optimizer, average, CPU, _in_bfloat16(recipe))
+    stepper.parallelized = objective  # not by DDP, whose C++ needs values: see `_add_ddp`
+    return stepper
+
+
+def make_tracker(stepper: Stepper, batches: Sequence[Batch]) -> PeakTracker:
+    """Tracker that knows all tensors there are before the step."""
+    others = list(stepper.average.values())
+    for batch in batches:
+        for part in batch.parts or [batch]:
+            for inputs in part.inputs.values():
+                others += inputs.values()
+    if stepper.objective.sharded:
+        sharded = ShardedTracker(stepper.objective, stepper.optimizer)
+        sharded.track_inputs(tuple(others))
+        return sharded
+    tracker = PeakTracker()
+    tracker.track_external(stepper.objective, stepper.optimizer, *others)
+    tracker.track_gradients(stepper.objective)
+    return tracker
+
+
+@contextmanager
+def processes(count: int) -> Iterator[None]:
+    """Context in which this process is the first of ``count``, of which there is no other."""
+    if count == 1:
+        yield
+        return
+    dist.init_process_group("fake", rank=0, world_size=count)
+
+    def from_all(value: Any) -> list[Any]:
+        return [value] * count  # the others are like this one
+
+    try:
+        with mock.patch.multiple(parallel, gather_objects=from_all, gather_numbers=from_all):
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Context in which layers on the CPU compute and save what they would on a GPU."""
+    layer_norm = F.layer_norm
+
+    def float32_norm(
+        x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):  # autocast casts the arguments of this operation on a GPU only
+            x = x.float()
+            weight = None if weight is None else weight.float()
+            bias = None if bias is None else bias.float()
+        return layer_norm(x, shape, weight, bias, eps)
+
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION))
+        stack.enter_context(mock.patch.object(F, "layer_norm", float32_norm))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", efficient_attention))
+        yield
+
+
+def efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **others: Any,
+) -> Tensor:
+    """The kernel that CUDA has for attention with a bias, whose rows torch pads to a multiple of 8."""
+    if attn_mask is not None:
+        length = attn_mask.shape[-1]
+        padded = F.pad(attn_mask.to(query.dtype), (0, -length % 8))[..., :length]
+        attn_mask = padded.expand(*query.shape[:3], length)
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]

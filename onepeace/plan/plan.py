@@ -1,0 +1,153 @@
+"""Plan of a run: what a step takes on the GPUs that it would run on, from the recipe alone.
+
+One step of the first process is run without values (dry_run.py), on as many items as that process has, each of maximum
+size. What is not in it: teachers, losses of task heads (large for those over every pixel), torch.compile, work space of
+kernels and waste of the allocator; `MARGIN` is added for the last two.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from onepeace.config import SIZES, Config
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError, one_line
+from onepeace.files.cache import cache_folder
+from onepeace.hub.registry import find
+from onepeace.layers.recompute import set_recompute
+from onepeace.model import Trained
+from onepeace.plan import dry_run
+from onepeace.plan.cards import CARDS, Card
+from onepeace.plan.inputs import inputs_of_item, largest_items, synthetic_batch, synthetic_objective
+from onepeace.plan.trackers import StepCost
+from onepeace.train import parallel
+from onepeace.train.folder import model_folder
+from onepeace.train.initial_weights import make_model
+from onepeace.train.lora import add_lora_and_freeze
+from onepeace.train.model_config import make_config
+from onepeace.train.recipe import Recipe
+from onepeace.train.sections import RunConfig
+
+MARGIN = 1.1
+"""Factor on the counted memory."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plan of a run; see the module's docstring."""
+
+    recipe: Recipe
+    processes: int
+    card: Card
+    parameters: int
+    trained: int
+    """Number of trained parameters."""
+    step: StepCost
+    """What a step takes in each process."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a process needs, with `MARGIN`."""
+        return round(MARGIN * self.step.memory.total())
+
+    @property
+    def flops_per_item(self) -> dict[str, float]:
+        """FLOPs by source, including losses and recomputation."""
+        flops = dict.fromkeys(self.recipe.data.modalities, 0.0)
+        for (source, _), count in self.step.flops.items():
+            flops[source] += count * self.processes / self.recipe.batch_size(source)
+        return flops
+
+    @property
+    def flops_per_step(self) -> float:
+        """FLOPs of all processes."""
+        return float(self.processes * self.step.flops.total())
+
+
+def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], per_machine: int = 8) -> Plan:
+    """Plan of a recipe for a number of processes, one GPU each.
+
+    Args:
+        recipe: the recipe.
+        processes: number of processes.
+        card: the GPU.
+        per_machine: GPUs of a machine.
+
+    Raises:
+        UserError: a start that is not on this machine; a batch that cannot be shared evenly; options of the model or of
+            its processors that do not fit.
+    """
+    config = planned_config(recipe)
+    try:
+        with dry_run.processes(processes):
+            return _plan(recipe, config, processes, card, per_machine)
+    except ValueError as error:  # of a stem, or of an item that is too large
+        raise UserError(f"the recipe's model and processors do not fit together: {one_line(error)}") from error
+
+
+def _plan(recipe: Recipe, config: Config, processes: int, card: Card, per_machine: int) -> Plan:
+    """Plan of a recipe in the first of these processes."""
+    model = planned_model(recipe, config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    recipe = replace(recipe, run=_with_sharding(recipe, model, card, min(per_machine, processes)))
+    batches = [_share(recipe, config, model, source, processes) for source in recipe.data.modalities]
+    with torch.device("meta"):
+        objective = synthetic_objective(recipe, model, max((batch.keys for batch in batches), key=len))
+    step = dry_run.measure_step(recipe, objective.train(), batches, per_machine)
+    return Plan(recipe=recipe, processes=processes, card=card, parameters=parameters, trained=trained, step=step)
+
+
+def planned_config(recipe: Recipe) -> Config:
+    """The model's configuration; that of ``model.size`` if ``model.from`` is missing or would be downloaded."""
+    start = recipe.start
+    if start.source is None:
+        return make_config(recipe)
+    released = None if Path(start.source).is_dir() else find(start.source)
+    is_local = released is None or (start.size is None and (cache_folder() / released).is_dir())
+    if is_local and (model_folder(start.source) / "config.yaml").exists():
+        return make_config(recipe)
+    if start.size is None:
+        raise UserError(
+            f"model.from {start.source} is not on this machine; to plan without it, give another model.from of the "
+            f"same kind, or model.size=... ({', '.join(SIZES)})"
+        )
+    without_start = {key: value for key, value in recipe.model.items() if key != "from"}
+    return make_config(replace(recipe, model=without_start))
+
+
+def planned_model(recipe: Recipe, config: Config) -> Trained:
+    """The model on the meta device, with the adapters, frozen parameters and recomputation of the recipe."""
+    model = make_model(recipe, config, empty=True)
+    add_lora_and_freeze(model, recipe)
+    set_recompute(model, recipe.run.recompute)
+    return model
+
+
+def _with_sharding(recipe: Recipe, model: Trained, card: Card, per_machine: int) -> RunConfig:
+    """The recipe's ``run``, with what depends on the machine: processes that share a copy, and gathered weights."""
+    run = recipe.run
+    keep_gathered = parallel.keeps_gathered(model.sharding_units(), run.keep_gathered, card.memory)
+    return replace(run, shard=run.shard or per_machine, keep_gathered=keep_gathered)
+
+
+def _share(recipe: Recipe, config: Config, model: Trained, source: str, processes: int) -> Batch:
+    """The items of one source that a process has in a step, each of maximum size."""
+    count = recipe.batch_size(source)
+    if count % processes:
+        raise UserError(f"run.batch_size {count} of {source} cannot be shared evenly by {processes} processes")
+    rows = count // processes * inputs_of_item(config.model)
+    inputs = {}
+    for key, item in largest_items(config, recipe.data.modalities[source], 1).items():
+        if key in recipe.data.stem_views:  # computed once, before the steps
+            features = model.adapters[key].stem_features({name: x.to("meta") for name, x in item.items()})
+            item = {"features": torch.zeros(1).expand(features.shape)}
+        inputs[key] = {name: x.expand(rows, *x.shape[1:]) for name, x in item.items()}  # takes no memory
+    batch = synthetic_batch(recipe, model, source, inputs)
+    # The parts of a batch are copies, which only ids take memory for.
+    without_values = {
+        key: {name: x.to("meta") if x.is_floating_point() else x for name, x in tensors.items()}
+        for key, tensors in inputs.items()
+    }
+    return replace(batch, inputs=without_values).split(recipe.run.grad_cache_chunks, model.adapters)

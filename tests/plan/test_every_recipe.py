@@ -1,0 +1,81 @@
+"""Every training recipe can be planned, but for those that make their inputs of words; shrunken in depth and batch."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onepeace.config import read_yaml
+from onepeace.errors import UserError
+from onepeace.hub.resolve import BUNDLED_NAMES
+from onepeace.plan.plan import make_plan
+from onepeace.train.recipe import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def trains(path):
+    content = read_yaml(path)
+    base = read_yaml(path.parent / content["base"]) if "base" in content else {}
+    return "objective" in {**base, **content} and "variants" not in content  # those are studies
+
+
+RECIPES = {
+    path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.yaml")) if trains(path)
+}
+WORDS = ("generative/ofa_", "generative/tiny_captions_cider")
+"""Recipes with terms that make inputs of sentences, with the tokenizer of the data."""
+SHARDED = ["pretrain/image_text_4b", "pretrain/audio_text_4b"]
+SLOW = re.compile(r"ablation/(?!base$)|/(small|base)_|/tiny_(joint|longer|sounds|tuned)|refcoco.|flickr30k")
+"""Like another recipe but for its size or its data."""
+
+
+def shrunken(name):
+    path = RECIPES[name]
+    overrides = ["run.batch_size=4"]
+    model = read_recipe(path).model
+    start = model.get("from", "")
+    if start == "runs/tiny":
+        overrides.append("model.from=tiny")  # what this run became
+    elif start not in BUNDLED_NAMES:
+        overrides.append("model.depth=1")
+        if start and "size" not in model:
+            overrides.append("model.size=4b" if start.startswith("one-peace") else "model.size=tiny")
+    for head, options in model.get("heads", {}).items():
+        if isinstance(options.get("labels"), str):
+            overrides.append(f"model.heads.{head}.labels=[a, b]")
+    if name == "ablation/synthetic_base":
+        overrides.append("processors.text.max_tokens=20")  # its captions are shorter than its model's positions
+    return read_recipe(path, overrides)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if SLOW.search(name) else [])
+        for name in RECIPES
+        if not name.startswith(WORDS)
+    ],
+)
+def test_recipe_is_planned(name):
+    recipe = shrunken(name)
+    plan = make_plan(recipe, processes=2)
+    assert plan.step.memory["activations"] > 0
+    assert all(flops > 0 for flops in plan.flops_per_item.values())
+    # What is exchanged: gradients of all trained weights, but for those that no term reaches.
+    assert sum(plan.step.traffic.values()) > 2 * plan.trained
+    assert (recipe.run.parallel == "fsdp") == (name in SHARDED)
+
+
+def test_inputs_made_of_words_cannot_be_planned():
+    with pytest.raises(UserError, match="needs the tokenizer"):
+        make_plan(shrunken("generative/tiny_captions_cider"))
+
+
+@pytest.mark.slow
+def test_whole_recipe_of_512_processes():
+    """As large as it is; takes about a minute."""
+    plan = make_plan(read_recipe(RECIPES["pretrain/image_text_4b"]), processes=512)
+    assert plan.memory < plan.card.memory
+    gathered = sum(size for (operation, _), size in plan.step.traffic.items() if operation == "allgather_base")
+    assert gathered < 20e9
