@@ -1,4 +1,4 @@
-"""Measures the reader of training data: python docs/results/data.py [loader] [window] [ceiling] [reads].
+"""Measures the reader of training data: python docs/results/data.py [loader] [window] [ceiling] [start] [reads].
 
 Prints the tables of docs/results/data.md. Shards of synthetic photographs are made in a temporary folder.
 """
@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import tarfile
 import tempfile
@@ -229,6 +230,40 @@ def measure_ceiling(folder: Path) -> None:
     print(markdown_table(["processes", "lanes of each", "ms a step", "items/s of the job"], rows))
 
 
+def measure_start(folder: Path) -> None:
+    """Time to the first batch with nothing cached, and memory, by the number of shards."""
+    context = multiprocessing.get_context("fork")
+    rows = []
+    for shards in (20, 200, 2000):
+        root = folder / str(shards)
+        root.mkdir()
+        write_shards(root, shards=1, samples=1000, pictures=[photograph(0)])
+        link_shards(root, shards)
+        results = context.SimpleQueue()
+        process = context.Process(target=take_steps, args=(str(root), str(folder / f"cache-{shards}"), results))
+        process.start()
+        process.join()
+        first, total, megabytes = results.get()
+        rows.append([str(shards), f"{1000 * shards}", f"{first:.2f}", f"{total:.2f}", f"{megabytes:.0f}"])
+    print(
+        markdown_table(
+            ["shards", "samples", "first batch after, s", "30 batches, s", "memory of the process, MB"], rows
+        )
+    )
+
+
+def take_steps(root: str, cache: str, results: Any) -> None:
+    os.environ["ONEPEACE_CACHE"] = cache
+    start = time.perf_counter()
+    steps = steps_of(config_of(root), 64)
+    steps[0]
+    first = time.perf_counter() - start
+    for number in range(1, 30):
+        steps[number]
+    total = time.perf_counter() - start
+    results.put((first, total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+
+
 # What is opened and read
 
 
@@ -324,7 +359,13 @@ def measure_reads(folder: Path) -> None:
     print(markdown_table(["processes", "shards are", "shards opened by each", "MB read by each", "requests, MB"], rows))
 
 
-MEASURES = {"loader": measure_loader, "window": measure_window, "ceiling": measure_ceiling, "reads": measure_reads}
+MEASURES = {
+    "loader": measure_loader,
+    "window": measure_window,
+    "ceiling": measure_ceiling,
+    "start": measure_start,
+    "reads": measure_reads,
+}
 
 
 def main(names: list[str]) -> None:

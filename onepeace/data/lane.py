@@ -199,7 +199,7 @@ class Lane:
         rng = np.random.default_rng([*self.seed, ORDER, epoch, *place])
         order = draw_order(sizes, self.weights, self.run, rng)
         next_cursor = {**cursor, "shard": last, "start": cursor["start"] + len(order)}
-        if last == len(numbers):
+        if last >= len(numbers):
             next_cursor.update(epoch=epoch + 1, shard=0)
             if first == 0 and self.lanes == 1:
                 self._check_epoch(sizes)

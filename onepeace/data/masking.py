@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onepeace.config.limits import Range
 from onepeace.data.batch import Lengths, Mask, make_mask
+from onepeace.errors import UserError
 
 Unit = Literal["word", "patch", "span"]
 """Unit that is masked as a whole: word for text (its last token, EOS, stays), patch for image, span for audio."""
@@ -38,6 +39,13 @@ class MaskRates:
     """Share masked when the modality is encoded alone."""
     joint: Masked | None = None
     """Share masked when it is encoded jointly with the other modality of its pair."""
+
+
+def check_unit(modality: str, unit: Unit) -> None:
+    """UserError for a unit of another modality: words are masked in texts, patches and spans in all others."""
+    units = ["word"] if modality == "text" else ["patch", "span"]
+    if unit not in units:
+        raise UserError(f"mask.{modality}.unit {unit!r} is not for {modality}; known: {', '.join(units)}")
 
 
 def word_table(pieces: Sequence[str]) -> Tensor:

@@ -144,6 +144,11 @@ class Shard:
         """Its path, or its address without what may be secret."""
         return describe(self.file.address)
 
+    @property
+    def copied_bytes(self) -> int:
+        """Size of its copy in the cache; 0 if it is read in place."""
+        return self.file.state.size if self.file.is_copy else 0
+
     def members(self, row: int) -> dict[str, Extent]:
         """The members of a sample by file ending."""
         extents: dict[str, Extent] = {}

@@ -4,6 +4,7 @@ A step's batches are a pure function of seed and step (reader.py). A run can the
 number of workers and processes.
 """
 
+import logging
 import signal
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from onepeace.data.prefetch import THREADS, Prefetch
 from onepeace.data.reader import Cursor, Reader
 from onepeace.data.shards import Source
 from onepeace.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +135,21 @@ class Steps:
         with ThreadPoolExecutor(THREADS) as threads:
             for reader in self.readers.values():
                 list(threads.map(partial(reader.open, step), reader.lanes))
+        self._check_cache(step)
+
+    def _check_cache(self, step: int) -> None:
+        """Warn of a cache that does not hold the copies of the shards that are read at a time, and of the next ones."""
+        copied_bytes = 0
+        for reader in self.readers.values():
+            for _, window in reader.windows(step):
+                copied_bytes += sum(candidates.shard.copied_bytes for candidates in window.shards)
+        gigabytes = 2 * copied_bytes / 1e9
+        if gigabytes > self.builder.config.cache_gigabytes:
+            log.warning(
+                "data.cache_gigabytes is %g, too little for the shards read at a time; raise it to %.1f",
+                self.builder.config.cache_gigabytes,
+                gigabytes,
+            )
 
 
 def loader(

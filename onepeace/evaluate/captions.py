@@ -40,15 +40,37 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
         candidates: (n) generated captions; an empty one scores 0.
         references: (n) lists of captions by people, with any number of captions per item.
     """
-    written = [" ".join(ptb_words(caption)) for caption in candidates]
-    known = [[" ".join(ptb_words(caption)) for caption in captions] for captions in references]
-    rouge = need("pycocoevalcap.rouge.rouge", "eval").Rouge()
-    rouges = [rouge.calc_score([one], several) if one else 0.0 for one, several in zip(written, known, strict=True)]
-    bleu = need("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer()
-    for pair in zip(written, known, strict=True):
-        bleu += pair
-    figures = bleu.compute_score(option="closest")[0]
-    return CaptionScores(figures[3], np.array(rouges), CiderReward(references)(candidates, references))
+    candidate_words = [_joined_words(caption) for caption in candidates]
+    reference_words = [[_joined_words(caption) for caption in captions] for captions in references]
+    rouge = _rouge(candidate_words, reference_words)
+    bleu = _bleu(candidate_words, reference_words)
+    cider = CiderReward(references)(candidates, references)
+    return CaptionScores(bleu=bleu, rouge=rouge, cider=cider)
+
+
+def _joined_words(caption: str) -> str:
+    return " ".join(ptb_words(caption))
+
+
+def _rouge(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """ROUGE-L (n,) of captions of words with a space between them."""
+    scorer = need("pycocoevalcap.rouge.rouge", "eval").Rouge()
+    scores = []
+    for candidate, captions in zip(candidates, references, strict=True):
+        if candidate:
+            scores.append(scorer.calc_score([candidate], captions))
+        else:
+            scores.append(0.0)
+    return np.array(scores)
+
+
+def _bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU-4 at corpus level of captions of words with a space between them."""
+    scorer = need("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer()
+    for candidate, captions in zip(candidates, references, strict=True):
+        scorer += (candidate, captions)
+    bleu_1_to_4, _ = scorer.compute_score(option="closest")
+    return bleu_1_to_4[3]
 
 
 class CiderReward:
@@ -69,28 +91,36 @@ class CiderReward:
             end: a word that is appended to every caption, also in the corpus. With "<eos>", as in OFA and other code
                 for self-critical training, a caption that stops in the middle, "a dog on a", scores lower.
         """
-        ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
+        count_ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
         self.end = [end] if end else []
         self.counts: Counter[tuple[str, ...]] = Counter()
         self.documents = 0
         for captions in corpus:
             self.documents += 1
-            self.counts.update({ngram for caption in captions for ngram in ngrams(self._words(caption))})
+            document: set[tuple[str, ...]] = set()
+            for caption in captions:
+                document.update(count_ngrams(self._words(caption)))
+            self.counts.update(document)
         if self.documents < 2:
             raise UserError(f"CIDEr-D compares 2 items or more, and this is {self.documents}")
 
     def __call__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """CIDEr-D (n,), from 0 to 10, of one caption for each of n lists of references."""
         base: Any = need("pycocoevalcap.cider.cider_scorer", "eval").CiderScorer
-        size = np.log(float(self.documents))
+        log_documents = np.log(float(self.documents))
 
         class Scorer(base):
-            # The scorer sets this to the log of the number of scored items, which may not be the number of documents.
-            ref_len = property(lambda _: size, lambda _, __: None)
+            @property
+            def ref_len(self) -> float:
+                return log_documents
+
+            @ref_len.setter
+            def ref_len(self, log_items: float) -> None:
+                """Ignore the log of the number of scored items, which may not be the number of documents."""
 
         scorer = Scorer()
         for candidate, captions in zip(candidates, references, strict=True):
-            scorer += self._words(candidate), [self._words(caption) for caption in captions]
+            scorer += (self._words(candidate), [self._words(caption) for caption in captions])
         scorer.document_frequency = self.counts
         return np.array(scorer.compute_cider(), dtype=np.float64)
 
@@ -103,9 +133,11 @@ def most_frequent(captions: Iterable[str]) -> str:
 
     Captions with the same words count as the same.
     """
-    texts: dict[str, str] = {}
+    first_caption_by_words: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for caption in captions:
-        counts[words := " ".join(ptb_words(caption))] += 1
-        texts.setdefault(words, caption)
-    return texts[counts.most_common(1)[0][0]]
+        words = _joined_words(caption)
+        counts[words] += 1
+        first_caption_by_words.setdefault(words, caption)
+    [(most_frequent_words, _)] = counts.most_common(1)
+    return first_caption_by_words[most_frequent_words]

@@ -27,9 +27,14 @@ class Difference(NamedTuple):
     @property
     def better(self) -> str:
         """ "A" or "B" if the difference is significant: its interval does not contain 0."""
-        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+        if self.interval is None:
             return ""
-        return "B" if self.interval[0] > 0 else "A"
+        low, high = self.interval
+        if low > 0:
+            return "B"
+        if high < 0:
+            return "A"
+        return ""
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -40,47 +45,88 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     rows = []
     for number, line in enumerate(lines, 1):
-        try:
-            row = dict(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not a result in JSON ({error})") from error
-        if lacking := [field for field in NEEDED if field not in row]:
-            raise UserError(f"{path}:{number}: has no {lacking[0]}; compare files of onepeace evaluate -o")
-        rows.append(row)
+        rows.append(_read_row(line, f"{path}:{number}"))
     if not rows:
         raise UserError(f"{path}: holds no results")
     return rows
 
 
+def _read_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: not a result in JSON ({error})") from error
+    for field in NEEDED:
+        if field not in row:
+            raise UserError(f"{where}: has no {field}; compare files of onepeace evaluate -o")
+    return row
+
+
 def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[Difference]:
     """Differences of figures with the same set and metric, in the order of ``first``; UserError if there are none."""
-    others = {(row["set"], row["metric"]): row for row in second}
-    pairs = [(row, others[key]) for row in first if (key := (row["set"], row["metric"])) in others]
-    if not pairs:
-        a, b = (", ".join(sorted({f"{row['set']} {row['metric']}" for row in rows})) for rows in (first, second))
-        raise UserError(f"the two have no figure in common: A has {a}; B has {b}")
-    return [_difference(a, b) for a, b in pairs]
+    rows_of_second = {_key(row): row for row in second}
+    differences = []
+    for row in first:
+        partner = rows_of_second.get(_key(row))
+        if partner is not None:
+            differences.append(_difference(row, partner))
+    if not differences:
+        raise UserError(f"the two have no figure in common: A has {_listed(first)}; B has {_listed(second)}")
+    return differences
 
 
-def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
-    is_paired = a["data_hash"] == b["data_hash"] and a["per_query"] and len(a["per_query"]) == len(b["per_query"])
-    spread = paired_interval(a["per_query"], b["per_query"]) if is_paired else None
-    return Difference(a["set"], a["metric"], a["value"], b["value"], spread)
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["set"], row["metric"]
+
+
+def _listed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Sets and metrics of the rows, for a message."""
+    return ", ".join(sorted({f"{row['set']} {row['metric']}" for row in rows}))
+
+
+def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference:
+    interval = None
+    if _are_paired(first, second):
+        interval = paired_interval(first["per_query"], second["per_query"])
+    return Difference(
+        set=first["set"],
+        metric=first["metric"],
+        first=first["value"],
+        second=second["value"],
+        interval=interval,
+    )
+
+
+def _are_paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether both have a value for each query, of the same queries."""
+    if first["data_hash"] != second["data_hash"] or not first["per_query"]:
+        return False
+    return len(first["per_query"]) == len(second["per_query"])
 
 
 def as_table(differences: Sequence[Difference]) -> str:
     """The differences as aligned text; the last column names the better one if the difference is significant."""
-    head = ("set", "metric", "A", "B", "B - A", "95%", "better")
+    columns = ("set", "metric", "A", "B", "B - A", "95%", "better")
     lines = []
-    for d in differences:
-        values = f"{d.first:.1%}", f"{d.second:.1%}", f"{d.second - d.first:+.1%}"
-        lines.append((d.set, d.metric, *values, between(d.interval), d.better))
-    return format_table(head, lines, right=range(2, 6))
+    for difference in differences:
+        cells = [
+            difference.set,
+            difference.metric,
+            f"{difference.first:.1%}",
+            f"{difference.second:.1%}",
+            f"{difference.second - difference.first:+.1%}",
+            between(difference.interval),
+            difference.better,
+        ]
+        lines.append(cells)
+    return format_table(columns, lines, right=range(2, 6))
 
 
 def summary(differences: Sequence[Difference]) -> str:
     """Summary of the table in a sentence or two."""
-    out = sum(bool(d.better) for d in differences)
-    text = f"{out} of {len(differences)} differences are significant; by chance alone 1 in 20 would be"
-    apart = sum(d.interval is None for d in differences)
-    return f"{text}; {apart} have no interval (other data, or no value for each query)" if apart else text
+    num_significant = sum(bool(difference.better) for difference in differences)
+    num_unpaired = sum(difference.interval is None for difference in differences)
+    text = f"{num_significant} of {len(differences)} differences are significant; by chance alone 1 in 20 would be"
+    if num_unpaired:
+        text += f"; {num_unpaired} have no interval (other data, or no value for each query)"
+    return text

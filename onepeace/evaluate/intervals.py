@@ -31,10 +31,15 @@ def middle(figures: Sequence[float]) -> tuple[float, float]:
 def interval(per_query: Sequence[float]) -> tuple[float, float]:
     """The interval of the mean of one value per query."""
     values = np.asarray(per_query, dtype=np.float64)
-    return middle([values[draw].mean() for draw in draws(len(values))])
+    means = [values[rows].mean() for rows in draws(len(values))]
+    return middle(means)
 
 
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """The interval of the difference second - first of two results on the same queries, drawn for both at once."""
-    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    return middle([b[draw].mean() - a[draw].mean() for draw in draws(len(a))])
+    first_values = np.asarray(first, dtype=np.float64)
+    second_values = np.asarray(second, dtype=np.float64)
+    differences = []
+    for rows in draws(len(first_values)):
+        differences.append(second_values[rows].mean() - first_values[rows].mean())
+    return middle(differences)

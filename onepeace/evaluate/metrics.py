@@ -37,8 +37,15 @@ class Figure(NamedTuple):
     @classmethod
     def mean_of(cls, metric: str, values: ArrayLike, chance: float, note: str = "") -> "Figure":
         """Figure that is the mean of one value per query."""
-        each = np.asarray(values)
-        return cls(metric, float(each.mean()), chance, len(each), tuple(each.tolist()), note)
+        per_query = np.asarray(values)
+        return cls(
+            metric=metric,
+            value=float(per_query.mean()),
+            chance=chance,
+            n=len(per_query),
+            per_query=tuple(per_query.tolist()),
+            note=note,
+        )
 
 
 def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDArray[np.int64]:
@@ -48,9 +55,12 @@ def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDAr
     A query without any correct candidate gets rank M + 1: a miss at every k.
     """
     scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
-    best = np.where(correct & ~np.isnan(scores), scores, -np.inf).max(axis=1, initial=-np.inf, keepdims=True)
-    ranks = 1 + (~correct & ~(scores < best)).sum(axis=1)  # "not below": NaN among the wrong ones counts too
-    return np.where(correct.any(axis=1), ranks, scores.shape[1] + 1)
+    correct_scores = np.where(correct & ~np.isnan(scores), scores, -np.inf)
+    best = correct_scores.max(axis=1, initial=-np.inf, keepdims=True)
+    not_below = ~(scores < best)  # NaN is not below
+    ranks = 1 + (~correct & not_below).sum(axis=1)
+    miss = scores.shape[1] + 1
+    return np.where(correct.any(axis=1), ranks, miss)
 
 
 def hits(ranks: Values, k: int) -> NDArray[np.int64]:
@@ -60,12 +70,17 @@ def hits(ranks: Values, k: int) -> NDArray[np.int64]:
 
 def accuracies(ranks: Values, at: Sequence[int], classes: int) -> list[Figure]:
     """Top-k accuracy for each k of ``at``, given the rank of the right class of each item among all classes."""
-    return [Figure.mean_of(f"top-{k} of {classes}", hits(ranks, k), min(1.0, k / classes)) for k in at]
+    figures = []
+    for k in at:
+        chance = min(1.0, k / classes)
+        figures.append(Figure.mean_of(f"top-{k} of {classes}", hits(ranks, k), chance))
+    return figures
 
 
 def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
     """Rank of the right class of each item, (N,) integers from 1; scores are (N, C), targets (N,) class numbers."""
-    targets, classes = as_array(targets), as_array(scores).shape[1]
+    targets = as_array(targets)
+    classes = as_array(scores).shape[1]
     if targets.size and not (0 <= targets.min() and targets.max() < classes):
         raise ValueError(f"targets run from {targets.min()} to {targets.max()}, the scores have {classes} classes")
     return best_ranks(scores, targets, np.arange(classes))
@@ -77,8 +92,10 @@ def precisions_at(scores: Values, query_ids: Values, candidate_ids: Values, k: i
     Arguments as in best_ranks. Among equal scores the wrong candidates come first.
     """
     scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
-    order = np.lexsort((correct, -_without_nan(scores, correct)), axis=1)[:, :k]
-    return np.take_along_axis(correct, order, axis=1).mean(axis=1)
+    scores = _without_nan(scores, correct)
+    order = np.lexsort((correct, -scores), axis=1)
+    first_correct = np.take_along_axis(correct, order[:, :k], axis=1)
+    return first_correct.mean(axis=1)
 
 
 def average_precisions(scores: Values, correct: Values) -> NDArray[np.float64]:
@@ -87,29 +104,45 @@ def average_precisions(scores: Values, correct: Values) -> NDArray[np.float64]:
 
     Among equal scores the wrong candidates come first. A query without a correct candidate gets 0.
     """
-    scores, correct = as_array(scores), as_array(correct) > 0
+    scores = as_array(scores)
+    correct = as_array(correct) > 0
     if scores.shape != correct.shape:
         raise ValueError(f"scores {scores.shape} and correct {correct.shape} differ in shape")
-    result = np.zeros(len(scores))
-    for i, (row, right) in enumerate(zip(_without_nan(scores, correct), correct, strict=True)):
-        found = np.sort(row[right])[::-1]
-        if found.size:
-            wrong = np.sort(row[~right & (row >= found[-1])])
-            places = np.arange(1, found.size + 1)
-            ranks = places + wrong.size - np.searchsorted(wrong, found)  # wrong ones that do not score lower
-            result[i] = (places / ranks).mean()
-    return result
+    scores = _without_nan(scores, correct)
+    precisions = np.zeros(len(scores))
+    for query in range(len(scores)):
+        precisions[query] = _average_precision(scores[query], correct[query])
+    return precisions
+
+
+def _average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> float:
+    """The average precision of one query; scores and correct are (M,)."""
+    correct_scores = np.sort(scores[correct])[::-1]
+    if not correct_scores.size:
+        return 0.0
+    lowest = correct_scores[-1]
+    wrong_scores = np.sort(scores[~correct & (scores >= lowest)])
+    num_correct = np.arange(1, correct_scores.size + 1)
+    num_wrong = wrong_scores.size - np.searchsorted(wrong_scores, correct_scores)  # those that do not score lower
+    return float((num_correct / (num_correct + num_wrong)).mean())
 
 
 def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
     """Intersection over union of N pairs of boxes (x0, y0, x1, y1), (N,); 0 where they do not overlap in both axes."""
-    a, b = as_array(boxes).astype(np.float64), as_array(references).astype(np.float64)
-    if a.shape != b.shape or a.shape[-1:] != (4,):
-        raise ValueError(f"boxes {a.shape} and references {b.shape} must both be (N, 4)")
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    boxes = as_array(boxes).astype(np.float64)
+    references = as_array(references).astype(np.float64)
+    if boxes.shape != references.shape or boxes.shape[-1:] != (4,):
+        raise ValueError(f"boxes {boxes.shape} and references {references.shape} must both be (N, 4)")
+    begins = np.maximum(boxes[:, :2], references[:, :2])
+    ends = np.minimum(boxes[:, 2:], references[:, 2:])
+    sides = ends - begins
     overlap = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
-    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - overlap
+    union = _areas(boxes) + _areas(references) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
 
 def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
@@ -118,11 +151,13 @@ def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
     c is the query's number of correct candidates.
     """
     ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
-    correct, total = dict(zip(ids.tolist(), counts.tolist(), strict=True)), int(counts.sum())
+    num_correct_by_id = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    total = int(counts.sum())
     k = min(k, total)
-    numbers, queries = np.unique([correct.get(one, 0) for one in as_array(query_ids).tolist()], return_counts=True)
-    misses = [comb(total - number, k) / comb(total, k) for number in numbers.tolist()]
-    return 1 - float(np.average(misses, weights=queries))
+    num_correct = [num_correct_by_id.get(query_id, 0) for query_id in as_array(query_ids).tolist()]
+    distinct, num_queries = np.unique(num_correct, return_counts=True)
+    misses = [comb(total - number, k) / comb(total, k) for number in distinct.tolist()]
+    return 1 - float(np.average(misses, weights=num_queries))
 
 
 def chance_average_precision(numbers: Values, total: int) -> float:
@@ -132,33 +167,45 @@ def chance_average_precision(numbers: Values, total: int) -> float:
     """
     numbers = as_array(numbers)
     ranks = np.arange(1, total + 1)
-    found = numbers[numbers > 0]
-    others = (found - 1).mean() / max(total - 1, 1) if found.size else 0.0
-    return float(found.size / numbers.size * ((1 + (ranks - 1) * others) / ranks).sum() / total)
+    numbers_above_0 = numbers[numbers > 0]
+    other_correct = 0.0
+    if numbers_above_0.size:
+        other_correct = (numbers_above_0 - 1).mean() / max(total - 1, 1)
+    precisions = (1 + (ranks - 1) * other_correct) / ranks
+    share_of_queries = numbers_above_0.size / numbers.size
+    return float(share_of_queries * precisions.sum() / total)
 
 
 def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
     """Expected precision at any k of a random order: mean over queries of the share of correct candidates."""
-    query_ids, candidate_ids = as_array(query_ids), as_array(candidate_ids)
+    query_ids = as_array(query_ids)
+    candidate_ids = as_array(candidate_ids)
     return float((query_ids[:, None] == candidate_ids[None, :]).mean())
 
 
 def as_array(values: Values) -> NDArray:
     """Numpy view or copy of an array, a list or a tensor; bfloat16 and float16 become float32."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
+        tensor = values.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        values = tensor.numpy()
     array = np.asarray(values)
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    return array
 
 
 def _without_nan(scores: NDArray, correct: NDArray[np.bool_]) -> NDArray:
     """Replace NaN by the lowest score for a correct candidate, and by the highest for a wrong one."""
-    return np.where(np.isnan(scores), np.where(correct, -np.inf, np.inf), scores)
+    replacements = np.where(correct, -np.inf, np.inf)
+    return np.where(np.isnan(scores), replacements, scores)
 
 
 def _scores_and_correct(scores: Values, query_ids: Values, candidate_ids: Values) -> tuple[NDArray, NDArray[np.bool_]]:
-    scores, query_ids, candidate_ids = as_array(scores), as_array(query_ids), as_array(candidate_ids)
+    scores = as_array(scores)
+    query_ids = as_array(query_ids)
+    candidate_ids = as_array(candidate_ids)
     if scores.shape != (len(query_ids), len(candidate_ids)):
         raise ValueError(f"scores {scores.shape} for {len(query_ids)} queries and {len(candidate_ids)} candidates")
     return scores, query_ids[:, None] == candidate_ids[None, :]

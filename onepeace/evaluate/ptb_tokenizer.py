@@ -81,15 +81,42 @@ PLAIN = re.compile(r"[A-Za-z]+(?!\S)")
 """A word that only the first rule can match; most words are of this kind, and this test is fast."""
 
 SPLIT = {
-    **{"cannot": ("can", "not"), "gonna": ("gon", "na"), "wanna": ("wan", "na"), "gotta": ("got", "ta")},
-    **{"lemme": ("lem", "me"), "gimme": ("gim", "me"), "'tis": ("'t", "is"), "'twas": ("'t", "was")},
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "wanna": ("wan", "na"),
+    "gotta": ("got", "ta"),
+    "lemme": ("lem", "me"),
+    "gimme": ("gim", "me"),
+    "'tis": ("'t", "is"),
+    "'twas": ("'t", "was"),
 }
+"""Words that are two tokens."""
 
 WRITTEN = {
-    **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
-    **{"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "€": "$", "¤": "$", "£": "#", "¢": "cents"},
-    **{"&amp;": "&", "&lt;": "<", "&gt;": ">"},
-    **{f"\u2019{ending}": f"'{ending}" for ending in ("s", "m", "d", "ll", "re", "ve")},
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+    "½": "1/2",
+    "¼": "1/4",
+    "¾": "3/4",
+    "⅓": "1/3",
+    "⅔": "2/3",
+    "€": "$",
+    "¤": "$",
+    "£": "#",
+    "¢": "cents",
+    "&amp;": "&",
+    "&lt;": "<",
+    "&gt;": ">",
+    "\u2019s": "'s",
+    "\u2019m": "'m",
+    "\u2019d": "'d",
+    "\u2019ll": "'ll",
+    "\u2019re": "'re",
+    "\u2019ve": "'ve",
 }
 """Tokens and their replacements in the output."""
 
@@ -108,24 +135,32 @@ def ptb_words(text: str) -> list[str]:
     """
     text = LOST.sub(" ", text.replace("\xad", ""))
     words: list[str] = []
-    place = 0
-    while place < len(text):
-        if text[place].isspace():
-            place += 1
+    position = 0
+    while position < len(text):
+        if text[position].isspace():
+            position += 1
             continue
-        found = PLAIN.match(text, place) or max(
-            (match for rule in RULES if (match := rule.match(text, place))), key=lambda match: match.end()
-        )
-        place = found.end()
-        token = found[0].lower()
-        pieces = _negated(found) if found.lastindex else SPLIT.get(token)
-        words += pieces or _written(token)
+        match = PLAIN.match(text, position) or _longest_match(text, position)
+        position = match.end()
+        words += _words_of(match)
     return words
 
 
-def _negated(found: re.Match[str]) -> tuple[str, str]:
-    """Split a negation: "can't" into ("ca", "n't")."""
-    return found[1].lower(), found[2].lower().replace("\u2019", "'")
+def _longest_match(text: str, position: int) -> re.Match[str]:
+    """The longest match of all rules, the first of equally long ones; the last rule matches any character."""
+    matches = [rule.match(text, position) for rule in RULES]
+    return max(filter(None, matches), key=re.Match.end)
+
+
+def _words_of(match: re.Match[str]) -> tuple[str, ...]:
+    """The words that one match stands for."""
+    if match.lastindex:
+        # A negation: "can't" is ("ca", "n't").
+        return match[1].lower(), match[2].lower().replace("\u2019", "'")
+    token = match[0].lower()
+    if token in SPLIT:
+        return SPLIT[token]
+    return _written(token)
 
 
 def _written(token: str) -> tuple[str, ...]:

@@ -29,14 +29,27 @@ class ReportRow(NamedTuple):
     @classmethod
     def of(cls, name: str, figure: Figure, seconds: float, about: Mapping[str, Any]) -> "ReportRow":
         """The row of a figure of the set `name`."""
-        spread = interval(figure.per_query) if figure.per_query else None
-        about = {**about, "note": figure.note}
-        return cls(name, *figure[:4], seconds, spread, figure.per_query, about)
+        spread = None
+        if figure.per_query:
+            spread = interval(figure.per_query)
+        return cls(
+            set=name,
+            metric=figure.metric,
+            value=figure.value,
+            chance=figure.chance,
+            n=figure.n,
+            seconds=seconds,
+            interval=spread,
+            per_query=figure.per_query,
+            about={**about, "note": figure.note},
+        )
 
     @property
     def ratio(self) -> float | None:
         """The value divided by chance; None if chance is 0."""
-        return self.value / self.chance if self.chance else None
+        if not self.chance:
+            return None
+        return self.value / self.chance
 
 
 def as_json(row: ReportRow, about: Mapping[str, Any], *, per_query: bool = False) -> str:
@@ -45,32 +58,42 @@ def as_json(row: ReportRow, about: Mapping[str, Any], *, per_query: bool = False
     Args:
         per_query: include the value of each query, which a paired comparison needs.
     """
-    fields = {key: value for key, value in row._asdict().items() if key not in ("about", "per_query")}
-    fields |= {"ratio": row.ratio, **row.about}
+    fields = {**about}
+    for key, value in row._asdict().items():
+        if key not in ("about", "per_query"):
+            fields[key] = value
+    fields["ratio"] = row.ratio
+    fields |= row.about
     if per_query:
         fields["per_query"] = [round(value, 6) for value in row.per_query]
-    return json.dumps({**about, **fields})
+    return json.dumps(fields)
 
 
 def as_table(rows: Sequence[ReportRow]) -> str:
     """The rows as aligned text, with values in percent."""
-    head = ("set", "metric", "value", "95%", "chance", "ratio", "n", "seconds")
-    lines = [
-        (
-            r.set,
-            r.metric,
-            f"{r.value:.1%}",
-            between(r.interval),
-            f"{r.chance:.1%}",
-            "-" if r.ratio is None else f"{r.ratio:.1f}",
-            f"{r.n:,}",
-            f"{r.seconds:.1f}",
-        )
-        for r in rows
+    columns = ("set", "metric", "value", "95%", "chance", "ratio", "n", "seconds")
+    return format_table(columns, [_cells(row) for row in rows], right=range(2, len(columns)))
+
+
+def _cells(row: ReportRow) -> list[str]:
+    ratio = "-"
+    if row.ratio is not None:
+        ratio = f"{row.ratio:.1f}"
+    return [
+        row.set,
+        row.metric,
+        f"{row.value:.1%}",
+        between(row.interval),
+        f"{row.chance:.1%}",
+        ratio,
+        f"{row.n:,}",
+        f"{row.seconds:.1f}",
     ]
-    return format_table(head, lines, right=range(2, len(head)))
 
 
-def between(interval: Sequence[float] | None) -> str:
+def between(interval: tuple[float, float] | None) -> str:
     """An interval as "45.1%..49.8%", or "-" if there is none."""
-    return "-" if interval is None else "..".join(f"{end:.1%}" for end in interval)
+    if interval is None:
+        return "-"
+    low, high = interval
+    return f"{low:.1%}..{high:.1%}"

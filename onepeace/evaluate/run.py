@@ -60,21 +60,25 @@ class EvaluationRecipe:
 def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Read an evaluation recipe; each override is "a.b=value" with the value in YAML, later ones win, and
     "sets.NAME=null" leaves a set out."""
-    content, where = read_yaml(path), str(path)
+    where = str(path)
+    content = read_yaml(path)
     for override in overrides:
         apply_override(content, override)
-    if isinstance(sets := content.get("sets"), dict):
-        content = {**content, "sets": {name: options for name, options in sets.items() if options is not None}}
+    sets = content.get("sets")
+    if isinstance(sets, dict):
+        sets_not_null = {name: options for name, options in sets.items() if options is not None}
+        content = {**content, "sets": sets_not_null}
     written = build(_Content, content, where)
-    sets = {name: _protocol(options, f"{where}: sets.{name}") for name, options in written.sets.items()}
-    return EvaluationRecipe(sets, written.data)
+    protocols = {name: _protocol(options, f"{where}: sets.{name}") for name, options in written.sets.items()}
+    return EvaluationRecipe(sets=protocols, data=written.data)
 
 
 def _protocol(options: Options, where: str) -> EvaluationProtocol:
-    key, own = options.get("protocol"), {name: value for name, value in options.items() if name != "protocol"}
+    key = options.get("protocol")
     if not isinstance(key, str) or key not in PROTOCOLS:
         raise UserError(f"{where}: protocol is {key!r}; known: {', '.join(PROTOCOLS)}")
-    protocol: EvaluationProtocol = build(PROTOCOLS[key], own, where)
+    protocol_options = {name: value for name, value in options.items() if name != "protocol"}
+    protocol: EvaluationProtocol = build(PROTOCOLS[key], protocol_options, where)
     if not all(items.shards for items in protocol.sides):
         raise UserError(f"{where}: give shards, a pattern of files below data.root")
     return protocol
@@ -99,30 +103,48 @@ def run(
         UserError: an error of a protocol, with the name of the set.
     """
     for name, protocol in sets.items():
-        if lacking := lacking_modalities(protocol, getattr(embedder, "modalities", None)):
+        lacking = lacking_modalities(protocol, getattr(embedder, "modalities", None))
+        if lacking:
             log.warning("%s: left out, the model has no %s", name, " and no ".join(lacking))
             continue
-        start = time.perf_counter()
         try:
-            with hashing() as digest:
-                figures = protocol.run(embedder, root)
-            about = {**_options(protocol), "prompts": list(protocol.prompts), "data_hash": digest.hexdigest()}
+            rows = _measure(name, protocol, embedder, root)
         except UserError as error:
+            error_of_set = UserError(f"set {name}: {error}")
             if failed is None:
-                raise UserError(f"set {name}: {error}") from error
-            failed(UserError(f"set {name}: {error}"))
+                raise error_of_set from error
+            failed(error_of_set)
         else:
-            seconds = time.perf_counter() - start
-            yield from (ReportRow.of(name, figure, seconds, about) for figure in figures)
+            yield from rows
+
+
+def _measure(name: str, protocol: EvaluationProtocol, embedder: Any, root: Path) -> list[ReportRow]:
+    """The rows of one set."""
+    start = time.perf_counter()
+    with hashing() as digest:
+        figures = protocol.run(embedder, root)
+    seconds = time.perf_counter() - start
+    circumstances = {
+        **_options(protocol),
+        "prompts": list(protocol.prompts),
+        "data_hash": digest.hexdigest(),
+    }
+    return [ReportRow.of(name, figure, seconds, circumstances) for figure in figures]
 
 
 def _options(protocol: EvaluationProtocol) -> Options:
     """The key of a protocol, and its options as in a recipe."""
-    keys = {kind: key for key, kind in PROTOCOLS.items()}
-    return {"protocol": keys.get(type(protocol), type(protocol).__name__), "options": to_plain(protocol)}
+    class_name = type(protocol).__name__
+    keys_by_class = {protocol_class: key for key, protocol_class in PROTOCOLS.items()}
+    return {
+        "protocol": keys_by_class.get(type(protocol), class_name),
+        "options": to_plain(protocol),
+    }
 
 
 def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
     """The modalities of a set that a model lacks; empty if the modalities of the model are None (unknown)."""
-    wanted = dict.fromkeys(side.modality for side in protocol.sides)
-    return [modality for modality in wanted if modalities is not None and modality not in modalities]
+    if modalities is None:
+        return []
+    needed = dict.fromkeys(side.modality for side in protocol.sides)
+    return [modality for modality in needed if modality not in modalities]

@@ -6,7 +6,7 @@ with eos only if it was not forced. For a choice, it is the probability of this 
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, isfinite
@@ -79,7 +79,7 @@ Answer: TypeAlias = Text | Box | Choice | Objects
 
 
 def read_answer(
-    found: Hypothesis,
+    hypothesis: Hypothesis,
     task: Task,
     vocabulary: Vocabulary,
     *,
@@ -93,32 +93,52 @@ def read_answer(
         prefix: number of tokens in front of the answer.
         size, resized: width and height of the original picture, and of the one that the model reads.
     """
-    ids, counted = found.tokens[prefix:-1], found.token_scores[prefix:]
-    if ids and len(ids) == task.search.max_len:  # eos was forced
-        counted = counted[:-1]
-    confidence = exp(sum(counted) / len(counted))
-
-    def box(four: Sequence[int]) -> tuple[float, float, float, float]:
-        corners = vocabulary.box_of(four, size, resized)
-        (x0, x1), (y0, y1) = (
-            sorted(min(max(corner, 0.0), float(side)) for corner in corners[i::2]) for i, side in enumerate(size)
-        )
-        return x0, y0, x1, y1
-
+    ids = hypothesis.tokens[prefix:-1]
+    score = hypothesis.score
+    confidence = _confidence(hypothesis, task, prefix)
     if task.answer == "box":
-        return Box(box(ids), found.score, confidence)
+        return Box(_read_box(ids, vocabulary, size, resized), score, confidence)
     if task.answer == "text":
         text = vocabulary.decode(ids)
-        text = text.translate(PUNCTUATION) if task.without_punctuation else text
-        return Text(text.strip(), found.score, confidence)
-    # Objects are four bins and the words up to the next bin; anything else is ignored.
-    objects, bins = [], vocabulary.bins
-    starts = [i for i, one in enumerate(ids) if one in bins and (i == 0 or ids[i - 1] not in bins)]
+        if task.without_punctuation:
+            text = text.translate(PUNCTUATION)
+        return Text(text.strip(), score, confidence)
+    objects = []
+    for bins, label in _split_objects(ids, vocabulary):
+        box = _read_box(bins, vocabulary, size, resized)
+        objects.append((vocabulary.decode(label).strip(), box))
+    return Objects(tuple(objects), score, confidence)
+
+
+def _confidence(hypothesis: Hypothesis, task: Task, prefix: int) -> float:
+    """Geometric mean of the probabilities of the answer's tokens, and of eos if it was not forced."""
+    log_probs = hypothesis.token_scores[prefix:]
+    length = len(log_probs) - 1  # without eos
+    is_eos_forced = length > 0 and length == task.search.max_len
+    if is_eos_forced:
+        log_probs = log_probs[:-1]
+    return exp(sum(log_probs) / len(log_probs))
+
+
+def _read_box(
+    bins: Sequence[int], vocabulary: Vocabulary, size: tuple[int, int], resized: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 in pixels of the original picture, clipped to it and in order."""
+    width, height = size
+    corners = vocabulary.box_of(bins, size, resized)
+    x0, x1 = sorted(min(max(x, 0.0), float(width)) for x in corners[0::2])
+    y0, y1 = sorted(min(max(y, 0.0), float(height)) for y in corners[1::2])
+    return x0, y0, x1, y1
+
+
+def _split_objects(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """The bins and the words of each object: four bins, and the words up to the next bin. Other tokens are ignored."""
+    is_bin = [token in vocabulary.bins for token in ids]
+    starts = [i for i in range(len(ids)) if is_bin[i] and (i == 0 or not is_bin[i - 1])]
     for start, stop in pairwise([*starts, len(ids)]):
-        label = [one for one in ids[start + 4 : stop] if one < vocabulary.num_words]
-        if label and all(one in bins for one in ids[start : start + 4]):
-            objects.append((vocabulary.decode(label).strip(), box(ids[start : start + 4])))
-    return Objects(tuple(objects), found.score, confidence)
+        label = [token for token in ids[start + 4 : stop] if token < vocabulary.num_words]
+        if label and all(is_bin[start : start + 4]):
+            yield ids[start : start + 4], label
 
 
 def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
@@ -127,4 +147,4 @@ def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
         raise UserError("the scores of the choices are not finite; try dtype float32")
     scores = dict(zip(labels, log_probs, strict=True))
     best = max(scores, key=scores.__getitem__)
-    return Choice(best, scores[best], exp(scores[best]), scores)
+    return Choice(choice=best, score=scores[best], confidence=exp(scores[best]), scores=scores)

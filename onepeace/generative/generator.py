@@ -52,17 +52,18 @@ def load_generator(
     if not writes(config):
         raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    rows = read_tasks(folder / FILE)
+    tasks = read_tasks(folder / FILE)
     if not architecture(config.architecture).generates:
-        head = config.model.heads[_caption_head(config)]
-        wanted = [*head["on"], *({"text"} & {*config.model.adapters})]
-        embedder = load(name, device=device, dtype=dtype, modalities=wanted)
-        return generator_of(config, embedder.module, embedder.processors, tokenizer, rows)
-    chosen = choose_device(device)
+        modalities = list(config.model.heads[_caption_head(config)]["on"])
+        if "text" in config.model.adapters:
+            modalities.append("text")
+        embedder = load(name, device=device, dtype=dtype, modalities=modalities)
+        return generator_of(config, embedder.module, embedder.processors, tokenizer, tasks)
+    device = choose_device(device)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
-    module = weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters))
-    return generator_of(config, module, {}, tokenizer, rows)
+    module = weights.load(folder, device, choose_dtype(dtype, device, num_parameters))
+    return generator_of(config, module, {}, tokenizer, tasks)
 
 
 def generator_of(
@@ -79,10 +80,12 @@ def generator_of(
     """
     if architecture(config.architecture).generates:
         vocabulary = Vocabulary.of(expect(config.model, OFAConfig), tokenizer)
-        return Generator(PromptReader(expect(module, OFA), config.processors.get("image", {})), vocabulary, tasks)
+        prompt_reader = PromptReader(expect(module, OFA), config.processors.get("image", {}))
+        return Generator(prompt_reader, vocabulary, tasks)
     head = _caption_head(config)
     vocabulary = Vocabulary(tokenizer, config.model.heads[head]["vocab_size"])
-    return Generator(FeatureReader(Embedder(expect(module, Encoder), processors), head), vocabulary, tasks)
+    embedder = Embedder(expect(module, Encoder), processors)
+    return Generator(FeatureReader(embedder, head), vocabulary, tasks)
 
 
 def writes(config: Config) -> bool:
@@ -92,7 +95,10 @@ def writes(config: Config) -> bool:
 
 def _caption_head(config: Config) -> str:
     """Name of the model's caption head; "" if it has none."""
-    return next((name for name, head in config.model.heads.items() if head["kind"] == "caption"), "")
+    for name, head in config.model.heads.items():
+        if head["kind"] == "caption":
+            return name
+    return ""
 
 
 class Generator:
@@ -105,10 +111,12 @@ class Generator:
     """
 
     def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> None:
-        rows = reader.decoder.token_embed.num_embeddings
-        if len(vocabulary) != rows:
-            raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {rows}")
-        self.reader, self.module, self.vocabulary = reader, reader.module.eval(), vocabulary
+        num_ids = reader.decoder.token_embed.num_embeddings
+        if len(vocabulary) != num_ids:
+            raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {num_ids}")
+        self.reader = reader
+        self.module = reader.module.eval()
+        self.vocabulary = vocabulary
         self.tasks = dict(tasks)
         """Tasks by name; change an entry to change what a method does."""
 
@@ -127,14 +135,8 @@ class Generator:
             images: pictures and sounds as for `Embedder.encode`; {"audio": array} where the modality is not obvious.
         """
         processors = self.reader.processors(self.task("caption"))
-
-        def row(item: object) -> Mapping[str, object]:
-            if (values := composed(item)) is not None:
-                return values
-            known = (key for key, processor in processors.items() if processor.matches(item))
-            return {next(known, next(iter(processors))): item}
-
-        return self.ask("caption", map(row, check_many(images, "images")), batch_size=batch_size)
+        items = (_by_modality(item, processors) for item in check_many(images, "images"))
+        return self.ask("caption", items, batch_size=batch_size)
 
     def answer(
         self,
@@ -149,12 +151,12 @@ class Generator:
         task = self.task("answer")
         if candidates is not None:
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
-        return self.ask(task, _rows(images, "questions", questions), batch_size=batch_size)
+        return self.ask(task, _with_texts(images, "questions", questions), batch_size=batch_size)
 
     def ground(self, images: Iterable[object], phrases: str | Iterable[str], *, batch_size: int = 8) -> list[Answer]:
         """Locate a phrase in each picture with a `Box`. A box is always returned, even if the object is not in the
         picture; its confidence may then be low."""
-        return self.ask("ground", _rows(images, "phrases", phrases), batch_size=batch_size)
+        return self.ask("ground", _with_texts(images, "phrases", phrases), batch_size=batch_size)
 
     def ask(self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8) -> list[Answer]:
         """Apply any task to items: `ask("entail", [{"image": "cat.jpg", "text": "a cat sleeps"}])`.
@@ -163,7 +165,7 @@ class Generator:
             task, items: see `stream`. The tasks of OFA are described in tasks.yaml; for a custom prompt use
                 `Task("{prompt}")`, with `image=None` if it reads no picture.
         """
-        return [one.answer for one in self.stream(task, items, batch_size=batch_size)]
+        return [generated.answer for generated in self.stream(task, items, batch_size=batch_size)]
 
     def task(self, name: str) -> Task:
         """A task by name. UserError if there is none."""
@@ -187,14 +189,31 @@ class Generator:
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}; it must be a whole number from 1")
-        chosen = self.task(task) if isinstance(task, str) else task
-        return Pipeline(self.reader, self.vocabulary, chosen).stream(items, batch_size)
+        if isinstance(task, str):
+            task = self.task(task)
+        return Pipeline(self.reader, self.vocabulary, task).stream(items, batch_size)
 
 
-def _rows(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:
+def _by_modality(item: object, processors: Mapping[str, Processor]) -> Mapping[str, object]:
+    """An item as a mapping: as it is, or under the first modality whose processor reads it.
+
+    If none does, the first processor will say why.
+    """
+    values = composed(item)
+    if values is not None:
+        return values
+    for modality, processor in processors.items():
+        if processor.matches(item):
+            return {modality: item}
+    return {next(iter(processors)): item}
+
+
+def _with_texts(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:
     """Items from pictures and texts, called `name` in messages; UserError if their numbers differ."""
     pictures = list(check_many(images, "images"))
-    words = [texts] * len(pictures) if isinstance(texts, str) else list(check_many(texts, name))
-    if len(words) != len(pictures):
-        raise UserError(f"{len(words)} {name} for {len(pictures)} images; give as many of each")
-    return [{"image": image, "text": text} for image, text in zip(pictures, words, strict=True)]
+    if isinstance(texts, str):
+        return [{"image": picture, "text": texts} for picture in pictures]
+    texts = list(check_many(texts, name))
+    if len(texts) != len(pictures):
+        raise UserError(f"{len(texts)} {name} for {len(pictures)} images; give as many of each")
+    return [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]

@@ -16,15 +16,29 @@ def mask_words(text: str, share: float) -> str:
         share: share of the words to mask; less where spans overlap.
     """
     words = text.split()
-    budget = math.ceil(share * len(words))
-    lengths: list[int] = []
-    while sum(lengths) < budget:
-        lengths.append(min(int(torch.poisson(torch.tensor(MEAN_LENGTH))), budget - sum(lengths)))
-    spans = [length for length in lengths if length]
+    lengths = _span_lengths(math.ceil(share * len(words)))
+    spans = [length for length in lengths if length > 0]
     starts = torch.randperm(len(words))[: len(spans)].tolist()
-    begins = set(starts)
-    inside = {start + i for start, length in zip(starts, spans, strict=True) for i in range(1, length)}
-    found = [MASK if i in begins else word for i, word in enumerate(words) if i not in inside]
-    for _ in range(len(lengths) - len(spans)):
-        found.insert(int(torch.randint(len(found) + 1, ())), MASK)
-    return " ".join(found)
+    deleted: set[int] = set()  # words of a span after the first one, which becomes the mask
+    for start, length in zip(starts, spans, strict=True):
+        deleted.update(range(start + 1, start + length))
+    first_words = set(starts)
+    masked = []
+    for position, word in enumerate(words):
+        if position not in deleted:
+            masked.append(MASK if position in first_words else word)
+    num_insertions = len(lengths) - len(spans)
+    for _ in range(num_insertions):
+        masked.insert(int(torch.randint(len(masked) + 1, ())), MASK)
+    return " ".join(masked)
+
+
+def _span_lengths(num_words: int) -> list[int]:
+    """Random lengths of spans, 0 included, with this sum."""
+    lengths: list[int] = []
+    remaining = num_words
+    while remaining > 0:
+        length = min(int(torch.poisson(torch.tensor(MEAN_LENGTH))), remaining)
+        lengths.append(length)
+        remaining -= length
+    return lengths

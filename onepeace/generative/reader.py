@@ -2,6 +2,7 @@
 caption head of ONE-PEACE."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -34,22 +35,28 @@ class PromptReader:
     """Whether it reads the prompts of tasks."""
 
     def __init__(self, module: OFA, image: Options) -> None:
-        self.module, self.image = module, merge(PICTURES, image)
-        self.decoder, self.num_positions = module.decoder, module.config.num_positions
+        self.module = module
+        self.image = merge(PICTURES, image)
+        self.decoder = module.decoder
+        self.num_positions = module.config.num_positions
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
         """Processors by modality, of which each item has exactly one; empty if the task only reads text.
 
         UserError for a task that the model does not support.
         """
-        return {} if task.image is None else {"image": ImageProcessor.from_config(merge(self.image, task.image))}
+        if task.image is None:
+            return {}
+        return {"image": ImageProcessor.from_config(merge(self.image, task.image))}
 
-    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
-        """Encode prompts, with bos and eos, and a decoded sample of modality `key` for each, if there are any."""
+    def encode(self, ids: Sequence[Sequence[int]], modality: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
+        """Encode prompts, with bos and eos, and a decoded sample of a modality for each, if there are any."""
         weight = self.decoder.token_embed.weight
-        padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True, padding_value=PAD)
-        pixels = torch.stack(list(samples)).to(weight.device, weight.dtype) if samples else None
-        return self.module.encode(padded.to(weight.device), pixels)
+        prompts = pad_sequence([torch.tensor(prompt) for prompt in ids], batch_first=True, padding_value=PAD)
+        pixels = None
+        if samples:
+            pixels = torch.stack(list(samples)).to(weight.device, weight.dtype)
+        return self.module.encode(prompts.to(weight.device), pixels)
 
 
 class FeatureReader:
@@ -58,31 +65,40 @@ class FeatureReader:
     reads_words = False
 
     def __init__(self, embedder: Embedder, name: str) -> None:
-        self.embedder, self.module = embedder, embedder.module
+        self.embedder = embedder
+        self.module = embedder.module
         self.head = expect(embedder.module.heads[name], Caption)
-        self.decoder, self.num_positions = self.head.decoder, self.head.options.max_tokens
-        self.keys = embedder.module.config.heads[name]["on"]
+        self.decoder = self.head.decoder
+        self.num_positions = self.head.options.max_tokens
+        self.modalities = embedder.module.config.heads[name]["on"]
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
         if task.image is None or task.fields:
-            raise UserError(f"this model describes {' and '.join(self.keys)} files, and reads no words")
+            raise UserError(f"this model describes {' and '.join(self.modalities)} files, and reads no words")
         if task.image:
             raise UserError(f"image {task.image} of the task has no effect on this model; leave it out")
-        return {key: self.embedder.processors[key] for key in self.keys}
+        return {modality: self.embedder.processors[modality] for modality in self.modalities}
 
-    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
-        key = expect(key, str)
-        stems = self.module.stems({key: self.embedder.inputs(key, list(samples))})
-        features = self.module.encode(stems)[key]
-        known = "text" in self.embedder.modalities and {key, "text"} <= {*self.module.config.projections}
-        vectors = self.module.embed(key, features) if known else None
-        return self.head.encoded(features)._replace(vectors=vectors)
+    def encode(self, ids: Sequence[Sequence[int]], modality: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
+        modality = expect(modality, str)
+        stems = self.module.stems({modality: self.embedder.inputs(modality, list(samples))})
+        features = self.module.encode(stems)[modality]
+        encoded = self.head.encoded(features)
+        projections = self.module.config.projections
+        is_comparable = "text" in self.embedder.modalities and "text" in projections and modality in projections
+        if is_comparable:
+            encoded = encoded._replace(vectors=self.module.embed(modality, features))
+        return encoded
 
     def agreement(self, vectors: Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Cosine of each source (B, E) with each of its texts."""
-        words = expect(self.embedder.encode_text([text for own in texts for text in own], progress=False), Tensor)
-        parts = words.split([len(own) for own in texts])
-        return [(part @ vector).tolist() for part, vector in zip(parts, vectors.float().cpu(), strict=True)]
+        all_texts = list(chain.from_iterable(texts))
+        text_vectors = expect(self.embedder.encode_text(all_texts, progress=False), Tensor)
+        cosines = []
+        texts_of_source = text_vectors.split([len(source_texts) for source_texts in texts])
+        for source, source_texts in zip(vectors.float().cpu(), texts_of_source, strict=True):
+            cosines.append((source_texts @ source).tolist())
+        return cosines
 
 
 Reader: TypeAlias = PromptReader | FeatureReader

@@ -1,7 +1,8 @@
 """Closed sets of answers: a trie of their tokens, and the score of every answer; shared prefixes are computed once."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ class Node(dict[int, "Node"]):
     answer: int = -1
     num_answers: int = 0
     """Number of answers with this prefix."""
+
+    def first_answer(self) -> int:
+        """Number of the first answer with this prefix."""
+        node = self
+        while node:
+            node = next(iter(node.values()))
+        return node.answer
 
 
 class Trie:
@@ -43,14 +51,20 @@ class Trie:
         for number, answer in enumerate(answers):
             if not answer:
                 raise UserError(f"answer {names[number]!r} to choose from is empty")
-            node = self.root
-            for token in (*answer, EOS):
-                node = node.setdefault(token, Node())
-                node.num_answers += 1
-            if node.num_answers > 1:
-                one, other = names[node.answer], names[number]
-                raise UserError(f"{one!r} and {other!r} to choose from are the same to the model")
-            node.answer = number
+            leaf = self._add(answer)
+            if leaf.num_answers > 1:
+                raise UserError(
+                    f"{names[leaf.answer]!r} and {names[number]!r} to choose from are the same to the model"
+                )
+            leaf.answer = number
+
+    def _add(self, answer: Sequence[int]) -> Node:
+        """Count an answer in the nodes of its prefixes; returns its leaf."""
+        node = self.root
+        for token in (*answer, EOS):
+            node = node.setdefault(token, Node())
+            node.num_answers += 1
+        return node
 
     def __call__(self, prefix: Sequence[int]) -> list[int]:
         """Tokens that may follow a prefix, for `search`; eos if no answer has this prefix."""
@@ -94,39 +108,73 @@ def score_answers(
         prefixes: for each source, tokens before all answers.
         max_rows: maximum number of prefixes in one batch; more are split into several batches.
     """
-    prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
+    if prefixes is None:
+        prefixes = [()] * num_sources
     scores = torch.zeros(num_sources, trie.root.num_answers, dtype=torch.float64)
-
-    def follow(rows: list[_Row], state: S, length: int) -> None:
-        logits = step(torch.tensor([row.token for row in rows], device=device), state).float()
-        within = [length < len(prompts[row.source]) for row in rows]
-        children = [[BOS] if early else list(row.node) for row, early in zip(rows, within, strict=True)]
-        found = _log_probabilities(logits, children)
-        following = []
-        for number, (row, early) in enumerate(zip(rows, within, strict=True)):
-            if early:
-                following.append(row._replace(token=prompts[row.source][length], parent=number))
-                continue
-            for (token, node), value in zip(row.node.items(), found[number], strict=False):
-                total = row.total + value
-                if node.num_answers == 1:
-                    end = node
-                    while end:
-                        end = next(iter(end.values()))
-                    scores[row.source, end.answer] = total
-                else:
-                    following.append(_Row(row.source, token, node, total, number))
-        for start in range(0, len(following), max_rows):
-            part = following[start : start + max_rows]
-            follow(part, state.select(torch.tensor([row.parent for row in part], device=device)), length + 1)
-
     if trie.root.num_answers > 1:
-        follow([_Row(source, BOS, trie.root, 0.0, source) for source in range(num_sources)], state, 0)
+        sources = [
+            _Row(source=source, token=BOS, node=trie.root, total=0.0, parent=source) for source in range(num_sources)
+        ]
+        _Scoring(step, prefixes, max_rows, device, scores).follow(sources, state, length=0)
     return scores
 
 
-def _log_probabilities(logits: Tensor, children: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Log-probabilities of each row's children, as (N, maximum number of children); values after a row's own children
-    are undefined."""
-    ids = pad_sequence([torch.tensor(each) for each in children], batch_first=True, padding_value=-1).to(logits.device)
-    return logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).log_softmax(1).tolist()
+@dataclass(frozen=True)
+class _Scoring(Generic[S]):
+    """The walk through a trie, depth first in blocks of rows; arguments as in `score_answers`."""
+
+    step: Step[S]
+    prefixes: Sequence[Sequence[int]]
+    max_rows: int
+    device: torch.device | str
+    scores: Tensor
+    """(sources, answers): the result, filled during the walk."""
+
+    def follow(self, rows: Sequence[_Row], state: S, length: int) -> None:
+        """Score the answers that begin with the rows.
+
+        Args:
+            state: the decoder's, before the token of each row.
+            length: number of tokens after bos that each row has.
+        """
+        tokens = torch.tensor([row.token for row in rows], device=self.device)
+        logits = self.step(tokens, state).float()
+        children = self._advance(rows, logits, length)
+        for start in range(0, len(children), self.max_rows):
+            block = children[start : start + self.max_rows]
+            parents = torch.tensor([child.parent for child in block], device=self.device)
+            self.follow(block, state.select(parents), length + 1)
+
+    def _advance(self, rows: Sequence[_Row], logits: Tensor, length: int) -> list[_Row]:
+        """Score the answers that are certain after one more token; returns the prefixes that several answers share."""
+        log_probs = _log_probabilities(logits, [self._next_tokens(row, length) for row in rows])
+        children = []
+        for number, row in enumerate(rows):
+            prefix = self.prefixes[row.source]
+            if length < len(prefix):
+                children.append(row._replace(token=prefix[length], parent=number))
+                continue
+            # The values of this row are followed by padding.
+            for (token, node), log_prob in zip(row.node.items(), log_probs[number], strict=False):
+                total = row.total + log_prob
+                if node.num_answers == 1:
+                    self.scores[row.source, node.first_answer()] = total
+                else:
+                    children.append(_Row(source=row.source, token=token, node=node, total=total, parent=number))
+        return children
+
+    def _next_tokens(self, row: _Row, length: int) -> list[int]:
+        if length < len(self.prefixes[row.source]):
+            return [BOS]  # any token will do: a forced one is not scored
+        return list(row.node)
+
+
+def _log_probabilities(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log-probabilities of the tokens of each row among themselves, (N, maximum number of tokens).
+
+    Values after a row's tokens are undefined.
+    """
+    ids = pad_sequence([torch.tensor(row) for row in tokens], batch_first=True, padding_value=-1).to(logits.device)
+    logits = logits.gather(1, ids.clamp(min=0))
+    logits = logits.masked_fill(ids < 0, -torch.inf)
+    return logits.log_softmax(1).tolist()

@@ -52,10 +52,11 @@ class SearchOptions:
     """Size of n-grams of tokens that must not occur twice; 0 = no restriction."""
 
     def __post_init__(self) -> None:
-        lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise UserError(f"search.{name} is {getattr(self, name)}; it must be at least {least}")
+        minima = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0}
+        for name, minimum in minima.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise UserError(f"search.{name} is {value}; it must be at least {minimum}")
         if self.min_len > self.max_len:
             raise UserError(f"search.min_len {self.min_len} is above search.max_len {self.max_len}")
         if not self.temperature > 0:
@@ -74,16 +75,24 @@ class Hypothesis(NamedTuple):
 
 
 class _Live(NamedTuple):
-    """An unfinished hypothesis."""
+    """An unfinished hypothesis, a row of the decoder's batch."""
 
-    row: int
-    """Row of its parent at the previous step."""
+    source: int
+    parent: int
+    """Row of its parent at the previous step; before the first step, row of its source."""
     tokens: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     total: float = 0.0
 
-    def followed_by(self, token: int, score: float, row: int) -> "_Live":
-        return _Live(row, (*self.tokens, token), (*self.scores, score), self.total + score)
+    def followed_by(self, token: int, score: float, *, row: int) -> "_Live":
+        """The hypothesis with another token; `row` is the row of this one."""
+        return _Live(
+            source=self.source,
+            parent=row,
+            tokens=(*self.tokens, token),
+            scores=(*self.scores, score),
+            total=self.total + score,
+        )
 
 
 @torch.no_grad()
@@ -105,94 +114,128 @@ def search(
         allowed: restricts the tokens of the answer after the prefix.
         device: device of the decoder.
     """
-    prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
-    live = [[_Live(source)] for source in range(num_sources)]
-    done: list[list[Hypothesis]] = [[] for _ in range(num_sources)]
-    length, num_rows = 0, num_sources
-    while any(live):
-        rows = [(source, one) for source, group in enumerate(live) for one in group]
-        parents = [one.row for _, one in rows]
+    if prefixes is None:
+        prefixes = [()] * num_sources
+    live = [_Live(source=source, parent=source) for source in range(num_sources)]
+    finished: list[list[Hypothesis]] = [[] for _ in range(num_sources)]
+    num_rows = num_sources
+    while live:
+        parents = [hypothesis.parent for hypothesis in live]
         if parents != list(range(num_rows)):
             state = state.select(torch.tensor(parents, device=device))
-        num_rows = len(rows)
-        tokens = torch.tensor([one.tokens[-1] if length else BOS for _, one in rows], device=device)
-        logits = step(tokens, state).float()
-        log_probs = _log_probabilities(logits, rows, prompts, options, allowed)
-        found = _best(log_probs, rows, options.beam)
-        for source, start in enumerate(map(len, prompts)):
-            going = []
-            for place, one in enumerate(found.get(source, ())):
-                if one.tokens[-1] != EOS or length < start:
-                    going.append(one)
-                elif place < options.beam and len(done[source]) < options.beam:
-                    score = one.total / len(one.tokens) ** options.length_penalty if options.normalize else one.total
-                    done[source].append(Hypothesis(one.tokens, score, one.scores))
-            is_over = len(done[source]) == options.beam or length == start + options.max_len
-            live[source] = [] if is_over else going[: options.beam]
-        length += 1
-    return [sorted(hypotheses, key=lambda one: -one.score) for hypotheses in done]
+        num_rows = len(live)
+        newest = [hypothesis.tokens[-1] if hypothesis.tokens else BOS for hypothesis in live]
+        logits = step(torch.tensor(newest, device=device), state).float()
+        log_probs = _log_probabilities(logits, live, prefixes, options, allowed)
+        candidates_by_source = _candidates(log_probs, live, options.beam)
+        live = []
+        for source, candidates in candidates_by_source.items():
+            live += _unfinished(candidates, finished[source], len(prefixes[source]), options)
+    return [sorted(hypotheses, key=lambda hypothesis: -hypothesis.score) for hypotheses in finished]
 
 
 def _log_probabilities(
     logits: Tensor,
-    rows: Sequence[tuple[int, _Live]],
-    prompts: Sequence[Sequence[int]],
+    live: Sequence[_Live],
+    prefixes: Sequence[Sequence[int]],
     options: SearchOptions,
     allowed: Allowed | None,
 ) -> Tensor:
     """Log-probabilities (N, V), -inf for tokens that must not come next."""
     logits = logits / options.temperature
     if allowed is not None:
-        logits = logits.masked_fill(_blocked(logits, rows, prompts, allowed), -torch.inf)
-    log_probs = logits.log_softmax(1).nan_to_num_(-torch.inf, torch.inf, -torch.inf)
+        logits = logits.masked_fill(_blocked(logits, live, prefixes, allowed), -torch.inf)
+    log_probs = logits.log_softmax(1).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     log_probs[:, PAD] = -torch.inf
-    for row, (source, one) in enumerate(rows):
-        length, start = len(one.tokens), len(prompts[source])
-        if length < start:
-            _only(log_probs[row], prompts[source][length])
-            continue
-        if length < options.min_len:
-            log_probs[row, EOS] = -torch.inf
-        if length == start + options.max_len:
-            _only(log_probs[row], EOS)
-        if repeats := _repeats((BOS, *one.tokens), options.no_repeat_ngram):
-            log_probs[row, repeats] = -torch.inf
+    for row, hypothesis in enumerate(live):
+        _restrict(log_probs[row], hypothesis.tokens, prefixes[hypothesis.source], options)
     return log_probs
 
 
-def _blocked(
-    logits: Tensor, rows: Sequence[tuple[int, _Live]], prompts: Sequence[Sequence[int]], allowed: Allowed
-) -> Tensor:
+def _restrict(log_probs: Tensor, tokens: tuple[int, ...], prefix: Sequence[int], options: SearchOptions) -> None:
+    """Set the log-probabilities (V,) to -inf, in place, of what must not follow `tokens`."""
+    length = len(tokens)
+    if length < len(prefix):
+        _only(log_probs, prefix[length])
+        return
+    if length < options.min_len:
+        log_probs[EOS] = -torch.inf
+    if length == len(prefix) + options.max_len:
+        _only(log_probs, EOS)
+    repeats = _repeats((BOS, *tokens), options.no_repeat_ngram)
+    if repeats:
+        log_probs[repeats] = -torch.inf
+
+
+def _blocked(logits: Tensor, live: Sequence[_Live], prefixes: Sequence[Sequence[int]], allowed: Allowed) -> Tensor:
     """Mask (N, V) of the ids that `allowed` excludes; within a prefix none is excluded."""
     blocked = torch.zeros_like(logits, dtype=torch.bool)
-    for row, (source, one) in enumerate(rows):
-        start = len(prompts[source])
-        if len(one.tokens) >= start:
+    for row, hypothesis in enumerate(live):
+        prefix_length = len(prefixes[hypothesis.source])
+        if len(hypothesis.tokens) >= prefix_length:
+            allowed_ids = torch.as_tensor(allowed(hypothesis.tokens[prefix_length:]), device=logits.device)
             blocked[row] = True
-            blocked[row, torch.as_tensor(allowed(one.tokens[start:]), device=logits.device)] = False
+            blocked[row, allowed_ids] = False
     return blocked
 
 
 def _only(log_probs: Tensor, token: int) -> None:
-    value = log_probs[token].clone()
+    """Exclude, in place, every token but one."""
+    log_prob = log_probs[token].clone()
     log_probs.fill_(-torch.inf)
-    log_probs[token] = value
+    log_probs[token] = log_prob
 
 
 def _repeats(tokens: tuple[int, ...], n: int) -> list[int]:
     """Tokens, except eos, that would repeat an n-gram."""
     if not 0 < n <= len(tokens):
         return []
-    last = tokens[len(tokens) - n + 1 :]
-    runs = (tokens[i : i + n] for i in range(len(tokens) - n + 1))
-    return [run[-1] for run in runs if run[:-1] == last and run[-1] != EOS]
+    newest = tokens[len(tokens) - n + 1 :]
+    ngrams = (tokens[start : start + n] for start in range(len(tokens) - n + 1))
+    return [ngram[-1] for ngram in ngrams if ngram[:-1] == newest and ngram[-1] != EOS]
 
 
-def _best(log_probs: Tensor, rows: Sequence[tuple[int, _Live]], beam: int) -> dict[int, list[_Live]]:
-    """The 2 * beam best continuations by source; twice the beam, because up to half of them may end."""
-    values, ids = (found.tolist() for found in log_probs.topk(min(2 * beam, log_probs.shape[1]), dim=1))
-    found: dict[int, list[_Live]] = {}
-    for row, (source, one) in enumerate(rows):
-        best = zip(ids[row], values[row], strict=True)
-        found.setdefault(source, []).extend(one.followed_by(*pair, row) for pair in best if pair[1] > -torch.inf)
-    return {source: sorted(group, key=lambda one: -one.total)[: 2 * beam] for source, group in found.items()}
+def _candidates(log_probs: Tensor, live: Sequence[_Live], beam: int) -> dict[int, list[_Live]]:
+    """The 2 * beam best continuations by source, best first; twice the beam, because up to half of them may end."""
+    best = log_probs.topk(min(2 * beam, log_probs.shape[1]), dim=1)
+    tokens = best.indices.tolist()
+    scores = best.values.tolist()
+    candidates_by_source: dict[int, list[_Live]] = {}
+    for row, hypothesis in enumerate(live):
+        for token, score in zip(tokens[row], scores[row], strict=True):
+            if score > -torch.inf:
+                candidate = hypothesis.followed_by(token, score, row=row)
+                candidates_by_source.setdefault(hypothesis.source, []).append(candidate)
+    for candidates in candidates_by_source.values():
+        candidates.sort(key=lambda candidate: -candidate.total)
+        del candidates[2 * beam :]
+    return candidates_by_source
+
+
+def _unfinished(
+    candidates: Sequence[_Live], finished: list[Hypothesis], prefix_length: int, options: SearchOptions
+) -> list[_Live]:
+    """The candidates of a source that go on; those that end are added to `finished`.
+
+    Args:
+        candidates: at least one, best first, all of one length.
+    """
+    length = len(candidates[0].tokens)
+    is_in_prefix = length <= prefix_length
+    unfinished = []
+    for rank, candidate in enumerate(candidates):
+        if candidate.tokens[-1] != EOS or is_in_prefix:
+            unfinished.append(candidate)
+        elif rank < options.beam and len(finished) < options.beam:
+            finished.append(_finish(candidate, options))
+    is_full = len(finished) == options.beam
+    if is_full or length > prefix_length + options.max_len:
+        return []
+    return unfinished[: options.beam]
+
+
+def _finish(live: _Live, options: SearchOptions) -> Hypothesis:
+    score = live.total
+    if options.normalize:
+        score = live.total / len(live.tokens) ** options.length_penalty
+    return Hypothesis(tokens=live.tokens, score=score, token_scores=live.scores)

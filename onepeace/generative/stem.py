@@ -64,5 +64,7 @@ def _stage(channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
     from torchvision.models.resnet import Bottleneck, conv1x1
 
     shortcut = nn.Sequential(conv1x1(channels, 4 * width, stride), BatchNorm(4 * width))
-    first = Bottleneck(channels, width, stride, shortcut, norm_layer=BatchNorm)
-    return nn.Sequential(first, *(Bottleneck(4 * width, width, norm_layer=BatchNorm) for _ in range(depth - 1)))
+    blocks = [Bottleneck(channels, width, stride, shortcut, norm_layer=BatchNorm)]
+    for _ in range(depth - 1):
+        blocks.append(Bottleneck(4 * width, width, norm_layer=BatchNorm))
+    return nn.Sequential(*blocks)

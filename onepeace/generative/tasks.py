@@ -56,8 +56,9 @@ class Task:
             names = self.fields
         except ValueError as error:
             raise UserError(f"prompt {self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
-        if bad := [name for name in names if not name.isidentifier() or name == "image"]:
-            raise UserError(f"prompt {self.prompt!r}: {{{bad[0]}}} is not the name of a field")
+        for name in names:
+            if not name.isidentifier() or name == "image":
+                raise UserError(f"prompt {self.prompt!r}: {{{name}}} is not the name of a field")
         try:
             ImageProcessor.from_config(self.image or {})
         except (UserError, TypeError, ValueError) as error:
@@ -66,7 +67,13 @@ class Task:
     @property
     def fields(self) -> tuple[str, ...]:
         """Fields of an item that are in the prompt, in its order."""
-        return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None))
+        names = [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether it reads or writes boxes."""
+        return self.answer in ("box", "objects") or "box" in self.fields
 
     @property
     def labels(self) -> dict[str, str] | None:
@@ -77,17 +84,21 @@ class Task:
 
     def source(self, values: Mapping[str, object]) -> str:
         """The prompt, filled with fields of an item. UserError if one is missing or not a text."""
+        texts = {}
         for name in self.fields:
-            if not isinstance(values.get(name), str):
-                found = type(values[name]).__name__ if name in values else "nothing"
-                raise UserError(f"the task needs a text for {{{name}}}, and the item has {found}")
-        text = self.prompt.format_map({name: self._written(str(values[name])) for name in self.fields})
+            value = values.get(name)
+            if not isinstance(value, str):
+                content = type(value).__name__ if name in values else "nothing"
+                raise UserError(f"the task needs a text for {{{name}}}, and the item has {content}")
+            texts[name] = self._normalised(value)
+        text = self.prompt.format_map(texts)
         return text if text.startswith(" ") else f" {text}"
 
     def ids(self, vocabulary: Vocabulary, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
         """Ids of an item for the encoder, without bos and eos, and those that the decoder starts with."""
         source = vocabulary.encode(self.source(values))
-        return source, [] if self.decoder_prompt == "none" else source
+        prefix = source if self.decoder_prompt == "source" else []
+        return source, prefix
 
     def trie(self, vocabulary: Vocabulary) -> Trie:
         """Trie of the choices as the decoder writes them, with a leading space. UserError for invalid choices."""
@@ -99,7 +110,8 @@ class Task:
                 raise UserError(f"{word!r} is nothing to choose; choices and labels are texts with words in them")
         return Trie([vocabulary.encode(f" {word.strip()}") for word in words], words)
 
-    def _written(self, text: str) -> str:
+    def _normalised(self, text: str) -> str:
+        """A text of an item as the model reads it."""
         if self.reads == "text":
             return text
         if self.reads == "caption":
@@ -114,13 +126,21 @@ def read_tasks(file: Path | None = None) -> dict[str, Task]:
     Raises:
         UserError: a file cannot be read, or a field is wrong; the message names both.
     """
-    rows: Options = {}
-    where: dict[str, str] = {}
-    for path in (BUILT_IN, *([file] if file is not None and file.is_file() else [])):
+    paths = [BUILT_IN]
+    if file is not None and file.is_file():
+        paths.append(file)
+    sections: Options = {}
+    path_of_task: dict[str, str] = {}
+    for path in paths:
         content = read_yaml(path)
-        for name, row in content.items():
-            new_choices = isinstance(row, dict) and "choices" in row
-            rows = merge(rows, {name: {"choices": None} if new_choices else {}})  # choices are replaced, not merged
-        rows = merge(rows, content)
-        where |= dict.fromkeys(content, str(path))
-    return {name: build(Task, row, where[name], name) for name, row in rows.items() if row is not None}
+        for name, section in content.items():
+            has_choices = isinstance(section, dict) and "choices" in section
+            # Choices are replaced, not merged.
+            sections = merge(sections, {name: {"choices": None} if has_choices else {}})
+        sections = merge(sections, content)
+        path_of_task |= dict.fromkeys(content, str(path))
+    return {
+        name: build(Task, section, path_of_task[name], name)
+        for name, section in sections.items()
+        if section is not None
+    }

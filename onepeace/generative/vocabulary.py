@@ -18,7 +18,7 @@ from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SYMBOL = re.compile(r" ?<(?:(mask)|(code|bin)_(\d+))>")
+SYMBOL = re.compile(r" ?<(?:(?P<mask>mask)|(?P<family>code|bin)_(?P<number>\d+))>")
 """A symbol in a text. A space in front of it only separates it: symbols never pass through the tokenizer."""
 WHITE = re.compile(r"\s{2,}")
 
@@ -66,19 +66,19 @@ class Vocabulary:
         """Ids of a text without bos and eos. Words are tokenized as they are, with leading spaces; `<mask>`,
         `<code_3>` and `<bin_7>` are looked up, and become the unknown word if the vocabulary lacks them."""
         ids: list[int] = []
-        place = 0
-        for found in SYMBOL.finditer(text):
-            ids += self._words(text[place : found.start()])
-            ids.append(self._symbol(*found.groups()))
-            place = found.end()
-        return ids + self._words(text[place:])
+        words_start = 0
+        for symbol in SYMBOL.finditer(text):
+            ids += self._words(text[words_start : symbol.start()])
+            ids.append(self._symbol(symbol["mask"], symbol["family"], symbol["number"]))
+            words_start = symbol.end()
+        return ids + self._words(text[words_start:])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without bos, padding and eos; symbols are written without spaces."""
         text = ""
-        for is_word, group in groupby(ids, lambda number: number < self.num_words):
+        for is_word, group in groupby(ids, lambda token: token < self.num_words):
             if is_word:
-                text += self.tokenizer.decode([one for one in group if one not in (BOS, PAD, EOS)])
+                text += self.tokenizer.decode([token for token in group if token not in (BOS, PAD, EOS)])
             else:
                 text += "".join(map(self._name, group))
         return text
@@ -91,11 +91,12 @@ class Vocabulary:
             size: width and height of this picture.
             resized: width and height of the picture that the model reads.
         """
-        last = self._last_bin()
-        scales = [new / old / self.box_side * last for new, old in zip(resized, size, strict=True)] * 2
+        last_bin = self._last_bin()
+        x_scale, y_scale = (new / old / self.box_side * last_bin for new, old in zip(resized, size, strict=True))
+        scales = (x_scale, y_scale, x_scale, y_scale)
         # round() rounds half to even, like the released code.
         numbers = [round(corner * scale) for corner, scale in zip(box, scales, strict=True)]
-        if not all(0 <= number <= last for number in numbers):
+        if min(numbers) < 0 or max(numbers) > last_bin:
             raise UserError(f"the box {list(box)} lies outside of its picture of {size[0]} x {size[1]} pixels")
         return [self.bins.start + number for number in numbers]
 
@@ -104,11 +105,12 @@ class Vocabulary:
 
         ValueError if they are not four bins.
         """
-        if len(ids) != 4 or not all(one in self.bins for one in ids):
+        if len(ids) != 4 or not all(token in self.bins for token in ids):
             raise ValueError(f"{self.decode(ids)!r} is not a box of four bins")
-        last = self._last_bin()
-        scales = [self.box_side / last * old / new for new, old in zip(resized, size, strict=True)] * 2
-        return [(one - self.bins.start) * scale for one, scale in zip(ids, scales, strict=True)]
+        last_bin = self._last_bin()
+        x_scale, y_scale = (self.box_side / last_bin * old / new for new, old in zip(resized, size, strict=True))
+        x0, y0, x1, y1 = (token - self.bins.start for token in ids)
+        return [x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale]
 
     def _last_bin(self) -> int:
         if len(self.bins) < 2:
@@ -116,24 +118,33 @@ class Vocabulary:
         return len(self.bins) - 1
 
     def _words(self, text: str) -> list[int]:
-        return self.tokenizer.encode(SURROGATES.sub("\ufffd", text), add_special_tokens=False).ids if text else []
+        if not text:
+            return []
+        return self.tokenizer.encode(SURROGATES.sub("\ufffd", text), add_special_tokens=False).ids
 
-    def _symbol(self, mask: str | None, kind: str | None, number: str | None) -> int:
+    def _symbol(self, mask: str | None, family: str | None, number: str | None) -> int:
+        """Id of a symbol, from the groups of `SYMBOL`; UNK if the vocabulary lacks it."""
         if mask:
             return UNK if self.mask is None else self.mask
-        ids = self.codes if kind == "code" else self.bins
-        return ids[int(number or 0)] if int(number or 0) < len(ids) else UNK
+        ids = self.codes if family == "code" else self.bins
+        index = int(number or 0)
+        return ids[index] if index < len(ids) else UNK
 
-    def _name(self, number: int) -> str:
-        if number in self.codes:
-            return f"<code_{number - self.codes.start}>"
-        return "<mask>" if number == self.mask else f"<bin_{number - self.bins.start}>"
+    def _name(self, token: int) -> str:
+        """Name of a symbol."""
+        if token in self.codes:
+            return f"<code_{token - self.codes.start}>"
+        if token == self.mask:
+            return "<mask>"
+        return f"<bin_{token - self.bins.start}>"
 
 
 def normalise_question(text: str) -> str:
     """A question as the released models read it: lower case, no leading punctuation, "-" and "/" as spaces, runs of
     white space as one space."""
-    return WHITE.sub(" ", text.lower().lstrip(LEADING).replace("-", " ").replace("/", " ")).rstrip("\n").strip(" ")
+    text = text.lower().lstrip(LEADING)
+    text = text.replace("-", " ").replace("/", " ")
+    return WHITE.sub(" ", text).rstrip("\n").strip(" ")
 
 
 def normalise_caption(text: str) -> str:

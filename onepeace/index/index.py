@@ -261,8 +261,11 @@ class Index:
         Raises:
             UserError: the index was rebuilt with another model, or is damaged. The old state then remains visible.
         """
+        is_lost = self.store.has_lost_memory()
+        if is_lost:  # first, as opening it again would read that memory
+            self.close()
         new = Store(self.folder)
-        if new.meta == self.store.meta:
+        if new.meta == self.store.meta and not is_lost:
             new.close()
             return False
         if new.meta["model_hash"] != self.model_hash:

@@ -37,6 +37,8 @@ from onepeace.index.items import NAMES, Item, Span
 FORMAT = "6"
 """Format version on disk; an index of another version is refused."""
 VECTOR = np.dtype("<f4")
+SHARED_MEMORY = 1 << 15
+"""Minimum bytes of the file -shm while it is in use."""
 
 
 class Store:
@@ -93,6 +95,13 @@ class Store:
 
     def close(self) -> None:
         self.connection.close()
+
+    def has_lost_memory(self) -> bool:
+        """Whether another program has cut the file that SQLite maps; reading past its end is a bus error."""
+        try:
+            return os.path.getsize(f"{self.folder / DATABASE}-shm") < SHARED_MEMORY
+        except OSError:  # a file that was deleted stays mapped
+            return False
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

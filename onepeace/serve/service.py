@@ -15,6 +15,7 @@ from onepeace.index.filters import short_forms
 from onepeace.serve import media
 from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.map import points
+from onepeace.serve.memory import MANY_PIXELS
 from onepeace.serve.uploads import Limits, Refused, Request
 
 CHUNK = 16
@@ -154,6 +155,8 @@ class Service:
             return {"image": media.picture(item, self.roots, (item.duration or 0) / 2)}
         if item.size > self.limits.upload:
             raise Refused(413, f"{item.path}: {item.size} bytes are above the limit of {self.limits.upload}")
+        if (item.width or 0) * (item.height or 0) > MANY_PIXELS:
+            return {"image": media.picture(item, self.roots)}
         data = NamedBytes(media.body_of(item, self.roots).read(), item.path)
         return {item.modality: data.decode("utf-8-sig", "replace") if item.modality == "text" else data}
 

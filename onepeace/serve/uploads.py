@@ -14,10 +14,11 @@ from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.files.source import NamedBytes, scheme
+from onepeace.serve.memory import MANY_PIXELS, room_for
 
 DATA_URI = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+-]+=[\w.+\"-]*)*;base64,", re.IGNORECASE)
-LARGE, SIDE = 16_000_000, 2048
-"""Pixels above which a picture is scaled down to SIDE once decoded; scaling it for the model would take long."""
+SIDE = 2048
+"""Longest side to which a large picture is scaled down once decoded; scaling it for the model would take long."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ class Request:
         self.pixels += width * height
         if self.pixels > self.limits.pixels:
             raise Refused(413, f"{name}: {self.pixels} pixels in this request, above the limit of {self.limits.pixels}")
-        image = processor.load(data)
-        if image.width * image.height > LARGE:
-            image.thumbnail((SIDE, SIDE))
+        with room_for(width * height):
+            image = processor.load(data)
+            if image.width * image.height > MANY_PIXELS:
+                image.thumbnail((SIDE, SIDE))
         return image
 
     def sound(self, value: str, name: str) -> object:

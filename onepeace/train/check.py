@@ -1,15 +1,14 @@
 """Checks of a recipe across its sections, before any data is read; fields of one section are checked in sections.py."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from onepeace.config import Config
 from onepeace.config.reader import nearest
-from onepeace.data.masking import Unit
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture
 from onepeace.processors.known import PROCESSORS, processor_class
-from onepeace.train.loggers import check_loggers
+from onepeace.train.loggers import LOGGERS
 from onepeace.train.recipe import Recipe
 from onepeace.train.term_options import TermContext, sources_of
 from onepeace.train.terms.known import TERMS
@@ -19,9 +18,9 @@ def check(recipe: Recipe, config: Config) -> None:
     """UserError for options that would fail later or have no effect."""
     if recipe.lora is not None:
         need("peft", "lora")
-    check_loggers(recipe.run.loggers)
+    for name in recipe.run.loggers:
+        LOGGERS[name].check()
     _check_modalities(recipe, config)
-    _check_masks(recipe)
     _check_terms(recipe, config)
     if architecture(config.architecture).generates:
         _check_writer(recipe, config)
@@ -48,14 +47,6 @@ def _check_modalities(recipe: Recipe, config: Config) -> None:
         for key in options:
             if key not in present:
                 raise UserError(f"{section}.{key}: no pair of data.train has {key}; there are {', '.join(pairs)}")
-
-
-def _check_masks(recipe: Recipe) -> None:
-    """Words are masked in texts, and patches and spans in all others."""
-    for key, rates in recipe.mask.items():
-        units = [unit for unit in get_args(Unit) if (unit == "word") == (key == "text")]
-        if rates.unit not in units:
-            raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(units)}")
 
 
 def _check_terms(recipe: Recipe, config: Config) -> None:

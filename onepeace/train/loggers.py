@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from onepeace.config.reader import nearest
 from onepeace.errors import UserError, need, one_line
 
 
@@ -118,14 +117,6 @@ LOGGERS: dict[str, type[Logger]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
 }
-
-
-def check_loggers(names: Sequence[str]) -> None:
-    """UserError for a logger that is not known or whose package is missing."""
-    for name in names:
-        if name not in LOGGERS:
-            raise UserError(f"run.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
-        LOGGERS[name].check()
 
 
 def make_loggers(names: Sequence[str], folder: Path, step: int, recipe: Mapping[str, Any]) -> list[Logger]:

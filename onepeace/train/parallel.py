@@ -20,12 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.device import join_device, total_memory
 from onepeace.errors import UserError
+from onepeace.train.sections import RunConfig
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    from onepeace.train.recipe import RunConfig
 
 T = TypeVar("T")
 
@@ -185,7 +184,7 @@ def first_decides(answer: bool) -> bool:
 def parallelize(
     objective: nn.Module,
     units: Iterable[nn.Module],
-    config: "RunConfig",
+    config: RunConfig,
     device: torch.device,
     *,
     bfloat16: bool = False,
@@ -222,7 +221,7 @@ def replicate(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> nn.Mo
 
 
 def _shard_and_load(
-    objective: nn.Module, units: list[nn.Module], config: "RunConfig", device: torch.device, bfloat16: bool
+    objective: nn.Module, units: list[nn.Module], config: RunConfig, device: torch.device, bfloat16: bool
 ) -> None:
     """Shard the parameters of the objective; the first process has their values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -251,7 +250,7 @@ def _restore_buffers(objective: nn.Module, buffers: Mapping[str, Tensor]) -> Non
 
 
 def shard(
-    objective: nn.Module, units: list[nn.Module], config: "RunConfig", device: torch.device, bfloat16: bool
+    objective: nn.Module, units: list[nn.Module], config: RunConfig, device: torch.device, bfloat16: bool
 ) -> None:
     """Shard the parameters of the objective where they are; ``config.keep_gathered`` has been decided."""
     from torch.distributed.fsdp import fully_shard

@@ -14,7 +14,7 @@ from typing import Any
 from onepeace.config import Options, apply_override, build, merge, read_yaml
 from onepeace.config.limits import Natural
 from onepeace.data.config import DataConfig
-from onepeace.data.masking import MaskRates
+from onepeace.data.masking import MaskRates, check_unit
 from onepeace.errors import UserError
 from onepeace.extensions import import_extension, resolve_imports
 from onepeace.train.folder import model_folder
@@ -70,6 +70,8 @@ class Recipe:
         if not self.objective:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
         object.__setattr__(self, "objective", read_terms(self.objective))
+        for key, rates in self.mask.items():
+            check_unit(key, rates.unit)
         if self.lora is not None and self.freeze and not isinstance(self.freeze, Mapping):
             raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of others to train")
         self.start  # noqa: B018 (its types are checked)

@@ -77,14 +77,16 @@ class Run:
             self.start = header.step
             self.cursors = dict(header.cursors)
         if parallel.rank() == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_config(recipe, self.out / "recipe.yaml")
+            self._write_recipe(parts.tasks)
+        parallel.barrier()  # an evaluation reads the tasks
         self.steps = build_steps(
-            recipe, parts.sources, parts.processors, parts.config, self.cursors, features=parts.features
+            recipe=recipe,
+            sources=parts.sources,
+            processors=parts.processors,
+            config=parts.config,
+            cursors=self.cursors,
+            features=parts.features,
         )
-        if parallel.rank() == 0:
-            self.keep_tasks(parts.tasks)
-        parallel.barrier()
         for source in parts.sources:
             source.forget()
         if self.start < recipe.schedule.steps:
@@ -95,13 +97,15 @@ class Run:
             return {}
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def keep_tasks(self, trained: Mapping[str, Task]) -> None:
-        """Write the tasks of the terms and of the starting model to the run's tasks.yaml, for a generative model."""
+    def _write_recipe(self, trained_tasks: Mapping[str, Task]) -> None:
+        """Write recipe.yaml and, for a generative model, tasks.yaml: tasks of the starting model and of the terms."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_config(self.recipe, self.out / "recipe.yaml")
         tasks: dict[str, Any] = {}
         start_folder = self.recipe.start_folder
         if start_folder is not None and (start_folder / TASKS).exists():
             tasks.update(read_yaml(start_folder / TASKS))
-        tasks.update(trained)
+        tasks.update(trained_tasks)
         if tasks:
             write_config(tasks, self.out / TASKS)
 

@@ -12,6 +12,7 @@ from onepeace.config.limits import Count, Natural, NotNegative, Positive, Probab
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.layers.recompute import Recompute
+from onepeace.train.loggers import LOGGERS
 
 WSD_DECAY = 0.2
 """Share of the steps in the decay of wsd; a fifth is enough (arXiv 2405.18392)."""
@@ -238,6 +239,16 @@ class RunConfig:
     """Consecutive steps with a gradient that is not finite, which are skipped and logged; one more stops the run."""
     loggers: tuple[str, ...] = ()
     """Where the log is written as well: tensorboard (extra ``track``), wandb, mlflow (extras of these names)."""
+
+    def __post_init__(self) -> None:
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise UserError(f"run.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
+        if self.parallel == "ddp":
+            if self.shard is not None:
+                raise UserError(f"run.shard {self.shard} is for run.parallel fsdp, and this is ddp; leave it out")
+            if self.keep_gathered != "auto":
+                raise UserError("run.keep_gathered is for run.parallel fsdp, and this is ddp; leave it out")
 
 
 @dataclass(frozen=True)

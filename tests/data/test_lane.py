@@ -134,7 +134,9 @@ def test_every_position_can_be_gone_on_from_its_cursor(folder):
         cursors.append(json.loads(json.dumps(lane.window(position).cursor)))
     assert cursors[-1]["epoch"] >= 2
     for position, cursor in enumerate(cursors):
-        assert keys(make_lane(folder, cursor=cursor), 60, start=position) == found[position:]
+        resumed = make_lane(folder, cursor=cursor)
+        assert keys(resumed, 60, start=position) == found[position:]
+        assert resumed.windows[0].cursor == cursor  # nothing before was read
 
 
 def test_cursor_of_other_shards_is_refused(folder, tmp_path):

@@ -74,6 +74,9 @@ def test_run_goes_on_with_another_number_of_processes(many, processors, before, 
     cursors = json.loads(json.dumps(cursors))
     second, _ = rows(processors, wanted, after, workers=0, start=9, stop=16, cursors=cursors)
     assert first + second == expected
+    assert {cursor["epoch"] for cursor in cursors.values()} == {1, 2}
+    resumed = make_steps(processors, wanted, 0, after, cursors).readers["image+text"]
+    assert all(lane.begin == cursors[f"image+text/{number}"] for number, lane in resumed.lanes.items())
 
 
 def test_number_of_lanes_is_kept_by_the_cursors(many, processors):
@@ -160,6 +163,14 @@ def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypa
     assert sorted(parsed) == sorted(drawn)
     assert len(read) == 2 * len(drawn)  # the .json and the picture
     assert made.listed.tolist() == [[36, 8]]  # although all are shuffled
+
+
+def test_cache_that_is_too_small_for_the_shards_read_at_a_time_is_told(many, processors, caplog):
+    train = {**IMAGES, "shards": "pictures-3.tar.gz"}
+    make_steps(processors, recipe(many, [train], batch_size=4)).open(0)
+    assert caplog.text == ""
+    make_steps(processors, recipe(many, [train], {"cache_gigabytes": 1e-5}, batch_size=4)).open(0)
+    assert "data.cache_gigabytes is 1e-05, too little for the shards" in caplog.text
 
 
 def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):

@@ -156,3 +156,21 @@ def test_index_is_read_on_a_full_disk(index):
     program = [sys.executable, "-c", READ_ON_A_FULL_DISK, str(folder)]
     done = subprocess.run(program, cwd=Path(__file__).parents[1], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+OPEN_WHILE_CUT = """
+import os, sys
+from onepeace.index import Index
+from onepeace.index.database import DATABASE
+with Index.open(sys.argv[1]) as index:
+    for size in (0, 100):
+        os.truncate(f"{index.folder / DATABASE}-shm", size)
+        index.refresh()
+        assert len(index) and next(index.items())
+"""
+
+
+def test_memory_of_an_open_index_that_is_cut_is_no_bus_error(index):
+    folder, _ = index
+    done = subprocess.run([sys.executable, "-c", OPEN_WHILE_CUT, str(folder)], check=False)
+    assert done.returncode == 0

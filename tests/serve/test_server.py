@@ -3,9 +3,13 @@
 import base64
 import json
 import os
+import platform
 import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -56,6 +60,36 @@ def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection,
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         assert not list(temporary.iterdir())
+
+
+DECODE = """
+import base64, io, resource
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from onepeace.serve.uploads import Limits, Request
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+def decode(side):
+    picture = io.BytesIO()
+    Image.new("RGB", (side, side)).save(picture, "PNG")
+    data = base64.b64encode(picture.getvalue()).decode()
+    Request(Limits(), lambda: {}).decode("image", data, "a picture")
+
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(decode, [100] * 4))
+    before = resident()
+    list(pool.map(decode, [8000] * 8))
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists() or platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_of_large_pictures_is_given_back():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", DECODE], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 64 << 20  # a picture takes 512 MB
 
 
 def test_address_that_is_taken_or_open_to_others_is_refused(index, server):

@@ -111,7 +111,7 @@ def test_a_missing_package_is_told_before_data_is_read(tmp_path, monkeypatch, na
 
 def test_an_unknown_logger_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"run\.loggers: 'tensorbord' is not known; did you mean tensorboard\?"):
-        make_config(recipe(tmp_path, tmp_path, run={"loggers": ["tensorbord"]}))
+        recipe(tmp_path, tmp_path, run={"loggers": ["tensorbord"]})
 
 
 def test_a_logger_that_cannot_start_is_one_line(root, tmp_path, monkeypatch):

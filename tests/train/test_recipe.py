@@ -128,6 +128,8 @@ def test_base_is_merged_field_by_field(full):
         ("schedule={steps: 10, name: wsd, decay_ratio: 0.1, decay_steps: 1}", "decay_ratio say the same"),
         ("schedule={steps: 10, name: wsd, warmup_steps: 6, decay_steps: 5}", "a warm-up of 6 steps and a decay of 5"),
         ("schedule={steps: 10, warmup_steps: 11}", r"schedule\.warmup_steps 11 is more than schedule\.steps 10"),
+        ("run.shard=4", r"run\.shard 4 is for run\.parallel fsdp, and this is ddp"),
+        ("run.keep_gathered=false", r"run\.keep_gathered is for run\.parallel fsdp, and this is ddp"),
         ("optim.lr=-1e-3", r"optim\.lr is -0\.001; it should be 0 or more"),
         ("run.ema=1", r"run\.ema is 1\.0; it should be from 0 to below 1"),
         ("objective=[]", "objective is empty"),

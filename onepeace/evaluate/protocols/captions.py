@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
@@ -54,23 +56,27 @@ class Captions(EvaluationProtocol):
         samples = self.read(root, "text")
         references = [sample.captions for sample in samples]
         encoder = self._encoder(embedder)
-        items = self.encode(encoder, samples) if self.at or self.train else np.empty((0, 0))
-        written = {"": _captions_of(embedder, self.modality, samples)} if writes else {}
+        vectors = np.empty((0, 0))
+        if self.at or self.train is not None:
+            vectors = self.encode(encoder, samples)
+        texts_by_suffix: dict[str, list[str]] = {}
+        if writes:
+            texts_by_suffix[""] = _captions_of(embedder, self.modality, samples)
         if self.train is not None:
-            known = self.train.read(root, "text")
-            most = most_frequent(caption for sample in known for caption in sample.captions)
-            nearest = (items @ self.encode(encoder, known).T).argmax(axis=1)
-            written[" (most frequent)"] = [most] * len(samples)
-            written[" (nearest)"] = [known[number].captions[0] for number in nearest]
-        guessed = score_captions([captions[0] for captions in (*references[1:], references[0])], references)
-        figures = []
-        for suffix, texts in written.items():
+            texts_by_suffix |= _baselines(self.train, root, encoder, vectors)
+        guessed = score_captions(_first_captions_of_next(references), references)
+        figures: list[Figure] = []
+        for suffix, texts in texts_by_suffix.items():
             figures += _figures(suffix, score_captions(texts, references), guessed)
             if self.at:
-                vectors, numbers = encode(encoder, "text", texts), range(len(items))
-                found = recalls(f"caption to {self.modality}", vectors, items, numbers, numbers, self.at)
-                figures += [figure._replace(metric=f"{figure.metric}{suffix}") for figure in found]
+                figures += self._recalls(suffix, encode(encoder, "text", texts), vectors)
         return figures
+
+    def _recalls(self, suffix: str, queries: NDArray, candidates: NDArray) -> list[Figure]:
+        """Recalls of items by their captions, whose vectors are both (n, E)."""
+        numbers = range(len(candidates))
+        figures = recalls(f"caption to {self.modality}", queries, candidates, numbers, numbers, self.at)
+        return [figure._replace(metric=f"{figure.metric}{suffix}") for figure in figures]
 
     def _encoder(self, embedder: Any) -> Any:
         if self.encoder is None:
@@ -78,6 +84,24 @@ class Captions(EvaluationProtocol):
         from onepeace.embed.embedder import load
 
         return load(self.encoder, modalities=[self.modality, "text"])
+
+
+def _baselines(train: Items, root: Path, encoder: Any, vectors: NDArray) -> dict[str, list[str]]:
+    """Captions for items with the vectors (n, E), without a language model: by the suffix of their figures."""
+    train_samples = train.read(root, "text")
+    most = most_frequent(chain.from_iterable(sample.captions for sample in train_samples))
+    similarities = vectors @ train.encode(encoder, train_samples).T
+    nearest = similarities.argmax(axis=1)
+    return {
+        " (most frequent)": [most] * len(vectors),
+        " (nearest)": [train_samples[row].captions[0] for row in nearest],
+    }
+
+
+def _first_captions_of_next(references: Sequence[Sequence[str]]) -> list[str]:
+    """The first caption of the next item for each item; the last gets that of the first."""
+    first_captions = [captions[0] for captions in references]
+    return [*first_captions[1:], first_captions[0]]
 
 
 def _captions_of(writer: Any, modality: str, samples: Sequence[Sample]) -> list[str]:

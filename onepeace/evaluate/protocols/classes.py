@@ -25,8 +25,9 @@ class ClassNames(EvaluationProtocol):
     def __post_init__(self) -> None:
         if not self.templates and self.modality not in TEMPLATES:
             raise UserError(f"no default templates for {self.modality}; give templates (known: {', '.join(TEMPLATES)})")
-        if lacking := [t for t in self.templates if "{}" not in t and "{a}" not in t]:
-            raise UserError(f"template {lacking[0]!r} has no {{}} for the class name")
+        for template in self.templates:
+            if "{}" not in template and "{a}" not in template:
+                raise UserError(f"template {template!r} has no {{}} for the class name")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -34,11 +35,17 @@ class ClassNames(EvaluationProtocol):
 
     def listed_names(self, root: Path) -> list[str] | None:
         """The names in the file of classes, in the order of their numbers; None without a file."""
-        return read_class_names(root / self.classes) if self.classes else None
+        if not self.classes:
+            return None
+        return read_class_names(root / self.classes)
 
     def class_vectors(self, embedder: Any, names: Sequence[str]) -> NDArray:
         """The prototypes of the classes, (C, E)."""
-        return prototypes(lambda texts: encode(embedder, "text", texts), names, self.prompts).numpy()
+
+        def encode_texts(texts: Sequence[str]) -> NDArray:
+            return encode(embedder, "text", texts)
+
+        return prototypes(encode_texts, names, self.prompts).numpy()
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -50,7 +57,9 @@ def read_class_names(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: not a JSON list of class names, or of objects with a "name" ({error})') from error
-    strange = [name for name in names if not isinstance(name, str) or names.count(name) > 1]
-    if strange or not names:
-        raise UserError(f"{path}: class names must be distinct texts; found {strange[0] if strange else 'none'!r}")
+    if not names:
+        raise UserError(f"{path}: class names must be distinct texts; found 'none'")
+    for name in names:
+        if not isinstance(name, str) or names.count(name) > 1:
+            raise UserError(f"{path}: class names must be distinct texts; found {name!r}")
     return names

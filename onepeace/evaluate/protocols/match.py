@@ -6,7 +6,7 @@ training data show what users can expect.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,12 +39,53 @@ class QuerySource(Items):
     none: no queries, the items are distractors."""
 
     def samples(self, root: Path) -> list[Sample]:
-        return self.read_labelled(root) if self.queries in ("labels", "items") else self.read(root, "text")
+        """The samples, each with what its query needs: a label or a text."""
+        if self.queries in ("labels", "items"):
+            return self.read_labelled(root)
+        return self.read(root, "text")
 
     def name(self, sample: Sample) -> str:
         """Name of the query that the item answers; "" for none."""
-        named = {"labels": sample.label, "items": sample.label, "names": next(iter(sample.captions), "")}
-        return str(named.get(self.queries, "")).casefold()
+        if self.queries in ("labels", "items"):
+            return str(sample.label).casefold()
+        if self.queries == "names" and sample.captions:
+            return sample.captions[0].casefold()
+        return ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The items of all sources, source after source; every array has a row for each of the n items."""
+
+    samples: list[Sample]
+    sources: NDArray[np.str_]
+    """Name of the source."""
+    queries: NDArray[np.str_]
+    """`QuerySource.queries` of the source."""
+    query_names: NDArray[np.str_]
+    """`QuerySource.name` of the item."""
+    modalities: NDArray[np.str_]
+    vectors: NDArray
+    """(n, E)"""
+
+    @classmethod
+    def of(cls, sources: Mapping[str, QuerySource], samples: Mapping[str, list[Sample]], vectors: NDArray) -> "Pool":
+        """The pool of sources and of their samples, both by the names of the sources."""
+        pool_samples: list[Sample] = []
+        source_names: list[str] = []
+        query_names: list[str] = []
+        for name, source in sources.items():
+            pool_samples += samples[name]
+            source_names += [name] * len(samples[name])
+            query_names += [source.name(sample) for sample in samples[name]]
+        return cls(
+            samples=pool_samples,
+            sources=np.array(source_names),
+            queries=np.array([sources[name].queries for name in source_names]),
+            query_names=np.array(query_names),
+            modalities=np.array([sources[name].modality for name in source_names]),
+            vectors=vectors,
+        )
 
 
 class Question(NamedTuple):
@@ -56,6 +97,7 @@ class Question(NamedTuple):
     inside: NDArray[np.bool_]
     """(n,)"""
     sources: frozenset[str]
+    """The sources that the query comes from."""
 
 
 class QueryResult(NamedTuple):
@@ -95,95 +137,143 @@ class Match(EvaluationProtocol):
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples = {name: source.samples(root) for name, source in self.sources.items()}
         banks = _banks(self.calibration, embedder)
-        items = np.concatenate([source.encode(embedder, samples[name]) for name, source in self.sources.items()])
-        modalities = [source.modality for name, source in self.sources.items() for _ in samples[name]]
-        questions = self.asked(embedder, samples, items)
-        banks.add(items, modalities)
-        results = [_result(one, items, np.array(modalities), banks) for one in questions]
-        figures = []
-        for name in ("all", *self.sources):
-            own = [what for one, what in zip(questions, results, strict=True) if name == "all" or name in one.sources]
-            if sum(what.answered for what in own) >= FEWEST:
-                figures += _figures(name, own)
+        vectors = [source.encode(embedder, samples[name]) for name, source in self.sources.items()]
+        pool = Pool.of(self.sources, samples, np.concatenate(vectors))
+        questions = [*_text_questions(pool, embedder), *_item_questions(pool)]
+        banks.add(pool.vectors, pool.modalities)
+        results = [_result(question, pool, banks) for question in questions]
+        figures = self._figures_by_source(questions, results)
         if not figures:
             raise UserError(
                 f"fewer than {FEWEST} of {len(questions)} queries have a right item among the first {FIRST} hits"
             )
         return figures
 
-    def asked(self, embedder: Any, samples: dict[str, list[Sample]], items: NDArray) -> list[Question]:
-        """The queries of all sources; a name that several sources have is one query."""
-        rows = [(source, sample) for source, own in samples.items() for sample in own]
-        sources = np.array([source for source, _ in rows])
-        kinds = np.array([self.sources[source].queries for source, _ in rows])
-        names = np.array([self.sources[source].name(sample) for source, sample in rows])
-        numbers, whole, named = (
-            np.arange(len(rows)),
-            np.ones(len(rows), dtype=bool),
-            np.isin(kinds, ("labels", "names")),
+    def _figures_by_source(self, questions: Sequence[Question], results: Sequence[QueryResult]) -> list[Figure]:
+        """Figures of all queries and of those of each source, as far as enough of them are answered."""
+        results_by_source: dict[str, list[QueryResult]] = {"all": list(results)}
+        for name in self.sources:
+            results_by_source[name] = [
+                result for question, result in zip(questions, results, strict=True) if name in question.sources
+            ]
+        figures: list[Figure] = []
+        for name, source_results in results_by_source.items():
+            num_answered = sum(result.answered for result in source_results)
+            if num_answered >= FEWEST:
+                figures += _figures(name, source_results)
+        return figures
+
+
+def _text_questions(pool: Pool, embedder: Any) -> list[Question]:
+    """Queries by names and captions; a name that several sources have is one query."""
+    texts: list[str] = []
+    answers: list[NDArray[np.bool_]] = []
+    origins: list[NDArray[np.bool_]] = []
+    is_named = np.isin(pool.queries, ("labels", "names"))
+    for name in dict.fromkeys(pool.query_names[is_named].tolist()):
+        has_name = pool.query_names == name
+        texts.append(name)
+        answers.append(has_name)
+        origins.append(is_named & has_name)
+    for row in np.flatnonzero(pool.queries == "captions"):
+        is_captioned = np.arange(len(pool.samples)) == row
+        texts.append(pool.samples[row].captions[0])
+        answers.append(is_captioned)
+        origins.append(is_captioned)
+    if not texts:
+        return []
+    everywhere = np.ones(len(pool.samples), dtype=bool)
+    questions = []
+    for number, vector in enumerate(encode(embedder, "text", texts)):
+        question = Question(
+            query=QueryVector.of([EncodedPart(bank_of_text(texts[number]), vector, 1.0)]),
+            answers=answers[number],
+            inside=everywhere,
+            sources=frozenset(pool.sources[origins[number]].tolist()),
         )
-        # Each text, the rows that answer it, and the rows that it comes from.
-        texts = [(name, names == name, named & (names == name)) for name in dict.fromkeys(names[named].tolist())]
-        captioned = [(rows[row][1].captions[0], numbers == row) for row in np.flatnonzero(kinds == "captions")]
-        texts += [(caption, own, own) for caption, own in captioned]
-        asked = []
-        vectors: Iterable[NDArray] = encode(embedder, "text", [text for text, _, _ in texts]) if texts else []
-        for (text, answers, own), vector in zip(texts, vectors, strict=True):
-            query = QueryVector.of([EncodedPart(bank_of_text(text), vector, 1.0)])
-            asked.append(Question(query, answers, whole, frozenset(sources[own].tolist())))
-        for row in np.flatnonzero(kinds == "items"):
-            inside = numbers != row
-            answers = (names == names[row]) & inside
-            if answers.any():
-                query = QueryVector.of([EncodedPart(self.sources[sources[row]].modality, items[row], 1.0)])
-                asked.append(Question(query, answers, inside, frozenset([str(sources[row])])))
-        return asked
+        questions.append(question)
+    return questions
 
 
-def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) -> QueryResult:
-    cosines = items @ asked.query.vector
-    z, match = np.zeros(len(items)), np.zeros(len(items))
-    for modality in dict.fromkeys(modalities.tolist()):
-        own = modalities == modality
-        z[own], found = banks.score(asked.query, modality, cosines[own])
-        if found is None:
-            raise UserError(f"the calibration has no {asked.query.parts[0].bank} to compare with {modality}")
-        match[own] = found
-    z[~asked.inside] = -np.inf
-    hits = np.lexsort((asked.answers, -z))[:FIRST]  # among ties, the wrong ones come first
-    others = np.where(asked.answers, -np.inf, z)
-    chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
-    first = float(match[hits[0]])
-    return QueryResult(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]))
+def _item_questions(pool: Pool) -> list[Question]:
+    """Queries that are items: each is searched among all other items."""
+    questions = []
+    for row in np.flatnonzero(pool.queries == "items"):
+        inside = np.arange(len(pool.samples)) != row
+        answers = inside & (pool.query_names == pool.query_names[row])
+        if answers.any():
+            question = Question(
+                query=QueryVector.of([EncodedPart(str(pool.modalities[row]), pool.vectors[row], 1.0)]),
+                answers=answers,
+                inside=inside,
+                sources=frozenset([str(pool.sources[row])]),
+            )
+            questions.append(question)
+    return questions
+
+
+def _result(question: Question, pool: Pool, banks: Banks) -> QueryResult:
+    z_scores, matches = _scores(question.query, pool, banks)
+    z_scores[~question.inside] = -np.inf
+    first_hits = np.lexsort((question.answers, -z_scores))[:FIRST]  # among ties, the wrong ones come first
+    first_wrong = np.argmax(np.where(question.answers, -np.inf, z_scores))
+    answer_share = question.answers.mean() / question.inside.mean()
+    return QueryResult(
+        answered=bool(question.answers[first_hits].any()),
+        chance=float(1 - (1 - answer_share) ** FIRST),
+        match=float(matches[first_hits[0]]),
+        without=float(matches[first_wrong]),
+    )
+
+
+def _scores(query: QueryVector, pool: Pool, banks: Banks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """z-scores (n,) and matches (n,) of all items."""
+    cosines = pool.vectors @ query.vector
+    z_scores = np.zeros(len(pool.samples))
+    matches = np.zeros(len(pool.samples))
+    for modality in dict.fromkeys(pool.modalities.tolist()):
+        rows = pool.modalities == modality
+        z_scores[rows], row_matches = banks.score(query, modality, cosines[rows])
+        if row_matches is None:
+            raise UserError(f"the calibration has no {query.parts[0].bank} to compare with {modality}")
+        matches[rows] = row_matches
+    return z_scores, matches
 
 
 def _figures(name: str, results: Sequence[QueryResult]) -> list[Figure]:
-    answered = [what for what in results if what.answered]
-    right, without = np.array([what.match for what in answered]), np.array([what.without for what in results])
-    none = np.sort(without)
-    auc = (np.searchsorted(none, right, "left") + np.searchsorted(none, right, "right")) / (2 * len(none))
-    rows: dict[str, tuple[Any, Any]] = {
-        f"answered by the first {FIRST}": (
-            [what.answered for what in results],
-            np.mean([what.chance for what in results]),
-        ),
-        "AUC": (auc, 0.5),
-        "kept": (right >= POSSIBLE, 1 - POSSIBLE),
-        "turned away": (without < POSSIBLE, POSSIBLE),
-        "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
-        "nothing relevant, without an answer": (without < RELEVANT, RELEVANT),
-    }
+    answered = np.array([result.answered for result in results], dtype=float)
+    chance = np.mean([result.chance for result in results])
+    matches = np.array([result.match for result in results if result.answered])
+    without = np.array([result.without for result in results])
     return [
-        Figure.mean_of(f"{name}: {metric}", np.asarray(values, dtype=float), float(chance))
-        for metric, (values, chance) in rows.items()
+        Figure.mean_of(f"{name}: answered by the first {FIRST}", answered, float(chance)),
+        Figure.mean_of(f"{name}: AUC", _shares_below(without, matches), 0.5),
+        _share(f"{name}: kept", matches >= POSSIBLE, 1 - POSSIBLE),
+        _share(f"{name}: turned away", without < POSSIBLE, POSSIBLE),
+        _share(f"{name}: nothing relevant, of right answers", matches < RELEVANT, RELEVANT),
+        _share(f"{name}: nothing relevant, without an answer", without < RELEVANT, RELEVANT),
     ]
 
 
+def _share(metric: str, holds: NDArray[np.bool_], chance: float) -> Figure:
+    return Figure.mean_of(metric, holds.astype(float), chance)
+
+
+def _shares_below(values: NDArray, thresholds: NDArray) -> NDArray[np.float64]:
+    """Share of the values below each threshold, equal ones counted half; its mean is the area under the curve."""
+    ordered = np.sort(values)
+    below = np.searchsorted(ordered, thresholds, "left")
+    not_above = np.searchsorted(ordered, thresholds, "right")
+    return (below + not_above) / (2 * len(ordered))
+
+
 def _banks(calibration: str | None, embedder: Any) -> Banks:
+    """The banks of a file, of a model's folder, or of texts that are encoded now."""
     if calibration is None:
         return Banks({bank: encode(embedder, "text", texts_of(bank)) for bank in TEXTS})
     path = Path(os.path.expandvars(calibration)).expanduser()
-    path = path if path.is_file() else resolve(calibration) / FILE
+    if not path.is_file():
+        path = resolve(calibration) / FILE
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with: onepeace calibrate INDEX")
     return Banks.load(path.read_bytes())

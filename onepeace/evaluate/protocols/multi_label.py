@@ -24,15 +24,17 @@ class MultiLabel(ClassNames):
         for sample in samples:
             if not isinstance(sample.targets.get("labels"), list):
                 raise UserError(f"{sample.source}: {sample.key} has no list of labels in its targets")
-        labels = [set(sample.targets["labels"]) for sample in samples]
-        known = set().union(*labels)
-        names = self.listed_names(root) or sorted(known)
-        if strange := known - set(names):
-            raise UserError(f"{self.shards}: label {min(strange)!r} is not among the {len(names)} classes")
-        if not known:
+        labels_by_sample = [set(sample.targets["labels"]) for sample in samples]
+        labels = set().union(*labels_by_sample)
+        names = self.listed_names(root) or sorted(labels)
+        unlisted = labels - set(names)
+        if unlisted:
+            raise UserError(f"{self.shards}: label {min(unlisted)!r} is not among the {len(names)} classes")
+        if not labels:
             raise UserError(f"{self.shards}: not one of {len(samples)} samples has a label")
         scores = self.class_vectors(embedder, names) @ self.encode(embedder, samples).T
-        return [mean_average_precision(scores, np.array([[name in found for found in labels] for name in names]))]
+        correct = np.array([[name in sample_labels for sample_labels in labels_by_sample] for name in names])
+        return [mean_average_precision(scores, correct)]
 
 
 def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figure:

@@ -35,7 +35,8 @@ class Probe(EvaluationProtocol):
         return self, self.train
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
-        train, test = (side.encode_labelled(embedder, root) for side in (self.train, self))
+        train = self.train.encode_labelled(embedder, root)
+        test = self.encode_labelled(embedder, root)
         return [probe(train, test, self.train.shards)]
 
 
@@ -45,25 +46,53 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
     Args:
         train, test: the training items, and the items to classify.
         where: source of the training items, for messages.
+
+    Raises:
+        UserError: the training items have fewer than two classes.
     """
     if len(set(train.labels)) < 2:
         raise UserError(f"{where}: a probe needs at least two classes to learn from")
+    classifier = _fitted(train)
+    log_probabilities = classifier.predict_log_proba(test.vectors)
+    right = hits(best_ranks(log_probabilities, test.labels, classifier.classes_), 1)
+    num_classes = len({*train.labels, *test.labels})
+    return Figure.mean_of(
+        f"linear probe top-1 of {num_classes}",
+        right,
+        chance=1 / num_classes,
+        note=f"C = {classifier.best_params_['C']:g}",
+    )
+
+
+def _fitted(train: Labelled) -> Any:
+    """A search over C (GridSearchCV) whose best classifier has been trained on all items."""
+    linear_model = need("sklearn.linear_model", "eval")
+    model_selection = need("sklearn.model_selection", "eval")
+    exceptions = need("sklearn.exceptions", "eval")
+    rows = np.arange(len(train.labels))
     held_out = every_fifth(train.labels)
-    rest = np.setdiff1d(np.arange(len(train.labels)), held_out)
-    rest = rest if len(set(train.labels[rest])) > 1 else np.arange(len(train.labels))
-    regression = need("sklearn.linear_model", "eval").LogisticRegression(max_iter=1000)
-    search = need("sklearn.model_selection", "eval").GridSearchCV(regression, {"C": STRENGTHS}, cv=[(rest, held_out)])
+    learned = np.setdiff1d(rows, held_out)
+    if len(set(train.labels[learned])) < 2:
+        learned = rows
+    search = model_selection.GridSearchCV(
+        linear_model.LogisticRegression(max_iter=1000),
+        {"C": STRENGTHS},
+        cv=[(learned, held_out)],
+    )
     with warnings.catch_warnings():  # a fit that has not converged is judged as it is
-        warnings.simplefilter("ignore", need("sklearn.exceptions", "eval").ConvergenceWarning)
+        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
         search.fit(train.vectors.astype(np.float64), train.labels)
-    right = hits(best_ranks(search.predict_log_proba(test.vectors), test.labels, search.classes_), 1)
-    classes, note = len({*train.labels, *test.labels}), f"C = {search.best_params_['C']:g}"
-    return Figure.mean_of(f"linear probe top-1 of {classes}", right, 1 / classes, note)
+    return search
 
 
 def every_fifth(labels: NDArray) -> NDArray[np.int64]:
     """Every fifth row of each class in a fixed random order; all rows if no class has five."""
     order = np.random.default_rng(0).permutation(len(labels))
-    chosen = [order[labels[order] == label][APART - 1 :: APART] for label in np.unique(labels)]
-    rows = np.sort(np.concatenate(chosen))
-    return rows if rows.size else np.arange(len(labels))
+    rows_by_class = []
+    for label in np.unique(labels):
+        rows_of_class = order[labels[order] == label]
+        rows_by_class.append(rows_of_class[APART - 1 :: APART])
+    rows = np.sort(np.concatenate(rows_by_class))
+    if not rows.size:
+        return np.arange(len(labels))
+    return rows

@@ -84,14 +84,15 @@ class Items:
         """The items of another modality in the same samples."""
         return Items(modality, self.shards, self.keys)
 
-    def read(self, root: Path, *others: str) -> list[Sample]:
-        """The samples that have this modality and the others; incomplete ones are left out with a warning."""
-        needed = (self.modality, *others)
-        chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0)
-        if (digest := _reading.get()) is not None:
-            for sample in chosen:
-                _add(digest, sample, needed)
-        return chosen
+    def read(self, root: Path, *companions: str) -> list[Sample]:
+        """The samples that have this modality and the companions; incomplete ones are left out with a warning."""
+        modalities = (self.modality, *companions)
+        samples = read_source(self.shards, modalities, root, keys=self.keys, broken_limit=1.0)
+        digest = _reading.get()
+        if digest is not None:
+            for sample in samples:
+                _add(digest, sample, modalities)
+        return samples
 
     def read_labelled(self, root: Path) -> list[Sample]:
         """The samples; UserError when one of them has no label."""
@@ -108,7 +109,8 @@ class Items:
     def encode_labelled(self, embedder: Any, root: Path) -> Labelled:
         """The vectors and labels of all samples; UserError when one of them has no label."""
         samples = self.read_labelled(root)
-        return Labelled(self.encode(embedder, samples), np.array([sample.label for sample in samples]))
+        labels = [sample.label for sample in samples]
+        return Labelled(vectors=self.encode(embedder, samples), labels=np.array(labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,15 +160,24 @@ def check_at(at: Sequence[int]) -> None:
 
 def ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int]) -> NDArray[np.int64]:
     """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), targets (N,)."""
-    blocks = [slice(i, i + BLOCK) for i in range(0, len(vectors), BLOCK)]
-    return np.concatenate([class_ranks(vectors[b] @ classes.T, targets[b]) for b in blocks])
+    ranks = []
+    for start in range(0, len(vectors), BLOCK):
+        block = slice(start, start + BLOCK)
+        ranks.append(class_ranks(vectors[block] @ classes.T, targets[block]))
+    return np.concatenate(ranks)
 
 
 def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:
     """Add a sample to a hash, each part after its length."""
-    about = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True, default=bytes.hex)
-    several = [sample.inputs[modality] for modality in modalities if modality != "text"]
-    media = [read_bytes(one) for value in several for one in (value if isinstance(value, list) else [value])]
-    for part in (about.encode(), *media):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+    description = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True, default=bytes.hex)
+    _add_part(digest, description.encode())
+    for modality in modalities:
+        if modality != "text":
+            media = sample.inputs[modality]
+            for file in media if isinstance(media, list) else [media]:
+                _add_part(digest, read_bytes(file))
+
+
+def _add_part(digest: Any, part: bytes) -> None:
+    digest.update(len(part).to_bytes(8, "big"))
+    digest.update(part)

@@ -1,5 +1,6 @@
 """Retrieval of items of one modality by texts, and of texts by items."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from onepeace.data.sample import Sample
 from onepeace.evaluate.metrics import Figure, best_ranks, chance_recall, hits
 from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
 
@@ -32,19 +34,36 @@ class Retrieval(EvaluationProtocol):
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples = self.read(root, "text")
         if self.texts == "names":
-            texts = list(dict.fromkeys(sample.captions[0] for sample in samples))
-            text_ids = list(range(len(texts)))
-            number = dict(zip(texts, text_ids, strict=True))
-            item_ids = [number[sample.captions[0]] for sample in samples]
+            texts, text_ids, item_ids = _names(samples)
         else:
-            texts = [caption for sample in samples for caption in sample.captions]
-            text_ids = [i for i, sample in enumerate(samples) for _ in sample.captions]
-            item_ids = list(range(len(samples)))
-        items, vectors = self.encode(embedder, samples), encode(embedder, "text", texts)
+            texts, text_ids, item_ids = _captions(samples)
+        items = self.encode(embedder, samples)
+        vectors = encode(embedder, "text", texts)
         return [
             *recalls(f"text to {self.modality}", vectors, items, text_ids, item_ids, self.at),
             *recalls(f"{self.modality} to text", items, vectors, item_ids, text_ids, self.at),
         ]
+
+
+def _names(samples: Sequence[Sample]) -> tuple[list[str], list[int], list[int]]:
+    """The distinct names, their ids, and the id of each sample's name."""
+    name_ids: dict[str, int] = {}
+    item_ids = []
+    for sample in samples:
+        name = sample.captions[0]
+        item_ids.append(name_ids.setdefault(name, len(name_ids)))
+    return list(name_ids), list(name_ids.values()), item_ids
+
+
+def _captions(samples: Sequence[Sample]) -> tuple[list[str], list[int], list[int]]:
+    """All captions, the id of each caption's sample, and the ids of the samples."""
+    texts = []
+    text_ids = []
+    for number, sample in enumerate(samples):
+        for caption in sample.captions:
+            texts.append(caption)
+            text_ids.append(number)
+    return texts, text_ids, list(range(len(samples)))
 
 
 def recalls(
@@ -61,7 +80,16 @@ def recalls(
         queries, candidates: vectors (N, E) and (M, E).
         query_ids, candidate_ids: (N,) and (M,); a candidate is correct when the ids are equal.
     """
-    query_ids, candidate_ids = np.asarray(query_ids), np.asarray(candidate_ids)
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(queries), BLOCK)]
-    ranks = np.concatenate([best_ranks(queries[b] @ candidates.T, query_ids[b], candidate_ids) for b in blocks])
-    return [Figure.mean_of(f"{name} R@{k}", hits(ranks, k), chance_recall(query_ids, candidate_ids, k)) for k in at]
+    query_ids = np.asarray(query_ids)
+    candidate_ids = np.asarray(candidate_ids)
+    block_ranks = []
+    for start in range(0, len(queries), BLOCK):
+        block = slice(start, start + BLOCK)
+        scores = queries[block] @ candidates.T
+        block_ranks.append(best_ranks(scores, query_ids[block], candidate_ids))
+    ranks = np.concatenate(block_ranks)
+    figures = []
+    for k in at:
+        chance = chance_recall(query_ids, candidate_ids, k)
+        figures.append(Figure.mean_of(f"{name} R@{k}", hits(ranks, k), chance))
+    return figures

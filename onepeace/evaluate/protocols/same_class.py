@@ -4,12 +4,13 @@ The classes of the two sides have different names; the recipe gives the matches 
 only the items of these classes, candidates are all items of the other side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, chance_precision, precisions_at
@@ -34,21 +35,27 @@ class SameClass(EvaluationProtocol):
 
     @property
     def sides(self) -> tuple[Items, ...]:
-        return self, self.other
+        return (self, self.other)
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
-        back: dict[str, list[str]] = {}
+        matches_of_other: dict[str, list[str]] = {}
         for label, partners in self.matches.items():
             for partner in partners:
-                back.setdefault(partner, []).append(label)
-        first, second = (side.encode_labelled(embedder, root) for side in self.sides)
-        for side, found, wanted in ((self, first, self.matches), (self.other, second, back)):
-            if strange := [label for label in wanted if label not in found.labels]:
-                raise UserError(f"matches names {strange[0]!r}, which is no label in {side.shards}")
+                matches_of_other.setdefault(partner, []).append(label)
+        first = self.encode_labelled(embedder, root)
+        second = self.other.encode_labelled(embedder, root)
+        _check_labels(self.matches, first, self.shards)
+        _check_labels(matches_of_other, second, self.other.shards)
         return [
             *precisions(f"{self.modality} to {self.other.modality}", first, second, self.matches, self.at),
-            *precisions(f"{self.other.modality} to {self.modality}", second, first, back, self.at),
+            *precisions(f"{self.other.modality} to {self.modality}", second, first, matches_of_other, self.at),
         ]
+
+
+def _check_labels(matches: Iterable[str], items: Labelled, shards: str) -> None:
+    for label in matches:
+        if label not in items.labels:
+            raise UserError(f"matches names {label!r}, which is no label in {shards}")
 
 
 def precisions(
@@ -59,12 +66,18 @@ def precisions(
     Args:
         matches: class of the queries -> classes of the candidates that are right; each has at least one item.
     """
-    chances, values = [], []
+    chances: list[NDArray[np.float64]] = []
+    values_by_k: dict[int, list[NDArray[np.float64]]] = {k: [] for k in at}
     for label, partners in matches.items():  # class by class: few scores at a time, and one set of right candidates
         scores = queries.vectors[queries.labels == label] @ candidates.vectors.T
-        right, wanted = np.isin(candidates.labels, partners), np.ones(len(scores), dtype=bool)
-        chances.append(np.full(len(scores), chance_precision(wanted, right)))
-        values.append([precisions_at(scores, wanted, right, k) for k in at])
+        is_right = np.isin(candidates.labels, partners)
+        query_ids = np.ones(len(scores), dtype=bool)
+        chances.append(np.full(len(scores), chance_precision(query_ids, is_right)))
+        for k, values in values_by_k.items():
+            values.append(precisions_at(scores, query_ids, is_right, k))
     chance = float(np.concatenate(chances).mean())
-    each = np.concatenate(values, axis=1)  # (number of k, queries)
-    return [Figure.mean_of(f"{name} precision@{k}", row, chance) for k, row in zip(at, each, strict=True)]
+    figures = []
+    for k in at:
+        precision = np.concatenate(values_by_k[k])
+        figures.append(Figure.mean_of(f"{name} precision@{k}", precision, chance))
+    return figures

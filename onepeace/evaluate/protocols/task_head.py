@@ -1,7 +1,7 @@
-"""Evaluation of a task head on samples with targets; the metric depends on the task (embed/tasks.py)."""
+"""Evaluation of a task head on samples with targets; the metric depends on the task (task_metrics.py)."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 
 from onepeace.data.sample import Sample
-from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
-from onepeace.evaluate import detections
-from onepeace.evaluate.metrics import Figure, accuracies, box_iou
-from onepeace.evaluate.protocols.multi_label import mean_average_precision
+from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, results_of
-from onepeace.processors import ImageProcessor
-
-Results = Sequence[Mapping[str, Any]]
-"""Output of the head for each sample."""
+from onepeace.evaluate.protocols.task_metrics import METRICS, Results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,150 +33,63 @@ class TaskHead(EvaluationProtocol):
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         from onepeace.embed.predict import Predictor
 
-        head = Predictor(embedder, self.head)
-        task = METRICS[head.task]
-        target, labels = task.target, head.config.get("labels", ())
-        if task.named and not labels:
-            raise UserError(f"the head {head.name} has no labels, so its output cannot be compared with {target}")
+        predictor = Predictor(embedder, self.head)
+        metric = METRICS[predictor.task]
+        labels = predictor.config.get("labels", ())
+        if metric.named and not labels:
+            raise UserError(
+                f"the head {predictor.name} has no labels, so its output cannot be compared with {metric.target}"
+            )
+        samples = self._read_with_target(root, metric.target)
+        results = self._predict(predictor, samples, top=len(labels) or 1)
+        targets = [sample.targets[metric.target] for sample in samples]
+        figures = metric.figures(results, targets, labels, samples)
+        right = figures[0].per_query
+        if self.group is not None and right:
+            groups = [sample.targets.get(self.group) for sample in samples]
+            figures.append(_consistency(right, groups))
+        return figures
+
+    def _read_with_target(self, root: Path, target: str) -> list[Sample]:
         samples = self.read(root, *self.others)
         for sample in samples:
             if target not in sample.targets:
                 raise UserError(f"{sample.source}: {sample.key} has no {target} among its targets")
+        return samples
+
+    def _predict(self, predictor: Any, samples: Sequence[Sample], top: int) -> Results:
+        """Outputs of the head, with the best ``top`` labels; UserError for a sample that cannot be read."""
 
         def predict(items: Sequence[Any]) -> list[Any]:
-            return list(head.predict(items, top=len(labels) or 1))
+            return list(predictor.predict(items, top=top))
 
-        results = []
         predictions = results_of(predict, [self._item(sample) for sample in samples])
+        results = []
         for sample, prediction in zip(samples, predictions, strict=True):
             if prediction.result is None:
                 raise UserError(f"{sample.source}: {sample.key}: {prediction.reason}")
             results.append(prediction.result)
-        figures = task.figures(results, [sample.targets[target] for sample in samples], labels, samples)
-        if self.group is not None and figures[0].per_query:
-            figures.append(_consistency(figures[0].per_query, [s.targets.get(self.group) for s in samples]))
-        return figures
+        return results
 
     def _item(self, sample: Sample) -> dict[str, Any]:
-        keys = (self.modality, *self.others)
-        item = {key: sample.captions[0] if key == "text" else sample.inputs[key] for key in keys}
-        return item | ({"candidates": sample.targets["candidates"]} if "candidates" in sample.targets else {})
+        """The input of the head."""
+        item: dict[str, Any] = {}
+        for modality in (self.modality, *self.others):
+            if modality == "text":
+                item["text"] = sample.captions[0]
+            else:
+                item[modality] = sample.inputs[modality]
+        if "candidates" in sample.targets:
+            item["candidates"] = sample.targets["candidates"]
+        return item
 
 
 def _consistency(right: Sequence[float], groups: Sequence[Any]) -> Figure:
-    """The share of groups whose samples are all right."""
-    whole: dict[Any, bool] = {}
+    """The share of groups whose samples are all right; ``right`` is 1 for each sample that is."""
+    all_right: dict[Any, bool] = {}
     for value, group in zip(right, groups, strict=True):
-        whole[group] = whole.get(group, True) and value == 1
+        all_right[group] = all_right.get(group, True) and value == 1
     # A guess is right with probability 1/2 for each sample of a group.
-    chance = float(np.mean([0.5**size for size in Counter(groups).values()]))
-    return Figure.mean_of("consistency", [float(all_right) for all_right in whole.values()], chance)
-
-
-def _accuracy(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
-    for target in targets:
-        if labels and target not in labels:
-            raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
-    names = [[one["label"] for one in result["labels"]] for result in results]
-    ranks = [found.index(target) + 1 for found, target in zip(names, targets, strict=True)]
-    return accuracies(ranks, [k for k in (1, 5) if k == 1 or k < len(labels)], len(labels))
-
-
-def _tags(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
-    number = {label: i for i, label in enumerate(labels)}
-    scores = np.zeros((len(labels), len(results)))
-    for column, result in enumerate(results):
-        for one in result["labels"]:
-            scores[number[one["label"]], column] = one["score"]
-    correct = np.array([[label in target for target in targets] for label in labels])
-    if not correct.any():
-        raise UserError(f"not one of {len(targets)} samples has one of the {len(labels)} labels of the head")
-    return [mean_average_precision(scores, correct)]
-
-
-def _answers(
-    results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
-) -> list[Figure]:
-    """VQA accuracy: the score of the answer in the target (released code); with the answers of ten annotators, the
-    official one: the mean, each left out once, of min(1, how many of the other nine gave the answer / 3)."""
-    scores = []
-    for result, target, sample in zip(results, targets, samples, strict=True):
-        said = sample.targets.get("annotations")
-        if said:
-            right = [normalize_answer(other) == result["answer"] for other in said]
-            rest = [sum(right) - own for own in right]
-            scores.append(float(np.mean([min(1.0, count / 3) for count in rest])))
-        else:
-            scores.append(float(target.get(result["answer"], 0.0)))
-    return [Figure.mean_of("VQA accuracy", scores, 1 / max(len(labels), 1))]
-
-
-def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[Sample]) -> list[Figure]:
-    size_of = ImageProcessor().size_in_pixels
-    sizes = [size_of(sample.inputs["image"]) for sample in samples]
-    found = [np.array(result["box"]) / [w, h, w, h] for result, (w, h) in zip(results, sizes, strict=True)]
-    overlaps = box_iou(np.array(found), np.array(targets, dtype=np.float64))
-    # The chance level is a box around the whole picture.
-    whole = box_iou(np.tile([0.0, 0.0, 1.0, 1.0], (len(targets), 1)), np.array(targets, dtype=np.float64))
-    return [
-        Figure.mean_of("accuracy at IoU 0.5", (overlaps >= 0.5).astype(float), float((whole >= 0.5).mean())),
-        Figure.mean_of("mean IoU", overlaps, float(whole.mean())),
-    ]
-
-
-def _detections(
-    results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
-) -> list[Figure]:
-    size_of = ImageProcessor().size_in_pixels
-    found, real = [], []
-    for result, target, sample in zip(results, targets, samples, strict=True):
-        width, height = size_of(sample.inputs["image"])
-        found.append(
-            [(tuple(np.array(one["box"]) / [width, height, width, height]), one["label"], one["score"])
-             for one in result["boxes"]]
-        )  # fmt: skip
-        real.append([(tuple(box), label) for box, label in zip(target, sample.targets["box_labels"], strict=True)])
-    every, half = detections.box_ap(found, real)
-    return [Figure("box AP", every, 0.0, len(results)), Figure("box AP50", half, 0.0, len(results))]
-
-
-def _choices(results: Results, targets: Sequence[Any], _: Any, __: Any) -> list[Figure]:
-    right = [float(result["number"] == target) for result, target in zip(results, targets, strict=True)]
-    return [Figure.mean_of("accuracy", right, float(np.mean([1 / len(result["scores"]) for result in results])))]
-
-
-def _events(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
-    found = [[(e["onset"], e["offset"], e["label"]) for e in result["events"]] for result in results]
-    value = detections.event_f1(found, [[tuple(event) for event in target] for target in targets])
-    return [Figure("event F1", value, 0.0, len(results))]
-
-
-def _masks(results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]) -> list[Figure]:
-    masks = ((result["mask"], detections.read_mask(target, sample.key))
-             for result, target, sample in zip(results, targets, samples, strict=True))  # fmt: skip
-    overlap, accuracy = detections.mean_iou(masks, len(labels))
-    # Chance levels of uniform guesses if all classes have equally many pixels.
-    return [Figure("mIoU", overlap, 1 / (2 * len(labels) - 1), len(results)),
-            Figure("pixel accuracy", accuracy, 1 / len(labels), len(results))]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Metric of the results of a task."""
-
-    target: str
-    figures: Callable[[Results, Sequence[Any], Sequence[str], Sequence[Sample]], list[Figure]]
-    named: bool = True
-    """Whether the results contain class names, which requires labels in the head."""
-
-
-METRICS = {
-    "label": Metric("label", _accuracy),
-    "labels": Metric("labels", _tags),
-    "answer": Metric("answers", _answers),
-    "box": Metric("box", _boxes, named=False),
-    "boxes": Metric("boxes", _detections),
-    "choice": Metric("choice", _choices, named=False),
-    "events": Metric("events", _events),
-    "mask": Metric("mask", _masks),
-}
+    guessed = [0.5**size for size in Counter(groups).values()]
+    values = [float(group_right) for group_right in all_right.values()]
+    return Figure.mean_of("consistency", values, float(np.mean(guessed)))

@@ -29,5 +29,7 @@ class ZeroShot(ClassNames):
             if sample.label not in numbers:
                 raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {self.classes}")
         targets = [numbers[sample.label] for sample in samples]
-        ranks = ranks_of_classes(self.encode(embedder, samples), self.class_vectors(embedder, names), targets)
+        vectors = self.encode(embedder, samples)
+        class_vectors = self.class_vectors(embedder, names)
+        ranks = ranks_of_classes(vectors, class_vectors, targets)
         return accuracies(ranks, self.at, len(names))
