@@ -61,7 +61,9 @@ class SelfAttention(RecomputedEnd):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
-        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim, bias=False)
+        self.v = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -73,7 +75,9 @@ class SelfAttention(RecomputedEnd):
         def heads(t: Tensor) -> Tensor:
             return t.view(batch, length, self.num_heads, -1).transpose(1, 2)
 
-        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        q = heads(self.q(x))
+        k = heads(self.k(x))
+        v = heads(self.v(x))
         # Under autocast q, k and v have half precision and the tables float32; the kernels need a single dtype.
         bias = None if bias is None else bias.to(q.dtype)
         return self.compute_end(self._mix, attention(q, k, v, bias, self.scale))
@@ -97,7 +101,9 @@ class HeadScaledAttention(RecomputedEnd):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (2 * dim // num_heads) ** -0.5
-        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
         self.gain = nn.Parameter(torch.empty(num_heads))
         self.proj = nn.Linear(dim, dim)
 
@@ -129,7 +135,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Parameter(torch.empty(num_heads, dim // num_heads))
-        self.k, self.v, self.proj = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim, bias=False)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.q, std=0.02, a=-0.02, b=0.02)

@@ -19,7 +19,8 @@ class Bottleneck(nn.Module):
     def __init__(self, dim: int, ratio: float = 0.25):
         super().__init__()
         hidden = int(dim * ratio)
-        self.down, self.up = nn.Linear(dim, hidden), ZeroLinear(hidden, dim)
+        self.down = nn.Linear(dim, hidden)
+        self.up = ZeroLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

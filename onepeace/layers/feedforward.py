@@ -13,7 +13,8 @@ class GEGLU(RecomputedEnd):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.gate, self.up = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
         self.norm = nn.LayerNorm(hidden)
         self.down = nn.Linear(hidden, dim)
 

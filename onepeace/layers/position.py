@@ -28,7 +28,9 @@ def grid_table_rows(side: int) -> int:
 
 def _with_cls(buckets: Tensor, rows: int) -> Tensor:
     """Overwrite row and column 0 with the three special rows of a table of ``rows`` rows."""
-    buckets[0, :], buckets[:, 0], buckets[0, 0] = rows - 3, rows - 2, rows - 1
+    buckets[0, :] = rows - 3
+    buckets[:, 0] = rows - 2
+    buckets[0, 0] = rows - 1
     return buckets.unsqueeze(0).int()
 
 
@@ -109,10 +111,12 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
     new = 2 * side - 1
     if old == new:
         return table.float()
-    half, target_half = old // 2, new // 2
+    half = old // 2
+    target_half = new // 2
     if half < 2:
         raise ValueError(f"a bias table of {table.shape[0]} rows is too small to resample")
-    low, high = 1.01, 1.5
+    low = 1.01
+    high = 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
         if (1 - ratio**half) / (1 - ratio) > target_half:

@@ -23,7 +23,8 @@ def box(logits: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape != target.shape or logits.shape[1:] != (4,):
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should both be (B, 4)")
-    predicted, target = logits.float().sigmoid(), target.float()
+    predicted = logits.float().sigmoid()
+    target = target.float()
     distance = F.l1_loss(predicted, target, reduction="none").sum(1).mean()
     is_valid = (predicted[:, :2] < predicted[:, 2:]).all(1)
     overlap_losses = (1 - generalized_iou(predicted, target)) * is_valid

@@ -36,7 +36,8 @@ def contrastive(
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must both be (B, E)")
     key_a, key_b = (a, b) if keys is None else keys
     if detach_keys:
-        key_a, key_b = key_a.detach(), key_b.detach()
+        key_a = key_a.detach()
+        key_b = key_b.detach()
     targets = torch.arange(first, first + len(a), device=a.device)
     forward = tiled_infonce(a, key_b, scale, targets, groups, label_smoothing)
     backward = tiled_infonce(b, key_a, scale, targets, groups, label_smoothing)

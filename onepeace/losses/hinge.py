@@ -18,6 +18,7 @@ def hinge(scores: Tensor, target: Tensor) -> Tensor:
     """
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(f"scores {tuple(scores.shape)} and target {tuple(target.shape)} should be (B, C) and (B,)")
-    scores, target = scores.float(), target.unsqueeze(1)
+    scores = scores.float()
+    target = target.unsqueeze(1)
     lacking = (1 + scores - scores.gather(1, target)).clamp_min(0)
     return lacking.scatter(1, target, 0.0).sum(1).mean()

@@ -78,7 +78,8 @@ class _Matching(torch.autograd.Function):
         low = smoothing / max(len(keys) - 1, 1)  # target of a negative key
         rows = max(tile // max(len(keys), 1), 1)
         for start in range(0, len(queries), rows):
-            part, own = queries[start : start + rows], targets[start : start + rows, None]
+            part = queries[start : start + rows]
+            own = targets[start : start + rows, None]
             logits = part @ keys.T  # (rows, N)
             logits *= scale
             log_sum = logits.logsumexp(1, keepdim=True)

@@ -35,7 +35,8 @@ class Block(RecomputedBlock):
         layer_scale: float | None = 1e-6,
     ):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, num_heads)
         self.ffn = nn.ModuleDict({key: GEGLU(dim, ffn_dim) for key in modalities})
         self.ls1 = Residual() if layer_scale is None else LayerScale(dim, layer_scale)

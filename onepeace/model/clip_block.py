@@ -16,7 +16,9 @@ class ClipAdapters(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.time, self.space, self.mlp = Bottleneck(dim), Bottleneck(dim), Bottleneck(dim)
+        self.time = Bottleneck(dim)
+        self.space = Bottleneck(dim)
+        self.mlp = Bottleneck(dim)
 
 
 class ClipBlock(Block):
@@ -43,7 +45,8 @@ class ClipBlock(Block):
         adapters = self._adapters(spans)
         if adapters is None or spans[0].grid is None:
             return super().attend(x, spans, bias)
-        frames, length = spans[0].grid[0], x.shape[1]
+        frames = spans[0].grid[0]
+        length = x.shape[1]
         over_time = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B * L, T, D)
         over_time = adapters.time(self.attn(self.norm1(over_time), None))
         moved = over_time.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)

@@ -28,7 +28,8 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
     if len(parts) == 1 and len(sequence.spans) == 1:
         bias = parts[0][1].contiguous()  # every block reads it for every item
     elif parts:
-        batch, length = max(part.shape[0] for _, part in parts), sequence.tokens.shape[1]
+        batch = max(part.shape[0] for _, part in parts)
+        length = sequence.tokens.shape[1]
         bias = parts[0][1].new_zeros(batch, parts[0][1].shape[1], length, length)
         for span, part in parts:
             bias[:, :, span.start : span.stop, span.start : span.stop] = part
@@ -47,7 +48,8 @@ def encode(
 
     ``out_indices``: indices, from 0, of the blocks whose outputs are returned as ``intermediates``, in this order.
     """
-    x, bias = sequence.tokens, None
+    x = sequence.tokens
+    bias = None
     per_block = any(len(tables) > 1 for tables in sequence.tables)
     outputs = {}
     for i, block in enumerate(blocks):

@@ -120,7 +120,8 @@ class Encoder(Trained):
         A head with several inputs (NLVR2: two images) takes that many consecutive rows of the pass per item.
         """
         config = self.head_config(name)
-        found, inputs = features[config["on"]], config.get("inputs", 1)
+        found = features[config["on"]]
+        inputs = config.get("inputs", 1)
         return self.heads[name](*(found.rows(slice(i, None, inputs)) for i in range(inputs)))
 
     def head_blocks(self, name: str) -> tuple[int, ...]:

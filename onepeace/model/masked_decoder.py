@@ -76,7 +76,9 @@ class MaskedDecoder(nn.Module):
     def _fill(self, key: str, tokens: Tensor, keep: Tensor, grid: tuple[int, ...]) -> Tensor:
         positions = self.pos_embed[key](grid)
         x = self.into[key](tokens)
-        batch, length, dim = x.shape[0], positions.shape[1], positions.shape[2]
+        batch = x.shape[0]
+        length = positions.shape[1]
+        dim = positions.shape[2]
         # An extra row, dropped below, receives the writes of padding in ``keep``.
         full = self.mask_token[key].to(x.dtype).expand(batch, length + 1, dim)
         slots = torch.where(keep < 0, length, keep).unsqueeze(-1).expand(-1, -1, dim)

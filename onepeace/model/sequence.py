@@ -96,7 +96,9 @@ class TokenSequence:
         sequences = list(sequences)
         if len(sequences) == 1:
             return sequences[0]
-        masks, spans, offset = [], [], 0
+        masks = []
+        spans = []
+        offset = 0
         for sequence in sequences:
             masks.append(sequence.dense_mask())
             spans += [span._replace(start=span.start + offset, stop=span.stop + offset) for span in sequence.spans]

@@ -84,7 +84,8 @@ class AudioAdapter(Adapter):
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         if "features" in batch:
-            features, lengths = batch["features"], batch.get("lengths")
+            features = batch["features"]
+            lengths = batch.get("lengths")
             mask = None if lengths is None else padding(lengths, features.shape[1])
             tokens = self.pretrained_stem().project(features)
         else:
@@ -103,7 +104,8 @@ class AudioAdapter(Adapter):
 
     def _waveform(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, int]:
         """Waveform, lengths, and the number of samples of the shortest item."""
-        waveform, lengths = batch["waveform"], batch.get("lengths")
+        waveform = batch["waveform"]
+        lengths = batch.get("lengths")
         if waveform.ndim != 2 or (lengths is not None and lengths.shape != waveform.shape[:1]):
             shapes = f"{tuple(waveform.shape)} and {None if lengths is None else tuple(lengths.shape)}"
             raise ValueError(f"waveform and lengths should be (B, N) and (B,), not {shapes}")
@@ -115,7 +117,8 @@ class AudioAdapter(Adapter):
         if lengths is None:
             shortest = longest = samples
         elif values_are_known(lengths):
-            shortest, longest = int(lengths.min()), int(lengths.max())
+            shortest = int(lengths.min())
+            longest = int(lengths.max())
         else:
             return 0
         if shortest < self.stem.receptive_field or longest > samples:

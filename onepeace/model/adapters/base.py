@@ -79,7 +79,9 @@ class Adapter(nn.Module):
 
     def __init__(self, options: AdapterOptions, table_rows: int):
         super().__init__()
-        self.key, self.mean_cls, self.max_cls = options.key, options.mean_cls, options.max_cls
+        self.key = options.key
+        self.mean_cls = options.mean_cls
+        self.max_cls = options.max_cls
         self.cls_mlp: PooledMLP | None = None
         self.cls_token = nn.Parameter(torch.empty(1, 1, options.dim))
         tables = [torch.empty(table_rows, options.num_heads) for _ in range(options.num_tables)]
@@ -136,7 +138,8 @@ class Adapter(nn.Module):
         """Add the second of the terms (B, 2, D) to CLS after the final norm, also normalised: both weigh the same."""
         if self.cls_mlp is None or pooled is None:
             return features
-        cls, others = features.tokens[:, :1], features.tokens[:, 1:]
+        cls = features.tokens[:, :1]
+        others = features.tokens[:, 1:]
         cls = self.cls_mlp.drop_path(cls) + F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
         return features._replace(tokens=torch.cat([cls, others], dim=1))
 
@@ -205,7 +208,8 @@ class Adapter(nn.Module):
         if mask is not None:
             tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
         if self.mean_cls or self.max_cls:
-            others, padded = tokens[:, 1:], None if mask is None else mask[:, 1:]
+            others = tokens[:, 1:]
+            padded = None if mask is None else mask[:, 1:]
             cls = sum(pool(others, padded, self.mean_cls, self.max_cls), tokens[:, :1])
             tokens = torch.cat([cls, others], dim=1)
         span = TokenSpan(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
@@ -230,8 +234,10 @@ class PooledMLP(nn.Module):
     def __init__(self, channels: int, hidden: int, dim: int, dropout: float, drop_path: float):
         super().__init__()
         self.norm = nn.LayerNorm(2 * channels)
-        self.fc1, self.fc2 = nn.Linear(2 * channels, hidden), nn.Linear(hidden, 2 * dim)
-        self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
+        self.fc1 = nn.Linear(2 * channels, hidden)
+        self.fc2 = nn.Linear(hidden, 2 * dim)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.fc1(self.dropout(self.norm(x))))

@@ -45,7 +45,8 @@ class ImageAdapter(Adapter):
             raise ValueError(f"no stem {stem!r}; known: {', '.join(IMAGE_STEMS)}")
         if (stem == "timm") != bool(name):
             raise ValueError(f"the stem {stem!r} got name {name!r}; timm needs a name, other stems take none")
-        self.patch_size, self.bias_grid = patch_size, bias_grid
+        self.patch_size = patch_size
+        self.bias_grid = bias_grid
         self.channels = 3
         self.stem = IMAGE_STEMS[stem](options.dim, patch_size, *([name] if name else []))
         self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
@@ -55,7 +56,8 @@ class ImageAdapter(Adapter):
         pooled = None
         if "features" in batch or isinstance(self.stem, PretrainedStem):
             features = batch["features"] if "features" in batch else self.stem_features(batch)
-            x, pooled = self.pretrained_stem().project(features), self.pooled(features.flatten(1, 2), None)
+            x = self.pretrained_stem().project(features)
+            pooled = self.pooled(features.flatten(1, 2), None)
         else:
             x = self.stem(self._pixels(batch))
         return StemOutput(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"), pooled)

@@ -23,7 +23,9 @@ from .pretrained import PretrainedStem
 from .spectrum import power_spectrum
 from .wave import SAMPLE_RATE, Count
 
-PUBLISHED_RATE, PUBLISHED_WINDOW, PUBLISHED_MELS = 44100, 2048, 96
+PUBLISHED_RATE = 44100
+PUBLISHED_WINDOW = 2048
+PUBLISHED_MELS = 96
 """Sampling rate, window in samples and number of mel bands, up to half the rate, of the published front end."""
 
 
@@ -36,7 +38,9 @@ def sfx_filters(num_mels: int, window: int, device: torch.device) -> Tensor:
     step = 2595 * math.log10(1 + PUBLISHED_RATE / 2 / 700) / (PUBLISHED_MELS + 1)
     mels = step * torch.arange(num_mels + 2, dtype=torch.float64)
     points = 700 * (10 ** (mels / 2595) - 1)
-    low, middle, high = points[:-2], points[1:-1], points[2:]
+    low = points[:-2]
+    middle = points[1:-1]
+    high = points[2:]
     triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp_min(0)
     sums = (high - low) / 2 / (SAMPLE_RATE / window)
     return (triangles / sums.clamp_min(1)).float().to(device, non_blocking=True)
@@ -63,8 +67,11 @@ class AisfxStem(PretrainedStem):
         super().__init__(dim, 8 * width)
         widths = [1, *(width * 2**i for i in range(4) for _ in range(2))]
         self.network = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
-        self.num_mels, self.step, self.loudness = num_mels, step, loudness
-        self.hop, self.receptive_field = 8 * self.step, self.window + 7 * self.step
+        self.num_mels = num_mels
+        self.step = step
+        self.loudness = loudness
+        self.hop = 8 * self.step
+        self.receptive_field = self.window + 7 * self.step
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """(B, N) of unit deviation -> (B, frames, mels), float32, mostly between 0 and 1."""
@@ -87,7 +94,8 @@ class AisfxStem(PretrainedStem):
             x = F.relu(conv(x))
             if i in (1, 3, 5):
                 x = F.max_pool2d(x, 2)
-                frames, fewest = None if frames is None else frames // 2, fewest // 2
+                frames = None if frames is None else frames // 2
+                fewest = fewest // 2
         return x.mean(3).transpose(1, 2)
 
     def _frames(self, samples: Count) -> Count:
@@ -109,7 +117,8 @@ class AisfxStem(PretrainedStem):
             weights, _ = torch.load(path, map_location="cpu", weights_only=True)
         for i, conv in enumerate(self.network):
             layer = f"embedding_net.conv_block{i // 2 + 1}.{{}}{i % 2 + 1}"
-            kernel, norm = weights[layer.format("conv") + ".weight"], layer.format("bn")
+            kernel = weights[layer.format("conv") + ".weight"]
+            norm = layer.format("bn")
             gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
             with torch.no_grad():  # batch norms folded into the convolutions
                 conv.weight.copy_(kernel * gain[:, None, None, None])

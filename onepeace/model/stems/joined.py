@@ -20,7 +20,8 @@ class JoinedStem(PretrainedStem):
         parts = AisfxStem(0), SoundNetStem(0)
         super().__init__(dim, sum(part.channels for part in parts))
         self.network = nn.ModuleList(parts)
-        self.hop, self.receptive_field = parts[0].hop, max(part.receptive_field for part in parts)
+        self.hop = parts[0].hop
+        self.receptive_field = max(part.receptive_field for part in parts)
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""

@@ -29,7 +29,8 @@ class SameConv(nn.Conv2d):
     extra row or column at the end."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
+        kernel = self.kernel_size[0]
+        stride = self.stride[0]
         if stride == 1:
             return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
         rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
@@ -60,7 +61,8 @@ class LiteNetwork(nn.Module):
     def __init__(self, width: float, depth: float):
         super().__init__()
         self.first = SameConv(3, 32, 3, 2)
-        blocks, before = [], 32
+        blocks = []
+        before = 32
         for i, (expansion, kernel, stride, channels, repeats) in enumerate(STAGES):
             after = _multiple_of_8(width * channels)
             count = repeats if i in (0, len(STAGES) - 1) else math.ceil(depth * repeats)

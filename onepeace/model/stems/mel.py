@@ -40,17 +40,21 @@ class MelStem(nn.Module):
     random (SpecAugment); ``mask_mels`` and ``mask_frames`` are their maximum widths.
     """
 
-    window, step = 400, 160
+    window = 400
+    step = 160
 
     def __init__(self, dim: int, num_mels: int = 64, width: int = 32, mask_mels: int = 0, mask_frames: int = 0):
         super().__init__()
         widths = [1, width, 2 * width, 4 * width]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
-        self.num_mels, self.mask_mels, self.mask_frames = num_mels, mask_mels, mask_frames
+        self.num_mels = num_mels
+        self.mask_mels = mask_mels
+        self.mask_frames = mask_frames
         self.norm = nn.LayerNorm(widths[-1] * (num_mels // 8))
         self.proj = nn.Linear(widths[-1] * (num_mels // 8), dim)
-        self.hop, self.receptive_field = 8 * self.step, self.window
+        self.hop = 8 * self.step
+        self.receptive_field = self.window
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Log-mel spectrogram (B, frames, mels), float32, roughly zero mean and unit deviation for normalised sound."""
@@ -72,7 +76,8 @@ class MelStem(nn.Module):
             if frames is not None:  # zeros follow each item, as if it were alone
                 if fewest < x.shape[2]:
                     x = x.masked_fill(padding(frames, x.shape[2])[:, None, :, None], 0.0)
-                frames, fewest = (frames + 1) // 2, (fewest + 1) // 2
+                frames = (frames + 1) // 2
+                fewest = (fewest + 1) // 2
             x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return self.proj(self.norm(x.permute(0, 2, 3, 1).flatten(2)))
 

@@ -70,5 +70,6 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
             setattr(network, name, getattr(child, "act", nn.Identity()))  # timm's batch norms hold the activation
         else:
             fold_batch_norms(child)
-        previous, previous_name = child, name
+        previous = child
+        previous_name = name
     return network

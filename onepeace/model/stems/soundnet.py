@@ -20,9 +20,11 @@ from .wave import Count
 
 LAYERS = ((64, 8), (32, 8), (16, 1), (8, 1), (4, 4))
 """Kernel of each convolution, which has stride 2, and size of the max pooling after it."""
-STEP, PUBLISHED_STEP = 6000, 8192
+STEP = 6000
+PUBLISHED_STEP = 8192
 """Samples per token at 16 kHz, and at 21.8 kHz, the rate of the network (published: 22.05 kHz)."""
-INPUTS, OUTPUTS = 375, 512
+INPUTS = 375
+OUTPUTS = 512
 """Input and output samples of the resampler: `STEP` / `PUBLISHED_STEP` in lowest terms."""
 
 
@@ -65,7 +67,9 @@ class SoundNetStem(PretrainedStem):
                 x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
             x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
             x = self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
-        x, samples, extra = x.to(self.network[0].weight.dtype), PUBLISHED_STEP, 0
+        x = x.to(self.network[0].weight.dtype)
+        samples = PUBLISHED_STEP
+        extra = 0
         for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
             if mine is not None:
                 x = x.masked_fill(padding(mine * samples + extra, x.shape[2])[:, None], 0.0)

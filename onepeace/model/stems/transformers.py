@@ -34,7 +34,8 @@ class TransformersStem(PretrainedStem):
         super().__init__(dim, config.hidden_size)
         self.name = name
         self.network = transformers.AutoModel.from_config(config).eval()
-        self.hop, self.receptive_field = 1, 1
+        self.hop = 1
+        self.receptive_field = 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.receptive_field += (kernel - 1) * self.hop
             self.hop *= stride

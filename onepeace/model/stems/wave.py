@@ -47,7 +47,8 @@ class WaveStem(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in convs)
         self.norm = nn.LayerNorm(widths[-1])
         self.proj = nn.Linear(widths[-1], dim)
-        self.hop, self.receptive_field = 1, 1
+        self.hop = 1
+        self.receptive_field = 1
         for _, kernel, stride in convs:
             self.receptive_field += (kernel - 1) * self.hop
             self.hop *= stride
