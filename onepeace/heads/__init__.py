@@ -39,11 +39,23 @@ __all__ = [
 
 
 def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:
-    """The head that an entry of ``ModelConfig.heads`` describes."""
+    """The head that an entry of ``ModelConfig.heads`` describes.
+
+    Args:
+        name: its key in ``ModelConfig.heads``, for messages.
+        dim: width of the encoder's features.
+        num_heads: number of the encoder's attention heads.
+
+    Raises:
+        UserError: the kind is unknown, an option is wrong, or the number of labels is not ``num_classes``.
+    """
+    where = f"model.heads.{name}"
+    labels = config.get("labels")
+    num_classes = config.get("num_classes")
+    if labels is not None and len(labels) != num_classes:
+        raise UserError(f"{where} has {len(labels)} labels and num_classes {num_classes}; they must be equal")
+    kind = config["kind"]
+    if kind not in HEADS:
+        raise UserError(f"{where}: no kind {kind!r}; known: {', '.join(HEADS)}")
     options = {key: value for key, value in config.items() if key not in ABOUT}
-    labels, outputs = config.get("labels"), config.get("num_classes")
-    if labels is not None and len(labels) != outputs:
-        raise UserError(f"model.heads.{name} has {len(labels)} labels and num_classes {outputs}; they must be equal")
-    if config["kind"] not in HEADS:
-        raise UserError(f"model.heads.{name}: no kind {config['kind']!r}; known: {', '.join(HEADS)}")
-    return HEADS[config["kind"]].from_options(dim, num_heads, options, f"model.heads.{name}")
+    return HEADS[kind].from_options(dim, num_heads, options, where)

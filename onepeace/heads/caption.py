@@ -43,21 +43,27 @@ class Caption(Head):
     def __init__(self, dim: int, options: CaptionOptions):
         super().__init__()
         self.options = options
-        self.proj, self.norm = nn.Linear(dim, options.dim), nn.LayerNorm(options.dim)
-        self.pos_embed, self.pos_norm = SequencePositions(options.dim, options.max_sources), nn.LayerNorm(options.dim)
+        self.proj = nn.Linear(dim, options.dim)
+        self.norm = nn.LayerNorm(options.dim)
+        self.pos_embed = SequencePositions(options.dim, options.max_sources)
+        self.pos_norm = nn.LayerNorm(options.dim)
         self.decoder = TextDecoder(
-            options.dim,
-            options.depth,
-            options.num_heads,
-            options.ffn_dim,
-            nn.Embedding(options.vocab_size, options.dim, padding_idx=PAD),
+            dim=options.dim,
+            depth=options.depth,
+            num_heads=options.num_heads,
+            ffn_dim=options.ffn_dim,
+            embedding=nn.Embedding(options.vocab_size, options.dim, padding_idx=PAD),
             num_positions=options.max_tokens,
             num_buckets=options.num_buckets,
             dropout=options.dropout,
         )
 
     def encoded(self, features: Features) -> EncoderOutput:
-        """Input of the decoder, from token features (B, L, D)."""
+        """Input of the decoder, from token features (B, L, D).
+
+        Raises:
+            UserError: L is larger than ``max_sources``.
+        """
         tokens = self.norm(self.proj(features.tokens))
         length = tokens.shape[1]
         if length > self.options.max_sources:

@@ -41,10 +41,15 @@ class Classifier(Head):
         self.pool = AttentionPool(dim, options.num_heads or num_heads) if options.pool == "attention" else None
         self.norm = nn.Identity() if options.pool == "cls" else nn.LayerNorm(dim)
         self.pooler = nn.Linear(dim, dim) if options.pooler else None
-        width, hidden = dim * options.inputs, dim * options.hidden_ratio
-        self.hidden = nn.Linear(width, hidden) if hidden else None
-        self.hidden_norm = nn.LayerNorm(hidden) if hidden else None
-        self.out = nn.Linear(hidden or width, options.num_classes)
+        self.hidden: nn.Linear | None = None
+        self.hidden_norm: nn.LayerNorm | None = None
+        out_width = dim * options.inputs
+        if options.hidden_ratio:
+            hidden_width = dim * options.hidden_ratio
+            self.hidden = nn.Linear(out_width, hidden_width)
+            self.hidden_norm = nn.LayerNorm(hidden_width)
+            out_width = hidden_width
+        self.out = nn.Linear(out_width, options.num_classes)
 
     @classmethod
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Classifier":
@@ -58,14 +63,27 @@ class Classifier(Head):
         return self.out(x)
 
     def _pooled(self, features: Features) -> Tensor:
-        mask = None if features.padding_mask is None else features.padding_mask[:, 1:]
+        """One vector of each item: (B, D)."""
+        tokens = features.tokens[:, 1:]
+        padding_mask = features.padding_mask
+        if padding_mask is not None:
+            padding_mask = padding_mask[:, 1:]
         if self.options.pool == "cls":
             x = features.cls
         elif self.pool is not None:
-            x = self.pool(features.tokens[:, 1:], mask)
-        elif mask is None:
-            x = features.tokens[:, 1:].mean(1)
+            x = self.pool(tokens, padding_mask)
         else:
-            x = features.tokens[:, 1:].masked_fill(mask.unsqueeze(-1), 0.0).sum(1) / (~mask).sum(1, keepdim=True)
+            x = _mean(tokens, padding_mask)
         x = self.norm(x)
-        return x if self.pooler is None else torch.tanh(self.pooler(x))
+        if self.pooler is not None:
+            x = torch.tanh(self.pooler(x))
+        return x
+
+
+def _mean(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Mean (B, D) of the tokens (B, L, D) that are not padding; the mask is (B, L)."""
+    if padding_mask is None:
+        return tokens.mean(1)
+    total = tokens.masked_fill(padding_mask.unsqueeze(-1), 0.0).sum(1)
+    num_tokens = (~padding_mask).sum(1, keepdim=True)
+    return total / num_tokens

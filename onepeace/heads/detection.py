@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,11 @@ class Detection(Head):
 
         self.options = options
         self.pyramid = Pyramid(dim, options.channels)
-        sides = tuple((options.anchor * PATCH / 4 * 2**level,) for level in range(5))
+        strides = [PATCH / 4 * 2**level for level in range(5)]
+        anchor_sides = tuple((options.anchor * stride,) for stride in strides)
+        aspect_ratios = ((0.5, 1.0, 2.0),) * len(strides)
         with torch.device("cpu"):  # anchors are not weights: they need values even if the model is on the meta device
-            anchors = AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides))
+            anchors = AnchorGenerator(anchor_sides, aspect_ratios)
         network = FasterRCNN(
             _Maps(options.channels),
             rpn_anchor_generator=anchors,
@@ -60,16 +62,19 @@ class Detection(Head):
             box_predictor=FastRCNNPredictor(options.hidden, options.num_classes + 1),  # class 0 is the background
             box_detections_per_img=options.detections,
         )
-        self.rpn, self.regions = network.rpn, network.roi_heads
+        self.rpn = network.rpn
+        self.regions = network.roi_heads
 
     def forward(self, *passes: Features) -> Any:
         """Features of one pass over pictures -> in training the maps; else (B, detections, 6): corners x0, y0, x1, y1
         relative to the picture, score and class number, best first. Rows without a box have the score 0."""
         (features,) = passes
         levels = self.pyramid(features.feature_map())
-        maps = {str(i): level for i, level in enumerate(levels)}
+        maps = {str(number): level for number, level in enumerate(levels)}
         maps["pool"] = nn.functional.max_pool2d(levels[-1], 1, 2)
-        return maps if self.training else self._found(maps)
+        if self.training:
+            return maps
+        return self._detected(maps)
 
     def losses(self, maps: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The four losses of Faster R-CNN, over a whole batch.
@@ -79,33 +84,53 @@ class Detection(Head):
             targets: for each picture "boxes" (N, 4), corners relative to it, and "labels" (N,), class numbers from 0.
         """
         with without_autocast(maps["0"].device.type):  # boxes are too coarse in half precision
-            maps, images, unit = self._placed(maps)
-            own = [{"boxes": one["boxes"].float() * unit, "labels": one["labels"] + 1} for one in targets]
-            proposals, first = self.rpn(images, maps, own)
-            _, second = self.regions(maps, proposals, images.image_sizes, own)
-        return {**first, **second}
+            pictures = _pictures(maps)
+            scaled_targets = []
+            for target in targets:
+                boxes = target["boxes"].float() * pictures.size
+                scaled_targets.append({"boxes": boxes, "labels": target["labels"] + 1})
+            proposals, rpn_losses = self.rpn(pictures.images, pictures.maps, scaled_targets)
+            _, region_losses = self.regions(pictures.maps, proposals, pictures.images.image_sizes, scaled_targets)
+        return {**rpn_losses, **region_losses}
 
-    def _found(self, maps: Mapping[str, Tensor]) -> Tensor:
+    def _detected(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """The boxes of each picture, as `forward` returns them."""
         with without_autocast(maps["0"].device.type):  # boxes are too coarse in half precision
-            maps, images, unit = self._placed(maps)
-            proposals, _ = self.rpn(images, maps)
-            found, _ = self.regions(maps, proposals, images.image_sizes)
-        result = unit.new_zeros(len(found), self.options.detections, 6)
-        for row, one in zip(result, found, strict=True):
-            columns = (one["boxes"] / unit, one["scores"][:, None], one["labels"][:, None] - 1)
-            row[: len(one["scores"])] = torch.cat(columns, dim=1)
+            pictures = _pictures(maps)
+            proposals, _ = self.rpn(pictures.images, pictures.maps)
+            detections, _ = self.regions(pictures.maps, proposals, pictures.images.image_sizes)
+        result = pictures.size.new_zeros(len(detections), self.options.detections, 6)
+        for rows, detection in zip(result, detections, strict=True):
+            corners = detection["boxes"] / pictures.size
+            scores = detection["scores"].unsqueeze(1)
+            class_numbers = detection["labels"].unsqueeze(1) - 1
+            rows[: len(scores)] = torch.cat([corners, scores, class_numbers], dim=1)
         return result
 
-    def _placed(self, maps: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any, Tensor]:
-        """The maps in float32, an ImageList of their pictures for torchvision, and (width, height, width, height)."""
-        from torchvision.models.detection.image_list import ImageList
 
-        finest = maps["0"]
-        height, width = (side * PATCH // 4 for side in finest.shape[2:])
-        # torchvision reads only the size of this tensor.
-        images = ImageList(finest.new_empty(len(finest), 0, height, width), [(height, width)] * len(finest))
-        unit = torch.tensor([width, height, width, height], dtype=torch.float32, device=finest.device)
-        return {name: level.float() for name, level in maps.items()}, images, unit
+class _Pictures(NamedTuple):
+    """A batch of pictures in the units of the detector, as torchvision takes them."""
+
+    maps: dict[str, Tensor]
+    """The maps in float32."""
+    images: Any
+    """ImageList without pixels."""
+    size: Tensor
+    """(4,) width, height, width and height."""
+
+
+def _pictures(maps: Mapping[str, Tensor]) -> _Pictures:
+    """The pictures whose finest map is a quarter of a patch in its stride."""
+    from torchvision.models.detection.image_list import ImageList
+
+    finest = maps["0"]
+    height, width = (side * PATCH // 4 for side in finest.shape[2:])
+    no_pixels = finest.new_empty(len(finest), 0, height, width)  # torchvision reads only the size of this tensor
+    return _Pictures(
+        maps={name: level.float() for name, level in maps.items()},
+        images=ImageList(no_pixels, [(height, width)] * len(finest)),
+        size=torch.tensor([width, height, width, height], dtype=torch.float32, device=finest.device),
+    )
 
 
 class _Maps(nn.Module):

@@ -14,24 +14,22 @@ class Pyramid(nn.Module):
 
     def __init__(self, dim: int, out_dim: int = 256):
         super().__init__()
-        half, quarter = dim // 2, dim // 4
-        up = nn.ConvTranspose2d(dim, half, 2, 2)
-        twice = nn.ConvTranspose2d(half, quarter, 2, 2)
-        scales: list[tuple[nn.Module, int]] = [
-            (nn.Sequential(up, LayerNorm2d(half), nn.GELU(), twice), quarter),
-            (nn.ConvTranspose2d(dim, half, 2, 2), half),
-            (nn.Identity(), dim),
-            (nn.MaxPool2d(2), dim),
-        ]
+        half = dim // 2
+        quarter = dim // 4
+        four_times = nn.Sequential(
+            nn.ConvTranspose2d(dim, half, 2, 2),
+            LayerNorm2d(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, 2),
+        )
+        twice = nn.ConvTranspose2d(dim, half, 2, 2)
         self.levels = nn.ModuleList(
-            nn.Sequential(
-                scale,
-                nn.Conv2d(width, out_dim, 1, bias=False),
-                LayerNorm2d(out_dim),
-                nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False),
-                LayerNorm2d(out_dim),
-            )
-            for scale, width in scales
+            [
+                _level(four_times, quarter, out_dim),
+                _level(twice, half, out_dim),
+                _level(nn.Identity(), dim, out_dim),
+                _level(nn.MaxPool2d(2), dim, out_dim),
+            ]
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -39,8 +37,20 @@ class Pyramid(nn.Module):
         return [level(x) for level in self.levels]
 
 
+def _level(scale: nn.Module, width: int, out_dim: int) -> nn.Module:
+    """A change of resolution, whose output has ``width`` channels, and two convolutions to ``out_dim`` channels."""
+    return nn.Sequential(
+        scale,
+        nn.Conv2d(width, out_dim, 1, bias=False),
+        LayerNorm2d(out_dim),
+        nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False),
+        LayerNorm2d(out_dim),
+    )
+
+
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels at each position: (B, C, rows, columns)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        channels_last = x.permute(0, 2, 3, 1)
+        return super().forward(channels_last).permute(0, 3, 1, 2)

@@ -46,9 +46,11 @@ class Segmentation(Head):
     def forward(self, *passes: Features) -> Tensor:
         """Features of one pass over pictures -> logits (B, num_classes, 4 rows, 4 columns)."""
         (features,) = passes
-        finest, *others = self.pyramid(features.feature_map())
+        finest, *coarser_maps = self.pyramid(features.feature_map())
         size = finest.shape[2:]
-        for each in others:
-            finest = finest + F.interpolate(each, size, mode="bilinear", align_corners=False)
-        x = F.gelu(self.norm(self.fuse(finest)))
-        return torch.movedim(self.out(torch.movedim(x, 1, -1)), -1, 1)
+        x = finest
+        for coarser in coarser_maps:
+            x = x + F.interpolate(coarser, size, mode="bilinear", align_corners=False)
+        x = F.gelu(self.norm(self.fuse(x)))
+        logits = self.out(torch.movedim(x, 1, -1))
+        return torch.movedim(logits, -1, 1)
