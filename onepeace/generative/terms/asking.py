@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,14 +31,17 @@ MATCH = "match"
 
 def read_task(options: TermOptions, name: str, changes: Options, start_folder: Path | None) -> Task:
     """A task of the starting model, or a built-in one, with some fields changed. UserError if it is unknown."""
-    rows = read_tasks(None if start_folder is None else start_folder / FILE)
-    if name not in rows and "prompt" not in changes:
+    tasks = read_tasks(None if start_folder is None else start_folder / FILE)
+    section: Options = {}
+    if name in tasks:
+        section = to_plain(tasks[name])
+    elif "prompt" not in changes:
         raise UserError(
-            f"{options.where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(rows)}"
+            f"{options.where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(tasks)}"
         )
-    row = to_plain(rows[name]) if name in rows else {}
-    row = {**row, "choices": None} if "choices" in changes else row
-    return build(Task, merge(row, changes), f"{options.where}.changes")
+    if "choices" in changes:  # replaced, not merged
+        section = {**section, "choices": None}
+    return build(Task, merge(section, changes), f"{options.where}.changes")
 
 
 def check_caption_head(options: Any, config: Config) -> Mapping[str, Any]:
@@ -96,6 +100,28 @@ class AskingOptions:
     otherwise "yes"."""
 
 
+class _AskedItem(NamedTuple):
+    """The tokens of one item."""
+
+    source: list[int]
+    """With bos and eos."""
+    prefix: list[int]
+    """Tokens that the decoder starts with, after bos."""
+    answer: list[int]
+    """Without eos; empty if the item has no answer."""
+    weight: float
+
+    def written(self) -> list[int]:
+        """Input of the decoder."""
+        return [BOS, *self.prefix, *self.answer]
+
+    def target(self) -> list[int]:
+        """The token that should follow each written one; padding where the loss ignores it."""
+        if not self.answer:
+            return [PAD] * (len(self.prefix) + 1)
+        return [*[PAD] * len(self.prefix), *self.answer, EOS]
+
+
 @dataclass(frozen=True)
 class Asking:
     """Applies a task to the items of a batch.
@@ -120,91 +146,140 @@ class Asking:
         Raises:
             UserError: an item lacks a field of the prompt, or its answer is not allowed or too long; names the item.
         """
-        sources, prefixes, answers, weights = [], [], [], []
-        shapes = [x.shape for inputs in batch.inputs.values() for x in inputs.values() if x.ndim == 4]
-        height, width = shapes[0][2:] if shapes else (1, 1)
+        size = _picture_size(batch)
+        items = []
         for key, values in zip(batch.keys, self._values(batch), strict=True):
             try:
-                source, prefix = self._question(values, (width, height))
-                answer, weight = self._answer(values, (width, height))
+                items.append(self._ask(values, size))
             except UserError as error:
                 raise UserError(f"{key}: {error}") from error
-            longest = max(len(source) + 2, len(prefix) + len(answer) + 1)
-            if longest > self.num_positions:
-                raise UserError(f"{key}: {longest} tokens, and the model has {self.num_positions} places; lower "
-                                "max_words")  # fmt: skip
-            sources.append([BOS, *source, EOS])
-            prefixes.append(prefix)
-            answers.append(answer)
-            weights.append(weight)
-        rows = list(zip(prefixes, answers, strict=True))
-        written = _padded([[BOS, *prefix, *answer] for prefix, answer in rows])
-        target = _padded([[PAD] * len(prefix) + ([*answer, EOS] if answer else [PAD]) for prefix, answer in rows])
+        ids = _padded([item.source for item in items])
+        written = _padded([item.written() for item in items])
+        target = _padded([item.target() for item in items])
         allowed = None
         if trie is not None:
             allowed = torch.zeros(*written.shape, len(self.vocabulary), dtype=torch.bool)
-            for row, (prefix, answer) in enumerate(rows):
-                for length in range(len(answer) + 1):
-                    allowed[row, len(prefix) + length, trie(answer[:length])] = True
+            _allow(allowed, items, trie)
         return TaskBatch(
-            ids=_padded(sources),
+            ids=ids,
             written=written,
             target=target,
-            weights=torch.tensor(weights),
+            weights=torch.tensor([item.weight for item in items]),
             real=real_targets(target),
-            num_tokens=sum(map(len, sources)) + int((written != PAD).sum()),
+            num_tokens=sum(len(item.source) for item in items) + int((written != PAD).sum()),
             allowed=allowed,
         )
 
+    def _ask(self, values: Mapping[str, Any], size: tuple[int, int]) -> _AskedItem:
+        """The tokens of an item. UserError if they are too many."""
+        source, prefix = self._question(values, size)
+        answer, weight = self._answer(values, size)
+        num_tokens = max(len(source) + 2, len(prefix) + len(answer) + 1)
+        if num_tokens > self.num_positions:
+            raise UserError(f"{num_tokens} tokens, and the model has {self.num_positions} places; lower max_words")
+        return _AskedItem(source=[BOS, *source, EOS], prefix=prefix, answer=answer, weight=weight)
+
     def _values(self, batch: Batch) -> list[dict[str, Any]]:
         """The caption and the targets of each item by name, including the target match."""
-        texts, count = batch.captions, len(batch.captions)
-        if self.options.swap and count > 1:
-            swapped = torch.rand(count) < self.options.swap
-            partners = (torch.arange(count) + torch.randint(1, count, (count,))) % count
-            texts = [batch.captions[int(partners[i]) if swapped[i] else i] for i in range(count)]
-        match = ["yes" if text == own else "no" for text, own in zip(texts, batch.captions, strict=True)]
+        captions = self._swapped(batch.captions)
+        match = []
+        for caption, original in zip(captions, batch.captions, strict=True):
+            match.append("yes" if caption == original else "no")
         targets = {**batch.targets, MATCH: match}
-        return [{"text": text, **{name: of[i] for name, of in targets.items()}} for i, text in enumerate(texts)]
+        values_by_item = []
+        for i, caption in enumerate(captions):
+            values = {"text": caption}
+            for name, target in targets.items():
+                values[name] = target[i]
+            values_by_item.append(values)
+        return values_by_item
 
-    def _question(self, values: dict[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    def _swapped(self, captions: Sequence[str]) -> Sequence[str]:
+        """The captions, some of them replaced by that of another item."""
+        count = len(captions)
+        if not self.options.swap or count < 2:
+            return captions
+        is_swapped = (torch.rand(count) < self.options.swap).tolist()
+        partners = ((torch.arange(count) + torch.randint(1, count, (count,))) % count).tolist()
+        return [captions[partners[i] if is_swapped[i] else i] for i in range(count)]
+
+    def _question(self, values: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
         """The tokens of the source, and those that the decoder starts with."""
-        values = dict(values)
+        fields = dict(values)
         if self.options.mask_share:
-            values["text"] = mask_words(values["text"], self.options.mask_share)
+            fields["text"] = mask_words(values["text"], self.options.mask_share)
         if "box" in self.task.fields:
-            values["box"] = self.vocabulary.decode(self._bins(values["box"], size))
-        return self.task.ids(self.vocabulary, values)
+            fields["box"] = self.vocabulary.decode(self._bins(values["box"], size))
+        return self.task.ids(self.vocabulary, fields)
 
     def _answer(self, values: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[int], float]:
         """The tokens of the answer, none if the item has none, and its weight."""
-        writes, labels, weight = self.options.writes, self.task.labels, 1.0
-        value = values.get(writes)
+        value = values.get(self.options.writes)
         if value is None:
-            return [], weight
-        if writes == "box":
-            return self._bins(value, size), weight
-        if writes == "boxes":  # four bins and the words of each object
-            pairs = zip(value, values["box_labels"], strict=True)
-            encode = self.vocabulary.encode
-            return [one for box, label in pairs for one in (*self._bins(box, size), *encode(f" {label}"))], weight
+            return [], 1.0
+        if self.options.writes == "box":
+            return self._bins(value, size), 1.0
+        if self.options.writes == "boxes":
+            return self._objects(value, values["box_labels"], size), 1.0
         if isinstance(value, Mapping):
-            known = {answer: score for answer, score in value.items() if labels is None or answer in labels}
-            if not known:  # rare answers are not among the choices
-                return [], weight
-            value = max(known, key=known.__getitem__)
-            weight = float(known[value]) if self.options.weighted else weight
-        if labels is not None:
-            if value not in labels:
-                raise UserError(f"{value!r} is not among the {len(labels)} choices")
-            return self.vocabulary.encode(f" {labels[value].strip()}"), weight
-        text = value.translate(PUNCTUATION) if self.task.without_punctuation else value
+            return self._best_answer(value)
+        return self._words(value), 1.0
+
+    def _objects(self, boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[int, int]) -> list[int]:
+        """Four bins and the words of each object."""
+        ids = []
+        for box, label in zip(boxes, labels, strict=True):
+            ids += self._bins(box, size)
+            ids += self.vocabulary.encode(f" {label}")
+        return ids
+
+    def _best_answer(self, scores: Mapping[str, float]) -> tuple[list[int], float]:
+        """The answer with the highest score, and its weight; none if no answer is among the choices (rare ones)."""
+        candidates = {answer: score for answer, score in scores.items() if self.labels is None or answer in self.labels}
+        if not candidates:
+            return [], 1.0
+        best = max(candidates, key=candidates.__getitem__)
+        weight = float(candidates[best]) if self.options.weighted else 1.0
+        return self._words(best), weight
+
+    def _words(self, text: str) -> list[int]:
+        """The tokens of a choice, or of a text cut to `max_words`."""
+        if self.labels is not None:
+            if text not in self.labels:
+                raise UserError(f"{text!r} is not among the {len(self.labels)} choices")
+            return self.vocabulary.encode(f" {self.labels[text].strip()}")
+        if self.task.without_punctuation:
+            text = text.translate(PUNCTUATION)
         words = " ".join(text.split()[: self.options.max_words])
-        return self.vocabulary.encode(f" {words}") if words else [], weight
+        if not words:
+            return []
+        return self.vocabulary.encode(f" {words}")
 
     def _bins(self, box: Sequence[float], size: tuple[int, int]) -> list[int]:
         """Bins of a box in relative coordinates, for a picture that the model reads at this width and height."""
         return self.vocabulary.bins_of(box, (1, 1), size)
+
+    @cached_property
+    def labels(self) -> dict[str, str] | None:
+        """Words of each choice by its name; None if the task has no choices."""
+        return self.task.labels
+
+
+def _picture_size(batch: Batch) -> tuple[int, int]:
+    """Width and height of the pictures of a batch; (1, 1) if it has none."""
+    for inputs in batch.inputs.values():
+        for tensor in inputs.values():
+            if tensor.ndim == 4:
+                height, width = tensor.shape[2:]
+                return width, height
+    return 1, 1
+
+
+def _allow(allowed: Tensor, items: Sequence[_AskedItem], trie: Trie) -> None:
+    """Mark, in (B, T, V), the ids that continue a choice after each token of the answers."""
+    for row, item in enumerate(items):
+        for length in range(len(item.answer) + 1):
+            allowed[row, len(item.prefix) + length, trie(item.answer[:length])] = True
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

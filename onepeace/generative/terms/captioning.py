@@ -47,11 +47,11 @@ class Captioning(Supervised[CaptioningOptions]):
     @classmethod
     def check(cls, options: CaptioningOptions, context: TermContext) -> None:
         head = check_caption_head(options, context.config)
-        rows = context.config.model.adapters.get("text", {}).get("vocab_size")
-        if rows is not None and rows > head["vocab_size"]:
+        num_ids = context.config.model.adapters.get("text", {}).get("vocab_size")
+        if num_ids is not None and num_ids > head["vocab_size"]:
             raise UserError(
                 f"{options.where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
-                f"up to {rows - 1}"
+                f"up to {num_ids - 1}"
             )
 
     @classmethod

@@ -83,25 +83,29 @@ class Generation(Term[GenerationOptions]):
         check_writes(options, context.config)
         if options.weighted and options.writes != "answers":
             raise UserError(f"{where}.weighted is for answers with scores, and writes is {options.writes}")
-        needed = {*task.fields, options.writes} | ({"box_labels"} if options.writes == "boxes" else set())
-        for own in context.sources:
-            if ("image" in own.pair) != (task.image is not None):
+        needed = {*task.fields, options.writes}
+        if options.writes == "boxes":
+            needed.add("box_labels")
+        for source in context.sources:
+            if ("image" in source.pair) != (task.image is not None):
                 reads = "no picture" if task.image is None else "a picture"
-                keys = ", ".join(own.pair)
-                raise UserError(f"{where}: the task {options.task} reads {reads}, and {own.name} is of {keys}")
-            known = {*own.targets, MATCH, *(["text"] if "text" in own.pair else [])}
-            if missing := sorted(needed - known):
-                raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {own.shards}")
-        if placed := needed & {"box", "boxes"}:
-            check_places(options, min(placed), context.data)
+                modalities = ", ".join(source.pair)
+                raise UserError(f"{where}: the task {options.task} reads {reads}, and {source.name} is of {modalities}")
+            available = {*source.targets, MATCH}
+            if "text" in source.pair:
+                available.add("text")
+            missing = needed - available
+            if missing:
+                raise UserError(f"{where} needs {min(missing)} of its samples; add it to targets of {source.shards}")
+        places = needed & {"box", "boxes"}
+        if places:
+            check_places(options, min(places), context.data)
 
     @classmethod
     def prepare(cls, options: GenerationOptions, data: TrainingData) -> Prepared:
         task = read_task(options, options.task, options.changes, data.start_folder)
         if options.choices == AUTO:
-            values = [sample.targets.get(options.writes) for sample in data.samples(options)]
-            labels = {label for value in values if value for label in ([value] if isinstance(value, str) else value)}
-            task = replace(task, answer="choice", choices=sorted(labels))
+            task = replace(task, answer="choice", choices=_answers_of_data(options, data))
         elif options.choices is not None:
             file = Path(os.path.expandvars(data.config.root), options.choices)
             task = replace(task, answer="choice", choices=read_class_names(file))
@@ -115,9 +119,9 @@ class Generation(Term[GenerationOptions]):
         asked = self.asking(passes.batch, self.trie)
         keep = None
         if self.options.patches is not None and pixels is not None:
-            patches = passes.batch.lengths["image"] - 1
+            num_patches = passes.batch.lengths["image"] - 1
             # Drawn separately for each picture.
-            scores = torch.rand(len(patches), patches[0], device=passes.device)
+            scores = torch.rand(len(num_patches), num_patches[0], device=passes.device)
             keep = scores.argsort(1)[:, : self.options.patches]
         count_tokens(passes, keep, asked.num_tokens, asked.ids.numel() + asked.written.numel())
         asked = asked.to(passes.device)
@@ -135,6 +139,17 @@ class Generation(Term[GenerationOptions]):
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
             outputs = outputs.without_worst(self.options.drop_worst)
         return {self.options.name: mean_over_tokens(outputs.loss)}
+
+
+def _answers_of_data(options: GenerationOptions, data: TrainingData) -> list[str]:
+    """All values of the target that is written: labels, or answers with their scores."""
+    answers: set[str] = set()
+    for sample in data.samples(options):
+        value = sample.targets.get(options.writes)
+        if not value:
+            continue
+        answers.update([value] if isinstance(value, str) else value)
+    return sorted(answers)
 
 
 def check_writes(options: TermOptions, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ from onepeace.train.training_data import TrainingData
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+
+Captions = list[tuple[int, ...]]
+"""The tokens of the captions of an item, with eos."""
 
 END = "<eos>"
 """Appended to every caption that is compared, so that an incomplete one has a lower score (released code)."""
@@ -115,31 +119,38 @@ class SelfCritical(Term[SelfCriticalOptions]):
     @classmethod
     def prepare(cls, options: SelfCriticalOptions, data: TrainingData) -> Prepared:
         samples = [sample for sample in data.samples(options) if sample.captions]
-        known = by_name(samples, "text", "captions to compare with")
-        references = {key: sample.captions for key, sample in known.items()}
+        samples_by_key = by_name(samples, "text", "captions to compare with")
+        references = {key: sample.captions for key, sample in samples_by_key.items()}
         task = read_task(options, options.task, options.changes, data.start_folder)
         data.keep_task(options, options.task, task)
-        return Prepared(task, data.tokenizer, references, CiderReward(references.values(), end=END))
+        reward = CiderReward(references.values(), end=END)
+        return Prepared(task=task, tokenizer=data.tokenizer, references=references, reward=reward)
 
     def outputs(self, passes: Passes) -> Judged:
-        model, batch = passes.model, passes.batch
+        model = passes.model
+        batch = passes.batch
+        captions_by_item = self._search(model, batch)
+        if not any(captions_by_item):
+            raise UserError(
+                f"{self.options.where}: no caption of {batch.keys[0]} was found, as what the model computes is not "
+                "finite; lower optim.lr"
+            )
+        rewards_by_item = self._rewards(batch, captions_by_item)
+        advantages = torch.cat([_advantages(rewards) for rewards in rewards_by_item])
+        captions = [torch.tensor(tokens) for tokens in chain.from_iterable(captions_by_item)]
+        target = pad_sequence(captions, batch_first=True, padding_value=PAD)
+        count_tokens(passes, None, len(real_targets(target)), target.numel(), key=self.key)
         decoder = self._decoder(model)
         device = decoder.token_embed.weight.device
-        written = self._search(model, batch)
-        if not any(written):
-            raise UserError(f"{self.options.where}: no caption of {batch.keys[0]} was found, as what the model "
-                            "computes is not finite; lower optim.lr")  # fmt: skip
-        rows = torch.tensor([item for item, found in enumerate(written) for _ in found], device=device)
-        rewards = self._rewards(batch, written)
-        advantages = torch.cat([(len(own) * own - own.sum()) / max(len(own) - 1, 1) for own in rewards])
-        captions = [torch.tensor(tokens) for found in written for tokens in found]
-        target = pad_sequence(captions, batch_first=True, padding_value=PAD)
         before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
-        count_tokens(passes, None, len(real_targets(target)), target.numel(), key=self.key)
-        logits = decoder(before.to(device), self._encode(model, batch).rows(rows))
+        encoded = self._encode(model, batch).rows(_item_of_each(captions_by_item, device))
+        logits = decoder(before.to(device), encoded)
         lengths = torch.tensor([len(tokens) for tokens in captions])
-        factors = advantages.repeat_interleave(lengths).to(device)
-        return Judged(token_losses(logits, target.to(device)).nll * factors, torch.cat(rewards).to(device))
+        advantage_of_token = advantages.repeat_interleave(lengths).to(device)
+        return Judged(
+            loss=token_losses(logits, target.to(device)).nll * advantage_of_token,
+            reward=torch.cat(rewards_by_item).to(device),
+        )
 
     def loss(self, outputs: Judged, batch: Batch, model: Trained) -> Mapping[str, Tensor | Logged]:
         name = self.options.name
@@ -150,7 +161,9 @@ class SelfCritical(Term[SelfCriticalOptions]):
         return expect(expect(model, Encoder).heads[self.options.head or ""], Caption)
 
     def _decoder(self, model: Trained) -> TextDecoder:
-        return expect(model, Writer).decoder if self.options.head is None else self._head(model).decoder
+        if self.options.head is None:
+            return expect(model, Writer).decoder
+        return self._head(model).decoder
 
     def _encode(self, model: Trained, batch: Batch) -> EncoderOutput:
         if self.options.head is None:
@@ -162,23 +175,41 @@ class SelfCritical(Term[SelfCriticalOptions]):
         return self._head(model).encoded(features)
 
     @torch.no_grad()
-    def _search(self, model: Trained, batch: Batch) -> list[list[tuple[int, ...]]]:
+    def _search(self, model: Trained, batch: Batch) -> list[Captions]:
         """The tokens of the captions of each item, with eos, found in evaluation mode."""
-        options, decoder, training = self.prepared.task.search, self._decoder(model), model.training
+        options = self.prepared.task.search
+        decoder = self._decoder(model)
+        was_training = model.training
         model.eval()
         try:
             state = decoder.start(self._encode(model, batch), options.max_len + 1)
             device = decoder.token_embed.weight.device
-            found = search(decoder.step, state, len(batch.keys), options, device=device)
+            hypotheses_by_item = search(decoder.step, state, len(batch.keys), options, device=device)
         finally:
-            model.train(training)
-        return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in found]
+            model.train(was_training)
+        return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in hypotheses_by_item]
 
-    def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
+    def _rewards(self, batch: Batch, captions_by_item: Sequence[Captions]) -> list[Tensor]:
         """Rewards of the captions of each item."""
-        texts = [self.vocabulary.decode(tokens).strip() for found in written for tokens in found]
-        # An item mixed with another one has a caption made for both.
-        own = [self.prepared.references.get(key, [text]) for key, text in zip(batch.keys, batch.captions, strict=True)]
-        known = [captions for captions, found in zip(own, written, strict=True) for _ in found]
-        rewards = torch.tensor(self.prepared.reward(texts, known), dtype=torch.float32)
-        return list(rewards.split([len(found) for found in written]))
+        texts = [self.vocabulary.decode(tokens).strip() for tokens in chain.from_iterable(captions_by_item)]
+        references: list[list[str]] = []
+        for key, caption, captions in zip(batch.keys, batch.captions, captions_by_item, strict=True):
+            # An item mixed with another one has a caption made for both.
+            references_of_item = self.prepared.references.get(key, [caption])
+            references += [references_of_item] * len(captions)
+        rewards = torch.tensor(self.prepared.reward(texts, references), dtype=torch.float32)
+        return list(rewards.split([len(captions) for captions in captions_by_item]))
+
+
+def _advantages(rewards: Tensor) -> Tensor:
+    """Each reward (N,) of an item's captions minus the mean of the others."""
+    count = len(rewards)
+    return (count * rewards - rewards.sum()) / max(count - 1, 1)
+
+
+def _item_of_each(captions_by_item: Sequence[Captions], device: torch.device) -> Tensor:
+    """Number of the item of each caption (M,)."""
+    items: list[int] = []
+    for item, captions in enumerate(captions_by_item):
+        items += [item] * len(captions)
+    return torch.tensor(items, device=device)
