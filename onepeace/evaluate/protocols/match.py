@@ -151,13 +151,12 @@ class Match(EvaluationProtocol):
 
     def _figures_by_source(self, questions: Sequence[Question], results: Sequence[QueryResult]) -> list[Figure]:
         """Figures of all queries and of those of each source, as far as enough of them are answered."""
-        results_by_source: dict[str, list[QueryResult]] = {"all": list(results)}
-        for name in self.sources:
-            results_by_source[name] = [
-                result for question, result in zip(questions, results, strict=True) if name in question.sources
-            ]
+        results_by_source: dict[str, list[QueryResult]] = {name: [] for name in self.sources}
+        for question, result in zip(questions, results, strict=True):
+            for name in question.sources:
+                results_by_source[name].append(result)
         figures: list[Figure] = []
-        for name, source_results in results_by_source.items():
+        for name, source_results in [("all", results), *results_by_source.items()]:
             num_answered = sum(result.answered for result in source_results)
             if num_answered >= FEWEST:
                 figures += _figures(name, source_results)

@@ -12,7 +12,7 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, results_of
-from onepeace.evaluate.protocols.task_metrics import METRICS, Results
+from onepeace.evaluate.protocols.task_metrics import METRICS, Predictions, Results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,13 @@ class TaskHead(EvaluationProtocol):
                 f"the head {predictor.name} has no labels, so its output cannot be compared with {metric.target}"
             )
         samples = self._read_with_target(root, metric.target)
-        results = self._predict(predictor, samples, top=len(labels) or 1)
-        targets = [sample.targets[metric.target] for sample in samples]
-        figures = metric.figures(results, targets, labels, samples)
+        predictions = Predictions(
+            results=self._predict(predictor, samples, top=len(labels) or 1),
+            targets=[sample.targets[metric.target] for sample in samples],
+            labels=labels,
+            samples=samples,
+        )
+        figures = metric.figures(predictions)
         right = figures[0].per_query
         if self.group is not None and right:
             groups = [sample.targets.get(self.group) for sample in samples]

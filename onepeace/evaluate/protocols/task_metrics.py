@@ -1,8 +1,8 @@
 """The metrics of each task (embed/tasks.py): figures of a head's outputs, given the targets of the samples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,28 @@ from onepeace.processors import ImageProcessor
 
 Results = Sequence[Mapping[str, Any]]
 """Output of the head for each sample."""
-Targets = Sequence[Any]
-"""The same target of each sample."""
-Labels = Sequence[str]
-"""Class names of the head."""
-Samples = Sequence[Sample]
 
 
-def _accuracy(results: Results, targets: Targets, labels: Labels, _: Samples) -> list[Figure]:
-    for target in targets:
+class Predictions(NamedTuple):
+    """What a head predicts for n samples, and what that is compared with."""
+
+    results: Results
+    """(n)"""
+    targets: Sequence[Any]
+    """(n) targets of the name that the metric needs."""
+    labels: Sequence[str]
+    """Class names of the head; empty if it has none."""
+    samples: Sequence[Sample]
+    """(n)"""
+
+
+def _accuracy(predictions: Predictions) -> list[Figure]:
+    labels = predictions.labels
+    for target in predictions.targets:
         if labels and target not in labels:
             raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
     ranks = []
-    for result, target in zip(results, targets, strict=True):
+    for result, target in zip(predictions.results, predictions.targets, strict=True):
         ranked_labels = [entry["label"] for entry in result["labels"]]
         ranks.append(ranked_labels.index(target) + 1)
     at = [1]
@@ -38,7 +47,8 @@ def _accuracy(results: Results, targets: Targets, labels: Labels, _: Samples) ->
     return accuracies(ranks, at, len(labels))
 
 
-def _tags(results: Results, targets: Targets, labels: Labels, _: Samples) -> list[Figure]:
+def _tags(predictions: Predictions) -> list[Figure]:
+    results, targets, labels, _ = predictions
     rows = {label: row for row, label in enumerate(labels)}
     scores = np.zeros((len(labels), len(results)))
     for column, result in enumerate(results):
@@ -50,9 +60,10 @@ def _tags(results: Results, targets: Targets, labels: Labels, _: Samples) -> lis
     return [mean_average_precision(scores, correct)]
 
 
-def _answers(results: Results, targets: Targets, labels: Labels, samples: Samples) -> list[Figure]:
+def _answers(predictions: Predictions) -> list[Figure]:
     """VQA accuracy: the score of the answer in the target (released code), or with the answers of ten annotators the
     official one."""
+    results, targets, labels, samples = predictions
     scores = []
     for result, target, sample in zip(results, targets, samples, strict=True):
         annotations = sample.targets.get("annotations")
@@ -71,14 +82,16 @@ def _official_vqa_score(answer: str, annotations: Sequence[str]) -> float:
     return float(np.mean(scores))
 
 
-def _boxes(results: Results, targets: Targets, _: Labels, samples: Samples) -> list[Figure]:
-    sizes = _sizes_in_pixels(samples)
-    boxes = [_relative(result["box"], size) for result, size in zip(results, sizes, strict=True)]
-    references = np.array(targets, dtype=np.float64)
+def _boxes(predictions: Predictions) -> list[Figure]:
+    boxes = []
+    sizes = _sizes_in_pixels(predictions.samples)
+    for result, size in zip(predictions.results, sizes, strict=True):
+        boxes.append(_relative(result["box"], size))
+    references = np.array(predictions.targets, dtype=np.float64)
     overlaps = box_iou(np.array(boxes), references)
     # The chance level is a box around the whole picture.
-    whole_pictures = np.tile([0.0, 0.0, 1.0, 1.0], (len(targets), 1))
-    chance_overlaps = box_iou(whole_pictures, references)
+    whole_picture = np.array([0.0, 0.0, 1.0, 1.0])
+    chance_overlaps = box_iou(np.tile(whole_picture, (len(references), 1)), references)
     right = (overlaps >= 0.5).astype(float)
     return [
         Figure.mean_of("accuracy at IoU 0.5", right, float((chance_overlaps >= 0.5).mean())),
@@ -86,24 +99,27 @@ def _boxes(results: Results, targets: Targets, _: Labels, samples: Samples) -> l
     ]
 
 
-def _detections(results: Results, targets: Targets, _: Labels, samples: Samples) -> list[Figure]:
+def _detections(predictions: Predictions) -> list[Figure]:
+    sizes = _sizes_in_pixels(predictions.samples)
     predicted_boxes = []
-    for result, size in zip(results, _sizes_in_pixels(samples), strict=True):
-        boxes = [(tuple(_relative(box["box"], size)), box["label"], box["score"]) for box in result["boxes"]]
+    for result, size in zip(predictions.results, sizes, strict=True):
+        boxes = []
+        for box in result["boxes"]:
+            corners = tuple(_relative(box["box"], size))
+            boxes.append((corners, box["label"], box["score"]))
         predicted_boxes.append(boxes)
     target_boxes = []
-    for corners_of_boxes, sample in zip(targets, samples, strict=True):
+    for corners_of_boxes, sample in zip(predictions.targets, predictions.samples, strict=True):
         box_labels = sample.targets["box_labels"]
-        objects = [(tuple(corners), label) for corners, label in zip(corners_of_boxes, box_labels, strict=True)]
-        target_boxes.append(objects)
+        target_boxes.append(list(zip(map(tuple, corners_of_boxes), box_labels, strict=True)))
     average, average_at_half = detections.box_ap(predicted_boxes, target_boxes)
     return [
-        Figure("box AP", average, 0.0, len(results)),
-        Figure("box AP50", average_at_half, 0.0, len(results)),
+        Figure("box AP", average, chance=0.0, n=len(predicted_boxes)),
+        Figure("box AP50", average_at_half, chance=0.0, n=len(predicted_boxes)),
     ]
 
 
-def _sizes_in_pixels(samples: Samples) -> list[tuple[int, int]]:
+def _sizes_in_pixels(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     """Width and height of each sample's picture."""
     processor = ImageProcessor()
     return [processor.size_in_pixels(sample.inputs["image"]) for sample in samples]
@@ -115,34 +131,42 @@ def _relative(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float64
     return np.array(box) / [width, height, width, height]
 
 
-def _choices(results: Results, targets: Targets, _: Labels, __: Samples) -> list[Figure]:
-    right = [float(result["number"] == target) for result, target in zip(results, targets, strict=True)]
-    guessed = [1 / len(result["scores"]) for result in results]
-    return [Figure.mean_of("accuracy", right, float(np.mean(guessed)))]
+def _choices(predictions: Predictions) -> list[Figure]:
+    right = []
+    chances = []
+    for result, target in zip(predictions.results, predictions.targets, strict=True):
+        right.append(float(result["number"] == target))
+        chances.append(1 / len(result["scores"]))
+    return [Figure.mean_of("accuracy", right, float(np.mean(chances)))]
 
 
-def _events(results: Results, targets: Targets, _: Labels, __: Samples) -> list[Figure]:
+def _events(predictions: Predictions) -> list[Figure]:
     predicted_events = []
-    for result in results:
+    for result in predictions.results:
         events = [(event["onset"], event["offset"], event["label"]) for event in result["events"]]
         predicted_events.append(events)
-    target_events = [[tuple(event) for event in target] for target in targets]
+    target_events = [[tuple(event) for event in target] for target in predictions.targets]
     f1 = detections.event_f1(predicted_events, target_events)
-    return [Figure("event F1", f1, 0.0, len(results))]
+    return [Figure("event F1", f1, chance=0.0, n=len(predicted_events))]
 
 
-def _masks(results: Results, targets: Targets, labels: Labels, samples: Samples) -> list[Figure]:
-    # A generator: the masks of a whole set may not fit into memory.
-    masks = (
-        (result["mask"], detections.read_mask(target, sample.key))
-        for result, target, sample in zip(results, targets, samples, strict=True)
-    )
-    mean_iou, pixel_accuracy = detections.mean_iou(masks, len(labels))
+def _masks(predictions: Predictions) -> list[Figure]:
+    num_classes = len(predictions.labels)
+    num_pictures = len(predictions.results)
+    mean_iou, pixel_accuracy = detections.mean_iou(_mask_pairs(predictions), num_classes)
     # Chance levels of uniform guesses if all classes have equally many pixels.
+    chance_iou = 1 / (2 * num_classes - 1)
     return [
-        Figure("mIoU", mean_iou, 1 / (2 * len(labels) - 1), len(results)),
-        Figure("pixel accuracy", pixel_accuracy, 1 / len(labels), len(results)),
+        Figure("mIoU", mean_iou, chance_iou, num_pictures),
+        Figure("pixel accuracy", pixel_accuracy, 1 / num_classes, num_pictures),
     ]
+
+
+def _mask_pairs(predictions: Predictions) -> Iterator[tuple[NDArray, NDArray]]:
+    """Predicted and right mask of each picture, one after another: those of a whole set may not fit into memory."""
+    results, targets, _, samples = predictions
+    for result, target, sample in zip(results, targets, samples, strict=True):
+        yield result["mask"], detections.read_mask(target, sample.key)
 
 
 @dataclass(frozen=True)
@@ -151,7 +175,7 @@ class Metric:
 
     target: str
     """Name of the target that each sample must have."""
-    figures: Callable[[Results, Targets, Labels, Samples], list[Figure]]
+    figures: Callable[[Predictions], list[Figure]]
     named: bool = True
     """Whether the results contain class names, which requires labels in the head."""
 
