@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 UTILISATION = 0.4
 """Share of a card's peak that computation reaches. torchtitan reports 0.33 to 0.39 of an H100's for Llama 3.1 8B under
 FSDP2 on 8 and on 128 GPUs (benchmarks/llama3_h100_202412_torchtitan.md), and up to 0.58 of an A100's."""
-READER_ITEMS = 350
-"""Items that one worker of the reader builds per second; see docs/results/data.md."""
+READER_ITEMS = 365
+"""Items that one worker of the reader builds per second, photographs with a caption (docs/results/data.md)."""
 RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
 """Times that each byte goes over a link of every process, but for a share of 1 / processes (NCCL's ring)."""
 

@@ -27,7 +27,6 @@ from onepeace.train.initial_weights import make_model
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe
-from onepeace.train.sections import RunConfig
 
 MARGIN = 1.1
 """Factor on the counted memory."""
@@ -91,7 +90,7 @@ def _plan(recipe: Recipe, config: Config, processes: int, card: Card, per_machin
     model = planned_model(recipe, config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recipe = replace(recipe, run=_with_sharding(recipe, model, card, min(per_machine, processes)))
+    recipe = _with_sharding(recipe, model, card, min(per_machine, processes))
     batches = [_share(recipe, config, model, source, processes) for source in recipe.data.modalities]
     with torch.device("meta"):
         objective = synthetic_objective(recipe, model, max((batch.keys for batch in batches), key=len))
@@ -125,11 +124,13 @@ def planned_model(recipe: Recipe, config: Config) -> Trained:
     return model
 
 
-def _with_sharding(recipe: Recipe, model: Trained, card: Card, per_machine: int) -> RunConfig:
-    """The recipe's ``run``, with what depends on the machine: processes that share a copy, and gathered weights."""
+def _with_sharding(recipe: Recipe, model: Trained, card: Card, per_machine: int) -> Recipe:
+    """The recipe with what sharding would choose by the machine: processes that share a copy, and kept weights."""
     run = recipe.run
+    if run.parallel != "fsdp":
+        return recipe
     keep_gathered = parallel.keeps_gathered(model.sharding_units(), run.keep_gathered, card.memory)
-    return replace(run, shard=run.shard or per_machine, keep_gathered=keep_gathered)
+    return replace(recipe, run=replace(run, shard=run.shard or per_machine, keep_gathered=keep_gathered))
 
 
 def _share(recipe: Recipe, config: Config, model: Trained, source: str, processes: int) -> Batch:
