@@ -57,10 +57,7 @@ def _num_matched(predicted: Sequence[Event], targets: Sequence[Event]) -> int:
     """Number of pairs in a maximum matching of the events that fit each other."""
     sparse = need("scipy.sparse", "eval")
     csgraph = need("scipy.sparse.csgraph", "eval")
-    fits = np.zeros((len(predicted), len(targets)), dtype=np.int8)
-    for row, event in enumerate(predicted):
-        for column, target in enumerate(targets):
-            fits[row, column] = _fits(event, target)
+    fits = np.array([[_fits(event, target) for target in targets] for event in predicted], dtype=np.int8)
     if not fits.any():
         return 0
     matches = csgraph.maximum_bipartite_matching(sparse.csr_array(fits), perm_type="column")

@@ -55,8 +55,8 @@ def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDAr
     A query without any correct candidate gets rank M + 1: a miss at every k.
     """
     scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
-    correct_scores = np.where(correct & ~np.isnan(scores), scores, -np.inf)
-    best = correct_scores.max(axis=1, initial=-np.inf, keepdims=True)
+    eligible = correct & ~np.isnan(scores)
+    best = np.where(eligible, scores, -np.inf).max(axis=1, initial=-np.inf, keepdims=True)
     not_below = ~(scores < best)  # NaN is not below
     ranks = 1 + (~correct & not_below).sum(axis=1)
     miss = scores.shape[1] + 1
@@ -92,8 +92,7 @@ def precisions_at(scores: Values, query_ids: Values, candidate_ids: Values, k: i
     Arguments as in best_ranks. Among equal scores the wrong candidates come first.
     """
     scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
-    scores = _without_nan(scores, correct)
-    order = np.lexsort((correct, -scores), axis=1)
+    order = np.lexsort((correct, -_without_nan(scores, correct)), axis=1)
     first_correct = np.take_along_axis(correct, order[:, :k], axis=1)
     return first_correct.mean(axis=1)
 
