@@ -15,7 +15,10 @@ from typing import TypeAlias
 from onepeace.errors import UserError
 from onepeace.generative.search import Hypothesis
 from onepeace.generative.tasks import Task
-from onepeace.generative.vocabulary import Vocabulary
+from onepeace.generative.vocabulary import Size, Vocabulary
+
+Corners: TypeAlias = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels of the original picture."""
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -40,8 +43,8 @@ class Text:
 class Box:
     """Bounding box of an object."""
 
-    box: tuple[float, float, float, float]
-    """x0, y0, x1, y1 in pixels of the original picture, within it."""
+    box: Corners
+    """Within the picture."""
     score: float
     confidence: float
 
@@ -69,7 +72,7 @@ class Choice:
 class Objects:
     """Objects that were found, with their boxes."""
 
-    objects: tuple[tuple[str, tuple[float, float, float, float]], ...]
+    objects: tuple[tuple[str, Corners], ...]
     """Label and box (as in `Box`) of each object, in the order of the answer."""
     score: float
     confidence: float
@@ -84,14 +87,14 @@ def read_answer(
     vocabulary: Vocabulary,
     *,
     prefix: int = 0,
-    size: tuple[int, int] = (1, 1),
-    resized: tuple[int, int] = (1, 1),
+    size: Size = (1, 1),
+    resized: Size = (1, 1),
 ) -> Answer:
     """Convert the tokens of a hypothesis to an answer.
 
     Args:
         prefix: number of tokens in front of the answer.
-        size, resized: width and height of the original picture, and of the one that the model reads.
+        size, resized: sizes of the original picture, and of the one that the model reads.
     """
     ids = hypothesis.tokens[prefix:-1]
     score = hypothesis.score
@@ -120,21 +123,27 @@ def _confidence(hypothesis: Hypothesis, task: Task, prefix: int) -> float:
     return exp(sum(log_probs) / len(log_probs))
 
 
-def _read_box(
-    bins: Sequence[int], vocabulary: Vocabulary, size: tuple[int, int], resized: tuple[int, int]
-) -> tuple[float, float, float, float]:
+def _read_box(bins: Sequence[int], vocabulary: Vocabulary, size: Size, resized: Size) -> Corners:
     """x0, y0, x1, y1 in pixels of the original picture, clipped to it and in order."""
     width, height = size
     corners = vocabulary.box_of(bins, size, resized)
-    x0, x1 = sorted(min(max(x, 0.0), float(width)) for x in corners[0::2])
-    y0, y1 = sorted(min(max(y, 0.0), float(height)) for y in corners[1::2])
+    x0, x1 = sorted(_clip(x, width) for x in corners[0::2])
+    y0, y1 = sorted(_clip(y, height) for y in corners[1::2])
     return x0, y0, x1, y1
+
+
+def _clip(corner: float, side: int) -> float:
+    return min(max(corner, 0.0), float(side))
 
 
 def _split_objects(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[Sequence[int], list[int]]]:
     """The bins and the words of each object: four bins, and the words up to the next bin. Other tokens are ignored."""
     is_bin = [token in vocabulary.bins for token in ids]
-    starts = [i for i in range(len(ids)) if is_bin[i] and (i == 0 or not is_bin[i - 1])]
+    starts = []
+    for position in range(len(ids)):
+        follows_bin = position > 0 and is_bin[position - 1]
+        if is_bin[position] and not follows_bin:
+            starts.append(position)
     for start, stop in pairwise([*starts, len(ids)]):
         label = [token for token in ids[start + 4 : stop] if token < vocabulary.num_words]
         if label and all(is_bin[start : start + 4]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from onepeace.errors import UserError
 from onepeace.files.source import describe
 from onepeace.generative.tasks import Task
-from onepeace.generative.vocabulary import Vocabulary
+from onepeace.generative.vocabulary import Size, Vocabulary
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import BOS, EOS
@@ -21,10 +21,10 @@ from onepeace.processors.tokenizer import BOS, EOS
 class PictureSizes(NamedTuple):
     """Sizes of a picture, for its boxes."""
 
-    size: tuple[int, int] = (1, 1)
-    """Width and height of the original picture."""
-    resized: tuple[int, int] = (1, 1)
-    """Width and height of the picture that the model reads."""
+    size: Size = (1, 1)
+    """Size of the original picture."""
+    resized: Size = (1, 1)
+    """Size of the picture that the model reads."""
 
 
 class DecodedItem(NamedTuple):
@@ -78,7 +78,9 @@ class ItemDecoder:
                 size = processor.size_in_pixels(values["image"])
                 picture = PictureSizes(size, resized=(processor.width, processor.height))
         source, prefix = self._prompt(values, picture)
-        is_silent = modality == "audio" and sample is not None and bool(sample.min() == sample.max())
+        is_silent = False
+        if modality == "audio" and sample is not None:
+            is_silent = bool(sample.min() == sample.max())
         return DecodedItem(
             ids=[BOS, *source, EOS],
             modality=modality,
@@ -109,7 +111,9 @@ class ItemDecoder:
         prefix: list[int] = []
         if self.reads_words:
             source, prefix = self.task.ids(self.vocabulary, values)
-        if max(len(source) + 2, len(prefix) + self.longest_answer + 1) > self.num_positions:
+        num_read = len(source) + 2  # with bos and eos
+        num_written = 1 + len(prefix) + self.longest_answer
+        if max(num_read, num_written) > self.num_positions:
             raise UserError(
                 f"its text has {len(source)} tokens and its answer up to {self.longest_answer}; "
                 f"the model has {self.num_positions} places"

@@ -112,10 +112,10 @@ def score_answers(
         prefixes = [()] * num_sources
     scores = torch.zeros(num_sources, trie.root.num_answers, dtype=torch.float64)
     if trie.root.num_answers > 1:
-        sources = [
-            _Row(source=source, token=BOS, node=trie.root, total=0.0, parent=source) for source in range(num_sources)
-        ]
-        _Scoring(step, prefixes, max_rows, device, scores).follow(sources, state, length=0)
+        rows = []
+        for source in range(num_sources):
+            rows.append(_Row(source=source, token=BOS, node=trie.root, total=0.0, parent=source))
+        _Scoring(step, prefixes, max_rows, device, scores).follow(rows, state, length=0)
     return scores
 
 
@@ -174,7 +174,8 @@ def _log_probabilities(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[
 
     Values after a row's tokens are undefined.
     """
-    ids = pad_sequence([torch.tensor(row) for row in tokens], batch_first=True, padding_value=-1).to(logits.device)
+    rows = [torch.tensor(row) for row in tokens]
+    ids = pad_sequence(rows, batch_first=True, padding_value=-1).to(logits.device)
     logits = logits.gather(1, ids.clamp(min=0))
     logits = logits.masked_fill(ids < 0, -torch.inf)
     return logits.log_softmax(1).tolist()

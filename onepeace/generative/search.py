@@ -116,6 +116,7 @@ def search(
     """
     if prefixes is None:
         prefixes = [()] * num_sources
+    rules = _Rules(options, prefixes, allowed)
     live = [_Live(source=source, parent=source) for source in range(num_sources)]
     finished: list[list[Hypothesis]] = [[] for _ in range(num_sources)]
     num_rows = num_sources
@@ -126,7 +127,7 @@ def search(
         num_rows = len(live)
         newest = [hypothesis.tokens[-1] if hypothesis.tokens else BOS for hypothesis in live]
         logits = step(torch.tensor(newest, device=device), state).float()
-        log_probs = _log_probabilities(logits, live, prefixes, options, allowed)
+        log_probs = rules.log_probabilities(logits, live)
         candidates_by_source = _candidates(log_probs, live, options.beam)
         live = []
         for source, candidates in candidates_by_source.items():
@@ -134,49 +135,52 @@ def search(
     return [sorted(hypotheses, key=lambda hypothesis: -hypothesis.score) for hypotheses in finished]
 
 
-def _log_probabilities(
-    logits: Tensor,
-    live: Sequence[_Live],
-    prefixes: Sequence[Sequence[int]],
-    options: SearchOptions,
-    allowed: Allowed | None,
-) -> Tensor:
-    """Log-probabilities (N, V), -inf for tokens that must not come next."""
-    logits = logits / options.temperature
-    if allowed is not None:
-        logits = logits.masked_fill(_blocked(logits, live, prefixes, allowed), -torch.inf)
-    log_probs = logits.log_softmax(1).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    log_probs[:, PAD] = -torch.inf
-    for row, hypothesis in enumerate(live):
-        _restrict(log_probs[row], hypothesis.tokens, prefixes[hypothesis.source], options)
-    return log_probs
+@dataclass(frozen=True)
+class _Rules:
+    """Rules for the token that follows a hypothesis; arguments as in `search`."""
 
+    options: SearchOptions
+    prefixes: Sequence[Sequence[int]]
+    allowed: Allowed | None
 
-def _restrict(log_probs: Tensor, tokens: tuple[int, ...], prefix: Sequence[int], options: SearchOptions) -> None:
-    """Set the log-probabilities (V,) to -inf, in place, of what must not follow `tokens`."""
-    length = len(tokens)
-    if length < len(prefix):
-        _only(log_probs, prefix[length])
-        return
-    if length < options.min_len:
-        log_probs[EOS] = -torch.inf
-    if length == len(prefix) + options.max_len:
-        _only(log_probs, EOS)
-    repeats = _repeats((BOS, *tokens), options.no_repeat_ngram)
-    if repeats:
-        log_probs[repeats] = -torch.inf
+    def log_probabilities(self, logits: Tensor, live: Sequence[_Live]) -> Tensor:
+        """Log-probabilities (N, V), -inf for tokens that must not come next."""
+        logits = logits / self.options.temperature
+        if self.allowed is not None:
+            logits = logits.masked_fill(self._blocked(logits, live, self.allowed), -torch.inf)
+        log_probs = logits.log_softmax(1)
+        log_probs.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        log_probs[:, PAD] = -torch.inf
+        for row, hypothesis in enumerate(live):
+            self._restrict(log_probs[row], hypothesis)
+        return log_probs
 
+    def _restrict(self, log_probs: Tensor, hypothesis: _Live) -> None:
+        """Set log-probabilities (V,) to -inf, in place, by the prefix, the lengths and the n-grams."""
+        tokens = hypothesis.tokens
+        prefix = self.prefixes[hypothesis.source]
+        length = len(tokens)
+        if length < len(prefix):
+            _only(log_probs, prefix[length])
+            return
+        if length < self.options.min_len:
+            log_probs[EOS] = -torch.inf
+        if length == len(prefix) + self.options.max_len:
+            _only(log_probs, EOS)
+        repeats = _repeats((BOS, *tokens), self.options.no_repeat_ngram)
+        if repeats:
+            log_probs[repeats] = -torch.inf
 
-def _blocked(logits: Tensor, live: Sequence[_Live], prefixes: Sequence[Sequence[int]], allowed: Allowed) -> Tensor:
-    """Mask (N, V) of the ids that `allowed` excludes; within a prefix none is excluded."""
-    blocked = torch.zeros_like(logits, dtype=torch.bool)
-    for row, hypothesis in enumerate(live):
-        prefix_length = len(prefixes[hypothesis.source])
-        if len(hypothesis.tokens) >= prefix_length:
-            allowed_ids = torch.as_tensor(allowed(hypothesis.tokens[prefix_length:]), device=logits.device)
-            blocked[row] = True
-            blocked[row, allowed_ids] = False
-    return blocked
+    def _blocked(self, logits: Tensor, live: Sequence[_Live], allowed: Allowed) -> Tensor:
+        """Mask (N, V) of the ids that `allowed` excludes; within a prefix none is excluded."""
+        blocked = torch.zeros_like(logits, dtype=torch.bool)
+        for row, hypothesis in enumerate(live):
+            prefix_length = len(self.prefixes[hypothesis.source])
+            if len(hypothesis.tokens) >= prefix_length:
+                answer = hypothesis.tokens[prefix_length:]
+                blocked[row] = True
+                blocked[row, torch.as_tensor(allowed(answer), device=logits.device)] = False
+        return blocked
 
 
 def _only(log_probs: Tensor, token: int) -> None:
@@ -191,7 +195,8 @@ def _repeats(tokens: tuple[int, ...], n: int) -> list[int]:
     if not 0 < n <= len(tokens):
         return []
     newest = tokens[len(tokens) - n + 1 :]
-    ngrams = (tokens[start : start + n] for start in range(len(tokens) - n + 1))
+    num_ngrams = len(tokens) - n + 1
+    ngrams = (tokens[start : start + n] for start in range(num_ngrams))
     return [ngram[-1] for ngram in ngrams if ngram[:-1] == newest and ngram[-1] != EOS]
 
 

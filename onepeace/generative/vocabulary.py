@@ -8,7 +8,7 @@ lack any of the three.
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SYMBOL = re.compile(r" ?<(?:(?P<mask>mask)|(?P<family>code|bin)_(?P<number>\d+))>")
 """A symbol in a text. A space in front of it only separates it: symbols never pass through the tokenizer."""
 WHITE = re.compile(r"\s{2,}")
+
+
+Size: TypeAlias = tuple[int, int]
+"""Width and height of a picture in pixels."""
 
 
 class Vocabulary:
@@ -83,13 +87,13 @@ class Vocabulary:
                 text += "".join(map(self._name, group))
         return text
 
-    def bins_of(self, box: Sequence[float], size: tuple[int, int], resized: tuple[int, int]) -> list[int]:
+    def bins_of(self, box: Sequence[float], size: Size, resized: Size) -> list[int]:
         """Ids of the four bins of a box.
 
         Args:
             box: x0, y0, x1, y1 in pixels of a picture.
-            size: width and height of this picture.
-            resized: width and height of the picture that the model reads.
+            size: size of this picture.
+            resized: size of the picture that the model reads.
         """
         last_bin = self._last_bin()
         x_scale, y_scale = (new / old / self.box_side * last_bin for new, old in zip(resized, size, strict=True))
@@ -100,7 +104,7 @@ class Vocabulary:
             raise UserError(f"the box {list(box)} lies outside of its picture of {size[0]} x {size[1]} pixels")
         return [self.bins.start + number for number in numbers]
 
-    def box_of(self, ids: Sequence[int], size: tuple[int, int], resized: tuple[int, int]) -> list[float]:
+    def box_of(self, ids: Sequence[int], size: Size, resized: Size) -> list[float]:
         """x0, y0, x1, y1 in pixels of a picture, from the ids of four bins; not clipped. Arguments: see `bins_of`.
 
         ValueError if they are not four bins.

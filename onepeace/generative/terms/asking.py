@@ -19,7 +19,7 @@ from onepeace.generative.answers import PUNCTUATION
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import FILE, Task, read_tasks
-from onepeace.generative.vocabulary import Vocabulary
+from onepeace.generative.vocabulary import Size, Vocabulary
 from onepeace.losses import real_targets
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.term import TermOptions
@@ -156,6 +156,7 @@ class Asking:
         ids = _padded([item.source for item in items])
         written = _padded([item.written() for item in items])
         target = _padded([item.target() for item in items])
+        num_read = sum(len(item.source) for item in items)
         allowed = None
         if trie is not None:
             allowed = torch.zeros(*written.shape, len(self.vocabulary), dtype=torch.bool)
@@ -166,15 +167,17 @@ class Asking:
             target=target,
             weights=torch.tensor([item.weight for item in items]),
             real=real_targets(target),
-            num_tokens=sum(len(item.source) for item in items) + int((written != PAD).sum()),
+            num_tokens=num_read + int((written != PAD).sum()),
             allowed=allowed,
         )
 
-    def _ask(self, values: Mapping[str, Any], size: tuple[int, int]) -> _AskedItem:
+    def _ask(self, values: Mapping[str, Any], size: Size) -> _AskedItem:
         """The tokens of an item. UserError if they are too many."""
         source, prefix = self._question(values, size)
         answer, weight = self._answer(values, size)
-        num_tokens = max(len(source) + 2, len(prefix) + len(answer) + 1)
+        num_read = len(source) + 2  # with bos and eos
+        num_written = 1 + len(prefix) + len(answer)
+        num_tokens = max(num_read, num_written)
         if num_tokens > self.num_positions:
             raise UserError(f"{num_tokens} tokens, and the model has {self.num_positions} places; lower max_words")
         return _AskedItem(source=[BOS, *source, EOS], prefix=prefix, answer=answer, weight=weight)
@@ -200,10 +203,11 @@ class Asking:
         if not self.options.swap or count < 2:
             return captions
         is_swapped = (torch.rand(count) < self.options.swap).tolist()
-        partners = ((torch.arange(count) + torch.randint(1, count, (count,))) % count).tolist()
+        distances = torch.randint(1, count, (count,))
+        partners = ((torch.arange(count) + distances) % count).tolist()
         return [captions[partners[i] if is_swapped[i] else i] for i in range(count)]
 
-    def _question(self, values: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    def _question(self, values: Mapping[str, Any], size: Size) -> tuple[list[int], list[int]]:
         """The tokens of the source, and those that the decoder starts with."""
         fields = dict(values)
         if self.options.mask_share:
@@ -212,7 +216,7 @@ class Asking:
             fields["box"] = self.vocabulary.decode(self._bins(values["box"], size))
         return self.task.ids(self.vocabulary, fields)
 
-    def _answer(self, values: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[int], float]:
+    def _answer(self, values: Mapping[str, Any], size: Size) -> tuple[list[int], float]:
         """The tokens of the answer, none if the item has none, and its weight."""
         value = values.get(self.options.writes)
         if value is None:
@@ -225,7 +229,7 @@ class Asking:
             return self._best_answer(value)
         return self._words(value), 1.0
 
-    def _objects(self, boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[int, int]) -> list[int]:
+    def _objects(self, boxes: Sequence[Sequence[float]], labels: Sequence[str], size: Size) -> list[int]:
         """Four bins and the words of each object."""
         ids = []
         for box, label in zip(boxes, labels, strict=True):
@@ -235,7 +239,9 @@ class Asking:
 
     def _best_answer(self, scores: Mapping[str, float]) -> tuple[list[int], float]:
         """The answer with the highest score, and its weight; none if no answer is among the choices (rare ones)."""
-        candidates = {answer: score for answer, score in scores.items() if self.labels is None or answer in self.labels}
+        candidates = dict(scores)
+        if self.labels is not None:
+            candidates = {answer: score for answer, score in scores.items() if answer in self.labels}
         if not candidates:
             return [], 1.0
         best = max(candidates, key=candidates.__getitem__)
@@ -255,7 +261,7 @@ class Asking:
             return []
         return self.vocabulary.encode(f" {words}")
 
-    def _bins(self, box: Sequence[float], size: tuple[int, int]) -> list[int]:
+    def _bins(self, box: Sequence[float], size: Size) -> list[int]:
         """Bins of a box in relative coordinates, for a picture that the model reads at this width and height."""
         return self.vocabulary.bins_of(box, (1, 1), size)
 
@@ -265,7 +271,7 @@ class Asking:
         return self.task.labels
 
 
-def _picture_size(batch: Batch) -> tuple[int, int]:
+def _picture_size(batch: Batch) -> Size:
     """Width and height of the pictures of a batch; (1, 1) if it has none."""
     for inputs in batch.inputs.values():
         for tensor in inputs.values():

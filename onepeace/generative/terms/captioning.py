@@ -61,8 +61,8 @@ class Captioning(Supervised[CaptioningOptions]):
     def outputs(self, passes: Passes) -> TokenLosses:
         head = expect(passes.encoder.heads[self.options.head], Caption)
         ids = passes.batch.inputs["text"]["ids"][:, : head.options.max_tokens]
-        before = F.pad(ids[:, :-1], (1, 0), value=BOS)
-        logits = head(passes.unimodal(self.options.one_modality()), before)
+        written = F.pad(ids[:, :-1], (1, 0), value=BOS)
+        logits = head(passes.unimodal(self.options.one_modality()), written)
         lengths = np.minimum(passes.batch.lengths["text"] - 1, head.options.max_tokens)
         real = upload(real_tokens(lengths), ids.device)
         return token_losses(logits, ids, real=real, label_smoothing=self.options.label_smoothing)

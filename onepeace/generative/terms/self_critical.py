@@ -142,9 +142,9 @@ class SelfCritical(Term[SelfCriticalOptions]):
         count_tokens(passes, None, len(real_targets(target)), target.numel(), key=self.key)
         decoder = self._decoder(model)
         device = decoder.token_embed.weight.device
-        before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
+        written = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
         encoded = self._encode(model, batch).rows(_item_of_each(captions_by_item, device))
-        logits = decoder(before.to(device), encoded)
+        logits = decoder(written.to(device), encoded)
         lengths = torch.tensor([len(tokens) for tokens in captions])
         advantage_of_token = advantages.repeat_interleave(lengths).to(device)
         return Judged(
@@ -167,11 +167,13 @@ class SelfCritical(Term[SelfCriticalOptions]):
 
     def _encode(self, model: Trained, batch: Batch) -> EncoderOutput:
         if self.options.head is None:
+            writer = expect(model, Writer)
             prompt = self.vocabulary.encode(self.prepared.task.source({}))
-            ids = torch.tensor([[BOS, *prompt, EOS]], device=self._decoder(model).token_embed.weight.device)
-            return expect(model, Writer).encode(ids.expand(len(batch.keys), -1), pixels_of(batch))
+            ids = torch.tensor([[BOS, *prompt, EOS]], device=writer.decoder.token_embed.weight.device)
+            return writer.encode(ids.expand(len(batch.keys), -1), pixels_of(batch))
         encoder = expect(model, Encoder)
-        features = encoder.encode(encoder.stems({self.key: batch.inputs[self.key]}))[self.key]
+        stems = encoder.stems({self.key: batch.inputs[self.key]})
+        features = encoder.encode(stems)[self.key]
         return self._head(model).encoded(features)
 
     @torch.no_grad()
