@@ -33,74 +33,102 @@ def base(root, tmp_path_factory):
 
 
 def adapted(root, base, out, steps=8, lora=(), freeze=TRAINED, run=(), model=()):
-    lora = {"rank": 4, "alpha": 32, "dropout": 0.3, "targets": TARGETS, **dict(lora)}
-    run = {"batch_size": 8, "log_every": 2, "save_every": 3, **dict(run)}
-    model = {"from": str(base), **dict(model)}
-    return recipe(root, out, steps=steps, run=run, model=model, freeze=freeze, lora=lora, optim={"lr": 1e-2})
+    """A recipe that trains adapters of the model ``base``."""
+    return recipe(
+        root,
+        out,
+        steps=steps,
+        run={"batch_size": 8, "log_every": 2, "save_every": 3, **dict(run)},
+        model={"from": str(base), **dict(model)},
+        freeze=freeze,
+        lora={"rank": 4, "alpha": 32, "dropout": 0.3, "targets": TARGETS, **dict(lora)},
+        optim={"lr": 1e-2},
+    )
 
 
-def test_a_run_that_is_cut_off_goes_on_to_the_bit(root, base, tmp_path):
-    run, model = {"ema": 0.9, "recompute": "blocks"}, {"drop_path": 0.3}
+def lines_of(folder):
+    """The log of a run, without the step after which the other was cut off."""
+    return [line for line in logged(folder) if line["step"] != 4]
 
-    def make(name):
-        return adapted(root, base, tmp_path / name, run=run, model=model)
+
+def test_resume_is_exact_to_the_bit(root, base, tmp_path):
+    fields = {"run": {"ema": 0.9, "recompute": "blocks"}, "model": {"drop_path": 0.3}}
+
+    def make(name, **changes):
+        return adapted(root, base, tmp_path / name, **fields, **changes)
 
     whole = loop.train(make("whole"))
     loop.train(make("cut"), stop_at=5)  # saved after 3: steps 4 and 5 are done again
-    assert_same_weights(loop.train(make("cut")), whole)
-    lines = [[line for line in logged(tmp_path / name) if line["step"] != 4] for name in ("whole", "cut")]
-    assert lines[0] == lines[1]
-    assert [line["step"] for line in lines[0]] == [2, 6, 8]
-    adapters = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "cut")]
-    assert adapters[0].keys() == adapters[1].keys()
-    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    resumed = loop.train(make("cut"))
+    assert_same_weights(resumed, whole)
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "cut")
+    assert [line["step"] for line in lines_of(tmp_path / "whole")] == [2, 6, 8]
+    first = load_file(tmp_path / "whole/adapter/adapter_model.safetensors")
+    second = load_file(tmp_path / "cut/adapter/adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
     with pytest.raises(UserError, match="another lora"):
-        loop.train(adapted(root, base, tmp_path / "cut", lora={"rank": 8}, run=run, model=model))
+        loop.train(make("cut", lora={"rank": 8}))
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
-def test_the_model_is_written_merged_and_its_adapters_alone(root, base, tmp_path, ema):
-    wanted = adapted(root, base, tmp_path, freeze=(), run={"ema": ema})
-    folder = loop.train(wanted)
-    before, after = (load_file(path / "model.safetensors") for path in (base, folder))
-    assert {name: tuple(tensor.shape) for name, tensor in after.items()} == expected(make_config(wanted))
+@pytest.fixture(scope="module", params=[None, 0.5], ids=["weights", "average"])
+def trained(request, root, base, tmp_path_factory):
+    """Folder of a run that trained only adapters, with and without averaged weights, and its recipe."""
+    out = tmp_path_factory.mktemp("trained")
+    wanted = adapted(root, base, out, freeze=(), run={"ema": request.param})
+    loop.train(wanted)
+    return out, wanted
+
+
+def test_model_is_written_merged(base, trained):
+    out, wanted = trained
+    before = load_file(base / "model.safetensors")
+    after = load_file(out / "model" / "model.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in after.items()}
+    assert shapes == expected(make_config(wanted))
+    targets = set()
+    for block in ("blocks.0", "blocks.1"):
+        for layer in ("attn.q", "attn.k", "attn.v", "ffn.image.gate", "ffn.image.up", "ffn.image.down"):
+            targets.add(f"{block}.{layer}.weight")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    layers = [f"attn.{name}" for name in "qkv"] + [f"ffn.image.{name}" for name in ("gate", "up", "down")]
-    assert changed == {f"blocks.{i}.{layer}.weight" for i in range(2) for layer in layers}
-    assert all(torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4 for name in changed)
+    assert changed == targets
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
 
-    saved = read_newest(tmp_path)
-    kept = {**{name.removeprefix("model."): tensor for name, tensor in saved.model.items()}, **saved.ema}
+    saved = read_newest(out)
+    weights = {name.removeprefix("model."): tensor for name, tensor in saved.model.items()}
+    weights.update(saved.ema)
     layer = "blocks.1.ffn.image.down"
-    product = kept[f"{layer}.lora_B.default.weight"] @ kept[f"{layer}.lora_A.default.weight"]
+    product = weights[f"{layer}.lora_B.default.weight"] @ weights[f"{layer}.lora_A.default.weight"]
     torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + 32 / 4 * product)
 
-    written = sorted(path.name for path in (tmp_path / "adapter").iterdir())
-    assert written == ["adapter_config.json", "adapter_model.safetensors"]
+
+def test_adapters_are_written_alone_for_peft(base, trained):
+    out, _ = trained
+    names = {path.name for path in (out / "adapter").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert json.loads((out / "adapter/adapter_config.json").read_text())["r"] == 4
     embedder = load(base, device="cpu")
-    plain = embedder.encode_text(TEXTS)
-    embedder.module = peft.PeftModel.from_pretrained(embedder.module, str(tmp_path / "adapter")).base_model.model
-    vectors = load(folder, device="cpu").encode_text(TEXTS)
-    torch.testing.assert_close(embedder.encode_text(TEXTS), vectors, atol=1e-5, rtol=0)
-    assert (vectors - plain).abs().max() > 0.01
-    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["r"] == 4
+    before = embedder.encode_text(TEXTS)
+    adapted_module = peft.PeftModel.from_pretrained(embedder.module, str(out / "adapter"))
+    embedder.module = adapted_module.base_model.model
+    merged = load(out / "model", device="cpu").encode_text(TEXTS)
+    torch.testing.assert_close(embedder.encode_text(TEXTS), merged, atol=1e-5, rtol=0)
+    assert (merged - before).abs().max() > 0.01
 
 
 def test_only_adapters_and_what_is_excepted_train(root, base, tmp_path):
-    wanted = adapted(root, base, tmp_path, steps=2)
-    run = Run(wanted, torch.device("cpu"))
-    trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
-    assert {name for name in trained if ".lora_" not in name} == {
-        "heads.image.weight",
-        "heads.image.bias",
-        "logit_scale",
-    }
-    assert len(trained) == 3 + 2 * 2 * (3 + 3)
-    held = sum(len(group["params"]) for group in run.optimizer.param_groups)
-    assert held == len(trained)
-    start = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run = Run(adapted(root, base, tmp_path, steps=2), torch.device("cpu"))
+    parameters = dict(run.model.named_parameters())
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    excepted = {name for name in trained if ".lora_" not in name}
+    assert excepted == {"heads.image.weight", "heads.image.bias", "logit_scale"}
+    assert len(trained) == len(excepted) + 2 * 2 * (3 + 3)
+    assert sum(len(group["params"]) for group in run.optimizer.param_groups) == len(trained)
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     assert train_steps(run, None, None, lambda: False) == 2
-    moved = {name for name, p in run.model.named_parameters() if not torch.equal(p, start[name])}
+    moved = {name for name, parameter in parameters.items() if not torch.equal(parameter, start[name])}
     assert moved <= trained
     assert {"heads.image.weight", "blocks.0.attn.v.lora_A.default.weight"} <= moved
 
@@ -115,22 +143,28 @@ def test_the_evaluation_sees_the_merged_model(root, base, tmp_path):
 
     folder = loop.train(adapted(root, base, tmp_path, run={"eval_every": 4}), evaluate)
     final = load_file(folder / "model.safetensors")
-    assert len(seen) == 2
-    assert all(state.keys() == final.keys() for state in seen)
-    assert all(torch.equal(seen[1][name], final[name]) for name in final)
+    in_the_middle, at_the_end = seen
+    assert in_the_middle.keys() == at_the_end.keys() == final.keys()
+    for name in final:
+        assert torch.equal(at_the_end[name], final[name]), name
     # The first one was measured in the middle, and to merge it did not touch the weights that train on.
-    assert not torch.equal(seen[0]["blocks.0.attn.q.weight"], final["blocks.0.attn.q.weight"])
+    assert not torch.equal(in_the_middle["blocks.0.attn.q.weight"], final["blocks.0.attn.q.weight"])
     assert_same_weights(loop.train(adapted(root, base, tmp_path / "quiet")), folder)
 
 
 def test_a_target_is_not_an_ending_of_other_names():
     """The masked decoder has blocks too."""
-    content = {**MODEL, "modalities": ["text", "image"]}
-    wanted = recipe("x", "x", model=content, lora={"targets": ["blocks.0.attn.q"]}, objective={
-        "contrastive": {}, "denoising/image": {}}, mask={"image": {"unimodal": 0.75, "unit": "patch"}})  # fmt: skip
+    wanted = recipe(
+        "x",
+        "x",
+        model={**MODEL, "modalities": ["text", "image"]},
+        lora={"targets": ["blocks.0.attn.q"]},
+        objective={"contrastive": {}, "denoising/image": {}},
+        mask={"image": {"unimodal": 0.75, "unit": "patch"}},
+    )
     model = planned_model(wanted, make_config(wanted))
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert names == [f"blocks.0.attn.q.lora_{side}.default.weight" for side in "AB"]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names == ["blocks.0.attn.q.lora_A.default.weight", "blocks.0.attn.q.lora_B.default.weight"]
     assert isinstance(model.decoder.blocks[0].attn.q, nn.Linear)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.small_shards import COLOURS
 from support.training import recipe
+from torch.nn import functional
 
 from onepeace import losses
 from onepeace.errors import UserError
@@ -17,25 +18,23 @@ NAMES = [*COLOURS, "violet", "brown"]
 def _classifier(monkeypatch):
     """It knows the squares' colours, and calls two more classes by names that no caption has."""
 
+    def scores(pictures):
+        means = [picture.convert("RGB").resize((1, 1)).getpixel((0, 0)) for picture in pictures]
+        colours = [*COLOURS.values(), (140, 40, 170), (120, 70, 20)]
+        differences = torch.tensor(means)[:, None] - torch.tensor(colours)
+        return -differences.float().square().sum(-1) / 500
+
     def classifier(name, modality, output):
         assert (name, modality, output) == ("colours", "image", "scores")
-
-        def encode(pictures):
-            means = torch.tensor([picture.convert("RGB").resize((1, 1)).getpixel((0, 0)) for picture in pictures])
-            known = torch.tensor([*COLOURS.values(), (140, 40, 170), (120, 70, 20)])
-            return -(means[:, None] - known).float().square().sum(-1) / 500
-
-        return encode
+        return scores
 
     monkeypatch.setitem(teachers.TEACHERS, "test", classifier)
     monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", NAMES)
 
 
 def names_recipe(root, out, term="names/image", steps=60, **options):
-    objective = {
-        "contrastive": {"multi_positive": True},
-        term: {"teacher": {"library": "test", "name": "colours"}, **options},
-    }
+    teacher = {"library": "test", "name": "colours"}
+    objective = {"contrastive": {"multi_positive": True}, term: {"teacher": teacher, **options}}
     return recipe(root, out, steps=steps, objective=objective)
 
 
@@ -47,9 +46,10 @@ def test_it_learns(root, tmp_path):
 
 def test_soft_targets_are_a_cross_entropy():
     torch.manual_seed(0)
-    items, texts = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (5, 3))
+    items = functional.normalize(torch.randn(5, 6), dim=-1)
+    texts = functional.normalize(torch.randn(3, 6), dim=-1)
     targets = torch.rand(5, 3).softmax(-1)
-    expected = torch.nn.functional.cross_entropy(9 * items @ texts.T, targets)
+    expected = functional.cross_entropy(9 * items @ texts.T, targets)
     torch.testing.assert_close(losses.soft_targets(items, texts, targets, 9.0), expected)
     torch.testing.assert_close(losses.soft_targets(items, texts, targets / 2, 9.0), expected / 2)
     torch.testing.assert_close(losses.soft_targets(items, texts, targets, 9.0, count=10), expected / 2)

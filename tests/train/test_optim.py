@@ -21,22 +21,34 @@ from onepeace.train.optim import (
 from onepeace.train.sections import OptimConfig, OptimGroup, ScheduleConfig
 
 ADAPTERS = {key: golden_cases.ADAPTERS[key] for key in ("text", "image", "audio")}
+DECODER = MaskedDecoderConfig(dim=24, depth=2, num_heads=3, ffn_dim=48, options={"audio": {"num_positions": 1026}})
 GOLDEN = Path(__file__).parents[1] / "golden" / "optim"
 
 
 def golden_model(bias_per_block=False, decoder=True):
     """The modules the numbers of the original were computed with, without memory."""
     config = ModelConfig(
-        dim=32, embed_dim=32, depth=3, num_heads=4, ffn_dim=64, bias_per_block=bias_per_block, adapters=ADAPTERS,
+        dim=32,
+        embed_dim=32,
+        depth=3,
+        num_heads=4,
+        ffn_dim=64,
+        bias_per_block=bias_per_block,
+        adapters=ADAPTERS,
         projections=("text", "image", "audio"),
-        decoder=MaskedDecoderConfig(24, 2, 3, 48, {"audio": {"num_positions": 1026}}) if decoder else None,
-    )  # fmt: skip
+        decoder=DECODER if decoder else None,
+    )
     with torch.device("meta"):
         return OnePeace(config)
 
 
 def by_name(groups):
-    return {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name, _ in group["params"]}
+    """Factor of the learning rate, and weight decay, of each parameter."""
+    settings = {}
+    for group in groups:
+        for name, _ in group["params"]:
+            settings[name] = (group["lr_scale"], group["weight_decay"])
+    return settings
 
 
 @pytest.fixture
@@ -57,33 +69,34 @@ def test_groups_equal_the_original(case, model, layer_decay):
     for name, (scale, decay) in ours.items():
         expected_scale, expected_decay = golden.pop(to_original(name))
         assert scale == pytest.approx(expected_scale)
-        # The original decays these positions: a comma is missing in its list.
-        assert (
-            (decay, expected_decay) == (0, 0.05)
-            if name == "decoder.pos_embed.image.weight"
-            else decay == expected_decay
-        )
-    # What is left are the parameters that nothing uses.
-    assert all("mask_embedding" in name or name.startswith("decoder_wrapper") for name in golden)
+        if name == "decoder.pos_embed.image.weight":
+            # The original decays these positions: a comma is missing in its list.
+            assert expected_decay == 0.05
+            expected_decay = 0
+        assert decay == expected_decay
+    for name in golden:  # parameters that nothing uses
+        assert "mask_embedding" in name or name.startswith("decoder_wrapper")
     assert len(ours) > 100
 
 
 def test_adamw_is_the_originals_but_for_where_eps_is_added():
     """The original adds eps to sqrt(v) before the bias correction; dividing eps by it gives its numbers exactly."""
     golden = load_file(GOLDEN / "adam.safetensors")
-    eps, betas = 1e-3, (0.9, 0.98)
+    eps = 1e-3
+    betas = (0.9, 0.98)
     model = nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())})
     optimizer = make_optimizer(model, OptimConfig(lr=1e-2, betas=betas, eps=eps, weight_decay=0.05))
     other = nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())})
     plain = make_optimizer(other, OptimConfig(lr=1e-2, eps=1e-3))
     for step in range(1, 4):
         optimizer.param_groups[0]["eps"] = eps / math.sqrt(1 - betas[1] ** step)
-        for one in (optimizer, plain):
-            one.param_groups[0]["params"][0].grad = golden[f"grad{step - 1}"].clone()
-            one.step()
+        for trained in (model, other):
+            trained["p"].grad = golden[f"grad{step - 1}"].clone()
+        optimizer.step()
+        plain.step()
         assert torch.allclose(model["p"], golden[f"param{step}"], atol=1e-6, rtol=0)
     # So the test would see another formula; at the default eps of 1e-8 the difference is nothing.
-    assert not torch.allclose(plain.param_groups[0]["params"][0], golden["param3"], atol=1e-4, rtol=0)
+    assert not torch.allclose(other["p"], golden["param3"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +117,10 @@ def test_learning_rate_equals_the_original(case, schedule, peak):
 
 def test_the_first_pattern_that_matches_scales_the_rate_and_sets_the_decay(small):
     groups = {"a.weight": OptimGroup(lr_scale=0.1), "[ab]*": OptimGroup(lr_scale=0.5, weight_decay=0.2)}
-    found = by_name(parameter_groups(small, OptimConfig(weight_decay=0.05, groups=groups)))
-    assert found["a.weight"] == (0.1, 0.05)
-    assert found["b.c.weight"] == (0.5, 0.2)
-    assert found["a.bias"] == (0.5, 0.0)  # does not decay, whatever the decay is
+    settings = by_name(parameter_groups(small, OptimConfig(weight_decay=0.05, groups=groups)))
+    assert settings["a.weight"] == (0.1, 0.05)
+    assert settings["b.c.weight"] == (0.5, 0.2)
+    assert settings["a.bias"] == (0.5, 0.0)  # does not decay, whatever the decay is
 
 
 def test_pattern_that_matches_no_parameter_is_an_error(small):
@@ -131,8 +144,8 @@ def test_freeze_lists_and_their_opposite(small):
 
 def test_the_rate_falls_on_a_line():
     schedule = ScheduleConfig(steps=10, name="linear", warmup_steps=2, min_lr=0.0)
-    found = [learning_rate(step, 0.8, schedule) for step in range(11)]
-    assert found == pytest.approx([0, 0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
+    rates = [learning_rate(step, 0.8, schedule) for step in range(11)]
+    assert rates == pytest.approx([0, 0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
 
 
 def test_the_rate_stays_at_the_peak_until_the_decay_of_wsd():
@@ -172,9 +185,8 @@ def test_muon_trains_matrices_of_blocks_and_leaves_the_rest_to_adamw():
     take_steps(model, optimizer, range(1))
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_muon = {names[parameter] for parameter, state in optimizer.state.items() if "momentum_buffer" in state}
-    assert "blocks.0.attn.q.weight" in by_muon
-    assert "decoder.blocks.1.attn.proj.weight" in by_muon
-    assert not any(name.startswith(("adapters.", "heads.")) or name.endswith("bias") for name in by_muon)
-    assert len(by_muon) == sum(p.ndim == 2 and "blocks." in name for name, p in model.named_parameters())
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+    assert by_muon == {name for name in matrices if name.startswith(("blocks.", "decoder.blocks."))}
+    assert {"blocks.0.attn.q.weight", "decoder.blocks.1.attn.proj.weight"} <= by_muon
     assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.98)}

@@ -10,6 +10,7 @@ import transformers
 from PIL import Image
 from support import outside_models
 from support.training import MODEL, recipe
+from torch.nn import functional
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
@@ -29,27 +30,33 @@ def outside(folder):
     return TeacherOptions("transformers", str(folder))
 
 
-@pytest.fixture(autouse=True)
-def _single_precision(monkeypatch):
-    monkeypatch.setattr("onepeace.train.teachers.networks.bfloat16_is_fast", lambda device: False)
+@pytest.fixture(autouse=True, scope="module")
+def _single_precision():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onepeace.train.teachers.networks.bfloat16_is_fast", lambda device: False)
+        yield
 
 
 @pytest.fixture(scope="module")
 def pictures():
     rng = np.random.default_rng(0)
-    sizes = [(40, 30), (32, 32), (20, 50)]
-    blocks = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size) for size in sizes]
-    return [*blocks, blocks[0].convert("L"), blocks[1].convert("P")]
+    coloured = []
+    for size in [(40, 30), (32, 32), (20, 50)]:
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        coloured.append(Image.fromarray(pixels).resize(size))
+    return [*coloured, coloured[0].convert("L"), coloured[1].convert("P")]
 
 
 @pytest.fixture(scope="module")
 def sounds():
     """Of 0.2 to 0.9 seconds, one of them twice as long as CLAP reads."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        0.3 * torch.sin(torch.arange(n) / (2.0 + i)) + 0.05 * torch.randn(n, generator=generator)
-        for i, n in enumerate([3200, 14400, 8000, 3200, 32000])
-    ]
+    waveforms = []
+    for number, length in enumerate([3200, 14400, 8000, 3200, 32000]):
+        tone = torch.sin(torch.arange(length) / (2.0 + number))
+        noise = torch.randn(length, generator=generator)
+        waveforms.append(0.3 * tone + 0.05 * noise)
+    return waveforms
 
 
 def made(teacher, modality):
@@ -62,9 +69,9 @@ def assert_alone_and_together(teacher, items, expected):
     together = teacher(items)
     assert together.dtype == torch.float32
     assert (together[0] - together[1]).abs().max() > 1e-2
-    for i, item in enumerate(items):
-        torch.testing.assert_close(together[i : i + 1], expected[i], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(teacher([item]), expected[i], rtol=1e-4, atol=1e-4)
+    for item, vector, alone in zip(items, together, expected, strict=True):
+        torch.testing.assert_close(vector[None], alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher([item]), alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(teacher(items[::-1]).flip(0), together, rtol=1e-4, atol=1e-4)
 
 
@@ -76,10 +83,10 @@ def tokens(*texts, length, **options):
 def test_pictures_of_clip(tmp_path, pictures):
     model = outside_models.clip(tmp_path)
     processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
-    expected = [
-        model.get_image_features(**processor(images=one.convert("RGB"), return_tensors="pt")).pooler_output
-        for one in pictures
-    ]
+    expected = []
+    for picture in pictures:
+        inputs = processor(images=picture.convert("RGB"), return_tensors="pt")
+        expected.append(model.get_image_features(**inputs).pooler_output)
     assert_alone_and_together(made(outside(tmp_path), "image"), pictures, expected)
     assert expected[0].shape == (1, 8)
 
@@ -117,8 +124,10 @@ def test_sounds_of_clap(tmp_path, sounds):
 def test_texts_of_bert_are_the_mean_of_their_tokens(tmp_path):
     model = outside_models.bert(tmp_path)
     texts = [*TEXTS, LONG]
-    expected = [model(**tokens(text, length=20)).last_hidden_state.mean(1) for text in texts]
-    expected = [torch.nn.functional.normalize(one, dim=-1) for one in expected]
+    expected = []
+    for text in texts:
+        mean = model(**tokens(text, length=20)).last_hidden_state.mean(1)
+        expected.append(functional.normalize(mean, dim=-1))
     assert_alone_and_together(made(outside(tmp_path), "text"), texts, expected)
 
 
@@ -126,8 +135,10 @@ def test_texts_of_bert_are_the_mean_of_their_tokens(tmp_path):
 def test_pictures_of_a_resnet_are_the_mean_of_its_map(tmp_path, pictures):
     model = outside_models.resnet(tmp_path)
     processor = transformers.ConvNextImageProcessor.from_pretrained(tmp_path)
-    found = [model(**processor(images=one.convert("RGB"), return_tensors="pt")) for one in pictures]
-    expected = [one.last_hidden_state.mean((2, 3)) for one in found]
+    expected = []
+    for picture in pictures:
+        inputs = processor(images=picture.convert("RGB"), return_tensors="pt")
+        expected.append(model(**inputs).last_hidden_state.mean((2, 3)))
     assert_alone_and_together(made(outside(tmp_path), "image"), pictures, expected)
 
 
@@ -153,29 +164,50 @@ def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, teacher, modality, m
 # In a run
 
 
-def test_pictures_learn_from_clip_and_sounds_from_clap(root, tmp_path):
-    clap, clip = tmp_path / "clap", tmp_path / "clip"
-    outside_models.clap(clap)
-    outside_models.clip(clip)
-    train = [{"shards": "squares.tar", "pair": ["image"]}, {"shards": "tones.tar", "pair": ["audio"]}]
-    objective = {
-        f"distillation/{key}": {"teacher": {"library": "transformers", "name": str(folder)}}
-        for key, folder in {"image": clip, "audio": clap}.items()
-    }
-    run = {"out": str(tmp_path / "run"), "batch_size": 6, "workers": 0, "log_every": 1, "precision": "float32"}
-    model = {**MODEL, "modalities": ["image", "audio"]}
-    data = {"root": str(root), "train": train, "frozen_folder": str(tmp_path / "frozen")}
-    loop.train(recipe(root, tmp_path / "run", steps=2, model=model, data=data, objective=objective, run=run))
-    lines = read_log(tmp_path / "run" / "log.jsonl")
-    assert [line["step"] for line in lines] == [1, 2]
-    assert all(math.isfinite(line[term]) and line[term] > 0 for line in lines for term in objective)
+@pytest.fixture(scope="module")
+def distilled(root, tmp_path_factory):
+    """Folder of a run whose pictures learn from CLIP and whose sounds learn from CLAP."""
+    folder = tmp_path_factory.mktemp("distilled")
+    outside_models.clip(folder / "clip")
+    outside_models.clap(folder / "clap")
+    wanted = recipe(
+        root,
+        folder / "run",
+        steps=2,
+        model={**MODEL, "modalities": ["image", "audio"]},
+        data={
+            "train": [{"shards": "squares.tar", "pair": ["image"]}, {"shards": "tones.tar", "pair": ["audio"]}],
+            "frozen_folder": str(folder / "frozen"),
+        },
+        objective={
+            "distillation/image": {"teacher": {"library": "transformers", "name": str(folder / "clip")}},
+            "distillation/audio": {"teacher": {"library": "transformers", "name": str(folder / "clap")}},
+        },
+        run={"batch_size": 6, "log_every": 1},
+    )
+    loop.train(wanted)
+    return folder
 
+
+def test_pictures_learn_from_clip_and_sounds_from_clap(distilled):
+    lines = read_log(distilled / "run" / "log.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        for term in ("distillation/image", "distillation/audio"):
+            assert 0 < line[term] < math.inf
+
+
+def test_stored_outputs_are_those_of_the_teacher(root, distilled):
+    files = {}
     with tarfile.open(root / "tones.tar") as tar:
-        files = {name[:-4]: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".wav")}
-    read = AudioProcessor().load
+        for name in tar.getnames():
+            if name.endswith(".wav"):
+                files[name.removesuffix(".wav")] = tar.extractfile(name).read()
+    clap = outside(distilled / "clap")
     samples = {name: Sample(name, str(root / "tones.tar"), {}, {}) for name in files}
-    table = teacher_table(outside(clap), samples, pytest.fail, tmp_path / "frozen", "audio")
-    expected = made(outside(clap), "audio")([read(file) for file in files.values()])
+    table = teacher_table(clap, samples, pytest.fail, distilled / "frozen", "audio")
+    load = AudioProcessor().load
+    expected = made(clap, "audio")([load(file) for file in files.values()])
     rows = [table.row[key] for key in files]
     torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
 
@@ -197,6 +229,7 @@ def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, capl
     torch.testing.assert_close(table.features.float(), expected, rtol=2e-3, atol=2e-3)
     again = teacher_table(teacher, dict.fromkeys(["high", "low"]), pytest.fail, tmp_path, "text")
     assert torch.equal(again.features, table.features.flip(0))
-    for names, message in (([], "no item of the data has"), (["broken 1"], "no item of text can be decoded")):
-        with pytest.raises(UserError, match=message):
-            teacher_table(teacher, dict.fromkeys(names), read, tmp_path, "text")
+    with pytest.raises(UserError, match="no item of the data has"):
+        teacher_table(teacher, {}, read, tmp_path, "text")
+    with pytest.raises(UserError, match="no item of text can be decoded"):
+        teacher_table(teacher, {"broken 1": None}, read, tmp_path, "text")
