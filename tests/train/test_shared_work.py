@@ -40,14 +40,13 @@ def train_and_note(path, overrides, notes):
     train(path, overrides)
 
 
-def outputs_of(folder):
-    """Stored rows by name of the item."""
-    rows = {}
-    for listing in sorted(folder.glob("part-*.json")):
-        cache = FrozenCache(folder, {})
-        cache.parts = [int(listing.stem.removeprefix("part-"))]
-        rows[listing.stem] = (listing.read_text(), np.load(listing.with_suffix(".npy")).tobytes())
-    return rows
+def parts_of(folder):
+    """Listing and rows of each part of a cache."""
+    parts = {}
+    for listing in folder.glob("part-*.json"):
+        rows = np.load(listing.with_suffix(".npy"))
+        parts[listing.stem] = (listing.read_text(), rows.tobytes())
+    return parts
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
@@ -58,16 +57,18 @@ def test_features_of_stems_are_shared_and_those_of_one_process(root, tmp_path, m
     (tmp_path / "notes").mkdir()
     overrides = [f"run.out={tmp_path / 'two'}", f"run.parallel={way}"]
     start(2, train_and_note, tmp_path / "recipe.yaml", overrides, tmp_path / "notes")
-    counts = [sum(map(int, path.read_text().split())) for path in sorted((tmp_path / "notes").iterdir())]
-    assert counts == [2 * 56, 2 * 40]  # parts of 20, 20, 16 and of 20, 20 items
+    computed = {}
+    for path in (tmp_path / "notes").iterdir():
+        computed[path.name] = sum(int(count) for count in path.read_text().split())
+    assert computed == {"0": 2 * 56, "1": 2 * 40}  # views of parts of 20, 20, 16 and of 20, 20 items
 
     monkeypatch.setattr(stem_features, "PART", PART)
     loop.train(wanted)
-    (one,) = (tmp_path / "run" / "frozen").iterdir()
-    (two,) = (tmp_path / "two" / "frozen").iterdir()
-    assert one.name == two.name
-    assert outputs_of(one) == outputs_of(two)
-    assert len(outputs_of(one)) == 5
+    (alone,) = (tmp_path / "run" / "frozen").iterdir()
+    (shared,) = (tmp_path / "two" / "frozen").iterdir()
+    assert alone.name == shared.name
+    assert parts_of(alone) == parts_of(shared)
+    assert len(parts_of(alone)) == 5
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
 
 

@@ -32,20 +32,26 @@ def stage_one(root, tmp_path_factory):
     return loop.train(recipe(root, out, steps=60, **DENOISING))
 
 
-def recall(embedder, type_ids, make, sentence, modality):
+def recall(embedder, values_by_name, make, sentence, modality):
+    """Share of three new items of each kind that are nearest to their own sentence."""
     rng = np.random.default_rng(99)
-    items = embedder.encode([make(value, rng) for value in type_ids.values() for _ in range(3)])
-    texts = embedder.encode_text([sentence.format(name) for name in type_ids])
+    files = []
+    right = []
+    for number, value in enumerate(values_by_name.values()):
+        files += [make(value, rng) for _ in range(3)]
+        right += [number] * 3
+    items = embedder.encode(files)
+    texts = embedder.encode_text([sentence.format(name) for name in values_by_name])
     nearest = embedder.similarity(items, texts).argmax(1)
-    return (nearest == torch.arange(len(type_ids)).repeat_interleave(3)).float().mean().item()
+    return (nearest == torch.tensor(right)).float().mean().item()
 
 
 def test_stage_one_learns_and_every_loss_falls(stage_one):
-    lines = [line for line in read_log(stage_one.parent / "log.jsonl") if "loss" in line]
+    first, *_, last = [line for line in read_log(stage_one.parent / "log.jsonl") if "loss" in line]
     names = ["contrastive/text+image", "denoising/text", "denoising/image"]
     names += ["denoising/text+image:text", "denoising/text+image:image"]
-    first, last = lines[0], lines[-1]
-    assert all(last[name] < first[name] for name in names), {name: (first[name], last[name]) for name in names}
+    for name in names:
+        assert last[name] < first[name], name
     assert recall(load(stage_one), COLOURS, square, "a {} square", "image") > 0.8
 
 
@@ -61,9 +67,10 @@ def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
     model = {**with_audio(stage_one), "projections": ALL}
     folder = loop.train(recipe(root, tmp_path, steps=50, pair="audio", model=model, freeze={"except": trained}))
     after = load_file(folder / "model.safetensors")
-    frozen = [name for name in before if name in after and name != "logit_scale"]
+    frozen = (before.keys() & after.keys()) - {"logit_scale"}
     assert len(frozen) > 40
-    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    for name in frozen:
+        assert torch.equal(before[name], after[name]), name
     embedder = load(folder)
     assert recall(embedder, TONES, tone, "a {} tone", "audio") > 0.8
     assert recall(embedder, COLOURS, square, "a {} square", "image") > 0.8  # what was there still is
@@ -94,14 +101,17 @@ def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
 def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     """Words without pictures are a source of their own: a batch of them beside each batch of pairs."""
     with new_shards(tmp_path / "words", "words") as writer:
-        for i in range(40):
-            writer.write(f"w{i}", {}, [f"the {list(COLOURS)[i % len(COLOURS)]} thing"])
+        for number, colour in enumerate(list(COLOURS) * 5):
+            writer.write(f"w{number}", {}, [f"the {colour} thing"])
     words = {"shards": str(tmp_path / "words/*.tar"), "pair": ["text"]}
     wanted = recipe(
-        root, tmp_path / "run", steps=4, data={"train": [source(), words]},
+        root,
+        tmp_path / "run",
+        steps=4,
+        data={"train": [source(), words]},
         objective={"contrastive": {"multi_positive": True}, "denoising/text": {}},
         mask={"text": {"unimodal": 0.3, "unit": "word"}},
-    )  # fmt: skip
+    )
     config = make_config(wanted)
     sources = open_sources(wanted.data)
     write_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
@@ -116,18 +126,29 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
 
 def test_resume_equals_uninterrupted_run(root, tmp_path):
     def make(name):
-        run = {"batch_size": 8, "log_every": 2, "save_every": 3}
-        augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
-        data = {"augment": augment, "token_dropout": {"image": 0.3}}
-        return recipe(root, tmp_path / name, steps=8, run=run, data=data, model={**MODEL, "drop_path": 0.3})
+        return recipe(
+            root,
+            tmp_path / name,
+            steps=8,
+            model={**MODEL, "drop_path": 0.3},
+            data={
+                "augment": {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}},
+                "token_dropout": {"image": 0.3},
+            },
+            run={"batch_size": 8, "log_every": 2, "save_every": 3},
+        )
 
     whole = loop.train(make("whole"))
     loop.train(make("cut"), stop_at=5)  # saved after 3: steps 4 and 5 are done again
-    assert_same_weights(loop.train(make("cut")), whole)
-    lines = [logged(tmp_path / name) for name in ("whole", "cut")]
-    assert [line["step"] for line in lines[0]] == [2, 4, 6, 8]
+    resumed = loop.train(make("cut"))
+    assert_same_weights(resumed, whole)
+    whole_lines = logged(tmp_path / "whole")
+    resumed_lines = logged(tmp_path / "cut")
+    assert [line["step"] for line in whole_lines] == [2, 4, 6, 8]
     # The line of step 4 averages steps 3 and 4; the resumed run saw only 4 of them.
-    assert [line for line in lines[0] if line["step"] != 4] == [line for line in lines[1] if line["step"] != 4]
+    for line, resumed_line in zip(whole_lines, resumed_lines, strict=True):
+        assert line["step"] == resumed_line["step"]
+        assert line["step"] == 4 or line == resumed_line
 
 
 def test_repeating_a_finished_run_leaves_its_model_alone(root, tmp_path):
@@ -147,11 +168,12 @@ def test_repeating_a_finished_run_leaves_its_model_alone(root, tmp_path):
 def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     asked = []
 
-    def brightness(name, modality, output):
-        def encode(pictures):
-            asked.extend(pictures)
-            return torch.tensor([np.asarray(p.convert("RGB")).mean((0, 1)) for p in pictures]) / 255
+    def encode(pictures):
+        asked.extend(pictures)
+        means = [np.asarray(picture.convert("RGB")).mean((0, 1)) for picture in pictures]
+        return torch.from_numpy(np.stack(means)) / 255
 
+    def brightness(name, modality, output):
         return encode
 
     monkeypatch.setitem(teachers.TEACHERS, "brightness", brightness)
@@ -175,9 +197,14 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
 
 def test_a_finished_run_goes_on_when_its_steps_are_raised(root, tmp_path):
     def train(folder, steps):
-        schedule = {"steps": steps, "name": "wsd", "warmup_steps": 2, "decay_steps": 0}
-        fields = {"optim": {"name": "muon", "lr": 3e-3}, "schedule": schedule, "run": {"log_every": 1}}
-        return loop.train(recipe(root, tmp_path / folder, **fields))
+        wanted = recipe(
+            root,
+            tmp_path / folder,
+            optim={"name": "muon", "lr": 3e-3},
+            schedule={"steps": steps, "name": "wsd", "warmup_steps": 2, "decay_steps": 0},
+            run={"log_every": 1},
+        )
+        return loop.train(wanted)
 
     train("raised", 3)
     raised = train("raised", 5)
@@ -229,7 +256,6 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
     ],
 )
 def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
-    fields = {**fields}
     with pytest.raises(UserError, match=message):
         loop.train(recipe(root, tmp_path, steps=1, **fields))
 
