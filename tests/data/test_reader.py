@@ -1,8 +1,8 @@
 """The steps of several processes and workers: the same batches however they are spread, and each reads its part."""
 
 import json
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 from support.batches import IMAGES, SOUNDS, batches, make_steps, pictures, recipe, same
 from support.server import Requests, serving
@@ -15,15 +15,19 @@ from onepeace.data.shard import Extent
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
 
+NAME = "image+text"
 VARIED = {
-    "augment": {"image": {"crop_scale": [0.3, 1.0], "flip": True}, "audio": {"mix": 0.5}},
+    "augment": {
+        "image": {"crop_scale": [0.3, 1.0], "flip": True},
+        "audio": {"mix": 0.5},
+    },
     "shuffle_buffer": 8,
 }
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Eight shards, one of them compressed, with 3 to 6 pictures; the fifth of every eight cannot be decoded."""
+    """Eight shards of 3 to 6 pictures, one of them compressed; p4, p14, p24 and p34 cannot be decoded."""
     folder = tmp_path_factory.mktemp("many")
     first = 0
     for number in range(8):
@@ -32,85 +36,183 @@ def many(tmp_path_factory):
         for name in members:
             if name.endswith("4.png"):
                 members[name] = b"rubbish"
-        write_tar(folder / f"pictures-{number}.tar{'.gz' if number == 3 else ''}", members)
+        suffix = ".tar.gz" if number == 3 else ".tar"
+        write_tar(folder / f"pictures-{number}{suffix}", members)
         first += count
     return folder
 
 
-def rows(processors, wanted, world_size, workers, start=0, stop=6, cursors=None):
-    """The items of each step over all processes: keys, captions and the pixels' means."""
-    steps = []
-    cursors_of_last = {}
+class Row(NamedTuple):
+    """What is compared of an item."""
+
+    key: str
+    caption: str
+    mean: float
+
+
+def rows_of(step):
+    """The rows of a step of one process."""
+    rows = []
+    for batch in step.batches:
+        means = batch.inputs["image"]["pixels"].flatten(1).mean(1).tolist()
+        rows += map(Row, batch.keys, batch.captions, means)
+    return rows
+
+
+def run_processes(processors, wanted, world_size, workers=0, start=0, stop=6, cursors=None):
+    """The rows of each step over all processes, and the cursors after the last one."""
+    rows_by_step = [[] for _ in range(start, stop)]
+    cursors_after = {}
     for rank in range(world_size):
-        made = list(loader(make_steps(processors, wanted, rank, world_size, cursors), start, stop, workers))
-        steps.append(made)
-        cursors_of_last.update(made[-1].cursors)
-    found = []
-    for parts in zip(*steps, strict=True):
-        of_step = []
-        for part in parts:
-            for batch in part.batches:
-                values = batch.inputs["image"]["pixels"].flatten(1).mean(1).tolist()
-                of_step += zip(batch.keys, batch.captions, values, strict=True)
-        found.append(of_step)
-    return found, cursors_of_last
+        steps = make_steps(processors, wanted, rank, world_size, cursors)
+        made = list(loader(steps, start, stop, workers))
+        for rows, step in zip(rows_by_step, made, strict=True):
+            rows += rows_of(step)
+        cursors_after.update(made[-1].cursors)
+    return rows_by_step, cursors_after
+
+
+# The same batches
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_are_the_same_for_any_number_of_processes_and_workers(many, processors):
     wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
-    expected, _ = rows(processors, wanted, world_size=1, workers=0)
-    assert {key for step in expected for key, *_ in step} >= {f"p{i}" for i in (0, 1, 2, 3, 5)}
-    assert not any(key.endswith("4") for step in expected for key, *_ in step)
+    expected, _ = run_processes(processors, wanted, world_size=1)
+    keys = {row.key for rows in expected for row in rows}
+    assert keys >= {"p0", "p1", "p2", "p3", "p5"}
+    assert not keys & {"p4", "p14", "p24", "p34"}
     for world_size, workers in ((1, 3), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0)):
-        assert rows(processors, wanted, world_size, workers)[0] == expected
+        rows, _ = run_processes(processors, wanted, world_size, workers)
+        assert rows == expected
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
 def test_run_goes_on_with_another_number_of_processes(many, processors, before, after):
     wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
-    expected, _ = rows(processors, wanted, world_size=1, workers=0, stop=16)
-    first, cursors = rows(processors, wanted, before, workers=0, stop=9)
+    expected, _ = run_processes(processors, wanted, world_size=1, stop=16)
+    first, cursors = run_processes(processors, wanted, before, stop=9)
     cursors = json.loads(json.dumps(cursors))
-    second, _ = rows(processors, wanted, after, workers=0, start=9, stop=16, cursors=cursors)
+    second, _ = run_processes(processors, wanted, after, start=9, stop=16, cursors=cursors)
     assert first + second == expected
     assert {cursor["epoch"] for cursor in cursors.values()} == {1, 2}
-    resumed = make_steps(processors, wanted, 0, after, cursors).readers["image+text"]
-    assert all(lane.begin == cursors[f"image+text/{number}"] for number, lane in resumed.lanes.items())
+    resumed = make_steps(processors, wanted, 0, after, cursors).readers[NAME]
+    for number, lane in resumed.lanes.items():
+        assert lane.begin == cursors[f"{NAME}/{number}"]
+
+
+def test_read_that_fails_once_in_a_process_changes_nothing(many, processors, monkeypatch):
+    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0,))
+    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
+    expected, _ = run_processes(processors, wanted, world_size=1)
+    calls = []
+    read = shard_module.OpenFile.read_any
+
+    def read_or_fail(file, offset, size):
+        calls.append(offset)
+        if len(calls) % 7 == 3:  # while shards are opened, and while samples and pictures are read
+            raise OSError(5, "Input/output error")
+        return read(file, offset, size)
+
+    monkeypatch.setattr(shard_module.OpenFile, "read_any", read_or_fail)
+    rows, _ = run_processes(processors, wanted, world_size=2)
+    assert rows == expected
+    assert len(calls) > 100
+
+
+def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
+    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
+    wanted = recipe(root, train, {"batches": "by_source"}, batch_size=4)
+    ranks = [make_steps(processors, wanted, rank, 2) for rank in range(2)]
+    for step in range(6):
+        keys = [key for steps in ranks for key in batches(steps, step)[0].keys]
+        lengths = {len(key) for key in keys}  # p7, p100
+        assert len(lengths) == 1
+    with pytest.raises(UserError, match=r"data\.lanes is 2.*one lane"):
+        recipe(root, train, {"batches": "by_source", "lanes": 2}, 4)
+
+
+def test_batches_of_two_names_have_lanes_of_their_own(root, processors):
+    wanted = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
+    made = list(loader(make_steps(processors, wanted), 0, 8, 0))
+    assert set(made[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
+    assert (made[3].digests != 0).tolist() == [True] * 5
+    assert same(list(loader(make_steps(processors, wanted), 0, 8, 2)), made)
+    first, second = (make_steps(processors, wanted, rank, 2) for rank in range(2))
+    for number, step in enumerate(made):
+        halves = zip(batches(first, number), batches(second, number), strict=True)
+        keys = [one.keys + other.keys for one, other in halves]
+        assert keys == [batch.keys for batch in step.batches]
+
+
+# Lanes
 
 
 def test_number_of_lanes_is_kept_by_the_cursors(many, processors):
-    wanted = recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8)
-    steps = make_steps(processors, wanted)
-    assert steps.readers["image+text"].num_lanes == 2
+    two_lanes = recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8)
+    steps = make_steps(processors, two_lanes)
+    assert steps.readers[NAME].num_lanes == 2
     cursors = steps[3].cursors
-    without = recipe(many, [IMAGES], VARIED, batch_size=8)
-    assert make_steps(processors, without).readers["image+text"].num_lanes == 8
-    assert same(make_steps(processors, without, cursors=cursors)[4], steps[4])
+    default = recipe(many, [IMAGES], VARIED, batch_size=8)
+    assert make_steps(processors, default).readers[NAME].num_lanes == 8
+    resumed = make_steps(processors, default, cursors=cursors)
+    assert same(resumed[4], steps[4])
+    four_lanes = recipe(many, [IMAGES], {**VARIED, "lanes": 4}, batch_size=8)
     with pytest.raises(UserError, match=r"data\.lanes is 4.*written with 2"):
-        make_steps(processors, recipe(many, [IMAGES], {**VARIED, "lanes": 4}, batch_size=8), cursors=cursors)
+        make_steps(processors, four_lanes, cursors=cursors)
 
 
 @pytest.mark.parametrize(("lanes", "batch_size"), [(3, 8), (16, 32)])
 def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_size):
+    wanted = recipe(many, [IMAGES], {"lanes": lanes}, batch_size=batch_size)
     with pytest.raises(UserError, match=rf"data\.lanes is {lanes}: .*batches of {batch_size} and 8 shards"):
-        make_steps(processors, recipe(many, [IMAGES], {"lanes": lanes}, batch_size=batch_size))
+        make_steps(processors, wanted)
+
+
+# What is read
 
 
 def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatch):
     opened = []
     open_shard = shards_module.open_shard
-    monkeypatch.setattr(
-        shards_module, "open_shard", lambda address, size: opened.append(address) or open_shard(address, size)
-    )
+
+    def open_and_note(address, cache_bytes):
+        opened.append(address)
+        return open_shard(address, cache_bytes)
+
+    monkeypatch.setattr(shards_module, "open_shard", open_and_note)
     wanted = recipe(many, [IMAGES], {"shuffle_buffer": 8}, batch_size=8)
     shards_by_rank = []
     for rank in range(4):
         opened.clear()
         make_steps(processors, wanted, rank, 4)[0]
-        shards_by_rank.append({*opened})
+        shards_by_rank.append(set(opened))
     assert [len(shards) for shards in shards_by_rank] == [2] * 4
     assert len(set.union(*shards_by_rank)) == 8
+
+
+def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypatch):
+    parsed = []
+    read = []
+    parse_sample = shards_module.parse_sample
+    read_extent = Extent.read
+
+    def parse_and_note(key, **options):
+        parsed.append(key)
+        return parse_sample(key, **options)
+
+    def read_and_note(extent):
+        read.append(extent)
+        return read_extent(extent)
+
+    monkeypatch.setattr(shards_module, "parse_sample", parse_and_note)
+    monkeypatch.setattr(Extent, "read", read_and_note)
+    made = make_steps(processors, recipe(many, [IMAGES], batch_size=4))[0]
+    (batch,) = made.batches
+    drawn = batch.keys + batch.replaced
+    assert sorted(parsed) == sorted(drawn)
+    assert len(read) == 2 * len(drawn)  # the .json and the picture
+    assert made.listed.tolist() == [[36, 8]]  # although all are shuffled
 
 
 def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, tmp_path):
@@ -120,7 +222,7 @@ def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, 
     requests = Requests()
     names = "{0.tar,1.tar,2.tar,3.tar.gz,4.tar,5.tar,6.tar,7.tar}"  # two for each of four lanes
     train = {"shards": f"pictures-{names}", "pair": ["image", "text"]}
-    expected, _ = rows(processors, recipe(many, [train], VARIED, batch_size=4), 1, workers=0, stop=2)
+    expected, _ = run_processes(processors, recipe(many, [train], VARIED, batch_size=4), world_size=1, stop=2)
     for caches in (["a", "b", "c", "d"], ["one"] * 4):
         requests.counts.clear()
         with serving(requests.handler(many)) as address:
@@ -128,69 +230,16 @@ def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, 
             for rank, cache in enumerate(caches):
                 monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / cache))
                 made = list(loader(make_steps(processors, wanted, rank, 4), 0, 2, 0))
-                assert [step.batches[0].keys for step in made] == [[step[rank][0]] for step in expected]
+                rows = [rows_of(step) for step in made]
+                assert rows == [[rows[rank]] for rows in expected]
         assert set(requests.counts.values()) == {1}
         assert 4 <= len(requests.counts) <= 8
 
 
-def test_read_that_fails_once_in_a_process_changes_nothing(many, processors, monkeypatch):
-    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0,))
-    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
-    expected, _ = rows(processors, wanted, world_size=1, workers=0)
-    calls = []
-    read = shard_module.OpenFile.read_any
-
-    def failing(file, offset, size):
-        calls.append(offset)
-        if len(calls) % 7 == 3:  # while shards are opened, and while samples and pictures are read
-            raise OSError(5, "Input/output error")
-        return read(file, offset, size)
-
-    monkeypatch.setattr(shard_module.OpenFile, "read_any", failing)
-    assert rows(processors, wanted, world_size=2, workers=0)[0] == expected
-    assert len(calls) > 100
-
-
-def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypatch):
-    parsed, read = [], []
-    parse_sample = shards_module.parse_sample
-    read_extent = Extent.read
-    monkeypatch.setattr(shards_module, "parse_sample", lambda key, **kw: parsed.append(key) or parse_sample(key, **kw))
-    monkeypatch.setattr(Extent, "read", lambda extent: read.append(extent) or read_extent(extent))
-    steps = make_steps(processors, recipe(many, [IMAGES], batch_size=4))
-    made = steps[0]
-    drawn = made.batches[0].keys + made.batches[0].replaced
-    assert sorted(parsed) == sorted(drawn)
-    assert len(read) == 2 * len(drawn)  # the .json and the picture
-    assert made.listed.tolist() == [[36, 8]]  # although all are shuffled
-
-
 def test_cache_that_is_too_small_for_the_shards_read_at_a_time_is_told(many, processors, caplog):
-    train = {**IMAGES, "shards": "pictures-3.tar.gz"}
-    make_steps(processors, recipe(many, [train], batch_size=4)).open(0)
+    train = [{**IMAGES, "shards": "pictures-3.tar.gz"}]
+    make_steps(processors, recipe(many, train, batch_size=4)).open(0)
     assert caplog.text == ""
-    make_steps(processors, recipe(many, [train], {"cache_gigabytes": 1e-5}, batch_size=4)).open(0)
+    small_cache = recipe(many, train, {"cache_gigabytes": 1e-5}, batch_size=4)
+    make_steps(processors, small_cache).open(0)
     assert "data.cache_gigabytes is 1e-05, too little for the shards" in caplog.text
-
-
-def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
-    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
-    ranks = [make_steps(processors, recipe(root, train, {"batches": "by_source"}, 4), rank, 2) for rank in range(2)]
-    for step in range(6):
-        (first,), (second,) = (batches(steps, step) for steps in ranks)
-        assert len({len(key) for key in first.keys + second.keys}) == 1  # p7, p100
-    with pytest.raises(UserError, match=r"data\.lanes is 2.*one lane"):
-        recipe(root, train, {"batches": "by_source", "lanes": 2}, 4)
-
-
-def test_batches_of_two_names_have_lanes_of_their_own(root, processors):
-    wanted = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
-    made = list(loader(make_steps(processors, wanted), 0, 8, 0))
-    assert set(made[0].cursors) == {"image+text/0", "image+text/1", "audio+text/0"}
-    assert same(list(loader(make_steps(processors, wanted), 0, 8, 2)), made)
-    halves = [make_steps(processors, wanted, rank, 2) for rank in range(2)]
-    for step in range(8):
-        parts = [batches(steps, step) for steps in halves]
-        for whole, first, second in zip(made[step].batches, *parts, strict=True):
-            assert first.keys + second.keys == whole.keys
-    assert np.array_equal(made[3].digests != 0, np.ones(5, bool))

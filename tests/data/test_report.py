@@ -1,6 +1,7 @@
 """What processes tell each other about their data: broken samples, and that their orders agree."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,83 +19,97 @@ def no_pauses(monkeypatch):
     shard_module.forget_open_files()
 
 
-def write(folder, counts, bad=(), first=0):
-    """Shards 0, 1, ... with so many pictures; of those in ``bad`` there is only the caption."""
-    for number, count in enumerate(counts):
+def write(folder, counts, incomplete=()):
+    """Shards 0, 1, ... with so many pictures; of the numbers in ``incomplete`` there is only the caption."""
+    first = 0
+    for shard, count in enumerate(counts):
         members = pictures(count, first=first)
+        for number in incomplete:
+            members.pop(f"p{number}.png", None)
+        write_tar(folder / f"pictures-{shard}.tar", members)
         first += count
-        write_tar(folder / f"pictures-{number}.tar", {k: v for k, v in members.items() if k not in bad})
 
 
-def reports_after(steps, numbers):
+def start(folder, processors, world_size=1, **data):
+    """The steps of each process of a run with batches of four."""
+    wanted = recipe(folder, [IMAGES], data, batch_size=4)
+    return [make_steps(processors, wanted, rank, world_size) for rank in range(world_size)]
+
+
+def reports_after(steps_of_processes, numbers):
     """The reports of processes after these steps."""
-    reports = [DataReport(of_process) for of_process in steps]
-    for report, of_process in zip(reports, steps, strict=True):
+    reports = []
+    for steps in steps_of_processes:
+        report = DataReport(steps)
         for number in numbers:
-            report.add(of_process[number])
+            report.add(steps[number])
+        reports.append(report)
     return reports
 
 
-def exchange(reports):
+def exchanged(reports):
+    """What every process receives from all of them."""
     numbers = np.stack([report.numbers() for report in reports])
     news = b"".join(report.news() for report in reports)
+    return numbers, news
+
+
+def exchange(reports):
+    numbers, news = exchanged(reports)
     for report in reports:
         report.merge(numbers, news)
 
 
-def processes(processors, wanted, world_size):
-    return [make_steps(processors, wanted, rank, world_size) for rank in range(world_size)]
+# Broken samples
 
 
 def test_broken_samples_of_all_processes_are_known_to_all_and_named_once(tmp_path, processors, caplog):
-    write(tmp_path, [4, 4, 4, 4], bad={"p1.png", "p6.png", "p9.png", "p14.png", "p15.png"})
-    steps = processes(processors, recipe(tmp_path, [IMAGES], batch_size=4), 2)
-    reports = reports_after(steps, range(4))
+    write(tmp_path, [4, 4, 4, 4], incomplete=[1, 6, 9, 14, 15])
+    processes = start(tmp_path, processors, world_size=2)
+    reports = reports_after(processes, range(4))
     exchange(reports)
     for report in reports:
         (count,) = report.counts
-        assert {key for _, key in count.samples} == {"p1", "p6", "p9", "p14", "p15"}
+        keys = {key for _, key in count.samples}
+        assert keys == {"p1", "p6", "p9", "p14", "p15"}
     assert caplog.text.count("replaced by others") == 6  # three lines of each process
     assert caplog.text.count("and 2 more") == 2
-    for report, of_process in zip(reports, steps, strict=True):
-        report.add(of_process[5])
+    for report, steps in zip(reports, processes, strict=True):
+        report.add(steps[5])
         assert report.news() == b""
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_run_stops_in_all_processes_when_too_much_is_broken(tmp_path, processors, world_size):
-    bad = {f"p{i}.png" for i in range(0, 44, 4)}
-    write(tmp_path, [11, 11, 11, 11], bad=bad)
-    wanted = recipe(tmp_path, [IMAGES], batch_size=4)
-    reports = reports_after(processes(processors, wanted, world_size), range(20))
-    numbers = np.stack([report.numbers() for report in reports])
-    news = b"".join(report.news() for report in reports)
+    write(tmp_path, [11, 11, 11, 11], incomplete=range(0, 44, 4))
+    reports = reports_after(start(tmp_path, processors, world_size), range(20))
+    numbers, news = exchanged(reports)
     for report in reports:
         with pytest.raises(UserError, match=r"^pictures-\*: 11 broken and 33 usable .*broken_limit$"):
             report.merge(numbers, news)
-    exchange(reports_after(processes(processors, recipe(tmp_path, [IMAGES], {"broken_limit": 0.3}), 1), range(20)))
+    lenient = start(tmp_path, processors, broken_limit=0.3)
+    exchange(reports_after(lenient, range(20)))
 
 
 def test_shard_that_cannot_be_opened_counts_with_all_its_samples(tmp_path, processors):
     write(tmp_path, [12, 12, 12, 12])
     (tmp_path / "pictures-2.tar").unlink()
     (tmp_path / "pictures-2.tar").mkdir()
-    reports = reports_after(processes(processors, recipe(tmp_path, [IMAGES], batch_size=4), 2), range(2))
+    reports = reports_after(start(tmp_path, processors, world_size=2), range(2))
     with pytest.raises(UserError, match=r"12 broken and 36 usable .*pictures-2\.tar: it is not a regular file"):
         exchange(reports)
 
 
 def test_shard_that_goes_during_a_run_counts_with_all_its_samples(tmp_path, processors):
     write(tmp_path, [12, 12, 12, 12])
-    (steps,) = processes(processors, recipe(tmp_path, [IMAGES], batch_size=4), 1)
-    report = DataReport(steps)
-    report.add(steps[0])
+    (steps,) = start(tmp_path, processors)
+    (report,) = reports_after([steps], [0])
     exchange([report])
     (tmp_path / "pictures-2.tar").unlink()
     shard_module.forget_open_files()
-    made = steps[1]
-    assert len(made.batches[0].keys) == 4
-    report.add(made)
+    step = steps[1]
+    assert len(step.batches[0].keys) == 4
+    report.add(step)
     with pytest.raises(UserError, match=r"12 broken and 36 usable .*pictures-2\.tar: cannot be read"):
         exchange([report])
 
@@ -102,41 +117,45 @@ def test_shard_that_goes_during_a_run_counts_with_all_its_samples(tmp_path, proc
 def test_shard_that_is_replaced_during_a_run_is_named(tmp_path, processors):
     """Another file with the same places, which a window of the next epoch opens."""
     write(tmp_path, [12])
-    (steps,) = processes(processors, recipe(tmp_path, [IMAGES], batch_size=4), 1)
+    (steps,) = start(tmp_path, processors)
     steps[0]
-    content = (tmp_path / "pictures-0.tar").read_bytes()
-    (tmp_path / "new").write_bytes(content)
+    shutil.copyfile(tmp_path / "pictures-0.tar", tmp_path / "new")
     (tmp_path / "new").replace(tmp_path / "pictures-0.tar")
     with pytest.raises(UserError, match=r"no usable sample; .*pictures-0\.tar: has changed during the run"):
         steps[4]
 
 
+def test_news_are_plain_json(tmp_path, processors):
+    write(tmp_path, [4], incomplete=[1])
+    (report,) = reports_after(start(tmp_path, processors), [0])
+    source, shard, key, reason, samples = json.loads(report.news())
+    assert (source, key, samples) == (0, "p1", 1)
+    assert reason == f"{shard}: p1 has no image file"
+
+
+# Agreement
+
+
 def test_processes_that_read_other_shards_are_told(tmp_path, processors):
-    folders = [tmp_path / "here", tmp_path / "there"]
-    for folder, last in zip(folders, (4, 3), strict=True):
-        write(folder, [4, last])
-    # One lane, which both processes share.
-    steps = [
-        make_steps(processors, recipe(folder, [IMAGES], {"lanes": 1}), rank, 2) for rank, folder in enumerate(folders)
-    ]
+    """Two processes that share a lane, each with shards of its own."""
+    here = tmp_path / "here"
+    there = tmp_path / "there"
+    write(here, [4, 4])
+    write(there, [4, 3])
+    first, _ = start(here, processors, world_size=2, lanes=1)
+    _, second = start(there, processors, world_size=2, lanes=1)
     with pytest.raises(UserError, match=r"processes 0 and 1 do not agree on lane 0 of image\+text"):
-        exchange(reports_after(steps, [0]))
-    write(folders[1], [4, 4, 4])
-    steps = [make_steps(processors, recipe(folder, [IMAGES]), i, 2) for i, folder in enumerate(folders)]
+        exchange(reports_after([first, second], [0]))
+    write(there, [4, 4, 4])
+    _, second = start(there, processors, world_size=2, lanes=1)
     with pytest.raises(UserError, match=r"processes 0 and 1 do not agree on the list of shards of image\+text"):
-        exchange(reports_after(steps, [0]))
+        exchange(reports_after([first, second], [0]))
 
 
 def test_agreement_is_between_those_that_read():
     names = ["first", "second"]
-    check_agreement(np.array([[1, 0], [1, 5], [0, 5]]), names)
+    digests = np.array([[1, 0], [1, 5], [0, 5]])
+    check_agreement(digests, names)
+    digests[2, 1] = 6
     with pytest.raises(UserError, match="processes 1 and 2 do not agree on second"):
-        check_agreement(np.array([[1, 0], [1, 5], [0, 6]]), names)
-
-
-def test_news_are_plain_json(tmp_path, processors):
-    write(tmp_path, [4], bad={"p1.png"})
-    (report,) = reports_after(processes(processors, recipe(tmp_path, [IMAGES]), 1), [0])
-    source, shard, key, reason, samples = json.loads(report.news())
-    assert (source, key, samples) == (0, "p1", 1)
-    assert reason == f"{shard}: p1 has no image file"
+        check_agreement(digests, names)
