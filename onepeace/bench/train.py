@@ -16,10 +16,11 @@ from torch import Tensor
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
+from onepeace.data.synthetic import SAMPLE_RATE, largest_items, synthetic_batch
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute
 from onepeace.plan.dry_run import measure_step
-from onepeace.plan.inputs import SAMPLE_RATE, largest_items, synthetic_batch, synthetic_objective
+from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.plan import planned_config, planned_model
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
@@ -51,7 +52,7 @@ class StepPair:
         generator = torch.Generator().manual_seed(0)
         keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
         inputs = inputs_of_many_lengths(self.config, keys, count, generator)
-        batch = synthetic_batch(recipe, self.model, pair, inputs)
+        batch = replace(synthetic_batch(recipe.data, recipe.mask, self.model.adapters, inputs), source=pair)
         self.batch = batch.split(recipe.run.grad_cache_chunks, self.model.adapters)
         self.moved = self.batch.to(device)
         self.model.to(device)

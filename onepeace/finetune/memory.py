@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 
 from onepeace.config import Options, apply_override, build, merge
-from onepeace.plan.inputs import UNITS
+from onepeace.data.synthetic import UNITS
 from onepeace.plan.plan import make_plan
 from onepeace.train.recipe import Recipe
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from onepeace.plan.trackers import StepCost
+from onepeace.plan.dry_run import StepCost
 
 if TYPE_CHECKING:
     from onepeace.train.recipe import Recipe

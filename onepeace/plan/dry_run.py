@@ -4,21 +4,22 @@ The recipe's own objective, sharding, clipping and optimizer run on tensors with
 a process group that answers at once (torch's backend "fake"). Whatever asks a tensor for its value fails here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onepeace.data.batch import Batch
-from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker, StepCost
+from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
 from onepeace.train import parallel
 from onepeace.train.build import build_optimizer
 from onepeace.train.objective import Objective
@@ -26,6 +27,17 @@ from onepeace.train.recipe import Recipe
 from onepeace.train.step import Stepper
 
 CPU = torch.device("cpu")
+
+
+class StepCost(NamedTuple):
+    """What a step takes in one process; see `OperationCounter`."""
+
+    memory: Counter[str]
+    """Bytes at the peak by kind: parameters, gradients, optimizer, gathered weights, activations, other."""
+    flops: Counter[tuple[str, torch.dtype]]
+    traffic: Counter[tuple[str, Group]]
+    checkpoint: int
+    """Bytes of a checkpoint, of all processes together."""
 
 
 def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch], per_machine: int) -> StepCost:
@@ -37,24 +49,23 @@ def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch],
         batches: this process's part of the step.
         per_machine: processes on each machine.
     """
-    cost = StepCost()
-    counter = OperationCounter(cost, per_machine)
-    objective.register_forward_pre_hook(counter.start_batch)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     to_fake = partial(_to_fake, fake)
     objective._apply(to_fake)
+    bfloat16 = recipe.run.precision != "float32"
     if objective.sharded:
-        parallel.shard(objective, objective.model.sharding_units(), recipe.run, CPU, _in_bfloat16(recipe))
+        parallel.shard(objective, objective.model.sharding_units(), recipe.run, CPU, bfloat16)
+    counter = OperationCounter(per_machine)
+    objective.register_forward_pre_hook(counter.start_batch)
     with as_on_a_gpu(), fake:
-        stepper = make_stepper(recipe, objective)
+        stepper = make_stepper(recipe, objective, bfloat16)
         fake_batches = [batch.map(to_fake) for batch in batches]
         tracker = make_tracker(stepper, fake_batches)
         with tracker, counter:
             stepper(1, fake_batches, recipe.optim.lr)
-    cost.memory.update(tracker.peak())
-    cost.saved["weights"] = _bytes(objective.state_dict())
-    cost.saved["optimizer"] = sum(_bytes(states) for states in stepper.optimizer.state.values())
-    cost.saved["average"] = _bytes(stepper.average)
+    states = [state for states in stepper.optimizer.state.values() for state in states.values()]
+    tensors = [*objective.state_dict().values(), *states, *stepper.average.values()]
+    cost = StepCost(tracker.peak(), counter.flops, counter.traffic, checkpoint=_bytes(tensors))
     if parallel.world_size() > 1 and not objective.sharded:
         _add_ddp(cost, objective, per_machine)
     return cost
@@ -65,24 +76,19 @@ def _to_fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     return FakeTensor(mode, tensor.detach().to("meta"), CPU)
 
 
-def _in_bfloat16(recipe: Recipe) -> bool:
-    """Whether a GPU computes in bfloat16."""
-    return recipe.run.precision != "float32"
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _bytes(tensors: Mapping[Any, Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values() if isinstance(tensor, Tensor))
-
-
-def _add_ddp(cost: StepCost, objective: nn.Module, per_machine: int) -> None:
+def _add_ddp(cost: StepCost, objective: Objective, per_machine: int) -> None:
     """Add what DDP does in C++, which needs values: it copies all gradients into buckets, and reduces those."""
-    size = sum(parameter.nbytes for parameter in objective.parameters() if parameter.requires_grad)
+    buckets = _bytes(parameter for parameter in objective.parameters() if parameter.requires_grad)
     world_size = parallel.world_size()
-    cost.memory["gradients"] += size
-    cost.traffic["allreduce", Group(world_size, min(world_size, per_machine))] += size
+    cost.memory["gradients"] += buckets
+    cost.traffic["allreduce", Group(world_size, min(world_size, per_machine))] += buckets
 
 
-def make_stepper(recipe: Recipe, objective: Objective) -> Stepper:
+def make_stepper(recipe: Recipe, objective: Objective, bfloat16: bool) -> Stepper:
     """What takes the step, with the states that the optimizer would make in its first one."""
     optimizer = build_optimizer(recipe, objective)
     for parameter in objective.parameters():
@@ -94,8 +100,8 @@ def make_stepper(recipe: Recipe, objective: Objective) -> Stepper:
     for name, parameter in objective.model.named_parameters():
         if recipe.run.ema and parameter.requires_grad:
             average[name] = parameter.detach().clone()
-    stepper = Stepper(recipe, objective, optimizer, average, CPU, _in_bfloat16(recipe))
-    stepper.parallelized = objective  # not by DDP, whose C++ needs values: see `_add_ddp`
+    stepper = Stepper(recipe, objective, optimizer, average, CPU, bfloat16)
+    stepper.parallelized = objective  # not by DDP: see `_add_ddp`
     return stepper
 
 

@@ -12,6 +12,7 @@ import torch
 
 from onepeace.config import SIZES, Config
 from onepeace.data.batch import Batch
+from onepeace.data.synthetic import largest_items, synthetic_batch
 from onepeace.errors import UserError, one_line
 from onepeace.files.cache import cache_folder
 from onepeace.hub.registry import find
@@ -19,8 +20,8 @@ from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.plan import dry_run
 from onepeace.plan.cards import CARDS, Card
-from onepeace.plan.inputs import inputs_of_item, largest_items, synthetic_batch, synthetic_objective
-from onepeace.plan.trackers import StepCost
+from onepeace.plan.dry_run import StepCost
+from onepeace.plan.objective import synthetic_objective
 from onepeace.train import parallel
 from onepeace.train.folder import model_folder
 from onepeace.train.initial_weights import make_model
@@ -138,17 +139,16 @@ def _share(recipe: Recipe, config: Config, model: Trained, source: str, processe
     count = recipe.batch_size(source)
     if count % processes:
         raise UserError(f"run.batch_size {count} of {source} cannot be shared evenly by {processes} processes")
-    rows = count // processes * inputs_of_item(config.model)
+    rows_of_item = max((head.get("inputs", 1) for head in config.model.heads.values()), default=1)
+    rows = count // processes * rows_of_item
     inputs = {}
     for key, item in largest_items(config, recipe.data.modalities[source], 1).items():
         if key in recipe.data.stem_views:  # computed once, before the steps
             features = model.adapters[key].stem_features({name: x.to("meta") for name, x in item.items()})
             item = {"features": torch.zeros(1).expand(features.shape)}
         inputs[key] = {name: x.expand(rows, *x.shape[1:]) for name, x in item.items()}  # takes no memory
-    batch = synthetic_batch(recipe, model, source, inputs)
-    # The parts of a batch are copies, which only ids take memory for.
-    without_values = {
-        key: {name: x.to("meta") if x.is_floating_point() else x for name, x in tensors.items()}
-        for key, tensors in inputs.items()
-    }
-    return replace(batch, inputs=without_values).split(recipe.run.grad_cache_chunks, model.adapters)
+    batch = synthetic_batch(recipe.data, recipe.mask, model.adapters, inputs, rows_of_item)
+    # Parts are copies: only those of whole numbers, which decide on lengths, take memory.
+    for tensors in inputs.values():
+        tensors.update({name: x.to("meta") for name, x in tensors.items() if x.is_floating_point()})
+    return replace(batch, source=source).split(recipe.run.grad_cache_chunks, model.adapters)

@@ -1,7 +1,6 @@
 """What one step takes in one process: torch's memory trackers, and a count of FLOPs and of the bytes of collectives."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -19,29 +18,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from onepeace.data.batch import Batch
 
-
-class Group(NamedTuple):
-    """Processes that take part in a collective."""
-
-    size: int
-    on_machine: int
-    """Number of those on the first machine."""
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What a step takes in one process."""
-
-    memory: Counter[str] = field(default_factory=Counter)
-    """Bytes at the peak by kind: parameters, gradients, optimizer, gathered weights, activations, other."""
-    flops: Counter[tuple[str, torch.dtype]] = field(default_factory=Counter)
-    """FLOPs of matrix products and convolutions by source and dtype, recomputation included."""
-    traffic: Counter[tuple[str, Group]] = field(default_factory=Counter)
-    """Bytes that are gathered, reduced or scattered, by operation of torch's c10d and group."""
-    saved: Counter[str] = field(default_factory=Counter)
-    """Bytes of a checkpoint of all processes together: weights, optimizer, average."""
-
-
 KINDS = {
     "PARAM": "parameters",
     "SHARDED_PARAM": "parameters",
@@ -55,10 +31,10 @@ KINDS = {
     "ACT": "activations",
     "TEMP": "activations",
 }
-"""Kinds of memory by their names in torch's trackers; all further ones are "other"."""
+"""Kinds of memory by their names in torch's trackers; all further ones are "other": inputs, averages, buffers."""
 
 
-class Watchless(ModTracker):
+class NoModules(ModTracker):
     """In place of torch's tracker of the module that runs, which fails for views made without gradient."""
 
     def __init__(self) -> None:
@@ -68,7 +44,7 @@ class Watchless(ModTracker):
     def get_known_fqn(self, mod: nn.Module) -> str:
         return type(mod).__name__
 
-    def __enter__(self) -> "Watchless":
+    def __enter__(self) -> "NoModules":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -80,7 +56,7 @@ class PeakTracker(MemTracker):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._mod_tracker = Watchless()
+        self._mod_tracker = NoModules()
 
     def _update_peak_stats(self, peak_state: Any) -> None:
         modules = self.memory_tracking
@@ -112,22 +88,32 @@ class ShardedTracker(PeakTracker, FSDPMemTracker):
     """Tracker of a module after ``fully_shard`` and its optimizer."""
 
 
+class Group(NamedTuple):
+    """Processes that take part in a collective."""
+
+    size: int
+    on_machine: int
+    """Number of those on the first machine."""
+
+
 class OperationCounter(TorchDispatchMode):
     """Counts FLOPs and the bytes of collectives.
 
     FLOPs follow torch's formulas but not FlopCounterMode, which fails if modules run both with and without gradient.
 
     Args:
-        cost: its ``flops`` and ``traffic`` are increased.
         per_machine: processes on each machine.
     """
 
-    def __init__(self, cost: StepCost, per_machine: int) -> None:
+    def __init__(self, per_machine: int) -> None:
         super().__init__()
-        self.cost = cost
         self.per_machine = per_machine
         self.source = ""
         """Name of the sources of the batch that is computed."""
+        self.flops: Counter[tuple[str, torch.dtype]] = Counter()
+        """FLOPs of matrix products and convolutions by source and dtype, recomputation included."""
+        self.traffic: Counter[tuple[str, Group]] = Counter()
+        """Bytes that are gathered, reduced or scattered, by operation of torch's c10d and group."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -146,10 +132,10 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         flops_of = flop_registry.get(func._overloadpacket)
         if flops_of is not None:
-            self.cost.flops[self.source, args[0].dtype] += flops_of(*args, **kwargs, out_val=result)
+            self.flops[self.source, args[0].dtype] += flops_of(*args, **kwargs, out_val=result)
         if func.namespace == "c10d" and func in collective_ops:
             ranks = dist.get_process_group_ranks(CollectiveOp.get_process_group(func, args))
             group = Group(len(ranks), sum(rank < self.per_machine for rank in ranks))
             size = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
-            self.cost.traffic[func._opname.strip("_"), group] += size
+            self.traffic[func._opname.strip("_"), group] += size
         return result

@@ -9,7 +9,7 @@ from support.random_model import save_random_model
 from onepeace.finetune import memory
 from onepeace.finetune.settings import auto_recipe
 from onepeace.finetune.split import SplitSummary
-from onepeace.plan.trackers import StepCost
+from onepeace.plan.dry_run import StepCost
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
         run = recipe.run
         needs.append((run.recompute == "blocks", run.grad_cache_chunks, recipe.lora is not None))
         total = 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
-        return SimpleNamespace(step=StepCost(memory=Counter(activations=total)))
+        return SimpleNamespace(step=StepCost(Counter(activations=total), Counter(), Counter(), 0))
 
     monkeypatch.setattr(memory, "make_plan", make_plan)
     forms = [(False, 1, False), (True, 1, False), (True, 4, False), (True, 16, False), (True, 1, True), (True, 4, True),

@@ -68,7 +68,7 @@ def test_recipe_is_planned(name):
 
 
 def test_inputs_made_of_words_cannot_be_planned():
-    with pytest.raises(UserError, match="needs the tokenizer"):
+    with pytest.raises(UserError, match="makes its inputs of the words"):
         make_plan(shrunken("generative/tiny_captions_cider"))
 
 

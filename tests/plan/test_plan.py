@@ -1,5 +1,6 @@
 """What `onepeace train RECIPE --plan` computes without values, against steps of real tensors and closed forms."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,17 @@ from support.training import recipe as small_recipe
 
 from onepeace.cli import main
 from onepeace.config import SIZES, Config, ModelConfig, build, write_config
+from onepeace.data.synthetic import item_batch, largest_items, synthetic_batch
 from onepeace.errors import UserError
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import OnePeace
 from onepeace.plan import dry_run
 from onepeace.plan.cards import CARDS, RING, StepTime, step_time
-from onepeace.plan.inputs import item_batch, largest_items, synthetic_batch, synthetic_objective
+from onepeace.plan.dry_run import StepCost
+from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.plan import make_plan, planned_config
 from onepeace.plan.report import plan_text
-from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker, StepCost
+from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
 from onepeace.train import parallel
 from onepeace.train.build import build_optimizer
 from onepeace.train.lora import add_lora_and_freeze
@@ -84,7 +87,8 @@ def real_peak(wanted, processes):
     add_lora_and_freeze(model, wanted)
     set_recompute(model, wanted.run.recompute)
     items = largest_items(config, wanted.data.modalities[source], wanted.batch_size(source) // processes)
-    batch = synthetic_batch(wanted, model, source, items).split(wanted.run.grad_cache_chunks, model.adapters)
+    batch = synthetic_batch(wanted.data, wanted.mask, model.adapters, items)
+    batch = replace(batch, source=source).split(wanted.run.grad_cache_chunks, model.adapters)
     objective = synthetic_objective(wanted, model, batch.keys).train()
     bfloat16 = wanted.run.precision == "bfloat16"
     if objective.sharded:
@@ -152,9 +156,7 @@ def test_memory_by_kind():
     kept = plan(4, parallel="fsdp", keep_gathered=True)
     assert sharded.step.memory["gathered weights"] < 0.8 * kept.step.memory["gathered weights"]
     for saving in (averaged, sharded):
-        assert saving.step.saved["weights"] == 4 * whole.parameters
-        assert saving.step.saved["optimizer"] == pytest.approx(8 * whole.trained, rel=0.01)
-        assert saving.step.saved["average"] == 4 * whole.trained
+        assert saving.step.checkpoint == pytest.approx(4 * whole.parameters + 12 * whole.trained, rel=0.01)
     assert sharded.step.memory["other"] - kept.step.memory["other"] == pytest.approx(whole.trained, rel=0.05)
 
 
@@ -196,9 +198,12 @@ def test_plan_command_prints_the_plan(tmp_path, capsys):
     [(1e15, 1e6, 8, "compute"), (1e12, 1e12, 8, "links"), (1e12, 1e12, 1, "network"), (1e12, 1e6, 8, "reader")],
 )
 def test_slowest_part_limits_a_step(flops, size, machine, limit):
-    cost = StepCost()
-    cost.flops["audio+text", torch.bfloat16] = flops
-    cost.traffic["allreduce", Group(8, machine)] = size
+    cost = StepCost(
+        memory=Counter(),
+        flops=Counter({("audio+text", torch.bfloat16): flops}),
+        traffic=Counter({("allreduce", Group(8, machine)): size}),
+        checkpoint=0,
+    )
     time = step_time(cost, recipe("audio", batch=64), processes=8, card=CARDS["h100"])
     assert time.limit == limit
     assert time.compute == pytest.approx(flops / (0.4 * 989e12))
@@ -272,13 +277,13 @@ def test_a_caption_head_is_planned(tmp_path):
 
 
 def flops_of_a_pass(config, key, size):
-    cost = StepCost()
+    counter = OperationCounter(per_machine=1)
     with torch.device("meta"):  # values do not matter, and drawing them would take most of the time
         model = OnePeace(config.model)
     inputs = {name: tensor.to("meta") for name, tensor in item_batch(config, key, size).items()}
-    with torch.no_grad(), OperationCounter(cost, per_machine=1):
+    with torch.no_grad(), counter:
         model.eval()({key: inputs})
-    return cost.flops.total()
+    return counter.flops.total()
 
 
 @pytest.mark.parametrize(("key", "size", "length"), [("text", 16, 17), ("image", 64, 17)])
