@@ -8,13 +8,17 @@ JSON object per line.
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from onepeace.errors import UserError
+from onepeace.files.regular import open_regular
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+NAMED = 10
+"""Maximum number of columns that a message names."""
 
 
 class Row(NamedTuple):
@@ -49,7 +53,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
     newline = None if suffix == ".jsonl" else ""  # csv handles line ends itself
     try:
         # UTF-8 from spreadsheets begins with a byte order mark.
-        with open(path, encoding="utf-8-sig", newline=newline) as file:
+        with open(path, encoding="utf-8-sig", newline=newline, opener=open_regular) as file:
             if suffix == ".jsonl":
                 yield from _json_rows(file)
             else:
@@ -58,6 +62,12 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+def some_names(columns: Iterable[str]) -> str:
+    """The first names of columns, for messages."""
+    names = list(columns)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _csv_rows(file: TextIO, path: Path, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
@@ -70,7 +80,7 @@ def _csv_rows(file: TextIO, path: Path, columns: Sequence[str] | None) -> Iterat
             if not cells[0].lower().startswith("sep="):  # Excel's line before the header
                 columns = _checked_header(cells, path)
         elif len(cells) != len(columns):
-            yield BadRow(line, f"{len(cells)} cells instead of {len(columns)} ({', '.join(columns)})")
+            yield BadRow(line, f"{len(cells)} cells instead of {len(columns)} ({some_names(columns)})")
         else:
             cells_by_column = {}
             for name, cell in zip(columns, cells, strict=True):
@@ -106,7 +116,7 @@ def _has_tabs(path: Path) -> bool:
 def _checked_header(cells: Sequence[str], path: Path) -> list[str]:
     """The names of the columns; UserError for a duplicate, or for another separator."""
     columns = [cell.strip() for cell in cells]
-    duplicates = sorted({name for name in columns if name and columns.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if duplicates:
         raise UserError(f"{path}: two columns are named {duplicates[0]!r}")
     separator = re.search("[;\t]", columns[0])

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,70 +53,101 @@ def walk(
     Raises:
         UsageError: a path that does not exist.
     """
-    found: dict[str, FoundFile] = {}
-    unreadable: list[Unreadable] = []
-    entered: set[tuple[int, int]] = set()
-
-    def refuse(error: OSError) -> None:
-        unreadable.append(Unreadable(Path(error.filename), error.strerror or "cannot be read"))
-
+    walker = _Walk(modality_by_suffix, skip, follow_links, Counter() if others is None else others)
     for given in paths:
         path = Path(given)
         if not os.path.lexists(path):
             raise UsageError(f"{given}: no such file or folder")
-        if not os.path.isdir(path):
-            _take(path, modality_by_suffix.get(path.suffix.lower(), ""), found, unreadable)
-            continue
-        top = os.path.join(os.path.realpath(path), "")
+        if os.path.isdir(path):
+            walker.enter(path)
+        else:
+            walker.take(path, modality_by_suffix.get(path.suffix.lower(), ""))
+    return list(walker.found.values()), walker.unreadable
 
-        def leads_out(place: Path, top: str = top) -> bool:
-            if follow_links or not place.is_symlink() or os.path.join(os.path.realpath(place), "").startswith(top):
-                return False
-            if others is not None:
-                others[LINKS] += 1
-            return True
 
-        tops = [path]  # links to folders come last, so that files get their real paths where these are walked too
-        for folder, folders, names in chain.from_iterable(os.walk(start, onerror=refuse) for start in tops):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
-                folders.clear()
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(
-                name
-                for name in folders
-                if not name.startswith(".")
-                and not (skip and skip(Path(folder, name), True))
-                and not leads_out(Path(folder, name))
-            )
-            tops += [place for name in folders if (place := Path(folder, name)).is_symlink()]
-            for name in sorted(names):
-                place = Path(folder, name)
-                if name.startswith(".") or (skip and skip(place, False)):
+class _Walk:
+    """The state of `walk`, whose arguments it takes."""
+
+    def __init__(
+        self,
+        modality_by_suffix: Mapping[str, str],
+        skip: Callable[[Path, bool], bool] | None,
+        follow_links: bool,
+        others: Counter[str],
+    ) -> None:
+        self.modality_by_suffix, self.skip, self.follow_links = modality_by_suffix, skip, follow_links
+        self.others = others
+        self.found: dict[str, FoundFile] = {}
+        self.unreadable: list[Unreadable] = []
+        self._entered: set[tuple[int, int]] = set()
+
+    def enter(self, top: Path) -> None:
+        """Take the files of a folder and of all folders below it."""
+        real = os.path.join(os.path.realpath(top), "")
+        starts = [top]  # links to folders come last, so that files get their real paths where these are walked too
+        for start in starts:
+            for folder, folders, names in os.walk(start, onerror=self._refuse):
+                if not self._is_new(folder):
+                    folders.clear()
                     continue
-                modality = modality_by_suffix.get(place.suffix.lower())
-                if modality is None:
-                    if others is not None:
-                        others[place.suffix.lower() or "no ending"] += 1
-                elif not leads_out(place):
-                    _take(place, modality, found, unreadable)
-    return list(found.values()), unreadable
+                folders[:] = sorted(name for name in folders if self._is_wanted(Path(folder, name), True, real))
+                starts += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
+                for name in sorted(names):
+                    self._take_of_folder(Path(folder, name), real)
 
+    def take(self, path: Path, modality: str) -> None:
+        """Take a file, or note why it cannot be read."""
+        if os.path.isfile(path):
+            self.found.setdefault(os.path.abspath(path), FoundFile(path, modality))
+        else:
+            self.unreadable.append(Unreadable(path, _why_not(path)))
 
-def _take(path: Path, modality: str, found: dict[str, FoundFile], unreadable: list[Unreadable]) -> None:
-    if os.path.isfile(path):
-        found.setdefault(os.path.abspath(path), FoundFile(path, modality))
-    else:
-        unreadable.append(Unreadable(path, _why_not(path)))
+    def _take_of_folder(self, path: Path, real: str) -> None:
+        suffix = path.suffix.lower()
+        if suffix in self.modality_by_suffix:
+            if self._is_wanted(path, False, real):
+                self.take(path, self.modality_by_suffix[suffix])
+        elif self._is_named(path, False):
+            self.others[suffix or "no ending"] += 1
+
+    def _is_new(self, folder: str) -> bool:
+        """Whether a folder can be read and was not entered before."""
+        try:
+            status = os.stat(folder)
+        except OSError as error:
+            self._refuse(error)
+            return False
+        identity = (status.st_dev, status.st_ino)
+        is_new = identity not in self._entered
+        self._entered.add(identity)
+        return is_new
+
+    def _is_wanted(self, path: Path, is_folder: bool, real: str) -> bool:
+        return self._is_named(path, is_folder) and not self._leads_out(path, real)
+
+    def _is_named(self, path: Path, is_folder: bool) -> bool:
+        """Whether a file or folder is neither hidden nor to be skipped."""
+        return not path.name.startswith(".") and not (self.skip and self.skip(path, is_folder))
+
+    def _leads_out(self, path: Path, real: str) -> bool:
+        """Whether a path is a link out of the folder with this real path, which is counted and not followed."""
+        if self.follow_links or not os.path.islink(path):
+            return False
+        if os.path.join(os.path.realpath(path), "").startswith(real):
+            return False
+        self.others[LINKS] += 1
+        return True
+
+    def _refuse(self, error: OSError) -> None:
+        self.unreadable.append(Unreadable(Path(error.filename), error.strerror or "cannot be read"))
 
 
 def _why_not(path: Path) -> str:
     """Reason why a path is not a readable file."""
     try:
         os.stat(path)
-    except PermissionError as error:
-        return error.strerror or "cannot be read"
-    except OSError:
+    except FileNotFoundError:
         return "a link to nothing"
+    except OSError as error:
+        return error.strerror or "cannot be read"
     return "not a regular file"  # reading a pipe could block forever

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from onepeace.errors import UserError
+from onepeace.files.regular import open_regular
 from onepeace.index.items import Item
 from onepeace.index.sources import Root, is_shard, read_shard, shard_of, state_of, whole_of
 from onepeace.progress import Progress
@@ -43,7 +44,7 @@ def open_content(item: Item, roots: Mapping[str, Root]) -> BinaryIO | bytes | st
         return _part_of_whole(item)
     place = _place_in_folder(item.path, roots)
     if place is None or os.open not in os.supports_dir_fd:  # the latter on Windows
-        return open(path, "rb", opener=_open_at_once)
+        return open(path, "rb", opener=open_regular)
     folder, names = place
 
     def opener(_: str, flags: int) -> int:
@@ -69,11 +70,6 @@ def _open_below(folder: Path, names: Sequence[str], flags: int) -> int:
         return os.open(names[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
     finally:
         os.close(parent)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe that is in its place by now is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _part_of_whole(item: Item) -> bytes | str:

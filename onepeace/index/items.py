@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+LATEST = (1 << 63) - 1
+
 
 @dataclass(frozen=True)
 class Item:
@@ -48,6 +50,11 @@ class Item:
         """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
         names = ("caption", "date", "width", "height", "duration", "size", "metadata")
         return {"path": as_text(self.path), "kind": self.modality, **{name: getattr(self, name) for name in names}}
+
+
+def mtime_of(status: os.stat_result) -> int:
+    """Time of the last change of a file in nanoseconds since 1970, as far as SQLite stores it: to the year 2262."""
+    return max(-LATEST - 1, min(status.st_mtime_ns, LATEST))
 
 
 def as_text(path: str | Path) -> str:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
-from onepeace.index.items import Item
+from onepeace.files.regular import open_regular
+from onepeace.index.items import Item, mtime_of
 from onepeace.index.sources import Entry
 
 CHUNK = 1 << 20
@@ -34,7 +35,7 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> "FileState":
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return cls(status.st_size, mtime_of(status), status.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def failed(entry: Entry, reason: str) -> Reading:
 
 def hash_of(path: Path) -> bytes:
     """blake2b of a file's content, 16 bytes."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return _hash(file)
 
 
@@ -99,7 +100,7 @@ def _hash(file: BinaryIO) -> bytes:
 def _read_file(entry: Entry, path: Path) -> Reading:
     """Hash a file; again, if it is written meanwhile."""
     for _ in range(TRIES):
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             state = FileState.of(os.fstat(file.fileno()))
             read_ns = time.time_ns()
             digest = _hash(file)

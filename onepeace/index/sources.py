@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
-from onepeace.files.source import NamedBytes, scheme, suffix
+from onepeace.files.source import NamedBytes, describe, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.items import Item
+from onepeace.index.items import Item, mtime_of
 from onepeace.index.store import Store, is_index
 from onepeace.processors.endings import modality_by_ending
 
@@ -133,8 +134,7 @@ def scan(roots: Collection[Root]) -> Scan:
         roots: removed ones are left out with everything below them, except where another root is at or below a
             removed one.
 
-    Raises:
-        UserError: a table or .onepeaceignore file that cannot be read.
+    A table, or a folder with a .onepeaceignore file, that cannot be read is a problem of the scan.
     """
     found = Scan()
     modalities = modalities_by_suffix()
@@ -143,18 +143,31 @@ def scan(roots: Collection[Root]) -> Scan:
         if root.kind == "removed" or not os.path.lexists(root.path):
             continue
         left_out = removed - {root.path, *map(str, Path(root.path).parents)}
-        if root.kind == "table":
-            entries = _rows(Path(root.path), modalities)
-        elif root.kind == "shard":
-            entries = read_shard(root.path)
-        else:
-            entries = _files(root, left_out, modalities, found)
-        for entry in entries:
-            item = entry.item
-            is_told = root.kind == "table" and (item.caption or item.metadata)  # a table's description of a file wins
-            if (is_told or item.path not in found.entries) and not (left_out and places_of(item.path) & left_out):
-                found.entries[item.path] = entry
+        try:
+            for entry in _entries(root, left_out, modalities, found):
+                _add(entry, root, left_out, found)
+        except UserError as error:  # one root that cannot be read is no reason to leave out the others
+            reason = str(error).removeprefix(f"{root.path}: ")
+            found.problems.append(Unreadable(Path(root.path), reason))
     return found
+
+
+def _entries(root: Root, left_out: Collection[str], modalities: Mapping[str, str], found: Scan) -> Iterator[Entry]:
+    if root.kind == "table":
+        return _rows(Path(root.path), modalities)
+    if root.kind == "shard":
+        return read_shard(root.path)
+    return _files(root, left_out, modalities, found)
+
+
+def _add(entry: Entry, root: Root, left_out: set[str], found: Scan) -> None:
+    """Add an entry of a root to a scan, unless it is left out or another root has it; the description of a file in a
+    table wins."""
+    item = entry.item
+    is_described = root.kind == "table" and (item.caption or item.metadata)
+    is_left_out = left_out and places_of(item.path) & left_out
+    if (is_described or item.path not in found.entries) and not is_left_out:
+        found.entries[item.path] = entry
 
 
 def places_of(path: str) -> set[str]:
@@ -189,7 +202,7 @@ def modalities_by_suffix() -> dict[str, str]:
 def state_of(path: str) -> tuple[int, int]:
     """Size and mtime_ns of a file."""
     status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, mtime_of(status)
 
 
 def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str], found: Scan) -> Iterator[Entry]:
@@ -219,10 +232,16 @@ def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str],
 
 
 def _file(path: str, modality: str) -> Entry:
+    """Entry of a file; with a problem if it is none, or cannot be read."""
     try:
-        return Entry(Item(path, modality, *state_of(path)), Path(path))
+        status = os.stat(path)
     except OSError as error:
         return Entry(Item(path, modality, problem=error.strerror or "cannot be read"))
+    except ValueError:
+        return Entry(Item(path, modality, problem="no path (it has a NUL, or half of a surrogate pair)"))
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or /dev/zero would not end
+        return Entry(Item(path, modality, problem="not a regular file"))
+    return Entry(Item(path, modality, status.st_size, mtime_of(status)), Path(path))
 
 
 def read_shard(shard: str) -> Iterator[Entry]:
@@ -266,38 +285,57 @@ def read_shard(shard: str) -> Iterator[Entry]:
 
 def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
     """Entries of the picture and the sound of each row, with its captions and other columns, or of its text if it has
-    neither. An invalid row becomes an entry with a problem and the path "TABLE::LINE"."""
+    neither. An invalid row becomes an entry with a problem and the path "TABLE::LINE".
+
+    Raises:
+        UserError: the table cannot be read, or has no rows.
+    """
     from onepeace.datasets.tables import BadRow, read_table
 
-    mtime_ns = table.stat().st_mtime_ns
-    known = ", ".join((*MEDIA, CAPTIONS[0]))
-    row: Any = None
+    row = None
+    mtime_ns = 0
     for row in read_table(table):
+        mtime_ns = mtime_ns or state_of(str(table))[1]
         here = Item(f"{table}::{row.line}", "text", 0, mtime_ns)
         if isinstance(row, BadRow):
             yield Entry(replace(here, problem=row.reason))
-            continue
-        cells = {name: value for name, value in row.cells.items() if value not in (None, "")}
-        captions = [text for name in CAPTIONS for text in _texts(cells.pop(name, []))]
-        columns = [name for name in MEDIA if name in cells] or [name for name in PLACES if name in cells][:1]
-        about = {name: value for name, value in cells.items() if name not in columns}
-        if not (columns or captions):
-            yield Entry(replace(here, problem=f"no {known} in this row; it has {', '.join(row.cells)}"))
-        elif not columns:
-            yield _described(here, captions[0], captions, about)
-        for column in columns:
-            value = str(cells[column])
-            modality = column if column in MEDIA else modalities.get(suffix(value), "")
-            entry = _file(os.path.abspath(table.parent / value), modality)
-            reason = entry.item.problem
-            if not modality:
-                reason = f"its ending says no kind of file; name the column {' or '.join(MEDIA)} in place of {column}"
-            if reason:  # reported for the row rather than the file
-                yield Entry(replace(here, problem=f"{value}: {reason}"))
-            else:
-                yield _described(*entry, captions, about)
+        else:
+            yield from _entries_of_row(row.cells, here, table.parent, modalities)
     if row is None:
-        raise UserError(f"{table}: no rows; columns are {known} and any others")
+        raise UserError(f"{table}: no rows; columns are {', '.join((*MEDIA, CAPTIONS[0]))} and any others")
+
+
+def _entries_of_row(row: Mapping[str, Any], here: Item, folder: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
+    """Entries of a row of a table in a folder; ``here`` is the item of the row itself."""
+    from onepeace.datasets.tables import some_names
+
+    cells = {name: value for name, value in row.items() if value not in (None, "")}
+    captions = []
+    for name in CAPTIONS:
+        captions += _texts(cells.pop(name, []))
+    columns = [name for name in MEDIA if name in cells] or [name for name in PLACES if name in cells][:1]
+    described = {name: value for name, value in cells.items() if name not in columns}
+    if not columns and not captions:
+        wanted = ", ".join((*MEDIA, CAPTIONS[0]))
+        yield Entry(replace(here, problem=f"no {wanted} in this row; it has {some_names(row)}"))
+    elif not columns:
+        yield _described(here, captions[0], captions, described)
+    for column in columns:
+        value = str(cells[column])
+        entry = _file_of_cell(column, value, folder, modalities)
+        if entry.item.problem:  # reported for the row rather than the file
+            yield Entry(replace(here, problem=f"{describe(value)}: {entry.item.problem}"))
+        else:
+            yield _described(*entry, captions, described)
+
+
+def _file_of_cell(column: str, value: str, folder: Path, modalities: Mapping[str, str]) -> Entry:
+    modality = column if column in MEDIA else modalities.get(suffix(value), "")
+    path = os.path.abspath(folder / value)
+    if not modality:
+        problem = f"its ending says no kind of file; name the column {' or '.join(MEDIA)} in place of {column}"
+        return Entry(Item(path, modality, problem=problem))
+    return _file(path, modality)
 
 
 def _texts(value: Any) -> list[str]:

@@ -82,9 +82,13 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
         if not roots and store.count():
             raise UserError(f"{folder}: the paths it was built from are lost; run: onepeace index build {folder} PATHS")
         found = scan(roots)
-        for root in roots:
+        unreadable = {str(problem.path) for problem in found.problems}
+        readable = [root for root in roots if root.path not in unreadable]
+        for root in readable:
             _refuse_unmounted(store, root, found)
-        return _fill(store, found, whole=True, **options)
+        # Which files a table names that cannot be read is not known.
+        are_all_known = all(root in readable for root in roots if root.kind == "table")
+        return _fill(store, found, whole=are_all_known, **options)
 
 
 def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 MAX_RATE = 1_000_000
+MIN_FILE_RATE = 1000
+"""Minimum samples per second of a file: at a rate of 1, one of 32 KB would be a sound of hours."""
 EPS = 1e-5
 # Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
 SLACK_BYTES = 1024
@@ -198,7 +200,7 @@ def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
         reason = getattr(error, "error_string", "format not recognised").rstrip(".")
     else:
         with sound:
-            _checked_rate(sound.samplerate, name)
+            _checked_rate(sound.samplerate, name, MIN_FILE_RATE)
             yield _File(sound, name)
         return
     if "not recognised" not in reason:  # a known format, but damaged
@@ -207,7 +209,7 @@ def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
     need("av", "media", f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video")
     with ExitStack() as resources:
         stream = SoundStream(file, name, resources)
-        _checked_rate(stream.rate, name)
+        _checked_rate(stream.rate, name, MIN_FILE_RATE)
         yield stream
 
 
@@ -306,11 +308,11 @@ def _resampler(rate: int, target: int) -> Resample:
     return Resample(ratio.numerator, ratio.denominator)
 
 
-def _checked_rate(rate: object, name: str) -> int:
+def _checked_rate(rate: object, name: str, least: int = 1) -> int:
     try:
         number = float(rate)  # type: ignore[arg-type]  # numpy's numbers and tensors too
     except (TypeError, ValueError):
         number = math.nan
-    if not 1 <= number <= MAX_RATE or number != int(number):  # a NaN compares as False
-        raise UserError(f"{name}: the sample rate must be a whole number from 1 to {MAX_RATE}, got {rate!r}")
+    if not least <= number <= MAX_RATE or number != int(number):  # a NaN compares as False
+        raise UserError(f"{name}: the sample rate must be a whole number from {least} to {MAX_RATE}, got {rate!r}")
     return int(number)

@@ -19,6 +19,7 @@ from onepeace.files.source import is_open_file, suffix
 from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import open_content
+from onepeace.index.items import mtime_of
 from onepeace.index.sources import Root, shard_of
 from onepeace.serve.memory import MANY_PIXELS, room_for
 from onepeace.serve.uploads import Refused
@@ -200,7 +201,7 @@ def _open(item: Item, roots: Roots) -> BinaryIO | bytes | str:
 
 
 def _check(status: os.stat_result, item: Item, *, with_size: bool) -> None:
-    same = stat.S_ISREG(status.st_mode) and status.st_mtime_ns == item.mtime_ns
+    same = stat.S_ISREG(status.st_mode) and mtime_of(status) == item.mtime_ns
     if not same or (with_size and status.st_size != item.size):
         raise Refused(410, f"item {item.id}: has changed since it was indexed; run onepeace index update")
 

@@ -1,7 +1,10 @@
 """Walking folders: which files are found, in which order, and what cannot be read on the way."""
 
 import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +83,36 @@ def test_a_folder_it_may_not_read_is_reported(tree, monkeypatch):
     monkeypatch.setattr(os, "scandir", guarded)  # root may read anything
     files, unreadable = found([tree], tree)
     assert (len(files), unreadable) == (3, [("sub", "Permission denied")])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs to become another user")
+def test_folder_whose_entries_cannot_be_looked_at_is_reported(tree):
+    (tree / "sub" / "below").mkdir()
+    (tree / "sub").chmod(0o644)
+    program = f"""
+import os
+from onepeace.files.walk import walk
+os.chdir({str(tree)!r})
+os.setuid(65534)
+files, unreadable = walk(["."], {SUFFIXES!r})
+print([path.name for path, _ in files], [(path.name, reason) for path, reason in unreadable])
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == (
+        "['a.txt', 'b.JPG', 'e.jpg'] [('c.ogg', 'Permission denied'), ('below', 'Permission denied')]\n"
+    )
+
+
+def test_path_that_is_too_long_is_reported(tree, monkeypatch):
+    monkeypatch.chdir(tree / "sub")
+    for _ in range(20):
+        os.mkdir(250 * "x")
+        os.chdir(250 * "x")
+    Path("deep.txt").write_text("x")
+    monkeypatch.chdir(tree)
+    files, unreadable = walk([tree], SUFFIXES)
+    assert len(files) == 4
+    assert [reason for _, reason in unreadable] == ["File name too long"]
 
 
 def test_a_path_that_is_not_there_is_named(tree):

@@ -173,7 +173,7 @@ def test_broken_files_are_kept_with_their_reasons(build, update, folder, tmp_pat
 
 
 def test_file_that_could_not_be_read_is_tried_again(build, words, tmp_path, monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **options):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as context:
@@ -453,6 +453,46 @@ def test_build_that_failed_at_its_first_write_can_be_repeated(build, tmp_path, w
         with pytest.raises(UserError, match="the disk is full"):
             build(tmp_path / "index", words)
     assert counts(build(tmp_path / "index", words)) == {"added": 6}
+
+
+def test_pipe_that_replaces_a_file_after_the_scan_is_not_waited_for(build, words, tmp_path, monkeypatch):
+    real = index_write.scan
+
+    def scan(roots):
+        found = real(roots)
+        (words / "0.txt").unlink()
+        os.mkfifo(words / "0.txt")
+        return found
+
+    monkeypatch.setattr(index_write, "scan", scan)
+    (problem,) = build(tmp_path / "index", words).problems
+    assert (problem.path.name, problem.reason) == ("0.txt", "not a regular file")
+
+
+def test_table_that_cannot_be_read_any_more_costs_nothing(build, update, words, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("words that only the table names")
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,caption\n{outside},a file\n")
+    build(tmp_path / "index", words, table)
+    table.write_text("path,path\n")
+    report = update(tmp_path / "index")
+    assert [path for path, _ in report.problems] == [table]
+    assert str(outside) in content(tmp_path / "index")
+
+
+def test_folder_whose_patterns_cannot_be_read_costs_nothing(build, update, words, tmp_path):
+    build(tmp_path / "index", words)
+    (words / ".onepeaceignore").write_text("!\n")
+    report = update(tmp_path / "index")
+    assert [path for path, _ in report.problems] == [words]
+    assert len(content(tmp_path / "index")) == 6
+
+
+def test_file_of_the_year_2400_is_indexed(build, update, words, tmp_path):
+    os.utime(words / "0.txt", (13_600_000_000, 13_600_000_000))
+    assert counts(build(tmp_path / "index", words)) == {"added": 6}
+    assert counts(update(tmp_path / "index")) == {"unchanged": 6}
 
 
 def test_a_wide_model_is_compiled_for_many_new_files(build, tmp_path, monkeypatch):

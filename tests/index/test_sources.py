@@ -80,7 +80,7 @@ def test_rows_of_a_table(tree):
     assert (items["sub/b.txt"].modality, items["sub/b.txt"].caption) == ("text", "a text in a file")
     reasons = {path: item.problem for path, item in items.items() if item.problem}
     assert reasons == {
-        "table.jsonl::4": "https://example.org/x.ogg?token=1: No such file or directory",
+        "table.jsonl::4": "https://example.org/x.ogg: No such file or directory",
         "table.jsonl::5": "sub/c.md: its ending says no kind of file; name the column image or audio in place of "
         "file_name",
         "table.jsonl::6": "nothing.jpg: No such file or directory",
@@ -98,13 +98,65 @@ def test_what_a_table_says_of_a_file_wins(tree):
         assert len(entries) == 3
 
 
-def test_table_without_rows_or_in_another_encoding_is_an_error(tmp_path):
-    (tmp_path / "t.CSV").write_text("image\n")
-    with pytest.raises(UserError, match=r"t.CSV: no rows; columns are image, audio, text"):
-        found(tmp_path / "t.CSV")
-    (tmp_path / "t.csv").write_bytes(b"text\n\xff\n")
-    with pytest.raises(UserError, match="is not UTF-8"):
-        found(tmp_path / "t.csv")
+def test_table_that_cannot_be_read_is_a_problem_and_others_are_read(tree):
+    (tree / "t.CSV").write_text("image\n")
+    (tree / "t.csv").write_bytes(b"text\n\xff\n")
+    (tree / "u.csv").write_text("text,text\n")
+    os.mkfifo(tree / "v.csv")
+    tables = [tree / name for name in ("t.CSV", "t.csv", "u.csv", "v.csv")]
+    entries, problems = found(*tables, tree / "sub")
+    assert problems == [
+        (tables[0], "no rows; columns are image, audio, text and any others"),
+        (tables[1], "is not UTF-8 (invalid start byte); save it as UTF-8"),
+        (tables[2], "two columns are named 'text'"),
+        (tables[3], "cannot be read (not a regular file)"),
+    ]
+    assert len(entries) == 2
+
+
+def test_row_of_a_wide_table_is_told_in_few_words(tree):
+    columns = [f"column{number}" for number in range(80_000)]  # compared with each other, they would take a minute
+    (tree / "t.csv").write_text(",".join(columns) + "\n1,2\n" + 79_999 * "," + "1\n")
+    entries, _ = found(tree / "t.csv")
+    short, lacking = (entry.item.problem for entry in entries.values())
+    assert short.startswith("2 cells instead of 80000 (column0, column1, ")
+    assert lacking.startswith("no image, audio, text in this row; it has column0, ")
+    assert max(len(short), len(lacking)) < 200
+
+
+def test_patterns_that_cannot_be_read_leave_the_folder_out(tree):
+    (tree / "sub" / ".onepeaceignore").write_text("!\n")
+    entries, problems = found(tree / "sub", tree / "a.jpg")
+    assert [path.name for path, _ in problems] == ["sub"]
+    assert [*entries] == [str(tree / "a.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("pipe.jpg", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (".", "not a regular file"),
+        ("a\0.jpg", "a NUL"),
+        ("a\ud800.jpg", "half of a surrogate pair"),
+        (5000 * "a", "File name too long"),
+    ],
+)
+def test_row_that_names_no_file_is_one_problem(tree, value, reason):
+    os.mkfifo(tree / "pipe.jpg")
+    (tree / "t.jsonl").write_text(f"{json.dumps({'image': value})}\n{json.dumps({'text': 'good'})}\n")
+    entries, _ = found(tree / "t.jsonl")
+    bad, good = (entry.item for entry in entries.values())
+    assert bad.path.endswith("t.jsonl::1")
+    assert reason in bad.problem
+    assert (good.caption, good.problem) == ("good", None)
+
+
+def test_time_that_no_database_holds_is_the_last_that_it_does(tree):
+    os.utime(tree / "a.jpg", (13_600_000_000, 13_600_000_000))  # in 2400
+    entries, _ = found(tree / "a.jpg")
+    (entry,) = entries.values()
+    assert entry.item.mtime_ns == 2**63 - 1
 
 
 def test_samples_of_a_shard(tmp_path):

@@ -192,6 +192,12 @@ def test_strange_rates_need_no_strange_memory(rate):
     assert len(AudioProcessor(min_seconds=0.01).load((noise(2 * rate), rate), seconds=0.01)) == RATE // 100
 
 
+def test_file_of_a_sample_a_second_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(16000), 1)
+    with pytest.raises(UserError, match=r"a\.wav: the sample rate must be a whole number from 1000 to 1000000, got 1"):
+        AudioProcessor().load(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize("rate", [0, 1_000_001, 16000.5, float("nan"), "fast", None])
 def test_wrong_rate_is_an_error(rate):
     with pytest.raises(UserError, match="sample rate must be a whole number from 1 to 1000000, got"):
