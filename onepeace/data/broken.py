@@ -49,32 +49,38 @@ class BrokenCount:
     def __init__(self, source: str, limit: float) -> None:
         self.source = source
         self.limit = limit
-        self.shards: dict[str, Broken] = {}
-        self.samples: dict[tuple[str, str], Broken] = {}
+        self.shards: dict[str, int] = {}
+        """Number of samples lost with each broken shard, 0 if it is unknown."""
+        self.keys: dict[str, set[str]] = {}
+        """Keys of the other broken samples by shard."""
+        self.example = ""
+        """The line of the first one."""
 
     def contains(self, broken: Broken) -> bool:
         """Whether it has been added."""
         if broken.is_shard:
             return broken.shard in self.shards
-        return (broken.shard, broken.key) in self.samples
+        return broken.key in self.keys.get(broken.shard, ())
 
     def add(self, broken: Broken) -> bool:
         """Count it; False if it was counted before."""
-        is_new = not self.contains(broken)
+        if self.contains(broken):
+            return False
         if broken.is_shard:
-            self.shards[broken.shard] = broken
+            self.shards[broken.shard] = broken.samples
         else:
-            self.samples[broken.shard, broken.key] = broken
-        return is_new
+            self.keys.setdefault(broken.shard, set()).add(broken.key)
+        self.example = self.example or broken.reason
+        return True
 
     def total(self, samples_per_shard: float) -> int:
         """Number of broken samples, with those of broken shards."""
         total = 0.0
-        for broken in self.samples.values():
-            if broken.shard not in self.shards:
-                total += broken.samples
-        for broken in self.shards.values():
-            total += broken.samples or max(1.0, samples_per_shard)
+        for samples in self.shards.values():
+            total += samples or max(1.0, samples_per_shard)
+        for shard, keys in self.keys.items():
+            if shard not in self.shards:
+                total += len(keys)
         return round(total)
 
     def check(self, usable: int, samples_per_shard: float) -> None:
@@ -90,18 +96,6 @@ class BrokenCount:
                 f"{self.source}: {broken} broken and {usable} usable samples ({self.example}); repair the shards or "
                 "raise data.broken_limit"
             )
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines that name them."""
-        lines = [broken.reason for broken in self.shards.values()]
-        lines += [broken.reason for broken in self.samples.values()]
-        return lines
-
-    @property
-    def example(self) -> str:
-        """The first line; "" if there is none."""
-        return next(iter(self.lines), "")
 
 
 def log_broken(lines: Iterable[str], what_happens: str) -> None:

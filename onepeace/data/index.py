@@ -66,18 +66,22 @@ ARRAYS = ("layout_of", "member_starts", "offsets", "sizes", "key_starts", "key_b
 
 def write_index(path: Path, index: TarIndex) -> None:
     """Write an index; `read_index` reads it."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     header = {"layouts": index.layouts, "damages": index.damages, "digest": index.digest}
     arrays = {name: getattr(index, name) for name in ARRAYS}
     # Not synced to the disk, which would take longer than the rest: an index that is damaged is made again.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(arrays, temporary, metadata={HEADER: json.dumps(header)})
+    temporary.write_bytes(save(arrays, metadata={HEADER: json.dumps(header)}))
     os.replace(temporary, path)
 
 
 def read_index(path: Path) -> TarIndex:
-    """Map an index into memory; FileNotFoundError if there is none. One that is damaged is removed."""
+    """Map an index into memory.
+
+    Raises:
+        FileNotFoundError: there is none; one that is damaged, or of another version, is removed.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -85,10 +89,10 @@ def read_index(path: Path) -> TarIndex:
             fields: dict[str, Any] = json.loads(file.metadata()[HEADER])
             for name in ARRAYS:
                 fields[name] = file.get_tensor(name).numpy()
-    except SafetensorError as error:
+        return TarIndex(**fields)
+    except (SafetensorError, KeyError, TypeError) as error:
         path.unlink(missing_ok=True)
         raise FileNotFoundError(path) from error
-    return TarIndex(**fields)
 
 
 def index_tar(file: IO[bytes], name: str) -> TarIndex:
@@ -131,14 +135,15 @@ def _tar_index(samples: Iterable[dict[str, Any]], damages: list[str]) -> TarInde
         keys.append(sample["__key__"].encode("utf-8", "surrogateescape"))
     layouts = [list(endings) for endings in layout_numbers]
     key_bytes = b"".join(keys)
-    content = json.dumps([layouts, layout_of]).encode() + key_bytes
+    key_lengths = [len(key) for key in keys]
+    content = json.dumps([layouts, layout_of, key_lengths]).encode() + key_bytes
     return TarIndex(
         layouts=layouts,
         layout_of=np.array(layout_of, np.uint32),
         member_starts=_starts(member_counts),
         offsets=np.array(offsets, np.int64),
         sizes=np.array(sizes, np.int64),
-        key_starts=_starts([len(key) for key in keys]),
+        key_starts=_starts(key_lengths),
         key_bytes=np.frombuffer(key_bytes, np.uint8),
         damages=damages,
         digest=digest_of(content),

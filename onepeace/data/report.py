@@ -54,6 +54,8 @@ class DataReport:
             self._batch_sizes.append(steps.batch_size[source.config.name])
             self._num_shards.append(len(source.shards))
             self.counts.append(BrokenCount(source.config.shards, config.broken_limit))
+        self._samples_per_shard: list[float | None] = [None] * len(self.counts)
+        """Mean of the windows by source, from when they last had shards of it."""
         self._news: dict[Broken, None] = {}
         self._steps_taken = 0
         self._digests = np.zeros(len(self._digest_names), np.int64)
@@ -98,8 +100,13 @@ class DataReport:
         """`UserError` if too many samples are broken, of those that were drawn, within an epoch."""
         for source, count in enumerate(self.counts):
             samples, shards = listed[source].tolist()
-            samples_per_shard = samples / max(shards, 1)
+            if shards:
+                self._samples_per_shard[source] = samples / shards
+            samples_per_shard = self._samples_per_shard[source]
+            if samples_per_shard is None:
+                continue
             drawn = self._steps_taken * self._batch_sizes[source]
-            total = min(max(drawn, self._buffer), round(samples_per_shard * self._num_shards[source]))
+            in_shards = round(samples_per_shard * self._num_shards[source])
+            total = min(max(drawn, self._buffer), in_shards)
             broken = count.total(samples_per_shard)
             count.check(total - broken, samples_per_shard)

@@ -19,6 +19,7 @@ from onepeace.data.shard_cache import (
     CACHE_BYTES,
     GZIP,
     copy_shard,
+    is_of_cache,
     make_room,
     shard_cache_folder,
     touch,
@@ -32,7 +33,7 @@ READ_PAUSES = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""
 READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Flags for opening a file; without O_NONBLOCK, opening a named pipe would wait for a writer."""
-OPEN_FILES = 256
+OPEN_FILES = 128
 """Maximum number of shards that a process keeps open."""
 
 
@@ -177,16 +178,16 @@ def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
             return _open_once(address, cache_bytes, folder)
 
     try:
-        if scheme(address):  # several attempts are made by `copy_shard`
-            return attempt()
         return _with_pauses(attempt)
-    except UserError:
-        raise
-    except Exception as error:  # protocol libraries raise errors of any type
-        reason = reason_of(error)
-        if "://" in reason:  # it quotes an address, which may hold a secret
-            reason = type(error).__name__
-        raise UnreadableShard(f"{describe(address)}: {reason}") from error
+    except OSError as error:
+        raise _unreadable(address, error) from error
+
+
+def _unreadable(address: str, error: Exception) -> UnreadableShard:
+    reason = reason_of(error)
+    if "://" in reason:  # it quotes an address, which may hold a secret
+        reason = type(error).__name__
+    return UnreadableShard(f"{describe(address)}: {reason}")
 
 
 def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
@@ -228,13 +229,23 @@ def _cached_index(address: str, tar: Path, path: Path, cache_bytes: float) -> Ta
                 continue
             damages: list[str] = []
             if is_copied:
-                with write_atomic(tar) as temporary:
-                    damages = copy_shard(address, temporary)
+                damages = _copy(address, tar)
             with open(tar, "rb", buffering=0) as file:
                 index = index_tar(file, describe(address))
             index.damages.extend(damages)
             write_index(path, index)
             make_room(folder, cache_bytes, added=files)
+
+
+def _copy(address: str, tar: Path) -> list[str]:
+    """Copy a shard; returns a line if a compressed shard ends early."""
+    with write_atomic(tar) as temporary:
+        try:
+            return copy_shard(address, temporary)
+        except Exception as error:  # protocol libraries raise errors of any type
+            if is_of_cache(error, tar.parent):
+                raise
+            raise _unreadable(address, error) from error
 
 
 def state_of(status: os.stat_result) -> FileState:

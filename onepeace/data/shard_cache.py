@@ -52,13 +52,22 @@ def writing(folder: Path) -> Iterator[None]:
     """Raise errors of the cache's disk as `CacheFailure`; other errors stay as they are."""
     try:
         yield
-    except OSError as error:
-        if error.errno in DISK_FULL or str(error.filename).startswith(str(folder)):
-            raise CacheFailure(
-                f"{folder}: copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
-                "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder"
-            ) from error
+    except FileNotFoundError:  # another process has removed a file to make room
         raise
+    except OSError as error:
+        if not is_of_cache(error, folder):
+            raise
+        raise CacheFailure(
+            f"{folder}: copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
+            "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder"
+        ) from error
+
+
+def is_of_cache(error: Exception, folder: Path) -> bool:
+    """Whether an error is one of the cache's disk or of a file in the cache."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in DISK_FULL or str(error.filename).startswith(str(folder))
 
 
 def make_room(folder: Path, limit: float, added: list[Path]) -> None:

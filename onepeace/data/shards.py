@@ -227,30 +227,31 @@ class Source:
             UserError: at the end, if too many samples are broken or none is usable.
         """
         count = BrokenCount(self.config.shards, self.broken_limit)
-        usable = 0
+        broken: list[Broken] = []
         listed = 0
+        usable = 0
         for number in range(len(self.shards)):
             try:
                 candidates = self.open(number)
             except UnreadableShard as error:
-                count.add(self.unreadable(number, error))
+                broken.append(self.unreadable(number, error))
                 continue
             listed += len(candidates)
-            for broken in candidates.damages():
-                count.add(broken)
+            broken += candidates.damages()
             for i in range(len(candidates)):
                 try:
                     sample = candidates.read(i)
                 except (BrokenSample, UnreadableShard) as error:
-                    count.add(candidates.broken(i, error))
+                    broken.append(candidates.broken(i, error))
                     continue
                 usable += 1
                 yield sample
-        log_broken(count.lines, "left out")
+        new = [entry for entry in broken if count.add(entry)]
+        log_broken([entry.reason for entry in new], "left out")
         if not usable:
             raise self.no_sample(count.example)
-        readable_shards = len(self.shards) - len(count.shards)
-        count.check(usable, listed / max(readable_shards, 1))
+        opened = len(self.shards) - len(count.shards)
+        count.check(usable, listed / max(opened, 1))
 
     @cached_property
     def samples(self) -> list[Sample]:

@@ -9,6 +9,7 @@ from support.batches import IMAGES, make_steps, pictures, recipe
 from support.small_shards import write_tar
 
 from onepeace.data import shard as shard_module
+from onepeace.data.broken import Broken
 from onepeace.data.report import DataReport, check_agreement
 from onepeace.errors import UserError
 
@@ -70,7 +71,7 @@ def test_broken_samples_of_all_processes_are_known_to_all_and_named_once(tmp_pat
     exchange(reports)
     for report in reports:
         (count,) = report.counts
-        keys = {key for _, key in count.samples}
+        keys = set.union(*count.keys.values())
         assert keys == {"p1", "p6", "p9", "p14", "p15"}
     assert caplog.text.count("replaced by others") == 6  # three lines of each process
     assert caplog.text.count("and 2 more") == 2
@@ -123,6 +124,21 @@ def test_shard_that_is_replaced_during_a_run_is_named(tmp_path, processors):
     (tmp_path / "new").replace(tmp_path / "pictures-0.tar")
     with pytest.raises(UserError, match=r"no usable sample; .*pictures-0\.tar: has changed during the run"):
         steps[4]
+
+
+def test_source_that_the_windows_do_not_hold_just_now_keeps_its_size(tmp_path, processors):
+    """The limit is a share of the samples that were listed before."""
+    write(tmp_path, [600, 4], incomplete=range(11))
+    (steps,) = start(tmp_path, processors)
+    (report,) = reports_after([steps], [0])
+    numbers, _ = exchanged([report])
+    news = b""
+    for number in range(11):
+        broken = Broken(source=0, shard="pictures-0.tar", key=f"p{number}", reason="")
+        news += json.dumps(broken).encode() + b"\n"
+    report.merge(numbers, news)
+    numbers[:, -2:] = 0
+    report.merge(numbers, b"")
 
 
 def test_news_are_plain_json(tmp_path, processors):

@@ -180,3 +180,6 @@ def test_full_disk_is_an_error_with_its_remedy(tmp_path, cached, monkeypatch):
     monkeypatch.setattr(shard_cache, "_copy_once", full)
     with pytest.raises(CacheFailure, match=r"No space left.*data\.cache_gigabytes"):
         cached(write(tmp_path / "x.tar.gz", ["x"]))
+    monkeypatch.setattr(Path, "write_bytes", full)  # of an index
+    with pytest.raises(CacheFailure, match=r"No space left.*data\.cache_gigabytes"):
+        cached(write(tmp_path / "x.tar", ["x"]))
