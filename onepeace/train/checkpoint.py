@@ -26,6 +26,7 @@ from onepeace.train.checkpoint_files import (
     check_files,
     folder_of,
     folders,
+    prune,
     read_header,
     refuse_earlier_version,
     step_of,
@@ -280,6 +281,8 @@ class Checkpoints:
         unexpected = {index.fqn for index in reader.storage_data} - names
         if unexpected:
             raise UserError(f"{folder}: has {min(unexpected)}, which this run has not: {remedy}")
+        if parallel.rank() == 0:
+            prune(folder, self.keep)  # the run may have been killed before it did
         return header
 
 
