@@ -1,6 +1,7 @@
 """Reading shards: what they give, and what is said about those that are broken."""
 
 import json
+import os
 import re
 
 import pytest
@@ -61,7 +62,8 @@ def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
 
 def test_samples_of_other_modalities_are_left_out_without_a_warning(tmp_path, caplog):
     sound = {"s.ogg": b"a sound", "s.json": b'{"captions": ["a sound"]}'}
-    assert [sample.key for sample in read(tmp_path, {**pictures(2), **sound})] == ["p0", "p1"]
+    samples = read(tmp_path, {**pictures(2), **sound})
+    assert [sample.key for sample in samples] == ["p0", "p1"]
     assert caplog.text == ""
     with pytest.raises(UserError, match="image and text"):
         read(tmp_path, sound)
@@ -74,14 +76,15 @@ def test_source_of_which_too_much_is_broken_stops(tmp_path):
     with pytest.raises(UserError, match=r"^a\.tar: 76 broken and 20 usable .*p0 .*broken_limit$"):
         read(tmp_path, members)
     assert len(read(tmp_path, members, broken_limit=0.8)) == 20
-    few = {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65}
-    assert len(read(tmp_path, few, broken_limit=0)) == 20  # ten broken ones are free
+    for i in range(66):
+        del members[f"p{i}.png"]
+    assert len(read(tmp_path, members, broken_limit=0)) == 20  # ten broken ones are free
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_truncated_shard_gives_what_it_still_holds(tmp_path, caplog, name):
     path = write_tar(tmp_path / name, pictures(6))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    os.truncate(path, path.stat().st_size // 2)
     write_tar(tmp_path / "b.tar", pictures(2, first=10))
     keys = [sample.key for sample in read_source("*", PAIR, tmp_path)]
     assert 0 < len(keys) - 2 < 6
@@ -90,7 +93,8 @@ def test_truncated_shard_gives_what_it_still_holds(tmp_path, caplog, name):
 
 
 def test_member_that_comes_twice_is_named_and_the_rest_is_read(tmp_path, caplog):
-    samples = read(tmp_path, [("x.png", picture(0)), ("x.png", picture(1)), *pictures(2).items()])
+    twice = [("x.png", picture(0)), ("x.png", picture(1))]
+    samples = read(tmp_path, [*twice, *pictures(2).items()])
     assert [sample.key for sample in samples] == ["p0", "p1"]
     assert "a.tar: x.png: duplicate file name" in caplog.text
 
@@ -103,39 +107,60 @@ def test_file_that_is_no_tar_is_named(tmp_path):
 
 def test_written_targets_come_back(tmp_path):
     targets = {
-        "label": "dog", "labels": ["dog", "cat"], "answers": {"net": 0.3}, "candidates": ["a", "b"], "choice": 1,
-        "box": [0, 0.25, 0.5, 1], "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "events": [[0.5, 1, "bark"]],
-        "mask": picture(3), "set": "7",
-    }  # fmt: skip
+        "label": "dog",
+        "labels": ["dog", "cat"],
+        "answers": {"net": 0.3},
+        "candidates": ["a", "b"],
+        "choice": 1,
+        "box": [0, 0.25, 0.5, 1],
+        "boxes": [[0, 0, 1, 1]],
+        "box_labels": ["dog"],
+        "events": [[0.5, 1, "bark"]],
+        "mask": picture(3),
+        "set": "7",
+    }
+    media = {"png": picture(0), "2.png": picture(1), "3.jpg": picture(2)}
     with new_shards(tmp_path, "a") as shards:
-        shards.write("x", {"png": picture(0), "2.png": picture(1), "3.jpg": picture(2)}, ["a dog"], targets=targets)
+        shards.write("x", media, ["a dog"], targets=targets)
         shards.write("y", {"png": picture(4)}, [], targets={"label": "cat"})
-    two = read_source("a-*.tar", ("image",), tmp_path)
-    assert two[0].inputs["image"] == [picture(0), picture(1), picture(2)]
-    assert two[0].targets == targets
-    assert (two[1].inputs["image"], two[1].targets) == (picture(4), {"label": "cat"})
-    assert read_source("a-*.tar", PAIR, tmp_path, targets=tuple(targets)) == two[:1]
+    first, second = read_source("a-*.tar", ("image",), tmp_path)
+    assert first.inputs["image"] == list(media.values())
+    assert first.targets == targets
+    assert second.inputs["image"] == picture(4)
+    assert second.targets == {"label": "cat"}
+    assert read_source("a-*.tar", PAIR, tmp_path, targets=tuple(targets)) == [first]
 
 
 @pytest.mark.parametrize(
-    ("member", "content", "told"),
+    ("ending", "content", "told"),
     [
-        ("x.2.png", None, "x: .*1, 3 "),
-        ("x.png", None, "x has no image file"),
-        ("x.mask.png", b"GIF89a", "x: its mask is not a PNG file"),
-        ("x.json", b"{", r"x\.json cannot be read"),
-        ("x.json", b'{"targets": [1]}', r"x has no box in its \.json"),
+        ("2.png", None, "x: .*1, 3 "),
+        ("png", None, "x has no image file"),
+        ("mask.png", b"GIF89a", "x: its mask is not a PNG file"),
+        ("json", b"{", r"x\.json cannot be read"),
+        ("json", b'{"targets": [1]}', r"x has no box in its \.json"),
     ],
 )
-def test_corrupt_members_of_a_sample_with_targets_are_named(tmp_path, caplog, member, content, told):
-    box = json.dumps({"targets": {"box": [0, 0, 1, 1]}}).encode()
-    members = {"x.png": picture(0), "x.2.png": picture(1), "x.3.png": picture(2), "x.mask.png": picture(3)}
-    members |= {"x.json": box}
-    good = {f"y{name[1:]}": data for name, data in members.items()}
-    members[member] = content
-    write_tar(tmp_path / "a.tar", {**{name: data for name, data in members.items() if data is not None}, **good})
-    (sample,) = read_source("a.tar", ("image",), tmp_path, targets=("mask",) if "mask" in member else ("box", "mask"))
-    assert (sample.key, len(sample.inputs["image"])) == ("y", 3)
+def test_corrupt_members_of_a_sample_with_targets_are_named(tmp_path, caplog, ending, content, told):
+    files = {
+        "png": picture(0),
+        "2.png": picture(1),
+        "3.png": picture(2),
+        "mask.png": picture(3),
+        "json": json.dumps({"targets": {"box": [0, 0, 1, 1]}}).encode(),
+    }
+    members = {}
+    for key in "xy":
+        for name, data in files.items():
+            members[f"{key}.{name}"] = data
+    if content is None:
+        del members[f"x.{ending}"]
+    else:
+        members[f"x.{ending}"] = content
+    write_tar(tmp_path / "a.tar", members)
+    (sample,) = read_source("a.tar", ("image",), tmp_path, targets=("box", "mask"))
+    assert sample.key == "y"
+    assert len(sample.inputs["image"]) == 3
     assert re.search(rf"a\.tar: {told}", caplog.text)
 
 
@@ -152,9 +177,15 @@ def test_corrupt_members_of_a_sample_with_targets_are_named(tmp_path, caplog, me
     ],
 )
 def test_targets_of_another_form_are_named_where_they_are_needed(tmp_path, name, value, told):
-    right = {"boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "candidates": ["a", "b"], "choice": 0}
-    fields = json.dumps({"targets": {**right, name: value}}).encode()
-    members = {"x.png": picture(0), "x.json": fields}
+    targets = {
+        "boxes": [[0, 0, 1, 1]],
+        "box_labels": ["dog"],
+        "candidates": ["a", "b"],
+        "choice": 0,
+        name: value,
+    }
+    fields = json.dumps({"targets": targets})
+    members = {"x.png": picture(0), "x.json": fields.encode()}
     assert read_source(write_tar(tmp_path / "a.tar", members).name, ("image",), tmp_path)
     with pytest.raises(UserError, match=f"a.tar: x: its {name} is not .*{told}"):
         read_source("a.tar", ("image",), tmp_path, targets=(name,))
