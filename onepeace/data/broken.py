@@ -104,4 +104,4 @@ def log_broken(lines: Iterable[str], what_happens: str) -> None:
     for line in lines[:NAMED]:
         log.warning("broken and %s: %s", what_happens, line)
     if len(lines) > NAMED:
-        log.warning("and %d more", len(lines) - NAMED)
+        log.warning("%d more are broken and %s", len(lines) - NAMED, what_happens)

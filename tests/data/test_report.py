@@ -73,8 +73,8 @@ def test_broken_samples_of_all_processes_are_known_to_all_and_named_once(tmp_pat
         (count,) = report.counts
         keys = set.union(*count.keys.values())
         assert keys == {"p1", "p6", "p9", "p14", "p15"}
-    assert caplog.text.count("replaced by others") == 6  # three lines of each process
-    assert caplog.text.count("and 2 more") == 2
+    assert caplog.text.count("broken and replaced by others: ") == 6  # three lines of each process
+    assert caplog.text.count("2 more are broken") == 2
     for report, steps in zip(reports, processes, strict=True):
         report.add(steps[5])
         assert report.news() == b""
