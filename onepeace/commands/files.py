@@ -110,13 +110,19 @@ def lines_of(path: Path) -> list[str]:
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
+    """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts.
+
+    What a killed command left of writing it is removed.
+    """
+    from onepeace.files.atomic import remove_leftovers
+
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
     if path.exists() and not path.is_file():  # a pipe or device would be replaced
         raise UsageError(f"{path}: is {'a folder' if path.is_dir() else 'not a regular file'}; give a file name")
     if path.exists() and not force:
         raise UsageError(f"{path}: already exists; choose another name, or overwrite it with --force")
+    remove_leftovers(path)
 
 
 def check_input(value: str) -> None:

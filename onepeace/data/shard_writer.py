@@ -1,13 +1,17 @@
 """Writer of webdataset shards in the form that shards.py reads.
 
 Equal samples yield equal bytes: members have no time and no owner. Shards get their names when all are written; after
-an error or Ctrl-C, no new shard is left and older ones are untouched.
+an error or Ctrl-C, no new shard is left and older ones are untouched. New shards that replace older ones wait in a
+folder ``.PREFIX.ready`` while those are deleted, and move from ``.PREFIX.moving``: a call after a kill goes on there.
 """
 
+import glob
 import hashlib
 import json
 import math
+import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +21,15 @@ from typing import Any
 
 from onepeace.data.parsing import MASK
 from onepeace.errors import UserError
+from onepeace.files.atomic import sync
+from onepeace.files.leftovers import held, is_left_over
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
 """End of a shard's name, after the prefix; older shards may be compressed."""
+UNFINISHED = ".shards-"
+"""Beginning of the name of the folder in which shards are written."""
+REPLACING = ("ready", "moving")
+"""Endings of the folder of new shards, while older ones are deleted, and while they move."""
 TEXTS = ("json", "txt")
 """File endings of the members that are no media."""
 NAME_BYTES = 100
@@ -43,7 +53,12 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
     with ExitStack() as stack:
         with _naming(folder, prefix):
             folder.mkdir(parents=True, exist_ok=True)
-            unfinished = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".shards-"))
+            finish_replacement(folder, prefix)
+            for leftover in folder.glob(f"{UNFINISHED}*"):
+                if is_left_over(leftover):
+                    shutil.rmtree(leftover)
+            unfinished = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED))
+            stack.enter_context(held(Path(unfinished)))
             shards = webdataset.ShardWriter(
                 f"{unfinished}/{prefix}".replace("%", "%%") + "-%05d.tar",
                 verbose=0,
@@ -69,14 +84,51 @@ def new_shards(folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> It
 
 def _replace_shards(folder: Path, prefix: str, unfinished: Path) -> list[Path]:
     """Move new shards to the folder and remove older ones; returns the new paths."""
-    older = older_shards(folder, prefix)
-    paths: list[Path] = []
-    for path in sorted(unfinished.iterdir()):
-        paths.append(path.replace(folder / path.name))
-    for path in older:
-        if path not in paths:
+    names = sorted(path.name for path in unfinished.iterdir())
+    for name in names:
+        sync(unfinished / name)
+    unfinished.rename(folder / f".{prefix}.ready")
+    sync(folder)
+    finish_replacement(folder, prefix)
+    return [folder / name for name in names]
+
+
+def finish_replacement(folder: Path, prefix: str) -> None:
+    """Replace older shards by those that are ready, or go on where a killed process has begun.
+
+    Raises:
+        OSError: a file cannot be deleted or moved.
+    """
+    ready, moving = (folder / f".{prefix}.{state}" for state in REPLACING)
+    if ready.is_dir():
+        for path in _shards(folder, prefix):
             path.unlink()
-    return paths
+        sync(folder)
+        ready.rename(moving)
+    if moving.is_dir():
+        for path in sorted(moving.iterdir()):
+            path.rename(folder / path.name)
+        moving.rmdir()
+        sync(folder)
+
+
+def check_replaced(pattern: str, shards: Sequence[str]) -> None:
+    """Raise `UserError` if a process replaces shards, or was killed while it did.
+
+    Args:
+        pattern: what the shards were asked for by.
+        shards: the shards that match it.
+    """
+    names = [os.path.basename(shard) for shard in shards]
+    for folder in sorted({os.path.dirname(path) for path in (pattern, *shards)}):
+        for state in REPLACING:
+            for path in glob.glob(os.path.join(folder, f".*.{state}")):
+                prefix = os.path.basename(path).removeprefix(".").removesuffix(f".{state}")
+                if not names or any(name.startswith(f"{prefix}-") for name in names):
+                    raise UserError(
+                        f"{os.path.join(folder, prefix)}-*.tar: are being replaced, or that was cut off; the same "
+                        "onepeace shards command finishes it"
+                    )
 
 
 @contextmanager
@@ -89,12 +141,14 @@ def _naming(folder: Path, prefix: str) -> Iterator[None]:
 
 
 def older_shards(folder: Path, prefix: str) -> list[Path]:
-    """Existing shards of a folder and prefix."""
-    shards: list[Path] = []
-    for path in sorted(folder.glob(f"{prefix}-*")):
-        if SHARD.fullmatch(path.name.removeprefix(prefix)):
-            shards.append(path)
-    return shards
+    """Existing shards of a folder and prefix, after a replacement that a killed process has begun."""
+    with _naming(folder, prefix):
+        finish_replacement(folder, prefix)
+        return _shards(folder, prefix)
+
+
+def _shards(folder: Path, prefix: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(f"{prefix}-*")) if SHARD.fullmatch(path.name.removeprefix(prefix))]
 
 
 class ShardWriter:

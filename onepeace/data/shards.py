@@ -21,6 +21,7 @@ from onepeace.data.index import TarIndex
 from onepeace.data.parsing import has_modalities, parse_sample
 from onepeace.data.sample import Sample
 from onepeace.data.shard import FileState, Shard, UnreadableShard, content_of, open_shard
+from onepeace.data.shard_writer import check_replaced
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
 
@@ -62,7 +63,9 @@ def _matches(pattern: str) -> list[str]:
     if scheme(pattern):
         return _addresses(pattern)
     # Absolute, so that a file whose name begins with "x:" is never taken for an address.
-    return [os.path.abspath(path) for path in glob.glob(pattern)]
+    paths = [os.path.abspath(path) for path in glob.glob(pattern)]
+    check_replaced(pattern, paths)
+    return paths
 
 
 def _addresses(address: str) -> list[str]:

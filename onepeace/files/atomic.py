@@ -1,9 +1,12 @@
 """Atomic writes: a reader finds the old content or all of the new one, also after a crash."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from onepeace.files.leftovers import held, is_left_over
 
 
 @contextmanager
@@ -20,13 +23,26 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     # In a container, a killed run with the same process id may have left a partial file; it is deleted.
     temporary.unlink(missing_ok=True)
+    temporary.touch()
     try:
-        yield temporary
+        with held(temporary):
+            yield temporary
         sync(temporary)
         os.replace(temporary, target)
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of writing a file (`write_atomic`).
+
+    It looks through the whole folder of the file, so it is called once for a command, not for each of many files.
+    """
+    target = Path(os.path.realpath(path))
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if is_left_over(temporary):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:

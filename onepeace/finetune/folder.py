@@ -18,6 +18,9 @@ WRITTEN = """
 /finetune.json
 /data/parts.json
 /data/*/*.tar
+/data/*/.shards-*
+/data/*/.*.ready
+/data/*/.*.moving
 /frozen/*/part-*
 settings.json
 average.json

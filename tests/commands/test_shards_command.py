@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from onepeace.cli import main
-from onepeace.data.shard_writer import ShardWriter, new_shards
-from onepeace.data.shards import read_source
+from onepeace.data.shard_writer import ShardWriter, new_shards, older_shards
+from onepeace.data.shards import expand, read_source
 from onepeace.errors import UserError
 
 
@@ -273,6 +276,63 @@ def test_ctrl_c_leaves_the_older_shards(home, shards, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("onepeace: stopped; nothing was written")
     assert out(home) == ["set-00000.tar"]
     assert older.read_text() == "older"
+
+
+REPLACE = """
+import os, sys
+from pathlib import Path
+from onepeace.data.shard_writer import new_shards
+count = 0
+def counted(function):
+    def call(*arguments, **options):
+        global count
+        count += 1
+        if count > int(sys.argv[2]):
+            os._exit(9)
+        return function(*arguments, **options)
+    return call
+import webdataset
+for name in ("mkdir", "rename", "replace", "rmdir", "unlink"):
+    setattr(os, name, counted(getattr(os, name)))
+with new_shards(Path(sys.argv[1]), "x", max_bytes=10) as writer:
+    for number in range(3):
+        writer.write(f"new{number}", {"jpg": bytes(8)}, ["c"])
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("steps", [*range(0, 16, 3), 50])
+def test_replacing_killed_at_any_step_leaves_one_set(tmp_path, steps):
+    with new_shards(tmp_path, "x", max_bytes=10) as writer:
+        for number in range(5):
+            writer.write(f"old{number}", {"jpg": bytes(8)}, ["c"])
+    write(tmp_path / "y-00000.tar", "another set")
+    subprocess.run([sys.executable, "-c", REPLACE, str(tmp_path), str(steps)], check=False)
+
+    def keys():
+        return [name.partition(".")[0] for path in expand("x-*.tar", tmp_path) for name in members(path)]
+
+    with suppress(UserError):  # or it says that the set is not whole
+        assert set(keys()) in ({f"old{i}" for i in range(5)}, {f"new{i}" for i in range(3)})
+    older_shards(tmp_path, "x")
+    assert set(keys()) in ({f"old{i}" for i in range(5)}, {f"new{i}" for i in range(3)})
+    with new_shards(tmp_path, "x") as writer:
+        writer.write("newest", {"jpg": b"1"}, ["c"])
+    assert set(keys()) == {"newest"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-00000.tar", "y-00000.tar"]
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return tar.getnames()
+
+
+def test_folder_of_a_process_that_still_writes_stays(tmp_path):
+    with new_shards(tmp_path, "x") as writer:
+        with new_shards(tmp_path, "y") as other:
+            other.write("b", {"jpg": b"1"}, ["c"])
+        writer.write("a", {"jpg": b"1"}, ["c"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-00000.tar", "y-00000.tar"]
 
 
 def test_keys_the_reader_would_take_apart_are_refused_and_equal_ones_left_out(tmp_path):

@@ -1,9 +1,12 @@
 """Writing a file all at once."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
+from onepeace.commands.files import check_output
 from onepeace.files.atomic import write_atomic, write_text_atomic
 
 
@@ -38,4 +41,26 @@ def test_new_content_appears_at_the_end_of_the_block(tmp_path):
         temporary.write_bytes(b"new")
         assert not target.exists()
     assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["v.npz"]
+
+
+KILLED = """
+import os, sys
+from onepeace.files.atomic import write_atomic
+with write_atomic(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_command(tmp_path):
+    target, other = tmp_path / "v.npz", tmp_path / "w.npz"
+    for path in (target, other):
+        subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    with write_atomic(target) as temporary:
+        check_output(target, force=False)
+        temporary.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+    check_output(other, force=False)
     assert os.listdir(tmp_path) == ["v.npz"]

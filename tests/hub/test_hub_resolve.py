@@ -44,6 +44,14 @@ def test_local_folder_never_touches_the_network(tmp_path, kind):
     assert resolve(kind(folder)).resolve() == folder
 
 
+def test_folder_whose_replacement_was_cut_off_comes_back(tmp_path):
+    folder = model_folder(tmp_path / "here" / "model")
+    folder.rename(tmp_path / "here" / ".model.4711.old")
+
+    assert resolve(folder) == folder
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
 def test_local_folder_wins_over_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("one-peace", "owner/name"):
