@@ -56,6 +56,9 @@ def fake_gpu():
     return torch.device(NAME, 0)
 
 
+fake_gpu()  # when tests are collected: the first backward pass of the process counts the kinds of devices once for all
+
+
 class NoWaiting(TorchDispatchMode):
     """Raises RuntimeError for copies that wait for a GPU: to the CPU, to the GPU unless ``non_blocking``, and those
     of an index on the CPU."""
