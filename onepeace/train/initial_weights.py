@@ -37,17 +37,22 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
         model = build_module(config)
-    if empty:
-        return model
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = {} if start.source is None else start_weights(recipe, config, shapes)
-    fresh = [name for name in shapes if name not in weights]
-    if start.source is not None and parallel.rank() == 0:
-        _log_fresh(fresh, start.source)
-    model.load_state_dict(weights, strict=False)
-    if start.pretrained:
-        _load_pretrained(model, fresh)
+    if not empty:
+        _load_weights(model, recipe, config)
     return model
+
+
+def _load_weights(model: Trained, recipe: Recipe, config: Config) -> None:
+    """Load the weights of ``model.from`` and of pretrained stems."""
+    source = recipe.start.source
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = start_weights(recipe, config, shapes)
+    fresh = [name for name in shapes if name not in weights]
+    if source is not None and parallel.rank() == 0:
+        _log_fresh(fresh, source)
+    model.load_state_dict(weights, strict=False)
+    if recipe.start.pretrained:
+        _load_pretrained(model, fresh)
 
 
 def _log_fresh(names: Collection[str], source: str) -> None:
