@@ -148,6 +148,9 @@ def test_memory_by_kind():
     averaged = plan(1, ema=0.9, recompute="blocks")
     assert averaged.step.memory["other"] - memory["other"] == 4 * whole.trained
     assert averaged.step.memory["activations"] < 0.9 * memory["activations"]
+    wide = replace(contrastive("image", batch=1), processors={"image": {"size": 16}, "text": {"max_tokens": 2}})
+    few = make_plan(wide)
+    assert few.step.memory["gradients"] == pytest.approx(4 * few.trained, rel=0.1)  # more than what so few items need
     ddp = plan(4)
     assert ddp.step.memory["gradients"] - memory["gradients"] == 4 * whole.trained  # buckets
     sharded = plan(4, parallel="fsdp", ema=0.9, keep_gathered=False)
@@ -194,21 +197,29 @@ def test_plan_command_prints_the_plan(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flops", "size", "machine", "limit"),
-    [(1e15, 1e6, 8, "compute"), (1e12, 1e12, 8, "links"), (1e12, 1e12, 1, "network"), (1e12, 1e6, 8, "reader")],
+    ("flops", "size", "group", "limit"),
+    [
+        (1e15, 1e6, Group(8, 8), "compute"),
+        (1e12, 1e12, Group(8, 8), "links"),
+        (1e12, 1e12, Group(8, 1), "network"),
+        (1e12, 1e14, Group(64, 8), "network"),  # eight adapters at once
+        (1e12, 1e6, Group(8, 8), "reader"),
+    ],
 )
-def test_slowest_part_limits_a_step(flops, size, machine, limit):
+def test_slowest_part_limits_a_step(flops, size, group, limit):
     cost = StepCost(
         memory=Counter(),
         flops=Counter({("audio+text", torch.bfloat16): flops}),
-        traffic=Counter({("allreduce", Group(8, machine)): size}),
+        traffic=Counter({("allreduce", group): size}),
         checkpoint=0,
     )
     time = step_time(cost, recipe("audio", batch=64), processes=8, card=CARDS["h100"])
     assert time.limit == limit
     assert time.compute == pytest.approx(flops / (0.4 * 989e12))
-    sent = 2 * size * 7 / 8
-    assert (time.links, time.network) == pytest.approx((sent / 450e9, 0) if machine == 8 else (0, sent / 50e9))
+    sent = 2 * size * (group.size - 1) / group.size
+    in_machine = group.size == group.on_machine
+    assert time.links == pytest.approx(sent / 450e9 if in_machine else 0)
+    assert time.network == pytest.approx(0 if in_machine else sent / (50e9 * group.on_machine))
 
 
 def test_limit_of_equal_parts_is_the_first():
