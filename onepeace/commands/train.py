@@ -10,6 +10,8 @@ from onepeace.errors import UsageError
 
 SAMPLES = "data/samples"
 """Sample files of a checkout, on which to try a new model."""
+CARDS = ("a100", "h100", "h200", "b200")
+"""Keys of onepeace.plan.cards.CARDS, which takes seconds to import."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print memory, traffic, FLOPs and time of a step, and stop")
     parser.add_argument("--processes", metavar="N", type=positive, help="number of GPUs for --plan (1)")
-    parser.add_argument("--card", choices=["a100", "h100", "h200", "b200"], help="the GPU for --plan (h100)")
+    parser.add_argument("--card", choices=CARDS, help="the GPU for --plan (h100)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
         print(to_yaml(recipe), end="")
         return 0
     if args.plan:
-        from onepeace.plan.cards import CARDS
+        from onepeace.plan import cards
         from onepeace.plan.plan import make_plan
         from onepeace.plan.report import plan_text
 
-        print(plan_text(make_plan(recipe, args.processes or 1, CARDS[args.card or "h100"])))
+        print(plan_text(make_plan(recipe, args.processes or 1, cards.CARDS[args.card or "h100"])))
         return 0
     from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train

@@ -10,6 +10,7 @@ from support.training import MODEL, terms
 from support.training import recipe as small_recipe
 
 from onepeace.cli import main
+from onepeace.commands import train
 from onepeace.config import SIZES, Config, ModelConfig, build, write_config
 from onepeace.data.synthetic import item_batch, largest_items, synthetic_batch
 from onepeace.errors import UserError
@@ -194,6 +195,7 @@ def test_plan_command_prints_the_plan(tmp_path, capsys):
     assert printed == plan_text(make_plan(wanted, 2, CARDS["a100"])) + "\n"
     assert "4 audio+text a step on 2 A100 80 GB, bfloat16, recompute: blocks, fsdp over 2" in printed
     assert "<- limits" in printed
+    assert train.CARDS == tuple(CARDS)
 
 
 @pytest.mark.parametrize(
