@@ -51,6 +51,8 @@ DECODING = {
     "calibrate", "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be damaged, and report the damage themselves."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Errors of the system by which an output has no room."""
 COMPLETING = "_ARGCOMPLETE"
 """Environment variable by which a shell asks for completions (argcomplete)."""
 
@@ -116,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exception(failure)
     elif isinstance(failure, UserError):
         _say(str(failure))
-    elif isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
-        _say(f"{failure.filename or 'the output'}: no space left on the device")
-    elif isinstance(failure, PermissionError) and failure.filename:
+    elif isinstance(failure, OSError) and failure.errno in FULL:
+        _say(f"{failure.filename or 'the output'}: cannot be written ({failure.strerror})")
+    elif isinstance(failure, OSError) and failure.filename:
         _say(f"{failure.filename}: cannot be read or written ({failure.strerror})")
     else:
         _say(f"{type(failure).__name__}: {failure} (run with --debug for the traceback)")

@@ -82,6 +82,13 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
     return dtype
 
 
+def remedy_for_nan(dtype: torch.dtype) -> str:
+    """What to do about numbers of a model, computed in `dtype`, that are not finite."""
+    if dtype == torch.float32:
+        return "its weights may be damaged; onepeace info compares them with their checksums"
+    return "try dtype float32"
+
+
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the CPU to `device` without waiting for what the device still computes.
 

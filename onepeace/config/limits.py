@@ -17,3 +17,5 @@ Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda x: x >= 0)]
 Natural = Annotated[int, Range("0 or more", lambda x: x >= 0)]
 Count = Annotated[int, Range("1 or more", lambda x: x >= 1)]
+Depth = Annotated[int, Range("from 1 to 1,000", lambda x: 1 <= x <= 1000)]
+"""Number of blocks; a billion of them would be built for hours."""

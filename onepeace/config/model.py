@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from onepeace.config.limits import Count, Depth
 from onepeace.config.reader import Options
 from onepeace.errors import UserError
 
@@ -11,10 +12,10 @@ from onepeace.errors import UserError
 class MaskedDecoderConfig:
     """The light decoder that predicts the features of masked tokens (paper: masked contrastive learning)."""
 
-    dim: int
-    depth: int
-    num_heads: int
-    ffn_dim: int
+    dim: Count
+    depth: Depth
+    num_heads: Count
+    ffn_dim: Count
     options: dict[str, Options] = field(default_factory=dict)
     """Options of each modality's decoder positions, e.g. ``{"text": {"num_positions": 514}}``."""
 
@@ -23,13 +24,13 @@ class MaskedDecoderConfig:
 class ModelConfig:
     """Sizes and parts of OnePeace. The default numbers are those of the released 4 B model."""
 
-    dim: int = 1536
+    dim: Count = 1536
     """Width D of the tokens."""
-    embed_dim: int = 1536
+    embed_dim: Count = 1536
     """Width E of the shared space."""
-    depth: int = 40
-    num_heads: int = 24
-    ffn_dim: int = 6144
+    depth: Depth = 40
+    num_heads: Count = 24
+    ffn_dim: Count = 6144
     layer_scale: float | None = 1e-6
     """Initial gain of both branches of a block; null = none."""
     init_std: float = 0.02

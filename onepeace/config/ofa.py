@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from onepeace.config.limits import Count, Depth, Natural
 from onepeace.config.reader import Options
 from onepeace.errors import UserError
 
@@ -10,29 +11,29 @@ from onepeace.errors import UserError
 class OFAConfig:
     """Sizes of OFA. The default numbers are those of the released base model."""
 
-    dim: int = 768
+    dim: Count = 768
     """Width D of the tokens."""
-    encoder_depth: int = 6
-    decoder_depth: int = 6
-    num_heads: int = 12
-    ffn_dim: int = 3072
-    num_words: int = 50264
+    encoder_depth: Depth = 6
+    decoder_depth: Depth = 6
+    num_heads: Count = 12
+    ffn_dim: Count = 3072
+    num_words: Count = 50264
     """Size of the tokenizer's vocabulary, ids 0 to ``num_words`` - 1; <mask>, the image codes and the bins follow."""
-    num_codes: int = 8192
+    num_codes: Natural = 8192
     """Number of the original's image codes, with ids between words and bins; kept so that the bins have their ids."""
-    num_bins: int = 1000
+    num_bins: Natural = 1000
     """Coordinate bins for corners of boxes, along each side of the picture."""
-    num_positions: int = 1026
+    num_positions: Count = 1026
     """Maximum length of input and output texts in tokens."""
-    num_buckets: int = 256
+    num_buckets: Count = 256
     """Number of buckets of the distance between words; distances beyond half of it share logarithmic buckets."""
-    image_grid: int = 42
+    image_grid: Count = 42
     """Maximum side of a picture, in patches of 16 pixels."""
     stretched_grid: int | None = None
     """Side of the corner of the positions that is stretched over larger patch grids (an option of the original)."""
     stem_depths: tuple[int, ...] = (3, 4, 23)
     """Blocks of each stage of the ResNet."""
-    stem_width: int = 64
+    stem_width: Count = 64
     freeze_stem_norms: bool = True
     """Whether training leaves the statistics of the ResNet's batch norms unchanged; the original updates them, which is
     unstable with few pictures in a batch."""

@@ -326,7 +326,7 @@ class Embedder:
 
         with closing(decode_ahead(items, partial(self._read, options=options), ahead=ahead)) as decoded, computing:
             for index, item, parts in decoded:
-                assembly = Assembly(index, name_of(index, item))
+                assembly = Assembly(index, name_of(index, item), self.dtype)
                 line.append(assembly)
                 if isinstance(parts, Exception):
                     assembly.error, parts = parts, []

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onepeace.device import remedy_for_nan
 from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
@@ -84,10 +85,10 @@ class Embedded:
 
 
 class Assembly:
-    """Collects the vectors of one item, which the model computes in any order."""
+    """Collects the vectors of one item, which the model computes in any order, with numbers of a dtype."""
 
-    def __init__(self, index: int, name: str) -> None:
-        self.index, self.name = index, name
+    def __init__(self, index: int, name: str, dtype: torch.dtype) -> None:
+        self.index, self.name, self.dtype = index, name, dtype
         self.error: Exception | None = None
         self._rows: list[Tensor | None] = []
         self._spans: list[tuple[float, float]] = []
@@ -125,7 +126,7 @@ class Assembly:
         self._rows[row] = vector
         self._missing -= 1
         if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
-            self.error = UserError("the model gives NaN for it; try dtype float32")
+            self.error = UserError(f"the model gives NaN for it; {remedy_for_nan(self.dtype)}")
 
     @property
     def done(self) -> bool:

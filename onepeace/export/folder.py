@@ -120,7 +120,7 @@ def export_model(
             branches[key] = {"file": path.name, **_about(processor, batches[0])}
             record |= {"embed_dim": embedder.embed_dim, "logit_scale": embedder.logit_scale}
             if isinstance(processor, TextPieces):
-                processor.tokenizer.save(str(part / TOKENIZER), pretty=False)
+                (part / TOKENIZER).write_text(processor.tokenizer.to_str(), encoding="utf-8")
         for file in part.iterdir():
             sync(file)
         write_text_atomic(part / RECORD, json.dumps({**record, "branches": branches}, indent=1) + "\n")

@@ -30,6 +30,9 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, target)
         sync(target.parent)
+    except OSError as error:
+        error.filename = os.fspath(target)  # none after a failed write; the temporary file says nothing to users
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

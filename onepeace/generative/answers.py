@@ -150,10 +150,10 @@ def _split_objects(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple
             yield ids[start : start + 4], label
 
 
-def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
-    """The most probable of the answers ``labels``. UserError if a score is NaN or infinite."""
+def read_choice(log_probs: Sequence[float], labels: Sequence[str], remedy: str) -> Choice:
+    """The most probable of the answers ``labels``. UserError, with a remedy, if a score is NaN or infinite."""
     if not all(map(isfinite, log_probs)):
-        raise UserError("the scores of the choices are not finite; try dtype float32")
+        raise UserError(f"the scores of the choices are not finite; {remedy}")
     scores = dict(zip(labels, log_probs, strict=True))
     best = max(scores, key=scores.__getitem__)
     return Choice(choice=best, score=scores[best], confidence=exp(scores[best]), scores=scores)

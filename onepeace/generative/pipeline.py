@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from onepeace.device import remedy_for_nan
 from onepeace.embed.stream import decode_ahead
 from onepeace.errors import UserError, expect, one_line
 from onepeace.files.source import describe
@@ -159,7 +160,8 @@ class Pipeline:
             prefixes=[item.prefix for item in items],
             device=decoder.token_embed.weight.device,
         )
-        return [(read_choice(row, self.labels),) for row in log_probs.tolist()]
+        remedy = remedy_for_nan(decoder.token_embed.weight.dtype)
+        return [(read_choice(row, self.labels, remedy),) for row in log_probs.tolist()]
 
     def _search(self, items: Sequence[DecodedItem], encoded: EncoderOutput) -> list[Answers]:
         decoder = self.reader.decoder
@@ -181,7 +183,8 @@ class Pipeline:
 
     def _read(self, hypotheses: Sequence[Hypothesis], item: DecodedItem) -> Answers:
         if not hypotheses:
-            return UserError("no answer has a finite score; try dtype float32")
+            dtype = self.reader.decoder.token_embed.weight.dtype
+            return UserError(f"no answer has a finite score; {remedy_for_nan(dtype)}")
         answers = []
         for hypothesis in hypotheses:
             answer = read_answer(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
-from onepeace.errors import UserError, expect
+from onepeace.errors import UserError, expect, one_line
 from onepeace.extensions import HINT
 from onepeace.hub import one_peace
 from onepeace.hub.convert import ofa
@@ -99,9 +99,19 @@ def architecture(name: str, where: str = "") -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_module(config: Config) -> "Trained":
-    """Build the module of a configuration, with initialised weights, or without values under `torch.device("meta")`."""
-    return architecture(config.architecture).module(config.model)
+def build_module(config: Config, where: str = "") -> "Trained":
+    """Build the module of a configuration, with initialised weights, or without values under `torch.device("meta")`.
+
+    Raises:
+        UserError: an option of a part of the model is unknown or wrong; the message begins with `where`.
+    """
+    at = f"{where}: " if where else ""
+    try:
+        return architecture(config.architecture).module(config.model)
+    except UserError as error:
+        raise UserError(f"{at}{error}") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{at}the model of this configuration cannot be built ({one_line(error)})") from error
 
 
 def build_encoder(config: Config, where: str = "") -> "Encoder":
@@ -109,11 +119,7 @@ def build_encoder(config: Config, where: str = "") -> "Encoder":
     from onepeace.model import Encoder
 
     check_encodes(config, where)
-    try:
-        module = build_module(config)
-    except UserError as error:
-        raise UserError(f"{where}: {error}" if where else str(error)) from error
-    return expect(module, Encoder)
+    return expect(build_module(config, where), Encoder)
 
 
 def check_encodes(config: Config, where: str = "") -> None:

@@ -96,21 +96,25 @@ def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER)
 
     Raises:
         UsageError: the folder is in use (`check_free`).
+        UserError: it cannot be written, for example because the disk is full.
     """
     target = Path(os.path.realpath(folder))
     check_free(target, replace=replace, what=what)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    put_back(target)
     temporary = _beside(target, ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put_back(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         with held(temporary):
             yield temporary
             write_sums(temporary, what)
             sync(temporary)
             check_free(target, replace=replace, what=what)
             _put_in_place(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

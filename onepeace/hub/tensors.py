@@ -4,6 +4,7 @@ Weights above `SHARD_BYTES` are split into several files with an index, in Huggi
 in memory at a time.
 """
 
+import errno
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import sync
 from onepeace.hub.folder import INDEX, check_content
 
@@ -71,9 +72,8 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
 
 
 def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:
-    """Write model.safetensors, or its shards and their index, into `folder`."""
+    """Write model.safetensors, or its shards and their index, into `folder`; OSError if the disk is full."""
     from huggingface_hub import split_state_dict_into_shards_factory
-    from safetensors.torch import save_file
     from tqdm import tqdm
 
     split = split_state_dict_into_shards_factory(
@@ -90,8 +90,18 @@ def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: 
             for name in names:
                 tensors[name] = entries[name].read().detach().cpu().contiguous()
                 bar.update(entries[name].nbytes)
-            save_file(tensors, folder / file, {"format": "pt"})
-            sync(folder / file)
+            _save(tensors, folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, one_line(error)) from error
+    sync(path)

@@ -126,7 +126,7 @@ def load(
     """
     found = _describe_folder(Path(folder))
     config = found.config
-    compare(str(folder), found.shapes, expected(config))
+    compare(str(folder), found.shapes, expected(config, str(folder)))
     if modalities is not None:
         config = keep_modalities(config, modalities, str(folder))
     with torch.device("meta"):
@@ -201,10 +201,11 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
     return own, Base(base, fingerprint(folder))
 
 
-def expected(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model."""
+def expected(config: Config, where: str = "") -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model. UserError, beginning with `where`, if it cannot be built."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build_module(config).state_dict().items()}
+        module = build_module(config, where)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def compare(where: str, found: Shapes, wanted: Shapes) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config.reader import nearest
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 
 
 class Processor:
@@ -37,7 +37,10 @@ class Processor:
         for name in settings:
             if name not in known:
                 raise UserError(f"processors.{cls.key}.{name} is not a setting; {nearest(name, known)}")
-        return cls(**cls._own_files(folder), **settings)
+        try:
+            return cls(**cls._own_files(folder), **settings)
+        except TypeError as error:  # such as a number given as a text
+            raise UserError(f"processors.{cls.key}: {one_line(error)}") from error
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def write_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: P
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _make_tokenizer(recipe, sources)
     with write_atomic(path) as temporary:  # an incomplete file must not get the name
-        made.save(str(temporary))
+        temporary.write_text(made.to_str(pretty=True), encoding="utf-8")  # its own save raises a bare Exception
 
 
 def _make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> Any:

@@ -95,7 +95,7 @@ def test_wrong_usage_is_one_line_with_the_nearest_name_and_exit_code_2(arguments
         ("1 / 0", 1, "onepeace: ZeroDivisionError: division by zero (run with --debug for the traceback)\n"),
         # Not a closed stdout, so not quiet:
         ("raise BrokenPipeError('x')", 1, "onepeace: BrokenPipeError: x (run with --debug for the traceback)\n"),
-        ("raise OSError(28, 'No space left', 'a.npz')", 1, "onepeace: a.npz: no space left on the device\n"),
+        ("raise OSError(28, 'No space left', 'a.npz')", 1, "onepeace: a.npz: cannot be written (No space left)\n"),
         (
             "raise PermissionError(13, 'Permission denied', 'a.index')",
             1,
@@ -171,7 +171,7 @@ def test_full_disk_is_an_error():
     with open("/dev/full", "w") as full:
         done = faked("print('x')", stdout=full)
     assert done.returncode == 1
-    assert done.stderr == "onepeace: the output: no space left on the device\n"
+    assert done.stderr == "onepeace: the output: cannot be written (No space left on device)\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals as on Unix")

@@ -114,7 +114,7 @@ def test_nan_of_the_model_names_the_item(model, monkeypatch):
 
     expected = model.encode_text(["a", "b"])
     monkeypatch.setattr(model.module, "forward", break_longest)
-    with pytest.raises(UserError, match="the longest text: the model gives NaN"):
+    with pytest.raises(UserError, match="the longest text: the model gives NaN for it; its weights may be damaged"):
         model.encode_text(["a", "the longest text", "b"])
     vectors, failures = model.encode_text(["a", "the longest text", "b"], on_error="skip")
     assert_same(vectors, expected)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from support.crash import on_a_full_disk
 from support.random_model import save_random_model
 from support.small_shards import COLOURS, TONES, square, tone
 
@@ -321,6 +322,12 @@ def test_overwrite_needs_the_mark_of_a_fine_tuning(model, table, tmp_path, capsy
     assert finetune(table, "-o", out, "--model", model, "--force") == 2
     assert "will not be replaced" in capsys.readouterr().err
     assert (out / "thesis.txt").exists()
+
+
+def test_full_disk_names_the_file(model, table, tmp_path):
+    code, err = on_a_full_disk(100, "finetune", table, "-o", tmp_path / "out", "--model", model, *QUICK)
+    assert code == 1
+    assert err.splitlines()[-1].startswith(f"onepeace: {tmp_path / 'out' / ABOUT}: cannot be written (")
 
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):

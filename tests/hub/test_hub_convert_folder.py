@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
+from support.crash import on_a_full_disk
 from support.golden_cases import assert_embeds_as_golden
 from support.hub_layouts import (
     vision_branch,
@@ -126,6 +127,15 @@ def test_replacing_killed_at_any_step_loses_nothing(tmp_path):
     switch = contents.index("new")
     assert contents == ["old"] * switch + ["new"] * (len(contents) - switch)
     assert 0 < switch < len(contents) - 2
+
+
+@pytest.mark.parametrize("limit", [100, 4000, 40_000])  # of the vocabulary, of its end, of the weights
+def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, bpe, limit):
+    out = tmp_path / "models" / "m"
+    code, err = on_a_full_disk(limit, "convert", checkpoint, "-o", out, "--bpe", bpe)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"onepeace: {out}: cannot be written (")
+    assert not list(out.parent.iterdir())
 
 
 def test_temporary_folder_of_a_running_process_stays(tmp_path):

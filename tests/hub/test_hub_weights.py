@@ -249,6 +249,32 @@ def test_changed_settings_are_no_damage(folder):
     weights.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("", {"depth": 1_000_000_000}, r"model\.depth is 1000000000; it should be from 1 to 1,000"),
+        ("", {"depth": -1}, r"model\.depth is -1; it should be"),
+        ("", {"num_heads": 0}, r"model\.num_heads is 0; it should be 1 or more"),
+        ("", {"embed_dim": 0}, r"model\.embed_dim is 0"),
+        ("audio", {"num_mel": 16}, "cannot be built .*'num_mel'"),
+        ("audio", {"stem": "mell"}, "no stem 'mell'"),
+        ("audio", {"num_mels": "x"}, "cannot be built"),
+        ("image", {"patch_size": 0}, "patches of 16, not 0"),
+        ("text", {"vocab_size": -1}, "cannot be built"),
+    ],
+)
+def test_settings_of_no_model_are_one_line(folder, section, changes, said):
+    rewrite(folder, lambda content: _part(content["model"], section).update(changes))
+    with pytest.raises(UserError, match=said) as error:
+        weights.load(folder)
+    assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def _part(model, section):
+    return model["adapters"][section] if section else model
+
+
 def test_index_cannot_point_outside_its_folder(folder, tmp_path):
     (tmp_path / "elsewhere.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     index = '{"weight_map": {"logit_scale": "../elsewhere.safetensors"}}'

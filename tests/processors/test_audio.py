@@ -368,3 +368,8 @@ def test_collate_pads_with_zeros_on_the_right():
 def test_wrong_setting_is_an_error(options, message):
     with pytest.raises(UserError, match=message):
         AudioProcessor.from_config(options)
+
+
+def test_text_in_place_of_a_number_is_one_line():
+    with pytest.raises(UserError, match=r"^processors\.audio: "):
+        AudioProcessor.from_config({"max_seconds": "x"})

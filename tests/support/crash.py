@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -113,6 +114,22 @@ def in_process(command: str, index: Path, files: Path, *, kill_after: float | No
     process.kill()
     process.join()
     return process.exitcode
+
+
+ON_A_FULL_DISK = """
+import resource, signal, sys
+from onepeace.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def on_a_full_disk(limit: int, *arguments: object) -> tuple[int, str]:
+    """Exit code and stderr of `onepeace ARGUMENTS` in a process whose files have at most so many bytes."""
+    program = [sys.executable, "-c", ON_A_FULL_DISK, str(limit), *map(str, arguments)]
+    done = subprocess.run(program, check=False, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
 def run_quietly(command: str, index: Path, files: Path, limit: int | None) -> None:

@@ -80,7 +80,7 @@ def convert(
         config = replace(config, base=found)
     with new_folder(out, replace=replace_existing) as temporary:
         if tokenizer is not None:
-            tokenizer.save(str(temporary / TOKENIZER))
+            (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         write_folder(temporary, entries, config, _card(source, config), progress=progress)
     return out
 
