@@ -31,7 +31,8 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
         sync(target.parent)
     except OSError as error:
-        error.filename = os.fspath(target)  # none after a failed write; the temporary file says nothing to users
+        if error.errno is not None:  # an error of the system, not of a caller's own words
+            error.filename = os.fspath(target)  # none after a failed write; the temporary file says nothing to users
         raise
     finally:
         temporary.unlink(missing_ok=True)

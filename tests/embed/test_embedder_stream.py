@@ -23,7 +23,7 @@ from onepeace.processors import ImageProcessor
 def batches_of(sizes, batch_size, window):
     """What a Batcher makes of samples of one modality: batches of (row, size), and how many came before the rest."""
     batcher = Batcher(batch_size, window)
-    nothing = torch.empty(0), Assembly(0, "")
+    nothing = torch.empty(0), Assembly(0, "", torch.float32)
     early = [*filter(None, [batcher.add(Waiting("text", size, *nothing, row)) for row, size in enumerate(sizes)])]
     return [[(entry.row, entry.size) for entry in entries] for entries in [*early, *batcher.rest()]], len(early)
 
@@ -139,7 +139,7 @@ def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
 
 
 def test_assembly_is_done_when_all_its_rows_are_filled():
-    assembly = Assembly(0, "a")
+    assembly = Assembly(0, "a", torch.float32)
     pieces = [(start, start + 1, torch.zeros(1)) for start in range(2)]
     rows = [row for _, _, row in assembly.samples([Part("audio", pieces)])]
     for row in reversed(rows):
@@ -158,7 +158,7 @@ def test_item_without_anything_to_compute_fails():
         yield
 
     for pieces, reason in [(nothing(), "broken at once"), ([], "contains nothing to embed")]:
-        assembly = Assembly(0, "a")
+        assembly = Assembly(0, "a", torch.float32)
         assert list(assembly.samples([Part("audio", pieces)])) == []
         assert assembly.done
         assert reason in assembly.result().reason
