@@ -83,7 +83,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
 
 
 def remedy_for_nan(dtype: torch.dtype) -> str:
-    """What to do about numbers of a model, computed in `dtype`, that are not finite."""
+    """Remedy for numbers of a model, computed in `dtype`, that are not finite."""
     if dtype == torch.float32:
         return "its weights may be damaged; onepeace info compares them with their checksums"
     return "try dtype float32"

@@ -11,7 +11,7 @@ from pathlib import Path
 from onepeace.errors import UsageError, UserError, one_line
 
 HINT = "--import FILE.py, or imports in a recipe, adds one"
-"""What to do about an entry that no registry has."""
+"""Remedy for an entry that no registry has."""
 
 
 def import_extension(name: str) -> str:

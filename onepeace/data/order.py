@@ -16,7 +16,7 @@ ORDER, VARY, MASK, SHARDS = range(4)
 MAX_LANES = 64
 """Maximum number of lanes, if a recipe does not say: each process that shares a lane lists all of its samples."""
 ROUNDING = 1e-9
-"""What floating-point products of a size and a weight may lack."""
+"""Rounding error allowed in the product of a size and a weight."""
 
 
 def default_lanes(batch_size: int, shards: int) -> int:

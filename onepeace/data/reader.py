@@ -184,7 +184,7 @@ class Reader:
         return digests
 
     def digest_names(self) -> list[str]:
-        """What each entry of `digests` is of."""
+        """Name of the lane or list of shards behind each entry of `digests`."""
         return [f"the list of shards of {self.name}"] + [f"lane {i} of {self.name}" for i in range(self.num_lanes)]
 
     def take_broken(self) -> list[Broken]:

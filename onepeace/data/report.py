@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other about their data: broken samples, and that their orders agree.
+"""Messages between the processes of a run about their data: broken samples, and that their orders agree.
 
 Each process adds its steps. Every few steps the processes exchange numbers and news, and each merges those of all, so
 that all of them stop at the same step with the same message if too much is broken or their orders differ.

@@ -42,7 +42,7 @@ class UnreadableShard(UserError):
 
 
 class FileState(NamedTuple):
-    """What tells a file from one that has taken its place."""
+    """Numbers that tell a file from one that has taken its place."""
 
     size: int
     modified_ns: int = 0

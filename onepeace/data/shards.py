@@ -123,7 +123,7 @@ class Candidates:
         )
 
     def broken(self, candidate: int, error: UserError) -> Broken:
-        """What an error of `read`, or of decoding the sample, is reported as."""
+        """Report of an error of `read`, or of decoding the sample."""
         number = self.source.number
         name = self.shard.name
         reason = str(error)
@@ -213,7 +213,7 @@ class Source:
         return rows[np.array(fits_key, bool)]
 
     def unreadable(self, number: int, error: UnreadableShard) -> Broken:
-        """What an error of `open` is reported as."""
+        """Report of an error of `open`."""
         name = describe(self.shards[number])
         return Broken(self.number, name, key="", reason=str(error), samples=0)
 

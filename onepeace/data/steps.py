@@ -95,7 +95,7 @@ class Steps:
 
     @property
     def digest_names(self) -> list[str]:
-        """What each of a step's digests is of."""
+        """Name of the lane or list of shards behind each of a step's digests."""
         return [name for reader in self.readers.values() for name in reader.digest_names()]
 
     def __getitem__(self, step: int) -> Step:

@@ -20,7 +20,7 @@ Results = Sequence[Mapping[str, Any]]
 
 
 class Predictions(NamedTuple):
-    """What a head predicts for n samples, and what that is compared with."""
+    """Predictions of a head for n samples, and the targets that they are compared with."""
 
     results: Results
     """(n)"""
