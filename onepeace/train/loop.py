@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from onepeace.data.report import DataReport
-from onepeace.data.steps import loader
+from onepeace.data.steps import Step, loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
 from onepeace.train.averages import Averages
@@ -25,6 +25,9 @@ from onepeace.train.step import UnusableSteps
 from onepeace.train.stop import noticed_stop
 
 log = logging.getLogger(__name__)
+
+SIGNALS = 3
+"""Number of questions that all processes answer after each step."""
 
 
 def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None = None) -> Path:
@@ -57,60 +60,107 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
 
 def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_requested: Callable[[], bool]) -> int:
     """Take the remaining steps; returns the number of the last one."""
-    options = run.recipe.run
-    total = run.recipe.schedule.steps
-    journal = open_log(run.recipe, run.start) if parallel.rank() == 0 else None
-    averages = Averages()
-    report = DataReport(run.steps)
-    unusable = UnusableSteps(run.recipe)
-    processes = parallel.AnyProcess()
-    is_overdue = False
+    last = min(run.recipe.schedule.steps, stop_at or run.recipe.schedule.steps)
+    loop = Loop(run, evaluate, stop_requested)
     step = run.start
-    last = min(total, stop_at or total)
-    run.objective.train()
     # Closing ends the workers, which ignore SIGTERM.
-    with closing(loader(run.steps, run.start, last, options.workers)) as loaded, run.checkpoints:
+    with closing(loader(run.steps, run.start, last, run.recipe.run.workers)) as loaded, run.checkpoints:
         for step in range(run.start + 1, last + 1):
-            with averages.waiting():
+            with loop.averages.waiting():
                 step_data = next(loaded)
-            batches = step_data.batches
-            report.add(step_data)
-            rate = learning_rate(step - 1, run.recipe.optim.lr, run.recipe.schedule)
-            result = run.stepper(step, batches, rate)
-            run.cursors = step_data.cursors
-            unusable.add(step, batches, result)
-            averages.items += sum(len(batch.keys) for batch in batches) * parallel.world_size()
-            replaced = sum(len(batch.replaced) for batch in batches)
-            averages.add_step(result.losses, grad_norm=result.grad_norm, replaced=float(replaced))
-
-            is_logged = _is_due(options.log_every, step) or step == total
-            is_evaluated = evaluate is not None and (step == total or _is_due(options.eval_every, step))
-            stopping, overdue_somewhere, failed = processes.ask(
-                stop_requested(), run.checkpoints.is_due(options.save_minutes), run.checkpoints.has_failed()
-            )
-            is_overdue = is_overdue or overdue_somewhere
-            if failed:
-                run.checkpoints.wait()  # raises its error in all processes
-            if is_logged:
-                _exchange(report)
-                means, speed = averages.take(left_out=unusable.check())
-                line = {**means, "lr": rate, **speed, **run.figures()}
-                if journal:
-                    journal.write(step, line)
-            # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
-            is_saved = _is_due(options.save_every, step) or (is_overdue and is_logged)
-            if is_saved or is_evaluated or step == total or stopping:
-                run.save(step)
-                is_overdue = False
-            if is_evaluated and evaluate is not None:
-                run.evaluate(evaluate, journal, step)
-                averages.restart_clock()
-            if stopping and step < total:
+            loop.take_step(step, step_data)
+            is_stopping = loop.finish_step(step)
+            if is_stopping:
                 break
-    processes.answers(3)  # the last question is not left open
-    if journal:
-        journal.close()
+    loop.close()
     return step
+
+
+class Loop:
+    """What happens around the steps of a run: its log, its evaluations, its checkpoints, and its end by a signal.
+
+    Args:
+        run: the run.
+        evaluate: see `train`.
+        stop_requested: whether this process was asked to stop.
+    """
+
+    def __init__(self, run: Run, evaluate: Evaluate | None, stop_requested: Callable[[], bool]) -> None:
+        self.run = run
+        self.recipe = run.recipe
+        self.evaluate = evaluate
+        self.stop_requested = stop_requested
+        self.averages = Averages()
+        self.journal = open_log(run.recipe, run.start) if parallel.rank() == 0 else None
+        self.data_report = DataReport(run.steps)
+        self.unusable = UnusableSteps(run.recipe)
+        self.signals = parallel.AnyProcess()
+        self.is_overdue = False
+        """Whether it is time for a checkpoint, which waits for the next line of the log."""
+        run.objective.train()
+
+    def take_step(self, step: int, step_data: Step) -> None:
+        """Train on the batches of a step, and add its numbers to those of the next line of the log."""
+        batches = step_data.batches
+        result = self.run.stepper(step, batches, self._learning_rate(step))
+        self.run.cursors = step_data.cursors
+        self.data_report.add(step_data)
+        self.unusable.add(step, batches, result)
+        self.averages.items += sum(len(batch.keys) for batch in batches) * parallel.world_size()
+        replaced = sum(len(batch.replaced) for batch in batches)
+        self.averages.add_step(result.losses, grad_norm=result.grad_norm, replaced=float(replaced))
+
+    def finish_step(self, step: int) -> bool:
+        """Log, save and evaluate what is due after a step; returns whether the run must stop."""
+        options = self.recipe.run
+        is_last = step == self.recipe.schedule.steps
+        is_logged = is_last or _is_due(options.log_every, step)
+        is_evaluated = self.evaluate is not None and (is_last or _is_due(options.eval_every, step))
+        is_stopping = self._ask_all_processes()
+        if is_logged:
+            self._write_log(step)
+        # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
+        is_saved = _is_due(options.save_every, step) or (self.is_overdue and is_logged)
+        if is_saved or is_evaluated or is_last or is_stopping:
+            self.run.save(step)
+            self.is_overdue = False
+        if is_evaluated and self.evaluate is not None:
+            self.run.evaluate(self.evaluate, self.journal, step)
+            self.averages.restart_clock()
+        return is_stopping and not is_last
+
+    def close(self) -> None:
+        """Close the log, after the last step."""
+        self.signals.answers(SIGNALS)  # the last question is not left open
+        if self.journal is not None:
+            self.journal.close()
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(step - 1, self.recipe.optim.lr, self.recipe.schedule)
+
+    def _ask_all_processes(self) -> bool:
+        """Whether any process must stop; also learns whether a checkpoint is overdue.
+
+        Raises:
+            UserError: a checkpoint could not be written; in all processes.
+        """
+        checkpoints = self.run.checkpoints
+        is_overdue_here = checkpoints.is_due(self.recipe.run.save_minutes)
+        is_stopping, is_overdue, has_failed = self.signals.ask(
+            self.stop_requested(), is_overdue_here, checkpoints.has_failed()
+        )
+        self.is_overdue = self.is_overdue or is_overdue
+        if has_failed:
+            checkpoints.wait()  # raises its error
+        return is_stopping
+
+    def _write_log(self, step: int) -> None:
+        """Write the means of the steps since the last line; all processes must call it."""
+        _exchange(self.data_report)
+        means, speed = self.averages.take(left_out=self.unusable.check())
+        line = {**means, "lr": self._learning_rate(step), **speed, **self.run.figures()}
+        if self.journal is not None:
+            self.journal.write(step, line)
 
 
 def _is_due(every: int, step: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.data.batch import Batch
+from onepeace.data.batch import Batch, Mask
 from onepeace.device import upload
 from onepeace.errors import expect
 from onepeace.model import Encoder, Features, StemOutput, Trained
@@ -147,20 +147,29 @@ class Passes:
             run: function of the stems' outputs and the visible positions by modality.
             mask_name: name of the masks that hide tokens; None = all are visible.
         """
-        masks = {} if mask_name is None else {key: self.batch.masks[key][mask_name] for key in keys}
+        masks: dict[str, Mask] = {}
+        if mask_name is not None:
+            masks = {key: self.batch.masks[key][mask_name] for key in keys}
         lengths = np.stack([masks[key].visible if key in masks else self.batch.lengths[key] for key in keys])
         row_groups = self._groups(keys, lengths) if in_groups else groups.by_length(lengths, 1.0)
         self.real_tokens += int(lengths.sum())
         self.all_tokens += groups.padded_tokens(lengths, row_groups)
         if len(row_groups) == 1:
-            return run({key: self.stems[key] for key in keys}, {key: mask.keep for key, mask in masks.items()})
+            stems = {key: self.stems[key] for key in keys}
+            keep = {key: mask.keep for key, mask in masks.items()}
+            return run(stems, keep)
         results = []
         for rows in row_groups:
             index = self._index(rows)
-            stems = {key: self.stems[key].take(index, (self.batch.lengths[key][rows] - 1).tolist()) for key in keys}
-            keep = {key: mask.keep[index, : mask.visible[rows].max()] for key, mask in masks.items()}
+            stems = {key: self._stem_of_group(key, rows, index) for key in keys}
+            keep = {key: _keep_of_group(mask, rows, index) for key, mask in masks.items()}
             results.append(run(stems, keep))
         return {key: self._merge([result[key] for result in results], row_groups) for key in keys}
+
+    def _stem_of_group(self, key: str, rows: Rows, index: Tensor) -> StemOutput:
+        """The stem's output for some rows, padded to the longest of them."""
+        tokens_without_cls = self.batch.lengths[key][rows] - 1
+        return self.stems[key].take(index, tokens_without_cls.tolist())
 
     def _groups(self, keys: Sequence[str], lengths: Rows) -> list[Rows]:
         """Groups of rows for a pass over items of these lengths (M, B)."""
@@ -204,6 +213,12 @@ class Passes:
         grids: list[Any] = [part.grid for part in parts]
         joined["grid"] = None if None in grids else max(grids)  # None where tokens were left out
         return first._replace(**joined)
+
+
+def _keep_of_group(mask: Mask, rows: Rows, index: Tensor) -> Tensor:
+    """Positions of the visible tokens of some rows, padded to the longest of them."""
+    most_visible = mask.visible[rows].max()
+    return mask.keep[index, :most_visible]
 
 
 def _dense_mask(part: Features | StemOutput) -> Tensor:
