@@ -26,6 +26,7 @@ from onepeace.extensions import import_extension
 COMMANDS = {
     "search": "find pictures, sounds and texts by text, a picture, a sound or a mix of them",
     "index": "build an index of files, keep it up to date, and inspect it",
+    "embed": "write the vectors of files, tables and texts to a file",
     "serve": "serve an index as a web page and a JSON API",
     "mcp": "serve an index to a language model over MCP (stdio)",
     "classify": "classify files: zero-shot by your labels, or with the heads of a fine-tuned model",
@@ -47,7 +48,7 @@ COMMANDS = {
 MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
 """Module by command, for commands that share one."""
 DECODING = {
-    "search", "index", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
+    "search", "index", "embed", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
     "calibrate", "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be damaged, and report the damage themselves."""

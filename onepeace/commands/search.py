@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,9 +24,15 @@ PARTS = {
     "like": ("PATH", "search by a file of the index, using its stored vector"),
     "without": ("TEXT", "move away from a text"),
 }
+PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{0,5}$")
+"""What tells a path from words: a separator, or an ending."""
 EXAMPLES = f"""\
 PATHS is one index (see: onepeace index build), or files and folders. For files and folders an index is kept in the
 user's cache folder and updated by each search (see: onepeace index list); --no-index keeps none.
+
+Words after PATHS that name no file or folder are the text: search Pictures "a cat". What has a separator or an ending,
+such as 2024/may or cat.jpg, is a path; words that look like one, or are one, and words beside another part of the query
+need --text.
 
 Several parts make one query: their weighted sum. A query's own file is not among its hits. A video is found by its
 frames and by its audio track; "at" is the position of the hit.
@@ -38,11 +45,11 @@ queries of the query's modality, the cosine of all hits is shown instead.
 metadata.NAME, with the units kB, MB, GB, s, min and h:
 "width >= 1000 and duration < 2*min", "'beach' in path or caption is None", "kind in ('image', 'video')"
 
-  onepeace search my.index --text "a dog barking"
+  onepeace search my.index "a dog barking"
   onepeace search my.index --image dog.jpg --without people --only pictures --after 2024-05
   onepeace search my.index --audio bark.ogg --text "in the snow" --weights audio=0.7,text=0.3
   onepeace search my.index --like Pictures/dog.jpg --where "width >= 1000" --sort date --html hits.html
-  onepeace search pictures sounds --text "a dog barking" --top 5 --json
+  onepeace search pictures sounds "a dog barking" --top 5 --json
 
 {files.EXIT_CODES}"""
 
@@ -50,7 +57,8 @@ metadata.NAME, with the units kB, MB, GB, s, min and h:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.set_defaults(kept="the files embedded so far are kept; run the same command again to resume")
-    parser.add_argument("paths", nargs="+", metavar="INDEX|PATHS", help="an index, or files and folders")
+    text = "an index, or files and folders; then the words to search for"
+    parser.add_argument("paths", nargs="+", metavar="INDEX|PATHS", help=text)
     parts = parser.add_argument_group("query (each option may be repeated)")
     for name, (metavar, text) in PARTS.items():
         parts.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=text)
@@ -96,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.index import Query
     from onepeace.index.filters import kind_of, short_forms
 
-    if not any(getattr(args, name) for name in PARTS if name != "without"):
-        raise UsageError("no query; give --text, --image, --audio, --like or several of them")
+    take_words(args)
     for value in (*args.image, *args.audio):
         files.check_input(value)
     if unused := [name for name in args.weights if not getattr(args, name)]:
@@ -124,6 +131,35 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(table(results, query, is_filtered=bool(only or where)))
         return files.exit_code(problems, len(index))
+
+
+def take_words(args: argparse.Namespace) -> None:
+    """Move the words after the paths from `args.paths` to `args.text`.
+
+    Raises:
+        UsageError: there is no query, or there are words although another part of it is given.
+    """
+    words: list[str] = []
+    while len(args.paths) > 1 and not os.path.lexists(args.paths[-1]) and not PATH.search(args.paths[-1]):
+        words.insert(0, args.paths.pop())
+    if any(getattr(args, name) for name in PARTS if name != "without"):
+        if words:
+            raise UsageError(f"{words[0]}: no such file or folder; words beside another part of the query need --text")
+    elif words:
+        args.text = [" ".join(words)]
+        if len(words) > 1:
+            files.say(f"searching for {args.text[0]!r}")
+    else:
+        raise _no_query(args.paths)
+
+
+def _no_query(paths: list[str]) -> UsageError:
+    last = paths[-1]
+    if len(paths) == 1:
+        return UsageError('no query; give words after the path, "a dog", or --text, --image, --audio, --like')
+    if os.path.lexists(last):
+        return UsageError(f"no query; {last} is a file or folder, so to search for the word give --text {last!r}")
+    return UsageError(f"{last}: no such file or folder; to search for these words give --text {last!r}")
 
 
 @contextmanager

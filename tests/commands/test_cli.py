@@ -66,7 +66,7 @@ def test_version_is_the_package_version():
     ("arguments", "named"),
     [
         (["serach", "x"], "did you mean search?"),
-        (["frobnicate"], "there are search, index, serve"),
+        (["frobnicate"], "there are search, index, embed"),
         (["index", "udpate", "x"], "did you mean update?"),
         (["index", "update", "x", "--modle", "y"], "did you mean --model?; see: onepeace index update --help"),
         (["search", "x", "--sort", "dat"], "did you mean date?"),

@@ -167,10 +167,28 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
     assert (tmp_path / "i").is_dir()
 
 
+@pytest.mark.parametrize("words", [["a dog"], ["a", "dog"], ["a dog", "--top", "9"], ["a. b. dog?"]])
+def test_words_after_the_path_are_the_text(search, words):
+    text = "a. b. dog?" if "?" in words[0] else "a dog"
+    code, hits, err = search(*words)
+    assert (code, hits[:9]) == (0, search("--text", text)[1][:9])
+    assert ("searching" in err) == (words == ["a", "dog"])
+
+
+@pytest.mark.parametrize("word", ["no/folder", "photo.jpg", "my.index", "THERE"])
+def test_words_that_could_be_a_path_are_refused(search, monkeypatch, tmp_path, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "THERE").touch()
+    code, hits, err = search(word)
+    assert (code, hits) == (2, [])
+    assert f"--text '{word}'" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ([], "--text"),
+        (["a word", "--like", "a.jpg"], "a word: no such file or folder"),
         (["--without", "a"], "--text"),
         (["--image", "nothing.jpg"], "nothing.jpg"),
         (["--image", "FOLDER"], "folder"),

@@ -1,4 +1,4 @@
-"""Vectors out of an index, in each of the forms: nothing is lost, and no pickles."""
+"""Files of vectors in each form: nothing is lost, and no pickles."""
 
 import json
 
@@ -8,7 +8,8 @@ from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item
-from onepeace.index.exchange import export
+from onepeace.index.export import export
+from onepeace.index.vector_file import write_vectors
 
 PATHS = ["/a/one.jpg", "/a/line\nbreak \u2028.ogg", "/a/caf\udce9.txt"]
 ITEMS = [
@@ -19,23 +20,38 @@ ITEMS = [
 VECTORS = np.eye(3, dtype=np.float32)
 
 
-def read_npz(path):
-    with np.load(path, allow_pickle=False) as data:
-        return data["vectors"], data["paths"].tolist(), data["modalities"].tolist()
-
-
 @pytest.fixture
 def index(tmp_path):
     return fabricate(tmp_path / "index", list(zip(ITEMS, VECTORS, strict=True)))
 
 
-def test_arrays_have_vectors_and_paths(index, tmp_path):
+def test_arrays_have_vectors_paths_and_times(tmp_path):
+    times = [(None, None), (0.0, 2.5), (None, None)]
+    columns = [
+        {"path": item.path, "kind": item.modality, "modality": "image", "start": start, "end": end}
+        for item, (start, end) in zip(ITEMS, times, strict=True)
+    ]
+    with write_vectors(tmp_path / "v.npz", 3) as writer:
+        writer.write(columns[:2], VECTORS[:2])
+        writer.write(columns[2:], VECTORS[2:])
+    with np.load(tmp_path / "v.npz", allow_pickle=False) as data:
+        np.testing.assert_array_equal(data["vectors"], VECTORS)
+        assert data["paths"].tolist() == PATHS
+        assert data["kinds"].tolist() == ["image", "audio", "text"]
+        assert data["modalities"].tolist() == 3 * ["image"]
+        np.testing.assert_array_equal(data["starts"], [np.nan, 0.0, np.nan])
+        np.testing.assert_array_equal(data["ends"], [np.nan, 2.5, np.nan])
+    assert [path.name for path in tmp_path.iterdir()] == ["v.npz"]  # nothing temporary is left
+
+
+def test_lines_have_what_is_known(index, tmp_path):
     with Index.open(index) as opened:
-        assert export(opened, tmp_path / "v.npz") == 3
-    vectors, paths, modalities = read_npz(tmp_path / "v.npz")
-    np.testing.assert_array_equal(vectors, VECTORS)
-    assert (paths, modalities) == (PATHS, ["image", "audio", "text"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "v.npz"]  # nothing temporary is left
+        assert export(opened, tmp_path / "v.jsonl") == 3
+    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
+    np.testing.assert_array_equal([row["vector"] for row in rows], VECTORS)
+    assert [row["path"] for row in rows] == [*PATHS[:2], "/a/caf\ufffd.txt"]
+    assert rows[0].items() >= {"kind": "image", "modality": "image", "width": 3}.items()
+    assert "start" not in rows[0]
 
 
 def test_parquet_has_columns(index, tmp_path):

@@ -1,0 +1,211 @@
+"""`embed_files`: the vectors of files, tables and texts in one file, without an index.
+
+A file is cut as for an index: a long sound has a vector per window, a video one per scene and window of its sound.
+Memory is bounded but for the names of the files.
+"""
+
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from onepeace.errors import UsageError
+from onepeace.files.walk import Unreadable
+from onepeace.index.items import Item, Span
+from onepeace.index.reading import read_entry
+from onepeace.index.sources import PARTS, Entry, listed, roots_of, scan
+from onepeace.index.vector_file import BLOCK, Writer, check_extension, write_vectors
+from onepeace.index.video import Video
+from onepeace.progress import Progress
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedded, Embedder
+    from onepeace.embed.stream import Windows
+
+AHEAD = 64
+"""Files that are read ahead of the decoders."""
+WINDOW, HOP = 10.0, 5.0
+"""Window and hop in seconds of a sound that is longer than the window, as in an index."""
+TEXT = "text"
+"""Name of the texts in the column of paths: "text::1"."""
+
+
+@dataclass
+class Embedding:
+    """What `embed_files` wrote."""
+
+    vectors: int = 0
+    files: int = 0
+    """Files, rows and texts that have vectors."""
+    problems: list[Unreadable] = field(default_factory=list)
+    """Files that could not be embedded, with the reasons."""
+    notes: list[Unreadable] = field(default_factory=list)
+    """Files that were embedded, and what is odd about them: silence, a video that ends early."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files of kinds that the model does not read, by kind."""
+    other_kinds: Counter[str] = field(default_factory=Counter)
+    """Files with unsupported extensions, by extension."""
+
+
+def embed_files(
+    embedder: "Embedder",
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]],
+    target: Path,
+    *,
+    texts: Iterable[str] = (),
+    batch_size: int = 32,
+    progress: bool | None = None,
+) -> Embedding:
+    """Write the vectors of texts, and of files, folders, tables and shards, to a file, in this order.
+
+    Args:
+        paths: as for `onepeace.index.build`; may be empty if there are texts.
+        target: .npz, .parquet or .jsonl (vector_file.py). It is not written if nothing can be embedded.
+        texts: read as they are needed; text number N has the path "text::N".
+        progress: False = silent; None = a bar on a terminal.
+
+    Raises:
+        UsageError: a path that does not exist, no file below the paths, an unknown file extension; UserError: the disk
+            is full, pyarrow is not installed.
+    """
+    check_extension(target)
+    run = _Run(embedder, batch_size)
+    entries = run.entries_of(paths)
+    with closing(run.rows(texts, entries, progress)) as rows:
+        first = next(rows, None)
+        if first is None:
+            return run.report
+        with write_vectors(target, embedder.embed_dim) as writer:
+            _write_blocks(writer, first, rows)
+    return run.report
+
+
+class _Row(NamedTuple):
+    """The columns of a vector, and the vector (E,)."""
+
+    columns: dict[str, Any]
+    vector: np.ndarray
+
+
+def _write_blocks(writer: Writer, first: _Row, rows: Iterator[_Row]) -> None:
+    block = [first]
+    for row in rows:
+        if len(block) == BLOCK:
+            _write_block(writer, block)
+            block = []
+        block.append(row)
+    _write_block(writer, block)
+
+
+def _write_block(writer: Writer, block: list[_Row]) -> None:
+    writer.write([row.columns for row in block], np.stack([row.vector for row in block]))
+
+
+class _Run:
+    """One run of `embed_files`, which keeps account of it in `report`."""
+
+    def __init__(self, embedder: "Embedder", batch_size: int) -> None:
+        self.embedder = embedder
+        self.batch_size = batch_size
+        self.report = Embedding()
+        self._embedding: deque[tuple[Item, Video | None]] = deque()
+        """Items whose inputs the embedder has taken and not yet answered."""
+
+    def entries_of(self, paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Entry]:
+        """The files at or below the paths that the model reads."""
+        roots = roots_of(listed(paths))
+        scanned = scan(roots)
+        self.report.problems += scanned.problems
+        self.report.other_kinds = scanned.others
+        entries = []
+        for entry in scanned.entries.values():
+            kind = entry.item.modality
+            if any(modality in self.embedder.modalities for modality in PARTS.get(kind, (kind,))):
+                entries.append(entry)
+            else:
+                self.report.left_out[kind] += 1
+        if roots and not scanned.entries and not scanned.problems:
+            names = ", ".join(root.path for root in roots)
+            raise UsageError(f"no image, audio, video or text files in {names}")
+        return entries
+
+    def rows(
+        self, texts: Iterable[str], entries: Sequence[Entry], progress: bool | None
+    ) -> Generator[_Row, None, None]:
+        """Yield the rows of the texts, then those of the entries."""
+        longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or WINDOW
+        stream = self.embedder.stream(
+            self._inputs(texts, entries),
+            batch_size=self.batch_size,
+            long="windows",
+            window=min(WINDOW, longest),
+            hop=min(HOP, longest),
+        )
+        with closing(stream) as results, Progress(len(entries) or None, shown=progress) as bar:
+            for result in results:
+                yield from self._rows_of(result)
+                bar.update()
+
+    def _inputs(self, texts: Iterable[str], entries: Sequence[Entry]) -> Iterator[object]:
+        """Yield inputs for the embedder, and add their items to those that are being embedded."""
+        for number, text in enumerate(texts, 1):
+            self._embedding.append((Item(f"{TEXT}::{number}", "text"), None))
+            yield {"text": text}
+        with ThreadPoolExecutor(2, "onepeace-read") as pool:
+            for start in range(0, len(entries), AHEAD):
+                for reading in pool.map(read_entry, entries[start : start + AHEAD]):
+                    if reading.item.problem is None:
+                        yield self._input(reading.item, reading.value)
+                    else:
+                        self.report.problems.append(Unreadable(Path(reading.item.path), reading.item.problem))
+
+    def _input(self, item: Item, value: Any) -> object:
+        video = None
+        if item.modality == "video":
+            readable = [modality for modality in PARTS["video"] if modality in self.embedder.modalities]
+            video = Video(value, readable, item.duration)
+        self._embedding.append((item, video))
+        return video or {item.modality: value}
+
+    def _rows_of(self, result: "Embedded") -> Iterator[_Row]:
+        """Yield the rows of a result, or note why there are none."""
+        item, video = self._embedding.popleft()
+        path = Path(item.path)
+        windows = result.windows
+        if windows is None:
+            self.report.problems.append(Unreadable(path, str(result.reason)))
+            return
+        notes = ["digital silence"] if result.is_silent else []
+        notes += video.troubles if video else []
+        self.report.notes += [Unreadable(path, note) for note in notes]
+        spans, vectors = spans_and_vectors(windows, item, video, is_silent=result.is_silent)
+        self.report.files += 1
+        self.report.vectors += len(vectors)
+        for span, vector in zip(spans, vectors, strict=True):
+            columns = {"path": item.path, "kind": item.modality, **vars(span)}
+            yield _Row(columns, vector)
+
+
+def spans_and_vectors(
+    windows: "Windows", item: Item, video: Video | None, *, is_silent: bool
+) -> tuple[list[Span], np.ndarray]:
+    """The parts of a file that its vectors stand for, and these vectors (n, E).
+
+    Args:
+        windows: the result of the embedder.
+        video: the input, if the file is a video.
+        is_silent: whether its sound is digital silence.
+    """
+    if video is not None:
+        return video.vectors(windows, is_silent)
+    vectors = np.asarray(windows.vectors)
+    if len(vectors) == 1:
+        return [Span(item.modality)], vectors
+    times = zip(windows.starts, windows.ends, strict=True)
+    return [Span(item.modality, start, end) for start, end in times], vectors

@@ -1,0 +1,68 @@
+"""Export of the vectors of an index and the metadata of their files to .npz, .parquet or .jsonl."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onepeace.index.index import Index
+from onepeace.index.items import Item
+from onepeace.index.vector_file import BLOCK, COLUMNS, write_vectors
+
+FILE_COLUMNS = {
+    "size": "int64",
+    "mtime": "float64",
+    "hash": "string",
+    "date": "float64",
+    "width": "int32",
+    "height": "int32",
+    "duration": "float64",
+    "caption": "string",
+    "metadata": "string",
+    "note": "string",
+}
+"""Columns of a vector's file beside those of every file of vectors, with Arrow's names of their types: bytes, seconds
+since 1970, blake2b of the content in hexadecimal, metadata as JSON."""
+
+
+def export(index: Index, target: Path) -> int:
+    """Write all vectors of an index atomically, in the order in which they were added.
+
+    Args:
+        target: .npz, .parquet or .jsonl (vector_file.py); the last two also have `FILE_COLUMNS`.
+
+    Returns:
+        The number of vectors.
+
+    Raises:
+        UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
+    """
+    with write_vectors(target, index.embed_dim, {**COLUMNS, **FILE_COLUMNS}) as writer:
+        items = {item.id: item for item in index.items()}
+        count = len(index.matrix)
+        for start in range(0, count, BLOCK):
+            rows = range(start, min(start + BLOCK, count))
+            described = [_row_of(index, row, items[int(index.matrix.file[row])]) for row in rows]
+            writer.write(described, index.matrix.vectors[rows.start : rows.stop])
+    return count
+
+
+def _row_of(index: Index, row: int, item: Item) -> dict[str, Any]:
+    """Columns of a row of the matrix, which is of this file."""
+    start, end = index.matrix.times(row)
+    return {
+        "path": item.path,
+        "kind": item.modality,
+        "modality": index.kinds[index.matrix.modality[row]],
+        "start": start,
+        "end": end,
+        "size": item.size,
+        "mtime": item.mtime_ns / 1e9,
+        "hash": item.hash.hex() if item.hash else None,
+        "date": item.date,
+        "width": item.width,
+        "height": item.height,
+        "duration": item.duration,
+        "caption": item.caption,
+        "metadata": json.dumps(item.metadata) if item.metadata else None,
+        "note": item.note,
+    }
