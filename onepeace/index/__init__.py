@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onepeace.index.builder import Report
+    from onepeace.index.hits import Hit, Results
     from onepeace.index.index import Index
     from onepeace.index.items import Item
     from onepeace.index.query import Query
-    from onepeace.index.search import Hit, Results
     from onepeace.index.store import is_index
     from onepeace.index.verify import CheckReport, check
     from onepeace.index.write import build, remove, update
 
 _MODULES = {
-    "CheckReport": "verify", "Hit": "search", "Index": "index", "Item": "store", "Query": "query", "Report": "builder",
-    "Results": "search", "build": "write", "check": "verify", "is_index": "store", "remove": "write", "update": "write",
+    "CheckReport": "verify", "Hit": "hits", "Index": "index", "Item": "items", "Query": "query", "Report": "builder",
+    "Results": "hits", "build": "write", "check": "verify", "is_index": "store", "remove": "write", "update": "write",
 }  # fmt: skip
 __all__ = [
     "CheckReport", "Hit", "Index", "Item", "Query", "Report", "Results", "build", "check", "is_index", "remove",

@@ -1,4 +1,4 @@
-"""Creation of a model's banks of unrelated queries (ranking.py)."""
+"""Creation of a model's banks of unrelated queries (match.py)."""
 
 from importlib import resources
 from pathlib import Path
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
 from onepeace.index.index import Index
-from onepeace.index.ranking import Banks
+from onepeace.index.match import Banks
 
 FILE = "calibration.safetensors"
 """Name of the calibration file in a model folder."""

@@ -74,22 +74,32 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
     items, vectors = index.means()
     groups = []
     for kind in dict.fromkeys(item.modality for item in items):
-        own = sorted((i for i, item in enumerate(items) if item.modality == kind), key=lambda i: _worth(items[i]))
+        numbers = [number for number, item in enumerate(items) if item.modality == kind]
+        numbers.sort(key=lambda number: _worth(items[number]))
         by_content: dict[object, list[int]] = defaultdict(list)
-        for i in own:
-            by_content[items[i].hash or items[i].path].append(i)
-        heads = list(by_content.values())
-        firsts = [places[0] for places in heads]
-        near = [[i] for i in range(len(heads))]
+        for number in numbers:
+            by_content[items[number].hash or items[number].path].append(number)
+        same_content = list(by_content.values())
+        firsts = [numbers_of_content[0] for numbers_of_content in same_content]
+        alike = [[place] for place in range(len(firsts))]  # groups of places in `same_content`
         if kind in LOOKS and not exact:
-            near = _near(index, [items[i] for i in firsts], vectors[firsts], *LOOKS[kind])
-        for places in near:
-            found = [(i, place == places[0]) for place in places for i in heads[place]]
-            cosines = vectors[[i for i, _ in found]] @ vectors[found[0][0]]
-            members = [Member(items[i], float(cosine), same) for (i, same), cosine in zip(found, cosines, strict=True)]
-            if len(distinct := _distinct(members)) > 1:
-                groups.append(Group(distinct))
+            look, same = LOOKS[kind]
+            alike = _near(index, [items[number] for number in firsts], vectors[firsts], look, same)
+        for places in alike:
+            members = _distinct(_members(items, vectors, [same_content[place] for place in places]))
+            if len(members) > 1:
+                groups.append(Group(members))
     return sorted(groups, key=lambda group: (-group.surplus, group.members[0].item.path))
+
+
+def _members(items: Sequence[Item], vectors: np.ndarray, same_content: Sequence[Sequence[int]]) -> list[Member]:
+    """Members of a group: the files of each content, by number, the content of the first file first."""
+    members = []
+    for place, numbers in enumerate(same_content):
+        cosines = vectors[numbers] @ vectors[same_content[0][0]]
+        for number, cosine in zip(numbers, cosines.tolist(), strict=True):
+            members.append(Member(item=items[number], similarity=cosine, is_exact=place == 0))
+    return members
 
 
 def _worth(item: Item) -> tuple[Any, ...]:
@@ -99,59 +109,75 @@ def _worth(item: Item) -> tuple[Any, ...]:
 
 def _distinct(members: Sequence[Member]) -> tuple[Member, ...]:
     """Members of a group with one path per file on disk (no links), so that deleting the copies loses no file."""
-    paths: dict[object, list[tuple[bool, int]]] = defaultdict(list)
+    by_file: dict[object, list[tuple[bool, int]]] = defaultdict(list)  # (is a link, place)
     for place, member in enumerate(members):
         path = member.item.path
         try:
             status = os.stat(path)
         except OSError:  # gone, or a member of a shard
-            paths[path].append((False, place))
+            by_file[path].append((False, place))
         else:
-            paths[status.st_dev, status.st_ino].append((os.path.realpath(path) != path, place))
-    return tuple(members[min(same)[1]] for same in paths.values())  # the real path, if there is one
+            is_link = os.path.realpath(path) != path
+            by_file[status.st_dev, status.st_ino].append((is_link, place))
+    places = [min(links)[1] for links in by_file.values()]  # the real path, if there is one
+    return tuple(members[place] for place in places)
 
 
 def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, same: Same) -> list[list[int]]:
     """Places of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
-    wanted = np.unique(pairs).tolist()
-    read = map_content([items[i] for i in wanted], index.roots(), look)
-    looks = {wanted[place]: seen for place, seen in read}
-    if missing := [items[i].path for i in wanted if i not in looks]:
-        which = missing[0] if len(missing) == 1 else f"{len(missing):,} {items[0].modality} files"
-        log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", which)
-    pairs = pairs[[i in looks and j in looks for i, j in pairs.tolist()]]
+    compared = np.unique(pairs).tolist()
+    looks: dict[int, np.ndarray] = {}
+    for place, value in map_content([items[number] for number in compared], index.roots(), look):
+        looks[compared[place]] = value
+    _warn_of_missing([items[number] for number in compared if number not in looks])
+    pairs = pairs[[first in looks and second in looks for first, second in pairs.tolist()]]
+    copies = pairs[_compared(same, looks, pairs)]
     groups = []
-    for members in connected(len(items), pairs[_compared(same, looks, pairs)].tolist()):
+    for members in connected(len(items), copies.tolist()):
         while members:
-            first, others = members[0], np.array(members[1:], np.int64)
-            is_copy = _compared(same, looks, np.array([(first, other) for other in others]))
-            groups.append([first, *others[is_copy].tolist()])
-            members = others[~is_copy].tolist()
+            first = members[0]
+            remaining = np.array(members[1:], np.int64)
+            is_copy = _compared(same, looks, np.array([(first, other) for other in remaining]))
+            groups.append([first, *remaining[is_copy].tolist()])
+            members = remaining[~is_copy].tolist()
     return groups
+
+
+def _warn_of_missing(items: Sequence[Item]) -> None:
+    """Warn of files without a look."""
+    if not items:
+        return
+    files = items[0].path if len(items) == 1 else f"{len(items):,} {items[0].modality} files"
+    log.warning("%s could not be compared: in a shard, gone, changed, silent or unreadable", files)
 
 
 def _candidates(vectors: np.ndarray) -> np.ndarray:
     """Pairs of rows (p, 2), the smaller first, where one row is among the nearest neighbours of the other."""
-    count, found = len(vectors), [np.empty((0, 2), np.int64)]
-    step, most = max(1, COSINES // max(1, count)), min(NEIGHBOURS, count - 1)
-    for start in range(0, count if most > 0 else 0, step):
+    count = len(vectors)
+    num_neighbours = min(NEIGHBOURS, count - 1)
+    if num_neighbours < 1:
+        return np.empty((0, 2), np.int64)
+    step = max(1, COSINES // count)
+    blocks = []
+    for start in range(0, count, step):
         cosines = vectors[start : start + step] @ vectors.T
-        rows = np.arange(len(cosines))[:, None]
-        cosines[rows[:, 0], start + rows[:, 0]] = -1
-        nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
-        row, column = np.nonzero(cosines[rows, nearest] >= NEAR)
-        found.append(np.sort(np.stack([start + row, nearest[row, column]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+        rows = np.arange(len(cosines))
+        cosines[rows, start + rows] = -1
+        nearest = np.argpartition(-cosines, num_neighbours - 1, axis=1)[:, :num_neighbours]
+        row, column = np.nonzero(cosines[rows[:, None], nearest] >= NEAR)
+        pairs = np.stack([start + row, nearest[row, column]], axis=1)
+        blocks.append(np.sort(pairs, axis=1))
+    return np.unique(np.concatenate(blocks), axis=0)
 
 
 def _compared(same: Same, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.ndarray:
     """Whether the files of each pair of places are copies, (p,) bool."""
-    found = [np.empty(0, np.bool_)]
+    is_copy = np.zeros(len(pairs), np.bool_)
     for start in range(0, len(pairs), PAIRS):
         first, second = pairs[start : start + PAIRS].T.tolist()
-        found.append(same([looks[i] for i in first], [looks[j] for j in second]))
-    return np.concatenate(found)
+        is_copy[start : start + PAIRS] = same([looks[place] for place in first], [looks[place] for place in second])
+    return is_copy
 
 
 def connected(count: int, pairs: Iterable[Sequence[int]]) -> list[list[int]]:
@@ -180,17 +206,23 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
         raise UserError(f"{index.folder}: {len(items)} files are too few for {number} clusters")
     centred = without_kind(vectors, np.array([item.modality for item in items]))
     fitted = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH).fit(centred)
-    words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
-    names = texts_of("word")[: len(words)]
-    found = []
+    groups = []
     for label in np.unique(fitted.labels_):
-        own = np.flatnonzero(fitted.labels_ == label)
-        middle = unit(centred[own].mean(axis=0, keepdims=True))[0]
-        near = centred[own] @ middle
-        members = tuple(Member(items[own[i]], float(near[i])) for i in np.argsort(-near, kind="stable"))
-        nearest = np.argsort(-(words @ middle), kind="stable")[:NAMES]
-        found.append(Group(members, tuple(names[place] for place in nearest)))
-    return sorted(found, key=lambda cluster: -len(cluster.members))
+        rows = np.flatnonzero(fitted.labels_ == label)
+        centre = unit(centred[rows].mean(axis=0, keepdims=True))[0]
+        cosines = centred[rows] @ centre
+        order = np.argsort(-cosines, kind="stable")
+        members = tuple(Member(item=items[rows[place]], similarity=float(cosines[place])) for place in order)
+        groups.append(Group(members, names=_names(index, centre)))
+    return sorted(groups, key=lambda group: -len(group.members))
+
+
+def _names(index: Index, centre: np.ndarray) -> tuple[str, ...]:
+    """Generic words nearest to a centre (E,), best first."""
+    words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
+    names = texts_of("word")
+    nearest = np.argsort(-(words @ centre), kind="stable")[:NAMES]
+    return tuple(names[place] for place in nearest)
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:

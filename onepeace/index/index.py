@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,14 +11,16 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
-from onepeace.index.database import Damaged
-from onepeace.index.filters import Condition, compile_condition, kind_of, register
+from onepeace.index.filters import Condition, compile_condition, register
+from onepeace.index.hits import Results
 from onepeace.index.items import Item
+from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
+from onepeace.index.match import Banks
 from onepeace.index.nearest import LOCAL, Matrix, read
 from onepeace.index.plugin import plugin
 from onepeace.index.query import Query, encode
-from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
-from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
+from onepeace.index.search import Searched, SearchOptions
+from onepeace.index.search import search as run_search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.store import Store
 from onepeace.progress import status
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
-POOL = 200
-"""Number of files that are sorted by date or path at once, the best first; pages are cut from their sequence."""
-CANDIDATES = 4
-"""Vectors fetched per requested hit, as several may belong to one file."""
 REMEMBERED = 16
 """Number of filters whose masks are cached."""
 
@@ -164,7 +161,7 @@ class Index:
         return TextBranch.open(self.model_hash)
 
     @cached_property
-    def mask(self) -> "Callable[[tuple[str, ...], Condition | None], np.ndarray | None]":
+    def mask(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], np.ndarray | None]":
         """Cached `mask_of`: the rows of the matrix that pass the filters."""
         return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
 
@@ -176,6 +173,7 @@ class Index:
         offset: int = 0,
         only: str | Sequence[str] = (),
         where: str | None = None,
+        below: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         sort: Literal["match", "date", "path"] = "match",
         rank: Literal["match", "raw"] = "match",
         min_match: float | None = None,
@@ -188,6 +186,7 @@ class Index:
             top, offset: number of hits, and number of hits to skip before them.
             only: kind or kinds of files: image, audio, text, video.
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
+            below: path or paths of files, and of the folders, tables and shards that files lie in.
             sort: "match"; or "date" (newest first) or "path", which order the best `POOL` hits, then the next `POOL`,
                 and so on, without unlikely ones unless all are unlikely (``min_match=0`` keeps them).
             rank: "match", or "raw" for the plain cosine.
@@ -198,62 +197,17 @@ class Index:
             UserError: the query cannot be encoded, or a condition or option is invalid; Damaged: a hit fails its
                 checksum.
         """
-        if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
-            raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
-        top, offset = int(top), int(offset)
-        if min_match is not None and not 0 <= min_match <= 1:
-            raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
-        for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-        only = [only] if isinstance(only, str) else only
-        kinds = tuple(kind if kind in self.kinds else kind_of(kind) for kind in only)  # not all kinds are built in
+        options = SearchOptions(top=top, offset=offset, sort=sort, rank=rank, min_match=min_match, collapse=collapse)
+        kinds = kinds_of(only, self.kinds)
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
         vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
         if not self.matrix.is_whole():
             self.drop_cached()
-        store, matrix, allowed = self.store, self.matrix, self.mask(kinds, condition)
-        if paths := query.paths():
-            others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
-            allowed = others if allowed is None else allowed & others
-        banks = self.banks if rank == "match" else Banks({})
-        wanted = top + offset if sort == "match" else -(-(top + offset) // POOL) * POOL
-        count = CANDIDATES * wanted
-        while True:
-            found = matrix.nearest(vector.vector, count, allowed, self.service)
-            rows, cosines, match = ranked(banks, vector, found)
-            groups = grouped(matrix, rows, collapse)
-            # A modality with more rows than were fetched may lack some below its last one.
-            ends = [np.flatnonzero(rows == one.rows[-1])[0] for one in found.values() if len(one.rows) == count]
-            is_enough = len(groups) >= wanted and groups[wanted - 1][0] <= min(ends, default=0)
-            if is_enough or not ends or count >= len(matrix):
-                break
-            count *= 4
-        if sort != "match" and min_match is None and match is not None and match.max() >= POSSIBLE:
-            min_match = POSSIBLE  # else unlikely hits would hide the best ones
-        if match is not None and min_match is not None:
-            groups = [group for group in groups if match[group[0]] >= min_match]
-        groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
-        file = matrix.file[rows].tolist()
-        known = store.intact(sorted({file[place] for group in groups for place in group}))
-        items = {id_: item for id_, (item, _, _) in known.items()}
-        if sort != "match":
-            leaders = [items[file[group[0]]] for group in groups]
-            keys = [(-(item.date or 0.0) if sort == "date" else 0.0, item.path) for item in leaders]
-            order = sorted(range(len(groups)), key=lambda number: (number // POOL, *keys[number]))
-            groups = [groups[number] for number in order[offset : offset + top]]
-        hits = []
-        for number, (place, *copies) in enumerate(groups, offset + 1):
-            item, row = items[file[place]], int(rows[place])
-            if not (known[item.id][2] == matrix.vectors[row]).all(axis=1).any():
-                raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
-            numbers = float(cosines[place]), None if match is None else float(match[place])
-            alike = tuple(items[file[copy]].path for copy in copies)
-            hits.append(Hit(number, item, store.kinds[matrix.modality[row]], *numbers, *matrix.times(row), alike))
-        ids, places = matrix.files
-        compared = len(ids) if allowed is None else np.count_nonzero(np.bincount(places[allowed]))
-        return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))
+        searched = Searched(store=self.store, matrix=self.matrix, banks=self.banks, service=self.service)
+        allowed = self.mask(kinds, condition, paths_of(below))
+        allowed = without_files(self.store, self.matrix, allowed, query.paths())
+        return run_search(searched, vector, allowed, options, words={})
 
     def refresh(self) -> bool:
         """Load the changes of another process; returns whether there are any.

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,44 +45,69 @@ class Query:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each field, at least 0; the default is 1, and 0.5 for `without`."""
 
-    def parts(self) -> "list[tuple[str, Any, float]]":
-        """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
+    def parts(self) -> "list[QueryPart]":
+        """The parts of the query; the weight of `without` is below 0.
 
         Raises:
             UsageError: the query is empty, or a weight is not from 0 to 1e6, or names an unknown or empty field.
         """
-        known = [one.name for one in fields(self) if one.name != "weights"]
-        for name, weight in self.weights.items():
-            if name not in known:
-                raise UsageError(f"weights has {name!r}; it can have {', '.join(known)}")
-            if not isinstance(weight, (int, float)) or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
-                raise UsageError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
-        found = []
-        for name in known:
-            kind, usual = ("text", -WITHOUT) if name == "without" else (name, 1.0)
-            weight = math.copysign(self.weights.get(name, usual), usual)
-            value = getattr(self, name)
-            is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Real)
-            values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
-            if name == "vector":
-                values = [] if value is None else [value]
+        names = [column.name for column in fields(self) if column.name != "weights"]
+        self._check_weights(names)
+        parts = []
+        for name in names:
+            values = self._values(name)
             if not values and name in self.weights:
                 raise UsageError(f"weights has {name}, but the query has no {name}")
-            for one in values:
-                if kind == "text" and not isinstance(one, str):
-                    raise UsageError(f"{name} is {type(one).__name__}; give words, or a list of them")
-                if kind == "text" and not one.strip():
-                    raise UsageError(f"{name} is empty; give words")
-                found.append((kind, one, weight))
-        if not any(weight > 0 for _, _, weight in found):
+            for value in values:
+                parts.append(self._part(name, value))
+        if not any(part.weight > 0 for part in parts):
             raise UsageError("nothing to search for; give words, a picture, a sound or a file of the index")
-        return found
+        return parts
 
     def paths(self) -> list[bytes]:
         """Paths of the files in the query, which are excluded from its hits."""
-        named = [value for name, value, _ in self.parts() if name in ("image", "audio", "like")]
-        paths = [value for value in named if isinstance(value, (str, os.PathLike))]
-        return [os.fsencode(form(path)) for path in paths for form in (os.path.realpath, os.path.abspath)]
+        paths = []
+        for part in self.parts():
+            if part.field in ("image", "audio", "like") and isinstance(part.value, (str, os.PathLike)):
+                paths += [os.path.realpath(part.value), os.path.abspath(part.value)]
+        return [os.fsencode(path) for path in paths]
+
+    def _check_weights(self, names: Collection[str]) -> None:
+        for name, weight in self.weights.items():
+            if name not in names:
+                raise UsageError(f"weights has {name!r}; it can have {', '.join(names)}")
+            is_number = isinstance(weight, (int, float))
+            if not is_number or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
+                raise UsageError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
+
+    def _values(self, name: str) -> list[Any]:
+        """Values of a field, which may hold one or a list."""
+        value = getattr(self, name)
+        if name == "vector":
+            return [] if value is None else [value]
+        is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Real)  # (samples, rate)
+        if isinstance(value, (list, tuple)) and not is_sound:
+            return list(value)
+        return [value]
+
+    def _part(self, name: str, value: Any) -> "QueryPart":
+        if name in ("text", "without"):
+            if not isinstance(value, str):
+                raise UsageError(f"{name} is {type(value).__name__}; give words, or a list of them")
+            if not value.strip():
+                raise UsageError(f"{name} is empty; give words")
+        if name == "without":
+            return QueryPart(field="text", value=value, weight=-self.weights.get(name, WITHOUT))
+        return QueryPart(field=name, value=value, weight=self.weights.get(name, 1.0))
+
+
+class QueryPart(NamedTuple):
+    """One part of a query."""
+
+    field: str
+    """text, image, audio, like or vector."""
+    value: Any
+    weight: float
 
 
 class EncodedPart(NamedTuple):
@@ -126,23 +151,33 @@ def encode(
     Raises:
         UserError: the query is empty, a part cannot be read, or the parts cancel out.
     """
-    given = query.parts()
-    read = [(name, value) for name, value, _ in given if name not in ("like", "vector")]
-    words = branch() if read and all(name == "text" for name, _ in read) else None
-    vectors: Any = []
-    if words is not None:
-        vectors = words.encode([value for _, value in read])
-    elif read:
-        vectors = load().encode([{name: value} for name, value in read], progress=False)
-    encoded, parts = iter(np.asarray(vectors)), []
-    for name, value, weight in given:
-        if name == "like":
-            parts += _of_index(os.fspath(value), weight, store)
-        elif name == "vector":
-            parts.append(EncodedPart("sentence", _checked(value, store.embed_dim), weight))
+    query_parts = query.parts()
+    vectors = iter(_encoded(query_parts, load, branch))
+    encoded_parts = []
+    for part in query_parts:
+        if part.field == "like":
+            encoded_parts += _of_index(os.fspath(part.value), part.weight, store)
+        elif part.field == "vector":
+            vector = _checked(part.value, store.embed_dim)
+            encoded_parts.append(EncodedPart(bank="sentence", vector=vector, weight=part.weight))
         else:
-            parts.append(EncodedPart(bank_of_text(value) if name == "text" else name, next(encoded), weight))
-    return QueryVector.of(parts)
+            bank = bank_of_text(part.value) if part.field == "text" else part.field
+            encoded_parts.append(EncodedPart(bank=bank, vector=next(vectors), weight=part.weight))
+    return QueryVector.of(encoded_parts)
+
+
+def _encoded(
+    query_parts: Sequence[QueryPart], load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
+) -> np.ndarray:
+    """(n, E): vectors of the n parts that are texts, pictures or sounds."""
+    to_encode = [part for part in query_parts if part.field not in ("like", "vector")]
+    if not to_encode:
+        return np.empty((0, 0), np.float32)
+    is_text = all(part.field == "text" for part in to_encode)
+    text_branch = branch() if is_text else None
+    if text_branch is not None:
+        return np.asarray(text_branch.encode([part.value for part in to_encode]))
+    return np.asarray(load().encode([{part.field: part.value} for part in to_encode], progress=False))
 
 
 def bank_of_text(text: str) -> str:
@@ -171,15 +206,17 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
 
 def _of_index(path: str, weight: float, store: Store) -> list[EncodedPart]:
     """The mean vector of a file; for a video, one of its frames and one of its audio track."""
-    names = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
-    item = next(store.items("path IN (?, ?) AND problem IS NULL", names), None)
+    paths = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
+    item = next(store.items("path IN (?, ?) AND problem IS NULL", paths), None)
     if item is None:
         raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
     _, spans, vectors = store.intact([item.id])[item.id]
-    kinds = [span.modality for span in spans]
+    modalities = [span.modality for span in spans]
     parts = []
-    for modality in dict.fromkeys(kinds):
-        mean = vectors[[kind == modality for kind in kinds]].mean(axis=0, dtype=np.float64)
+    for modality in dict.fromkeys(modalities):
+        is_of_modality = [other == modality for other in modalities]
+        mean = vectors[is_of_modality].mean(axis=0, dtype=np.float64)
+        vector = _unit(mean, f"{path}: its vectors cancel out; search for a part of it")
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
-        parts.append(EncodedPart(bank, _unit(mean, f"{path}: its vectors cancel out; search for a part of it"), weight))
+        parts.append(EncodedPart(bank=bank, vector=vector, weight=weight))
     return parts

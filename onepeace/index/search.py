@@ -1,156 +1,328 @@
-"""Hits of a query: the nearest vectors of each kind on one scale, one hit per file, near copies grouped."""
+"""The steps from a query vector to a page of hits.
 
-import math
-from collections.abc import Collection, Sequence
+`search` runs them: the nearest rows of each modality -> all of them in one order -> one group for each file and its
+near copies -> the groups of the page -> their files, loaded and verified.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.index.filters import Condition
-from onepeace.index.items import Item, as_text
-from onepeace.index.nearest import Matrix, Neighbours
+from onepeace.errors import UserError
+from onepeace.index.database import Damaged
+from onepeace.index.hits import Hit, Results
+from onepeace.index.items import Item, Span
+from onepeace.index.mask import rows_of_files
+from onepeace.index.match import POSSIBLE, RELEVANT, Banks
+from onepeace.index.nearest import Matrix
 from onepeace.index.query import QueryVector
-from onepeace.index.ranking import Banks, likelihood
 from onepeace.index.store import Store
 
+POOL = 200
+"""Number of files that are sorted by date or path at once, the best first; pages are cut from their sequence."""
+CANDIDATES = 4
+"""Vectors fetched per requested hit, as several may belong to one file."""
+GROWTH = 4
+"""Factor by which more vectors are fetched if they were too few."""
 ALIKE = 0.98
 """Minimum cosine of two files of one kind to be shown as near copies."""
 SAME = 0.9999
 """Minimum cosine of a query and a file of its kind for the file to count as a copy of it."""
 BLOCK = 256
 """Files compared at once with those ranked above them, to find near copies."""
-NOTHING = "nothing relevant found; the nearest are:"
+CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
+"""Values of options."""
+
+Group = list[int]
+"""Places among the candidates: the best row of a file, then those of its near copies."""
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One hit: a file, with its score."""
+@dataclass(kw_only=True)
+class SearchOptions:
+    """Which hits to show, and in which order; see `Index.search`.
 
-    rank: int
-    item: Item
-    modality: str
-    """Modality of the matching vector."""
-    score: float
-    """Cosine of the query and the nearest vector of the file."""
-    match: float | None = None
-    """Share of unrelated queries whose best hit of this kind in this folder scores lower; 1 for a copy of the query.
-    None if hits are ranked by cosine."""
-    start: float | None = None
-    end: float | None = None
-    """End of the matching part in seconds, if the file has several vectors."""
-    copies: tuple[str, ...] = ()
-    """Paths of near copies, as far as they are among the nearest files, `index.CANDIDATES` for each requested hit."""
-
-    @property
-    def value(self) -> str:
-        """The match, or the cosine if there is no match, as displayed."""
-        if self.match is None:
-            return f"{self.score:.3f}"
-        return f"{self.likelihood} {math.floor(100 * self.match) / 100:.2f}"  # rounded up, it could contradict the word
-
-    @property
-    def at(self) -> str:
-        """Start of the matching part, as 1:15 or 1:01:15; "" for the whole file."""
-        if self.start is None:
-            return ""
-        minutes, seconds = divmod(int(self.start), 60)
-        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
-
-    @property
-    def likelihood(self) -> str | None:
-        """The match as a word: likely, possible or unlikely."""
-        return None if self.match is None else likelihood(self.match)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The hit as a JSON dictionary, the same in every interface."""
-        known = {name: getattr(self, name) for name in ("modality", "match", "likelihood", "score", "start", "end")}
-        about = self.item.to_dict()
-        head = {"rank": self.rank, "path": about.pop("path"), "kind": about.pop("kind")}
-        return {**head, **known, "copies": [*map(as_text, self.copies)], **about}
-
-    def __str__(self) -> str:
-        return f"{self.rank}  {self.value}  {self.item.modality}  {self.item.path}{f' at {self.at}' * bool(self.at)}"
-
-
-@dataclass(frozen=True)
-class Results(Sequence[Hit]):
-    """Hits of a query, best first."""
-
-    hits: tuple[Hit, ...]
-    compared: int
-    """Number of files that passed the filters."""
-    relevant: bool | None = None
-    """Whether the best match is at least `RELEVANT`; None if hits are ranked by cosine."""
-
-    @property
-    def heading(self) -> str | None:
-        """Line to show above the hits if none is relevant."""
-        return NOTHING if self.relevant is False and self.hits else None
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.hits[place]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The results as a JSON dictionary."""
-        hits = [hit.to_dict() for hit in self.hits]
-        return {"hits": hits, "compared": self.compared, "relevant": self.relevant, "heading": self.heading}
-
-
-def ranked(
-    banks: Banks, query: QueryVector, found: dict[str, Neighbours]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows of the matrix by z, best first; their cosines; and their matches, each capped at the one before.
-
-    If any modality has no matches, the rows are sorted by cosine, and the matches are None.
+    Raises:
+        UserError: a value is out of its range.
     """
-    rows = np.concatenate([np.empty(0, np.int64), *(one.rows for one in found.values())])
-    cosines = np.concatenate([np.empty(0, np.float32), *(one.cosines for one in found.values())])
-    scores = [banks.score(query, modality, one.cosines) for modality, one in found.items()]
-    matches = [match for _, match in scores if match is not None]
-    if not found or len(matches) < len(scores):
-        order = np.lexsort((rows, -cosines))
-        return rows[order], cosines[order], None
-    z, match = np.concatenate([z for z, _ in scores]), np.concatenate(matches)
-    if len(query.parts) == 1 and (own := found.get(query.parts[0].bank)):
-        same = np.isin(rows, own.rows[own.cosines >= SAME])
-        z, match = np.where(same, np.inf, z), np.where(same, 1.0, match)
-    order = np.lexsort((rows, -z))
-    return rows[order], cosines[order], np.minimum.accumulate(match[order])
+
+    top: int = 10
+    offset: int = 0
+    sort: str = "match"
+    rank: str = "match"
+    min_match: float | None = None
+    collapse: bool = True
+
+    def __post_init__(self) -> None:
+        are_whole = isinstance(self.top, Integral) and isinstance(self.offset, Integral)
+        if not are_whole or self.top < 1 or self.offset < 0:
+            raise UserError(f"top is {self.top} and offset {self.offset}; give whole numbers, at least 1, and 0")
+        self.top = int(self.top)
+        self.offset = int(self.offset)
+        if self.min_match is not None and not 0 <= self.min_match <= 1:
+            raise UserError(f"min_match is {self.min_match}; give a number from 0 to 1")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
+
+    @property
+    def num_ordered(self) -> int:
+        """Number of groups that must be in their final order by match: up to the end of the page, or of its pool."""
+        end = self.offset + self.top
+        if self.sort == "match":
+            return end
+        num_pools = -(-end // POOL)
+        return num_pools * POOL
 
 
-def grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]:
-    """Places in ``rows`` of the best row of each file, best first; near copies share a group."""
-    best = np.sort(np.unique(matrix.file[rows], return_index=True)[1])
+class Searched(NamedTuple):
+    """What a search reads: one state of an index."""
+
+    store: Store
+    matrix: Matrix
+    banks: Banks
+    service: Any
+    """Vector database that proposes candidates, or None."""
+
+
+class FetchedRows(NamedTuple):
+    """The fetched rows of one modality in one tier, best first."""
+
+    tier: int
+    modality: str
+    rows: np.ndarray
+    """(k,) int64 rows of the matrix."""
+    cosines: np.ndarray
+    """(k,) float32."""
+
+
+class Candidates(NamedTuple):
+    """Rows of the matrix in the order of their files, c of them."""
+
+    rows: np.ndarray
+    """(c,) int64."""
+    cosines: np.ndarray
+    """(c,) float32."""
+    matches: np.ndarray | None
+    """(c,) float32; None if the rows are ordered by cosine."""
+
+
+def search(
+    searched: Searched,
+    query: QueryVector,
+    allowed: np.ndarray | None,
+    options: SearchOptions,
+    words: Mapping[int, tuple[str, ...]],
+) -> Results:
+    """The hits of an encoded query.
+
+    Args:
+        searched: the state of the index.
+        query: the query as a vector.
+        allowed: (n,) bool, the rows of the matrix that may be hits; None = all.
+        options: order and page.
+        words: id of each file that has all words of the query -> the words; these files come first.
+
+    Raises:
+        Damaged: a hit fails its checksum.
+    """
+    matrix = searched.matrix
+    tiers = tiers_of(matrix, allowed, words)
+    candidates, groups = ordered_groups(searched, query, tiers, options)
+    groups = drop_below(groups, candidates.matches, options)
+    hits = hits_of_page(searched, candidates, groups, words, options)
+    is_relevant = None
+    if candidates.matches is not None:
+        is_relevant = bool(candidates.matches.max() >= RELEVANT)
+    return Results(hits=hits, compared=count_files(matrix, allowed), relevant=is_relevant)
+
+
+def tiers_of(
+    matrix: Matrix, allowed: np.ndarray | None, words: Mapping[int, tuple[str, ...]]
+) -> list[np.ndarray | None]:
+    """Masks of the rows to order, one after the other: those of files with the words of the query, then the rest."""
+    if not words:
+        return [allowed]
+    has_words = rows_of_files(matrix, words)
+    if allowed is None:
+        return [has_words, ~has_words]
+    return [allowed & has_words, allowed & ~has_words]
+
+
+def ordered_groups(
+    searched: Searched, query: QueryVector, tiers: Sequence[np.ndarray | None], options: SearchOptions
+) -> tuple[Candidates, list[Group]]:
+    """Candidates and their groups, of which the first `num_ordered` are final: more rows would change nothing there."""
+    matrix = searched.matrix
+    banks = searched.banks if options.rank == "match" else Banks({})
+    needed = options.num_ordered
+    count = CANDIDATES * needed
+    while True:
+        neighbours = nearest(searched, query.vector, count, tiers)
+        candidates = rank(banks, query, neighbours)
+        groups = group_files(matrix, candidates.rows, options.collapse)
+        last_rows = [near.rows[-1] for near in neighbours if len(near.rows) == count]
+        if not last_rows or count >= len(matrix):  # every row was fetched
+            return candidates, groups
+        # The rows that were not fetched come after the last one of their modality and tier.
+        first_uncertain = np.flatnonzero(np.isin(candidates.rows, last_rows))[0]
+        if len(groups) >= needed and groups[needed - 1][0] <= first_uncertain:
+            return candidates, groups
+        count *= GROWTH
+
+
+def nearest(
+    searched: Searched, vector: np.ndarray, count: int, tiers: Sequence[np.ndarray | None]
+) -> list[FetchedRows]:
+    """Up to ``count`` rows of each modality in each tier that are nearest to a unit vector (E,)."""
+    neighbours = []
+    for tier, mask in enumerate(tiers):
+        by_modality = searched.matrix.nearest(vector, count, mask, searched.service)
+        for modality, (rows, cosines) in by_modality.items():
+            neighbours.append(FetchedRows(tier=tier, modality=modality, rows=rows, cosines=cosines))
+    return neighbours
+
+
+def rank(banks: Banks, query: QueryVector, neighbours: Sequence[FetchedRows]) -> Candidates:
+    """All rows in one order: by tier, then z, and matches that no later one exceeds.
+
+    If any modality has no matches, the rows are ordered by tier and cosine, and there are no matches.
+    """
+    if not neighbours:
+        return Candidates(rows=np.empty(0, np.int64), cosines=np.empty(0, np.float32), matches=None)
+    rows = np.concatenate([near.rows for near in neighbours])
+    cosines = np.concatenate([near.cosines for near in neighbours])
+    tiers = np.repeat([near.tier for near in neighbours], [len(near.rows) for near in neighbours])
+    scores = [_score(banks, query, near) for near in neighbours]
+    matches_by_modality = [matches for _, matches in scores if matches is not None]
+    if len(matches_by_modality) < len(neighbours):
+        order = np.lexsort((rows, -cosines, tiers))
+        return Candidates(rows=rows[order], cosines=cosines[order], matches=None)
+    z_scores = np.concatenate([z_scores for z_scores, _ in scores])
+    order = np.lexsort((rows, -z_scores, tiers))
+    matches = np.minimum.accumulate(np.concatenate(matches_by_modality)[order])
+    return Candidates(rows=rows[order], cosines=cosines[order], matches=matches)
+
+
+def _score(banks: Banks, query: QueryVector, near: FetchedRows) -> tuple[np.ndarray, np.ndarray | None]:
+    """z-scores and matches of the rows of one modality; a copy of the query is above all others."""
+    z_scores, matches = banks.score(query, near.modality, near.cosines)
+    is_own_kind = len(query.parts) == 1 and query.parts[0].bank == near.modality
+    if matches is None or not is_own_kind:
+        return z_scores, matches
+    is_copy = near.cosines >= SAME
+    return np.where(is_copy, np.inf, z_scores), np.where(is_copy, 1.0, matches)
+
+
+def group_files(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[Group]:
+    """Places in ``rows`` of the best row of each file, best first; near copies share a group if ``collapse``."""
+    _, first_places = np.unique(matrix.file[rows], return_index=True)
+    best = np.sort(first_places)
     if not collapse:
         return [[place] for place in best.tolist()]
-    vectors, modality = matrix.vectors[rows[best]], matrix.modality[rows[best]]
-    groups: dict[int, list[int]] = {}  # by the place of their first row in `best`
+    vectors = matrix.vectors[rows[best]]
+    modality = matrix.modality[rows[best]]
+    groups: dict[int, Group] = {}  # by the place of their first row in `best`
     for start in range(0, len(best), BLOCK):
-        some = vectors[start : start + BLOCK]
-        for i, alike in enumerate(some @ vectors[: start + len(some)].T >= ALIKE, start):
-            earlier = (j for j in np.flatnonzero(alike[:i] & (modality[:i] == modality[i])).tolist() if j in groups)
-            groups.setdefault(next(earlier, i), []).append(int(best[i]))
+        block = vectors[start : start + BLOCK]
+        is_alike = block @ vectors[: start + len(block)].T >= ALIKE
+        for i in range(start, start + len(block)):
+            earlier = np.flatnonzero(is_alike[i - start, :i] & (modality[:i] == modality[i]))
+            leader = next((place for place in earlier.tolist() if place in groups), i)
+            groups.setdefault(leader, []).append(int(best[i]))
     return list(groups.values())
 
 
-def rows_of(store: Store, matrix: Matrix, sql: str, parameters: Sequence[Any] = ()) -> np.ndarray:
-    """(n,) bool: rows of the files that satisfy a condition."""
-    ids, places = matrix.files
-    return np.isin(ids, store.ids(sql, parameters), assume_unique=True)[places]
+def drop_below(groups: list[Group], matches: np.ndarray | None, options: SearchOptions) -> list[Group]:
+    """The groups that reach the minimum match.
 
-
-def mask_of(store: Store, matrix: Matrix, only: Collection[str], where: Condition | None) -> np.ndarray | None:
-    """(n,) bool: rows that pass the filters; None = all.
-
-    Args:
-        only: modalities of the vectors, "video" for all vectors of videos; empty = all.
+    If hits are sorted by date or path, unlikely ones would hide the best, so they are dropped, unless all are unlikely
+    or a minimum was given.
     """
-    masks = [] if where is None else [rows_of(store, matrix, where.sql, where.params)]
-    if only:
-        mask = np.isin(matrix.modality, [code for code, key in enumerate(store.kinds) if key in only])
-        masks.append(mask | rows_of(store, matrix, "modality = 'video'") if "video" in only else mask)
-    return np.logical_and.reduce(masks) if masks else None
+    minimum = options.min_match
+    if matches is None:
+        return groups
+    if minimum is None:
+        if options.sort == "match" or matches.max() < POSSIBLE:
+            return groups
+        minimum = POSSIBLE
+    return [group for group in groups if matches[group[0]] >= minimum]
+
+
+def hits_of_page(
+    searched: Searched,
+    candidates: Candidates,
+    groups: list[Group],
+    words: Mapping[int, tuple[str, ...]],
+    options: SearchOptions,
+) -> tuple[Hit, ...]:
+    """The hits from `offset` on, `top` of them."""
+    groups = groups[: options.num_ordered]
+    if options.sort == "match":
+        groups = groups[options.offset :]
+    file_of = searched.matrix.file[candidates.rows].tolist()
+    ids = {file_of[place] for group in groups for place in group}
+    files = searched.store.intact(sorted(ids))
+    if options.sort != "match":
+        leaders = [files[file_of[group[0]]][0] for group in groups]
+        order = sorted_in_pools(leaders, options.sort)
+        groups = [groups[number] for number in order[options.offset : options.offset + options.top]]
+    hits = []
+    for rank_of_hit, (place, *copies) in enumerate(groups, options.offset + 1):
+        item = checked_item(searched, files[file_of[place]], int(candidates.rows[place]))
+        hits.append(
+            _hit(
+                searched,
+                candidates,
+                place,
+                rank=rank_of_hit,
+                item=item,
+                copies=tuple(files[file_of[copy]][0].path for copy in copies),
+                words=words.get(item.id, ()),
+            )
+        )
+    return tuple(hits)
+
+
+def sorted_in_pools(items: Sequence[Item], sort: str) -> list[int]:
+    """Order of the files by date, newest first, or by path, inside each pool of `POOL` files."""
+
+    def key(number: int) -> tuple[int, float, str]:
+        item = items[number]
+        age = -(item.date or 0.0) if sort == "date" else 0.0
+        return number // POOL, age, item.path
+
+    return sorted(range(len(items)), key=key)
+
+
+def checked_item(searched: Searched, file: tuple[Item, list[Span], np.ndarray], row: int) -> Item:
+    """The item of a file.
+
+    Raises:
+        Damaged: the row of the matrix is none of the file's vectors in the database.
+    """
+    item, _, vectors = file
+    if not (vectors == searched.matrix.vectors[row]).all(axis=1).any():
+        raise Damaged(searched.store.folder, f"the matrix, at a vector of {item.path}")
+    return item
+
+
+def _hit(searched: Searched, candidates: Candidates, place: int, **fields: Any) -> Hit:
+    """The hit at a place among the candidates; ``fields`` are those that do not depend on the row."""
+    row = int(candidates.rows[place])
+    start, end = searched.matrix.times(row)
+    match = None
+    if candidates.matches is not None:
+        match = float(candidates.matches[place])
+    modality = searched.store.kinds[searched.matrix.modality[row]]
+    return Hit(modality=modality, score=float(candidates.cosines[place]), match=match, start=start, end=end, **fields)
+
+
+def count_files(matrix: Matrix, allowed: np.ndarray | None) -> int:
+    """Number of files with an allowed row."""
+    file_ids, file_of_row = matrix.files
+    if allowed is None:
+        return len(file_ids)
+    return int(np.count_nonzero(np.bincount(file_of_row[allowed])))

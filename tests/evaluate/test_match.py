@@ -11,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols.match import FIRST
 from onepeace.evaluate.run import read_recipe
 from onepeace.index.calibrate import FILE
-from onepeace.index.ranking import POSSIBLE, Banks
+from onepeace.index.match import POSSIBLE, Banks
 
 WIDTH, COUNT = 64, 12
 RECIPE = """

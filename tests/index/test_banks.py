@@ -9,7 +9,7 @@ from support.indexes import fabricate
 from onepeace.errors import UserError
 from onepeace.index import Index, Item
 from onepeace.index.calibrate import FILE, KEPT, TEXTS, calibrate, least_alike, read_calibration, texts_of
-from onepeace.index.ranking import Banks
+from onepeace.index.match import Banks
 from onepeace.index.store import Store
 
 
@@ -44,7 +44,7 @@ def test_best_mean_and_squares_are_those_of_a_plain_product(banks, items):
 
 
 def test_what_is_kept_goes_on_where_it_was(banks, items, monkeypatch):
-    monkeypatch.setattr("onepeace.index.ranking.BLOCK", 7)
+    monkeypatch.setattr("onepeace.index.match.BLOCK", 7)
     rows, kinds = items
     banks.add(rows[:35], kinds[:35])
     again = Banks.load(banks.to_bytes(), banks.best_bytes())

@@ -13,7 +13,7 @@ from support.indexes import fabricate
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, copies, groups
 from onepeace.index.groups import clusters, duplicates, plane, unit
-from onepeace.index.ranking import Banks
+from onepeace.index.match import Banks
 
 
 def item(path, kind, **about):

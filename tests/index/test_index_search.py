@@ -8,9 +8,9 @@ import pytest
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.items import Item, Span
+from onepeace.index.match import Banks
 from onepeace.index.nearest import derived, keep
 from onepeace.index.query import encode
-from onepeace.index.ranking import Banks
 from onepeace.index.store import Store
 
 E = 8
@@ -128,6 +128,20 @@ def test_kinds_and_own_files_are_left_out(fill):
     assert index.search(QUERY, only=["text"]).hits == ()
 
 
+def test_below_keeps_files_at_and_inside_paths(fill):
+    paths = ("a/1.jpg", "a/b/2.jpg", "ab/3.jpg", "a.tar::4.jpg")
+    index = fill(*(picture(path, 9, number) for number, path in enumerate(paths)))
+
+    def below(*folders):
+        return names(index.search(QUERY, below=folders, collapse=False))
+
+    assert below("/p/a") == ["1.jpg", "2.jpg"]
+    assert below("/p/a/b/", "/p/ab/3.jpg") == ["2.jpg", "3.jpg"]
+    assert below("/p/a.tar") == ["a.tar::4.jpg"]
+    assert below("/") == ["1.jpg", "2.jpg", "3.jpg", "a.tar::4.jpg"]
+    assert index.search(QUERY, below="/p/none").compared == 0
+
+
 def test_dates_and_paths_order_the_best(fill):
     index = fill(
         picture("b.jpg", 9, 1, date=10.0), picture("c.jpg", 3, 1, date=30.0), picture("a.jpg", 1, 1, date=20.0)
@@ -148,7 +162,7 @@ def test_dates_order_no_unlikely_hits_if_others_are_there(fill):
 
 
 def test_pages_by_path_are_parts_of_one_list(fill, monkeypatch):
-    monkeypatch.setattr("onepeace.index.index.POOL", 2)
+    monkeypatch.setattr("onepeace.index.search.POOL", 2)
     index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
     options = {"sort": "path", "collapse": False}
     assert names(index.search(QUERY, top=1, **options)) == ["b.jpg"]

@@ -1,7 +1,7 @@
 """Calibration of the match: is it high when the first hit is right, and low when the answers are removed?
 
 Each query is searched twice: in the whole pool, and in the pool without its answers, where no item is right. The match
-is that of an index (onepeace/index/ranking.py), which is not fitted; sources whose pictures or sounds were not in the
+is that of an index (onepeace/index/match.py), which is not fitted; sources whose pictures or sounds were not in the
 training data show what users can expect.
 """
 
@@ -20,8 +20,8 @@ from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.hub.resolve import resolve
 from onepeace.index.calibrate import FILE, TEXTS, texts_of
+from onepeace.index.match import POSSIBLE, RELEVANT, Banks
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
-from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 
 FIRST = 5
 """A query is answered if a right item is among this many first hits."""

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from onepeace.index.match import LIKELY, POSSIBLE, Banks, likelihood
 from onepeace.index.query import EncodedPart, QueryVector
-from onepeace.index.ranking import LIKELY, POSSIBLE, Banks, likelihood
 
 WIDTH = 32
 

@@ -1,0 +1,111 @@
+"""Hits of a search, as every interface shows them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onepeace.index.items import Item, as_text
+from onepeace.index.match import likelihood
+
+NOTHING = "nothing relevant found; the nearest are:"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One hit: a file, with its score."""
+
+    rank: int
+    item: Item
+    modality: str
+    """Modality of the matching vector."""
+    score: float
+    """Cosine of the query and the nearest vector of the file."""
+    match: float | None = None
+    """Share of unrelated queries whose best hit of this kind in this folder scores lower; 1 for a copy of the query.
+    None if hits are ranked by cosine."""
+    start: float | None = None
+    end: float | None = None
+    """End of the matching part in seconds, if the file has several vectors."""
+    copies: tuple[str, ...] = ()
+    """Paths of near copies, as far as they are among the nearest files, `search.CANDIDATES` for each requested hit."""
+    words: tuple[str, ...] = ()
+    """Words of the query that the name, the caption or the metadata of the file has; empty if there are none."""
+
+    @property
+    def value(self) -> str:
+        """The match, or the cosine if there is no match, as displayed."""
+        if self.match is None:
+            return f"{self.score:.3f}"
+        return f"{self.likelihood} {math.floor(100 * self.match) / 100:.2f}"  # rounded up, it could contradict the word
+
+    @property
+    def at(self) -> str:
+        """Start of the matching part, as 1:15 or 1:01:15; "" for the whole file."""
+        if self.start is None:
+            return ""
+        minutes, seconds = divmod(int(self.start), 60)
+        if minutes < 60:
+            return f"{minutes}:{seconds:02}"
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+    @property
+    def likelihood(self) -> str | None:
+        """The match as a word: likely, possible or unlikely."""
+        return None if self.match is None else likelihood(self.match)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit as a JSON dictionary, the same in every interface."""
+        file_fields = self.item.to_dict()
+        return {
+            "rank": self.rank,
+            "path": file_fields.pop("path"),
+            "kind": file_fields.pop("kind"),
+            "modality": self.modality,
+            "match": self.match,
+            "likelihood": self.likelihood,
+            "score": self.score,
+            "start": self.start,
+            "end": self.end,
+            "words": [*self.words],
+            "copies": [*map(as_text, self.copies)],
+            **file_fields,
+        }
+
+    def __str__(self) -> str:
+        line = f"{self.rank}  {self.value}  {self.item.modality}  {self.item.path}"
+        return f"{line} at {self.at}" if self.at else line
+
+
+@dataclass(frozen=True)
+class Results(Sequence[Hit]):
+    """Hits of a query, best first."""
+
+    hits: tuple[Hit, ...]
+    compared: int
+    """Number of files that passed the filters."""
+    relevant: bool | None = None
+    """Whether the best match is at least `RELEVANT`; None if hits are ranked by cosine."""
+    hints: tuple[str, ...] = ()
+    """Lines for the user about the query, such as a word that may be misspelt."""
+
+    @property
+    def heading(self) -> str | None:
+        """Line to show above the hits if none is relevant."""
+        return NOTHING if self.relevant is False and self.hits else None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.hits[place]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The results as a JSON dictionary."""
+        return {
+            "hits": [hit.to_dict() for hit in self.hits],
+            "compared": self.compared,
+            "relevant": self.relevant,
+            "heading": self.heading,
+            "hints": [*self.hints],
+        }
