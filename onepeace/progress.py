@@ -34,7 +34,7 @@ class Progress:
         if shown or (shown is None and sys.stderr is not None and sys.stderr.isatty()):
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, unit=f" {what}s", dynamic_ncols=True, initial=start)
+            self._bar = tqdm(desc=f"{what}s", total=total, unit=f" {what}s", dynamic_ncols=True, initial=start)
             self._is_logged = False
 
     def __enter__(self) -> "Progress":

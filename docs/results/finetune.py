@@ -16,11 +16,11 @@ import onepeace
 from onepeace.data.sample import Sample
 from onepeace.data.shards import read_source
 from onepeace.datasets.layout import Record
-from onepeace.evaluate.intervals import interval
+from onepeace.evaluate.intervals import gain_of_groups, interval
 from onepeace.evaluate.protocols.probe import probe
 from onepeace.evaluate.protocols.protocol import Labelled
-from onepeace.finetune.figures import gained
-from onepeace.finetune.split import FILE, GROUP, NEAR, near_copies, split
+from onepeace.finetune.groups import FILE, GROUP, NEAR_COPY_COSINE, near_copies
+from onepeace.finetune.split import hold_out
 from onepeace.index.groups import connected
 
 SHARDS = {
@@ -75,13 +75,13 @@ def repetition(items: Items, prefix: str, in_order: bool, random: np.random.Gene
         own = sorted(classes[label], key=lambda i: by_name(items.keys[i]))
         own = own if in_order else random.permutation(own).tolist()
         now, later = now + own[:NOW], later + own[NOW:]
-    pairs = near_copies(items.vectors[now], NEAR[items.kind])
+    pairs = near_copies(items.vectors[now], NEAR_COPY_COSINE[items.kind])
     groups = connected(len(now), pairs)
     group_of = {i: number for number, members in enumerate(groups) for i in members}
     found = []
     for numbers in ([group_of[i] for i in range(len(now))], list(range(len(now)))):
         right, others, of = learned(items, now, later, numbers)
-        figure = gained(right, right, of)[1] if not found else interval(right.tolist())
+        figure = gain_of_groups(right, right, of)[1] if not found else interval(right.tolist())
         low, high = figure[-2:]
         found.append((right.mean(), low, high, others.mean()))
     (held, low, high, after), (files, *ends, _) = found
@@ -101,7 +101,7 @@ def learned(
                {"label": items.samples[i].label, GROUP: group, FILE: items.keys[i]})
         for i, group in zip(now, groups, strict=True)
     ]  # fmt: skip
-    train, held = split(records)
+    train, held = hold_out(records)
     rows = [int(record.key) for record in (*train, *held)] + later
     labels = np.array([items.samples[i].label for i in rows])
     sides = (Labelled(items.vectors[rows[part]], labels[part]) for part in (slice(len(train)), slice(len(train), None)))

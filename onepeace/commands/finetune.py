@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onepeace.finetune.folder import ABOUT
-    from onepeace.finetune.report import as_text, best, commands_to_try, note
+    from onepeace.finetune.report import as_text, best, commands_to_try, notes
     from onepeace.finetune.run import FineTuning
-    from onepeace.finetune.split import read_parts
+    from onepeace.finetune.split import read_summary
 
     tuning = FineTuning(
         source=args.source,
@@ -54,15 +54,17 @@ def run(args: argparse.Namespace) -> int:
     try:
         results = tuning.run(args.force)
     except KeyboardInterrupt:
-        again = f"run the same command again{' without --force' * args.force} to resume"
-        begun = (args.output / ABOUT).exists()
-        args.kept = f"finished stages and checkpoints are kept; {again}" if begun else "nothing was written"
+        args.kept = "nothing was written"
+        if (args.output / ABOUT).exists():
+            without = " without --force" if args.force else ""
+            args.kept = f"finished stages and checkpoints are kept; run the same command again{without} to resume"
         raise
     print(as_text(results))
-    parts = read_parts(tuning.data)
-    print(note(parts))
+    summary = read_summary(tuning.data)
+    for note in notes(summary):
+        print(note)
     for result in results:
         print(f"report: {result.report}")
-    for line in commands_to_try(best(results), args.source, parts):
+    for line in commands_to_try(best(results), args.source, summary):
         print(f"try it: {line}")
     return 0

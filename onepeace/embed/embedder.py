@@ -292,7 +292,8 @@ class Embedder:
         total = len(items) if isinstance(items, Sized) else None
         off, delay = (None, 1) if options.progress is None else (not options.progress, 0)
         with closing(self._stream(items, options)) as results:
-            for result in tqdm(results, total=total, disable=off, delay=delay, unit="item"):
+            name = f"encoding {options.modality or 'items'}"
+            for result in tqdm(results, desc=name, total=total, disable=off, delay=delay, unit="item"):
                 if result.vector is not None:
                     if result.is_silent:
                         log.warning("%s: digital silence; its vector says nothing about a sound", result.name)

@@ -3,10 +3,11 @@
 The interval is the middle 95 % of the figures of 1,000 such draws (Efron's percentile interval). It covers the
 choice of queries, not of candidates or training runs. Queries are treated as independent: if five captions share a
 picture, the interval is somewhat too narrow. For a figure of 0 or 100 %, the draws do not differ, so the interval is
-that point.
+that point. `gain_of_groups` draws groups of queries instead, and its intervals are never a point.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +44,63 @@ def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[fl
     for rows in draws(len(first_values)):
         differences.append(second_values[rows].mean() - first_values[rows].mean())
     return middle(differences)
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.0%}..{self.high:.0%})"
+
+    @property
+    def signed(self) -> str:
+        """The figure as text with signs, for a difference."""
+        return f"{self.value:+.1%} ({self.low:+.0%}..{self.high:+.0%})"
+
+
+def gain_of_groups(before: NDArray, after: NDArray, groups: NDArray[np.int64]) -> tuple[Estimate, Estimate, Estimate]:
+    """Means before and after of a value from 0 to 1 for each query (n,), and their difference, with intervals.
+
+    The interval of a figure covers its value on another sample of the same size (two-sample bootstrap over groups);
+    that of the difference is a paired bootstrap. One right and one wrong query are added as groups, so that the
+    interval is never a single point.
+
+    Args:
+        groups: number of each query's group (n,).
+    """
+    _, group_of_query = np.unique(groups, return_inverse=True)
+    sizes = np.append(np.bincount(group_of_query), [1, 1])
+    sums_before = np.append(np.bincount(group_of_query, before), [0, 1])
+    sums_after = np.append(np.bincount(group_of_query, after), [0, 1])
+    counts = _group_counts(len(sizes))
+    num_queries = counts @ sizes
+    means_before = counts @ sums_before / num_queries
+    means_after = counts @ sums_after / num_queries
+    differences = (means_after - means_before)[:DRAWS]
+    return (
+        _estimate(before.mean(), _other_samples(means_before, sums_before.sum() / sizes.sum())),
+        _estimate(after.mean(), _other_samples(means_after, sums_after.sum() / sizes.sum())),
+        _estimate(after.mean() - before.mean(), differences),
+    )
+
+
+def _group_counts(num_groups: int) -> NDArray[np.int64]:
+    """How often each group is in each of two times DRAWS draws with replacement: (2 DRAWS, groups)."""
+    shape = (2 * DRAWS, num_groups)
+    drawn = np.random.default_rng(SEED).integers(num_groups, size=shape)
+    first_of_row = num_groups * np.arange(len(drawn))[:, None]
+    return np.bincount((first_of_row + drawn).ravel(), minlength=drawn.size).reshape(shape)
+
+
+def _other_samples(means: NDArray, mean: float) -> NDArray:
+    """Means of other samples: the error of a first sample is added to that of a second one."""
+    return (means[:DRAWS] + means[DRAWS:] - mean).clip(0, 1)
+
+
+def _estimate(value: float, figures: NDArray) -> Estimate:
+    low, high = middle(figures.tolist())
+    return Estimate(float(value), min(float(value), low), max(float(value), high))

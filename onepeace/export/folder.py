@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from onepeace.embed.embedder import Embedder, load
+from onepeace.config import Options
+from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.export.examples import Batch, examples
-from onepeace.export.graph import OUTPUT, distance, trace, write_onnx
+from onepeace.export.graph import VECTORS, Branch, Run, distances, is_exported, trace, write_onnx
 from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
@@ -36,6 +37,8 @@ RECORD = "export.json"
 FORMAT = 1
 TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
 """Largest allowed distance between the unit vectors of the model and of an export; 0.4 is a cosine of 0.92."""
+HEAD_TOLERANCE = {"onnx": 1e-4, "int8": 0.2, "torch": 1e-4}
+"""Largest allowed difference between the probabilities of a head."""
 RULES = {
     "text": (
         f"lower: lower case. clean: no {LEADING} at the beginning, runs of white space and tabs as one space, no "
@@ -66,7 +69,7 @@ class Exported:
     bytes: int
     """Size, including a separate file of weights."""
     distance: float
-    """Largest distance of its unit vectors from the model's, on random items."""
+    """Largest difference from the model, of unit vectors or probabilities, on random items."""
 
 
 def export_model(
@@ -79,7 +82,8 @@ def export_model(
 ) -> list[Exported]:
     """Export the branches of a model with dynamic batch size and length.
 
-    Each file is checked against the model, on a batch other than the one it was traced with.
+    A head that classifies single items is a further output of the branch of its modality. Each file is checked against
+    the model, on a batch other than the one it was traced with.
 
     Args:
         name: see `onepeace.load`; one modality is in memory at a time.
@@ -90,7 +94,7 @@ def export_model(
 
     Raises:
         UserError: missing packages, an unknown modality, a folder in use, a network that torch cannot export, vectors
-            that differ by more than `TOLERANCE`.
+            that differ by more than `TOLERANCE`, or probabilities by more than `HEAD_TOLERANCE`.
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
@@ -98,14 +102,12 @@ def export_model(
     if form != "torch":
         need_writers()
     source = resolve(os.fspath(name))
-    has = read_config(source).model.projections
-    chosen = tuple(dict.fromkeys(has if modalities is None else modalities))
-    unknown = [key for key in chosen if key not in has]
-    if unknown or not chosen:
-        raise UserError(f"{name} embeds {', '.join(has) or 'nothing'}; {', '.join(unknown) or 'it'} cannot be exported")
+    config = read_config(source).model
+    chosen = _chosen(config.projections, modalities, str(name))
+    _warn_of_other_heads(config.heads)
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
-    done = []
+    exported = []
     with new_folder(folder, replace=replace, what="export") as part:
         for key in chosen:
             log.info("%s ...", key)
@@ -113,64 +115,99 @@ def export_model(
             embedder.module.decoder = None  # not needed, and torch.export would keep its weights
             processor = embedder.processors[key]
             batches = examples(key, processor)
+            branch = Branch(embedder.module, key, list(batches[0]))
             path = part / f"{key}.{'pt2' if form == 'torch' else 'onnx'}"
-            apart = _write(embedder, key, batches, path, form)
+            largest = _write(branch, batches, path, form)
             size = sum(file.stat().st_size for file in part.glob(f"{path.name}*"))
-            done.append(Exported(key, folder / path.name, size, apart))
-            branches[key] = {"file": path.name, **_about(processor, batches[0])}
+            exported.append(Exported(key, folder / path.name, size, largest))
+            branches[key] = {"file": path.name, **_description(branch, processor, batches[0])}
             record |= {"embed_dim": embedder.embed_dim, "logit_scale": embedder.logit_scale}
             if isinstance(processor, TextPieces):
                 (part / TOKENIZER).write_text(processor.tokenizer.to_str(), encoding="utf-8")
         for file in part.iterdir():
             sync(file)
         write_text_atomic(part / RECORD, json.dumps({**record, "branches": branches}, indent=1) + "\n")
-    return done
+    return exported
 
 
-def _write(embedder: Embedder, key: str, batches: tuple[Batch, Batch], path: Path, form: str) -> float:
+def _chosen(projections: Collection[str], modalities: Collection[str] | None, name: str) -> list[str]:
+    """The modalities to export; UserError if there are none, or one cannot be exported."""
+    chosen = list(dict.fromkeys(projections if modalities is None else modalities))
+    unknown = [key for key in chosen if key not in projections]
+    if unknown or not chosen:
+        embeds = ", ".join(projections) or "nothing"
+        raise UserError(f"{name} embeds {embeds}; {', '.join(unknown) or 'it'} cannot be exported")
+    return chosen
+
+
+def _warn_of_other_heads(heads: Mapping[str, Options]) -> None:
+    left_out = [name for name, head in heads.items() if not is_exported(head)]
+    if left_out:
+        log.warning("not exported: %s (only heads that classify single items are)", ", ".join(left_out))
+
+
+def _write(branch: Branch, batches: tuple[Batch, Batch], path: Path, form: str) -> float:
     """Write and check the file of one branch; returns its distance from the model."""
     example, other = batches
-    program = trace(embedder.module, key, example)
+    program = trace(branch, example)
     if form == "torch":
         torch.export.save(program, path)
-        return _check(torch.export.load(path).module(), embedder, key, other, form)
+        return _check(torch.export.load(path).module(), branch, other, form)
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) > SINGLE_FILE
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         plain = path if form == "onnx" else Path(scratch, path.name)
-        write_onnx(program, plain, list(example), external_data=large)
-        apart = _check(_runner(plain), embedder, key, other, "onnx")
+        write_onnx(program, plain, branch, external_data=large)
+        largest = _check(_runner(plain, branch), branch, other, "onnx")
         if form == "int8":
             quantize(plain, path)
-            apart = _check(_runner(path), embedder, key, other, form)
-    return apart
+            largest = _check(_runner(path, branch), branch, other, form)
+    return largest
 
 
-def _runner(path: Path) -> Callable[..., Tensor]:
+def _runner(path: Path, branch: Branch) -> Run:
     session = open_session(path)
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> list[Tensor]:
         arrays = (tensor.numpy() for tensor in inputs)
-        return torch.from_numpy(session.run([OUTPUT], dict(zip(names, arrays, strict=True)))[0])
+        return [torch.from_numpy(array) for array in session.run(branch.outputs, dict(zip(names, arrays, strict=True)))]
 
     return run
 
 
-def _check(run: Callable[..., Tensor], embedder: Embedder, key: str, batch: Batch, form: str) -> float:
-    apart, allowed = distance(run, embedder.module, key, batch), TOLERANCE[form]
-    if not apart <= allowed:
-        raise UserError(
-            f"the {form} export of {key} is refused: its vectors differ from the model's by up to {apart:.2g}, "
-            f"more than {allowed:g}"
-        )
-    return apart
+def _check(run: Run, branch: Branch, batch: Batch, form: str) -> float:
+    """Largest difference of an export from the model; UserError if one is too large."""
+    differences = distances(run, branch, batch)
+    for name, difference in differences.items():
+        allowed = TOLERANCE[form] if name == VECTORS else HEAD_TOLERANCE[form]
+        if not difference <= allowed:
+            raise UserError(
+                f"the {form} export of {branch.key} is refused: its {name} differ from the model's by up to "
+                f"{difference:.2g}, more than {allowed:g}"
+            )
+    return max(differences.values())
 
 
-def _about(processor: Processor, example: Batch) -> dict[str, Any]:
-    """Entry of a branch in export.json: its inputs and preprocessing."""
+def _description(branch: Branch, processor: Processor, example: Batch) -> dict[str, Any]:
+    """Entry of a branch in export.json: its inputs, outputs and preprocessing."""
     inputs = {}
     for name, tensor in example.items():
-        free = 1 + (tensor.ndim > 1 and "lengths" in example)
-        shape = ["batch", "length"][:free] + list(tensor.shape[free:])
+        num_free_axes = 2 if tensor.ndim > 1 and "lengths" in example else 1
+        shape = ["batch", "length"][:num_free_axes] + list(tensor.shape[num_free_axes:])
         inputs[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
-    return {"inputs": inputs, "output": OUTPUT, "preprocessing": processor.settings, "rules": RULES.get(processor.key)}
+    description: dict[str, Any] = {
+        "inputs": inputs,
+        "output": VECTORS,
+        "preprocessing": processor.settings,
+        "rules": RULES.get(processor.key),
+    }
+    if branch.heads:
+        description["heads"] = {name: _head_description(head) for name, head in branch.heads.items()}
+    return description
+
+
+def _head_description(head: Options) -> dict[str, Any]:
+    """Entry of a head in export.json: what its output, probabilities (batch, classes), means."""
+    task = head.get("task", "label")
+    rule = "probabilities that sum to 1" if task == "label" else "a probability for each label on its own"
+    return {"labels": head.get("labels"), "rule": rule}

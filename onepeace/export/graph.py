@@ -1,8 +1,9 @@
-"""Branch of one modality as a graph: raw inputs to unit vectors, with dynamic batch size and length."""
+"""Branch of one modality as a graph: raw inputs to unit vectors, and to the probabilities of the heads that classify
+items of this modality alone; with dynamic batch size and length."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,25 +12,68 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from onepeace.config import Options
 from onepeace.errors import UserError, one_line
 from onepeace.export.examples import Batch
+from onepeace.model.interface import Encoder
 
-OUTPUT = "vectors"
+VECTORS = "vectors"
+"""Name of the first output, the unit vectors; every further output has the name of its head."""
+PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {"label": lambda x: x.softmax(-1), "labels": torch.sigmoid}
+"""From the logits (B, C) of a head to probabilities, by its task."""
+Run = Callable[..., Tensor | Sequence[Tensor]]
+"""From the tensors of one modality to the outputs, as `Branch.forward`."""
+
+
+def exported_heads(heads: Mapping[str, Options], modality: str) -> dict[str, Options]:
+    """The heads that become outputs of a modality's branch: classifiers of single items of this modality."""
+    return {name: head for name, head in heads.items() if head["on"] == modality and is_exported(head)}
+
+
+def is_exported(head: Options) -> bool:
+    """Whether a head classifies single items, and so can be an output of a branch."""
+    has_probabilities = head.get("task", "label") in PROBABILITIES
+    return head["kind"] == "classifier" and has_probabilities and head.get("inputs", 1) == 1
 
 
 class Branch(nn.Module):
-    """Module that maps the tensors of one modality, in the order of ``names``, to unit vectors (B, E)."""
+    """Module that maps the tensors of one modality to the outputs: unit vectors (B, E), and probabilities (B, C) of
+    each exported head.
 
-    def __init__(self, model: nn.Module, key: str, names: list[str]):
+    Args:
+        key: the modality.
+        names: names of the tensors, in the order in which `forward` takes them.
+    """
+
+    def __init__(self, model: Encoder, key: str, names: Sequence[str]):
         super().__init__()
-        self.model, self.key, self.names = model, key, names
+        self.model = model
+        self.key = key
+        self.names = list(names)
+        self.heads = exported_heads(model.config.heads, key)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model({self.key: dict(zip(self.names, inputs, strict=True))})[self.key]
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs."""
+        return [VECTORS, *self.heads]
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The vectors alone for a modality without heads."""
+        batch = {self.key: dict(zip(self.names, inputs, strict=True))}
+        if not self.heads:
+            return self.model(batch)[self.key]
+        blocks = [block for name in self.heads for block in self.model.head_blocks(name)]
+        features = self.model.encode(self.model.stems(batch), out_indices=blocks)
+        vectors = self.model.embed(self.key, features[self.key])
+        probabilities = []
+        for name, head in self.heads.items():
+            to_probabilities = PROBABILITIES[head.get("task", "label")]
+            probabilities.append(to_probabilities(self.model.apply_head(name, features)))
+        return (vectors, *probabilities)
 
 
-def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
-    """Trace the branch ``key`` of a model in evaluation mode with torch.export.
+def trace(branch: Branch, example: Batch) -> ExportedProgram:
+    """Trace a branch in evaluation mode with torch.export.
 
     Args:
         example: at least two padded items, with "lengths" if items have lengths. The number of items and the padded
@@ -40,16 +84,15 @@ def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
     """
     padded = {1: Dim.DYNAMIC} if "lengths" in example else {}
     shapes = tuple({0: Dim.DYNAMIC, **(padded if tensor.ndim > 1 else {})} for tensor in example.values())
-    branch = Branch(model, key, list(example)).eval()
     with _export_context():
         try:
-            return torch.export.export(branch, tuple(example.values()), dynamic_shapes=(shapes,))
+            return torch.export.export(branch.eval(), tuple(example.values()), dynamic_shapes=(shapes,))
         except Exception as error:  # from torch's tracer, its symbolic shapes or the network
-            raise UserError(f"torch cannot export the {key} branch: {one_line(error)[:200]}") from error
+            raise UserError(f"torch cannot export the {branch.key} branch: {one_line(error)[:200]}") from error
 
 
-def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, external_data: bool = False) -> None:
-    """Write an ONNX file with these input names; the output is `OUTPUT`.
+def write_onnx(program: ExportedProgram, path: Path, branch: Branch, *, external_data: bool = False) -> None:
+    """Write an ONNX file of a traced branch, with its names of inputs and outputs.
 
     Args:
         external_data: write the weights to PATH.data, which is memory-mapped and may exceed the 2 GB of a protobuf
@@ -64,8 +107,8 @@ def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, extern
                 external_data=external_data,
                 dynamo=True,
                 verbose=False,
-                input_names=names,
-                output_names=[OUTPUT],
+                input_names=branch.names,
+                output_names=branch.outputs,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = one_line(error.__cause__ or error)
@@ -81,11 +124,26 @@ def _export_context() -> Iterator[None]:
 
 
 @torch.no_grad()
-def distance(run: Callable[..., Tensor], model: nn.Module, key: str, batch: Batch) -> float:
-    """Largest distance between the unit vectors of an item from the model and from ``run``, an export of its branch;
-    infinite if a vector is not finite."""
-    wanted, got = model({key: batch})[key], run(*batch.values())
-    if got.shape != wanted.shape:
-        raise UserError(f"the exported {key} branch returns {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-    apart = float((got - wanted).norm(dim=1).max())
-    return apart if math.isfinite(apart) else math.inf
+def distances(run: Run, branch: Branch, batch: Batch) -> dict[str, float]:
+    """Largest difference between the branch and ``run``, an export of it, in each output.
+
+    Of unit vectors it is the length of the difference, of probabilities the difference itself; infinite if a value is
+    not finite.
+    """
+    outputs_of_branch = _as_sequence(branch(*batch.values()))
+    outputs_of_export = _as_sequence(run(*batch.values()))
+    result = {}
+    for name, wanted, got in zip(branch.outputs, outputs_of_branch, outputs_of_export, strict=True):
+        if got.shape != wanted.shape:
+            raise UserError(
+                f"the exported {branch.key} branch returns {name} {tuple(got.shape)}, expected {tuple(wanted.shape)}"
+            )
+        difference = got - wanted
+        per_item = difference.norm(dim=1) if name == VECTORS else difference.abs().amax(dim=1)
+        largest = float(per_item.max())
+        result[name] = largest if math.isfinite(largest) else math.inf
+    return result
+
+
+def _as_sequence(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs

@@ -6,12 +6,17 @@ Shares are compared on items that are in neither the training nor the held-out p
 lacks, such as those of a new head, are kept as trained.
 """
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from onepeace.files.atomic import write_text_atomic
+
+AVERAGE = "average.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 UNTRIED = 0.5
 """Share used if there are too few items to choose one by (recommended in the paper)."""
@@ -29,18 +34,32 @@ class Average:
 
     def described(self) -> str:
         """The choice, in words."""
-        tried = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
-        tried = f"{self.items} files set apart (mean reciprocal rank by share of the new weights: {tried})"
-        if self.items and not self.share:
-            return f"kept as they were, as no share of the new ones did better on {tried}"
-        of = f"{self.share:.0%} of the new weights and {1 - self.share:.0%} of the initial ones"
+        mix = f"{self.share:.0%} of the new weights and {1 - self.share:.0%} of the initial ones"
         if not self.items:
-            return f"averaged: {of}; too few items to choose the shares by"
-        return f"averaged: {of}, chosen on {tried}"
+            return f"averaged: {mix}; too few items to choose the shares by"
+        scores = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
+        by = f"{self.items} files set apart (mean reciprocal rank by share of the new weights: {scores})"
+        if not self.share:
+            return f"kept as they were, as no share of the new ones did better on {by}"
+        return f"averaged: {mix}, chosen on {by}"
+
+
+def write_average(folder: Path, average: Average) -> None:
+    """Write average.json."""
+    write_text_atomic(folder / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
+
+
+def read_average(folder: Path) -> Average:
+    """Read average.json."""
+    return Average(**json.loads((folder / AVERAGE).read_text(encoding="utf-8")))
 
 
 def choose(
-    module: nn.Module, start: Mapping[str, Tensor], new: Mapping[str, Tensor], score: Callable[[], float], items: int
+    module: nn.Module,
+    start: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    score: Callable[[], float],
+    items: int,
 ) -> Average:
     """Try all shares; ties go to the smallest.
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,34 @@ def read_about(out: Path) -> dict[str, Any] | None:
     return about
 
 
+def check_same(out: Path, earlier: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if the fine-tuning in a folder is not of what is asked for."""
+    for field in FIELDS:
+        if earlier[field] != about[field]:
+            raise UsageError(
+                f"{out}: holds a fine-tuning with {_described(field, earlier, about)}; give the same, choose another "
+                "name, or overwrite it with --force"
+            )
+
+
+def _described(field: str, earlier: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """The value of a field of the earlier fine-tuning, as typed on the command line."""
+    value = earlier[field]
+    if field == "source":
+        return f"the SOURCE {value}"
+    if field == "columns":
+        return " ".join(f"--column {key}={name}" for key, name in value.items()) or "no --column"
+    if field == "model":
+        return f"--model {earlier.get('name')} ({value}, not {about['model']})"
+    if field == "set":
+        return " ".join(value or ["no a.b=value"])
+    if not value:
+        return f"no --{field}"
+    if field == "compare":
+        return "--compare"
+    return f"--{field} {value!r}" if field == "group" else f"--{field} {value}"
+
+
 def check_only_ours(out: Path) -> None:
     """Raise `UsageError` if a folder has a file that no fine-tuning writes."""
     written = Globs(WRITTEN.splitlines(), ABOUT)
@@ -92,7 +120,7 @@ def clear(out: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     """All files at and below a folder; links count as files."""
-    for place, folders, names in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+    for parent, subfolders, names in os.walk(folder):
+        links = [name for name in subfolders if os.path.islink(os.path.join(parent, name))]
         for name in [*names, *links]:
-            yield Path(place, name)
+            yield Path(parent, name)

@@ -32,13 +32,17 @@ class OwnData:
     """Folder of the files, if they lay in the cells of a table."""
 
     @property
+    def all_records(self) -> list[Record]:
+        return list(chain.from_iterable(self.records.values()))
+
+    @property
     def count(self) -> int:
-        return sum(map(len, self.records.values()))
+        return len(self.all_records)
 
     @property
     def labels(self) -> list[str]:
         """Class names, sorted; empty if not all samples have one."""
-        labels = {record.label for record in chain.from_iterable(self.records.values())}
+        labels = {record.label for record in self.all_records}
         return [] if None in labels else sorted(labels)
 
     def described(self) -> str:
@@ -47,7 +51,7 @@ class OwnData:
         classes = ""
         if self.labels:
             classes = f" in {len(self.labels)} classes"
-        num_unlabelled = sum(record.label is None for record in chain.from_iterable(self.records.values()))
+        num_unlabelled = sum(record.label is None for record in self.all_records)
         if 0 < num_unlabelled < self.count:
             classes = f"; labels are not used, as {num_unlabelled} of {self.count} items lack one"
         return f"{', '.join(samples)}{classes}"
@@ -145,7 +149,7 @@ def _without_contradictions(data: OwnData) -> OwnData:
     if not data.labels:
         return data
     labels_of_file = defaultdict[Path, set[str]](set)
-    for record in chain.from_iterable(data.records.values()):
+    for record in data.all_records:
         for path in media_of(record):
             labels_of_file[path].add(record.label)
     kept = defaultdict[tuple[str, ...], list[Record]](list)
@@ -183,7 +187,7 @@ def check_enough(path: Path, data: OwnData) -> None:
         )
     if not data.labels:
         return
-    counts = Counter(record.label for records in data.records.values() for record in records)
+    counts = Counter(record.label for record in data.all_records)
     if len(counts) < 2:
         raise UserError(f"{path}: all {data.count} items have the label {next(iter(counts))!r}; two classes are needed")
     rare = [label for label, count in counts.items() if count < FEWEST_OF_A_CLASS]

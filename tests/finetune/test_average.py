@@ -11,7 +11,7 @@ from support.small_shards import COLOURS, square
 
 import onepeace
 from onepeace.cli import main
-from onepeace.finetune import figures, split
+from onepeace.finetune import groups, split, stages
 from onepeace.finetune import run as running
 from onepeace.finetune.average import SHARES, choose, mixed
 from onepeace.finetune.own_data import read_own_data
@@ -23,7 +23,7 @@ QUICK = ["schedule.steps=4", "optim.lr=3e-3", "run.precision=float32", "optim.la
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(running, "available_memory", lambda device: None)
-    monkeypatch.setattr(split, "NEAR", {})
+    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {})
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +76,11 @@ def test_the_smallest_of_the_best_shares_is_chosen():
 
 
 def test_what_is_chosen_by_is_neither_learned_from_nor_held_out(table):
-    data, _ = split.divide(read_own_data(table, ("text", "image", "audio")), table, None)
-    (parts,) = split.parts_of(data).values()
-    files = {part: {one.inputs["image"] for one in records} for part, records in parts.items()}
-    assert {part: len(found) for part, found in files.items()} == {"val": 16, "train": 51, "choose": 13}
+    parts, _ = split.divide(read_own_data(table, ("text", "image", "audio")), table, None)
+    files = {}
+    for part in parts.parts:
+        files[part] = {record.inputs["image"] for record in parts.records(part, ("image", "text"))}
+    assert {part: len(paths) for part, paths in files.items()} == {"val": 16, "train": 51, "choose": 13}
     assert len(set.union(*files.values())) == 80
 
 
@@ -89,12 +90,12 @@ def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path
     if lora:
         pytest.importorskip("peft")
     out, scores = tmp_path / "out", iter([0.1, 0.2, 0.4, 0.3, 0.2] * 2)
-    monkeypatch.setattr(figures, "score", lambda found: next(scores))
+    monkeypatch.setattr(stages, "score", lambda found: next(scores))
     arguments = ["finetune", str(table), "-o", str(out), "--model", str(model), *QUICK]
     if lora:
         arguments += ["lora={rank: 4, alpha: 32}", "freeze={except: [logit_scale]}"]
     with monkeypatch.context() as patch:
-        patch.setattr(running, "mixed", lambda *_: 1 / 0)
+        patch.setattr(stages, "mixed", lambda *_: 1 / 0)
         assert main(arguments) == 1
     tuned = read_state(out / "tuned")
     capsys.readouterr()

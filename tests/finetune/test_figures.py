@@ -3,17 +3,28 @@
 import numpy as np
 
 from onepeace.data.sample import Sample
-from onepeace.finetune import figures
-from onepeace.finetune.figures import Answers, by_class, confident_errors, confusions, gained, gains
-from onepeace.finetune.split import GROUP
+from onepeace.evaluate.intervals import gain_of_groups
+from onepeace.finetune import answers
+from onepeace.finetune.answers import Answers
+from onepeace.finetune.figures import by_class, confident_errors, confusions, gains
+from onepeace.finetune.groups import GROUP
 
 NAMES = ["cat", "dog", "owl"]
 
 
-def classified(right, said, confidence=None, candidates=3):
-    ranks = [1 if a == b else 2 for a, b in zip(right, said, strict=True)]
-    return Answers("image+text", "image", "image by head", "", candidates, ranks, list(range(len(right))),
-                   right, said, confidence or [0.5] * len(right))  # fmt: skip
+def classified(right, predicted, confidence=None, candidates=3):
+    return Answers(
+        modalities="image+text",
+        modality="image",
+        set="image by head",
+        direction="",
+        candidates=candidates,
+        ranks=[1 if a == b else 2 for a, b in zip(right, predicted, strict=True)],
+        groups=list(range(len(right))),
+        labels=right,
+        predicted=predicted,
+        confidence=confidence or [0.5] * len(right),
+    )
 
 
 def test_figures_that_cannot_move_are_left_out():
@@ -31,9 +42,9 @@ def test_equal_captions_are_one_text_that_all_their_items_have(monkeypatch):
     captions = [["red"], ["red", "warm"], ["blue"], ["red"], ["green"], ["blue"]]
     samples = [Sample("", "", {"image": own[0], "text": own}, {GROUP: i // 2}) for i, own in enumerate(captions)]
     names = ["red", "blue", "green", "warm"]
-    monkeypatch.setattr(figures, "samples_of", lambda *_: samples)
-    monkeypatch.setattr(figures, "encode", lambda model, key, items: np.eye(4)[[names.index(item) for item in items]])
-    texts, images = figures.answers(None, None, ["image+text"], [], {})
+    monkeypatch.setattr(answers, "samples_of", lambda *_: samples)
+    monkeypatch.setattr(answers, "encode", lambda model, key, items: np.eye(4)[[names.index(item) for item in items]])
+    texts, images = answers.answers(None, None, ["image+text"], [], {})
     assert (texts.candidates, images.candidates) == (6, 4)
     assert images.ranks == [1] * 6
     assert images.groups == [0, 0, 1, 1, 2, 2]
@@ -57,11 +68,11 @@ def test_classes_errors_and_what_is_taken_for_what():
 
 def test_an_interval_of_few_that_are_all_right_is_no_point_and_gains_have_their_own():
     ones, groups = np.ones(20), np.arange(20)
-    _, after, gain = gained(ones, ones, groups)
+    _, after, gain = gain_of_groups(ones, ones, groups)
     assert after.value == after.high == 1
     assert 0.7 < after.low < 0.95
     assert gain == (0, 0, 0)
-    assert gained(0 * ones, ones, groups)[2].low > 0.5
+    assert gain_of_groups(0 * ones, ones, groups)[2].low > 0.5
 
 
 def test_the_interval_holds_the_figure_of_other_files():
@@ -69,8 +80,8 @@ def test_the_interval_holds_the_figure_of_other_files():
     random, held, by_files = np.random.default_rng(0), 0, 0
     for _ in range(60):
         first, later = (np.repeat(random.random(40) < 0.8, 5).astype(float) for _ in range(2))
-        _, grouped, _ = gained(first, first, np.repeat(np.arange(40), 5))
-        _, files, _ = gained(first, first, np.arange(200))
+        _, grouped, _ = gain_of_groups(first, first, np.repeat(np.arange(40), 5))
+        _, files, _ = gain_of_groups(first, first, np.arange(200))
         held += grouped.low <= later.mean() <= grouped.high
         by_files += files.low <= later.mean() <= files.high
     assert held >= 54

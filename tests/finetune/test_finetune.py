@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -19,16 +18,16 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
-from onepeace.config import build, merge, read_yaml
+from onepeace.config import build, read_yaml
 from onepeace.files import lock
+from onepeace.finetune import groups, stages
 from onepeace.finetune import run as running
-from onepeace.finetune import split
-from onepeace.finetune.figures import HEAD, WORDS, read_answers, write_answers
+from onepeace.finetune.answers import HEAD, WORDS, read_answers, write_answers
 from onepeace.finetune.folder import ABOUT, FIELDS, check_only_ours
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe
-from onepeace.finetune.split import SplitSummary, divide, parts_of
+from onepeace.finetune.split import SplitSummary, divide, read_summary
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected, read_state
@@ -46,7 +45,7 @@ KEYS = ("text", "image", "audio")
 def quick(monkeypatch):
     """No plan is made, which takes longer than these trainings, and squares of one colour are no near copies."""
     monkeypatch.setattr(running, "available_memory", lambda device: None)
-    monkeypatch.setattr(split, "NEAR", {})
+    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {})
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def tuned(model, said, tmp_path_factory):
     tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"), say=said.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "available_memory", lambda device: None)
-        patch.setattr(split, "NEAR", {})
+        patch.setattr(groups, "NEAR_COPY_COSINE", {})
         (result,) = tuning.run()
     return tuning, result
 
@@ -161,8 +160,8 @@ def test_pairs_in_the_cells_of_a_data_set(model, tmp_path, capsys):
     assert "1 left out" in err
     assert "try it" not in text
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    parts = split.read_parts(out / "data")
-    assert (parts.groups, sum(parts.counts.values())) == (4, 48)
+    summary = read_summary(out / "data")
+    assert (summary.groups, sum(summary.counts.values())) == (4, 48)
     assert finetune(*call, "--column", "text=caption") == 2
     assert "holds a fine-tuning with --column text=sentence" in capsys.readouterr().err
 
@@ -177,8 +176,8 @@ def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model,
     assert np.mean(np.array(by_head.ranks) == 1) > 0.6
     assert "top-5" not in text  # of three classes
     report = (out / "report.html").read_text()
-    for words in ("By class", "Confusion matrix", "the most confident first"):
-        assert f"{words}" in report
+    for words in ("By class", "Confusion matrix", "the most confident first", "Choose the files at random"):
+        assert words in report
     assert main(["classify", str(classes / "low" / "0.wav"), "--model", str(out / "model"), "--json"]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["labels"][0]["label"] in ("low", "middle", "piercing")
@@ -186,20 +185,16 @@ def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model,
 
 def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out, trained, start = Path("out"), [], os.path.relpath(model)
-    real = running.train
-
-    def stopped(recipe, stop_at=None):
-        trained.append(stop_at)
-        return real(recipe, stop_at={1: 2, 3: 12}.get(len(trained), stop_at))
-
-    monkeypatch.setattr(running, "train", stopped)
+    out = Path("out")
+    start = os.path.relpath(model)
+    last_steps = iter([12, None])  # a second training would be one too many
+    real = stages.train
+    monkeypatch.setattr(stages, "train", lambda recipe: real(recipe, stop_at=next(last_steps)))
     quick = [*QUICK, "run.save_every=10"]
-    for _ in ("in the steps that are timed", "later"):
-        assert finetune(table, "-o", out, "--model", start, *quick) == 1
-        assert "the same command goes on" in capsys.readouterr().err
-        assert not (out / "report.html").exists()
-        check_only_ours(out)
+    assert finetune(table, "-o", out, "--model", start, *quick) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (out / "report.html").exists()
+    check_only_ours(out)
     monkeypatch.chdir(table.parent)
     out = (tmp_path / "out").rename(tmp_path / "moved")
     before = (out / "before.jsonl").stat().st_mtime_ns
@@ -207,7 +202,6 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     assert caplog.text.count("going on from step 10") == 1
     assert read_log(out / "log.jsonl")[-1]["step"] == 30
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
-    assert trained == [3, 3, None, 13, None]  # three steps are timed first
     assert (out / "before.jsonl").stat().st_mtime_ns == before
     assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 2
     assert f" {' '.join(quick)};" in capsys.readouterr().err
@@ -220,22 +214,6 @@ def test_second_fine_tuning_in_a_folder_is_refused(model, table, tmp_path, capsy
         assert finetune(table, "-o", tmp_path / "out", "--model", model, *QUICK) == 1
     assert f"{tmp_path / 'out'}: another run is writing to this folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
-
-
-def test_the_estimate_has_the_features_of_frozen_networks_until_there_are_some(model, tmp_path):
-    summary = SplitSummary("", {"train/image+text": 10, "train/audio+text": 20, "val/image+text": 9}, 39, [], [], [])
-    content = merge(auto_recipe(model, model, tmp_path, summary), {"schedule": {"steps": 2}})
-    content["data"] |= {"stem_views": {"image": 4, "audio": 3}, "augment": {"image": {"flip": True}}}
-    recipe, said = build(Recipe, content, "a recipe"), []
-    assert running.feature_seconds(recipe, summary.counts, 0.5) == 0.5 * (4 * 10 + 20)  # without augmentation, one view
-    tuning = running.FineTuning(tmp_path, tmp_path, say=said.append)
-    tuning._say_plan(summary, {"": recipe}, 1.0, 4.5)
-    for key in ("image", "audio"):
-        (recipe.frozen_folder / f"{key}-0123").mkdir(parents=True)
-        (recipe.frozen_folder / f"{key}-0123" / "part-0.json").touch()
-    tuning._say_plan(summary, {"": recipe}, 1.0, 4.5)
-    (*_, before), (*_, after) = (re.findall(r"(\d+) s", line) for line in said if line != said[0])
-    assert int(before) - int(after) == 30
 
 
 def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path, capsys):
@@ -300,7 +278,7 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
 
 @pytest.mark.parametrize("place", ["thesis.txt", "data/thesis.txt", "model/thesis.txt", "adapter/thesis.txt"])
 def test_overwrite_keeps_files_of_others(model, table, tmp_path, capsys, monkeypatch, place):
-    monkeypatch.setattr(running, "train", lambda recipe, stop_at=None: 1 / 0)
+    monkeypatch.setattr(stages, "train", lambda recipe: 1 / 0)
     out = tmp_path / "out"
     finetune(table, "-o", out, "--model", model, *QUICK)
     thesis = out / place
@@ -332,7 +310,7 @@ def test_full_disk_names_the_file(model, table, tmp_path):
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(running, "train", lambda recipe, stop_at=None: 1 / 0)
+    monkeypatch.setattr(stages, "train", lambda recipe: 1 / 0)
     for start, override, said in ((tmp_path / "nomodel", "schedule.steps=9", "no such folder"),
                                   (model, "bogus=1", "bogus is not a field")):  # fmt: skip
         assert finetune(table, "-o", out, "--model", start, override) == 1
@@ -353,15 +331,16 @@ def test_a_kind_of_which_nothing_is_left_to_learn_from_is_left_out(table, classe
     rows += [{"audio": f"{classes}/low/{i}.wav", "text": "a low tone"} for i in range(sounds)]
     source = tmp_path / "mixed.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
-    data, parts = divide(read_own_data(source, KEYS), source, None)
-    assert all(found["train"] and found["val"] for found in parts_of(data).values())
+    split, summary = divide(read_own_data(source, KEYS), source, None)
+    kinds = set(split.data.records)
+    assert all(split.is_complete(modalities) for modalities in kinds)
     if sounds > 1:
-        assert set(data.records) == {("image", "text"), ("audio", "text")}
-        assert not parts.labels
+        assert kinds == {("image", "text"), ("audio", "text")}
+        assert not summary.labels
     else:
-        assert set(data.records) == {("image", "text")}
-        assert parts.labels == sorted(FEW)
-        assert [where for where, _ in parts.left_out] == [f"{source} line 49"]
+        assert kinds == {("image", "text")}
+        assert summary.labels == sorted(FEW)
+        assert [where for where, _ in summary.left_out] == [f"{source} line 49"]
 
 
 def test_rows_that_repeat_contradict_or_have_no_label(table, tmp_path):
@@ -396,7 +375,7 @@ def test_the_tasks_of_the_start_are_kept(tuned):
 
 def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
     tuning, result = tuned
-    _, *commands = commands_to_try(result, tuning.source, split.read_parts(tuning.data))
+    _, *commands = commands_to_try(result, tuning.source, read_summary(tuning.data))
     for command, items in zip(commands, (24, 12), strict=True):
         assert command in result.report.read_text()
         assert main([*shlex.split(command)[1:], "--json"]) == 0

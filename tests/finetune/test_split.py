@@ -7,29 +7,30 @@ import pytest
 
 from onepeace.datasets.layout import Record
 from onepeace.errors import UsageError, UserError
-from onepeace.finetune import split
+from onepeace.finetune import groups
+from onepeace.finetune.groups import assign_groups, near_copies
 from onepeace.finetune.own_data import OwnData, plural
-from onepeace.finetune.report import note
-from onepeace.finetune.split import divide, near_copies, parts_of
+from onepeace.finetune.report import notes
+from onepeace.finetune.split import divide
 
 TABLE = Path("/files/table.csv")
+KIND = ("image", "text")
 
 
 @pytest.fixture(autouse=True)
 def no_near_copies(monkeypatch):
-    monkeypatch.setattr(split, "NEAR", {})
+    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {})
 
 
 def own_data(names, folder="/files"):
     """A picture for each "class/name"."""
     records = [Record("", name, {"image": Path(folder, name), "text": []}, {"label": name.partition("/")[0]})
                for name in names]  # fmt: skip
-    return OwnData({("image", "text"): records}, [])
+    return OwnData({KIND: records}, [])
 
 
-def files_of(data):
-    (parts,) = parts_of(data).values()
-    return {part: {record.targets["file"] for record in own} for part, own in parts.items()}
+def files_of(split):
+    return {part: {record.targets["file"] for record in split.records(part, KIND)} for part in split.parts}
 
 
 def frames(count, each):
@@ -41,50 +42,48 @@ def test_near_copies_are_joined_also_through_others(monkeypatch):
     vectors = np.eye(3)[[0, 1, 2, 0, 1]] + 0.01
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
-    monkeypatch.setattr(split, "BLOCK", 2)
+    monkeypatch.setattr(groups, "BLOCK", 2)
     assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
-    monkeypatch.setattr(split, "NEAR", {"image": 0.9})
-    monkeypatch.setattr(split, "load", lambda *_, **__: None)
+    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {"image": 0.9})
+    monkeypatch.setattr(groups, "load", lambda *_, **__: None)
     angles = np.radians([0, 20, 40, 90, 91, 150] + list(range(200, 334, 33)) * 3)  # 0 and 40 through 20
-    monkeypatch.setattr(split, "encode", lambda *_: np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    monkeypatch.setattr(groups, "encode", lambda *_: np.stack([np.cos(angles), np.sin(angles)], axis=1))
     data = own_data([f"{'cat' if i % 2 else 'dog'}/{i}.jpg" for i in range(len(angles))])
-    split.grouped(data, TABLE)
-    groups = [record.targets["group"] for record in data.records["image", "text"]]
-    assert groups[:6] == [0, 0, 0, 1, 1, 2]
-    assert len(set(groups)) == 8
+    assert assign_groups(data, TABLE) == 8
+    assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
 
 def test_files_of_a_group_lie_in_one_part_and_each_class_in_all():
-    data, parts = divide(own_data(frames(10, 10)), TABLE, r"(\w+/video\d+)-")
-    found = files_of(data)
-    videos = {part: {name.partition("-")[0] for name in names} for part, names in found.items()}
+    split, summary = divide(own_data(frames(10, 10)), TABLE, r"(\w+/video\d+)-")
+    files = files_of(split)
+    videos = {part: {name.partition("-")[0] for name in names} for part, names in files.items()}
     assert sum(map(len, videos.values())) == 20
-    assert {part: len(names) for part, names in found.items()} == {"val": 40, "train": 120, "choose": 40}
+    assert {part: len(names) for part, names in files.items()} == {"val": 40, "train": 120, "choose": 40}
     assert all({name.partition("/")[0] for name in names} == {"cat", "dog"} for names in videos.values())
-    assert parts.groups == 20
-    assert "--group" in parts.described()
-    assert "near copies" not in parts.described() + note(parts)
+    assert summary.groups == 20
+    assert "--group" in summary.described()
+    assert "near copies" not in summary.described() + " ".join(notes(summary))
     assert "--group" not in divide(own_data(frames(10, 10)), TABLE, None)[1].described()
     # always the same, in whatever order the files come and folders are called
     again, _ = divide(own_data(frames(10, 10)[::-1], "/moved"), Path("/moved/table.csv"), r"(\w+/video\d+)-")
-    assert files_of(again) == found
+    assert files_of(again) == files
 
 
 def test_the_group_of_a_pattern_or_all_of_it_counts():
     names = frames(2, 15)
     for pattern, count in ((r"video(\d+)", 2), (r".*video\d+", 4), (".*", 60)):
-        assert split.grouped(own_data(names), TABLE, pattern) == count
+        assert assign_groups(own_data(names), TABLE, pattern) == count
     for pattern in ("nothing", "("):
         with pytest.raises(UsageError, match="--group"):
-            split.grouped(own_data(names), TABLE, pattern)
+            assign_groups(own_data(names), TABLE, pattern)
 
 
 def test_a_class_that_is_one_group_is_not_held_out_and_named():
     names = [*frames(5, 8), *(f"owl/video0-{i}.jpg" for i in range(20))]
-    data, parts = divide(own_data(names), TABLE, r"\w+/video\d+")
-    assert parts.not_held_out == ["owl"]
-    assert "owl" in parts.described()
-    assert not any(name.startswith("owl") for name in files_of(data)["val"])
+    split, summary = divide(own_data(names), TABLE, r"\w+/video\d+")
+    assert summary.not_held_out == ["owl"]
+    assert "owl" in summary.described()
+    assert not any(name.startswith("owl") for name in files_of(split)["val"])
     with pytest.raises(UserError, match="--group"):
         divide(own_data(names), TABLE, ".*video")
 

@@ -1,0 +1,208 @@
+"""The answers of a model to a part of the data: the ranks of the right classes, texts or items.
+
+A model answers with its trained head if it has one, otherwise by the class names (zero-shot).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.data.sample import Sample
+from onepeace.data.shards import read_source
+from onepeace.embed.embedder import Embedder
+from onepeace.embed.zero_shot import TEMPLATES
+from onepeace.evaluate.metrics import best_ranks
+from onepeace.evaluate.protocols.protocol import encode
+from onepeace.files.atomic import write_text_atomic
+from onepeace.finetune.groups import GROUP
+from onepeace.finetune.split import VAL
+from onepeace.index.groups import connected
+
+WORDS = "words"
+"""A class was chosen by the vectors of the class names."""
+HEAD = "head"
+"""A class was chosen by a trained head."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of a model to the queries of a set."""
+
+    modalities: str
+    """Modalities of the samples, such as "image+text"."""
+    modality: str
+    """Modality of the queries."""
+    set: str
+    """Name of the set, such as "image by head"; the modalities for captions."""
+    direction: str
+    """Direction of the search, such as "image to text"; "" in a set of classes."""
+    candidates: int
+    """Number of classes, texts or items to choose from."""
+    ranks: list[int]
+    """Rank of the best right candidate of each query, from 1."""
+    groups: list[int]
+    """Group of each query's item (groups.py)."""
+    labels: list[str] = field(default_factory=list)
+    """Right class of each query, in a set of classes."""
+    predicted: list[str] = field(default_factory=list)
+    """Predicted class of each query."""
+    confidence: list[float] = field(default_factory=list)
+    """Probability of the predicted class."""
+
+
+def answers(
+    model: Embedder,
+    data: Path,
+    kinds: Sequence[str],
+    labels: Sequence[str],
+    heads: Mapping[str, str],
+    part: str = VAL,
+) -> list[Answers]:
+    """The answers of a model to one part of the samples.
+
+    Args:
+        data: folder of the shards.
+        kinds: modalities of the samples, such as "image+text".
+        labels: the class names; empty for samples with captions.
+        heads: the model's heads by modality; for a modality without one, the zero-shot answers are used for both.
+        part: "val", which is held out, or "choose".
+    """
+    results: list[Answers] = []
+    for modalities in kinds:
+        samples = samples_of(data, modalities, part)
+        if labels:
+            results += _class_answers(model, modalities, samples, labels, heads)
+        else:
+            results += _caption_answers(model, modalities, samples)
+    return results
+
+
+def samples_of(data: Path, modalities: str, part: str = VAL) -> list[Sample]:
+    """The samples of a part with these modalities."""
+    return read_source(f"{part}/{modalities}-*.tar", modalities.split("+"), data, broken_limit=1.0)
+
+
+def _caption_answers(model: Embedder, modalities: str, samples: Sequence[Sample]) -> list[Answers]:
+    """Searches for items by text, and for texts by item; the text may also be an item of another modality."""
+    modality, *others = modalities.split("+")
+    other = others[-1]
+    item_groups = [sample.targets[GROUP] for sample in samples]
+    texts, has_text = _distinct([_texts(sample, other) for sample in samples])
+    item_vectors = encode(model, modality, [sample.read(modality) for sample in samples])
+    scores = item_vectors @ encode(model, other, texts).T
+    text_groups = _groups_of_texts(has_text, item_groups)
+    return [
+        _search(modalities, other, modality, scores.T, has_text.T, text_groups),
+        _search(modalities, modality, other, scores, has_text, item_groups),
+    ]
+
+
+def _texts(sample: Sample, modality: str) -> list[Any]:
+    return sample.captions if modality == "text" else [sample.read(modality)]
+
+
+def _distinct(texts_of_items: Sequence[Sequence[Any]]) -> tuple[list[Any], NDArray[np.bool_]]:
+    """The M different texts, and which of n items has which: (n, M). Equal texts are one, right for all their items."""
+    columns: dict[Any, int] = {}
+    for texts in texts_of_items:
+        for text in texts:
+            columns.setdefault(text, len(columns))
+    has_text = np.zeros((len(texts_of_items), len(columns)), bool)
+    for row, texts in enumerate(texts_of_items):
+        has_text[row, [columns[text] for text in texts]] = True
+    return list(columns), has_text
+
+
+def _groups_of_texts(has_text: NDArray[np.bool_], item_groups: Sequence[int]) -> list[int]:
+    """The group of each text, given the items (n, M) that have it: groups with a text in common are one."""
+    groups_of_texts = [np.array(item_groups)[has_it].tolist() for has_it in has_text.T]
+    pairs = []
+    for groups in groups_of_texts:
+        pairs += [(groups[0], group) for group in groups]
+    number_of_group = {}
+    for number, members in enumerate(connected(max(item_groups) + 1, pairs)):
+        number_of_group.update(dict.fromkeys(members, number))
+    return [number_of_group[groups[0]] for groups in groups_of_texts]
+
+
+def _search(
+    modalities: str,
+    modality: str,
+    target: str,
+    scores: NDArray,
+    is_right: NDArray[np.bool_],
+    groups: list[int],
+) -> Answers:
+    """Answers to n queries of a modality, by the scores (n, M) of M candidates and which of them are right."""
+    ranks = []
+    for row, right in zip(scores, is_right, strict=True):
+        ranks.append(int(best_ranks(row[None], [1], right)[0]))
+    return Answers(
+        modalities=modalities,
+        modality=modality,
+        set=modalities,
+        direction=f"{modality} to {target}",
+        candidates=scores.shape[1],
+        ranks=ranks,
+        groups=groups,
+    )
+
+
+def _class_answers(
+    model: Embedder,
+    modalities: str,
+    samples: Sequence[Sample],
+    labels: Sequence[str],
+    heads: Mapping[str, str],
+) -> Iterator[Answers]:
+    """Classifications of the items of each modality, by the class names and by the head."""
+    right = [labels.index(sample.label) for sample in samples]
+    for modality in modalities.split("+"):
+        if modality == "text":
+            continue
+        name = modality if modalities == f"{modality}+text" else f"{modality} of {modalities}"
+        items = [{modality: sample.read(modality)} for sample in samples]
+        by_words = np.asarray(model.classify(items, labels, template=TEMPLATES[modality]))
+        by_head = _head_probabilities(model, heads[modality], items, labels) if modality in heads else by_words
+        for how, probabilities in ((WORDS, by_words), (HEAD, by_head)):
+            yield Answers(
+                modalities=modalities,
+                modality=modality,
+                set=f"{name} by {how}",
+                direction="",
+                candidates=len(labels),
+                ranks=best_ranks(probabilities, right, range(len(labels))).tolist(),
+                groups=[sample.targets[GROUP] for sample in samples],
+                labels=[labels[number] for number in right],
+                predicted=[labels[number] for number in probabilities.argmax(axis=1)],
+                confidence=probabilities.max(axis=1).tolist(),
+            )
+
+
+def _head_probabilities(model: Embedder, head: str, items: Sequence[object], labels: Sequence[str]) -> NDArray:
+    """Probabilities (n, C) of the classes."""
+    rows = []
+    for result in model.predict(items, head=head, top=len(labels)):
+        probabilities = {entry["label"]: entry["score"] for entry in result["labels"]}
+        rows.append([probabilities[label] for label in labels])
+    return np.array(rows)
+
+
+def score(results: Sequence[Answers]) -> float:
+    """The mean of the mean reciprocal ranks; used to choose weights, as it covers ranks beyond the k of a figure."""
+    return float(np.mean([np.mean(1 / np.array(result.ranks)) for result in results]))
+
+
+def write_answers(path: Path, results: Sequence[Answers]) -> None:
+    """Write a line of JSON for each set."""
+    write_text_atomic(path, "".join(f"{json.dumps(asdict(result))}\n" for result in results))
+
+
+def read_answers(path: Path) -> list[Answers]:
+    """Read the answers written by `write_answers`."""
+    return [Answers(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
