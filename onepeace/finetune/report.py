@@ -83,19 +83,23 @@ def notes(summary: SplitSummary) -> list[str]:
 
 def table(results: Sequence[Result]) -> list[Row]:
     """The figures of the held-out part: the head, and a row for each figure; a column for each of several ways."""
-    gains_by_way = [gains(result.before, result.after) for result in results]
     if len(results) == 1:
-        head = ("set", "metric", "before", "after", "gain")
-        (all_gains,) = gains_by_way
-        rows = [(gain.set, gain.metric, str(gain.before), str(gain.after), gain.gain.signed) for gain in all_gains]
-        return [head, *rows]
-    head = ("set", "metric", "before", *(result.way for result in results))
-    rows = []
+        return _table_of_one(results[0])
+    rows: list[Row] = [("set", "metric", "before", *(result.way for result in results))]
+    gains_by_way = [gains(result.before, result.after) for result in results]
     for gains_of_figure in zip(*gains_by_way, strict=True):
         first = gains_of_figure[0]
-        rows.append((first.set, first.metric, str(first.before), *(str(gain.after) for gain in gains_of_figure)))
-    seconds = ("training", "seconds", "", *(f"{result.seconds:.0f}" for result in results))
-    return [head, *rows, seconds]
+        figures = [str(gain.after) for gain in gains_of_figure]
+        rows.append((first.set, first.metric, str(first.before), *figures))
+    rows.append(("training", "seconds", "", *(f"{result.seconds:.0f}" for result in results)))
+    return rows
+
+
+def _table_of_one(result: Result) -> list[Row]:
+    rows: list[Row] = [("set", "metric", "before", "after", "gain")]
+    for gain in gains(result.before, result.after):
+        rows.append((gain.set, gain.metric, str(gain.before), str(gain.after), gain.gain.signed))
+    return rows
 
 
 def as_text(results: Sequence[Result]) -> str:

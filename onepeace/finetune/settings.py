@@ -63,7 +63,7 @@ def auto_recipe(model: Path, data: Path, out: Path, summary: SplitSummary, way: 
         module = build_encoder(config)
     is_large = sum(parameter.numel() for parameter in module.parameters()) >= LARGE
     num_samples = {kind: summary.counts[f"{TRAIN}/{kind}"] for kind in summary.kinds(TRAIN)}
-    frozen = _frozen_stems(module, _modalities(num_samples))
+    frozen = _frozen_stems(module.adapters, _modalities(num_samples))
     recipe: dict[str, Any] = {
         "model": {"from": str(model), "drop_path": 0.1 if is_large else 0.05},
         "data": _data_options(data, out, summary, frozen),
@@ -86,9 +86,8 @@ def _modalities(kinds: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(chain.from_iterable(kind.split("+") for kind in kinds)))
 
 
-def _frozen_stems(module: nn.Module, modalities: Sequence[str]) -> list[str]:
+def _frozen_stems(adapters: Mapping[str, nn.Module], modalities: Sequence[str]) -> list[str]:
     """Modalities with a pretrained stem, whose weights are not trained."""
-    adapters = module.adapters
     return [key for key in modalities if isinstance(getattr(adapters[key], "stem", None), PretrainedStem)]
 
 

@@ -204,7 +204,7 @@ def _without(data: OwnData, too_few: Collection[tuple[str, ...]], source: Path, 
 def _summary(split: Split, num_groups: int, pattern: str | None) -> SplitSummary:
     data = split.data
     counts = {}
-    held_out_labels = set()
+    held_out_labels: set[str | None] = set()
     for modalities in data.records:
         for part in split.parts:
             counts[f"{part}/{'+'.join(modalities)}"] = len(split.records(part, modalities))
