@@ -4,18 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onepeace.index.builder import Report
     from onepeace.index.hits import Hit, Results
     from onepeace.index.index import Index
     from onepeace.index.items import Item
+    from onepeace.index.maintain import build, remove, update
     from onepeace.index.query import Query
+    from onepeace.index.report import Report
     from onepeace.index.store import is_index
     from onepeace.index.verify import CheckReport, check
-    from onepeace.index.write import build, remove, update
 
 _MODULES = {
-    "CheckReport": "verify", "Hit": "hits", "Index": "index", "Item": "items", "Query": "query", "Report": "builder",
-    "Results": "hits", "build": "write", "check": "verify", "is_index": "store", "remove": "write", "update": "write",
+    "CheckReport": "verify", "Hit": "hits", "Index": "index", "Item": "items", "Query": "query", "Report": "report",
+    "Results": "hits", "build": "maintain", "check": "verify", "is_index": "store", "remove": "maintain",
+    "update": "maintain",
 }  # fmt: skip
 __all__ = [
     "CheckReport", "Hit", "Index", "Item", "Query", "Report", "Results", "build", "check", "is_index", "remove",

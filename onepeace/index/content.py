@@ -9,8 +9,11 @@ from typing import Any, BinaryIO, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.regular import open_regular
+from onepeace.index.entries import state_of
 from onepeace.index.items import Item
-from onepeace.index.sources import Root, is_shard, read_shard, shard_of, state_of, whole_of
+from onepeace.index.paths import is_shard, shard_of, whole_of
+from onepeace.index.roots import Root
+from onepeace.index.shards import read_shard
 from onepeace.progress import Progress
 
 Result = TypeVar("Result")

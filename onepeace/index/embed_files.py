@@ -17,9 +17,11 @@ import numpy as np
 
 from onepeace.errors import UsageError
 from onepeace.files.walk import Unreadable
+from onepeace.index.entries import PARTS, Entry
 from onepeace.index.items import Item, Span
 from onepeace.index.reading import read_entry
-from onepeace.index.sources import PARTS, Entry, listed, roots_of, scan
+from onepeace.index.roots import listed, roots_of
+from onepeace.index.scan import scan
 from onepeace.index.vector_file import BLOCK, Writer, check_extension, write_vectors
 from onepeace.index.video import Video
 from onepeace.progress import Progress

@@ -13,15 +13,16 @@ from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, register
 from onepeace.index.hits import Results
+from onepeace.index.identity import check_model
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
 from onepeace.index.match import Banks
 from onepeace.index.nearest import LOCAL, Matrix, read
 from onepeace.index.plugin import plugin
 from onepeace.index.query import Query, encode
+from onepeace.index.roots import Root, known_roots
 from onepeace.index.search import Searched, SearchOptions
 from onepeace.index.search import search as run_search
-from onepeace.index.sources import Root, known_roots
 from onepeace.index.store import Store
 from onepeace.progress import status
 
@@ -240,40 +241,6 @@ class Index:
             service.close()
         for name in ("matrix", "banks", "service", "mask"):
             self.__dict__.pop(name, None)
-
-
-def identity(model: str) -> dict[str, str]:
-    """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
-    from onepeace.hub.fingerprint import fingerprint
-    from onepeace.hub.resolve import resolve
-    from onepeace.processors import VERSION
-
-    folder = resolve(model)
-    name = os.path.abspath(folder) if Path(model).expanduser().is_dir() else model
-    return {"model": name, "model_hash": fingerprint(folder), "preprocessing": VERSION}
-
-
-def check_model(store: Store, name: str) -> dict[str, str]:
-    """The `identity` of a model, which must be that of an index.
-
-    Raises:
-        UserError: the model cannot be found, or the index was built with another model or another version of the
-            preprocessing.
-    """
-    try:
-        about = identity(name)
-    except UserError as error:
-        made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
-        raise UserError(f"{error}; {made_with}") from error
-    for key, what, remedy in (
-        ("model_hash", "model", "leave out --model, or build a new index"),
-        ("preprocessing", "preprocessing", f"build a new index, or use {store.meta.get('made_by')}"),
-    ):
-        if store.meta[key] != about[key]:
-            own, other = (f"{meta['model']} ({meta[key]})" for meta in (about, store.meta))
-            told = f"made with another {what}, {other}, not {own}; vectors of both cannot be compared"
-            raise UserError(f"{store.folder}: {told}, so {remedy}")
-    return about
 
 
 def banks_of(store: Store) -> Banks:

@@ -11,10 +11,12 @@ from typing import Any
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.cache import cache_folder
-from onepeace.index.builder import Report
-from onepeace.index.index import Index, identity
+from onepeace.index.identity import identity
+from onepeace.index.index import Index
+from onepeace.index.lock import LOCK, Locked, writing
+from onepeace.index.maintain import build, update
+from onepeace.index.report import Report
 from onepeace.index.store import FORMAT, is_index
-from onepeace.index.write import LOCK, Locked, build, update, writing
 from onepeace.progress import status
 
 log = logging.getLogger(__name__)

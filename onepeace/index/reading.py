@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
 from onepeace.files.regular import open_regular
+from onepeace.index.entries import Entry
 from onepeace.index.items import Item, mtime_of
-from onepeace.index.sources import Entry
 
 CHUNK = 1 << 20
 TRIES = 3

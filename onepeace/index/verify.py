@@ -27,7 +27,8 @@ from onepeace.index.database import (
     read_spare,
     write_database,
 )
-from onepeace.index.sources import known_roots
+from onepeace.index.lock import writing
+from onepeace.index.roots import known_roots
 from onepeace.index.store import Store
 from onepeace.index.wal import hides_commits
 
@@ -82,8 +83,6 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         UserError: there is no index, it has another format, it cannot be read or written, or another process is
             writing.
     """
-    from onepeace.index.write import writing
-
     with writing(folder) if repair else nullcontext(Path(folder)) as target:
         report = CheckReport(target)
         try:

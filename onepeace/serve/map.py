@@ -6,7 +6,7 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.index import Index
-from onepeace.index.sources import name_and_place
+from onepeace.index.paths import name_and_place
 from onepeace.serve.media import readable
 
 CAPTION = 200

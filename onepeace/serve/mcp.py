@@ -28,7 +28,7 @@ from onepeace import __version__
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
-from onepeace.index.sources import without_surrogates
+from onepeace.index.paths import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.requests import first_error

@@ -20,7 +20,8 @@ from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import open_content
 from onepeace.index.items import mtime_of
-from onepeace.index.sources import Root, shard_of
+from onepeace.index.paths import shard_of
+from onepeace.index.roots import Root
 from onepeace.serve.memory import MANY_PIXELS, room_for
 from onepeace.serve.uploads import Refused
 

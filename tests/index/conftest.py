@@ -1,6 +1,6 @@
 import pytest
 
-from onepeace.index import write as index_write
+from onepeace.index import maintain
 
 
 @pytest.fixture
@@ -8,7 +8,7 @@ def build(random_folder):
     """Puts files into an index made by the small random model."""
 
     def run(folder, *paths, model=random_folder, **options):
-        return index_write.build(folder, paths, str(model), device="cpu", progress=False, **options)
+        return maintain.build(folder, paths, str(model), device="cpu", progress=False, **options)
 
     return run
 
@@ -16,7 +16,7 @@ def build(random_folder):
 @pytest.fixture
 def update():
     def run(folder, **options):
-        return index_write.update(folder, device="cpu", progress=False, **options)
+        return maintain.update(folder, device="cpu", progress=False, **options)
 
     return run
 

@@ -16,10 +16,9 @@ from support.small_shards import square, tone, write_tar
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, builder, check, is_index, reading, remove
-from onepeace.index import write as index_write
+from onepeace.index import Index, check, embedding, is_index, loading, maintain, reading, remove
+from onepeace.index.lock import writing
 from onepeace.index.store import Store
-from onepeace.index.write import writing
 
 
 def counts(report):
@@ -85,7 +84,7 @@ def test_without_news_nothing_is_loaded_read_or_written(build, update, no_model,
     first = build(tmp_path / "index", folder)
     generation = Index.open(tmp_path / "index").store.meta["generation"]
     no_model()
-    monkeypatch.setattr(builder, "read_entry", None)
+    monkeypatch.setattr(embedding, "read_entry", None)
     for again in (build(tmp_path / "index", folder), update(tmp_path / "index")):
         assert counts(again) == {"unchanged": 30, "known_problems": len(first.problems)}
         assert again.problems == []
@@ -120,8 +119,8 @@ def test_a_chain_of_renames_loses_nothing(build, update, words, tmp_path):
 
 
 def test_long_sounds_have_a_vector_for_every_window(build, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "WINDOW", 1.5)
-    monkeypatch.setattr(builder, "HOP", 1.0)
+    monkeypatch.setattr(embedding, "WINDOW", 1.5)
+    monkeypatch.setattr(embedding, "HOP", 1.0)
     path = tmp_path / "long.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000 * 5), 16000)
     build(tmp_path / "index", path)
@@ -194,7 +193,7 @@ def test_file_that_lacked_a_package_is_tried_when_it_is_there(build, words, tmp_
 
 
 def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
-    take, taken = builder.Builder._take, []
+    take, taken = embedding.Embedding.take, []
 
     def interrupted(self, result, item, video):
         taken.append(item.path)
@@ -203,7 +202,7 @@ def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
         take(self, result, item, video)
 
     with monkeypatch.context() as context:
-        context.setattr(builder.Builder, "_take", interrupted)
+        context.setattr(embedding.Embedding, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "index", folder, batch_size=4)
     kept = content(tmp_path / "index")
@@ -215,16 +214,16 @@ def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
 
 
 def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, tmp_path, monkeypatch):
-    take = builder.Builder._take
+    take = embedding.Embedding.take
 
     def moving(self, *args):
         take(self, *args)
         if (tmp_path / "index").exists():
             (tmp_path / "index").rename(tmp_path / "moved")
-        self._flush()
+        self.recorder.flush()
 
     with monkeypatch.context() as context:
-        context.setattr(builder.Builder, "_take", moving)
+        context.setattr(embedding.Embedding, "take", moving)
         with pytest.raises(UserError, match=f"{tmp_path / 'index'}: the index was moved"):
             build(tmp_path / "index", words, batch_size=1)
     assert not (tmp_path / "index").exists()
@@ -235,14 +234,14 @@ def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, tmp_path
 
 def test_one_path_needs_no_list_and_a_closed_index_says_so(build, words, random_folder, tmp_path):
     folder = tmp_path / "index"
-    assert index_write.build(folder, str(words), str(random_folder), device="cpu", progress=False).added == 6
+    assert maintain.build(folder, str(words), str(random_folder), device="cpu", progress=False).added == 6
     with Index.open(folder) as index:
         pass
     with pytest.raises(UserError, match="closed"):
         index.search("a")
     report = check(folder)
     assert (report.ok, report.files) == (True, 6)
-    assert index_write.remove(folder, str(words)) == 6
+    assert maintain.remove(folder, str(words)) == 6
 
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
@@ -257,7 +256,7 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
 
 def test_process_without_stderr_builds(random_folder, words, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
-    assert index_write.build(tmp_path / "index", [words], str(random_folder), device="cpu").added == 6
+    assert maintain.build(tmp_path / "index", [words], str(random_folder), device="cpu").added == 6
 
 
 def test_folder_that_cannot_be_read_costs_nothing(build, update, words, tmp_path, monkeypatch):
@@ -430,8 +429,8 @@ def test_nothing_is_made_where_nothing_comes_of_it(build, words, tmp_path, rando
     with pytest.raises(UserError, match="no model 'tinny'"):
         build(tmp_path / "index", words, model="tinny")
     with pytest.raises(UserError, match="not available here"):
-        index_write.build(tmp_path / "index", words, str(random_folder), device="banana")
-    for change in (index_write.update, lambda folder: check(folder, repair=True)):
+        maintain.build(tmp_path / "index", words, str(random_folder), device="banana")
+    for change in (maintain.update, lambda folder: check(folder, repair=True)):
         with pytest.raises(UserError, match="no index there"):
             change(tmp_path / "empty")
     assert not [*(tmp_path / "empty").iterdir()]
@@ -456,7 +455,7 @@ def test_build_that_failed_at_its_first_write_can_be_repeated(build, tmp_path, w
 
 
 def test_pipe_that_replaces_a_file_after_the_scan_is_not_waited_for(build, words, tmp_path, monkeypatch):
-    real = index_write.scan
+    real = maintain.scan
 
     def scan(roots):
         found = real(roots)
@@ -464,7 +463,7 @@ def test_pipe_that_replaces_a_file_after_the_scan_is_not_waited_for(build, words
         os.mkfifo(words / "0.txt")
         return found
 
-    monkeypatch.setattr(index_write, "scan", scan)
+    monkeypatch.setattr(maintain, "scan", scan)
     (problem,) = build(tmp_path / "index", words).problems
     assert (problem.path.name, problem.reason) == ("0.txt", "not a regular file")
 
@@ -497,7 +496,7 @@ def test_file_of_the_year_2400_is_indexed(build, update, words, tmp_path):
 
 def test_a_wide_model_is_compiled_for_many_new_files(build, tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(index_write, "COMPILE_FROM", 2)
+    monkeypatch.setattr(loading, "COMPILE_FROM", 2)
     monkeypatch.setattr(compiling, "compile_blocks", compiled.append)
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name)

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 from support import crash
 
-from onepeace.index import reading
-from onepeace.index import write as writing
+from onepeace.index import maintain, reading
 from onepeace.index.store import Store
 
 OLD, NEW = b"an old text", b"another one"
@@ -80,7 +79,7 @@ def build(text, tmp_path, monkeypatch):
 
         with crash.without_model(), monkeypatch.context() as patch:
             patch.setattr(crash, "Embedder", Embedder)
-            report = writing.build(tmp_path / "index", text.parent, progress=False)
+            report = maintain.build(tmp_path / "index", text.parent, progress=False)
         with closing(Store(tmp_path / "index")) as store:
             (item,) = store.items()
             _, _, vectors = store.intact([item.id])[item.id]
@@ -113,7 +112,7 @@ def test_file_that_never_stays_is_a_problem_that_the_next_update_tries_again(bui
     assert [problem.reason for problem in report.problems] == [item.problem] == ["changes while it is read"]
     assert (item.hash, len(vectors)) == (None, 0)
     with crash.without_model():
-        assert writing.update(tmp_path / "index", progress=False).added == 1
+        assert maintain.update(tmp_path / "index", progress=False).added == 1
 
 
 def test_file_that_goes_is_a_problem(build):

@@ -16,7 +16,7 @@ from onepeace.errors import UserError
 from onepeace.index import check
 from onepeace.index.database import DATABASE, PAGE, SIDE_FILES
 from onepeace.index.items import Item, Span
-from onepeace.index.sources import Root, keep_roots
+from onepeace.index.roots import Root, keep_roots
 from onepeace.index.store import Store
 
 

@@ -8,7 +8,7 @@ import pytest
 from onepeace.errors import UserError
 from onepeace.index import Index
 from onepeace.index.kept import delete, kept, kept_index
-from onepeace.index.write import writing
+from onepeace.index.lock import writing
 
 
 @pytest.fixture(autouse=True)

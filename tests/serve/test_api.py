@@ -24,7 +24,7 @@ from fastapi.testclient import TestClient
 
 from onepeace.index import Index, Query, build, remove, update
 from onepeace.index.items import Item
-from onepeace.index.sources import Root, keep_roots
+from onepeace.index.roots import Root, keep_roots
 from onepeace.index.store import Store
 from onepeace.serve import guesses
 from onepeace.serve.api import create_app

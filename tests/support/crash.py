@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.index import Index, Query, builder, check, remove, sources
-from onepeace.index import write as writing
+from onepeace.index import Index, Query, check, loading, maintain, record, remove, scan
 from onepeace.index.database import DATABASE
 from onepeace.index.store import Store
 
@@ -44,7 +43,7 @@ def vectors_of(content: bytes) -> np.ndarray:
 
 
 class Embedder:
-    """As far as the builder asks for one."""
+    """As far as building an index asks for one."""
 
     embed_dim = DIM
     modalities = ("text",)
@@ -67,13 +66,14 @@ class Embedder:
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     changes = [
-        (writing, "_create", lambda folder, _: Store.create(folder, DIM, ABOUT)),
-        (writing, "check_model", lambda *_: {}),
-        (writing, "_load", lambda *_: Embedder()),
-        (writing, "_keep_calibration", lambda *_: None),
-        (builder, "BATCH_VECTORS", 3),
+        (maintain, "create_store", lambda folder, _: Store.create(folder, DIM, ABOUT)),
+        (maintain, "check_model", lambda *_: {}),
+        (maintain, "keep_calibration", lambda *_: None),
+        (loading, "load_model", lambda *_: Embedder()),
+        (scan, "modalities_by_suffix", lambda: {".txt": "text"}),
+        (record, "BATCH_VECTORS", 3),
+        (record, "BATCH_SECONDS", float("inf")),
     ]
-    changes += [(sources, "modalities_by_suffix", lambda: {".txt": "text"}), (builder, "BATCH_SECONDS", float("inf"))]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
         setattr(module, name, value)
@@ -95,9 +95,9 @@ def run(command: str, index: Path, files: Path, limit: int | None = None) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with without_model():
         if command == "build":
-            writing.build(index, [files], progress=False)
+            maintain.build(index, [files], progress=False)
         elif command == "update":
-            writing.update(index, progress=False)
+            maintain.update(index, progress=False)
         elif command == "remove":
             remove(index, sorted(files.glob("*.txt"))[::2])
         else:

@@ -1,0 +1,62 @@
+"""What an index holds besides its files and vectors: the unrelated queries of its model and their scores, the files
+derived from the vectors, and a vector database."""
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from onepeace.index import nearest
+from onepeace.index.calibrate import banks_of_words, read_calibration
+from onepeace.index.index import banks_of
+from onepeace.index.plugin import plugin
+from onepeace.index.store import Store
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+
+EXPORT_FROM = 1000
+"""Number of files from which on the model's text branch is exported in 10 s; without it a text query takes 3 s."""
+
+
+def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
+    """Store the unrelated queries of the model: those in its folder, else generic words, which it encodes now."""
+    from onepeace.hub.resolve import resolve
+
+    kept = store.blob("calibration")
+    latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
+    if latest is None and kept is None and "text" in store.kinds:
+        latest = banks_of_words(load()).to_bytes()
+    if latest is not None and latest != kept:
+        with store.transaction():
+            store.keep_blob("calibration", latest)
+            store.meta["scored"] = ""  # the old scores are of other queries
+
+
+def keep_text_branch(store: Store) -> None:
+    """Export the text branch of the model of an index with many files."""
+    if "text" in store.kinds and store.count("problem IS NULL") >= EXPORT_FROM:
+        from onepeace.export import text_branch
+
+        text_branch.keep_text_branch(store.meta["model"], store.meta["model_hash"])
+
+
+def finish(store: Store) -> None:
+    """Update what is derived from the vectors: the scores of the unrelated queries, the files, a vector database."""
+    state = nearest.vectors_state(store)
+    if store.meta.get("scored") != state:
+        best = banks_of(store).best_bytes()
+        with store.transaction():
+            store.keep_blob("best", best)
+            store.meta["scored"] = state
+    nearest.keep(store)
+    send(store, store.meta["store"])
+
+
+def send(store: Store, address: str) -> None:
+    """Update a vector database, "local" for none; its address is stored in the index once it has answered."""
+    if address != nearest.LOCAL:
+        matrix = nearest.Matrix(store)
+        with closing(plugin(address, "open_store")(address, store, matrix)) as service:
+            service.send()
+    with store.transaction():
+        store.meta["store"] = address

@@ -1,0 +1,136 @@
+"""Step "write" of a run: counts what happens to each file, and writes the files to the database in transactions.
+
+What was written before an interruption stays, and the same command resumes the run.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from onepeace.files.walk import Unreadable
+from onepeace.index.items import Item, Span
+from onepeace.index.paths import places_of, without_surrogates
+from onepeace.index.report import Report
+from onepeace.index.scan import Scan
+from onepeace.index.store import Store
+
+BATCH_SECONDS = 2.0
+BATCH_VECTORS = 512
+"""Limits of a transaction: the most work that is lost if the process is killed."""
+
+
+class Row(NamedTuple):
+    """A file that the next transaction writes."""
+
+    item: Item
+    spans: Sequence[Span]
+    vectors: np.ndarray
+    """(len(spans), E) float32."""
+
+
+class Recorder:
+    """Writes files into a store that is open for writing.
+
+    Attributes:
+        items: the latest `Item` of each path, also those that are not written yet.
+        report: counts of the run.
+    """
+
+    def __init__(self, store: Store, report: Report) -> None:
+        self.store = store
+        self.report = report
+        self.items = {item.path: item for item in store.items()}
+        self._num_copies: Counter[bytes | None] = Counter()
+        """Number of new paths that reused the vectors of known content, by hash of the content."""
+        self._waiting: list[Row] = []
+        self._last_write = time.monotonic()
+
+    def record_vectors(self, item: Item, spans: Sequence[Span], vectors: np.ndarray) -> None:
+        """A file that was embedded."""
+        previous = self.items.get(item.path)
+        if previous is None or previous.problem is not None:
+            self.report.added += 1
+        else:
+            self.report.changed += 1
+        self.report.vectors += len(vectors)
+        if item.note is not None:
+            self.report.noted += 1
+        self._add(Row(item, spans, vectors))
+
+    def record_copy(self, item: Item, original: Item) -> None:
+        """A file with the content of a file of the index, which may be itself with another time."""
+        item = replace(item, note=original.note)
+        if original.problem is not None:
+            self.record_problem(item, original.problem)
+            return
+        if original.path == item.path:
+            self.report.unchanged += 1
+        else:
+            self.report.copied += 1
+            self._num_copies[item.hash] += 1
+        self._add_with_vectors_of(item, original)
+
+    def record_unchanged(self, previous: Item, item: Item) -> None:
+        """A file that is as it was, though its caption and other columns may have changed."""
+        has_vectors = previous.problem is None
+        if has_vectors:
+            self.report.unchanged += 1
+        else:
+            self.report.known_problems += 1
+        described = replace(previous, caption=item.caption, metadata=item.metadata)
+        if described != previous:
+            if has_vectors:
+                self.report.recaptioned += 1
+            self._add_with_vectors_of(described, previous)
+
+    def record_problem(self, item: Item, reason: str) -> None:
+        """A file that cannot be embedded."""
+        item = replace(item, problem=without_surrogates(reason))
+        previous = self.items.get(item.path)
+        if previous is not None and (previous.problem, previous.hash) == (item.problem, item.hash):
+            self.report.known_problems += 1
+        else:
+            self.report.problems.append(Unreadable(Path(item.path), reason))
+        if previous is None or replace(previous, id=0) != item:
+            self._add(Row(item, [], np.empty((0, self.store.embed_dim), np.float32)))
+
+    def remove_missing(self, scan: Scan) -> None:
+        """Remove files that a scan has not found, except in folders or shards that could not be read."""
+        unread = {str(problem.path) for problem in scan.problems}
+        unread |= {path for path, entry in scan.entries.items() if entry.item.problem is not None}
+        missing = []
+        for item in self.store.items():
+            if item.path not in scan.entries and not places_of(item.path) & unread:
+                missing.append(item)
+        with self.store.transaction():
+            self.store.remove([item.id for item in missing])
+        num_moved = (Counter(item.hash for item in missing) & self._num_copies).total()
+        self.report.moved = num_moved
+        self.report.copied -= num_moved
+        self.report.removed = len(missing) - num_moved
+
+    def flush(self) -> None:
+        """Write the files that wait, in one transaction."""
+        rows = self._waiting
+        self._waiting = []
+        if rows:
+            vectors = np.concatenate([row.vectors for row in rows])
+            with self.store.transaction():
+                self.store.add([(row.item, row.spans) for row in rows], vectors)
+        self._last_write = time.monotonic()
+
+    def _add_with_vectors_of(self, item: Item, original: Item) -> None:
+        _, spans, vectors = self.store.intact([original.id])[original.id]
+        self._add(Row(item, spans, vectors))
+
+    def _add(self, row: Row) -> None:
+        self.items[row.item.path] = row.item
+        self._waiting.append(row)
+        num_vectors = sum(max(1, len(waiting.spans)) for waiting in self._waiting)
+        if num_vectors >= BATCH_VECTORS or time.monotonic() - self._last_write > BATCH_SECONDS:
+            self.flush()
