@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch import nn
 
 from onepeace.model.interface import Trained
 
@@ -25,13 +26,18 @@ def pays_off(model: Trained, device: torch.device) -> bool:
 
     Logs a warning if not: blocks are below `MIN_WIDTH`, or a CPU has no C++ compiler.
     """
-    if model.config.dim < MIN_WIDTH:
-        log.warning("not compiled: it pays from a width of %d on, this model has %d", MIN_WIDTH, model.config.dim)
+    if width(model) < MIN_WIDTH:
+        log.warning("not compiled: it pays from a width of %d on, this model has %d", MIN_WIDTH, width(model))
         return False
     if device.type == "cpu" and not has_cpp_compiler():
         log.warning("not compiled: there is no C++ compiler ($CXX, g++ or clang++)")
         return False
     return True
+
+
+def width(model: nn.Module) -> int:
+    """Width of the tokens in a model's blocks; 0 for a model of another library, whose blocks are not known."""
+    return getattr(model.config, "dim", 0)
 
 
 def compile_always(model: Trained) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
+from onepeace.embed.digest import digest
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.options import Keywords, Options, read_options
@@ -30,6 +31,7 @@ from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
+from onepeace.hub.identity import Identity, identify
 from onepeace.hub.resolve import resolve
 from onepeace.model import INITIAL_SCALE, Encoder
 from onepeace.processors.known import processor_class
@@ -97,8 +99,10 @@ def load(
     module = weight_files.load_encoder(folder, chosen, precision, wanted)
     if compile:
         compile_blocks(module)
-    options, keys = config.processors, module.config.adapters
-    return Embedder(module, {key: processor_class(key).from_config(options.get(key, {}), folder) for key in keys})
+    processors = {}
+    for key in module.config.adapters:
+        processors[key] = processor_class(key).from_config(config.processors.get(key, {}), folder)
+    return Embedder(module, processors, identify(name))
 
 
 class Embedder:
@@ -106,11 +110,18 @@ class Embedder:
 
     `stream` yields results one by one; the `encode` methods collect them. All accept any iterable, keep the order and
     share the keyword arguments of `onepeace.embed.options.Options`. On a CPU, each core computes its own batches.
+
+    Args:
+        module: has ``config.embed_dim`` and ``config.projections``, the modalities with vectors; called with {modality:
+            inputs}, it returns {modality: (B, E)}. A module of your own needs no more for vectors.
+        processors: of each modality.
+        identity: name and hash by which an index knows the model; None = see `identity`.
     """
 
-    def __init__(self, module: Encoder, processors: Mapping[str, Processor]) -> None:
+    def __init__(self, module: Encoder, processors: Mapping[str, Processor], identity: Identity | None = None) -> None:
         self.module = module.eval()
         self.processors = dict(processors)
+        self._identity = identity
 
     def __repr__(self) -> str:
         return (
@@ -127,6 +138,14 @@ class Embedder:
     def embed_dim(self) -> int:
         """Dimension E of the embeddings."""
         return self.module.config.embed_dim
+
+    @property
+    def identity(self) -> Identity:
+        """Name and hash by which an index knows this model: those of `load` or of whoever made the object, else a
+        digest of its weights and processors (onepeace/embed/digest.py), which is computed once."""
+        if self._identity is None:
+            self._identity = Identity(type(self.module).__name__, digest(self.module, self.processors))
+        return self._identity
 
     @property
     def device(self) -> torch.device:

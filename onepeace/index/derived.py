@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from onepeace.index import nearest
 from onepeace.index.calibrate import banks_of_words, read_calibration
+from onepeace.index.identity import FOREIGN
 from onepeace.index.index import banks_of
 from onepeace.index.plugin import plugin
 from onepeace.index.store import Store
@@ -23,7 +24,9 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     from onepeace.hub.resolve import resolve
 
     kept = store.blob("calibration")
-    latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
+    latest = None
+    if FOREIGN not in store.meta:
+        latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
     if latest is None and kept is None and "text" in store.kinds:
         latest = banks_of_words(load()).to_bytes()
     if latest is not None and latest != kept:
@@ -34,7 +37,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
 
 def keep_text_branch(store: Store) -> None:
     """Export the text branch of the model of an index with many files."""
-    if "text" in store.kinds and store.count("problem IS NULL") >= EXPORT_FROM:
+    if FOREIGN not in store.meta and "text" in store.kinds and store.count("problem IS NULL") >= EXPORT_FROM:
         from onepeace.export import text_branch
 
         text_branch.keep_text_branch(store.meta["model"], store.meta["model_hash"])

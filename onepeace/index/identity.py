@@ -1,32 +1,61 @@
 """What determines the vectors of an index: its model and the preprocessing."""
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, Union
 
 from onepeace.errors import UserError
 from onepeace.index.store import Store
 
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+    from onepeace.hub.identity import Identity
 
-def identity(model: str) -> dict[str, str]:
+Model: TypeAlias = Union[str, os.PathLike[str], "Embedder"]
+"""Name of a model (see `onepeace.load`), or a model."""
+FOREIGN = "foreign"
+"""Entry of the metadata of an index whose model cannot be loaded by its name."""
+
+
+def is_name(model: Model) -> "TypeGuard[str | os.PathLike[str]]":
+    """Whether a model is given by its name, and not as an object."""
+    return isinstance(model, (str, os.PathLike))
+
+
+def identity(model: Model) -> dict[str, str]:
     """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
-    from onepeace.hub.fingerprint import fingerprint
-    from onepeace.hub.resolve import resolve
     from onepeace.processors import VERSION
 
-    folder = resolve(model)
-    name = os.path.abspath(folder) if Path(model).expanduser().is_dir() else model
-    return {"model": name, "model_hash": fingerprint(folder), "preprocessing": VERSION}
+    known = _identity_of(model)
+    entries = {"model": known.name, "model_hash": known.hash, "preprocessing": VERSION}
+    if not known.is_loadable:
+        entries[FOREIGN] = "yes"
+    return entries
 
 
-def check_model(store: Store, name: str) -> dict[str, str]:
+def _identity_of(model: Model) -> "Identity":
+    from onepeace.hub.identity import identify
+
+    if is_name(model):
+        return identify(model)
+    return model.identity
+
+
+def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
     """The `identity` of a model, which must be that of an index.
+
+    Args:
+        model: None = the model of the index, by its name.
 
     Raises:
         UserError: the model cannot be found, or the index was built with another model or another version of the
             preprocessing.
     """
+    if model is None:
+        model = store.meta["model"]
+        if FOREIGN in store.meta:
+            raise UserError(f"{store.folder}: made with an Embedder of your own, {model}; pass it as model=")
     try:
-        wanted = identity(name)
+        wanted = identity(model)
     except UserError as error:
         made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
         raise UserError(f"{error}; {made_with}") from error

@@ -13,7 +13,7 @@ from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, register
 from onepeace.index.hits import Results
-from onepeace.index.identity import check_model
+from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
 from onepeace.index.match import Banks
@@ -47,24 +47,41 @@ class Index:
         kinds: modalities of the vectors, which are those of the model.
     """
 
-    def __init__(self, store: Store, model: str | None, device: str | None, dtype: str) -> None:
-        self._model, self._device, self._dtype = model, device, dtype
+    def __init__(self, store: Store, model: Model | None, device: str | None, dtype: str) -> None:
+        self._model = model
+        self._device = device
+        self._dtype = dtype
         self._show(store)
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], *, model: str | None = None, device: str | None = None, dtype: str = "auto"
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        model: Model | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
     ) -> "Index":
         """Open an existing index.
 
         Args:
-            model: model for queries, if the model of the index has another name on this machine.
+            model: model for queries: a name, if the model of the index has another one on this machine, or an
+                `Embedder`. The index then stays with it; without it, `refresh` follows an index that is moved to
+                another model.
             device, dtype: see `onepeace.load`; the model is loaded with the first query that needs it.
 
         Raises:
-            UserError: there is no index, it is damaged, or it has another format version.
+            UserError: there is no index, it is damaged, or it has another format version; the `Embedder` is not the
+                model of the index.
         """
-        return cls(Store(Path(folder)), model, device, dtype)
+        store = Store(Path(folder))
+        if model is not None and not is_name(model):
+            try:
+                check_model(store, model)
+            except BaseException:
+                store.close()
+                raise
+        return cls(store, model, device, dtype)
 
     def __enter__(self) -> "Index":
         return self
@@ -133,8 +150,10 @@ class Index:
         """The model of the index; loaded on first use."""
         from onepeace.embed.embedder import load
 
+        if self._model is not None and not is_name(self._model):
+            return self._model
+        check_model(self.store, self._model)
         name = self._model or self.model
-        check_model(self.store, name)
         status(f"loading the model {name} ...")
         return load(name, device=self._device, dtype=self._dtype)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.index import Index, Query, check, loading, maintain, record, remove, scan
+from onepeace.index import Index, Query, check, filling, loading, maintain, record, remove, scan
 from onepeace.index.database import DATABASE
 from onepeace.index.store import Store
 
@@ -66,9 +66,9 @@ class Embedder:
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     changes = [
-        (maintain, "create_store", lambda folder, _: Store.create(folder, DIM, ABOUT)),
-        (maintain, "check_model", lambda *_: {}),
-        (maintain, "keep_calibration", lambda *_: None),
+        (filling, "create_store", lambda folder, _: Store.create(folder, DIM, ABOUT)),
+        (filling, "check_model", lambda *_: {}),
+        (filling, "keep_calibration", lambda *_: None),
         (loading, "load_model", lambda *_: Embedder()),
         (scan, "modalities_by_suffix", lambda: {".txt": "text"}),
         (record, "BATCH_VECTORS", 3),
