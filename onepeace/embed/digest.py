@@ -21,8 +21,7 @@ def digest(module: nn.Module, processors: Mapping[str, Processor]) -> str:
     neither a number, a text, a tensor nor a collection of these, such as a tokenizer, counts with its class alone.
     """
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    tensors = dict(module.named_parameters())
-    tensors.update(module.named_buffers())
+    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name in sorted(tensors):
         state.update(f"{name} ".encode())
         _update(state, tensors[name])

@@ -124,10 +124,10 @@ def _shape_of(model: Model) -> tuple[int, list[str]]:
         from onepeace.hub.resolve import resolve
 
         config = read_config(resolve(model)).model
-        modalities = config.adapters
+        modalities = list(config.adapters)
     else:
         config = model.module.config
-        modalities = model.modalities
+        modalities = list(model.modalities)
     return config.embed_dim, [modality for modality in modalities if modality in config.projections]
 
 

@@ -1,12 +1,14 @@
 """What determines the vectors of an index: its model and the preprocessing."""
 
 import os
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from onepeace.errors import UserError
 from onepeace.index.store import Store
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
     from onepeace.embed.embedder import Embedder
     from onepeace.hub.identity import Identity
 
@@ -16,7 +18,7 @@ FOREIGN = "foreign"
 """Entry of the metadata of an index whose model cannot be loaded by its name."""
 
 
-def is_name(model: Model) -> "TypeGuard[str | os.PathLike[str]]":
+def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
     """Whether a model is given by its name, and not as an object."""
     return isinstance(model, (str, os.PathLike))
 

@@ -43,7 +43,8 @@ def roots_of(
         UsageError: a path that does not exist; UserError: a pattern that matches no shard.
     """
     roots = []
-    for path in map(os.fspath, paths):
+    for each in paths:
+        path = os.fspath(each)
         absolute = os.path.abspath(path)
         if os.path.isdir(absolute):
             roots.append(Root(absolute, "folder", tuple(exclude), follow_links))

@@ -82,8 +82,8 @@ def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str],
         return (is_folder and is_index(path)) or str(path) in left_out or ignored(path, is_folder)
 
     files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=result.others)
-    for path, modality in files:
-        modality = modality or _sniffed(path)
+    for path, known_modality in files:
+        modality = known_modality or _sniffed(path)
         if modality:
             yield entry_of_file(str(path), modality)
         else:

@@ -9,7 +9,7 @@ from support.random_model import save_random_model
 from onepeace.embed.embedder import load
 from onepeace.export.text_branch import TextBranch, text_branch_folder
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.index import build, write
+from onepeace.index import build, derived
 from onepeace.index.index import Index
 
 pytest.importorskip("onnxscript")
@@ -18,7 +18,7 @@ pytest.importorskip("onnxscript")
 def test_words_are_read_without_the_model(tmp_path, monkeypatch, caplog):
     model = save_random_model(tmp_path / "model", ("text",), depth=1)
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(write, "EXPORT_FROM", 2)
+    monkeypatch.setattr(derived, "EXPORT_FROM", 2)
     for i in range(2):
         (tmp_path / f"{i}.txt").write_text(f"words {i}")
     paths, model_hash = [tmp_path / "0.txt", tmp_path / "1.txt"], fingerprint(model)

@@ -12,7 +12,7 @@ from support.small_shards import square, write_tar
 
 from onepeace.embed import embedder
 from onepeace.errors import UserError
-from onepeace.index import build, write
+from onepeace.index import build, filling
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
 
@@ -46,7 +46,7 @@ def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
 @pytest.mark.slow
 def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(embedder, "load", deadly.load)
-    monkeypatch.setattr(write, "_keep_calibration", lambda *_: None)
+    monkeypatch.setattr(filling, "keep_calibration", lambda *_: None)
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(30):
