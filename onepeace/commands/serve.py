@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     need("fastapi", "web")
     need("uvicorn", "web")
-    from onepeace.serve.api import is_loopback
-    from onepeace.serve.api import run as serve
+    from onepeace.serve.server import is_loopback
+    from onepeace.serve.server import run as serve
 
     password = args.password if args.password is not None else os.environ.get(PASSWORD) or None
     if password is not None and len(password) < MIN_LENGTH:

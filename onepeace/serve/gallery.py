@@ -7,41 +7,60 @@ user is escaped, and no script may run.
 import base64
 import mimetypes
 import os
-from html import escape
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
+
+import jinja2
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes, suffix
-from onepeace.index import Hit, Query, Results
+from onepeace.index import Hit, Item, Query, Results
 from onepeace.index.content import content
 from onepeace.index.paths import name_and_place
 from onepeace.serve import media
 from onepeace.serve.media import VIDEO_TYPES, readable
 
-STYLE = Path(__file__).parent / "page" / "app.css"
-EMBEDDED, EMBEDDED_TOTAL = 4 << 20, 24 << 20
-"""Maximum bytes of one embedded sound or video, and of all together; larger ones are linked."""
-HTML = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data: 'self' file:; \
-style-src 'unsafe-inline'; script-src 'none'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body class="document">
-{body}
-</body>
-</html>
-"""
+FOLDER = Path(__file__).parent
+STYLE = FOLDER / "page" / "app.css"
+EMBEDDED = 4 << 20
+"""Maximum bytes of one embedded sound or video; larger ones are linked."""
+EMBEDDED_TOTAL = 24 << 20
+"""Maximum bytes of all embedded sounds and videos."""
 EXCERPT = 280
 """Maximum number of characters shown of a text."""
 MATCH = "share of unrelated queries that score lower here"
 COSINE = "cosine similarity"
+
+
+class Well(NamedTuple):
+    """What a card shows of its file: a text, or a picture with or without a player."""
+
+    text: str = ""
+    image: str = ""
+    """Address of a picture."""
+    player: str = ""
+    """audio, video or ""."""
+    source: str = ""
+    """Address for the player."""
+
+
+class Card(NamedTuple):
+    """A hit, as gallery.html shows it."""
+
+    hit: Hit
+    name: str
+    folder: str
+    link: str
+    well: Well
+    word: str
+    """likely, possible, unlikely, or "" without a match."""
+    number: str
+    share: float
+    """Length of the bar, 0 to 1."""
+    scale: str
+    """Explanation of the number."""
 
 
 class InlineMedia:
@@ -52,14 +71,17 @@ class InlineMedia:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.left = folder, EMBEDDED_TOTAL
+        self.folder = folder
+        self.bytes_left = EMBEDDED_TOTAL
 
-    def address(self, value: Path | bytes, kind: str) -> str:
+    def address(self, value: Path | bytes, media_type: str) -> str:
+        """Address of a file or of the content of one; "" for a large sample of a shard, which no link leads to."""
         size = len(value) if isinstance(value, bytes) else value.stat().st_size
-        if size > min(EMBEDDED, self.left):  # a sample of a shard has no file to link to
-            return escape(_link_to(value, self.folder), quote=True) if isinstance(value, Path) else ""
-        self.left -= size
-        return _data_uri(kind, value if isinstance(value, bytes) else read_bytes(value))
+        if size > min(EMBEDDED, self.bytes_left):
+            return _link_to(value, self.folder) if isinstance(value, Path) else ""
+        self.bytes_left -= size
+        data = value if isinstance(value, bytes) else read_bytes(value)
+        return _data_uri(media_type, data)
 
 
 def write_gallery(results: Results, query: Query, file: Path) -> None:
@@ -68,75 +90,100 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    embedding = InlineMedia(file.parent)
-    said = ", ".join(_words(query))
-    heading = results.heading or f"{len(results)} of {results.compared} files"
-    cards = "\n".join(_card(hit, embedding) for hit in results)
-    header = f'<h1>{escape(said)}</h1>\n<p class="heading">{escape(heading)}</p>'
-    body = f'<main>\n{header}\n<ol class="cards">{cards}</ol>\n</main>'
-    title, style = f"{readable(said)} - onepeace search", STYLE.read_text(encoding="utf-8")
-    html = HTML.format(title=escape(title), style=style, body=body)
+    inline = InlineMedia(file.parent)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    html = environment.get_template("gallery.html").render(
+        style=STYLE.read_text(encoding="utf-8"),
+        query=", ".join(_words(query)),
+        results=results,
+        cards=[_card(hit, inline) for hit in results],
+    )
     write_text_atomic(file, html.encode("utf-8", "replace").decode())  # a path may contain bytes that are not text
 
 
 def _words(query: Query) -> list[str]:
     """The parts of a query as readable text."""
-    found = []
+    words = []
     for name in ("text", "image", "audio", "like", "without"):
-        given = getattr(query, name)
-        for value in [given] if isinstance(given, str | Path) else given:
-            shown = (
-                value if name in ("text", "without") else Path(value).name if isinstance(value, str | Path) else name
-            )
-            found.append(f"{name} {readable(shown)}" if name in ("like", "without") else readable(shown))
-    return found
+        values = getattr(query, name)
+        if isinstance(values, str | Path):
+            values = [values]
+        for value in values:
+            if name in ("text", "without"):
+                shown = readable(value)
+            elif isinstance(value, str | Path):
+                shown = readable(Path(value).name)
+            else:
+                shown = name
+            words.append(f"{name} {shown}" if name in ("like", "without") else shown)
+    return words
 
 
-def _card(hit: Hit, embedding: InlineMedia) -> str:
-    item = hit.item
-    name, place = map(readable, name_and_place(item.path))
-    link = _link_to(Path(item.path), embedding.folder)
-    share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
+def _card(hit: Hit, inline: InlineMedia) -> Card:
+    name, folder = map(readable, name_and_place(hit.item.path))
     word, _, number = hit.value.rpartition(" ")
-    at = "" if hit.start is None else f" at {hit.start:.0f} s"
-    copies = f" and {len(hit.copies)} very similar files" if hit.copies else ""
-    return f"""<li class="card {item.modality}">
-<div class="well">{_media(hit, name, embedding)}</div>
-<div class="about"><a class="name" href="{escape(link)}">{escape(name)}</a>
-<p class="match" title="{scale}">{word} <b>{number}</b>{at}</p>
-<meter min="0" max="1" value="{max(0.0, share):.3f}" aria-label="{scale}"></meter>
-<p class="place">{escape(place)}{copies}</p></div></li>"""
+    share = hit.score if hit.match is None else hit.match
+    return Card(
+        hit=hit,
+        name=name,
+        folder=folder,
+        link=_link_to(Path(hit.item.path), inline.folder),
+        well=_well(hit, name, inline),
+        word=word,
+        number=number,
+        share=max(0.0, share),
+        scale=COSINE if hit.match is None else MATCH,
+    )
 
 
-def _media(hit: Hit, name: str, embedding: InlineMedia) -> str:
-    """HTML of a hit: its picture, player or text, or its name if the file is gone or cannot be shown."""
-    item, start = hit.item, hit.start or 0.0
-    label, at = escape(name, quote=True), f"#t={start:.3f}" if start else ""
+def _well(hit: Hit, name: str, inline: InlineMedia) -> Well:
+    """Picture, player or text of a hit, or its name if the file is gone or cannot be shown."""
+    item = hit.item
     try:
         if item.modality == "text":
-            value = content(item, {})
-            text = value if isinstance(value, str) else read_bytes(value).decode("utf-8-sig", "replace")
-            return f"<blockquote>{escape(text.strip()[:EXCERPT])}</blockquote>"
-        small = media.thumbnail(item, {}, at=start)
-        address = _data_uri(small.type, small.read())
-        if item.modality == "image":
-            return f'<img src="{address}" alt="{label}">'
-        value = content(item, {})
-        kind = VIDEO_TYPES.get(suffix(item.path)) or mimetypes.guess_type(f"_{suffix(item.path)}")[0] or "audio/wav"
-        source = "" if isinstance(value, str) else embedding.address(value, kind)
-        if not source:
-            return f'<img src="{address}" alt="{label}">'
-        source += at
-        if item.modality == "video" and kind in VIDEO_TYPES.values():
-            return f'<video controls preload="none" aria-label="{label}" poster="{address}" src="{source}"></video>'
-        player = f'<audio controls preload="none" aria-label="{label}" src="{source}"></audio>'
-        return f'<img src="{address}" alt="">{player if item.modality == "audio" else ""}'
+            return Well(text=_excerpt(item))
+        thumbnail = media.thumbnail(item, {}, at=hit.start or 0.0)
+        image = _data_uri(thumbnail.type, thumbnail.read())
+        player = _player(item)
+        source = _source(item, inline) if item.modality != "image" else ""
     except (UserError, OSError):  # gone or changed since it was compared
-        return f"<blockquote>{escape(name)}</blockquote>"
+        return Well(text=name)
+    if not (player and source):
+        return Well(image=image)
+    moment = f"#t={hit.start:.3f}" if hit.start else ""
+    return Well(image=image, player=player, source=source + moment)
 
 
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def _excerpt(item: Item) -> str:
+    value = content(item, {})
+    text = value if isinstance(value, str) else read_bytes(value).decode("utf-8-sig", "replace")
+    return text.strip()[:EXCERPT]
+
+
+def _player(item: Item) -> str:
+    """Kind of player for a file: audio, video, or "" if browsers do not play it."""
+    if item.modality == "video":
+        return "video" if suffix(item.path) in VIDEO_TYPES else ""
+    return "audio" if item.modality == "audio" else ""
+
+
+def _source(item: Item, inline: InlineMedia) -> str:
+    """Address of a sound or video for a player, or "" if there is none."""
+    value = content(item, {})
+    if isinstance(value, str):
+        return ""
+    ending = suffix(item.path)
+    media_type = VIDEO_TYPES.get(ending) or mimetypes.guess_type(f"_{ending}")[0] or "audio/wav"
+    return inline.address(value, media_type)
+
+
+def _data_uri(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _link_to(path: Path, folder: Path) -> str:

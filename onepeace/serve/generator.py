@@ -20,13 +20,16 @@ class SharedGenerator:
     def __init__(self, name: str) -> None:
         from onepeace.generative.generator import load_generator
 
-        self.name, self._loaded, self._lock = name, load_generator(name), threading.Lock()
+        self.name = name
+        self._generator = load_generator(name)
+        self._lock = threading.Lock()
         self.tasks: dict[str, list[str]] = {}
         """Modalities that the model reads, by task."""
         for task in TASKS:
             with suppress(UserError):  # the model does not support the task
-                if kinds := list(self._loaded.reader.processors(self._loaded.task(task))):
-                    self.tasks[task] = kinds
+                processors = self._generator.reader.processors(self._generator.task(task))
+                if processors:
+                    self.tasks[task] = list(processors)
 
     def __call__(self, task: str, value: Mapping[str, object], words: str = "") -> Any:
         """The answer about a file, with a ``confidence`` and a ``text``, ``choice`` or ``box``.
@@ -39,11 +42,11 @@ class SharedGenerator:
         Raises:
             UserError: the model does not support the task for this modality, or the file cannot be read.
         """
-        (kind,) = value
-        if kind not in self.tasks.get(task, ()):
-            able = ", ".join(f"{name} ({' or '.join(kinds)})" for name, kinds in self.tasks.items())
-            raise UserError(f"{self.name} does not support {task} for {kind} files; it supports {able}")
+        (modality,) = value
+        if modality not in self.tasks.get(task, ()):
+            supported = ", ".join(f"{name} ({' or '.join(names)})" for name, names in self.tasks.items())
+            raise UserError(f"{self.name} does not support {task} for {modality} files; it supports {supported}")
         with self._lock:
             if task == "caption":
-                return self._loaded.caption([value])[0]
-            return getattr(self._loaded, task)([value[kind]], [words])[0]
+                return self._generator.caption([value])[0]
+            return getattr(self._generator, task)([value[modality]], [words])[0]

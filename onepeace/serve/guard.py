@@ -1,17 +1,15 @@
 """Middleware that checks every request before its content is read: its origin, password and size.
 
 A web page in a browser can send requests to servers on the same machine. So a server on a loopback address accepts
-only its own host names, and no requests from pages of other sites. On other addresses, every request needs a password,
-as HTTP Basic (any user name) or as a Bearer token. Response headers forbid the browser to load anything from another
-host.
+only its own host names (Starlette's TrustedHostMiddleware), and no requests from pages of other sites. On other
+addresses, every request needs a password, as HTTP Basic (any user name) or as a Bearer token. Response headers forbid
+the browser to load anything from another host.
 """
 
 import base64
 import binascii
 import hmac
 import math
-import re
-from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -39,13 +37,13 @@ class Guard:
 
     Args:
         app: the wrapped application.
-        hosts: allowed values of the Host header, lower case and without the port; "*" = any.
         password: required from clients; None = no password.
         max_body: maximum bytes of a request.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str], password: str | None, max_body: int) -> None:
-        self.app, self.hosts, self.max_body = app, hosts, max_body
+    def __init__(self, app: ASGIApp, *, password: str | None, max_body: int) -> None:
+        self.app = app
+        self.max_body = max_body
         self.password = None if password is None else password.encode()
         self._guesses = Guesses()
         self._held_bytes = 0
@@ -75,9 +73,6 @@ class Guard:
         return self._from_elsewhere(headers) or self._unauthorized(scope, headers) or self._too_large(headers)
 
     def _from_elsewhere(self, headers: Headers) -> JSONResponse | None:
-        host = re.sub(r":\d*$", "", headers.get("host", "").lower())
-        if "*" not in self.hosts and host not in self.hosts:
-            return refuse(400, f"host {host[:100]!r}: not a name of this server")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return refuse(403, "requests from pages of other sites are refused")
@@ -120,13 +115,16 @@ def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> 
 
 def _password(authorization: str) -> bytes:
     """The password in an Authorization header; empty if the header is malformed."""
-    kind, _, given = authorization.partition(" ")
-    if kind.lower() == "bearer":
-        return given.encode("latin-1", "replace")  # as ASGI headers are decoded
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.encode("latin-1", "replace")  # as ASGI headers are decoded
+    if scheme.lower() != "basic":
+        return b""
     try:
-        return base64.b64decode(given, validate=True).partition(b":")[2] if kind.lower() == "basic" else b""
+        decoded = base64.b64decode(credentials, validate=True)
     except (binascii.Error, ValueError):
         return b""
+    return decoded.partition(b":")[2]
 
 
 def _with_headers(send: Send) -> Send:

@@ -27,16 +27,19 @@ def points(index: Index) -> dict[str, Any]:
     items, vectors = index.means()
     if not items:
         raise UserError(f"{index.folder}: no files in it")
-    places = plane(vectors, np.array([item.modality for item in items]))
-    kinds = [kind for kind in KINDS if any(item.modality == kind for item in items)]
-    names = [tuple(map(readable, name_and_place(item.path))) for item in items]
-    folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder for _, folder in names))}
+    modalities = [item.modality for item in items]
+    positions = plane(vectors, np.array(modalities)).tolist()
+    kinds = [kind for kind in KINDS if kind in modalities]
+    folder_numbers: dict[str, int] = {}
+    rows = []
+    for item, (x, y) in zip(items, positions, strict=True):
+        name, folder = map(readable, name_and_place(item.path))
+        folder_number = folder_numbers.setdefault(folder, len(folder_numbers))
+        kind_number = kinds.index(item.modality)
+        rows.append([round(x, DIGITS), round(1 - y, DIGITS), kind_number, name, folder_number, item.id])
     return {
         "kinds": kinds,
-        "places": list(folders),
-        "points": [
-            [round(x, DIGITS), round(1 - y, DIGITS), kinds.index(item.modality), name, folders[folder], item.id]
-            for item, (x, y), (name, folder) in zip(items, places.tolist(), names, strict=True)
-        ],
+        "places": list(folder_numbers),
+        "points": rows,
         "captions": {i: item.caption[:CAPTION] for i, item in enumerate(items) if item.caption},
     }

@@ -28,6 +28,7 @@ from onepeace import __version__
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
+from onepeace.index.filters import short_forms
 from onepeace.index.paths import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.generator import SharedGenerator
@@ -62,8 +63,8 @@ def run(index: Index, generator: str | None = None, *, thumbnails: bool = False)
     server = create_server(Service(index, SharedGenerator(generator) if generator else None), thumbnails=thumbnails)
 
     async def serve() -> None:
-        own = anyio.wrap_file(_Lines(sys.stdin.buffer, encoding="utf-8", errors="replace"))
-        async with stdio_server(own) as (read, write):
+        stdin = anyio.wrap_file(_Lines(sys.stdin.buffer, encoding="utf-8", errors="replace"))
+        async with stdio_server(stdin) as (read, write):
             lowlevel = server._lowlevel_server
             await lowlevel.run(read, write, lowlevel.create_initialization_options())
 
@@ -75,7 +76,12 @@ class _Lines(io.TextIOWrapper):
     """Lines of JSON with lone surrogates replaced: the SDK drops a line that contains one, and never answers it."""
 
     def readline(self, size: int = -1) -> str:  # type: ignore[override]
-        return ESCAPE.sub(lambda found: r"\ufffd" if found[1] else found[0], super().readline(size))
+        return ESCAPE.sub(_without_lone_surrogate, super().readline(size))
+
+
+def _without_lone_surrogate(escape: re.Match[str]) -> str:
+    is_lone = escape[1] is not None
+    return r"\ufffd" if is_lone else escape[0]
 
 
 class _Server(MCPServer[Any]):
@@ -83,10 +89,10 @@ class _Server(MCPServer[Any]):
 
     async def call_tool(self, name: str, arguments: dict[str, Any], *args: Any, **options: Any) -> Any:
         for tool in await self.list_tools():
-            known = tool.input_schema["properties"]
-            unknown = [argument for argument in arguments if argument not in known]
+            allowed = tool.input_schema["properties"]
+            unknown = [argument for argument in arguments if argument not in allowed]
             if tool.name == name and unknown:
-                return _error(f"{unknown[0]}: no such argument of {name}; it has {', '.join(known)}")
+                return _error(f"{unknown[0]}: no such argument of {name}; it has {', '.join(allowed)}")
         try:
             return await super().call_tool(name, arguments, *args, **options)
         except ToolError as error:
@@ -98,14 +104,15 @@ class _Server(MCPServer[Any]):
 def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[Any]:
     """Create the server, for any transport."""
     tools = Tools(service)
-    offered: list[Callable[..., Any]] = [tools.search, tools.classify]
-    offered += [getattr(tools, task) for task in (service.generator.tasks if service.generator else ())]
-    about = ABOUT.format(count=sum(service.about()["files"].values()))
-    server = _Server("onepeace", version=__version__, instructions=about, log_level="WARNING")
-    for tool in offered:
-        pictures = thumbnails and tool.__name__ == "search"
+    functions: list[Callable[..., Any]] = [tools.search, tools.classify]
+    if service.generator is not None:
+        functions += [getattr(tools, task) for task in service.generator.tasks]
+    instructions = ABOUT.format(count=sum(service.about()["files"].values()))
+    server = _Server("onepeace", version=__version__, instructions=instructions, log_level="WARNING")
+    for tool in functions:
+        has_thumbnails = thumbnails and tool.__name__ == "search"
         server.add_tool(
-            _answering(tool, service if pictures else None),
+            _answering(tool, service if has_thumbnails else None),
             description=inspect.getdoc(tool),
             annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
         )
@@ -156,12 +163,15 @@ class Tools:
         filters = {"where": where, "after": after, "before": before, "path": path}
         for name, value in filters.items():
             self._check_length(value or "", name, self.service.limits.filter_characters)
-        likes = self.item(like).path if like else ()
-        words = self._short(text or "", "text") or ()
-        query = Query(text=words, like=likes, without=self._short(without or "", "without") or ())
-        given = {name: value or None for name, value in filters.items()}
-        found = self.service.search(query, only=(only,) if only else (), top=top, **given)
-        return {"relevant": found.relevant, "compared": found.compared, "files": [_file(hit) for hit in found]}
+        query = Query(
+            text=self._short(text or "", "text") or (),
+            like=self.item(like).path if like else (),
+            without=self._short(without or "", "without") or (),
+        )
+        condition = short_forms(where or None, after or None, before or None, path or None)
+        results = self.service.search(query, only=(only,) if only else (), top=top, where=condition)
+        files = [_file(hit) for hit in results]
+        return {"relevant": results.relevant, "compared": results.compared, "files": files}
 
     def classify(self, paths: list[str], labels: list[str]) -> dict[str, Any]:
         """Classify files of the index by given labels; returns the five most probable labels with probabilities.
@@ -171,9 +181,12 @@ class Tools:
             labels: labels to choose from, e.g. ["dog", "cat", "bird"]
         """
         items = self._items(paths)
-        found = self.service.classify(map(self.service.value, items), labels)
-        best = [{label: round(share, 4) for label, share in list(shares.items())[:LABELS]} for shares in found]
-        return {"files": [{**_named(item), "labels": labels} for item, labels in zip(items, best, strict=True)]}
+        probabilities = self.service.classify(map(self.service.value, items), labels)
+        files = []
+        for item, by_label in zip(items, probabilities, strict=True):
+            best = list(by_label.items())[:LABELS]
+            files.append({**_named(item), "labels": {label: round(share, 4) for label, share in best}})
+        return {"files": files}
 
     def caption(self, paths: list[str]) -> dict[str, Any]:
         """Caption pictures of the index in one sentence each; also sounds, if the model supports them. "problem" is the
@@ -191,8 +204,8 @@ class Tools:
             path: path of a picture of the index, as returned by search
             question: an English question, e.g. "what colour is the car?"
         """
-        found = self._generate("answer", self.item(path), self._short(question, "question"))
-        return {"answer": str(found), "confidence": round(found.confidence, 3)}
+        output = self._generate("answer", self.item(path), self._short(question, "question"))
+        return {"answer": str(output), "confidence": round(output.confidence, 3)}
 
     def ground(self, path: str, phrase: str) -> dict[str, Any]:
         """Locate an object in a picture of the index: the left, upper, right and lower edge of its box in pixels. There
@@ -202,8 +215,9 @@ class Tools:
             path: path of a picture of the index, as returned by search
             phrase: the object in English, e.g. "the red car on the left"
         """
-        found = self._generate("ground", self.item(path), self._short(phrase, "phrase"))
-        return {"box": [round(edge, 1) for edge in found.box], "confidence": round(found.confidence, 3)}
+        output = self._generate("ground", self.item(path), self._short(phrase, "phrase"))
+        box = [round(edge, 1) for edge in output.box]
+        return {"box": box, "confidence": round(output.confidence, 3)}
 
     def item(self, path: str) -> Item:
         """The file of the index at a path in the form of the results; UserError if there is none."""
@@ -216,17 +230,18 @@ class Tools:
             raise UserError(reason) from error
 
     def _items(self, paths: list[str]) -> list[Item]:
-        paths, limit = list(dict.fromkeys(paths)), self.service.limits.inputs
+        paths = list(dict.fromkeys(paths))
+        limit = self.service.limits.inputs
         if not 1 <= len(paths) <= limit:
             raise UserError(f"paths has {len(paths)} files; give 1 to {limit}")
         return [self.item(path) for path in paths]
 
     def _captioned(self, item: Item) -> dict[str, Any]:
         try:
-            found = self._generate("caption", item)
+            output = self._generate("caption", item)
         except UserError as error:
             return {"problem": one_line(error)}
-        return {"caption": str(found), "confidence": round(found.confidence, 3)}
+        return {"caption": str(output), "confidence": round(output.confidence, 3)}
 
     def _generate(self, task: str, item: Item, words: str = "") -> Any:
         if self.service.generator is None:
@@ -254,48 +269,53 @@ def _named(item: Item) -> dict[str, Any]:
 def _file(hit: Hit) -> dict[str, Any]:
     """A hit as a dictionary without empty fields and with rounded numbers."""
     fields = {**hit.to_dict(), **_named(hit.item), "copies": [shown(path) for path in hit.copies[:COPIES]]}
-    if hit.item.caption and len(hit.item.caption) > CAPTION:
-        fields["caption"] = f"{hit.item.caption[:CAPTION]}…"
-    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in fields.items()}
-    return {key: value for key, value in rounded.items() if value not in (None, [], {}, "")}
+    caption = hit.item.caption
+    if caption and len(caption) > CAPTION:
+        fields["caption"] = f"{caption[:CAPTION]}…"
+    file = {}
+    for name, value in fields.items():
+        if value not in (None, [], {}, ""):
+            file[name] = round(value, 3) if isinstance(value, float) else value
+    return file
 
 
-def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) -> Callable[..., CallToolResult]:
+def _answering(tool: Callable[..., dict[str, Any]], thumbnails_of: Service | None) -> Callable[..., CallToolResult]:
     """Wrap a tool so that it returns its results and errors as MCP results.
 
     Args:
-        pictures: adds thumbnails of the hits if given.
+        thumbnails_of: service whose thumbnails are added to the hits; None = none.
     """
 
     @functools.wraps(tool)
-    def answer(**given: Any) -> CallToolResult:
+    def answer(**arguments: Any) -> CallToolResult:
         try:
-            found = tool(**given)
+            output = tool(**arguments)
         except UserError as error:
             return _error(one_line(error))
         except Exception as error:  # a bug, or a disk error: the server keeps running
             logger.exception("%s failed", tool.__name__)
             reason = f"{type(error).__name__}: {one_line(error)}"
             return _error(f"{tool.__name__} failed ({reason}); see the log of the server")
-        text = without_surrogates(json.dumps(found, ensure_ascii=False))
+        text = without_surrogates(json.dumps(output, ensure_ascii=False))
         content: list[ContentBlock] = [TextContent(text=text)]
-        if pictures is not None:
-            content += _thumbnails(pictures, found["files"])
+        if thumbnails_of is not None:
+            content += _thumbnails(thumbnails_of, output["files"])
         return CallToolResult(content=content, structured_content=json.loads(text))
 
     answer.__annotations__ = {**tool.__annotations__, "return": CallToolResult}
     return answer
 
 
-def _error(said: str) -> CallToolResult:
+def _error(message: str) -> CallToolResult:
     # A path may contain invalid bytes, and text that cannot be sent would end the server.
-    return CallToolResult(content=[TextContent(text=without_surrogates(said))], is_error=True)
+    return CallToolResult(content=[TextContent(text=without_surrogates(message))], is_error=True)
 
 
 def _thumbnails(service: Service, files: list[dict[str, Any]]) -> list[ContentBlock]:
     """Path and thumbnail of the first files that have one."""
     content: list[ContentBlock] = []
-    for file in [file for file in files if file["kind"] in ("image", "video")][:THUMBNAILS]:
+    visible = [file for file in files if file["kind"] in ("image", "video")]
+    for file in visible[:THUMBNAILS]:
         try:
             body = media.thumbnail(Tools(service).item(file["path"]), service.roots, at=file.get("start", 0.0))
         except UserError:  # gone or changed since it was embedded

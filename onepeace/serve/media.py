@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 from onepeace.errors import UserError
 from onepeace.files.heatmap import bars
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Roots = Mapping[str, Root]
-CHUNK = 1 << 18
 THUMBNAIL, LARGE = 480, 1600
 """Longest side in pixels of a thumbnail, and of an opened picture."""
 BARS = 96
@@ -55,22 +54,17 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Body:
-    """A response body: a byte source with its size and media type."""
+    """Content of a response: an open file, or bytes, with its media type."""
 
-    source: BinaryIO
-    size: int
+    content: BinaryIO | bytes
     type: str
 
-    def chunks(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes from ``start`` to ``stop`` in chunks, and close the source at the end."""
-        with contextlib.closing(self.source):
-            self.source.seek(start)
-            while start < stop and (data := self.source.read(min(CHUNK, stop - start))):
-                start += len(data)
-                yield data
-
     def read(self) -> bytes:
-        return b"".join(self.chunks(0, self.size))
+        """All of it; a file is closed."""
+        if isinstance(self.content, bytes):
+            return self.content
+        with self.content as file:
+            return file.read()
 
 
 def body_of(item: Item, roots: Roots) -> Body:
@@ -86,11 +80,11 @@ def body_of(item: Item, roots: Roots) -> Body:
     kind = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
     if item.modality == "audio" and kind == OTHER:
         with _unchanged(item, roots) as value:
-            return _held(_wav(value), TYPES[".wav"])
+            return Body(_wav(value), TYPES[".wav"])
     value = _open(item, roots)
-    if is_open_file(value):
-        return Body(value, item.size, kind)
-    return _held(value.encode() if isinstance(value, str) else cast("bytes", value), kind)
+    if isinstance(value, str):
+        value = value.encode()
+    return Body(value, kind)
 
 
 def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) -> Body:
@@ -107,13 +101,13 @@ def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) 
     """
     if item.modality in ("image", "video"):
         with contextlib.suppress(NoPictures):
-            return _held(webp(picture(item, roots, at, side), side), "image/webp")
+            return Body(webp(picture(item, roots, at, side), side), "image/webp")
     if item.modality not in ("audio", "video"):
         raise Refused(404, f"item {item.id}: a {item.modality} has no thumbnail")
     with _unchanged(item, roots) as value:
-        drawn = waveform(value)
-    svg = drawn.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1)
-    return _held(svg.encode(), "image/svg+xml")
+        svg = waveform(value)
+    svg = svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1)
+    return Body(svg.encode(), "image/svg+xml")
 
 
 class NoPictures(UserError):
@@ -159,12 +153,13 @@ def waveform(value: object) -> str:
     """Waveform of a sound's first minute as SVG."""
     from onepeace.processors import AudioProcessor
 
-    heights = [round(96 * peak) + 2 for peak in bars(AudioProcessor().load(value, seconds=60.0).numpy(), BARS)]
-    drawn = "".join(
-        f'<rect x="{4 * index}" y="{50 - height / 2:g}" width="3" height="{height}" rx="1"/>'
-        for index, height in enumerate(heights)
-    )
-    return f'<svg viewBox="0 0 {4 * len(heights)} 100" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
+    samples = AudioProcessor().load(value, seconds=60.0).numpy()
+    rectangles = []
+    for i, peak in enumerate(bars(samples, BARS)):
+        height = round(96 * peak) + 2
+        rectangles.append(f'<rect x="{4 * i}" y="{50 - height / 2:g}" width="3" height="{height}" rx="1"/>')
+    view = f"0 0 {4 * len(rectangles)} 100"
+    return f'<svg viewBox="{view}" preserveAspectRatio="none" aria-hidden="true">{"".join(rectangles)}</svg>'
 
 
 def readable(path: str | os.PathLike[str]) -> str:
@@ -205,10 +200,6 @@ def _check(status: os.stat_result, item: Item, *, with_size: bool) -> None:
     same = stat.S_ISREG(status.st_mode) and mtime_of(status) == item.mtime_ns
     if not same or (with_size and status.st_size != item.size):
         raise Refused(410, f"item {item.id}: has changed since it was indexed; run onepeace index update")
-
-
-def _held(data: bytes, kind: str) -> Body:
-    return Body(io.BytesIO(data), len(data), kind)
 
 
 def _wav(value: object) -> bytes:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
 
 from onepeace.errors import one_line
+from onepeace.index.filters import compile_condition, short_forms
 from onepeace.serve.uploads import Refused
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
@@ -20,8 +21,11 @@ MESSAGES = {
 """Messages that replace pydantic's, by type of error."""
 UNION_MEMBER = re.compile(r"(constrained-)?(int|str)|\w+\[.*")
 """A part of an error's location that names a type instead of a field."""
+LAST_LETTER = "\U0010ffff"
+"""Comes after all that may follow a prefix of a path."""
 Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63)]
+Where = Annotated[str, Field(max_length=1000)]
 
 
 class Fields(BaseModel):
@@ -37,9 +41,10 @@ class Parts(Fields):
     image: StrictStr | None = Field(None, description="DATA")
     audio: StrictStr | None = Field(None, description="DATA")
 
-    def given(self) -> dict[str, str]:
-        found = {name: getattr(self, name) for name in ("text", "image", "audio")}
-        return {name: value for name, value in found.items() if value or (name != "text" and value is not None)}
+    def contents(self) -> dict[str, str]:
+        """The parts that there are, by modality; an empty text is none."""
+        parts = {"text": self.text or None, "image": self.image, "audio": self.audio}
+        return {modality: content for modality, content in parts.items() if content is not None}
 
 
 class ClassifyRequest(Parts):
@@ -50,23 +55,58 @@ class ClassifyRequest(Parts):
     template: str | None = Field(None, max_length=200, description='sentence with {} for the label, "a photo of a {}"')
 
 
-class SearchRequest(Parts):
-    """Search request; several parts make one query, their weighted sum. Without parts it lists the newest files."""
+class FilterRequest(Fields):
+    """Filters of the files of the index; a file passes all of them."""
 
-    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
-    without: StrictStr | list[StrictStr] = Field([], description="texts to move away from")
-    weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
     only: StrictStr | list[StrictStr] = Field([], description="image, audio, text or video; also pictures, sounds, ...")
-    where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and 'dog' in caption")
+    where: Where | Annotated[list[Where], Field(max_length=30)] | None = Field(
+        None, description="duration < 5 or width >= 1000 and 'dog' in caption; of a list, all conditions hold"
+    )
     after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
     before: str | None = Field(None, max_length=100)
     path: str | None = Field(None, max_length=1000, description="holidays/**/*.jpg")
+    below: str | None = Field(
+        None, max_length=4096, description="start of the path, as Pictures/2024/ with the folders above it"
+    )
+
+    def condition(self) -> str | None:
+        """All filters but `only` as one condition.
+
+        Raises:
+            UsageError: one of them cannot be parsed.
+        """
+        conditions = [] if self.where is None else as_list(self.where)
+        for condition in conditions:
+            compile_condition(condition)  # alone first, so that errors name columns of the user's text
+        if self.below:
+            conditions = [*conditions, f"path >= {self.below!r} and path < {self.below + LAST_LETTER!r}"]
+        where = " and ".join(f"({condition}\n)" for condition in conditions) or None
+        return short_forms(where, self.after, self.before, self.path)
+
+
+class SearchRequest(FilterRequest):
+    """Search request; several parts make one query, their weighted sum. Without parts it lists the newest files.
+
+    DATA is base64, a data: URI, or "upload:KEY" with a key that an earlier search has returned.
+    """
+
+    text: StrictStr | list[StrictStr] = Field([], description="words, or a list of texts")
+    image: StrictStr | list[StrictStr] = Field([], description="DATA, or a list of it")
+    audio: StrictStr | list[StrictStr] = Field([], description="DATA, or a list of it")
+    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
+    without: StrictStr | list[StrictStr] = Field([], description="texts to move away from")
+    weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
     top: int = Field(10, ge=1)
     offset: int = Field(0, ge=0)
     sort: Literal["match", "date", "path"] = "match"
     rank: Literal["match", "raw"] = "match"
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)
     collapse: bool = Field(True, description="group very similar files into one hit")
+
+    def has_query(self) -> bool:
+        """Whether there is anything to search for."""
+        texts = [text for text in (*as_list(self.text), *as_list(self.without)) if text]
+        return bool(texts or as_list(self.image) or as_list(self.audio) or as_list(self.like))
 
 
 class AskRequest(Fields):
@@ -93,28 +133,39 @@ def parts_of(entry: Any, name: str) -> dict[str, str]:
     """Content of one item of /v1/embeddings, by modality."""
     if isinstance(entry, str):
         entry = {"text": entry}
-    elif isinstance(entry, Mapping) and "type" in entry:  # a part of a message, as OpenAI's chat takes it
-        modality, key = CONTENT.get(str(entry["type"]), (str(entry["type"]), ""))
-        value = entry.get(str(entry["type"]))
-        entry = {modality: value.get(key) if isinstance(value, Mapping) else value}
-    try:
-        given = Parts.model_validate(entry).given() if isinstance(entry, Mapping) else {}
-    except ValidationError as error:
-        raise Refused(422, f"{name}: {first_error(error.errors(), 0)}") from error
-    if not given:
+    elif isinstance(entry, Mapping) and "type" in entry:
+        entry = _part_of_message(entry)
+    contents = {}
+    if isinstance(entry, Mapping):
+        try:
+            contents = Parts.model_validate(entry).contents()
+        except ValidationError as error:
+            raise Refused(422, f"{name}: {first_error(error.errors(), 0)}") from error
+    if not contents:
         raise Refused(422, f"{name}: must be a text, or an object with text, image or audio")
-    return given
+    return contents
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """The value itself if it is a list, else a list of it."""
     return value if isinstance(value, list) else [value]
 
 
 def first_error(errors: Sequence[Any], skipped: int) -> str:
     """Message of the first pydantic error; the first ``skipped`` parts of the field name are omitted."""
-    first = errors[0]
-    said = MESSAGES.get(first["type"], first["msg"].replace("Input should", "must"))
-    if first["type"] == "json_invalid":
-        return one_line(f"the body: {said} ({first['ctx']['error']} at character {first['loc'][-1]})")
-    place = ".".join(part for part in map(str, first["loc"][skipped:]) if not UNION_MEMBER.fullmatch(part))
-    return one_line(f"{place}: {said}" if place else f"the body: {said}, sent with content-type: application/json")
+    error = errors[0]
+    message = MESSAGES.get(error["type"], error["msg"].replace("Input should", "must"))
+    if error["type"] == "json_invalid":
+        return one_line(f"the body: {message} ({error['ctx']['error']} at character {error['loc'][-1]})")
+    names = [name for name in map(str, error["loc"][skipped:]) if not UNION_MEMBER.fullmatch(name)]
+    if not names:
+        return one_line(f"the body: {message}, sent with content-type: application/json")
+    return one_line(f"{'.'.join(names)}: {message}")
+
+
+def _part_of_message(part: Mapping[str, Any]) -> dict[str, Any]:
+    """{modality: content} of a part of a message, in the format of OpenAI's chat."""
+    kind = str(part["type"])
+    modality, key = CONTENT.get(kind, (kind, ""))
+    value = part.get(kind)
+    return {modality: value.get(key) if isinstance(value, Mapping) else value}

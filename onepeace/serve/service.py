@@ -11,11 +11,11 @@ import numpy as np
 
 from onepeace.files.source import NamedBytes
 from onepeace.index import Hit, Index, Item, Query, Results
-from onepeace.index.filters import short_forms
 from onepeace.serve import media
 from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.map import points
 from onepeace.serve.memory import MANY_PIXELS
+from onepeace.serve.recent import RecentUploads
 from onepeace.serve.uploads import Limits, Refused, Request
 
 CHUNK = 16
@@ -34,58 +34,53 @@ class Service:
     def __init__(self, index: Index, generator: SharedGenerator | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.model = Path(index.model).name
-        self.embed_dim, self.modalities = index.embed_dim, index.kinds
-        self._index, self._lock = index, threading.Lock()  # SQLite and the model serve one thread at a time
+        self.embed_dim = index.embed_dim
+        self.modalities = index.kinds
         self.generator = generator
+        self.recent = RecentUploads()
+        self._index = index
+        self._lock = threading.Lock()  # SQLite and the model serve one thread at a time
         self.roots = index.roots()
         """Roots of the index, see `Index.roots`."""
         self._points: dict[str, Any] | None = None
 
     def about(self) -> dict[str, Any]:
         """File counts by kind, the model, and its tasks."""
-        with self._current() as index:
+        with self.current() as index:
             stats = index.stats()
         return {
-            "files": stats["files"], "model": self.model, "embed_dim": self.embed_dim,
-            "modalities": list(self.modalities), "tasks": list(self.generator.tasks) if self.generator else [],
-        }  # fmt: skip
+            "files": stats["files"],
+            "model": self.model,
+            "embed_dim": self.embed_dim,
+            "modalities": list(self.modalities),
+            "tasks": [] if self.generator is None else list(self.generator.tasks),
+        }
 
     def request(self) -> Request:
         return Request(self.limits, lambda: self._index.embedder.processors)
 
     def item(self, key: int | str) -> Item:
         """The file with that number or path; Refused (404) if the index has none."""
-        with self._current() as index:
-            found = index.item(key)
-        if found is None:
+        with self.current() as index:
+            item = index.item(key)
+        if item is None:
             raise Refused(404, f"{key}: no such file in the index")
-        return found
+        return item
 
-    def search(
-        self,
-        query: Query,
-        *,
-        where: str | None = None,
-        after: str | None = None,
-        before: str | None = None,
-        path: str | None = None,
-        **options: Any,
-    ) -> Results:
-        """The files nearest to a query, with filters and options of `Index.search`.
+    def search(self, query: Query, **options: Any) -> Results:
+        """The files nearest to a query, see `Index.search`."""
+        with self.current() as index:
+            return index.search(query, **options)
 
-        Raises:
-            UserError: the query is empty, or a filter cannot be parsed.
-        """
-        with self._current() as index:
-            return index.search(query, where=short_forms(where, after, before, path), **options)
-
-    def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), **filters: Any) -> Results:
+    def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), where: str | None = None) -> Results:
         """The files of the index that pass the filters, newest first; shown when there is no query."""
-        kinds = [f"kind in {tuple(only)}"] if only else []
-        where = " and ".join(kinds + [f"({condition})" for condition in [short_forms(**filters)] if condition]) or None
-        with self._current() as index:
-            items, count = index.newest(top, offset, where)
-        return Results(tuple(unranked(item, rank) for rank, item in enumerate(items, offset + 1)), count)
+        conditions = [f"({where}\n)"] if where else []
+        if only:
+            conditions.append(f"kind in {tuple(only)}")
+        with self.current() as index:
+            items, count = index.newest(top, offset, " and ".join(conditions) or None)
+        hits = [unranked(item, rank) for rank, item in enumerate(items, offset + 1)]
+        return Results(tuple(hits), count)
 
     def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
@@ -112,12 +107,15 @@ class Service:
         self._check_labels(names)
         modalities: list[str] = []
         vectors = self.encode(_noting_modalities(items, modalities))
-        shares = np.empty((len(vectors), len(names)), np.float32)
+        probabilities = np.empty((len(vectors), len(names)), np.float32)
         for modality in set(modalities):
-            rows = [row for row, other in enumerate(modalities) if other == modality]
-            shares[rows] = self._shares(vectors[rows], names, template, modality)
-        ranked = np.argsort(-shares, axis=1, kind="stable")
-        return [{names[i]: float(row[i]) for i in order} for row, order in zip(shares, ranked, strict=True)]
+            rows = np.array(modalities) == modality
+            probabilities[rows] = self._probabilities(vectors[rows], names, template, modality)
+        results = []
+        for row in probabilities:
+            order = np.argsort(-row, kind="stable")
+            results.append({names[i]: float(row[i]) for i in order})
+        return results
 
     def _check_labels(self, names: Sequence[str]) -> None:
         """Raise `Refused` for more labels, characters or tokens than a request may have."""
@@ -132,7 +130,9 @@ class Service:
         if tokens > limits.label_tokens:
             raise Refused(413, f"labels: {tokens} tokens are above the limit of {limits.label_tokens}")
 
-    def _shares(self, vectors: np.ndarray, names: Sequence[str], template: str | None, modality: str) -> np.ndarray:
+    def _probabilities(
+        self, vectors: np.ndarray, names: Sequence[str], template: str | None, modality: str
+    ) -> np.ndarray:
         """(n, number of names) probabilities for n items of a modality."""
         from onepeace.embed.zero_shot import TEMPLATE, prototypes
 
@@ -157,18 +157,20 @@ class Service:
             raise Refused(413, f"{item.path}: {item.size} bytes are above the limit of {self.limits.upload}")
         if (item.width or 0) * (item.height or 0) > MANY_PIXELS:
             return {"image": media.picture(item, self.roots)}
-        data = NamedBytes(media.body_of(item, self.roots).read(), item.path)
-        return {item.modality: data.decode("utf-8-sig", "replace") if item.modality == "text" else data}
+        data = media.body_of(item, self.roots).read()
+        if item.modality == "text":
+            return {"text": data.decode("utf-8-sig", "replace")}
+        return {item.modality: NamedBytes(data, item.path)}
 
     def points(self) -> dict[str, Any]:
         """The files as 2-D points, see `map.points`; recomputed when the index has changed."""
-        with self._current() as index:
+        with self.current() as index:
             if self._points is None:
                 self._points = points(index)
             return self._points
 
     @contextmanager
-    def _current(self) -> Iterator[Index]:
+    def current(self) -> Iterator[Index]:
         """Lock the index for this thread and refresh it from disk."""
         with self._lock:
             if self._index.refresh():
@@ -185,4 +187,5 @@ def _noting_modalities(items: Iterable[Mapping[str, object]], modalities: list[s
 
 
 def unranked(item: Item, rank: int = 1) -> Hit:
-    return Hit(rank, item, item.modality, 0.0)
+    """A file as a hit of no query."""
+    return Hit(rank=rank, item=item, modality=item.modality, score=0.0)

@@ -10,7 +10,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from onepeace.errors import UserError
 from onepeace.files.source import NamedBytes, scheme
@@ -73,29 +73,35 @@ class Request:
     """
 
     def __init__(self, limits: Limits, processors: Callable[[], Mapping[str, Any]]) -> None:
-        self.limits, self.processors = limits, processors
-        self.pixels, self.seconds, self.characters = 0, 0.0, 0
+        self.limits = limits
+        self.processors = processors
+        self.pixels = 0
+        self.seconds = 0.0
+        self.characters = 0
 
-    def decode(self, modality: str, value: str, name: str) -> object:
-        """A text, picture or sound in the form that `Embedder.encode` takes."""
-        return {"text": self.text, "image": self.picture, "audio": self.sound}[modality](value, name)
+    def decode(self, modality: str, value: str | bytes, name: str) -> object:
+        """A text, or a picture or sound in base64 or as bytes, in the form that `Embedder.encode` takes."""
+        if modality == "text":
+            return self.text(cast("str", value), name)
+        data = value if isinstance(value, bytes) else self.data(value, name)
+        return self.picture(data, name) if modality == "image" else self.sound(data, name)
 
     def text(self, value: str, name: str) -> str:
         if len(value) > self.limits.characters:
             raise Refused(413, f"{name}: {len(value)} characters are above the limit of {self.limits.characters}")
         self.characters += len(value)
-        most = self.limits.all_characters
-        if self.characters > most:
-            raise Refused(413, f"{name}: {self.characters} characters in this request, above the limit of {most}")
+        limit = self.limits.all_characters
+        if self.characters > limit:
+            raise Refused(413, f"{name}: {self.characters} characters in this request, above the limit of {limit}")
         return value
 
-    def picture(self, value: str, name: str) -> object:
+    def picture(self, data: bytes, name: str) -> object:
         """Decode to a PIL image; UserError if it cannot be read."""
         from PIL import Image
 
         from onepeace.processors import ImageProcessor
 
-        data, processor = self._data(value, name), self._processor("image", ImageProcessor)
+        processor = self._processor("image", ImageProcessor)
         try:
             width, height = processor.size_in_pixels(data)
         except UserError as error:
@@ -111,12 +117,12 @@ class Request:
                 image.thumbnail((SIDE, SIDE))
         return image
 
-    def sound(self, value: str, name: str) -> object:
+    def sound(self, data: bytes, name: str) -> object:
         """Decode the start of a sound to (samples, rate); UserError if it cannot be read."""
         from onepeace.processors import AudioProcessor
 
         processor = self._processor("audio", AudioProcessor)
-        samples = processor.load(self._data(value, name), seconds=self.limits.sound)
+        samples = processor.load(data, seconds=self.limits.sound)
         self.seconds += len(samples) / processor.sample_rate
         if self.seconds > self.limits.seconds:
             raise Refused(413, f"{name}: {self.seconds:.0f} s of audio, above the limit of {self.limits.seconds:.0f}")
@@ -124,12 +130,13 @@ class Request:
 
     def _processor(self, modality: str, kind: type[Any]) -> Any:
         """The model's own processor, so that an upload gets the same vector as a file; otherwise a default one."""
-        own = self.processors().get(modality)
-        return own if isinstance(own, kind) else kind()
+        processor = self.processors().get(modality)
+        return processor if isinstance(processor, kind) else kind()
 
-    def _data(self, text: str, name: str) -> bytes:
+    def data(self, text: str, name: str) -> NamedBytes:
         """Decode the bytes of a file from base64 or a data: URI."""
-        if match := DATA_URI.match(text):
+        match = DATA_URI.match(text)
+        if match is not None:
             text = text[match.end() :]
         elif scheme(text):
             raise Refused(422, f"{name}: URLs are not fetched; send the data as base64 or data:...;base64,")

@@ -4,7 +4,7 @@ import pytest
 
 from onepeace.cli import main
 from onepeace.commands import serve
-from onepeace.serve import api
+from onepeace.serve import server
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def served(monkeypatch):
     """What the server was started with."""
     started = {}
-    monkeypatch.setattr(api, "run", lambda index, **options: started.update(options, files=len(index)) or 0)
+    monkeypatch.setattr(server, "run", lambda index, **options: started.update(options, files=len(index)) or 0)
     return started
 
 

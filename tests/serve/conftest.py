@@ -12,10 +12,10 @@ PICTURES, SOUNDS = ("cat", "dog", "sea", "horses"), ("cat", "dog", "sea", "rain"
 SERVE = """
 import sys
 from onepeace.index import Index
-from onepeace.serve import api
+from onepeace.serve import server
 exec(sys.argv[2])
 with Index.open(sys.argv[1], device="cpu") as index:
-    sys.exit(api.run(index, port=0))
+    sys.exit(server.run(index, port=0))
 """
 
 

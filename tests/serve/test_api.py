@@ -27,7 +27,7 @@ from onepeace.index.items import Item
 from onepeace.index.roots import Root, keep_roots
 from onepeace.index.store import Store
 from onepeace.serve import guesses
-from onepeace.serve.api import create_app
+from onepeace.serve.app import create_app
 from onepeace.serve.service import Service
 from onepeace.serve.uploads import Limits, Request
 
@@ -333,9 +333,8 @@ def test_player_can_ask_for_a_part(client, collection, ids, asked, part):
     first = range(len(data))[part][0]
     assert answer.headers["content-range"] == f"bytes {first}-{first + len(data[part]) - 1}/{len(data)}"
     outside = client.get(f"/files/{ids['dog.ogg']}", headers={"range": f"bytes={len(data)}-"})
-    message(outside, 416)
+    assert (outside.status_code, outside.content) == (416, b"")
     assert outside.headers["content-range"] == f"bytes */{len(data)}"
-    assert client.get(f"/files/{ids['dog.ogg']}", headers={"range": "lines=1-2"}).content == data
 
 
 TRAVERSALS = [
@@ -509,7 +508,7 @@ def test_samples_of_shards_rows_of_tables_and_odd_files_are_served(tmp_path, sam
 
 def test_other_names_of_this_machine_and_other_sites_are_refused(client):
     for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:7860", "", "[", "127.0.0.2"):
-        message(client.get("/health", headers={"host": host}), 400)
+        assert client.get("/health", headers={"host": host}).status_code == 400
     for host in ("localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:7860"):
         assert client.get("/health", headers={"host": host}).status_code == 200
     for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1:7860.evil.example"):

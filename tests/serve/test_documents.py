@@ -65,7 +65,7 @@ def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):
     page = (folder / "hits.html").read_text(encoding="utf-8")
     check_alone(page)
     assert page.count('<li class="card') == len(results) == 5
-    assert html.escape(EVIL) in page
+    assert html.escape(EVIL).replace("&#x27;", "&#39;") in page
     assert "cat.jpg, without people</h1>" in page
     for kind in ("image/webp", "image/svg+xml", "audio/ogg"):
         assert f"data:{kind};base64," in page

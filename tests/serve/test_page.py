@@ -48,7 +48,7 @@ def opened(page):
 
 def test_names_are_shown_whole_but_for_bytes_that_are_no_text(wide):
     script = """const [file, done] = arguments;
-        import("/page/cards.js").then(({ nameOf }) => done(nameOf(JSON.parse(file))))"""
+        import("/page/files.js").then(({ nameOf }) => done(nameOf(JSON.parse(file))))"""
     for name, shown in {"\U0001f600 cat.jpg": "\U0001f600 cat.jpg", "caf\udce9.jpg": "caf\ufffd.jpg"}.items():
         assert wide.driver.execute_async_script(script, json.dumps({"path": f"/photos/{name}"})) == shown
 
@@ -203,11 +203,16 @@ def test_everything_is_reached_by_keys(wide):
     assert wide.script("return document.activeElement.id") == "words"
     keys(wide, Keys.ARROW_DOWN)
     assert wide.script("return document.activeElement === document.querySelector('.tile')")
-    keys(wide, Keys.TAB)
-    assert wide.script("return document.activeElement.className") == "sign"
-    ActionChains(wide.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+    focused = "return [...document.querySelectorAll('.tile')].indexOf(document.activeElement)"
+    for key, place in ((Keys.TAB, 1), (Keys.ARROW_RIGHT, 2), (Keys.END, 8), (Keys.HOME, 0), (Keys.ARROW_RIGHT, 1)):
+        keys(wide, key)
+        assert wide.script(focused) == place
+    columns = wide.script("return getComputedStyle(document.querySelector('#cards')).gridTemplateColumns").count("px")
+    keys(wide, Keys.ARROW_DOWN)
+    assert wide.script(focused) == 1 + columns
+    keys(wide, Keys.ARROW_UP)
     keys(wide, Keys.ENTER)
-    assert opened(wide) == wide.names()[0]
+    assert opened(wide) == wide.names()[1]
     keys(wide, Keys.ESCAPE)
     wide.wait(lambda: not wide.all("#viewer[open]"))
 

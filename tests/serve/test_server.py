@@ -19,7 +19,7 @@ from serve.conftest import serving_index
 
 from onepeace.errors import UsageError
 from onepeace.index import Index
-from onepeace.serve import api
+from onepeace.serve.server import run
 
 CLIENTS = 32
 
@@ -32,7 +32,7 @@ def test_many_clients_at_once_lose_nothing(server, model, collection):
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(base_url=server, timeout=600.0, limits=limits, trust_env=False) as client:
 
-        def run(number):
+        def ask(number):
             body = {"input": [texts[number], {"image": written[0]}, {"audio": written[1]}]}
             answer = client.post("/v1/embeddings", json=body).json()
             vectors = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
@@ -43,7 +43,7 @@ def test_many_clients_at_once_lose_nothing(server, model, collection):
             return number
 
         with ThreadPoolExecutor(CLIENTS) as pool:
-            assert list(pool.map(run, range(CLIENTS))) == list(range(CLIENTS))
+            assert list(pool.map(ask, range(CLIENTS))) == list(range(CLIENTS))
 
 
 @pytest.mark.slow  # the quick one: the fixture `server` looks for files that are left
@@ -94,13 +94,13 @@ def test_memory_of_large_pictures_is_given_back():
 
 def test_address_that_is_taken_or_open_to_others_is_refused(index, server):
     with pytest.raises(UsageError, match=str(urlsplit(server).port)):
-        api.run(index, port=urlsplit(server).port)
+        run(index, port=urlsplit(server).port)
     with pytest.raises(UsageError, match=r"0\.0\.0\.0"):
-        api.run(index, host="0.0.0.0")  # noqa: S104
+        run(index, host="0.0.0.0")  # noqa: S104
 
 
 def test_loading_of_the_model_is_said_once(index_folder, monkeypatch, caplog):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     with Index.open(index_folder, device="cpu") as opened, caplog.at_level("INFO"):
-        assert api.run(opened, port=0) == 0
+        assert run(opened, port=0) == 0
     assert [record.name for record in caplog.records].count("onepeace.progress") == 1

@@ -1,157 +1,254 @@
-// The page: the query, the files found, and the file that is open.
+// The page: the query, its address, the files found, and the file that is open.
 
-import { KINDS, card, element, icon, nameOf } from "./cards.js";
-import { ask, listen, part } from "./inputs.js";
-import { offerQuestions, show } from "./viewer.js";
+import { card, moveByKeys } from "./cards.js";
+import { ask, button, byId, element, icon } from "./elements.js";
+import { nameOf } from "./files.js";
+import { readFields, showFilters, showKinds, showValues } from "./filters.js";
+import { listen, partsOf } from "./inputs.js";
+import { Query, partOf } from "./query.js";
+import { completeNames, hideNames, suggestNames } from "./suggestions.js";
+import { showTimeline } from "./timeline.js";
+import * as viewer from "./viewer.js";
 
-const TOP = 40, PAUSE = 180;  // files per request; milliseconds after the last key press before a search starts
-const byId = (id) => document.getElementById(id);
+const TOP = 40;  // files per request
+const MOST = 10000;  // files that can be reached
+const DELAY = 180;  // milliseconds after the last key press before a search starts
+const PAUSE = 1500;  // milliseconds without a key press after which the back button returns to what was typed
 const words = byId("words"), cards = byId("cards"), heading = byId("heading"), map = byId("map"), plane = byId("plane");
-const fields = [...document.querySelectorAll(".popover [name]")];
-const state = { parts: [], only: new Set() };  // a part: { kind, name, data, url } or { kind: "like", id, name, url }
-let files = [], compared = 0, more = false, running = null, timer = 0, counts = {};
 
-function query() {
-  const body = {};
-  if (words.value.trim()) body.text = words.value.trim();
-  for (const given of state.parts) body[given.kind] = given.data ?? given.id;
-  for (const { name, value } of fields.filter(({ value }) => value)) body[name] = value;
-  if (state.only.size) body.only = [...state.only];
-  return body;
-}
-
-const field = (name) => fields.find((each) => each.name === name);
-const isAsked = () => words.value.trim() || state.parts.length || field("without").value;
+let query = new Query();
+let files = [], compared = 0, hasMore = false, counts = {};
+let running = null;  // AbortController of the search that has not been answered
+let searched = null;  // address of the query whose files are shown
+let timer = 0, typedAt = -Infinity;
 
 // Search again from the start, or for the next files; answers to an older query are dropped.
 async function look(next = false) {
   clearTimeout(timer);
-  if (next && (!more || running)) return;
+  if (next && (!hasMore || running)) return;
   running?.abort();
-  const own = running = new AbortController();
+  const controller = running = new AbortController();
   cards.setAttribute("aria-busy", true);
   try {
-    const found = await ask("search", { ...query(), top: TOP, offset: next ? files.length : 0 }, own.signal);
-    compared = found.compared;
-    more = found.hits.length === TOP && (next ? files.length : 0) < 1e4;
-    const added = found.hits;
-    files = next ? [...files, ...added] : added;
-    if (!next) scrollTo({ top: 0 });
-    cards[next ? "append" : "replaceChildren"](...added.map((file) => card(file, { open, like })));
-    if (!next) say(title(found));
-    byId("end").replaceChildren(...(files.length ? [] : nothing()));
+    const offset = next ? files.length : 0;
+    const answer = await search(offset, controller.signal);
+    showAnswer(answer, offset);
   } catch (error) {
     if (error.name === "AbortError") return;
-    say(error.message, true);
-    more = false;  // otherwise the end of the list would request again at once
-    if (!next) { files = []; cards.replaceChildren(); }
+    fail(error);
+    hasMore = false;  // otherwise the end of the list would request again at once
+    if (!next) showFiles([], 0);
   }
-  if (own === running) running = null;
+  if (controller === running) running = null;
   cards.removeAttribute("aria-busy");
   if (map.ariaPressed === "true") drawMap().catch(fail);
-  if (more && byId("end").getBoundingClientRect().top < innerHeight + 600) look(true);
+  if (hasMore && byId("end").getBoundingClientRect().top < innerHeight + 600) look(true);
 }
 
-function title(found) {
-  const files = `${compared} ${compared === 1 ? "file" : "files"}`;
-  if (!isAsked()) return `${files}, newest first`;
-  if (found.heading) return found.heading[0].toUpperCase() + found.heading.slice(1);
-  return `Nearest of ${files}`;
+async function search(offset, signal) {
+  const send = () => ask("search", { ...query.request(), top: TOP, offset }, signal);
+  try {
+    return await send();
+  } catch (error) {
+    if (error.status !== 410) throw error;
+    if (!query.forget()) throw new Error("A file of this link is no longer kept by the server; add it again.");
+    return send();
+  }
 }
 
-function say(text, wrong = false) {
+function showAnswer(answer, offset) {
+  compared = answer.compared;
+  hasMore = answer.hits.length === TOP && offset + TOP < MOST;
+  showFiles(answer.hits, offset);
+  query.keep(answer.uploads);
+  if (offset) return;
+  if (!viewer.isOpen()) history.replaceState(history.state, "", addressOf());  // which has the uploads' keys now
+  searched = query.address();
+  scrollTo({ top: 0 });
+  say(title(answer));
+  showHints(answer.hints ?? []);
+  showTimeline(query.filters(), compared, between).catch(fail);
+}
+
+function showFiles(hits, offset) {
+  files = offset ? [...files, ...hits] : hits;
+  const made = hits.map((file) => card(file, { open, like }));
+  if (offset) cards.append(...made);
+  else cards.replaceChildren(...made);
+  byId("end").replaceChildren(...(files.length ? [] : nothing()));
+}
+
+function title(answer) {
+  const all = `${compared} ${compared === 1 ? "file" : "files"}`;
+  if (!query.isAsked()) return `${all}, newest first`;
+  if (answer.heading) return answer.heading[0].toUpperCase() + answer.heading.slice(1);
+  return `Nearest of ${all}`;
+}
+
+function say(text, isWrong = false) {
   heading.textContent = text;
-  heading.className = wrong ? "wrong" : "";
+  heading.className = isWrong ? "wrong" : "";
 }
+
 const fail = (error) => say(error.message, true);
 
+// Lines about the query; one that has another query is a link to it.
+function showHints(hints) {
+  byId("hints").replaceChildren(...hints.map((hint) => element("p", {}, hint)));
+}
+
 function nothing() {
-  const filtered = state.only.size || fields.some(({ value }) => value && value !== "match");
-  if (!filtered) return [Object.keys(counts).length ? "Nothing found." : "This index has no files yet."];
-  const all = element("button", { type: "button", className: "chip" }, "Clear the filters");
-  all.onclick = () => { reset(); look(); };
+  if (!query.isFiltered()) return [Object.keys(counts).length ? "Nothing found." : "This index has no files yet."];
+  const all = button({ className: "chip" }, "Clear the filters");
+  all.onclick = () => {
+    query.clearFilters();
+    changed();
+  };
   return ["No file matches these filters. ", all];
 }
 
-function reset() {
-  state.only.clear();
-  for (const each of fields) each.value = each.name === "sort" ? "match" : "";
-  drawQuery();
+// Address of the page with this query, and with an open file if there is one.
+function addressOf(file) {
+  const params = new URLSearchParams(query.address());
+  if (file) params.set("file", file.path.includes("\ufffd") ? file.id : file.path);
+  return params.size ? `#${params}` : location.pathname;
 }
 
-const soon = () => {
-  clearTimeout(timer);
-  timer = setTimeout(changed, PAUSE);
-};
-
-// Put the texts and numbers of the query into the URL, for the back button and for sharing.
-function changed(push = false) {
-  const asked = new URLSearchParams();
-  if (words.value.trim()) asked.set("q", words.value.trim());
-  for (const { kind, id } of state.parts) if (kind === "like") asked.set("like", id);
-  if (state.only.size) asked.set("only", [...state.only].join());
-  for (const { name, value } of fields) if (value && value !== "match") asked.set(name, value);
-  const address = asked.size ? `#${asked}` : location.pathname;
-  history[push === true ? "pushState" : "replaceState"](null, "", address);
-  seen = location.hash;
+// Show and search a query that has changed, as a new entry of the history or in place of the last one.
+function changed(isNew = true) {
+  if (isNew) typedAt = -Infinity;
+  history[isNew ? "pushState" : "replaceState"](null, "", addressOf());
   drawQuery();
   look();
 }
 
-function fromAddress() {
-  const asked = new URLSearchParams(location.hash.slice(1)), like = Number(asked.get("like"));
-  words.value = asked.get("q") ?? "";
-  state.only = new Set(asked.get("only")?.split(","));
-  for (const each of fields) each.value = asked.get(each.name) ?? (each.name === "sort" ? "match" : "");
-  state.parts = [];
+// While words are typed the history keeps the last of them before each pause.
+function typed() {
+  const now = performance.now();
+  const isNew = now - typedAt > PAUSE;
+  changed(isNew);
+  typedAt = now;
+}
+
+function soon() {
+  clearTimeout(timer);
+  timer = setTimeout(typed, DELAY);
+}
+
+// Show the query and the open file of the address.
+async function fromAddress() {
+  const params = new URLSearchParams(location.hash.slice(1));
+  const path = params.get("file");
+  params.delete("file");
+  const next = Query.fromAddress(params);
+  if (next.address() !== searched) {
+    query = next;
+    typedAt = -Infinity;
+    drawQuery();
+    await Promise.all([look(), nameLikes()]);
+  }
+  if (!path && viewer.isOpen()) viewer.close();
+  if (path) await openPath(path).catch(fail);
+}
+
+// Files of an address are numbers; their names and pictures are asked for.
+async function nameLikes() {
+  const named = query.parts.map((part) => (part.kind === "like" ? about(part.likes[0]).then(likePart) : part));
+  const parts = await Promise.all(named).catch(() => null);  // the search says what is wrong
+  if (!parts) return;
+  query.parts = parts;
   drawQuery();
-  if (!like) return look();
-  about(like).then((file) => { state.parts = [liked(file)]; drawQuery(); look(); }).catch(fail);
+}
+
+async function openPath(path) {
+  const isShown = (file) => file.path === path || String(file.id) === path;
+  const address = /^\d+$/.test(path) ? `files/${path}/about` : `lookup?path=${encodeURIComponent(path)}`;
+  const file = files.find(isShown) ?? await ask(address);
+  viewer.show(file, moves);
 }
 
 function drawQuery() {
-  byId("clear").hidden = !isAsked();
-  byId("parts").replaceChildren(...state.parts.map((given) => {
-    const away = element("button", { type: "button", title: "Remove from the query", aria: { label: `Remove ${given.name} from the query` } }, icon("close"));
-    away.onclick = () => { state.parts = []; changed(true); words.focus(); };
-    const picture = given.kind === "audio" || !given.url ? icon("sound") : element("img", { src: given.url, alt: "" });
-    return element("span", { className: "part" }, element("span", { className: "seen", title: given.name }, picture), away);
-  }));
-  for (const chip of byId("kinds").children) chip.setAttribute("aria-pressed", state.only.has(chip.dataset.kind));
-  const set = (id, names) => byId(id).classList.toggle("set", names.some((name) => field(name).value && field(name).value !== "match"));
-  set("date", ["after", "before"]);
-  set("more", ["path", "without", "where", "sort"]);
+  if (words.value.trim() !== query.words.trim()) words.value = query.words;
+  byId("clear").hidden = !query.isAsked();
+  byId("parts").replaceChildren(...query.parts.map(partChip));
+  showFilters(query, changed);
 }
 
-// The previous (-1) or next (1) file in the list, if the given file is in it.
-function step(file, by) {
-  const at = files.findIndex(({ id }) => id === file.id);
-  if (at > files.length - 5) look(true);
-  return at < 0 ? null : files[at + by];
+function partChip(part) {
+  const title = `Remove ${part.name} from the query`;
+  const drop = button({ title, aria: { label: title } }, icon("close"));
+  drop.onclick = () => {
+    query.parts = query.parts.filter((other) => other !== part);
+    changed();
+    words.focus();
+  };
+  const sign = icon({ audio: "sound", text: "text" }[part.kind] ?? "picture");
+  const picture = part.url ? element("img", { src: part.url, alt: "" }) : sign;
+  picture.onerror = () => picture.replaceWith(sign);
+  return element("span", { className: "part" }, element("span", { className: "seen", title: part.name }, picture), drop);
 }
-const open = (file) => show(file, { step, like });
+
 const about = async (id) => files.find((file) => file.id === id) ?? ask(`files/${id}/about`);
 
-function like(file) {
-  words.value = "";
-  state.parts = [liked(file)];
-  leaveMap();
-  changed(true);
+const likePart = (file) =>
+  partOf("like", nameOf(file), { likes: [file.id], url: file.kind === "audio" ? null : file.thumbnail });
+
+// What the view of a file does with the page.
+const moves = {
+  step(file, by) {
+    const place = files.findIndex(({ id }) => id === file.id);
+    if (place > files.length - 5) look(true);
+    return place < 0 ? null : files[place + by];
+  },
+  open(file) {
+    history.replaceState(history.state, "", addressOf(file));
+    viewer.show(file, moves);
+  },
+  closed() {
+    if (history.state?.viewer) history.back();
+    else history.replaceState(null, "", addressOf());
+  },
+  address: addressOf,
+  filter(change) {
+    viewer.close();
+    leaveMap();
+    change(query);
+    changed();
+  },
+  like(file) {
+    viewer.close();
+    like(file);
+  },
+};
+
+function open(file) {
+  history.pushState({ viewer: true }, "", addressOf(file));
+  viewer.show(file, moves);
 }
 
-const liked = (file) => ({ kind: "like", id: file.id, name: nameOf(file), url: file.kind === "audio" ? null : file.thumbnail });
-
-async function give(file) {
-  state.parts = [await part(file)];
+function like(file) {
+  query.words = "";
+  query.parts = [likePart(file)];
   leaveMap();
-  changed(true);
+  changed();
+}
+
+async function give(given) {
+  query.parts = await partsOf(given);
+  leaveMap();
+  changed();
+}
+
+function between(after, before) {
+  Object.assign(query.fields, { after, before });
+  changed();
 }
 
 async function drawMap() {
   const { showMap } = await import("./map.js");
   const data = plane.data ??= await ask("points");
-  const found = isAsked() ? new Set(files.map(({ id }) => id)) : null;
-  showMap(plane, data, (id) => about(id).then(open).catch(fail), found);
+  const ids = query.isAsked() ? new Set(files.map(({ id }) => id)) : null;
+  showMap(plane, data, (id) => about(id).then(open).catch(fail), ids);
 }
 
 function leaveMap() {
@@ -159,55 +256,83 @@ function leaveMap() {
 }
 
 map.onclick = () => {
-  const on = map.ariaPressed !== "true";
-  map.ariaPressed = on;
-  plane.hidden = !on;
-  cards.hidden = byId("end").hidden = on;
-  document.body.classList.toggle("mapped", on);
-  if (on) drawMap().catch(fail);
+  const isOn = map.ariaPressed !== "true";
+  map.ariaPressed = isOn;
+  plane.hidden = !isOn;
+  cards.hidden = byId("end").hidden = isOn;
+  document.body.classList.toggle("mapped", isOn);
+  if (isOn) drawMap().catch(fail);
 };
 byId("search").onsubmit = (event) => {
   event.preventDefault();
-  changed(true);
+  hideNames();
+  query.words = words.value;
+  changed();
   if (matchMedia("(pointer: coarse)").matches) words.blur();
 };
-words.oninput = () => { drawQuery(); soon(); };
+words.oninput = () => {
+  query.words = words.value;
+  byId("clear").hidden = !query.isAsked();
+  soon();
+  suggestNames();
+};
 byId("clear").onclick = () => {
-  words.value = field("without").value = "";
-  state.parts = [];
-  changed(true);
+  query.words = "";
+  query.parts = [];
+  delete query.fields.without;
+  changed();
   words.focus();
 };
-for (const each of fields) each.oninput = soon;
-const scheme = () => localStorage.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-byId("theme").onclick = () => {
-  document.documentElement.style.colorScheme = localStorage.theme = scheme() === "dark" ? "light" : "dark";
-};
-document.addEventListener("click", ({ target }) => {
-  for (const popover of document.querySelectorAll(".popover[open]")) if (!popover.contains(target)) popover.open = false;
-});
-document.addEventListener("keydown", (event) => {
-  const typing = event.target.matches("input, select");
-  if (event.key === "Escape") for (const popover of document.querySelectorAll(".popover[open]")) popover.open = false;
-  if (event.key === "/" && !typing && !document.querySelector("dialog[open]")) { event.preventDefault(); words.focus(); }
-  if (event.target === words && event.key === "ArrowDown") { event.preventDefault(); cards.querySelector(".tile")?.focus(); }
-});
-let seen = location.hash;
-addEventListener("popstate", () => {  // also fires when a file is closed, where nothing changes
-  if (location.hash !== seen) fromAddress();
-  seen = location.hash;
+readFields(() => query, soon);
+completeNames({
+  file(name) {
+    query.words = name;
+    changed();
+  },
+  folder(below) {
+    query.words = "";
+    query.fields.below = below;
+    changed();
+  },
 });
 
+const isDark = () => (localStorage.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "")) === "dark";
+byId("theme").onclick = () => {
+  document.documentElement.style.colorScheme = localStorage.theme = isDark() ? "light" : "dark";
+};
 document.documentElement.style.colorScheme = localStorage.theme ?? "";
+
+moveByKeys(cards);
+document.addEventListener("keydown", (event) => {
+  const isTyping = event.target.matches("input, select");
+  if (event.key === "/" && !isTyping && !document.querySelector("dialog[open]")) {
+    event.preventDefault();
+    words.focus();
+  }
+  if (event.key === "ArrowDown" && event.target === words) {
+    event.preventDefault();
+    cards.querySelector(".tile")?.focus();
+  }
+});
+addEventListener("popstate", fromAddress);
 new IntersectionObserver(([end]) => end.isIntersecting && look(true), { rootMargin: "800px" }).observe(byId("end"));
-listen((file) => give(file).catch(fail), fail);
+listen((given) => give(given).catch(fail), fail);
 fromAddress();
-ask("about").then((about) => {
-  counts = about.files;
-  byId("kinds").replaceChildren(...Object.keys(KINDS).filter((kind) => counts[kind]).map((kind) => {
-    const chip = element("button", { type: "button", className: `chip ${kind}`, data: { kind }, aria: { pressed: state.only.has(kind) } }, `${KINDS[kind][0].toUpperCase()}${KINDS[kind].slice(1)}s`, element("small", {}, ` ${counts[kind]}`));
-    chip.onclick = () => { state.only.delete(kind) || state.only.add(kind); changed(true); };
-    return chip;
-  }));
-  if (about.tasks.length) offerQuestions();
+
+function toggleKind(kind) {
+  if (!query.kinds.delete(kind)) query.kinds.add(kind);
+  changed();
+}
+
+function addValue(field, value) {
+  query.values.push([field, value]);
+  changed();
+}
+
+ask("about").then((index) => {
+  counts = index.files;
+  showKinds(counts, toggleKind);
+  showValues(index.values ?? {}, addValue);
+  showFilters(query, changed);
+  if (index.tasks.length) viewer.offerQuestions();
 }).catch(fail);

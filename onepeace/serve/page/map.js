@@ -1,6 +1,7 @@
 // The files as points of a plane, with panning and zooming.
 
-import { KINDS, element as made } from "./cards.js";
+import { element as made } from "./elements.js";
+import { KINDS } from "./files.js";
 
 const SIDE = 46, REACH = 16, LARGEST = 400;  // pixels of a picture, radius in pixels in which a point is hit, maximum zoom
 const ROUND = 5000, NAMED = 1000, MOST = 150;  // points above which they are drawn as squares, without names; maximum of pictures drawn

@@ -1,76 +1,143 @@
-// One file, large: a picture, a player that starts at the moment of the hit, or a text; classification by given labels.
+// One file, large: a picture, a player that starts at the moment of the hit, or a text; its metadata as links that
+// filter; classification by given labels.
 
-import { KINDS, clock, dateOf, element, matchLine, nameOf, silence, sureness } from "./cards.js";
-import { ask } from "./inputs.js";
+import { placeholder, silence } from "./cards.js";
+import { ask, button, byId, element } from "./elements.js";
+import { KINDS, clock, dateOf, folderOf, isRanked, matchLine, nameOf, sizeOf, sureness } from "./files.js";
+import { FACETS } from "./filters.js";
 
-const dialog = document.querySelector("#viewer"), one = (selector) => dialog.querySelector(selector);
+const LABELS = 8, NEAR = 10;  // labels shown; kilometres around a place
+const MIDDLE = { camera: "camera", lens: "lens", title: "title", artist: "artist", album: "album", genre: "genre" };
+
+const dialog = byId("viewer"), one = (selector) => dialog.querySelector(selector);
 let shown = null, around = null;
 
-// around: { step(file, by) -> file or null, like(file) }
+// around: { step(file, by) -> file or null, like(file), address(file), filter(change), closed() }
 export function show(file, moves) {
   silence();
-  [shown, around] = [file, moves];
+  shown = file;
+  around = moves;
   one(".stage").replaceChildren(large(file));
   one("#name").textContent = nameOf(file);
-  const ranked = file.match !== null || file.score;
-  one(".match").replaceChildren(...(ranked ? [...matchLine(file), element("small", {}, sureness(file).note)] : []));
-  one("dl").replaceChildren(...facts(file).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  const note = isRanked(file) ? [...matchLine(file), element("small", {}, sureness(file).note)] : [];
+  one(".match").replaceChildren(...note);
+  one("dl").replaceChildren(...rows(file));
   one(".original").href = file.file;
+  one(".address").href = moves.address(file);
   one(".previous").hidden = !moves.step(file, -1);
   one(".next").hidden = !moves.step(file, 1);
   one(".ask p").textContent = "";
   one(".labels ul").replaceChildren();
-  if (!dialog.open) {
-    dialog.showModal();
-    history.pushState({ viewer: true }, "");
-  }
+  if (!dialog.open) dialog.showModal();
   one("#name").focus({ preventScroll: true });
   if (one(".labels input").value) classify();
 }
 
+export const isOpen = () => dialog.open;
+export const close = () => dialog.close();
+
+// The content of a file, or a placeholder if it is gone or has changed.
 function large(file) {
-  const at = file.start ? `#t=${file.start}` : "";
+  const stage = contentOf(file);
+  const player = stage.querySelector?.("audio") ?? stage;
+  player.onerror = () => stage.replaceWith(placeholder(file, file.file));
+  return stage;
+}
+
+function contentOf(file) {
+  const moment = file.start ? `#t=${file.start}` : "";
+  const player = { src: file.file + moment, controls: true, autoplay: true, aria: { label: nameOf(file) } };
   if (file.kind === "video" && file.playable) {
-    const video = element("video", { src: file.file + at, poster: file.thumbnail, controls: true, autoplay: true, playsInline: true });
-    video.setAttribute("aria-label", nameOf(file));
-    return video;
+    return element("video", { ...player, poster: file.thumbnail, playsInline: true });
   }
   if (file.kind === "audio") {
-    const audio = element("audio", { src: file.file + at, controls: true, autoplay: true, aria: { label: nameOf(file) } });
-    return element("div", { className: "heard" }, file.thumbnail ? element("img", { src: file.thumbnail, alt: "" }) : null, audio);
+    const wave = element("img", { src: file.thumbnail, alt: "" });
+    return element("div", { className: "heard" }, wave, element("audio", player));
   }
-  if (file.kind === "text") {
-    const words = element("blockquote", { tabIndex: 0 });
-    fetch(file.file).then((answer) => (answer.ok ? answer.text() : file.caption ?? "")).then((text) => { words.textContent = text; });
-    return words;
-  }
+  if (file.kind === "text") return textOf(file);
   const image = element("img", { src: `${file.thumbnail}&large=true`, alt: file.caption ?? nameOf(file) });
   image.style.backgroundImage = `url("${file.thumbnail}")`;  // thumbnail until the picture is loaded
   image.onload = () => { image.style.backgroundImage = ""; };
   return image;
 }
 
-function facts(file) {
-  const size = file.size ? `${(file.size / (file.size < 1e6 ? 1e3 : 1e6)).toFixed(1)} ${file.size < 1e6 ? "kB" : "MB"}` : "";
-  const found = [
-    ["Kind", KINDS[file.kind] + (file.modality !== file.kind && file.modality ? `, found by its ${KINDS[file.modality]}` : "")],
-    ["Position", file.start != null ? `${clock(file.start)} to ${clock(file.end ?? file.start)}` : ""],
-    ["Caption", file.kind === "text" ? "" : file.caption], ["Date", dateOf(file)], ["Length", file.duration ? clock(file.duration) : ""],
-    ["Pixels", file.width ? `${file.width} × ${file.height}` : ""], ["Size", size],
-    ["Folder", file.path.slice(0, -nameOf(file).length).replace(/[\ud800-\udfff]/gu, "\ufffd")],
-    ["Very similar", file.copies?.join(", ")], ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
-  ];
-  return found.filter(([, value]) => value);
+function textOf(file) {
+  const quote = element("blockquote", { tabIndex: 0 });
+  fetch(file.file).then(async (response) => {
+    if (!response.ok) throw new Error();
+    quote.textContent = await response.text();
+  }).catch(() => quote.replaceWith(placeholder(file, file.file)));
+  return quote;
 }
 
-const step = (by) => {
+function rows(file) {
+  return facts(file).flatMap(([name, ...values]) => [element("dt", {}, name), element("dd", {}, ...values)]);
+}
+
+// [name, texts or elements] of what is known about a file.
+function facts(file) {
+  const isFoundByPart = file.modality && file.modality !== file.kind;
+  const kind = KINDS[file.kind] + (isFoundByPart ? `, found by its ${KINDS[file.modality]}` : "");
+  const named = [
+    ["Kind", kind],
+    ["Position", file.start != null ? `${clock(file.start)} to ${clock(file.end ?? file.start)}` : ""],
+    ["Caption", file.kind === "text" ? "" : file.caption],
+    ["Date", dateOf(file)],
+    ["Length", file.duration ? clock(file.duration) : ""],
+    ["Pixels", file.width ? `${file.width} × ${file.height}` : ""],
+    ["Size", sizeOf(file)],
+    ["Folder", ...folderLinks(file)],
+    ["Very similar", file.copies?.join(", ")],
+    ...Object.entries(file.metadata ?? {}).map(([name, value]) => factOf(name, value)),
+  ];
+  return named.filter(([, value]) => value);
+}
+
+// Each folder on the way to a file, as a link that leaves only the files below it.
+function folderLinks(file) {
+  const folder = folderOf(file);
+  if (folder.includes("\ufffd")) return [folder];  // its bytes are no text, and cannot be sent
+  const links = [];
+  let below = "";
+  for (const [name] of folder.matchAll(/[^/:]*(\/|::|:)/g)) {
+    below += name;
+    const prefix = below;
+    links.push(name === "/" ? name : linkTo(name, `Only files below ${prefix}`, (query) => { query.fields.below = prefix; }));
+  }
+  return links;
+}
+
+// A value of the metadata; one that a chip can filter by is a link.
+function factOf(name, value) {
+  const text = Array.isArray(value) ? value.join(", ") : String(value);
+  if (!(name in FACETS)) return [name, text];
+  const values = Array.isArray(value) ? value : [value];
+  return [FACETS[name], ...values.map((each) => linkTo(each, `Only files with this ${name}`, (query) => {
+    query.values.push([name, String(each)]);
+  }))];
+}
+
+function linkTo(text, title, change) {
+  const link = button({ className: "link", title }, text);
+  link.onclick = () => around.filter(change);
+  return link;
+}
+
+function step(by) {
   const next = shown && around.step(shown, by);
-  if (next) show(next, around);
-};
+  if (next) around.open(next);
+}
+
 one(".previous").onclick = () => step(-1);
 one(".next").onclick = () => step(1);
 one(".close").onclick = () => dialog.close();
-one(".like").onclick = () => { const [file, { like }] = [shown, around]; dialog.close(); like(file); };
+one(".like").onclick = () => around.like(shown);
+one(".address").onclick = (event) => {
+  event.preventDefault();
+  const link = event.currentTarget;
+  navigator.clipboard?.writeText(link.href).then(() => { link.textContent = "Copied"; });
+  setTimeout(() => { link.textContent = "Copy the link"; }, 2000);
+};
 dialog.addEventListener("keydown", (event) => {
   if (event.target.matches("input, video, audio, blockquote")) return;
   if (event.key === "ArrowLeft") step(-1);
@@ -82,36 +149,48 @@ one(".stage").addEventListener("touchend", (event) => {
   const moved = event.changedTouches[0].clientX - touched;
   if (Math.abs(moved) > 60 && !event.target.matches("video, audio")) step(moved > 0 ? -1 : 1);
 });
-dialog.addEventListener("click", (event) => { if (event.target === dialog || event.target === one(".stage")) dialog.close(); });
+dialog.addEventListener("click", (event) => {
+  if (event.target === dialog || event.target === one(".stage")) dialog.close();
+});
 dialog.addEventListener("close", () => {
   one(".stage").replaceChildren();  // stops playback
-  if (history.state?.viewer) history.back();
-  document.querySelector(`.card[data-id="${shown?.id}"] .tile`)?.focus();
+  around.closed();
+  document.querySelector(`.card[data-id="${shown.id}"] .tile`)?.focus();
 });
-addEventListener("popstate", () => { if (dialog.open && !history.state?.viewer) dialog.close(); });
 
 const labels = one(".labels input");
+
 async function classify() {
-  const [file, list] = [shown, one(".labels ul")];
+  const file = shown;
+  const list = one(".labels ul");
   const names = labels.value.split(",").map((name) => name.trim()).filter(Boolean);
   if (!names.length) return list.replaceChildren();
-  const answer = await ask("classify", { like: file.id, labels: names }).catch((error) => ({ error }));
-  if (file !== shown) return;
-  const rows = answer.error ? [element("li", {}, answer.error.message)] : answer.labels.slice(0, 8).map(({ label, probability }) => {
-    const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
-    bar.firstChild.style.width = `${100 * probability}%`;
-    return element("li", {}, element("span", {}, label), bar, element("b", {}, probability.toFixed(2)));
-  });
-  list.replaceChildren(...rows);
+  let lines;
+  try {
+    const answer = await ask("classify", { like: file.id, labels: names });
+    lines = answer.labels.slice(0, LABELS).map(labelLine);
+  } catch (error) {
+    lines = [element("li", {}, error.message)];
+  }
+  if (file === shown) list.replaceChildren(...lines);
 }
+
+function labelLine({ label, probability }) {
+  const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
+  bar.firstChild.style.width = `${100 * probability}%`;
+  return element("li", {}, element("span", {}, label), bar, element("b", {}, probability.toFixed(2)));
+}
+
 one(".labels").onsubmit = (event) => event.preventDefault();
 labels.onchange = classify;
 
 export const offerQuestions = () => { one(".ask").hidden = false; };
 one(".ask").onsubmit = async (event) => {
   event.preventDefault();
-  const said = one(".ask p"), file = shown;
-  said.textContent = "…";
-  const answer = await ask("ask", { id: file.id, question: one(".ask input").value }).catch((error) => ({ text: error.message }));
-  if (file === shown) said.textContent = answer.text;
+  const line = one(".ask p");
+  const file = shown;
+  line.textContent = "…";
+  const question = one(".ask input").value;
+  const answer = await ask("ask", { id: file.id, question }).catch((error) => ({ text: error.message }));
+  if (file === shown) line.textContent = answer.text;
 };

@@ -1,0 +1,169 @@
+"""The FastAPI application: the JSON API, and the web page at /.
+
+Embeddings in the format of OpenAI's /v1/embeddings, extended to images and sounds as base64 data; search;
+classification; files of the index by number. `endpoints` computes the answers, `responses` writes them.
+"""
+
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import FastAPI
+from fastapi import Query as Parameter
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import FiniteFloat
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from onepeace import __version__
+from onepeace.serve import browse, endpoints, media
+from onepeace.serve.guard import Guard
+from onepeace.serve.requests import (
+    AskRequest,
+    ClassifyRequest,
+    EmbeddingsRequest,
+    FilterRequest,
+    Number,
+    SearchRequest,
+)
+from onepeace.serve.responses import AsciiJSON, answer_errors, file_response, thumbnail_response
+from onepeace.serve.service import Service
+
+PAGE = Path(__file__).parent / "page"
+HEAVY = 4
+"""Requests with images or sounds that are decoded at the same time. Further ones wait; text searches do not."""
+
+Answer = Callable[[], Any]
+InTurn = Callable[[Answer], Awaitable[Any]]
+Second = Annotated[FiniteFloat, Parameter(ge=0, description="position in a video, in seconds")]
+Path_ = Annotated[str, Parameter(max_length=4096, description="path of a file of the index, as in a hit")]
+Words = Annotated[str, Parameter(max_length=200, description="a part of the name of a file or folder")]
+
+
+def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: str | None = None) -> FastAPI:
+    """Create the application.
+
+    Args:
+        hosts: allowed host names of requests, "*" = any.
+        password: required from clients; None = no password.
+    """
+    app = FastAPI(
+        title="onepeace",
+        version=__version__,
+        description="Embeddings of images, sounds and texts, and search over an index of files.",
+        default_response_class=AsciiJSON,
+        docs_url=None,  # FastAPI's own pages load their scripts from other hosts
+        redoc_url=None,
+    )
+    answer_errors(app)
+    app.add_middleware(Guard, password=password, max_body=service.limits.body)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)  # before Guard
+    decoding = _in_turn(CapacityLimiter(HEAVY))
+    _add_model(app, service, decoding)
+    _add_search(app, service, decoding)
+    _add_files(app, service)
+    _add_page(app)
+    return app
+
+
+def _in_turn(limiter: CapacityLimiter) -> InTurn:
+    """Function that computes answers in threads, so many at the same time as the limiter lets."""
+
+    async def answer(function: Answer) -> Any:
+        return await anyio.to_thread.run_sync(function, limiter=limiter)
+
+    return answer
+
+
+def _add_model(app: FastAPI, service: Service, decoding: InTurn) -> None:
+    """Endpoints that return what the model says about the content of a request."""
+
+    @app.get("/health", summary="Health check")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models", summary="The model and the dimension of its embeddings")
+    def models() -> Any:
+        return AsciiJSON(endpoints.models(service))
+
+    @app.post("/v1/embeddings", summary="Unit vectors of texts, images and sounds")
+    async def embeddings(request: EmbeddingsRequest) -> Any:
+        return AsciiJSON(await decoding(lambda: endpoints.embeddings(service, request)))
+
+    @app.post("/classify", summary="Zero-shot classification of an image, a sound or a text")
+    async def classify(request: ClassifyRequest) -> Any:
+        return AsciiJSON(await decoding(lambda: endpoints.classify(service, request)))
+
+    @app.post("/ask", summary="Caption a file of the index, or answer a question about it")
+    async def ask(request: AskRequest) -> Any:
+        return AsciiJSON(await decoding(lambda: endpoints.ask(service, request)))
+
+
+def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
+    """Endpoints that find files, and describe what there is to find."""
+
+    @app.post("/search", summary="The files of the index nearest to a query")
+    async def search(request: SearchRequest) -> Any:
+        if request.image or request.audio:
+            return AsciiJSON(await decoding(lambda: endpoints.search(service, request)))
+        return AsciiJSON(await anyio.to_thread.run_sync(endpoints.search, service, request))
+
+    @app.get("/about", summary="File counts, the model, and its tasks")
+    def about() -> Any:
+        return AsciiJSON(service.about())
+
+    @app.post("/timeline", summary="Numbers of files by year, month or day")
+    def timeline(request: FilterRequest) -> Any:
+        with service.current() as index:
+            return AsciiJSON(browse.timeline(index, request.condition()))
+
+    @app.get("/names", summary="Files and folders whose names contain a text")
+    def names(q: Words) -> Any:
+        with service.current() as index:
+            return AsciiJSON(browse.names(index, q))
+
+    @app.get("/points", summary="The files of the index as 2-D points")
+    def points() -> Any:
+        return AsciiJSON(service.points())
+
+    @app.get("/uploads/{key}/thumbnail", summary="Thumbnail of a picture of a recent search", response_class=Response)
+    def upload(key: str) -> Response:
+        return thumbnail_response(endpoints.upload_thumbnail(service, key))
+
+
+def _add_files(app: FastAPI, service: Service) -> None:
+    """Endpoints that send files of the index."""
+    drawing = _in_turn(CapacityLimiter(HEAVY))
+
+    @app.head("/files/{id_}", include_in_schema=False)
+    @app.get("/files/{id_}", summary="A file of the index", response_class=Response)
+    def file(id_: Number) -> Response:
+        return file_response(media.body_of(service.item(id_), service.roots))
+
+    @app.get("/files/{id_}/about", summary="Metadata of a file, as in a search hit")
+    def file_about(id_: Number) -> Any:
+        return AsciiJSON(endpoints.about_item(service.item(id_)))
+
+    @app.get("/lookup", summary="Metadata of the file with a path, as in a search hit")
+    def lookup(path: Path_) -> Any:
+        return AsciiJSON(endpoints.about_item(service.item(path)))
+
+    @app.get("/files/{id_}/thumbnail", summary="A thumbnail, or the waveform of a sound", response_class=Response)
+    async def thumbnail(id_: Number, at: Second = 0.0, large: bool = False) -> Response:
+        side = media.LARGE if large else media.THUMBNAIL
+
+        def make() -> Response:
+            return thumbnail_response(media.thumbnail(service.item(id_), service.roots, side, at))
+
+        return await drawing(make)
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))

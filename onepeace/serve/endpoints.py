@@ -1,0 +1,186 @@
+"""Answers of the JSON API, as dictionaries, to requests that pydantic has checked."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onepeace.errors import UserError
+from onepeace.index import Hit, Item, Query
+from onepeace.index.filters import kind_of
+from onepeace.serve import media
+from onepeace.serve.recent import PREFIX
+from onepeace.serve.requests import (
+    AskRequest,
+    ClassifyRequest,
+    EmbeddingsRequest,
+    FilterRequest,
+    SearchRequest,
+    as_list,
+    parts_of,
+)
+from onepeace.serve.service import Service, unranked
+from onepeace.serve.uploads import Refused, Request
+
+
+def models(service: Service) -> dict[str, Any]:
+    """The model, in the format of OpenAI's /v1/models, with the dimension and modalities of its embeddings."""
+    model = {
+        "id": service.model,
+        "object": "model",
+        "owned_by": "onepeace",
+        "embed_dim": service.embed_dim,
+        "modalities": list(service.modalities),
+    }
+    return {"object": "list", "data": [model]}
+
+
+def search(service: Service, request: SearchRequest) -> dict[str, Any]:
+    """Hits of a query, and the keys by which later queries can name its uploads; without a query, the newest files."""
+    _check_page(service, request)
+    uploads: dict[str, list[str]] = {}
+    if request.has_query():
+        query, uploads = _query(service, request)
+        results = service.search(
+            query,
+            top=request.top,
+            offset=request.offset,
+            only=_kinds(request),
+            where=request.condition(),
+            sort=request.sort,
+            rank=request.rank,
+            min_match=request.min_match,
+            collapse=request.collapse,
+        )
+    else:
+        results = service.newest(
+            top=request.top, offset=request.offset, only=_kinds(request), where=request.condition()
+        )
+    return {**results.to_dict(), "hits": [hit_fields(hit) for hit in results], "uploads": uploads}
+
+
+def classify(service: Service, request: ClassifyRequest) -> dict[str, Any]:
+    """Probabilities of labels."""
+    contents = request.contents()
+    decoder = service.request()
+    if len(contents) + (request.like is not None) != 1:
+        raise Refused(422, "give one of text, image, audio and like")
+    if request.like is not None:
+        value = service.value(service.item(request.like))
+    else:
+        value = {name: decoder.decode(name, content, name) for name, content in contents.items()}
+    labels = [decoder.text(label, "labels") for label in request.labels]
+    (probabilities,) = service.classify([value], labels, request.template)
+    return {"labels": [{"label": label, "probability": share} for label, share in probabilities.items()]}
+
+
+def ask(service: Service, request: AskRequest) -> dict[str, Any]:
+    """A caption of a file, or the answer to a question about it."""
+    if service.generator is None:
+        raise Refused(404, "no generative model; start the server with --generator NAME")
+    task = "answer" if request.question else "caption"
+    question = service.request().text(request.question, "question")
+    output = service.generator(task, service.value(service.item(request.id)), question)
+    return {"text": str(output), "confidence": round(output.confidence, 3)}
+
+
+def embeddings(service: Service, request: EmbeddingsRequest) -> dict[str, Any]:
+    """Vectors, in the format of OpenAI's /v1/embeddings."""
+    if request.dimensions not in (None, service.embed_dim):
+        raise Refused(422, f"dimensions: {request.dimensions}; vectors of this model have {service.embed_dim}")
+    entries = as_list(request.input)
+    limit = service.limits.inputs
+    if not 1 <= len(entries) <= limit:
+        raise Refused(413 if entries else 422, f"input: {len(entries)} items; give 1 to {limit}")
+    decoder = service.request()
+    items = [_decoded_entry(decoder, entry, f"input[{i}]") for i, entry in enumerate(entries)]
+    data = []
+    for i, vector in enumerate(service.encode(items).astype("<f4")):
+        embedding = _as_base64(vector) if request.encoding_format == "base64" else vector.tolist()
+        data.append({"object": "embedding", "index": i, "embedding": embedding})
+    usage = {"prompt_tokens": 0, "total_tokens": 0}  # not counted, but clients read them
+    return {"object": "list", "data": data, "model": service.model, "usage": usage}
+
+
+def upload_thumbnail(service: Service, key: str) -> media.Body:
+    """Thumbnail of a picture that a recent search has sent."""
+    image: Any = service.request().picture(service.recent.get(key), "upload")
+    return media.Body(media.webp(image, media.THUMBNAIL), "image/webp")
+
+
+def about_item(item: Item) -> dict[str, Any]:
+    """Metadata of a file, as in a hit."""
+    return hit_fields(unranked(item))
+
+
+def hit_fields(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON, with the URLs of its file and thumbnail."""
+    item = hit.item
+    version = f"?v={item.mtime_ns:x}"  # the number may later belong to another file
+    thumbnail = None
+    if item.modality != "text":
+        thumbnail = f"files/{item.id}/thumbnail{version}"
+        if item.modality == "video" and hit.start:
+            thumbnail += f"&at={hit.start:.3f}"
+    playable = media.suffix(item.path) in media.TYPES or item.modality in ("audio", "text")
+    addresses = {"file": f"files/{item.id}{version}", "thumbnail": thumbnail, "playable": playable}
+    return {**hit.to_dict(), "id": item.id, **addresses}
+
+
+def _check_page(service: Service, request: SearchRequest) -> None:
+    for name in ("top", "offset"):
+        value, limit = getattr(request, name), getattr(service.limits, name)
+        if value > limit:
+            raise Refused(422, f"{name}: {value}; at most {limit}")
+
+
+def _kinds(request: FilterRequest) -> list[str]:
+    try:
+        return [kind_of(kind) for kind in as_list(request.only)]
+    except UserError as error:
+        raise Refused(422, f"only: {error}") from error
+
+
+def _query(service: Service, request: SearchRequest) -> tuple[Query, dict[str, list[str]]]:
+    """The query of a request, and the keys of its uploads by modality."""
+    texts = [text for text in as_list(request.text) if text]
+    without = [text for text in as_list(request.without) if text]
+    likes = as_list(request.like)
+    images = as_list(request.image)
+    sounds = as_list(request.audio)
+    count = sum(map(len, (texts, without, likes, images, sounds)))
+    if count > service.limits.inputs:
+        raise Refused(413, f"{count} parts; at most {service.limits.inputs}")
+    decoder = service.request()
+    image_data = [_data(service, decoder, value, "image") for value in images]
+    sound_data = [_data(service, decoder, value, "audio") for value in sounds]
+    query = Query(
+        text=[decoder.text(text, "text") for text in texts],
+        image=[decoder.picture(data, "image") for data in image_data],
+        audio=[decoder.sound(data, "audio") for data in sound_data],
+        like=[service.item(key).path for key in likes],
+        without=[decoder.text(text, "without") for text in without],
+        weights={str(name): weight for name, weight in request.weights.items()},
+    )
+    uploads = {
+        "image": [service.recent.keep(data) for data in image_data],
+        "audio": [service.recent.keep(data) for data in sound_data],
+    }
+    return query, uploads
+
+
+def _data(service: Service, decoder: Request, value: str, name: str) -> bytes:
+    """Bytes of an uploaded file, sent now or with a recent search."""
+    if value.startswith(PREFIX):
+        return service.recent.get(value.removeprefix(PREFIX))
+    return decoder.data(value, name)
+
+
+def _decoded_entry(decoder: Request, entry: Any, name: str) -> Mapping[str, object]:
+    contents = parts_of(entry, name)
+    return {modality: decoder.decode(modality, value, f"{name}.{modality}") for modality, value in contents.items()}
+
+
+def _as_base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.tobytes()).decode("ascii")

@@ -1,0 +1,124 @@
+"""Responses of the server: JSON, one-line errors, and files with the byte ranges that players ask for."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from onepeace.errors import UserError, one_line
+from onepeace.serve import media
+from onepeace.serve.requests import first_error
+from onepeace.serve.uploads import Refused
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTORS = Path("/dev/fd")
+"""Folder in which every open file has its descriptor as a name; Windows has none."""
+FILE_HEADERS = {
+    # A file opened as a page of its own has no permissions.
+    "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'none'",
+    "cache-control": "private, max-age=3600",
+}
+
+
+class AsciiJSON(JSONResponse):
+    """JSON response in ASCII: file names may contain invalid bytes, which Python keeps as surrogates."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class OpenFileResponse(FileResponse):
+    """Response with a file that is open already, so that what was checked is what is sent.
+
+    Starlette opens the file again by its descriptor; its path may mean another file by then.
+    """
+
+    def __init__(self, file: BinaryIO, media_type: str, headers: Mapping[str, str]) -> None:
+        descriptor = file.fileno()
+        super().__init__(
+            DESCRIPTORS / str(descriptor),
+            headers=headers,
+            media_type=media_type,
+            stat_result=os.fstat(descriptor),
+        )
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # also if the client goes away before
+            self._file.close()
+
+
+def file_response(body: media.Body) -> Response:
+    """Response with the content of a file, whole or a byte range of it, by the headers of the request."""
+    headers = dict(FILE_HEADERS)
+    if body.type == media.OTHER:
+        headers["content-disposition"] = "attachment"
+    content = body.content
+    if DESCRIPTORS.is_dir():
+        file = _temporary_file(content) if isinstance(content, bytes) else content
+        return OpenFileResponse(file, body.type, headers)
+    if isinstance(content, bytes):
+        return Response(content, headers=headers, media_type=body.type)
+    with content:
+        return FileResponse(content.name, headers=headers, media_type=body.type)
+
+
+def thumbnail_response(body: media.Body) -> Response:
+    """Response with a small picture."""
+    return Response(body.read(), headers=FILE_HEADERS, media_type=body.type)
+
+
+def error_response(status: int, message: str) -> Response:
+    """Response with an error in one line."""
+    return AsciiJSON({"error": {"message": message}}, status)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Install handlers that respond to every error with one line."""
+
+    @app.exception_handler(UserError)
+    async def user_error(_: object, error: UserError) -> Response:
+        status = error.status if isinstance(error, Refused) else 422
+        return error_response(status, one_line(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: object, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["loc"][0] == "path":
+            return error_response(404, f"{one_line(first['input'])}: not the number of a file")
+        return error_response(422, first_error(error.errors(), 1))
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def invalid_unicode(_: object, error: UnicodeEncodeError) -> Response:
+        return error_response(422, "a text contains a lone surrogate; send valid Unicode")
+
+    @app.exception_handler(HTTPException)
+    async def no_route(_: object, error: HTTPException) -> Response:
+        if error.status_code == 400:  # FastAPI's, of a body that is no text
+            return error_response(422, f"the body: must be JSON ({one_line(error.__cause__)})")
+        return error_response(error.status_code, one_line(error.detail))
+
+    @app.exception_handler(Exception)
+    async def internal_error(_: object, error: Exception) -> Response:
+        logger.error("a request failed", exc_info=error)
+        return error_response(500, "internal server error; see the log of the server")
+
+
+def _temporary_file(content: bytes) -> BinaryIO:
+    """A file without a name that holds a sample of a shard or a converted sound."""
+    file = tempfile.TemporaryFile()
+    file.write(content)
+    file.flush()
+    return file
