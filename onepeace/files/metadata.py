@@ -2,9 +2,9 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import need
 from onepeace.files.container import choose, counted_duration, declared_duration, open_container
@@ -34,6 +34,8 @@ class Description:
     date: float | None = None
     """When it was taken or recorded, in seconds since 1970. Many cameras store no time zone; it is then assumed to be
     that of this computer."""
+    tags: dict[str, Any] = field(default_factory=dict)
+    """What cameras, programs and people wrote into it, see `tags`."""
 
 
 def describe_media(path: str | os.PathLike[str], modality: str) -> Description:

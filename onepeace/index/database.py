@@ -26,26 +26,47 @@ LOGS = ("-wal", "-journal")
 EXTERNAL = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed")
 """SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
 
-SCHEMA = """
-CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER);
-CREATE TABLE files (
+WORDS = """CREATE TABLE words (
+    file INTEGER PRIMARY KEY REFERENCES files ON DELETE CASCADE, name TEXT NOT NULL, ending TEXT NOT NULL,
+    about TEXT NOT NULL, text TEXT NOT NULL, crc INTEGER
+)"""
+WORD_INDEX = """CREATE VIRTUAL TABLE word_index USING fts5 (
+    name, ending, about, text, content = 'words', content_rowid = 'file', tokenize = 'unicode61 remove_diacritics 2'
+)"""
+SCHEMA = (
+    "CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER)",
+    """CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL, caption TEXT,
-    metadata TEXT NOT NULL, problem TEXT, note TEXT, vectors INTEGER NOT NULL, crc INTEGER
-);
-CREATE INDEX files_hash ON files (hash);
-CREATE TABLE vectors (
+    metadata TEXT NOT NULL, tags TEXT NOT NULL, problem TEXT, note TEXT, vectors INTEGER NOT NULL, crc INTEGER
+)""",
+    "CREATE INDEX files_hash ON files (hash)",
+    """CREATE TABLE vectors (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL REFERENCES files ON DELETE CASCADE,
     modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL, crc INTEGER
-);
-CREATE INDEX vectors_file ON vectors (file);
-"""
+)""",
+    "CREATE INDEX vectors_file ON vectors (file)",
+    WORDS,
+    WORD_INDEX,
+    """CREATE TRIGGER words_added AFTER INSERT ON words BEGIN
+    INSERT INTO word_index (rowid, name, ending, about, text)
+    VALUES (new.file, new.name, new.ending, new.about, new.text);
+END""",
+    """CREATE TRIGGER words_removed AFTER DELETE ON words BEGIN
+    INSERT INTO word_index (word_index, rowid, name, ending, about, text)
+    VALUES ('delete', old.file, old.name, old.ending, old.about, old.text);
+END""",
+)
+"""Statements that make the tables. `word_index` finds the rows of `words` by their words, and is derived from them."""
+WORD_TABLES = ("word_index_data", "word_index_idx", "word_index_docsize", "word_index_config")
+"""Tables that FTS5 makes for `word_index`."""
 SPARE = "CREATE TABLE IF NOT EXISTS spare (content BLOB NOT NULL, crc INTEGER)"
 """Table of a second copy of the blob "meta", on a page of its own: without it an index could not be repaired."""
 COLUMNS = {
     "blobs": ("name", "content"),
     "files": ("id", *NAMES, "vectors"),
     "vectors": ("id", "file", "modality", '"start"', '"end"', "vector"),
+    "words": ("file", "name", "ending", "about", "text"),
 }
 """Columns of each table, without the checksum over them."""
 
@@ -133,7 +154,10 @@ def write_database(path: Path) -> Iterator[sqlite3.Connection]:
     """
     with write_atomic(path) as temporary:
         with closing(connect(temporary, "mode=rwc")) as connection:
-            connection.executescript(f"PRAGMA page_size = {PAGE}; BEGIN; {SCHEMA}")
+            connection.execute(f"PRAGMA page_size = {PAGE}")
+            connection.execute("BEGIN")
+            for statement in SCHEMA:
+                connection.execute(statement)
             yield connection
             connection.commit()
             connection.execute("PRAGMA journal_mode = WAL")  # now, as a writer killed meanwhile would lock out readers
@@ -165,6 +189,25 @@ def read_spare(connection: sqlite3.Connection) -> bytes | None:
     except sqlite3.DatabaseError:  # also of an index that no version with this table has written
         return None
     return next((content for content, crc in rows if crc == checksum(content)), None)
+
+
+def is_word_index_intact(connection: sqlite3.Connection) -> bool:
+    """Whether `word_index` has the words of all rows of `words`.
+
+    Checked in a temporary copy, as the check of FTS5 is a command that writes, which a reader may not do.
+    """
+    with closing(sqlite3.connect("")) as copy:
+        copy.execute(WORDS)
+        copy.execute(WORD_INDEX)
+        for table in ("words", *WORD_TABLES):
+            rows = connection.execute(f"SELECT * FROM {table}")  # noqa: S608 (fixed names)
+            marks = ", ".join("?" * len(rows.description))
+            copy.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608
+        try:
+            copy.execute("INSERT INTO word_index (word_index, rank) VALUES ('integrity-check', 1)")
+        except sqlite3.DatabaseError:
+            return False
+    return True
 
 
 def checksum(*values: Any) -> int:

@@ -90,7 +90,7 @@ class Embedding:
                     if not reading.is_current():
                         changed.append(reading.entry)
                         continue
-                    self.take(result, reading.item, video)
+                    self.take(result, reading, video)
                     self.bar.update()
         return changed
 
@@ -122,21 +122,21 @@ class Embedding:
         self.recorder.record_copy(item, original)
         return True
 
-    def take(self, result: "Embedded", item: Item, video: Video | None) -> None:
+    def take(self, result: "Embedded", reading: Reading, video: Video | None) -> None:
         """Record the vectors of an entry, or the reason why there are none."""
         notes = []
         if result.is_silent:
             notes.append("digital silence")
         if video is not None:
             notes += video.troubles
-        item = replace(item, note=without_surrogates("; ".join(notes)) or None)
+        item = replace(reading.item, note=without_surrogates("; ".join(notes)) or None)
         windows = result.windows
         if windows is None:
             self.recorder.record_problem(item, str(result.reason))
         elif video is not None:
             self.recorder.record_vectors(item, *video.vectors(windows, result.is_silent))
         else:
-            self.recorder.record_vectors(item, _spans(item, windows), np.asarray(windows.vectors))
+            self.recorder.record_vectors(item, _spans(item, windows), np.asarray(windows.vectors), reading.text)
 
 
 def _windows(embedder: "Embedder") -> dict[str, Any]:

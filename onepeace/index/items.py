@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LATEST = (1 << 63) - 1
 
@@ -33,6 +33,8 @@ class Item:
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further columns of a table, or fields of a sample."""
+    tags: dict[str, Any] = field(default_factory=dict)
+    """What the file itself says about its making, such as camera, keywords or artist, see `files.tags`."""
     problem: str | None = None
     """Reason if the file could not be embedded."""
     note: str | None = None
@@ -44,11 +46,21 @@ class Item:
     def from_row(cls, row: Sequence[Any]) -> "Item":
         """Build an item from an id and the values of NAMES."""
         values = dict(zip(("id", *NAMES), row, strict=True))
-        return cls(**{**values, "path": os.fsdecode(values["path"]), "metadata": json.loads(values["metadata"])})
+        values["path"] = os.fsdecode(values["path"])
+        for name in JSON_COLUMNS:
+            values[name] = json.loads(values[name])
+        return cls(**values)
+
+    def to_row(self) -> list[Any]:
+        """The values of NAMES, as SQLite stores them."""
+        values = {**vars(self), "path": os.fsencode(self.path)}
+        for name in JSON_COLUMNS:
+            values[name] = json.dumps(values[name], sort_keys=True)
+        return [values[name] for name in NAMES]
 
     def to_dict(self) -> dict[str, Any]:
         """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
-        names = ("caption", "date", "width", "height", "duration", "size", "metadata")
+        names = ("caption", "date", "width", "height", "duration", "size", "metadata", "tags")
         return {"path": as_text(self.path), "kind": self.modality, **{name: getattr(self, name) for name in names}}
 
 
@@ -64,6 +76,8 @@ def as_text(path: str | Path) -> str:
 
 NAMES = tuple(column.name for column in fields(Item) if column.name != "id")
 """Columns of a file's row, without its id."""
+JSON_COLUMNS = ("metadata", "tags")
+"""Those of them that are stored as JSON."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +87,16 @@ class Span:
     modality: str
     start: float | None = None
     end: float | None = None
+
+
+class Words(NamedTuple):
+    """Texts by whose words a file is found; see tokens.py."""
+
+    name: str = ""
+    """Names of the file, without its ending, and of the folders below the indexed one."""
+    ending: str = ""
+    """Ending of the file's name, without the dot."""
+    about: str = ""
+    """Caption, cells of its row of a table, and tags."""
+    text: str = ""
+    """Content of a text file."""

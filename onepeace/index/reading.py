@@ -16,6 +16,7 @@ from onepeace.files.metadata import Description, describe_media
 from onepeace.files.regular import open_regular
 from onepeace.index.entries import Entry
 from onepeace.index.items import Item, mtime_of
+from onepeace.index.tokens import LONGEST_TEXT
 
 CHUNK = 1 << 20
 TRIES = 3
@@ -48,6 +49,8 @@ class Reading:
     """Its item with hash, date and size in pixels or seconds; or with a problem."""
     value: Any = None
     """Path of a file, else the content."""
+    text: str = ""
+    """Beginning of a text file, for the words that find it."""
     state: FileState | None = None
     """State of the file when it was hashed; None for content in memory, and for a problem."""
     read_ns: int = 0
@@ -107,8 +110,21 @@ def _read_file(entry: Entry, path: Path) -> Reading:
             if FileState.of(os.fstat(file.fileno())) != state:
                 continue
         item = replace(entry.item, size=state.size, mtime_ns=state.mtime_ns, hash=digest)
-        return Reading(entry, _described(item, describe_media(path, item.modality)), path, state, read_ns)
+        return Reading(
+            entry=entry,
+            item=_described(item, describe_media(path, item.modality)),
+            value=path,
+            text=_beginning(path) if item.modality == "text" else "",
+            state=state,
+            read_ns=read_ns,
+        )
     return failed(entry, CHANGES)
+
+
+def _beginning(path: Path) -> str:
+    """First characters of a text file; a file in another encoding than UTF-8 is refused when it is embedded."""
+    with open(path, encoding="utf-8-sig", errors="replace", opener=open_regular) as file:
+        return file.read(LONGEST_TEXT)
 
 
 def _described(item: Item, description: Description) -> Item:
@@ -116,4 +132,11 @@ def _described(item: Item, description: Description) -> Item:
     date = description.date
     if date is None and item.mtime_ns:
         date = item.mtime_ns / 1e9
-    return replace(item, date=date, width=description.width, height=description.height, duration=description.duration)
+    return replace(
+        item,
+        date=date,
+        width=description.width,
+        height=description.height,
+        duration=description.duration,
+        tags=description.tags,
+    )

@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from onepeace.files.walk import Unreadable
-from onepeace.index.items import Item, Span
+from onepeace.index.items import Item, Span, Words
 from onepeace.index.paths import places_of, without_surrogates
 from onepeace.index.report import Report
+from onepeace.index.roots import known_roots
 from onepeace.index.scan import Scan
 from onepeace.index.store import Store
+from onepeace.index.tokens import words_of
 
 BATCH_SECONDS = 2.0
 BATCH_VECTORS = 512
@@ -31,6 +33,7 @@ class Row(NamedTuple):
     spans: Sequence[Span]
     vectors: np.ndarray
     """(len(spans), E) float32."""
+    words: Words = Words()
 
 
 class Recorder:
@@ -45,13 +48,18 @@ class Recorder:
         self.store = store
         self.report = report
         self.items = {item.path: item for item in store.items()}
+        self._folders = [root.path for root in known_roots(store).values() if root.kind == "folder"]
         self._num_copies: Counter[bytes | None] = Counter()
         """Number of new paths that reused the vectors of known content, by hash of the content."""
         self._waiting: list[Row] = []
         self._last_write = time.monotonic()
 
-    def record_vectors(self, item: Item, spans: Sequence[Span], vectors: np.ndarray) -> None:
-        """A file that was embedded."""
+    def record_vectors(self, item: Item, spans: Sequence[Span], vectors: np.ndarray, text: str = "") -> None:
+        """A file that was embedded.
+
+        Args:
+            text: beginning of a text file.
+        """
         previous = self.items.get(item.path)
         if previous is None or previous.problem is not None:
             self.report.added += 1
@@ -60,7 +68,7 @@ class Recorder:
         self.report.vectors += len(vectors)
         if item.note is not None:
             self.report.noted += 1
-        self._add(Row(item, spans, vectors))
+        self._add(Row(item, spans, vectors, words_of(item, self._folders, text)))
 
     def record_copy(self, item: Item, original: Item) -> None:
         """A file with the content of a file of the index, which may be itself with another time."""
@@ -121,12 +129,14 @@ class Recorder:
         if rows:
             vectors = np.concatenate([row.vectors for row in rows])
             with self.store.transaction():
-                self.store.add([(row.item, row.spans) for row in rows], vectors)
+                self.store.add([(row.item, row.spans) for row in rows], vectors, [row.words for row in rows])
         self._last_write = time.monotonic()
 
     def _add_with_vectors_of(self, item: Item, original: Item) -> None:
+        """Add a file with the vectors and the text of a file with the same content."""
         _, spans, vectors = self.store.intact([original.id])[original.id]
-        self._add(Row(item, spans, vectors))
+        text = self.store.words([original.id])[original.id].text
+        self._add(Row(item, spans, vectors, words_of(item, self._folders, text)))
 
     def _add(self, row: Row) -> None:
         self.items[row.item.path] = row.item

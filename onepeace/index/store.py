@@ -32,9 +32,9 @@ from onepeace.index.database import (
     reader,
     write_database,
 )
-from onepeace.index.items import NAMES, Item, Span
+from onepeace.index.items import NAMES, Item, Span, Words
 
-FORMAT = "6"
+FORMAT = "7"
 """Format version on disk; an index of another version is refused."""
 VECTOR = np.dtype("<f4")
 SHARED_MEMORY = 1 << 15
@@ -130,25 +130,31 @@ class Store:
                 "same command goes on in the new folder"
             )
 
-    def add(self, items: Sequence[tuple[Item, Sequence[Span]]], vectors: np.ndarray) -> None:
-        """Store items with their vectors, replacing older ones of the same path; call it in a transaction.
+    def add(
+        self,
+        files: Sequence[tuple[Item, Sequence[Span]]],
+        vectors: np.ndarray,
+        words: Sequence[Words] | None = None,
+    ) -> None:
+        """Store files with their vectors, replacing older ones of the same path; call it in a transaction.
 
         Args:
-            items: each with the spans of its vectors; an item with a problem has none.
+            files: items, each with the spans of its vectors; an item with a problem has none.
             vectors: (n, E) finite unit rows, in the order of the spans.
+            words: texts by whose words each file is found; None = none.
         """
-        count = sum(len(spans) for _, spans in items)
+        count = sum(len(spans) for _, spans in files)
         if vectors.shape != (count, self.embed_dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors of shape {vectors.shape} for {count} x {self.embed_dim}, or not finite")
-        content = iter(np.ascontiguousarray(vectors, VECTOR))
-        for item, spans in items:
-            path, metadata = os.fsencode(item.path), json.dumps(item.metadata, sort_keys=True)
-            about = {**vars(item), "path": path, "metadata": metadata}
-            self.remove(self.ids("path = ?", (path,)))
-            id_ = insert(self.connection, "files", (None, *(about[name] for name in NAMES), len(spans)))
+        remaining = iter(np.ascontiguousarray(vectors, VECTOR))
+        for i, (item, spans) in enumerate(files):
+            self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
+            file_id = insert(self.connection, "files", (None, *item.to_row(), len(spans)))
+            insert(self.connection, "words", (file_id, *(Words() if words is None else words[i])))
             for span in spans:
-                place = id_, self.kinds.index(span.modality), span.start, span.end
-                insert(self.connection, "vectors", (None, *place, next(content).tobytes()))
+                modality = self.kinds.index(span.modality)
+                vector = next(remaining).tobytes()
+                insert(self.connection, "vectors", (None, file_id, modality, span.start, span.end, vector))
 
     def remove(self, ids: Iterable[int]) -> None:
         for id_ in ids:
@@ -182,20 +188,29 @@ class Store:
         Raises:
             Damaged: a row is damaged or missing.
         """
-        own = defaultdict(list)
-        for _, file, *vector in self._sound("vectors", "file", ids):
-            own[file].append(vector)
-        found = {}
-        for id_, *values, count in self._sound("files", "id", ids):
-            if len(own[id_]) != count:
-                raise Damaged(self.folder, f"file {id_} has {len(own[id_])} vectors of {count}")
-            spans = [Span(self.kinds[code], start, end) for code, start, end, _ in own[id_]]
-            blob = b"".join(vector for *_, vector in own[id_])
-            vectors = np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
-            found[id_] = Item.from_row((id_, *values)), spans, vectors
-        if missing := {*ids} - found.keys():
+        vectors_by_file = defaultdict(list)
+        for _, file_id, *vector in self._sound("vectors", "file", ids):
+            vectors_by_file[file_id].append(vector)
+        files = {}
+        for file_id, *values, count in self._sound("files", "id", ids):
+            rows = vectors_by_file[file_id]
+            if len(rows) != count:
+                raise Damaged(self.folder, f"file {file_id} has {len(rows)} vectors of {count}")
+            spans = [Span(self.kinds[code], start, end) for code, start, end, _ in rows]
+            content = b"".join(vector for *_, vector in rows)
+            vectors = np.frombuffer(content, VECTOR).reshape(-1, self.embed_dim)
+            files[file_id] = Item.from_row((file_id, *values)), spans, vectors
+        if missing := {*ids} - files.keys():
             raise Damaged(self.folder, f"file {min(missing)} is missing")
-        return found
+        return files
+
+    def words(self, ids: Sequence[int]) -> dict[int, Words]:
+        """The texts by whose words files are found, verified by checksum.
+
+        Raises:
+            Damaged: a row is damaged.
+        """
+        return {file_id: Words(*texts) for file_id, *texts in self._sound("words", "file", ids)}
 
     def _sound(self, table: str, column: str, values: Sequence[int | str]) -> Iterator[list[Any]]:
         """Yield the rows of a table whose ``column`` has one of the values; Damaged if a checksum differs."""
@@ -240,8 +255,8 @@ class Store:
         if meta["format_version"] != FORMAT:
             made = f"format {meta['format_version']} by {meta.get('made_by')}"
             raise UserError(f"{self.folder}: made in {made}, and this version reads {FORMAT}; build it again")
-        made_of = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
-        if not made_of.issuperset(statement.strip() for statement in SCHEMA.split(";")[:-1]):
+        definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
+        if not definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
             raise Damaged(self.folder, "its table definitions have changed")
         return meta
 

@@ -23,6 +23,7 @@ from onepeace.index.database import (
     failing,
     insert,
     is_cut,
+    is_word_index_intact,
     keep_spare,
     read_spare,
     write_database,
@@ -32,9 +33,12 @@ from onepeace.index.roots import known_roots
 from onepeace.index.store import Store
 from onepeace.index.wal import hides_commits
 
-INCOMPLETE = "vectors IS NOT (SELECT count(*) FROM vectors AS own WHERE own.file = files.id)"
+INCOMPLETE = (
+    "vectors IS NOT (SELECT count(*) FROM vectors AS own WHERE own.file = files.id)"
+    " OR id NOT IN (SELECT file FROM words)"
+)
 ORPHANS = "file NOT IN (SELECT id FROM files)"
-"""SQL conditions for files that lack vectors, and for vectors that lack their file."""
+"""SQL conditions for files that lack vectors or words, and for vectors and words that lack their file."""
 LOG_LOST = "hides what was written last"
 
 
@@ -108,10 +112,12 @@ def _faults(store: Store) -> Iterator[str]:
         if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
             yield "the header of the database is not what was written"
     wrong = {table: f"crc IS NOT checksum({', '.join(names)})" for table, names in COLUMNS.items()}
-    for table, condition in (*wrong.items(), ("files", INCOMPLETE), ("vectors", ORPHANS)):
+    for table, condition in (*wrong.items(), ("files", INCOMPLETE), ("vectors", ORPHANS), ("words", ORPHANS)):
         ((count,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
         if count:
             yield f"{table}: rows that are not what was written: {count}"
+    if not is_word_index_intact(store.connection):
+        yield "the index of words is not what was written"
     if store.select("SELECT 1 FROM sqlite_schema WHERE name = 'spare'") and read_spare(store.connection) is None:
         yield "the second copy of the metadata is not what was written"
     if hides_commits(store.folder / DATABASE):
@@ -135,7 +141,9 @@ def _repair(folder: Path) -> int:
         old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing from a truncated file
         seen = _copy_intact(old, new)
         new.execute(f"DELETE FROM files WHERE {INCOMPLETE}")  # noqa: S608 (fixed names)
-        new.execute(f"DELETE FROM vectors WHERE {ORPHANS}")  # noqa: S608
+        for table in ("vectors", "words"):
+            new.execute(f"DELETE FROM {table} WHERE {ORPHANS}")  # noqa: S608
+        new.execute("INSERT INTO word_index (word_index) VALUES ('rebuild')")
         _copy_metadata(old, new, folder)
         ((kept,),) = new.execute("SELECT count(*) FROM files")
     with closing(Store(folder, write=True)) as store:

@@ -195,11 +195,11 @@ def test_file_that_lacked_a_package_is_tried_when_it_is_there(build, words, tmp_
 def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
     take, taken = embedding.Embedding.take, []
 
-    def interrupted(self, result, item, video):
-        taken.append(item.path)
+    def interrupted(self, result, reading, video):
+        taken.append(reading.item.path)
         if len(taken) > 8:
             raise KeyboardInterrupt
-        take(self, result, item, video)
+        take(self, result, reading, video)
 
     with monkeypatch.context() as context:
         context.setattr(embedding.Embedding, "take", interrupted)

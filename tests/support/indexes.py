@@ -19,6 +19,7 @@ def content(folder: Path) -> dict:
             _, spans, vectors = store.intact([item.id])[item.id]
             about = (item.modality, item.size, item.mtime_ns, item.hash, item.date, item.caption, item.metadata)
             about = (*about, item.problem, item.note, spans, item.width, item.height, item.duration)
+            about = (*about, item.tags, store.words([item.id])[item.id])
             found[item.path] = about, vectors
         return found
 

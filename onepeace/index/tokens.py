@@ -1,0 +1,112 @@
+"""The texts by whose words a file is found: of its names, captions, tags and content.
+
+SQLite's tokenizer splits at everything that is no letter or digit, and ignores case and accents. What it does not do is
+done here, to files and queries alike: names also end where a small letter is followed by a capital one, or a letter by
+a digit (MyHoliday2024), and scripts that are written without spaces are words of one character, found as phrases.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from onepeace.index.items import Item, Words
+from onepeace.index.paths import SEPARATOR, whole_of, without_surrogates
+
+LONGEST = 100_000
+"""Maximum characters of a caption with the other things said about a file."""
+LONGEST_TEXT = 10_000
+"""Maximum characters of a text file, from its beginning: a whole book has most words, and is about few of them."""
+ENDING = re.compile(r"\.([^\W_]{1,5})$")
+WITHOUT_SPACES = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+)
+"""Characters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+NAME_ENDS = re.compile("(?<=a)(?=A)|(?<=A)(?=Aa)|(?<=[aA])(?=1)|(?<=1)(?=[aA])")
+"""Ends of words within a name, in the form of `_shape`."""
+
+
+def words_of(item: Item, folders: Sequence[str], text: str = "") -> Words:
+    """The texts by whose words a file is found.
+
+    Args:
+        folders: indexed folders; of a path below one, the names from that of the folder on count.
+        text: content of a text file.
+    """
+    name, ending = split_ending(_names(item.path, folders))
+    about = [item.caption or "", *_cells(item.metadata), *_cells(item.tags)]
+    return Words(
+        name=_with_parts(plain(name)),
+        ending=plain(ending),
+        about=separated(plain(" \n ".join(about)[:LONGEST])),
+        text=separated(plain(text[:LONGEST_TEXT])),
+    )
+
+
+def plain(text: str) -> str:
+    """A text that SQLite takes, with one code for characters that look alike, such as wide letters and digits."""
+    return unicodedata.normalize("NFKC", without_surrogates(text)).replace("\0", " ")
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """A name without its ending, and the ending without the dot; "" if it has none."""
+    found = ENDING.search(name)
+    if found is None:
+        return name, ""
+    return name[: found.start()], found[1]
+
+
+def separated(text: str) -> str:
+    """A text with spaces around each character of a script that is written without them."""
+    if text.isascii():
+        return text
+    return WITHOUT_SPACES.sub(r" \1 ", text)
+
+
+def parts_of_name(name: str) -> str:
+    """A name with spaces where words within it end: MyHoliday2024 is My Holiday 2024."""
+    shape = "".join(map(_shape, name))
+    ends = [match.start() for match in NAME_ENDS.finditer(shape)]
+    pieces = [name[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
+    return separated(" ".join(pieces))
+
+
+def _shape(character: str) -> str:
+    if character.isdigit():
+        return "1"
+    if not character.isalpha():
+        return " "
+    return "A" if character.isupper() else "a"
+
+
+def _with_parts(name: str) -> str:
+    """A name, followed by its parts if it has several."""
+    parts = parts_of_name(name)
+    if parts == name:
+        return name
+    return f"{separated(name)} / {parts}"
+
+
+def _names(path: str, folders: Iterable[str]) -> str:
+    """The part of a path that names a file: from the outermost indexed folder on, and without lines of a table."""
+    shard_or_table = whole_of(path)
+    above = [os.path.dirname(folder) for folder in folders if path.startswith(os.path.join(folder, ""))]
+    start = min(map(len, above), default=len(os.path.dirname(shard_or_table or path)))
+    names = path[start:]
+    if shard_or_table is not None:
+        container, ending = shard_or_table[start:], path[len(shard_or_table) :]
+        is_line = ending.removeprefix(SEPARATOR).isdigit()
+        names = split_ending(container)[0] + ("" if is_line else ending)
+    return names
+
+
+def _cells(value: Any) -> Iterator[str]:
+    """The texts and whole numbers in JSON."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list):
+        for part in value:
+            yield from _cells(part)
+    elif isinstance(value, (str, int)) and not isinstance(value, bool):
+        yield str(value)
