@@ -39,7 +39,9 @@ class ClipBlock(Block):
     def _adapters(self, spans: Sequence[TokenSpan]) -> ClipAdapters | None:
         """The adapters of the span if it is a clip, which is then the only span of its sequence."""
         key = spans[0].key
-        return expect(self.clips[key], ClipAdapters) if key in self.clips else None
+        if key not in self.clips:
+            return None
+        return expect(self.clips[key], ClipAdapters)
 
     def attend(self, x: Tensor, spans: Sequence[TokenSpan], bias: Tensor | None) -> Tensor:
         adapters = self._adapters(spans)
@@ -47,14 +49,16 @@ class ClipBlock(Block):
             return super().attend(x, spans, bias)
         frames = spans[0].grid[0]
         length = x.shape[1]
-        over_time = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B * L, T, D)
-        over_time = adapters.time(self.attn(self.norm1(over_time), None))
-        moved = over_time.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)
+        tracks = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B * L, T, D)
+        over_time = adapters.time(self.attn(self.norm1(tracks), None))
+        over_time = over_time.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)  # (B * T, L, D)
         # The temporal output only feeds the spatial attention: the residual branch is added to x itself.
-        seen = super().attend(x + moved, spans, bias)
-        return seen + adapters.space(seen)
+        over_space = super().attend(x + over_time, spans, bias)
+        return over_space + adapters.space(over_space)
 
     def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[TokenSpan]) -> Tensor:
-        if (adapters := self._adapters(spans)) is None:
+        adapters = self._adapters(spans)
+        if adapters is None:
             return super().add_fed(x, h, spans)
-        return x + self.drop_path(self.ls2(0.5 * adapters.mlp(h), self.feed(h, spans)))  # one branch, dropped as one
+        branch = self.ls2(0.5 * adapters.mlp(h), self.feed(h, spans))
+        return x + self.drop_path(branch)  # one branch, dropped as one

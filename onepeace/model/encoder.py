@@ -19,26 +19,34 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
     Without padding or masking, one bias (1, H, L, L) is broadcast to the batch. Blocks without tables (the decoder's)
     still mask padding.
     """
+    bias = _position_bias(sequence, block)
+    if sequence.padding_mask is None:
+        return bias
+    dtype = sequence.tokens.dtype if bias is None else bias.dtype
+    zeros = torch.zeros_like(sequence.padding_mask, dtype=dtype)
+    padding = zeros.masked_fill(sequence.padding_mask, -torch.inf)[:, None, None]
+    return padding if bias is None else bias + padding
+
+
+def _position_bias(sequence: TokenSequence, block: int) -> Tensor | None:
+    """The spans' relative-position biases (1 or B, H, L, L) for a block; None if no span has tables."""
     parts = []
     for span, buckets, tables in zip(sequence.spans, sequence.buckets, sequence.tables, strict=True):
         if tables and buckets is not None:
             table = tables[min(block, len(tables) - 1)]
-            parts.append((span, F.embedding(buckets, table).permute(0, 3, 1, 2)))  # (1 or B, H, L_m, L_m)
-    bias = None
-    if len(parts) == 1 and len(sequence.spans) == 1:
-        bias = parts[0][1].contiguous()  # every block reads it for every item
-    elif parts:
-        batch = max(part.shape[0] for _, part in parts)
-        length = sequence.tokens.shape[1]
-        bias = parts[0][1].new_zeros(batch, parts[0][1].shape[1], length, length)
-        for span, part in parts:
-            bias[:, :, span.start : span.stop, span.start : span.stop] = part
-    if sequence.padding_mask is not None:
-        dtype = sequence.tokens.dtype if bias is None else bias.dtype
-        padding = torch.zeros_like(sequence.padding_mask, dtype=dtype).masked_fill(sequence.padding_mask, -torch.inf)
-        padding = padding[:, None, None]
-        bias = padding if bias is None else bias + padding
-    return bias
+            bias = F.embedding(buckets, table).permute(0, 3, 1, 2)  # (1 or B, H, L_m, L_m)
+            parts.append((span, bias))
+    if not parts:
+        return None
+    _, first = parts[0]
+    if len(sequence.spans) == 1:
+        return first.contiguous()  # every block reads it for every item
+    batch = max(bias.shape[0] for _, bias in parts)
+    length = sequence.tokens.shape[1]
+    whole = first.new_zeros(batch, first.shape[1], length, length)
+    for span, bias in parts:
+        whole[:, :, span.start : span.stop, span.start : span.stop] = bias
+    return whole
 
 
 def encode(
@@ -50,21 +58,22 @@ def encode(
     """
     x = sequence.tokens
     bias = None
-    per_block = any(len(tables) > 1 for tables in sequence.tables)
+    has_bias_per_block = any(len(tables) > 1 for tables in sequence.tables)
     outputs = {}
-    for i, block in enumerate(blocks):
-        if per_block or i == 0:
-            bias = attention_bias(sequence, i)
-            bias = None if bias is None else cast_once(bias)
+    for number, block in enumerate(blocks):
+        if number == 0 or has_bias_per_block:
+            bias = attention_bias(sequence, number)
+            if bias is not None:
+                bias = cast_once(bias)
         x = block(x, sequence.spans, bias)
-        if i in out_indices:
-            outputs[i] = sequence.split(x)
+        if number in out_indices:
+            outputs[number] = sequence.split(x)
     masks = {} if sequence.padding_mask is None else sequence.split(sequence.padding_mask)
     features = {}
     for span, (key, tokens) in zip(sequence.spans, sequence.split(x).items(), strict=True):
         mask = masks.get(key)
-        between = tuple(Features(outputs[i][key], mask, span.grid) for i in out_indices)
+        intermediates = tuple(Features(outputs[number][key], mask, span.grid) for number in out_indices)
         if norms is not None and key in norms:
             tokens = norms[key](tokens)
-        features[key] = Features(tokens, mask, span.grid, between)
+        features[key] = Features(tokens, mask, span.grid, intermediates)
     return features

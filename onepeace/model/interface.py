@@ -100,19 +100,23 @@ class Encoder(Trained):
             inputs: any of {"text": {"ids"}, "image": {"pixels"}, "audio": {"waveform", "lengths"}, "video":
                 {"pixels"}}; see the adapters.
         """
-        stems = self.stems(inputs)
-        return {key: self.embed(key, self.encode({key: stem})[key]) for key, stem in stems.items()}
+        vectors = {}
+        for key, stem in self.stems(inputs).items():
+            features = self.encode({key: stem})[key]
+            vectors[key] = self.embed(key, features)
+        return vectors
 
     def features(self, inputs: Inputs, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Token features (B, L_m, D), CLS first, from one joint pass of all modalities; undefined at padding."""
-        return {key: features.tokens for key, features in self.encode(self.stems(inputs), keep).items()}
+        features_by_key = self.encode(self.stems(inputs), keep)
+        return {key: features.tokens for key, features in features_by_key.items()}
 
     def predict(self, *inputs: Inputs, head: str = "classifier") -> Tensor:
         """Output of a named head on one or several joint passes, e.g. the logits (B, num_classes) of a classifier."""
         blocks = self.head_blocks(head)
         key = self.head_config(head)["on"]
-        passes = [self.encode(self.stems(one), out_indices=blocks) for one in inputs]
-        return self.heads[head](*(features[key] for features in passes))
+        features = [self.encode(self.stems(batch), out_indices=blocks)[key] for batch in inputs]
+        return self.heads[head](*features)
 
     def apply_head(self, name: str, features: Mapping[str, Features]) -> Tensor:
         """Output of a named head on the features of one pass, by modality.
@@ -120,9 +124,10 @@ class Encoder(Trained):
         A head with several inputs (NLVR2: two images) takes that many consecutive rows of the pass per item.
         """
         config = self.head_config(name)
-        found = features[config["on"]]
-        inputs = config.get("inputs", 1)
-        return self.heads[name](*(found.rows(slice(i, None, inputs)) for i in range(inputs)))
+        rows = features[config["on"]]
+        num_inputs = config.get("inputs", 1)
+        inputs = [rows.rows(slice(number, None, num_inputs)) for number in range(num_inputs)]
+        return self.heads[name](*inputs)
 
     def head_blocks(self, name: str) -> tuple[int, ...]:
         """Additional blocks whose outputs a head reads (``out_indices`` of `encode`)."""

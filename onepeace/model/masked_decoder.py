@@ -69,7 +69,10 @@ class MaskedDecoder(nn.Module):
         for key, features in visible.items():
             tokens = self._fill(key, features.tokens, keep[key], grids[key])
             spans = (TokenSpan(key, 0, tokens.shape[1], grids[key]),)
-            sequences.append(TokenSequence(tokens, padding_masks[key], spans, (None,), ([],)))
+            sequence = TokenSequence(
+                tokens=tokens, padding_mask=padding_masks[key], spans=spans, buckets=(None,), tables=([],)
+            )
+            sequences.append(sequence)
         decoded = encode(TokenSequence.concat(sequences), self.blocks, self.norms)
         return {key: self.out[key](features.tokens) for key, features in decoded.items()}
 

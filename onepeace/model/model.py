@@ -40,30 +40,12 @@ class OnePeace(Encoder):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        keys = list(config.adapters)
-        tables = config.depth if config.bias_per_block else 1
-        self.adapters = nn.ModuleDict(  # type: ignore[assignment]
-            {
-                key: make_adapter(key, options, config.dim, config.num_heads, tables)
-                for key, options in config.adapters.items()
-            }
-        )
-        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        clips = [key for key in keys if ADAPTERS[key].over_time]
-        make_block: Callable[..., Block] = partial(ClipBlock, clips=clips) if clips else Block
-        self.blocks = nn.ModuleList(  # type: ignore[assignment]
-            make_block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
-        )
-        normed = [key for key in keys if config.has_final_norm(key)]
-        self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in normed}) if normed else None
-        projections = {key: nn.Linear(config.dim, config.embed_dim) for key in config.projections}
-        heads = {name: make_head(name, head, config.dim, config.num_heads) for name, head in config.heads.items()}
-        self.heads = nn.ModuleDict({**projections, **heads})  # type: ignore[assignment]
+        self.adapters = _make_adapters(config)  # type: ignore[assignment]
+        self.blocks = _make_blocks(config)  # type: ignore[assignment]
+        self.norms = _make_norms(config)
+        self.heads = _make_heads(config)  # type: ignore[assignment]
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
-        self.decoder = None
-        if (d := config.decoder) is not None:
-            positions = {key: partial(ADAPTERS[key].decoder_positions, **d.options.get(key, {})) for key in keys}
-            self.decoder = MaskedDecoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
+        self.decoder = _make_decoder(config)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -75,16 +57,18 @@ class OnePeace(Encoder):
         """Initialise one module of this model, without its children."""
         # Linear layers are initialised as released, unless their class overrides reset_parameters.
         if isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters:
-            return self._reset_linear(module)
+            self._reset_linear(module)
+            return
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if module is self:
+            if self.logit_scale is not None:
+                nn.init.constant_(self.logit_scale, math.log(INITIAL_SCALE))
+            return
         # torch's layers and embeddings were initialised by their constructors; other modules initialise themselves.
-        torchs = isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.")
-        own = module is not self and not torchs
-        if own and hasattr(module, "reset_parameters"):
+        is_of_torch = isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.")
+        if not is_of_torch and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
-        if module is self and self.logit_scale is not None:
-            nn.init.constant_(self.logit_scale, math.log(INITIAL_SCALE))
 
     def _reset_linear(self, linear: nn.Linear) -> None:
         trunc_normal(linear.weight, self.config.init_std)
@@ -93,7 +77,9 @@ class OnePeace(Encoder):
 
     def no_weight_decay(self) -> set[str]:
         """Names of position and CLS parameters, which have no weight decay (released code)."""
-        names = {f"adapters.{key}.{name}" for key, a in self.adapters.items() for name in a.no_weight_decay()}
+        names = set()
+        for key, adapter in self.adapters.items():
+            names |= {f"adapters.{key}.{name}" for name in adapter.no_weight_decay()}
         if self.decoder is not None:
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
         return names
@@ -126,22 +112,25 @@ class OnePeace(Encoder):
             out_indices: blocks whose outputs are returned as ``intermediates``, as in timm; -1 is the last.
             num_blocks: number of blocks to run before the final norm; None = all.
         """
-        if len(stems) > 1 and (alone := [key for key in stems if self.adapters[key].over_time]):
-            raise UserError(f"{alone[0]} cannot be encoded jointly with other modalities; encode it alone")
+        for key in stems:
+            if self.adapters[key].over_time and len(stems) > 1:
+                raise UserError(f"{key} cannot be encoded jointly with other modalities; encode it alone")
         keep = keep or {}
-        placed = [self.adapters[key](stem, keep.get(key)) for key, stem in stems.items()]
-        sequence = TokenSequence.concat(placed)
+        sequence = TokenSequence.concat(self.adapters[key](stem, keep.get(key)) for key, stem in stems.items())
         blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
-        found = encode(sequence, blocks, self.norms, self.block_numbers(out_indices))
-        items = {key: self.adapters[key].item_features(features) for key, features in found.items()}
-        return {key: self.adapters[key].add_pooled(features, stems[key].pooled) for key, features in items.items()}
+        features_by_key = {}
+        for key, features in encode(sequence, blocks, self.norms, self.block_numbers(out_indices)).items():
+            item_features = self.adapters[key].item_features(features)
+            features_by_key[key] = self.adapters[key].add_pooled(item_features, stems[key].pooled)
+        return features_by_key
 
     def block_numbers(self, indices: Sequence[int]) -> list[int]:
         """Convert block indices, which may be negative, to numbers from 0."""
         depth = len(self.blocks)
-        if wrong := [i for i in indices if not -depth <= i < depth]:
-            raise ValueError(f"out_indices has {wrong[0]}; this model has {depth} blocks: {-depth} to {depth - 1}")
-        return [i % depth for i in indices]
+        for index in indices:
+            if not -depth <= index < depth:
+                raise ValueError(f"out_indices has {index}; this model has {depth} blocks: {-depth} to {depth - 1}")
+        return [index % depth for index in indices]
 
     def embed(self, key: str, features: Features) -> Tensor:
         """Map features of one modality to unit vectors (B, E), in float32 also for half-precision features (paper: the
@@ -165,3 +154,60 @@ class OnePeace(Encoder):
             masks[key] = None if mask is None else torch.cat([mask.new_zeros(mask.shape[0], 1), mask], dim=1)
         grids = {key: stem.grid for key, stem in stems.items()}
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
+
+
+def _make_adapters(config: ModelConfig) -> nn.ModuleDict:
+    num_tables = config.depth if config.bias_per_block else 1
+    adapters = {}
+    for key, options in config.adapters.items():
+        adapters[key] = make_adapter(key, options, config.dim, config.num_heads, num_tables)
+    return nn.ModuleDict(adapters)
+
+
+def _make_blocks(config: ModelConfig) -> nn.ModuleList:
+    """The blocks, whose stochastic depth grows linearly from 0 to ``config.drop_path``."""
+    clips = [key for key in config.adapters if ADAPTERS[key].over_time]
+    make_block: Callable[..., Block] = partial(ClipBlock, clips=clips) if clips else Block
+    blocks = nn.ModuleList()
+    for rate in torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist():
+        block = make_block(
+            config.dim,
+            config.num_heads,
+            config.ffn_dim,
+            modalities=list(config.adapters),
+            drop_path=rate,
+            layer_scale=config.layer_scale,
+        )
+        blocks.append(block)
+    return blocks
+
+
+def _make_norms(config: ModelConfig) -> nn.ModuleDict | None:
+    """The final norms; None if no modality has one."""
+    norms = {key: nn.LayerNorm(config.dim) for key in config.adapters if config.has_final_norm(key)}
+    return nn.ModuleDict(norms) if norms else None
+
+
+def _make_heads(config: ModelConfig) -> nn.ModuleDict:
+    """Projections into the shared space by modality, and task heads by name."""
+    heads: dict[str, nn.Module] = {key: nn.Linear(config.dim, config.embed_dim) for key in config.projections}
+    for name, options in config.heads.items():
+        heads[name] = make_head(name, options, config.dim, config.num_heads)
+    return nn.ModuleDict(heads)
+
+
+def _make_decoder(config: ModelConfig) -> MaskedDecoder | None:
+    options = config.decoder
+    if options is None:
+        return None
+    positions = {}
+    for key in config.adapters:
+        positions[key] = partial(ADAPTERS[key].decoder_positions, **options.options.get(key, {}))
+    return MaskedDecoder(
+        encoder_dim=config.dim,
+        dim=options.dim,
+        depth=options.depth,
+        num_heads=options.num_heads,
+        ffn_dim=options.ffn_dim,
+        positions=positions,
+    )

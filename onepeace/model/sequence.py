@@ -16,6 +16,10 @@ class TokenSpan(NamedTuple):
     stop: int
     grid: tuple[int, ...] | None = None
 
+    def moved(self, offset: int) -> "TokenSpan":
+        """The span in a sequence with ``offset`` tokens before it."""
+        return self._replace(start=self.start + offset, stop=self.stop + offset)
+
 
 class StemOutput(NamedTuple):
     """Output of a stem, which does not depend on the mask.
@@ -80,14 +84,16 @@ class TokenSequence:
         batch, length = self.tokens.shape[:2]
         if self.padding_mask is not None and self.padding_mask.shape != (batch, length):
             raise ValueError(f"padding_mask {tuple(self.padding_mask.shape)} does not fit tokens {(batch, length)}")
-        edges = [0, *(span.stop for span in self.spans)]
-        if edges[-1] != length or any(span.start != edge for span, edge in zip(self.spans, edges, strict=False)):
+        starts = [span.start for span in self.spans]
+        stops = [span.stop for span in self.spans]
+        if [*starts, length] != [0, *stops]:
             raise ValueError(f"spans {self.spans} do not tile 0..{length}")
         if not len(self.buckets) == len(self.tables) == len(self.spans):
             raise ValueError(f"{len(self.buckets)} bucket matrices, {len(self.tables)} tables, {len(self.spans)} spans")
         for span, buckets in zip(self.spans, self.buckets, strict=True):
             size = span.stop - span.start
-            if buckets is not None and (buckets.shape[1:] != (size, size) or buckets.shape[0] not in (1, batch)):
+            fitting = [(1, size, size), (batch, size, size)]
+            if buckets is not None and tuple(buckets.shape) not in fitting:
                 raise ValueError(f"buckets {tuple(buckets.shape)} do not fit {batch} x {size} tokens of {span.key}")
 
     @staticmethod
@@ -96,20 +102,24 @@ class TokenSequence:
         sequences = list(sequences)
         if len(sequences) == 1:
             return sequences[0]
-        masks = []
-        spans = []
+        spans: list[TokenSpan] = []
+        buckets: list[Tensor | None] = []
+        tables: list[list[Tensor]] = []
         offset = 0
         for sequence in sequences:
-            masks.append(sequence.dense_mask())
-            spans += [span._replace(start=span.start + offset, stop=span.stop + offset) for span in sequence.spans]
+            spans += [span.moved(offset) for span in sequence.spans]
+            buckets += sequence.buckets
+            tables += sequence.tables
             offset += sequence.tokens.shape[1]
-        padded = any(sequence.padding_mask is not None for sequence in sequences)
+        mask = None
+        if any(sequence.padding_mask is not None for sequence in sequences):
+            mask = torch.cat([sequence.dense_mask() for sequence in sequences], dim=1)
         return TokenSequence(
-            torch.cat([sequence.tokens for sequence in sequences], dim=1),
-            torch.cat(masks, dim=1) if padded else None,
-            tuple(spans),
-            tuple(buckets for sequence in sequences for buckets in sequence.buckets),
-            tuple(tables for sequence in sequences for tables in sequence.tables),
+            tokens=torch.cat([sequence.tokens for sequence in sequences], dim=1),
+            padding_mask=mask,
+            spans=tuple(spans),
+            buckets=tuple(buckets),
+            tables=tuple(tables),
         )
 
     def dense_mask(self) -> Tensor:

@@ -90,13 +90,22 @@ class AudioAdapter(Adapter):
             tokens = self.pretrained_stem().project(features)
         else:
             waveform, lengths, shortest = self._waveform(batch)
-            pretrained = isinstance(self.stem, PretrainedStem)
-            features = (self.stem.features if pretrained else self.stem)(waveform, lengths, shortest)
-            tokens = self.stem.project(features) if pretrained else features
+            if isinstance(self.stem, PretrainedStem):
+                features = self.stem.features(waveform, lengths, shortest)
+                tokens = self.stem.project(features)
+            else:
+                features = self.stem(waveform, lengths, shortest)
+                tokens = features
             mask = None  # clips whose lengths differ by less than a token need no mask
             if lengths is not None and self.stem.token_lengths(shortest) < tokens.shape[1]:
                 mask = padding(self.stem.token_lengths(lengths), tokens.shape[1])
-        return StemOutput(tokens, mask, (tokens.shape[1],), batch.get("type_ids"), self.pooled(features, mask))
+        return StemOutput(
+            tokens=tokens,
+            padding_mask=mask,
+            grid=(tokens.shape[1],),
+            type_ids=batch.get("type_ids"),
+            pooled=self.pooled(features, mask),
+        )
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, channels)."""
@@ -133,13 +142,12 @@ class AudioAdapter(Adapter):
         if keep is not None:
             # The positional convolutions run over the visible frames only (released code).
             frames = keep[:, 1:]
-            kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
-            stem = StemOutput(kept, frames < 0, (frames.shape[1],), stem.type_ids, stem.pooled)
+            visible_tokens = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
+            stem = stem._replace(tokens=visible_tokens, padding_mask=frames < 0, grid=(frames.shape[1],))
         tokens, mask = self.with_cls(stem)
         positions = self.pos_conv(stem.tokens, stem.padding_mask)
-        tokens = tokens + torch.cat(
-            [self.cls_pos.to(positions.dtype).expand(positions.shape[0], -1, -1), positions], dim=1
-        )
+        cls_position = self.cls_pos.to(positions.dtype).expand(positions.shape[0], -1, -1)
+        tokens = tokens + torch.cat([cls_position, positions], dim=1)
         buckets = sequence_buckets(length, self.num_buckets, tokens.device)
         return self.assemble(tokens, mask, stem, buckets, self.bias_tables(), keep, gathered=True)
 
@@ -151,7 +159,8 @@ class AudioAdapter(Adapter):
         if "lengths" in batch:
             return self.stem.token_lengths(batch["lengths"])
         waveform = batch["waveform"]
-        return self.stem.token_lengths(torch.full(waveform.shape[:1], waveform.shape[1], device=waveform.device))
+        samples = torch.full(waveform.shape[:1], waveform.shape[1], device=waveform.device)
+        return self.stem.token_lengths(samples)
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """Start and end of each token in seconds, (L, 2)."""

@@ -84,15 +84,16 @@ class Adapter(nn.Module):
         self.max_cls = options.max_cls
         self.cls_mlp: PooledMLP | None = None
         self.cls_token = nn.Parameter(torch.empty(1, 1, options.dim))
-        tables = [torch.empty(table_rows, options.num_heads) for _ in range(options.num_tables)]
-        self.bias_tables = BiasTables(tables)
+        self.bias_tables = BiasTables([torch.empty(table_rows, options.num_heads) for _ in range(options.num_tables)])
         if options.num_types:
             self.type_embed = nn.Parameter(torch.empty(options.num_types, options.dim))
 
     def reset_parameters(self) -> None:
         trunc_normal(self.cls_token)
-        for zero in [*self.bias_tables, *([self.type_embed] if hasattr(self, "type_embed") else [])]:
-            nn.init.zeros_(zero)
+        for table in self.bias_tables:
+            nn.init.zeros_(table)
+        if hasattr(self, "type_embed"):
+            nn.init.zeros_(self.type_embed)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         raise NotImplementedError
@@ -132,20 +133,22 @@ class Adapter(nn.Module):
         x = features.to(self.cls_mlp.norm.weight.dtype)
         if mask is not None:
             x = x.masked_fill(mask.unsqueeze(-1), 0.0)
-        return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1).squeeze(1))
+        mean_and_maximum = torch.cat([mean_of_tokens(x, mask), maximum_of_tokens(x, mask)], dim=-1)
+        return self.cls_mlp(mean_and_maximum.squeeze(1))
 
     def add_pooled(self, features: Features, pooled: Tensor | None) -> Features:
         """Add the second of the terms (B, 2, D) to CLS after the final norm, also normalised: both weigh the same."""
         if self.cls_mlp is None or pooled is None:
             return features
         cls = features.tokens[:, :1]
-        others = features.tokens[:, 1:]
-        cls = self.cls_mlp.drop_path(cls) + F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
-        return features._replace(tokens=torch.cat([cls, others], dim=1))
+        added = F.layer_norm(pooled[:, 1:], cls.shape[-1:]).to(cls.dtype)
+        cls = self.cls_mlp.drop_path(cls) + added
+        return features._replace(tokens=torch.cat([cls, features.tokens[:, 1:]], dim=1))
 
     def take(self, batch: dict[str, Tensor], rows: Tensor, lengths: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Select rows of the raw input, and trim unneeded padding; ``lengths`` as in `take_rows`."""
-        return take_rows(batch, rows, lengths, "features" if "features" in batch else self.padded_input)
+        padded = "features" if "features" in batch else self.padded_input
+        return take_rows(batch, rows, lengths, padded)
 
     def forward(self, stem: StemOutput, keep: Tensor | None = None) -> TokenSequence:
         """Add CLS and positions to the tokens.
@@ -185,7 +188,9 @@ class Adapter(nn.Module):
             cls = cls + stem.pooled[:, :1]
         tokens = torch.cat([cls, stem.tokens], dim=1)
         mask = stem.padding_mask
-        return tokens, None if mask is None else torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
+        if mask is not None:
+            mask = torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
+        return tokens, mask
 
     def assemble(
         self,
@@ -199,33 +204,55 @@ class Adapter(nn.Module):
     ) -> TokenSequence:
         """Add the type embedding, drop masked tokens (unless already ``gathered``), and zero the padding."""
         if hasattr(self, "type_embed"):
-            type_ids = tokens.new_zeros(tokens.shape[0], dtype=torch.long) if stem.type_ids is None else stem.type_ids
-            tokens = tokens + self.type_embed.cumsum(0)[type_ids].unsqueeze(1)
+            tokens = tokens + self._type_vectors(stem.type_ids, tokens)
+        grid: tuple[int, ...] | None = stem.grid
         if keep is not None:
-            tokens = tokens if gathered else gather_tokens(tokens, keep)
+            grid = None
             buckets = gather_pairs(buckets, keep)
             mask = keep < 0
+            if not gathered:
+                tokens = gather_tokens(tokens, keep)
         if mask is not None:
             tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
-        if self.mean_cls or self.max_cls:
-            others = tokens[:, 1:]
-            padded = None if mask is None else mask[:, 1:]
-            cls = sum(pool(others, padded, self.mean_cls, self.max_cls), tokens[:, :1])
-            tokens = torch.cat([cls, others], dim=1)
-        span = TokenSpan(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
-        return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))
+        tokens = self._add_to_cls(tokens, mask)
+        span = TokenSpan(self.key, 0, tokens.shape[1], grid)
+        return TokenSequence(tokens=tokens, padding_mask=mask, spans=(span,), buckets=(buckets,), tables=(tables,))
+
+    def _type_vectors(self, type_ids: Tensor | None, tokens: Tensor) -> Tensor:
+        """The vectors (B, 1, D) of the items' type ids, 0 if there are none."""
+        if type_ids is None:
+            type_ids = tokens.new_zeros(tokens.shape[0], dtype=torch.long)
+        return self.type_embed.cumsum(0)[type_ids].unsqueeze(1)
+
+    def _add_to_cls(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Add the mean and the maximum of the other tokens to CLS, where the options say so."""
+        if not (self.mean_cls or self.max_cls):
+            return tokens
+        cls = tokens[:, :1]
+        others = tokens[:, 1:]
+        padded = None if mask is None else mask[:, 1:]
+        if self.mean_cls:
+            cls = cls + mean_of_tokens(others, padded)
+        if self.max_cls:
+            cls = cls + maximum_of_tokens(others, padded)
+        return torch.cat([cls, others], dim=1)
 
 
-def pool(x: Tensor, padded: Tensor | None, mean: bool, maximum: bool) -> list[Tensor]:
-    """Mean and maximum over L, if requested, of (B, L, D) with zero padding; each (B, 1, D)."""
-    found = []
-    if mean:
-        count = x.shape[1] if padded is None else (~padded).sum(1).clamp_min(1)[:, None, None]
-        found.append(x.sum(1, keepdim=True) / count)
-    if maximum:
-        largest = (x if padded is None else x.masked_fill(padded[..., None], -torch.inf)).amax(1, keepdim=True)
-        found.append(largest if padded is None else largest.masked_fill(padded.all(1)[:, None, None], 0.0))
-    return found
+def mean_of_tokens(x: Tensor, padded: Tensor | None) -> Tensor:
+    """Mean over L (B, 1, D) of tokens (B, L, D) that are zero where ``padded`` (B, L)."""
+    if padded is None:
+        return x.sum(1, keepdim=True) / x.shape[1]
+    count = (~padded).sum(1).clamp_min(1)[:, None, None]
+    return x.sum(1, keepdim=True) / count
+
+
+def maximum_of_tokens(x: Tensor, padded: Tensor | None) -> Tensor:
+    """Maximum over L (B, 1, D) of tokens (B, L, D), without those ``padded`` (B, L); 0 if all are."""
+    if padded is None:
+        return x.amax(1, keepdim=True)
+    largest = x.masked_fill(padded[..., None], -torch.inf).amax(1, keepdim=True)
+    is_empty = padded.all(1)[:, None, None]
+    return largest.masked_fill(is_empty, 0.0)
 
 
 class PooledMLP(nn.Module):

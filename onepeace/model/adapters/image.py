@@ -48,19 +48,30 @@ class ImageAdapter(Adapter):
         self.patch_size = patch_size
         self.bias_grid = bias_grid
         self.channels = 3
-        self.stem = IMAGE_STEMS[stem](options.dim, patch_size, *([name] if name else []))
+        if name:
+            self.stem = IMAGE_STEMS[stem](options.dim, patch_size, name)
+        else:
+            self.stem = IMAGE_STEMS[stem](options.dim, patch_size)
         self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
         self.pos_embed = GridPositions(options.dim, grid)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         pooled = None
         if "features" in batch or isinstance(self.stem, PretrainedStem):
-            features = batch["features"] if "features" in batch else self.stem_features(batch)
+            features = batch.get("features")
+            if features is None:
+                features = self.stem_features(batch)
             x = self.pretrained_stem().project(features)
             pooled = self.pooled(features.flatten(1, 2), None)
         else:
             x = self.stem(self._pixels(batch))
-        return StemOutput(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"), pooled)
+        return StemOutput(
+            tokens=x.flatten(1, 2),
+            padding_mask=None,
+            grid=(x.shape[1], x.shape[2]),
+            type_ids=batch.get("type_ids"),
+            pooled=pooled,
+        )
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, rows, columns, channels)."""
@@ -90,11 +101,15 @@ class ImageAdapter(Adapter):
             count, rows, columns, _ = batch["features"].shape
             return torch.full((count,), rows * columns)
         count, _, height, width = batch["pixels"].shape
-        return torch.full((count,), (height // self.patch_size) * (width // self.patch_size))
+        rows = height // self.patch_size
+        columns = width // self.patch_size
+        return torch.full((count,), rows * columns)
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """Row and column of each patch, (L, 2)."""
-        rows, columns = (side // self.patch_size for side in batch["pixels"].shape[-2:])
+        height, width = batch["pixels"].shape[-2:]
+        rows = height // self.patch_size
+        columns = width // self.patch_size
         return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), "patch"
 
     @staticmethod

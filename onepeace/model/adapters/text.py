@@ -54,9 +54,11 @@ class TextAdapter(Adapter):
             raise TypeError(f"the token embedding has no option {', '.join(stem_options)}")
         if stem is not None and stem not in TEXT_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
+        self.stem = None
         if stem is None:
             self.token_embed = Embedding(vocab_size, options.dim, padding_idx=PAD)
-        self.stem = None if stem is None else TEXT_STEMS[stem](options.dim, **stem_options)
+        else:
+            self.stem = TEXT_STEMS[stem](options.dim, **stem_options)
         self.pos_embed = SequencePositions(options.dim, num_positions)
 
     def reset_parameters(self) -> None:
@@ -89,7 +91,9 @@ class TextAdapter(Adapter):
         return self.assemble(tokens, mask, stem, buckets, self.bias_tables(), keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["lengths"] if "lengths" in batch else (batch["ids"] != PAD).sum(1)
+        if "lengths" in batch:
+            return batch["lengths"]
+        return (batch["ids"] != PAD).sum(1)
 
     @staticmethod
     def decoder_positions(dim: int, *, num_positions: int = 514, **_: Any) -> nn.Module:

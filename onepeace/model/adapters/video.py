@@ -54,7 +54,8 @@ class VideoAdapter(ImageAdapter):
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         stem = super().stem_tokens(self._pictures(batch))
-        return StemOutput(stem.tokens.unflatten(0, (-1, self.frames)).flatten(1, 2), None, (self.frames, *stem.grid))
+        tokens = stem.tokens.unflatten(0, (-1, self.frames)).flatten(1, 2)
+        return StemOutput(tokens, padding_mask=None, grid=(self.frames, *stem.grid))
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, rows, columns, channels)."""
@@ -71,22 +72,26 @@ class VideoAdapter(ImageAdapter):
         if keep is not None:
             raise ValueError("tokens of a clip cannot be masked; leave out keep")
         frames, *grid = stem.grid
-        placed = super().forward(StemOutput(stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1), None, tuple(grid)))
-        tokens = placed.tokens.unflatten(0, (-1, frames)) + self.time_embed.unsqueeze(2)
-        spans = tuple(span._replace(grid=stem.grid) for span in placed.spans)
-        return replace(placed, tokens=tokens.flatten(0, 1), spans=spans)
+        frame_tokens = stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1)
+        sequence = super().forward(StemOutput(frame_tokens, padding_mask=None, grid=tuple(grid)))
+        tokens = sequence.tokens.unflatten(0, (-1, frames)) + self.time_embed.unsqueeze(2)
+        spans = tuple(span._replace(grid=stem.grid) for span in sequence.spans)
+        return replace(sequence, tokens=tokens.flatten(0, 1), spans=spans)
 
     def item_features(self, features: Features) -> Features:
         """Convert frame rows (B * T, 1 + rows * columns, D) to clip rows (B, 1 + T * rows * columns, D)."""
         tokens = features.tokens.unflatten(0, (-1, self.frames))
-        tokens = torch.cat([tokens[:, :, 0].mean(1, keepdim=True), tokens[:, :, 1:].flatten(1, 2)], dim=1)
-        return features._replace(tokens=tokens, intermediates=tuple(map(self.item_features, features.intermediates)))
+        cls = tokens[:, :, 0].mean(1, keepdim=True)
+        patches = tokens[:, :, 1:].flatten(1, 2)
+        intermediates = tuple(map(self.item_features, features.intermediates))
+        return features._replace(tokens=torch.cat([cls, patches], dim=1), intermediates=intermediates)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         return super().token_lengths(self._pictures(batch)).unflatten(0, (-1, self.frames)).sum(1)
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """Frame, row and column of each patch, (L, 3)."""
-        rows, columns = (side // self.patch_size for side in batch["pixels"].shape[-2:])
-        sides = (torch.arange(side) for side in (self.frames, rows, columns))
-        return torch.cartesian_prod(*sides), "patch"
+        height, width = batch["pixels"].shape[-2:]
+        rows = torch.arange(height // self.patch_size)
+        columns = torch.arange(width // self.patch_size)
+        return torch.cartesian_prod(torch.arange(self.frames), rows, columns), "patch"

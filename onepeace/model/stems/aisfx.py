@@ -41,7 +41,9 @@ def sfx_filters(num_mels: int, window: int, device: torch.device) -> Tensor:
     low = points[:-2]
     middle = points[1:-1]
     high = points[2:]
-    triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp_min(0)
+    rising = (bins - low) / (middle - low)
+    falling = (high - bins) / (high - middle)
+    triangles = torch.minimum(rising, falling).clamp_min(0)
     sums = (high - low) / 2 / (SAMPLE_RATE / window)
     return (triangles / sums.clamp_min(1)).float().to(device, non_blocking=True)
 
@@ -65,8 +67,12 @@ class AisfxStem(PretrainedStem):
 
     def __init__(self, dim: int, width: int = 64, num_mels: int = 72, step: int = 750, loudness: float = 0.03):
         super().__init__(dim, 8 * width)
-        widths = [1, *(width * 2**i for i in range(4) for _ in range(2))]
-        self.network = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
+        widths = [1]
+        for pair in range(4):
+            widths += [width * 2**pair] * 2
+        self.network = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, padding=1) for before, after in pairwise(widths)
+        )
         self.num_mels = num_mels
         self.step = step
         self.loudness = loudness
@@ -107,19 +113,20 @@ class AisfxStem(PretrainedStem):
     def load_pretrained(self) -> None:
         import numpy as np
 
-        found = find_spec("aisfx")  # not imported: only its weights file is needed
-        if found is None or found.origin is None:
+        package = find_spec("aisfx")  # not imported: only its weights file is needed
+        if package is None or package.origin is None:
             raise UserError("the stem aisfx needs that package's weights: pip install --no-deps aisfx")
-        path = Path(found.origin).parent / "models" / "checkpoint.pth"
+        path = Path(package.origin).parent / "models" / "checkpoint.pth"
         # The file also contains class counts of its datasets as numpy scalars, under their name in numpy 1.
         scalar: Any = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
         with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]):
             weights, _ = torch.load(path, map_location="cpu", weights_only=True)
         for i, conv in enumerate(self.network):
-            layer = f"embedding_net.conv_block{i // 2 + 1}.{{}}{i % 2 + 1}"
-            kernel = weights[layer.format("conv") + ".weight"]
-            norm = layer.format("bn")
-            gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
+            block = f"embedding_net.conv_block{i // 2 + 1}"
+            kernel = weights[f"{block}.conv{i % 2 + 1}.weight"]
+            norm = f"{block}.bn{i % 2 + 1}"
+            deviation = (weights[f"{norm}.running_var"] + 1e-5).sqrt()
+            gain = weights[f"{norm}.weight"] / deviation
             with torch.no_grad():  # batch norms folded into the convolutions
                 conv.weight.copy_(kernel * gain[:, None, None, None])
                 conv.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)

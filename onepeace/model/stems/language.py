@@ -59,23 +59,26 @@ class LanguageStem(PretrainedStem):
                 "lower processors.text.max_tokens"
             )
         ids = torch.cat([ids.new_full((ids.shape[0], 1), BOS), ids], dim=1)
-        shown = None if mask is None else torch.cat([~mask[:, :1], ~mask], dim=1).long()
-        return self.project(self.network(input_ids=ids, attention_mask=shown).last_hidden_state[:, 1:])
+        attention_mask = None
+        if mask is not None:
+            attention_mask = torch.cat([~mask[:, :1], ~mask], dim=1).long()
+        states = self.network(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+        return self.project(states[:, 1:])
 
     def load_pretrained(self) -> None:
         import transformers
 
         try:
-            theirs = transformers.AutoTokenizer.from_pretrained(self.name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name)
             network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # a wrong name, no network and a damaged file raise many types
             raise unavailable(self.name, error) from error
-        specials = [theirs.cls_token_id, theirs.pad_token_id, theirs.sep_token_id, theirs.unk_token_id]
+        specials = [tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id]
         embedding = network.get_input_embeddings()
         order = [*specials, *(row for row in range(len(embedding.weight)) if row not in specials)]
         embedding.weight = nn.Parameter(embedding.weight[order].clone())
-        given = network.state_dict()
-        self.network.load_state_dict({name: given[name] for name in self.network.state_dict()})
+        weights = network.state_dict()
+        self.network.load_state_dict({name: weights[name] for name in self.network.state_dict()})
 
 
 def _fill_buffers(network: Any) -> None:
@@ -87,5 +90,5 @@ def _fill_buffers(network: Any) -> None:
     with torch.device("cpu"):
         twin = type(network)(config)
     for name, module in network.named_modules():
-        for own, buffer in twin.get_submodule(name).named_buffers(recurse=False):
-            module.register_buffer(own, buffer, persistent=False)
+        for buffer_name, buffer in twin.get_submodule(name).named_buffers(recurse=False):
+            module.register_buffer(buffer_name, buffer, persistent=False)

@@ -2,7 +2,7 @@
 ReLU6): pixels -> one token per 32 x 32 pixels. timm has it too, but our models load without importing timm."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,29 @@ from onepeace.layers.precision import cast_once
 from .pretrained import PretrainedStem, fold_batch_norms
 from .timm import HEADLESS, create_network
 
-STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4),
-          (6, 3, 1, 320, 1))  # fmt: skip
-"""Expansion, kernel, stride of the first block, channels, blocks of each stage of Lite0."""
+
+class Stage(NamedTuple):
+    """Blocks of equal size."""
+
+    expansion: int
+    kernel: int
+    stride: int
+    """Of the first block."""
+    channels: int
+    depth: int
+    """Number of blocks."""
+
+
+STAGES = (
+    Stage(expansion=1, kernel=3, stride=1, channels=16, depth=1),
+    Stage(expansion=6, kernel=3, stride=2, channels=24, depth=2),
+    Stage(expansion=6, kernel=5, stride=2, channels=40, depth=2),
+    Stage(expansion=6, kernel=3, stride=2, channels=80, depth=3),
+    Stage(expansion=6, kernel=5, stride=1, channels=112, depth=3),
+    Stage(expansion=6, kernel=5, stride=2, channels=192, depth=4),
+    Stage(expansion=6, kernel=3, stride=1, channels=320, depth=1),
+)
+"""Stages of Lite0."""
 IN_CACHE = 420_000
 """Maximum bytes per input channel of the images that a CPU computes in one part. Larger parts exceed its cache: 32
 images of 160 x 160 take 2.5 times as long in one part as in parts of 4 (float32, AMD EPYC, Zen 4); in half precision
@@ -32,10 +52,17 @@ class SameConv(nn.Conv2d):
         kernel = self.kernel_size[0]
         stride = self.stride[0]
         if stride == 1:
-            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
-        rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+            return F.conv2d(x, self.weight, self.bias, padding=kernel // 2, groups=self.groups)
+        rows = _missing(x.shape[2], kernel, stride)
+        columns = _missing(x.shape[3], kernel, stride)
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
+        return F.conv2d(x, self.weight, self.bias, stride=stride, groups=self.groups)
+
+
+def _missing(size: int, kernel: int, stride: int) -> int:
+    """Positions that a side lacks for ceil(size / stride) windows."""
+    covered = (math.ceil(size / stride) - 1) * stride + kernel
+    return max(covered - size, 0)
 
 
 class InvertedResidual(nn.Module):
@@ -63,11 +90,13 @@ class LiteNetwork(nn.Module):
         self.first = SameConv(3, 32, 3, 2)
         blocks = []
         before = 32
-        for i, (expansion, kernel, stride, channels, repeats) in enumerate(STAGES):
-            after = _multiple_of_8(width * channels)
-            count = repeats if i in (0, len(STAGES) - 1) else math.ceil(depth * repeats)
-            for j in range(count):
-                blocks.append(InvertedResidual(expansion, kernel, stride if j == 0 else 1, before, after))
+        for stage in STAGES:
+            after = _multiple_of_8(width * stage.channels)
+            is_scaled = stage not in (STAGES[0], STAGES[-1])
+            num_blocks = math.ceil(depth * stage.depth) if is_scaled else stage.depth
+            for number in range(num_blocks):
+                stride = stage.stride if number == 0 else 1
+                blocks.append(InvertedResidual(stage.expansion, stage.kernel, stride, before, after))
                 before = after
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(before, 1280, 1)
@@ -103,7 +132,8 @@ class LiteStem(PretrainedStem):
         """(B, 3, H, W) -> (B, H / 32, W / 32, 1280)."""
         x = cast_once(pixels.contiguous(memory_format=torch.channels_last))
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            parts = x.split(max(1, IN_CACHE // (x.shape[2] * x.shape[3] * x.element_size())))
+            bytes_of_image = x.shape[2] * x.shape[3] * x.element_size()
+            parts = x.split(max(1, IN_CACHE // bytes_of_image))
             return torch.cat([self.network(part) for part in parts]).permute(0, 2, 3, 1)
         return self.network(x).permute(0, 2, 3, 1)
 

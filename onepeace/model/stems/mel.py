@@ -25,12 +25,19 @@ def mel_filters(num_mels: int, num_bins: int, low: float, device: torch.device) 
     Bit-identical to torchaudio's melscale_fbanks(norm="slaney"), without its warning, which reads tensor values.
     """
     frequencies = torch.linspace(0, SAMPLE_RATE // 2, num_bins)
-    lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, SAMPLE_RATE / 2))
-    points = 700.0 * (10.0 ** (torch.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
+    mels = torch.linspace(_mel_of(low), _mel_of(SAMPLE_RATE / 2), num_mels + 2)
+    points = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
     slopes = points.unsqueeze(0) - frequencies.unsqueeze(1)
     widths = points.diff()
-    filters = torch.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]).clamp_min(0.0)
-    return (filters * (2.0 / (points[2:] - points[:-2]))).to(device, non_blocking=True)
+    rising = -slopes[:, :-2] / widths[:-1]
+    falling = slopes[:, 2:] / widths[1:]
+    filters = torch.minimum(rising, falling).clamp_min(0.0)
+    heights = 2.0 / (points[2:] - points[:-2])
+    return (filters * heights).to(device, non_blocking=True)
+
+
+def _mel_of(hertz: float) -> float:
+    return 2595.0 * math.log10(1.0 + hertz / 700.0)
 
 
 class MelStem(nn.Module):
@@ -46,8 +53,10 @@ class MelStem(nn.Module):
     def __init__(self, dim: int, num_mels: int = 64, width: int = 32, mask_mels: int = 0, mask_frames: int = 0):
         super().__init__()
         widths = [1, width, 2 * width, 4 * width]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in widths[1:])
         self.num_mels = num_mels
         self.mask_mels = mask_mels
         self.mask_frames = mask_frames
@@ -68,7 +77,8 @@ class MelStem(nn.Module):
         # torch.stft centres the window of 400 in frames of 512: pad by the samples that it multiplies by zero.
         mel = self.spectrogram(F.pad(waveform, (56, 56)))
         if self.training:
-            mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
+            mel = _blank(mel, dim=2, widest=self.mask_mels)
+            mel = _blank(mel, dim=1, widest=self.mask_frames)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)
         x = mel.unsqueeze(1).to(self.norm.weight.dtype)  # (B, 1, frames, mels)
@@ -92,10 +102,14 @@ def _blank(x: Tensor, dim: int, widest: int, bands: int = 2) -> Tensor:
     """Set ``bands`` random bands of each item along ``dim`` to 0, the mean."""
     if not widest:
         return x
-    position = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.ndim)])
+    size = x.shape[dim]
+    shape_of_positions = [1] * x.ndim
+    shape_of_positions[dim] = size
+    positions = torch.arange(size, device=x.device).view(shape_of_positions)
+    shape_of_items = [len(x)] + [1] * (x.ndim - 1)
     for _ in range(bands):
-        shape = [len(x)] + [1] * (x.ndim - 1)
-        width = torch.randint(0, widest + 1, shape, device=x.device)
-        start = (torch.rand(shape, device=x.device) * (x.shape[dim] - width).clamp_min(1)).long()
-        x = x.masked_fill((position >= start) & (position < start + width), 0.0)
+        width = torch.randint(0, widest + 1, shape_of_items, device=x.device)
+        last_start = (size - width).clamp_min(1)
+        start = (torch.rand(shape_of_items, device=x.device) * last_start).long()
+        x = x.masked_fill((positions >= start) & (positions < start + width), 0.0)
     return x

@@ -20,7 +20,11 @@ class HMLPStem(nn.Module):
             raise ValueError(f"the hmlp stem has patches of 16, not {patch_size}; stem: conv takes other powers of two")
         inner = dim // 4
         self.convs = nn.ModuleList(
-            [nn.Conv2d(3, inner, 4, 4), nn.Conv2d(inner, inner, 2, 2), nn.Conv2d(inner, dim, 2, 2)]
+            [
+                nn.Conv2d(3, inner, kernel_size=4, stride=4),
+                nn.Conv2d(inner, inner, kernel_size=2, stride=2),
+                nn.Conv2d(inner, dim, kernel_size=2, stride=2),
+            ]
         )
         self.norms = nn.ModuleList([nn.LayerNorm(inner), nn.LayerNorm(inner)])
 
@@ -45,8 +49,10 @@ class ConvStem(nn.Module):
         if 2**depth != patch_size or depth < 1:
             raise ValueError(f"the conv stem needs a patch that is a power of two, not {patch_size}")
         widths = [3] + [max(dim // 2 ** (depth - i), 8) for i in range(depth)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in widths[1:])
         self.proj = nn.Linear(widths[-1], dim)
 
     def forward(self, pixels: Tensor) -> Tensor:

