@@ -34,13 +34,18 @@ class ADE20K(Photographs, OfficialSplits):
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         table = find(folder, "objectInfo150.txt", what="the classes")
         classes = _classes(table)
-        return {name: Table(table, _records(folder, name, classes), classes) for name in (*self.val, *self.train)}
+        return {name: Table(table, _records(folder, name, classes), classes) for name in self.chosen_splits}
 
     def encode(self, record: Record) -> Encoded:
         """The picture, and the map of its classes at the same size."""
-        picture, table = open_picture(record.inputs["image"]), record.targets["mask"]
+        picture = open_picture(record.inputs["image"])
         small = shrink(picture, self.size)
-        mask = class_map(table, picture.size, small.size, record.about["num_classes"])
+        mask = class_map(
+            record.targets["mask"],
+            picture=picture.size,
+            size=small.size,
+            num_classes=record.about["num_classes"],
+        )
         return Encoded({"webp": webp(small, self.quality), "mask.png": mask})
 
 
@@ -54,36 +59,48 @@ def class_map(path: Path, picture: tuple[int, int], size: tuple[int, int], num_c
 
     with Image.open(path) as image:
         if image.mode not in ("L", "P") or image.size != picture:
-            found, expected = ("{} x {}".format(*size) for size in (image.size, picture))
-            raise UserError(f"{path}: a map of mode {image.mode}, {found}; expected 8 bits, {expected} as the picture")
+            width, height = image.size
+            raise UserError(
+                f"{path}: a map of mode {image.mode}, {width} x {height}; expected 8 bits, {picture[0]} x {picture[1]} "
+                "as the picture"
+            )
         numbers = np.asarray(image.resize(size, Image.Resampling.NEAREST))
     if numbers.max() > num_classes:
         raise UserError(f"{path}: has class {numbers.max()} of {num_classes}")
     buffer = io.BytesIO()
-    Image.fromarray(np.where(numbers == 0, IGNORED, numbers - 1).astype(np.uint8)).save(buffer, "PNG")
+    from_0 = np.where(numbers == 0, IGNORED, numbers - 1).astype(np.uint8)
+    Image.fromarray(from_0).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _classes(table: Path) -> list[str]:
     """The first name of each class. The last column of the table, below its header, has all names."""
     lines = list(read_lines(table))[1:]
-    names = [line.split("\t")[-1].partition(",")[0].strip() for _, line in lines]
-    for number, ((where, line), name) in enumerate(zip(lines, names, strict=True), 1):
-        if line.split("\t")[0].strip() != str(number) or not name:
+    names = []
+    for number, (where, line) in enumerate(lines, 1):
+        cells = line.split("\t")
+        name = cells[-1].partition(",")[0].strip()
+        if cells[0].strip() != str(number) or not name:
             raise UserError(f"{where}: expected class {number}: its number, columns and names, with tabs between them")
+        names.append(name)
     if not 0 < len(names) < IGNORED:
         raise UserError(f"{table}: has {len(names)} classes below its head")
     return names
 
 
 def _records(folder: Path, split: str, classes: Sequence[str]) -> list[Record]:
-    place = find(folder, "images", what="the photographs") / split
+    images = find(folder, "images", what="the photographs")
+    masks = images.parent / "annotations" / split
     records = []
-    for path in sorted(place.glob("*.jpg")):
-        mask = place.parents[1] / "annotations" / split / f"{path.stem}.png"
-        about = {"license": LICENSE, "num_classes": len(classes)}
-        key = f"ade20k_{path.stem.removeprefix('ADE_')}"
-        records.append(Record(key, f"ADE20K {split}", {"image": path, "text": []}, {"mask": mask}, about))
+    for path in sorted((images / split).glob("*.jpg")):
+        record = Record(
+            key=f"ade20k_{path.stem.removeprefix('ADE_')}",
+            source=f"ADE20K {split}",
+            inputs={"image": path, "text": []},
+            targets={"mask": masks / f"{path.stem}.png"},
+            about={"license": LICENSE, "num_classes": len(classes)},
+        )
+        records.append(record)
     if not records:
-        raise UserError(f"{place}: no photographs (*.jpg)")
+        raise UserError(f"{images / split}: no photographs (*.jpg)")
     return records

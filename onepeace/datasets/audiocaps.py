@@ -1,9 +1,10 @@
 """AudioCaps (Kim et al., NAACL 2019)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.reading import find, read_rows, sentence, whole_number
@@ -27,44 +28,82 @@ class AudioCaps(Sounds, OfficialSplits):
     are left out of training.
     """
 
-    prefix, pairs, hint = "audiocaps", "audio_text", HINT
+    prefix = "audiocaps"
+    shared_folder = "audio_text"
+    hint = HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         sounds = _sounds(folder)
-        apart = {record.about["youtube_id"] for record in held_out("vggsound")}
-        tables = {name: _table(folder, name, sounds, set()) for name in self.val}
-        return tables | {name: _table(folder, name, sounds, apart) for name in self.train}
+        videos_of_vggsound = {record.about["youtube_id"] for record in held_out("vggsound")}
+        tables = {}
+        for split in self.chosen_splits:
+            left_out = videos_of_vggsound if split in self.train else set()
+            tables[split] = _table(folder, split, sounds, left_out)
+        return tables
 
 
-def _table(folder: Path, split: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> Table:
-    """The clips of a split, except those of the videos in `apart`."""
+SoundName = tuple[str, int | None]
+"""Content of the name of a sound file: (video, start or None) or (audiocap_id, None)."""
+
+
+class Clip(NamedTuple):
+    """Part of a video, which several rows of a table may describe."""
+
+    video: str
+    start: int
+    captions: list[str]
+    numbers: list[str]
+    """Its audiocap_ids."""
+
+    def sound_names(self) -> list[SoundName]:
+        """Names that its sound file may have, the most specific first."""
+        names: list[SoundName] = [(self.video, self.start), (self.video, self.start * 1000), (self.video, None)]
+        return names + [(number, None) for number in self.numbers]
+
+
+def _table(folder: Path, split: str, sounds: Mapping[SoundName, Path], left_out: set[str]) -> Table:
+    """The clips of a split, except those of the videos in `left_out`."""
     table = find(folder, f"{split}.csv", what="the captions")
-    captions: dict[tuple[str, int], list[str]] = {}
-    numbers: dict[tuple[str, int], list[str]] = {}
-    for where, row in read_rows(table, "audiocap_id", "youtube_id", "start_time", "caption"):
-        video, start = row["youtube_id"].strip(), whole_number(row["start_time"], where)
-        if not re.fullmatch(r"[\w-]{11}", video):
-            raise UserError(f"{where}: {video!r} is not the id of a video")
-        captions.setdefault((video, start), []).append(sentence(row["caption"]))
-        numbers.setdefault((video, start), []).append(row["audiocap_id"].strip())
     records = []
-    for (video, start), texts in captions.items():
-        names = [(video, start), (video, start * 1000), (video, None), *((n, None) for n in numbers[video, start])]
-        inputs = {"audio": next((sounds[name] for name in names if name in sounds), None), "text": texts}
-        about = {"license": LICENSE, "youtube_id": video, "start": start}
-        if video not in apart:
-            records.append(Record(f"acaps_{video}_{start}", f"AudioCaps {split}", inputs, {}, about))
+    for clip in _clips(table):
+        if clip.video in left_out:
+            continue
+        paths = [sounds[name] for name in clip.sound_names() if name in sounds]
+        record = Record(
+            key=f"acaps_{clip.video}_{clip.start}",
+            source=f"AudioCaps {split}",
+            inputs={"audio": paths[0] if paths else None, "text": clip.captions},
+            targets={},
+            about={"license": LICENSE, "youtube_id": clip.video, "start": clip.start},
+        )
+        records.append(record)
     return Table(table, records)
 
 
-def _sounds(folder: Path) -> dict[tuple[str, int | None], Path]:
-    """The sound files by the content of their names: (video, start or None) or (audiocap_id, None)."""
-    sounds: dict[tuple[str, int | None], Path] = {}
+def _clips(table: Path) -> Iterable[Clip]:
+    """The clips of a table in the order of their first rows."""
+    clips: dict[tuple[str, int], Clip] = {}
+    for where, row in read_rows(table, "audiocap_id", "youtube_id", "start_time", "caption"):
+        video = row["youtube_id"].strip()
+        start = whole_number(row["start_time"], where)
+        if not re.fullmatch(r"[\w-]{11}", video):
+            raise UserError(f"{where}: {video!r} is not the id of a video")
+        clip = clips.setdefault((video, start), Clip(video, start, captions=[], numbers=[]))
+        clip.captions.append(sentence(row["caption"]))
+        clip.numbers.append(row["audiocap_id"].strip())
+    return clips.values()
+
+
+def _sounds(folder: Path) -> dict[SoundName, Path]:
+    """The sound files by the content of their names."""
+    sounds: dict[SoundName, Path] = {}
     for path in sounds_below(folder):
-        if name := NAME.fullmatch(path.stem):
-            sounds.setdefault((name[1], int(name[2]) if name[2] else None), path)
+        name = NAME.fullmatch(path.stem)
+        if name is not None:
+            start = int(name[2]) if name[2] else None
+            sounds.setdefault((name[1], start), path)
         elif path.stem.isdecimal():
             sounds.setdefault((path.stem, None), path)
     return sounds

@@ -22,26 +22,38 @@ class AVQA(Sounds, OfficialSplits):
     "candidates", and the number of the right one, "choice".
     """
 
-    prefix, hint = "avqa", HINT
+    prefix = "avqa"
+    hint = HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val",), "official splits that are validation data")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         sounds = {path.stem: path for path in sounds_below(folder)}
-        return {name: _table(folder, name, sounds) for name in (*self.val, *self.train)}
+        return {name: _table(folder, name, sounds) for name in self.chosen_splits}
 
 
 def _table(folder: Path, split: str, sounds: Mapping[str, Path]) -> Table:
-    table, records = find(folder, f"{split}_qa.json", what="the questions"), []
+    table = find(folder, f"{split}_qa.json", what="the questions")
+    records = []
     for where, row in json_rows(table):
         with fields(where, row, "id, video_name, question_text, multi_choice and answer"):
-            key, name, question = int(row["id"]), str(row["video_name"]), " ".join(row["question_text"].split())
-            candidates, choice = [" ".join(answer.split()) for answer in row["multi_choice"]], int(row["answer"])
+            key = int(row["id"])
+            name = str(row["video_name"])
+            question = " ".join(row["question_text"].split())
+            candidates = [" ".join(answer.split()) for answer in row["multi_choice"]]
+            choice = int(row["answer"])
         if not 0 <= choice < len(candidates):
             raise UserError(f"{where}: answer {choice} of {len(candidates)}, which count from 0")
         about = {"license": LICENSE, "youtube_id": name.rpartition("_")[0], "file_name": name}
-        about |= {field: row[field] for field in ("question_relation", "question_type") if field in row}
-        inputs = {"audio": sounds.get(name), "text": [question]}
-        targets = {"candidates": candidates, "choice": choice}
-        records.append(Record(f"avqa_{split}_{key}", f"AVQA {split}", inputs, targets, about))
+        for field in ("question_relation", "question_type"):
+            if field in row:
+                about[field] = row[field]
+        record = Record(
+            key=f"avqa_{split}_{key}",
+            source=f"AVQA {split}",
+            inputs={"audio": sounds.get(name), "text": [question]},
+            targets={"candidates": candidates, "choice": choice},
+            about=about,
+        )
+        records.append(record)
     return Table(table, records)

@@ -20,23 +20,33 @@ class Clotho(Sounds, OfficialSplits):
     evaluation is validation data, validation goes nowhere (for choices that must not touch validation data).
     """
 
-    prefix, pairs, hint = "clotho", "audio_text", HINT
+    prefix = "clotho"
+    shared_folder = "audio_text"
+    hint = HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("development",), "official splits that are training data")
     val: tuple[str, ...] = option(("evaluation",), "official splits that are validation data")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        return {name: _table(folder, name) for name in (*self.val, *self.train)}
+        return {name: _table(folder, name) for name in self.chosen_splits}
 
 
 def _table(folder: Path, split: str) -> Table:
     table = find(folder, f"clotho_captions_{split}.csv", what="the captions")
     # A split that was not downloaded has no folder, and so no sound.
-    sounds = {path.name: path for place in sorted(folder.rglob(split)) for path in sounds_below(place)}
+    sounds = {}
+    for split_folder in sorted(folder.rglob(split)):
+        sounds.update({path.name: path for path in sounds_below(split_folder)})
     records = []
-    for i, (_, row) in enumerate(read_rows(table, "file_name", *CAPTIONS)):
+    for number, (_, row) in enumerate(read_rows(table, "file_name", *CAPTIONS)):
         name = row["file_name"]
-        inputs = {"audio": sounds.get(name), "text": [sentence(row[column]) for column in CAPTIONS]}
-        about = {"license": LICENSE, "file_name": name}
-        records.append(Record(f"clotho_{split}_{i:05d}", f"Clotho {split}", inputs, {}, about))
+        captions = [sentence(row[column]) for column in CAPTIONS]
+        record = Record(
+            key=f"clotho_{split}_{number:05d}",
+            source=f"Clotho {split}",
+            inputs={"audio": sounds.get(name), "text": captions},
+            targets={},
+            about={"license": LICENSE, "file_name": name},
+        )
+        records.append(record)
     return Table(table, records)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, Table, option, shuffled
 from onepeace.datasets.pictures import Photographs, SharedPhotographs
@@ -29,9 +29,11 @@ class Coco(Photographs, OfficialSplits):
     val: tuple[str, ...] = option(("val2017",), "official splits that are validation data; [] for none")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        for names, shards in ((self.val, "val/coco/coco"), (self.train, "train/image_text/coco")):
-            if names:
-                records = [record for name in names for record in _records(folder, name)]
+        for official_splits, shards in ((self.val, "val/coco/coco"), (self.train, "train/image_text/coco")):
+            records = []
+            for split in official_splits:
+                records += _records(folder, split)
+            if official_splits:
                 yield Split(shards, shuffled(records), self.encode)
 
 
@@ -41,22 +43,35 @@ def _records(folder: Path, split: str) -> list[Record]:
     captions: dict[int, list[str]] = {}
     for where, row in json_rows(path, "annotations"):
         with fields(where, row, "image_id and caption"):
-            captions.setdefault(int(row["image_id"]), []).append(" ".join(row["caption"].split()).rstrip("."))
-    return [
-        Record(f"coco_{i:012d}", f"MS-COCO {split}", {"image": path, "text": captions[i]}, {}, {"license": LICENSE})
-        for i, path in photographs_by_id(folder, split).items()
-        if i in captions and i not in SAMPLES
-    ]
+            caption = " ".join(row["caption"].split()).rstrip(".")
+            captions.setdefault(int(row["image_id"]), []).append(caption)
+    records = []
+    for image_id, photograph in photographs_by_id(folder, split).items():
+        if image_id in captions and image_id not in SAMPLES:
+            record = Record(
+                key=f"coco_{image_id:012d}",
+                source=f"MS-COCO {split}",
+                inputs={"image": photograph, "text": captions[image_id]},
+                targets={},
+                about={"license": LICENSE},
+            )
+            records.append(record)
+    return records
 
 
 def photographs_by_id(folder: Path, split: str) -> dict[int, Path]:
     """The photographs in the folder `split` somewhere below `folder`, in the order of their ids."""
-    place = find(folder, split, what="its photographs")
-    # 000000000009.jpg of 2017 is COCO_train2014_000000000009.jpg of 2014
-    pictures = [(int(name[1]), path) for path in place.glob("*.jpg") if (name := re.search(r"(\d+)$", path.stem))]
-    if not pictures:
-        raise UserError(f"{place}: no photographs named NUMBER.jpg")
-    return dict(sorted(pictures))
+    split_folder = find(folder, split, what="its photographs")
+    photographs = {}
+    for path in split_folder.glob("*.jpg"):
+        image_id = re.search(
+            r"(\d+)$", path.stem
+        )  # 000000000009.jpg of 2017 is COCO_train2014_000000000009.jpg of 2014
+        if image_id is not None:
+            photographs[int(image_id[1])] = path
+    if not photographs:
+        raise UserError(f"{split_folder}: no photographs named NUMBER.jpg")
+    return dict(sorted(photographs.items()))
 
 
 @dataclass(frozen=True)
@@ -69,31 +84,45 @@ class CocoDetection(SharedPhotographs, OfficialSplits):
     "width" and "height" the size of the photograph.
     """
 
-    prefix, hint = "coco_detection", "unpack them"
+    prefix = "coco_detection"
+    hint = "unpack them"
     size: int = option(512, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train2017",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2017",), "official splits that are validation data")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        return {name: _detections(folder, name) for name in (*self.val, *self.train)}
+        return {name: _detections(folder, name) for name in self.chosen_splits}
 
 
 def _detections(folder: Path, split: str) -> Table:
     table = find(folder, f"instances_{split}.json", what="the boxes")
-    found, pictures = read_instances(table), photographs_by_id(folder, split)
-    objects: dict[int, list[Instance]] = {key: [] for key in found.sizes}
-    for one in found.objects:
-        if not one.crowd:
-            objects[one.image_id].append(one)
+    instances = read_instances(table)
+    photographs = photographs_by_id(folder, split)
+    objects_by_image: dict[int, list[Instance]] = {image_id: [] for image_id in instances.sizes}
+    for instance in instances.objects:
+        if not instance.crowd:
+            objects_by_image[instance.image_id].append(instance)
     records = []
-    for key, inside in objects.items():
-        width, height = found.sizes[key]
-        about = {"license": LICENSE, "image_id": key, "width": width, "height": height}
-        about["objects"] = [one.key for one in inside]
-        targets = {"boxes": [one.box for one in inside], "box_labels": [one.label for one in inside]}
-        inputs: dict[str, Any] = {"image": pictures.get(key), "text": []}
-        records.append(Record(f"cocodet_{key:012d}", f"MS-COCO {split}", inputs, targets, about))
-    return Table(table, records, found.classes)
+    for image_id, objects in objects_by_image.items():
+        width, height = instances.sizes[image_id]
+        record = Record(
+            key=f"cocodet_{image_id:012d}",
+            source=f"MS-COCO {split}",
+            inputs={"image": photographs.get(image_id), "text": []},
+            targets={
+                "boxes": [instance.box for instance in objects],
+                "box_labels": [instance.label for instance in objects],
+            },
+            about={
+                "license": LICENSE,
+                "image_id": image_id,
+                "width": width,
+                "height": height,
+                "objects": [instance.key for instance in objects],
+            },
+        )
+        records.append(record)
+    return Table(table, records, instances.classes)
 
 
 class Instance(NamedTuple):
@@ -121,7 +150,10 @@ class Instances(NamedTuple):
 
 def read_instances(path: Path) -> Instances:
     """Read a file with instances; UserError names an invalid entry."""
-    content, sizes, names, objects = read_json(path), {}, {}, []
+    content = read_json(path)
+    sizes = {}
+    names = {}
+    objects = []
     for where, row in json_rows(path, "images", content):
         with fields(where, row, "id, width and height"):
             sizes[int(row["id"])] = (int(row["width"]), int(row["height"]))
@@ -130,16 +162,24 @@ def read_instances(path: Path) -> Instances:
             names[int(row["id"])] = str(row["name"])
     for where, row in json_rows(path, "annotations", content):
         with fields(where, row, "id, image_id, category_id of the file and bbox of four numbers"):
-            image_id, label, pixels = int(row["image_id"]), names[row["category_id"]], [float(n) for n in row["bbox"]]
-            box = relative_box(pixels, sizes[image_id])
-            found = Instance(int(row["id"]), image_id, label, box, bool(row.get("iscrowd", 0)))
-        if box[0] < box[2] and box[1] < box[3]:
-            objects.append(found)
+            image_id = int(row["image_id"])
+            pixels = [float(number) for number in row["bbox"]]
+            instance = Instance(
+                key=int(row["id"]),
+                image_id=image_id,
+                label=names[row["category_id"]],
+                box=relative_box(pixels, sizes[image_id]),
+                crowd=bool(row.get("iscrowd", 0)),
+            )
+        x0, y0, x1, y1 = instance.box
+        if x0 < x1 and y0 < y1:
+            objects.append(instance)
     return Instances(sizes, [names[key] for key in sorted(names)], objects)
 
 
 def relative_box(pixels: Sequence[float], size: tuple[int, int]) -> list[float]:
     """Convert a box (x, y, width, height) in pixels to [x0, y0, x1, y1] from 0 to 1, clipped to the picture."""
     x, y, width, height = pixels
-    edges = (x / size[0], y / size[1], (x + width) / size[0], (y + height) / size[1])
+    picture_width, picture_height = size
+    edges = (x / picture_width, y / picture_height, (x + width) / picture_width, (y + height) / picture_height)
     return [round(min(max(edge, 0.0), 1.0), 6) for edge in edges]

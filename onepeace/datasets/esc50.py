@@ -31,19 +31,20 @@ class ESC50(Layout):
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         captions = read_json(Path(__file__).with_name("esc50_captions.json"))  # in the order of the targets
         clips = list(_clips(folder, captions))
-        bad = [clip for clip in clips if isinstance(clip, Skipped)]
-        good = shuffled(clip for clip in clips if isinstance(clip, Record))
-        if not good:
+        misnamed = [clip for clip in clips if isinstance(clip, Skipped)]
+        records = shuffled(clip for clip in clips if isinstance(clip, Record))
+        if not records:
             raise UserError(f"{folder}: no sounds named FOLD-CLIP-TAKE-TARGET.wav, such as audio/1-100032-A-0.wav")
-        val = [clip for clip in good if clip.about["fold"] == 5]
-        train = [clip for clip in good if clip.about["fold"] != 5]
-        yield Split("val/esc50_fold5/esc50_fold5", [*bad, *val], self.encode, classes=list(captions))
+        val = [record for record in records if record.about["fold"] == 5]
+        train = [record for record in records if record.about["fold"] != 5]
+        yield Split("val/esc50_fold5/esc50_fold5", [*misnamed, *val], self.encode, classes=list(captions))
         yield Split("train/audio_text/esc50", train, self.encode)
 
     def encode(self, record: Record) -> Encoded:
         """Exactly five seconds of the sound of a record."""
         samples = load_sound(record.inputs["audio"], SECONDS)
-        return Encoded({"ogg": ogg(np.pad(samples, (0, RATE * SECONDS - len(samples))), self.level)})
+        padded = np.pad(samples, (0, RATE * SECONDS - len(samples)))
+        return Encoded({"ogg": ogg(padded, self.level)})
 
 
 def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Skipped]:
@@ -56,8 +57,16 @@ def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Sk
             yield Skipped(str(path), "not named FOLD-CLIP-TAKE-TARGET with a target of 0 to 49")
             continue
         fold, recording, take = name.group(1, 2, 3)
-        license = "CC BY 3.0" if target in ESC10 else "CC BY-NC 3.0"
-        about = {"license": license, "target": target, "fold": int(fold), "freesound_id": recording}
         label = names[target]
-        inputs = {"audio": path, "text": captions[label]}
-        yield Record(f"esc50_{fold}-{recording}-{take}-{target}", "ESC-50", inputs, {"label": label}, about)
+        yield Record(
+            key=f"esc50_{fold}-{recording}-{take}-{target}",
+            source="ESC-50",
+            inputs={"audio": path, "text": captions[label]},
+            targets={"label": label},
+            about={
+                "license": "CC BY 3.0" if target in ESC10 else "CC BY-NC 3.0",
+                "target": target,
+                "fold": int(fold),
+                "freesound_id": recording,
+            },
+        )

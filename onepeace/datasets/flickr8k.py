@@ -1,6 +1,6 @@
 """Flickr8k (Hodosh, Young, Hockenmaier, JAIR 2013)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,31 +29,43 @@ class Flickr8k(Photographs):
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         captions = _captions(find(folder, "Flickr8k.token.txt", what="the captions"))
-        dev, test = (
-            shuffled(sorted(line.strip() for _, line in read_lines(find(folder, name, what="a split"))))
-            for name in ("Flickr_8k.devImages.txt", "Flickr_8k.testImages.txt")
-        )
-        place = find(folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", what="the photographs")
-
-        def records(names: Sequence[str], part: str) -> Iterator[Record | Skipped]:
-            for name in names:
-                if name in captions:
-                    inputs = {"image": place / name, "text": captions[name]}
-                    key = f"f8k_{name.partition('.')[0]}"
-                    yield Record(key, f"Flickr8k {part}", inputs, {}, {"license": LICENSE})
-                else:
-                    yield skipped(place / name, "it has no caption")
-
+        dev = _names(folder, "Flickr_8k.devImages.txt")
+        test = _names(folder, "Flickr_8k.testImages.txt")
+        images = find(folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", what="the photographs")
+        records = partial(_records, images, captions)
         encode = partial(photograph, size=self.val_size, quality=85)
         yield Split("val/flickr8k/flickr8k_test", records(test, "test"), encode)
-        apart = {*test, *dev[: self.keep_out]}
-        elsewhere = {record.key.split("_")[1] for record in held_out("flickr30k")}
-        train = sorted(
-            path.name
-            for path in place.glob("*.jpg")
-            if path.name in captions and path.name not in apart and path.name.split("_")[0] not in elsewhere
-        )
+        left_out = {*test, *dev[: self.keep_out]}
+        ids_of_flickr30k = {record.key.split("_")[1] for record in held_out("flickr30k")}
+        train = []
+        for name in sorted(path.name for path in images.glob("*.jpg")):
+            is_held_out = name in left_out or name.split("_")[0] in ids_of_flickr30k
+            if name in captions and not is_held_out:
+                train.append(name)
         yield Split("train/image_text/flickr8k", records(shuffled(train), "train/dev/other"), self.encode)
+
+
+def _names(folder: Path, table: str) -> list[str]:
+    """The names of the pictures of a split, in a random order."""
+    lines = read_lines(find(folder, table, what="a split"))
+    return shuffled(sorted(line.strip() for _, line in lines))
+
+
+def _records(
+    images: Path, captions: Mapping[str, Sequence[str]], names: Sequence[str], split: str
+) -> Iterator[Record | Skipped]:
+    """The pictures with these names."""
+    for name in names:
+        if name not in captions:
+            yield skipped(images / name, "it has no caption")
+            continue
+        yield Record(
+            key=f"f8k_{name.partition('.')[0]}",
+            source=f"Flickr8k {split}",
+            inputs={"image": images / name, "text": captions[name]},
+            targets={},
+            about={"license": LICENSE},
+        )
 
 
 def _captions(path: Path) -> dict[str, list[str]]:
@@ -63,6 +75,7 @@ def _captions(path: Path) -> dict[str, list[str]]:
         name, tab, caption = line.partition("\t")
         if not tab or "#" not in name:
             raise UserError(f"{where}: expected NAME.jpg#NUMBER, a tab and a caption; found {line[:60]!r}")
-        if len(caption := sentence(caption)) > 5:
+        caption = sentence(caption)
+        if len(caption) > 5:
             captions.setdefault(name.partition("#")[0], []).append(caption)
     return captions

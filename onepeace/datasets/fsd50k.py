@@ -20,30 +20,39 @@ class FSD50K(Sounds, OfficialSplits):
     labels are the target "labels"; captions are sentences around each of them.
     """
 
-    prefix, pairs, hint = "fsd50k", "audio_text", HINT
+    prefix = "fsd50k"
+    shared_folder = "audio_text"
+    hint = HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("dev",), "official splits that are training data")
     val: tuple[str, ...] = option(("eval",), "official splits that are validation data")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        vocabulary = read_rows(
-            find(folder, "vocabulary.csv", what="the labels"), "label", columns=("index", "label", "mid")
-        )
-        classes = [row["label"].replace("_", " ") for _, row in vocabulary]
-        return {name: _table(folder, name, classes) for name in (*self.val, *self.train)}
+        vocabulary = find(folder, "vocabulary.csv", what="the labels")
+        rows = read_rows(vocabulary, "label", columns=("index", "label", "mid"))
+        classes = [row["label"].replace("_", " ") for _, row in rows]
+        return {name: _table(folder, name, classes) for name in self.chosen_splits}
 
 
 def _table(folder: Path, split: str, classes: Sequence[str]) -> Table:
     table = find(folder, f"{split}.csv", what="the labels of the sounds")
-    places = [place for place in sorted(folder.rglob(f"FSD50K.{split}_audio")) if place.is_dir()]
-    sounds = {path.stem: path for place in places for path in sounds_below(place)}
+    sounds = {}
+    for split_folder in sorted(folder.rglob(f"FSD50K.{split}_audio")):
+        if split_folder.is_dir():
+            sounds.update({path.stem: path for path in sounds_below(split_folder)})
     records = []
     for where, row in read_rows(table, "fname", "labels"):
         labels = [label.strip().replace("_", " ") for label in row["labels"].split(",")]
-        if unknown := {*labels} - {*classes}:
+        unknown = {*labels} - {*classes}
+        if unknown:
             raise UserError(f"{where}: label {min(unknown)!r} is not in vocabulary.csv")
         name = row["fname"].strip()
-        inputs = {"audio": sounds.get(name), "text": [f"the sound of {label}" for label in labels]}
-        about = {"license": LICENSE, "freesound_id": name}
-        records.append(Record(f"fsd50k_{name}", f"FSD50K {split}", inputs, {"labels": labels}, about))
+        record = Record(
+            key=f"fsd50k_{name}",
+            source=f"FSD50K {split}",
+            inputs={"audio": sounds.get(name), "text": [f"the sound of {label}" for label in labels]},
+            targets={"labels": labels},
+            about={"license": LICENSE, "freesound_id": name},
+        )
+        records.append(record)
     return Table(table, records, classes)

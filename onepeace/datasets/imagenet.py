@@ -1,6 +1,6 @@
 """ImageNet-1k (Russakovsky et al., IJCV 2015)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,26 +27,37 @@ class ImageNet(Photographs):
         from open_clip import IMAGENET_CLASSNAMES
         from timm.data import ImageNetInfo
 
-        wnids, names = ImageNetInfo("imagenet-1k").label_names(), list(IMAGENET_CLASSNAMES)
-        numbers = {wnid: i for i, wnid in enumerate(wnids)}
-
-        def records(split: str) -> list[Record]:
-            found = [path for path in (folder / split).glob("n*") if path.name in numbers]
-            return shuffled(
-                _record(path, split, numbers[place.name], names)
-                for place in sorted(found)
-                for path in sorted(place.glob("*.JPEG"))
-            )
-
-        val = records("val")
+        wnids = ImageNetInfo("imagenet-1k").label_names()
+        names = list(IMAGENET_CLASSNAMES)
+        class_names = dict(zip(wnids, names, strict=True))
+        val = _records(folder, "val", class_names)
         if not val:
             flat = " (it has pictures outside of such folders)" if any((folder / "val").glob("*.JPEG")) else ""
             raise UserError(f"{folder / 'val'}: no pictures val/WNID/*.JPEG{flat}; make the folders with valprep.sh")
         yield Split("val/imagenet/imagenet", val, self.encode, classes=names)
-        yield Split("train/image_text/imagenet", records("train"), self.encode)
+        yield Split("train/image_text/imagenet", _records(folder, "train", class_names), self.encode)
 
 
-def _record(path: Path, split: str, target: int, names: list[str]) -> Record:
-    inputs = {"image": path, "text": [fill(caption, names[target]) for caption in CAPTIONS]}
-    about = {"license": LICENSE, "wnid": path.parent.name, "target": target}
-    return Record(f"in1k_{path.stem}", f"ImageNet {split}", inputs, {"label": names[target]}, about)
+def _records(folder: Path, split: str, class_names: Mapping[str, str]) -> list[Record]:
+    """The pictures of a split, in a random order.
+
+    Args:
+        class_names: names of the classes by their WordNet ids, in the order of the classes.
+    """
+    target_by_wnid = {wnid: target for target, wnid in enumerate(class_names)}
+    records = []
+    for class_folder in sorted((folder / split).glob("n*")):
+        wnid = class_folder.name
+        if wnid not in class_names:
+            continue
+        name = class_names[wnid]
+        for path in sorted(class_folder.glob("*.JPEG")):
+            record = Record(
+                key=f"in1k_{path.stem}",
+                source=f"ImageNet {split}",
+                inputs={"image": path, "text": [fill(caption, name) for caption in CAPTIONS]},
+                targets={"label": name},
+                about={"license": LICENSE, "wnid": wnid, "target": target_by_wnid[wnid]},
+            )
+            records.append(record)
+    return shuffled(records)

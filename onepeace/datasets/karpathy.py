@@ -1,6 +1,6 @@
 """Datasets with the splits of Karpathy and Fei-Fei (CVPR 2015), on which retrieval and captions are reported."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,19 +41,33 @@ class Flickr30k(Photographs):
         files = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
         if not files:
             raise UserError(f"{folder}: no .jpg files")
-
-        def records(pictures: Sequence[ListedPicture]) -> Iterator[Record]:
-            for file, split, captions in shuffled(pictures):
-                inputs = {"image": files.get(file, folder / file), "text": [sentence(text) for text in captions]}
-                key, source = f"{self.prefix}_{Path(file).stem}", f"{self.title} {split}"
-                yield Record(key, source, inputs, {}, {"license": self.license})
-
         test = [picture for picture in listed if picture.split == "test"]
         encode = partial(photograph, size=self.val_size, quality=85)
-        yield Split(f"val/{self.name}/{self.name}_test", records(test), encode)
-        apart = {record.key.split("_")[1] for record in held_out(self.shared)} if self.shared else set()
-        train = [one for one in listed if one.split in self.train and Path(one.file).stem not in apart]
-        yield Split(f"train/image_text/{self.name}", records(train), self.encode)
+        yield Split(f"val/{self.name}/{self.name}_test", self._records(test, folder, files), encode)
+        held_out_stems = set()
+        if self.shared:
+            held_out_stems = {record.key.split("_")[1] for record in held_out(self.shared)}
+        train = []
+        for picture in listed:
+            if picture.split in self.train and Path(picture.file).stem not in held_out_stems:
+                train.append(picture)
+        yield Split(f"train/image_text/{self.name}", self._records(train, folder, files), self.encode)
+
+    def _records(
+        self, pictures: "Sequence[ListedPicture]", folder: Path, files: Mapping[str, Path]
+    ) -> Iterator[Record]:
+        """Records of listed pictures in a random order; ``files`` are paths by name."""
+        for picture in shuffled(pictures):
+            yield Record(
+                key=f"{self.prefix}_{Path(picture.file).stem}",
+                source=f"{self.title} {picture.split}",
+                inputs={
+                    "image": files.get(picture.file, folder / picture.file),
+                    "text": [sentence(caption) for caption in picture.captions],
+                },
+                targets={},
+                about={"license": self.license},
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,8 @@ class CocoKarpathy(Flickr30k):
     Its test split is validation data, its val split goes nowhere.
     """
 
-    name, prefix = "coco_karpathy", "cocok"
+    name = "coco_karpathy"
+    prefix = "cocok"
     title = "MS-COCO, Karpathy's"
     license = "annotations CC BY 4.0; photographs under their Flickr licences"
     shared = ""
@@ -86,6 +101,7 @@ def read_karpathy(name: str, folder: Path) -> list[ListedPicture]:
     pictures = []
     for where, row in json_rows(table, "images"):
         with fields(where, row, "filename, split and sentences"):
-            captions = [text for one in row["sentences"] if (text := " ".join(one["raw"].split()))]
+            captions = [" ".join(entry["raw"].split()) for entry in row["sentences"]]
+            captions = [caption for caption in captions if caption]
             pictures.append(ListedPicture(str(row["filename"]), str(row["split"]), captions[:CAPTIONS]))
     return pictures

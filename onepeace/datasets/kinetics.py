@@ -18,14 +18,18 @@ class Kinetics(OfficialSplits):
     you have, named ID_START_END.mp4 with six digits each. They go into the shards as they are, KEY.mp4.
     """
 
-    prefix, hint = "kinetics", "videos are named ID_START_END.mp4"
+    prefix = "kinetics"
+    hint = "videos are named ID_START_END.mp4"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val",), "official splits that are validation data")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         videos = {path.stem: path for path in sorted(folder.rglob("*.mp4"))}
-        tables = {name: _table(folder, name, videos) for name in (*self.val, *self.train)}
-        classes = sorted({record.targets["label"] for table in tables.values() for record in table.records})
+        tables = {name: _table(folder, name, videos) for name in self.chosen_splits}
+        labels = set()
+        for table in tables.values():
+            labels |= {record.label for record in table.records}
+        classes = sorted(labels)
         return {name: table._replace(classes=classes) for name, table in tables.items()}
 
     def encode(self, record: Record) -> Encoded:
@@ -34,11 +38,20 @@ class Kinetics(OfficialSplits):
 
 
 def _table(folder: Path, split: str, videos: Mapping[str, Path]) -> Table:
-    table, records = find(folder, f"{split}.csv", what="the labels"), []
+    table = find(folder, f"{split}.csv", what="the labels")
+    records = []
     for where, row in read_rows(table, "label", "youtube_id", "time_start", "time_end"):
-        start, end = (whole_number(row[name], where) for name in ("time_start", "time_end"))
-        name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-        about = {"license": LICENSE, "youtube_id": row["youtube_id"], "start": start}
-        inputs = {"video": videos.get(name), "text": [row["label"]]}
-        records.append(Record(f"kinetics_{name}", f"Kinetics {split}", inputs, {"label": row["label"]}, about))
+        label = row["label"]
+        video = row["youtube_id"]
+        start = whole_number(row["time_start"], where)
+        end = whole_number(row["time_end"], where)
+        name = f"{video}_{start:06d}_{end:06d}"
+        record = Record(
+            key=f"kinetics_{name}",
+            source=f"Kinetics {split}",
+            inputs={"video": videos.get(name), "text": [label]},
+            targets={"label": label},
+            about={"license": LICENSE, "youtube_id": video, "start": start},
+        )
+        records.append(record)
     return Table(table, records)

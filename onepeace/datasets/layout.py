@@ -46,9 +46,13 @@ class Record(Sample):
     @property
     def name(self) -> str:
         """Name in messages."""
-        files = (value[0] if isinstance(value, list) and value else value for value in self.inputs.values())
-        paths = (str(file) for file in files if isinstance(file, Path))
-        return self.where or next(paths, self.key)
+        if self.where:
+            return self.where
+        for value in self.inputs.values():
+            file = value[0] if isinstance(value, list) and value else value
+            if isinstance(file, Path):
+                return str(file)
+        return self.key
 
 
 class Encoded(NamedTuple):
@@ -109,7 +113,8 @@ class Layout:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             text = f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
-            lines.append(f"  {f'{option.name}={text}':<20} {option.metadata['help']}")
+            setting = f"{option.name}={text}"
+            lines.append(f"  {setting:<20} {option.metadata['help']}")
         return "\n".join(lines)
 
 
@@ -128,7 +133,7 @@ class OfficialSplits(Layout):
 
     prefix: ClassVar[str] = ""
     """Name of the shards and of their folders."""
-    pairs: ClassVar[str] = ""
+    shared_folder: ClassVar[str] = ""
     """Folder below train/ that is shared with other datasets; empty = a separate folder."""
     hint: ClassVar[str] = ""
     """Remedy for missing files."""
@@ -136,8 +141,14 @@ class OfficialSplits(Layout):
     val: tuple[str, ...] = option((), "official splits that are validation data")
 
     def __post_init__(self) -> None:
-        if both := sorted({*self.train} & {*self.val}):
-            raise UserError(f"{both[0]} cannot be both training and validation data")
+        in_both = sorted({*self.train} & {*self.val})
+        if in_both:
+            raise UserError(f"{in_both[0]} cannot be both training and validation data")
+
+    @property
+    def chosen_splits(self) -> tuple[str, ...]:
+        """The official splits in use, those of validation data first."""
+        return (*self.val, *self.train)
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         """The official splits in use by name."""
@@ -145,17 +156,26 @@ class OfficialSplits(Layout):
 
     def shards(self, split: str) -> str:
         """Path of the shards of an official split below the root."""
-        folder = f"val/{self.prefix}" if split in self.val else f"train/{self.pairs or self.prefix}"
+        if split in self.val:
+            folder = f"val/{self.prefix}"
+        else:
+            folder = f"train/{self.shared_folder or self.prefix}"
         return f"{folder}/{self.prefix}_{split}"
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         tables = self.tables(folder, held_out)  # all of them are read before the first shard is written
-        for name in (*self.val, *self.train):
+        for name in self.chosen_splits:
             if name not in tables:
                 raise UserError(f"{folder}: has no split {name!r}; it has {', '.join(sorted(tables))}")
-            path, records, classes = tables[name]
-            alone = name in self.val or not self.pairs  # a folder of several datasets has no classes.json
-            yield Split(self.shards(name), present(records, path, self.hint), self.encode, classes if alone else None)
+            table = tables[name]
+            # A folder of several datasets has no classes.json.
+            is_shared = name in self.train and bool(self.shared_folder)
+            yield Split(
+                shards=self.shards(name),
+                records=present(table.records, table.path, self.hint),
+                encode=self.encode,
+                classes=None if is_shared else table.classes,
+            )
 
     def encode(self, record: Record) -> Encoded:
         """The files of a record, as written into a shard."""
@@ -172,11 +192,12 @@ def shuffled(items: Iterable[T]) -> list[T]:
 def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Record | Skipped]:
     """Yield a `Skipped` with the number of missing files in `table`, if any, then the complete records, shuffled."""
     for modality in dict.fromkeys(key for record in records for key in record.inputs if key != "text"):
-        lacking = [record.key for record in records if record.inputs[modality] is None]
-        if len(lacking) == len(records):
+        missing = [record.key for record in records if record.inputs[modality] is None]
+        if len(missing) == len(records):
             yield skipped(table, f"none of its {len(records)} {modality} files is there; {hint}")
-        elif lacking:
-            named = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
-            yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are missing ({named})")
+        elif missing:
+            examples = [*missing[:3], "..."] if len(missing) > 3 else missing
+            count = f"{len(missing)} of {len(records)} {modality} files are missing"
+            yield skipped(table, f"{count} ({', '.join(examples)})")
         records = [record for record in records if record.inputs[modality] is not None]
     yield from shuffled(records)

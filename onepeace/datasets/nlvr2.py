@@ -24,27 +24,35 @@ class NLVR2(SharedPhotographs, OfficialSplits):
     Consistency counts the sentences (target "sentence") of which all samples are right.
     """
 
-    prefix, hint = "nlvr2", "ask its authors for them"
+    prefix = "nlvr2"
+    hint = "ask its authors for them"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test1, or both")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         pictures = {path.name: path for path in sorted(folder.rglob("*-img?.png"))}
-        return {name: _table(folder, name, pictures) for name in (*self.val, *self.train)}
+        return {name: _table(folder, name, pictures) for name in self.chosen_splits}
 
 
 def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
-    table, records = find(folder, f"{split}.json", what="the sentences"), []
+    table = find(folder, f"{split}.json", what="the sentences")
+    records = []
     for where, row in read_json_lines(table):
-        identifier, label, text = (str(row.get(name, "")) for name in ("identifier", "label", "sentence"))
-        name = IDENTIFIER.fullmatch(identifier)
-        if name is None or label not in CLASSES or not text.strip():
+        identifier = str(row.get("identifier", ""))
+        label = str(row.get("label", ""))
+        text = " ".join(str(row.get("sentence", "")).split())
+        parts = IDENTIFIER.fullmatch(identifier)
+        if parts is None or label not in CLASSES or not text:
             raise UserError(f"{where}: expected identifier (SPLIT-SET-PAIR-SENTENCE), sentence, label True or False")
-        files = [pictures.get(f"{identifier.rpartition('-')[0]}-img{i}.png") for i in range(2)]
-        # The official metrics.py leaves the pair out of the identifier.
-        sentence_id = f"{name[1]}-{name[2]}-{name[4]}"
-        about = {"license": LICENSE, "set_id": name[2]}
-        inputs = {"image": files if all(files) else None, "text": [" ".join(text.split())]}
-        targets = {"label": label, "sentence": sentence_id}
-        records.append(Record(f"nlvr2_{identifier}", f"NLVR2 {split}", inputs, targets, about))
+        name, set_id, pair, sentence = parts.groups()
+        files = [pictures.get(f"{name}-{set_id}-{pair}-img{number}.png") for number in range(2)]
+        record = Record(
+            key=f"nlvr2_{identifier}",
+            source=f"NLVR2 {split}",
+            inputs={"image": files if all(files) else None, "text": [text]},
+            # The official metrics.py leaves the pair out of the identifier.
+            targets={"label": label, "sentence": f"{name}-{set_id}-{sentence}"},
+            about={"license": LICENSE, "set_id": set_id},
+        )
+        records.append(record)
     return Table(table, records, CLASSES)

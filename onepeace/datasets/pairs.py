@@ -33,7 +33,9 @@ def column_names(columns: Mapping[str, str]) -> ColumnNames:
     Raises:
         UsageError: there is no such column.
     """
-    names: dict[str, Sequence[str]] = {**{key: (key,) for key in media()}, "text": CAPTIONS, "label": ("label",)}
+    names: dict[str, Sequence[str]] = {key: (key,) for key in media()}
+    names["text"] = CAPTIONS
+    names["label"] = ("label",)
     for key, name in columns.items():
         if key not in names:
             raise UsageError(f"--column {key}={name}: {key} is no content of a column; known: {', '.join(names)}")
@@ -87,8 +89,10 @@ def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[R
 
         def choose(columns: Sequence[str], file: Path = file) -> list[str]:
             _check_columns(file, columns, names)
-            wanted = {name.lower() for several in names.values() for name in several}
-            return [column for column in columns if column.lower() in wanted]
+            lower_names = set()
+            for names_of_content in names.values():
+                lower_names |= {name.lower() for name in names_of_content}
+            return [column for column in columns if column.lower() in lower_names]
 
         for row in read_arrow(file, choose):
             has_rows = True
@@ -154,16 +158,19 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
 def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> None:
     """Raise UserError if a table has no column of files, or lacks one that is named by an option."""
     lower = {name.lower() for name in columns}
-    files = [name for key in media() for name in names[key]]
+    files: list[str] = []
+    for key in media():
+        files += names[key]
     if lower.isdisjoint(name.lower() for name in files):
         raise UserError(
             f"{path}: no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
             f"files, or name it with --column {media()[0]}=NAME"
         )
-    for content, several in names.items():
-        is_named_by_option = len(several) == 1 and several[0] != content
-        if is_named_by_option and several[0].lower() not in lower:
-            raise UserError(f"{path}: no column {several[0]!r}; it has {', '.join(columns)}")
+    for content, names_of_content in names.items():
+        first = names_of_content[0]
+        is_named_by_option = len(names_of_content) == 1 and first != content
+        if is_named_by_option and first.lower() not in lower:
+            raise UserError(f"{path}: no column {first!r}; it has {', '.join(columns)}")
 
 
 def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str, names: ColumnNames) -> Record:

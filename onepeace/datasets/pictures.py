@@ -34,8 +34,11 @@ class SharedPhotographs(Photographs):
         """The pictures of a record at the size and quality of this layout, the second as "2.webp"."""
         value = record.inputs["image"]
         files = value if isinstance(value, list) else [value]
-        pictures = [webp(shrink(open_picture(file), self.size), self.quality) for file in files]
-        return Encoded({f"{i}.webp" if i > 1 else "webp": data for i, data in enumerate(pictures, 1)})
+        content_by_ending = {}
+        for number, file in enumerate(files, 1):
+            ending = "webp" if number == 1 else f"{number}.webp"
+            content_by_ending[ending] = webp(shrink(open_picture(file), self.size), self.quality)
+        return Encoded(content_by_ending)
 
 
 def photograph(record: Record, size: int, quality: int) -> Encoded:
@@ -53,9 +56,9 @@ class DuplicateFilter:
     def __call__(self, content: bytes) -> bool:
         """Whether equal content was passed before."""
         digest = hashlib.sha1(content, usedforsecurity=False).digest()
-        seen = digest in self._hashes
+        is_repeated = digest in self._hashes
         self._hashes.add(digest)
-        return seen
+        return is_repeated
 
 
 def open_picture(source: Path | bytes, mode: str = "RGB") -> Any:
@@ -63,7 +66,8 @@ def open_picture(source: Path | bytes, mode: str = "RGB") -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file) as picture:
             return ImageOps.exif_transpose(picture).convert(mode)
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises for some broken files
         raise OSError(f"not a picture ({error})") from error

@@ -15,8 +15,9 @@ from onepeace.errors import UserError
 def find(folder: Path, *names: str, what: str) -> Path:
     """The first file or folder below `folder` that has one of these names; the message describes it by `what`."""
     for name in names:
-        if found := sorted(folder.rglob(name)):
-            return found[0]
+        paths = sorted(folder.rglob(name))
+        if paths:
+            return paths[0]
     raise UserError(f"{folder}: holds no {' or '.join(names)} ({what})")
 
 
@@ -42,8 +43,9 @@ def read_rows(path: Path, *needed: str, columns: Sequence[str] | None = None) ->
         where = f"{path}:{row.line}"
         if isinstance(row, BadRow):
             raise UserError(f"{where}: {row.reason}")
-        if empty := [name for name in needed if not row.cells.get(name, "").strip()]:
-            raise UserError(f"{where}: no {empty[0]}; expected the columns {', '.join(needed)}")
+        for name in needed:
+            if not row.cells.get(name, "").strip():
+                raise UserError(f"{where}: no {name}; expected the columns {', '.join(needed)}")
         yield where, row.cells
 
 
@@ -74,11 +76,13 @@ def json_rows(path: Path, name: str = "", content: Any = None) -> Iterator[tuple
 
     `content` is the content of the file, if it has been read already.
     """
-    content = read_json(path) if content is None else content
-    rows = content.get(name) if name and isinstance(content, dict) else None if name else content
+    rows = read_json(path) if content is None else content
+    if name:
+        rows = rows.get(name) if isinstance(rows, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: has no list of {name}" if name else f"{path}: holds no list")
-    yield from ((f"{path}: {name or 'list'}, entry {i}", row) for i, row in enumerate(rows, 1))
+    for number, row in enumerate(rows, 1):
+        yield f"{path}: {name or 'list'}, entry {number}", row
 
 
 @contextmanager
@@ -110,7 +114,8 @@ def whole_number(text: str, where: str) -> int:
 
 def sentence(text: str) -> str:
     """A caption with one space between words, none before punctuation, and no full stop at the end."""
-    return re.sub(r"\s+([.,!?;:'])", r"\1", " ".join(text.split())).rstrip(" .")
+    words = " ".join(text.split())
+    return re.sub(r"\s+([.,!?;:'])", r"\1", words).rstrip(" .")
 
 
 def plain_name(text: str) -> str:

@@ -24,7 +24,9 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
     photographs, also those of validation data.
     """
 
-    key = prefix = "refcoco"
+    key: ClassVar[str] = "refcoco"
+    """Beginning of the keys."""
+    prefix = "refcoco"
     folder_name: ClassVar[str] = "refcoco"
     hint = "unpack COCO's"
     size: int = option(384, "short side of the pictures in pixels")
@@ -33,22 +35,33 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
     split_by: str = option("unc", "who split it: unc, google or umd, as the name of the list says")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        place = find(folder, self.folder_name, what="the expressions")
-        table = find(place, f"refs({self.split_by}).p", what="the expressions")
-        objects = {one.key: one for one in read_instances(find(place, "instances.json", what="the boxes")).objects}
-        pictures = photographs_by_id(folder, "train2014")
-        records: dict[str, list[Record]] = {}
+        lists = find(folder, self.folder_name, what="the expressions")
+        table = find(lists, f"refs({self.split_by}).p", what="the expressions")
+        instances = read_instances(find(lists, "instances.json", what="the boxes"))
+        instance_by_key = {instance.key: instance for instance in instances.objects}
+        photographs = photographs_by_id(folder, "train2014")
+        records_by_split: dict[str, list[Record]] = {}
         for where, row in json_rows(table, content=read_checkpoint(table)):
             with fields(where, row, "ref_id, split, sentences and ann_id of instances.json"):
-                found, split = objects[row["ann_id"]], str(row["split"])
-                about = {"license": LICENSE, "ref_id": row["ref_id"], "ann_id": found.key, "image_id": found.image_id}
-                sentences = [(int(sentence["sent_id"]), sentence["sent"].split()) for sentence in row["sentences"]]
-            for key, words in sentences:
-                inputs = {"image": pictures.get(found.image_id), "text": [" ".join(words)]}
-                source = f"{self.folder_name} {split} ({self.split_by})"
-                record = Record(f"{self.key}_{key}", source, inputs, {"box": found.box}, about)
-                records.setdefault(split, []).append(record)
-        return {split: Table(table, found) for split, found in records.items()}
+                instance = instance_by_key[row["ann_id"]]
+                split = str(row["split"])
+                reference = row["ref_id"]
+                texts = {int(entry["sent_id"]): " ".join(entry["sent"].split()) for entry in row["sentences"]}
+            for sentence_id, text in texts.items():
+                record = Record(
+                    key=f"{self.key}_{sentence_id}",
+                    source=f"{self.folder_name} {split} ({self.split_by})",
+                    inputs={"image": photographs.get(instance.image_id), "text": [text]},
+                    targets={"box": instance.box},
+                    about={
+                        "license": LICENSE,
+                        "ref_id": reference,
+                        "ann_id": instance.key,
+                        "image_id": instance.image_id,
+                    },
+                )
+                records_by_split.setdefault(split, []).append(record)
+        return {split: Table(table, records) for split, records in records_by_split.items()}
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,9 @@ class RefCOCOPlus(RefCOCO):
     at any depth. Otherwise as refcoco.
     """
 
-    key, prefix, folder_name = "refcocoplus", "refcoco_plus", "refcoco+"
+    key = "refcocoplus"
+    prefix = "refcoco_plus"
+    folder_name = "refcoco+"
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,8 @@ class RefCOCOg(RefCOCO):
     at any depth. Otherwise as refcoco.
     """
 
-    key = prefix = folder_name = "refcocog"
+    key = "refcocog"
+    prefix = "refcocog"
+    folder_name = "refcocog"
     val: tuple[str, ...] = option(("val", "test"), "official splits that are validation data")
     split_by: str = option("umd", "who split it: umd or google, as the name of the list says")

@@ -10,6 +10,7 @@ from onepeace.datasets.reading import find, plain_name, read_json_lines
 from onepeace.errors import UserError
 
 LICENSE = "statements CC BY-SA 4.0 (SNLI); Flickr photographs, research and educational use (Flickr30k terms)"
+FIELDS = ("pairID", "Flickr30K_ID", "gold_label", "sentence1", "sentence2")
 CLASSES = ("contradiction", "entailment", "neutral")
 
 
@@ -23,27 +24,33 @@ class SnliVE(SharedPhotographs, OfficialSplits):
     about the photograph.
     """
 
-    prefix, hint = "snli_ve", "ask the authors of Flickr30k for them"
+    prefix = "snli_ve"
+    hint = "ask the authors of Flickr30k for them"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test, or both")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        place = find(folder, "flickr30k-images", "flickr30k_images", what="the photographs")
-        pictures = {path.stem: path for path in sorted(place.rglob("*.jpg"))}
-        return {name: _table(folder, name, pictures) for name in (*self.val, *self.train)}
+        images = find(folder, "flickr30k-images", "flickr30k_images", what="the photographs")
+        pictures = {path.stem: path for path in sorted(images.rglob("*.jpg"))}
+        return {name: _table(folder, name, pictures) for name in self.chosen_splits}
 
 
 def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
-    table, records = find(folder, f"snli_ve_{split}.jsonl", what="the statements"), []
+    table = find(folder, f"snli_ve_{split}.jsonl", what="the statements")
+    records = []
     for where, row in read_json_lines(table):
-        names = ("pairID", "Flickr30K_ID", "gold_label", "sentence1", "sentence2")
-        key, image, label, premise, text = (" ".join(str(row.get(name, "")).split()) for name in names)
-        image = image.removesuffix(".jpg")
-        if not key or not image or not premise or not text or label not in CLASSES:
-            raise UserError(f"{where}: expected {', '.join(names)}, and gold_label one of {', '.join(CLASSES)}")
-        inputs = {"image": pictures.get(image), "text": [text]}
-        targets = {"label": label, "premise": premise}
-        about = {"license": LICENSE, "image_id": image}
-        key = f"snlive_{plain_name(key.replace('.jpg', ''))}"
-        records.append(Record(key, f"SNLI-VE {split}", inputs, targets, about))
+        values = {name: " ".join(str(row.get(name, "")).split()) for name in FIELDS}
+        label = values["gold_label"]
+        if not all(values.values()) or label not in CLASSES:
+            raise UserError(f"{where}: expected {', '.join(FIELDS)}, and gold_label one of {', '.join(CLASSES)}")
+        image_id = values["Flickr30K_ID"].removesuffix(".jpg")
+        pair_id = plain_name(values["pairID"].replace(".jpg", ""))
+        record = Record(
+            key=f"snlive_{pair_id}",
+            source=f"SNLI-VE {split}",
+            inputs={"image": pictures.get(image_id), "text": [values["sentence2"]]},
+            targets={"label": label, "premise": values["sentence1"]},
+            about={"license": LICENSE, "image_id": image_id},
+        )
+        records.append(record)
     return Table(table, records, CLASSES)

@@ -37,24 +37,36 @@ class SoundEvents(Sounds, OfficialSplits):
         return f"{part}/{self.name}/{self.name}_{plain_name(split)}"
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        tables = {split: self._table(split, *self.place(folder, split)) for split in (*self.val, *self.train)}
-        records = [record for table in tables.values() for record in table.records]
-        classes = sorted({label for record in records for _, _, label in record.targets["events"]})
+        tables = {}
+        labels = set()
+        for split in self.chosen_splits:
+            table, sounds = self.files_of_split(folder, split)
+            tables[split] = self._table(split, table, sounds)
+            for record in tables[split].records:
+                labels |= {label for _, _, label in record.targets["events"]}
+        classes = sorted(labels)
         return {split: table._replace(classes=classes) for split, table in tables.items()}
 
-    def place(self, folder: Path, split: str) -> tuple[Path, Path]:
+    def files_of_split(self, folder: Path, split: str) -> tuple[Path, Path]:
         """The table of a split, and the folder of its sounds."""
-        return find(folder, f"{split}.csv", f"{split}.tsv", what="the events"), folder
+        table = find(folder, f"{split}.csv", f"{split}.tsv", what="the events")
+        return table, folder
 
-    def _table(self, split: str, table: Path, place: Path) -> Table:
-        sounds = {_stem(path.name): path for path in sounds_below(place)}
+    def _table(self, split: str, table: Path, sounds: Path) -> Table:
+        sound_by_stem = {_stem(path.name): path for path in sounds_below(sounds)}
         records = []
-        for i, (file, events) in enumerate(_events(table, self.seconds).items()):
-            path = place / file
-            inputs: dict[str, Any] = {"audio": path if path.is_file() else sounds.get(_stem(path.name)), "text": []}
-            about = {"license": self.license, "file_name": file}
-            key, source = f"{self.key}_{plain_name(split)}_{i:06d}", f"{self.name} {split}"
-            records.append(Record(key, source, inputs, {"events": events}, about))
+        for file_number, (file, events) in enumerate(_events(table, self.seconds).items()):
+            sound: Path | None = sounds / file
+            if not (sounds / file).is_file():
+                sound = sound_by_stem.get(_stem(Path(file).name))
+            record = Record(
+                key=f"{self.key}_{plain_name(split)}_{file_number:06d}",
+                source=f"{self.name} {split}",
+                inputs={"audio": sound, "text": []},
+                targets={"events": events},
+                about={"license": self.license, "file_name": file},
+            )
+            records.append(record)
         return Table(table, records)
 
 
@@ -75,31 +87,33 @@ class DESED(SoundEvents):
     train: tuple[str, ...] = option(("train/synthetic21_train/soundscapes",), "tables that are training data")
     val: tuple[str, ...] = option(("validation/validation",), "tables that are validation data")
 
-    def place(self, folder: Path, split: str) -> tuple[Path, Path]:
-        place = find(folder, "metadata", what="the tables")
-        path = place / f"{split}.tsv"
-        if not path.is_file():
-            raise UserError(f"{path}: no such table; train and val name tables below {place}, without .tsv")
-        sounds = place.parent / "audio" / split.replace("audioset_strong", "strong_label_real")
-        return path, sounds
+    def files_of_split(self, folder: Path, split: str) -> tuple[Path, Path]:
+        metadata = find(folder, "metadata", what="the tables")
+        table = metadata / f"{split}.tsv"
+        if not table.is_file():
+            raise UserError(f"{table}: no such table; train and val name tables below {metadata}, without .tsv")
+        sounds = metadata.parent / "audio" / split.replace("audioset_strong", "strong_label_real")
+        return table, sounds
 
 
 def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
     """The events within the first `seconds`, in the order of their onsets, by file."""
-    found: dict[str, list[list[Any]]] = {}
+    events_by_file: dict[str, list[list[Any]]] = {}
     for where, row in read_rows(table, "filename"):
-        if missing := [name for name in COLUMNS if name not in row]:
+        missing = [name for name in COLUMNS if name not in row]
+        if missing:
             raise UserError(f"{where}: no column {missing[0]}; expected {', '.join(COLUMNS)}")
-        events = found.setdefault(row["filename"], [])
+        events = events_by_file.setdefault(row["filename"], [])
         if not any(row[name] for name in COLUMNS[1:]):
             continue
-        onset, offset = number(row["onset"], where), number(row["offset"], where)
+        onset = number(row["onset"], where)
+        offset = number(row["offset"], where)
         label = row["event_label"].replace("_", " ").strip()
         if not 0 <= onset <= offset or not label:
             raise UserError(f"{where}: expected 0 <= onset <= offset and a label, found {onset}, {offset}, {label!r}")
         if onset < seconds:
             events.append([onset, min(offset, seconds), label])
-    return {file: sorted(events) for file, events in found.items()}
+    return {file: sorted(events) for file, events in events_by_file.items()}
 
 
 def _stem(name: str) -> str:

@@ -67,7 +67,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
 def some_names(columns: Iterable[str]) -> str:
     """The first names of columns, for messages."""
     names = list(columns)
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    text = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        text += f" and {len(names) - NAMED} more"
+    return text
 
 
 def _csv_rows(file: TextIO, path: Path, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:

@@ -1,8 +1,10 @@
 """tiny-ImageNet, the dataset of the course CS231n."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.datasets.pictures import open_picture
@@ -34,32 +36,46 @@ class TinyImageNet(Layout):
         wnids = sorted(path.name for path in (folder / "train").glob("n*") if path.is_dir())
         if not wnids:
             raise UserError(f"{folder / 'train'}: no folder of a class (n01443537, ...)")
-        if unknown := [wnid for wnid in wnids if wnid not in synonyms]:
-            raise UserError(f"{words}: has no line for class {unknown[0]} of train/")
+        for wnid in wnids:
+            if wnid not in synonyms:
+                raise UserError(f"{words}: has no line for class {wnid} of train/")
         names = _names(wnids, synonyms)
+        classes = []
+        for target, wnid in enumerate(wnids):
+            classes.append(PictureClass(wnid, target, names[wnid], synonyms[wnid]))
 
-        def records(paths: dict[str, Sequence[Path]], split: str) -> list[Record]:
-            return shuffled(
-                _record(path, split, wnid, names[wnid], synonyms[wnid], target)
-                for target, wnid in enumerate(wnids)
-                for path in paths[wnid]
-            )
-
-        val: dict[str, list[Path]] = {wnid: [] for wnid in wnids}
+        val_paths: dict[str, list[Path]] = {wnid: [] for wnid in wnids}
         for path, wnid in shuffled(_annotations(folder / "val/val_annotations.txt", wnids)):
-            val[wnid].append(path)
+            val_paths[wnid].append(path)
+        val = []
+        for picture_class in classes:
+            val += _records(val_paths[picture_class.wnid][: self.val_per_class], "val", picture_class)
         yield Split(
             "val/tiny_imagenet/tiny_imagenet",
-            records({wnid: paths[: self.val_per_class] for wnid, paths in val.items()}, "val"),
+            shuffled(val),
             stored,
-            classes=[{"wnid": wnid, "name": names[wnid], "synonyms": ", ".join(synonyms[wnid])} for wnid in wnids],
+            classes=[picture_class.to_dict() for picture_class in classes],
         )
-        train = {wnid: shuffled(sorted((folder / "train" / wnid / "images").glob("*.JPEG"))) for wnid in wnids}
-        yield Split(
-            "train/image_text/tiny_imagenet",
-            records({wnid: paths[: self.per_class] for wnid, paths in train.items()}, "train"),
-            stored,
-        )
+
+        train = []
+        for picture_class in classes:
+            paths = shuffled(sorted((folder / "train" / picture_class.wnid / "images").glob("*.JPEG")))
+            train += _records(paths[: self.per_class], "train", picture_class)
+        yield Split("train/image_text/tiny_imagenet", shuffled(train), stored)
+
+
+class PictureClass(NamedTuple):
+    """A class of pictures."""
+
+    wnid: str
+    """WordNet id."""
+    target: int
+    name: str
+    synonyms: Sequence[str]
+
+    def to_dict(self) -> dict[str, str]:
+        """Its entry in classes.json."""
+        return {"wnid": self.wnid, "name": self.name, "synonyms": ", ".join(self.synonyms)}
 
 
 def stored(record: Record) -> Encoded:
@@ -69,22 +85,33 @@ def stored(record: Record) -> Encoded:
     return Encoded({"jpg": data}, data)
 
 
-def _record(path: Path, split: str, wnid: str, name: str, synonyms: Sequence[str], target: int) -> Record:
+def _records(paths: Sequence[Path], split: str, picture_class: PictureClass) -> list[Record]:
+    """Pictures of a class."""
+    name = picture_class.name
     captions = [fill(template, name) for template in TEMPLATES]
-    captions += [fill(TEMPLATES[0], other) for other in [other for other in synonyms if other != name][:2]]
-    about = {"license": LICENSE, "wnid": wnid, "target": target}
-    inputs = {"image": path, "text": captions}
-    return Record(f"tin_{path.stem}", f"tiny-ImageNet {split}", inputs, {"label": name}, about)
+    synonyms = [synonym for synonym in picture_class.synonyms if synonym != name]
+    captions += [fill(TEMPLATES[0], synonym) for synonym in synonyms[:2]]
+    records = []
+    for path in paths:
+        record = Record(
+            key=f"tin_{path.stem}",
+            source=f"tiny-ImageNet {split}",
+            inputs={"image": path, "text": captions},
+            targets={"label": name},
+            about={"license": LICENSE, "wnid": picture_class.wnid, "target": picture_class.target},
+        )
+        records.append(record)
+    return records
 
 
 def _synonyms(path: Path) -> dict[str, list[str]]:
-    table = {}
+    synonyms = {}
     for where, line in read_lines(path):
         wnid, tab, names = line.partition("\t")
         if not tab or not names.strip():
             raise UserError(f"{where}: expected WNID, a tab and names; found {line!r}")
-        table[wnid] = [name.strip() for name in names.split(",")]
-    return table
+        synonyms[wnid] = [name.strip() for name in names.split(",")]
+    return synonyms
 
 
 def _annotations(path: Path, wnids: Sequence[str]) -> list[tuple[Path, str]]:
@@ -101,10 +128,11 @@ def _names(wnids: Sequence[str], synonyms: dict[str, list[str]]) -> dict[str, st
     """One name per class, all different."""
     chosen = read_json(Path(__file__).with_name("tiny_imagenet_names.json"))
     names = {wnid: chosen.get(wnid, synonyms[wnid][0]) for wnid in wnids}
-    taken = list(names.values())
+    count_by_name = Counter(names.values())
     for wnid, name in names.items():
-        if taken.count(name) > 1 and len(synonyms[wnid]) > 1:
+        if count_by_name[name] > 1 and len(synonyms[wnid]) > 1:
             names[wnid] = synonyms[wnid][1]
-    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
-        raise UserError(f"two classes are named {twice[0]!r}; add a name for one to tiny_imagenet_names.json")
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            raise UserError(f"two classes are named {name!r}; add a name for one to tiny_imagenet_names.json")
     return names

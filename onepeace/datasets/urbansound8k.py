@@ -26,20 +26,32 @@ class UrbanSound8K(Sounds):
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         table = find(folder, "UrbanSound8K.csv", what="the labels")
         sounds = {path.name: path for path in sounds_below(folder)}
-        records, names = [], {}
+        records = []
+        name_by_target = {}
         for where, row in read_rows(table, "slice_file_name", "fsID", "fold", "classID", "class"):
-            target, label = whole_number(row["classID"], where), row["class"].strip().replace("_", " ")
-            names[target] = label
-            about = {"license": LICENSE, "target": target, "fold": whole_number(row["fold"], where)}
-            about |= {"freesound_id": row["fsID"]}
-            name = row["slice_file_name"].strip()
-            inputs = {"audio": sounds.get(name), "text": [caption.format(label) for caption in CAPTIONS]}
-            records.append(Record(f"us8k_{Path(name).stem}", "UrbanSound8K", inputs, {"label": label}, about))
-        if sorted(names) != list(range(len(names))) or not names:
-            raise UserError(f"{table}: has the classes {sorted(names)}, not all from 0")
+            target = whole_number(row["classID"], where)
+            label = row["class"].strip().replace("_", " ")
+            name_by_target[target] = label
+            file_name = row["slice_file_name"].strip()
+            record = Record(
+                key=f"us8k_{Path(file_name).stem}",
+                source="UrbanSound8K",
+                inputs={"audio": sounds.get(file_name), "text": [caption.format(label) for caption in CAPTIONS]},
+                targets={"label": label},
+                about={
+                    "license": LICENSE,
+                    "target": target,
+                    "fold": whole_number(row["fold"], where),
+                    "freesound_id": row["fsID"],
+                },
+            )
+            records.append(record)
+        targets = sorted(name_by_target)
+        if targets != list(range(len(targets))) or not targets:
+            raise UserError(f"{table}: has the classes {targets}, not all from 0")
         val = [record for record in records if record.about["fold"] == self.val_fold]
         train = [record for record in records if record.about["fold"] != self.val_fold]
-        classes = [names[target] for target in sorted(names)]
+        classes = [name_by_target[target] for target in targets]
         shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
         yield Split(shards, present(val, table, HINT), self.encode, classes=classes)
         yield Split("train/audio_text/urbansound8k", present(train, table, HINT), self.encode)

@@ -31,7 +31,9 @@ class VGGSound(Sounds, OfficialSplits):
     of ID_START.mp4, for which the sound file is still needed. Clips without one are left out.
     """
 
-    prefix, pairs, hint = "vggsound", "audio_text", HINT
+    prefix = "vggsound"
+    shared_folder = "audio_text"
+    hint = HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
     pictures: bool = option(False, "whether each sample has a picture of its clip beside the sound")
@@ -41,33 +43,55 @@ class VGGSound(Sounds, OfficialSplits):
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         table = find(folder, "vggsound.csv", what="the labels")
         sounds = {path.stem: path for path in sounds_below(folder)}
-        shown = _pictures_below(folder) if self.pictures else {}
-        apart = {record.about["youtube_id"] for record in held_out("audiocaps")}
-        records: dict[str, list[Record]] = {"test": [], "train": []}
+        pictures = _pictures_below(folder) if self.pictures else {}
+        videos_of_audiocaps = {record.about["youtube_id"] for record in held_out("audiocaps")}
         rows = list(read_rows(table, *COLUMNS, columns=COLUMNS))
-        targets = {label: target for target, label in enumerate(sorted({row["label"] for _, row in rows}))}
         if not rows:
             raise UserError(f"{table}: has no rows")
+        classes = sorted({row["label"] for _, row in rows})
+        target_by_label = {label: target for target, label in enumerate(classes)}
+        records: dict[str, list[Record]] = {"test": [], "train": []}
         for where, row in rows:
-            video, start, label, split = row["video"], whole_number(row["start"], where), row["label"], row["split"]
+            video = row["video"]
+            start = whole_number(row["start"], where)
+            label = row["label"]
+            split = row["split"]
             if split not in records:
                 raise UserError(f"{where}: the split is {split!r}, not train or test")
+            if split not in self.val and video in videos_of_audiocaps:
+                continue
             name = f"{video}_{start:06d}"
-            inputs: dict[str, Any] = {"audio": sounds.get(name), "text": [one.format(label) for one in CAPTIONS]}
+            inputs: dict[str, Any] = {
+                "audio": sounds.get(name),
+                "text": [caption.format(label) for caption in CAPTIONS],
+            }
             if self.pictures:
-                inputs["image"] = shown.get(name)
-            about = {"license": LICENSE, "target": targets[label], "youtube_id": video, "start": start}
-            if split in self.val or video not in apart:
-                records[split].append(Record(f"vgg_{name}", f"VGGSound {split}", inputs, {"label": label}, about))
-        return {split: Table(table, found, list(targets)) for split, found in records.items()}
+                inputs["image"] = pictures.get(name)
+            record = Record(
+                key=f"vgg_{name}",
+                source=f"VGGSound {split}",
+                inputs=inputs,
+                targets={"label": label},
+                about={
+                    "license": LICENSE,
+                    "target": target_by_label[label],
+                    "youtube_id": video,
+                    "start": start,
+                },
+            )
+            records[split].append(record)
+        return {split: Table(table, records_of_split, classes) for split, records_of_split in records.items()}
 
     def encode(self, record: Record) -> Encoded:
-        found = super().encode(record)
+        sound = super().encode(record)
         if "image" not in record.inputs:
-            return found
+            return sound
         path = record.inputs["image"]
-        picture = clip(path, 1, 1)[0].image if path.suffix.lower() == ".mp4" else open_picture(path)
-        return Encoded({**found.files, "webp": webp(shrink(picture, self.size), self.quality)})
+        if path.suffix.lower() == ".mp4":
+            picture = clip(path, 1, 1)[0].image
+        else:
+            picture = open_picture(path)
+        return Encoded({**sound.files, "webp": webp(shrink(picture, self.size), self.quality)})
 
 
 def _pictures_below(folder: Path) -> dict[str, Path]:

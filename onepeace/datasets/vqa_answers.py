@@ -21,24 +21,39 @@ they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-CONTRACTIONS = {
-    f"{word[:place]}{word[place + 1 :]}": word
-    for word in WITH_APOSTROPHE.split()
-    for place, letter in enumerate(word)
-    if letter == "'"
-} | {"somebody'd": "somebodyd"}  # the bug: the two are swapped
-"""Words by their spelling with one apostrophe missing."""
+
+
+def _contractions() -> dict[str, str]:
+    """Words by their spelling with one apostrophe missing."""
+    words = {}
+    for word in WITH_APOSTROPHE.split():
+        for position, letter in enumerate(word):
+            if letter == "'":
+                without = word[:position] + word[position + 1 :]
+                words[without] = word
+    words["somebody'd"] = "somebodyd"  # the bug: the two are swapped
+    return words
+
+
+CONTRACTIONS = _contractions()
 
 
 def normalize_answer(answer: str) -> str:
     """Normalise an answer: lower case, numbers as digits, no articles and almost no punctuation."""
     text = " ".join(re.split("[\n\t]", answer)).strip()
-    in_number = re.search(r"\d,\d", text) is not None  # 100,978
-    alone = {mark: in_number or f"{mark} " in text or f" {mark}" in text for mark in PUNCTUATION}
-    text = text.translate({ord(mark): "" if alone[mark] else " " for mark in PUNCTUATION})
+    is_number = re.search(r"\d,\d", text) is not None  # 100,978
+    replacements = {}
+    for mark in PUNCTUATION:
+        is_beside_space = f"{mark} " in text or f" {mark}" in text
+        replacements[ord(mark)] = "" if is_number or is_beside_space else " "
+    text = text.translate(replacements)
     text = re.sub(r"\.(?!\d)", "", text)
-    words = (DIGITS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    words = []
+    for word in text.lower().split():
+        word = DIGITS.get(word, word)
+        if word not in ARTICLES:
+            words.append(CONTRACTIONS.get(word, word))
+    return " ".join(words)
 
 
 def soft_scores(answers: Iterable[str]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """VQA 2.0 (Goyal, Khot, Summers-Stay, Batra, Parikh, CVPR 2017)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +17,15 @@ LICENSE = "questions and answers CC BY 4.0; photographs under their Flickr licen
 UNANSWERED = ("test2015", "test-dev2015")
 
 
-class _Answers(NamedTuple):
+class Answers(NamedTuple):
+    """What ten people answered to a question."""
+
     common: str
     """Most common answer, normalised."""
-    given: list[str]
-    """Answers of the ten people, unchanged."""
+    of_people: list[str]
+    """Their answers, unchanged."""
     about: dict[str, Any]
+    """Types of the question and of its answers."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +46,65 @@ class VQAv2(SharedPhotographs, OfficialSplits):
     answers: int = option(3129, "number of answers kept, the most frequent first; 3129 were given 9 times or more")
 
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
-        names = (*self.val, *self.train)
-        answers = {name: _answers(folder, name) for name in names if name not in UNANSWERED}
-        counts = Counter(answer.common for of_split in answers.values() for answer in of_split.values())
+        answers_by_split = {}
+        counts: Counter[str] = Counter()
+        for split in self.chosen_splits:
+            if split not in UNANSWERED:
+                answers_by_split[split] = _answers(folder, split)
+                counts.update(answers.common for answers in answers_by_split[split].values())
         classes = sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.answers]
-        return {name: _table(folder, name, answers.get(name), classes) for name in names}
+        tables = {}
+        for split in self.chosen_splits:
+            tables[split] = _table(folder, split, answers_by_split.get(split), classes)
+        return tables
 
 
-def _answers(folder: Path, split: str) -> dict[int, _Answers]:
+def _answers(folder: Path, split: str) -> dict[int, Answers]:
+    """The answers of a split by the id of the question."""
     path = find(folder, f"v2_mscoco_{split}_annotations.json", what="the answers")
     answers = {}
     for where, row in json_rows(path, "annotations"):
         with fields(where, row, "question_id, multiple_choice_answer and answers"):
-            given = [str(answer["answer"]) for answer in row["answers"]]
-            about = {name: row[name] for name in ("question_type", "answer_type") if name in row}
-            common = normalize_answer(row["multiple_choice_answer"])
-            answers[int(row["question_id"])] = _Answers(common, given, about)
+            answers[int(row["question_id"])] = Answers(
+                common=normalize_answer(row["multiple_choice_answer"]),
+                of_people=[str(answer["answer"]) for answer in row["answers"]],
+                about={name: row[name] for name in ("question_type", "answer_type") if name in row},
+            )
     return answers
 
 
-def _table(folder: Path, split: str, answers: Mapping[int, _Answers] | None, classes: Sequence[str]) -> Table:
+def _table(folder: Path, split: str, answers: Mapping[int, Answers] | None, classes: Sequence[str]) -> Table:
     table = find(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", what="the questions")
-    pictures = photographs_by_id(folder, split.replace("-dev", ""))
-    known, records = set(classes), []
+    photographs = photographs_by_id(folder, split.replace("-dev", ""))
+    class_names = set(classes)
+    records = []
     for where, row in json_rows(table, "questions"):
         with fields(where, row, "question_id, image_id and question"):
-            text, key, image_id = " ".join(row["question"].split()), int(row["question_id"]), int(row["image_id"])
-        about = {"license": LICENSE, "question_id": key, "image_id": image_id}
+            question = " ".join(row["question"].split())
+            question_id = int(row["question_id"])
+            image_id = int(row["image_id"])
+        about = {"license": LICENSE, "question_id": question_id, "image_id": image_id}
         targets: dict[str, Any] = {}
         if answers is not None:
-            if key not in answers:
-                raise UserError(f"{where}: question {key} is not in v2_mscoco_{split}_annotations.json")
-            about |= answers[key].about
-            given = answers[key].given
-            scores = {answer: score for answer, score in soft_scores(given).items() if answer in known}
-            targets = {"answers": scores, "annotations": given}
-        inputs = {"image": pictures.get(image_id), "text": [text]}
-        records.append(Record(f"vqav2_{key}", f"VQA 2.0 {split}", inputs, targets, about))
+            if question_id not in answers:
+                raise UserError(f"{where}: question {question_id} is not in v2_mscoco_{split}_annotations.json")
+            about |= answers[question_id].about
+            targets = _targets(answers[question_id], class_names)
+        record = Record(
+            key=f"vqav2_{question_id}",
+            source=f"VQA 2.0 {split}",
+            inputs={"image": photographs.get(image_id), "text": [question]},
+            targets=targets,
+            about=about,
+        )
+        records.append(record)
     return Table(table, records, classes)
+
+
+def _targets(answers: Answers, class_names: Collection[str]) -> dict[str, Any]:
+    """The scores of the answers that are classes, and all answers."""
+    scores = soft_scores(answers.of_people)
+    return {
+        "answers": {answer: score for answer, score in scores.items() if answer in class_names},
+        "annotations": answers.of_people,
+    }

@@ -24,19 +24,29 @@ def read_shard(path: Path) -> Iterator[Record]:
     Raises:
         UserError: a sample is incomplete (names the shard and the key).
     """
-    known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in guessed().items() if key != "text"}
-    endings = {"video": {"mp4"}, **known}
+    endings = {"video": {"mp4"}}
+    for modality, processor in guessed().items():
+        if modality != "text":
+            endings[modality] = {suffix.removeprefix(".") for suffix in processor.suffixes}
     shard = open_shard(str(path.absolute()))
     for row in range(len(shard.index)):
         key = shard.index.key(row)
         raw = content_of(shard.members(row))
         try:
-            inputs = {modality: media for modality in endings if (media := media_of(raw, endings[modality]))}
-            texts, about = [raw["txt"].decode()] if "txt" in raw else [], json.loads(raw["json"])
+            media = {modality: media_of(raw, endings[modality]) for modality in endings}
+            texts = [raw["txt"].decode()] if "txt" in raw else []
+            about = json.loads(raw["json"])
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: {key} has a file that cannot be read, or no .json ({error!r})") from error
+        inputs = {modality: content for modality, content in media.items() if content}
         if not inputs and not texts:
             raise UserError(f"{path}: {key} has no picture, sound or text")
-        yield Record(key, str(path), {**inputs, "text": texts}, {"mask": raw[MASK]} if MASK in raw else {}, about)
+        yield Record(
+            key=key,
+            source=str(path),
+            inputs={**inputs, "text": texts},
+            targets={"mask": raw[MASK]} if MASK in raw else {},
+            about=about,
+        )
     if shard.index.damages:
         raise UserError(shard.index.damages[0])
