@@ -15,10 +15,11 @@ PYTHONS ?= 3.10 3.11 3.12 3.13
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 8)))
 QUICK := tests/test_start.py $(addprefix tests/,layers model processors files index embed)
 
-# Wheels at hand (in a folder that pip is told of) come before the index of CPU builds.
+# Wheels at hand (in a folder that pip is told of) come before the index of CPU builds. Without either, the package
+# itself requires the usual build.
 PYTORCH_cpu = $(PIP) --no-index --no-deps torch torchvision 2>/dev/null || \
-	$(PIP) torch torchvision --index-url https://download.pytorch.org/whl/cpu || \
-	{ echo "PyTorch's CPU builds cannot be reached; the usual build: make TORCH=cuda"; exit 1; }
+	$(PIP) --retries 1 torch torchvision --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || \
+	echo "PyTorch's CPU builds cannot be reached: installing its usual build, which on Linux brings CUDA (5.6 GB)"
 PYTORCH_cuda = true
 
 # Python keeps what it has compiled, also where the environment says otherwise: programs start twice as fast.

@@ -108,10 +108,14 @@ def _zero_shot(
     args: argparse.Namespace, model: "Embedder", found: Sequence[FoundFile], labels: list[str]
 ) -> Iterator[Predicted]:
     known = files.readable(found, model.modalities)
-    files.say_cut(known, model.processors.get("audio"))
     items = [{file.modality: file.path} for file in known]
-    options = {"template": args.template, "batch_size": args.batch_size}
-    probabilities, failures = model.classify(items, labels, **options, on_error="skip")
+    probabilities, failures = model.classify(
+        items,
+        labels,
+        template=args.template,
+        batch_size=args.batch_size,
+        on_error="skip",
+    )
     reasons = {failure.index: str(failure.reason) for failure in failures}
     rows = iter(probabilities)
     for index, file in enumerate(known):
@@ -137,7 +141,6 @@ def _by_head(
     known = files.readable(
         found, set(head.embedder.processors) - {"text"} if asked else {head.on}, f"the head {head.name}"
     )
-    files.say_cut(known, head.embedder.processors.get("audio"))
     size = head.config.get("inputs", 1)  # some heads read pairs of pictures (NLVR2)
     if len(known) % size:
         raise UsageError(f"the head {head.name} reads {size} files at a time; {len(known)} is not a multiple of it")

@@ -1,19 +1,14 @@
 """Input and output files of commands, and the report of files that failed."""
 
 import argparse
-import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onepeace.errors import UsageError
 from onepeace.files.walk import LINKS, FoundFile, Unreadable, walk
-
-if TYPE_CHECKING:
-    from onepeace.processors import Processor
 
 EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
 
@@ -62,16 +57,6 @@ def readable(found: Iterable[FoundFile], modalities: Container[str], reader: str
     if files and not chosen:
         raise UsageError(f"nothing to do: {reader} reads none of the files")
     return chosen
-
-
-def say_cut(found: Iterable[FoundFile], processor: "Processor | None") -> None:
-    """Print how many sounds are longer than the part that `processor` reads of each."""
-    from onepeace.files.metadata import describe_media
-
-    longest = getattr(processor, "max_seconds", None) or math.inf
-    sounds = [file.path for file in found if file.modality == "audio"] if longest < math.inf else []
-    if cut := sum((describe_media(path, "audio").duration or 0) > longest for path in sounds):
-        say(f"{counted(cut, 'sound')} longer than {longest:g} s: only the first {longest:g} s are read")
 
 
 def say_other_kinds(count: Counter[str]) -> None:

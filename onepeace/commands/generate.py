@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(KINDS[name])}")
     processors = generator.reader.processors(task)
     found = files.readable(found, processors)
-    files.say_cut(found, processors.get("audio"))
     items = ({file.modality: file.path, **fields} for file in found)
     rows, failed = [], []
     with Progress(len(found)) as progress:

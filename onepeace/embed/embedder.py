@@ -5,12 +5,10 @@ Every result comes from `Embedder.stream`; stream.py has the steps from an item 
 
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -21,12 +19,14 @@ from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
 from onepeace.embed.digest import digest
 from onepeace.embed.explain import Explanation, explain
-from onepeace.embed.items import check_many, name_of, parts_of
-from onepeace.embed.options import Keywords, Options, read_options
-from onepeace.embed.parts import CompositeItem, Part
+from onepeace.embed.items import check_many, name_of
+from onepeace.embed.options import Keywords, Options, Raising, Skipping, names_options, read_options
 from onepeace.embed.predict import Predictor
-from onepeace.embed.stream import Assembly, Batcher, Embedded, Waiting, decode_ahead
-from onepeace.embed.zero_shot import TEMPLATE, prototypes
+from onepeace.embed.reading import ItemReader
+from onepeace.embed.stream import Assembly, Embedded, Queue, Sample, decode_ahead
+from onepeace.embed.tokens import Tokens, token_features
+from onepeace.embed.vectors import unit_rows
+from onepeace.embed.zero_shot import TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
@@ -40,31 +40,18 @@ from onepeace.threads import Batch, Computing, Result, num_workers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+    from tqdm.auto import tqdm
     from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
-WINDOW = 64
-"""Maximum number of decoded samples waiting for others of similar size."""
-ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
-"""Items decoded ahead when long sounds are cut into windows, and windows decoded ahead per sound; both bound memory."""
+ITEMS_AHEAD = 8
+"""Items decoded ahead when long sounds are cut into windows; it bounds memory."""
 
-Encoded: TypeAlias = Tensor | tuple[Tensor, list[Embedded]]
+WithFailures: TypeAlias = tuple[Tensor, list[Embedded]]
+"""Vectors of the items that succeeded, and the results of those that failed."""
+Encoded: TypeAlias = Tensor | WithFailures
 """float32 vectors on the CPU; with on_error="skip", also the results of the failed items."""
-
-
-class Tokens(NamedTuple):
-    """Token features of one modality from a joint pass of all given modalities."""
-
-    cls: Tensor
-    """(D,) float32: the CLS token."""
-    features: Tensor
-    """(L, D) float32, without the CLS token."""
-    positions: Tensor
-    """(L, 2): the extent that each token covers, in `unit`."""
-    unit: str
-    """"patch": row and column; "second": start and end; "character": start and end in the text after
-    `onepeace.processors.TextProcessor.prepare`; "token" (custom modalities): its index and the next."""
 
 
 def load(
@@ -178,20 +165,40 @@ class Embedder:
         """
         return self._stream(items, read_options(options, modality))
 
+    @overload
+    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Raising]") -> Tensor: ...
+    @overload
+    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Skipping]") -> WithFailures: ...
+    @names_options
     def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files."""
         return self._encode(texts, read_options(options, "text"))
 
+    @overload
+    def encode_image(self, images: Iterable[object], **options: "Unpack[Raising]") -> Tensor: ...
+    @overload
+    def encode_image(self, images: Iterable[object], **options: "Unpack[Skipping]") -> WithFailures: ...
+    @names_options
     def encode_image(self, images: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
-        """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3), tensors
-        (3, H, W)."""
+        """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, files opened for reading bytes, PIL images,
+        uint8 arrays (H, W, 3), tensors (3, H, W)."""
         return self._encode(images, read_options(options, "image"))
 
+    @overload
+    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Raising]") -> Tensor: ...
+    @overload
+    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Skipping]") -> WithFailures: ...
+    @names_options
     def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
-        """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, (samples, rate), {"array": ..., "sampling_rate":
-        ...}."""
+        """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, files opened for reading bytes, (samples, rate),
+        {"array": ..., "sampling_rate": ...}."""
         return self._encode(sounds, read_options(options, "audio"))
 
+    @overload
+    def encode(self, items: Iterable[object], **options: "Unpack[Raising]") -> Tensor: ...
+    @overload
+    def encode(self, items: Iterable[object], **options: "Unpack[Skipping]") -> WithFailures: ...
+    @names_options
     def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of any mix of items.
 
@@ -204,9 +211,29 @@ class Embedder:
 
     def similarity(self, a: "ArrayLike | Tensor", b: "ArrayLike | Tensor") -> Tensor:
         """Cosine similarities (n, m) of vectors `a` (n, E) and `b` (m, E)."""
-        left = _unit_rows(a, "the first argument of similarity")
-        return left @ _unit_rows(b, "the second argument of similarity", left.shape[1]).T
+        left = unit_rows(a, "the first argument of similarity")
+        right = unit_rows(b, "the second argument of similarity", left.shape[1])
+        return left @ right.T
 
+    @overload
+    def classify(
+        self,
+        items: Iterable[object],
+        labels: Sequence[str],
+        *,
+        template: str | Sequence[str] | None = None,
+        **options: "Unpack[Raising]",
+    ) -> Tensor: ...
+    @overload
+    def classify(
+        self,
+        items: Iterable[object],
+        labels: Sequence[str],
+        *,
+        template: str | Sequence[str] | None = None,
+        **options: "Unpack[Skipping]",
+    ) -> WithFailures: ...
+    @names_options
     def classify(
         self,
         items: Iterable[object],
@@ -222,18 +249,13 @@ class Embedder:
             template: sentence with "{}" for the label, or "{a}" for the label with its article; several are averaged.
                 None = by the modality of the item or its first part: "a photo of a {}", "the sound of a {}" or "{}".
         """
-        chosen = read_options(options)
-        encode_text = partial(self.encode_text, batch_size=chosen.batch_size, progress=False)
-        names = list(check_many(labels, "labels"))
+        settings = read_options(options)
         templates = TEMPLATE if template is None else {"text": template}
-        classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
-        vectors, modalities, failures = self._collect(items, chosen)
-        cosines = torch.empty(len(vectors), len(names))
-        for modality in set(modalities):
-            rows = [row for row, one in enumerate(modalities) if one == modality]
-            cosines[rows] = vectors[rows] @ classes.get(modality, classes["text"]).T
-        shares = (self.logit_scale * cosines).softmax(dim=1)
-        return (shares, failures) if chosen.on_error == "skip" else shares
+        encode_text = partial(self.encode_text, batch_size=settings.batch_size, progress=False)
+        classifier = ZeroShotClassifier(encode_text, list(check_many(labels, "labels")), templates)
+        vectors, modalities, failures = self._collect(items, settings)
+        probabilities = classifier.probabilities(vectors, modalities, self.logit_scale)
+        return (probabilities, failures) if settings.on_error == "skip" else probabilities
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
         """Token features of one item, whose modalities are encoded in one joint pass.
@@ -241,17 +263,7 @@ class Embedder:
         Args:
             item: {"image": ..., "text": ..., "audio": ...}, one or more of these; values as in `encode_image` etc.
         """
-        if not isinstance(item, Mapping) or not item:
-            raise UserError(f'features takes a dictionary by modality: {{"{self.modalities[0]}": ...}}')
-        inputs = {key: self.inputs(key, [self.processor(key).decode(value)]) for key, value in item.items()}
-        with torch.no_grad():
-            features = {key: tokens[0].float().cpu() for key, tokens in self.module.features(inputs).items()}
-        tokens_by_key = {}
-        for key, value in item.items():
-            covered = self.processors[key].token_positions(value)
-            covered = covered or self.module.adapters[key].token_positions(inputs[key])
-            tokens_by_key[key] = Tokens(features[key][0], features[key][1:], *covered)
-        return tokens_by_key
+        return token_features(self, item)
 
     def explain(self, item: object, query: object) -> Explanation:
         """Heat map of how well each part of a picture or sound matches a query.
@@ -260,12 +272,12 @@ class Embedder:
             item: one picture, sound of any length or text, as in `encode`; not a composed item.
             query: any item that `encode` accepts, or a vector (E,) of this model.
         """
-        if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
-            vector = _unit_rows(query, "the query", self.embed_dim)[0]
-            if not vector.any():
-                raise UserError("the query is a vector of zeros, which has no direction")
-            return explain(self, item, vector)
-        return explain(self, item, torch.as_tensor(self.encode([query], progress=False))[0])
+        if not (isinstance(query, Tensor | np.ndarray) and query.ndim == 1):
+            return explain(self, item, self.encode([query], progress=False)[0])
+        vector = unit_rows(query, "the query", self.embed_dim)[0]
+        if not vector.any():
+            raise UserError("the query is a vector of zeros, which has no direction")
+        return explain(self, item, vector)
 
     def predict(
         self, items: Iterable[object], *, head: str | None = None, top: int = 5, batch_size: int = 32
@@ -278,24 +290,25 @@ class Embedder:
             top: number of classes in a result.
         """
         results = []
-        for found in Predictor(self, head).predict(items, batch_size=batch_size, top=top):
-            if found.result is None:
-                raise UserError(f"{found.name}: {found.reason}")
-            results.append(found.result)
+        for prediction in Predictor(self, head).predict(items, batch_size=batch_size, top=top):
+            if prediction.result is None:
+                raise UserError(f"{prediction.name}: {prediction.reason}")
+            results.append(prediction.result)
         return results
 
     def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
         """Collate decoded samples of one modality into model input, on the model's device."""
         processor = self.processors[modality]
-        return {
-            name: value.to(self.device, self.dtype if name in processor.cast_inputs else None)
-            for name, value in processor.collate(samples).items()
-        }
+        inputs = {}
+        for name, values in processor.collate(samples).items():
+            dtype = self.dtype if name in processor.cast_inputs else None
+            inputs[name] = values.to(self.device, dtype)
+        return inputs
 
     def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
         """Encode batches with this model; on a CPU, several at a time."""
-        small = sum(parameter.numel() for parameter in self.module.parameters()) < SMALL
-        return Computing(compute, num_workers(self.device), alone=small)
+        num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return Computing(compute, num_workers(self.device), splits_single=num_parameters >= SMALL)
 
     def _encode(self, items: Iterable[object], options: Options) -> Encoded:
         vectors, _, failures = self._collect(items, options)
@@ -303,16 +316,11 @@ class Embedder:
 
     def _collect(self, items: Iterable[object], options: Options) -> tuple[Tensor, list[str], list[Embedded]]:
         """The vectors (n, E) and modalities of the items that succeed, and the failures unless they are raised."""
-        from tqdm.auto import tqdm
-
         vectors: list[Tensor] = []
         modalities: list[str] = []
         failures: list[Embedded] = []
-        total = len(items) if isinstance(items, Sized) else None
-        off, delay = (None, 1) if options.progress is None else (not options.progress, 0)
         with closing(self._stream(items, options)) as results:
-            name = f"encoding {options.modality or 'items'}"
-            for result in tqdm(results, desc=name, total=total, disable=off, delay=delay, unit="item"):
+            for result in _with_progress_bar(results, items, options):
                 if result.vector is not None:
                     if result.is_silent:
                         log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
@@ -322,7 +330,8 @@ class Embedder:
                     raise UserError(f"{result.name}: {result.reason}") from result.error
                 else:
                     failures.append(result)
-        return torch.stack(vectors) if vectors else torch.empty(0, self.embed_dim), modalities, failures
+        rows = torch.stack(vectors) if vectors else torch.empty(0, self.embed_dim)
+        return rows, modalities, failures
 
     def _stream(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
         if options.modality is not None:
@@ -330,65 +339,27 @@ class Embedder:
         check_many(items)
         ahead = 2 * options.batch_size if options.long == "truncate" else ITEMS_AHEAD
         computing = self.computing(self._compute)
-        batcher = Batcher(computing.share(options.batch_size), max(WINDOW, 4 * options.batch_size))
-        line: deque[Assembly] = deque()
-        """The items whose results have not been yielded yet, in order."""
-
-        def finished() -> Iterator[Embedded]:
-            while line and line[0].done:
-                yield line.popleft().result(windows=options.long == "windows")
-
-        def filled(computed: Iterable[tuple[list[Waiting], Tensor]]) -> Iterator[Embedded]:
-            for batch, vectors in computed:
-                for entry, vector in zip(batch, vectors, strict=True):
-                    entry.assembly.fill(entry.row, vector)
-                yield from finished()
-
-        with closing(decode_ahead(items, partial(self._read, options=options), ahead=ahead)) as decoded, computing:
+        queue = Queue(computing, self._size_of, options.batch_size, windows=options.long == "windows")
+        with closing(decode_ahead(items, ItemReader(self, options), ahead=ahead)) as decoded, computing:
             for index, item, parts in decoded:
                 assembly = Assembly(index, name_of(index, item), self.dtype)
-                line.append(assembly)
                 if isinstance(parts, Exception):
-                    assembly.error, parts = parts, []
-                for modality, sample, row in assembly.samples(parts):
-                    size = self.processors[modality].size(sample)
-                    if batch := batcher.add(Waiting(modality, size, sample, assembly, row)):
-                        yield from filled(computing.start(batch))
-                # The first item in line has a sample of a rare size, which still waits for others of that size.
-                while len(line) > 4 * batcher.window and not line[0].done:
-                    yield from filled(computing.rest() if computing.busy else computing.start(batcher.around_oldest()))
-                yield from finished()
-            yield from filled(computing.finish(list(batcher.rest(computing.workers))))
-            yield from finished()
+                    assembly.error = parts
+                    parts = []
+                yield from queue.add(assembly, parts)
+            yield from queue.finish()
 
-    def _read(self, item: object, options: Options) -> list[Part]:
-        """The decoded parts of one item."""
+    def _size_of(self, sample: Sample) -> int:
+        return self.processors[sample.modality].size(sample.values)
 
-        def cut(modality: str, value: object) -> Iterator[tuple[float, float, Tensor]]:
-            processor = self.processor(modality, projected=True)
-            if options.long == "truncate":
-                yield 0.0, 0.0, processor.decode(value)
-            else:
-                yield from processor.windows(value, options.window, options.hop)
-
-        if isinstance(item, list):
-            raise UserError("it is a list inside the list of items; give one flat list")
-        if isinstance(item, CompositeItem):
-            return item.parts(cut)
-        if options.modality and isinstance(item, Mapping) and item.keys() & self.processors.keys():
-            raise UserError(f"it is a dictionary by modality; give it to `encode`, or its {options.modality} alone")
-        values = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
-        parts = [(key, cut(key, value)) for key, value in values]
-        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
-        return [Part(key, chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)) for key, pieces in parts]
-
-    def _compute(self, batch: list[Waiting]) -> Tensor:
+    def _compute(self, batch: list[Sample]) -> Tensor:
         """The vectors (B, E) of a batch."""
         modality = batch[0].modality
         try:
             with torch.inference_mode():
-                inputs = {modality: self.inputs(modality, [entry.sample for entry in batch])}
-                vectors = F.normalize(self.module(inputs)[modality].float().cpu(), dim=1)
+                inputs = self.inputs(modality, [sample.values for sample in batch])
+                outputs = self.module({modality: inputs})[modality]
+                vectors = F.normalize(outputs.float().cpu(), dim=1)
         except torch.OutOfMemoryError as error:
             raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
         return vectors.clone()  # outside inference mode, so that the vectors can be used in training
@@ -402,14 +373,15 @@ class Embedder:
         return self.processors[modality]
 
 
-def _unit_rows(vectors: object, what: str, width: int | None = None) -> Tensor:
-    """Given vectors as unit rows (n, E) on the CPU; UserError, with `what` as their name, if they are not valid."""
-    try:
-        rows = torch.atleast_2d(torch.as_tensor(vectors).detach().float().cpu())
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{what} holds no numbers; encode it first: model.encode([...])") from error
-    if rows.ndim != 2 or rows.shape[1] != (width or rows.shape[1]):
-        raise UserError(f"{what} is {tuple(rows.shape)}; give vectors (n, {width or 'E'})")
-    if wrong := (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
-        raise UserError(f"vector {wrong[0]} of {what} has numbers that are not finite")
-    return F.normalize(rows, dim=1)
+def _with_progress_bar(results: Iterable[Embedded], items: Iterable[object], options: Options) -> "tqdm[Embedded]":
+    """The results, with the progress bar that the options ask for."""
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        results,
+        desc=f"encoding {options.modality or 'items'}",
+        total=len(items) if isinstance(items, Sized) else None,
+        disable=None if options.progress is None else not options.progress,
+        delay=1 if options.progress is None else 0,
+        unit="item",
+    )

@@ -5,6 +5,7 @@ is the cosine of that vector with the query's. The stem runs over the whole item
 scaled to a multiple of the model's input size. docs/results/log.md compares this with other maps.
 """
 
+import math
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.embed.items import parts_of
-from onepeace.errors import UserError
+from onepeace.embed.tokens import token_positions
+from onepeace.errors import UserError, expect
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
 
@@ -41,7 +43,7 @@ class Explanation:
     positions: Tensor
     """(L, 2), position of each value in ``unit``; grids are row-major."""
     unit: str
-    """As in `onepeace.embed.embedder.Tokens`."""
+    """As in `onepeace.embed.tokens.Tokens`."""
     similarity: float
     """Cosine of the whole item, or of the best window of a long sound, with the query."""
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -54,13 +56,16 @@ class Explanation:
         For a picture, it is located in the bicubically upscaled map, more finely than the centres of the grid cells.
         """
         if self.values.ndim == 1:
-            return (float(self.positions[int(self.values.argmax())].float().mean()),)
+            best = int(self.values.argmax())
+            return (float(self.positions[best].float().mean()),)
         scale = max(1, round(FINE / max(self.values.shape)))
         fine = F.interpolate(self.values[None, None], scale_factor=scale, mode="bicubic")[0, 0]
         rows, columns = fine.shape
         row, column = divmod(int(fine.argmax()), columns)
         x0, y0, x1, y1 = self.area
-        return (x0 + (x1 - x0) * (column + 0.5) / columns, y0 + (y1 - y0) * (row + 0.5) / rows)
+        x = x0 + (x1 - x0) * (column + 0.5) / columns
+        y = y0 + (y1 - y0) * (row + 0.5) / rows
+        return (x, y)
 
 
 @torch.no_grad()
@@ -68,48 +73,79 @@ def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
     """Map of how well each part of an item matches the unit vector (E,) of a query; see `Embedder.explain`."""
     parts = parts_of(item, embedder.processors)
     if len(parts) != 1:
-        raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
-    key, value = parts[0]
-    processor, module = embedder.processor(key, projected=True), embedder.module
-    values, positions, similarities = [], [], []
+        names = " and ".join(modality for modality, _ in parts)
+        raise UserError(f"one picture or sound is explained at a time, not {names}")
+    modality, value = parts[0]
+    processor = embedder.processor(modality, projected=True)
+    values_by_window = []
+    positions_by_window = []
+    similarities = []
     for start, end, sample in processor.windows(value):
-        inputs = embedder.inputs(key, [sample])
-        similarities.append(float(module({key: inputs})[key][0].float().cpu() @ vector))
+        inputs = embedder.inputs(modality, [sample])
+        embedding = embedder.module({modality: inputs})[modality][0].float().cpu()
+        similarities.append(float(embedding @ vector))
         if isinstance(processor, ImageProcessor):
-            patches = int(module.adapters[key].token_positions(inputs)[0].amax()) + 1
-            larger, scale = copy(processor), -(-PATCHES // patches)
-            larger.height, larger.width = scale * processor.height, scale * processor.width
-            inputs = embedder.inputs(key, [larger.decode(value)])
-        found = _relevance(module, key, inputs, vector)
-        covered, unit = processor.token_positions(value) or module.adapters[key].token_positions(inputs)
+            inputs = _enlarged(embedder, modality, value, inputs)
+        values = _relevance(embedder.module, modality, inputs, vector)
+        positions, unit = token_positions(embedder, modality, value, inputs)
         if unit == "second":
-            # A short sound is repeated; frames after its end are repetitions.
-            inside = covered[:, 0] < max(end - start, float(covered[0, 1]))
-            found, covered = found[inside], (covered[inside] + start).clamp(max=end)
-        values.append(found)
-        positions.append(covered)
-    return Explanation(key, torch.cat(values), torch.cat(positions), unit, max(similarities), _area(processor, value))
+            values, positions = _between(start, end, values, positions)
+        values_by_window.append(values)
+        positions_by_window.append(positions)
+    return Explanation(
+        modality=modality,
+        values=torch.cat(values_by_window),
+        positions=torch.cat(positions_by_window),
+        unit=unit,
+        similarity=max(similarities),
+        area=_area(processor, value),
+    )
 
 
-def _relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
+def _enlarged(embedder: "Embedder", modality: str, value: object, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Input of the model for a picture, upscaled if it has few patches."""
+    processor = embedder.processors[modality]
+    rows_and_columns, _ = embedder.module.adapters[modality].token_positions(inputs)
+    patches = int(rows_and_columns.amax()) + 1
+    scale = math.ceil(PATCHES / patches)
+    larger = copy(expect(processor, ImageProcessor))
+    larger.height *= scale
+    larger.width *= scale
+    return embedder.inputs(modality, [larger.decode(value)])
+
+
+def _between(start: float, end: float, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames of a window that starts and ends at these seconds; frames of a short sound are repeated after it."""
+    frame_seconds = float(positions[0, 1])
+    inside = positions[:, 0] < max(end - start, frame_seconds)
+    return values[inside], (positions[inside] + start).clamp(max=end)
+
+
+def _relevance(module: "Encoder", modality: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
     """Cosine of each token of a single item with a query, on the grid of the stem.
 
     Args:
         inputs: raw input of the modality, a batch of one.
         vector: (E,) unit vector of the query.
     """
-    stem = module.stems({key: inputs})[key]
-    count, pooled = stem.tokens.shape[1], None
+    stem = module.stems({modality: inputs})[modality]
+    num_tokens = stem.tokens.shape[1]
+    pooled = None
     if stem.pooled is not None:  # the terms added to CLS if each token were an item
-        adapter = module.adapters[key]
-        pooled = adapter.pooled(adapter.stem_features(inputs).flatten(0, -2)[:count, None], None)
-    found = []
-    for rows in torch.arange(count, device=stem.tokens.device).split(TOKENS_AT_ONCE):
-        keep = F.pad(rows[:, None] + 1, (1, 0))  # CLS and the token
-        tokens, own = stem.tokens.expand(len(keep), -1, -1), None if pooled is None else pooled[rows]
-        copies = stem._replace(tokens=tokens, padding_mask=None, pooled=own)  # one item has no padding
-        found.append(module.embed(key, module.encode({key: copies}, keep={key: keep})[key]))
-    return (torch.cat(found).float().cpu() @ vector).view(stem.grid)
+        adapter = module.adapters[modality]
+        features = adapter.stem_features(inputs).flatten(0, -2)
+        pooled = adapter.pooled(features[:num_tokens, None], None)
+    embeddings = []
+    for rows in torch.arange(num_tokens, device=stem.tokens.device).split(TOKENS_AT_ONCE):
+        cls_and_token = F.pad(rows[:, None] + 1, (1, 0))
+        copies = stem._replace(
+            tokens=stem.tokens.expand(len(rows), -1, -1),
+            padding_mask=None,  # one item has no padding
+            pooled=None if pooled is None else pooled[rows],
+        )
+        encoded = module.encode({modality: copies}, keep={modality: cls_and_token})[modality]
+        embeddings.append(module.embed(modality, encoded))
+    return (torch.cat(embeddings).float().cpu() @ vector).view(stem.grid)
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:
@@ -118,5 +154,8 @@ def _area(processor: Processor, value: object) -> tuple[float, float, float, flo
         return (0.0, 0.0, 1.0, 1.0)
     width, height = processor.size_in_pixels(value)
     ratio = processor.width * height / (processor.height * width)
-    x, y = (min(1.0, ratio), min(1.0, 1 / ratio))
-    return ((1 - x) / 2, (1 - y) / 2, (1 + x) / 2, (1 + y) / 2)
+    shown_width = min(1.0, ratio)
+    shown_height = min(1.0, 1 / ratio)
+    left = (1 - shown_width) / 2
+    top = (1 - shown_height) / 2
+    return (left, top, 1 - left, 1 - top)

@@ -1,5 +1,6 @@
 """Items: a path, a value, or a dictionary of several of them by modality."""
 
+import io
 import os
 from collections.abc import Collection, Iterable, Mapping
 
@@ -13,24 +14,30 @@ from onepeace.processors import PROCESSORS, guess
 
 
 def check_many(items: object, what: str = "items") -> Iterable:
-    """Return `items`; UserError if it is a single item, which would be iterated as letters, bytes, rows or keys."""
-    single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping)
-    if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
-        single = isinstance(items[1], int | float | np.number)
-    if isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
-        single = items.ndim < 4
-    if single or not isinstance(items, Iterable):
+    """Return `items`; UserError if it is a single item, which would be iterated as letters, lines, rows or keys."""
+    if _is_single(items) or not isinstance(items, Iterable):
         raise UserError(f"{what} should be a list, not one {type(items).__name__}; put it in brackets: [...]")
     return items
 
 
-def parts_of(item: object, known: Collection[str]) -> list[tuple[str, object]]:
-    """(modality, value) of each part of an item; the modality of a plain item is guessed."""
+def _is_single(items: object) -> bool:
+    if isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase):
+        return True
+    if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
+        return isinstance(items[1], int | float | np.number)
+    if isinstance(items, np.ndarray) and items.dtype.kind in "OUS":  # paths or texts
+        return False
+    return isinstance(items, Tensor | np.ndarray) and items.ndim < 4
+
+
+def parts_of(item: object, modalities: Collection[str]) -> list[tuple[str, object]]:
+    """(modality, value) of each part of an item; that of a plain item is guessed, and one of `modalities`."""
     values = composed(item)
     if values is None:
-        return [(guess(item, known), item)]
-    if unknown := [key for key in values if key not in PROCESSORS]:
-        raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {unknown[0]!r}")
+        return [(guess(item, modalities), item)]
+    for key in values:
+        if key not in PROCESSORS:
+            raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {key!r}")
     return list(values.items())
 
 
@@ -38,8 +45,14 @@ def name_of(index: int, item: object) -> str:
     """Name of an item in messages; a dictionary with one value is named after that value."""
     if isinstance(item, CompositeItem):
         return item.name
-    values = item if isinstance(item, list) else list((composed(item) or {"": item}).values())
-    return describe(values[0]) if len(values) == 1 and values is not item else f"item {index}"
+    if isinstance(item, list):
+        return f"item {index}"
+    values = composed(item)
+    if values is None:
+        return describe(item)
+    if len(values) == 1:
+        return describe(next(iter(values.values())))
+    return f"item {index}"
 
 
 def reason_of(name: str, error: Exception) -> str:
@@ -52,5 +65,7 @@ def composed(item: object) -> Mapping[str, object] | None:
     """The item if it is a dictionary by modality, else None; {"array": ..., "sampling_rate": ...} is a sound."""
     if not isinstance(item, Mapping) or not item:
         return None
-    by_modality = any(key in PROCESSORS for key in item)
-    return item if by_modality or not any(kind.matches(item) for kind in PROCESSORS.values()) else None
+    if any(key in PROCESSORS for key in item):
+        return item
+    is_value = any(processor.matches(item) for processor in PROCESSORS.values())
+    return None if is_value else item

@@ -1,22 +1,43 @@
 """Options shared by `stream` and all functions that encode."""
 
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, TypeVar
 
 from onepeace.config import build
 from onepeace.config.limits import Count, Positive
 from onepeace.errors import UserError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-class Keywords(TypedDict, total=False):
-    """The options as keyword arguments of `Embedder`'s methods; `Options` documents them."""
+
+class Reading(TypedDict, total=False):
+    """Keyword arguments that do not change what a function returns; `Options` documents them."""
 
     long: Literal["truncate", "windows"]
     window: float | None
     hop: float | None
     batch_size: int
     progress: bool | None
+
+
+class Keywords(Reading, total=False):
+    """All options as keyword arguments."""
+
     on_error: Literal["raise", "skip"]
+
+
+class Raising(Reading, total=False):
+    """Keyword arguments with which vectors alone are returned."""
+
+    on_error: Literal["raise"]
+
+
+class Skipping(Reading):
+    """Keyword arguments with which the failures are returned too."""
+
+    on_error: Literal["skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +47,9 @@ class Options:
     modality: str | None = None
     """Modality of all items; None = detected per item."""
     long: Literal["truncate", "windows"] = "truncate"
-    """Treatment of audio longer than the model's limit. "truncate": only the beginning is encoded. "windows": it is
-    split into windows, and its vector is the normalised mean of theirs; results of `stream` also contain these."""
+    """Treatment of audio longer than the model's limit. "truncate": only the beginning is encoded, and a warning
+    is logged once. "windows": it is split into windows, and its vector is the normalised mean of theirs; results of
+    `stream` also contain these."""
     window: Positive | None = None
     """Length of a window in seconds, by default the model's; every window is normalised on its own."""
     hop: Positive | None = None
@@ -46,6 +68,24 @@ class Options:
             raise UserError("window and hop need long='windows'; long is 'truncate'")
 
 
-def read_options(keywords: Keywords, modality: str | None = None) -> Options:
+def read_options(keywords: Keywords | Raising | Skipping, modality: str | None = None) -> Options:
     """The options of a call; UserError for an unknown name or a value that is not allowed."""
     return build(Options, {"modality": modality, **keywords}, "options of encoding")
+
+
+def names_options(function: Function) -> Function:
+    """List the options by name and default in the signature that `help` shows of a function with ``**options``."""
+    signature = inspect.signature(function)
+    parameters = [entry for entry in signature.parameters.values() if entry.kind is not entry.VAR_KEYWORD]
+    for option in fields(Options):
+        if option.name in Keywords.__annotations__:
+            parameters.append(
+                inspect.Parameter(
+                    option.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=option.default,
+                    annotation=Keywords.__annotations__[option.name],
+                )
+            )
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return function

@@ -3,7 +3,7 @@
 Items are decoded ahead in threads and computed in batches; results come in order, failures as values.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,8 @@ from torch import Tensor
 from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.stream import decode_ahead
 from onepeace.embed.tasks import TASKS, Context
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, expect
+from onepeace.processors import ImageProcessor
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
@@ -54,16 +55,18 @@ class Predictor:
     """
 
     def __init__(self, embedder: "Embedder", name: str | None = None):
-        heads = {key: head for key, head in embedder.module.config.heads.items() if head.get("task", "label") in TASKS}
-        if not heads:
-            raise UserError("this model has no heads to classify with; give --labels without --text, or another model")
-        self.name = next(iter(heads)) if name is None and len(heads) == 1 else str(name)
-        if self.name not in heads:
-            problem = "several heads" if name is None else f"no head {name!r}"
-            raise UsageError(f"this model has {problem}; choose one of {', '.join(heads)} (--head)")
-        self.embedder, self.config = embedder, heads[self.name]
-        self.on, self.task = self.config["on"], self.config.get("task", "label")
-        self.labels = self.config.get("labels") or [str(number) for number in range(self.config.get("num_classes", 0))]
+        heads = {}
+        for key, head in embedder.module.config.heads.items():
+            if head.get("task", "label") in TASKS:
+                heads[key] = head
+        self.name = _choose(heads, name)
+        self.embedder = embedder
+        self.config = heads[self.name]
+        self.on = self.config["on"]
+        self.task = self.config.get("task", "label")
+        numbers = range(self.config.get("num_classes", 0))
+        self.labels = self.config.get("labels") or [str(number) for number in numbers]
+        self.num_views = embedder.processors[self.on].num_views
 
     def predict(self, items: Iterable[object], *, batch_size: int = 32, top: int = 5) -> Iterator[Prediction]:
         """Yield the head's results for the items, in order.
@@ -77,69 +80,137 @@ class Predictor:
         Raises:
             UserError: ``items`` is a single item, or no memory for a batch. Errors of items are in their results.
         """
-        computing = self.embedder.computing(self._predicted)
-        count = computing.share(max(1, batch_size // self.embedder.processors[self.on].num_views))
+        computing = self.embedder.computing(self._predict_block)
+        count = computing.share(max(1, batch_size // self.num_views))
         ahead = 2 * computing.workers * count
         with closing(decode_ahead(check_many(items), partial(self._read, top=top), ahead=ahead)) as decoded, computing:
             while block := list(islice(decoded, count)):
-                yield from chain.from_iterable(found for _, found in computing.start(block))
-            yield from chain.from_iterable(found for _, found in computing.rest())
+                for _, predictions in computing.start(block):
+                    yield from predictions
+            for _, predictions in computing.finish():
+                yield from predictions
 
     def _read(self, item: object, top: int) -> Decoded:
+        """The samples of an item, and the context of its result."""
         values: dict[str, Any] = dict(composed(item) or {self.on: item})
-        processors = self.embedder.processors
         candidates = tuple(values.pop("candidates", ()))
-        if unknown := [key for key in values if key not in processors]:
-            raise UserError(f"this model has no {unknown[0]}; it has {', '.join(processors)}")
+        self._check_modalities(values)
+        if self.task == "choice":
+            values["text"] = _with_candidates(values.get("text"), candidates)
+        context = Context(
+            labels=self.labels,
+            size=self._size_in_pixels(values),
+            candidates=candidates,
+            seconds_per_token=getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0),
+            top=top,
+        )
+        num_inputs = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
+        return self._samples(values, num_inputs * self.num_views), context
+
+    def _check_modalities(self, values: Mapping[str, Any]) -> None:
+        processors = self.embedder.processors
+        for modality in values:
+            if modality not in processors:
+                raise UserError(f"this model has no {modality}; it has {', '.join(processors)}")
         if self.on not in values:
             raise UserError(f"the head {self.name} reads {self.on}, and the item has {', '.join(values) or 'nothing'}")
-        if self.task == "choice":
-            if len(candidates) < 2 or "text" not in values:
-                raise UserError("a choice needs a text, the question, and two candidates or more")
-            values["text"] = [CANDIDATE.format(text=values["text"], candidate=one) for one in candidates]
-        has_places = self.task in ("box", "boxes", "mask")
-        if has_places and "image" not in values:
+
+    def _size_in_pixels(self, values: Mapping[str, Any]) -> tuple[int, int]:
+        """Width and height of the picture, for tasks whose results are places on it."""
+        if self.task not in ("box", "boxes", "mask"):
+            return (1, 1)
+        if "image" not in values:
             raise UserError(f"the head {self.name} returns places on a picture, and the item has none")
-        size = processors["image"].size_in_pixels(values["image"]) if has_places else (1, 1)  # type: ignore[attr-defined]
-        samples = {}
-        wanted = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
-        wanted *= processors[self.on].num_views
-        for key, value in values.items():
-            several = value if isinstance(value, list) else [value]
-            found = [view for one in several for view in processors[key].views(one)]
-            if len(found) not in (1, wanted):
-                raise UserError(f"the head {self.name} reads {wanted} of each kind, the item has {len(found)} of {key}")
-            samples[key] = found * (wanted // len(found))
-        seconds = getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0)
-        return samples, Context(self.labels, size, candidates, seconds, top=top)
+        processor = expect(self.embedder.processors["image"], ImageProcessor)
+        return processor.size_in_pixels(values["image"])
+
+    def _samples(self, values: Mapping[str, Any], num_rows: int) -> dict[str, list[Tensor]]:
+        """`num_rows` samples of each modality; a single one is repeated."""
+        samples_by_modality = {}
+        for modality, value in values.items():
+            processor = self.embedder.processors[modality]
+            samples: list[Tensor] = []
+            for single_value in value if isinstance(value, list) else [value]:
+                samples += processor.views(single_value)
+            if len(samples) not in (1, num_rows):
+                raise UserError(
+                    f"the head {self.name} reads {num_rows} of each kind, the item has {len(samples)} of {modality}"
+                )
+            samples_by_modality[modality] = samples * (num_rows // len(samples))
+        return samples_by_modality
 
     @torch.inference_mode()
-    def _predicted(self, block: "list[tuple[int, object, Decoded | Exception]]") -> list[Prediction]:
+    def _predict_block(self, block: "list[tuple[int, object, Decoded | Exception]]") -> list[Prediction]:
         """Results of a block of items, computed in groups with the same modalities and numbers of rows."""
-        module, several = self.embedder.module, self.config.get("inputs", 1) > 1
-        views = self.embedder.processors[self.on].num_views
-        found: dict[int, Prediction] = {}
-        groups: dict[tuple[tuple[str, int], ...], list[tuple[int, str, Decoded]]] = {}
+        predictions = []
+        groups: dict[tuple[tuple[str, int], ...], list[_Member]] = {}
         for index, item, decoded in block:
             name = name_of(index, item)
             if isinstance(decoded, Exception):
-                found[index] = Prediction(index, name, None, reason_of(name, decoded))
-            else:
-                kind = tuple((key, len(own)) for key, own in decoded[0].items())
-                groups.setdefault(kind, []).append((index, name, decoded))
-        for kind, members in groups.items():
-            inputs = {}
-            try:
-                for key, rows in kind:
-                    inputs[key] = self.embedder.inputs(key, [one for *_, (own, _) in members for one in own[key]])
-                    if key != "text" and several:  # which of several pictures it is
-                        inputs[key]["type_ids"] = torch.arange(rows, device=self.embedder.device).repeat(len(members))
-                lengths = module.adapters[self.on].token_lengths(inputs[self.on])[::rows].tolist()
-                features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
-                outputs = module.apply_head(self.name, features).float().cpu().chunk(len(members))
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
-            for (index, name, (_, context)), output, length in zip(members, outputs, lengths, strict=True):
-                own = output.unflatten(0, (-1, views)).mean(1)
-                found[index] = Prediction(index, name, TASKS[self.task](own, replace(context, num_tokens=length)))
-        return [found[index] for index in sorted(found)]
+                predictions.append(Prediction(index, name, None, reason_of(name, decoded)))
+                continue
+            samples, context = decoded
+            rows_by_modality = tuple((modality, len(rows)) for modality, rows in samples.items())
+            groups.setdefault(rows_by_modality, []).append(_Member(index, name, samples, context))
+        for members in groups.values():
+            predictions += self._predict_group(members)
+        return sorted(predictions, key=lambda prediction: prediction.index)
+
+    def _predict_group(self, members: "list[_Member]") -> list[Prediction]:
+        """Results of items with the same modalities and numbers of rows, computed together."""
+        try:
+            outputs, lengths = self._outputs(members)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
+        predictions = []
+        for member, output, length in zip(members, outputs, lengths, strict=True):
+            mean_of_views = output.unflatten(0, (-1, self.num_views)).mean(1)
+            context = replace(member.context, num_tokens=length)
+            predictions.append(Prediction(member.index, member.name, TASKS[self.task](mean_of_views, context)))
+        return predictions
+
+    def _outputs(self, members: "list[_Member]") -> tuple[Sequence[Tensor], list[int]]:
+        """Raw outputs of the head for each member, and the number of tokens that the head reads."""
+        module = self.embedder.module
+        inputs = {}
+        for modality, rows in members[0].samples.items():
+            num_rows = len(rows)
+            batch = list(chain.from_iterable(member.samples[modality] for member in members))
+            inputs[modality] = self.embedder.inputs(modality, batch)
+            if modality != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
+                numbers = torch.arange(num_rows, device=self.embedder.device)
+                inputs[modality]["type_ids"] = numbers.repeat(len(members))
+        token_lengths = module.adapters[self.on].token_lengths(inputs[self.on])
+        lengths = token_lengths[:: len(members[0].samples[self.on])].tolist()
+        features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
+        outputs = module.apply_head(self.name, features).float().cpu()
+        return outputs.chunk(len(members)), lengths
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A decoded item of a group."""
+
+    index: int
+    name: str
+    samples: dict[str, list[Tensor]]
+    context: Context
+
+
+def _choose(heads: Mapping[str, Any], name: str | None) -> str:
+    """The name of the head to use; UserError if there is none of that name, or none is named and there are several."""
+    if not heads:
+        raise UserError("this model has no heads to classify with; give --labels without --text, or another model")
+    if name is None and len(heads) == 1:
+        return next(iter(heads))
+    if name is not None and name in heads:
+        return name
+    problem = "several heads" if name is None else f"no head {name!r}"
+    raise UsageError(f"this model has {problem}; choose one of {', '.join(heads)} (--head)")
+
+
+def _with_candidates(question: str | None, candidates: Sequence[str]) -> list[str]:
+    """The question with each candidate answer."""
+    if len(candidates) < 2 or question is None:
+        raise UserError("a choice needs a text, the question, and two candidates or more")
+    return [CANDIDATE.format(text=question, candidate=candidate) for candidate in candidates]

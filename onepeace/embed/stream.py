@@ -6,7 +6,7 @@ Memory is bounded for any number of items.
 
 import math
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +21,15 @@ from onepeace.device import remedy_for_nan
 from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
-from onepeace.threads import MIN_BATCH, compute_alone
+from onepeace.threads import MIN_BATCH, Computing, compute_alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WORKERS = 8
 """Number of decoding threads; PIL and soundfile release the GIL, but not always."""
+MIN_BLOCK = 64
+"""Minimum number of samples that are sorted by size together."""
 
 
 def decode_ahead(
@@ -39,14 +41,17 @@ def decode_ahead(
     """
     workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
-    started = ((index, item, pool.submit(decode, item)) for index, item in enumerate(items))
+    submitted = ((index, item, pool.submit(decode, item)) for index, item in enumerate(items))
     try:
-        waiting = deque(islice(started, ahead))
-        while waiting:
-            waiting.extend(islice(started, 1))
-            index, item, future = waiting.popleft()
+        pending = deque(islice(submitted, ahead))
+        while pending:
+            pending.extend(islice(submitted, 1))
+            index, item, future = pending.popleft()
             error = future.exception()
-            yield index, item, error if isinstance(error, Exception) else future.result()
+            if isinstance(error, Exception):
+                yield index, item, error
+            else:
+                yield index, item, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -88,49 +93,59 @@ class Assembly:
     """Collects the vectors of one item, which the model computes in any order, with numbers of a dtype."""
 
     def __init__(self, index: int, name: str, dtype: torch.dtype) -> None:
-        self.index, self.name, self.dtype = index, name, dtype
+        self.index = index
+        self.name = name
+        self.dtype = dtype
         self.error: Exception | None = None
-        self._rows: list[Tensor | None] = []
-        self._spans: list[tuple[float, float]] = []
-        self._parts: list[slice] = []
         self._modality: str | None = None
         self._is_silent: bool | None = None
-        self._missing = 1  # one for the end of the item, which has not been seen yet
+        self._vectors: list[Tensor | None] = []
+        self._spans: list[tuple[float, float]] = []
+        self._rows_of_parts: list[slice] = []
+        self._num_missing = 1  # one for the end of the item, which has not been seen yet
 
-    def samples(self, parts: Sequence[Part]) -> Iterator[tuple[str, Tensor, int]]:
-        """Yield (modality, sample, row) of every sample to be computed.
+    def samples(self, parts: Sequence[Part]) -> Iterator["Sample"]:
+        """Yield every sample of the item that is to be computed.
 
         Pieces may be decoded while they are consumed; an error in one fails the item.
         """
         try:
             for part in parts:
-                self._modality = self._modality or part.modality
-                first = len(self._rows)
-                for start, end, sample in part.pieces:
-                    self._spans.append((start, end))
-                    if sample.ndim == 1 and sample.is_floating_point():  # a waveform
-                        self._is_silent = self._is_silent is not False and bool(sample.min() == sample.max())
-                    self._rows.append(None)
-                    self._missing += 1
-                    yield part.modality, sample, len(self._rows) - 1
-                if len(self._rows) == first:
-                    raise UserError("it contains nothing to embed")
-                self._parts.append(slice(first, len(self._rows)))
+                yield from self._samples_of_part(part)
         except Exception as error:
             # Drop this frame, which refers to the assembly: a reference cycle would be freed late.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-        self._missing -= 1
+        self._num_missing -= 1
+
+    def _samples_of_part(self, part: Part) -> Iterator["Sample"]:
+        self._modality = self._modality or part.modality
+        first_row = len(self._vectors)
+        for start, end, values in part.pieces:
+            row = len(self._vectors)
+            self._vectors.append(None)
+            self._spans.append((start, end))
+            self._num_missing += 1
+            self._note_silence(values)
+            yield Sample(part.modality, values, self, row)
+        if len(self._vectors) == first_row:
+            raise UserError("it contains nothing to embed")
+        self._rows_of_parts.append(slice(first_row, len(self._vectors)))
+
+    def _note_silence(self, values: Tensor) -> None:
+        is_waveform = values.ndim == 1 and values.is_floating_point()
+        if is_waveform and self._is_silent is not False:
+            self._is_silent = bool(values.min() == values.max())
 
     def fill(self, row: int, vector: Tensor) -> None:
         """Store the (E,) vector of a row."""
-        self._rows[row] = vector
-        self._missing -= 1
+        self._vectors[row] = vector
+        self._num_missing -= 1
         if not math.isfinite(vector.sum().item()):  # checking the sum is faster than checking all
             self.error = UserError(f"the model gives NaN for it; {remedy_for_nan(self.dtype)}")
 
     @property
     def done(self) -> bool:
-        return self.error is not None or not self._missing
+        return self.error is not None or not self._num_missing
 
     def result(self, *, windows: bool = False) -> Embedded:
         """The item's result, including the vectors of its windows if `windows`.
@@ -140,76 +155,121 @@ class Assembly:
         """
         if self.error is not None:
             return Embedded(self.index, self.name, error=self.error)
-        rows = [row for row in self._rows if row is not None]
-        vector = _mean([_mean(rows[part]) for part in self._parts])
-        cut = Windows(torch.stack(rows), *map(list, zip(*self._spans, strict=True))) if windows else None
-        return Embedded(self.index, self.name, vector, cut, None, self._modality, bool(self._is_silent))
+        vectors = [vector for vector in self._vectors if vector is not None]
+        return Embedded(
+            index=self.index,
+            name=self.name,
+            vector=_unit_mean([_unit_mean(vectors[rows]) for rows in self._rows_of_parts]),
+            windows=self._windows(vectors) if windows else None,
+            modality=self._modality,
+            is_silent=bool(self._is_silent),
+        )
+
+    def _windows(self, vectors: list[Tensor]) -> Windows:
+        starts = [start for start, _ in self._spans]
+        ends = [end for _, end in self._spans]
+        return Windows(torch.stack(vectors), starts, ends)
 
 
-def _mean(rows: list[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else F.normalize(torch.stack(rows).sum(dim=0), dim=0)
+def _unit_mean(rows: list[Tensor]) -> Tensor:
+    """The renormalised mean of unit vectors; a single one is returned unchanged."""
+    if len(rows) == 1:
+        return rows[0]
+    return F.normalize(torch.stack(rows).sum(dim=0), dim=0)
 
 
-@dataclass(eq=False)
-class Waiting:
-    """A decoded sample waiting to be batched."""
+class Sample(NamedTuple):
+    """A decoded picture, sound or text, as the model reads it."""
 
     modality: str
-    size: int
-    sample: Tensor
+    values: Tensor
     assembly: Assembly
     row: int
     """Row of its vector in the assembly."""
 
 
-class Batcher:
-    """Groups samples of one modality and similar size, to minimise padding. The batches depend only on the input, never
-    on timing.
+def batches_of(
+    samples: Iterable[Sample], size_of: Callable[[Sample], int], batch_size: int, workers: int = 1
+) -> Iterator[list[Sample]]:
+    """Yield batches of one modality and similar sizes, to minimise padding; they depend only on the samples.
+
+    The largest samples come first, so that a batch too large for memory fails early.
 
     Args:
-        batch_size: samples in a batch.
-        window: maximum number of samples that wait for others of their size.
+        batch_size: maximum number of samples in a batch.
+        workers: number of workers among which the samples of a modality are divided evenly.
+    """
+    by_modality: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_modality.setdefault(sample.modality, []).append(sample)
+    for group in by_modality.values():
+        group.sort(key=size_of, reverse=True)
+        rounds = math.ceil(len(group) / (workers * batch_size))
+        even_size = math.ceil(len(group) / (workers * rounds))
+        size = max(even_size, min(MIN_BATCH, batch_size))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+class Queue:
+    """Items in order, and their samples, which are sorted by size and computed block by block.
+
+    Args:
+        computing: computes the (B, E) vectors of a batch.
+        size_of: length of a sample, by which samples are sorted.
+        batch_size: samples that all workers together compute at once.
+        windows: whether results contain the vectors of windows.
     """
 
-    def __init__(self, batch_size: int, window: int) -> None:
-        self.batch_size = batch_size
-        self.window = max(window, batch_size)
-        self._waiting: dict[Waiting, tuple[str, int]] = {}  # oldest first; equal values are batched together
-        self._counts: Counter[tuple[str, int]] = Counter()
+    def __init__(
+        self,
+        computing: Computing[list[Sample], Tensor],
+        size_of: Callable[[Sample], int],
+        batch_size: int,
+        *,
+        windows: bool,
+    ) -> None:
+        self.block_size = max(MIN_BLOCK, 4 * batch_size)
+        self._computing = computing
+        self._size_of = size_of
+        self._batch_size = computing.share(batch_size)
+        self._windows = windows
+        self._block: list[Sample] = []
+        self._assemblies: deque[Assembly] = deque()
 
-    def add(self, entry: Waiting) -> list[Waiting] | None:
-        """Add a sample; returns a batch when one is full or too many samples wait, else None."""
-        self._waiting[entry] = kind = (entry.modality, entry.size)
-        self._counts[kind] += 1
-        if self._counts[kind] == self.batch_size:
-            return self._take([one for one, other in self._waiting.items() if other == kind])
-        return self.around_oldest() if len(self._waiting) >= self.window else None
+    def add(self, assembly: Assembly, parts: Sequence[Part]) -> Iterator[Embedded]:
+        """Take an item, and yield the results that are available."""
+        self._assemblies.append(assembly)
+        for sample in assembly.samples(parts):
+            self._block.append(sample)
+            if len(self._block) == self.block_size:
+                yield from self._start()
+        if len(self._assemblies) > 4 * self.block_size:  # failures, which fill no block, wait behind an item
+            yield from self.finish()
+        yield from self._available()
 
-    def around_oldest(self) -> list[Waiting]:
-        """Batch of the sample that has waited longest and those nearest to it in size.
+    def finish(self) -> Iterator[Embedded]:
+        """Compute all samples, and yield all results."""
+        for batch, vectors in self._computing.finish(self._take_block()):
+            yield from self._filled(batch, vectors)
+        yield from self._available()
 
-        Batches of the largest samples would need as little padding, but short samples would wait forever.
-        """
-        oldest = next(iter(self._waiting))
-        line = self._by_size(oldest.modality)
-        start = max(0, min(line.index(oldest) - self.batch_size // 2, len(line) - self.batch_size))
-        return self._take(line[start : start + self.batch_size])
+    def _start(self) -> Iterator[Embedded]:
+        """Start to compute the block, and yield results of earlier ones."""
+        for batch in self._take_block():
+            for computed, vectors in self._computing.start(batch):
+                yield from self._filled(computed, vectors)
 
-    def rest(self, workers: int = 1) -> Iterator[list[Waiting]]:
-        """Yield the remaining samples, in batches of even size for `workers` workers.
+    def _take_block(self) -> list[list[Sample]]:
+        batches = list(batches_of(self._block, self._size_of, self._batch_size, self._computing.workers))
+        self._block = []
+        return batches
 
-        The largest samples come first, so that a batch too large for memory fails early.
-        """
-        for modality in dict.fromkeys(entry.modality for entry in self._waiting):
-            line = self._by_size(modality)[::-1]
-            rounds = -(-len(line) // (workers * self.batch_size))
-            size = max(-(-len(line) // (workers * rounds)), min(MIN_BATCH, self.batch_size))
-            for start in range(0, len(line), size):
-                yield self._take(line[start : start + size])
+    def _filled(self, batch: list[Sample], vectors: Tensor) -> Iterator[Embedded]:
+        for sample, vector in zip(batch, vectors, strict=True):
+            sample.assembly.fill(sample.row, vector)
+        yield from self._available()
 
-    def _by_size(self, modality: str) -> list[Waiting]:
-        return sorted((one for one in self._waiting if one.modality == modality), key=lambda one: one.size)
-
-    def _take(self, entries: list[Waiting]) -> list[Waiting]:
-        self._counts -= Counter(self._waiting.pop(entry) for entry in entries)  # a count of 0 is dropped
-        return entries
+    def _available(self) -> Iterator[Embedded]:
+        while self._assemblies and self._assemblies[0].done:
+            yield self._assemblies.popleft().result(windows=self._windows)

@@ -37,9 +37,11 @@ class Context:
 
 def ranked(scores: Tensor, context: Context) -> list[dict[str, Any]]:
     """The best classes with their scores."""
-    values, numbers = scores.topk(min(context.top, len(scores)))
-    return [{"label": context.labels[number], "score": score}
-            for score, number in zip(values.tolist(), numbers.tolist(), strict=True)]  # fmt: skip
+    best_scores, numbers = scores.topk(min(context.top, len(scores)))
+    classes = []
+    for score, number in zip(best_scores.tolist(), numbers.tolist(), strict=True):
+        classes.append({"label": context.labels[number], "score": score})
+    return classes
 
 
 def label(output: Tensor, context: Context) -> dict[str, Any]:
@@ -54,24 +56,27 @@ def labels(output: Tensor, context: Context) -> dict[str, Any]:
 
 def answer(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, C) of answers to a question."""
-    found = ranked(output[0].sigmoid(), context)
-    return {"answer": found[0]["label"], "score": found[0]["score"], "answers": found}
+    answers = ranked(output[0].sigmoid(), context)
+    return {"answer": answers[0]["label"], "score": answers[0]["score"], "answers": answers}
 
 
 def box(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, 4) of a box: its corners [x0, y0, x1, y1] in pixels of the picture (released code)."""
-    return {"box": (output[0].sigmoid() * torch.tensor(context.size * 2)).tolist()}
+    width, height = context.size
+    corners = output[0].sigmoid() * torch.tensor([width, height, width, height])
+    return {"box": corners.tolist()}
 
 
 def boxes(output: Tensor, context: Context) -> dict[str, Any]:
     """Boxes (1, N, 6) of a detector, best first, as corners relative to the picture, score and class number: those with
     a score above 0, with corners in pixels of the picture."""
-    found = []
-    for *corners, score, number in output[0].tolist():
+    width, height = context.size
+    boxes_of_picture = []
+    for x0, y0, x1, y1, score, number in output[0].tolist():
         if score > 0:
-            pixels = [corner * side for corner, side in zip(corners, context.size * 2, strict=True)]
-            found.append({"label": context.labels[int(number)], "score": score, "box": pixels})
-    return {"boxes": found}
+            corners = [x0 * width, y0 * height, x1 * width, y1 * height]
+            boxes_of_picture.append({"label": context.labels[int(number)], "score": score, "box": corners})
+    return {"boxes": boxes_of_picture}
 
 
 def choice(output: Tensor, context: Context) -> dict[str, Any]:
@@ -84,11 +89,12 @@ def choice(output: Tensor, context: Context) -> dict[str, Any]:
 def events(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, L, C) of every frame: events with onset and offset in seconds, by onset."""
     probabilities = output[0, : context.num_tokens].sigmoid()
-    found = []
+    gap = round(SHORTEST_GAP / context.seconds_per_token)
+    events_of_sound = []
     for number in range(probabilities.shape[1]):
         heard = probabilities[:, number] >= THRESHOLD
-        for first, last in _runs(heard, round(SHORTEST_GAP / context.seconds_per_token)):
-            found.append(
+        for first, last in _runs(heard, gap):
+            events_of_sound.append(
                 {
                     "label": context.labels[number],
                     "onset": first * context.seconds_per_token,
@@ -96,17 +102,21 @@ def events(output: Tensor, context: Context) -> dict[str, Any]:
                     "score": probabilities[first : last + 1, number].mean().item(),
                 }
             )
-    return {"events": sorted(found, key=lambda event: (event["onset"], event["label"]))}
+    return {"events": sorted(events_of_sound, key=lambda event: (event["onset"], event["label"]))}
 
 
 def mask(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, C, h, w) on a grid: the class number of each pixel as a uint8 array, and each class's share."""
     width, height = context.size
-    classes = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
+    logits = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0]
+    classes = logits.argmax(0)
     counts = classes.flatten().bincount(minlength=output.shape[1]).tolist()
-    shares = [{"label": context.labels[number], "share": count / (width * height)}
-              for number, count in enumerate(counts) if count]  # fmt: skip
-    return {"labels": sorted(shares, key=lambda one: -one["share"]), "mask": classes.to(torch.uint8).numpy()}
+    shares = []
+    for number, count in enumerate(counts):
+        if count:
+            shares.append({"label": context.labels[number], "share": count / (width * height)})
+    shares.sort(key=lambda entry: -entry["share"])
+    return {"labels": shares, "mask": classes.to(torch.uint8).numpy()}
 
 
 def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
@@ -122,6 +132,12 @@ def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
 
 Task = Callable[[Tensor, Context], dict[str, Any]]
 TASKS: Mapping[str, Task] = {
-    "label": label, "labels": labels, "answer": answer, "box": box, "boxes": boxes, "choice": choice,
-    "events": events, "mask": mask,
-}  # fmt: skip
+    "label": label,
+    "labels": labels,
+    "answer": answer,
+    "box": box,
+    "boxes": boxes,
+    "choice": choice,
+    "events": events,
+    "mask": mask,
+}

@@ -5,7 +5,7 @@ of its sentences, renormalised; an item belongs to the class whose prototype has
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,22 +37,64 @@ def prototypes(
     """
     names = [str(label) for label in labels]
     templates = [templates] if isinstance(templates, str) else list(templates)
-    if not names or not templates or not all(map(str.strip, names)):
+    _check(names, templates)
+    sentences = [fill(template, name) for name in names for template in templates]
+    vectors = torch.as_tensor(encode_text(sentences)).float()
+    vectors_by_label = vectors.view(len(names), len(templates), -1)
+    return F.normalize(vectors_by_label.mean(dim=1), dim=-1)
+
+
+def _check(names: Sequence[str], templates: Sequence[str]) -> None:
+    if not names or not templates or not all(name.strip() for name in names):
         raise UserError("classification needs at least one label and one template, and no label may be empty")
     for template in templates:
         if "{}" not in template and "{a}" not in template:
             raise UserError(f"template {template!r} has no {{}} for the label to go in")
-    vectors = torch.as_tensor(encode_text([fill(template, name) for name in names for template in templates]))
-    return F.normalize(vectors.float().view(len(names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+class ZeroShotClassifier:
+    """Probabilities of labels, for items of several modalities.
+
+    Args:
+        encode_text: as in `prototypes`.
+        templates: templates by modality; those of "text" are for all other modalities.
+    """
+
+    def __init__(
+        self,
+        encode_text: Callable[[list[str]], Any],
+        labels: Sequence[str],
+        templates: Mapping[str, str | Sequence[str]],
+    ) -> None:
+        self.num_labels = len(labels)
+        self.prototypes = {
+            modality: prototypes(encode_text, labels, sentences) for modality, sentences in templates.items()
+        }
+
+    def probabilities(self, vectors: Tensor, modalities: Sequence[str], scale: float) -> Tensor:
+        """(n, number of labels); rows sum to 1.
+
+        Args:
+            vectors: (n, E) unit vectors.
+            modalities: the modality of each.
+            scale: factor from cosines to logits.
+        """
+        cosines = torch.empty(len(vectors), self.num_labels)
+        for modality in set(modalities):
+            rows = [row for row, modality_of_row in enumerate(modalities) if modality_of_row == modality]
+            classes = self.prototypes.get(modality, self.prototypes["text"])
+            cosines[rows] = vectors[rows] @ classes.T
+        return (scale * cosines).softmax(dim=1)
 
 
 def fill(template: str, label: str) -> str:
     """The template with the label in place of {}, and the label with its article in place of {a}."""
-    return re.sub(r"\{(a?)\}", lambda place: with_article(label) if place[1] else label, template)
+    return re.sub(r"\{(a?)\}", lambda match: with_article(label) if match[1] else label, template)
 
 
 def with_article(label: str) -> str:
     """The label after "a" or "an", or alone when it looks like a plural."""
     if label.endswith("s") and not label.endswith(("ss", "us", "is")):
         return label
-    return f"{'an' if label[:1].lower() in 'aeiou' else 'a'} {label}"
+    starts_with_vowel = label[:1].lower() in "aeiou"
+    return f"an {label}" if starts_with_vowel else f"a {label}"

@@ -4,12 +4,15 @@ messages."""
 import io
 import os
 import re
+import threading
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
 from onepeace.errors import UserError
 
 MAX_BYTES = 1 << 30
+_READING_OPEN_FILE = threading.Lock()
+"""Held while an open file is read, which two threads cannot do at once."""
 
 # "C:\\x" has one letter before the colon and is a path; "note: a dog" has a space after it and is text.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto):(?=\S)", re.IGNORECASE)
@@ -101,7 +104,12 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
     if isinstance(item, (bytes, bytearray, memoryview)):
         return bytes(item)
     if is_open_file(item):
-        return _read_open(item, name, max_bytes)
+        if not item.seekable():
+            raise UserError(f"{name}: cannot be read from its beginning; give the bytes: .read()")
+        with _READING_OPEN_FILE:
+            return _read_open(item, name, max_bytes)
+    if isinstance(item, io.TextIOBase):
+        raise UserError(f"{name}: opened for reading text; open it with mode 'rb'")
     if not isinstance(item, (str, os.PathLike)):
         raise UserError(f"{name}: expected a path, an http(s) address or bytes")
     if isinstance(item, str) and scheme(item):

@@ -5,6 +5,7 @@ window at a time. Every window is normalised on its own, so it depends on nothin
 """
 
 import io
+import logging
 import math
 import numbers
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from soundfile import SoundFile
 
 
+logger = logging.getLogger(__name__)
+
 MAX_RATE = 1_000_000
 MIN_FILE_RATE = 1000
 """Minimum samples per second of a file: at a rate of 1, one of 32 KB would be a sound of hours."""
@@ -37,6 +40,8 @@ EPS = 1e-5
 # Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
 SLACK_BYTES = 1024
 SLACK_FRAMES = 4608
+SLACK_SECONDS = 0.5
+"""Seconds of a sound whose loss is not reported."""
 STREAMED = 0x7FFFF000
 """Sizes from this one on mean "not known when the header was written", as in piped sound."""
 KERNEL_LIMIT = 1 << 21
@@ -72,6 +77,8 @@ class AudioProcessor(Processor):
         self.sample_rate = sample_rate
         self.max_seconds = max_seconds
         self.min_seconds = min_seconds
+        self.report_cut = True
+        """Whether the next sound longer than `max_seconds` is reported."""
 
     @classmethod
     def matches(cls, item: object) -> bool:
@@ -88,21 +95,40 @@ class AudioProcessor(Processor):
         return isinstance(item, tuple) or (isinstance(item, dict) and "array" in item)
 
     def decode(self, item: object) -> Tensor:
-        """(N,) float32 of the first `max_seconds`, normalised, at least `min_seconds` long."""
-        return self.finish(self.load(item, seconds=self.max_seconds))
+        """(N,) float32 of the first `max_seconds`, normalised, at least `min_seconds` long.
+
+        Only the first sound that is longer is reported.
+        """
+        samples, duration = self._beginning(item, self.max_seconds)
+        if self.report_cut and self.max_seconds is not None and duration > self.max_seconds + SLACK_SECONDS:
+            self.report_cut = False
+            logger.warning(
+                "%s: only the first %g of %.0f seconds are read (said once)",
+                source.describe(item),
+                self.max_seconds,
+                duration,
+            )
+        return self.finish(samples)
 
     def load(self, item: object, seconds: float | None = None) -> Tensor:
         """(N,) float32: the first `seconds` of sound, or all of it, mono, resampled, not normalised.
 
         Only this part is read; `UserError` if it is damaged, or contains NaN or infinite samples.
         """
+        return self._beginning(item, seconds)[0]
+
+    def _beginning(self, item: object, seconds: float | None) -> tuple[Tensor, float]:
+        """The samples of `load`, and the duration of the whole sound in seconds."""
         name = source.describe(item)
         if not (seconds is None or 0 < seconds < math.inf):
             raise UserError(f"{name}: seconds must be above 0, got {seconds}")
         with _open(item, name) as sound:
             count = sound.frames if seconds is None else min(math.ceil(seconds * sound.rate), sound.frames)
             samples = self._resample(_mono(sound.read(count), name), sound.rate)
-        return samples if seconds is None else samples[: self._samples(seconds)]
+            duration = sound.frames / sound.rate
+        if seconds is not None:
+            samples = samples[: self._samples(seconds)]
+        return samples, duration
 
     def finish(self, samples: Tensor) -> Tensor:
         """A window of raw samples as the model reads it: (x - mean) / sqrt(biased variance + 1e-5), then repeated up to

@@ -1,5 +1,6 @@
 """Converts strings and text files to tensors of token ids, by the rules in `pieces`."""
 
+import io
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -44,7 +45,8 @@ class TextProcessor(TextPieces, Processor):
         if isinstance(item, os.PathLike):
             return _text_in(item)
         if not isinstance(item, str):
-            raise UserError(f"text must be a str, got {type(item).__name__}")
+            remedy = "; of an open file give .read()" if isinstance(item, io.TextIOBase) else ""
+            raise UserError(f"text must be a str, got {type(item).__name__}{remedy}")
         return item
 
     def decode(self, item: object) -> Tensor:

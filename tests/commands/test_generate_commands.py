@@ -126,5 +126,5 @@ def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(tmp_path, caps
     assert found.keys() == {"silent.wav", "long.wav"}
     assert found["silent.wav"]["sure"] is False
     assert "silent.wav: digital silence" in caplog.text
-    assert "1 sound longer than 15 s" in err
+    assert "long.wav: only the first 15 of 16 seconds are read" in caplog.text
     assert "1 video skipped" in err

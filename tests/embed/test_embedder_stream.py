@@ -2,9 +2,7 @@
 
 import io
 import itertools
-import signal
 import threading
-import time
 import tracemalloc
 from contextlib import closing
 
@@ -15,40 +13,32 @@ from PIL import Image
 from support.embedding import TEXTS, assert_same
 
 from onepeace.embed.parts import Part
-from onepeace.embed.stream import Assembly, Batcher, Waiting, decode_ahead
+from onepeace.embed.stream import Assembly, Sample, batches_of, decode_ahead
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 
 
-def batches_of(sizes, batch_size, window):
-    """What a Batcher makes of samples of one modality: batches of (row, size), and how many came before the rest."""
-    batcher = Batcher(batch_size, window)
-    nothing = torch.empty(0), Assembly(0, "", torch.float32)
-    early = [*filter(None, [batcher.add(Waiting("text", size, *nothing, row)) for row, size in enumerate(sizes)])]
-    return [[(entry.row, entry.size) for entry in entries] for entries in [*early, *batcher.rest()]], len(early)
+def sizes_of_batches(sizes, batch_size, workers=1):
+    """The sizes in each batch that samples of one modality, of these sizes, are divided into."""
+    assembly = Assembly(0, "", torch.float32)
+    samples = [Sample("text", torch.empty(size), assembly, row) for row, size in enumerate(sizes)]
+    batches = batches_of(samples, lambda sample: len(sample.values), batch_size, workers)
+    return [[len(sample.values) for sample in batch] for batch in batches]
 
 
-def test_batches_are_full_and_hold_like_lengths():
-    sizes = torch.randint(1, 1000, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
-    batches, early = batches_of(sizes, 16, 256)
-    assert sorted(entry for batch in batches for entry in batch) == list(enumerate(sizes))
-    assert all(len(batch) == 16 for batch in batches)  # 2000 is a multiple
-    assert early == (2000 - 256) // 16 + 1
-    padded = sum(len(batch) * max(size for _, size in batch) for batch in batches)
+def test_batches_are_full_and_hold_similar_sizes():
+    sizes = torch.randint(1, 1000, (256,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = sizes_of_batches(sizes, 16)
+    assert sorted(size for batch in batches for size in batch) == sorted(sizes)
+    assert all(len(batch) == 16 for batch in batches)
+    padded = sum(len(batch) * max(batch) for batch in batches)
     assert padded < 1.1 * sum(sizes)
+    assert batches[0][0] == max(sizes)  # a batch too large for memory fails early
 
 
-def test_no_sample_waits_for_ever():
-    sizes = [5000, *range(1, 999)]  # nothing is like the first
-    batches, _ = batches_of(sizes, 8, 64)
-    (when,) = [number for number, batch in enumerate(batches) if (0, 5000) in batch]
-    assert when == 0
-    assert batches[-1][0][1] <= batches[-2][-1][1]  # of the rest the largest come first
-
-
-def test_samples_of_one_size_do_not_wait():
-    batches, early = batches_of([7] * 40, 8, 256)
-    assert early == len(batches) == 5
+def test_batches_are_divided_evenly_among_workers():
+    assert [len(batch) for batch in sizes_of_batches([7] * 40, 16, workers=3)] == [14, 14, 12]
+    assert [len(batch) for batch in sizes_of_batches([7] * 6, 16, workers=3)] == [4, 2]
 
 
 def texts_with_one_of_its_kind(count):
@@ -96,7 +86,7 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, side_by_side
     results = model.stream(itertools.islice(items, kind == "alike", None), batch_size=64)
     assert sum(result.reason is None for result in results) == {"alike": 3999, "failures": 1}.get(kind, 4000)
     under_way = 0 if workers == 1 else 2 * 64 + 2 * workers
-    assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2 + under_way
+    assert Counted.most <= (256 if kind == "alike" else 4 * 256) + 2 + under_way
 
 
 def test_a_stream_that_is_given_up_ends_its_threads(model):
@@ -141,7 +131,7 @@ def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
 def test_assembly_is_done_when_all_its_rows_are_filled():
     assembly = Assembly(0, "a", torch.float32)
     pieces = [(start, start + 1, torch.zeros(1)) for start in range(2)]
-    rows = [row for _, _, row in assembly.samples([Part("audio", pieces)])]
+    rows = [sample.row for sample in assembly.samples([Part("audio", pieces)])]
     for row in reversed(rows):
         assert not assembly.done
         assembly.fill(row, torch.eye(2)[row])
@@ -186,8 +176,8 @@ def test_every_thread_of_ours_computes_alone(model, monkeypatch, two_threads):
     assert {count for _, count in found} == {1}
     assert len({thread for thread, _ in found}) == 2
     found.clear()
-    model.encode_text(["a dog"])  # is not worth a thread
-    assert found == [(threading.current_thread(), 1)]
+    model.encode_text(["a dog"])
+    assert [count for _, count in found] == [1]
     assert {count for _, _, count in decode_ahead(range(50), lambda _: torch.get_num_threads(), ahead=8)} == {1}
     assert torch.get_num_threads() == 2
 
@@ -214,27 +204,26 @@ def test_failure_of_a_batch_is_raised_and_ends_the_threads(model, monkeypatch, s
     assert threading.active_count() == before
 
 
-def test_batches_under_way_are_given_up_at_ctrl_c(model, monkeypatch, side_by_side):
-    """Who stops does not wait for batches: here those of long texts take for ever."""
-    once, forward = threading.Semaphore(), model.module.forward
+def test_ctrl_c_does_not_wait_for_batches_under_way(model, monkeypatch, side_by_side):
+    begun, stopped, ended = (threading.Event() for _ in range(3))
 
-    def slow(inputs):
-        if inputs["text"]["ids"].shape[1] <= 2:
-            return forward(inputs)
-        if once.acquire(blocking=False):
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        while True:
-            time.sleep(0.001)
+    def compute(batch):
+        begun.set()
+        stopped.wait(60)
+        ended.set()
 
-    monkeypatch.setattr(model.module, "forward", slow)
+    monkeypatch.setattr(model, "_compute", compute)
     side_by_side(2)
-    texts = itertools.chain("aaaa", itertools.repeat("a dog in the rain"))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            list(model.stream(texts, batch_size=8))
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+    def texts():
+        yield from ["a dog"] * 64
+        begun.wait(60)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(model.stream(texts(), batch_size=8))
+    assert not ended.is_set()
+    stopped.set()
 
 
 def test_opened_picture_may_be_given_several_times():

@@ -1,5 +1,7 @@
 """What may be given to the API, in which forms, and what is said about the rest."""
 
+import inspect
+import io
 import logging
 from pathlib import Path
 
@@ -131,3 +133,38 @@ def test_silence_is_embedded_and_warned_about(model, caplog):
     for options in ({}, {"long": "windows", "window": 0.5, "hop": 0.5}):
         found = model.stream([(sound.astype(np.float32), 16000) for sound in sounds], **options)
         assert [one.is_silent for one in found] == [True, True, False]
+
+
+def test_open_files_are_read_from_their_beginning(model, tmp_path):
+    image = tmp_path / "a.png"
+    Image.effect_noise((30, 40), 90).save(image)
+    sound = tmp_path / "a.wav"
+    soundfile.write(sound, np.random.default_rng(0).uniform(-0.5, 0.5, 12000), 16000)
+    expected = model.encode([image, sound])
+    with open(image, "rb") as image_file, open(sound, "rb") as sound_file:
+        image_file.read(9)
+        assert_same(model.encode([image_file, sound_file]), expected)
+        assert_same(model.encode([{"image": image_file}, {"audio": sound_file}]), expected)
+        assert_same(model.encode_image([image_file] * 9), expected[:1].expand(9, -1))
+    assert_same(model.encode_audio([io.BytesIO(sound.read_bytes())]), expected[1:])
+    with open(image) as text_file, pytest.raises(UserError, match=r"opened for reading text.*'rb'"):
+        model.encode_image([text_file])
+    with open(image, "rb") as image_file, pytest.raises(UserError, match="put it in brackets"):
+        model.encode_image(image_file)
+
+
+def test_first_sound_that_is_cut_is_reported(model, caplog):
+    long_sound = (np.random.default_rng(0).normal(0, 0.1, 5 * 16000).astype(np.float32), 16000)
+    model.processors["audio"].report_cut = True
+    with caplog.at_level(logging.WARNING, logger="onepeace"):
+        model.encode_audio([long_sound, long_sound])
+        model.encode_audio([long_sound], long="windows")
+    messages = [record.message for record in caplog.records if "of 5 seconds" in record.message]
+    assert len(messages) == 1
+
+
+def test_help_lists_the_options(model):
+    for function in (model.encode_text, model.encode_image, model.encode_audio, model.encode, model.classify):
+        parameters = inspect.signature(function).parameters
+        assert [*parameters][-6:] == ["long", "window", "hop", "batch_size", "progress", "on_error"]
+        assert parameters["batch_size"].default == 32
