@@ -30,10 +30,10 @@ def paths_of(below: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     return tuple(os.fspath(path) for path in paths)
 
 
-def rows_of_files(matrix: Matrix, ids: Collection[int]) -> np.ndarray:
+def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
     """(n,) bool: rows of the files with these ids."""
     file_ids, file_of_row = matrix.files
-    return np.isin(file_ids, [*ids])[file_of_row]
+    return np.isin(file_ids, np.fromiter(ids, np.int64))[file_of_row]
 
 
 def rows_of(store: Store, matrix: Matrix, sql: str, parameters: Sequence[Any] = ()) -> np.ndarray:

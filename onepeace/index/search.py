@@ -4,7 +4,7 @@
 near copies -> the groups of the page -> their files, loaded and verified.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from onepeace.index.match import POSSIBLE, RELEVANT, Banks
 from onepeace.index.nearest import Matrix
 from onepeace.index.query import QueryVector
 from onepeace.index.store import Store
+from onepeace.index.words import WordSearch
 
 POOL = 200
 """Number of files that are sorted by date or path at once, the best first; pages are cut from their sequence."""
@@ -114,7 +115,7 @@ def search(
     query: QueryVector,
     allowed: np.ndarray | None,
     options: SearchOptions,
-    words: Mapping[int, tuple[str, ...]],
+    words: WordSearch,
 ) -> Results:
     """The hits of an encoded query.
 
@@ -123,7 +124,7 @@ def search(
         query: the query as a vector.
         allowed: (n,) bool, the rows of the matrix that may be hits; None = all.
         options: order and page.
-        words: id of each file that has all words of the query -> the words; these files come first.
+        words: the words of the query; files that have all of them come first.
 
     Raises:
         Damaged: a hit fails its checksum.
@@ -131,21 +132,20 @@ def search(
     matrix = searched.matrix
     tiers = tiers_of(matrix, allowed, words)
     candidates, groups = ordered_groups(searched, query, tiers, options)
-    groups = drop_below(groups, candidates.matches, options)
+    num_with_words = count_with_words(matrix, candidates, groups, words)
+    groups = drop_below(groups, candidates.matches, options, num_with_words)
     hits = hits_of_page(searched, candidates, groups, words, options)
     is_relevant = None
     if candidates.matches is not None:
-        is_relevant = bool(candidates.matches.max() >= RELEVANT)
+        is_relevant = num_with_words > 0 or bool(candidates.matches.max() >= RELEVANT)
     return Results(hits=hits, compared=count_files(matrix, allowed), relevant=is_relevant)
 
 
-def tiers_of(
-    matrix: Matrix, allowed: np.ndarray | None, words: Mapping[int, tuple[str, ...]]
-) -> list[np.ndarray | None]:
-    """Masks of the rows to order, one after the other: those of files with the words of the query, then the rest."""
-    if not words:
+def tiers_of(matrix: Matrix, allowed: np.ndarray | None, words: WordSearch) -> list[np.ndarray | None]:
+    """Masks of the rows to order, one after the other: those of files with all words of the query, then the rest."""
+    if not len(words.file_ids):
         return [allowed]
-    has_words = rows_of_files(matrix, words)
+    has_words = rows_of_files(matrix, words.file_ids)
     if allowed is None:
         return [has_words, ~has_words]
     return [allowed & has_words, allowed & ~has_words]
@@ -235,19 +235,31 @@ def group_files(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[Group]
     return list(groups.values())
 
 
-def drop_below(groups: list[Group], matches: np.ndarray | None, options: SearchOptions) -> list[Group]:
+def count_with_words(matrix: Matrix, candidates: Candidates, groups: list[Group], words: WordSearch) -> int:
+    """Number of groups, which are the first ones, whose file has all words of the query."""
+    if not len(words.file_ids):
+        return 0
+    leaders = matrix.file[candidates.rows[[group[0] for group in groups]]]
+    return int(np.isin(leaders, words.file_ids).sum())
+
+
+def drop_below(
+    groups: list[Group], matches: np.ndarray | None, options: SearchOptions, num_with_words: int
+) -> list[Group]:
     """The groups that reach the minimum match.
 
-    If hits are sorted by date or path, unlikely ones would hide the best, so they are dropped, unless all are unlikely
-    or a minimum was given.
+    If hits are sorted by date or path, unlikely ones would hide the best, so they are dropped, unless they are among
+    the first ``num_with_words``, all are unlikely, or a minimum was given.
     """
     minimum = options.min_match
     if matches is None:
         return groups
     if minimum is None:
-        if options.sort == "match" or matches.max() < POSSIBLE:
+        are_all_unlikely = matches.max() < POSSIBLE
+        if options.sort == "match" or are_all_unlikely:
             return groups
-        minimum = POSSIBLE
+        likely = [group for group in groups[num_with_words:] if matches[group[0]] >= POSSIBLE]
+        return groups[:num_with_words] + likely
     return [group for group in groups if matches[group[0]] >= minimum]
 
 
@@ -255,7 +267,7 @@ def hits_of_page(
     searched: Searched,
     candidates: Candidates,
     groups: list[Group],
-    words: Mapping[int, tuple[str, ...]],
+    words: WordSearch,
     options: SearchOptions,
 ) -> tuple[Hit, ...]:
     """The hits from `offset` on, `top` of them."""
@@ -269,6 +281,7 @@ def hits_of_page(
         leaders = [files[file_of[group[0]]][0] for group in groups]
         order = sorted_in_pools(leaders, options.sort)
         groups = [groups[number] for number in order[options.offset : options.offset + options.top]]
+    words_by_file = words.words_by_file([file_of[group[0]] for group in groups])
     hits = []
     for rank_of_hit, (place, *copies) in enumerate(groups, options.offset + 1):
         item = checked_item(searched, files[file_of[place]], int(candidates.rows[place]))
@@ -280,7 +293,7 @@ def hits_of_page(
                 rank=rank_of_hit,
                 item=item,
                 copies=tuple(files[file_of[copy]][0].path for copy in copies),
-                words=words.get(item.id, ()),
+                words=words_by_file.get(item.id, ()),
             )
         )
     return tuple(hits)

@@ -10,10 +10,12 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from onepeace.index.entries import modalities_by_suffix
+from onepeace.index.query import Query
 from onepeace.index.store import Store
 from onepeace.index.tokens import parts_of_name, plain, separated, split_ending
 
@@ -51,7 +53,8 @@ class WordSearch:
         self.store = store
         self.expressions = {word: self._expression(word) for word in words_of_query(query)}
 
-    def files(self) -> np.ndarray:
+    @cached_property
+    def file_ids(self) -> np.ndarray:
         """(n,) int64, ascending ids of the files that have all words; none if the query has no words."""
         expressions = [expression for expression in self.expressions.values() if expression is not None]
         if not expressions or len(expressions) < len(self.expressions):
@@ -87,6 +90,14 @@ class WordSearch:
         first = "a" if part.isalpha() else "0"  # numbers come first, and are many
         sql = "SELECT term FROM temp.vocabulary WHERE term >= ? AND instr(term, ?) LIMIT ?"
         return [term for (term,) in self.store.select(sql, (first, part, MAX_WHOLES))]
+
+
+def text_of(query: Query) -> str:
+    """The texts of a query; "" if a picture, a sound, a file or a vector is a part of it."""
+    wanted = [(name, value) for name, value, weight in query.parts() if weight > 0]
+    if any(name != "text" for name, _ in wanted):
+        return ""
+    return " ".join(text for _, text in wanted)
 
 
 def words_of_query(query: str) -> list[str]:

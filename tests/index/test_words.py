@@ -6,13 +6,15 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from onepeace.index import check
+from onepeace.index import Index, Query, check
 from onepeace.index.database import DATABASE, connect
 from onepeace.index.items import Item, Span
+from onepeace.index.match import Banks
 from onepeace.index.store import Store
 from onepeace.index.tokens import words_of
 from onepeace.index.words import WordSearch, words_of_query
 
+META = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio"}
 FOLDERS = ["/disk/ann/Pictures"]
 FILES = [
     (Item("/disk/ann/Pictures/2024/Italy/IMG_2034.jpg", "image", caption="A black dog runs on the beach"), ""),
@@ -32,8 +34,9 @@ FILES = [
 ]
 
 
-def add(store, files):
-    vectors = np.tile(np.array([[1, 0]], np.float32), (len(files), 1))
+def add(store, files, vectors=None):
+    if vectors is None:
+        vectors = np.tile(np.array([[1, 0]], np.float32), (len(files), 1))
     words = [words_of(item, FOLDERS, text) for item, text in files]
     with store.transaction():
         store.add([(item, [Span(item.modality)]) for item, _ in files], vectors, words)
@@ -43,8 +46,7 @@ def add(store, files):
 def folder(tmp_path_factory):
     """An index that is only read."""
     target = tmp_path_factory.mktemp("words") / "index"
-    meta = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio"}
-    with closing(Store.create(target, 2, meta)) as store:
+    with closing(Store.create(target, 2, META)) as store:
         add(store, FILES)
     return target
 
@@ -59,7 +61,7 @@ def found(folder, query):
     """Names of the files that have all words of a query."""
     with closing(Store(folder)) as store:
         paths = {item.id: item.path for item in store.items()}
-        return [paths[file_id].rpartition("/")[2] for file_id in WordSearch(store, query).files().tolist()]
+        return [paths[file_id].rpartition("/")[2] for file_id in WordSearch(store, query).file_ids.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_nothing_in_a_query_is_an_operator(folder, query):
 def test_words_of_each_file(folder):
     with closing(Store(folder)) as store:
         search = WordSearch(store, "a dog of Bob in 2024")
-        assert search.files().tolist() == []
+        assert search.file_ids.tolist() == []
         assert search.words_by_file([1, 2, 3, 5]) == {1: ("dog", "2024"), 2: ("2024",), 5: ("Bob",)}
 
 
@@ -162,3 +164,96 @@ def test_damaged_words_are_seen_and_repaired(copy, damage):
     assert check(copy).ok
     assert found(copy, "italy dog") == ["IMG_2034.jpg"]
     assert found(copy, "elephant") == []
+
+
+class TextBranch:
+    """Encodes any text as the same vector."""
+
+    def encode(self, texts):
+        return np.array([[1, 0]] * len(texts), np.float32)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """100 pictures, from the nearest to every text to the furthest; every tenth has "dog" in its name, 95 a caption."""
+    files = []
+    for i in range(100):
+        name = f"dog{i}" if i % 10 == 5 else f"cat{i}"
+        item = Item(f"/disk/ann/Pictures/{i % 4}/{name}.jpg", "image", caption="on the beach" if i == 95 else None)
+        files.append((item, ""))
+    angles = np.linspace(0, 2, 100)
+    with closing(Store.create(tmp_path / "index", 2, META)) as store:
+        add(store, files, np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+    monkeypatch.setattr(Index, "text_branch", TextBranch())
+    with Index.open(tmp_path / "index") as opened:
+        yield opened
+
+
+def names(hits):
+    return [hit.item.path.rpartition("/")[2].removesuffix(".jpg") for hit in hits]
+
+
+DOGS = [f"dog{i}" for i in range(5, 100, 10)]
+CATS = [f"cat{i}" for i in range(100) if i % 10 != 5]
+
+
+def test_search_shows_files_with_all_words_first(index):
+    hits = index.search("a dog", top=12, collapse=False)
+    assert names(hits) == [*DOGS, *CATS[:2]]
+    assert [hit.words for hit in hits] == [("dog",)] * 10 + [()] * 2
+    assert [hit.score for hit in hits][:10] == sorted([hit.score for hit in hits][:10], reverse=True)
+
+
+def test_search_finds_words_beyond_the_nearest(index):
+    hits = index.search("Dog, beach", top=2, collapse=False)
+    assert names(hits) == ["dog95", "cat0"]
+    assert [hit.words for hit in hits] == [("Dog", "beach"), ()]
+
+
+def test_search_marks_files_with_some_words(index):
+    hits = index.search("dog elephant", top=6, collapse=False)
+    assert [hit.words for hit in hits] == [()] * 5 + [("dog",)]
+
+
+def test_search_pages_with_words(index):
+    pages = [index.search("dog", top=4, offset=offset, collapse=False) for offset in range(0, 16, 4)]
+    assert [name for page in pages for name in names(page)] == [*DOGS, *CATS[:6]]
+    assert [hit.rank for page in pages for hit in page] == list(range(1, 17))
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"where": "'/1/' in path"}, {"below": "/disk/ann/Pictures/1"}, {"sort": "path", "below": "/disk/ann/Pictures/1"}],
+)
+def test_search_filters_files_with_words(index, filters):
+    hits = index.search("dog", top=100, collapse=False, **filters)
+    expected = [name for name in [*DOGS, *CATS] if int(name[3:]) % 4 == 1]
+    assert sorted(names(hits)) == sorted(expected)
+    assert {*names(hit for hit in hits if hit.words)} == {name for name in DOGS if int(name[3:]) % 4 == 1}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [Query(vector=[1, 0]), Query(text="dog", vector=[1, 0]), Query(vector=[1, 0], without="dog")],
+)
+def test_search_by_other_than_texts_has_no_words(index, query):
+    hits = index.search(query, top=6, collapse=False)
+    assert names(hits) == ["cat0", "cat1", "cat2", "cat3", "cat4", "dog5"]
+    assert not any(hit.words for hit in hits)
+
+
+class Unlikely(Banks):
+    """Calls every file unlikely."""
+
+    def score(self, query, modality, cosines):
+        return cosines, np.zeros_like(cosines)
+
+
+def test_search_calls_no_file_with_all_words_irrelevant(index, monkeypatch):
+    monkeypatch.setattr(Index, "banks", Unlikely({}))
+    assert index.search("elephant").heading
+    assert index.search("dog").heading is None
+    assert index.search("dog", only="text").heading is None  # there is none
+    assert index.search("dog", where="not 'dog' in path").heading
+    by_path = index.search("dog", sort="path", top=100, collapse=False)
+    assert {*names(by_path)} == {*DOGS, *CATS}
