@@ -11,9 +11,10 @@ EPILOG = """example:
   onepeace export models/mine -o programs --form torch
 
 FOLDER contains one file per modality (image.onnx, audio.onnx, text.onnx; or .pt2), which maps raw inputs to unit
-vectors, with dynamic batch size and length; tokenizer.json; and export.json, which describes the preprocessing. A file
-is written only if its vectors agree with the model's to 1e-4 (int8: 0.4). The printed distance is the largest
-difference on random items.
+vectors, with dynamic batch size and length; tokenizer.json; and export.json, which describes the preprocessing. A head
+that classifies single items, as onepeace finetune trains it, is a further output of its modality's file, with the
+probabilities of its labels. A file is written only if its vectors agree with the model's to 1e-4 (int8: 0.4), and its
+probabilities to 1e-4 (int8: 0.2). The printed distance is the largest difference on random items.
 
 onnx   files for onnxruntime
 int8   the same with int8 matrix products: a quarter of the size; on an x86 CPU the bundled model runs 2.2 times as

@@ -20,12 +20,13 @@ from onepeace.config import Options
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.export.examples import Batch, examples
-from onepeace.export.graph import VECTORS, Branch, Run, distances, is_exported, trace, write_onnx
+from onepeace.export.graph import VECTORS, Branch, Run, distances, trace, write_onnx
 from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
+from onepeace.hub.one_peace import classifies_items
 from onepeace.hub.resolve import resolve
 from onepeace.processors.pieces import LEADING, TextPieces
 from onepeace.processors.processor import Processor
@@ -141,7 +142,7 @@ def _chosen(projections: Collection[str], modalities: Collection[str] | None, na
 
 
 def _warn_of_other_heads(heads: Mapping[str, Options]) -> None:
-    left_out = [name for name, head in heads.items() if not is_exported(head)]
+    left_out = [name for name, head in heads.items() if not classifies_items(head)]
     if left_out:
         log.warning("not exported: %s (only heads that classify single items are)", ", ".join(left_out))
 

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from onepeace.config import Options
 from onepeace.errors import UserError, one_line
 from onepeace.export.examples import Batch
+from onepeace.hub.one_peace import classifies_items
 from onepeace.model.interface import Encoder
 
 VECTORS = "vectors"
@@ -27,13 +28,7 @@ Run = Callable[..., Tensor | Sequence[Tensor]]
 
 def exported_heads(heads: Mapping[str, Options], modality: str) -> dict[str, Options]:
     """The heads that become outputs of a modality's branch: classifiers of single items of this modality."""
-    return {name: head for name, head in heads.items() if head["on"] == modality and is_exported(head)}
-
-
-def is_exported(head: Options) -> bool:
-    """Whether a head classifies single items, and so can be an output of a branch."""
-    has_probabilities = head.get("task", "label") in PROBABILITIES
-    return head["kind"] == "classifier" and has_probabilities and head.get("inputs", 1) == 1
+    return {name: head for name, head in heads.items() if head["on"] == modality and classifies_items(head)}
 
 
 class Branch(nn.Module):

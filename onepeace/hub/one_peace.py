@@ -1,10 +1,10 @@
 """The architecture ONE-PEACE: building a model and changing its configuration; only building imports torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onepeace.config import ModelConfig
+from onepeace.config import ModelConfig, Options
 from onepeace.errors import UserError
 from onepeace.extensions import HINT
 
@@ -30,16 +30,14 @@ def module(config: ModelConfig) -> "OnePeace":
 
 
 def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
-    """Keep these modalities, and task heads that read one of them alone; other heads need all modalities."""
+    """Keep these modalities, and task heads that read items of one of them; other heads need all modalities."""
     adapters = {key: options for key, options in config.adapters.items() if key in modalities}
     decoder = config.decoder
     if decoder is not None:
         decoder = replace(decoder, options={key: value for key, value in decoder.options.items() if key in adapters})
     heads = config.heads
     if len(adapters) < len(config.adapters):
-        alone = {name: head for name, head in heads.items() if isinstance(head["on"], list)}
-        kept = {name: [key for key in head["on"] if key in adapters] for name, head in alone.items()}
-        heads = {name: {**heads[name], "on": keys} for name, keys in kept.items() if keys}
+        heads = _kept_heads(heads, adapters)
     final_norm = config.final_norm
     if not isinstance(final_norm, bool):
         final_norm = tuple(key for key in final_norm if key in adapters)
@@ -51,6 +49,24 @@ def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
         decoder=decoder,
         heads=heads,
     )
+
+
+def _kept_heads(heads: Mapping[str, Options], modalities: Collection[str]) -> dict[str, Options]:
+    kept = {}
+    for name, head in heads.items():
+        if isinstance(head["on"], list):
+            keys = [key for key in head["on"] if key in modalities]
+            if keys:
+                kept[name] = {**head, "on": keys}
+        elif head["on"] in modalities and classifies_items(head):
+            kept[name] = head
+    return kept
+
+
+def classifies_items(head: Options) -> bool:
+    """Whether a head classifies single items: it reads neither several nor a question."""
+    has_classes = head.get("task", "label") in ("label", "labels")
+    return head["kind"] == "classifier" and has_classes and head.get("inputs", 1) == 1
 
 
 def resize(table: "Tensor", shape: tuple[int, ...]) -> "Tensor":

@@ -32,10 +32,16 @@ TEXTS = ["", "...Dog \t\n", ", a  cat!", *(" ".join(WORDS[i % 9] for i in range(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder; its decoder has no part in an export."""
+    """A model folder; its decoder and the head that reads two items at once have no part in an export."""
     torch.manual_seed(0)
     decoder = MaskedDecoderConfig(16, 1, 2, 24)
-    return save_random_model(tmp_path_factory.mktemp("export") / "model", depth=1, decoder=decoder)
+    head = {"kind": "classifier", "on": "text", "num_classes": 3, "num_heads": 2}
+    heads = {
+        "topic": {**head, "task": "label", "labels": ["cat", "dog", "owl"], "pool": "cls", "hidden_ratio": 0},
+        "moods": {**head, "task": "labels", "labels": ["glad", "sad", "calm"]},
+        "pair": {**head, "inputs": 2},
+    }
+    return save_random_model(tmp_path_factory.mktemp("export") / "model", depth=1, decoder=decoder, heads=heads)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +81,8 @@ def graphs_at_hand(exported, monkeypatch):
     """An export then takes the graphs that are there in place of making them, which takes seconds."""
     asked = []
 
-    def take(program, path, names, *, external_data=False):
-        asked.append((path.name, names, external_data))
+    def take(program, path, branch, *, external_data=False):
+        asked.append((path.name, branch.names, external_data))
         shutil.copyfile(exported / "text.onnx", path)
 
     program = SimpleNamespace(state_dict={"weight": torch.ones(9)})
@@ -97,8 +103,8 @@ def sounds():
     ]
 
 
-def run(folder, model, key, items):
-    """The vectors that a branch gives for items, which are one batch."""
+def run(folder, model, key, items, output="vectors"):
+    """An output of a branch for items, which are one batch."""
     about = json.loads((folder / "export.json").read_text())["branches"][key]
     session = onnxruntime.InferenceSession(folder / about["file"])
     samples = [model.processors[key].decode(item) for item in items]
@@ -108,7 +114,7 @@ def run(folder, model, key, items):
     assert {name: array.dtype.name for name, array in feed.items()} == {
         name: one["dtype"] for name, one in about["inputs"].items()
     }
-    return session.run(["vectors"], feed)[0]
+    return session.run([output], feed)[0]
 
 
 @pytest.mark.parametrize("key", BRANCHES)
@@ -220,7 +226,7 @@ def test_graph_that_one_file_cannot_hold_gets_its_weights_beside_it(folder, grap
 
 @pytest.mark.usefixtures("graphs_at_hand")
 def test_folder_is_replaced_when_asked_but_for_files_of_others(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(folders, "distance", lambda *arguments: 1e-6)
+    monkeypatch.setattr(folders, "distances", lambda *arguments: {"vectors": 1e-6})
     out = tmp_path / "out"
     command = ["export", str(folder), "-o", str(out), "--modalities"]
     assert main([*command, "text,image"]) == 0
@@ -242,7 +248,7 @@ def test_folder_is_replaced_when_asked_but_for_files_of_others(folder, tmp_path,
 @pytest.mark.parametrize(("form", "apart"), [("onnx", 1.1e-4), ("int8", 0.41), ("onnx", float("inf"))])
 def test_file_with_other_vectors_gets_no_name(folder, tmp_path, monkeypatch, form, apart):
     found = iter([apart] if form == "onnx" else [1e-6, apart])
-    monkeypatch.setattr(folders, "distance", lambda *arguments: next(found))
+    monkeypatch.setattr(folders, "distances", lambda *arguments: {"vectors": next(found)})
     with pytest.raises(UserError, match=f"{form} export of text"):
         export_model(folder, tmp_path / "out", modalities=["text"], form=form)
     assert not list(tmp_path.iterdir())
@@ -261,7 +267,30 @@ def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path
         samples = [processor.decode(item) for item in items]
         (tensor, *_) = processor.collate(samples).values()
         got = program(tensor, torch.tensor([len(sample) for sample in samples]))
+        if key == "text":
+            got = got[0]  # then come the probabilities of its heads
         torch.testing.assert_close(got, getattr(model, f"encode_{key}")(items), rtol=0, atol=1e-5)
+
+
+def test_heads_are_outputs_of_the_branch_of_their_modality(exported, model):
+    branch = json.loads((exported / "export.json").read_text())["branches"]["text"]
+    assert {name: entry["labels"] for name, entry in branch["heads"].items()} == {
+        "topic": ["cat", "dog", "owl"],
+        "moods": ["glad", "sad", "calm"],
+    }
+    for name, entry in branch["heads"].items():
+        probabilities = run(exported, model, "text", TEXTS, output=name)
+        for row, result in zip(probabilities, model.predict(TEXTS, head=name), strict=True):
+            wanted = {label["label"]: label["score"] for label in result["labels"]}
+            assert dict(zip(entry["labels"], row, strict=True)) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.usefixtures("graphs_at_hand")
+def test_file_with_other_probabilities_gets_no_name(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "distances", lambda *arguments: {"vectors": 1e-6, "topic": 1.1e-4})
+    with pytest.raises(UserError, match="its topic differ"):
+        export_model(folder, tmp_path / "out", modalities=["text"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_readme_has_the_same_program():
