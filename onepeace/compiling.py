@@ -3,7 +3,6 @@
 import logging
 
 import torch
-from torch import nn
 
 from onepeace.model.interface import Trained
 
@@ -35,9 +34,11 @@ def pays_off(model: Trained, device: torch.device) -> bool:
     return True
 
 
-def width(model: nn.Module) -> int:
-    """Width of the tokens in a model's blocks; 0 for a model of another library, whose blocks are not known."""
-    return getattr(model.config, "dim", 0)
+def width(module: object) -> int:
+    """Width of the blocks of a module; 0 if it has none, or does not say it."""
+    if not isinstance(module, Trained) or not len(module.blocks):
+        return 0
+    return getattr(module.config, "dim", 0)
 
 
 def compile_always(model: Trained) -> None:

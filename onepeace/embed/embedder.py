@@ -4,20 +4,20 @@ Every result comes from `Embedder.stream`; stream.py has the steps from an item 
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
-from onepeace.embed.digest import digest
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of
 from onepeace.embed.options import Keywords, Options, Raising, Skipping, names_options, read_options
@@ -29,11 +29,12 @@ from onepeace.embed.vectors import unit_rows
 from onepeace.embed.zero_shot import TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.hub.architectures import build_encoder
+from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
+from onepeace.hub.digest import digest
 from onepeace.hub.folder import read_config
 from onepeace.hub.identity import Identity, identify
 from onepeace.hub.resolve import resolve
-from onepeace.model import INITIAL_SCALE, Encoder
+from onepeace.model import INITIAL_SCALE, Embeds, Encoder
 from onepeace.processors.known import processor_class
 from onepeace.processors.processor import Processor
 from onepeace.threads import Batch, Computing, Result, num_workers
@@ -65,7 +66,8 @@ def load(
     """Load a model by name, ready to encode.
 
     Args:
-        name: "tiny" (bundled), a model folder, a Hugging Face repo id, or a released model ("one-peace", ...).
+        name: "tiny" (bundled), a model folder, a Hugging Face repo id, a released model ("one-peace", ...), or models
+            of other libraries ("open_clip:ViT-B-16/openai + clap:laion/clap-htsat-unfused", docs/guide/encoders.md).
         device: "cpu", "cuda", "cuda:1", "mps"; None = the best available.
         dtype: "float32", "bfloat16" or "float16" (not on a CPU). "auto" is bfloat16 on devices that are fast at it,
             except for models below 100 million parameters on a CPU; else float32. Vectors are always float32; in
@@ -76,19 +78,29 @@ def load(
     Raises:
         UserError: no model of that name, unreadable or mismatching files, an unknown device, dtype or modality.
     """
-    chosen = choose_device(device)
+    chosen_device = choose_device(device)
     folder = resolve(str(name))
     config = read_config(folder)
-    with torch.device("meta"):
-        num_parameters = sum(parameter.numel() for parameter in build_encoder(config, str(name)).parameters())
-    precision = choose_dtype(dtype, chosen, num_parameters)
-    wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
-    module = weight_files.load_encoder(folder, chosen, precision, wanted)
+    check_encodes(config, str(name))
+    kind = architecture(config.architecture)
+    wanted = None
+    if modalities is not None:
+        wanted = [modalities] if isinstance(modalities, str) else list(modalities)
+        config = keep_modalities(config, wanted, str(folder))
+    if kind.load is not None:
+        if compile:
+            log.warning("not compiled: %s is computed by its own library", name)
+        return Embedder(*kind.load(config.model, folder, chosen_device, dtype), identify(name))
+    sizes = [math.prod(shape) for shape in weight_files.expected(read_config(folder), str(name)).values()]
+    module = weight_files.load_encoder(
+        folder, device=chosen_device, dtype=choose_dtype(dtype, chosen_device, sum(sizes)), modalities=wanted
+    )
     if compile:
         compile_blocks(module)
     processors = {}
     for key in module.config.adapters:
-        processors[key] = processor_class(key).from_config(config.processors.get(key, {}), folder)
+        make = kind.processors.get(key, processor_class(key).from_config)
+        processors[key] = make(config.processors.get(key, {}), folder)
     return Embedder(module, processors, identify(name))
 
 
@@ -99,13 +111,12 @@ class Embedder:
     share the keyword arguments of `onepeace.embed.options.Options`. On a CPU, each core computes its own batches.
 
     Args:
-        module: has ``config.embed_dim`` and ``config.projections``, the modalities with vectors; called with {modality:
-            inputs}, it returns {modality: (B, E)}. A module of your own needs no more for vectors.
-        processors: of each modality.
+        module: a model of this package, or any `torch.nn.Module` of the form of `onepeace.model.Embeds`.
+        processors: processor of each modality, whose batches the module takes.
         identity: name and hash by which an index knows the model; None = see `identity`.
     """
 
-    def __init__(self, module: Encoder, processors: Mapping[str, Processor], identity: Identity | None = None) -> None:
+    def __init__(self, module: Embeds, processors: Mapping[str, Processor], identity: Identity | None = None) -> None:
         self.module = module.eval()
         self.processors = dict(processors)
         self._identity = identity
@@ -122,16 +133,34 @@ class Embedder:
         return tuple(self.processors)
 
     @property
+    def embeds(self) -> tuple[str, ...]:
+        """The modalities that have vectors: all, but for those that only a task head of the model reads."""
+        config = getattr(self.module, "config", None)
+        projections = getattr(config, "projections", self.processors)
+        return tuple(key for key in self.processors if key in projections)
+
+    @property
     def embed_dim(self) -> int:
         """Dimension E of the embeddings."""
-        return self.module.config.embed_dim
+        return self.module.embed_dim
+
+    @property
+    def encoder(self) -> Encoder:
+        """The module, with its features of tokens and its heads; UserError if it gives vectors only."""
+        if not hasattr(self.module, "stems"):
+            raise UserError(
+                f"{self.identity.name} gives vectors only; heat maps, features of tokens and heads need a model of "
+                "this package, such as tiny"
+            )
+        return cast(Encoder, self.module)  # or one in a wrapper, such as peft's
 
     @property
     def identity(self) -> Identity:
         """Name and hash by which an index knows this model: those of `load` or of whoever made the object, else a
-        digest of its weights and processors (onepeace/embed/digest.py), which is computed once."""
+        digest of its weights and processors (onepeace/hub/digest.py), which is computed once."""
         if self._identity is None:
-            self._identity = Identity(type(self.module).__name__, digest(self.module, self.processors))
+            module = cast(nn.Module, self.module)
+            self._identity = Identity(type(module).__name__, digest(module, self.processors))
         return self._identity
 
     @property
@@ -144,8 +173,14 @@ class Embedder:
 
     @property
     def logit_scale(self) -> float:
-        """Scale from cosines to logits; CLIP's initial value if the model has not learned one."""
-        return INITIAL_SCALE if self.module.logit_scale is None else self.module.logit_scale.float().exp().item()
+        """Scale from cosines to logits of the first modality; for all models of this package it is that of all."""
+        return self.logit_scale_of(self.modalities[0])
+
+    def logit_scale_of(self, modality: str) -> float:
+        """Scale from the cosines between texts and items of a modality to logits; CLIP's initial value if the model has
+        not learned one."""
+        learned = getattr(self.module, "logit_scale_of", None)
+        return INITIAL_SCALE if learned is None else learned(modality)
 
     def stream(
         self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"
@@ -254,7 +289,7 @@ class Embedder:
         encode_text = partial(self.encode_text, batch_size=settings.batch_size, progress=False)
         classifier = ZeroShotClassifier(encode_text, list(check_many(labels, "labels")), templates)
         vectors, modalities, failures = self._collect(items, settings)
-        probabilities = classifier.probabilities(vectors, modalities, self.logit_scale)
+        probabilities = classifier.probabilities(vectors, modalities, self.logit_scale_of)
         return (probabilities, failures) if settings.on_error == "skip" else probabilities
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
@@ -368,7 +403,7 @@ class Embedder:
         """The processor of a modality; `projected` requires that the model has a projection for it."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
-        if projected and modality not in self.module.config.projections:
+        if projected and modality not in self.embeds:
             raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
 

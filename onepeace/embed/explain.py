@@ -82,11 +82,11 @@ def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
     similarities = []
     for start, end, sample in processor.windows(value):
         inputs = embedder.inputs(modality, [sample])
-        embedding = embedder.module({modality: inputs})[modality][0].float().cpu()
+        embedding = embedder.encoder({modality: inputs})[modality][0].float().cpu()
         similarities.append(float(embedding @ vector))
         if isinstance(processor, ImageProcessor):
             inputs = _enlarged(embedder, modality, value, inputs)
-        values = _relevance(embedder.module, modality, inputs, vector)
+        values = _relevance(embedder.encoder, modality, inputs, vector)
         positions, unit = token_positions(embedder, modality, value, inputs)
         if unit == "second":
             values, positions = _between(start, end, values, positions)
@@ -105,7 +105,7 @@ def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
 def _enlarged(embedder: "Embedder", modality: str, value: object, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Input of the model for a picture, upscaled if it has few patches."""
     processor = embedder.processors[modality]
-    rows_and_columns, _ = embedder.module.adapters[modality].token_positions(inputs)
+    rows_and_columns, _ = embedder.encoder.adapters[modality].token_positions(inputs)
     patches = int(rows_and_columns.amax()) + 1
     scale = math.ceil(PATCHES / patches)
     larger = copy(expect(processor, ImageProcessor))

@@ -56,7 +56,7 @@ class Predictor:
 
     def __init__(self, embedder: "Embedder", name: str | None = None):
         heads = {}
-        for key, head in embedder.module.config.heads.items():
+        for key, head in embedder.encoder.config.heads.items():
             if head.get("task", "label") in TASKS:
                 heads[key] = head
         self.name = _choose(heads, name)
@@ -101,7 +101,7 @@ class Predictor:
             labels=self.labels,
             size=self._size_in_pixels(values),
             candidates=candidates,
-            seconds_per_token=getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0),
+            seconds_per_token=getattr(self.embedder.encoder.adapters[self.on], "seconds_per_token", 0.0),
             top=top,
         )
         num_inputs = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
@@ -171,7 +171,7 @@ class Predictor:
 
     def _outputs(self, members: "list[_Member]") -> tuple[Sequence[Tensor], list[int]]:
         """Raw outputs of the head for each member, and the number of tokens that the head reads."""
-        module = self.embedder.module
+        module = self.embedder.encoder
         inputs = {}
         for modality, rows in members[0].samples.items():
             num_rows = len(rows)

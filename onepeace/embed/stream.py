@@ -125,15 +125,15 @@ class Assembly:
             self._vectors.append(None)
             self._spans.append((start, end))
             self._num_missing += 1
-            self._note_silence(values)
+            self._note_silence(part.modality, values)
             yield Sample(part.modality, values, self, row)
         if len(self._vectors) == first_row:
             raise UserError("it contains nothing to embed")
         self._rows_of_parts.append(slice(first_row, len(self._vectors)))
 
-    def _note_silence(self, values: Tensor) -> None:
-        is_waveform = values.ndim == 1 and values.is_floating_point()
-        if is_waveform and self._is_silent is not False:
+    def _note_silence(self, modality: str, values: Tensor) -> None:
+        is_sound = modality == "audio"  # a waveform, or its spectrogram
+        if is_sound and self._is_silent is not False:
             self._is_silent = bool(values.min() == values.max())
 
     def fill(self, row: int, vector: Tensor) -> None:

@@ -36,7 +36,7 @@ def token_features(embedder: "Embedder", item: Mapping[str, object]) -> dict[str
         sample = embedder.processor(modality).decode(value)
         inputs[modality] = embedder.inputs(modality, [sample])
     tokens_by_modality = {}
-    for modality, outputs in embedder.module.features(inputs).items():
+    for modality, outputs in embedder.encoder.features(inputs).items():
         cls_and_tokens = outputs[0].float().cpu()
         positions, unit = token_positions(embedder, modality, item[modality], inputs[modality])
         tokens_by_modality[modality] = Tokens(cls_and_tokens[0], cls_and_tokens[1:], positions, unit)
@@ -49,5 +49,5 @@ def token_positions(
     """The extent (L, 2) of each token, and its unit, by the processor or else by the model's adapter."""
     positions = embedder.processors[modality].token_positions(value)
     if positions is None:
-        return embedder.module.adapters[modality].token_positions(inputs)
+        return embedder.encoder.adapters[modality].token_positions(inputs)
     return positions

@@ -71,20 +71,20 @@ class ZeroShotClassifier:
             modality: prototypes(encode_text, labels, sentences) for modality, sentences in templates.items()
         }
 
-    def probabilities(self, vectors: Tensor, modalities: Sequence[str], scale: float) -> Tensor:
+    def probabilities(self, vectors: Tensor, modalities: Sequence[str], scale_of: Callable[[str], float]) -> Tensor:
         """(n, number of labels); rows sum to 1.
 
         Args:
             vectors: (n, E) unit vectors.
             modalities: the modality of each.
-            scale: factor from cosines to logits.
+            scale_of: returns the factor from cosines to logits for items of a modality.
         """
-        cosines = torch.empty(len(vectors), self.num_labels)
+        logits = torch.empty(len(vectors), self.num_labels)
         for modality in set(modalities):
             rows = [row for row, modality_of_row in enumerate(modalities) if modality_of_row == modality]
             classes = self.prototypes.get(modality, self.prototypes["text"])
-            cosines[rows] = vectors[rows] @ classes.T
-        return (scale * cosines).softmax(dim=1)
+            logits[rows] = scale_of(modality) * (vectors[rows] @ classes.T)
+        return logits.softmax(dim=1)
 
 
 def fill(template: str, label: str) -> str:

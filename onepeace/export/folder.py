@@ -24,6 +24,7 @@ from onepeace.export.graph import VECTORS, Branch, Run, distances, trace, write_
 from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
+from onepeace.hub.architectures import check_own_weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
 from onepeace.hub.one_peace import classifies_items
@@ -103,9 +104,10 @@ def export_model(
     if form != "torch":
         need_writers()
     source = resolve(os.fspath(name))
-    config = read_config(source).model
-    chosen = _chosen(config.projections, modalities, str(name))
-    _warn_of_other_heads(config.heads)
+    config = read_config(source)
+    check_own_weights(config, str(name))
+    chosen = _chosen(config.model.projections, modalities, str(name))
+    _warn_of_other_heads(config.model.heads)
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     exported = []
@@ -113,10 +115,10 @@ def export_model(
         for key in chosen:
             log.info("%s ...", key)
             embedder = load(source, device="cpu", dtype="float32", modalities=[key])
-            embedder.module.decoder = None  # not needed, and torch.export would keep its weights
+            embedder.encoder.decoder = None  # not needed, and torch.export would keep its weights
             processor = embedder.processors[key]
             batches = examples(key, processor)
-            branch = Branch(embedder.module, key, list(batches[0]))
+            branch = Branch(embedder.encoder, key, list(batches[0]))
             path = part / f"{key}.{'pt2' if form == 'torch' else 'onnx'}"
             largest = _write(branch, batches, path, form)
             size = sum(file.stat().st_size for file in part.glob(f"{path.name}*"))

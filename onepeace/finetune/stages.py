@@ -71,7 +71,7 @@ def average_weights(
         def score_of_current() -> float:
             return score(answers(model, data, kinds, summary.labels, heads, CHOOSE))
 
-        average = choose(model.module, start, new, score_of_current, summary.count(CHOOSE))
+        average = choose(model.encoder, start, new, score_of_current, summary.count(CHOOSE))
     else:
         average = Average(share=1.0 if heads else UNTRIED)
     card = (tuned / CARD).read_text(encoding="utf-8")

@@ -58,7 +58,7 @@ def load_generator(
         if "text" in config.model.adapters:
             modalities.append("text")
         embedder = load(name, device=device, dtype=dtype, modalities=modalities)
-        return generator_of(config, embedder.module, embedder.processors, tokenizer, tasks)
+        return generator_of(config, embedder.encoder, embedder.processors, tokenizer, tasks)
     device = choose_device(device)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())

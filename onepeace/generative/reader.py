@@ -66,11 +66,11 @@ class FeatureReader:
 
     def __init__(self, embedder: Embedder, name: str) -> None:
         self.embedder = embedder
-        self.module = embedder.module
-        self.head = expect(embedder.module.heads[name], Caption)
+        self.module = embedder.encoder
+        self.head = expect(self.module.heads[name], Caption)
         self.decoder = self.head.decoder
         self.num_positions = self.head.options.max_tokens
-        self.modalities = embedder.module.config.heads[name]["on"]
+        self.modalities = self.module.config.heads[name]["on"]
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
         if task.image is None or task.fields:

@@ -16,13 +16,19 @@ from onepeace.hub import one_peace
 from onepeace.hub.convert import ofa
 from onepeace.hub.convert.infer import infer_config
 from onepeace.hub.convert.keys import KEPT_AXES, to_ours
+from onepeace.hub.towers.config import TowersConfig
+from onepeace.hub.towers.config import keep_modalities as keep_modalities_of_towers
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from onepeace.model import Encoder, Trained
+    from onepeace.model import Embeds, Encoder, Trained
+    from onepeace.processors import Processor
 
 Shape = tuple[int, ...]
+Loaded = tuple["Embeds", Mapping[str, "Processor"]]
+"""A module that makes vectors, and the processor of each of its modalities."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Architecture:
 
     config: type
     """Frozen dataclass of the section `model:` in config.yaml."""
-    module: Callable[[Any], "Trained"]
-    """Builds the module from such a configuration."""
+    module: Callable[[Any], "Trained"] | None
+    """Builds the module from such a configuration; None if `load` makes it."""
     sizes: Mapping[str, Options] = field(default_factory=dict)
     """Fields of `config` by the name of a size that a recipe can start from."""
     keep_modalities: Callable[[Any, Collection[str]], Any] | None = None
@@ -64,12 +70,24 @@ class Architecture:
     """Conversion of original checkpoints; None if there are none."""
     generates: bool = False
     """Whether it writes text and has no embeddings; such models are loaded by `onepeace.load_generator`."""
+    processors: Mapping[str, "Callable[[Options, Path], Processor]"] = field(default_factory=dict)
+    """By modality, what makes the processor of a model from the settings and the folder, in place of the one in
+    `onepeace.processors.PROCESSORS`."""
+    load: "Callable[[Any, Path, torch.device, str | torch.dtype], Loaded] | None" = None
+    """Loads a model whose weights are not in its folder, from the configuration, the folder, the device and the name
+    of the dtype; None if they are."""
 
 
 def _ofa(config: OFAConfig) -> "Trained":
     from onepeace.generative.model import OFA
 
     return OFA(config)
+
+
+def _load_towers(config: TowersConfig, folder: Path, device: "torch.device", dtype: "str | torch.dtype") -> Loaded:
+    from onepeace.hub.towers.space import load_towers
+
+    return load_towers(config, folder, device, dtype)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -88,6 +106,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         conversion=Conversion(ofa.to_ours, ofa.infer_config, ofa.CREDIT, has_average=True),
         generates=True,
     ),
+    "towers": Architecture(TowersConfig, None, keep_modalities=keep_modalities_of_towers, load=_load_towers),
 }
 
 
@@ -106,12 +125,29 @@ def build_module(config: Config, where: str = "") -> "Trained":
         UserError: an option of a part of the model is unknown or wrong; the message begins with `where`.
     """
     at = f"{where}: " if where else ""
+    make = architecture(config.architecture).module
+    if make is None:
+        raise _of_another_library(where)
     try:
-        return architecture(config.architecture).module(config.model)
+        return make(config.model)
     except UserError as error:
         raise UserError(f"{at}{error}") from error
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{at}the model of this configuration cannot be built ({one_line(error)})") from error
+
+
+def check_own_weights(config: Config, where: str = "") -> None:
+    """Raise UserError, beginning with `where`, if models of this configuration are those of another library."""
+    if architecture(config.architecture).module is None:
+        raise _of_another_library(where)
+
+
+def _of_another_library(where: str) -> UserError:
+    at = f"{where}: " if where else ""
+    return UserError(
+        f"{at}models of other libraries give vectors only, for search, index, serve, classify and evaluate; training, "
+        "heads, heat maps, export and conversion need a model of this package, such as tiny"
+    )
 
 
 def build_encoder(config: Config, where: str = "") -> "Encoder":

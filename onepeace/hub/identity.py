@@ -1,11 +1,10 @@
 """Identity of a model: by it, the vectors of one model are told from those of another."""
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.resolve import resolve
+from onepeace.hub.resolve import full_name, resolve
 
 
 class Identity(NamedTuple):
@@ -25,8 +24,4 @@ def identify(name: str | os.PathLike[str]) -> Identity:
     Raises:
         UserError: there is no model of that name.
     """
-    text = os.fspath(name)
-    folder = resolve(text)
-    if Path(text).expanduser().is_dir():
-        text = os.path.abspath(folder)
-    return Identity(text, fingerprint(folder), is_loadable=True)
+    return Identity(full_name(name), fingerprint(resolve(name)), is_loadable=True)

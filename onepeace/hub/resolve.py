@@ -1,4 +1,5 @@
-"""Model folders by name: bundled, a local folder, a released checkpoint, a Hugging Face repository."""
+"""Model folders by name: bundled, a local folder, a released checkpoint, models of other libraries, a Hugging Face
+repository."""
 
 import difflib
 import logging
@@ -12,6 +13,8 @@ from onepeace.files.sums import SUMS
 from onepeace.hub.download import fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, put_back, read_config
 from onepeace.hub.registry import RELEASED, find
+from onepeace.hub.towers.config import EXAMPLES, names_towers, tower_names
+from onepeace.hub.towers.folder import tower_folder
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED_NAMES = ("tiny", "tiny-fast", "tiny-captions")
@@ -25,8 +28,8 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
 
     Args:
         name: a bundled model (`BUNDLED_NAMES`), an existing folder (never touches the network), a released name
-            (`registry.RELEASED`; downloaded and converted the first time), or a Hugging Face repository "owner/name"
-            that holds a model folder.
+            (`registry.RELEASED`; downloaded and converted the first time), a model of another library or several
+            joined by " + " (onepeace/hub/towers), or a Hugging Face repository "owner/name" that holds a model folder.
         cache: folder for downloads, instead of `cache_folder` and the Hub's cache.
 
     Raises:
@@ -36,6 +39,8 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     path = Path(text).expanduser()
     if text in BUNDLED_NAMES:
         return _complete(BUNDLED / text)
+    if names_towers(text):
+        return tower_folder(text, cache_folder() if cache is None else Path(cache).expanduser())
     if text and (path.is_dir() or put_back(path)):
         return _complete(path)
     if path.is_file():
@@ -50,8 +55,18 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     names = [*BUNDLED_NAMES, *RELEASED]
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"bundled: {', '.join(BUNDLED_NAMES)};"
-    more = "onepeace info --help lists all; a folder, or owner/name of the Hugging Face Hub, is a model too"
-    raise UserError(f"no model {text!r}; {hint} {more}")
+    more = "onepeace info --help lists all; a folder, or owner/name of the Hugging Face Hub, is a model too, and so are"
+    raise UserError(f"no model {text!r}; {hint} {more} {EXAMPLES}")
+
+
+def full_name(name: str | os.PathLike[str]) -> str:
+    """The name of a model in a form that holds from any working folder."""
+    text = os.fspath(name)
+    if names_towers(text):
+        return " + ".join(tower_names(text))
+    if text not in BUNDLED_NAMES and Path(text).expanduser().is_dir():
+        return os.path.abspath(Path(text).expanduser())
+    return text
 
 
 def _complete(folder: Path) -> Path:

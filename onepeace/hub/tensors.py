@@ -23,7 +23,17 @@ WEIGHTS = "model.safetensors"
 TRANSFORMERS_PREFIX = "onepeace."
 """Prefix of parameter names in files that onepeace.plugins.transformers writes."""
 SHARD_BYTES = 2 << 30
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of numbers by their names in safetensors; whole numbers are buffers, such as counters and tables of places."""
 
 
 class LazyTensor(NamedTuple):

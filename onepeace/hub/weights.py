@@ -13,7 +13,7 @@ from onepeace.config import Base, Config, write_config
 from onepeace.device import named_dtype
 from onepeace.errors import UserError, expect
 from onepeace.generative.tasks import FILE as TASKS
-from onepeace.hub.architectures import build_module, check_encodes, keep_modalities
+from onepeace.hub.architectures import build_module, check_encodes, check_own_weights, keep_modalities
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, CONFIG, MODEL_FOLDER, TOKENIZER, new_folder, read_config
 from onepeace.hub.resolve import resolve
@@ -66,10 +66,11 @@ def save(
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     target = named_dtype(dtype)
     compare(f"{folder}", {name: tuple(tensor.shape) for name, tensor in state.items()}, expected(config))
-    entries = {
-        name: LazyTensor(tuple(tensor.shape), target, partial(cast, tensor, target, f"{folder}: {name}"))
-        for name, tensor in state.items()
-    }
+    entries = {}
+    for name, tensor in state.items():
+        stored = target if tensor.is_floating_point() else tensor.dtype
+        read = partial(cast, tensor, stored, f"{folder}: {name}")
+        entries[name] = LazyTensor(tuple(tensor.shape), stored, read)
     folder = Path(folder)
     with new_folder(folder, replace=True) as temporary:
         if tokenizer is not None:
@@ -114,11 +115,11 @@ def load(
 ) -> Trained:
     """Load the model of a folder, in evaluation mode.
 
-    The module is built on the meta device and uses the tensors of the memory-mapped file, so nothing is in memory
-    twice; tensors that change dtype or device are converted one by one.
+    The module is built on the meta device, if it can be, and uses the tensors of the memory-mapped file, so nothing is
+    in memory twice; tensors that change dtype or device are converted one by one.
 
     Args:
-        dtype: None = that of the file.
+        dtype: of the floating-point numbers; None = that of the file.
         modalities: read only these (`keep_modalities`).
 
     Raises:
@@ -129,14 +130,39 @@ def load(
     compare(str(folder), found.shapes, expected(config, str(folder)))
     if modalities is not None:
         config = keep_modalities(config, modalities, str(folder))
-    with torch.device("meta"):
-        model = build_module(config)
-    state = {name: found.tensors[name].read().to(device=device, dtype=dtype) for name in model.state_dict()}
+    model = build_without_values(config)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        state[name] = found.tensors[name].read().to(device=device, dtype=wanted)
     model.load_state_dict(state, strict=True, assign=True)
-    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
-    if left:
-        raise RuntimeError(f"{left[0]} is not among the weights and was left without a value")
+    _compute_other_buffers(model, config, device)
     return model.eval()
+
+
+def build_without_values(config: Config, where: str = "") -> Trained:
+    """The module of a configuration, on the meta device, where it takes no memory; with initial values if it cannot be
+    built there, as when its constructor reads a number from a tensor.
+
+    Raises:
+        UserError: as `build_module`.
+    """
+    try:
+        with torch.device("meta"):
+            return build_module(config, where)
+    except UserError:
+        return build_module(config, where)
+
+
+def _compute_other_buffers(model: Trained, config: Config, device: str | torch.device) -> None:
+    """Give the buffers that are not among the weights, as they follow from the configuration, their values."""
+    left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if not left:
+        return
+    built = dict(build_module(config).named_buffers())
+    for name in left:
+        parent, _, own_name = name.rpartition(".")
+        model.get_submodule(parent).register_buffer(own_name, built[name].to(device), persistent=False)
 
 
 def load_encoder(
@@ -164,7 +190,9 @@ def describe(path: str | Path) -> Description:
 
 
 def _describe_folder(folder: Path) -> Description:
-    config, tensors = read_config(folder), open_weights(folder)
+    config = read_config(folder)
+    check_own_weights(config, str(folder))
+    tensors = open_weights(folder)
     if config.base is not None:
         tensors = {**_tensors_of_base(folder, config.base, config), **tensors}
     return Description(folder, MODEL_FOLDER, config, tensors)
@@ -203,8 +231,7 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
 
 def expected(config: Config, where: str = "") -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model. UserError, beginning with `where`, if it cannot be built."""
-    with torch.device("meta"):
-        module = build_module(config, where)
+    module = build_without_values(config, where)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 

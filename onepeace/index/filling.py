@@ -119,16 +119,13 @@ def create_store(folder: Path, model: Model) -> Store:
 
 def _shape_of(model: Model) -> tuple[int, list[str]]:
     """Dimension of the vectors of a model, and the modalities that have vectors."""
-    if is_name(model):
-        from onepeace.hub.folder import read_config
-        from onepeace.hub.resolve import resolve
+    if not is_name(model):
+        return model.embed_dim, list(model.embeds)
+    from onepeace.hub.folder import read_config
+    from onepeace.hub.resolve import resolve
 
-        config = read_config(resolve(model)).model
-        modalities = list(config.adapters)
-    else:
-        config = model.module.config
-        modalities = list(model.modalities)
-    return config.embed_dim, [modality for modality in modalities if modality in config.projections]
+    config = read_config(resolve(model)).model
+    return config.embed_dim, [modality for modality in config.adapters if modality in config.projections]
 
 
 def _delete_files(folder: Path) -> None:

@@ -84,5 +84,5 @@ def load_model(name: str | os.PathLike[str], settings: Settings, num_new: int) -
     model = embedder.load(name, device=settings.device, dtype=settings.dtype)
     if num_new >= COMPILE_FROM and compiling.width(model.module) >= compiling.MIN_WIDTH:
         status("compiling the model's blocks, about a minute ...")
-        compiling.compile_blocks(model.module)
+        compiling.compile_blocks(model.encoder)
     return model

@@ -3,7 +3,7 @@
 from onepeace.layers.features import Features
 
 from .adapters import ADAPTERS, Adapter, AdapterOptions
-from .interface import INITIAL_SCALE, Encoder, Trained
+from .interface import INITIAL_SCALE, Embeds, Encoder, Trained
 from .model import OnePeace
 from .sequence import StemOutput, TokenSequence, TokenSpan
 
@@ -12,6 +12,7 @@ __all__ = [
     "INITIAL_SCALE",
     "Adapter",
     "AdapterOptions",
+    "Embeds",
     "Encoder",
     "Features",
     "OnePeace",

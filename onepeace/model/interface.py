@@ -1,11 +1,12 @@
-"""Interfaces of models: `Trained` for every model, `Encoder` for models with embeddings.
+"""Interfaces of models: `Embeds` for every module that makes vectors, `Trained` for every model that a recipe trains,
+and `Encoder` for those of them with embeddings.
 
-Generative models implement `onepeace.generative.model.Writer`. A new architecture inherits from one of these.
+Generative models implement `onepeace.generative.model.Writer`. A new architecture inherits from one of the last three.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,25 @@ from .sequence import StemOutput
 Inputs = Mapping[str, dict[str, Tensor]]
 INITIAL_SCALE = 1 / 0.07
 """Scale of cosine similarities before training, and of models that learn none (CLIP, arXiv 2103.00020)."""
+
+
+class Embeds(Protocol):
+    """All that `onepeace.Embedder` needs of an `nn.Module`; any network becomes one by a forward pass of this form.
+
+    A module may also have ``logit_scale_of(modality)``, the learned scale from the cosines between texts and items of
+    a modality to logits; without it, `INITIAL_SCALE` is used.
+    """
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension E of the vectors."""
+
+    def __call__(self, inputs: Inputs) -> Mapping[str, Tensor]:
+        """Vectors (B, E) of each given modality, of any length above 0; the inputs are those of its processor."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def eval(self) -> "Embeds": ...
 
 
 class Trained(nn.Module):
@@ -70,6 +90,15 @@ class Encoder(Trained):
     """Projections by modality, and task heads by name."""
     decoder: nn.Module | None
     """Decoder that predicts masked positions for the denoising loss, if any."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension E of the embeddings."""
+        return self.config.embed_dim
+
+    def logit_scale_of(self, modality: str) -> float:
+        """Scale from cosines to logits, the same for all modalities."""
+        return INITIAL_SCALE if self.logit_scale is None else self.logit_scale.float().exp().item()
 
     def stems(self, inputs: Inputs) -> dict[str, StemOutput]:
         """Run the stem of each modality, the part that does not depend on the mask."""

@@ -39,7 +39,7 @@ class ClipModel(nn.Module):
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
-        self.module = embedder.module
+        self.module = embedder.encoder
         self._processors = embedder.processors
 
     @property

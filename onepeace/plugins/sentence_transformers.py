@@ -52,7 +52,7 @@ class OnePeaceModule(_modules.InputModule):
     def __init__(self, name: str | os.PathLike = "tiny", device: str | None = None, dtype: str = "auto") -> None:
         super().__init__()
         embedder = load_embedder(name, device=device, dtype=dtype)
-        self.model = embedder.module
+        self.model = embedder.encoder
         self.processors = embedder.processors
         folder = resolve(str(name))
         self.config = read_config(folder)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from onepeace.processors.image import ImageProcessor
     from onepeace.processors.known import PROCESSORS, guess, guessed, sniff
     from onepeace.processors.processor import Processor
-    from onepeace.processors.text import TextProcessor
+    from onepeace.processors.text import TextProcessor, TextReader
     from onepeace.processors.video import VideoProcessor
 
 VERSION = "1"
@@ -24,6 +24,7 @@ __all__ = [
     "ImageProcessor",
     "Processor",
     "TextProcessor",
+    "TextReader",
     "VideoProcessor",
     "guess",
     "guessed",
@@ -39,6 +40,7 @@ _MODULE_BY_NAME = {
     "ImageProcessor": "image",
     "Processor": "processor",
     "TextProcessor": "text",
+    "TextReader": "text",
     "VideoProcessor": "video",
 }
 

@@ -1,4 +1,4 @@
-"""Converts strings and text files to tensors of token ids, by the rules in `pieces`."""
+"""Reads strings and text files, and converts them to tensors of token ids by the rules in `pieces`."""
 
 import io
 import os
@@ -18,21 +18,11 @@ from onepeace.processors.tokenizer import PAD, read_tokenizer
 MAX_FILE_BYTES = 1 << 20
 
 
-class TextProcessor(TextPieces, Processor):
-    """Converts strings, and `pathlib.Path`s of text files, to (L,) int64 ids, eos last. Settings: see `TextPieces`."""
+class TextReader(Processor):
+    """Reads strings, and `pathlib.Path`s of text files. A subclass has `decode` and `collate`, with any tokenizer."""
 
     key: ClassVar[str] = "text"
     suffixes: ClassVar[frozenset[str]] = ENDINGS["text"]
-
-    @classmethod
-    def _own_files(cls, folder: Path | None) -> dict[str, object]:
-        if folder is None:
-            raise UserError("a text processor needs the folder of its model: tokenizer.json is there")
-        return {"tokenizer": read_tokenizer(Path(folder) / "tokenizer.json")}
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size()
 
     @classmethod
     def matches(cls, item: object) -> bool:
@@ -48,6 +38,20 @@ class TextProcessor(TextPieces, Processor):
             remedy = "; of an open file give .read()" if isinstance(item, io.TextIOBase) else ""
             raise UserError(f"text must be a str, got {type(item).__name__}{remedy}")
         return item
+
+
+class TextProcessor(TextPieces, TextReader):
+    """Converts strings, and `pathlib.Path`s of text files, to (L,) int64 ids, eos last. Settings: see `TextPieces`."""
+
+    @classmethod
+    def _own_files(cls, folder: Path | None) -> dict[str, object]:
+        if folder is None:
+            raise UserError("a text processor needs the folder of its model: tokenizer.json is there")
+        return {"tokenizer": read_tokenizer(Path(folder) / "tokenizer.json")}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
 
     def decode(self, item: object) -> Tensor:
         """(L,) int64 ids of one text; only the first text that is truncated is reported."""

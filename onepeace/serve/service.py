@@ -141,7 +141,7 @@ class Service:
 
         sentence = template or TEMPLATE.get(modality, TEMPLATE["text"])
         classes = np.asarray(prototypes(encode_text, names, sentence))
-        logits = self._index.embedder.logit_scale * (vectors @ classes.T)
+        logits = self._index.embedder.logit_scale_of(modality) * (vectors @ classes.T)
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""The architecture "towers": a Transformer for each modality; only the loss is shared.
+"""The architecture "separate_towers": a Transformer for each modality; only the loss is shared.
 
 Importing this file registers it. Blocks have the same shape and cost per item as in the shared Transformer.
 """
@@ -36,4 +36,4 @@ class Towers(OnePeace):
         return encode(self.adapters[key](stem, (keep or {}).get(key)), self.towers[key], self.norms)
 
 
-ARCHITECTURES["towers"] = replace(ARCHITECTURES["onepeace"], module=Towers)
+ARCHITECTURES["separate_towers"] = replace(ARCHITECTURES["onepeace"], module=Towers)

@@ -1,7 +1,5 @@
 """An index made with an `Embedder` around a module that is not of this library."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -38,7 +36,7 @@ class ByteCounts(Processor):
 class Projection(torch.nn.Module):
     def __init__(self, seed):
         super().__init__()
-        self.config = SimpleNamespace(embed_dim=EMBED_DIM, projections=("text",))
+        self.embed_dim = EMBED_DIM
         weights = np.random.default_rng(seed).normal(size=(NUM_BYTES, EMBED_DIM))
         self.weights = torch.nn.Parameter(torch.from_numpy(weights).float())
 

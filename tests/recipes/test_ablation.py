@@ -43,7 +43,7 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
         "figures: {squares top-5: valid/squares/top-5 of 8}\n"
         f"overrides: {NO_DENOISING}\n"
         "variants:\n"
-        f"  {NAME}: {{overrides: [model.architecture=towers]}}\n"
+        f"  {NAME}: {{overrides: [model.architecture=separate_towers]}}\n"
         "  quick: {}\n  slow: {}\n  as long: {time_of: slow, steps_of: quick}\n"
     )
     overrides = [
@@ -64,7 +64,7 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
     assert log[-1]["step"] == 2
 
     config = read_config(folder / "model")
-    assert config.architecture == "towers"
+    assert config.architecture == "separate_towers"
     model = onepeace.load(folder / "model", device="cpu")
     names = set(model.module.state_dict())
     assert {"towers.text.0.ls1.gain", "towers.image.1.ls1.gain"} <= names

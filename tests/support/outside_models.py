@@ -1,5 +1,7 @@
 """Small models of other libraries with random weights, saved as their authors save trained ones."""
 
+import json
+
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -64,12 +66,13 @@ def clap(folder):
         "num_mel_bins": 16, "spec_size": 64, "window_size": 4, "patch_size": 2, "patch_stride": [2, 2],
         "hidden_size": 16, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2],
     }  # fmt: skip
-    config = transformers.ClapConfig(text_config=text_config(14), audio_config=audio, projection_dim=8)
+    act = {"projection_hidden_act": "gelu"}  # random weights before a ReLU may give nothing but zeros
+    config = transformers.ClapConfig(text_config=text_config(14) | act, audio_config=audio | act, projection_dim=8)
     extractor = transformers.ClapFeatureExtractor(
         feature_size=16, sampling_rate=SOUND_RATE, hop_length=80, max_length_s=1, fft_window_size=256,
         frequency_max=3500, truncation="rand_trunc",
     )  # fmt: skip
-    return save(folder, transformers.ClapModel(config), tokenizer(model_max_length=14), extractor)
+    return save(folder, transformers.ClapModel(config), tokenizer(model_max_length=12), extractor)
 
 
 def bert(folder):
@@ -81,3 +84,23 @@ def resnet(folder):
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=1.0)
     return save(folder, transformers.ResNetModel(config), processor)
+
+
+def open_clip(folder):
+    """A CLIP of open_clip, as `local-dir:` reads it, with a resize to the shorter side and a crop."""
+    import open_clip as library
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    model = library.CLIP(**config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+        model.logit_scale.fill_(3.0)
+    content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model.eval()
