@@ -174,7 +174,6 @@ def test_names_hold_from_any_working_folder(folders, names, monkeypatch):
         ("open_clip:ViT-X/openai", "no weights of ViT-X"),
         ("open_clip:local-dir:nowhere", "not found: nowhere"),
         ("clap:laion/nothing", "the Hugging Face Hub cannot be reached"),
-        ("sentence-transformers:nobody/nothing", "the Hugging Face Hub cannot be reached"),
         ("tiny + clap:laion/clap", "tiny: models that can be combined are open_clip:"),
         ("transformers:{bert}", "does not compare texts with pictures or sounds"),
         ("transformers:{clip} + transformers:{siglip}", "both read image; leave one of them out"),
