@@ -24,7 +24,8 @@ class Progress:
     """
 
     def __init__(self, total: int | None, what: str = "file", shown: bool | None = None, start: int = 0) -> None:
-        self.total, self.what = total, what
+        self.total = total
+        self.what = what
         self.count = self._first = start
         self._note = ""
         self._bar: Any = None
@@ -51,7 +52,8 @@ class Progress:
     def update(self, n: int = 1, note: str = "") -> None:
         """Count `n` more; `note` is shown after the numbers."""
         if self._start is None:  # the time before includes one-time work, such as loading a model
-            self._first, self._start = self.count + n, time.monotonic()
+            self._first = self.count + n
+            self._start = time.monotonic()
             if self._bar is not None:
                 self._bar.unpause()
         self.count += n
@@ -65,16 +67,25 @@ class Progress:
 
     def _line(self, elapsed: float) -> str:
         rate = (self.count - self._first) / elapsed if elapsed else 0.0
-        of = "" if self.total is None else f" of {self.total:,}"
-        left = f", {_span((self.total - self.count) / rate)} left" if self.total and rate else ""
-        note = f", {self._note}" * bool(self._note)
-        speed = f", {rate:.1f} a second" if rate >= 1 else f", {1 / rate:.1f} s each" if rate else ""
-        return f"{self.count:,}{of} {self.what}s{speed}{left}{note}"
+        total = "" if self.total is None else f" of {self.total:,}"
+        parts = [f"{self.count:,}{total} {self.what}s"]
+        if rate >= 1:
+            parts.append(f"{rate:.1f} a second")
+        elif rate:
+            parts.append(f"{1 / rate:.1f} s each")
+        if self.total and rate:
+            parts.append(f"{_span((self.total - self.count) / rate)} left")
+        if self._note:
+            parts.append(self._note)
+        return ", ".join(parts)
 
 
 def _span(seconds: float) -> str:
+    """A duration in hours and minutes, or in minutes and seconds."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def status(line: str) -> None:

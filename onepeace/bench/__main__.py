@@ -47,10 +47,13 @@ def _run(args: argparse.Namespace) -> int:
     from onepeace.device import choose_device, choose_dtype
     from onepeace.train.recipe import read_recipe
 
-    if (args.what == "train") != bool(args.recipe):
-        raise UsageError(f"{args.what} takes {'a recipe' if args.what == 'train' else 'no recipe'}")
+    if args.what == "train" and not args.recipe:
+        raise UsageError("train takes a recipe")
+    if args.what == "encode" and args.recipe:
+        raise UsageError("encode takes no recipe")
     for name in ("threads", "batch"):
-        if (value := getattr(args, name)) is not None and value < 1:
+        value = getattr(args, name)
+        if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; give at least 1")
     if not 0 <= args.seconds < 1e6:
         raise UsageError(f"--seconds is {args.seconds}; give a number of seconds")

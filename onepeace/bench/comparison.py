@@ -64,13 +64,20 @@ def _wait(device: torch.device) -> None:
 
 def markdown_report(rows: Sequence[Mapping[str, str]], device: torch.device) -> str:
     """A Markdown table of the rows, and the machine the times are from."""
-    processor = platform.processor() or platform.machine()
+    columns = list(rows[0]) if rows else []
+    table = markdown_table(columns, [list(row.values()) for row in rows])
+    machine = f"{_processor()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"
+    return f"{table}\n\n{machine}"
+
+
+def _processor() -> str:
+    """Name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
-        processor = names[0] if names else processor
-    on = f"{processor}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"
-    return f"{markdown_table(list(rows[0] if rows else {}), [list(row.values()) for row in rows])}\n\n{on}"
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def check_equal(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor], tolerance: float, what: str) -> None:
@@ -79,21 +86,22 @@ def check_equal(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor], tole
         names = ", ".join(sorted(ours.keys() ^ baseline.keys()))
         raise RuntimeError(f"the two candidates differ: only one of them has {what} {names}")
     for name, value in baseline.items():
-        apart, size = float((ours[name] - value).norm()), float(value.norm())
-        if not apart <= tolerance * size:
-            raise RuntimeError(f"the two candidates differ: {what} {name} by {apart}, with a norm of {size}")
+        difference = float((ours[name] - value).norm())
+        norm = float(value.norm())
+        if not difference <= tolerance * norm:
+            raise RuntimeError(f"the two candidates differ: {what} {name} by {difference}, with a norm of {norm}")
 
 
 def compare(
-    candidates: Mapping[str, Callable[[], object]], known: Iterable[Any], seconds: float, device: torch.device
+    candidates: Mapping[str, Callable[[], object]], tensors: Iterable[Any], seconds: float, device: torch.device
 ) -> dict[str, Any]:
     """Time and peak memory of "ours" and "baseline", and the ratios.
 
     Args:
-        known: tensors whose memory does not count.
+        tensors: those whose memory does not count.
     """
-    known = list(known)
-    peaks = {name: peak_bytes(run, known) for name, run in candidates.items()}
+    tensors = list(tensors)
+    peaks = {name: peak_bytes(run, tensors) for name, run in candidates.items()}
     times = take_turns(candidates, seconds, device)
     return {
         "seconds": {name: spread(values) for name, values in times.items()},
@@ -103,10 +111,10 @@ def compare(
     }
 
 
-def peak_bytes(run: Callable[[], object], known: Sequence[Any]) -> int:
-    """Peak memory of a call, without the memory of the ``known`` tensors and without the work space of kernels."""
+def peak_bytes(run: Callable[[], object], tensors: Sequence[Any]) -> int:
+    """Peak memory of a call, without the memory of these ``tensors`` and without the work space of kernels."""
     tracker = PeakTracker()
-    tracker.track_external(*known)
+    tracker.track_external(*tensors)
     with tracker:
         before = tracker.peak().total()
         run()

@@ -8,7 +8,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +49,16 @@ def bench_encode(
     """
     for size in sizes:
         name, config, module = make(size)
-        tower = _baseline() if size == "base" else None
+        image_tower = _baseline() if size == "base" else None
         for dtype in dtypes:
             module.to(device, dtype)
             for key in module.config.projections:
-                other = tower.to(device, dtype) if tower is not None and key == "image" else None
+                baseline = None
+                if image_tower is not None and key == "image":
+                    baseline = image_tower.to(device, dtype)
                 log.info("%s, %s, %s ...", name, key, dtype)
-                yield {"model": name, **_measure(config, module, key, dtype, device, seconds, batch, other)}
+                candidate = Candidate(config=config, module=module, key=key, device=device, dtype=dtype)
+                yield {"model": name, **_measure(candidate, baseline, seconds, batch)}
 
 
 def make(size: str) -> tuple[str, Config, Encoder]:
@@ -63,8 +66,8 @@ def make(size: str) -> tuple[str, Config, Encoder]:
     if size == "base":
         config = base_config()
         return "base, random weights", config, build_encoder(config).eval()
-    module = weight_files.load_encoder(folder := resolve(size))
-    return size, read_config(folder), module
+    folder = resolve(size)
+    return size, read_config(folder), weight_files.load_encoder(folder)
 
 
 def base_config() -> Config:
@@ -75,21 +78,24 @@ def base_config() -> Config:
     return Config(replace(model, adapters=adapters, decoder=None), {"image": {"size": BASELINE_SIZE}})
 
 
-def _measure(
-    config: Config,
-    module: Encoder,
-    key: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    seconds: float,
-    wanted: int | None,
-    baseline: Any,
-) -> dict[str, Any]:
+class Candidate(NamedTuple):
+    """A model that encodes items of one modality."""
+
+    config: Config
+    module: Encoder
+    key: str
+    """The modality."""
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _measure(candidate: Candidate, baseline: Any, seconds: float, batch_size: int | None) -> dict[str, Any]:
+    """A row of the table; ``baseline`` is another model for the same pixels, or None."""
+    config, module, key, device, dtype = candidate
     size = {"text": TEXT_TOKENS, "audio": AUDIO_SECONDS}.get(key) or picture_size(config, key)
     tokens = int(module.adapters[key].token_lengths(item_batch(config, key, size))) + 1
-    count = wanted or max(1, 2 ** ((BATCH_TOKENS // tokens).bit_length() - 1))
-    made = item_batch(config, key, size, count)
-    batch = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in made.items()}
+    count = batch_size or max(1, 2 ** ((BATCH_TOKENS // tokens).bit_length() - 1))
+    batch = _on_device(item_batch(config, key, size, count), device, dtype)
     products, product_flops = _products(config.model, count * tokens, device, dtype)
     calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
     flops = module_flops(module, {key: batch}) / count
@@ -101,6 +107,7 @@ def _measure(
         times = take_turns(calls, seconds, device)
     limits = [product_flops / seconds for seconds in times["limit"]]
     speeds = [count / seconds for seconds in times["ours"]]
+    fractions = [speed * flops / limit for speed, limit in zip(speeds, limits, strict=True)]
     row = {
         "modality": key,
         "item": f"{size} {UNITS[key]}",
@@ -110,7 +117,7 @@ def _measure(
         "batch": count,
         "items_per_second": spread(speeds),
         "limit_gflops": spread([limit / 1e9 for limit in limits]),
-        "fraction_of_limit": spread([speed * flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
+        "fraction_of_limit": spread(fractions),
         "baseline": None,
     }
     if baseline is not None:
@@ -122,11 +129,20 @@ def _measure(
     return row
 
 
+def _on_device(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A batch on a device, its floating-point numbers in a precision."""
+    moved = {}
+    for name, tensor in batch.items():
+        moved[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+    return moved
+
+
 def _products(
     config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[], None], int]:
     """The matrix products of one block for a number of tokens, and their FLOPs."""
-    dim, hidden = config.dim, config.ffn_dim
+    dim = config.dim
+    hidden = config.ffn_dim
     shapes = [(dim, dim)] * 4 + [(hidden, dim)] * 2 + [(dim, hidden)]
     layers = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
     inputs = {width: torch.randn(tokens, width, device=device).to(dtype) for width in (dim, hidden)}
@@ -135,7 +151,8 @@ def _products(
         for weight in layers:
             F.linear(inputs[weight.shape[1]], weight)
 
-    return run, sum(2 * tokens * rows * columns for rows, columns in shapes)
+    flops = sum(2 * tokens * rows * columns for rows, columns in shapes)
+    return run, flops
 
 
 def module_flops(module: nn.Module, inputs: Any) -> int:
@@ -162,10 +179,13 @@ def _check(vectors: Tensor, shape: tuple[int, int]) -> None:
 
 def columns(row: Mapping[str, Any]) -> dict[str, str]:
     """Columns of the table: medians, with the quartiles of the speed in brackets."""
-    speed, baseline, beside = row["items_per_second"], row["baseline"], ""
+    speed = row["items_per_second"]
+    baseline = row["baseline"]
+    against = ""
     if baseline is not None:
-        beside = f"{baseline['ours_over_baseline']['median']:.2f} x its "
-        beside += f"{short(baseline['items_per_second']['median'])}/s of {short(baseline['gflop_per_item'])} GFLOP"
+        ratio = baseline["ours_over_baseline"]["median"]
+        baseline_speed = short(baseline["items_per_second"]["median"])
+        against = f"{ratio:.2f} x its {baseline_speed}/s of {short(baseline['gflop_per_item'])} GFLOP"
     return {
         "model": row["model"],
         "item": f"{row['modality']}, {row['item']}",
@@ -174,5 +194,5 @@ def columns(row: Mapping[str, Any]) -> dict[str, str]:
         "items/s": f"{short(speed['median'])} ({short(speed['low'])}-{short(speed['high'])})",
         "GFLOP/item": short(row["gflop_per_item"]),
         "of the GEMM limit": f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
-        "against open_clip": beside,
+        "against open_clip": against,
     }

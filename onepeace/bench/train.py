@@ -29,19 +29,24 @@ from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-CLOSE, GRADIENTS_CLOSE = 1e-5, 5e-4
-"""Maximum relative difference of the losses, and of the gradient of each parameter, in float32."""
+CLOSE = 1e-5
+"""Maximum relative difference of the losses in float32."""
+GRADIENTS_CLOSE = 5e-4
+"""Maximum relative difference of the gradient of each parameter in float32."""
 CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
 """Numbers of captions in data/samples/captions.csv by their tokens, with eos."""
-CLIP_SECONDS = (1.0, 15.0)
-"""Length of the shortest and the longest sound."""
+SHORTEST_CLIP = 1.0
+LONGEST_CLIP = 15.0
+"""Seconds of the shortest and of the longest sound."""
 
 
 class StepPair:
     """Two candidates for a step, "ours" and "baseline", with one batch and one set of weights."""
 
-    def __init__(self, pair: str, recipe: Recipe, device: torch.device):
-        self.recipe, self.device, self.config = recipe, device, planned_config(recipe)
+    def __init__(self, source: str, recipe: Recipe, device: torch.device):
+        self.recipe = recipe
+        self.device = device
+        self.config = planned_config(recipe)
         torch.manual_seed(0)
         self.model = build_encoder(self.config)
         with torch.no_grad():  # gains, biases and tables that are 0 or 1 would hide a mistake
@@ -50,15 +55,18 @@ class StepPair:
                     parameter.add_(0.02 * torch.randn(parameter.shape))
         add_lora_and_freeze(self.model, recipe)
         generator = torch.Generator().manual_seed(0)
-        keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
-        inputs = inputs_of_many_lengths(self.config, keys, count, generator)
-        batch = replace(synthetic_batch(recipe.data, recipe.mask, self.model.adapters, inputs), source=pair)
+        modalities = recipe.data.modalities[source]
+        inputs = inputs_of_many_lengths(self.config, modalities, recipe.batch_size(source), generator)
+        batch = synthetic_batch(recipe.data, recipe.mask, self.model.adapters, inputs)
+        batch = replace(batch, source=source)
         self.batch = batch.split(recipe.run.grad_cache_chunks, self.model.adapters)
         self.moved = self.batch.to(device)
         self.model.to(device)
         set_recompute(self.model, recipe.run.recompute)
-        padding = {"ours": recipe.run.max_padding, "baseline": 1.0}
-        self.candidates = {name: self._objective(most).to(device) for name, most in padding.items()}
+        self.candidates = {
+            "ours": self._objective(recipe.run.max_padding).to(device),
+            "baseline": self._objective(max_padding=1.0).to(device),
+        }
 
     def _objective(self, max_padding: float) -> Objective:
         torch.manual_seed(0)  # for parameters of the terms
@@ -81,18 +89,28 @@ class StepPair:
         for candidate in self.candidates:
             self.model.zero_grad()
             losses[candidate] = {name: loss.detach() for name, loss in self.run(candidate).items()}
-            gradients[candidate] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+            gradients[candidate] = self._gradients()
         self.model.train()
         check_equal(losses["ours"], losses["baseline"], CLOSE, "the loss")
         check_equal(gradients["ours"], gradients["baseline"], GRADIENTS_CLOSE, "the gradient of")
 
+    def _gradients(self) -> dict[str, Tensor]:
+        """Copies of the gradients by the name of the parameter."""
+        gradients = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.clone()
+        return gradients
+
     def measure(self, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
         """Measured values of a row; call it after `check`, which allocates the gradients."""
-        known = [*self.model.parameters(), [parameter.grad for parameter in self.model.parameters()], self.moved.inputs]
-        found = compare({name: partial(self.run, name, dtype) for name in self.candidates}, known, seconds, self.device)
+        parameters = list(self.model.parameters())
+        gradients = [parameter.grad for parameter in parameters]
+        calls = {name: partial(self.run, name, dtype) for name in self.candidates}
+        row = compare(calls, [*parameters, gradients, self.moved.inputs], seconds, self.device)
         with torch.no_grad():
             padding = {name: float(objective(self.moved)["padding"]) for name, objective in self.candidates.items()}
-        return {**found, "padding": padding}
+        return {**row, "padding": padding}
 
     def flops(self) -> int:
         """FLOPs of a step, without padding and recomputation."""
@@ -107,49 +125,69 @@ def bench_train(
     recipe: Recipe, dtypes: Sequence[torch.dtype], device: torch.device, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table, one per source and autocast dtype, with random weights and synthetic items."""
-    for pair in recipe.data.modalities:
-        log.info("%s: comparing losses and gradients ...", pair)
-        steps = StepPair(pair, recipe, device)
+    for source in recipe.data.modalities:
+        log.info("%s: comparing losses and gradients ...", source)
+        steps = StepPair(source, recipe, device)
         steps.check()
         teraflop = steps.flops() / 1e12
         for dtype in dtypes:
-            log.info("%s, %s ...", pair, dtype)
-            about = {"pair": pair, "dtype": str(dtype).removeprefix("torch."), "batch": len(steps.batch.keys)}
-            about["recompute"] = recipe.run.recompute
-            found = steps.measure(dtype, seconds)
-            slow, median, fast = (teraflop / found["seconds"]["ours"][name] for name in ("high", "median", "low"))
-            yield {**about, **found, "teraflops": {"low": slow, "median": median, "high": fast}}
+            log.info("%s, %s ...", source, dtype)
+            measured = steps.measure(dtype, seconds)
+            yield {
+                "source": source,
+                "dtype": str(dtype).removeprefix("torch."),
+                "batch": len(steps.batch.keys),
+                "recompute": recipe.run.recompute,
+                "teraflops": teraflop / measured["seconds"]["ours"]["median"],
+                **measured,
+            }
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, str]:
     """Columns of the table."""
     return {
-        "pair": row["pair"] + (", blocks recomputed" if row["recompute"] == "blocks" else ""),
+        "source": f"{row['source']}, recompute: {row['recompute']}",
         "dtype": row["dtype"],
         "batch": str(row["batch"]),
         **compared(row),
-        "TFLOP/s": short(row["teraflops"]["median"]),
+        "TFLOP/s": short(row["teraflops"]),
         "padding": ", baseline ".join(f"{row['padding'][name]:.0%}" for name in ("ours", "baseline")),
     }
 
 
 def inputs_of_many_lengths(
-    config: Config, pair: Sequence[str], count: int, generator: torch.Generator
+    config: Config, modalities: Sequence[str], count: int, generator: torch.Generator
 ) -> dict[str, dict[str, Tensor]]:
-    """Items of a pair: texts of lengths drawn from `CAPTION_TOKENS`, sounds of lengths uniform in `CLIP_SECONDS`."""
-    inputs = largest_items(config, pair, count)
+    """Items of several modalities: texts of lengths drawn from `CAPTION_TOKENS`, sounds of any length between
+    `SHORTEST_CLIP` and `LONGEST_CLIP`."""
+    inputs = largest_items(config, modalities, count)
     for batch in inputs.values():
         if "ids" in batch:
-            lengths = torch.tensor([tokens for tokens, times in CAPTION_TOKENS.items() for _ in range(times)])
-            tokens = lengths[torch.randint(len(lengths), (count,), generator=generator)]
-            ids = batch["ids"][:, : int(tokens.max())]
-            places = torch.arange(ids.shape[1])
-            ids = ids.masked_fill(places == tokens[:, None] - 1, EOS)
-            batch["ids"], batch["lengths"] = ids.masked_fill(places >= tokens[:, None], PAD), tokens
+            _shorten_texts(batch, generator)
         if "waveform" in batch:
-            shortest, longest = CLIP_SECONDS[0], min(CLIP_SECONDS[1], batch["waveform"].shape[1] / SAMPLE_RATE)
-            seconds = shortest + (longest - shortest) * torch.rand(count, generator=generator)
-            batch["lengths"] = (seconds * SAMPLE_RATE).long()
-            samples = torch.arange(int(batch["lengths"].max()))
-            batch["waveform"] = batch["waveform"][:, : len(samples)] * (samples < batch["lengths"][:, None])
+            _shorten_sounds(batch, generator)
     return inputs
+
+
+def _shorten_texts(batch: dict[str, Tensor], generator: torch.Generator) -> None:
+    """Replace texts of equal length by shorter ones, and add their lengths."""
+    choices = torch.tensor(list(CAPTION_TOKENS))
+    counts = torch.tensor(list(CAPTION_TOKENS.values()))
+    all_lengths = choices.repeat_interleave(counts)
+    lengths = all_lengths[torch.randint(len(all_lengths), (len(batch["ids"]),), generator=generator)]
+    ids = batch["ids"][:, : int(lengths.max())]
+    positions = torch.arange(ids.shape[1])
+    ids = ids.masked_fill(positions == lengths[:, None] - 1, EOS)
+    batch["ids"] = ids.masked_fill(positions >= lengths[:, None], PAD)
+    batch["lengths"] = lengths
+
+
+def _shorten_sounds(batch: dict[str, Tensor], generator: torch.Generator) -> None:
+    """Replace sounds of equal length by shorter ones, and add their lengths."""
+    count, samples = batch["waveform"].shape
+    longest = min(LONGEST_CLIP, samples / SAMPLE_RATE)
+    seconds = SHORTEST_CLIP + (longest - SHORTEST_CLIP) * torch.rand(count, generator=generator)
+    lengths = (seconds * SAMPLE_RATE).long()
+    positions = torch.arange(int(lengths.max()))
+    batch["waveform"] = batch["waveform"][:, : len(positions)] * (positions < lengths[:, None])
+    batch["lengths"] = lengths

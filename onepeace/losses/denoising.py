@@ -44,7 +44,9 @@ def denoising(
         one-word captions): with a constant, this process would miss a backward pass that other processes wait for.
     """
     total = tiled_infonce(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)
-    return total / (max(len(queries), 1) if count is None else count)
+    if count is None:
+        count = max(len(queries), 1)
+    return total / count
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -27,11 +27,15 @@ def distillation(
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be equal")
-    ours = F.normalize(student.float(), dim=-1)
-    theirs = F.normalize(teacher.detach().float(), dim=-1)
-    all_theirs = theirs if keys is None else F.normalize(keys.detach().float(), dim=-1)
-    with without_autocast(ours.device.type):
-        target = (scale * theirs @ all_theirs.T).softmax(dim=-1)
-        relation = torch.sum(-target * F.log_softmax(scale * ours @ all_theirs.T, dim=-1), dim=-1)
-        total = (1 - (ours * theirs).sum(-1) + relation).sum()
-    return total / (max(len(ours), 1) if count is None else count)
+    student = F.normalize(student.float(), dim=-1)
+    teacher = F.normalize(teacher.detach().float(), dim=-1)
+    keys = teacher if keys is None else F.normalize(keys.detach().float(), dim=-1)
+    with without_autocast(student.device.type):
+        target = (scale * teacher @ keys.T).softmax(dim=-1)
+        log_probs = F.log_softmax(scale * student @ keys.T, dim=-1)
+        cross_entropy = torch.sum(-target * log_probs, dim=-1)
+        distance = 1 - (student * teacher).sum(-1)
+        total = (distance + cross_entropy).sum()
+    if count is None:
+        count = max(len(student), 1)
+    return total / count

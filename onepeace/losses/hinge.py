@@ -20,5 +20,6 @@ def hinge(scores: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"scores {tuple(scores.shape)} and target {tuple(target.shape)} should be (B, C) and (B,)")
     scores = scores.float()
     target = target.unsqueeze(1)
-    lacking = (1 + scores - scores.gather(1, target)).clamp_min(0)
-    return lacking.scatter(1, target, 0.0).sum(1).mean()
+    shortfall = (1 + scores - scores.gather(1, target)).clamp_min(0)
+    of_wrong_answers = shortfall.scatter(1, target, 0.0)
+    return of_wrong_answers.sum(1).mean()

@@ -53,7 +53,8 @@ def token_losses(
         scores = scores.masked_fill(~allowed, -torch.inf)
     log_probs = scores.log_softmax(-1)
     if weights is not None:
-        log_probs = log_probs * weights.unsqueeze(1).expand_as(target).flatten()[real].unsqueeze(1)
+        weights_of_tokens = weights.unsqueeze(1).expand_as(target).flatten()[real]
+        log_probs = log_probs * weights_of_tokens.unsqueeze(1)
     return smoothed_cross_entropy(log_probs, target.flatten()[real], allowed, label_smoothing)
 
 
@@ -73,10 +74,10 @@ def smoothed_cross_entropy(
     """
     nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
     if allowed is None:
-        others: Tensor | int = log_probs.shape[1] - 1
+        num_wrong: Tensor | int = log_probs.shape[1] - 1
         smooth = -log_probs.sum(1)
     else:
-        others = (allowed.sum(-1) - 1).clamp_min(1)  # a token without alternatives has no loss for any share
+        num_wrong = (allowed.sum(-1) - 1).clamp_min(1)  # a token without alternatives has no loss for any share
         smooth = -log_probs.masked_fill(~allowed, 0.0).sum(1)
-    share = label_smoothing / others
+    share = label_smoothing / num_wrong
     return TokenLosses((1 - label_smoothing - share) * nll + share * smooth, nll)

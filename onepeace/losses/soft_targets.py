@@ -27,4 +27,6 @@ def soft_targets(
     with without_autocast(items.device.type):
         logits = scale * items.float() @ texts.float().T
         total = torch.sum(-targets.float() * F.log_softmax(logits, dim=-1))
-    return total / (max(len(items), 1) if count is None else count)
+    if count is None:
+        count = max(len(items), 1)
+    return total / count

@@ -106,7 +106,8 @@ def test_wrong_options_are_one_line(capsys, arguments, code, message):
 
 @pytest.mark.slow
 def test_rows_of_training(monkeypatch):
-    monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
+    monkeypatch.setattr("onepeace.bench.train.SHORTEST_CLIP", 0.2)
+    monkeypatch.setattr("onepeace.bench.train.LONGEST_CLIP", 1.0)
     run = ["run.batch_size=16", "run.recompute=blocks"]  # of 4 items fixed costs prevail
     (row,) = bench_train(read_recipe(STAGE_TWO, [*SHRUNKEN, *run]), [torch.bfloat16], CPU, 0)
     assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 16)
@@ -118,7 +119,8 @@ def test_rows_of_training(monkeypatch):
 
 
 def test_steps_that_differ_are_not_timed(monkeypatch):
-    monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
+    monkeypatch.setattr("onepeace.bench.train.SHORTEST_CLIP", 0.2)
+    monkeypatch.setattr("onepeace.bench.train.LONGEST_CLIP", 1.0)
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, "run.batch_size=4"])
     steps = StepPair("audio+text", recipe, CPU)
     baseline = steps.candidates["baseline"]
