@@ -18,7 +18,7 @@ from pydantic import FiniteFloat
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from onepeace import __version__
-from onepeace.serve import browse, endpoints, media
+from onepeace.serve import endpoints, media
 from onepeace.serve.guard import Guard
 from onepeace.serve.requests import (
     AskRequest,
@@ -116,13 +116,11 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
 
     @app.post("/timeline", summary="Numbers of files by year, month or day")
     def timeline(request: FilterRequest) -> Any:
-        with service.current() as index:
-            return AsciiJSON(browse.timeline(index, request.condition()))
+        return AsciiJSON(endpoints.timeline(service, request))
 
     @app.get("/names", summary="Files and folders whose names contain a text")
     def names(q: Words) -> Any:
-        with service.current() as index:
-            return AsciiJSON(browse.names(index, q))
+        return AsciiJSON(service.names(q))
 
     @app.get("/points", summary="The files of the index as 2-D points")
     def points() -> Any:

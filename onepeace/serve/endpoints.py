@@ -60,6 +60,11 @@ def search(service: Service, request: SearchRequest) -> dict[str, Any]:
     return {**results.to_dict(), "hits": [hit_fields(hit) for hit in results], "uploads": uploads}
 
 
+def timeline(service: Service, request: FilterRequest) -> dict[str, Any]:
+    """Numbers of files that pass the filters, by time."""
+    return service.timeline(only=_kinds(request), where=request.condition())
+
+
 def classify(service: Service, request: ClassifyRequest) -> dict[str, Any]:
     """Probabilities of labels."""
     contents = request.contents()

@@ -11,7 +11,7 @@ import numpy as np
 
 from onepeace.files.source import NamedBytes
 from onepeace.index import Hit, Index, Item, Query, Results
-from onepeace.serve import media
+from onepeace.serve import browse, media
 from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.map import points
 from onepeace.serve.memory import MANY_PIXELS
@@ -46,7 +46,7 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """File counts by kind, the model, and its tasks."""
-        with self.current() as index:
+        with self._current() as index:
             stats = index.stats()
         return {
             "files": stats["files"],
@@ -61,7 +61,7 @@ class Service:
 
     def item(self, key: int | str) -> Item:
         """The file with that number or path; Refused (404) if the index has none."""
-        with self.current() as index:
+        with self._current() as index:
             item = index.item(key)
         if item is None:
             raise Refused(404, f"{key}: no such file in the index")
@@ -69,18 +69,25 @@ class Service:
 
     def search(self, query: Query, **options: Any) -> Results:
         """The files nearest to a query, see `Index.search`."""
-        with self.current() as index:
+        with self._current() as index:
             return index.search(query, **options)
 
     def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), where: str | None = None) -> Results:
         """The files of the index that pass the filters, newest first; shown when there is no query."""
-        conditions = [f"({where}\n)"] if where else []
-        if only:
-            conditions.append(f"kind in {tuple(only)}")
-        with self.current() as index:
-            items, count = index.newest(top, offset, " and ".join(conditions) or None)
+        with self._current() as index:
+            items, count = index.newest(top, offset, with_kinds(where, only))
         hits = [unranked(item, rank) for rank, item in enumerate(items, offset + 1)]
         return Results(tuple(hits), count)
+
+    def timeline(self, *, only: Sequence[str] = (), where: str | None = None) -> dict[str, Any]:
+        """Numbers of files that pass the filters, by time, see `browse.timeline`."""
+        with self._current() as index:
+            return browse.timeline(index, with_kinds(where, only))
+
+    def names(self, words: str) -> dict[str, Any]:
+        """Files and folders whose names contain a text, see `browse.names`."""
+        with self._current() as index:
+            return browse.names(index, words)
 
     def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
@@ -164,13 +171,13 @@ class Service:
 
     def points(self) -> dict[str, Any]:
         """The files as 2-D points, see `map.points`; recomputed when the index has changed."""
-        with self.current() as index:
+        with self._current() as index:
             if self._points is None:
                 self._points = points(index)
             return self._points
 
     @contextmanager
-    def current(self) -> Iterator[Index]:
+    def _current(self) -> Iterator[Index]:
         """Lock the index for this thread and refresh it from disk."""
         with self._lock:
             if self._index.refresh():
@@ -184,6 +191,14 @@ def _noting_modalities(items: Iterable[Mapping[str, object]], modalities: list[s
     for item in items:
         modalities.append(next(iter(item)))
         yield item
+
+
+def with_kinds(where: str | None, kinds: Sequence[str]) -> str | None:
+    """A condition for files that are of one of the kinds, if there are any, and satisfy ``where``."""
+    conditions = [f"({where}\n)"] if where else []
+    if kinds:
+        conditions.append(f"kind in {tuple(kinds)}")
+    return " and ".join(conditions) or None
 
 
 def unranked(item: Item, rank: int = 1) -> Hit:

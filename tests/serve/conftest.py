@@ -9,6 +9,8 @@ import pytest
 from onepeace.index import Index, build
 
 PICTURES, SOUNDS = ("cat", "dog", "sea", "horses"), ("cat", "dog", "sea", "rain")
+NOTE_TIME = 1620216000
+"""When the text was written: on 5 May 2021, years before the samples."""
 SERVE = """
 import sys
 from onepeace.index import Index
@@ -29,6 +31,7 @@ def collection(tmp_path_factory, samples):
     for name in SOUNDS:
         shutil.copy2(samples / "sounds" / f"{name}.ogg", folder)
     (folder / "note.txt").write_text("a <b>dog</b> barks at the sea", encoding="utf-8")
+    os.utime(folder / "note.txt", (NOTE_TIME, NOTE_TIME))
     return folder
 
 

@@ -28,8 +28,9 @@ from onepeace.index.roots import Root, keep_roots
 from onepeace.index.store import Store
 from onepeace.serve import guesses
 from onepeace.serve.app import create_app
+from onepeace.serve.recent import RecentUploads
 from onepeace.serve.service import Service
-from onepeace.serve.uploads import Limits, Request
+from onepeace.serve.uploads import Limits, Refused, Request
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 LIMITS = Limits(
@@ -206,7 +207,7 @@ def test_nothing_asked_lists_the_newest_files(client, collection, ids):
     os.utime(collection / "note.txt", ns=(times.st_atime_ns, times.st_mtime_ns))  # other tests ask for it
     names = [os.path.basename(hit["path"]) for page in pages for hit in page["hits"]]
     assert sorted(names) == sorted(ids)
-    assert names[0] == "note.txt"
+    assert names[-1] == "note.txt"
     sounds = client.post("/search", json={"only": "audio"}).json()
     assert (sounds["compared"], {hit["kind"] for hit in sounds["hits"]}) == (4, {"audio"})
     assert client.get("/about").json()["files"] == {"image": 4, "audio": 4, "text": 1}
@@ -217,6 +218,65 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
     with_path = client.post("/search", json={"like": [str(collection / "cat.jpg")]}).json()["hits"]
     assert ids["cat.jpg"] not in [hit["id"] for hit in hits]
     assert hits == with_path
+
+
+def test_uploads_are_named_by_key_in_later_searches(client, collection):
+    files = {"image": encoded(collection / "cat.jpg"), "audio": encoded(collection / "dog.ogg")}
+    first = client.post("/search", json={**files, "text": ["a dog", "in the snow"]}).json()
+    keys = first["uploads"]
+    named = {name: [f"upload:{key}" for key in keys[name]] for name in files}
+    again = client.post("/search", json={**named, "text": ["a dog", "in the snow"]}).json()
+    assert again == first
+    small = client.get(f"/uploads/{keys['image'][0]}/thumbnail")
+    with Image.open(io.BytesIO(small.content)) as image:
+        assert image.format == "WEBP"
+    message(client.get("/uploads/0123/thumbnail"), 410)
+    message(client.post("/search", json={"image": "upload:0123"}), 410)
+    message(client.post("/search", json={"image": named["audio"]}), 422)  # a sound is no picture
+
+
+def test_uploads_are_kept_up_to_a_number_of_bytes():
+    recent = RecentUploads(most_bytes=10)
+    first, second = recent.keep(b"1234"), recent.keep(b"5678")
+    assert recent.get(first) == b"1234"  # is now the last used
+    third = recent.keep(b"90ab")
+    assert (recent.get(first), recent.get(third)) == (b"1234", b"90ab")
+    with pytest.raises(Refused):
+        recent.get(second)
+
+
+def test_filters_below_a_folder_and_several_conditions(client, collection, ids):
+    def names(**body):
+        hits = client.post("/search", json=body).json()["hits"]
+        return sorted(os.path.basename(hit["path"]) for hit in hits)
+
+    assert names(below=f"{collection}/") == sorted(ids)
+    assert names(below=f"{collection}/", where=["kind == 'image'", "'c' in path"], path="cat.*") == ["cat.jpg"]
+    assert names(below=f"{collection}/ca") == ["cat.jpg", "cat.ogg"]
+    assert names(below=f"{collection.parent}/index") == []
+    said = message(client.post("/search", json={"where": ["width > 0", "widht > 0"]}), 422)
+    assert "column 1 " in said
+
+
+def test_timeline_counts_files_that_pass_the_filters(client):
+    years = client.post("/timeline", json={"before": "2022"}).json()
+    assert years == {"unit": "day", "periods": [["2021-05-05", 1]]}
+    everything = client.post("/timeline", json={}).json()
+    assert sum(count for _, count in everything["periods"]) == 9
+    assert everything["periods"][0][0].startswith("2021")
+    sounds = client.post("/timeline", json={"only": "audio"}).json()["periods"]
+    assert sum(count for _, count in sounds) == 4
+    assert client.post("/timeline", json={"before": "1990"}).json()["periods"] == []
+
+
+def test_names_are_completed(client, collection):
+    found = client.get("/names", params={"q": "CAT"}).json()
+    assert [file["name"] for file in found["files"]] == ["cat.jpg", "cat.ogg"]
+    folders = client.get("/names", params={"q": "fil"}).json()["folders"]
+    assert folders == [{"name": "files", "below": f"{collection}/"}]
+    assert client.get("/names", params={"q": "' or 1=1 --"}).json() == {"files": [], "folders": []}
+    assert client.get("/lookup", params={"path": found["files"][0]["path"]}).json()["kind"] == "image"
+    message(client.get("/lookup", params={"path": "/etc/passwd"}), 404)
 
 
 @pytest.mark.parametrize(

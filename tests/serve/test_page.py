@@ -1,5 +1,6 @@
 """The page in a real browser, on a screen and on a telephone: what a visitor does and is shown."""
 
+import base64
 import json
 import os
 import re
@@ -14,10 +15,12 @@ pytest.importorskip("selenium", reason="drives the browser")
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 from support.browser import CHROMIUM, DRIVER, Page, chromium, window
+from support.media import TWO_SCENES
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-AXE = Path(os.environ.get("AXE_CORE", "/nowhere"), "axe.min.js")
-"""Of the package axe-core of npm, where somebody has it; set AXE_CORE to its folder."""
+axe = pytest.importorskip("axe_core_python", reason="has axe-core")
+AXE = Path(os.environ.get("AXE_CORE") or axe.__path__[0], "axe.min.js")
+"""Another version of axe-core, from npm, is in the folder $AXE_CORE."""
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +110,70 @@ def test_camera_and_microphone_search(wide):
     assert not wide.all("#heading.wrong")
 
 
-def test_dropped_and_pasted_files_search(wide):
-    give = """
-        const canvas = new OffscreenCanvas(90, 60), event = arguments[0], done = arguments[1];
-        canvas.getContext("2d").fillRect(0, 0, 50, 50);
-        canvas.convertToBlob().then((blob) => {
-            const data = new DataTransfer();
-            data.items.add(new File([blob], "given.png", { type: "image/png" }));
-            const name = event === "paste" ? "clipboardData" : "dataTransfer";
-            const made = event === "paste" ? new ClipboardEvent(event, { clipboardData: data, bubbles: true })
-                                           : new DragEvent(event, { dataTransfer: data, bubbles: true });
-            document.body.dispatchEvent(made);
-            done();
-        });"""
+GIVE = """
+    const [event, named, done] = arguments;
+    const data = new DataTransfer();
+    for (const [name, type, content] of named) {
+        const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+        data.items.add(new File([bytes], name, { type }));
+    }
+    const options = { clipboardData: data, dataTransfer: data, bubbles: true };
+    document.body.dispatchEvent(event === "paste" ? new ClipboardEvent(event, options) : new DragEvent(event, options));
+    done();"""
+"""Files that are pasted or dropped."""
+
+
+def given(path, kind):
+    return path.name, kind, base64.b64encode(path.read_bytes()).decode()
+
+
+def test_dropped_and_pasted_files_search(wide, collection):
+    files = [given(collection / "cat.jpg", "image/jpeg")]
     for event in ("paste", "drop"):
-        wide.answer_to(lambda event=event: wide.driver.execute_async_script(give, event))
-        assert wide.one(".part [title='given.png']").is_displayed()
+        wide.answer_to(lambda event=event: wide.driver.execute_async_script(GIVE, event, files))
+        assert wide.one(".part [title='cat.jpg']").is_displayed()
         wide.answer_to(wide.one("#clear").click)
+
+
+def test_files_of_all_kinds_are_one_query_which_its_link_restores(wide, collection):
+    files = [
+        given(collection / "cat.jpg", "image/jpeg"),
+        given(collection / "dog.ogg", "audio/ogg"),
+        given(TWO_SCENES, "video/webm"),
+        given(collection / "note.txt", "text/plain"),
+    ]
+    wide.answer_to(lambda: wide.driver.execute_async_script(GIVE, "drop", files))
+    wide.search("in the snow")
+    parts = [part.get_attribute("title") for part in wide.all(".part .seen")]
+    assert parts == ["cat.jpg", "dog.ogg", "two_scenes.webm", "note.txt"]
+    hits = wide.script("return [...document.querySelectorAll('.card')].map((card) => card.innerText)")
+    link = wide.driver.current_url
+    wide.driver.get("about:blank")
+    wide.driver.get(link)
+    wide.wait(lambda: len(wide.all(".card")) == len(hits))
+    restored = [part.get_attribute("title") for part in wide.all(".part .seen")]
+    assert sorted(restored) == sorted(parts)
+    assert wide.wait(
+        lambda: wide.script("return [...document.querySelectorAll('.part img')].every(i => i.naturalWidth)")
+    )
+    assert wide.script("return [...document.querySelectorAll('.card')].map((card) => card.innerText)") == hits
+
+
+def test_words_that_are_typed_are_in_the_history_at_each_pause(wide):
+    wide.search("a cat")
+    wide.script("performance.now = () => 1e9")  # as after a long time
+    wide.answer_to(lambda: wide.one("#words").send_keys(" asleep"))
+    for expected in ("a cat", ""):
+        wide.answer_to(wide.driver.back)
+        assert wide.one("#words").get_attribute("value") == expected
+
+
+def test_names_are_completed_in_the_box(wide):
+    wide.answer_to(lambda: wide.one("#words").send_keys("hor"))
+    assert wide.one("#names li").text.startswith("horses.jpg")
+    wide.answer_to(lambda: keys(wide, Keys.ARROW_DOWN, Keys.ENTER))
+    assert wide.one("#words").get_attribute("value") == "horses.jpg"
+    assert wide.script("return document.querySelector('#names').hidden")
 
 
 def test_filters_leave_files_out(wide):
@@ -158,6 +208,42 @@ def test_file_opens_large_and_arrows_lead_to_others(page, collection):
     page.driver.back()
     page.wait(lambda: not page.all("#viewer[open]"))
     assert page.names() == names
+
+
+def test_file_has_an_address_and_its_folder_is_a_filter(wide, collection):
+    wide.one(".tile").click()
+    name = opened(wide)
+    address = wide.one(".address").get_attribute("href")
+    assert wide.driver.current_url == address
+    wide.driver.get("about:blank")
+    wide.driver.get(address)
+    assert wide.wait(lambda: opened(wide)) == name
+    wide.answer_to(wide.all("dl .link")[-1].click)
+    assert not wide.all("#viewer[open]")
+    assert wide.one("#active .chip").text == f"in {collection.name}"
+    wide.answer_to(wide.one("#active .chip").click)
+    assert not wide.all("#active .chip")
+
+
+def test_timeline_leaves_the_files_of_one_time(wide):
+    bars = wide.wait(lambda: [bar for bar in wide.all("#timeline button") if bar.is_enabled()])
+    wide.answer_to(bars[0].click)
+    assert wide.names() == ["note.txt"]
+    wide.answer_to(wide.driver.back)
+    assert len(wide.names()) == 9
+
+
+def test_file_that_is_gone_is_said_to_be(wide, collection):
+    wide.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    (collection / "cat.jpg").rename(collection.parent / "cat.jpg")
+    try:
+        wide.driver.refresh()
+        wide.wait(lambda: "no longer there" in wide.one(".card .gone").text.lower())
+        wide.one(".tile:has(.gone)").click()
+        wide.wait(lambda: "no longer there" in wide.one(".stage .gone").text.lower())
+    finally:
+        (collection.parent / "cat.jpg").rename(collection / "cat.jpg")
+        wide.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
 
 
 def test_sound_plays_on_its_card_and_opened(wide):
@@ -249,7 +335,6 @@ def test_dark_and_light(driver, server):
     window(driver, 1280)
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core of npm, its folder in AXE_CORE")
 def test_nothing_serious_is_wrong_for_a_screen_reader(page):
     check = "axe.run().then((found) => arguments[0](found.violations.map((each) => [each.impact, each.id])))"
 

@@ -12,7 +12,7 @@ export function completeNames(taken) {
   choose = (option) => {
     hideNames();
     if (option.dataset.folder) taken.folder(option.dataset.folder);
-    else taken.file(option.textContent);
+    else taken.file(option.dataset.name);
   };
 }
 
@@ -38,10 +38,10 @@ export function hideNames() {
 
 function show({ files, folders }, words) {
   const options = [
-    ...folders.slice(0, FOLDERS).map(({ name, below }) => optionOf("folder", name, { folder: below }, below)),
-    ...files.slice(0, FILES).map(({ name, path, kind }) => optionOf(kind, name, {}, path)),
+    ...folders.slice(0, FOLDERS).map(({ name, below }) => optionOf("folder", name, below, { folder: below })),
+    ...files.slice(0, FILES).map(({ name, path, kind }) => optionOf(kind, name, path, { name })),
   ];
-  const isComplete = options.length === 1 && options[0].textContent === words;
+  const isComplete = options.length === 1 && options[0].dataset.name === words;
   if (!options.length || isComplete) return hideNames();
   options.forEach((option, i) => { option.id = `name-${i}`; });
   list.replaceChildren(...options);
@@ -50,9 +50,11 @@ function show({ files, folders }, words) {
   box.removeAttribute("aria-activedescendant");
 }
 
-function optionOf(kind, name, data, title) {
+function optionOf(kind, name, path, data) {
   const sign = { folder: "folder", image: "picture", video: "play", audio: "sound", text: "text" }[kind];
-  return element("li", { role: "option", title, data, aria: { selected: "false" } }, icon(sign), element("span", {}, name));
+  const above = path.split("/").filter(Boolean).slice(-3, -1).join("/");
+  const children = [icon(sign), element("span", {}, name), element("small", {}, above)];
+  return element("li", { role: "option", title: path, data, aria: { selected: "false" } }, ...children);
 }
 
 function move(step) {

@@ -52,6 +52,7 @@ export async function showTimeline(filters, numFiles, choose) {
   timeline.hidden = periods.length < 2;
   if (timeline.hidden) return;
   const bars = filled(periods);
+  timeline.style.setProperty("--bars", bars.length);
   const most = Math.max(...bars.map(([, count]) => count));
   const buttons = bars.map(([period, count]) => barOf(period, count, most, choose));
   buttons.find((bar) => !bar.disabled).tabIndex = 0;
