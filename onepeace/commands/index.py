@@ -18,8 +18,10 @@ EXAMPLES = """\
   onepeace index build my.index Pictures Music --exclude "*/thumbnails/"
   onepeace search my.index --text "a dog on the beach"
   onepeace index update my.index                # new, changed, moved and deleted files
+  onepeace index build my.index --model one-peace    # without PATHS: move the index to another model
   onepeace index stats my.index --problems
 
+A move embeds all files of the index beside the old vectors, which searches use until the new ones replace them at once.
 A folder may contain a file .onepeaceignore with .gitignore patterns. Run the same command again to resume a stopped
 run.
 
@@ -54,8 +56,11 @@ def _update_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "folders, files, tables (.csv, .tsv, .jsonl) or webdataset shards (.tar, .tar.gz)"
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help=text)
+    text = (
+        "folders, files, tables (.csv, .tsv, .jsonl) or webdataset shards (.tar, .tar.gz); without PATHS all files of "
+        "the index are embedded with another --model"
+    )
+    parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
     _update_arguments(parser)
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to skip, as in gitignore")
     text = "follow symbolic links inside folders, also out of them"
@@ -68,7 +73,7 @@ def _build(args: argparse.Namespace) -> int:
     from onepeace.index import build
 
     more = {name: getattr(args, name) for name in ("exclude", "follow_links", "store")}
-    return _tell(args, build(args.index, args.paths, **more, **_embedding(args)))
+    return _tell(args, build(args.index, args.paths or None, **more, **_embedding(args)))
 
 
 def _update(args: argparse.Namespace) -> int:
@@ -96,6 +101,8 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
         files.say(f"{about or 'nothing new'}; {files.counted(report.vectors, 'vector')} in {total:.1f} s{rate}")
     else:
         files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
+    if report.vanished:
+        files.say(f"{files.counted(report.vanished, 'file')} gone from disk, and with the old vectors from the index")
     where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
         files.say(f"{files.counted(report.known_problems, 'file')} of them failed before; list them with: {where}")
@@ -195,7 +202,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     from onepeace.index import Index
-    from onepeace.index.exchange import export
+    from onepeace.index.export import export
 
     files.check_output(args.output, args.force)
     with Index.open(args.index) as index:

@@ -43,16 +43,25 @@ def keep_text_branch(store: Store) -> None:
         text_branch.keep_text_branch(store.meta["model"], store.meta["model_hash"])
 
 
-def finish(store: Store) -> None:
-    """Update what is derived from the vectors: the scores of the unrelated queries, the files, a vector database."""
+def finish(store: Store, address: str | None = None) -> None:
+    """Update what is derived from the vectors: the scores of the unrelated queries, the files, a vector database.
+
+    Args:
+        address: of another vector database than that of the index.
+    """
+    score(store)
+    nearest.keep(store)
+    send(store, address or store.meta["store"])
+
+
+def score(store: Store) -> None:
+    """Score the unrelated queries against the vectors that are new since the last time."""
     state = nearest.vectors_state(store)
     if store.meta.get("scored") != state:
         best = banks_of(store).best_bytes()
         with store.transaction():
             store.keep_blob("best", best)
             store.meta["scored"] = state
-    nearest.keep(store)
-    send(store, store.meta["store"])
 
 
 def send(store: Store, address: str) -> None:

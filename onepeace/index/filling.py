@@ -32,6 +32,21 @@ DEFAULT_MODEL = "tiny"
 def fill(
     store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
 ) -> Report:
+    """Embed the entries of a scan in an index open for writing, and update what is derived from its vectors.
+
+    Args: see `embed_scan`.
+    """
+    if settings.store is not None:
+        send(store, settings.store)
+    report = embed_scan(store, scanned, settings, model=model, is_whole=is_whole)
+    keep_text_branch(store)
+    finish(store)
+    return report
+
+
+def embed_scan(
+    store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
+) -> Report:
     """Embed the entries of a scan in an index open for writing.
 
     Args:
@@ -44,8 +59,6 @@ def fill(
     if model is None or is_name(model):
         model = store.meta["model"]
     with model_on_demand(model, settings, num_new, report) as load:
-        if settings.store is not None:
-            send(store, settings.store)
         keep_calibration(store, load)
         recorder = Recorder(store, report)
         # A table that cannot be read may still have the captions.
@@ -53,8 +66,6 @@ def fill(
         _embed_new(recorder, scanned, load, settings, keeps_captions)
         if is_whole:
             recorder.remove_missing(scanned)
-        keep_text_branch(store)
-        finish(store)
     return report
 
 

@@ -1,6 +1,7 @@
 """What determines the vectors of an index: its model and the preprocessing."""
 
 import os
+import shlex
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from onepeace.errors import UserError
@@ -62,11 +63,19 @@ def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
         made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
         raise UserError(f"{error}; {made_with}") from error
     if wanted["model_hash"] != store.meta["model_hash"]:
-        raise _of_another(store, wanted, "model_hash", "model", "leave out --model, or build a new index")
+        remedy = f"leave out --model; or, to move the index to it: {_command_to_move(store, wanted)}"
+        raise _of_another(store, wanted, "model_hash", "model", remedy)
     if wanted["preprocessing"] != store.meta["preprocessing"]:
-        remedy = f"build a new index, or use {store.meta.get('made_by')}"
+        remedy = f"embed its files again: {_command_to_move(store, wanted)}; or use {store.meta.get('made_by')}"
         raise _of_another(store, wanted, "preprocessing", "preprocessing", remedy)
     return wanted
+
+
+def _command_to_move(store: Store, wanted: dict[str, str]) -> str:
+    folder = os.fspath(store.folder)
+    if FOREIGN in wanted:
+        return f"build({folder!r}, model=...)"
+    return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(wanted['model'])}"
 
 
 def _of_another(store: Store, wanted: dict[str, str], key: str, what: str, remedy: str) -> UserError:

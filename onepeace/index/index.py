@@ -234,8 +234,11 @@ class Index:
     def refresh(self) -> bool:
         """Load the changes of another process; returns whether there are any.
 
+        An index that was opened without a model follows one that another process moved to another model.
+
         Raises:
-            UserError: the index was rebuilt with another model, or is damaged. The old state then remains visible.
+            UserError: the index was moved to another model than the one it was opened with, or is damaged. The old
+                state then remains visible.
         """
         is_lost = self.store.has_lost_memory()
         if is_lost:  # first, as opening it again would read that memory
@@ -245,15 +248,25 @@ class Index:
             new.close()
             return False
         if new.meta["model_hash"] != self.model_hash:
-            new.close()
-            raise UserError(f"{self.folder}: rebuilt with another model; open it again, or restart the server")
+            if self._model is not None:
+                new.close()
+                raise UserError(f"{self.folder}: moved to another model, {new.meta['model']}; open it with that one")
+            self._drop_model()
         self.close()
         self._show(new)
         return True
 
+    def _drop_model(self) -> None:
+        for name in ("embedder", "text_branch"):
+            self.__dict__.pop(name, None)
+
     def _show(self, store: Store) -> None:
-        self.store, self.folder, self.embed_dim, self.kinds = store, store.folder, store.embed_dim, store.kinds
-        self.model, self.model_hash = store.meta["model"], store.meta["model_hash"]
+        self.store = store
+        self.folder = store.folder
+        self.embed_dim = store.embed_dim
+        self.kinds = store.kinds
+        self.model = store.meta["model"]
+        self.model_hash = store.meta["model_hash"]
         register(store.connection, known_roots(store))
 
     def drop_cached(self) -> None:

@@ -12,6 +12,7 @@ from onepeace.index.filling import fill, opened, refuse_unmounted
 from onepeace.index.identity import Model
 from onepeace.index.loading import Settings
 from onepeace.index.lock import writing
+from onepeace.index.move import move
 from onepeace.index.paths import places_of
 from onepeace.index.report import Report
 from onepeace.index.roots import Root, keep_roots, known_roots, listed, roots_of
@@ -21,19 +22,20 @@ from onepeace.index.store import Store
 
 def build(
     folder: str | os.PathLike[str],
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     model: Model | None = None,
     *,
     exclude: str | Sequence[str] = (),
     follow_links: bool = False,
     **options: Any,
 ) -> Report:
-    """Build an index of files, or add files to one.
+    """Build an index of files, add files to one, or move one to another model.
 
     Args:
         folder: folder of the index; created if it does not exist.
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces);
-            one, or several.
+            one, or several. None = all files of the index are embedded with another ``model``, and its vectors replace
+            the old ones at once when they are complete; see `onepeace.index.move.move`.
         model: name or folder, see `onepeace.load`, or an `Embedder`; None = the model of the index, or "tiny" for a new
             one.
         exclude: patterns as in a .gitignore file.
@@ -46,6 +48,10 @@ def build(
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
     settings = Settings(**options).checked_for(model)
+    if paths is None:
+        if exclude or follow_links:
+            raise UsageError("exclude and follow_links are for new paths; name them")
+        return _moved(folder, model, settings)
     paths = listed(paths)
     patterns = [exclude] if isinstance(exclude, str) else exclude
     new_roots = roots_of(paths, patterns, follow_links)
@@ -57,6 +63,16 @@ def build(
         with store.transaction():  # first, so that `update` resumes an interrupted build
             keep_roots(store, new_roots)
         return fill(store, scanned, settings, model=model)
+
+
+def _moved(folder: str | os.PathLike[str], model: Model | None, settings: Settings) -> Report:
+    """Move an index to a model; update it, if it has this model."""
+    if model is None:
+        raise UsageError(f"name PATHS to add to {os.fspath(folder)}, or with --model the model to move it to")
+    report = move(folder, model, settings)
+    if report is None:
+        return update(folder, model, **vars(settings))
+    return report
 
 
 def update(folder: str | os.PathLike[str], model: Model | None = None, **options: Any) -> Report:

@@ -26,6 +26,8 @@ class Report:
     recaptioned: int = 0
     """Unchanged files whose caption or other columns have changed."""
     removed: int = 0
+    vanished: int = 0
+    """Files whose vectors are gone with the former model of the index, as the files are gone."""
     vectors: int = 0
     """Vectors computed."""
     problems: list[Unreadable] = field(default_factory=list)

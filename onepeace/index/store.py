@@ -51,7 +51,6 @@ class Store:
 
     Attributes:
         meta: the model, counters, and a random id of the state; stored by `transaction`.
-        kinds: modalities of the model; a vector is stored with the place of its modality among them.
 
     Raises:
         UserError: there is no index, it has another format, or it cannot be read; Damaged.
@@ -70,8 +69,16 @@ class Store:
             except BaseException:
                 self.close()
                 raise
-        self.embed_dim = int(self.meta["embed_dim"])
-        self.kinds = tuple(self.meta["modalities"].split())
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self.meta["embed_dim"])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Modalities of the model; a vector is stored with the place of its modality among them."""
+        return tuple(self.meta["modalities"].split())
 
     @classmethod
     def create(cls, folder: Path, embed_dim: int, about: dict[str, str]) -> "Store":
@@ -139,7 +146,8 @@ class Store:
         """Store files with their vectors, replacing older ones of the same path; call it in a transaction.
 
         Args:
-            files: items, each with the spans of its vectors; an item with a problem has none.
+            files: items, each with the spans of its vectors; an item with a problem has none. An item with an id keeps
+                it.
             vectors: (n, E) finite unit rows, in the order of the spans.
             words: texts by whose words each file is found; None = none.
         """
@@ -149,7 +157,7 @@ class Store:
         remaining = iter(np.ascontiguousarray(vectors, VECTOR))
         for i, (item, spans) in enumerate(files):
             self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
-            file_id = insert(self.connection, "files", (None, *item.to_row(), len(spans)))
+            file_id = insert(self.connection, "files", (item.id or None, *item.to_row(), len(spans)))
             insert(self.connection, "words", (file_id, *(Words() if words is None else words[i])))
             for span in spans:
                 modality = self.kinds.index(span.modality)
@@ -234,6 +242,10 @@ class Store:
         """Store content for `blob`; call it in a transaction."""
         if self.blob(name) != content:
             insert(self.connection, "blobs", (name, content))
+
+    def drop_blob(self, name: str) -> None:
+        """Delete what `keep_blob` stored, if anything; call it in a transaction."""
+        self.connection.execute("DELETE FROM blobs WHERE name = ?", (name,))
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query.

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from support.crash import COMMANDS, answers, finish, flip, in_process, mend, pre
 from onepeace.errors import UserError
 from onepeace.index import check
 from onepeace.index.database import DATABASE
+from onepeace.index.move import NEXT
 from onepeace.index.nearest import derived
 
 
@@ -21,14 +21,14 @@ def by_name(found):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_kill_costs_nothing(command, tmp_path):
     index, files = prepare(tmp_path / "whole", command)
-    start = time.perf_counter()
-    assert in_process(command, index, files) == 0
-    seconds = time.perf_counter() - start
+    code, operations = in_process(command, index, files)
+    assert code == 0
     expected = by_name(finish(command, index, files))
     for trial in range(3):
         index, files = prepare(tmp_path / str(trial), command)
         before = state(index) if command in ("update", "remove") else {}
-        in_process(command, index, files, kill_after=seconds * (trial + 1) / 4)
+        code, _ = in_process(command, index, files, kill_at=operations * (trial + 1) // 4)
+        assert code < 0
         if (index / DATABASE).exists() and command != "repair":
             assert check(index).ok
             kept = state(index)
@@ -37,12 +37,37 @@ def test_kill_costs_nothing(command, tmp_path):
         assert by_name(finish(command, index, files)) == expected
 
 
+def test_index_that_is_killed_while_it_moves_is_of_one_model(tmp_path):
+    unmoved, files = prepare(tmp_path, "move", num_texts=8)
+    whole = shutil.copytree(unmoved, tmp_path / "whole")
+    old = answers(unmoved)
+    code, operations = in_process("move", whole, files)
+    new = answers(whole)
+    assert (code, old == new) == (0, False)
+    places = [operations * i // 15 for i in range(1, 15)]
+    places += [operations - i for i in range(0, 12, 2)]  # the last ones come after the new vectors are there
+    shown = []
+    for place in places:
+        index = shutil.copytree(unmoved, tmp_path / str(place))
+        code, _ = in_process("move", index, files, kill_at=place)
+        assert code < 0
+        shown.append(answers(index))
+        assert shown[-1] in (old, new)
+        run("move", index, files)
+        assert answers(index) == new
+        assert not (index / NEXT).exists()
+    assert len(places) == 20
+    assert old in shown
+    assert new in shown
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_full_disk_is_an_error_and_costs_nothing(command, tmp_path):
     codes = []
     for limit in (4_000, 20_000, 90_000):
         index, files = prepare(tmp_path / str(limit), command)
-        codes.append(in_process(command, index, files, limit=limit))
+        code, _ = in_process(command, index, files, limit=limit)
+        codes.append(code)
         if (index / DATABASE).exists() and command != "repair":
             assert check(index).ok
         finish(command, index, files)

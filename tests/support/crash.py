@@ -23,36 +23,54 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.index import Index, Query, check, filling, loading, maintain, record, remove, scan
+from onepeace.index import (
+    Index,
+    Query,
+    check,
+    database,
+    filling,
+    loading,
+    maintain,
+    move,
+    record,
+    remove,
+    scan,
+    store,
+    verify,
+)
 from onepeace.index.database import DATABASE
 from onepeace.index.store import Store
 
 DIM = 16
+OTHER_DIM = 12
+"""Dimension of the model that `move` moves an index to."""
 ABOUT = {"model": "none", "model_hash": "0", "preprocessing": "0", "made_by": "a test"}
 ABOUT |= {"modalities": "text", "store": "local"}
-COMMANDS = ("build", "update", "remove", "repair")
+COMMANDS = ("build", "update", "remove", "repair", "move")
 State = dict[str, tuple[Any, ...]]
 """Hash, problem and vectors of each file by its path."""
 
 
-def vectors_of(content: bytes) -> np.ndarray:
-    """(1, DIM) float32 unit rows, or (3, DIM) for a long text."""
+def vectors_of(content: bytes, dim: int = DIM) -> np.ndarray:
+    """(1, dim) float32 unit rows, or (3, dim) for a long text."""
     seed = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
-    vectors = np.random.default_rng(seed).normal(size=(3 if b"long" in content else 1, DIM)).astype(np.float32)
+    vectors = np.random.default_rng(seed).normal(size=(3 if b"long" in content else 1, dim)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class Embedder:
     """As far as building an index asks for one."""
 
-    embed_dim = DIM
     modalities = ("text",)
     processors: Mapping[str, Any] = {}
+
+    def __init__(self, embed_dim: int = DIM) -> None:
+        self.embed_dim = embed_dim
 
     def stream(self, values: Iterator[dict[str, Any]], **_: Any) -> Iterator[SimpleNamespace]:
         for value in values:
             content = Path(value["text"]).read_bytes()
-            vectors = vectors_of(content)
+            vectors = vectors_of(content, self.embed_dim)
             starts, ends = [5.0 * i for i in range(len(vectors))], [5.0 * i + 10 for i in range(len(vectors))]
             error = UserError("a bad file") if b"bad" in content else None
             windows = None if error else SimpleNamespace(vectors=vectors, starts=starts, ends=ends)
@@ -62,12 +80,24 @@ class Embedder:
             )
 
 
+def identity(model: str | Embedder) -> dict[str, str]:
+    """Metadata of an index, by its model."""
+    if isinstance(model, str):
+        return ABOUT
+    return {**ABOUT, "model": "other", "model_hash": "1"}
+
+
+def create_store(folder: Path, model: str | Embedder) -> Store:
+    return Store.create(folder, DIM if isinstance(model, str) else model.embed_dim, identity(model))
+
+
 @contextmanager
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     changes = [
-        (filling, "create_store", lambda folder, _: Store.create(folder, DIM, ABOUT)),
-        (filling, "check_model", lambda *_: {}),
+        (filling, "create_store", create_store),
+        (filling, "check_model", lambda store, _: store.meta),
+        (move, "identity", identity),
         (filling, "keep_calibration", lambda *_: None),
         (loading, "load_model", lambda *_: Embedder()),
         (scan, "modalities_by_suffix", lambda: {".txt": "text"}),
@@ -85,7 +115,8 @@ def without_model() -> Iterator[None]:
 
 
 def run(command: str, index: Path, files: Path, limit: int | None = None) -> None:
-    """`build` or `update` an index of the texts in a folder, `remove` half of them, or `repair` it.
+    """`build` or `update` an index of the texts in a folder, `remove` half of them, `repair` it, or `move` it to
+    another model.
 
     Args:
         limit: bytes that a file may have; more is refused, as by a full disk.
@@ -100,20 +131,59 @@ def run(command: str, index: Path, files: Path, limit: int | None = None) -> Non
             maintain.update(index, progress=False)
         elif command == "remove":
             remove(index, sorted(files.glob("*.txt"))[::2])
+        elif command == "move":
+            maintain.build(index, model=Embedder(OTHER_DIM), progress=False)
         else:
             check(index, repair=True)
 
 
-def in_process(command: str, index: Path, files: Path, *, kill_after: float | None = None, limit: int | None = None):
-    """Exit code of a process that runs a command and is killed after some seconds; less than 0 = by a signal."""
+def in_process(
+    command: str, index: Path, files: Path, *, kill_at: int | None = None, limit: int | None = None
+) -> tuple[int, int]:
+    """Run a command in a process.
+
+    Args:
+        kill_at: number of the operation before which the process kills itself, from 1; see `count_operations`.
+        limit: bytes that a file may have.
+
+    Returns:
+        Its exit code, less than 0 = by a signal; and the number of its operations.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.crash"])
-    process = context.Process(target=run_quietly, args=(command, index, files, limit))
+    operations = context.RawValue("q")
+    process = context.Process(target=run_quietly, args=(command, index, files, limit, kill_at, operations))
     process.start()
-    process.join(kill_after)
-    process.kill()
     process.join()
-    return process.exitcode
+    return process.exitcode, operations.value
+
+
+def count_operations(operations: Any, kill_at: int | None) -> None:
+    """Count the statements of SQL and the changes of files and folders from now on, in a process that ends soon.
+
+    Args:
+        operations: shared number.
+        kill_at: the process is killed before its operation of this number.
+    """
+
+    def count(*_: object) -> None:
+        operations.value += 1
+        if operations.value == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def count_event(event: str, arguments: tuple[Any, ...]) -> None:
+        is_written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if is_written or event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+            count()
+
+    def connect(*arguments: Any) -> sqlite3.Connection:
+        connection = database.connect(*arguments)
+        connection.set_trace_callback(count)
+        return connection
+
+    for module in (store, verify):
+        module.connect = connect
+    sys.addaudithook(count_event)
 
 
 ON_A_FULL_DISK = """
@@ -132,8 +202,11 @@ def on_a_full_disk(limit: int, *arguments: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def run_quietly(command: str, index: Path, files: Path, limit: int | None) -> None:
+def run_quietly(
+    command: str, index: Path, files: Path, limit: int | None, kill_at: int | None, operations: Any
+) -> None:
     """`run`; a `UserError` is exit code 3, anything else would be 1."""
+    count_operations(operations, kill_at)
     try:
         run(command, index, files, limit)
     except UserError:
@@ -153,7 +226,7 @@ def state(index: Path) -> State:
 def answers(index: Path) -> list[Any]:
     """What searching gives, with the numbers; equal ones by path, as their rows may have been written again."""
     with Index.open(index) as opened:
-        found = opened.search(Query(vector=np.ones(DIM)), top=50, collapse=False)
+        found = opened.search(Query(vector=np.ones(opened.embed_dim)), top=50, collapse=False)
         hits = [(hit.item.path, round(hit.score, 5), hit.start, hit.end) for hit in found]
     return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
 
@@ -178,9 +251,10 @@ def change_texts(folder: Path) -> None:
     os.utime(paths[3], ns=(1, 1))
 
 
-def prepare(folder: Path, command: str) -> tuple[Path, Path]:
+def prepare(folder: Path, command: str, num_texts: int = 24) -> tuple[Path, Path]:
     """An index and texts that are ready for a command."""
-    files, index = write_texts(folder / "files"), folder / "an.index"
+    files = write_texts(folder / "files", num_texts)
+    index = folder / "an.index"
     if command != "build":
         run("build", index, files)
     if command == "update":
