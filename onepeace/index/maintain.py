@@ -17,7 +17,7 @@ from onepeace.index.paths import places_of
 from onepeace.index.report import Report
 from onepeace.index.roots import Root, keep_roots, known_roots, listed, roots_of
 from onepeace.index.scan import Scan, scan
-from onepeace.index.store import Store
+from onepeace.index.store import Store, is_index
 
 
 def build(
@@ -67,6 +67,8 @@ def build(
 
 def _moved(folder: str | os.PathLike[str], model: Model | None, settings: Settings) -> Report:
     """Move an index to a model; update it, if it has this model."""
+    if not is_index(folder):
+        raise UsageError(f"{os.fspath(folder)}: no index there; name the PATHS to build it of")
     if model is None:
         raise UsageError(f"name PATHS to add to {os.fspath(folder)}, or with --model the model to move it to")
     report = move(folder, model, settings)

@@ -33,9 +33,6 @@ class Service:
 
     def __init__(self, index: Index, generator: SharedGenerator | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.model = Path(index.model).name
-        self.embed_dim = index.embed_dim
-        self.modalities = index.kinds
         self.generator = generator
         self.recent = RecentUploads()
         self._index = index
@@ -43,6 +40,19 @@ class Service:
         self.roots = index.roots()
         """Roots of the index, see `Index.roots`."""
         self._points: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model, which changes if the index is moved to another one; so do the following."""
+        return Path(self._index.model).name
+
+    @property
+    def embed_dim(self) -> int:
+        return self._index.embed_dim
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self._index.kinds
 
     def about(self) -> dict[str, Any]:
         """File counts by kind, the model, and its tasks."""

@@ -10,6 +10,7 @@ from support.random_model import save_random_model
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, check, embedding, maintain
 from onepeace.index.move import NEXT
+from onepeace.serve.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def test_moved_index_is_what_a_new_one_is_and_open_ones_follow(build, move, upda
         report = move(index)
         assert (report.added, report.vanished) == (6, 1)
         assert [hit.score for hit in opened.search("words number 3")] == before
-        assert opened.refresh()
-        assert (opened.model, opened.embed_dim) == (str(other), 24)
+        about = Service(opened).about()
+        assert (about["model"], about["embed_dim"], opened.model) == (other.name, 24, str(other))
         assert opened.search("words number 3", top=1)[0].item.path == str(words / "3.txt")
         assert all(ids.get(item.path, item.id) == item.id for item in opened.items())
         with pytest.raises(UserError, match="moved to another model"):
@@ -66,11 +67,11 @@ def test_interrupted_move_goes_on_where_it_was(build, move, words, tmp_path, mon
     take = embedding.Embedding.take
     taken = []
 
-    def interrupted(self, result, item, video):
+    def interrupted(self, result, reading, video):
         if len(taken) == 4:
             raise KeyboardInterrupt
-        taken.append(item.path)
-        take(self, result, item, video)
+        taken.append(reading.item.path)
+        take(self, result, reading, video)
 
     with monkeypatch.context() as patch:
         patch.setattr(embedding.Embedding, "take", interrupted)
