@@ -19,7 +19,8 @@ from .text_decoder import EncoderOutput, padding_bias
 from .token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
 
 PATCH_PIXELS = 16
-WORD, PATCH = 0, 1
+WORD = 0
+PATCH = 1
 """Rows of the type embedding."""
 
 
@@ -44,15 +45,18 @@ class EncoderBlock(RecomputedBlock):
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn, self.attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn = HeadScaledAttention(dim, num_heads)
+        self.attn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim)
         self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
 
     def compute(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
         """Map tokens (B, L, D) to tokens (B, L, D); ``bias`` (1 or B, H, L, L) is -inf in columns of padding."""
         h = self.norm1(x)
-        x = x + self.drop(self.attn_norm(self.attn(h, self.attn.keys_values(h), bias)))
+        attended = self.attn(h, self.attn.keys_values(h), bias)
+        x = x + self.drop(self.attn_norm(attended))
         return x + self.drop(self.ffn(self.norm2(x)))
 
 
@@ -65,7 +69,9 @@ class OFAEncoder(nn.Module):
 
     def __init__(self, config: OFAConfig):
         super().__init__()
-        dim, heads, depth = config.dim, config.num_heads, config.encoder_depth
+        dim = config.dim
+        heads = config.num_heads
+        depth = config.encoder_depth
         self.stem = ResNetStem(config.stem_width, config.stem_depths, config.freeze_stem_norms)
         self.image_proj = nn.Linear(self.stem.channels, dim)
         self.type_embed = nn.Parameter(torch.empty(2, dim))
@@ -91,7 +97,8 @@ class OFAEncoder(nn.Module):
 
         UserError for pictures with more patches on a side than there are positions.
         """
-        height, width, largest = *pixels.shape[2:], PATCH_PIXELS * self.patches.side
+        height, width = pixels.shape[2:]
+        largest = PATCH_PIXELS * self.patches.side
         if max(height, width) > largest:
             raise UserError(f"pictures of {height} x {width} pixels: this model reads up to {largest} on a side")
         features = self.stem(pixels)
@@ -101,7 +108,8 @@ class OFAEncoder(nn.Module):
         buckets = self.patches.buckets(rows, columns)[:, 1:, 1:]
         features = features.flatten(2).mT
         if keep is not None:
-            features, positions = gather_tokens(features, keep), gather_tokens(positions, keep)
+            features = gather_tokens(features, keep)
+            positions = gather_tokens(positions, keep)
             buckets = gather_pairs(buckets, keep)
         tokens = self.patches.norm(self.image_proj(features) + self.type_embed[PATCH])
         return Segment(self.patches, tokens, positions, buckets, None)
@@ -125,7 +133,8 @@ class OFAEncoder(nn.Module):
     def _bias(self, block: int, absolute: Tensor, parts: list[Segment]) -> Tensor:
         """``absolute`` plus, within each part, the relative-position bias of this block."""
         batch = max(len(absolute), *(len(part.buckets) for part in parts))
-        bias, start = absolute.expand(batch, -1, -1, -1).clone(), 0
+        bias = absolute.expand(batch, -1, -1, -1).clone()
+        start = 0
         for part in parts:
             stop = start + part.tokens.shape[1]
             bias[:, :, start:stop, start:stop] += part.kind.relative_bias(block, part.buckets)

@@ -4,6 +4,7 @@ Data flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches an
 `EncoderOutput` and the ids written so far -> decoder -> logits of the next id.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,7 +34,9 @@ class RawInput(NamedTuple):
         value = inputs[self.name]
         if self.is_padded:
             return (value != PAD).sum(1)
-        rows, columns = (-(-side // PATCH_PIXELS) for side in value.shape[2:])
+        height, width = value.shape[2:]
+        rows = math.ceil(height / PATCH_PIXELS)
+        columns = math.ceil(width / PATCH_PIXELS)
         return torch.full((len(value),), rows * columns)
 
     def take(
@@ -73,15 +76,15 @@ class OFA(Writer):
         self.config = config
         self.encoder = OFAEncoder(config)
         self.decoder = TextDecoder(
-            config.dim,
-            config.decoder_depth,
-            config.num_heads,
-            config.ffn_dim,
-            nn.Embedding(config.vocab_size, config.dim, padding_idx=PAD),
-            config.num_positions,
-            config.num_buckets,
-            config.drop_path,
-            config.dropout,
+            dim=config.dim,
+            depth=config.decoder_depth,
+            num_heads=config.num_heads,
+            ffn_dim=config.ffn_dim,
+            embedding=nn.Embedding(config.vocab_size, config.dim, padding_idx=PAD),
+            num_positions=config.num_positions,
+            num_buckets=config.num_buckets,
+            drop_path=config.drop_path,
+            dropout=config.dropout,
         )
         self.blocks = [*self.encoder.blocks, *self.decoder.blocks]
         normal_init(self)

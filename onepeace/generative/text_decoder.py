@@ -41,7 +41,8 @@ class EncoderOutput(NamedTuple):
 
 def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Attention bias (B, 1, 1, S) that is -inf where the mask (B, S) is True."""
-    return torch.zeros_like(padding_mask, dtype=dtype).masked_fill(padding_mask, -torch.inf)[:, None, None]
+    zeros = torch.zeros_like(padding_mask, dtype=dtype)
+    return zeros.masked_fill(padding_mask, -torch.inf)[:, None, None]
 
 
 class DecoderBlock(RecomputedBlock):
@@ -49,9 +50,13 @@ class DecoderBlock(RecomputedBlock):
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn, self.attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
-        self.cross_attn, self.cross_attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.attn = HeadScaledAttention(dim, num_heads)
+        self.attn_norm = nn.LayerNorm(dim)
+        self.cross_attn = HeadScaledAttention(dim, num_heads)
+        self.cross_attn_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim)
         self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
 
@@ -66,7 +71,8 @@ class DecoderBlock(RecomputedBlock):
             cross_bias: (1 or B, H, T, S), -inf at padding of the source.
         """
         h = self.norm1(x)
-        x = x + self.drop(self.attn_norm(self.attn(h, self.attn.keys_values(h), self_bias)))
+        attended = self.attn(h, self.attn.keys_values(h), self_bias)
+        x = x + self.drop(self.attn_norm(attended))
         return self._read(x, self.cross_attn.keys_values(source), cross_bias)
 
     def step(
@@ -81,13 +87,19 @@ class DecoderBlock(RecomputedBlock):
             self_bias: (1 or B * K, H, 1, t + 1). cross_bias: (1 or B, H, 1, S).
         """
         h = self.norm1(x).reshape(-1, 1, x.shape[2])
-        new = self.attn.keys_values(h)
-        keys, values = new if past is None else (torch.cat(pair, dim=2) for pair in zip(past, new, strict=True))
-        x = x + self.attn_norm(self.attn(h, (keys, values), self_bias)).view_as(x)
+        keys, values = self.attn.keys_values(h)
+        if past is not None:
+            past_keys, past_values = past
+            keys = torch.cat([past_keys, keys], dim=2)
+            values = torch.cat([past_values, values], dim=2)
+        attended = self.attn(h, (keys, values), self_bias)
+        x = x + self.attn_norm(attended).view_as(x)
         return self._read(x, source, cross_bias), (keys, values)
 
     def _read(self, x: Tensor, source: KeysValues, bias: Tensor) -> Tensor:
-        x = x + self.drop(self.cross_attn_norm(self.cross_attn(self.norm2(x), source, bias)))
+        """Cross-attention to the source, and the feed-forward layer."""
+        attended = self.cross_attn(self.norm2(x), source, bias)
+        x = x + self.drop(self.cross_attn_norm(attended))
         return x + self.drop(self.ffn(self.norm3(x)))
 
 
@@ -104,7 +116,7 @@ class DecoderCache:
     """(1 or B, H, max_len, S)."""
     self_bias: Tensor
     """Bias of absolute positions, (1, H, max_len, max_len)."""
-    places: Tensor
+    cells: Tensor
     """(N,): the cell of each hypothesis in the table, numbered row by row."""
     width: int = 1
     """K."""
@@ -124,26 +136,34 @@ class DecoderCache:
         """
         if not len(rows):
             raise ValueError("select needs at least one hypothesis")
-        old = self.places[rows]
-        kept, source = (old // self.width).unique(return_inverse=True)
-        counts = source.bincount()
+        old_cells = self.cells[rows]
+        sources, source_of_row = (old_cells // self.width).unique(return_inverse=True)
+        counts = source_of_row.bincount()
         width = int(counts.max())
-        # The rank of each among the hypotheses of its source, in the order of ``rows``.
-        order = source.argsort(stable=True)
-        first = (counts.cumsum(0) - counts)[source[order]]
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device) - first)
-        places = source * width + rank
-        parents = old[:1].repeat(len(kept) * width).scatter_(0, places, old)
+        cells = source_of_row * width + _rank_in_group(source_of_row, counts)
+        # For each cell of the new table the one that it continues; unused cells repeat the first.
+        parents = old_cells[:1].repeat(len(sources) * width).scatter_(0, cells, old_cells)
+        past = [_take(pair, parents) for pair in self.past]
+        selected = replace(self, cells=cells, width=width, past=past)
+        if len(sources) < len(self.sources[0][0]):
+            selected.sources = [_take(pair, sources) for pair in self.sources]
+            if len(self.cross_bias) > 1:
+                selected.cross_bias = self.cross_bias[sources]
+        return selected
 
-        def of(pair: KeysValues, index: Tensor) -> KeysValues:
-            return pair[0][index], pair[1][index]
 
-        past = [of(pair, parents) for pair in self.past]
-        moved = replace(self, places=places, width=width, past=past)
-        if len(kept) < len(self.sources[0][0]):
-            moved.sources = [of(pair, kept) for pair in self.sources]
-            moved.cross_bias = self.cross_bias if len(self.cross_bias) == 1 else self.cross_bias[kept]
-        return moved
+def _take(pair: KeysValues, index: Tensor) -> KeysValues:
+    """Rows ``index`` of keys and values."""
+    keys, values = pair
+    return keys[index], values[index]
+
+
+def _rank_in_group(group: Tensor, counts: Tensor) -> Tensor:
+    """For each of M rows, the number of rows before it in its group (M,); ``counts`` are the rows of each group."""
+    order = group.argsort(stable=True)
+    first_of_group = counts.cumsum(0) - counts
+    rank_in_order = torch.arange(len(order), device=order.device) - first_of_group[group[order]]
+    return torch.empty_like(order).scatter_(0, order, rank_in_order)
 
 
 class TextDecoder(nn.Module):
@@ -171,7 +191,8 @@ class TextDecoder(nn.Module):
         super().__init__()
         self.token_embed = embedding
         self.words = SequenceTokens(dim, num_heads, depth, num_positions, num_buckets)
-        self.self_pos, self.cross_pos = PositionBias(dim, num_heads), PositionBias(dim, num_heads)
+        self.self_pos = PositionBias(dim, num_heads)
+        self.cross_pos = PositionBias(dim, num_heads)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, ffn_dim, rate, dropout) for rate in rates)
         self.norm = nn.LayerNorm(dim)
@@ -190,7 +211,8 @@ class TextDecoder(nn.Module):
         x = self._embed(ids)
         hidden = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         causal = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
-        positions, buckets = self.words.positions(length), self.words.buckets(length)
+        positions = self.words.positions(length)
+        buckets = self.words.buckets(length)
         self_bias = self.self_pos(positions, positions) + causal
         cross_bias = self._cross_bias(positions, encoded)
         for i, block in enumerate(self.blocks):
@@ -204,32 +226,42 @@ class TextDecoder(nn.Module):
         Values that depend only on sources and positions are computed here, once.
         """
         positions = self.words.positions(max_len)
-        pairs = [expect(block, DecoderBlock).cross_attn.keys_values(encoded.tokens) for block in self.blocks]
+        sources = []
+        for block in self.blocks:
+            keys, values = expect(block, DecoderBlock).cross_attn.keys_values(encoded.tokens)
+            sources.append((keys.contiguous(), values.contiguous()))  # else the product of every step would copy them
         return DecoderCache(
-            # Contiguous: otherwise the product of every step would copy them.
-            [(keys.contiguous(), values.contiguous()) for keys, values in pairs],
-            self._cross_bias(positions, encoded),
-            self.self_pos(positions, positions),
-            torch.arange(len(encoded.tokens), device=encoded.tokens.device),
+            sources=sources,
+            cross_bias=self._cross_bias(positions, encoded),
+            self_bias=self.self_pos(positions, positions),
+            cells=torch.arange(len(encoded.tokens), device=encoded.tokens.device),
         )
 
     def step(self, ids: Tensor, cache: DecoderCache) -> Tensor:
         """Feed each hypothesis its next token (N,); returns logits (N, V) of the token after it."""
-        t, width = cache.length, cache.width
+        t = cache.length
         if t >= cache.max_len:
             raise ValueError(f"the cache was started for {cache.max_len} tokens, and all of them were fed")
-        table = ids.new_full((len(cache.sources[0][0]) * width,), self.token_embed.padding_idx or 0)
-        x = self._embed(table.scatter(0, cache.places, ids).view(-1, width))
+        num_sources = len(cache.sources[0][0])
+        table = ids.new_full((num_sources * cache.width,), self.token_embed.padding_idx or 0)
+        table = table.scatter(0, cache.cells, ids)
+        x = self._embed(table.view(num_sources, cache.width))
         absolute = cache.self_bias[:, :, t : t + 1, : t + 1]
         buckets = self.words.buckets(cache.max_len)[:, t : t + 1, : t + 1]
-        past, cache.past = cache.past, []
+        cross_bias = cache.cross_bias[:, :, t : t + 1]
+        keys_values = []
         for i, block in enumerate(self.blocks):
-            bias = absolute + self.words.relative_bias(i, buckets)
-            cross_bias = cache.cross_bias[:, :, t : t + 1]
-            x, pair = expect(block, DecoderBlock).step(x, past[i] if past else None, cache.sources[i], bias, cross_bias)
-            cache.past.append(pair)
+            x, pair = expect(block, DecoderBlock).step(
+                x,
+                past=cache.past[i] if cache.past else None,
+                source=cache.sources[i],
+                self_bias=absolute + self.words.relative_bias(i, buckets),
+                cross_bias=cross_bias,
+            )
+            keys_values.append(pair)
+        cache.past = keys_values
         cache.length += 1
-        return self.logits(x.flatten(0, 1)[cache.places])
+        return self.logits(x.flatten(0, 1)[cache.cells])
 
     def logits(self, x: Tensor) -> Tensor:
         """Tokens (..., D) after the last block -> (..., V)."""
@@ -241,5 +273,6 @@ class TextDecoder(nn.Module):
 
     def _cross_bias(self, positions: Tensor, encoded: EncoderOutput) -> Tensor:
         bias = self.cross_pos(positions, encoded.positions)
-        mask = encoded.padding_mask
-        return bias if mask is None else bias + padding_bias(mask, bias.dtype)
+        if encoded.padding_mask is None:
+            return bias
+        return bias + padding_bias(encoded.padding_mask, bias.dtype)

@@ -20,13 +20,18 @@ class PositionBias(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (2 * dim // num_heads) ** -0.5
-        self.q, self.k = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Normalised positions (1 or B, T, D) and (1 or B, S, D) -> bias (1 or B, H, T, S)."""
-        q = (self.q(queries) * self.scale).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        k = self.k(keys).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        q = self._heads(self.q(queries) * self.scale)
+        k = self._heads(self.k(keys))
         return q @ k.transpose(-2, -1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, H, L, head_dim)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TokenKind(nn.Module):
@@ -81,7 +86,8 @@ class GridTokens(TokenKind):
 
     def __init__(self, dim: int, num_heads: int, depth: int, side: int, stretched_grid: int | None = None):
         super().__init__(dim, num_heads, depth, side * side + 1, grid_table_rows(side))
-        self.side, self.stretched_grid = side, stretched_grid
+        self.side = side
+        self.stretched_grid = stretched_grid
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Normalised positions (1, 1 + rows * columns, D)."""
@@ -93,7 +99,8 @@ class GridTokens(TokenKind):
             learned = square[:corner, :corner].permute(2, 0, 1).unsqueeze(0).float()
             stretched = F.interpolate(learned, size=(rows, columns), mode="bilinear", align_corners=False)
             grid = stretched[0].permute(1, 2, 0).to(square.dtype)
-        return self.pos_norm(torch.cat([self.pos_embed[:1], grid.flatten(0, 1)])).unsqueeze(0)
+        positions = torch.cat([self.pos_embed[:1], grid.flatten(0, 1)])
+        return self.pos_norm(positions).unsqueeze(0)
 
     def buckets(self, rows: int, columns: int) -> Tensor:
         """Buckets (1, 1 + rows * columns, same) of distances."""
