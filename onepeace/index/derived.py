@@ -5,11 +5,12 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from onepeace.index import nearest
 from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.identity import FOREIGN
 from onepeace.index.index import banks_of
-from onepeace.index.plugin import plugin
+from onepeace.index.matrix import Matrix, keep
+from onepeace.index.matrix_files import vectors_state
+from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.store import Store
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ def finish(store: Store, address: str | None = None) -> None:
         address: of another vector database than that of the index.
     """
     score(store)
-    nearest.keep(store)
+    keep(store)
     send(store, address or store.meta["store"])
 
 
 def score(store: Store) -> None:
     """Score the unrelated queries against the vectors that are new since the last time."""
-    state = nearest.vectors_state(store)
+    state = vectors_state(store)
     if store.meta.get("scored") != state:
         best = banks_of(store).best_bytes()
         with store.transaction():
@@ -66,8 +67,8 @@ def score(store: Store) -> None:
 
 def send(store: Store, address: str) -> None:
     """Update a vector database, "local" for none; its address is stored in the index once it has answered."""
-    if address != nearest.LOCAL:
-        matrix = nearest.Matrix(store)
+    if address != LOCAL:
+        matrix = Matrix(store)
         with closing(plugin(address, "open_store")(address, store, matrix)) as service:
             service.send()
     with store.transaction():

@@ -42,19 +42,19 @@ def export(index: Index, target: Path) -> int:
         for start in range(0, count, BLOCK):
             rows = range(start, min(start + BLOCK, count))
             described = [_row_of(index, row, items[int(index.matrix.file[row])]) for row in rows]
-            writer.write(described, index.matrix.vectors[rows.start : rows.stop])
+            writer.write(described, index.matrix.vectors_of(slice(rows.start, rows.stop)))
     return count
 
 
 def _row_of(index: Index, row: int, item: Item) -> dict[str, Any]:
     """Columns of a row of the matrix, which is of this file."""
-    start, end = index.matrix.times(row)
+    span = index.matrix.span(row)
     return {
         "path": item.path,
         "kind": item.modality,
-        "modality": index.kinds[index.matrix.modality[row]],
-        "start": start,
-        "end": end,
+        "modality": span.modality,
+        "start": span.start,
+        "end": span.end,
         "size": item.size,
         "mtime": item.mtime_ns / 1e9,
         "hash": item.hash.hex() if item.hash else None,

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.errors import UserError
-from onepeace.index import nearest
 from onepeace.index.classify import entries_to_read
 from onepeace.index.derived import finish, keep_calibration, keep_text_branch, send
 from onepeace.index.embedding import embed_entries
 from onepeace.index.identity import FOREIGN, Model, check_model, identity, is_name
 from onepeace.index.loading import Settings, model_on_demand
 from onepeace.index.lock import LOCK
+from onepeace.index.matrix import remove_derived
 from onepeace.index.record import Recorder
 from onepeace.index.report import Report
 from onepeace.index.roots import Root
@@ -118,8 +118,7 @@ def create_store(folder: Path, model: Model) -> Store:
 
     entries = identity(model)
     embed_dim, modalities = _shape_of(model)
-    for path in nearest.derived(folder):  # derived from a database that is gone
-        path.unlink()
+    remove_derived(folder)  # from a database that is gone
     entries |= {
         "made_by": f"onepeace {__version__}",
         "modalities": " ".join(modalities),

@@ -17,8 +17,9 @@ from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
 from onepeace.index.match import Banks
-from onepeace.index.nearest import LOCAL, Matrix, read
-from onepeace.index.plugin import plugin
+from onepeace.index.matrix import Matrix
+from onepeace.index.matrix_files import read
+from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.roots import Root, known_roots
 from onepeace.index.search import Searched, SearchOptions
@@ -170,7 +171,7 @@ class Index:
 
     @cached_property
     def service(self) -> Any:
-        """Vector database for nearest-neighbour search (nearest.py), if any."""
+        """Vector database for nearest-neighbour search (matrix.py), if any."""
         address = self.store.meta["store"]
         return None if address == LOCAL else plugin(address, "open_store")(address, self.store, self.matrix)
 
@@ -286,8 +287,8 @@ def banks_of(store: Store) -> Banks:
     last, _, removed = store.meta.get("scored", "").partition("-")
     is_valid = removed == store.meta["removed"]
     banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
-    for records in read(store, int(last) if is_valid else 0):
-        banks.add(records["vector"], np.array(store.kinds)[records["modality"]])
+    for rows, vectors in read(store, int(last) if is_valid else 0):
+        banks.add(vectors, np.array(store.kinds)[rows["modality"]])
     return banks
 
 

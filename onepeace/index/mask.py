@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.index.filters import Condition, kind_of
-from onepeace.index.nearest import Matrix
+from onepeace.index.matrix import Matrix
 from onepeace.index.store import Store
 
 INSIDE = (os.sep, "::")

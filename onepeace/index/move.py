@@ -17,7 +17,7 @@ from onepeace.index.filling import embed_scan, opened, refuse_unmounted
 from onepeace.index.identity import FOREIGN, Model, identity
 from onepeace.index.loading import Settings
 from onepeace.index.lock import writing
-from onepeace.index.nearest import vectors_state
+from onepeace.index.matrix_files import vectors_state
 from onepeace.index.paths import places_of
 from onepeace.index.report import Report
 from onepeace.index.roots import keep_roots, known_roots

@@ -6,6 +6,9 @@ from typing import Any
 
 from onepeace.errors import UsageError
 
+LOCAL = "local"
+"""Value of ``meta["store"]`` if no vector database is used."""
+
 
 def plugin(address: str, function: str) -> Any:
     """Function of ``onepeace.plugins.NAME`` for an address NAME:...

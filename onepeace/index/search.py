@@ -17,7 +17,7 @@ from onepeace.index.hits import Hit, Results
 from onepeace.index.items import Item, Span
 from onepeace.index.mask import rows_of_files
 from onepeace.index.match import POSSIBLE, RELEVANT, Banks
-from onepeace.index.nearest import Matrix
+from onepeace.index.matrix import Matrix
 from onepeace.index.query import QueryVector
 from onepeace.index.store import Store
 from onepeace.index.words import WordSearch
@@ -222,7 +222,7 @@ def group_files(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[Group]
     best = np.sort(first_places)
     if not collapse:
         return [[place] for place in best.tolist()]
-    vectors = matrix.vectors[rows[best]]
+    vectors = matrix.vectors_of(rows[best])
     modality = matrix.modality[rows[best]]
     groups: dict[int, Group] = {}  # by the place of their first row in `best`
     for start in range(0, len(best), BLOCK):
@@ -316,8 +316,10 @@ def checked_item(searched: Searched, file: tuple[Item, list[Span], np.ndarray], 
     Raises:
         Damaged: the row of the matrix is none of the file's vectors in the database.
     """
-    item, _, vectors = file
-    if not (vectors == searched.matrix.vectors[row]).all(axis=1).any():
+    item, spans, vectors = file
+    span = searched.matrix.span(row)
+    same_span = [number for number, own_span in enumerate(spans) if own_span == span]
+    if not (vectors[same_span] == searched.matrix.vectors_of(row)).all(axis=1).any():
         raise Damaged(searched.store.folder, f"the matrix, at a vector of {item.path}")
     return item
 
@@ -325,12 +327,18 @@ def checked_item(searched: Searched, file: tuple[Item, list[Span], np.ndarray], 
 def _hit(searched: Searched, candidates: Candidates, place: int, **fields: Any) -> Hit:
     """The hit at a place among the candidates; ``fields`` are those that do not depend on the row."""
     row = int(candidates.rows[place])
-    start, end = searched.matrix.times(row)
+    span = searched.matrix.span(row)
     match = None
     if candidates.matches is not None:
         match = float(candidates.matches[place])
-    modality = searched.store.kinds[searched.matrix.modality[row]]
-    return Hit(modality=modality, score=float(candidates.cosines[place]), match=match, start=start, end=end, **fields)
+    return Hit(
+        modality=span.modality,
+        score=float(candidates.cosines[place]),
+        match=match,
+        start=span.start,
+        end=span.end,
+        **fields,
+    )
 
 
 def count_files(matrix: Matrix, allowed: np.ndarray | None) -> int:

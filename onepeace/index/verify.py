@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UserError
-from onepeace.index import nearest
 from onepeace.index.database import (
     COLUMNS,
     DATABASE,
@@ -29,6 +28,7 @@ from onepeace.index.database import (
     write_database,
 )
 from onepeace.index.lock import writing
+from onepeace.index.matrix import faults, keep, remove_derived
 from onepeace.index.roots import known_roots
 from onepeace.index.store import Store
 from onepeace.index.wal import hides_commits
@@ -122,9 +122,7 @@ def _faults(store: Store) -> Iterator[str]:
         yield "the second copy of the metadata is not what was written"
     if hides_commits(store.folder / DATABASE):
         yield f"{DATABASE}-wal is not what was written: it {LOG_LOST}"
-    for path in nearest.derived(store.folder):
-        if nearest.intact(path) is None:
-            yield f"{path.name} is not what was written"
+    yield from faults(store)
 
 
 def _repair(folder: Path) -> int:
@@ -133,8 +131,7 @@ def _repair(folder: Path) -> int:
     Returns:
         The number of files to embed again, as far as known.
     """
-    for path in nearest.derived(folder):
-        path.unlink()
+    remove_derived(folder)
     database = folder / DATABASE
     _complete_last_page(database)
     with closing(connect(database, "mode=rw")) as old, write_database(database) as new:
@@ -150,7 +147,7 @@ def _repair(folder: Path) -> int:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)
             store.meta["id"] = secrets.token_hex(8)  # ids may be reused, so a vector database starts over
-        nearest.keep(store)
+        keep(store)
     return seen - kept
 
 

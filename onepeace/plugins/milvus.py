@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UsageError, UserError, need, one_line
-from onepeace.index.nearest import Matrix, vectors_state
+from onepeace.index.matrix import Matrix
+from onepeace.index.matrix_files import vectors_state
 from onepeace.index.store import Store
 
 log = logging.getLogger(__name__)
@@ -123,9 +124,11 @@ class Collection:
         """Write the vectors with these ids, which are ascending as those of the matrix."""
         for first in range(0, len(ids), BATCH):
             rows = np.searchsorted(self._matrix.id, ids[first : first + BATCH])
+            modalities = self._matrix.modality[rows].tolist()
+            vectors = self._matrix.vectors_of(rows)
             entries = [
-                {"id": int(record["id"]), "modality": int(record["modality"]), "vector": record["vector"]}
-                for record in self._matrix.records[rows]
+                {"id": id_, "modality": modality, "vector": vector}
+                for id_, modality, vector in zip(self._matrix.id[rows].tolist(), modalities, vectors, strict=True)
             ]
             client.upsert(self._name, entries, timeout=TIMEOUT)
 

@@ -9,7 +9,7 @@ from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.items import Item, Span
 from onepeace.index.match import Banks
-from onepeace.index.nearest import derived, keep
+from onepeace.index.matrix import derived, keep
 from onepeace.index.query import encode
 from onepeace.index.store import Store
 

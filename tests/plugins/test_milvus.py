@@ -10,10 +10,10 @@ import pytest
 from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, Item, Query, build, nearest, remove, update
+from onepeace.index import Index, Item, Query, build, matrix, remove, update
 from onepeace.index.database import DATABASE
 from onepeace.index.items import Span
-from onepeace.index.nearest import Matrix
+from onepeace.index.matrix import Matrix
 from onepeace.index.store import Store
 from onepeace.index.verify import check
 
@@ -79,7 +79,7 @@ def named(monkeypatch):
         return found
 
     monkeypatch.setattr(milvus.Collection, "candidates", candidates)
-    monkeypatch.setattr(nearest, "CANDIDATES", 1)
+    monkeypatch.setattr(matrix, "CANDIDATES", 1)
     return counts
 
 

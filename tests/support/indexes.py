@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from onepeace.index.items import Item, Span
-from onepeace.index.nearest import keep
+from onepeace.index.matrix import keep
 from onepeace.index.store import Store
 
 

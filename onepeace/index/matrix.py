@@ -1,0 +1,276 @@
+"""The vectors of an index as one matrix, and exact nearest-neighbour search in it.
+
+The matrix is mapped from files (matrix_files.py) if these hold the reader's state of the database, and read from the
+database otherwise. From `LARGE` vectors on, lists (lists.py) or a vector database propose candidates, which are
+compared exactly.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onepeace.errors import one_line
+from onepeace.index import array_files, lists, matrix_files
+from onepeace.index.items import Span
+from onepeace.index.lists import LISTS, Lists, keep_lists
+from onepeace.index.matrix_files import MATRIX, keep_matrix, open_matrix, read, rows_left
+from onepeace.index.store import Store
+from onepeace.threads import one_blas_thread
+
+log = logging.getLogger(__name__)
+
+LARGE = 250_000
+"""Number of vectors from which on lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
+CANDIDATES = 10
+"""Candidates requested per vector wanted."""
+BLOCK = 1 << 14
+"""Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would busy-wait."""
+ROUNDING = 1e-6
+GATHERED = 0.2
+"""Share of rows below which gathering them is faster than comparing all."""
+
+
+class Neighbours(NamedTuple):
+    """Rows near a query, best first, ties by row."""
+
+    rows: np.ndarray
+    """(k,) int64."""
+    cosines: np.ndarray
+    """(k,) float32."""
+
+
+class Matrix:
+    """All vectors of one state of an index, n of them. A row is the number of a vector in it.
+
+    Args:
+        store: open for reading.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.mapped = open_matrix(store)
+        """The mapped files, if they hold this state."""
+        self._stored_rows: np.ndarray | None = None
+        """(n,) int64: place of each row in the files; None if these hold no other vectors."""
+        if self.mapped is None:
+            blocks = [*read(store)]
+            self._about = np.concatenate([about for about, _ in blocks])
+            self._stored_vectors = np.concatenate([vectors for _, vectors in blocks])
+        else:
+            self._about = self.mapped.arrays["rows"]
+            self._stored_vectors = self.mapped.arrays["vectors"]
+            self._stored_rows = rows_left(store, self.mapped)
+            if self._stored_rows is not None:
+                self._about = self._about[self._stored_rows]
+        self.inverted_lists = Lists.open(store) if len(self) >= LARGE else None
+
+    def __len__(self) -> int:
+        return len(self._about)
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """(n, E) float32, unit rows; a copy if some in the files are gone, so better ask for `vectors_of` some rows."""
+        return self._stored_vectors if self._stored_rows is None else self._stored_vectors[self._stored_rows]
+
+    def vectors_of(self, rows: Any) -> np.ndarray:
+        """(k, E) float32 vectors of k rows, or (E,) of one."""
+        return self._stored_vectors[rows if self._stored_rows is None else self._stored_rows[rows]]
+
+    def cosines(self, query: np.ndarray) -> np.ndarray:
+        """(n,) float32: cosine of each row with a unit vector (E,); -inf where it is not finite."""
+        cosines = _cosines(self._stored_vectors, query)
+        return cosines if self._stored_rows is None else cosines[self._stored_rows]
+
+    @cached_property
+    def id(self) -> np.ndarray:
+        """(n,) int64: the id of each row, ascending."""
+        return np.ascontiguousarray(self._about["id"])
+
+    @cached_property
+    def file(self) -> np.ndarray:
+        """(n,) int64: the id of the file of each row."""
+        return np.ascontiguousarray(self._about["file"])
+
+    @cached_property
+    def files(self) -> tuple[np.ndarray, np.ndarray]:
+        """(f,) int64 ids of the files, ascending, and (n,) the place among them of the file of each row."""
+        is_next = np.diff(self.file, prepend=-1)
+        if (is_next < 0).any():  # the files of an index that was repaired
+            return np.unique(self.file, return_inverse=True)
+        is_first = is_next > 0
+        return self.file[is_first], np.cumsum(is_first) - 1
+
+    @cached_property
+    def modality(self) -> np.ndarray:
+        """(n,) int8: place in `Store.kinds`."""
+        return self._about["modality"].astype(np.int8)
+
+    @cached_property
+    def rows(self) -> list[np.ndarray]:
+        """Rows of each of `Store.kinds`, ascending."""
+        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
+
+    def span(self, row: int) -> Span:
+        """The part of a file that a row stands for."""
+        about = self._about[row]
+        start, end = (None if np.isnan(about[name]) else float(about[name]) for name in ("start", "end"))
+        return Span(self.store.kinds[about["modality"]], start, end)
+
+    def nearest(
+        self, query: np.ndarray, count: int, allowed: np.ndarray | None = None, service: Any = None
+    ) -> dict[str, Neighbours]:
+        """The rows of each modality that are nearest to a unit vector.
+
+        Args:
+            query: (E,) float32.
+            count: maximum number of rows per modality.
+            allowed: (n,) bool; None = all.
+            service: a vector database (see `plugin`), which proposes candidates instead of the lists.
+        """
+        search = _Search(self, query, count, service)
+        neighbours = {}
+        for code, modality in enumerate(self.store.kinds):
+            rows = self.rows[code]
+            if allowed is not None:
+                rows = rows[allowed[rows]]
+            if len(rows):
+                neighbours[modality] = search.best(rows, code)
+        return neighbours
+
+    def is_whole(self) -> bool:
+        """Whether the mapped files still have their full length; reading past the end of one is a bus error."""
+        if self.mapped is not None and not self.mapped.is_whole():
+            return False
+        return self.inverted_lists is None or self.inverted_lists.mapped.is_whole()
+
+
+class _Search:
+    """One query, and what was computed for it."""
+
+    def __init__(self, matrix: Matrix, query: np.ndarray, count: int, service: Any) -> None:
+        self.matrix = matrix
+        self.query = query
+        self.count = count
+        self.service = service
+        self._listed: tuple[np.ndarray, np.ndarray] | None = None
+
+    def best(self, rows: np.ndarray, code: int) -> Neighbours:
+        """The best of some rows of one modality, ascending; by float64 sums that depend only on the row, so that equal
+        rows have equal cosines."""
+        near = self._near(rows, code)
+        cosines = (self.matrix.vectors_of(near) * self.query.astype(np.float64)).sum(axis=1)
+        order = np.lexsort((near, -cosines))[: self.count]
+        return Neighbours(near[order], np.clip(cosines[order], -1, 1).astype(np.float32))
+
+    def _near(self, rows: np.ndarray, code: int) -> np.ndarray:
+        """Rows among which the best are, few of them."""
+        if len(rows) <= self.count:
+            return rows
+        if len(rows) < GATHERED * len(self.matrix):
+            return self._compared(rows)
+        proposed = self._proposed(rows, code)
+        return self._compared(rows) if len(proposed) < self.count else proposed
+
+    def _proposed(self, rows: np.ndarray, code: int) -> np.ndarray:
+        """Those of the rows that the vector database or the lists propose; too few if these do not answer."""
+        wanted = CANDIDATES * self.count
+        if self.service is not None:
+            ids = self.service.candidates(self.query, wanted, code)
+            return rows[:0] if ids is None else self._rows_with(ids, rows)
+        lists = self.matrix.inverted_lists
+        if lists is None:
+            return rows[:0]
+        listed, estimates = self._near_in(lists)
+        is_wanted = _occur_in(rows, listed)
+        listed = listed[is_wanted]
+        if len(listed) > wanted:
+            listed = listed[np.argpartition(-estimates[is_wanted], wanted)[:wanted]]
+        first_newer = np.searchsorted(self.matrix.id, lists.last, "right")
+        newer = rows[np.searchsorted(rows, first_newer) :]
+        if len(newer) > self.count:
+            newer = self._compared(newer)
+        return np.concatenate([listed, newer])
+
+    def _near_in(self, lists: Lists) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the lists nearest to the query, and estimates of their cosines."""
+        if self._listed is None:
+            ids, estimates = lists.near(self.query)
+            is_there = _occur_in(self.matrix.id, ids)  # others were removed
+            self._listed = np.searchsorted(self.matrix.id, ids[is_there]), estimates[is_there]
+        return self._listed
+
+    def _rows_with(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that have one of the ids."""
+        places = np.searchsorted(self.matrix.id, ids[_occur_in(self.matrix.id, ids)])
+        return places[_occur_in(rows, places)]
+
+    def _compared(self, rows: np.ndarray) -> np.ndarray:
+        """The best of some rows, and those as good but for rounding, as BLAS may round equal rows differently."""
+        if len(rows) < GATHERED * len(self.matrix):
+            cosines = _cosines(self.matrix.vectors_of(rows), self.query)
+        else:
+            cosines = self._all_cosines[rows]
+        least = np.partition(cosines, -self.count)[-self.count]
+        return rows[cosines >= least - ROUNDING]
+
+    @cached_property
+    def _all_cosines(self) -> np.ndarray:
+        return self.matrix.cosines(self.query)
+
+
+def _occur_in(rising: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which values occur in an ascending, non-empty array, bool."""
+    return np.take(rising, np.searchsorted(rising, values), mode="clip") == values
+
+
+def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    cosines = np.empty(len(vectors), np.float32)
+
+    def multiply(first: int) -> None:
+        np.matmul(vectors[first : first + BLOCK], query, out=cosines[first : first + BLOCK])
+
+    with one_blas_thread():
+        list(_threads().map(multiply, range(0, len(vectors), BLOCK)))
+    cosines[~np.isfinite(cosines)] = -np.inf
+    return cosines
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "onepeace-nearest")
+
+
+def keep(store: Store) -> None:
+    """Bring the files of the matrix to the state of the database, and the lists if there are many vectors.
+
+    If the disk is full, a warning is logged instead: the files only save time.
+    """
+    try:
+        keep_matrix(store)
+        if store.select("SELECT count(*) FROM vectors")[0][0] >= LARGE:
+            keep_lists(Matrix(store))
+    except OSError as error:
+        log.warning("%s: the matrix cannot be written (%s); searching takes longer", store.folder, one_line(error))
+
+
+def derived(folder: Path) -> list[Path]:
+    """The files of an index that are derived from the vectors in its database."""
+    return [*array_files.files_of(folder, MATRIX), *array_files.files_of(folder, LISTS)]
+
+
+def remove_derived(folder: Path) -> None:
+    """Remove the files that are derived from the vectors."""
+    for path in derived(folder):
+        path.unlink(missing_ok=True)
+
+
+def faults(store: Store) -> Iterator[str]:
+    """Yield one line for each derived file that is not what was written; reads all of them."""
+    yield from array_files.faults(store.folder, MATRIX, matrix_files.types_of(store))
+    yield from array_files.faults(store.folder, LISTS, lists.types_of(store))
