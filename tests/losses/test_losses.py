@@ -29,40 +29,47 @@ def log_softmax(row):
 
 
 def contrastive_by_loops(a, b, scale, groups, smoothing):
-    count, total = len(a), 0.0
-    for mine, theirs in ((a, b), (b, a)):
+    count = len(a)
+    total = 0.0
+    for queries, keys in ((a, b), (b, a)):
         for i in range(count):
-            logp = log_softmax([scale * float(mine[i] @ theirs[j]) for j in range(count)])
+            log_probs = log_softmax([scale * float(queries[i] @ keys[j]) for j in range(count)])
             positives = [j for j in range(count) if groups[j] == groups[i]]
             for positive in positives:
                 for j in range(count):
                     share = 1 - smoothing if j == positive else smoothing / (count - 1)
-                    total -= share * logp[j] / len(positives)
+                    total -= share * log_probs[j] / len(positives)
     return total / count / 2
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 0], [3, 3, 3, 3, 3]])
 def test_contrastive_equals_loops(groups, smoothing):
-    a, b = unit(5, 7), unit(5, 7)
-    given = None if groups is None else torch.tensor(groups)
-    loss = contrastive(a, b, 9.0, groups=given, label_smoothing=smoothing)
-    assert loss.item() == pytest.approx(contrastive_by_loops(a, b, 9.0, groups or range(5), smoothing), abs=1e-5)
+    a = unit(5, 7)
+    b = unit(5, 7)
+    group_ids = None if groups is None else torch.tensor(groups)
+    loss = contrastive(a, b, 9.0, groups=group_ids, label_smoothing=smoothing)
+    expected = contrastive_by_loops(a, b, 9.0, groups or range(5), smoothing)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def contrastive_gradients(a, b, detach_keys):
+    a = a.clone().requires_grad_()
+    b = b.clone().requires_grad_()
+    scale = torch.tensor(5.0, requires_grad=True)
+    contrastive(a, b, scale, detach_keys=detach_keys).backward()
+    return a.grad, b.grad, scale.grad
 
 
 def test_contrastive_gradient_reaches_both_sides_unless_detached():
-    grads = []
-    for detach in (False, True):
-        torch.manual_seed(3)
-        a, b, scale = unit(4, 6).requires_grad_(), unit(4, 6).requires_grad_(), torch.tensor(5.0, requires_grad=True)
-        contrastive(a, b, scale, detach_keys=detach).backward()
-        grads.append((a.grad, b.grad, scale.grad))
-    (whole_a, _, whole_scale), (half_a, half_b, half_scale) = grads
+    a = unit(4, 6)
+    b = unit(4, 6)
+    whole_a, _, whole_scale = contrastive_gradients(a, b, detach_keys=False)
+    half_a, half_b, half_scale = contrastive_gradients(a, b, detach_keys=True)
     assert half_scale == pytest.approx(whole_scale.item(), rel=1e-5)
-    torch.manual_seed(3)
-    a, b = unit(4, 6).requires_grad_(), unit(4, 6)
-    F.cross_entropy(5.0 * a @ b.T, torch.arange(4)).div(2).backward()
-    assert torch.allclose(half_a, a.grad, atol=1e-6)
+    queries = a.clone().requires_grad_()
+    F.cross_entropy(5.0 * queries @ b.T, torch.arange(4)).div(2).backward()
+    assert torch.allclose(half_a, queries.grad, atol=1e-6)
     assert not torch.allclose(half_a, whole_a, atol=1e-3)
     assert half_b.abs().max() > 0
 
@@ -71,10 +78,10 @@ def test_contrastive_gradient_reaches_both_sides_unless_detached():
 
 
 def full_logits(queries, keys, scale, targets, groups, smoothing):
-    own = torch.arange(len(keys)) if groups is None else groups
-    same = (own[targets][:, None] == own[None, :]).float()
-    target = same / same.sum(1, keepdim=True)
-    target = target * (1 - smoothing) + (1 - target) * smoothing / (len(keys) - 1)
+    group_of_key = torch.arange(len(keys)) if groups is None else groups
+    is_positive = (group_of_key[targets][:, None] == group_of_key[None, :]).float()
+    share = is_positive / is_positive.sum(1, keepdim=True)
+    target = share * (1 - smoothing) + (1 - share) * smoothing / (len(keys) - 1)
     return F.cross_entropy(scale * queries @ keys.T, target, reduction="sum")
 
 
@@ -82,10 +89,11 @@ def full_logits(queries, keys, scale, targets, groups, smoothing):
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_tiles_give_the_loss_and_every_gradient_of_full_logits(rows, grouped, smoothing):
     torch.manual_seed(4)
-    values = unit(7, 5).double(), unit(11, 5).double(), torch.tensor(6.0).double()
+    values = [unit(7, 5), unit(11, 5), torch.tensor(6.0)]
     targets = torch.randint(11, (7,))
     groups = torch.randint(4, (11,)) if grouped else None
-    ours, full = ([value.clone().float().requires_grad_() for value in values] for _ in range(2))
+    ours = [value.clone().requires_grad_() for value in values]
+    full = [value.clone().requires_grad_() for value in values]
     loss = tiled_infonce(*ours, targets, groups, smoothing, tile=rows * 11)
     expected = full_logits(*full, targets, groups, smoothing)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -97,27 +105,29 @@ def test_tiles_give_the_loss_and_every_gradient_of_full_logits(rows, grouped, sm
 
 def test_logits_are_never_whole():
     """1,024 x 1,024 logits would be a million numbers; a tile holds 16,384."""
-    queries, keys = unit(1024, 8).requires_grad_(), unit(1024, 8).requires_grad_()
+    queries = unit(1024, 8).requires_grad_()
+    keys = unit(1024, 8).requires_grad_()
     largest = LargestTensor()
     with largest:
         tiled_infonce(queries, keys, 5.0, torch.arange(1024), tile=16384).backward()
-    assert 16384 <= largest.found < 2 * 16384
+    assert 16384 <= largest.numbers < 2 * 16384
 
 
 class LargestTensor(TorchDispatchMode):
-    found = 0
+    numbers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
-            self.found = max(self.found, result.numel())
+            self.numbers = max(self.numbers, result.numel())
         return result
 
 
 def test_autocast_does_not_round_cosines():
     """bfloat16 has 8 bits: cosines of vectors that are nearly equal would all be the same."""
     base = unit(1, 16)
-    a, b = (F.normalize(base + 0.01 * torch.randn(6, 16), dim=-1) for _ in range(2))
+    a = F.normalize(base + 0.01 * torch.randn(6, 16), dim=-1)
+    b = F.normalize(base + 0.01 * torch.randn(6, 16), dim=-1)
     with torch.autocast("cpu", torch.bfloat16):
         assert contrastive(a, b, 90.0) == contrastive(a.float(), b.float(), 90.0)
     expected = contrastive_by_loops(a, b, 90.0, range(6), 0.0)
@@ -126,11 +136,15 @@ def test_autocast_does_not_round_cosines():
 
 
 def test_parts_of_a_batch_give_the_loss_of_the_whole():
-    a, b, groups, size = unit(8, 6), unit(8, 6), torch.tensor([0, 1, 0, 3, 4, 5, 1, 7]), 2
-    each = [
-        contrastive(a[i : i + size], b[i : i + size], 9.0, groups, 0.1, keys=(a, b), first=i) for i in range(0, 8, size)
-    ]
-    assert torch.stack(each).mean().item() == pytest.approx(contrastive(a, b, 9.0, groups, 0.1).item(), abs=1e-5)
+    a = unit(8, 6)
+    b = unit(8, 6)
+    groups = torch.tensor([0, 1, 0, 3, 4, 5, 1, 7])
+    losses = []
+    for first in range(0, 8, 2):
+        part = slice(first, first + 2)
+        losses.append(contrastive(a[part], b[part], 9.0, groups, 0.1, keys=(a, b), first=first))
+    whole = contrastive(a, b, 9.0, groups, 0.1)
+    assert torch.stack(losses).mean().item() == pytest.approx(whole.item(), abs=1e-5)
 
 
 # denoising
@@ -138,37 +152,51 @@ def test_parts_of_a_batch_give_the_loss_of_the_whole():
 
 def denoising(student, teacher, masked, padding=None, **options):
     real = torch.ones_like(masked) if padding is None else ~padding
-    masked_positions, real_positions = (flags.flatten().nonzero().squeeze(1) for flags in (masked & real, real))
-    queries, keys = masked_tokens(student, teacher, masked_positions, real_positions)
-    return denoising_of_tokens(queries, keys, masked[real].nonzero().squeeze(1), **options)
+    queries, keys = masked_tokens(student, teacher, positions(masked & real), positions(real))
+    return denoising_of_tokens(queries, keys, positions(masked[real]), **options)
+
+
+def positions(flags):
+    return flags.flatten().nonzero().squeeze(1)
 
 
 def denoising_by_loops(student, teacher, masked, padding, scale, smoothing):
-    places = [(b, i) for b in range(len(student)) for i in range(student.shape[1]) if not padding[b, i]]
-    keys = [teacher[place] / teacher[place].norm() for place in places]
+    tokens = (~padding).nonzero().tolist()
+    keys = [F.normalize(teacher[item, token], dim=0) for item, token in tokens]
     losses = []
-    for at, place in enumerate(places):
-        if masked[place]:
-            query = student[place] / student[place].norm()
-            logp = log_softmax([scale * float(query @ key) for key in keys])
-            each = smoothing / (len(keys) - 1)
-            losses.append(-(1 - smoothing - each) * logp[at] - each * sum(logp))
+    for target, (item, token) in enumerate(tokens):
+        if masked[item, token]:
+            query = F.normalize(student[item, token], dim=0)
+            log_probs = log_softmax([scale * float(query @ key) for key in keys])
+            share = smoothing / (len(keys) - 1)
+            losses.append(-(1 - smoothing - share) * log_probs[target] - share * sum(log_probs))
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("padded", [False, True])
 def test_denoising_equals_loops(padded, smoothing):
-    student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
+    student = torch.randn(3, 5, 4)
+    teacher = torch.randn(3, 5, 4)
     masked = torch.rand(3, 5) < 0.5
-    padding = torch.arange(5) >= torch.tensor([[5], [2], [4]]) if padded else torch.zeros(3, 5, dtype=torch.bool)
-    found = denoising(student, teacher, masked, padding if padded else None, scale=2.5, label_smoothing=smoothing)
+    lengths = torch.tensor([[5], [2], [4]]) if padded else torch.tensor([[5], [5], [5]])
+    padding = torch.arange(5) >= lengths
+    mask = padding if padded else None
+    loss = denoising(student, teacher, masked, mask, scale=2.5, label_smoothing=smoothing)
     expected = denoising_by_loops(student, teacher, masked, padding, 2.5, smoothing)
-    assert found.item() == pytest.approx(expected, abs=1e-5)
-    if padded:
-        wild = [torch.where(padding[..., None], torch.full_like(x, 1e4), x) for x in (student, teacher)]
-        again = denoising(*wild, masked | padding, padding, scale=2.5, label_smoothing=smoothing)
-        assert again == pytest.approx(found.item(), abs=1e-6)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_denoising_ignores_padding():
+    student = torch.randn(3, 5, 4)
+    teacher = torch.randn(3, 5, 4)
+    masked = torch.rand(3, 5) < 0.5
+    padding = torch.arange(5) >= torch.tensor([[5], [2], [4]])
+    loss = denoising(student, teacher, masked, padding, label_smoothing=0.1)
+    wild_student = student.masked_fill(padding[..., None], 1e4)
+    wild_teacher = teacher.masked_fill(padding[..., None], 1e4)
+    wild_loss = denoising(wild_student, wild_teacher, masked | padding, padding, label_smoothing=0.1)
+    assert wild_loss == pytest.approx(loss.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("masked", [torch.zeros(2, 3, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool)])
@@ -182,7 +210,8 @@ def test_nothing_masked_or_one_candidate_alone(masked):
 
 
 def test_denoising_teacher_is_a_target():
-    student, teacher = (torch.randn(2, 3, 4, requires_grad=True) for _ in range(2))
+    student = torch.randn(2, 3, 4, requires_grad=True)
+    teacher = torch.randn(2, 3, 4, requires_grad=True)
     masked = torch.tensor([[True, False, False], [False, True, True]])
     denoising(student, teacher, masked).backward()
     assert teacher.grad is None
@@ -196,7 +225,8 @@ def test_distillation_is_least_at_the_teacher():
     teacher = torch.randn(6, 5)
     student = (teacher + 0.3 * torch.randn(6, 5)).requires_grad_()
     least = distillation(3.0 * teacher, teacher)
-    similarity = 10 * F.normalize(teacher, dim=1) @ F.normalize(teacher, dim=1).T
+    directions = F.normalize(teacher, dim=1)
+    similarity = 10 * directions @ directions.T
     entropy = -(similarity.softmax(1) * similarity.log_softmax(1)).sum(1).mean()
     assert least == pytest.approx(entropy.item(), abs=1e-5)
     loss = distillation(student, teacher.requires_grad_())
@@ -214,11 +244,11 @@ def test_distillation_is_least_at_the_teacher():
 
 
 def test_hinge_of_two_questions():
-    scores, target = torch.tensor([[2.0, 1.2, 0.1, -3.0], [0.0, 0.3, 0.9, 5.0]]), torch.tensor([0, 2])
-    expected = 0.0
-    for row, right in zip(scores.tolist(), target.tolist(), strict=True):
-        expected += sum(max(0.0, 1 + x - row[right]) for j, x in enumerate(row) if j != right) / 2
-    assert hinge(scores, target).item() == pytest.approx(expected, abs=1e-6)
+    scores = torch.tensor([[2.0, 1.2, 0.1, -3.0], [0.0, 0.3, 0.9, 5.0]])
+    target = torch.tensor([0, 2])
+    first = 0.2  # 1.2 is less than 1 below 2.0
+    second = 0.1 + 0.4 + 5.1  # of 0.0, 0.3 and 5.0 beside 0.9
+    assert hinge(scores, target).item() == pytest.approx((first + second) / 2, abs=1e-6)
 
 
 # box
