@@ -119,7 +119,7 @@ def _expression_of(word: str) -> str:
     name, ending = split_ending(word)
     if f".{ending.lower()}" not in modalities_by_suffix():
         return expression
-    of_file = f"ending : {_quoted(ending)}"
+    of_file = f"ending : {quoted(ending)}"
     if any(map(str.isalnum, name)):
         of_file = f"{_in_texts([separated(name), parts_of_name(name)])} AND {of_file}"
     return f"({expression}) OR ({of_file})"
@@ -127,10 +127,10 @@ def _expression_of(word: str) -> str:
 
 def _in_texts(forms: Sequence[str]) -> str:
     """Expression for files that have one of several words or phrases."""
-    return f"{TEXTS} : ({' OR '.join(map(_quoted, dict.fromkeys(forms)))})"
+    return f"{TEXTS} : ({' OR '.join(map(quoted, dict.fromkeys(forms)))})"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as a string of FTS5, which its tokenizer splits into a phrase."""
     return '"' + text.replace('"', '""') + '"'
 

@@ -118,9 +118,13 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
     def timeline(request: FilterRequest) -> Any:
         return AsciiJSON(endpoints.timeline(service, request))
 
-    @app.get("/names", summary="Files and folders whose names contain a text")
+    @app.get("/names", summary="Files and folders whose names have a text")
     def names(q: Words) -> Any:
         return AsciiJSON(service.names(q))
+
+    @app.get("/values", summary="The most frequent cameras, keywords, places, ... of the files")
+    def values() -> Any:
+        return AsciiJSON(service.values())
 
     @app.get("/points", summary="The files of the index as 2-D points")
     def points() -> Any:

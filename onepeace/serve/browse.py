@@ -1,12 +1,15 @@
 """What an index offers to the page besides hits: numbers of files over time, and names to complete."""
 
 import os
+import re
 from typing import Any
 
 from onepeace.index import Index
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.items import as_text
 from onepeace.index.paths import name_and_place
+from onepeace.index.tokens import plain, separated
+from onepeace.index.words import quoted
 
 UNITS = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m-%d"}
 """Periods of a timeline, and their formats in SQLite's strftime."""
@@ -16,7 +19,20 @@ BY_YEAR, BY_MONTH = 6 * YEAR, 90 * DAY
 NAMES = 8
 """Maximum number of names suggested."""
 EXAMINED = 400
-"""Maximum number of paths that are examined for names."""
+"""Maximum number of files that are examined for names."""
+FIELDS = {
+    "camera": "camera",
+    "lens": "lens",
+    "keywords": "keyword",
+    "place": "place",
+    "artist": "artist",
+    "album": "album",
+    "genre": "genre",
+}
+"""Tags whose values are listed, and the fields of conditions that have them."""
+VALUES = 20
+"""Maximum number of values of a field that are listed."""
+NOT_IN_WORDS = re.compile(r"[\W_]+")
 
 
 def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
@@ -47,37 +63,50 @@ def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
 
 
 def names(index: Index, words: str) -> dict[str, Any]:
-    """Files and folders whose names contain a text, those that start with it first.
+    """Files and folders whose names have a text at the start of a word, those that start with it first.
 
     Returns:
-        {"files": [{"name", "path", "kind"}, ...], "folders": [{"name", "below"}, ...]}, at most `NAMES` of each; below
-        is the start of the paths of a folder's files.
+        {"files": [{"name", "path", "kind"}, ...], "folders": [{"name", "path"}, ...]}, at most `NAMES` of each.
     """
-    part = words.strip().casefold()
-    if not part:
-        return {"files": [], "folders": []}
-    condition = compile_condition(f"{part!r} in path")
-    named = f"FROM files WHERE problem IS NULL AND ({condition.sql})"
-    rows = index.store.select(f"SELECT path, modality {named} LIMIT {EXAMINED}", condition.params)
+    text = separated(plain(words)).strip()
+    expression = f"name : {quoted(text)} *"
+    rows = index.store.select(
+        "SELECT path, modality FROM word_index JOIN files ON files.id = word_index.rowid "
+        "WHERE word_index MATCH ? AND problem IS NULL LIMIT ?",
+        (expression, EXAMINED),
+    )
+    part = _as_words(text)
     files = []
     folders = set()
     for raw_path, kind in rows:
         path = os.fsdecode(raw_path)
-        name, _ = name_and_place(path)
-        if part in name.casefold():
+        name, folder = name_and_place(path)
+        if part in _as_words(name):
             files.append({"name": as_text(name), "path": as_text(path), "kind": kind})
-        below = path[: len(path) - len(name)]
-        if part in _folder_name(below).casefold():
-            folders.add(below)
-    named_folders = [{"name": _folder_name(below), "below": below} for below in folders if as_text(below) == below]
+        if part in _as_words(os.path.basename(folder)) and as_text(folder) == folder:
+            folders.add(folder)
+    named_folders = [{"name": os.path.basename(folder), "path": folder} for folder in folders]
 
     def order(entry: dict[str, str]) -> tuple[bool, str]:
-        name = entry["name"].casefold()
+        name = _as_words(entry["name"])
         return not name.startswith(part), name
 
     return {"files": sorted(files, key=order)[:NAMES], "folders": sorted(named_folders, key=order)[:NAMES]}
 
 
-def _folder_name(below: str) -> str:
-    """Name of a folder or shard, from the start of the paths of its files."""
-    return os.path.basename(below.removesuffix("::").rstrip(os.sep))
+def values(index: Index) -> dict[str, list[tuple[str, int]]]:
+    """The most frequent values of the tags of files, {"camera": [["X100V", 12], ...], ...}, by field of conditions."""
+    rows = index.store.select(
+        "SELECT tag.key, value.value, count(*) AS number FROM files, json_each(files.tags) AS tag, "
+        "json_each(iif(tag.type = 'array', tag.value, json_array(tag.value))) AS value "
+        "WHERE problem IS NULL AND tags != '{}' GROUP BY tag.key, value.value ORDER BY number DESC, value.value"
+    )
+    by_field: dict[str, list[tuple[str, int]]] = {field: [] for field in FIELDS.values()}
+    for tag, value, number in rows:
+        if tag in FIELDS and len(by_field[FIELDS[tag]]) < VALUES:
+            by_field[FIELDS[tag]].append((str(value), number))
+    return {field: listed for field, listed in by_field.items() if listed}
+
+
+def _as_words(name: str) -> str:
+    return NOT_IN_WORDS.sub(" ", name.casefold())

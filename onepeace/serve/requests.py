@@ -1,5 +1,6 @@
 """Request bodies of the JSON API."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, Valid
 
 from onepeace.errors import one_line
 from onepeace.index.filters import compile_condition, short_forms
+from onepeace.index.mask import INSIDE
 from onepeace.serve.uploads import Refused
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
@@ -66,7 +68,7 @@ class FilterRequest(Fields):
     before: str | None = Field(None, max_length=100)
     path: str | None = Field(None, max_length=1000, description="holidays/**/*.jpg")
     below: str | None = Field(
-        None, max_length=4096, description="start of the path, as Pictures/2024/ with the folders above it"
+        None, max_length=4096, description="whole path of a folder, shard or table that files lie in"
     )
 
     def condition(self) -> str | None:
@@ -79,7 +81,7 @@ class FilterRequest(Fields):
         for condition in conditions:
             compile_condition(condition)  # alone first, so that errors name columns of the user's text
         if self.below:
-            conditions = [*conditions, f"path >= {self.below!r} and path < {self.below + LAST_LETTER!r}"]
+            conditions = [*conditions, _inside(self.below)]
         where = " and ".join(f"({condition}\n)" for condition in conditions) or None
         return short_forms(where, self.after, self.before, self.path)
 
@@ -161,6 +163,12 @@ def first_error(errors: Sequence[Any], skipped: int) -> str:
     if not names:
         return one_line(f"the body: {message}, sent with content-type: application/json")
     return one_line(f"{'.'.join(names)}: {message}")
+
+
+def _inside(place: str) -> str:
+    """Condition for the files in a folder, a shard or a table, and in the folders below it."""
+    starts = [f"{place.rstrip(os.sep)}{separator}" for separator in INSIDE]
+    return " or ".join(f"path >= {start!r} and path < {start + LAST_LETTER!r}" for start in starts)
 
 
 def _part_of_message(part: Mapping[str, Any]) -> dict[str, Any]:

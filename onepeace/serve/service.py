@@ -40,6 +40,7 @@ class Service:
         self.roots = index.roots()
         """Roots of the index, see `Index.roots`."""
         self._points: dict[str, Any] | None = None
+        self._values: dict[str, Any] | None = None
 
     @property
     def model(self) -> str:
@@ -98,6 +99,13 @@ class Service:
         """Files and folders whose names contain a text, see `browse.names`."""
         with self._current() as index:
             return browse.names(index, words)
+
+    def values(self) -> dict[str, Any]:
+        """The most frequent values of the files' tags, see `browse.values`; listed again when the index has changed."""
+        with self._current() as index:
+            if self._values is None:
+                self._values = browse.values(index)
+            return self._values
 
     def encode(self, items: Iterable[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each; a few are in memory at a time."""
@@ -193,6 +201,7 @@ class Service:
             if self._index.refresh():
                 self.roots = self._index.roots()
                 self._points = None
+                self._values = None
             yield self._index
 
 

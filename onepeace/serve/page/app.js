@@ -332,7 +332,10 @@ function addValue(field, value) {
 ask("about").then((index) => {
   counts = index.files;
   showKinds(counts, toggleKind);
-  showValues(index.values ?? {}, addValue);
   showFilters(query, changed);
   if (index.tasks.length) viewer.offerQuestions();
+}).catch(fail);
+ask("values").then((values) => {
+  showValues(values, addValue);
+  showFilters(query, changed);
 }).catch(fail);

@@ -3,10 +3,13 @@
 import { byId, button, element, icon } from "./elements.js";
 import { KINDS } from "./files.js";
 
-export const FACETS = { camera: "Camera", lens: "Lens", keyword: "Keyword", artist: "Artist", album: "Album", genre: "Genre" };
+// Fields of conditions whose values are chips.
+export const FACETS = {
+  camera: "Camera", lens: "Lens", keyword: "Keyword", place: "Place", artist: "Artist", album: "Album", genre: "Genre",
+};
 const fields = [...document.querySelectorAll(".popover [name]")];
 
-const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
+export const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
 
 // A chip for each kind of file in the index; chosen(kind) is called when one is clicked.
 export function showKinds(counts, chosen) {

@@ -38,7 +38,7 @@ export function hideNames() {
 
 function show({ files, folders }, words) {
   const options = [
-    ...folders.slice(0, FOLDERS).map(({ name, below }) => optionOf("folder", name, below, { folder: below })),
+    ...folders.slice(0, FOLDERS).map(({ name, path }) => optionOf("folder", name, path, { folder: path })),
     ...files.slice(0, FILES).map(({ name, path, kind }) => optionOf(kind, name, path, { name })),
   ];
   const isComplete = options.length === 1 && options[0].dataset.name === words;

@@ -4,10 +4,9 @@
 import { placeholder, silence } from "./cards.js";
 import { ask, button, byId, element } from "./elements.js";
 import { KINDS, clock, dateOf, folderOf, isRanked, matchLine, nameOf, sizeOf, sureness } from "./files.js";
-import { FACETS } from "./filters.js";
+import { FACETS, capitalized } from "./filters.js";
 
 const LABELS = 8, NEAR = 10;  // labels shown; kilometres around a place
-const MIDDLE = { camera: "camera", lens: "lens", title: "title", artist: "artist", album: "album", genre: "genre" };
 
 const dialog = byId("viewer"), one = (selector) => dialog.querySelector(selector);
 let shown = null, around = null;
@@ -88,33 +87,47 @@ function facts(file) {
     ["Size", sizeOf(file)],
     ["Folder", ...folderLinks(file)],
     ["Very similar", file.copies?.join(", ")],
-    ...Object.entries(file.metadata ?? {}).map(([name, value]) => factOf(name, value)),
+    ...tagRows(file.tags ?? {}),
+    ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
   ];
   return named.filter(([, value]) => value);
 }
 
-// Each folder on the way to a file, as a link that leaves only the files below it.
+// Each folder on the way to a file, as a link that leaves only the files in it.
 function folderLinks(file) {
   const folder = folderOf(file);
   if (folder.includes("\ufffd")) return [folder];  // its bytes are no text, and cannot be sent
   const links = [];
-  let below = "";
-  for (const [name] of folder.matchAll(/[^/:]*(\/|::|:)/g)) {
-    below += name;
-    const prefix = below;
-    links.push(name === "/" ? name : linkTo(name, `Only files below ${prefix}`, (query) => { query.fields.below = prefix; }));
+  let end = 0;
+  for (const [name, , separator] of folder.matchAll(/(.*?)(\/|::)/g)) {
+    end += name.length;
+    const path = folder.slice(0, end - separator.length);
+    links.push(path ? linkTo(name, `Only files in ${path}`, (query) => { query.fields.below = path; }) : name);
   }
   return links;
 }
 
-// A value of the metadata; one that a chip can filter by is a link.
-function factOf(name, value) {
-  const text = Array.isArray(value) ? value.join(", ") : String(value);
-  if (!(name in FACETS)) return [name, text];
-  const values = Array.isArray(value) ? value : [value];
-  return [FACETS[name], ...values.map((each) => linkTo(each, `Only files with this ${name}`, (query) => {
-    query.values.push([name, String(each)]);
-  }))];
+// What cameras, programs and people wrote into a file; a value that a chip can filter by is a link.
+function tagRows(tags) {
+  const rows = [];
+  for (const [name, value] of Object.entries(tags)) {
+    const field = name === "keywords" ? "keyword" : name;
+    if (name === "latitude" || name === "longitude") continue;
+    if (!(field in FACETS)) rows.push([capitalized(name), String(value)]);
+    else rows.push([FACETS[field], ...listOf([value].flat().map((text) => valueLink(field, String(text))))]);
+  }
+  if (tags.latitude !== undefined) rows.push(["Taken at", placeLink(tags)]);
+  return rows;
+}
+
+const listOf = (links) => links.flatMap((link, i) => (i ? [", ", link] : [link]));
+
+const valueLink = (field, value) =>
+  linkTo(value, `Only files with this ${field}`, (query) => { query.values.push([field, value]); });
+
+function placeLink({ latitude, longitude }) {
+  const place = `${latitude.toFixed(4)}, ${longitude.toFixed(4)}`;
+  return linkTo(place, `Only files taken within ${NEAR} km`, (query) => { query.near = `${place}, ${NEAR}`; });
 }
 
 function linkTo(text, title, change) {
