@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -101,6 +102,10 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
         files.say(f"{about or 'nothing new'}; {files.counted(report.vectors, 'vector')} in {total:.1f} s{rate}")
     else:
         files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
+    if report.kept:
+        folder = files.shown(os.path.commonpath(report.kept))
+        missing = f"{files.counted(len(report.kept), 'file')} below {folder} are missing, most of what was there"
+        files.say(f"{missing}; in case a disk is not mounted they are kept this once, and the next update removes them")
     if report.vanished:
         files.say(f"{files.counted(report.vanished, 'file')} gone from disk, and with the old vectors from the index")
     where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"

@@ -11,6 +11,7 @@ from typing import BinaryIO, TypeGuard
 from onepeace.errors import UserError
 
 MAX_BYTES = 1 << 30
+MAX_TEXT_BYTES = 1 << 20
 _READING_OPEN_FILE = threading.Lock()
 """Held while an open file is read, which two threads cannot do at once."""
 

@@ -17,6 +17,7 @@ from onepeace.index.identity import FOREIGN, Model, check_model, identity, is_na
 from onepeace.index.loading import Settings, model_on_demand
 from onepeace.index.lock import LOCK
 from onepeace.index.matrix import remove_derived
+from onepeace.index.missing import remove_missing
 from onepeace.index.record import Recorder
 from onepeace.index.report import Report
 from onepeace.index.roots import Root
@@ -65,7 +66,7 @@ def embed_scan(
         keeps_captions = not is_whole or bool(scanned.problems)
         _embed_new(recorder, scanned, load, settings, keeps_captions)
         if is_whole:
-            recorder.remove_missing(scanned)
+            remove_missing(recorder, scanned)
     return report
 
 

@@ -85,7 +85,7 @@ def update(folder: str | os.PathLike[str], model: Model | None = None, **options
 
     Raises:
         UserError: as for `build`; a folder is missing or has become empty: its disk may not be mounted, so no files
-            are removed.
+            are removed. Where most files of a folder are missing, they are kept once (missing.py).
     """
     settings = Settings(**options).checked_for(model)
     with writing(folder) as target, opened(target, model) as store:

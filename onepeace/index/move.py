@@ -3,6 +3,7 @@ meanwhile; then the new vectors replace the old ones in one transaction."""
 
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from onepeace.index.identity import FOREIGN, Model, identity
 from onepeace.index.loading import Settings
 from onepeace.index.lock import writing
 from onepeace.index.matrix_files import vectors_state
+from onepeace.index.missing import lost_by_folders
 from onepeace.index.paths import places_of
 from onepeace.index.report import Report
 from onepeace.index.roots import keep_roots, known_roots
@@ -103,6 +105,11 @@ def _scan_all(store: Store) -> Scan:
             raise UserError(f"{path}: {reasons[path]}; its files would be lost, so the index keeps its model")
     for root in roots:
         refuse_unmounted(store, root, scanned)
+    lost = [item.path for item in lost_by_folders(store, scanned)]
+    if lost:
+        folder = os.path.commonpath(lost)
+        remedy = f"if they are gone for good, run first, twice: onepeace index update {shlex.quote(str(store.folder))}"
+        raise UserError(f"{folder}: {len(lost)} files are missing, perhaps not mounted; {remedy}")
     return scanned
 
 

@@ -14,11 +14,14 @@ from typing import Any, BinaryIO, NamedTuple
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
 from onepeace.files.regular import open_regular
+from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES
 from onepeace.index.entries import Entry
 from onepeace.index.items import Item, mtime_of
 from onepeace.index.tokens import LONGEST_TEXT
 
 CHUNK = 1 << 20
+LIMITS = {"text": MAX_TEXT_BYTES, "image": MAX_BYTES}
+"""Bytes above which a file of a kind is not decoded; sounds and videos are read piece by piece."""
 TRIES = 3
 """Times that a file is read which changes meanwhile."""
 RECENT_NS = 2_000_000_000
@@ -101,10 +104,13 @@ def _hash(file: BinaryIO) -> bytes:
 
 
 def _read_file(entry: Entry, path: Path) -> Reading:
-    """Hash a file; again, if it is written meanwhile."""
+    """Hash a file; again, if it is written meanwhile. A file that no decoder would read is not hashed either."""
+    limit = LIMITS.get(entry.item.modality)
     for _ in range(TRIES):
         with open(path, "rb", opener=open_regular) as file:
             state = FileState.of(os.fstat(file.fileno()))
+            if limit is not None and state.size > limit:
+                return failed(entry, f"{state.size} bytes are above the limit of {limit}")
             read_ns = time.time_ns()
             digest = _hash(file)
             if FileState.of(os.fstat(file.fileno())) != state:

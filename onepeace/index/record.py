@@ -14,10 +14,9 @@ import numpy as np
 
 from onepeace.files.walk import Unreadable
 from onepeace.index.items import Item, Span, Words
-from onepeace.index.paths import places_of, without_surrogates
+from onepeace.index.paths import without_surrogates
 from onepeace.index.report import Report
 from onepeace.index.roots import known_roots
-from onepeace.index.scan import Scan
 from onepeace.index.store import Store
 from onepeace.index.tokens import words_of
 
@@ -42,6 +41,7 @@ class Recorder:
     Attributes:
         items: the latest `Item` of each path, also those that are not written yet.
         report: counts of the run.
+        num_copies: number of new paths that reused the vectors of known content, by hash of the content.
     """
 
     def __init__(self, store: Store, report: Report) -> None:
@@ -49,8 +49,7 @@ class Recorder:
         self.report = report
         self.items = {item.path: item for item in store.items()}
         self._folders = [root.path for root in known_roots(store).values() if root.kind == "folder"]
-        self._num_copies: Counter[bytes | None] = Counter()
-        """Number of new paths that reused the vectors of known content, by hash of the content."""
+        self.num_copies: Counter[bytes | None] = Counter()
         self._waiting: list[Row] = []
         self._last_write = time.monotonic()
 
@@ -80,7 +79,7 @@ class Recorder:
             self.report.unchanged += 1
         else:
             self.report.copied += 1
-            self._num_copies[item.hash] += 1
+            self.num_copies[item.hash] += 1
         self._add_with_vectors_of(item, original)
 
     def record_unchanged(self, previous: Item, item: Item) -> None:
@@ -106,21 +105,6 @@ class Recorder:
             self.report.problems.append(Unreadable(Path(item.path), reason))
         if previous is None or replace(previous, id=0) != item:
             self._add(Row(item, [], np.empty((0, self.store.embed_dim), np.float32)))
-
-    def remove_missing(self, scan: Scan) -> None:
-        """Remove files that a scan has not found, except in folders or shards that could not be read."""
-        unread = {str(problem.path) for problem in scan.problems}
-        unread |= {path for path, entry in scan.entries.items() if entry.item.problem is not None}
-        missing = []
-        for item in self.store.items():
-            if item.path not in scan.entries and not places_of(item.path) & unread:
-                missing.append(item)
-        with self.store.transaction():
-            self.store.remove([item.id for item in missing])
-        num_moved = (Counter(item.hash for item in missing) & self._num_copies).total()
-        self.report.moved = num_moved
-        self.report.copied -= num_moved
-        self.report.removed = len(missing) - num_moved
 
     def flush(self) -> None:
         """Write the files that wait, in one transaction."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.files.walk import Unreadable
@@ -26,6 +27,8 @@ class Report:
     recaptioned: int = 0
     """Unchanged files whose caption or other columns have changed."""
     removed: int = 0
+    kept: list[Path] = field(default_factory=list)
+    """Files that are missing, and kept until the next update, as a disk may not be mounted."""
     vanished: int = 0
     """Files whose vectors are gone with the former model of the index, as the files are gone."""
     vectors: int = 0

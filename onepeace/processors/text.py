@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
-from onepeace.files.source import describe, read_bytes, scheme, suffix
+from onepeace.files.source import MAX_TEXT_BYTES, describe, read_bytes, scheme, suffix
 from onepeace.processors.endings import ENDINGS
 from onepeace.processors.pieces import TextPieces
 from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.tokenizer import PAD, read_tokenizer
-
-MAX_FILE_BYTES = 1 << 20
 
 
 class TextReader(Processor):
@@ -76,9 +74,9 @@ class TextProcessor(TextPieces, TextReader):
 
 
 def _text_in(path: os.PathLike) -> str:
-    """The content of a text file; `UserError` if it is not text, or larger than MAX_FILE_BYTES."""
+    """The content of a text file; `UserError` if it is not text, or larger than MAX_TEXT_BYTES."""
     try:
-        text = read_bytes(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
+        text = read_bytes(path, max_bytes=MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{describe(path)}: not UTF-8 text (byte {error.start})") from error
     if "\0" in text or not text.strip():

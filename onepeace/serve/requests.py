@@ -18,6 +18,7 @@ MESSAGES = {
     "extra_forbidden": "no such field",
     "missing": "is missing",
     "json_invalid": "must be JSON",
+    "string_unicode": "has a lone surrogate; send valid Unicode",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a JSON object"),
 }
 """Messages that replace pydantic's, by type of error."""
@@ -160,6 +161,8 @@ def first_error(errors: Sequence[Any], skipped: int) -> str:
     if error["type"] == "json_invalid":
         return one_line(f"the body: {message} ({error['ctx']['error']} at character {error['loc'][-1]})")
     names = [name for name in map(str, error["loc"][skipped:]) if not UNION_MEMBER.fullmatch(name)]
+    if not names and error["type"] == "string_unicode":
+        return f"the body: the name of a field {message}"
     if not names:
         return one_line(f"the body: {message}, sent with content-type: application/json")
     return one_line(f"{'.'.join(names)}: {message}")

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from onepeace.errors import UserError, one_line
+from onepeace.index.database import Damaged
 from onepeace.serve import media
 from onepeace.serve.requests import first_error
 from onepeace.serve.uploads import Refused
@@ -90,8 +91,11 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(_: object, error: UserError) -> Response:
-        status = error.status if isinstance(error, Refused) else 422
-        return error_response(status, one_line(error))
+        if isinstance(error, Refused):
+            return error_response(error.status, one_line(error))
+        if isinstance(error, Damaged):  # whatever the request is
+            return error_response(500, one_line(error))
+        return error_response(422, one_line(error))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: object, error: RequestValidationError) -> Response:

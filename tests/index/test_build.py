@@ -517,3 +517,53 @@ def test_of_two_samples_with_one_key_in_a_shard_the_first_stays(build, tmp_path)
     build(tmp_path / "index", shard)
     with Index.open(tmp_path / "index") as index:
         assert [item.caption for item in index.items() if item.path.endswith("::a.txt")] == ["words 1"]
+
+
+def test_most_files_of_a_folder_that_are_missing_are_kept_once(build, update, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for i in range(12):
+        (disk / f"{i}.txt").write_text(f"words number {i}")
+    build(tmp_path / "index", tmp_path)
+    unmounted = tmp_path.with_suffix(".unmounted")
+    unmounted.mkdir()
+    (unmounted / "stray.txt").write_text("written to the folder where the disk is mounted")
+
+    def swap_disk():
+        disk.rename(tmp_path.with_suffix(".aside"))
+        unmounted.rename(disk)
+        tmp_path.with_suffix(".aside").rename(unmounted)
+
+    for _ in range(2):
+        swap_disk()
+        report = update(tmp_path / "index")
+        assert (len(report.kept), report.removed) == (12, 0)
+        swap_disk()
+        assert counts(update(tmp_path / "index")) == {"unchanged": 12, "removed": 1}
+    swap_disk()
+    assert len(update(tmp_path / "index").kept) == 12
+    assert counts(update(tmp_path / "index")) == {"removed": 12, "unchanged": 1}
+
+
+def test_folder_that_is_deleted_moved_or_left_out_is_not_kept(build, update, tmp_path):
+    for name in ("deleted", "moved", "ignored"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            (tmp_path / name / f"{i}.txt").write_text(f"{name} {i}")
+    for i in range(60):
+        (tmp_path / f"{i}.txt").write_text(f"words {i}")
+    build(tmp_path / "index", tmp_path)
+    shutil.rmtree(tmp_path / "deleted")
+    (tmp_path / "moved").rename(tmp_path / "new name")
+    (tmp_path / ".onepeaceignore").write_text("ignored/\n")
+    report = update(tmp_path / "index")
+    assert (report.kept, report.moved, report.removed) == ([], 12, 24)
+
+
+def test_file_that_is_too_large_is_not_hashed(build, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LIMITS", {"text": 20})
+    monkeypatch.setattr(reading, "_hash", None)
+    for path in words.iterdir():
+        path.write_text("words above the limit of a text")
+    report = build(tmp_path / "index", words)
+    assert {problem.reason for problem in report.problems} == {"31 bytes are above the limit of 20"}

@@ -114,3 +114,14 @@ def test_files_that_cannot_be_read_keep_an_index_with_its_model(build, move, wor
     with pytest.raises(UserError, match="would be lost"):
         move(index)
     np.testing.assert_equal(content(index), old)
+
+
+def test_move_waits_for_a_disk_that_seems_not_to_be_mounted(build, move, words, tmp_path):
+    for i in range(6, 15):
+        (words / f"{i}.txt").write_text(f"words number {i}")
+    build(tmp_path / "index", words)
+    for path in sorted(words.iterdir())[3:]:
+        path.unlink()
+    with pytest.raises(UserError, match="12 files are missing"):
+        move(tmp_path / "index")
+    assert len(content(tmp_path / "index")) == 15

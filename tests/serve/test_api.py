@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from fastapi.testclient import TestClient
 
 from onepeace.index import Index, Query, build, remove, update
+from onepeace.index.database import DATABASE
 from onepeace.index.items import Item
 from onepeace.index.roots import Root, keep_roots
 from onepeace.index.store import Store
@@ -307,6 +309,16 @@ def test_wrong_search_is_refused_in_one_line(client, body, status, field):
     assert not any(word in said for word in ("Extra inputs", "Input should", "instance of", "literal[", "--"))
 
 
+def test_damaged_index_is_an_error_of_the_server(tmp_path):
+    index = fabricate(tmp_path / "index", [(Item("/a.jpg", "image"), [1, 0]), (Item("/b.jpg", "image"), [0, 1])])
+    with closing(sqlite3.connect(index / DATABASE)) as connection:
+        connection.execute("UPDATE files SET size = size + 1")
+        connection.commit()
+    with Index.open(index) as opened:
+        answer = post(client_of(opened), "/search", {"like": 1})
+    assert "the index is damaged" in message(answer, 500)
+
+
 @pytest.mark.parametrize("half", ["\ud800", "a\udc00b"])
 def test_half_of_a_letter_is_answered(client, half):
     for body in (
@@ -316,6 +328,9 @@ def test_half_of_a_letter_is_answered(client, half):
         *({"text": "a", n: half} for n in NAMES),
     ):
         assert post(client, "/search", body).status_code in (200, 404, 422)
+    for path in ("/search", "/classify", "/ask"):
+        assert "surrogate" in message(post(client, path, {half: 1}), 422)
+    assert "surrogate" in message(post(client, "/v1/embeddings", {"input": {half: "a"}}), 422)
     assert post(client, "/v1/embeddings", {"input": [half]}).status_code in (200, 422)
     assert post(client, "/classify", {"text": half, "labels": [half, "a"]}).status_code in (200, 422)
 
