@@ -36,7 +36,7 @@ REPETITIONS = [
 ]
 """Shards, and the key prefix of a set; five of its classes are drawn."""
 NOW, CLASSES = 50, 5
-THRESHOLDS = (0.9, 0.92, 0.94, 0.96)
+THRESHOLDS = {"pictures": (0.9, 0.92, 0.94, 0.96), "sounds": (0.96, 0.97, 0.98, 0.99)}
 
 
 class Items:
@@ -140,11 +140,14 @@ def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) 
     cosines = sounds.vectors @ sounds.vectors.T - 2 * np.eye(len(same))
     rows["cuts of one recording, nearest"] = np.where(same, cosines, -1).max(axis=1)[same.sum(axis=1) > 1]
     rows["sounds of other recordings, nearest"] = np.where(same, -1, cosines).max(axis=1)
-    print(
-        "| files | n |", " | ".join(f"from {t}" for t in THRESHOLDS), "|\n| --- |" + " ---: |" * (len(THRESHOLDS) + 1)
-    )
-    for name, cosines in rows.items():
-        print(f"| {name} | {len(cosines)} |", " | ".join(f"{(cosines >= t).mean():.0%}" for t in THRESHOLDS), "|")
+    for kind, thresholds in THRESHOLDS.items():
+        print("| files | n |", " | ".join(f"from {threshold}" for threshold in thresholds), "|")
+        print("| --- |" + " ---: |" * (len(thresholds) + 1))
+        for name, cosines in rows.items():
+            is_of_sounds = "sounds" in name or "recording" in name
+            if is_of_sounds == (kind == "sounds"):
+                shares = [f"{(cosines >= threshold).mean():.0%}" for threshold in thresholds]
+                print(f"| {name} | {len(cosines)} |", " | ".join(shares), "|")
 
 
 def print_repetitions(all_items: dict[str, Items], random: np.random.Generator) -> None:

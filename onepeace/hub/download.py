@@ -10,11 +10,14 @@ from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import sync
 
 
-def fetch(url: str, path: Path) -> Path:
+def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
     """Download `url` to `path` unless that exists; shows a progress bar if stderr is a terminal.
 
     Data goes to a .part file in the same folder, named after the server's ETag, so that a later call resumes the
     download if the server still has the same file. It is renamed once it has the length that the server stated.
+
+    Args:
+        copies: how many times its size is needed on the disk: 2 for a file that is converted before it is deleted.
 
     Raises:
         UserError: no network, refused address, wrong length, full disk; the message says what to do.
@@ -35,8 +38,9 @@ def fetch(url: str, path: Path) -> Path:
         part = path.with_name(f"{path.name}.{hashlib.sha256(about.etag.encode()).hexdigest()[:16]}.part")
         with open(part, "ab") as file:
             have, free = file.tell(), shutil.disk_usage(path.parent).free
-            if about.size - have > free:
-                raise UserError(f"{path.parent}: {free} bytes free, {about.size - have} needed")
+            needed = copies * about.size - have
+            if needed > free:
+                raise UserError(f"{path.parent}: {free} bytes free, {needed} needed")
             http_get(url, file, resume_size=have, expected_size=about.size, displayed_filename=path.name)
     except UserError:
         raise

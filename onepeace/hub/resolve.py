@@ -91,8 +91,12 @@ def _released(name: str, cache: Path) -> Path:
             return _complete(folder)
         if "text" in released.modalities:
             vocabulary(None)  # a few MB; fail before downloading gigabytes
-        file = fetch(released.url, cache / "downloads" / released.file)
+        log.warning(
+            "%s: downloaded and converted once; this needs twice its size on the disk, and 2 GB of memory", name
+        )
+        file = fetch(released.url, cache / "downloads" / released.file, copies=2)
         convert(file, folder, progress=True)
         file.unlink()  # as large as the model, and not needed again
-        log.info("%s is in %s", name, folder)
+        size = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+        log.info("%s is in %s: %.1f GB, and about as much in memory", name, folder, size / 1e9)
     return folder

@@ -110,9 +110,9 @@ def test_trainer_file_keeps_its_decoder(tmp_path, bpe, modalities):
 
 
 HEADS = {
-    "vqa": ("text image", {"num_classes": 11}, {"use_pooler": True}),
+    "vqa": ("text image", {"_name": "vqa", "num_classes": 11}, {"use_pooler": True}),
     "nlvr2": ("text image", {"use_two_images": True}, {}),
-    "grounding": ("text image", {}, {"use_image_features": True}),
+    "grounding": ("text image", {"_name": "refcoco"}, {"use_image_features": True}),
     "grounding_text_features": ("text image", {}, {"use_image_features": False}),
     "avqa": ("text audio", {"_name": "avqa"}, {}),
     "classify_audio": ("audio", {"_name": "vggsound"}, {}),
@@ -132,6 +132,8 @@ def test_classifier_gives_the_originals_logits(tmp_path, bpe, name):
 
     assert_near(model.predict(*head_passes(name)), golden.outputs["logits"], TOKENS)
     assert not model.config.projections
+    tasks = {"vqa": "answer", "grounding": "box", "avqa": "choice"}
+    assert model.config.heads["classifier"].get("task") == tasks.get(name)
     text = read_config(folder).processors.get("text", {})
     assert text.get("lower") == {"avqa": False}.get(name, True if "text" in modalities else None)
 

@@ -139,3 +139,5 @@ def test_full_disk_is_noticed_first(url, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
     with pytest.raises(UserError, match="5000 bytes free, 1280000 needed"):
         fetch(url, tmp_path / "file.pt")
+    with pytest.raises(UserError, match="5000 bytes free, 2560000 needed"):
+        fetch(url, tmp_path / "file.pt", copies=2)

@@ -114,7 +114,7 @@ def network(monkeypatch, tmp_path):
     """A pretended network: which files it has, and what was asked of it."""
     asked = []
 
-    def fetched(url, path):
+    def fetched(url, path, copies=1):
         asked.append(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         audio = url.endswith("finetune_vggsound.pt")

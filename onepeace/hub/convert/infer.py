@@ -32,6 +32,10 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) ->
     return _OnePeaceShapes(path, shapes).config(cfg)
 
 
+HEAD_TASKS = {"vqa": "answer", "refcoco": "box", "aqa": "choice", "avqa": "choice", "fsd50k": "labels"}
+"""Task of the released head (onepeace/embed/tasks.py) by the original's name of the fine-tuning; others classify."""
+
+
 @dataclass(frozen=True)
 class Shapes:
     """Tensor shapes by our names."""
@@ -85,7 +89,7 @@ class _OnePeaceShapes(Shapes):
             "final_norm": any(name.startswith("norms.") for name in self.shapes),
             "logit_scale": "logit_scale" in self.shapes,
             "decoder": self.decoder(section(model, "decoder"), dim, keys),
-            "heads": self.heads(model, dim, keys),
+            "heads": self.heads(task, model, dim, keys),
         }
         return build(Config, {"model": settings, "processors": self.processors(task, adapters)}, str(self.path))
 
@@ -150,7 +154,7 @@ class _OnePeaceShapes(Shapes):
             },
         }
 
-    def heads(self, model: Cfg, dim: int, keys: list[str]) -> Options:
+    def heads(self, task: Cfg, model: Cfg, dim: int, keys: list[str]) -> Options:
         """The released classification head, under the name "classifier"."""
         if "heads.classifier.out.weight" not in self.shapes:
             return {}
@@ -168,6 +172,8 @@ class _OnePeaceShapes(Shapes):
             "pooler": "heads.classifier.pooler.weight" in self.shapes,
             "inputs": (hidden or self.of("heads.classifier.out.weight"))[1] // dim,
         }
+        if task.get("_name") in HEAD_TASKS:
+            classifier["task"] = HEAD_TASKS[task["_name"]]
         return {"classifier": classifier}
 
     def processors(self, task: Cfg, adapters: Mapping[str, Any]) -> Options:
