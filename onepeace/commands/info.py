@@ -4,12 +4,14 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onepeace.config import to_plain
 from onepeace.errors import UserError
+from onepeace.hub.towers.config import TowersConfig, names_towers
 from onepeace.processors.pieces import preparation
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.hub.weights import describe
 
     path = _path(args.model)
+    towers = _towers_in(path)
+    if towers is not None:
+        print(json.dumps(to_plain(towers), indent=1) if args.json else text_of_towers(path, towers))
+        return 0
     description = describe(path)
     if path.is_dir():
         check_content(path, again=True)
@@ -61,15 +67,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _towers_in(path: Path) -> TowersConfig | None:
+    """The models of other libraries that a model folder joins; None if it is another folder or a file."""
+    from onepeace.hub.folder import read_config
+
+    if not path.is_dir():
+        return None
+    model: object = read_config(path).model
+    return model if isinstance(model, TowersConfig) else None
+
+
+def text_of_towers(path: Path, config: TowersConfig) -> str:
+    """The report on models of other libraries as text; one with several has their spaces side by side."""
+    lines = [("path", os.fspath(path)), ("one space for", ", ".join(config.projections))]
+    for tower in config.towers:
+        lines.append((tower.name, f"{', '.join(tower.modalities)}; {tower.embed_dim} dimensions"))
+        lines.append(("", f"{tower.num_parameters:>15,} parameters"))
+    lines.append(("memory, float32", f"{4 * config.num_parameters / 1e9:>11.2f} GB"))
+    return _aligned(lines)
+
+
 def _path(name: str) -> Path:
     """The file or folder of that name; nothing is downloaded."""
     from onepeace.files.cache import cache_folder
     from onepeace.hub.registry import RELEASED, find
     from onepeace.hub.resolve import resolve
+    from onepeace.hub.towers.folder import folder_of
 
     path = Path(name).expanduser()
     if path.exists():
         return path
+    if names_towers(name) and not folder_of(name, cache_folder()).is_dir():
+        raise UserError(f"{name} has not been loaded yet; onepeace.load({name!r}) does so, and downloads it")
     released = find(name)
     if released and not (cache_folder() / released).is_dir():
         load = "load_generator" if RELEASED[released].generates else "load"
@@ -143,6 +172,10 @@ def text_of(report: Mapping[str, Any]) -> str:
     lines += [(name, f"{count:>15,} parameters") for name, count in report["parameters"].items()]
     lines.append(("", ""))
     lines += [(f"memory, {name}", f"{count / 1e9:>11.2f} GB") for name, count in report["memory_bytes"].items()]
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines)
 

@@ -1,5 +1,8 @@
 """Creation of a model's banks of unrelated queries (match.py)."""
 
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
+from onepeace.files.atomic import make_folder, write_atomic
+from onepeace.files.cache import cache_folder
 from onepeace.index.index import Index
 from onepeace.index.match import Banks
+from onepeace.progress import status
 
 FILE = "calibration.safetensors"
 """Name of the calibration file in a model folder."""
@@ -36,9 +42,30 @@ def texts_of(bank: str) -> list[str]:
     return resources.files("onepeace.index").joinpath(TEXTS[bank]).read_text(encoding="utf-8").splitlines()
 
 
-def banks_of_words(embedder: Any) -> Banks:
-    """Encode the text banks with a model, an `Embedder` or a pool of them."""
-    return Banks({bank: np.asarray(embedder.encode_text(texts_of(bank), progress=False)) for bank in TEXTS})
+def calibration_by_words(load: Callable[[], Any], model: str) -> bytes:
+    """Content of a calibration file with the text banks alone, which a model encodes once; the cache folder keeps them.
+
+    Args:
+        load: returns the model, an `Embedder` or a pool of them; called only if the banks are not kept.
+        model: hash of the model.
+    """
+    texts = hashlib.sha256("\n".join(text for bank in TEXTS for text in texts_of(bank)).encode()).hexdigest()
+    path = cache_folder() / "banks" / f"{model}-{texts[:8]}.safetensors"
+    try:
+        content = path.read_bytes()
+        Banks.load(content)
+        return content
+    except (OSError, UserError):  # there is none, or it is damaged
+        pass
+    embedder = load()
+    status("encoding the generic words that the match compares with, once for this model ...")
+    vectors = {bank: np.asarray(embedder.encode_text(texts_of(bank))) for bank in TEXTS}
+    content = Banks(vectors, model).to_bytes()
+    with suppress(OSError):  # it only saves time
+        make_folder(path.parent)
+        with write_atomic(path) as temporary:
+            temporary.write_bytes(content)
+    return content
 
 
 def read_calibration(folder: Path, model: str) -> bytes | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from onepeace.index.calibrate import banks_of_words, read_calibration
+from onepeace.index.calibrate import calibration_by_words, read_calibration
 from onepeace.index.identity import FOREIGN
 from onepeace.index.index import banks_of
 from onepeace.index.matrix import Matrix, keep
@@ -29,7 +29,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     if FOREIGN not in store.meta:
         latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
     if latest is None and kept is None and "text" in store.kinds:
-        latest = banks_of_words(load()).to_bytes()
+        latest = calibration_by_words(load, store.meta["model_hash"])
     if latest is not None and latest != kept:
         with store.transaction():
             store.keep_blob("calibration", latest)

@@ -24,6 +24,7 @@ from onepeace.index.query import Query, encode
 from onepeace.index.roots import Root, known_roots
 from onepeace.index.search import Searched, SearchOptions
 from onepeace.index.search import search as run_search
+from onepeace.index.spaces import without_other_spaces
 from onepeace.index.store import Store
 from onepeace.index.words import WordSearch, text_of
 from onepeace.progress import status
@@ -229,6 +230,7 @@ class Index:
         searched = Searched(store=self.store, matrix=self.matrix, banks=self.banks, service=self.service)
         allowed = self.mask(kinds, condition, paths_of(below))
         allowed = without_files(self.store, self.matrix, allowed, query.paths())
+        allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
         words = WordSearch(self.store, text_of(query))
         return run_search(searched, vector, allowed, options, words)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.files.source import NamedBytes
+from onepeace.hub.towers.config import names_towers, public_name
 from onepeace.index import Hit, Index, Item, Query, Results
 from onepeace.serve import browse, media
 from onepeace.serve.generator import SharedGenerator
@@ -45,7 +46,8 @@ class Service:
     @property
     def model(self) -> str:
         """Name of the model, which changes if the index is moved to another one; so do the following."""
-        return Path(self._index.model).name
+        name = self._index.model
+        return public_name(name) if names_towers(name) else Path(name).name
 
     @property
     def embed_dim(self) -> int:

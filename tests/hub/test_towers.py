@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from support import outside_models
 
 import onepeace
+from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.export.folder import export_model
 from onepeace.hub import weights
@@ -22,6 +23,7 @@ from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
+from onepeace.index import Index, Query, build
 
 TEXTS = ["a dog barks", "the deep low tone of the far away red square and the green", "blue"]
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -197,3 +199,40 @@ def test_what_needs_more_than_vectors_is_refused(names, both, pictures, tmp_path
     ):
         with pytest.raises(UserError, match="vectors only"):
             call()
+
+
+@pytest.fixture(scope="module")
+def mixed(both, pictures, samples, tmp_path_factory) -> Path:
+    """An index of pictures, sounds and a text, made with two models."""
+    root = tmp_path_factory.mktemp("mixed")
+    (root / "red.txt").write_text("a red square")
+    sounds = [samples / "sounds" / name for name in ("dog.ogg", "cat.ogg", "rain.ogg")]
+    build(root / "index", [*pictures, *sounds, root / "red.txt"], both)
+    return root / "index"
+
+
+def test_mixed_list_is_ranked_by_the_generic_words(mixed, both, monkeypatch, tmp_path):
+    with Index.open(mixed, model=both) as index:
+        hits = index.search("a dog barks").hits
+        assert {hit.item.modality for hit in hits} == {"image", "audio", "text"}
+        assert all(0 <= hit.match <= 1 for hit in hits)
+        assert {hit.modality for hit in hits if hit.match is not None} == {"image", "audio", "text"}
+    monkeypatch.setattr(both, "encode_text", None)  # the words are kept, and not encoded again
+    build(tmp_path / "index", mixed.parent / "red.txt", both)
+
+
+def test_query_finds_only_what_shares_a_space_with_it(mixed, both, pictures):
+    with Index.open(mixed, model=both) as index:
+        hits = index.search(Query(image=pictures[0])).hits
+        assert {hit.item.modality for hit in hits} == {"image", "text"}
+        assert index.search(Query(image=pictures[0], text="a dog barks")).compared == 6
+        with pytest.raises(UserError, match=r"no space in common with audio .* search by words"):
+            index.search(Query(image=pictures[0]), only="audio")
+        assert not index.search(Query(image=pictures[0]), only="audio", where="size > 1e9").hits
+
+
+def test_info_names_the_towers(names, both, folders, capsys):
+    assert main(["info", names["both"]]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"one space for +text, image, audio\n", out)
+    assert f"clap:{folders['clap']}" in out

@@ -115,6 +115,15 @@ def tower_names(name: str) -> list[str]:
     return names
 
 
+def public_name(name: str) -> str:
+    """The name of a model without the folders that it lies in."""
+    parts = []
+    for part in _parts(name):
+        library, _, rest = part.rpartition(":")
+        parts.append(f"{library}:{os.path.basename(rest)}" if os.path.isabs(rest) else part)
+    return " + ".join(parts)
+
+
 def _parts(name: str) -> list[str]:
     return re.split(r"\s+\+\s+", name.strip())
 

@@ -1,0 +1,47 @@
+"""Queries that cannot be compared with all files: in a space joined from those of several models, a picture and a sound
+may have no dimension in common (onepeace/hub/towers)."""
+
+import numpy as np
+
+from onepeace.errors import UserError
+from onepeace.index.matrix import Matrix
+from onepeace.index.store import Store
+
+
+LOOKED_AT = 16
+"""Rows of a modality that are looked at; all have the same zeros, but for vectors that a user made."""
+
+
+def without_other_spaces(
+    store: Store, matrix: Matrix, allowed: np.ndarray | None, vector: np.ndarray
+) -> np.ndarray | None:
+    """(n,) bool: the allowed rows of modalities that have dimensions in common with a query; None = all.
+
+    Args:
+        allowed: (n,) bool, the rows that may be hits; None = all.
+        vector: (E,) unit vector of the query.
+
+    Raises:
+        UserError: there are allowed rows, and none of them can be compared with the query.
+    """
+    if vector.all():  # no dimension is zero: the usual case, of one space
+        return allowed
+    others = []
+    for code in range(len(store.kinds)):
+        rows = np.flatnonzero(matrix.modality == code)
+        some_rows = rows[:: len(rows) // LOOKED_AT + 1]
+        in_common = matrix.vectors[some_rows][:, vector != 0]
+        if len(rows) and not in_common.any():
+            others.append(code)
+    if not others:
+        return allowed
+    comparable = ~np.isin(matrix.modality, others)
+    if allowed is not None:
+        comparable &= allowed
+    if not comparable.any() and (allowed is None or allowed.any()):
+        modalities = " or ".join(store.kinds[code] for code in others)
+        raise UserError(
+            f"this query has no space in common with {modalities} in the model {store.meta['model']}; search by words, "
+            "which all its parts read"
+        )
+    return comparable
