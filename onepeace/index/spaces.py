@@ -4,12 +4,9 @@ may have no dimension in common (onepeace/hub/towers)."""
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.hub.towers.config import names_towers
 from onepeace.index.matrix import Matrix
 from onepeace.index.store import Store
-
-
-LOOKED_AT = 16
-"""Rows of a modality that are looked at; all have the same zeros, but for vectors that a user made."""
 
 
 def without_other_spaces(
@@ -24,14 +21,13 @@ def without_other_spaces(
     Raises:
         UserError: there are allowed rows, and none of them can be compared with the query.
     """
-    if vector.all():  # no dimension is zero: the usual case, of one space
+    if vector.all() or not names_towers(store.meta["model"]):  # there is one space
         return allowed
     others = []
     for code in range(len(store.kinds)):
-        rows = np.flatnonzero(matrix.modality == code)
-        some_rows = rows[:: len(rows) // LOOKED_AT + 1]
-        in_common = matrix.vectors[some_rows][:, vector != 0]
-        if len(rows) and not in_common.any():
+        rows = matrix.modality == code
+        first_vector = matrix.vectors[rows.argmax()]  # those of one modality are zero in the same blocks
+        if rows.any() and not vector[first_vector != 0].any():
             others.append(code)
     if not others:
         return allowed
