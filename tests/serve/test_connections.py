@@ -17,8 +17,11 @@ from onepeace.serve.guard import UPLOADS
 from onepeace.serve.uploads import Limits
 
 POST = "POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
-FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
-IMPATIENT = """
+NO_MODEL = "Index.embedder = None"
+"""Nothing here is embedded, and loading the model takes longest."""
+FEW_FILES = f"{NO_MODEL}; import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))"
+IMPATIENT = f"""
+{NO_MODEL}
 from onepeace.serve import connections
 connections.HEAD_SECONDS = connections.IDLE_SECONDS = connections.UNREAD_SECONDS = 0.5
 """
@@ -44,7 +47,7 @@ def is_healthy(address):
 
 def test_unfinished_requests_keep_nobody_out(index_folder, tmp_path, connect):
     with serving_index(index_folder, tmp_path / "temporary", FEW_FILES) as (_, address):
-        for _ in range(300):
+        for _ in range(150):
             connect(address, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         assert is_healthy(address)
 
@@ -82,8 +85,7 @@ def test_response_that_is_not_read_is_ended(tmp_path, connect):
     status = path.stat()
     item = Item(str(path), "image", status.st_size, status.st_mtime_ns)
     index = fabricate(tmp_path / "index", [(item, [1, 0])])
-    before = f"{IMPATIENT}\nIndex.embedder = None"
-    with serving_index(index, tmp_path / "temporary", before) as (process, address):
+    with serving_index(index, tmp_path / "temporary", IMPATIENT) as (process, address):
         connection = connect(address, b"GET /files/1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         connection.recv(1)
         while _has_open(process.pid, path):
@@ -101,7 +103,7 @@ def _has_open(pid, path):
 
 
 def test_uploads_are_bounded_together(index_folder, tmp_path, connect):
-    with serving_index(index_folder, tmp_path / "temporary") as (_, address):
+    with serving_index(index_folder, tmp_path / "temporary", NO_MODEL) as (_, address):
         body = Limits().body
         uploads = [connect(address, POST.format(body).encode() + b"{") for _ in range(UPLOADS)]
         status = 200

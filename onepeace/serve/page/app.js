@@ -66,7 +66,7 @@ function showAnswer(answer, offset) {
   searched = query.address();
   scrollTo({ top: 0 });
   say(title(answer));
-  showHints(answer.hints ?? []);
+  showHints(answer.hints ?? [], answer.suggestion);
   showTimeline(query.filters(), compared, between).catch(fail);
 }
 
@@ -92,9 +92,21 @@ function say(text, isWrong = false) {
 
 const fail = (error) => say(error.message, true);
 
-// Lines about the query; one that has another query is a link to it.
-function showHints(hints) {
-  byId("hints").replaceChildren(...hints.map((hint) => element("p", {}, hint)));
+// Lines about the query, and a link to the one that may be meant, { text, without }.
+function showHints(lines, suggestion) {
+  const hints = lines.map((line) => element("p", {}, line));
+  if (suggestion) hints.push(element("p", {}, "Search for ", linkTo(suggestion)));
+  byId("hints").replaceChildren(...hints);
+}
+
+function linkTo({ text, without }) {
+  const link = button({ className: "link" }, without ? `“${text}” without “${without}”` : `“${text}”`);
+  link.onclick = () => {
+    query.words = text;
+    if (without) query.fields.without = without;
+    changed();
+  };
+  return link;
 }
 
 function nothing() {
