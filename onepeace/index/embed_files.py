@@ -17,8 +17,10 @@ import numpy as np
 
 from onepeace.errors import UsageError
 from onepeace.files.walk import Unreadable
-from onepeace.index.entries import PARTS, Entry
-from onepeace.index.items import Item, Span
+from onepeace.index.classify import modalities_of
+from onepeace.index.cutting import as_video, spans_and_vectors, window_options
+from onepeace.index.entries import Entry
+from onepeace.index.items import Item
 from onepeace.index.reading import read_entry
 from onepeace.index.roots import listed, roots_of
 from onepeace.index.scan import scan
@@ -28,12 +30,9 @@ from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
-    from onepeace.embed.stream import Windows
 
 AHEAD = 64
 """Files that are read ahead of the decoders."""
-WINDOW, HOP = 10.0, 5.0
-"""Window and hop in seconds of a sound that is longer than the window, as in an index."""
 TEXT = "text"
 """Name of the texts in the column of paths: "text::1"."""
 
@@ -127,11 +126,10 @@ class _Run:
         self.report.other_kinds = scanned.others
         entries = []
         for entry in scanned.entries.values():
-            kind = entry.item.modality
-            if any(modality in self.embedder.modalities for modality in PARTS.get(kind, (kind,))):
+            if modalities_of(entry.item, self.embedder.modalities):
                 entries.append(entry)
             else:
-                self.report.left_out[kind] += 1
+                self.report.left_out[entry.item.modality] += 1
         if roots and not scanned.entries and not scanned.problems:
             names = ", ".join(root.path for root in roots)
             raise UsageError(f"no image, audio, video or text files in {names}")
@@ -141,14 +139,8 @@ class _Run:
         self, texts: Iterable[str], entries: Sequence[Entry], progress: bool | None
     ) -> Generator[_Row, None, None]:
         """Yield the rows of the texts, then those of the entries."""
-        longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or WINDOW
-        stream = self.embedder.stream(
-            self._inputs(texts, entries),
-            batch_size=self.batch_size,
-            long="windows",
-            window=min(WINDOW, longest),
-            hop=min(HOP, longest),
-        )
+        inputs = self._inputs(texts, entries)
+        stream = self.embedder.stream(inputs, batch_size=self.batch_size, **window_options(self.embedder))
         with closing(stream) as results, Progress(len(entries) or None, shown=progress) as bar:
             for result in results:
                 yield from self._rows_of(result)
@@ -168,10 +160,7 @@ class _Run:
                         self.report.problems.append(Unreadable(Path(reading.item.path), reading.item.problem))
 
     def _input(self, item: Item, value: Any) -> object:
-        video = None
-        if item.modality == "video":
-            readable = [modality for modality in PARTS["video"] if modality in self.embedder.modalities]
-            video = Video(value, readable, item.duration)
+        video = as_video(item, value, self.embedder.modalities)
         self._embedding.append((item, video))
         return video or {item.modality: value}
 
@@ -192,22 +181,3 @@ class _Run:
         for span, vector in zip(spans, vectors, strict=True):
             columns = {"path": item.path, "kind": item.modality, **vars(span)}
             yield _Row(columns, vector)
-
-
-def spans_and_vectors(
-    windows: "Windows", item: Item, video: Video | None, *, is_silent: bool
-) -> tuple[list[Span], np.ndarray]:
-    """The parts of a file that its vectors stand for, and these vectors (n, E).
-
-    Args:
-        windows: the result of the embedder.
-        video: the input, if the file is a video.
-        is_silent: whether its sound is digital silence.
-    """
-    if video is not None:
-        return video.vectors(windows, is_silent)
-    vectors = np.asarray(windows.vectors)
-    if len(vectors) == 1:
-        return [Span(item.modality)], vectors
-    times = zip(windows.starts, windows.ends, strict=True)
-    return [Span(item.modality, start, end) for start, end in times], vectors

@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from onepeace.index.classify import may_work_now, modalities_of
+from onepeace.index.classify import may_work_now
+from onepeace.index.cutting import as_video, spans_and_vectors, window_options
 from onepeace.index.entries import Entry
-from onepeace.index.items import Item, Span
+from onepeace.index.items import Item
 from onepeace.index.paths import without_surrogates
 from onepeace.index.reading import CHANGES, TRIES, Reading, failed, read_entry
 from onepeace.index.record import Recorder
@@ -21,15 +20,11 @@ from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
-    from onepeace.embed.stream import Windows
 
 READ_AHEAD = 64
 """Number of files that are read and hashed ahead of the decoders."""
 READERS = 2
 """Number of threads that read and hash."""
-WINDOW = 10.0
-HOP = 5.0
-"""Window and hop in seconds; a sound that is longer than the window gets one vector per window."""
 
 
 class Pending(NamedTuple):
@@ -83,8 +78,8 @@ class Embedding:
             if first is None:  # nothing to embed, so the model is not loaded
                 return changed
             embedder = self.load()
-            options = {**_windows(embedder), "batch_size": self.batch_size}
-            with closing(embedder.stream(chain([first], inputs), **options)) as results:
+            stream = embedder.stream(chain([first], inputs), batch_size=self.batch_size, **window_options(embedder))
+            with closing(stream) as results:
                 for result in results:
                     reading, video = pending.popleft()
                     if not reading.is_current():
@@ -103,9 +98,7 @@ class Embedding:
                     if self._is_settled(item):
                         self.bar.update()
                         continue
-                    video = None
-                    if item.modality == "video":
-                        video = Video(reading.value, modalities_of(item, self.recorder.store.kinds), item.duration)
+                    video = as_video(item, reading.value, self.recorder.store.kinds)
                     pending.append(Pending(reading, video))
                     yield video or {item.modality: reading.value}
 
@@ -130,23 +123,8 @@ class Embedding:
         if video is not None:
             notes += video.troubles
         item = replace(reading.item, note=without_surrogates("; ".join(notes)) or None)
-        windows = result.windows
-        if windows is None:
+        if result.windows is None:
             self.recorder.record_problem(item, str(result.reason))
-        elif video is not None:
-            self.recorder.record_vectors(item, *video.vectors(windows, result.is_silent))
-        else:
-            self.recorder.record_vectors(item, _spans(item, windows), np.asarray(windows.vectors), reading.text)
-
-
-def _windows(embedder: "Embedder") -> dict[str, Any]:
-    """Options by which a model cuts long sounds into windows that it can read."""
-    longest = getattr(embedder.processors.get("audio"), "max_seconds", None) or WINDOW
-    return {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
-
-
-def _spans(item: Item, windows: "Windows") -> list[Span]:
-    """The part of a file that each of its vectors stands for: all of it, if there is only one."""
-    if len(windows.vectors) == 1:
-        return [Span(item.modality)]
-    return [Span(item.modality, start, end) for start, end in zip(windows.starts, windows.ends, strict=True)]
+            return
+        spans, vectors = spans_and_vectors(result.windows, item, video, is_silent=result.is_silent)
+        self.recorder.record_vectors(item, spans, vectors, reading.text)

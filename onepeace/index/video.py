@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from onepeace.embed.stream import Windows
 
-EVERY, STRETCH = 5.0, 3.0
-"""Seconds between two pictures of an unchanging scene, and the factor by which key frames may be farther apart before
-frames between them are decoded: encoders with a key frame every 10 s add others where scenes change."""
+EVERY = 5.0
+"""Seconds between two pictures of an unchanging scene."""
+STRETCH = 3.0
+"""Factor by which key frames may be farther apart before frames between them are decoded: encoders with a key frame
+every 10 s add others where scenes change."""
 CHANGE = 0.25
 """Share of the colours that differ in a new scene; pictures that are similar nevertheless are left out later."""
 MOST = 1000
@@ -49,19 +51,22 @@ class Video(CompositeItem):
     def __init__(
         self, value: str | PathLike[str] | bytes, modalities: Sequence[str], duration: float | None = None
     ) -> None:
-        self.value, self.name = value, describe(value)
-        self.modalities, self.duration = modalities, duration
+        self.value = value
+        self.name = describe(value)
+        self.modalities = modalities
+        self.duration = duration
         self.troubles: list[str] = []
         self.num_pictures = 0
 
     def parts(self, pieces: Callable[[str, object], Pieces]) -> list[Part]:
         need("av", "media")
-        found = {"image": self._pictures(pieces), "audio": pieces("audio", self.value)}
+        pieces_by_modality = {"image": self._pictures(pieces), "audio": pieces("audio", self.value)}
         parts = []
         for modality in self.modalities:
-            own = self._as_far_as_readable(found[modality])
-            if begun := list(islice(own, AHEAD)):
-                parts.append(Part(modality, chain(begun, own)))
+            readable = self._as_far_as_readable(pieces_by_modality[modality])
+            first_pieces = list(islice(readable, AHEAD))
+            if first_pieces:
+                parts.append(Part(modality, chain(first_pieces, readable)))
         if not parts:
             raise UserError("; ".join(self.troubles))
         return parts
@@ -75,28 +80,38 @@ class Video(CompositeItem):
                 self.num_pictures += 1
                 yield frame.time, frame.time, sample
 
-    def _as_far_as_readable(self, found: Pieces) -> Iterator[tuple[float, float, "Tensor"]]:
+    def _as_far_as_readable(self, pieces: Pieces) -> Iterator[tuple[float, float, "Tensor"]]:
         try:
-            yield from found
+            yield from pieces
         except UserError as error:
             reason = str(error).removeprefix(f"{self.name}: ")
             if reason not in self.troubles:  # a file that cannot be opened fails twice
                 self.troubles.append(reason)
 
     def vectors(self, windows: "Windows", is_silent: bool) -> tuple[list[Span], np.ndarray]:
-        """Spans and vectors to store: the first of successive similar pictures, which lasts until the next one stored,
-        and the windows of the sound, unless it is silent and there are pictures.
-        """
+        """Spans and vectors to store: those of the pictures that differ from the one before, and those of the windows
+        of the sound, unless it is silent and there are pictures."""
         vectors = np.asarray(windows.vectors)
-        kept: list[int] = []
-        for i in range(self.num_pictures):
-            if not kept or vectors[kept[-1]] @ vectors[i] < ALIKE:
-                kept.append(i)
-        starts = [windows.starts[i] for i in kept]
-        ends = [*starts[1:], max(self.duration or 0.0, windows.starts[self.num_pictures - 1])] if kept else []
-        spans = [Span("image", *times) for times in zip(starts, ends, strict=True)]
-        if not (is_silent and kept):
-            sound = range(self.num_pictures, len(vectors))
-            spans += [Span("audio", windows.starts[i], windows.ends[i]) for i in sound]
-            kept += sound
-        return spans, vectors[kept]
+        rows = self._different_pictures(vectors)
+        spans = self._spans_of_pictures([windows.starts[row] for row in rows], windows)
+        if not (is_silent and rows):
+            for row in range(self.num_pictures, len(vectors)):
+                spans.append(Span("audio", windows.starts[row], windows.ends[row]))
+                rows.append(row)
+        return spans, vectors[rows]
+
+    def _different_pictures(self, vectors: np.ndarray) -> list[int]:
+        """Rows of the first of successive similar pictures."""
+        rows: list[int] = []
+        for row in range(self.num_pictures):
+            if not rows or vectors[rows[-1]] @ vectors[row] < ALIKE:
+                rows.append(row)
+        return rows
+
+    def _spans_of_pictures(self, starts: Sequence[float], windows: "Windows") -> list[Span]:
+        """Spans of the pictures that are stored: each lasts until the next one, the last one until the end."""
+        if not starts:
+            return []
+        last_picture = windows.starts[self.num_pictures - 1]
+        ends = [*starts[1:], max(self.duration or 0.0, last_picture)]
+        return [Span("image", start, end) for start, end in zip(starts, ends, strict=True)]

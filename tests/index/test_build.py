@@ -16,7 +16,7 @@ from support.small_shards import square, tone, write_tar
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, check, embedding, is_index, loading, maintain, reading, remove
+from onepeace.index import Index, check, cutting, embedding, is_index, loading, maintain, reading, remove
 from onepeace.index.lock import writing
 from onepeace.index.store import Store
 
@@ -119,8 +119,8 @@ def test_a_chain_of_renames_loses_nothing(build, update, words, tmp_path):
 
 
 def test_long_sounds_have_a_vector_for_every_window(build, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "WINDOW", 1.5)
-    monkeypatch.setattr(embedding, "HOP", 1.0)
+    monkeypatch.setattr(cutting, "WINDOW", 1.5)
+    monkeypatch.setattr(cutting, "HOP", 1.0)
     path = tmp_path / "long.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000 * 5), 16000)
     build(tmp_path / "index", path)
@@ -129,8 +129,9 @@ def test_long_sounds_have_a_vector_for_every_window(build, model, tmp_path, monk
     ((_, vectors),) = content(tmp_path / "index").values()
     np.testing.assert_allclose(vectors, expected.vectors.numpy(), atol=1e-5)
     with Index.open(tmp_path / "index") as index:
-        assert index.matrix.records["start"].tolist() == expected.starts
-        assert index.matrix.records["end"].tolist() == expected.ends
+        spans = [index.matrix.span(row) for row in range(len(index.matrix))]
+    assert [span.start for span in spans] == expected.starts
+    assert [span.end for span in spans] == expected.ends
 
 
 def test_what_the_headers_say_is_kept(build, tmp_path, samples):
