@@ -1,15 +1,16 @@
-"""Size, length and date of a picture, sound or video, from its headers alone."""
+"""Size, length, date and tags of a picture, sound or video, from its headers alone."""
 
 import os
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onepeace.errors import need
 from onepeace.files.container import choose, counted_duration, declared_duration, open_container
-from onepeace.files.picture import is_raw, open_picture, orientation
+from onepeace.files.picture import TIFF, is_raw, open_picture, orientation
 from onepeace.files.source import suffix
+from onepeace.files.tags import tags_of_container, tags_of_exif, tags_of_picture
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -35,7 +36,7 @@ class Description:
     """When it was taken or recorded, in seconds since 1970. Many cameras store no time zone; it is then assumed to be
     that of this computer."""
     tags: dict[str, Any] = field(default_factory=dict)
-    """What cameras, programs and people wrote into it, see `tags`."""
+    """What cameras, programs and people wrote into it, by the names of tags.py."""
 
 
 def describe_media(path: str | os.PathLike[str], modality: str) -> Description:
@@ -57,14 +58,36 @@ def _picture(path: str | os.PathLike[str]) -> Description:
         head = file.read(64)
         file.seek(0)
         if is_raw(file, head, suffix(path)):
-            with need("rawpy", "media").imread(file) as raw:
-                size = raw.sizes.iwidth, raw.sizes.iheight
-                width, height = size[::-1] if raw.sizes.flip in (5, 6) else size
-                taken = raw.other.timestamp.timestamp()
-                return Description(width, height, date=taken if taken > 0 else None)
+            return _raw_picture(file, head)
         with open_picture(file, os.fspath(path), suffix(path)) as image:
-            width, height = image.size[::-1] if orientation(image) >= 5 else image.size
-            return Description(width, height, date=_exif_date(image))
+            width, height = image.size
+            if orientation(image) >= 5:
+                width, height = height, width
+            return Description(width, height, date=_exif_date(image), tags=tags_of_picture(image))
+
+
+def _raw_picture(file: BinaryIO, head: bytes) -> Description:
+    with need("rawpy", "media").imread(file) as raw:
+        width = raw.sizes.iwidth
+        height = raw.sizes.iheight
+        if raw.sizes.flip in (5, 6):
+            width, height = height, width
+        taken = raw.other.timestamp.timestamp()
+    return Description(width, height, date=taken if taken > 0 else None, tags=_raw_tags(file, head))
+
+
+def _raw_tags(file: BinaryIO, head: bytes) -> dict[str, Any]:
+    """Tags of a raw file of a camera whose format begins as a TIFF, as most do."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        if TIFF.match(head):
+            file.seek(0)
+            exif.load_from_fp(file)
+        return tags_of_exif(exif)
+    except Exception:  # damaged
+        return {}
 
 
 def _exif_date(image: "Image.Image") -> float | None:
@@ -85,14 +108,20 @@ def _sound(path: str | os.PathLike[str]) -> Description:
     import soundfile
 
     try:
-        return Description(duration=_plausible(soundfile.info(os.fspath(path)).duration))
+        with soundfile.SoundFile(os.fspath(path)) as sound:
+            seconds = sound.frames / sound.samplerate
+            return Description(duration=_plausible(seconds), tags=tags_of_container(sound.copy_metadata()))
     except Exception:  # PyAV may read what soundfile does not
         with open_container(path, os.fspath(path)) as container:
             stream = choose(container, "audio")
             if stream is None:
                 return Description()
             seconds = declared_duration(container, stream) or counted_duration(container, stream)
-            return Description(duration=_plausible(seconds), date=_recorded(container))
+            return Description(
+                duration=_plausible(seconds),
+                date=_recorded(container),
+                tags=tags_of_container(container.metadata),
+            )
 
 
 def _video(path: str | os.PathLike[str]) -> Description:
@@ -104,11 +133,19 @@ def _video(path: str | os.PathLike[str]) -> Description:
             first = None
         if stream is None or first is None:
             return _sound(path)
-        size = stream.width, stream.height
-        turned = round(first.rotation / 90) % 2
-        width, height = size[::-1] if turned else size
+        width = stream.width
+        height = stream.height
+        is_turned = round(first.rotation / 90) % 2 == 1
+        if is_turned:
+            width, height = height, width
         seconds = declared_duration(container) or counted_duration(container, stream)
-        return Description(width, height, _plausible(seconds), _recorded(container))
+        return Description(
+            width=width,
+            height=height,
+            duration=_plausible(seconds),
+            date=_recorded(container),
+            tags=tags_of_container(container.metadata),
+        )
 
 
 def _recorded(container: "InputContainer") -> float | None:

@@ -2,6 +2,7 @@
 
     width >= 1000 and duration < 2*min and "beach" in path
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
+    camera = "X100V" and keyword = "beach" and near(48.1, 11.6, 20*km)
 
 Conditions are parsed with Python's ast: names are fields, units are constants, and anything else is an error with its
 column. No user text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
@@ -10,9 +11,7 @@ column. No user text becomes SQL. A field that a file lacks is None (NULL) and s
 import ast
 import os
 import re
-import sqlite3
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -20,7 +19,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError, one_line
-from onepeace.files.globs import Globs
+from onepeace.index.functions import compile_globs
 
 KINDS = {
     **dict.fromkeys(("image", "images", "picture", "pictures", "photo", "photos"), "image"),
@@ -28,6 +27,8 @@ KINDS = {
     **{"text": "text", "texts": "text", "video": "video", "videos": "video"},
 }
 """Kind of file by name, with synonyms."""
+LENGTHS = {"km": 1e3, "m": 1.0}
+"""Units of the radius of near(...)."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "s": 1.0, "min": 60.0, "h": 3600.0}
 PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y": (timedelta(366), {"month": 1, "day": 1}),
@@ -36,6 +37,7 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
 """Formats of dates -> step from the start of a period into the next, and fields to reset to reach its start."""
+STRING_OR_EQUALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<![=<>!])=(?!=)""")
 SURROGATES = re.compile("[\ud800-\udfff]")
 NEAR = 0.75
 """Minimum similarity of a word that is suggested instead of an unknown one."""
@@ -49,7 +51,12 @@ class Condition(NamedTuple):
     sql: str
     params: tuple[Any, ...] = ()
     kind: str = ""
-    """Kind of the values of a field: number, date, text, path, kind or any."""
+    """Kind of the values of a field: number, date, text, path, kind, label (a text without regard to case), labels (a
+    list of them) or any."""
+
+
+def _tag(name: str, kind: str) -> Condition:
+    return Condition(f"json_extract(tags, '$.{name}')", (), kind)
 
 
 FIELDS = {
@@ -57,10 +64,18 @@ FIELDS = {
     **{"date": Condition("date", (), "date"), "mtime": Condition("mtime_ns / 1e9", (), "date")},
     **{"path": Condition("path", (), "path"), "caption": Condition("caption", (), "text")},
     "kind": Condition("modality", (), "kind"),
+    **{name: _tag(name, "label") for name in ("camera", "make", "lens", "title", "description")},
+    **{name: _tag(name, "label") for name in ("artist", "album", "genre")},
+    **{"keyword": _tag("keywords", "labels"), "keywords": _tag("keywords", "labels")},
+    **{"place": _tag("place", "labels"), "rating": _tag("rating", "number")},
 }
 """Fields by name; those of `metadata` are its keys."""
 TYPES: dict[str, Any] = {"number": (int, float), "any": object}
 """Types of the values that a field of a kind is compared with; str for the other kinds."""
+NAMES_OF_KINDS = {"path": "text", "label": "text", "labels": "text"}
+"""What the values of fields are called in messages."""
+SAME = {"label": "is_same", "labels": "has_same"}
+"""SQL functions that compare fields without regard to case."""
 SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.GtE: ">=", ast.Gt: ">"}
 TURNED = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
 OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: ast.In(), ast.IsNot: ast.Is()}
@@ -121,58 +136,33 @@ def compile_condition(where: str) -> Condition:
     """
     if len(where) > MAX_LENGTH:
         raise UsageError(f"where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
+    where = where.strip()
+    inserted: list[int] = []
     try:
-        return _condition(ast.parse(where.strip(), mode="eval").body)
+        return _condition(_parsed(where, inserted))
     except SyntaxError as error:
-        hint = "; equal is ==" if re.search(r"[^<>=!]=[^=]", where) else ""
-        if joined := re.search(rf"([\d.]+) ?({'|'.join(UNITS)})\b", where):
-            hint = f"; write {joined[1]}*{joined[2]}"
-        raise UsageError(f"where: {where.strip()!r}: {error.msg} at column {error.offset or 1}{hint}") from None
+        joined = re.search(rf"([\d.]+) ?({'|'.join({**UNITS, **LENGTHS})})\b", where)
+        hint = f"; write {joined[1]}*{joined[2]}" if joined else ""
+        column = (error.offset or 1) - sum(place < (error.offset or 1) for place in inserted)
+        raise UsageError(f"where: {where!r}: {error.msg} at column {column}{hint}") from None
     except (RecursionError, MemoryError, ValueError) as error:
         raise UsageError(f"where: cannot be read ({one_line(error)})") from None
 
 
-def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
-    """Register the SQL functions of conditions with a connection.
+def _parsed(where: str, inserted: list[int]) -> ast.expr:
+    """Syntax tree of an expression, in which = is ==; the places of the added characters go into ``inserted``."""
 
-    Args:
-        roots: indexed folders; patterns match paths relative to them, and whole paths.
-    """
-    folders = sorted((_composed(root.rstrip(os.sep) + os.sep) for root in roots), key=len, reverse=True)
+    def doubled(match: re.Match[str]) -> str:
+        if match[0] != "=":
+            return match[0]
+        inserted.append(match.start() + len(inserted) + 1)
+        return "=="
 
-    def fits(path: bytes, pattern: str) -> bool:
-        name = _composed(os.fsdecode(path))
-        globs = _globs(_composed(pattern))
-        relative = [name[len(folder) :] for folder in folders if name.startswith(folder)]
-        return any(globs.matches(form.replace(os.sep, "/")) for form in (*relative, name.lstrip(os.sep)))
-
-    def contains(text: object, part: str) -> bool | None:
-        if not isinstance(text, (str, bytes)):  # a number in the metadata contains no text
-            return None
-        return _composed(part).casefold() in _composed(os.fsdecode(text)).casefold()
-
-    def number(value: Any) -> float | None:  # a cell of a .csv file is a text
-        with suppress(ValueError, TypeError):
-            return value if isinstance(value, int) else float(value)
-        return None
-
-    connection.create_function("path_fits", 2, fits, deterministic=True)
-    connection.create_function("contains", 2, contains, deterministic=True)
-    connection.create_function("number", 1, number, deterministic=True)
-
-
-def _composed(text: str) -> str:
-    """Compose letters with their accents into single characters; macOS decomposes them in file names."""
-    return unicodedata.normalize("NFC", text)
-
-
-@lru_cache(64)
-def _globs(pattern: str) -> Globs:
-    """Compile the pattern of path.match; UserError if it is not exactly one."""
-    globs = Globs([pattern], "path.match")
-    if globs.includes != 1:
-        raise UserError("path.match: empty, a comment, or begins with !; write not path.match(...)")
-    return globs
+    tree = ast.parse(STRING_OR_EQUALS.sub(doubled, where), mode="eval").body
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr):
+            node.col_offset -= sum(place <= node.col_offset for place in inserted)
+    return tree
 
 
 def _condition(node: ast.expr) -> Condition:
@@ -185,12 +175,31 @@ def _condition(node: ast.expr) -> Condition:
             return _joined(" AND ", map(_compared, [left, *comparators], ops, comparators))
         case ast.Call(ast.Attribute(ast.Name("path"), "match"), [ast.Constant(str(pattern))], []):
             try:
-                _globs(pattern)
+                compile_globs(pattern)
             except UserError as error:
                 reason = str(error).removeprefix("path.match: ")
                 raise _error(node, f"has no pattern that can be read ({reason})") from error
             return Condition("path_fits(path, ?)", (pattern,))
+        case ast.Call(ast.Name("near"), values, []):
+            return _near(node, values)
     raise _error(node, "is not a condition; write one as in width >= 1000, or path.match('*.jpg')")
+
+
+def _near(node: ast.expr, values: list[ast.expr]) -> Condition:
+    """Condition for files that were made within a radius of a position."""
+    if len(values) != 3:
+        raise _error(node, "takes a latitude, a longitude and a radius; write near(48.1, 11.6, 20*km)")
+    position = []
+    for value, name, largest in zip(values, ("latitude", "longitude"), (90, 180), strict=False):
+        degrees = _value(value, {})
+        if not isinstance(degrees, (int, float)) or abs(degrees) > largest:
+            raise _error(value, f"is no {name}; give degrees from -{largest} to {largest}")
+        position.append(float(degrees))
+    radius = _value(values[2], LENGTHS)
+    if not isinstance(radius, (int, float)) or isinstance(values[2], ast.Constant) or radius < 0:
+        raise _error(values[2], "is no radius; give a number of km or m, such as 20*km")
+    place = "json_extract(tags, '$.latitude'), json_extract(tags, '$.longitude')"
+    return Condition(f"distance({place}, ?, ?) <= ?", (*position, float(radius)))
 
 
 def _joined(word: str, parts: Iterable[Condition]) -> Condition:
@@ -220,11 +229,13 @@ def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
         case ast.In(), ast.Tuple(values) | ast.List(values) | ast.Set(values):
             return _joined(" OR ", (_comparison(left, "=", value) for value in values))
         case ast.In(), _:
-            field, part = _field(right), _value(left)
-            if field.kind not in ("text", "path", "any") or not isinstance(part, str):
-                raise _error(right, "contains no text; `in` is for path, caption, metadata and lists")
+            field = _field(right)
+            part = _value(left)
+            if field.kind not in ("text", "path", "label", "labels", "any") or not isinstance(part, str):
+                raise _error(right, "contains no text; `in` is for path, caption, tags, metadata and lists")
             _check_characters(left, part)
-            return Condition(f"contains({field.sql}, ?)", (*field.params, part))
+            function = "has_containing" if field.kind == "labels" else "contains"
+            return Condition(f"{function}({field.sql}, ?)", (*field.params, part))
     sign = SIGNS[type(op)]
     is_field = isinstance(left, (ast.Attribute, ast.Subscript)) or (isinstance(left, ast.Name) and left.id not in UNITS)
     return _comparison(left, sign, right) if is_field else _comparison(right, TURNED[sign], left)
@@ -234,7 +245,12 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     """Condition that compares a field with a value."""
     (sql, params, kind), value = _field(left), _value(right)
     if not isinstance(value, TYPES.get(kind, str)):
-        raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
+        raise _error(right, f"is no {NAMES_OF_KINDS.get(kind, kind)}, and {ast.unparse(left)} is one")
+    if kind in SAME:
+        if sign != "=":
+            raise _error(left, "is compared with = or in, not by size")
+        _check_characters(right, value)
+        return Condition(f"{SAME[kind]}({sql}, ?)", (*params, value))
     if isinstance(value, str) and kind != "path":
         _check_characters(right, value)
     try:
@@ -267,7 +283,7 @@ def _field(node: ast.expr) -> Condition:
     raise _error(node, f"is not a field; {hint}")
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr, units: Mapping[str, float] = UNITS) -> Any:
     match node:
         case ast.Constant(str(text)):
             return text
@@ -275,10 +291,10 @@ def _value(node: ast.expr) -> Any:
             return number
         case ast.UnaryOp(ast.USub(), ast.Constant(int() | float()) as number):
             return -_value(number)
-        case ast.Name(unit) if unit in UNITS:
-            return UNITS[unit]
-        case ast.BinOp(ast.Constant(int() | float()) as number, ast.Mult(), ast.Name(unit)) if unit in UNITS:
-            return _value(number) * UNITS[unit]
+        case ast.Name(unit) if unit in units:
+            return units[unit]
+        case ast.BinOp(ast.Constant(int() | float()) as number, ast.Mult(), ast.Name(unit)) if unit in units:
+            return _value(number) * units[unit]
     raise _error(node, "is not a value; write a number, a number times a unit (2*min), or a text in quotes")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
-from onepeace.index.filters import Condition, compile_condition, register
+from onepeace.index.filters import Condition, compile_condition
+from onepeace.index.functions import register
 from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item

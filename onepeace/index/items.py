@@ -34,7 +34,7 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further columns of a table, or fields of a sample."""
     tags: dict[str, Any] = field(default_factory=dict)
-    """What the file itself says about its making, such as camera, keywords or artist, see `files.tags`."""
+    """What the file itself says, such as camera, keywords or artist, by the names of `onepeace.files.tags`."""
     problem: str | None = None
     """Reason if the file could not be embedded."""
     note: str | None = None

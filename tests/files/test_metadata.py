@@ -53,11 +53,12 @@ def test_picture(form, tags, date, tmp_path):
 def test_raw_picture(tmp_path):
     pytest.importorskip("rawpy")
     path = tmp_path / "a.dng"
+    camera = {"make": "Maker", "camera": "Model"}
     for orientation, size in ((1, (120, 80)), (6, (80, 120))):
         path.write_bytes(dng(np.zeros((80, 120), np.uint16), orientation=orientation, date="2021:05:06 07:08:09"))
-        assert describe_media(path, "image") == Description(*size, None, LOCAL)
+        assert describe_media(path, "image") == Description(*size, None, LOCAL, camera)
     path.write_bytes(dng(np.zeros((80, 120), np.uint16)))
-    assert describe_media(path, "image") == Description(120, 80)
+    assert describe_media(path, "image") == Description(120, 80, tags=camera)
 
 
 def test_sound_of_soundfile(samples, tmp_path):

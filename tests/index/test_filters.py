@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.errors import UsageError
-from onepeace.index.filters import compile_condition, kind_of, period, register, short_forms
+from onepeace.index.filters import compile_condition, kind_of, period, short_forms
+from onepeace.index.functions import register
 
-COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata")
+COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata", "tags")
 
 
 def random_rows(count=80):
@@ -31,6 +32,7 @@ def random_rows(count=80):
             "duration": draw.choice([0.0, 1.5, 30.0, 60.0, 90.0, 7200.0]),
             "caption": draw.choice(["a dog", "A Beach at night", "it's 100%_"]),
             "metadata": {"n": draw.choice([0, 5, 2.5, "5", "x"]), "a b": str(number % 3)},
+            "tags": {},
         }
 
 
@@ -43,12 +45,19 @@ def database():
     database.execute(f"CREATE TABLE files(id INTEGER PRIMARY KEY, {', '.join(COLUMNS)})")
     register(database, ["/photos/ann"])
     for number, row in enumerate(ROWS):
-        values = {**row, "modality": row["kind"], "metadata": json.dumps(row["metadata"]), "mtime_ns": 0, "date": None}
+        values = {
+            **row,
+            "modality": row["kind"],
+            "metadata": json.dumps(row["metadata"]),
+            "tags": "{}",
+            "mtime_ns": 0,
+            "date": None,
+        }
         values["path"] = os.fsencode(row["path"])
         marks = ", ".join("?" * (len(COLUMNS) + 1))
         database.execute(f"INSERT INTO files VALUES({marks})", [number, *(values[name] for name in COLUMNS)])
     database.execute(
-        "INSERT INTO files VALUES(1000, ?, 'image', 5, 0, ?, NULL, NULL, NULL, NULL, NULL)",
+        "INSERT INTO files VALUES(1000, ?, 'image', 5, 0, ?, NULL, NULL, NULL, NULL, NULL, '{}')",
         [b"/x.png", datetime(2024, 5, 3, 12).timestamp()],
     )
     return database
@@ -125,6 +134,43 @@ def test_a_text_of_digits_is_compared_with_a_number_as_one(database):
     assert found(database, "2 < metadata.n") == [number for number, value in n.items() if value in (5, 2.5, "5")]
 
 
+TAGS = [
+    {"camera": "X100V", "keywords": ["beach", "Zürich"], "rating": 4, "latitude": 48.137, "longitude": 11.575},
+    {"camera": "x100v", "keywords": ["night"], "rating": 2, "latitude": 48.0, "longitude": 11.6, "place": ["München"]},
+    {"artist": "Ann", "album": "One", "genre": "Jazz", "title": "a = b", "latitude": -17.7, "longitude": 179.95},
+    {},
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("camera = 'X100V'", [0, 1]),
+        ("camera == 'x100' or '100' in camera", [0, 1]),
+        ("camera != 'X100V'", []),
+        ("camera is None", [2, 3]),
+        ("keyword = 'BEACH'", [0]),
+        ("keywords != 'beach'", [1]),
+        ("keyword in ('beach', 'night')", [0, 1]),
+        ("'z\u00fcr' in keyword", [0]),
+        ("place = 'm\u00fcnchen'", [1]),
+        ("rating >= 3", [0]),
+        ("title = 'a = b' and artist='ann' and genre == 'jazz'", [2]),
+        ("near(48.1, 11.6, 5*km)", [0]),
+        ("near(48.1, 11.6, 20*km)", [0, 1]),
+        ("not near(48.1, 11.6, 20*km)", [2]),
+        ("near(-17.7, -179.95, 11000*m)", [2]),
+        ("camera = 'X100V' and near(48.1, 11.6, 20*km) and keyword = 'beach'", [0]),
+    ],
+)
+def test_tags(where, numbers):
+    database = sqlite3.connect(":memory:")
+    register(database)
+    database.execute("CREATE TABLE files(id, tags)")
+    database.executemany("INSERT INTO files VALUES(?, ?)", [(i, json.dumps(tags)) for i, tags in enumerate(TAGS)])
+    assert found(database, where) == numbers
+
+
 def test_dates_are_periods(database):
     for where in ("== '2024'", "== '2024-05'", ">= '2024-05-03'", "<= '2024-05'", "< '2024-06'"):
         assert found(database, f"date {where}") == [1000], where
@@ -173,7 +219,22 @@ def test_bytes_of_a_name_can_be_asked_for(database):
     ("where", "named"),
     [
         ("widht > 3", "did you mean width"),
-        ("width = 3", "=="),
+        ("width = 'x'", "column 9"),
+        ("width = 3 and caption = 'a = b' and height = 'x'", "column 46"),
+        ("width = 3 and = 4", "column 15"),
+        ("camera > 'X100V'", "'camera' at column 1 is compared with = or in"),
+        ("keyword = 3", "is no text"),
+        ("3 in keyword", "contains no text"),
+        ("rating = 'x'", "is no number"),
+        ("kamera = 'x'", "did you mean camera"),
+        ("near(48.1, 11.6)", "near(48.1, 11.6, 20*km)"),
+        ("near(48.1, 11.6, 20)", "is no radius"),
+        ("near(48.1, 11.6, -2*km)", "is not a value"),
+        ("near(48.1, 11.6, 2*min)", "is not a value"),
+        ("near(98.1, 11.6, 2*km)", "is no latitude"),
+        ("near(48.1, 'x', 2*km)", "is no longitude"),
+        ("near(48.1, 11.6, radius=2*km)", "at column 18 is not a value"),
+        ("duration < 2*km", "is not a value"),
         ("path.match('!*.jpg')", "no pattern"),
         ("path.match('')", "no pattern"),
         ("size > 2MB", "2*MB"),
