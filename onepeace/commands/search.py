@@ -41,9 +41,13 @@ The match of a hit is the share of unrelated queries whose best hit in these fil
 likely to be what was meant, from 0.7 on it is possible; a copy of the query has 1. If the model has no unrelated
 queries of the query's modality, the cosine of all hits is shown instead.
 
---where takes a Python expression over size, date, mtime, width, height, duration, kind, path, caption and
-metadata.NAME, with the units kB, MB, GB, s, min and h:
-"width >= 1000 and duration < 2*min", "'beach' in path or caption is None", "kind in ('image', 'video')"
+--where takes a Python expression over size, date, mtime, width, height, duration, kind, path, caption, camera, make,
+lens, title, description, artist, album, genre, keyword, place, rating and metadata.NAME, with the units kB, MB, GB, s,
+min and h, and near(LATITUDE, LONGITUDE, RADIUS) with km and m:
+"width >= 1000 and duration < 2*min", "'beach' in path or caption is None", "kind in ('image', 'video')",
+"camera = 'X100V' and near(48.1, 11.6, 20*km) and keyword = 'beach'"
+
+Files that have all words of a short text in their names, captions, tags or texts come first.
 
   onepeace search my.index "a dog barking"
   onepeace search my.index --image dog.jpg --without people --only pictures --after 2024-05
@@ -204,14 +208,18 @@ def table(results: "Results", query: "Query", is_filtered: bool) -> str:
         files_but = "no file but the query's own" if query.paths() else "no file"
         none = f": {files_but} {'meets the filters' if is_filtered else 'is in the index'}"
         return f"nothing found{'' if results.compared else none}"
-    has_times = any(hit.start is not None for hit in results)
-    column = "cosine" if results[0].match is None else "match"
-    head = ("rank", column, "kind", *(["at"] if has_times else []), "path")
-    rows = [
-        (str(hit.rank), hit.value, hit.item.modality, *([hit.at] if has_times else []), _place(hit)) for hit in results
-    ]
+    columns = {
+        "rank": [str(hit.rank) for hit in results],
+        "cosine" if results[0].match is None else "match": [hit.value for hit in results],
+        "kind": [hit.item.modality for hit in results],
+    }
+    if any(hit.start is not None for hit in results):
+        columns["at"] = [hit.at for hit in results]
+    if any(hit.words for hit in results):
+        columns["words"] = [" ".join(hit.words) for hit in results]
+    columns["path"] = [_place(hit) for hit in results]
     heading = f"{results.heading}\n" if results.heading else ""
-    return heading + format_table(head, rows)
+    return heading + format_table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _place(hit: "Hit") -> str:

@@ -116,9 +116,10 @@ def _texts_of_xmp(value: Any) -> list[str]:
 
 
 def _tags_of_iptc(image: "Image.Image") -> dict[str, Any]:
+    from PIL.ImageFile import ImageFile
     from PIL.IptcImagePlugin import getiptcinfo
 
-    info = getiptcinfo(image) or {}
+    info = (isinstance(image, ImageFile) and getiptcinfo(image)) or {}
     pairs = []
     for key, name in IPTC_NAMES.items():
         values = info.get(key, [])

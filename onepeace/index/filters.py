@@ -66,8 +66,8 @@ FIELDS = {
     "kind": Condition("modality", (), "kind"),
     **{name: _tag(name, "label") for name in ("camera", "make", "lens", "title", "description")},
     **{name: _tag(name, "label") for name in ("artist", "album", "genre")},
-    **{"keyword": _tag("keywords", "labels"), "keywords": _tag("keywords", "labels")},
-    **{"place": _tag("place", "labels"), "rating": _tag("rating", "number")},
+    **{"keyword": _tag("keywords", "labels"), "place": _tag("place", "labels")},
+    "rating": _tag("rating", "number"),
 }
 """Fields by name; those of `metadata` are its keys."""
 TYPES: dict[str, Any] = {"number": (int, float), "any": object}

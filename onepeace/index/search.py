@@ -124,15 +124,16 @@ def search(
         query: the query as a vector.
         allowed: (n,) bool, the rows of the matrix that may be hits; None = all.
         options: order and page.
-        words: the words of the query; files that have all of them come first.
+        words: the words of the query; files that have all of them come first, unless hits are ranked by plain cosine.
 
     Raises:
         Damaged: a hit fails its checksum.
     """
     matrix = searched.matrix
-    tiers = tiers_of(matrix, allowed, words)
+    first_ids = words.file_ids if options.rank == "match" else np.empty(0, np.int64)
+    tiers = tiers_of(matrix, allowed, first_ids)
     candidates, groups = ordered_groups(searched, query, tiers, options)
-    num_with_words = count_with_words(matrix, candidates, groups, words)
+    num_with_words = count_first(matrix, candidates, groups, first_ids)
     groups = drop_below(groups, candidates.matches, options, num_with_words)
     hits = hits_of_page(searched, candidates, groups, words, options)
     is_relevant = None
@@ -141,14 +142,14 @@ def search(
     return Results(hits=hits, compared=count_files(matrix, allowed), relevant=is_relevant)
 
 
-def tiers_of(matrix: Matrix, allowed: np.ndarray | None, words: WordSearch) -> list[np.ndarray | None]:
-    """Masks of the rows to order, one after the other: those of files with all words of the query, then the rest."""
-    if not len(words.file_ids):
+def tiers_of(matrix: Matrix, allowed: np.ndarray | None, first_ids: np.ndarray) -> list[np.ndarray | None]:
+    """Masks of the rows to order, one after the other: those of the files that come first, then the rest."""
+    if not len(first_ids):
         return [allowed]
-    has_words = rows_of_files(matrix, words.file_ids)
+    is_first = rows_of_files(matrix, first_ids)
     if allowed is None:
-        return [has_words, ~has_words]
-    return [allowed & has_words, allowed & ~has_words]
+        return [is_first, ~is_first]
+    return [allowed & is_first, allowed & ~is_first]
 
 
 def ordered_groups(
@@ -235,12 +236,10 @@ def group_files(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[Group]
     return list(groups.values())
 
 
-def count_with_words(matrix: Matrix, candidates: Candidates, groups: list[Group], words: WordSearch) -> int:
-    """Number of groups, which are the first ones, whose file has all words of the query."""
-    if not len(words.file_ids):
-        return 0
-    leaders = matrix.file[candidates.rows[[group[0] for group in groups]]]
-    return int(np.isin(leaders, words.file_ids).sum())
+def count_first(matrix: Matrix, candidates: Candidates, groups: list[Group], first_ids: np.ndarray) -> int:
+    """Number of groups that are led by a file of those that come first."""
+    leaders = [group[0] for group in groups]
+    return int(np.isin(matrix.file[candidates.rows[leaders]], first_ids).sum())
 
 
 def drop_below(

@@ -150,7 +150,7 @@ TAGS = [
         ("camera != 'X100V'", []),
         ("camera is None", [2, 3]),
         ("keyword = 'BEACH'", [0]),
-        ("keywords != 'beach'", [1]),
+        ("keyword != 'beach'", [1]),
         ("keyword in ('beach', 'night')", [0, 1]),
         ("'z\u00fcr' in keyword", [0]),
         ("place = 'm\u00fcnchen'", [1]),
