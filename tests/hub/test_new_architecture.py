@@ -19,8 +19,10 @@ from onepeace.hub import weights
 from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
+from onepeace.index.loading import COMPILE_FROM, Settings, load_model
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput
+from onepeace.processors import TextProcessor, TextReader
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
@@ -209,3 +211,62 @@ def test_training_loop_trains_it(tmp_path):
     first, last = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert last < first
     assert onepeace.load(folder).encode_text(["all red"]).shape == (1, 8)
+
+
+class Awkward(Toy):
+    """A module as others write them: with a table that is computed, a counter, and a number read from a tensor."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        steps = torch.linspace(1, 2, config.width)
+        self.last_step = steps[-1].item()  # cannot be read on the meta device
+        self.register_buffer("steps", steps, persistent=False)
+        self.register_buffer("places", torch.arange(config.width).flip(0))
+
+    def embed(self, key, features):
+        rows = features.cls[:, self.places] * self.steps * self.last_step
+        return F.normalize(self.heads[key](rows), dim=-1)
+
+
+class Shout(TextReader):
+    """Ids of the letters, whatever the tokenizer of other models."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def decode(self, item):
+        return torch.tensor([4 + self.seed + ord(letter) % 64 for letter in self.load(item).upper()])
+
+    def collate(self, samples):
+        return {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=1)}
+
+
+@pytest.fixture
+def awkward(tmp_path, monkeypatch):
+    """The folder of a model with an awkward module and a processor of its own, and the module."""
+    shout = {"text": lambda settings, folder: Shout(**settings)}
+    monkeypatch.setitem(ARCHITECTURES, "toy", replace(TOY, module=Awkward, processors=shout))
+    module = Awkward(ToyConfig(**SMALL)).eval()
+    processors = {"text": {"seed": 2}, "image": {"size": SIDE}}
+    return weights.save(tmp_path / "awkward", module, Config(module.config, processors, "toy")), module
+
+
+def test_computed_buffers_and_whole_numbers_are_loaded(awkward):
+    folder, module = awkward
+    model = onepeace.load(folder, device="cpu", dtype="bfloat16")
+    assert torch.equal(model.module.places, module.places)  # not as floats
+    assert torch.equal(model.module.steps, module.steps)
+    model = onepeace.load(folder, device="cpu")
+    ids = torch.tensor([[4 + 2 + ord(letter) % 64 for letter in "A DOG"]])
+    torch.testing.assert_close(model.encode_text(["a dog"]), module({"text": {"ids": ids}})["text"])
+
+
+def test_processors_are_those_of_the_model(awkward, tiny):
+    model = onepeace.load(awkward[0], device="cpu")
+    assert isinstance(model.processors["text"], Shout)
+    assert isinstance(onepeace.load("tiny", device="cpu", modalities=["text"]).processors["text"], TextProcessor)
+
+
+def test_an_index_of_many_files_asks_for_no_width(awkward, monkeypatch):
+    monkeypatch.setattr("onepeace.compiling.compile_blocks", None)
+    assert load_model(awkward[0], Settings(device="cpu"), num_new=COMPILE_FROM).modalities == ("text", "image")

@@ -19,7 +19,8 @@ from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
-from sentence_transformers.sentence_transformer.modules import Dense  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer  # noqa: E402
+from support.outside_models import bert  # noqa: E402
 from support.small_shards import COLOURS, square  # noqa: E402
 
 from onepeace.plugins.sentence_transformers import load  # noqa: E402
@@ -141,3 +142,23 @@ def test_a_loss_in_pieces_is_that_of_the_whole_though_kinds_are_mixed(small, eve
     pieces = CachedMultipleNegativesRankingLoss(small, mini_batch_size=3)(features, None)
     assert whole.item() > 0.1
     assert pieces.item() == pytest.approx(whole.item(), abs=1e-5)
+
+
+def test_their_models_embed_texts_here(tmp_path):
+    bert(tmp_path / "bert")
+    parts = [Transformer(str(tmp_path / "bert")), Pooling(16)]
+    theirs = library.SentenceTransformer(modules=parts, device="cpu")
+    theirs.save(str(tmp_path / "theirs"))
+    model = onepeace.load(f"sentence-transformers:{tmp_path / 'theirs'}", device="cpu")
+    texts = ["a dog barks", "the deep low tone of the far away red square", "blue"]
+    wanted = theirs.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
+    assert model.modalities == ("text",)
+    torch.testing.assert_close(model.encode_text(texts), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.encode_text(texts[::-1], batch_size=1).flip(0), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_model_of_theirs_that_is_not_here_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
+    with pytest.raises(UserError, match=r"nobody/nothing: .* the Hugging Face Hub cannot be reached") as error:
+        onepeace.load("sentence-transformers:nobody/nothing", device="cpu")
+    assert "\n" not in str(error.value)
