@@ -13,9 +13,11 @@ from onepeace.index.words import quoted
 
 UNITS = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m-%d"}
 """Periods of a timeline, and their formats in SQLite's strftime."""
-YEAR, DAY = 365.25 * 86400, 86400
-BY_YEAR, BY_MONTH = 6 * YEAR, 90 * DAY
-"""Seconds between the first and the last file from which a timeline has years, or months."""
+DAY = 86400.0
+BY_YEAR = 6 * 365.25 * DAY
+"""Seconds between the first and the last file from which a timeline has years."""
+BY_MONTH = 90 * DAY
+"""Seconds between the first and the last file from which a timeline has months."""
 NAMES = 8
 """Maximum number of names suggested."""
 EXAMINED = 400

@@ -18,6 +18,7 @@ from onepeace.serve.requests import (
     FilterRequest,
     SearchRequest,
     as_list,
+    filled,
     parts_of,
 )
 from onepeace.serve.service import Service, unranked
@@ -40,7 +41,7 @@ def search(service: Service, request: SearchRequest) -> dict[str, Any]:
     """Hits of a query, and the keys by which later queries can name its uploads; without a query, the newest files."""
     _check_page(service, request)
     uploads: dict[str, list[str]] = {}
-    if request.has_query():
+    if request.num_parts():
         query, uploads = _query(service, request)
         results = service.search(
             query,
@@ -76,8 +77,8 @@ def classify(service: Service, request: ClassifyRequest) -> dict[str, Any]:
     else:
         value = {name: decoder.decode(name, content, name) for name, content in contents.items()}
     labels = [decoder.text(label, "labels") for label in request.labels]
-    (probabilities,) = service.classify([value], labels, request.template)
-    return {"labels": [{"label": label, "probability": share} for label, share in probabilities.items()]}
+    (by_label,) = service.classify([value], labels, request.template)
+    return {"labels": [{"label": label, "probability": probability} for label, probability in by_label.items()]}
 
 
 def ask(service: Service, request: AskRequest) -> dict[str, Any]:
@@ -96,8 +97,10 @@ def embeddings(service: Service, request: EmbeddingsRequest) -> dict[str, Any]:
         raise Refused(422, f"dimensions: {request.dimensions}; vectors of this model have {service.embed_dim}")
     entries = as_list(request.input)
     limit = service.limits.inputs
-    if not 1 <= len(entries) <= limit:
-        raise Refused(413 if entries else 422, f"input: {len(entries)} items; give 1 to {limit}")
+    if not entries:
+        raise Refused(422, f"input: 0 items; give 1 to {limit}")
+    if len(entries) > limit:
+        raise Refused(413, f"input: {len(entries)} items; give 1 to {limit}")
     decoder = service.request()
     items = [_decoded_entry(decoder, entry, f"input[{i}]") for i, entry in enumerate(entries)]
     data = []
@@ -135,7 +138,8 @@ def hit_fields(hit: Hit) -> dict[str, Any]:
 
 def _check_page(service: Service, request: SearchRequest) -> None:
     for name in ("top", "offset"):
-        value, limit = getattr(request, name), getattr(service.limits, name)
+        value = getattr(request, name)
+        limit = getattr(service.limits, name)
         if value > limit:
             raise Refused(422, f"{name}: {value}; at most {limit}")
 
@@ -149,33 +153,25 @@ def _kinds(request: FilterRequest) -> list[str]:
 
 def _query(service: Service, request: SearchRequest) -> tuple[Query, dict[str, list[str]]]:
     """The query of a request, and the keys of its uploads by modality."""
-    texts = [text for text in as_list(request.text) if text]
-    without = [text for text in as_list(request.without) if text]
-    likes = as_list(request.like)
-    images = as_list(request.image)
-    sounds = as_list(request.audio)
-    count = sum(map(len, (texts, without, likes, images, sounds)))
-    if count > service.limits.inputs:
-        raise Refused(413, f"{count} parts; at most {service.limits.inputs}")
+    limit = service.limits.inputs
+    if request.num_parts() > limit:
+        raise Refused(413, f"{request.num_parts()} parts; at most {limit}")
     decoder = service.request()
-    image_data = [_data(service, decoder, value, "image") for value in images]
-    sound_data = [_data(service, decoder, value, "audio") for value in sounds]
+    images = [_upload(service, decoder, value, "image") for value in as_list(request.image)]
+    sounds = [_upload(service, decoder, value, "audio") for value in as_list(request.audio)]
     query = Query(
-        text=[decoder.text(text, "text") for text in texts],
-        image=[decoder.picture(data, "image") for data in image_data],
-        audio=[decoder.sound(data, "audio") for data in sound_data],
-        like=[service.item(key).path for key in likes],
-        without=[decoder.text(text, "without") for text in without],
+        text=[decoder.text(text, "text") for text in filled(request.text)],
+        image=[decoder.picture(data, "image") for data in images],
+        audio=[decoder.sound(data, "audio") for data in sounds],
+        like=[service.item(key).path for key in as_list(request.like)],
+        without=[decoder.text(text, "without") for text in filled(request.without)],
         weights={str(name): weight for name, weight in request.weights.items()},
     )
-    uploads = {
-        "image": [service.recent.keep(data) for data in image_data],
-        "audio": [service.recent.keep(data) for data in sound_data],
-    }
-    return query, uploads
+    keep = service.recent.keep
+    return query, {"image": list(map(keep, images)), "audio": list(map(keep, sounds))}
 
 
-def _data(service: Service, decoder: Request, value: str, name: str) -> bytes:
+def _upload(service: Service, decoder: Request, value: str, name: str) -> bytes:
     """Bytes of an uploaded file, sent now or with a recent search."""
     if value.startswith(PREFIX):
         return service.recent.get(value.removeprefix(PREFIX))
@@ -183,8 +179,10 @@ def _data(service: Service, decoder: Request, value: str, name: str) -> bytes:
 
 
 def _decoded_entry(decoder: Request, entry: Any, name: str) -> Mapping[str, object]:
-    contents = parts_of(entry, name)
-    return {modality: decoder.decode(modality, value, f"{name}.{modality}") for modality, value in contents.items()}
+    decoded = {}
+    for modality, content in parts_of(entry, name).items():
+        decoded[modality] = decoder.decode(modality, content, f"{name}.{modality}")
+    return decoded
 
 
 def _as_base64(vector: np.ndarray) -> str:

@@ -76,12 +76,15 @@ class InlineMedia:
 
     def address(self, value: Path | bytes, media_type: str) -> str:
         """Address of a file or of the content of one; "" for a large sample of a shard, which no link leads to."""
-        size = len(value) if isinstance(value, bytes) else value.stat().st_size
-        if size > min(EMBEDDED, self.bytes_left):
-            return _link_to(value, self.folder) if isinstance(value, Path) else ""
-        self.bytes_left -= size
-        data = value if isinstance(value, bytes) else read_bytes(value)
-        return _data_uri(media_type, data)
+        limit = min(EMBEDDED, self.bytes_left)
+        if isinstance(value, Path):
+            if value.stat().st_size > limit:
+                return _link_to(value, self.folder)
+            value = read_bytes(value)
+        elif len(value) > limit:
+            return ""
+        self.bytes_left -= len(value)
+        return _data_uri(media_type, value)
 
 
 def write_gallery(results: Results, query: Query, file: Path) -> None:
@@ -120,14 +123,21 @@ def _words(query: Query) -> list[str]:
                 shown = readable(Path(value).name)
             else:
                 shown = name
-            words.append(f"{name} {shown}" if name in ("like", "without") else shown)
+            if name in ("like", "without"):
+                shown = f"{name} {shown}"
+            words.append(shown)
     return words
 
 
 def _card(hit: Hit, inline: InlineMedia) -> Card:
     name, folder = map(readable, name_and_place(hit.item.path))
     word, _, number = hit.value.rpartition(" ")
-    share = hit.score if hit.match is None else hit.match
+    if hit.match is None:
+        share = max(0.0, hit.score)
+        scale = COSINE
+    else:
+        share = hit.match
+        scale = MATCH
     return Card(
         hit=hit,
         name=name,
@@ -136,8 +146,8 @@ def _card(hit: Hit, inline: InlineMedia) -> Card:
         well=_well(hit, name, inline),
         word=word,
         number=number,
-        share=max(0.0, share),
-        scale=COSINE if hit.match is None else MATCH,
+        share=share,
+        scale=scale,
     )
 
 
@@ -150,26 +160,27 @@ def _well(hit: Hit, name: str, inline: InlineMedia) -> Well:
         thumbnail = media.thumbnail(item, {}, at=hit.start or 0.0)
         image = _data_uri(thumbnail.type, thumbnail.read())
         player = _player(item)
-        source = _source(item, inline) if item.modality != "image" else ""
+        source = _source(item, inline) if player else ""
     except (UserError, OSError):  # gone or changed since it was compared
         return Well(text=name)
-    if not (player and source):
+    if not source:
         return Well(image=image)
-    moment = f"#t={hit.start:.3f}" if hit.start else ""
-    return Well(image=image, player=player, source=source + moment)
+    if hit.start:
+        source += f"#t={hit.start:.3f}"
+    return Well(image=image, player=player, source=source)
 
 
 def _excerpt(item: Item) -> str:
     value = content(item, {})
-    text = value if isinstance(value, str) else read_bytes(value).decode("utf-8-sig", "replace")
-    return text.strip()[:EXCERPT]
+    if not isinstance(value, str):
+        value = read_bytes(value).decode("utf-8-sig", "replace")
+    return value.strip()[:EXCERPT]
 
 
 def _player(item: Item) -> str:
     """Kind of player for a file: audio, video, or "" if browsers do not play it."""
-    if item.modality == "video":
-        return "video" if suffix(item.path) in VIDEO_TYPES else ""
-    return "audio" if item.modality == "audio" else ""
+    is_played = item.modality == "audio" or suffix(item.path) in VIDEO_TYPES
+    return item.modality if is_played else ""
 
 
 def _source(item: Item, inline: InlineMedia) -> str:

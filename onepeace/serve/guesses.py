@@ -4,8 +4,10 @@ import ipaddress
 import time
 from collections import OrderedDict, deque
 
-GUESSES, WINDOW = 10, 60.0
-"""Wrong passwords of a client that are checked within so many seconds."""
+GUESSES = 10
+"""Wrong passwords of a client that are checked within `WINDOW`."""
+WINDOW = 60.0
+"""Seconds for which a wrong password counts."""
 ALL_GUESSES = 1000
 """Wrong passwords of all clients together that are checked within the same time."""
 CLIENTS = 10_000

@@ -40,8 +40,12 @@ logger = logging.getLogger(__name__)
 
 THUMBNAILS = 10
 """Maximum number of thumbnails sent with the hits of a search."""
-LABELS, COPIES, CAPTION = 5, 5, 300
-"""Maximum labels and copies listed per file, and characters of its caption."""
+LABELS = 5
+"""Maximum number of labels listed per file."""
+COPIES = 5
+"""Maximum number of copies listed per file."""
+CAPTION = 300
+"""Maximum number of characters of a caption."""
 ABOUT = """\
 Semantic search over an index of {count} pictures, sounds, texts and videos on the user's computer. Refer to files \
 by the paths that search returns; no other file can be read."""
@@ -60,7 +64,8 @@ def run(index: Index, generator: str | None = None, *, thumbnails: bool = False)
         generator: name of a generative model; adds the tools for captions, answers and boxes.
         thumbnails: send thumbnails with the hits.
     """
-    server = create_server(Service(index, SharedGenerator(generator) if generator else None), thumbnails=thumbnails)
+    shared = SharedGenerator(generator) if generator else None
+    server = create_server(Service(index, shared), thumbnails=thumbnails)
 
     async def serve() -> None:
         stdin = anyio.wrap_file(_Lines(sys.stdin.buffer, encoding="utf-8", errors="replace"))
@@ -80,8 +85,9 @@ class _Lines(io.TextIOWrapper):
 
 
 def _without_lone_surrogate(escape: re.Match[str]) -> str:
-    is_lone = escape[1] is not None
-    return r"\ufffd" if is_lone else escape[0]
+    if escape[1] is not None:
+        return r"\ufffd"
+    return escape[0]
 
 
 class _Server(MCPServer[Any]):
@@ -148,8 +154,8 @@ class Tools:
             like: path of a file of the index, to find similar files
             without: a text to move away from
             only: return only files of this kind
-            where: a condition on size, date, width, height, duration, kind, path or caption, e.g.
-                duration < 5 or width >= 1000 and "dog" in caption
+            where: a condition on size, date, width, height, duration, kind, path, caption, camera or keyword, e.g.
+                duration < 5 or width >= 1000 and "dog" in caption or near(48.1, 11.6, 20*km)
             after: return only files from this date on, e.g. 2024, 2024-05 or 2024-05-01
             before: return only files from before this date
             path: return only files whose path matches, e.g. "holidays/**/*.jpg"
@@ -160,15 +166,12 @@ class Tools:
         limit = self.service.limits.top
         if not 1 <= top <= limit:
             raise UserError(f"top is {top}; give 1 to {limit}")
-        filters = {"where": where, "after": after, "before": before, "path": path}
-        for name, value in filters.items():
-            self._check_length(value or "", name, self.service.limits.filter_characters)
         query = Query(
             text=self._short(text or "", "text") or (),
             like=self.item(like).path if like else (),
             without=self._short(without or "", "without") or (),
         )
-        condition = short_forms(where or None, after or None, before or None, path or None)
+        condition = self._condition(where=where, after=after, before=before, path=path)
         results = self.service.search(query, only=(only,) if only else (), top=top, where=condition)
         files = [_file(hit) for hit in results]
         return {"relevant": results.relevant, "compared": results.compared, "files": files}
@@ -228,6 +231,12 @@ class Tools:
         except Refused as error:
             reason = f"{describe(path)}: no such file in the index; give a path as search shows it"
             raise UserError(reason) from error
+
+    def _condition(self, **filters: str | None) -> str | None:
+        """Short filters as one condition, see `short_forms`."""
+        for name, value in filters.items():
+            self._check_length(value or "", name, self.service.limits.filter_characters)
+        return short_forms(**{name: value or None for name, value in filters.items()})
 
     def _items(self, paths: list[str]) -> list[Item]:
         paths = list(dict.fromkeys(paths))
@@ -313,14 +322,17 @@ def _error(message: str) -> CallToolResult:
 
 def _thumbnails(service: Service, files: list[dict[str, Any]]) -> list[ContentBlock]:
     """Path and thumbnail of the first files that have one."""
+    tools = Tools(service)
     content: list[ContentBlock] = []
     visible = [file for file in files if file["kind"] in ("image", "video")]
     for file in visible[:THUMBNAILS]:
+        path = file["path"]
         try:
-            body = media.thumbnail(Tools(service).item(file["path"]), service.roots, at=file.get("start", 0.0))
+            body = media.thumbnail(tools.item(path), service.roots, at=file.get("start", 0.0))
         except UserError:  # gone or changed since it was embedded
             continue
         if body.type == "image/webp":  # not the waveform of a video without pictures
             data = b64encode(body.read()).decode()
-            content += [TextContent(text=file["path"]), ImageContent(data=data, mime_type=body.type)]
+            content.append(TextContent(text=path))
+            content.append(ImageContent(data=data, mime_type=body.type))
     return content

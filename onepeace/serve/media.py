@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Roots = Mapping[str, Root]
-THUMBNAIL, LARGE = 480, 1600
-"""Longest side in pixels of a thumbnail, and of an opened picture."""
+THUMBNAIL = 480
+"""Longest side of a thumbnail in pixels."""
+LARGE = 1600
+"""Longest side of an opened picture in pixels."""
 BARS = 96
 """Number of bars of a waveform."""
 BAR = "#c47a35"
 """Colour of a waveform, visible on light and dark backgrounds."""
 CONVERTED_SECONDS = 600.0
 """Maximum seconds that are converted of a sound whose format browsers do not play."""
-TEXT, OTHER = "text/plain; charset=utf-8", "application/octet-stream"
+TEXT = "text/plain; charset=utf-8"
+OTHER = "application/octet-stream"
 VIDEO_TYPES = {
     ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm",
 }  # fmt: skip

@@ -78,7 +78,7 @@ class FilterRequest(Fields):
         Raises:
             UsageError: one of them cannot be parsed.
         """
-        conditions = [] if self.where is None else as_list(self.where)
+        conditions = as_list(self.where or [])
         for condition in conditions:
             compile_condition(condition)  # alone first, so that errors name columns of the user's text
         if self.below:
@@ -106,10 +106,10 @@ class SearchRequest(FilterRequest):
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)
     collapse: bool = Field(True, description="group very similar files into one hit")
 
-    def has_query(self) -> bool:
-        """Whether there is anything to search for."""
-        texts = [text for text in (*as_list(self.text), *as_list(self.without)) if text]
-        return bool(texts or as_list(self.image) or as_list(self.audio) or as_list(self.like))
+    def num_parts(self) -> int:
+        """Number of things to search for; empty texts are none."""
+        texts = filled(self.text) + filled(self.without)
+        return len(texts) + len(as_list(self.image)) + len(as_list(self.audio)) + len(as_list(self.like))
 
 
 class AskRequest(Fields):
@@ -152,6 +152,11 @@ def parts_of(entry: Any, name: str) -> dict[str, str]:
 def as_list(value: Any) -> list[Any]:
     """The value itself if it is a list, else a list of it."""
     return value if isinstance(value, list) else [value]
+
+
+def filled(value: str | list[str]) -> list[str]:
+    """The texts of a field that are not empty."""
+    return [text for text in as_list(value) if text]
 
 
 def first_error(errors: Sequence[Any], skipped: int) -> str:

@@ -68,8 +68,9 @@ def file_response(body: media.Body) -> Response:
         headers["content-disposition"] = "attachment"
     content = body.content
     if DESCRIPTORS.is_dir():
-        file = _temporary_file(content) if isinstance(content, bytes) else content
-        return OpenFileResponse(file, body.type, headers)
+        if isinstance(content, bytes):
+            content = _temporary_file(content)
+        return OpenFileResponse(content, body.type, headers)
     if isinstance(content, bytes):
         return Response(content, headers=headers, media_type=body.type)
     with content:

@@ -35,7 +35,9 @@ def run(
 
     if auth is None and not is_loopback(host):
         raise UsageError(f"{host}: other machines can reach this address; give --password")
-    hosts = [*LOOPBACK, host] if is_loopback(host) else ["*"]
+    hosts = ["*"]
+    if is_loopback(host):
+        hosts = [*LOOPBACK, host]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     with _listening(host, port) as listener:
         service = Service(index, SharedGenerator(generator) if generator else None)

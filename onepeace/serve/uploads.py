@@ -83,8 +83,11 @@ class Request:
         """A text, or a picture or sound in base64 or as bytes, in the form that `Embedder.encode` takes."""
         if modality == "text":
             return self.text(cast("str", value), name)
-        data = value if isinstance(value, bytes) else self.data(value, name)
-        return self.picture(data, name) if modality == "image" else self.sound(data, name)
+        if isinstance(value, str):
+            value = self.data(value, name)
+        if modality == "image":
+            return self.picture(value, name)
+        return self.sound(value, name)
 
     def text(self, value: str, name: str) -> str:
         if len(value) > self.limits.characters:
