@@ -1,0 +1,254 @@
+"""Hints about the texts of a query: words that are misspelt or not English, and negations. Nothing is changed by them.
+
+Models for search learn from English captions, and answer any text with confidence. `wordfreq` has how often a word is
+used in each language; the list of `spellchecker` has rare English words too, which get no hints; `jellyfish` compares
+how words are written and how they sound. They are in the extra "hints"; without them there are only hints about
+negations. The thresholds were chosen on captions and class names of training sets, and measured on others
+(docs/results/search.md).
+"""
+
+import math
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from spellchecker import SpellChecker
+
+LANGUAGES = {
+    "cs": "Czech",
+    "da": "Danish",
+    "de": "German",
+    "es": "Spanish",
+    "fi": "Finnish",
+    "fr": "French",
+    "hu": "Hungarian",
+    "it": "Italian",
+    "nb": "Norwegian",
+    "nl": "Dutch",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ro": "Romanian",
+    "sv": "Swedish",
+    "tr": "Turkish",
+}
+"""Names of the languages that are recognised, by wordfreq's codes; others only by their script."""
+UNKNOWN = 2.2
+"""Zipf frequency (the decimal logarithm of the uses in a billion words) below which an English word may be a typo."""
+LEAST_GAIN = 1.5
+"""Minimum by which the Zipf frequency of a correction exceeds that of the typed word."""
+SHORTEST = 4
+"""Minimum characters of a word with one wrong letter."""
+SHORTEST_FOR_TWO = 7
+"""The same with two wrong letters."""
+LIKE_ANOTHER = 6
+"""Minimum characters of a foreign word that is taken for a misspelt English one, if it sounds like it."""
+FOREIGN = 1.3
+"""Minimum mean by which words are more frequent, in Zipf frequencies, in another language than in English."""
+USUAL = 3.2
+"""Zipf frequency from which on a single word is English, whatever else it is."""
+ENGLISH = 4.5
+"""Mean Zipf frequency from which on several words are English; then the lists of other languages are not read."""
+PACKAGES = ("wordfreq", "spellchecker", "jellyfish")
+FOREIGN_WORDS = ", and the model may know only English: try English words"
+MAX_CHARACTERS = 1000
+MAX_UNKNOWN = 5
+"""Maximum number of unknown words for which corrections are sought."""
+
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+NEGATION = re.compile(r"\b(?:(?:but|and|with)\s+(?:no|not|without)|not|without|\w+n['’]t)\s+(?:any\s+)?", re.IGNORECASE)
+LOOSE_END = re.compile(r"(?:[\s,;.]|\b(?:but|and|that|which|who|is|are|was|were|do|does|with))+$", re.IGNORECASE)
+"""What is left at the end of a text when its negation is cut off."""
+
+
+class Suggestion(NamedTuple):
+    """A query that may be meant."""
+
+    text: str
+    without: str = ""
+    """What the hits should not show."""
+
+
+class Hints(NamedTuple):
+    """What to tell a user about a query."""
+
+    lines: tuple[str, ...] = ()
+    suggestion: Suggestion | None = None
+    """The query that the lines propose, if the query is one text."""
+
+
+def hints(texts: Sequence[str], occurs: Callable[[str], bool]) -> Hints:
+    """Hints about the texts of a query.
+
+    Args:
+        texts: the texts.
+        occurs: whether a word is in the name, caption, tags or text of a file that is searched; such words are meant
+            as they are.
+    """
+    results = [_hints_of_text(text, occurs) for text in texts if len(text) <= MAX_CHARACTERS]
+    lines = []
+    for result in results:
+        lines += result.lines
+    suggestion = results[0].suggestion if len(results) == len(texts) == 1 else None
+    return Hints(tuple(dict.fromkeys(lines)), suggestion)
+
+
+def _hints_of_text(text: str, occurs: Callable[[str], bool]) -> Hints:
+    words = [word for word in _words(text) if not occurs(word)]
+    if _is_other_script(words):
+        return Hints((f"this is not in the Latin script{FOREIGN_WORDS}",))
+    corrections: dict[str, str] = {}
+    if all(map(find_spec, PACKAGES)):
+        language = _language([word.lower() for word in words])
+        if language is None or len(words) == 1:
+            corrections = _corrections(words)
+        if language is not None and not any(_is_alike(word, corrections[word]) for word in corrections):
+            return Hints((f"this looks like {language}{FOREIGN_WORDS}",))
+    if not corrections:
+        return _negation(text)
+    corrected = WORD.sub(lambda word: corrections.get(word[0], word[0]), text)
+    question = f'did you mean "{corrected}"?'
+    return Hints((question, *_negation(corrected).lines), Suggestion(corrected))
+
+
+def _words(text: str) -> Iterator[str]:
+    """The words of a text; pieces with digits, dots or underscores, such as names of files, are none."""
+    for piece in text.split():
+        word = piece.strip(".,;:!?\"'’()[]“”„«»")
+        if WORD.fullmatch(word):
+            yield word
+
+
+def _is_other_script(words: Sequence[str]) -> bool:
+    """Whether most letters are not Latin."""
+    letters = "".join(words)
+    num_latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    return num_latin < len(letters) / 2
+
+
+def _negation(text: str) -> Hints:
+    """What to do in place of a negation; nothing if there is none."""
+    match = NEGATION.search(text)
+    if match is None:
+        return Hints()
+    wanted = LOOSE_END.sub("", text[: match.start()])
+    unwanted = text[match.end() :].strip(" ,;.")
+    if not unwanted:
+        return Hints()
+    if not wanted:
+        return Hints((f"the model cannot negate; leave something out with: --without {_quoted(unwanted)}",))
+    option = f"--text {_quoted(wanted)} --without {_quoted(unwanted)}"
+    return Hints((f"the model cannot negate; use: {option}",), Suggestion(wanted, unwanted))
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _language(words: Sequence[str]) -> str | None:
+    """The language in which words are far more frequent than in English; None if there is none."""
+    if not words:
+        return None
+    english = [_zipf(word, "en", "large") for word in words]
+    if len(words) == 1:
+        is_english = english[0] >= USUAL or _is_listed(words[0])
+    else:
+        is_english = sum(english) / len(words) >= ENGLISH
+    if is_english:
+        return None
+    gain_by_language = {}
+    for code in LANGUAGES:
+        gain = 0.0
+        for word, in_english in zip(words, english, strict=True):
+            # A word that its small list lacks has nearly the frequency of a name in any language.
+            gain += (_zipf(word, code, "small") or min(in_english, 2.0)) - in_english
+        gain_by_language[code] = gain / len(words)
+    code = max(gain_by_language, key=lambda code: gain_by_language[code])
+    return LANGUAGES[code] if gain_by_language[code] >= FOREIGN else None
+
+
+def _corrections(words: Sequence[str]) -> dict[str, str]:
+    """Corrections of the words that are not English, by word; those with a capital letter are taken for names."""
+    corrections = {}
+    unknown = [word for word in words if word.islower() and word.isalpha() and len(word) >= SHORTEST]
+    unknown = [word for word in unknown if _zipf(word, "en", "large") < UNKNOWN and not _is_listed(word)]
+    for word in unknown[:MAX_UNKNOWN]:
+        correction = _correction(word)
+        if correction is not None:
+            corrections[word] = correction
+    return corrections
+
+
+def _correction(word: str) -> str | None:
+    """The usual English word that is most like a word; None if none is like it."""
+    import jellyfish
+
+    least_frequency = _zipf(word, "en", "large") + LEAST_GAIN
+    sound = jellyfish.metaphone(word)
+    best = None
+    lowest_cost = math.inf
+    for length in range(len(word) - 2, len(word) + 3):
+        for candidate, frequency in _usual_words()[length]:
+            distance = jellyfish.damerau_levenshtein_distance(word, candidate)
+            if distance > 2 or frequency < least_frequency:
+                continue
+            same_sound = jellyfish.metaphone(candidate) == sound
+            same_start = candidate[0] == word[0]
+            is_similar = len(word) >= SHORTEST_FOR_TWO and (same_start or same_sound)
+            if distance == 2 and not is_similar:
+                continue
+            cost = distance - same_sound - 0.5 * same_start - 0.3 * frequency
+            if cost < lowest_cost:
+                lowest_cost = cost
+                best = candidate
+    return best
+
+
+def _is_alike(word: str, correction: str) -> bool:
+    """Whether a word sounds like its correction, as "elefant" does."""
+    import jellyfish
+
+    return len(word) >= LIKE_ANOTHER and jellyfish.metaphone(word) == jellyfish.metaphone(correction)
+
+
+def _zipf(word: str, language: str, size: str) -> float:
+    """Decimal logarithm of how often a word is used in a billion words of a language; 0 if it is not in the list.
+
+    Args:
+        size: "small", the words of which there are more than 1,000 in a billion; or "large", more than 10. The large
+            list takes long to read, so it is read only for words that the small one lacks.
+    """
+    import wordfreq
+
+    frequency = wordfreq.get_frequency_dict(language, "small").get(word, 0.0)
+    if not frequency and size == "large":
+        frequency = wordfreq.get_frequency_dict(language, "large").get(word, 0.0)
+    return math.log10(frequency * 1e9) if frequency else 0.0
+
+
+def _is_listed(word: str) -> bool:
+    """Whether a word is in a list of English words that also has rare ones."""
+    return bool(_speller().known([word]))
+
+
+@cache
+def _speller() -> "SpellChecker":
+    from spellchecker import SpellChecker
+
+    return SpellChecker("en")
+
+
+@cache
+def _usual_words() -> defaultdict[int, list[tuple[str, float]]]:
+    """The words of the small English list with their Zipf frequencies, by length."""
+    import wordfreq
+
+    words = defaultdict(list)
+    for word, frequency in wordfreq.get_frequency_dict("en", "small").items():
+        if word.isalpha():
+            words[len(word)].append((word, math.log10(frequency * 1e9)))
+    return words
