@@ -5,10 +5,10 @@ every second one of ImageNet's (open_clip); the thresholds were chosen on the ot
 """
 
 import argparse
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import open_clip
 
 from onepeace.data.shards import read_source
@@ -58,7 +58,8 @@ if __name__ == "__main__":
     folder = parser.parse_args().folder
     samples = read_source("val/flickr8k/*.tar.gz", ["text"], folder)
     captions = sorted({caption for sample in samples for caption in sample.captions})
-    false_hints("captions", random.Random(0).sample(captions, COUNT))
+    chosen = np.random.default_rng(0).choice(len(captions), COUNT, replace=False)
+    false_hints("captions", [captions[number] for number in chosen])
     false_hints("captions, all of them", captions)
     false_hints("class names", open_clip.IMAGENET_CLASSNAMES[1::2])
     for queries in (TYPOS, FOREIGN, NEGATIONS):

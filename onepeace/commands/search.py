@@ -130,9 +130,13 @@ def run(args: argparse.Namespace) -> int:
 
             write_gallery(results, query, args.html)
         if args.json:
+            for line in results.hints:
+                files.say(line)
             for hit in results:
                 print(json.dumps(hit.to_dict()))
         else:
+            for line in results.hints:
+                print(line)
             print(table(results, query, is_filtered=bool(only or where)))
         return files.exit_code(problems, len(index))
 

@@ -59,8 +59,11 @@ MAX_CHARACTERS = 1000
 MAX_UNKNOWN = 5
 """Maximum number of unknown words for which corrections are sought."""
 
-WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-NEGATION = re.compile(r"\b(?:(?:but|and|with)\s+(?:no|not|without)|not|without|\w+n['’]t)\s+(?:any\s+)?", re.IGNORECASE)
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+NEGATION = re.compile(
+    r"\b(?:(?:but|and|with)\s+(?:no|not|without)|not|without|\w+n['\u2019]t)\s+(?:any\s+)?", re.IGNORECASE
+)
+MARKS = ".,;:!?\"'()[]\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
 LOOSE_END = re.compile(r"(?:[\s,;.]|\b(?:but|and|that|which|who|is|are|was|were|do|does|with))+$", re.IGNORECASE)
 """What is left at the end of a text when its negation is cut off."""
 
@@ -86,11 +89,11 @@ def hints(texts: Sequence[str], occurs: Callable[[str], bool]) -> Hints:
 
     Args:
         texts: the texts.
-        occurs: whether a word is in the name, caption, tags or text of a file that is searched; such words are meant
-            as they are.
+        occurs: whether a word is in the name, caption, tags or text of a file that is searched; such a word is meant
+            as it is. It is called for words that would get a hint.
     """
     results = [_hints_of_text(text, occurs) for text in texts if len(text) <= MAX_CHARACTERS]
-    lines = []
+    lines: list[str] = []
     for result in results:
         lines += result.lines
     suggestion = results[0].suggestion if len(results) == len(texts) == 1 else None
@@ -98,14 +101,19 @@ def hints(texts: Sequence[str], occurs: Callable[[str], bool]) -> Hints:
 
 
 def _hints_of_text(text: str, occurs: Callable[[str], bool]) -> Hints:
-    words = [word for word in _words(text) if not occurs(word)]
+    words = list(_words(text))
     if _is_other_script(words):
+        if all(map(occurs, words)):
+            return Hints()
         return Hints((f"this is not in the Latin script{FOREIGN_WORDS}",))
     corrections: dict[str, str] = {}
     if all(map(find_spec, PACKAGES)):
-        language = _language([word.lower() for word in words])
+        language = _language(words)
+        if language is not None:
+            words = [word for word in words if not occurs(word)]
+            language = _language(words)
         if language is None or len(words) == 1:
-            corrections = _corrections(words)
+            corrections = _corrections(words, occurs)
         if language is not None and not any(_is_alike(word, corrections[word]) for word in corrections):
             return Hints((f"this looks like {language}{FOREIGN_WORDS}",))
     if not corrections:
@@ -118,7 +126,7 @@ def _hints_of_text(text: str, occurs: Callable[[str], bool]) -> Hints:
 def _words(text: str) -> Iterator[str]:
     """The words of a text; pieces with digits, dots or underscores, such as names of files, are none."""
     for piece in text.split():
-        word = piece.strip(".,;:!?\"'’()[]“”„«»")
+        word = piece.strip(MARKS)
         if WORD.fullmatch(word):
             yield word
 
@@ -153,6 +161,7 @@ def _language(words: Sequence[str]) -> str | None:
     """The language in which words are far more frequent than in English; None if there is none."""
     if not words:
         return None
+    words = [word.lower() for word in words]
     english = [_zipf(word, "en", "large") for word in words]
     if len(words) == 1:
         is_english = english[0] >= USUAL or _is_listed(words[0])
@@ -171,13 +180,13 @@ def _language(words: Sequence[str]) -> str | None:
     return LANGUAGES[code] if gain_by_language[code] >= FOREIGN else None
 
 
-def _corrections(words: Sequence[str]) -> dict[str, str]:
+def _corrections(words: Sequence[str], occurs: Callable[[str], bool]) -> dict[str, str]:
     """Corrections of the words that are not English, by word; those with a capital letter are taken for names."""
-    corrections = {}
     unknown = [word for word in words if word.islower() and word.isalpha() and len(word) >= SHORTEST]
     unknown = [word for word in unknown if _zipf(word, "en", "large") < UNKNOWN and not _is_listed(word)]
+    corrections = {}
     for word in unknown[:MAX_UNKNOWN]:
-        correction = _correction(word)
+        correction = None if occurs(word) else _correction(word)
         if correction is not None:
             corrections[word] = correction
     return corrections

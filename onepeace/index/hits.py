@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
 from onepeace.index.match import likelihood
 
@@ -88,6 +89,8 @@ class Results(Sequence[Hit]):
     """Whether the best match is at least `RELEVANT`; None if hits are ranked by cosine."""
     hints: tuple[str, ...] = ()
     """Lines for the user about the query, such as a word that may be misspelt."""
+    suggestion: Suggestion | None = None
+    """The query that the hints propose, if there is one."""
 
     @property
     def heading(self) -> str | None:
@@ -108,4 +111,5 @@ class Results(Sequence[Hit]):
             "relevant": self.relevant,
             "heading": self.heading,
             "hints": [*self.hints],
+            "suggestion": None if self.suggestion is None else self.suggestion._asdict(),
         }

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.functions import register
+from onepeace.index.hints import hints
 from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
@@ -27,7 +29,7 @@ from onepeace.index.search import Searched, SearchOptions
 from onepeace.index.search import search as run_search
 from onepeace.index.spaces import without_other_spaces
 from onepeace.index.store import Store
-from onepeace.index.words import WordSearch, text_of
+from onepeace.index.words import WordSearch, text_of, texts_of
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -233,7 +235,11 @@ class Index:
         allowed = without_files(self.store, self.matrix, allowed, query.paths())
         allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
         words = WordSearch(self.store, text_of(query))
-        return run_search(searched, vector, allowed, options, words)
+        results = run_search(searched, vector, allowed, options, words)
+        if options.offset:  # hints stand above the first page
+            return results
+        lines, suggestion = hints(texts_of(query), words.has)
+        return replace(results, hints=lines, suggestion=suggestion)
 
     def refresh(self) -> bool:
         """Load the changes of another process; returns whether there are any.

@@ -73,6 +73,12 @@ class WordSearch:
                     words[file_id].append(word)
         return {file_id: tuple(texts) for file_id, texts in words.items()}
 
+    def has(self, word: str) -> bool:
+        """Whether a file of the index has a word, which need not be one of the query."""
+        if word in self.expressions:
+            return self.expressions[word] is not None
+        return self._expression(word) is not None
+
     def _expression(self, word: str) -> str | None:
         """Expression for a word if a file has it, else for the words of which it is a part."""
         expression = _expression_of(word)
@@ -98,6 +104,11 @@ def text_of(query: Query) -> str:
     if any(name != "text" for name, _ in wanted):
         return ""
     return " ".join(text for _, text in wanted)
+
+
+def texts_of(query: Query) -> list[str]:
+    """The texts of a query that hits should fit, whatever its other parts are."""
+    return [part.value for part in query.parts() if part.field == "text" and part.weight > 0]
 
 
 def words_of_query(query: str) -> list[str]:
