@@ -52,7 +52,7 @@ FOREIGN = 1.3
 USUAL = 3.2
 """Zipf frequency from which on a single word is English, whatever else it is."""
 ENGLISH = 4.5
-"""Mean Zipf frequency from which on several words are English; then the lists of other languages are not read."""
+"""Mean Zipf frequency from which on several words are English, whatever else they are."""
 PACKAGES = ("wordfreq", "spellchecker", "jellyfish")
 FOREIGN_WORDS = ", and the model may know only English: try English words"
 MAX_CHARACTERS = 1000
@@ -159,16 +159,10 @@ def _quoted(text: str) -> str:
 
 def _language(words: Sequence[str]) -> str | None:
     """The language in which words are far more frequent than in English; None if there is none."""
-    if not words:
-        return None
     words = [word.lower() for word in words]
-    english = [_zipf(word, "en", "large") for word in words]
-    if len(words) == 1:
-        is_english = english[0] >= USUAL or _is_listed(words[0])
-    else:
-        is_english = sum(english) / len(words) >= ENGLISH
-    if is_english:
+    if _are_english(words):
         return None
+    english = [_zipf(word, "en", "large") for word in words]
     gain_by_language = {}
     for code in LANGUAGES:
         gain = 0.0
@@ -180,13 +174,24 @@ def _language(words: Sequence[str]) -> str | None:
     return LANGUAGES[code] if gain_by_language[code] >= FOREIGN else None
 
 
+def _are_english(words: Sequence[str]) -> bool:
+    """Whether words in small letters are English, by the lists that are quick to read if they say so."""
+    if not words:
+        return True
+    frequencies = [_zipf(word, "en", "small") for word in words]
+    if sum(frequencies) / len(words) >= (USUAL if len(words) == 1 else ENGLISH):
+        return True
+    return all(map(_is_listed, words))
+
+
 def _corrections(words: Sequence[str], occurs: Callable[[str], bool]) -> dict[str, str]:
     """Corrections of the words that are not English, by word; those with a capital letter are taken for names."""
     unknown = [word for word in words if word.islower() and word.isalpha() and len(word) >= SHORTEST]
-    unknown = [word for word in unknown if _zipf(word, "en", "large") < UNKNOWN and not _is_listed(word)]
+    unknown = [word for word in unknown if not _zipf(word, "en", "small") and not _is_listed(word)]
     corrections = {}
     for word in unknown[:MAX_UNKNOWN]:
-        correction = None if occurs(word) else _correction(word)
+        is_meant = _zipf(word, "en", "large") >= UNKNOWN or occurs(word)
+        correction = None if is_meant else _correction(word)
         if correction is not None:
             corrections[word] = correction
     return corrections
