@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import make_folder, write_atomic
 from onepeace.files.cache import cache_folder
+from onepeace.index.banks import Banks
 from onepeace.index.index import Index
-from onepeace.index.match import Banks
 from onepeace.progress import status
 
 FILE = "calibration.safetensors"

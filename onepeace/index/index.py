@@ -12,6 +12,7 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
+from onepeace.index.banks import Banks
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.functions import register
 from onepeace.index.hints import hints
@@ -19,7 +20,6 @@ from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
-from onepeace.index.match import Banks
 from onepeace.index.matrix import Matrix
 from onepeace.index.matrix_files import read
 from onepeace.index.plugin import LOCAL, plugin

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.index.banks import Banks
 from onepeace.index.database import Damaged
 from onepeace.index.hits import Hit, Results
 from onepeace.index.items import Item, Span
 from onepeace.index.mask import rows_of_files
-from onepeace.index.match import POSSIBLE, RELEVANT, Banks
+from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level
 from onepeace.index.matrix import Matrix
 from onepeace.index.query import QueryVector
 from onepeace.index.store import Store
@@ -107,7 +108,7 @@ class Candidates(NamedTuple):
     cosines: np.ndarray
     """(c,) float32."""
     matches: np.ndarray | None
-    """(c,) float32; None if the rows are ordered by cosine."""
+    """(c,) float64; None if the rows are ordered by cosine."""
 
 
 def search(
@@ -157,14 +158,14 @@ def ordered_groups(
 ) -> tuple[Candidates, list[Group]]:
     """Candidates and their groups, of which the first `num_ordered` are final: more rows would change nothing there."""
     matrix = searched.matrix
-    banks = searched.banks if options.rank == "match" else Banks({})
+    scale = Scale(searched.banks, query) if options.rank == "match" else None
     needed = options.num_ordered
     count = CANDIDATES * needed
     while True:
-        neighbours = nearest(searched, query.vector, count, tiers)
-        candidates = rank(banks, query, neighbours)
+        fetched = nearest(searched, query.vector, count, tiers)
+        candidates = rank(scale, query, fetched)
         groups = group_files(matrix, candidates.rows, options.collapse)
-        last_rows = [near.rows[-1] for near in neighbours if len(near.rows) == count]
+        last_rows = [near.rows[-1] for near in fetched if len(near.rows) == count]
         if not last_rows or count >= len(matrix):  # every row was fetched
             return candidates, groups
         # The rows that were not fetched come after the last one of their modality and tier.
@@ -178,43 +179,48 @@ def nearest(
     searched: Searched, vector: np.ndarray, count: int, tiers: Sequence[np.ndarray | None]
 ) -> list[FetchedRows]:
     """Up to ``count`` rows of each modality in each tier that are nearest to a unit vector (E,)."""
-    neighbours = []
+    fetched = []
     for tier, mask in enumerate(tiers):
         by_modality = searched.matrix.nearest(vector, count, mask, searched.service)
         for modality, (rows, cosines) in by_modality.items():
-            neighbours.append(FetchedRows(tier=tier, modality=modality, rows=rows, cosines=cosines))
-    return neighbours
+            fetched.append(FetchedRows(tier=tier, modality=modality, rows=rows, cosines=cosines))
+    return fetched
 
 
-def rank(banks: Banks, query: QueryVector, neighbours: Sequence[FetchedRows]) -> Candidates:
-    """All rows in one order: by tier, then z, and matches that no later one exceeds.
+def rank(scale: Scale | None, query: QueryVector, fetched: Sequence[FetchedRows]) -> Candidates:
+    """All rows in one order: by tier, then by the match as a word, then by z.
 
-    If any modality has no matches, the rows are ordered by tier and cosine, and there are no matches.
+    Without a scale, or if any modality has no matches, the rows are ordered by tier and cosine, and have no matches.
     """
-    if not neighbours:
+    if not fetched:
         return Candidates(rows=np.empty(0, np.int64), cosines=np.empty(0, np.float32), matches=None)
-    rows = np.concatenate([near.rows for near in neighbours])
-    cosines = np.concatenate([near.cosines for near in neighbours])
-    tiers = np.repeat([near.tier for near in neighbours], [len(near.rows) for near in neighbours])
-    scores = [_score(banks, query, near) for near in neighbours]
-    matches_by_modality = [matches for _, matches in scores if matches is not None]
-    if len(matches_by_modality) < len(neighbours):
+    rows = np.concatenate([near.rows for near in fetched])
+    cosines = np.concatenate([near.cosines for near in fetched])
+    tiers = np.repeat([near.tier for near in fetched], [len(near.rows) for near in fetched])
+    scores = None if scale is None else _scores(scale, query, fetched)
+    if scores is None:
         order = np.lexsort((rows, -cosines, tiers))
         return Candidates(rows=rows[order], cosines=cosines[order], matches=None)
-    z_scores = np.concatenate([z_scores for z_scores, _ in scores])
-    order = np.lexsort((rows, -z_scores, tiers))
-    matches = np.minimum.accumulate(np.concatenate(matches_by_modality)[order])
-    return Candidates(rows=rows[order], cosines=cosines[order], matches=matches)
+    z_scores, matches = scores
+    order = np.lexsort((rows, -z_scores, -level(matches), tiers))
+    return Candidates(rows=rows[order], cosines=cosines[order], matches=matches[order])
 
 
-def _score(banks: Banks, query: QueryVector, near: FetchedRows) -> tuple[np.ndarray, np.ndarray | None]:
-    """z-scores and matches of the rows of one modality; a copy of the query is above all others."""
-    z_scores, matches = banks.score(query, near.modality, near.cosines)
-    is_own_kind = len(query.parts) == 1 and query.parts[0].bank == near.modality
-    if matches is None or not is_own_kind:
-        return z_scores, matches
-    is_copy = near.cosines >= SAME
-    return np.where(is_copy, np.inf, z_scores), np.where(is_copy, 1.0, matches)
+def _scores(scale: Scale, query: QueryVector, fetched: Sequence[FetchedRows]) -> tuple[np.ndarray, np.ndarray] | None:
+    """z-scores and matches of all fetched rows; None if a modality has no matches. A copy of the query has match 1."""
+    z_scores = []
+    matches = []
+    for near in fetched:
+        z_scores_of_rows, matches_of_rows = scale.score(near.modality, near.cosines)
+        if matches_of_rows is None:
+            return None
+        if len(query.parts) == 1 and query.parts[0].bank == near.modality:
+            is_copy = near.cosines >= SAME
+            z_scores_of_rows = np.where(is_copy, np.inf, z_scores_of_rows)
+            matches_of_rows = np.where(is_copy, 1.0, matches_of_rows)
+        z_scores.append(z_scores_of_rows)
+        matches.append(matches_of_rows)
+    return np.concatenate(z_scores), np.concatenate(matches)
 
 
 def group_files(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[Group]:

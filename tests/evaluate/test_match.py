@@ -10,8 +10,9 @@ from support.small_shards import write_shard
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.match import FIRST
 from onepeace.evaluate.run import read_recipe
+from onepeace.index.banks import Banks
 from onepeace.index.calibrate import FILE
-from onepeace.index.match import POSSIBLE, Banks
+from onepeace.index.match import POSSIBLE
 
 WIDTH, COUNT = 64, 12
 RECIPE = """

@@ -8,8 +8,8 @@ from support.indexes import fabricate
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item
+from onepeace.index.banks import Banks
 from onepeace.index.calibrate import FILE, KEPT, TEXTS, calibrate, least_alike, read_calibration, texts_of
-from onepeace.index.match import Banks
 from onepeace.index.store import Store
 
 
@@ -34,17 +34,17 @@ def test_best_mean_and_squares_are_those_of_a_plain_product(banks, items):
     banks.add(rows, kinds)
     for kind, own, queries in (("image", rows[:30], "word"), ("audio", rows[30:], "word/audio")):
         cosines = banks.vectors[queries] @ own.T
-        seen = banks.seen("word", kind)
+        seen = banks.scores("word", kind)
         assert seen.best == pytest.approx(np.sort(cosines.max(axis=1)), abs=1e-6)
         assert seen.mean == pytest.approx(cosines.mean(), abs=1e-6)
         assert seen.deviation == pytest.approx(cosines.std(), abs=1e-6)
         assert seen.centre == pytest.approx(banks.vectors[queries].mean(axis=0), abs=1e-6)
-    assert banks.seen("word", "text") is None
-    assert banks.seen("image", "image") is None
+    assert banks.scores("word", "text") is None
+    assert banks.scores("image", "image") is None
 
 
 def test_what_is_kept_goes_on_where_it_was(banks, items, monkeypatch):
-    monkeypatch.setattr("onepeace.index.match.BLOCK", 7)
+    monkeypatch.setattr("onepeace.index.banks.BLOCK", 7)
     rows, kinds = items
     banks.add(rows[:35], kinds[:35])
     again = Banks.load(banks.to_bytes(), banks.best_bytes())
@@ -53,15 +53,15 @@ def test_what_is_kept_goes_on_where_it_was(banks, items, monkeypatch):
     whole.add(rows, kinds)
     assert again.model == "abc"
     for kind in ("image", "audio"):
-        for one, other in zip(again.seen("word", kind), whole.seen("word", kind), strict=True):
+        for one, other in zip(again.scores("word", kind), whole.scores("word", kind), strict=True):
             assert one == pytest.approx(other, abs=2e-3)  # the vectors are kept in float16
-    assert Banks.load(banks.to_bytes()).seen("word", "image") is None
+    assert Banks.load(banks.to_bytes()).scores("word", "image") is None
 
 
 def test_what_is_known_of_other_banks_is_forgotten(banks, items):
     banks.add(*items)
     other = Banks({"word": banks.vectors["word"][:5]}, "abc")
-    assert Banks.load(other.to_bytes(), banks.best_bytes()).seen("word", "image") is None
+    assert Banks.load(other.to_bytes(), banks.best_bytes()).scores("word", "image") is None
 
 
 def test_a_file_is_that_of_its_model_or_refused_by_name(banks, tmp_path):

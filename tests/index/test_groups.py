@@ -12,8 +12,8 @@ from support.indexes import fabricate
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, copies, groups
+from onepeace.index.banks import Banks
 from onepeace.index.groups import clusters, duplicates, plane, unit
-from onepeace.index.match import Banks
 
 
 def item(path, kind, **about):

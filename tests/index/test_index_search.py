@@ -7,10 +7,11 @@ import pytest
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
+from onepeace.index.banks import Banks
 from onepeace.index.items import Item, Span
-from onepeace.index.match import Banks
 from onepeace.index.matrix import derived, keep
-from onepeace.index.query import encode
+from onepeace.index.query import QueryVector, encode
+from onepeace.index.search import FetchedRows, rank
 from onepeace.index.store import Store
 
 E = 8
@@ -208,17 +209,60 @@ def test_copy_of_the_query_has_a_match_of_1_and_a_hit_formats_itself(fill):
     assert set(found.to_dict()["hits"][0]) >= {"rank", "path", "kind", "modality", "match", "likelihood", "score"}
 
 
-def test_no_hit_matches_better_than_one_above_it(fill):
-    files = [picture(f"{i}.jpg", 9, i) for i in range(1, 6)]
-    sounds = [(Item(f"/p/{i}.ogg", "audio"), [Span("audio")], [unit(9, i + 0.5)]) for i in range(1, 6)]
-    index = fill(*files, *sounds)
-    banks = Banks({"sentence": np.stack([unit(9, i, 3) for i in range(7)])})
-    banks.add(index.matrix.vectors, ["image"] * 5 + ["audio"] * 5)
-    banks.best[:, 1] -= 0.02  # sounds match better than pictures that are as near
+@pytest.fixture
+def mixed(fill):
+    """Pictures, sounds and one text, at random around the query, beside 60 unrelated queries."""
+    rng = np.random.default_rng(0)
+    kinds = ["image"] * 12 + ["audio"] * 12 + ["text"]
+    names_of_files = [f"{number}.file" for number in range(24)] + ["invoice 2023.txt"]
+    files = []
+    for number, (name, kind) in enumerate(zip(names_of_files, kinds, strict=True)):
+        item = Item(f"/p/{'ab'[number % 2]}/{name}", kind, size=number)
+        files.append((item, [Span(kind)], [unit(2.5, *rng.normal(size=E - 1))]))
+    index = fill(*files)
+    banks = Banks({"sentence": np.stack([unit(1.5, *rng.normal(size=E - 1)) for _ in range(60)])})
+    banks.add(index.matrix.vectors, kinds)
     index.__dict__["banks"] = banks
-    matches = [hit.match for hit in index.search(QUERY, collapse=False)]
-    assert matches == sorted(matches, reverse=True)
-    assert len({*matches}) > 2
+    return index
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"only": "audio"},
+        {"only": "text"},
+        {"where": "size > 9"},
+        {"below": "/p/a"},
+        {"top": 2},
+        {"top": 3, "offset": 4},
+        {"min_match": 0.4},
+        {"sort": "path", "min_match": 0},
+    ],
+)
+def test_match_of_a_file_depends_on_no_filter_and_no_other_hit(mixed, options):
+    every_hit = mixed.search(QUERY, top=25, collapse=False)
+    assert len({hit.match for hit in every_hit}) > 5
+    match_by_path = {hit.item.path: hit.match for hit in every_hit}
+    hits = mixed.search(QUERY, collapse=False, **options).hits
+    assert 0 < len(hits) < 25
+    for hit in hits:
+        assert hit.match == match_by_path[hit.item.path]
+
+
+class SoundsMatchBetter:
+    """A scale on which a sound has a higher match than a picture of the same z."""
+
+    def score(self, modality, cosines):
+        return cosines, cosines + (0.2 if modality == "audio" else 0.0)
+
+
+def test_rows_are_ordered_by_tier_then_by_the_match_as_a_word_then_by_z():
+    pictures = FetchedRows(tier=0, modality="image", rows=np.array([0, 1]), cosines=np.array([0.8, 0.6]))
+    sounds = FetchedRows(tier=0, modality="audio", rows=np.array([2, 3]), cosines=np.array([0.78, 0.55]))
+    of_next_tier = FetchedRows(tier=1, modality="image", rows=np.array([4]), cosines=np.array([0.9]))
+    ranked = rank(SoundsMatchBetter(), QueryVector(unit(1), ()), [of_next_tier, pictures, sounds])
+    assert ranked.rows.tolist() == [2, 0, 3, 1, 4]
+    assert ranked.matches == pytest.approx([0.98, 0.8, 0.75, 0.6, 0.9])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from onepeace.index.match import LIKELY, POSSIBLE, Banks, likelihood
+from onepeace.index.banks import Banks
+from onepeace.index.match import LIKELY, POSSIBLE, Scale, likelihood
 from onepeace.index.query import EncodedPart, QueryVector
 
 WIDTH = 32
@@ -48,7 +49,7 @@ def test_the_match_is_the_share_of_unrelated_queries_with_a_lower_best_hit():
     words = unit(np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], float))
     banks = Banks({"word": words})
     banks.add(unit(np.array([[1, 0, 0], [1, 0.2, 0]], float)), ["image", "image"])
-    found = banks.score(query(("word", np.float32([0, 0, 1]), 1.0)), "image", np.array([0.9, 0.5, -0.1]))[1]
+    found = Scale(banks, query(("word", np.float32([0, 0, 1]), 1.0))).score("image", np.array([0.9, 0.5, -0.1]))[1]
     # the best scores are 1, 0.83, 0.14 and 0
     assert found.tolist() == [0.75, 0.5, 0.0]
 
@@ -65,7 +66,7 @@ def test_kinds_with_a_gap_are_put_on_one_scale(ranking, folder):
         cosines = vectors @ asked.vector
         z, match = np.empty(800), np.empty(800)
         for kind, own in (("image", ~sounds), ("audio", sounds)):
-            z[own], match[own] = ranking.score(asked, kind, cosines[own])
+            z[own], match[own] = Scale(ranking, asked).score(kind, cosines[own])
         right["cosine"] += np.argmax(cosines) == row
         right["z"] += np.argmax(z) == row
         assert match[row] > LIKELY
@@ -73,11 +74,13 @@ def test_kinds_with_a_gap_are_put_on_one_scale(ranking, folder):
     assert right["z"] > 45
 
 
-def test_words_for_sounds_are_judged_by_their_own_bank(banks, ranking, folder):
+def test_words_for_sounds_are_judged_by_their_own_bank(banks, folder):
     asked = query(("word", around(9, 1, 1.0)[0], 1.0))
     sounds = folder[0][400:]
     best = np.sort((banks.vectors["word/audio"] @ sounds.T).max(axis=1))
-    assert ranking.score(asked, "audio", best[[0, 50, 99]])[1] == pytest.approx([0, 0.5, 0.99], abs=0.011)
+    only_sounds = Banks(banks.vectors)
+    only_sounds.add(sounds, ["audio"] * 400)
+    assert Scale(only_sounds, asked).score("audio", best[[0, 50, 99]])[1] == pytest.approx([0, 0.5, 0.99], abs=0.011)
 
 
 def test_an_unrelated_query_has_any_match_and_a_weight_changes_nothing(ranking, folder):
@@ -85,8 +88,8 @@ def test_an_unrelated_query_has_any_match_and_a_weight_changes_nothing(ranking, 
     found = []
     for vector in around(10, 300, 1.0):
         best = np.array([(pictures @ vector).max()])
-        found.append(ranking.score(query(("word", vector, 1.0)), "image", best)[1][0])
-        again = ranking.score(query(("word", vector, 0.2)), "image", best)[1][0]
+        found.append(Scale(ranking, query(("word", vector, 1.0))).score("image", best)[1][0])
+        again = Scale(ranking, query(("word", vector, 0.2))).score("image", best)[1][0]
         assert again == pytest.approx(found[-1], abs=0.01)
     assert np.mean(found) == pytest.approx(0.5, abs=0.06)
     assert np.mean(np.array(found) > 0.9) == pytest.approx(0.1, abs=0.06)
@@ -101,13 +104,30 @@ def test_unrelated_mixtures_have_any_match_and_related_ones_are_likely(banks, ra
     for _ in range(200):
         drawn = [(bank, banks.vectors[bank][random.integers(len(banks.vectors[bank]))], w) for bank, w in parts]
         asked = query(*drawn)
-        unrelated.append(ranking.score(asked, "image", np.array([(pictures @ asked.vector).max()]))[1][0])
+        unrelated.append(Scale(ranking, asked).score("image", np.array([(pictures @ asked.vector).max()]))[1][0])
     # beside the bank of the heaviest part alone the means would be 0.82, 0.02 and 0.77
     assert np.mean(unrelated) == pytest.approx(0.5, abs=0.08)
     assert np.mean(np.array(unrelated) > LIKELY) < 0.1
     meant = [(bank, pictures[7], w) if w > 0 else (bank, around(11, 1, 1.0)[0], w) for bank, w in parts]
     asked = query(*meant)
-    assert ranking.score(asked, "image", pictures[7:8] @ asked.vector)[1][0] > LIKELY
+    assert Scale(ranking, asked).score("image", pictures[7:8] @ asked.vector)[1][0] > LIKELY
+
+
+def test_chance_hit_of_a_modality_that_is_rarely_first_is_no_likely_one(banks, folder):
+    """Among four texts nearly any text is above what unrelated queries find."""
+    scored = Banks(banks.vectors)
+    scored.add(np.concatenate([folder[0][:400], around(13, 4, 0.8)]), ["image"] * 400 + ["text"] * 4)
+    asked = query(("word", around(14, 1, 1.0)[0], 1.0))
+    scale = Scale(scored, asked)
+    best = scored.scores("word", "text").best
+    nearer_than_nine_of_ten = np.array([np.quantile(best, 0.9)])
+    z, match = scale.score("text", nearer_than_nine_of_ten)
+    picture = scored.scores("word", "image")
+    same_z = picture.mean + z * picture.deviation
+    assert scale.score("image", same_z)[1][0] < 0.1
+    assert match[0] < 0.3
+    far_above = np.array([0.9])
+    assert scale.score("text", far_above)[1][0] > LIKELY
 
 
 def test_what_has_no_bank_has_no_match(ranking):
@@ -118,10 +138,10 @@ def test_what_has_no_bank_has_no_match(ranking):
         (query(("word", vector, 1.0), ("audio", vector, 1.0)), "image"),
         (query(("word", vector, 1.0)), "text"),  # no texts in the folder
     ):
-        found, match = ranking.score(asked, kind, cosines)
+        found, match = Scale(ranking, asked).score(kind, cosines)
         assert match is None
         assert found.tolist() == cosines.tolist()
-    assert Banks({}).score(query(("word", vector, 1.0)), "image", cosines)[1] is None
+    assert Scale(Banks({}), query(("word", vector, 1.0))).score("image", cosines)[1] is None
 
 
 def test_likelihood_in_words():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from onepeace.index import Index, Query, check
+from onepeace.index.banks import Banks
 from onepeace.index.database import DATABASE, connect
 from onepeace.index.items import Item, Span
-from onepeace.index.match import Banks
 from onepeace.index.store import Store
 from onepeace.index.tokens import words_of
 from onepeace.index.words import WordSearch, words_of_query

@@ -1,4 +1,4 @@
-"""Calibration of the match: is it high when the first hit is right, and low when the answers are removed?
+"""Calibration of the match: is it high when there is a right hit, and low when the answers are removed?
 
 Each query is searched twice: in the whole pool, and in the pool without its answers, where no item is right. The match
 is that of an index (onepeace/index/match.py), which is not fitted; sources whose pictures or sounds were not in the
@@ -19,12 +19,15 @@ from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.hub.resolve import resolve
+from onepeace.index.banks import Banks
 from onepeace.index.calibrate import FILE, TEXTS, texts_of
-from onepeace.index.match import POSSIBLE, RELEVANT, Banks
+from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
 FIRST = 5
 """A query is answered if a right item is among this many first hits."""
+GAINS = 1 / np.log2(np.arange(2, 12))
+"""Gain of a right item at each of the ten places that the NDCG looks at."""
 FEWEST = 5
 """Sources with fewer answered queries are not reported separately."""
 
@@ -107,16 +110,20 @@ class QueryResult(NamedTuple):
     """Whether a right item is among the first hits."""
     chance: float
     """Chance level of `answered`."""
+    ndcg: float
+    """Normalised discounted cumulative gain of the first hits (`GAINS`)."""
+    ndcg_chance: float
     match: float
-    """Match of the first hit, which later hits do not exceed."""
+    """Highest match in the pool."""
     without: float
-    """Match of the first hit in the pool without the answers."""
+    """Highest match in the pool without the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match(EvaluationProtocol):
-    """Share of answered queries whose match is likely or possible (kept), share of queries without answers whose match
-    is not (turned away), the shares of both below "nothing relevant", and the area under the curve; by source."""
+    """Figures by source: queries with a right item among the first hits (answered), NDCG, answered queries with a
+    likely or possible hit (kept), queries without such a hit once their answers are taken out (turned away), the shares
+    of both with the heading "nothing relevant", and the area under the curve."""
 
     modality: str = ""
     sources: dict[str, QuerySource]
@@ -212,27 +219,33 @@ def _item_questions(pool: Pool) -> list[Question]:
 
 
 def _result(question: Question, pool: Pool, banks: Banks) -> QueryResult:
+    """Search the pool as an index does: by the match as a word, then by z; among ties, the wrong ones come first."""
     z_scores, matches = _scores(question.query, pool, banks)
     z_scores[~question.inside] = -np.inf
-    first_hits = np.lexsort((question.answers, -z_scores))[:FIRST]  # among ties, the wrong ones come first
-    first_wrong = np.argmax(np.where(question.answers, -np.inf, z_scores))
+    matches[~question.inside] = 0.0
+    order = np.lexsort((question.answers, -z_scores, -level(matches)))
     answer_share = question.answers.mean() / question.inside.mean()
+    first_are_right = question.answers[order[: len(GAINS)]]
+    largest_dcg = GAINS[: question.answers.sum()].sum()
     return QueryResult(
-        answered=bool(question.answers[first_hits].any()),
+        answered=bool(question.answers[order[:FIRST]].any()),
         chance=float(1 - (1 - answer_share) ** FIRST),
-        match=float(matches[first_hits[0]]),
-        without=float(matches[first_wrong]),
+        ndcg=float(GAINS[: len(first_are_right)][first_are_right].sum() / largest_dcg),
+        ndcg_chance=float(answer_share * GAINS.sum() / largest_dcg),
+        match=float(matches.max()),
+        without=float(np.where(question.answers, 0.0, matches).max()),
     )
 
 
 def _scores(query: QueryVector, pool: Pool, banks: Banks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """z-scores (n,) and matches (n,) of all items."""
+    scale = Scale(banks, query)
     cosines = pool.vectors @ query.vector
     z_scores = np.zeros(len(pool.samples))
     matches = np.zeros(len(pool.samples))
     for modality in dict.fromkeys(pool.modalities.tolist()):
         rows = pool.modalities == modality
-        z_scores[rows], row_matches = banks.score(query, modality, cosines[rows])
+        z_scores[rows], row_matches = scale.score(modality, cosines[rows])
         if row_matches is None:
             raise UserError(f"the calibration has no {query.parts[0].bank} to compare with {modality}")
         matches[rows] = row_matches
@@ -242,10 +255,12 @@ def _scores(query: QueryVector, pool: Pool, banks: Banks) -> tuple[NDArray[np.fl
 def _figures(name: str, results: Sequence[QueryResult]) -> list[Figure]:
     answered = np.array([result.answered for result in results], dtype=float)
     chance = np.mean([result.chance for result in results])
+    ndcg_chance = np.mean([result.ndcg_chance for result in results])
     matches = np.array([result.match for result in results if result.answered])
     without = np.array([result.without for result in results])
     return [
         Figure.mean_of(f"{name}: answered by the first {FIRST}", answered, float(chance)),
+        Figure.mean_of(f"{name}: NDCG@{len(GAINS)}", [result.ndcg for result in results], float(ndcg_chance)),
         Figure.mean_of(f"{name}: AUC", _shares_below(without, matches), 0.5),
         _share(f"{name}: kept", matches >= POSSIBLE, 1 - POSSIBLE),
         _share(f"{name}: turned away", without < POSSIBLE, POSSIBLE),
