@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from onepeace.index import Index, Query, check
-from onepeace.index.banks import Banks
 from onepeace.index.database import DATABASE, connect
 from onepeace.index.items import Item, Span
+from onepeace.index.match import Scale
 from onepeace.index.store import Store
 from onepeace.index.tokens import words_of
 from onepeace.index.words import WordSearch, words_of_query
@@ -242,15 +242,15 @@ def test_search_by_other_than_texts_has_no_words(index, query):
     assert not any(hit.words for hit in hits)
 
 
-class Unlikely(Banks):
-    """Calls every file unlikely."""
+class Unlikely(Scale):
+    """No file is relevant by what it is about."""
 
-    def score(self, query, modality, cosines):
-        return cosines, np.zeros_like(cosines)
+    def score(self, modality, cosines):
+        return cosines, np.zeros(len(cosines))
 
 
 def test_search_calls_no_file_with_all_words_irrelevant(index, monkeypatch):
-    monkeypatch.setattr(Index, "banks", Unlikely({}))
+    monkeypatch.setattr("onepeace.index.search.Scale", Unlikely)
     assert index.search("elephant").heading
     assert index.search("dog").heading is None
     assert index.search("dog", only="text").heading is None  # there is none
