@@ -86,8 +86,12 @@ format: $(READY)  ## mend style and formatting
 	$(RUFF) check --config .ci/ruff.toml --fix .
 	$(RUFF) format --config .ci/ruff.toml .
 
-types: $(READY)  ## check the types
+types: $(READY)  ## check the types, also of the Python code in README.md and docs/
 	$(BIN)/mypy
+	@rm -rf build/snippets
+	PYTHONPATH=tests $(BIN)/python -m support.snippets build/snippets
+	$(BIN)/mypy build/snippets/*.py
+	$(BIN)/basedpyright --project .ci/pyright.json --pythonpath $(BIN)/python
 
 docs: $(CORE)  ## build the documentation in build/site; a broken link is an error
 	@$(UV) --editable '.[docs]'
