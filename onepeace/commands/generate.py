@@ -20,23 +20,25 @@ EXAMPLES = {
 Videos are skipped. Of a long sound the beginning is read.
 
   onepeace caption data/samples
-  onepeace caption pictures --model models/ofa-caption --json > captions.jsonl""",
+  onepeace caption pictures --model ofa-base-caption --json > captions.jsonl""",
     "answer": """\
-  onepeace answer street.jpg --question "how many buses are there?" --model models/ofa-vqa
-  onepeace answer pictures --question "is it day or night?" --labels day,night --model models/ofa-vqa --json""",
+  onepeace answer street.jpg --question "how many buses are there?" --model ofa-base-vqa
+  onepeace answer pictures --question "is it day or night?" --labels day,night --model ofa-base-vqa --json""",
     "ground": """\
 The box is x0, y0, x1, y1 in pixels, from the top left corner of the picture.
 
-  onepeace ground street.jpg --text "the bus on the left" --model models/ofa-refcoco
-  onepeace ground pictures --text "a red umbrella" --model models/ofa-refcoco --draw umbrellas --json""",
+  onepeace ground street.jpg --text "the bus on the left" --model ofa-base-refcoco
+  onepeace ground pictures --text "a red umbrella" --model ofa-base-refcoco --draw umbrellas --json""",
 }
+TRAINED_FOR = {"caption": "caption", "answer": "vqa", "ground": "refcoco"}
+"""Part of the names of the released models that are trained for each command."""
 KINDS = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
 """Answer kinds that each command supports (onepeace/generative/answers.py)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     name = parser.prog.split()[-1]
-    parser.epilog = f"{EXAMPLES[name]}\n\n{files.EXIT_CODES}"
+    parser.epilog = f"{EXAMPLES[name]}\n\nreleased models for it: {_models_for(name)}\n{files.EXIT_CODES}"
     files.add_paths(parser)
     if name == "answer":
         parser.add_argument("--question", required=True, metavar="Q", help="question about each picture")
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--text", required=True, metavar="T", help="phrase to locate")
         parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with boxes drawn (PNG)")
     default = "tiny-captions" if name == "caption" else None
-    options.add_model(parser, default, batch_size=8, dtype=False, required=default is None)
+    options.add_model(parser, default, batch_size=8, dtype=False)
     options.add_json(parser)
 
 
@@ -56,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     fields = {"text": given[asked]} if asked else {}
     if asked and not fields["text"].strip():
         raise UsageError(f"--{asked} is empty")
+    if args.model is None:
+        raise UsageError(f"{name} needs --model: a folder, or one of {_models_for(name)}")
     choices = [label for part in (getattr(args, "labels", None) or "").split(",") if (label := part.strip())]
     drawings = Drawings(args.draw) if getattr(args, "draw", None) else None
     found, problems = files.find(args.paths)
@@ -93,6 +97,14 @@ def run(args: argparse.Namespace) -> int:
         column = {"ground": "box"}.get(name, name)
         print(format_table((column, "confidence", "path"), rows))
     return files.exit_code([*problems, *failed], len(rows))
+
+
+def _models_for(name: str) -> str:
+    """The names of the released models that are trained for a command."""
+    from onepeace.hub.registry import RELEASED
+
+    suited = [model for model, released in RELEASED.items() if released.generates and TRAINED_FOR[name] in model]
+    return ", ".join(suited)
 
 
 def _result(name: str, answer: "Answer") -> dict[str, Any]:

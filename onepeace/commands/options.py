@@ -42,7 +42,6 @@ def add_model(
     *,
     batch_size: int | None = 32,
     dtype: bool = True,
-    required: bool = False,
 ) -> None:
     """Add --model, --device, --dtype and --batch-size.
 
@@ -52,7 +51,7 @@ def add_model(
     """
     about = f" ({default})" if default else ""
     text = f"a bundled model, a model folder or a released model{about}"
-    parser.add_argument("--model", default=default, required=required, metavar="NAME", help=text)
+    parser.add_argument("--model", default=default, metavar="NAME", help=text)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (best available)")
     if dtype:
         parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto (auto)")

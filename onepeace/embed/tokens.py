@@ -35,10 +35,11 @@ def token_features(embedder: "Embedder", item: Mapping[str, object]) -> dict[str
     for modality, value in item.items():
         sample = embedder.processor(modality).decode(value)
         inputs[modality] = embedder.inputs(modality, [sample])
+    outputs = embedder.encoder.features(inputs)
     tokens_by_modality = {}
-    for modality, outputs in embedder.encoder.features(inputs).items():
-        cls_and_tokens = outputs[0].float().cpu()
-        positions, unit = token_positions(embedder, modality, item[modality], inputs[modality])
+    for modality, value in item.items():
+        cls_and_tokens = outputs[modality][0].float().cpu()
+        positions, unit = token_positions(embedder, modality, value, inputs[modality])
         tokens_by_modality[modality] = Tokens(cls_and_tokens[0], cls_and_tokens[1:], positions, unit)
     return tokens_by_modality
 

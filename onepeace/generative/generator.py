@@ -50,7 +50,9 @@ def load_generator(
     folder = resolve(name)
     config = read_config(folder)
     if not writes(config):
-        raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
+        raise UserError(
+            f"{name}: writes nothing; name a model that does: tiny-captions, or one of OFA, such as ofa-base"
+        )
     tokenizer = read_tokenizer(folder / TOKENIZER)
     tasks = read_tasks(folder / FILE)
     if not architecture(config.architecture).generates:

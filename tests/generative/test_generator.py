@@ -202,7 +202,7 @@ def test_folder_gives_the_model_and_its_tasks(tmp_path, images, generator):
 
 
 def test_model_of_vectors_is_refused():
-    with pytest.raises(UserError, match="tiny: writes nothing; name a model that does, as tiny-captions"):
+    with pytest.raises(UserError, match="tiny: writes nothing; name a model that does: tiny-captions, "):
         onepeace.load_generator("tiny")
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -178,3 +179,9 @@ def test_no_hub_is_one_line(monkeypatch):
     assert "\n" not in text
     assert text.startswith("owner/name: no such folder here, and the model (owner/name of the Hugging Face Hub)")
     assert "check the name and the network" in text
+
+
+def test_page_of_models_lists_every_released_name():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", page, re.MULTILINE)
+    assert rows == [(name, released.about) for name, released in RELEASED.items()]
