@@ -129,7 +129,7 @@ def _remove(args: argparse.Namespace) -> int:
     if args.paths:
         files.say(f"{files.counted(remove(args.index, args.paths), 'file')} removed from the index")
     else:
-        from onepeace.index.kept import delete
+        from onepeace.index.cache import delete
 
         delete(args.index)
         files.say(f"{args.index}: removed; the next search in its folders rebuilds it")
@@ -137,16 +137,18 @@ def _remove(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from onepeace.index.kept import kept
+    from onepeace.index.cache import kept
 
-    rows = [
-        (str(folder), f"{sum(about['files'].values()):,}", f"{about['bytes'] / 1e6:.1f}", _shown(about["roots"]))
-        for folder, about in kept().items()
-    ]
+    rows = []
+    for folder, stats in kept().items():
+        size = f"{stats['bytes'] / 1e6:.1f}"
+        for path, count in stats["roots"].items():
+            rows.append((str(folder), f"{count:,}", size, files.shown(path)))
+            size = ""
     if rows:
         print(format_table(("index", "files", "MB", "of"), rows, right={1, 2}))
     else:
-        files.say("no cached index; a search in a plain folder creates one")
+        files.say("nothing is cached; a search in a folder keeps its vectors")
     return 0
 
 

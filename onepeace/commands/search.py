@@ -27,8 +27,9 @@ PARTS = {
 PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{0,5}$")
 """What tells a path from words: a separator, or an ending."""
 EXAMPLES = f"""\
-PATHS is one index (see: onepeace index build), or files and folders. For files and folders an index is kept in the
-user's cache folder and updated by each search (see: onepeace index list); --no-index keeps none.
+PATHS is one index (see: onepeace index build), or files and folders. What was searched once is kept in one index in the
+user's cache folder, of which each search updates and sees the files and folders that it names (see: onepeace index
+list); --no-index keeps nothing.
 
 Words after PATHS that name no file or folder are the text: search Pictures "a cat". What has a separator or an ending,
 such as 2024/may or cat.jpg, is a path; words that look like one, or are one, and words beside another part of the query
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
             for line in results.hints:
                 print(line)
             print(table(results, query, is_filtered=bool(only or where)))
-        return files.exit_code(problems, len(index))
+        return files.exit_code(problems, len(index)) if problems else 0
 
 
 def take_words(args: argparse.Namespace) -> None:
@@ -182,7 +183,9 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
     if indexes and len(args.paths) > 1:
         raise UsageError(f"{indexes[0]} is an index; give one index, or only files and folders")
     with ExitStack() as stack:
-        folder, report = Path(args.paths[0]), None
+        folder = Path(args.paths[0])
+        part = None
+        report = None
         if getattr(args, "no_index", False) and not indexes:
             from onepeace.index import build
 
@@ -190,20 +193,24 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
             report = build(folder, args.paths, **opening)
         elif not indexes:
-            from onepeace.index.kept import folder_of, kept_index
+            from onepeace.index.cache import kept_index
 
-            is_new = not is_index(folder_of(args.paths, args.model or "tiny"))
-            folder, report = kept_index(args.paths, **opening)
+            folder, part, report, is_new = kept_index(args.paths, **opening)
             if is_new:
                 hint = "; --no-index keeps none" if "no_index" in args else ""
                 files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
-        index = stack.enter_context(Index.open(folder, **opening))
+        index = stack.enter_context(Index.open(folder, part=part, **opening))
         if args.model is not None:
             check_model(index.store, args.model)  # now instead of once torch is loaded
         if report is not None and report.embedder is not None:
             index.embedder = report.embedder
-        problems = [] if report is None else report.problems
-        yield index, problems if len(index) else index.problems()
+        has_files = any(True for _ in index.items())  # to count them takes longer
+        if not has_files:
+            yield index, index.problems()
+        elif report is not None:
+            yield index, report.problems
+        else:
+            yield index, []
 
 
 def table(results: "Results", query: "Query", is_filtered: bool) -> str:

@@ -18,6 +18,7 @@ from onepeace.index.loading import Settings, model_on_demand
 from onepeace.index.lock import LOCK
 from onepeace.index.matrix import remove_derived
 from onepeace.index.missing import remove_missing
+from onepeace.index.part import Part, sql_below
 from onepeace.index.record import Recorder
 from onepeace.index.report import Report
 from onepeace.index.roots import Root
@@ -31,7 +32,13 @@ DEFAULT_MODEL = "tiny"
 
 
 def fill(
-    store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
+    store: Store,
+    scanned: Scan,
+    settings: Settings,
+    *,
+    model: Model | None = None,
+    is_whole: bool = False,
+    part: Part | None = None,
 ) -> Report:
     """Embed the entries of a scan in an index open for writing, and update what is derived from its vectors.
 
@@ -39,14 +46,20 @@ def fill(
     """
     if settings.store is not None:
         send(store, settings.store)
-    report = embed_scan(store, scanned, settings, model=model, is_whole=is_whole)
+    report = embed_scan(store, scanned, settings, model=model, is_whole=is_whole, part=part)
     keep_text_branch(store)
     finish(store)
     return report
 
 
 def embed_scan(
-    store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
+    store: Store,
+    scanned: Scan,
+    settings: Settings,
+    *,
+    model: Model | None = None,
+    is_whole: bool = False,
+    part: Part | None = None,
 ) -> Report:
     """Embed the entries of a scan in an index open for writing.
 
@@ -54,18 +67,19 @@ def embed_scan(
         model: None = the model of the index, by its name.
         is_whole: whether the scan has all that the paths of the index have, so that files and captions that it lacks
             are removed.
+        part: what was scanned, if it is a part of an index; files that it lacks are removed.
     """
     report = Report(problems=[*scanned.problems], other_kinds=scanned.others)
-    num_new = len(scanned.entries) - store.count()
+    num_new = len(scanned.entries) - store.count("1" if part is None else part.sql())
     if model is None or is_name(model):
         model = store.meta["model"]
     with model_on_demand(model, settings, num_new, report) as load:
         keep_calibration(store, load)
-        recorder = Recorder(store, report)
+        recorder = Recorder(store, report, part)
         # A table that cannot be read may still have the captions.
         keeps_captions = not is_whole or bool(scanned.problems)
         _embed_new(recorder, scanned, load, settings, keeps_captions)
-        if is_whole:
+        if is_whole or part is not None:
             remove_missing(recorder, scanned)
     return report
 
@@ -149,13 +163,12 @@ def _delete_files(folder: Path) -> None:
 
 def refuse_unmounted(store: Store, root: Root, scanned: Scan) -> None:
     """UserError if a folder is empty or missing, or if the folder of a file is missing: a disk may not be mounted."""
-    below = os.path.join(root.path, "")
     if root.kind == "removed":
         return
     if root.kind == "folder":
+        below = os.path.join(root.path, "")
         has_files = any(path.startswith(below) for path in scanned.entries)
-        had_files = any(item.path.startswith(below) for item in store.items("problem IS NULL"))
-        is_there = has_files or not had_files
+        is_there = has_files or not store.count(f"problem IS NULL AND {sql_below([root.path])}")
     else:
         is_there = os.path.isdir(os.path.dirname(root.path))
     if not is_there:

@@ -22,6 +22,7 @@ from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
 from onepeace.index.matrix import Matrix
 from onepeace.index.matrix_files import read
+from onepeace.index.part import Part
 from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.roots import Root, known_roots
@@ -53,10 +54,13 @@ class Index:
         kinds: modalities of the vectors, which are those of the model.
     """
 
-    def __init__(self, store: Store, model: Model | None, device: str | None, dtype: str) -> None:
+    def __init__(
+        self, store: Store, model: Model | None, device: str | None, dtype: str, part: Part | None = None
+    ) -> None:
         self._model = model
         self._device = device
         self._dtype = dtype
+        self._part = part
         self._show(store)
 
     @classmethod
@@ -67,6 +71,7 @@ class Index:
         model: Model | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        part: Part | None = None,
     ) -> "Index":
         """Open an existing index.
 
@@ -75,6 +80,7 @@ class Index:
                 `Embedder`. The index then stays with it; without it, `refresh` follows an index that is moved to
                 another model.
             device, dtype: see `onepeace.load`; the model is loaded with the first query that needs it.
+            part: show these files alone (part.py); None = all.
 
         Raises:
             UserError: there is no index, it is damaged, or it has another format version; the `Embedder` is not the
@@ -87,7 +93,7 @@ class Index:
             except BaseException:
                 store.close()
                 raise
-        return cls(store, model, device, dtype)
+        return cls(store, model, device, dtype, part)
 
     def __enter__(self) -> "Index":
         return self
@@ -128,6 +134,8 @@ class Index:
 
     def roots(self) -> dict[str, Root]:
         """The indexed folders, files, tables and shards, by path."""
+        if self._part is not None:
+            return {root.path: root for root in self._part.roots}
         return {path: root for path, root in known_roots(self.store).items() if root.kind != "removed"}
 
     def stats(self) -> dict[str, Any]:
@@ -136,7 +144,7 @@ class Index:
         problems = Counter(problem.reason for problem in self.problems())
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return {
-            "files": dict(kinds), "vectors": self.store.select("SELECT count(*) FROM vectors")[0][0],
+            "files": dict(kinds), "vectors": self.store.select("SELECT coalesce(sum(vectors), 0) FROM files")[0][0],
             "captions": self.store.count("caption IS NOT NULL"), "problems": dict(problems), "bytes": size,
             "model": self.model, "model_hash": self.model_hash, "made_by": self.store.meta.get("made_by"),
             "created": self.store.meta["created"], "roots": list(self.roots()),
@@ -277,7 +285,9 @@ class Index:
         self.kinds = store.kinds
         self.model = store.meta["model"]
         self.model_hash = store.meta["model_hash"]
-        register(store.connection, known_roots(store))
+        register(store.connection, self.roots())
+        if self._part is not None:
+            store.show_only(self._part.sql())
 
     def drop_cached(self) -> None:
         """Drop everything computed from the vectors; it is recomputed on demand."""

@@ -59,7 +59,7 @@ def build(
         roots = known_roots(store).values()
         scanned = scan([*new_roots, *(root for root in roots if root.kind == "removed")])
         if not roots and all(entry.item.problem for entry in scanned.entries.values()):
-            raise UsageError(_nothing_in(paths, scanned))
+            raise UsageError(nothing_in(paths, scanned))
         with store.transaction():  # first, so that `update` resumes an interrupted build
             keep_roots(store, new_roots)
         return fill(store, scanned, settings, model=model)
@@ -133,7 +133,7 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
         return len(ids)
 
 
-def _nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
+def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
     """Message for paths without a file that can be embedded."""
     places = ", ".join(os.fspath(path) for path in paths)
     lines = [f"no image, audio, video or text files in {places}"]

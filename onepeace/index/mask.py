@@ -8,10 +8,8 @@ import numpy as np
 
 from onepeace.index.filters import Condition, kind_of
 from onepeace.index.matrix import Matrix
+from onepeace.index.part import sql_below
 from onepeace.index.store import Store
-
-INSIDE = (os.sep, "::")
-"""What follows the path of a folder, a table or a shard in the path of a file inside it."""
 
 
 def kinds_of(only: str | Iterable[str], modalities: Collection[str]) -> tuple[str, ...]:
@@ -51,6 +49,8 @@ def mask_of(
         below: paths of files, and of the folders, tables and shards that files lie in; empty = all.
     """
     masks = []
+    if store.is_restricted:
+        masks.append(rows_of(store, matrix, "1"))
     if where is not None:
         masks.append(rows_of(store, matrix, where.sql, where.params))
     if kinds:
@@ -82,11 +82,4 @@ def _rows_of_kinds(store: Store, matrix: Matrix, kinds: Collection[str]) -> np.n
 def _ids_below(store: Store, paths: Collection[str]) -> set[int]:
     """Ids of the files at or below paths, which may be relative, or links."""
     forms = {form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}
-    ids: set[int] = set()
-    for path in forms:
-        ids.update(store.ids("path = ?", (os.fsencode(path),)))
-        for separator in INSIDE:
-            first = os.fsencode(path.removesuffix(separator) + separator)
-            after_last = first[:-1] + bytes([first[-1] + 1])
-            ids.update(store.ids("path >= ? AND path < ?", (first, after_last)))
-    return ids
+    return set(store.ids(sql_below(forms)))

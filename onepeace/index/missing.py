@@ -27,20 +27,22 @@ def remove_missing(recorder: Recorder, scan: Scan) -> None:
     are kept once."""
     store = recorder.store
     report = recorder.report
-    missing = _missing(store, scan)
+    items = list(store.items(recorder.condition))
+    missing = missing_in(scan, items)
     num_moved = (Counter(item.hash for item in missing) & recorder.num_copies).total()
     report.moved = num_moved
     report.copied -= num_moved
-    suspects = _suspects(_not_moved(missing, recorder.num_copies), [item.path for item in store.items()])
+    suspects = _suspects(_not_moved(missing, recorder.num_copies), [item.path for item in items])
     kept_before = set(kept_ids(store))
     kept = [item for item in suspects if item.id not in kept_before]
     report.kept = [Path(item.path) for item in kept]
     report.removed = len(missing) - num_moved - len(kept)
-    kept_now = [item.id for item in kept]
+    kept_now = {item.id for item in kept}
+    kept_elsewhere = kept_before - {item.id for item in items}
     with store.transaction():
-        store.remove([item.id for item in missing if item.id not in set(kept_now)])
-        if kept_now:
-            store.keep_blob(BLOB, json.dumps(kept_now).encode())
+        store.remove([item.id for item in missing if item.id not in kept_now])
+        if kept_now or kept_elsewhere:
+            store.keep_blob(BLOB, json.dumps(sorted(kept_now | kept_elsewhere)).encode())
         else:
             store.drop_blob(BLOB)
 
@@ -58,10 +60,11 @@ def lost_by_folders(store: Store, scan: Scan) -> list[Item]:
     return [item for item in suspects if item.id not in kept_before]
 
 
-def _missing(store: Store, scan: Scan) -> list[Item]:
+def missing_in(scan: Scan, items: Iterable[Item]) -> list[Item]:
+    """Items that a scan has not found, except in folders or shards that could not be read."""
     unread = {str(problem.path) for problem in scan.problems}
     unread |= {path for path, entry in scan.entries.items() if entry.item.problem is not None}
-    return [item for item in store.items() if item.path not in scan.entries and not places_of(item.path) & unread]
+    return [item for item in items if item.path not in scan.entries and not places_of(item.path) & unread]
 
 
 def _not_moved(missing: Sequence[Item], num_copies: Counter[bytes | None]) -> list[Item]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from onepeace.files.walk import Unreadable
 from onepeace.index.items import Item, Span, Words
+from onepeace.index.part import Part
 from onepeace.index.paths import without_surrogates
 from onepeace.index.report import Report
 from onepeace.index.roots import known_roots
@@ -38,16 +39,21 @@ class Row(NamedTuple):
 class Recorder:
     """Writes files into a store that is open for writing.
 
+    Args:
+        part: what is looked at; None = all.
+
     Attributes:
-        items: the latest `Item` of each path, also those that are not written yet.
+        items: the latest `Item` of each path of the part, also those that are not written yet.
+        condition: SQL condition for the files of the part.
         report: counts of the run.
         num_copies: number of new paths that reused the vectors of known content, by hash of the content.
     """
 
-    def __init__(self, store: Store, report: Report) -> None:
+    def __init__(self, store: Store, report: Report, part: Part | None = None) -> None:
         self.store = store
         self.report = report
-        self.items = {item.path: item for item in store.items()}
+        self.condition = "1" if part is None else part.sql()
+        self.items = {item.path: item for item in store.items(self.condition)}
         self._folders = [root.path for root in known_roots(store).values() if root.kind == "folder"]
         self.num_copies: Counter[bytes | None] = Counter()
         self._waiting: list[Row] = []
@@ -105,6 +111,11 @@ class Recorder:
             self.report.problems.append(Unreadable(Path(item.path), reason))
         if previous is None or replace(previous, id=0) != item:
             self._add(Row(item, [], np.empty((0, self.store.embed_dim), np.float32)))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether files wait to be written."""
+        return bool(self._waiting)
 
     def flush(self) -> None:
         """Write the files that wait, in one transaction."""

@@ -76,9 +76,15 @@ def known_roots(store: Store) -> dict[str, Root]:
     return roots
 
 
-def keep_roots(store: Store, roots: Iterable[Root]) -> None:
-    """Store roots, replacing older ones of the same path; call it in a transaction."""
+def keep_roots(store: Store, roots: Iterable[Root], without: Iterable[Root] = ()) -> None:
+    """Store roots, replacing older ones of the same path; call it in a transaction.
+
+    Args:
+        without: roots that are dropped.
+    """
     by_path = known_roots(store)
+    for root in without:
+        del by_path[root.path]
     by_path |= {root.path: root for root in roots}
     content = json.dumps([asdict(by_path[path]) for path in sorted(by_path)])
     store.keep_blob(BLOB, content.encode())

@@ -51,6 +51,7 @@ class Store:
 
     Attributes:
         meta: the model, counters, and a random id of the state; stored by `transaction`.
+        is_restricted: whether some files are hidden (`show_only`).
 
     Raises:
         UserError: there is no index, it has another format, or it cannot be read; Damaged.
@@ -58,6 +59,7 @@ class Store:
 
     def __init__(self, folder: Path, write: bool = False) -> None:
         self.folder = folder
+        self.is_restricted = False
         path = folder / DATABASE
         with failing(folder, "read"):
             if not path.is_file():
@@ -69,6 +71,13 @@ class Store:
             except BaseException:
                 self.close()
                 raise
+
+    def show_only(self, condition: str) -> None:
+        """Hide the files that do not satisfy an SQL condition, but not their vectors: "files" becomes a view."""
+        view = f"CREATE TEMP VIEW files AS SELECT *, id AS rowid FROM main.files WHERE {condition}"  # noqa: S608
+        with failing(self.folder, "read"):
+            self.connection.execute(view)
+        self.is_restricted = True
 
     @property
     def embed_dim(self) -> int:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, Valid
 
 from onepeace.errors import one_line
 from onepeace.index.filters import compile_condition, short_forms
-from onepeace.index.mask import INSIDE
+from onepeace.index.part import ANY_ENDS
 from onepeace.serve.uploads import Refused
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
@@ -175,7 +175,7 @@ def first_error(errors: Sequence[Any], skipped: int) -> str:
 
 def _inside(place: str) -> str:
     """Condition for the files in a folder, a shard or a table, and in the folders below it."""
-    starts = [f"{place.rstrip(os.sep)}{separator}" for separator in INSIDE]
+    starts = [f"{place.rstrip(os.sep)}{separator}" for separator in ANY_ENDS]
     return " or ".join(f"path >= {start!r} and path < {start + LAST_LETTER!r}" for start in starts)
 
 
