@@ -106,11 +106,12 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
         model: None = that of the index, or `DEFAULT_MODEL` for a new one.
 
     Raises:
-        UserError: the index was built with another model, or its model cannot be found.
+        UserError: the index was built with another model, or its model cannot be found, or lacks modalities.
     """
     if is_index(folder):
         with closing(Store(folder, write=True)) as store:
             entries = check_model(store, model)
+            _check_modalities(store, model)
             if model is not None and FOREIGN not in entries:
                 with store.transaction():
                     store.meta["model"] = entries["model"]  # its location may have changed
@@ -125,6 +126,15 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
             is_empty = not store.count()
         if is_empty:
             _delete_files(folder)
+
+
+def _check_modalities(store: Store, model: Model | None) -> None:
+    """UserError if an `Embedder` was loaded without modalities that the index has."""
+    if model is None or is_name(model):
+        return
+    lacking = [modality for modality in store.kinds if modality not in model.modalities]
+    if lacking:
+        raise UserError(f"{store.folder}: has {', '.join(lacking)}, which this Embedder was loaded without")
 
 
 def create_store(folder: Path, model: Model) -> Store:

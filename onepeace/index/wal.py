@@ -18,6 +18,7 @@ FRAME = struct.Struct(">6I")
 """Header of a frame: number of the page, pages of the database if a commit ends here, two salts, two checksums."""
 MAX_FRAME = 16
 """Place in the shared memory (-shm) of the number of frames that SQLite reads, in the byte order of the machine."""
+COUNT = struct.Struct("=I")
 WAIT = 0.1
 """Seconds in which a writer that has just committed a frame announces it."""
 
@@ -42,30 +43,39 @@ def _has_unread_commit(database: Path) -> bool:
         return False
     with open(log, "rb") as file:
         header = file.read(HEADER.size)
-        _, _, page, _, *salts, _, _ = HEADER.unpack(header)
         if not _is_intact(header):
             return log.stat().st_size > HEADER.size
-        last = max((number for number, own_salts in _commits(file, page) if own_salts == salts), default=0)
-    return last > _frames_read(database)
+        _, _, page_bytes, _, *log_salts, _, _ = HEADER.unpack(header)
+        last_commit = 0
+        for frame, salts in _commits(file, page_bytes):
+            if salts == log_salts:  # else it is left over from before the last checkpoint
+                last_commit = frame
+    return last_commit > _frames_read(database)
 
 
-def _commits(file: BinaryIO, page: int) -> Iterator[tuple[int, list[int]]]:
+def _commits(file: BinaryIO, page_bytes: int) -> Iterator[tuple[int, list[int]]]:
     """Yield the number, from 1, and the salts of each frame that ends a transaction."""
-    number = 0
-    while len(head := file.read(FRAME.size)) == FRAME.size:
-        number += 1
-        _, is_commit, *salts, _, _ = FRAME.unpack(head)
-        if is_commit:
-            yield number, salts
-        file.seek(page, os.SEEK_CUR)
+    frame = 0
+    while True:
+        header = file.read(FRAME.size)
+        if len(header) < FRAME.size:
+            return
+        frame += 1
+        _, num_pages, *salts, _, _ = FRAME.unpack(header)
+        if num_pages:
+            yield frame, salts
+        file.seek(page_bytes, os.SEEK_CUR)
 
 
 def _frames_read(database: Path) -> int:
     memory = Path(f"{database}-shm")
     if not memory.exists():
         return 0
-    content = memory.read_bytes()[MAX_FRAME : MAX_FRAME + 4]
-    return struct.unpack("=I", content)[0] if len(content) == 4 else 0
+    content = memory.read_bytes()[MAX_FRAME : MAX_FRAME + COUNT.size]
+    if len(content) < COUNT.size:
+        return 0
+    (num_frames,) = COUNT.unpack(content)
+    return num_frames
 
 
 def _is_intact(header: bytes) -> bool:

@@ -106,6 +106,8 @@ def test_identity_is_that_of_load_of_the_maker_or_of_the_weights(words, tmp_path
     assert update(index, model=model, progress=False).unchanged == 3
     with Index.open(index) as opened:
         assert model.identity == (opened.model, opened.model_hash, True)
+    with pytest.raises(UserError, match="has image, audio, which this Embedder was loaded without"):
+        update(index, model=Embedder(model.module, {"text": model.processors["text"]}, model.identity))
     assert foreign(identity=Identity("mine", "1")).identity == ("mine", "1", False)
     assert foreign().identity == foreign().identity != foreign(seed=1).identity
 
