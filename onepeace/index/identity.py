@@ -1,5 +1,6 @@
 """What determines the vectors of an index: its model and the preprocessing."""
 
+import hashlib
 import os
 import shlex
 from typing import TYPE_CHECKING, TypeAlias, Union
@@ -31,8 +32,15 @@ def identity(model: Model) -> dict[str, str]:
     known = _identity_of(model)
     entries = {"model": known.name, "model_hash": known.hash, "preprocessing": VERSION}
     if not known.is_loadable:
+        entries["model_hash"] = _hash_with_name(known)
         entries[FOREIGN] = "yes"
     return entries
+
+
+def _hash_with_name(known: "Identity") -> str:
+    """Hash of a model of which anybody may have said a hash like "1"; it is part of names of files in the cache."""
+    text = f"{known.name}\0{known.hash}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _identity_of(model: Model) -> "Identity":

@@ -112,6 +112,13 @@ def test_identity_is_that_of_load_of_the_maker_or_of_the_weights(words, tmp_path
     assert foreign().identity == foreign().identity != foreign(seed=1).identity
 
 
+def test_makers_who_give_the_same_hash_are_told_by_their_names(words, tmp_path):
+    build(tmp_path / "index", words, model=foreign(identity=Identity("a/b", "../1")), progress=False)
+    Index.open(tmp_path / "index", model=foreign(identity=Identity("a/b", "../1"))).close()
+    with pytest.raises(UserError, match="made with another model, a/b"):
+        Index.open(tmp_path / "index", model=foreign(identity=Identity("c", "../1")))
+
+
 def test_options_of_loading_are_refused_for_an_embedder(words, tmp_path):
     for options in ({"device": "cpu"}, {"dtype": "float32"}, {"engine": "ray"}):
         with pytest.raises(UsageError):
