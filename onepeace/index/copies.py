@@ -12,38 +12,64 @@ import numpy as np
 
 from onepeace.errors import UserError
 
-SIDE, CELL = 32, 4
-"""Side of a thumbnail, and of the squares it is divided into, in pixels."""
+SIDE = 32
+"""Side of a thumbnail in pixels."""
+CELL = 4
+"""Side in pixels of the squares that a thumbnail is divided into."""
 FAR = 40.0
 """Root mean square difference of the means over squares from which on pictures are taken to be different."""
 STEPS = 10
 """Gauss-Newton steps that align one picture with the other."""
 MOVED = SIDE / 16
 """Limit in pixels of the shift of the centre, and of the shift of the edge by scaling, in the alignment."""
-MAX_DIFFERENCE, ROUNDING = 0.25, 0.5
-"""Root mean square difference below which pictures are copies, in standard deviations (two different printed pages
-differ by more), and levels added to the difference, so that nearly empty pages are not copies of each other."""
-DIFFERENT, LOCAL = 25.5, 3.1
-"""Limits for the square that differs most: its root mean square difference in levels (0 to 255), and the ratio to that
-of the whole picture. If a single square differs, something in it was drawn or moved."""
+MAX_DIFFERENCE = 0.25
+"""Root mean square difference below which pictures are copies, in standard deviations: two different printed pages
+differ by more."""
+ROUNDING = 0.5
+"""Levels added to the difference, so that nearly empty pages are not copies of each other."""
+DIFFERENT = 25.5
+"""Limit in levels (0 to 255) for the root mean square difference of the square that differs most. If a single square
+differs, something in it was drawn or moved."""
+LOCAL = 3.1
+"""Limit for the ratio of that difference to the difference of the whole picture."""
 
-RATE, WINDOW, HOP, BANDS, LOWEST, HIGHEST = 8000, 512, 128, 32, 100.0, 3700.0
-"""Spectrogram: rate in Hz, window and hop in samples, number of bands, range in Hz (halving the rate preserves it)."""
+RATE = 8000
+"""Samples per second of a spectrogram."""
+WINDOW = 512
+HOP = 128
+"""Window and hop of a spectrogram in samples."""
+BANDS = 32
+LOWEST = 100.0
+HIGHEST = 3700.0
+"""Range of the bands in Hz; halving the rate preserves it."""
 FRAMES = 512
 """Maximum number of frames of a sound; window and hop are doubled until it has no more than this."""
 SECONDS = 600.0
 """Maximum length of a sound; only its beginning is compared."""
-DECIBEL, DEPTH, HEARD = 4.0, 63.0, 40.0
-"""Steps per decibel; decibels below the loudest cell that are kept, and that are compared (encoder noise is lower)."""
+DECIBEL = 4.0
+"""Steps per decibel."""
+DEPTH = 63.0
+"""Decibels below the loudest cell that are kept."""
+HEARD = 40.0
+"""Decibels below the loudest cell that are compared; encoder noise is lower."""
 LONGER = 0.9
 """Minimum ratio of the lengths of two copies, and of their overlap to the longer one."""
-CORRELATED, DEVIATION = 0.55, 2.5
-"""Minimum correlation of the changes over time and pitch; maximum mean difference in decibels without the gain."""
-SHORT, FEW, SMALL = 500, 60, 2.0
-"""Number of audible cells below which SMALL replaces DEVIATION, and number below which sounds are never copies."""
+CORRELATED = 0.55
+"""Minimum correlation of the changes over time and pitch."""
+DEVIATION = 2.5
+"""Maximum mean difference in decibels without the gain."""
+SHORT = 500
+SMALL = 2.0
+"""Number of audible cells below which SMALL replaces DEVIATION."""
+FEW = 60
+"""Number of audible cells below which sounds are never copies."""
+LEAST_FRAMES = 3
+"""Number of frames below which sounds are never copies."""
 
-MOMENTS, AGREED = (0.2, 0.4, 0.6, 0.8), 3
-"""Fractions of a video's length at which frames are compared, and minimum number of frames that are copies."""
+MOMENTS = (0.2, 0.4, 0.6, 0.8)
+"""Fractions of a video's length at which frames are compared."""
+AGREED = 3
+"""Minimum number of these frames that are copies."""
 
 
 def picture(value: Path) -> np.ndarray:
@@ -66,20 +92,35 @@ def sound(value: Path) -> np.ndarray:
     from onepeace.processors import AudioProcessor
 
     samples = AudioProcessor(sample_rate=RATE).load(value, seconds=SECONDS).numpy()
+    bands = _powers_of_bands(samples)
+    loudest = bands.max()
+    if not loudest > 0:
+        raise UserError("silence")
+    quietest = loudest * 10 ** (-DEPTH / 10)
+    below = 10 * np.log10(loudest / np.maximum(bands, quietest))
+    return np.round(below * DECIBEL).astype(np.uint8)
+
+
+def _powers_of_bands(samples: np.ndarray) -> np.ndarray:
+    """(frames, BANDS) float: power of a sound by time and pitch."""
     scale = 1
     while len(samples) > FRAMES * HOP * scale:
         scale *= 2
-    window, hop = WINDOW * scale, HOP * scale
-    samples = np.pad(samples, (0, max(0, window - len(samples))))
-    cut = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
-    power = np.abs(np.fft.rfft(cut * np.hanning(window).astype(np.float32))) ** 2
+    window = WINDOW * scale
+    hop = HOP * scale
+    padded = np.pad(samples, (0, max(0, window - len(samples))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
+    weights = np.hanning(window).astype(np.float32)
+    power = np.abs(np.fft.rfft(frames * weights)) ** 2
+    starts = _starts_of_bands(window)
+    return np.add.reduceat(power[:, : starts[-1]], starts[:-1], axis=1)
+
+
+def _starts_of_bands(window: int) -> np.ndarray:
+    """(BANDS + 1,) int: first bin of each band of a Fourier transform, and the end; a band has one bin at least."""
     edges = np.unique(np.geomspace(LOWEST, HIGHEST, BANDS + 1) * window / RATE)
-    starts = np.maximum(np.round(edges).astype(int), np.arange(BANDS + 1) + round(edges[0]))
-    bands = np.add.reduceat(power[:, : starts[-1]], starts[:-1], axis=1)
-    if not bands.max() > 0:
-        raise UserError("silence")
-    below = 10 * np.log10(bands.max() / np.maximum(bands, bands.max() * 10 ** (-DEPTH / 10)))
-    return np.round(below * DECIBEL).astype(np.uint8)
+    earliest = np.arange(BANDS + 1) + round(edges[0])
+    return np.maximum(np.round(edges).astype(int), earliest)
 
 
 def video(value: Path) -> np.ndarray:
@@ -110,11 +151,15 @@ def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> 
     One picture is aligned with the other by shifts and scales along both axes, found by Gauss-Newton steps (Lucas and
     Kanade 1981); after that, no square may differ much.
     """
-    one, two = np.array(first, np.float32), np.array(second, np.float32)
-    near = _rms(_squares(one - two).mean(axis=(2, 4)), (1, 2, 3)) < FAR
-    if near.any():
-        near[near] = _lies_over(one[near], two[near]) | _lies_over(two[near], one[near])
-    return near
+    one = np.array(first, np.float32)
+    two = np.array(second, np.float32)
+    means = _squares(one - two).mean(axis=(2, 4))
+    is_copy = _rms(means, (1, 2, 3)) < FAR
+    if is_copy.any():
+        near_one = one[is_copy]
+        near_two = two[is_copy]
+        is_copy[is_copy] = _lies_over(near_one, near_two) | _lies_over(near_two, near_one)
+    return is_copy
 
 
 def _lies_over(one: np.ndarray, two: np.ndarray) -> np.ndarray:
@@ -139,27 +184,47 @@ def _rms(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 def _laid_over(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Align pictures ``two`` (n, SIDE, SIDE, 3) with ``one``; returns them and their masks (n, SIDE, SIDE, 1)."""
+    shifts = np.zeros((len(one), 2, 2), np.float32)
+    for _ in range(STEPS):
+        moved, inside = _moved(two, shifts)
+        shifts = (shifts + _correction(one, moved, inside)).clip(-MOVED, MOVED)
+    return _moved(two, shifts)
+
+
+def _across() -> np.ndarray:
+    """(SIDE,) float32: place of each pixel, from -1 at one edge to 1 at the other."""
     middle = (SIDE - 1) / 2
-    across = ((np.arange(SIDE) - middle) / middle).astype(np.float32)
-    places = np.zeros((len(one), 2, 2), np.float32)
-    """Shift, and shift of the edge by scaling, both in pixels, along x and y."""
-    for step in range(STEPS + 1):
-        at = np.arange(SIDE) + places[:, :, :1] + places[:, :, 1:] * across  # (n, 2, SIDE)
-        weights = np.maximum(0, 1 - np.abs(at.clip(0, SIDE - 1)[..., None] - np.arange(SIDE))).astype(np.float32)
-        rows = (weights[:, 1] @ two.reshape(len(two), SIDE, -1)).reshape(two.shape)
-        moved = weights[:, :1] @ rows  # (n, SIDE, SIDE, 3): along x
-        is_in = (at > -0.01) & (at < SIDE - 0.99)
-        inside = (is_in[:, 1, :, None] & is_in[:, 0, None, :])[..., None].astype(np.float32)
-        if step == STEPS:
-            break
-        down, right = np.gradient(moved, axis=(1, 2))
-        slopes = [right, right * across[:, None], down, down * across[:, None, None]]
-        slopes_of = (np.stack(slopes, -1) * inside[..., None]).reshape(len(one), -1, 4)
-        error = ((one - moved) * inside).reshape(len(one), -1, 1)
-        system = slopes_of.mT @ slopes_of + np.eye(4, dtype=np.float32)
-        places += np.linalg.solve(system, slopes_of.mT @ error).reshape(-1, 2, 2)
-        places = places.clip(-MOVED, MOVED)
-    return moved, inside
+    return ((np.arange(SIDE) - middle) / middle).astype(np.float32)
+
+
+def _moved(pictures: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, SIDE, SIDE, 3) that are shifted and scaled by linear interpolation, and their masks (n, SIDE, SIDE,
+    1): 1 where a pixel is of the picture.
+
+    Args:
+        shifts: (n, 2, 2), along x and y: the shift, and the shift of the edge by scaling, in pixels.
+    """
+    pixels = np.arange(SIDE)
+    sources = pixels + shifts[:, :, :1] + shifts[:, :, 1:] * _across()  # (n, 2, SIDE)
+    distances = np.abs(sources.clip(0, SIDE - 1)[..., None] - pixels)
+    weights = np.maximum(0, 1 - distances).astype(np.float32)  # (n, 2, SIDE, SIDE)
+    along_y = (weights[:, 1] @ pictures.reshape(len(pictures), SIDE, -1)).reshape(pictures.shape)
+    moved = weights[:, :1] @ along_y
+    is_in = (sources > -0.01) & (sources < SIDE - 0.99)
+    inside = is_in[:, 1, :, None] & is_in[:, 0, None, :]
+    return moved, inside[..., None].astype(np.float32)
+
+
+def _correction(one: np.ndarray, moved: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Gauss-Newton step (n, 2, 2) of the shifts that bring ``moved`` nearer to ``one``."""
+    across = _across()
+    down, right = np.gradient(moved, axis=(1, 2))
+    slopes = np.stack([right, right * across[:, None], down, down * across[:, None, None]], axis=-1)
+    jacobian = (slopes * inside[..., None]).reshape(len(one), -1, 4)
+    error = ((one - moved) * inside).reshape(len(one), -1, 1)
+    damping = np.eye(4, dtype=np.float32)
+    system = jacobian.mT @ jacobian + damping
+    return np.linalg.solve(system, jacobian.mT @ error).reshape(-1, 2, 2)
 
 
 def same_sounds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
@@ -172,32 +237,44 @@ def same_sounds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
 
 
 def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
-    one, two = (-x.astype(np.float32) / DECIBEL for x in (first, second))
+    one = -first.astype(np.float32) / DECIBEL
+    two = -second.astype(np.float32) / DECIBEL
     if len(one) > 1.5 * len(two):
         one = _halved(one)
     elif len(two) > 1.5 * len(one):
         two = _halved(two)
     longest = max(len(one), len(two))
-    if min(len(one), len(two)) < max(LONGER * longest, 3):
+    least = max(LONGER * longest, LEAST_FRAMES)
+    if min(len(one), len(two)) < least:
         return False
     lag = _lag(_changes(one, one > -HEARD), _changes(two, two > -HEARD), round((1 - LONGER) * longest))
-    one, two = one[max(0, lag) :], two[max(0, -lag) :]
+    one = one[max(0, lag) :]
+    two = two[max(0, -lag) :]
     count = min(len(one), len(two))
-    one, two = one[:count], two[:count]
-    heard = (one > -HEARD) | (two > -HEARD)
-    if count < max(LONGER * longest, 3) or heard.sum() < FEW:
+    return count >= least and _is_alike(one[:count], two[:count])
+
+
+def _is_alike(one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether levels (frames, BANDS) of the same frames in decibels are those of one sound, perhaps quieter."""
+    is_heard = (one > -HEARD) | (two > -HEARD)
+    num_heard = is_heard.sum()
+    if num_heard < FEW:
         return False
-    difference = (one - two)[heard]
-    changes, others = _changes(one, heard), _changes(two, heard)
-    scale = np.sqrt((changes**2).sum() * (others**2).sum())
-    most = DEVIATION if heard.sum() >= SHORT else SMALL
-    is_near = np.abs(difference - np.median(difference)).mean() < most
-    return bool(is_near and (changes * others).sum() > CORRELATED * scale)
+    difference = (one - two)[is_heard]
+    deviation = np.abs(difference - np.median(difference)).mean()
+    if deviation >= (DEVIATION if num_heard >= SHORT else SMALL):
+        return False
+    changes_of_one = _changes(one, is_heard)
+    changes_of_two = _changes(two, is_heard)
+    scale = np.sqrt((changes_of_one**2).sum() * (changes_of_two**2).sum())
+    return bool((changes_of_one * changes_of_two).sum() > CORRELATED * scale)
 
 
 def _halved(levels: np.ndarray) -> np.ndarray:
     """Mean power of every two frames, in decibels: a slightly longer sound may have frames of twice the length."""
-    return 10 * np.log10((10 ** (levels[: len(levels) // 2 * 2] / 10)).reshape(-1, 2, BANDS).mean(axis=1))
+    even = levels[: len(levels) // 2 * 2]
+    power = 10 ** (even / 10)
+    return 10 * np.log10(power.reshape(-1, 2, BANDS).mean(axis=1))
 
 
 def _changes(levels: np.ndarray, heard: np.ndarray) -> np.ndarray:
@@ -210,15 +287,17 @@ def _lag(one: np.ndarray, two: np.ndarray, most: int) -> int:
     """Frames from the beginning of ``one`` to that of ``two``, where their correlation is largest."""
     size = 1 << (len(one) + len(two)).bit_length()
     spectra = np.fft.rfft(one, size, axis=0) * np.fft.rfft(two, size, axis=0).conj()
-    found = np.fft.irfft(spectra.sum(axis=1), size)
+    correlations = np.fft.irfft(spectra.sum(axis=1), size)
     lags = np.arange(-most, most + 1)
-    return int(lags[np.argmax(found[lags])])
+    return int(lags[np.argmax(correlations[lags])])
 
 
 def same_videos(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
     """Whether the videos of n pairs are copies, (n,) bool; one may be scaled or re-encoded, but not cut."""
-    moments = [same_pictures([x[i] for x in first], [x[i] for x in second]) for i in range(len(MOMENTS))]
-    return np.sum(moments, axis=0) >= AGREED
+    num_agreed = np.zeros(len(first), np.int64)
+    for moment in range(len(MOMENTS)):
+        num_agreed += same_pictures([frames[moment] for frames in first], [frames[moment] for frames in second])
+    return num_agreed >= AGREED
 
 
 Look = Callable[[Path], np.ndarray]

@@ -19,10 +19,14 @@ from onepeace.index.items import Item
 
 log = logging.getLogger(__name__)
 
-NEIGHBOURS, NEAR = 24, 0.4
-"""Maximum number of nearest neighbours that a file is compared with, and their minimum cosine."""
-COSINES, PAIRS = 1 << 23, 256
-"""Cosines computed at once, and pairs of files compared at once."""
+NEIGHBOURS = 24
+"""Maximum number of nearest neighbours that a file is compared with."""
+NEAR = 0.4
+"""Their minimum cosine."""
+COSINES = 1 << 23
+"""Cosines computed at once."""
+PAIRS = 256
+"""Pairs of files compared at once."""
 LARGEST_NUMBER = 50
 """Default maximum number of clusters."""
 NAMES = 3
@@ -31,8 +35,10 @@ BATCH = 4096
 """Files in a step of MiniBatchKMeans."""
 SHRINKAGE = 10
 """Shrinkage of a kind's mean: the mean of all files counts as this many files of the kind."""
-EDGE, MARGIN = 0.5, 0.96
-"""Percent of the points clipped at each end of an axis, and share of the axis that the remaining points span."""
+EDGE = 0.5
+"""Percent of the points clipped at each end of an axis."""
+MARGIN = 0.96
+"""Share of the axis that the remaining points span."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,27 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
     items, vectors = index.means()
     groups = []
     for kind in dict.fromkeys(item.modality for item in items):
-        numbers = [number for number, item in enumerate(items) if item.modality == kind]
-        numbers.sort(key=lambda number: _worth(items[number]))
-        by_content: dict[object, list[int]] = defaultdict(list)
-        for number in numbers:
-            by_content[items[number].hash or items[number].path].append(number)
-        same_content = list(by_content.values())
-        firsts = [numbers_of_content[0] for numbers_of_content in same_content]
-        alike = [[place] for place in range(len(firsts))]  # groups of places in `same_content`
+        contents = _by_content(items, kind)
+        firsts = [numbers[0] for numbers in contents]
+        alike = [[place] for place in range(len(contents))]  # groups of places in `contents`
         if kind in LOOKS and not exact:
             look, same = LOOKS[kind]
             alike = _near(index, [items[number] for number in firsts], vectors[firsts], look, same)
         for places in alike:
-            members = _distinct(_members(items, vectors, [same_content[place] for place in places]))
+            members = _distinct(_members(items, vectors, [contents[place] for place in places]))
             if len(members) > 1:
                 groups.append(Group(members))
     return sorted(groups, key=lambda group: (-group.surplus, group.members[0].item.path))
+
+
+def _by_content(items: Sequence[Item], kind: str) -> list[list[int]]:
+    """Numbers of the files of a kind that have the same content, for each content; the best file first."""
+    numbers = [number for number, item in enumerate(items) if item.modality == kind]
+    numbers.sort(key=lambda number: _worth(items[number]))
+    by_content: dict[object, list[int]] = defaultdict(list)
+    for number in numbers:
+        by_content[items[number].hash or items[number].path].append(number)
+    return list(by_content.values())
 
 
 def _members(items: Sequence[Item], vectors: np.ndarray, same_content: Sequence[Sequence[int]]) -> list[Member]:
@@ -126,21 +137,33 @@ def _distinct(members: Sequence[Member]) -> tuple[Member, ...]:
 def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, same: Same) -> list[list[int]]:
     """Places of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
-    compared = np.unique(pairs).tolist()
-    looks: dict[int, np.ndarray] = {}
-    for place, value in map_content([items[number] for number in compared], index.roots(), look):
-        looks[compared[place]] = value
-    _warn_of_missing([items[number] for number in compared if number not in looks])
+    looks = _looks(index, items, np.unique(pairs).tolist(), look)
     pairs = pairs[[first in looks and second in looks for first, second in pairs.tolist()]]
     copies = pairs[_compared(same, looks, pairs)]
     groups = []
     for members in connected(len(items), copies.tolist()):
-        while members:
-            first = members[0]
-            remaining = np.array(members[1:], np.int64)
-            is_copy = _compared(same, looks, np.array([(first, other) for other in remaining]))
-            groups.append([first, *remaining[is_copy].tolist()])
-            members = remaining[~is_copy].tolist()
+        groups += _around_first(members, looks, same)
+    return groups
+
+
+def _looks(index: Index, items: Sequence[Item], places: Sequence[int], look: Look) -> dict[int, np.ndarray]:
+    """Looks of the files at some places, without those that cannot be read, by place."""
+    looks = {}
+    for number, value in map_content([items[place] for place in places], index.roots(), look):
+        looks[places[number]] = value
+    _warn_of_missing([items[place] for place in places if place not in looks])
+    return looks
+
+
+def _around_first(members: list[int], looks: dict[int, np.ndarray], same: Same) -> list[list[int]]:
+    """Groups of connected files, each of copies of its first file."""
+    groups = []
+    while members:
+        first = members[0]
+        remaining = np.array(members[1:], np.int64)
+        is_copy = _compared(same, looks, np.array([(first, other) for other in remaining]))
+        groups.append([first, *remaining[is_copy].tolist()])
+        members = remaining[~is_copy].tolist()
     return groups
 
 
@@ -175,8 +198,9 @@ def _compared(same: Same, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np
     """Whether the files of each pair of places are copies, (p,) bool."""
     is_copy = np.zeros(len(pairs), np.bool_)
     for start in range(0, len(pairs), PAIRS):
-        first, second = pairs[start : start + PAIRS].T.tolist()
-        is_copy[start : start + PAIRS] = same([looks[place] for place in first], [looks[place] for place in second])
+        block = slice(start, start + PAIRS)
+        first, second = pairs[block].T.tolist()
+        is_copy[block] = same([looks[place] for place in first], [looks[place] for place in second])
     return is_copy
 
 
@@ -209,12 +233,18 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     groups = []
     for label in np.unique(fitted.labels_):
         rows = np.flatnonzero(fitted.labels_ == label)
-        centre = unit(centred[rows].mean(axis=0, keepdims=True))[0]
-        cosines = centred[rows] @ centre
-        order = np.argsort(-cosines, kind="stable")
-        members = tuple(Member(item=items[rows[place]], similarity=float(cosines[place])) for place in order)
-        groups.append(Group(members, names=_names(index, centre)))
+        groups.append(_cluster(index, [items[row] for row in rows], centred[rows]))
     return sorted(groups, key=lambda group: -len(group.members))
+
+
+def _cluster(index: Index, items: Sequence[Item], vectors: np.ndarray) -> Group:
+    """The cluster of files with unit vectors (n, E)."""
+    centre = unit(vectors.mean(axis=0, keepdims=True))[0]
+    cosines = vectors @ centre
+    members = []
+    for place in np.argsort(-cosines, kind="stable"):
+        members.append(Member(item=items[place], similarity=float(cosines[place])))
+    return Group(tuple(members), names=_names(index, centre))
 
 
 def _names(index: Index, centre: np.ndarray) -> tuple[str, ...]:
@@ -235,12 +265,15 @@ def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """
     centred = without_kind(vectors, kinds)
     centred -= centred.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
-    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])  # an eigenvector's sign is arbitrary
+    _, eigenvectors = np.linalg.eigh(centred.T @ centred)
+    axes = eigenvectors[:, :-3:-1]
+    largest = np.abs(axes).argmax(axis=0)
+    axes *= np.sign(axes[largest, np.arange(axes.shape[1])])  # an eigenvector's sign is arbitrary
     points = np.pad(centred @ axes, ((0, 0), (0, 2 - axes.shape[1])))  # E may be 1
     low, high = np.percentile(points, (EDGE, 100 - EDGE), axis=0)
     span = np.where(high > low, high - low, 1.0)
-    return np.clip(0.5 + MARGIN * (points - (low + high) / 2) / span, 0.0, 1.0).astype(np.float32)
+    middle = (low + high) / 2
+    return np.clip(0.5 + MARGIN * (points - middle) / span, 0.0, 1.0).astype(np.float32)
 
 
 def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -253,8 +286,9 @@ def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     everything = vectors.mean(axis=0)
     centred = np.array(vectors)
     for kind in np.unique(kinds):
-        own = kinds == kind
-        centred[own] -= (vectors[own].sum(axis=0) + SHRINKAGE * everything) / (own.sum() + SHRINKAGE)
+        is_of_kind = kinds == kind
+        total = vectors[is_of_kind].sum(axis=0) + SHRINKAGE * everything
+        centred[is_of_kind] -= total / (is_of_kind.sum() + SHRINKAGE)
     return unit(centred)
 
 
