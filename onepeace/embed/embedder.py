@@ -1,29 +1,27 @@
 """Embedder: `load` a model, embed pictures, sounds and texts in one vector space, compare and classify.
 
-Every result comes from `Embedder.stream`; stream.py has the steps from an item to its vector.
+run.py encodes many items, stream.py has the steps from an item to its vector.
 """
 
 import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
 from onepeace.embed.explain import Explanation, explain
-from onepeace.embed.items import check_many, name_of
+from onepeace.embed.items import check_many
 from onepeace.embed.options import Keywords, Options, Raising, Skipping, names_options, read_options
 from onepeace.embed.predict import Predictor
-from onepeace.embed.reading import ItemReader
-from onepeace.embed.stream import Assembly, Embedded, Queue, Sample, decode_ahead
+from onepeace.embed.run import collect, results_of
+from onepeace.embed.stream import Embedded
 from onepeace.embed.tokens import Tokens, token_features
 from onepeace.embed.vectors import unit_rows
 from onepeace.embed.zero_shot import TEMPLATE, ZeroShotClassifier
@@ -41,13 +39,9 @@ from onepeace.threads import Batch, Computing, Result, num_workers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from tqdm.auto import tqdm
     from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
-
-ITEMS_AHEAD = 8
-"""Items decoded ahead when long sounds are cut into windows; it bounds memory."""
 
 WithFailures: TypeAlias = tuple[Tensor, list[Embedded]]
 """Vectors of the items that succeeded, and the results of those that failed."""
@@ -198,7 +192,7 @@ class Embedder:
         Raises:
             UserError: invalid options, or not enough memory for a batch. Errors of items are in their results.
         """
-        return self._stream(items, read_options(options, modality))
+        return results_of(self, items, read_options(options, modality))
 
     @overload
     def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Raising]") -> Tensor: ...
@@ -288,9 +282,11 @@ class Embedder:
         templates = TEMPLATE if template is None else {"text": template}
         encode_text = partial(self.encode_text, batch_size=settings.batch_size, progress=False)
         classifier = ZeroShotClassifier(encode_text, list(check_many(labels, "labels")), templates)
-        vectors, modalities, failures = self._collect(items, settings)
-        probabilities = classifier.probabilities(vectors, modalities, self.logit_scale_of)
-        return (probabilities, failures) if settings.on_error == "skip" else probabilities
+        collected = collect(self, items, settings)
+        probabilities = classifier.probabilities(collected.vectors, collected.modalities, self.logit_scale_of)
+        if settings.on_error == "skip":
+            return probabilities, collected.failures
+        return probabilities
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
         """Token features of one item, whose modalities are encoded in one joint pass.
@@ -346,58 +342,10 @@ class Embedder:
         return Computing(compute, num_workers(self.device), splits_single=num_parameters >= SMALL)
 
     def _encode(self, items: Iterable[object], options: Options) -> Encoded:
-        vectors, _, failures = self._collect(items, options)
-        return (vectors, failures) if options.on_error == "skip" else vectors
-
-    def _collect(self, items: Iterable[object], options: Options) -> tuple[Tensor, list[str], list[Embedded]]:
-        """The vectors (n, E) and modalities of the items that succeed, and the failures unless they are raised."""
-        vectors: list[Tensor] = []
-        modalities: list[str] = []
-        failures: list[Embedded] = []
-        with closing(self._stream(items, options)) as results:
-            for result in _with_progress_bar(results, items, options):
-                if result.vector is not None:
-                    if result.is_silent:
-                        log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
-                    vectors.append(result.vector)
-                    modalities.append(str(result.modality))
-                elif options.on_error == "raise":
-                    raise UserError(f"{result.name}: {result.reason}") from result.error
-                else:
-                    failures.append(result)
-        rows = torch.stack(vectors) if vectors else torch.empty(0, self.embed_dim)
-        return rows, modalities, failures
-
-    def _stream(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
-        if options.modality is not None:
-            self.processor(options.modality, projected=True)
-        check_many(items)
-        ahead = 2 * options.batch_size if options.long == "truncate" else ITEMS_AHEAD
-        computing = self.computing(self._compute)
-        queue = Queue(computing, self._size_of, options.batch_size, windows=options.long == "windows")
-        with closing(decode_ahead(items, ItemReader(self, options), ahead=ahead)) as decoded, computing:
-            for index, item, parts in decoded:
-                assembly = Assembly(index, name_of(index, item), self.dtype)
-                if isinstance(parts, Exception):
-                    assembly.error = parts
-                    parts = []
-                yield from queue.add(assembly, parts)
-            yield from queue.finish()
-
-    def _size_of(self, sample: Sample) -> int:
-        return self.processors[sample.modality].size(sample.values)
-
-    def _compute(self, batch: list[Sample]) -> Tensor:
-        """The vectors (B, E) of a batch."""
-        modality = batch[0].modality
-        try:
-            with torch.inference_mode():
-                inputs = self.inputs(modality, [sample.values for sample in batch])
-                outputs = self.module({modality: inputs})[modality]
-                vectors = F.normalize(outputs.float().cpu(), dim=1)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
-        return vectors.clone()  # outside inference mode, so that the vectors can be used in training
+        collected = collect(self, items, options)
+        if options.on_error == "skip":
+            return collected.vectors, collected.failures
+        return collected.vectors
 
     def processor(self, modality: str, projected: bool = False) -> Processor:
         """The processor of a modality; `projected` requires that the model has a projection for it."""
@@ -406,17 +354,3 @@ class Embedder:
         if projected and modality not in self.embeds:
             raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
-
-
-def _with_progress_bar(results: Iterable[Embedded], items: Iterable[object], options: Options) -> "tqdm[Embedded]":
-    """The results, with the progress bar that the options ask for."""
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        results,
-        desc=f"encoding {options.modality or 'items'}",
-        total=len(items) if isinstance(items, Sized) else None,
-        disable=None if options.progress is None else not options.progress,
-        delay=1 if options.progress is None else 0,
-        unit="item",
-    )

@@ -79,7 +79,7 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, side_by_side
         def __del__(self):
             Counted.alive -= 1
 
-    monkeypatch.setattr("onepeace.embed.embedder.Assembly", Counted)
+    monkeypatch.setattr("onepeace.embed.run.Assembly", Counted)
     texts = enumerate(texts_with_one_of_its_kind(4000))
     items = ({"text": text, **({"smell": 1} if kind == "failures" and index else {})} for index, text in texts)
     side_by_side(workers)
@@ -207,12 +207,12 @@ def test_failure_of_a_batch_is_raised_and_ends_the_threads(model, monkeypatch, s
 def test_ctrl_c_does_not_wait_for_batches_under_way(model, monkeypatch, side_by_side):
     begun, stopped, ended = (threading.Event() for _ in range(3))
 
-    def compute(batch):
+    def forward(inputs):
         begun.set()
         stopped.wait(60)
         ended.set()
 
-    monkeypatch.setattr(model, "_compute", compute)
+    monkeypatch.setattr(model.module, "forward", forward)
     side_by_side(2)
 
     def texts():
