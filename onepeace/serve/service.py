@@ -12,6 +12,7 @@ import numpy as np
 from onepeace.files.source import NamedBytes
 from onepeace.hub.towers.config import names_towers, public_name
 from onepeace.index import Hit, Index, Item, Query, Results
+from onepeace.index.items import as_text
 from onepeace.serve import browse, media
 from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.map import points
@@ -58,11 +59,12 @@ class Service:
         return self._index.kinds
 
     def about(self) -> dict[str, Any]:
-        """File counts by kind, the model, and its tasks."""
+        """File counts by kind, the indexed folders, the model, and its tasks."""
         with self._current() as index:
             stats = index.stats()
         return {
             "files": stats["files"],
+            "roots": [as_text(root) for root in stats["roots"]],
             "model": self.model,
             "embed_dim": self.embed_dim,
             "modalities": list(self.modalities),

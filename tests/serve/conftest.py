@@ -5,6 +5,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from PIL import ExifTags, Image
 
 from onepeace.index import Index, build
 
@@ -21,13 +22,31 @@ with Index.open(sys.argv[1], device="cpu") as index:
 """
 
 
+def add_tags(path):
+    """Write a camera, keywords and a position into a picture."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Model] = "X100V"
+    exif[ExifTags.Base.XPKeywords] = "beach;waves\0".encode("utf-16-le")
+    gps = ExifTags.GPS
+    position = {
+        gps.GPSLatitudeRef: "N",
+        gps.GPSLatitude: (48, 6, 0),
+        gps.GPSLongitudeRef: "E",
+        gps.GPSLongitude: (11, 36, 0),
+    }
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update(position)
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+
+
 @pytest.fixture(scope="package")
 def collection(tmp_path_factory, samples):
-    """A folder of four pictures, four sounds and a text."""
+    """A folder of four pictures, four sounds and a text; one picture has tags."""
     folder = tmp_path_factory.mktemp("collection") / "files"
     folder.mkdir()
     for name in PICTURES:
         shutil.copy2(samples / "images" / f"{name}.jpg", folder)
+    add_tags(folder / "sea.jpg")
     for name in SOUNDS:
         shutil.copy2(samples / "sounds" / f"{name}.ogg", folder)
     (folder / "note.txt").write_text("a <b>dog</b> barks at the sea", encoding="utf-8")

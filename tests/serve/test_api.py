@@ -272,6 +272,14 @@ def test_timeline_counts_files_that_pass_the_filters(client):
     assert client.post("/timeline", json={"before": "1990"}).json()["periods"] == []
 
 
+def test_values_of_tags_are_counted(client):
+    values = client.get("/values").json()
+    assert values == {"camera": [["X100V", 1]], "keyword": [["beach", 1], ["waves", 1]]}
+    for where in ("camera == 'X100V'", "keyword == 'beach'", "near(48.1, 11.6, 1*km)"):
+        hits = client.post("/search", json={"where": [where]}).json()["hits"]
+        assert [os.path.basename(hit["path"]) for hit in hits] == ["sea.jpg"]
+
+
 def test_names_are_completed(client, collection):
     found = client.get("/names", params={"q": "CAT"}).json()
     assert [file["name"] for file in found["files"]] == ["cat.jpg", "cat.ogg"]

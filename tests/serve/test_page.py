@@ -218,11 +218,25 @@ def test_file_has_an_address_and_its_folder_is_a_filter(wide, collection):
     wide.driver.get("about:blank")
     wide.driver.get(address)
     assert wide.wait(lambda: opened(wide)) == name
-    wide.answer_to(wide.all("dl .link")[-1].click)
+    (folder,) = [link for link in wide.all("dl .link") if link.text == f"{collection.name}/"]
+    wide.answer_to(folder.click)
     assert not wide.all("#viewer[open]")
     assert wide.one("#active .chip").text == f"in {collection.name}"
     wide.answer_to(wide.one("#active .chip").click)
     assert not wide.all("#active .chip")
+
+
+def test_values_of_tags_are_chips_and_links(wide):
+    wide.one("#values [data-field=camera] summary").click()
+    wide.answer_to(wide.one("#values [data-field=camera] div button").click)
+    assert wide.names() == ["sea.jpg"]
+    assert wide.one("#active .chip").text == "Camera: X100V"
+    wide.one(".tile").click()
+    (place,) = [link for link in wide.all("dl .link") if link.text == "48.1000, 11.6000"]
+    wide.answer_to(place.click)
+    assert [chip.text for chip in wide.all("#active .chip")] == ["Camera: X100V", "within 10 km"]
+    wide.answer_to(wide.all("#active .chip")[0].click)
+    assert wide.names() == ["sea.jpg"]
 
 
 def test_timeline_leaves_the_files_of_one_time(wide):

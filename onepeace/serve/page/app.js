@@ -80,7 +80,7 @@ function showFiles(hits, offset) {
 
 function title(answer) {
   const all = `${compared} ${compared === 1 ? "file" : "files"}`;
-  if (!query.isAsked()) return `${all}, newest first`;
+  if (!query.isAsked()) return map.ariaPressed === "true" ? all : `${all}, newest first`;
   if (answer.heading) return answer.heading[0].toUpperCase() + answer.heading.slice(1);
   return `Nearest of ${all}`;
 }
@@ -345,6 +345,7 @@ ask("about").then((index) => {
   counts = index.files;
   showKinds(counts, toggleKind);
   showFilters(query, changed);
+  viewer.setRoots(index.roots);
   if (index.tasks.length) viewer.offerQuestions();
 }).catch(fail);
 ask("values").then((values) => {

@@ -10,6 +10,9 @@ const LABELS = 8, NEAR = 10;  // labels shown; kilometres around a place
 
 const dialog = byId("viewer"), one = (selector) => dialog.querySelector(selector);
 let shown = null, around = null;
+let roots = [];  // paths of the indexed folders
+
+export const setRoots = (paths) => { roots = paths; };
 
 // around: { step(file, by) -> file or null, like(file), address(file), filter(change), closed() }
 export function show(file, moves) {
@@ -97,9 +100,10 @@ function facts(file) {
 function folderLinks(file) {
   const folder = folderOf(file);
   if (folder.includes("\ufffd")) return [folder];  // its bytes are no text, and cannot be sent
+  const root = roots.find((path) => folder.startsWith(`${path}/`)) ?? "";
   const links = [];
-  let end = 0;
-  for (const [name, , separator] of folder.matchAll(/(.*?)(\/|::)/g)) {
+  let end = root.lastIndexOf("/") + 1;  // the folders above the indexed one have the same files
+  for (const [name, , separator] of folder.slice(end).matchAll(/(.*?)(\/|::)/g)) {
     end += name.length;
     const path = folder.slice(0, end - separator.length);
     links.push(path ? linkTo(name, `Only files in ${path}`, (query) => { query.fields.below = path; }) : name);
