@@ -21,6 +21,7 @@ import numpy as np
 from onepeace.index.array_files import ArrayFiles, ArrayWriter, Types, open_arrays
 from onepeace.index.matrix_files import key_of
 from onepeace.index.store import Store
+from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,13 @@ class Lists:
 
     def near(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids (k,) of the vectors in the lists nearest to a unit vector (E,), and estimates (k,) of their cosines."""
-        distances = -(self.centroids @ query)
-        probed = np.argpartition(distances, min(PROBED, len(distances)) - 1)[:PROBED]
-        parts = [self._part(number) for number in np.sort(probed)]
-        ids = np.concatenate([self.ids[part] for part in parts])
-        codes = np.concatenate([self.codes[part] for part in parts])
-        weights = (self.steps * query).astype(np.float32)
-        return ids, codes.astype(np.float32) @ weights - MIDDLE * weights.sum()
+        with one_blas_thread():  # several wait for each other longer than they compute
+            distances = -(self.centroids @ query)
+            probed = np.argpartition(distances, min(PROBED, len(distances)) - 1)[:PROBED]
+            parts = [self._part(number) for number in np.sort(probed)]
+            weights = (self.steps * query).astype(np.float32)
+            estimates = [self.codes[part].astype(np.float32) @ weights for part in parts]
+        return np.concatenate([self.ids[part] for part in parts]), np.concatenate(estimates) - MIDDLE * weights.sum()
 
     def _part(self, number: int) -> slice:
         return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))

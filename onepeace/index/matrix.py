@@ -92,19 +92,23 @@ class Matrix:
         """(n,) int64: the id of each row, ascending."""
         return np.ascontiguousarray(self._about["id"])
 
-    @cached_property
+    @property
     def file(self) -> np.ndarray:
         """(n,) int64: the id of the file of each row."""
-        return np.ascontiguousarray(self._about["file"])
+        return self._about["file"]
 
     @cached_property
     def files(self) -> tuple[np.ndarray, np.ndarray]:
         """(f,) int64 ids of the files, ascending, and (n,) the place among them of the file of each row."""
-        is_next = np.diff(self.file, prepend=-1)
-        if (is_next < 0).any():  # the files of an index that was repaired
-            return np.unique(self.file, return_inverse=True)
-        is_first = is_next > 0
-        return self.file[is_first], np.cumsum(is_first) - 1
+        return np.unique(self.file, return_inverse=True)
+
+    @cached_property
+    def num_files(self) -> int:
+        """Number of files; faster than to make a list of them, as the rows of a file mostly follow each other."""
+        is_next = self.file[1:] != self.file[:-1]
+        if (self.file[1:] < self.file[:-1]).any():
+            return len(self.files[0])
+        return int(np.count_nonzero(is_next)) + bool(len(self))
 
     @cached_property
     def modality(self) -> np.ndarray:
@@ -115,6 +119,11 @@ class Matrix:
     def rows(self) -> list[np.ndarray]:
         """Rows of each of `Store.kinds`, ascending."""
         return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
+
+    @cached_property
+    def num_rows(self) -> list[int]:
+        """Number of rows of each of `Store.kinds`."""
+        return np.bincount(self.modality, minlength=len(self.store.kinds)).tolist()
 
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
@@ -133,14 +142,12 @@ class Matrix:
             allowed: (n,) bool; None = all.
             service: a vector database (see `plugin`), which proposes candidates instead of the lists.
         """
-        search = _Search(self, query, count, service)
+        search = _Search(self, query, count, allowed, service)
         neighbours = {}
         for code, modality in enumerate(self.store.kinds):
-            rows = self.rows[code]
-            if allowed is not None:
-                rows = rows[allowed[rows]]
-            if len(rows):
-                neighbours[modality] = search.best(rows, code)
+            best = search.best(code)
+            if len(best.rows):
+                neighbours[modality] = best
         return neighbours
 
     def is_whole(self) -> bool:
@@ -153,62 +160,76 @@ class Matrix:
 class _Search:
     """One query, and what was computed for it."""
 
-    def __init__(self, matrix: Matrix, query: np.ndarray, count: int, service: Any) -> None:
+    def __init__(self, matrix: Matrix, query: np.ndarray, count: int, allowed: np.ndarray | None, service: Any) -> None:
         self.matrix = matrix
         self.query = query
         self.count = count
+        self.allowed = allowed
         self.service = service
         self._listed: tuple[np.ndarray, np.ndarray] | None = None
 
-    def best(self, rows: np.ndarray, code: int) -> Neighbours:
-        """The best of some rows of one modality, ascending; by float64 sums that depend only on the row, so that equal
-        rows have equal cosines."""
-        near = self._near(rows, code)
+    def best(self, code: int) -> Neighbours:
+        """The best rows of a modality, by float64 sums that depend only on the row, so that equal rows have equal
+        cosines."""
+        near = self._near(code)
         cosines = (self.matrix.vectors_of(near) * self.query.astype(np.float64)).sum(axis=1)
         order = np.lexsort((near, -cosines))[: self.count]
         return Neighbours(near[order], np.clip(cosines[order], -1, 1).astype(np.float32))
 
-    def _near(self, rows: np.ndarray, code: int) -> np.ndarray:
-        """Rows among which the best are, few of them."""
-        if len(rows) <= self.count:
-            return rows
-        if len(rows) < GATHERED * len(self.matrix):
-            return self._compared(rows)
-        proposed = self._proposed(rows, code)
-        return self._compared(rows) if len(proposed) < self.count else proposed
+    def _near(self, code: int) -> np.ndarray:
+        """Rows of a modality among which the best are, few of them."""
+        number = self.matrix.num_rows[code]
+        if self.allowed is not None:
+            number = int(np.count_nonzero(self.allowed & (self.matrix.modality == code)))
+        if number > max(self.count, GATHERED * len(self.matrix)):
+            proposed = self._proposed(code)
+            if len(proposed) >= self.count:
+                return proposed
+        rows = self.matrix.rows[code]
+        if self.allowed is not None:
+            rows = rows[self.allowed[rows]]
+        return rows if number <= self.count else self._compared(rows)
 
-    def _proposed(self, rows: np.ndarray, code: int) -> np.ndarray:
-        """Those of the rows that the vector database or the lists propose; too few if these do not answer."""
+    def _proposed(self, code: int) -> np.ndarray:
+        """Rows of a modality that the vector database or the lists propose; too few if these do not answer."""
         wanted = CANDIDATES * self.count
+        lists = self.matrix.inverted_lists
         if self.service is not None:
             ids = self.service.candidates(self.query, wanted, code)
-            return rows[:0] if ids is None else self._rows_with(ids, rows)
-        lists = self.matrix.inverted_lists
+            if ids is None:
+                return np.empty(0, np.int64)
+            rows, is_there = _find(self.matrix.id, ids)
+            rows = rows[is_there]
+            return rows[self._is_wanted(rows, code)]
         if lists is None:
-            return rows[:0]
-        listed, estimates = self._near_in(lists)
-        is_wanted = _occur_in(rows, listed)
-        listed = listed[is_wanted]
-        if len(listed) > wanted:
-            listed = listed[np.argpartition(-estimates[is_wanted], wanted)[:wanted]]
-        first_newer = np.searchsorted(self.matrix.id, lists.last, "right")
-        newer = rows[np.searchsorted(rows, first_newer) :]
-        if len(newer) > self.count:
-            newer = self._compared(newer)
-        return np.concatenate([listed, newer])
+            return np.empty(0, np.int64)
+        rows, estimates = self._near_in(lists)
+        is_wanted = self._is_wanted(rows, code)
+        rows = rows[is_wanted]
+        if len(rows) > wanted:
+            rows = rows[np.argpartition(-estimates[is_wanted], wanted)[:wanted]]
+        return np.concatenate([rows, self._newer_than(lists, code)])
 
     def _near_in(self, lists: Lists) -> tuple[np.ndarray, np.ndarray]:
         """Rows in the lists nearest to the query, and estimates of their cosines."""
         if self._listed is None:
             ids, estimates = lists.near(self.query)
-            is_there = _occur_in(self.matrix.id, ids)  # others were removed
-            self._listed = np.searchsorted(self.matrix.id, ids[is_there]), estimates[is_there]
+            order = np.argsort(ids, kind="stable")  # they are found faster in their order
+            rows, is_there = _find(self.matrix.id, ids[order])
+            self._listed = rows[is_there], estimates[order][is_there]
         return self._listed
 
-    def _rows_with(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Those of the rows that have one of the ids."""
-        places = np.searchsorted(self.matrix.id, ids[_occur_in(self.matrix.id, ids)])
-        return places[_occur_in(rows, places)]
+    def _newer_than(self, lists: Lists, code: int) -> np.ndarray:
+        """The best of the rows of a modality that are newer than the lists."""
+        first = int(np.searchsorted(self.matrix.id, lists.last, "right"))
+        rows = np.arange(first, len(self.matrix))
+        rows = rows[self._is_wanted(rows, code)]
+        return self._compared(rows) if len(rows) > self.count else rows
+
+    def _is_wanted(self, rows: np.ndarray, code: int) -> np.ndarray:
+        """Which rows are of a modality and allowed."""
+        is_wanted = self.matrix.modality[rows] == code
+        return is_wanted if self.allowed is None else is_wanted & self.allowed[rows]
 
     def _compared(self, rows: np.ndarray) -> np.ndarray:
         """The best of some rows, and those as good but for rounding, as BLAS may round equal rows differently."""
@@ -224,9 +245,10 @@ class _Search:
         return self.matrix.cosines(self.query)
 
 
-def _occur_in(rising: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which values occur in an ascending, non-empty array, bool."""
-    return np.take(rising, np.searchsorted(rising, values), mode="clip") == values
+def _find(rising: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of values in an ascending, non-empty array, and whether each occurs there."""
+    places = np.searchsorted(rising, values)
+    return places, np.take(rising, places, mode="clip") == values
 
 
 def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -348,7 +348,7 @@ def _hit(searched: Searched, candidates: Candidates, place: int, **fields: Any) 
 
 def count_files(matrix: Matrix, allowed: np.ndarray | None) -> int:
     """Number of files with an allowed row."""
-    file_ids, file_of_row = matrix.files
     if allowed is None:
-        return len(file_ids)
+        return matrix.num_files
+    _, file_of_row = matrix.files
     return int(np.count_nonzero(np.bincount(file_of_row[allowed])))
