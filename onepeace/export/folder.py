@@ -133,7 +133,11 @@ def export_model(
     return exported
 
 
-def _chosen(projections: Collection[str], modalities: Collection[str] | None, name: str) -> list[str]:
+def _chosen(
+    projections: Collection[str],
+    modalities: Collection[str] | None,
+    name: str,
+) -> list[str]:
     """The modalities to export; UserError if there are none, or one cannot be exported."""
     chosen = list(dict.fromkeys(projections if modalities is None else modalities))
     unknown = [key for key in chosen if key not in projections]
@@ -149,7 +153,12 @@ def _warn_of_other_heads(heads: Mapping[str, Options]) -> None:
         log.warning("not exported: %s (only heads that classify single items are)", ", ".join(left_out))
 
 
-def _write(branch: Branch, batches: tuple[Batch, Batch], path: Path, form: str) -> float:
+def _write(
+    branch: Branch,
+    batches: tuple[Batch, Batch],
+    path: Path,
+    form: str,
+) -> float:
     """Write and check the file of one branch; returns its distance from the model."""
     example, other = batches
     program = trace(branch, example)
@@ -178,7 +187,12 @@ def _runner(path: Path, branch: Branch) -> Run:
     return run
 
 
-def _check(run: Run, branch: Branch, batch: Batch, form: str) -> float:
+def _check(
+    run: Run,
+    branch: Branch,
+    batch: Batch,
+    form: str,
+) -> float:
     """Largest difference of an export from the model; UserError if one is too large."""
     differences = distances(run, branch, batch)
     for name, difference in differences.items():
@@ -191,7 +205,11 @@ def _check(run: Run, branch: Branch, batch: Batch, form: str) -> float:
     return max(differences.values())
 
 
-def _description(branch: Branch, processor: Processor, example: Batch) -> dict[str, Any]:
+def _description(
+    branch: Branch,
+    processor: Processor,
+    example: Batch,
+) -> dict[str, Any]:
     """Entry of a branch in export.json: its inputs, outputs and preprocessing."""
     inputs = {}
     for name, tensor in example.items():

@@ -86,7 +86,13 @@ def trace(branch: Branch, example: Batch) -> ExportedProgram:
             raise UserError(f"torch cannot export the {branch.key} branch: {one_line(error)[:200]}") from error
 
 
-def write_onnx(program: ExportedProgram, path: Path, branch: Branch, *, external_data: bool = False) -> None:
+def write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    branch: Branch,
+    *,
+    external_data: bool = False,
+) -> None:
     """Write an ONNX file of a traced branch, with its names of inputs and outputs.
 
     Args:
@@ -119,7 +125,11 @@ def _export_context() -> Iterator[None]:
 
 
 @torch.no_grad()
-def distances(run: Run, branch: Branch, batch: Batch) -> dict[str, float]:
+def distances(
+    run: Run,
+    branch: Branch,
+    batch: Batch,
+) -> dict[str, float]:
     """Largest difference between the branch and ``run``, an export of it, in each output.
 
     Of unit vectors it is the length of the difference, of probabilities the difference itself; infinite if a value is

@@ -82,19 +82,29 @@ def answers(
     return results
 
 
-def samples_of(data: Path, modalities: str, part: str = VAL) -> list[Sample]:
+def samples_of(
+    data: Path,
+    modalities: str,
+    part: str = VAL,
+) -> list[Sample]:
     """The samples of a part with these modalities."""
     return read_source(f"{part}/{modalities}-*.tar", modalities.split("+"), data, broken_limit=1.0)
 
 
-def _caption_answers(model: Embedder, modalities: str, samples: Sequence[Sample]) -> list[Answers]:
+def _caption_answers(
+    model: Embedder,
+    modalities: str,
+    samples: Sequence[Sample],
+) -> list[Answers]:
     """Searches for items by text, and for texts by item; the text may also be an item of another modality."""
     modality, *others = modalities.split("+")
     other = others[-1]
     item_groups = [sample.targets[GROUP] for sample in samples]
     texts, has_text = _distinct([_texts(sample, other) for sample in samples])
-    item_vectors = encode(model, modality, [sample.read(modality) for sample in samples])
-    scores = item_vectors @ encode(model, other, texts).T
+    items = [sample.read(modality) for sample in samples]
+    item_vectors = encode(model, modality, items)
+    text_vectors = encode(model, other, texts)
+    scores = item_vectors @ text_vectors.T
     text_groups = _groups_of_texts(has_text, item_groups)
     return [
         _search(modalities, other, modality, scores.T, has_text.T, text_groups),
@@ -120,14 +130,17 @@ def _distinct(texts_of_items: Sequence[Sequence[Any]]) -> tuple[list[Any], NDArr
 
 def _groups_of_texts(has_text: NDArray[np.bool_], item_groups: Sequence[int]) -> list[int]:
     """The group of each text, given the items (n, M) that have it: groups with a text in common are one."""
-    groups_of_texts = [np.array(item_groups)[has_it].tolist() for has_it in has_text.T]
+    group_of_item = np.array(item_groups)
+    first_groups = []
     pairs = []
-    for groups in groups_of_texts:
+    for has_it in has_text.T:
+        groups = group_of_item[has_it].tolist()
+        first_groups.append(groups[0])
         pairs += [(groups[0], group) for group in groups]
     number_of_group = {}
     for number, members in enumerate(connected(max(item_groups) + 1, pairs)):
         number_of_group.update(dict.fromkeys(members, number))
-    return [number_of_group[groups[0]] for groups in groups_of_texts]
+    return [number_of_group[group] for group in first_groups]
 
 
 def _search(
@@ -141,7 +154,8 @@ def _search(
     """Answers to n queries of a modality, by the scores (n, M) of M candidates and which of them are right."""
     ranks = []
     for row, right in zip(scores, is_right, strict=True):
-        ranks.append(int(best_ranks(row[None], [1], right)[0]))
+        (rank,) = best_ranks(row[None], [1], right)
+        ranks.append(int(rank))
     return Answers(
         modalities=modalities,
         modality=modality,
@@ -168,7 +182,9 @@ def _class_answers(
         name = modality if modalities == f"{modality}+text" else f"{modality} of {modalities}"
         items = [{modality: sample.read(modality)} for sample in samples]
         by_words = np.asarray(model.classify(items, labels, template=TEMPLATES[modality]))
-        by_head = _head_probabilities(model, heads[modality], items, labels) if modality in heads else by_words
+        by_head = by_words
+        if modality in heads:
+            by_head = _head_probabilities(model, heads[modality], items, labels)
         for how, probabilities in ((WORDS, by_words), (HEAD, by_head)):
             yield Answers(
                 modalities=modalities,
@@ -184,7 +200,12 @@ def _class_answers(
             )
 
 
-def _head_probabilities(model: Embedder, head: str, items: Sequence[object], labels: Sequence[str]) -> NDArray:
+def _head_probabilities(
+    model: Embedder,
+    head: str,
+    items: Sequence[object],
+    labels: Sequence[str],
+) -> NDArray:
     """Probabilities (n, C) of the classes."""
     rows = []
     for result in model.predict(items, head=head, top=len(labels)):
@@ -195,14 +216,20 @@ def _head_probabilities(model: Embedder, head: str, items: Sequence[object], lab
 
 def score(results: Sequence[Answers]) -> float:
     """The mean of the mean reciprocal ranks; used to choose weights, as it covers ranks beyond the k of a figure."""
-    return float(np.mean([np.mean(1 / np.array(result.ranks)) for result in results]))
+    means = []
+    for result in results:
+        reciprocal_ranks = 1 / np.array(result.ranks)
+        means.append(reciprocal_ranks.mean())
+    return float(np.mean(means))
 
 
 def write_answers(path: Path, results: Sequence[Answers]) -> None:
     """Write a line of JSON for each set."""
-    write_text_atomic(path, "".join(f"{json.dumps(asdict(result))}\n" for result in results))
+    lines = [json.dumps(asdict(result)) for result in results]
+    write_text_atomic(path, "\n".join(lines) + "\n")
 
 
 def read_answers(path: Path) -> list[Answers]:
     """Read the answers written by `write_answers`."""
-    return [Answers(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Answers(**json.loads(line)) for line in lines]

@@ -76,10 +76,18 @@ def choose(
                 tensor.copy_(mixed(start.get(name), new[name], share))
         scores[share] = score()
     best = max(SHARES, key=lambda share: (scores[share], -share))
-    return Average(best, items, {str(share): value for share, value in scores.items()})
+    return Average(
+        share=best,
+        items=items,
+        scores={str(share): value for share, value in scores.items()},
+    )
 
 
-def mixed(start: Tensor | None, new: Tensor, share: float) -> Tensor:
+def mixed(
+    start: Tensor | None,
+    new: Tensor,
+    share: float,
+) -> Tensor:
     """A weight at a share, in float32; the new one if the initial model lacks it, or if it is an integer counter."""
     if start is None or not new.is_floating_point():
         return new

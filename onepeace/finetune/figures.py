@@ -31,7 +31,8 @@ def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
         queries = np.arange(len(first.ranks))
         for k in AT:
             if k == 1 or k < first.candidates:
-                results.append(_gain(_metric(first, k), first, second, k, queries))
+                gain = _gain(_metric(first, k), first, second, k=k, queries=queries)
+                results.append(gain)
     return results
 
 
@@ -47,11 +48,18 @@ def by_class(before: Answers, after: Answers) -> list[tuple[int, Gain]]:
     results = []
     for label in np.unique(labels):
         queries = np.flatnonzero(labels == label)
-        results.append((len(queries), _gain(str(label), before, after, 1, queries)))
+        gain = _gain(str(label), before, after, k=1, queries=queries)
+        results.append((len(queries), gain))
     return sorted(results, key=lambda result: result[1].after.value)
 
 
-def _gain(metric: str, before: Answers, after: Answers, k: int, queries: NDArray[np.int64]) -> Gain:
+def _gain(
+    metric: str,
+    before: Answers,
+    after: Answers,
+    k: int,
+    queries: NDArray[np.int64],
+) -> Gain:
     """The gain in the share of these queries whose rank is k or better."""
     estimates = gain_of_groups(
         np.array(before.ranks)[queries] <= k,

@@ -51,7 +51,7 @@ step-*
 """Files that a fine-tuning writes, as lines of a .gitignore file."""
 
 
-def read_about(out: Path) -> dict[str, Any] | None:
+def read_identity(out: Path) -> dict[str, Any] | None:
     """What the fine-tuning in a folder is of; None if the folder is new or empty.
 
     Raises:
@@ -62,25 +62,32 @@ def read_about(out: Path) -> dict[str, Any] | None:
     if not out.exists() or set(os.listdir(out)) <= {LOCK}:
         return None
     try:
-        about = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+        identity = json.loads((out / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        about = None
-    if not isinstance(about, dict) or not set(FIELDS) <= about.keys():
+        identity = None
+    if not isinstance(identity, dict) or not set(FIELDS) <= identity.keys():
         raise UsageError(f"{out}: holds no {ABOUT} of a fine-tuning, so it will not be replaced; name another folder")
-    return about
+    return identity
 
 
-def check_same(out: Path, earlier: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def check_same(
+    out: Path,
+    earlier: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> None:
     """Raise `UsageError` if the fine-tuning in a folder is not of what is asked for."""
     for field in FIELDS:
-        if earlier[field] != about[field]:
-            raise UsageError(
-                f"{out}: holds a fine-tuning with {_described(field, earlier, about)}; give the same, choose another "
-                "name, or overwrite it with --force"
-            )
+        if earlier[field] != identity[field]:
+            held = _described(field, earlier, identity)
+            remedy = "give the same, choose another name, or overwrite it with --force"
+            raise UsageError(f"{out}: holds a fine-tuning with {held}; {remedy}")
 
 
-def _described(field: str, earlier: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def _described(
+    field: str,
+    earlier: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> str:
     """The value of a field of the earlier fine-tuning, as typed on the command line."""
     value = earlier[field]
     if field == "source":
@@ -88,7 +95,7 @@ def _described(field: str, earlier: Mapping[str, Any], about: Mapping[str, Any])
     if field == "columns":
         return " ".join(f"--column {key}={name}" for key, name in value.items()) or "no --column"
     if field == "model":
-        return f"--model {earlier.get('name')} ({value}, not {about['model']})"
+        return f"--model {earlier.get('name')} ({value}, not {identity['model']})"
     if field == "set":
         return " ".join(value or ["no a.b=value"])
     if not value:
@@ -121,6 +128,9 @@ def clear(out: Path) -> None:
 def _files(folder: Path) -> Iterator[Path]:
     """All files at and below a folder; links count as files."""
     for parent, subfolders, names in os.walk(folder):
-        links = [name for name in subfolders if os.path.islink(os.path.join(parent, name))]
-        for name in [*names, *links]:
+        for name in names:
             yield Path(parent, name)
+        for name in subfolders:
+            path = Path(parent, name)
+            if path.is_symlink():
+                yield path

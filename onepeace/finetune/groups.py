@@ -31,7 +31,11 @@ FILE = "file"
 """Target of a sample: the name of its file."""
 
 
-def assign_groups(data: OwnData, source: Path, pattern: str | None = None) -> int:
+def assign_groups(
+    data: OwnData,
+    source: Path,
+    pattern: str | None = None,
+) -> int:
     """Store the number of its group and the name of its file in the targets of every record.
 
     Records are joined, also transitively, if they share a file, or are near copies by the vectors of `MODEL`; with a
@@ -74,8 +78,10 @@ def _pairs_of_near_copies(records: Sequence[Record]) -> list[tuple[int, int]]:
         if len(indices) < 2:
             continue
         model = load(MODEL, modalities=[modality])
-        vectors = encode(model, modality, [records[index].inputs[modality] for index in indices])
-        pairs += [(indices[i], indices[j]) for i, j in near_copies(vectors, cosine)]
+        files = [records[index].inputs[modality] for index in indices]
+        vectors = encode(model, modality, files)
+        for i, j in near_copies(vectors, cosine):
+            pairs.append((indices[i], indices[j]))
     return pairs
 
 
@@ -83,10 +89,10 @@ def near_copies(vectors: NDArray, cosine: float) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of unit vectors (n, E) whose cosine is at least ``cosine``."""
     pairs = []
     for start in range(0, len(vectors), BLOCK):
-        rows, columns = np.nonzero(vectors[start : start + BLOCK] @ vectors.T >= cosine)
-        for i, j in zip((start + rows).tolist(), columns.tolist(), strict=True):
-            if i < j:
-                pairs.append((i, j))
+        cosines = vectors[start : start + BLOCK] @ vectors.T
+        for row, column in np.argwhere(cosines >= cosine).tolist():
+            if start + row < column:
+                pairs.append((start + row, column))
     return pairs
 
 
@@ -99,8 +105,12 @@ def _matched_texts(pattern: str, paths: Sequence[Sequence[str]]) -> list[list[st
     compared = 1 if expression.groups else 0
     texts: list[list[str]] = []
     for paths_of_record in paths:
-        matches = [expression.search(path) for path in paths_of_record]
-        texts.append([match[compared] for match in matches if match is not None])
+        texts_of_record = []
+        for path in paths_of_record:
+            match = expression.search(path)
+            if match is not None:
+                texts_of_record.append(match[compared])
+        texts.append(texts_of_record)
     if not any(texts):
         raise UsageError(f"--group {pattern!r}: matches no path, as {paths[0][0]}")
     return texts

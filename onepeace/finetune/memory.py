@@ -11,7 +11,11 @@ from onepeace.train.recipe import Recipe
 ROOM = 0.8
 """Share of the available memory that a plan may fill: kernels need workspace that is not in the plan."""
 RECOMPUTED: Options = {"run": {"recompute": "blocks"}}
-LORA: Options = {"lora": {"rank": 16, "alpha": 32}, "freeze": {"except": ["heads.*", "logit_scale"]}, **RECOMPUTED}
+LORA: Options = {
+    "lora": {"rank": 16, "alpha": 32},
+    "freeze": {"except": ["heads.*", "logit_scale"]},
+    **RECOMPUTED,
+}
 CHUNKS = (4, 16)
 """Parts of a step (gradient caching): the loss is of the whole batch, the activations are those of one part."""
 

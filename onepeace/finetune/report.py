@@ -16,7 +16,7 @@ from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
 from onepeace.finetune.answers import HEAD, Answers, samples_of, score
 from onepeace.finetune.average import Average
-from onepeace.finetune.figures import by_class, confident_errors, confusions, gains
+from onepeace.finetune.figures import Gain, by_class, confident_errors, confusions, gains
 from onepeace.finetune.groups import FILE
 from onepeace.finetune.settings import head_names
 from onepeace.finetune.split import VAL, SplitSummary
@@ -98,8 +98,13 @@ def table(results: Sequence[Result]) -> list[Row]:
 def _table_of_one(result: Result) -> list[Row]:
     rows: list[Row] = [("set", "metric", "before", "after", "gain")]
     for gain in gains(result.before, result.after):
-        rows.append((gain.set, gain.metric, str(gain.before), str(gain.after), gain.gain.signed))
+        rows.append((gain.set, gain.metric, *_as_texts(gain)))
     return rows
+
+
+def _as_texts(gain: Gain) -> Row:
+    """The cells before, after and gain."""
+    return (str(gain.before), str(gain.after), gain.gain.signed)
 
 
 def as_text(results: Sequence[Result]) -> str:
@@ -108,7 +113,13 @@ def as_text(results: Sequence[Result]) -> str:
     return format_table(head, rows, right=range(2, len(head)))
 
 
-def write_report(result: Result, source: Path, model: str, data: Path, summary: SplitSummary) -> None:
+def write_report(
+    result: Result,
+    source: Path,
+    model: str,
+    data: Path,
+    summary: SplitSummary,
+) -> None:
     """Write report.html, a self-contained page.
 
     Args:
@@ -141,7 +152,11 @@ def best(results: Sequence[Result]) -> Result:
     return max(results, key=lambda result: score(result.after))
 
 
-def commands_to_try(result: Result, source: Path, summary: SplitSummary) -> list[str]:
+def commands_to_try(
+    result: Result,
+    source: Path,
+    summary: SplitSummary,
+) -> list[str]:
     """Commands that use the new model on the user's own files; none if they lie in the cells of a data set."""
     if is_arrow(source):
         return []
@@ -166,7 +181,8 @@ def _sets_of_classes(result: Result, summary: SplitSummary) -> list[dict[str, An
     sets = []
     for before, after in zip(result.before, result.after, strict=True):
         if after.set.endswith(HEAD):
-            sets.append({"name": after.set, "classes": _class_table(before, after), "matrix": _matrix(after)})
+            classes = _class_table(before, after)
+            sets.append({"name": after.set, "classes": classes, "matrix": _matrix(after)})
     return sets
 
 
@@ -176,8 +192,7 @@ def _class_table(before: Answers, after: Answers) -> list[Row]:
     rows: list[Row] = [("class", "files", "groups", "before", "after", "gain")]
     for num_files, gain in by_class(before, after):
         label = gain.metric
-        figures = (str(gain.before), str(gain.after), gain.gain.signed)
-        rows.append((label, str(num_files), str(num_groups[label]), *figures))
+        rows.append((label, str(num_files), str(num_groups[label]), *_as_texts(gain)))
     return rows
 
 
@@ -186,19 +201,28 @@ def _matrix(after: Answers) -> list[Row]:
     classes, counts = confusions(after, CONFUSED)
     rows: list[Row] = [("is \\ called", *classes)]
     for label, counts_of_label in zip(classes, counts.tolist(), strict=True):
-        rows.append((label, *(str(count or "") for count in counts_of_label)))
+        cells = [str(count or "") for count in counts_of_label]
+        rows.append((label, *cells))
     return rows
 
 
-def _sets_of_errors(result: Result, data: Path, summary: SplitSummary) -> list[Errors]:
+def _sets_of_errors(
+    result: Result,
+    data: Path,
+    summary: SplitSummary,
+) -> list[Errors]:
     """The errors of each set: of the head in sets of classes, else of the searches by items."""
     sets = []
     for kind in summary.kinds(VAL):
         samples = samples_of(data, kind)
         for before, after in zip(result.before, result.after, strict=True):
             is_shown = after.set.endswith(HEAD) if summary.labels else after.modality != "text"
-            if after.modalities == kind and is_shown:
-                sets.append(_class_errors(samples, after) if after.labels else _search_errors(samples, before, after))
+            if after.modalities != kind or not is_shown:
+                continue
+            if after.labels:
+                sets.append(_class_errors(samples, after))
+            else:
+                sets.append(_search_errors(samples, before, after))
     return sets
 
 
@@ -213,7 +237,11 @@ def _class_errors(samples: Sequence[Sample], after: Answers) -> Errors:
     return Errors(f"{len(errors)} {noun}, the most confident first: {after.set}", cards)
 
 
-def _search_errors(samples: Sequence[Sample], before: Answers, after: Answers) -> Errors:
+def _search_errors(
+    samples: Sequence[Sample],
+    before: Answers,
+    after: Answers,
+) -> Errors:
     """The queries that rank their own item lowest."""
     errors = [number for number, rank in enumerate(after.ranks) if rank > 1]
     errors.sort(key=lambda number: -after.ranks[number])
@@ -227,13 +255,22 @@ def _search_errors(samples: Sequence[Sample], before: Answers, after: Answers) -
     return Errors(f"{len(errors)} {what} own item first, the worst first: {after.set}", cards)
 
 
-def _card(sample: Sample, modality: str, words: str) -> dict[str, str]:
+def _card(
+    sample: Sample,
+    modality: str,
+    words: str,
+) -> dict[str, str]:
     content = sample.inputs[modality]
     if modality == "audio":
         address = _data_address("audio/*", content)
     else:
         address = _data_address("image/jpeg", _thumbnail(content))
-    return {"modality": modality, "address": address, "words": words, "file": str(sample.targets[FILE])}
+    return {
+        "modality": modality,
+        "address": address,
+        "words": words,
+        "file": sample.targets[FILE],
+    }
 
 
 def _thumbnail(content: bytes) -> bytes:

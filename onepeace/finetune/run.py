@@ -22,7 +22,7 @@ from onepeace.files.atomic import write_text_atomic
 from onepeace.files.lock import locked
 from onepeace.finetune.answers import read_answers
 from onepeace.finetune.average import AVERAGE, read_average
-from onepeace.finetune.folder import ABOUT, check_only_ours, check_same, clear, read_about
+from onepeace.finetune.folder import ABOUT, check_only_ours, check_same, clear, read_identity
 from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import Result, write_report
@@ -94,7 +94,7 @@ class FineTuning:
             UserError: nothing can be learned from the data; the folder has another fine-tuning in it, or another run
                 is writing to it.
         """
-        read_about(self.out)  # before the lock adds a file to a folder of something else
+        read_identity(self.out)  # before the lock adds a file to a folder of something else
         with locked(self.out):
             summary, recipes = self._prepare(overwrite)
             self._say_plan(summary, recipes)
@@ -113,7 +113,7 @@ class FineTuning:
         """
         if self.compare:
             need("peft", "lora")
-        about = {
+        identity = {
             "source": os.path.abspath(self.source),
             "columns": dict(self.columns),
             "split": self.split,
@@ -123,15 +123,15 @@ class FineTuning:
             "compare": self.compare,
             "name": self.model,
         }
-        earlier = read_about(self.out)
+        earlier = read_identity(self.out)
         if earlier is not None and overwrite:
             self._check_can_be_cleared()
         elif earlier is not None:
-            check_same(self.out, earlier, about)
+            check_same(self.out, earlier, identity)
         if not overwrite and (self.data / SUMMARY).exists():
-            return self._go_on(about)
+            return self._go_on(identity)
         with self._folder_of_cells() as unpacked:
-            return self._begin(about, overwrite, unpacked)
+            return self._begin(identity, overwrite, unpacked)
 
     def _check_can_be_cleared(self) -> None:
         for needed in (self.start, self.source):
@@ -139,11 +139,13 @@ class FineTuning:
                 raise UserError(f"{needed} is needed, and --force would remove it; give -o another folder")
         check_only_ours(self.out)
 
-    def _go_on(self, about: Mapping[str, object]) -> tuple[SplitSummary, dict[str, Recipe]]:
+    def _go_on(self, identity: Mapping[str, object]) -> tuple[SplitSummary, dict[str, Recipe]]:
         summary = read_summary(self.data)
         self.say(f"{self.out}: the parts of an earlier call are used; --force reads {self.source} again")
-        recipes = {way: self._stored_recipe(way) or self._new_recipe(way, summary) for way in self.ways}
-        self._write_settings(about, recipes)
+        recipes = {}
+        for way in self.ways:
+            recipes[way] = self._stored_recipe(way) or self._new_recipe(way, summary)
+        self._write_settings(identity, recipes)
         return summary, recipes
 
     @contextmanager
@@ -157,25 +159,32 @@ class FineTuning:
             yield Path(folder)
 
     def _begin(
-        self, about: Mapping[str, object], overwrite: bool, unpacked: Path | None
+        self, identity: Mapping[str, object], overwrite: bool, unpacked: Path | None
     ) -> tuple[SplitSummary, dict[str, Recipe]]:
         modalities = list(read_config(self.start).model.adapters)
-        data = read_own_data(self.source, modalities, columns=self.columns, split=self.split, unpacked=unpacked)
+        data = read_own_data(
+            self.source,
+            modalities,
+            columns=self.columns,
+            split=self.split,
+            unpacked=unpacked,
+        )
         split, summary = divide(data, self.source, self.group)
         self.say(f"{self.source}: {summary.files}{_left_out(summary)}")
         self.say(summary.described())
         recipes = {way: self._new_recipe(way, summary) for way in self.ways}
         if overwrite:
             clear(self.out)
-        self._write_settings(about, recipes)
+        self._write_settings(identity, recipes)
         write_shards(split, summary, self.data)
         return summary, recipes
 
-    def _write_settings(self, about: Mapping[str, object], recipes: Mapping[str, Recipe]) -> None:
-        write_text_atomic(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
+    def _write_settings(self, identity: Mapping[str, object], recipes: Mapping[str, Recipe]) -> None:
+        write_text_atomic(self.out / ABOUT, json.dumps(identity, indent=1) + "\n")
         for way, recipe in recipes.items():
             (self.out / way).mkdir(exist_ok=True)
-            write_text_atomic(self.out / way / SETTINGS, json.dumps(to_plain(recipe), indent=1) + "\n")
+            settings = json.dumps(to_plain(recipe), indent=1)
+            write_text_atomic(self.out / way / SETTINGS, f"{settings}\n")
             self.say(f"{_prefix(way)}{_described(recipe)}")
 
     def _new_recipe(self, way: str, summary: SplitSummary) -> Recipe:
@@ -190,12 +199,16 @@ class FineTuning:
         path = self.out / way / SETTINGS
         if not path.exists():
             return None
-        recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
-        old = Path(recipe.run.out).parent if way else Path(recipe.run.out)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recipe = build(Recipe, content, str(path))
+        old = Path(recipe.run.out)
+        if way:
+            old = old.parent
         data = replace(recipe.data, root=str(self.data))
         if data.frozen_folder == str(old / "frozen"):  # otherwise chosen by the user
             data = replace(data, frozen_folder=str(self.out / "frozen"))
-        return replace(recipe, data=data, run=replace(recipe.run, out=str(self.out / way)))
+        run = replace(recipe.run, out=str(self.out / way))
+        return replace(recipe, data=data, run=run)
 
     def _say_plan(self, summary: SplitSummary, recipes: Mapping[str, Recipe]) -> None:
         """Say what will be done, unless all models are trained."""
@@ -207,7 +220,12 @@ class FineTuning:
         ways = f" ({', '.join(recipes)})" if self.compare else ""
         self.say(f"to do: train {what}{ways}, average them with those they had, measure, and write a report")
 
-    def _result(self, way: str, recipe: Recipe, summary: SplitSummary) -> Result:
+    def _result(
+        self,
+        way: str,
+        recipe: Recipe,
+        summary: SplitSummary,
+    ) -> Result:
         """Train in one way, average and measure, skipping finished stages."""
         folder = Path(recipe.run.out)
         heads = head_names(summary)

@@ -38,17 +38,30 @@ LARGEST_BATCH = 128
 LARGEST_BATCH_OF_LARGE = 16
 """The same for a large model."""
 ITEMS_SEEN = 20_000
-"""Number of items, with repetitions, that a model is trained on, if that is 3 to 30 epochs."""
+"""Number of items, with repetitions, that a model is trained on, within the limits below."""
+FEWEST_EPOCHS = 3.0
+MOST_EPOCHS = 30.0
+FEWEST_STEPS = 30
 AUGMENT: dict[str, Options] = {
     "image": {"crop_scale": [0.6, 1.0], "flip": True, "color": 0.2},
     "audio": {"shift": True, "gain_db": 6.0, "noise": 0.2},
 }
 HEAD: Options = {"kind": "classifier", "task": "label", "pool": "cls", "hidden_ratio": 0}
-WAYS: dict[str, Options] = {"probe": {"freeze": {"except": ["heads.*", "logit_scale"]}}, "lora": LORA, "full": {}}
+WAYS: dict[str, Options] = {
+    "probe": {"freeze": {"except": ["heads.*", "logit_scale"]}},
+    "lora": LORA,
+    "full": {},
+}
 """Ways to train: only heads and projections, low-rank adapters as well, or all weights."""
 
 
-def auto_recipe(model: Path, data: Path, out: Path, summary: SplitSummary, way: str = "") -> Options:
+def auto_recipe(
+    model: Path,
+    data: Path,
+    out: Path,
+    summary: SplitSummary,
+    way: str = "",
+) -> Options:
     """The recipe of a fine-tuning, as plain values.
 
     Args:
@@ -83,15 +96,28 @@ def auto_recipe(model: Path, data: Path, out: Path, summary: SplitSummary, way: 
 
 def _modalities(kinds: Iterable[str]) -> list[str]:
     """The modalities in kinds of samples such as "image+text", in their order."""
-    return list(dict.fromkeys(chain.from_iterable(kind.split("+") for kind in kinds)))
+    modalities: dict[str, None] = {}
+    for kind in kinds:
+        modalities |= dict.fromkeys(kind.split("+"))
+    return list(modalities)
 
 
 def _frozen_stems(adapters: Mapping[str, nn.Module], modalities: Sequence[str]) -> list[str]:
     """Modalities with a pretrained stem, whose weights are not trained."""
-    return [key for key in modalities if isinstance(getattr(adapters[key], "stem", None), PretrainedStem)]
+    frozen = []
+    for modality in modalities:
+        stem = getattr(adapters[modality], "stem", None)
+        if isinstance(stem, PretrainedStem):
+            frozen.append(modality)
+    return frozen
 
 
-def _data_options(data: Path, out: Path, summary: SplitSummary, frozen: Sequence[str]) -> Options:
+def _data_options(
+    data: Path,
+    out: Path,
+    summary: SplitSummary,
+    frozen: Sequence[str],
+) -> Options:
     kinds = summary.kinds(TRAIN)
     media = [modality for modality in _modalities(kinds) if modality != "text"]
     templates = {}
@@ -132,9 +158,9 @@ def _schedule_and_run(num_samples: Mapping[str, int], largest_batch: int) -> dic
     total = sum(num_samples.values())
     # At most half of the items, so that the items of a batch vary from step to step.
     batch_size = {kind: _power_of_two(min(count // 2, largest_batch)) for kind, count in num_samples.items()}
-    epochs = min(30.0, max(3.0, ITEMS_SEEN / total))
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, ITEMS_SEEN / total))
     steps_per_epoch = max(count / batch_size[kind] for kind, count in num_samples.items())
-    steps = max(30, round(epochs * steps_per_epoch))
+    steps = max(FEWEST_STEPS, round(epochs * steps_per_epoch))
     return {
         "schedule": {"steps": steps, "warmup_ratio": 0.1},
         "run": {
@@ -150,7 +176,11 @@ def _power_of_two(count: int) -> int:
     return 2 ** max(1, count.bit_length() - 1)
 
 
-def _add_heads(recipe: dict[str, Any], summary: SplitSummary, heads_of_start: Mapping[str, Options]) -> None:
+def _add_heads(
+    recipe: dict[str, Any],
+    summary: SplitSummary,
+    heads_of_start: Mapping[str, Options],
+) -> None:
     """Add a classifier with its loss term for each modality.
 
     Args:
@@ -162,7 +192,7 @@ def _add_heads(recipe: dict[str, Any], summary: SplitSummary, heads_of_start: Ma
         head: Options = {**HEAD, "on": modality, "labels": list(summary.labels)}
         heads[name] = head
         older = heads_of_start.get(name)
-        if older is not None and any(older.get(option) != value for option, value in head.items()):
+        if older is not None and not head.items() <= older.items():
             # It has other classes: its weights would not fit, or would mean something else.
             fresh.append(f"heads.{name}.*")
         term = {"term": "classification", "on": [modality], "head": name, "label_smoothing": 0.1}

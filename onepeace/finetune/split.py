@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.config import build
-from onepeace.data.shard_writer import new_shards
+from onepeace.data.shard_writer import ShardWriter, new_shards
 from onepeace.datasets.layout import Record, Skipped
 from onepeace.datasets.pairs import media
 from onepeace.errors import UserError
@@ -81,16 +81,26 @@ def hold_out(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     class_sizes = Counter(map(_class_of, records))
     num_held_out = Counter[Any]()
     held_out_groups = set()
-    for group in sorted(members, key=lambda group: min(map(_hash, members[group]))):
+    first_hashes = {group: min(map(_hash, records_of_group)) for group, records_of_group in members.items()}
+    for group in sorted(members, key=first_hashes.__getitem__):
         group_sizes = Counter(map(_class_of, members[group]))
         if _fits(group_sizes, num_held_out, class_sizes, share):
             num_held_out += group_sizes
             held_out_groups.add(group)
-    rest = [record for record in records if record.targets[GROUP] not in held_out_groups]
-    return rest, [record for record in records if record.targets[GROUP] in held_out_groups]
+    rest: list[Record] = []
+    held_out: list[Record] = []
+    for record in records:
+        part = held_out if record.targets[GROUP] in held_out_groups else rest
+        part.append(record)
+    return rest, held_out
 
 
-def _fits(group_sizes: Counter[Any], num_held_out: Counter[Any], class_sizes: Counter[Any], share: float) -> bool:
+def _fits(
+    group_sizes: Counter[Any],
+    num_held_out: Counter[Any],
+    class_sizes: Counter[Any],
+    share: float,
+) -> bool:
     """Whether a group brings each of its classes nearer to the share, or is the first of a class and at most half."""
     for label, size in group_sizes.items():
         is_nearer = num_held_out[label] + size / 2 <= share * class_sizes[label]
@@ -165,10 +175,15 @@ def read_summary(folder: Path) -> SplitSummary:
         UserError: the file is of another version.
     """
     path = folder / SUMMARY
-    return build(SplitSummary, json.loads(path.read_text(encoding="utf-8")), str(path))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return build(SplitSummary, content, str(path))
 
 
-def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[Split, SplitSummary]:
+def divide(
+    data: OwnData,
+    source: Path,
+    pattern: str | None,
+) -> tuple[Split, SplitSummary]:
     """Group and split the data, without modalities of which there are too few samples.
 
     Raises:
@@ -182,7 +197,12 @@ def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[Split, Spl
     return split, _summary(split, num_groups, pattern)
 
 
-def _without(data: OwnData, too_few: Collection[tuple[str, ...]], source: Path, pattern: str | None) -> OwnData:
+def _without(
+    data: OwnData,
+    too_few: Collection[tuple[str, ...]],
+    source: Path,
+    pattern: str | None,
+) -> OwnData:
     kept = {modalities: records for modalities, records in data.records.items() if modalities not in too_few}
     if not kept:
         reason = "near copies of one another; give --group a" if pattern is None else "one --group; give it another"
@@ -201,7 +221,11 @@ def _without(data: OwnData, too_few: Collection[tuple[str, ...]], source: Path, 
     return rest
 
 
-def _summary(split: Split, num_groups: int, pattern: str | None) -> SplitSummary:
+def _summary(
+    split: Split,
+    num_groups: int,
+    pattern: str | None,
+) -> SplitSummary:
     data = split.data
     counts = {}
     held_out_labels: set[str | None] = set()
@@ -220,7 +244,11 @@ def _summary(split: Split, num_groups: int, pattern: str | None) -> SplitSummary
     )
 
 
-def write_shards(split: Split, summary: SplitSummary, folder: Path) -> None:
+def write_shards(
+    split: Split,
+    summary: SplitSummary,
+    folder: Path,
+) -> None:
     """Write the parts below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
 
     Files are copied unchanged. If the process is killed, the output is not used: shards appear only when complete, and
@@ -231,11 +259,17 @@ def write_shards(split: Split, summary: SplitSummary, folder: Path) -> None:
         for part in split.parts:
             with new_shards(folder / part, name) as writer:
                 for number, record in enumerate(split.records(part, modalities)):
-                    writer.write(
-                        f"{name}_{number:08d}",
-                        {path.suffix.lower().removeprefix("."): read_bytes(path) for path in media_of(record)},
-                        record.captions or ([record.label] if record.label else []),
-                        targets=record.targets,
-                        about={"source": record.source},
-                    )
-    write_text_atomic(folder / SUMMARY, json.dumps(asdict(summary), ensure_ascii=False, indent=1) + "\n")
+                    _write_sample(writer, f"{name}_{number:08d}", record)
+    content = json.dumps(asdict(summary), ensure_ascii=False, indent=1)
+    write_text_atomic(folder / SUMMARY, f"{content}\n")
+
+
+def _write_sample(writer: ShardWriter, key: str, record: Record) -> None:
+    files = {}
+    for path in media_of(record):
+        ending = path.suffix.lower().removeprefix(".")
+        files[ending] = read_bytes(path)
+    captions = record.captions
+    if not captions and record.label:
+        captions = [record.label]
+    writer.write(key, files, captions, targets=record.targets, about={"source": record.source})

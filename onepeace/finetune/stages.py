@@ -24,7 +24,8 @@ TUNED = "tuned"
 
 def is_trained(folder: Path) -> bool:
     """Whether the model in the folder of a way is trained, or further."""
-    return any((folder / name).exists() for name in (AVERAGE, TUNED, f"model/{CONFIG}"))
+    signs = (folder / AVERAGE, folder / TUNED, folder / "model" / CONFIG)
+    return any(path.exists() for path in signs)
 
 
 def trained_model(recipe: Recipe, say: Callable[[str], None]) -> Path:
@@ -74,10 +75,13 @@ def average_weights(
         average = choose(model.encoder, start, new, score_of_current, summary.count(CHOOSE))
     else:
         average = Average(share=1.0 if heads else UNTRIED)
+    state = {}
+    for name, tensor in new.items():
+        state[name] = mixed(start.get(name), tensor, average.share)
     card = (tuned / CARD).read_text(encoding="utf-8")
     weights.save(
         tuned.parent / "model",
-        {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()},
+        state,
         config,
         tokenizer=_if_exists(tuned / TOKENIZER),
         tasks=_if_exists(tuned / TASKS),
@@ -91,7 +95,13 @@ def _if_exists(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def measure(model: Path, data: Path, summary: SplitSummary, heads: Mapping[str, str], path: Path) -> None:
+def measure(
+    model: Path,
+    data: Path,
+    summary: SplitSummary,
+    heads: Mapping[str, str],
+    path: Path,
+) -> None:
     """Write the answers of a model to the held-out part.
 
     Args:

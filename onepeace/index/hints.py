@@ -229,7 +229,11 @@ def _is_alike(word: str, correction: str) -> bool:
     return len(word) >= LIKE_ANOTHER and jellyfish.metaphone(word) == jellyfish.metaphone(correction)
 
 
-def _zipf(word: str, language: str, size: str) -> float:
+def _zipf(
+    word: str,
+    language: str,
+    size: str,
+) -> float:
     """Decimal logarithm of how often a word is used in a billion words of a language; 0 if it is not in the list.
 
     Args:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import shlex
 import shutil
 from dataclasses import replace
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from support.crash import on_a_full_disk
 from support.random_model import save_random_model
 from support.small_shards import COLOURS, TONES, square, tone
 
@@ -302,10 +302,21 @@ def test_overwrite_needs_the_mark_of_a_fine_tuning(model, table, tmp_path, capsy
     assert (out / "thesis.txt").exists()
 
 
-def test_full_disk_names_the_file(model, table, tmp_path):
-    code, err = on_a_full_disk(100, "finetune", table, "-o", tmp_path / "out", "--model", model, *QUICK)
-    assert code == 1
-    assert err.splitlines()[-1].startswith(f"onepeace: {tmp_path / 'out' / ABOUT}: cannot be written (")
+def test_full_disk_names_the_file(model, table, tmp_path, capsys, monkeypatch):
+    write = running.FineTuning._write_settings
+
+    def write_on_a_full_disk(*arguments):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            write(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(running.FineTuning, "_write_settings", write_on_a_full_disk)
+    assert finetune(table, "-o", tmp_path / "out", "--model", model, *QUICK) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"onepeace: {tmp_path / 'out' / ABOUT}: cannot be written (")
 
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from onepeace.datasets.layout import Record
 from onepeace.errors import UsageError, UserError
@@ -17,7 +18,7 @@ TABLE = Path("/files/table.csv")
 KIND = ("image", "text")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_near_copies(monkeypatch):
     monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {})
 
@@ -53,6 +54,18 @@ def test_near_copies_are_joined_also_through_others(monkeypatch):
     assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
 
+def test_second_picture_is_a_near_copy_and_other_pictures_are_none(samples, tmp_path):
+    for name in ("cat", "dog"):
+        picture = Image.open(samples / "images" / f"{name}.jpg")
+        picture.save(tmp_path / f"{name}.png")
+        width, height = picture.size
+        picture.crop((4, 4, width - 4, height - 4)).save(tmp_path / f"{name}-again.jpg", quality=70)
+    data = own_data(["cat.png", "dog.png", "cat-again.jpg", "dog-again.jpg"], tmp_path)
+    assert assign_groups(data, tmp_path) == 2
+    assert [record.targets["group"] for record in data.all_records] == [0, 1, 0, 1]
+
+
+@pytest.mark.usefixtures("no_near_copies")
 def test_files_of_a_group_lie_in_one_part_and_each_class_in_all():
     split, summary = divide(own_data(frames(10, 10)), TABLE, r"(\w+/video\d+)-")
     files = files_of(split)
