@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
+from onepeace.embed.digest import digest
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many
 from onepeace.embed.options import Keywords, Options, Raising, Skipping, names_options, read_options
@@ -28,7 +29,6 @@ from onepeace.embed.zero_shot import TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
-from onepeace.hub.digest import digest
 from onepeace.hub.folder import read_config
 from onepeace.hub.identity import Identity, identify
 from onepeace.hub.resolve import resolve
@@ -151,7 +151,7 @@ class Embedder:
     @property
     def identity(self) -> Identity:
         """Name and hash by which an index knows this model: those of `load` or of whoever made the object, else a
-        digest of its weights and processors (onepeace/hub/digest.py), which is computed once."""
+        digest of its weights and processors (onepeace/embed/digest.py), which is computed once."""
         if self._identity is None:
             module = cast(nn.Module, self.module)
             self._identity = Identity(type(module).__name__, digest(module, self.processors))

@@ -1,5 +1,6 @@
 """Models of other libraries as towers of one space: small ones with random weights, saved as their libraries do."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -236,3 +237,9 @@ def test_info_names_the_towers(names, both, folders, capsys):
     out = capsys.readouterr().out
     assert re.search(r"one space for +text, image, audio\n", out)
     assert f"clap:{folders['clap']}" in out
+
+
+def test_command_line_takes_several_names(names, pictures, capsys):
+    assert main(["search", str(pictures[0]), "a dog barks", "--no-index", "--model", names["both"], "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["path"] == str(pictures[0])

@@ -66,7 +66,7 @@ def clap(folder):
         "num_mel_bins": 16, "spec_size": 64, "window_size": 4, "patch_size": 2, "patch_stride": [2, 2],
         "hidden_size": 16, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2],
     }  # fmt: skip
-    act = {"projection_hidden_act": "gelu"}  # random weights before a ReLU may give nothing but zeros
+    act = {"projection_hidden_act": "tanh"}  # random weights before a ReLU may give nothing but zeros
     config = transformers.ClapConfig(text_config=text_config(14) | act, audio_config=audio | act, projection_dim=8)
     extractor = transformers.ClapFeatureExtractor(
         feature_size=16, sampling_rate=SOUND_RATE, hop_length=80, max_length_s=1, fft_window_size=256,

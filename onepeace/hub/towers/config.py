@@ -35,7 +35,7 @@ class TowerConfig:
     embed_dim: Count
     num_parameters: Count
     digest: str
-    """Digest of its weights (onepeace/hub/digest.py)."""
+    """Digest of its weights."""
 
 
 @dataclass(frozen=True)

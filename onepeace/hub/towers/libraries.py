@@ -46,6 +46,15 @@ class Tower(nn.Module):
         """Features of (n,) float32 samples of at most `max_seconds`."""
         raise NotImplementedError
 
+    def embed(self, modality: str, items: Any) -> Tensor:
+        """(B, E) vectors of items of a modality; see the methods below."""
+        methods: dict[str, Callable[[Any], Tensor]] = {
+            "text": self.embed_texts,
+            "image": self.embed_pictures,
+            "audio": self.embed_sounds,
+        }
+        return methods[modality](items)
+
     def embed_texts(self, texts: list[str]) -> Tensor:
         """(B, E) vectors of any length."""
         raise NotImplementedError
@@ -110,6 +119,8 @@ class Transformers(Tower):
         self.modalities = tuple(key for key, method in methods.items() if hasattr(self.model, method))
         if len(self.modalities) < 2:
             raise UserError("it does not compare texts with pictures or sounds; such models are CLIP, SigLIP and CLAP")
+        if "image" in self.modalities and len(self.processor.image_processor.model_input_names) > 1:
+            raise UserError("it reads pictures of several sizes (NaFlex); take one of a fixed size")
         scale = getattr(self.model, "logit_scale_a" if "audio" in self.modalities else "logit_scale")
         self.logit_scale = scale.exp().item()
         if "audio" in self.modalities:
@@ -118,10 +129,7 @@ class Transformers(Tower):
             self.max_seconds = extractor.nb_max_samples / extractor.sampling_rate
 
     def read_picture(self, picture: "Image.Image") -> Tensor:
-        inputs = self.processor.image_processor(images=[picture], return_tensors="pt")
-        if set(inputs) != {"pixel_values"}:
-            raise UserError("models of pictures of several sizes (NaFlex) are not read; take one of a fixed size")
-        return inputs["pixel_values"][0]
+        return self.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]
 
     def read_sound(self, samples: Tensor) -> Tensor:
         extractor = self.processor.feature_extractor

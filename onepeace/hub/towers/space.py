@@ -1,5 +1,6 @@
 """Towers as one module: their spaces side by side, each vector with zeros in the blocks of the others."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 
 from onepeace.device import choose_dtype
 from onepeace.errors import UserError
-from onepeace.hub.digest import digest
 from onepeace.hub.towers.config import TowerConfig, TowersConfig
 from onepeace.hub.towers.libraries import Tower, open_tower
 from onepeace.hub.towers.processors import processors_of, texts_of
 from onepeace.model import INITIAL_SCALE
 from onepeace.model.interface import Inputs
 from onepeace.processors.processor import Processor
+
+SAMPLES = 1024
+"""Numbers of a tensor that a digest reads."""
 
 
 class Towers(nn.Module):
@@ -51,13 +54,18 @@ class Towers(nn.Module):
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """(B, E) float32 unit vectors of each given modality."""
-        return {modality: self._embed(modality, batch) for modality, batch in inputs.items()}
+        vectors = {}
+        for modality, batch in inputs.items():
+            (values,) = batch.values()
+            vectors[modality] = self.embed(modality, texts_of(values) if modality == "text" else values)
+        return vectors
 
-    def _embed(self, modality: str, batch: dict[str, Tensor]) -> Tensor:
-        (values,) = batch.values()
-        vectors = torch.zeros(len(values), self.embed_dim, device=values.device)
+    def embed(self, modality: str, items: list[str] | Tensor) -> Tensor:
+        """(B, E) float32 unit vectors of texts, or of what the processor of another modality makes, stacked."""
+        device = next(self.parameters()).device
+        vectors = torch.zeros(len(items), self.embed_dim, device=device)
         for tower, block in self._readers(modality):
-            vectors[:, block] = F.normalize(_vectors_of(tower, modality, values).float(), dim=1)
+            vectors[:, block] = F.normalize(tower.embed(modality, items).float(), dim=1)
         return F.normalize(vectors, dim=1)
 
     def _readers(self, modality: str) -> Iterator[tuple[Tower, slice]]:
@@ -68,26 +76,31 @@ class Towers(nn.Module):
                 yield cast(Tower, tower), blocks[int(number)]
 
 
-def _vectors_of(tower: Tower, modality: str, values: Tensor) -> Tensor:
-    """(B, E) vectors of a tower."""
-    if modality == "text":
-        return tower.embed_texts(texts_of(values))
-    if modality == "image":
-        return tower.embed_pictures(values)
-    return tower.embed_sounds(values)
-
-
 def describe(name: str, tower: Tower) -> TowerConfig:
     """Configuration of a tower that has just been loaded."""
     with torch.inference_mode():
-        embed_dim = tower.embed_texts(["a"]).shape[1]
+        embed_dim = tower.embed("text", ["a"]).shape[1]
     return TowerConfig(
         name=name,
         modalities=tower.modalities,
         embed_dim=embed_dim,
         num_parameters=sum(parameter.numel() for parameter in tower.parameters()),
-        digest=digest(tower, {}),
+        digest=digest_of(tower),
     )
+
+
+def digest_of(tower: Tower) -> str:
+    """Hash (16 hexadecimal digits) of the names and shapes of the weights, and of samples of their numbers.
+
+    It takes milliseconds where hashing all numbers takes seconds. Those of another training differ in the samples.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in tower.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        numbers = tensor.detach().flatten()
+        some_numbers = numbers[:: len(numbers) // SAMPLES + 1].contiguous()
+        digest.update(some_numbers.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_towers(
@@ -104,15 +117,17 @@ def load_towers(
         if not described.modalities:
             continue
         tower = open_tower(described.name)
-        if digest(tower, {}) != described.digest:
+        if digest_of(tower) != described.digest:
             raise UserError(
                 f"{described.name}: its weights have changed since its folder was made; to use the new ones delete "
                 f"{folder}, and build the indexes made with the old ones again"
             )
-        if "text" in described.modalities:
-            tower.embed_texts(["a"])  # sets how the tokenizer pads, which two threads must not do at once
         towers[str(number)] = tower
         processors |= processors_of(tower, described.modalities)
     module = Towers(config, towers)
     module.to(device=device, dtype=choose_dtype(dtype, device, config.num_parameters))
-    return module.eval(), {key: processors[key] for key in config.projections}
+    module.eval()
+    if "text" in processors:
+        with torch.inference_mode():
+            module.embed("text", ["a"])  # sets how the tokenizers pad, which two threads must not do at once
+    return module, {key: processors[key] for key in config.projections}
