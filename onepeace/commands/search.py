@@ -38,9 +38,11 @@ need --text.
 Several parts make one query: their weighted sum. A query's own file is not among its hits. A video is found by its
 frames and by its audio track; "at" is the position of the hit.
 
-The match of a hit is the share of unrelated queries whose best hit in these files scores lower. Above 0.95 the hit is
-likely to be what was meant, from 0.7 on it is possible; a copy of the query has 1. If the model has no unrelated
-queries of the query's modality, the cosine of all hits is shown instead.
+The match of a file is the share of unrelated queries whose best hit of its kind scores lower. Above 0.95 the file is
+likely to be what was meant, from 0.7 on it is possible; a copy of the query has 1. It depends on the query, the file
+and the index, not on filters or other hits. Likely files come first, then possible ones; files of the same word are
+ordered by the distance of their score from those of unrelated queries (z). If the model has no unrelated queries of the
+query's modality, the cosine of all hits is shown instead.
 
 --where takes a Python expression over size, date, mtime, width, height, duration, kind, path, caption, camera, make,
 lens, title, description, artist, album, genre, keyword, place, rating and metadata.NAME, with the units kB, MB, GB, s,

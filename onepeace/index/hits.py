@@ -7,8 +7,9 @@ from typing import Any
 
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
-from onepeace.index.match import likelihood
+from onepeace.index.match import UNLIKELY, likelihood
 
+NAMED = "named"
 NOTHING = "nothing relevant found; the nearest are:"
 
 
@@ -23,8 +24,8 @@ class Hit:
     score: float
     """Cosine of the query and the nearest vector of the file."""
     match: float | None = None
-    """Share of unrelated queries whose best hit of this kind in this folder scores lower; 1 for a copy of the query.
-    None if hits are ranked by cosine."""
+    """Share of unrelated queries whose best hit of this kind in this index scores lower (match.py); 1 for a copy of the
+    query. None if hits are ranked by cosine."""
     start: float | None = None
     end: float | None = None
     """End of the matching part in seconds, if the file has several vectors."""
@@ -32,6 +33,7 @@ class Hit:
     """Paths of near copies, as far as they are among the nearest files, `search.CANDIDATES` for each requested hit."""
     words: tuple[str, ...] = ()
     """Words of the query that the name, the caption or the metadata of the file has; empty if there are none."""
+    has_all_words: bool = False
 
     @property
     def value(self) -> str:
@@ -52,8 +54,11 @@ class Hit:
 
     @property
     def likelihood(self) -> str | None:
-        """The match as a word: likely, possible or unlikely."""
-        return None if self.match is None else likelihood(self.match)
+        """The match as a word: likely, possible, unlikely, or named if it is unlikely but the file has all words."""
+        if self.match is None:
+            return None
+        word = likelihood(self.match)
+        return NAMED if word == UNLIKELY and self.has_all_words else word
 
     def to_dict(self) -> dict[str, Any]:
         """The hit as a JSON dictionary, the same in every interface."""
@@ -86,7 +91,8 @@ class Results(Sequence[Hit]):
     compared: int
     """Number of files that passed the filters."""
     relevant: bool | None = None
-    """Whether the best match is at least `RELEVANT`; None if hits are ranked by cosine."""
+    """Whether a file of any kind that passes the filters has a match of at least `RELEVANT`, or all words of the query;
+    None if hits are ranked by cosine."""
     hints: tuple[str, ...] = ()
     """Lines for the user about the query, such as a word that may be misspelt."""
     suggestion: Suggestion | None = None

@@ -36,7 +36,8 @@ POSSIBLE = 0.7
 """Match from which a hit is possibly relevant: 7 of 10 unrelated queries find nothing as near."""
 RELEVANT = 0.2
 """Match of the best hit below which nothing relevant was found: 4 of 5 unrelated queries do better."""
-WORDS = ("unlikely", "possible", "likely")
+UNLIKELY = "unlikely"
+WORDS = (UNLIKELY, "possible", "likely")
 SMALLEST = 1e-8
 """Lower bound of divisors."""
 

@@ -290,6 +290,7 @@ def hits_of_page(
     hits = []
     for rank_of_hit, (place, *copies) in enumerate(groups, options.offset + 1):
         item = checked_item(searched, files[file_of[place]], int(candidates.rows[place]))
+        words_of_file = words_by_file.get(item.id, ())
         hits.append(
             _hit(
                 searched,
@@ -298,7 +299,8 @@ def hits_of_page(
                 rank=rank_of_hit,
                 item=item,
                 copies=tuple(files[file_of[copy]][0].path for copy in copies),
-                words=words_by_file.get(item.id, ()),
+                words=words_of_file,
+                has_all_words=0 < len(words_of_file) == len(words.expressions),
             )
         )
     return tuple(hits)

@@ -146,7 +146,8 @@ class Tools:
         """Search pictures, sounds, texts and videos of the index by content, best hits first.
 
         Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
-        unrelated queries whose best hit here scores lower: above 0.95 it is likely right, below 0.7 unlikely.
+        unrelated queries whose best hit here scores lower: above 0.95 it is likely right, below 0.7 unlikely, or
+        "named" if the file has all words of the query.
         "relevant" is false when no file is likely to be what is meant. "start" and "end" are seconds.
 
         Args:

@@ -253,6 +253,8 @@ def test_search_calls_no_file_with_all_words_irrelevant(index, monkeypatch):
     monkeypatch.setattr("onepeace.index.search.Scale", Unlikely)
     assert index.search("elephant").heading
     assert index.search("dog").heading is None
+    assert [hit.likelihood for hit in index.search("dog cat", top=2)] == ["unlikely", "unlikely"]
+    assert [hit.likelihood for hit in index.search("dog", top=2)] == ["named", "named"]
     assert index.search("dog", only="text").heading is None  # there is none
     assert index.search("dog", where="not 'dog' in path").heading
     by_path = index.search("dog", sort="path", top=100, collapse=False)
