@@ -76,6 +76,7 @@ def embed_scan(
     with model_on_demand(model, settings, num_new, report) as load:
         keep_calibration(store, load)
         recorder = Recorder(store, report, part)
+        recorder.renew_names()
         # A table that cannot be read may still have the captions.
         keeps_captions = not is_whole or bool(scanned.problems)
         _embed_new(recorder, scanned, load, settings, keeps_captions)

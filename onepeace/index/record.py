@@ -3,6 +3,8 @@
 What was written before an interruption stays, and the same command resumes the run.
 """
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +26,10 @@ from onepeace.index.tokens import words_of
 BATCH_SECONDS = 2.0
 BATCH_VECTORS = 512
 """Limits of a transaction: the most work that is lost if the process is killed."""
+
+
+NAMED_FROM = "named_from"
+"""Entry of an index for the folders that the names of its files begin at."""
 
 
 class Row(NamedTuple):
@@ -58,6 +64,23 @@ class Recorder:
         self.num_copies: Counter[bytes | None] = Counter()
         self._waiting: list[Row] = []
         self._last_write = time.monotonic()
+
+    def renew_names(self) -> None:
+        """Write anew by which names files are found, if the indexed folders have changed: names begin at the outermost
+        one."""
+        folders = hashlib.blake2b(json.dumps(sorted(self._folders)).encode(), digest_size=8).hexdigest()
+        if self.store.meta.get(NAMED_FROM) == folders:
+            return
+        items = [item for item in self.items.values() if item.problem is None]
+        with self.store.transaction():
+            for start in range(0, len(items), BATCH_VECTORS):
+                batch = items[start : start + BATCH_VECTORS]
+                words_by_file = self.store.words([item.id for item in batch])
+                for item in batch:
+                    words = words_of(item, self._folders, words_by_file[item.id].text)
+                    if words != words_by_file[item.id]:
+                        self.store.replace_words(item.id, words)
+            self.store.meta[NAMED_FROM] = folders
 
     def record_vectors(self, item: Item, spans: Sequence[Span], vectors: np.ndarray, text: str = "") -> None:
         """A file that was embedded.

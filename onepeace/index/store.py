@@ -221,6 +221,11 @@ class Store:
             raise Damaged(self.folder, f"file {min(missing)} is missing")
         return files
 
+    def replace_words(self, file_id: int, words: Words) -> None:
+        """Store other texts by whose words a file is found; call it in a transaction."""
+        self.connection.execute("DELETE FROM words WHERE file = ?", (file_id,))
+        insert(self.connection, "words", (file_id, *words))
+
     def words(self, ids: Sequence[int]) -> dict[int, Words]:
         """The texts by whose words files are found, verified by checksum.
 

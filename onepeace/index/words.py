@@ -82,10 +82,18 @@ class WordSearch:
     def _expression(self, word: str) -> str | None:
         """Expression for a word if a file has it, else for the words of which it is a part."""
         expression = _expression_of(word)
-        if self.store.select("SELECT 1 FROM word_index WHERE word_index MATCH ? LIMIT 1", (expression,)):
+        if self._finds(expression):
             return expression
         wholes = self._words_with(_folded(word))
-        return _in_texts(wholes) if wholes else None
+        if wholes and self._finds(_in_texts(wholes)):
+            return _in_texts(wholes)
+        return None
+
+    def _finds(self, expression: str) -> bool:
+        """Whether an expression finds a file that the store shows."""
+        shown = "JOIN files ON files.id = word_index.rowid" if self.store.is_restricted else ""
+        sql = f"SELECT 1 FROM word_index {shown} WHERE word_index MATCH ? LIMIT 1"  # noqa: S608 (fixed names)
+        return bool(self.store.select(sql, (expression,)))
 
     def _words_with(self, part: str) -> list[str]:
         """Words of the index that have a part."""

@@ -259,3 +259,23 @@ def test_search_calls_no_file_with_all_words_irrelevant(index, monkeypatch):
     assert index.search("dog", where="not 'dog' in path").heading
     by_path = index.search("dog", sort="path", top=100, collapse=False)
     assert {*names(by_path)} == {*DOGS, *CATS}
+
+
+def test_names_begin_at_the_outermost_folder(build, tmp_path):
+    inner = tmp_path / "Holidays" / "2024" / "Italy"
+    inner.mkdir(parents=True)
+    (inner / "a.txt").write_text("pasta")
+    build(tmp_path / "index", inner)
+    assert found(tmp_path / "index", "italy pasta") == ["a.txt"]
+    assert found(tmp_path / "index", "holidays italy") == []
+    build(tmp_path / "index", tmp_path / "Holidays")
+    assert found(tmp_path / "index", "holidays italy pasta") == ["a.txt"]
+    assert check(tmp_path / "index").ok
+
+
+def test_words_of_a_part_of_an_index(folder):
+    with closing(Store(folder)) as store:
+        assert WordSearch(store, "holiday").file_ids.tolist() == [2]
+        store.show_only("id = 3")
+        assert WordSearch(store, "stromrechnung rechnung").file_ids.tolist() == [3]
+        assert not WordSearch(store, "").has("holiday")
