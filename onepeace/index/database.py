@@ -121,6 +121,7 @@ def connect(path: Path, how: str) -> sqlite3.Connection:
     """
     address = f"{path.absolute().as_uri()}?{how}"
     connection = sqlite3.connect(address, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
+    connection.execute("PRAGMA temp_store = MEMORY")  # a reader needs no space on the disk
     connection.create_function("checksum", -1, checksum, deterministic=True)
     return connection
 

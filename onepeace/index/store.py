@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from onepeace.index.items import NAMES, Item, Span, Words
 FORMAT = "7"
 """Format version on disk; an index of another version is refused."""
 VECTOR = np.dtype("<f4")
+MAX_FILES = 100_000
+"""Number of files above which no parts of words are found."""
 SHARED_MEMORY = 1 << 15
 """Minimum bytes of the file -shm while it is in use."""
 
@@ -220,6 +223,16 @@ class Store:
         if missing := {*ids} - files.keys():
             raise Damaged(self.folder, f"file {min(missing)} is missing")
         return files
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """All words by which files are found that begin with a letter, a line each; "" above `MAX_FILES` files, as it
+        takes about 1 s for a million."""
+        ((last_id,),) = self.select("SELECT max(file) FROM words")
+        if (last_id or 0) > MAX_FILES:
+            return ""
+        self.select("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, word_index, row)")
+        return "\n".join(term for (term,) in self.select("SELECT term FROM temp.vocabulary WHERE term >= 'a'"))
 
     def replace_words(self, file_id: int, words: Words) -> None:
         """Store other texts by whose words a file is found; call it in a transaction."""

@@ -1,8 +1,8 @@
 """Files that have the words of a query: in the names of the file and its folders, its caption, its tags or its text.
 
-A word is found as a whole word, without regard to case and accents. Only if no file of the index has it, words are
-found of which it is a part: "rechnung" in Stromrechnung.pdf. The ending of a file is no word, unless it is typed with
-its dot. Nothing in a query is an operator: what SQLite gets are texts in quotes.
+A word is found as a whole word, without regard to case and accents. Only if no file of the index has it, and the index
+is not large, words are found of which it is a part: "rechnung" in Stromrechnung.pdf. The ending of a file is no word,
+unless it is typed with its dot. Nothing in a query is an operator: what SQLite gets are texts in quotes.
 """
 
 import json
@@ -60,8 +60,10 @@ class WordSearch:
         if not expressions or len(expressions) < len(self.expressions):
             return np.empty(0, np.int64)
         every = " AND ".join(f"({expression})" for expression in expressions)
-        rows = self.store.select("SELECT rowid FROM word_index WHERE word_index MATCH ?", (every,))
-        return np.sort(np.array([file_id for (file_id,) in rows], np.int64))
+        # As one text, which takes a fifth of the time of as many rows.
+        sql = "SELECT group_concat(rowid) FROM word_index WHERE word_index MATCH ?"
+        ((ids,),) = self.store.select(sql, (every,))
+        return np.sort(np.fromstring(ids or "", np.int64, sep=","))
 
     def words_by_file(self, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """The words that files have, by id; files without any are left out."""
@@ -99,11 +101,7 @@ class WordSearch:
         """Words of the index that have a part."""
         if len(part) < MIN_PART or not part.isalnum():
             return []
-        vocabulary = "CREATE VIRTUAL TABLE IF NOT EXISTS temp.vocabulary USING fts5vocab (main, word_index, row)"
-        self.store.select(vocabulary)
-        first = "a" if part.isalpha() else "0"  # numbers come first, and are many
-        sql = "SELECT term FROM temp.vocabulary WHERE term >= ? AND instr(term, ?) LIMIT ?"
-        return [term for (term,) in self.store.select(sql, (first, part, MAX_WHOLES))]
+        return re.findall(f"^.*{part}.*$", self.store.vocabulary, re.MULTILINE)[:MAX_WHOLES]
 
 
 def text_of(query: Query) -> str:
