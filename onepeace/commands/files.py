@@ -69,6 +69,16 @@ def say_other_kinds(count: Counter[str]) -> None:
         say(f"{count[LINKS]:,} {LINKS} skipped")
 
 
+def say_kept(missing: Sequence[Path]) -> None:
+    """Print that missing files are kept once, if there are any."""
+    if missing:
+        folder = shown(os.path.commonpath(missing))
+        say(
+            f"{counted(len(missing), 'file')} below {folder} are missing, most of what was there; in case a disk is "
+            "not mounted they are kept this once, and the next update removes them"
+        )
+
+
 def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
     """Print the failed files to stderr and return the exit code: 1 if there are any, else 0."""
     if problems:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.commands.options import positive
+from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
@@ -73,8 +73,18 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
 def _build(args: argparse.Namespace) -> int:
     from onepeace.index import build
 
+    if not args.paths:
+        _refuse_to_move_kept(args.index)
     more = {name: getattr(args, name) for name in ("exclude", "follow_links", "store")}
     return _tell(args, build(args.index, args.paths or None, **more, **_embedding(args)))
+
+
+def _refuse_to_move_kept(folder: Path) -> None:
+    """UsageError for an index of the cache folder, of which there is one for each model."""
+    from onepeace.index.cache import is_kept
+
+    if is_kept(folder):
+        raise UsageError(f"{folder}: a cached index stays with its model; search its folders with another --model")
 
 
 def _update(args: argparse.Namespace) -> int:
@@ -89,33 +99,40 @@ def _embedding(args: argparse.Namespace) -> dict[str, Any]:
 
 def _tell(args: argparse.Namespace, report: "Report") -> int:
     """Print the summary and the failed files to stderr; returns the exit code."""
-    known = report.unchanged + report.known_problems
     for modality, number in report.left_out.items():
         files.say(f"{files.counted(number, f'{modality} file')} skipped: its model does not read {modality}")
     files.say_other_kinds(report.other_kinds)
-    names = ("added", "changed", "copied", "moved", "removed", "recaptioned")
-    news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
-    if news or report.problems:
-        total = report.seconds
-        rate = f", {report.embedded / total:.1f} files a second" if report.embedded else ""
-        about = ", ".join([*news, f"{known:,} unchanged"] if known else news)
-        files.say(f"{about or 'nothing new'}; {files.counted(report.vectors, 'vector')} in {total:.1f} s{rate}")
-    else:
-        files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
-    if report.kept:
-        folder = files.shown(os.path.commonpath(report.kept))
-        missing = f"{files.counted(len(report.kept), 'file')} below {folder} are missing, most of what was there"
-        files.say(f"{missing}; in case a disk is not mounted they are kept this once, and the next update removes them")
+    files.say(_summary(report))
+    files.say_kept(report.kept)
     if report.vanished:
         files.say(f"{files.counted(report.vanished, 'file')} gone from disk, and with the old vectors from the index")
-    where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
+    listing = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
-        files.say(f"{files.counted(report.known_problems, 'file')} of them failed before; list them with: {where}")
+        files.say(f"{files.counted(report.known_problems, 'file')} of them failed before; list them with: {listing}")
     if report.noted:
-        files.say(
-            f"{files.counted(report.noted, 'file')} embedded with a note (silence, a video that ends early): {where}"
-        )
-    return files.exit_code(report.problems, report.embedded + report.copied + report.moved + known)
+        noted = files.counted(report.noted, "file")
+        files.say(f"{noted} embedded with a note (silence, a video that ends early): {listing}")
+    num_files = report.embedded + report.copied + report.moved + report.unchanged + report.known_problems
+    return files.exit_code(report.problems, num_files)
+
+
+def _summary(report: "Report") -> str:
+    """What has changed, in one line."""
+    unchanged = report.unchanged + report.known_problems
+    changes = []
+    for name in ("added", "changed", "copied", "moved", "removed", "recaptioned"):
+        number = getattr(report, name)
+        if number:
+            changes.append(f"{number:,} {name}")
+    if not changes and not report.problems:
+        return f"nothing to do: {files.counted(unchanged, 'file')} unchanged"
+    if unchanged:
+        changes.append(f"{unchanged:,} unchanged")
+    summary = ", ".join(changes) or "nothing new"
+    summary += f"; {files.counted(report.vectors, 'vector')} in {report.seconds:.1f} s"
+    if report.embedded:
+        summary += f", {report.embedded / report.seconds:.1f} files a second"
+    return summary
 
 
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:

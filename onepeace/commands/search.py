@@ -198,6 +198,7 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
             from onepeace.index.cache import kept_index
 
             folder, part, report, is_new = kept_index(args.paths, **opening)
+            files.say_kept(report.kept)
             if is_new:
                 hint = "; --no-index keeps none" if "no_index" in args else ""
                 files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")

@@ -50,6 +50,10 @@ class Header:
     checksums: dict[str, int]
     """CRC-32 of each array."""
 
+    def is_of(self, key: State) -> bool:
+        """Whether the state has these values."""
+        return key.items() <= self.state.items()
+
 
 @dataclass(frozen=True)
 class ArrayFiles:
@@ -110,11 +114,15 @@ def read_header(folder: Path, name: str) -> Header | None:
     return Header(**json.loads(text))
 
 
-def open_arrays(folder: Path, name: str, types: Types) -> ArrayFiles | None:
-    """The arrays that the header names; None if there are none, or they are damaged, which is logged."""
+def open_arrays(folder: Path, name: str, types: Types, key: State) -> ArrayFiles | None:
+    """The arrays that the header names; None if there are none, or they are damaged, which is logged.
+
+    Args:
+        key: what tells whether they are of this index; None is returned for others, whose types may be others.
+    """
     for _ in range(TRIES):
         header = read_header(folder, name)
-        if header is None:
+        if header is None or not header.is_of(key):
             return None
         try:
             return _map(folder, name, header, types)
@@ -217,11 +225,15 @@ class ArrayWriter:
                 path.unlink(missing_ok=True)
 
 
-def faults(folder: Path, name: str, types: Types) -> Iterator[str]:
-    """Yield one line for each file that is not what was written; reads all of them."""
+def faults(folder: Path, name: str, types: Types, key: State) -> Iterator[str]:
+    """Yield one line for each file that is not what was written; reads all of them. Files with another key, of before
+    the index was moved to another model, are left to the next writer."""
     if not header_of(folder, name).exists():
         return
-    files = open_arrays(folder, name, types)
+    header = read_header(folder, name)
+    if header is not None and not header.is_of(key):
+        return
+    files = open_arrays(folder, name, types, key)
     if files is None:
         yield f"{name}.json, or an array that it names, is not what was written"
         return

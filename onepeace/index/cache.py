@@ -188,13 +188,18 @@ def kept() -> dict[Path, dict[str, Any]]:
     return stats_by_folder
 
 
+def is_kept(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder lies in the cache folder."""
+    return Path(folder).resolve().parent == indexes_folder().resolve()
+
+
 def delete(folder: str | os.PathLike[str]) -> None:
     """Delete an index of the cache folder.
 
     Raises:
         UsageError: the index is not in the cache folder; UserError: another process is writing to it.
     """
-    if Path(folder).resolve().parent != indexes_folder().resolve():
+    if not is_kept(folder):
         raise UsageError(f"{folder}: not a cached index (see index list); to remove single files, name their PATHS")
     with writing(folder):
         pass  # no other process writes to it now

@@ -82,10 +82,8 @@ class Lists:
     @classmethod
     def open(cls, store: Store) -> "Lists | None":
         """The lists of an index, if there are any."""
-        mapped = open_arrays(store.folder, LISTS, types_of(store))
-        if mapped is None or not key_of(store).items() <= mapped.header.state.items():
-            return None
-        return cls(mapped)
+        mapped = open_arrays(store.folder, LISTS, types_of(store), key_of(store))
+        return None if mapped is None else cls(mapped)
 
     def near(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids (k,) of the vectors in the lists nearest to a unit vector (E,), and estimates (k,) of their cosines."""

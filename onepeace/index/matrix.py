@@ -294,5 +294,6 @@ def remove_derived(folder: Path) -> None:
 
 def faults(store: Store) -> Iterator[str]:
     """Yield one line for each derived file that is not what was written; reads all of them."""
-    yield from array_files.faults(store.folder, MATRIX, matrix_files.types_of(store))
-    yield from array_files.faults(store.folder, LISTS, lists.types_of(store))
+    key = matrix_files.key_of(store)
+    yield from array_files.faults(store.folder, MATRIX, matrix_files.types_of(store), key)
+    yield from array_files.faults(store.folder, LISTS, lists.types_of(store), key)

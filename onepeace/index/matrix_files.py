@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from onepeace.index.array_files import ArrayFiles, ArrayWriter, State, Types, open_arrays, read_header
+from onepeace.index.array_files import ArrayFiles, ArrayWriter, State, Types, open_arrays
 from onepeace.index.database import Damaged
 from onepeace.index.store import VECTOR, Store
 
@@ -88,11 +88,8 @@ def types_of(store: Store) -> Types:
 
 def _open(store: Store) -> ArrayFiles | None:
     """The files, if they are of this database, in whatever state."""
-    header = read_header(store.folder, MATRIX)
-    if header is None or not key_of(store).items() <= header.state.items():  # of vectors of another dimension, perhaps
-        return None
-    files = open_arrays(store.folder, MATRIX, types_of(store))
-    if files is None or not key_of(store).items() <= files.header.state.items():
+    files = open_arrays(store.folder, MATRIX, types_of(store), key_of(store))
+    if files is None:
         return None
     gone = files.arrays["gone"]
     is_possible = not len(gone) or 0 <= gone.min() <= gone.max() < len(files.arrays["rows"])

@@ -10,8 +10,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 import soundfile
+from support.random_model import save_random_model
 
 from onepeace.cli import main
+from onepeace.index.cache import indexes_folder
 
 SECONDS = re.compile(r"\d+\.\d")
 
@@ -148,3 +150,25 @@ def test_what_goes_wrong_is_one_line(run, folder, tmp_path, arguments, code, nam
     assert (done, out, len(err)) == (code, "", 1)
     assert named in err[0]
     assert not (tmp_path / "I").exists()
+
+
+def test_missing_files_that_are_kept_and_what_a_move_loses_are_told(run, tmp_path, capsys):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"words number {i}")
+    run("build", tmp_path / "i", folder)
+    for i in range(11):
+        (folder / f"{i}.txt").unlink()
+    code, _, err = run("update", tmp_path / "i")
+    assert code == 0
+    assert f"11 files below {folder} are missing" in err[-1]
+    other = save_random_model(tmp_path / "other", depth=1)
+    assert main(["index", "build", str(tmp_path / "i"), "--model", str(other), "--device", "cpu"]) == 0
+    assert "11 files gone from disk" in capsys.readouterr().err
+
+
+def test_cached_index_is_not_moved(run, tmp_path):
+    code, _, err = run("build", indexes_folder() / "tiny.index")
+    assert (code, len(err)) == (2, 1)
+    assert "a cached index stays with its model" in err[0]

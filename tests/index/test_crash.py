@@ -53,6 +53,7 @@ def test_index_that_is_killed_while_it_moves_is_of_one_model(tmp_path):
         assert code < 0
         shown.append(answers(index))
         assert shown[-1] in (old, new)
+        assert check(index).ok
         run("move", index, files)
         assert answers(index) == new
         assert not (index / NEXT).exists()
