@@ -81,9 +81,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see: {self.prog} --help")
 
 
-def _hint(word: object, known: Iterable[object]) -> str:
-    near = difflib.get_close_matches(str(word), names := [str(one) for one in known], n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+def _hint(word: object, choices: Iterable[object]) -> str:
+    """The nearest choice, or all of them."""
+    names = [str(choice) for choice in choices]
+    nearest = difflib.get_close_matches(str(word), names, n=1)
+    if nearest:
+        return f"did you mean {nearest[0]}?"
+    return f"there are {', '.join(names)}"
 
 
 class _Listing(argparse.HelpFormatter):
@@ -108,14 +112,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = 130  # as shells report a program ended by Ctrl-C
     except Exception as error:
-        code, failure = (2 if isinstance(error, UsageError) else 1), error
+        code = 2 if isinstance(error, UsageError) else 1
+        failure = error
     unwritten = _flush()
     failure = failure or unwritten
     if isinstance(failure, BrokenPipeError) and (unwritten is not None or _reader_is_gone()):
         return 141  # as shells report a program ended by a closed pipe, as by `head`
     if failure is None:
         return code
-    if "--debug" in arguments:
+    _report(failure, with_traceback="--debug" in arguments)
+    return code or 1
+
+
+def _report(failure: Exception, with_traceback: bool) -> None:
+    """Print an error as one line, or with its traceback."""
+    if with_traceback:
         traceback.print_exception(failure)
     elif isinstance(failure, UserError):
         _say(str(failure))
@@ -125,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"{failure.filename}: cannot be read or written ({failure.strerror})")
     else:
         _say(f"{type(failure).__name__}: {failure} (run with --debug for the traceback)")
-    return code or 1
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -140,8 +150,9 @@ def _run(arguments: Sequence[str]) -> int:
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
         options = args.parser._option_string_actions
-        near = f"; {_hint(unknown[0], options)}" if difflib.get_close_matches(unknown[0], options) else ""
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        has_near = bool(difflib.get_close_matches(unknown[0], options))
+        hint = f"; {_hint(unknown[0], options)}" if has_near else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if module is None:
         parser.error("no command given")
     quiet = command in DECODING and "--debug" not in arguments
@@ -154,7 +165,8 @@ def _run(arguments: Sequence[str]) -> int:
         try:
             return module.run(args)
         except KeyboardInterrupt:
-            if kept := getattr(args, "kept", None):  # what an interrupted command leaves behind
+            kept = getattr(args, "kept", None)  # what an interrupted command leaves behind
+            if kept:
                 _say(f"stopped; {kept}")
             raise
 
@@ -207,16 +219,17 @@ def _only_python_writes_stderr() -> Iterator[None]:
     if not shared:
         yield
         return
-    own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    terminal = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
     # Not closed at the end: logging may still use it.
-    sys.stderr = open(own, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors)
+    sys.stderr = open(terminal, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(own, 2)  # first: the stream may be closed once it is replaced
+        os.dup2(terminal, 2)  # first: the stream may be closed once it is replaced
         sys.stderr = stderr
 
 

@@ -13,19 +13,23 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from threadpoolctl import ThreadpoolController
 
+Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+MAX_DECODING = 8
+"""Number of decoding threads; PIL and soundfile release the GIL, but not always."""
 MIN_BATCH = 4
 """Smallest batch when work is shared among workers; below it Python's overhead dominates."""
 _SETTING = threading.Lock()
@@ -48,6 +52,30 @@ def num_workers(device: "torch.device") -> int:
     import torch
 
     return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def decode_ahead(
+    items: Iterable[Item], decode: Callable[[Item], Result], *, ahead: int
+) -> Generator[tuple[int, Item, Result | Exception], None, None]:
+    """Yield (index, item, decode(item)) in order, while threads decode up to `ahead` further items.
+
+    `items` is read lazily, in the caller's thread. An exception raised by `decode` is yielded as the item's result.
+    """
+    workers = min(MAX_DECODING, ahead, max(2, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
+    submitted = ((index, item, pool.submit(decode, item)) for index, item in enumerate(items))
+    try:
+        pending = deque(islice(submitted, ahead))
+        while pending:
+            pending.extend(islice(submitted, 1))
+            index, item, future = pending.popleft()
+            error = future.exception()
+            if isinstance(error, Exception):
+                yield index, item, error
+            else:
+                yield index, item, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def compute_alone() -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from onepeace.commands import files, options
 from onepeace.errors import UsageError
 from onepeace.files.drawing import Drawings, with_box, with_mask
-from onepeace.files.source import describe
 from onepeace.files.table import format_table
 from onepeace.files.walk import FoundFile, Unreadable
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from onepeace.embed.classify import ClassifiedFiles
     from onepeace.embed.embedder import Embedder
     from onepeace.embed.predict import Predictor
 
@@ -34,12 +34,17 @@ Videos are skipped, unless the head reads videos or sounds. Of a long sound the 
   onepeace classify street.jpg --model models/refcoco --text "the bus on the left" --draw boxes
 
 {files.EXIT_CODES}"""
-COLUMNS = {"events": "events", "box": "box", "boxes": "boxes", "mask": "classes", "answer": "answer",
-           "choice": "answer"}  # fmt: skip
+COLUMNS = {
+    "events": "events",
+    "box": "box",
+    "boxes": "boxes",
+    "mask": "classes",
+    "answer": "answer",
+    "choice": "answer",
+}
 """Title of the results column by task, if it is not "label"."""
 DRAWN = ("box", "boxes", "mask")
-Predicted = tuple[list[Path], dict[str, Any] | None, str]
-"""The files of an item, the result (None if it failed), and why it failed."""
+"""Tasks whose results can be drawn over the picture."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,33 +68,45 @@ def run(args: argparse.Namespace) -> int:
     if is_zero_shot and (args.draw or args.head):
         raise UsageError(f"--{'draw' if args.draw else 'head'} needs a trained head; leave out --labels")
     drawings = Drawings(args.draw) if args.draw else None
-    found, problems = files.find(args.paths)
-    model = options.load(args)
+    found_files, problems = files.find(args.paths)
+    embedder = options.load(args)
     if is_zero_shot:
-        head, predicted = None, _zero_shot(args, model, found, labels)
+        head = None
+        results = _by_labels(args, embedder, found_files, labels)
     else:
-        from onepeace.embed.predict import Predictor
-
-        head = Predictor(model, args.head)
-        if drawings and head.task not in DRAWN:
-            raise UsageError(f"--draw needs boxes or masks, and the head {head.name} predicts none")
-        predicted = _by_head(args, head, found, labels)
-    rows, failed = [], []
-    for paths, result, reason in predicted:
+        head = _head(args, embedder)
+        results = _by_head(args, head, found_files, labels)
+    rows = []
+    for paths, result, reason in results:
         if result is None:
-            failed.append(Unreadable(paths[0], reason))
+            problems.append(Unreadable(paths[0], reason))
             continue
         if drawings and head:
-            result["picture"] = os.fspath(drawings.save(_drawn(head, paths[0], result, args.text), paths[0]))
+            drawing = _drawn(head, paths[0], result, args.text)
+            result["picture"] = os.fspath(drawings.save(drawing, paths[0]))
         result.pop("mask", None)
         if args.json:
-            names = [os.fspath(path) for path in paths]
-            print(json.dumps({"path": names[0] if len(names) == 1 else names, **result}), flush=True)
+            _print_json(paths, result)
         rows.append((_cell(result), " ".join(map(files.shown, paths))))
     if rows and not args.json:
         column = COLUMNS.get(head.task, "label") if head else "label"
         print(format_table((column, "path"), rows))
-    return files.exit_code([*problems, *failed], len(rows))
+    return files.exit_code(problems, len(rows))
+
+
+def _head(args: argparse.Namespace, embedder: "Embedder") -> "Predictor":
+    from onepeace.embed.predict import Predictor
+
+    head = Predictor(embedder, args.head)
+    if args.draw and head.task not in DRAWN:
+        raise UsageError(f"--draw needs boxes or masks, and the head {head.name} predicts none")
+    return head
+
+
+def _print_json(paths: Sequence[Path], result: dict[str, Any]) -> None:
+    names = [os.fspath(path) for path in paths]
+    path = names[0] if len(names) == 1 else names
+    print(json.dumps({"path": path, **result}), flush=True)
 
 
 def _labels(text: str | None) -> list[str]:
@@ -104,61 +121,33 @@ def _labels(text: str | None) -> list[str]:
     return labels
 
 
-def _zero_shot(
-    args: argparse.Namespace, model: "Embedder", found: Sequence[FoundFile], labels: list[str]
-) -> Iterator[Predicted]:
-    known = files.readable(found, model.modalities)
-    items = [{file.modality: file.path} for file in known]
-    probabilities, failures = model.classify(
-        items,
+def _by_labels(
+    args: argparse.Namespace, embedder: "Embedder", found_files: Sequence[FoundFile], labels: Sequence[str]
+) -> "Iterator[ClassifiedFiles]":
+    from onepeace.embed.classify import classify_by_labels
+
+    return classify_by_labels(
+        embedder,
+        files.readable(found_files, embedder.modalities),
         labels,
         template=args.template,
+        top=args.top,
         batch_size=args.batch_size,
-        on_error="skip",
     )
-    reasons = {failure.index: str(failure.reason) for failure in failures}
-    rows = iter(probabilities)
-    for index, file in enumerate(known):
-        if index in reasons:
-            yield [file.path], None, reasons[index]
-            continue
-        best = next(rows).sort(descending=True, stable=True)
-        ranked = zip(best.values.tolist()[: args.top], best.indices.tolist(), strict=False)
-        yield [file.path], {"labels": [{"label": labels[i], "score": round(score, 6)} for score, i in ranked]}, ""
 
 
 def _by_head(
-    args: argparse.Namespace, head: "Predictor", found: Sequence[FoundFile], labels: list[str]
-) -> Iterator[Predicted]:
-    reads_words = head.on == "text" or head.task in ("answer", "box", "choice")
-    if args.text is not None and not reads_words:
-        raise UsageError(f"the head {head.name} reads no text; leave out --text")
-    if labels and head.task != "choice":
-        raise UsageError(f"the head {head.name} does not choose among --labels; leave out either them or --text")
-    own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
-    found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
-    asked = args.text is not None and head.on == "text"  # the head reads the text, which is about files of any modality
-    known = files.readable(
-        found, set(head.embedder.processors) - {"text"} if asked else {head.on}, f"the head {head.name}"
-    )
-    size = head.config.get("inputs", 1)  # some heads read pairs of pictures (NLVR2)
-    if len(known) % size:
-        raise UsageError(f"the head {head.name} reads {size} files at a time; {len(known)} is not a multiple of it")
-    groups = [known[start : start + size] for start in range(0, len(known), size)]
-    words = {} if args.text is None else {"text": args.text}
-    candidates = {"candidates": labels} if labels else {}
-    paths = [[file.path for file in group] for group in groups]
-    items = [
-        {group[0].modality: each if size > 1 else each[0], **words, **candidates}
-        for group, each in zip(groups, paths, strict=True)
-    ]
+    args: argparse.Namespace, head: "Predictor", found_files: Sequence[FoundFile], candidates: Sequence[str]
+) -> "Iterator[ClassifiedFiles]":
+    from onepeace.embed.classify import HeadInput
     from onepeace.progress import Progress
 
-    with Progress(len(items)) as progress:
-        for one in head.predict(items, batch_size=args.batch_size, top=args.top):
-            progress.update()
-            group = paths[one.index]
-            yield group, one.result and dict(one.result), str(one.reason).removeprefix(f"{describe(group[0])}: ")
+    head_input = HeadInput(head, args.text, candidates)
+    readable = files.readable(map(head_input.as_read, found_files), head_input.modalities, f"the head {head.name}")
+    with Progress(len(readable)) as progress:
+        for result in head_input.classify(readable, top=args.top, batch_size=args.batch_size):
+            progress.update(len(result.paths))
+            yield result
 
 
 def _cell(result: dict[str, Any]) -> str:
@@ -170,34 +159,42 @@ def _cell(result: dict[str, Any]) -> str:
     if "box" in result:
         return ", ".join(f"{corner:.0f}" for corner in result["box"])
     if "boxes" in result:
-        return ", ".join(f"{one['label']} {one['score']:.2f}" for one in _sure(result)) or "nothing"
+        boxes = [f"{box['label']} {box['score']:.2f}" for box in _sure(result)]
+        return ", ".join(boxes) or "nothing"
     if "events" in result:
-        events = [f"{one['label']} {one['onset']:.2f}-{one['offset']:.2f} s" for one in result["events"]]
+        events = [f"{event['label']} {event['onset']:.2f}-{event['offset']:.2f} s" for event in result["events"]]
         return ", ".join(events) or "nothing"
-    return ", ".join(
-        f"{one['label']} {one['score']:.2f}" if "score" in one else f"{one['label']} {one['share']:.0%}"
-        for one in result["labels"]
-    )
+    return ", ".join(map(_label_with_number, result["labels"]))
+
+
+def _label_with_number(label: dict[str, Any]) -> str:
+    """A label with its score, or with its share of the picture."""
+    if "score" in label:
+        return f"{label['label']} {label['score']:.2f}"
+    return f"{label['label']} {label['share']:.0%}"
 
 
 def _sure(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The boxes whose score reaches the threshold."""
     from onepeace.embed.tasks import THRESHOLD
 
-    return [one for one in result["boxes"] if one["score"] >= THRESHOLD]
+    return [box for box in result["boxes"] if box["score"] >= THRESHOLD]
 
 
-def _drawn(head: "Predictor", path: Path, result: dict[str, Any], words: str | None) -> "Image.Image":
+def _drawn(head: "Predictor", path: Path, result: dict[str, Any], text: str | None) -> "Image.Image":
     """The picture with its boxes or mask drawn."""
     processor: Any = head.embedder.processors["image"]
     picture = processor.load(path)
     if "mask" in result:
-        return with_mask(picture, result["mask"], [one["label"] for one in result["labels"]], head.config["labels"])
+        labels = [label["label"] for label in result["labels"]]
+        return with_mask(picture, result["mask"], labels, head.config["labels"])
     width, height = processor.size_in_pixels(path)
     scale = (picture.width / width, picture.height / height)
-    named = [(result["box"], words or "")] if "box" in result else [
-        (one["box"], f"{one['label']} {one['score']:.2f}") for one in _sure(result)
-    ]  # fmt: skip
-    for box, caption in named:
-        picture = with_box(picture, [corner * scale[i % 2] for i, corner in enumerate(box)], caption)
+    if "box" in result:
+        boxes = [(result["box"], text or "")]
+    else:
+        boxes = [(box["box"], f"{box['label']} {box['score']:.2f}") for box in _sure(result)]
+    for corners, caption in boxes:
+        scaled = [corner * scale[number % 2] for number, corner in enumerate(corners)]
+        picture = with_box(picture, scaled, caption)
     return picture

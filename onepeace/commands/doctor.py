@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -20,8 +21,11 @@ CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 """Index of PyTorch's builds without CUDA."""
 DEVELOPERS = ("test", "docs")
 """Extras for developers of the package."""
-WEIGHTS, BUNDLED = Path(onepeace.__file__).parent / "weights", ("tiny", "tiny-fast", "tiny-captions")
+WEIGHTS = Path(onepeace.__file__).parent / "weights"
+BUNDLED = ("tiny", "tiny-fast", "tiny-captions")
 """Folder and names of the bundled models, repeated here since `hub` needs torch."""
+CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16", "sve")
+"""Capabilities of a CPU that are shown, by torch's names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,44 +36,63 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 1 when a requirement is missing or broken, else 0."""
     _row("onepeace", onepeace.__version__, str(Path(onepeace.__file__).parent))
     _row("python", platform.python_version(), platform.platform())
-    needed, *extras = requirements().items()
-
+    core, *extras = requirements().items()
     print("\nneeded")
-    broken = []
-    for package, requirement in needed[1].items():
-        version, fault = _version(package), _fault(package)
-        if fault is None:
-            _row(package, version or "-")
-            continue
-        broken.append(package)
-        again = "" if version is None else "--force-reinstall --no-deps "
-        _row(package, version or "missing", fault, f'to fix: pip install {again}"{requirement}"')
-
+    broken = _print_core(core[1])
     print("\noptional")
     for extra, packages in extras:
-        faults = {package: fault for package in packages if (fault := _fault(package)) is not None}
-        if not faults:
-            _row(extra, "yes", ", ".join(f"{package} {_version(package)}" for package in packages))
-        elif any(_version(package) is None for package in faults):
-            _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
-        else:
-            _row(extra, "broken", "; ".join(faults.values()))
-
+        _print_extra(extra, list(packages))
     if "torch" not in broken:
         print("\ndevices")
         _print_devices()
     print("\nweights")
-    for name in BUNDLED:
-        size = sum(path.stat().st_size for path in (WEIGHTS / name).glob("*") if path.is_file())
-        _row(name, f"{size / 1e6:.1f} MB" if size else "missing", str(WEIGHTS / name))
-        broken += [f"the bundled weights {name}"] * (not size)
+    broken += _print_weights()
     print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
     return 1 if broken else 0
 
 
+def _print_core(requirement_by_package: Mapping[str, str]) -> list[str]:
+    """Print the packages that are always needed; returns those that are missing or broken."""
+    broken = []
+    for package, requirement in requirement_by_package.items():
+        version = _version(package)
+        fault = _fault(package)
+        if fault is None:
+            _row(package, version or "-")
+            continue
+        broken.append(package)
+        options = "" if version is None else "--force-reinstall --no-deps "
+        _row(package, version or "missing", fault, f'to fix: pip install {options}"{requirement}"')
+    return broken
+
+
+def _print_extra(extra: str, packages: Sequence[str]) -> None:
+    """Print whether the packages of an extra are installed."""
+    fault_by_package = {package: _fault(package) for package in packages}
+    faults = [fault for fault in fault_by_package.values() if fault is not None]
+    is_missing = any(fault is not None and _version(package) is None for package, fault in fault_by_package.items())
+    if not faults:
+        _row(extra, "yes", ", ".join(f"{package} {_version(package)}" for package in packages))
+    elif is_missing:
+        _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
+    else:
+        _row(extra, "broken", "; ".join(faults))
+
+
+def _print_weights() -> list[str]:
+    """Print the bundled models; returns those that are missing."""
+    missing = []
+    for name in BUNDLED:
+        size = sum(path.stat().st_size for path in (WEIGHTS / name).glob("*") if path.is_file())
+        _row(name, f"{size / 1e6:.1f} MB" if size else "missing", str(WEIGHTS / name))
+        if not size:
+            missing.append(f"the bundled weights {name}")
+    return missing
+
+
 def requirements() -> dict[str, dict[str, str]]:
     """Requirements by extra and distribution; the core is the extra "", which comes first."""
-    found: dict[str, dict[str, str]] = {"": {}}
+    by_extra: dict[str, dict[str, str]] = {"": {}}
     try:
         lines = importlib.metadata.requires("onepeace") or []
     except importlib.metadata.PackageNotFoundError:
@@ -79,8 +102,9 @@ def requirements() -> dict[str, dict[str, str]]:
         extra = re.search(r"extra == [\"'](\w+)", condition)
         package = re.match(r"[\w.-]+", requirement)
         if package and (extra is None or extra[1] not in DEVELOPERS):
-            found.setdefault(extra[1] if extra else "", {})[package[0]] = requirement.strip()
-    return found
+            of_extra = by_extra.setdefault(extra[1] if extra else "", {})
+            of_extra[package[0]] = requirement.strip()
+    return by_extra
 
 
 def _row(name: str, value: str, *notes: str) -> None:
@@ -116,9 +140,9 @@ def _print_devices() -> None:
     for name in reversed(available_devices()):
         device = torch.device(name)
         if device.type == "cpu":
-            features = [key for key, has in torch.cpu.get_capabilities().items() if has is True]
-            wanted = [key for key in features if key in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16", "sve")]
-            about = f"{torch.get_num_threads()} threads, {', '.join(wanted) or 'no wide vectors'}"
+            capabilities = torch.cpu.get_capabilities()
+            features = [name for name in CPU_FEATURES if capabilities.get(name) is True]
+            about = f"{torch.get_num_threads()} threads, {', '.join(features) or 'no wide vectors'}"
         elif device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             about = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,47 +52,68 @@ def run(args: argparse.Namespace) -> int:
     args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force)
-    from onepeace import __version__
     from onepeace.evaluate.report import as_json, as_table
-    from onepeace.evaluate.run import run as measure
-    from onepeace.hub.fingerprint import fingerprint
-    from onepeace.hub.resolve import resolve
-    from onepeace.progress import Progress
 
     recipe = _recipe(args)
     model = _load(args, recipe)
-    about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
-    about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": __version__}
+    about = _about(args.model, model)
     failures: list[UserError] = []
     rows: list[ReportRow] = []
+    try:
+        for row in _measured(recipe, model, failures):
+            rows.append(row)
+            if args.json:
+                print(as_json(row, about), flush=True)
+    finally:  # keep what was measured before an error or Ctrl-C
+        if rows and not args.json:
+            print(as_table(rows))
+        if rows and args.output:
+            lines = [as_json(row, about, per_query=True) + "\n" for row in rows]
+            write_text_atomic(args.output, "".join(lines))
+    if not rows and not failures:
+        raise UserError(f"{args.recipe}: nothing was evaluated; the model has the modalities of none of the sets")
+    return 1 if failures else 0
+
+
+def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError]) -> "Iterator[ReportRow]":
+    """Measure the sets one by one; errors are printed and added to ``failures``."""
+    from onepeace.evaluate.run import run as measure
+    from onepeace.progress import Progress
 
     def failed(error: UserError) -> None:
         print(error, file=sys.stderr)
         failures.append(error)
 
-    try:
-        with Progress(len(recipe.sets), "set") as progress:
-            for row in measure(model, recipe.sets, recipe.data.folder(), failed):
-                progress.update(not rows or row.set != rows[-1].set)
-                rows.append(row)
-                if args.json:
-                    print(as_json(row, about), flush=True)
-    finally:  # keep what was measured before an error or Ctrl-C
-        if rows and not args.json:
-            print(as_table(rows))
-        if rows and args.output:
-            write_text_atomic(args.output, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
-    if not rows and not failures:
-        raise UserError(f"{args.recipe}: nothing was evaluated; the model has the modalities of none of the sets")
-    return int(bool(failures))
+    last_set = None
+    with Progress(len(recipe.sets), "set") as progress:
+        for row in measure(model, recipe.sets, recipe.data.folder(), failed):
+            progress.update(0 if row.set == last_set else 1)
+            last_set = row.set
+            yield row
+
+
+def _about(name: str, model: Any) -> dict[str, Any]:
+    """What the metrics are of."""
+    from onepeace import __version__
+    from onepeace.hub.fingerprint import fingerprint
+    from onepeace.hub.resolve import resolve
+
+    return {
+        "model": name,
+        "model_hash": fingerprint(resolve(name)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "version": __version__,
+    }
 
 
 def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
     from onepeace.evaluate.run import read_recipe
 
     files.check_input(args.recipe)
-    root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
-    recipe = read_recipe(args.recipe, [*args.override, *root_of_data])
+    overrides = list(args.override)
+    if args.data:
+        overrides.append(f"data.root={json.dumps(args.data)}")
+    recipe = read_recipe(args.recipe, overrides)
     if not recipe.sets:
         raise UserError(f"{args.recipe}: no test set is left; set fewer of them to null")
     return recipe
@@ -104,8 +126,8 @@ def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
-    wanted = any(protocol.needs_writer for protocol in recipe.sets.values())
-    if wanted and writes(read_config(resolve(args.model))):
+    needs_writer = any(protocol.needs_writer for protocol in recipe.sets.values())
+    if needs_writer and writes(read_config(resolve(args.model))):
         return onepeace.load_generator(args.model, device=args.device)
     return options.load(args)
 
@@ -115,7 +137,8 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> int:
 
     differences = compare(read_results(first), read_results(second))
     if as_json:
-        print("\n".join(json.dumps({**one._asdict(), "better": one.better}) for one in differences))
+        for difference in differences:
+            print(json.dumps({**difference._asdict(), "better": difference.better}))
         return 0
     print(f"A: {first}\nB: {second}")
     print(as_table(differences))

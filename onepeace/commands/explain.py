@@ -14,6 +14,7 @@ from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from onepeace.embed.explain import Explanation
 
@@ -45,35 +46,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    kind, value = next((key, given) for key in ("text", *SHOWN) if (given := getattr(args, key)) is not None)
-    if kind != "text":
-        files.check_input(value)
-    elif not value.strip():
-        raise UsageError("--text is empty; give a phrase to look for")
-    found, problems = files.find(args.paths)
-    found = files.readable(found, SHOWN, "explain")
+    modality, value = _query(args)
+    found_files, problems = files.find(args.paths)
+    readable = files.readable(found_files, SHOWN, "explain")
     drawings = Drawings(args.draw) if args.draw else None
     from onepeace.embed.items import reason_of
 
     model = options.load(args)
-    query = model.encode([{kind: value}], progress=False)[0]
-    asked = value if kind == "text" else os.path.basename(value)
-    rows, failed = [], []
-    for file in found:
+    query = model.encode([{modality: value}], progress=False)[0]
+    caption = value if modality == "text" else os.path.basename(value)
+    rows = []
+    for file in readable:
         try:
             explanation = model.explain({file.modality: file.path}, query)
-            drawn = _drawn(file.path, explanation, asked) if drawings else None
+            if drawings:
+                drawings.save(_drawn(file.path, explanation, caption), file.path)
         except UserError as error:
-            failed.append(files.Unreadable(file.path, reason_of(describe(file.path), error)))
+            problems.append(files.Unreadable(file.path, reason_of(describe(file.path), error)))
             continue
-        if drawn and drawings:
-            drawings.save(drawn, file.path)
         if args.json:
             print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
         rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
     if rows and not args.json:
         print(format_table(("similarity", "best at", "path"), rows))
-    return files.exit_code([*problems, *failed], len(rows))
+    return files.exit_code(problems, len(rows))
+
+
+def _query(args: argparse.Namespace) -> tuple[str, str]:
+    """Modality and value of the query, of which there is one.
+
+    Raises:
+        UsageError: the text is empty, or there is no such file.
+    """
+    if args.text is not None:
+        if not args.text.strip():
+            raise UsageError("--text is empty; give a phrase to look for")
+        return "text", args.text
+    modality = "image" if args.image is not None else "audio"
+    value = getattr(args, modality)
+    files.check_input(value)
+    return modality, value
 
 
 def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":
@@ -108,13 +120,17 @@ def _where(explanation: "Explanation") -> str:
 
 def _plain(explanation: "Explanation") -> dict[str, Any]:
     """An explanation as plain JSON values: the rows of the image grid from the top, or frames with their seconds."""
-    values = [
-        [round(value, 6) for value in row]
-        for row in explanation.values.reshape(-1, explanation.values.shape[-1]).tolist()
-    ]
-    about: dict[str, Any] = {"modality": explanation.modality, "similarity": round(explanation.similarity, 6)}
-    about["peak"] = [round(place, 4) for place in explanation.peak]
+    rows = explanation.values.reshape(-1, explanation.values.shape[-1])
+    values = _rounded(rows, 6)
+    plain = {
+        "modality": explanation.modality,
+        "similarity": round(explanation.similarity, 6),
+        "peak": [round(coordinate, 4) for coordinate in explanation.peak],
+    }
     if explanation.unit == "second":
-        seconds = [[round(second, 3) for second in frame] for frame in explanation.positions.tolist()]
-        return {**about, "values": values[0], "seconds": seconds}
-    return {**about, "grid": list(explanation.values.shape), "area": list(explanation.area), "values": values}
+        return {**plain, "values": values[0], "seconds": _rounded(explanation.positions, 3)}
+    return {**plain, "grid": list(explanation.values.shape), "area": list(explanation.area), "values": values}
+
+
+def _rounded(matrix: "Tensor", digits: int) -> list[list[float]]:
+    return [[round(value, digits) for value in row] for row in matrix.tolist()]

@@ -30,8 +30,9 @@ def find(paths: Sequence[str]) -> tuple[list[FoundFile], list[Unreadable]]:
     walked, problems = walk(paths, modalities_by_suffix(), others=others)
     say_other_kinds(others)
     found = []
-    for path, known in walked:
-        if modality := known or sniff(path):
+    for path, modality_of_ending in walked:
+        modality = modality_of_ending or sniff(path)
+        if modality:
             found.append(FoundFile(path, modality))
         else:
             problems.append(Unreadable(path, f"not a picture, sound or text (unknown file extension {path.suffix!r})"))
@@ -48,7 +49,8 @@ def readable(found: Iterable[FoundFile], modalities: Container[str], reader: str
     """
     files = list(found)
     left_out = Counter(file.modality for file in files if file.modality not in modalities)
-    if videos := left_out.pop("video", 0):
+    videos = left_out.pop("video", 0)
+    if videos:
         say(f"{counted(videos, 'video')} skipped: this command does not read videos; onepeace search finds them")
     if left_out:
         kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
@@ -61,10 +63,10 @@ def readable(found: Iterable[FoundFile], modalities: Container[str], reader: str
 
 def say_other_kinds(count: Counter[str]) -> None:
     """Print how many files have unsupported extensions, and how many links were not followed."""
-    endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
-    if endings:
-        kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
-        say(f"{counted(sum(dict(endings).values()), 'file')} of other types skipped: {kinds}")
+    count_by_ending = {ending: number for ending, number in count.most_common() if ending != LINKS}
+    if count_by_ending:
+        kinds = ", ".join(f"{ending} {number:,}" for ending, number in count_by_ending.items())
+        say(f"{counted(sum(count_by_ending.values()), 'file')} of other types skipped: {kinds}")
     if count[LINKS]:
         say(f"{count[LINKS]:,} {LINKS} skipped")
 
@@ -139,4 +141,9 @@ def counted(count: int, thing: str) -> str:
 
 def shown(path: Path | str) -> str:
     """A path for one line of a terminal; control and unprintable characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
+    characters = []
+    for character in os.fspath(path):
+        if not character.isprintable():
+            character = character.encode("unicode_escape").decode()
+        characters.append(character)
+    return "".join(characters)

@@ -14,6 +14,8 @@ from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
     from onepeace.generative.answers import Answer
+    from onepeace.generative.generator import Generator
+    from onepeace.generative.tasks import Task
 
 EXAMPLES = {
     "caption": """\
@@ -32,6 +34,8 @@ The box is x0, y0, x1, y1 in pixels, from the top left corner of the picture.
 }
 TRAINED_FOR = {"caption": "caption", "answer": "vqa", "ground": "refcoco"}
 """Part of the names of the released models that are trained for each command."""
+TEXT_OPTIONS = {"answer": "question", "ground": "text"}
+"""Option of the text that each command has beside the files."""
 KINDS = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
 """Answer kinds that each command supports (onepeace/generative/answers.py)."""
 
@@ -53,16 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     name = args.command
-    asked = {"caption": None, "answer": "question", "ground": "text"}[name]
-    given = {asked: getattr(args, asked)} if asked else {}
-    fields = {"text": given[asked]} if asked else {}
-    if asked and not fields["text"].strip():
-        raise UsageError(f"--{asked} is empty")
+    text = _text(args)
     if args.model is None:
         raise UsageError(f"{name} needs --model: a folder, or one of {_models_for(name)}")
-    choices = [label for part in (getattr(args, "labels", None) or "").split(",") if (label := part.strip())]
     drawings = Drawings(args.draw) if getattr(args, "draw", None) else None
-    found, problems = files.find(args.paths)
+    found_files, problems = files.find(args.paths)
 
     from onepeace.progress import Progress, status
 
@@ -70,41 +69,77 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.generative.generator import load_generator
 
     generator = load_generator(args.model, device=args.device)
+    task = _task(args, generator)
+    readable = files.readable(found_files, generator.reader.processors(task))
+    items = [{file.modality: file.path, **({"text": text} if text else {})} for file in readable]
+    rows = []
+    with Progress(len(readable)) as progress:
+        for written in generator.stream(task, items, batch_size=args.batch_size):
+            progress.update()
+            path = readable[written.index].path
+            if not written.answers:
+                problems.append(files.Unreadable(path, str(written.reason)))
+                continue
+            answer = written.answer
+            result = _result(name, answer)
+            if drawings:
+                result["picture"] = _draw(drawings, path, result["box"], args.text)
+            if args.json:
+                _print_json(args, path, result, answer)
+            rows.append((str(answer), f"{answer.confidence:.2f}", files.shown(path)))
+    if rows and not args.json:
+        column = "box" if name == "ground" else name
+        print(format_table((column, "confidence", "path"), rows))
+    return files.exit_code(problems, len(rows))
+
+
+def _text(args: argparse.Namespace) -> str | None:
+    """The question or the phrase; None for a command that has neither."""
+    option = TEXT_OPTIONS.get(args.command)
+    if option is None:
+        return None
+    text: str = getattr(args, option)
+    if not text.strip():
+        raise UsageError(f"--{option} is empty")
+    return text
+
+
+def _task(args: argparse.Namespace, generator: "Generator") -> "Task":
+    """The task of the command, with the answers to choose from, if any.
+
+    Raises:
+        UserError: the model has no such task, or it returns something else.
+    """
+    name = args.command
     task = generator.task(name)
+    labels = (getattr(args, "labels", None) or "").split(",")
+    choices = [label.strip() for label in labels if label.strip()]
     if choices:
         task = replace(task, answer="choice", choices=choices)
     if task.answer not in KINDS[name]:
         raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(KINDS[name])}")
-    processors = generator.reader.processors(task)
-    found = files.readable(found, processors)
-    items = ({file.modality: file.path, **fields} for file in found)
-    rows, failed = [], []
-    with Progress(len(found)) as progress:
-        for one in generator.stream(task, items, batch_size=args.batch_size):
-            progress.update()
-            path = found[one.index].path
-            if not one.answers:
-                failed.append(files.Unreadable(path, str(one.reason)))
-                continue
-            result = _result(name, one.answer)
-            if drawings:
-                result["picture"] = _draw(drawings, path, result["box"], args.text)
-            if args.json:
-                numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
-                print(json.dumps({"path": os.fspath(path), **given, **result, **numbers}), flush=True)
-            rows.append((str(one.answer), f"{one.answer.confidence:.2f}", files.shown(path)))
-    if rows and not args.json:
-        column = {"ground": "box"}.get(name, name)
-        print(format_table((column, "confidence", "path"), rows))
-    return files.exit_code([*problems, *failed], len(rows))
+    return task
+
+
+def _print_json(args: argparse.Namespace, path: Path, result: dict[str, Any], answer: "Answer") -> None:
+    fields: dict[str, Any] = {"path": os.fspath(path)}
+    option = TEXT_OPTIONS.get(args.command)
+    if option is not None:
+        fields[option] = getattr(args, option)
+    fields |= result
+    fields |= {"score": answer.score, "confidence": answer.confidence}
+    print(json.dumps(fields), flush=True)
 
 
 def _models_for(name: str) -> str:
     """The names of the released models that are trained for a command."""
     from onepeace.hub.registry import RELEASED
 
-    suited = [model for model, released in RELEASED.items() if released.generates and TRAINED_FOR[name] in model]
-    return ", ".join(suited)
+    models = []
+    for model, released in RELEASED.items():
+        if released.generates and TRAINED_FOR[name] in model:
+            models.append(model)
+    return ", ".join(models)
 
 
 def _result(name: str, answer: "Answer") -> dict[str, Any]:
@@ -116,11 +151,15 @@ def _result(name: str, answer: "Answer") -> dict[str, Any]:
     if isinstance(answer, Choice):
         return {name: answer.choice, "scores": answer.scores}
     text = expect(answer, Text)
-    known = {} if text.agreement is None and text.is_sure else {"agreement": text.agreement, "sure": text.is_sure}
-    return {name: text.text, **known}
+    if text.agreement is None and text.is_sure:
+        return {name: text.text}
+    return {name: text.text, "agreement": text.agreement, "sure": text.is_sure}
 
 
-def _draw(drawings: Drawings, path: Path, box: list[float], words: str) -> str:
+def _draw(drawings: Drawings, path: Path, box: list[float], phrase: str) -> str:
+    """Save the picture with a box; returns the path of the drawing."""
     from onepeace.processors import ImageProcessor
 
-    return os.fspath(drawings.save(with_box(ImageProcessor(draft=False).load(path), box, words), path))
+    picture = ImageProcessor(draft=False).load(path)
+    drawing = drawings.save(with_box(picture, box, phrase), path)
+    return os.fspath(drawing)

@@ -1,22 +1,16 @@
 """`onepeace shards`: webdataset shards for training, from a public dataset, or your table, data set or folder."""
 
 import argparse
-import json
-import re
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands import files, options
 from onepeace.commands.options import positive
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import write_text_atomic
 
 if TYPE_CHECKING:
-    from onepeace.data.shard_writer import ShardWriter
-    from onepeace.datasets.layout import Encoded, Record, Skipped
+    from onepeace.datasets.write_shards import WrittenShards
 
 EXAMPLES = """\
 SOURCE is one of
@@ -37,11 +31,8 @@ SOURCE is one of
 
 exit code: 0, 1 when a row or file of yours was skipped (they are listed at the end), 2 for wrong usage"""
 
-MEGABYTE = 1_000_000
-SHARD_MEGABYTES, LAYOUT_SHARD_MEGABYTES = 100, 15
-PREFIX_LENGTH = 60
-AHEAD = 32
-"""Number of files read, or checked, ahead of the one being written."""
+SHARD_MEGABYTES = 100
+LAYOUT_SHARD_MEGABYTES = 15
 LISTED = 10
 """Maximum number of skipped files of a public dataset that are listed; thousands may be gone from the web."""
 
@@ -74,124 +65,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the shards; skipped entries are listed on stderr."""
+    """Write the shards; entries that cannot be used are listed on stderr."""
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such file or folder")
     if args.overrides and args.layout is None:
         raise UsageError(f"{args.overrides[0]}: one SOURCE at a time; option=value needs --layout NAME")
     if args.layout is not None and (args.column or args.split):
         raise UsageError("--column and --split are for tables and data sets of yours; leave them out with --layout")
-    return _write_own(args) if args.layout is None else _write_layout(args)
+    if args.layout is None:
+        return _write_own(args)
+    return _write_layout(args)
 
 
 def _write_layout(args: argparse.Namespace) -> int:
-    from onepeace.data.shard_writer import new_shards
     from onepeace.datasets import LAYOUTS
-    from onepeace.datasets.pictures import DuplicateFilter
-    from onepeace.datasets.written import held_out
+    from onepeace.datasets.write_shards import write_layout
 
     if not args.source.is_dir():
         raise UsageError(f"{args.source}: not a folder; give the folder of the download")
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
-    max_bytes = (args.shard_size or LAYOUT_SHARD_MEGABYTES) * MEGABYTE
-    seen = DuplicateFilter()  # shared by all splits, so that validation data is not also written as training data
-    written = 0
-    for split in layout.splits(args.source, partial(held_out, args.output)):
-        folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
-        with new_shards(folder, prefix, max_bytes=max_bytes) as writer:
-            left_out = _write(writer, split.records, split.encode, seen)
-        if split.classes is not None:
-            classes = json.dumps(split.classes, indent=1, ensure_ascii=False)
-            write_text_atomic(folder / "classes.json", f"{classes}\n")
-        _list(left_out, writer.count, LISTED)
-        written += writer.count
-        if writer.count:
-            print(writer)
+    shard_megabytes = args.shard_size or LAYOUT_SHARD_MEGABYTES
+    for written in write_layout(layout, args.source, args.output, shard_megabytes):
+        _list_skipped(written, LISTED)
+        if written.num_samples:
+            print(written.summary)
         else:
-            files.say(f"{folder / prefix}: nothing to write; skipped")
-    if not written:
-        raise UserError(f"{args.source}: nothing in it can be used; nothing was written")
+            files.say(f"{written.path}: nothing to write; skipped")
     return 0
 
 
 def _write_own(args: argparse.Namespace) -> int:
-    from onepeace.data.shard_writer import new_shards, older_shards
-    from onepeace.datasets.pairs import from_source
+    from onepeace.datasets.write_shards import write_own
 
-    folder, prefix = args.output.parent, args.output.name
-    if args.output.is_dir():
-        raise UsageError(f"{args.output}: is a folder; add the shards' prefix: {args.output / 'pairs'}")
-    if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
-        raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
-    records = from_source(args.source, dict(args.column), args.split)
-    if not args.force and (older := older_shards(folder, prefix)):
-        raise UsageError(f"{older[0]} already exists; choose another name, or overwrite it with --force")
-    with new_shards(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE) as writer:
-        left_out = _write(writer, records, _read_files)
-    _list(left_out, writer.count)
-    if not writer.count:
+    written = write_own(
+        args.source,
+        args.output,
+        args.shard_size or SHARD_MEGABYTES,
+        columns=dict(args.column),
+        split=args.split,
+        force=args.force,
+    )
+    _list_skipped(written)
+    if not written.num_samples:
         raise UserError(f"{args.source}: nothing in it can be used; nothing was written")
-    print(writer)
-    return 1 if left_out else 0
+    print(written.summary)
+    return 1 if written.skipped else 0
 
 
-def _read_files(record: "Record") -> "Encoded":
-    """Read the files of a record unchanged."""
-    from onepeace.datasets.layout import Encoded
-    from onepeace.files.source import read_bytes
-
-    found = {}
-    for modality, path in record.inputs.items():
-        if modality == "text":
-            continue
-        content = read_bytes(path)
-        if not content:
-            raise UserError(f"{path}: the file is empty (0 bytes)")
-        found[path.suffix.lower().removeprefix(".")] = content
-    return Encoded(found)
-
-
-def _write(
-    writer: "ShardWriter",
-    records: "Iterable[Record | Skipped]",
-    encode: "Callable[[Record], Encoded]",
-    seen: "Callable[[bytes], bool] | None" = None,
-) -> "list[Skipped]":
-    """Write the usable records, and return the skipped ones with the reason.
-
-    Args:
-        seen: returns True for content that has been written before, which is dropped silently.
-    """
-    from onepeace.datasets.layout import Skipped, skipped
-    from onepeace.embed.stream import decode_ahead
-    from onepeace.progress import Progress
-
-    def read(record: "Record | Skipped") -> "Encoded | Skipped":
-        return record if isinstance(record, Skipped) else encode(record)
-
-    family = re.sub(r"[^\w-]", "_", writer.prefix)
-    left_out: list[Skipped] = []
-    with Progress(None, "sample") as progress:
-        for _, record, result in decode_ahead(records, read, ahead=AHEAD):
-            progress.update()
-            if isinstance(result, Skipped) or isinstance(record, Skipped):
-                left_out.append(result)  # type: ignore[arg-type]
-            elif isinstance(result, Exception):
-                left_out.append(skipped(record.name, result))
-            elif seen is None or result.original is None or not seen(result.original):
-                key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
-                # A target that is a file (mask.png) is among the files.
-                targets = {name: value for name, value in record.targets.items() if f"{name}.png" not in result.files}
-                if not writer.write(key, result.files, record.captions, targets=targets, about=about):
-                    left_out.append(Skipped(key, "an earlier sample has this key"))
-    return left_out
-
-
-def _list(left_out: "list[Skipped]", num_written: int, at_most: int | None = None) -> None:
-    """List the skipped entries on stderr."""
-    if left_out:
-        files.say(f"{len(left_out)} skipped, {num_written} written:")
-    for where, reason in left_out[:at_most]:
-        print(f"  {where}: {reason}", file=sys.stderr)
-    if at_most is not None and len(left_out) > at_most:
-        print(f"  and {len(left_out) - at_most} more", file=sys.stderr)
+def _list_skipped(written: "WrittenShards", at_most: int | None = None) -> None:
+    """List the entries that cannot be used on stderr."""
+    if not written.skipped:
+        return
+    files.say(f"{len(written.skipped)} skipped, {written.num_samples} written:")
+    for entry in written.skipped[:at_most]:
+        print(f"  {entry.where}: {entry.reason}", file=sys.stderr)
+    if at_most is not None and len(written.skipped) > at_most:
+        print(f"  and {len(written.skipped) - at_most} more", file=sys.stderr)

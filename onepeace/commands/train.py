@@ -68,7 +68,8 @@ def kept_text(folder: str) -> str:
     """Sentence for the user about the checkpoint of a stopped run."""
     from onepeace.train.checkpoint_files import folders, step_of
 
-    if saved := folders(folder):
-        step = step_of(saved[-1])
+    checkpoints = folders(folder)
+    if checkpoints:
+        step = step_of(checkpoints[-1])
         return f"the checkpoint of step {step} is kept; run the same command again to resume from it"
     return "no step was saved yet; run the same command again to start over"

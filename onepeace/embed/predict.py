@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from onepeace.embed.items import check_many, composed, name_of, reason_of
-from onepeace.embed.stream import decode_ahead
 from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UsageError, UserError, expect
 from onepeace.processors import ImageProcessor
+from onepeace.threads import decode_ahead
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder

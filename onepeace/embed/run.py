@@ -13,8 +13,9 @@ from torch import Tensor
 from onepeace.embed.items import check_many, name_of
 from onepeace.embed.options import Options
 from onepeace.embed.reading import ItemReader
-from onepeace.embed.stream import Assembly, Embedded, Queue, Sample, decode_ahead
+from onepeace.embed.stream import Assembly, Embedded, Queue, Sample
 from onepeace.errors import UserError
+from onepeace.threads import decode_ahead
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm

@@ -5,12 +5,9 @@ Memory is bounded for any number of items.
 """
 
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -21,39 +18,13 @@ from onepeace.device import remedy_for_nan
 from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
-from onepeace.threads import MIN_BATCH, Computing, compute_alone
+from onepeace.threads import MIN_BATCH, Computing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MAX_WORKERS = 8
-"""Number of decoding threads; PIL and soundfile release the GIL, but not always."""
 MIN_BLOCK = 64
 """Minimum number of samples that are sorted by size together."""
-
-
-def decode_ahead(
-    items: Iterable[Item], decode: Callable[[Item], Result], *, ahead: int
-) -> Generator[tuple[int, Item, Result | Exception], None, None]:
-    """Yield (index, item, decode(item)) in order, while threads decode up to `ahead` further items.
-
-    `items` is read lazily, in the caller's thread. An exception raised by `decode` is yielded as the item's result.
-    """
-    workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
-    pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
-    submitted = ((index, item, pool.submit(decode, item)) for index, item in enumerate(items))
-    try:
-        pending = deque(islice(submitted, ahead))
-        while pending:
-            pending.extend(islice(submitted, 1))
-            index, item, future = pending.popleft()
-            error = future.exception()
-            if isinstance(error, Exception):
-                yield index, item, error
-            else:
-                yield index, item, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Windows(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 from onepeace.datasets.embedded import EmbeddedFile, Unpacked
 from onepeace.datasets.layout import Record, Skipped, skipped
 from onepeace.datasets.pairs import from_source, media
-from onepeace.embed.stream import decode_ahead
 from onepeace.errors import UsageError, UserError
 from onepeace.processors import PROCESSORS
+from onepeace.threads import decode_ahead
 
 FEWEST_PAIRS = 20
 """Minimum number of items: with fewer, the held-out part is too small to measure anything, and the model overfits."""

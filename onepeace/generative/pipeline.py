@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from onepeace.device import remedy_for_nan
-from onepeace.embed.stream import decode_ahead
 from onepeace.errors import UserError, expect, one_line
 from onepeace.files.source import describe
 from onepeace.generative.answers import Answer, Text, read_answer, read_choice
@@ -26,6 +25,7 @@ from onepeace.generative.tasks import Task
 from onepeace.generative.text_decoder import DecoderCache, EncoderOutput
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors.tokenizer import EOS
+from onepeace.threads import decode_ahead
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from PIL import Image
 from support.embedding import TEXTS, assert_same
 
 from onepeace.embed.parts import Part
-from onepeace.embed.stream import Assembly, Sample, batches_of, decode_ahead
+from onepeace.embed.stream import Assembly, Sample, batches_of
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
+from onepeace.threads import decode_ahead
 
 
 def sizes_of_batches(sizes, batch_size, workers=1):

@@ -1,0 +1,163 @@
+"""Writes shards from samples: those of a public dataset, or of a table, data set or folder of users."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from onepeace.data.shard_writer import ShardWriter, new_shards, older_shards
+from onepeace.datasets.layout import Encoded, Layout, Record, Skipped, Split, skipped
+from onepeace.datasets.pairs import from_source
+from onepeace.datasets.pictures import DuplicateFilter
+from onepeace.datasets.written import held_out
+from onepeace.errors import UsageError, UserError
+from onepeace.files.atomic import write_text_atomic
+from onepeace.files.source import read_bytes
+from onepeace.progress import Progress
+from onepeace.threads import decode_ahead
+
+MEGABYTE = 1_000_000
+PREFIX_LENGTH = 60
+"""Maximum bytes of a name of shards."""
+AHEAD = 32
+"""Number of files read, or checked, ahead of the one being written."""
+
+
+class WrittenShards(NamedTuple):
+    """What was written for a set of samples."""
+
+    path: Path
+    """Path of the shards without their numbers and endings."""
+    num_samples: int
+    summary: str
+    """The shards, samples and bytes, in one line."""
+    skipped: list[Skipped]
+    """Entries that cannot be used."""
+
+
+def write_layout(layout: Layout, source: Path, root: Path, shard_megabytes: int) -> Iterator[WrittenShards]:
+    """Write the shards of a downloaded dataset, split by split, and classes.json where it has classes.
+
+    Args:
+        source: folder of the download.
+        root: folder of train/ and val/; older shards are overwritten.
+        shard_megabytes: media in a shard.
+
+    Raises:
+        UserError: the folder does not hold the dataset, or nothing in it can be used.
+    """
+    is_repeated = DuplicateFilter()  # of all splits, so that validation data is not also written as training data
+    num_samples = 0
+    for split in layout.splits(source, partial(held_out, root)):
+        written = _write_split(split, root, shard_megabytes, is_repeated)
+        num_samples += written.num_samples
+        yield written
+    if not num_samples:
+        raise UserError(f"{source}: nothing in it can be used; nothing was written")
+
+
+def _write_split(split: Split, root: Path, shard_megabytes: int, is_repeated: Callable[[bytes], bool]) -> WrittenShards:
+    path = root / split.shards
+    with new_shards(path.parent, path.name, max_bytes=shard_megabytes * MEGABYTE) as writer:
+        skipped_entries = _write(writer, split.records, split.encode, is_repeated)
+    if split.classes is not None:
+        classes = json.dumps(split.classes, indent=1, ensure_ascii=False)
+        write_text_atomic(path.parent / "classes.json", f"{classes}\n")
+    return WrittenShards(path, writer.count, str(writer), skipped_entries)
+
+
+def write_own(
+    source: Path,
+    output: Path,
+    shard_megabytes: int,
+    *,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    force: bool = False,
+) -> WrittenShards:
+    """Write the shards of a table, data set or folder; files are stored as they are.
+
+    Args:
+        source: see `onepeace.datasets.pairs.from_source`, also for ``columns`` and ``split``.
+        output: path of the shards without their numbers.
+        shard_megabytes: media in a shard.
+        force: overwrite older shards of the same name.
+
+    Raises:
+        UsageError: the name does not suit, or older shards have it; UserError: nothing can be used.
+    """
+    folder = output.parent
+    prefix = output.name
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; add the shards' prefix: {output / 'pairs'}")
+    if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
+        raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
+    records = from_source(source, columns, split)
+    older = older_shards(folder, prefix)
+    if older and not force:
+        raise UsageError(f"{older[0]} already exists; choose another name, or overwrite it with --force")
+    with new_shards(folder, prefix, max_bytes=shard_megabytes * MEGABYTE) as writer:
+        skipped_entries = _write(writer, records, _read_files)
+    return WrittenShards(output, writer.count, str(writer), skipped_entries)
+
+
+def _read_files(record: Record) -> Encoded:
+    """Read the files of a record unchanged."""
+    content_by_ending = {}
+    for modality, path in record.inputs.items():
+        if modality == "text":
+            continue
+        content = read_bytes(path)
+        if not content:
+            raise UserError(f"{path}: the file is empty (0 bytes)")
+        ending = path.suffix.lower().removeprefix(".")
+        content_by_ending[ending] = content
+    return Encoded(content_by_ending)
+
+
+def _write(
+    writer: ShardWriter,
+    records: Iterable[Record | Skipped],
+    encode: Callable[[Record], Encoded],
+    is_repeated: Callable[[bytes], bool] | None = None,
+) -> list[Skipped]:
+    """Write the usable records; returns the entries that cannot be used.
+
+    Args:
+        is_repeated: True for content that has been written before, which is dropped silently.
+    """
+
+    def read(record: Record | Skipped) -> Encoded | Skipped:
+        return record if isinstance(record, Skipped) else encode(record)
+
+    skipped_entries: list[Skipped] = []
+    with Progress(None, "sample") as progress:
+        for _, record, result in decode_ahead(records, read, ahead=AHEAD):
+            progress.update()
+            if isinstance(record, Skipped):
+                skipped_entries.append(record)
+            elif isinstance(result, Exception):
+                skipped_entries.append(skipped(record.name, result))
+            elif isinstance(result, Encoded):
+                original = result.original
+                if is_repeated is not None and original is not None and is_repeated(original):
+                    continue
+                key = _write_sample(writer, record, result)
+                if key is not None:
+                    skipped_entries.append(Skipped(key, "an earlier sample has this key"))
+    return skipped_entries
+
+
+def _write_sample(writer: ShardWriter, record: Record, encoded: Encoded) -> str | None:
+    """Write a sample; returns its key if an earlier sample has it."""
+    family = re.sub(r"[^\w-]", "_", writer.prefix)
+    key = record.key or f"{family}_{writer.count:08d}"
+    targets = {}
+    for name, value in record.targets.items():
+        if f"{name}.png" not in encoded.files:  # a target that is a file (mask.png) is among the files
+            targets[name] = value
+    about = {"source": record.source, **record.about}
+    is_new = writer.write(key, encoded.files, record.captions, targets=targets, about=about)
+    return None if is_new else key
