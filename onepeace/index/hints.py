@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,12 +49,13 @@ LIKE_ANOTHER = 6
 """Minimum characters of a foreign word that is taken for a misspelt English one, if it sounds like it."""
 FOREIGN = 1.3
 """Minimum mean by which words are more frequent, in Zipf frequencies, in another language than in English."""
+NAME = 2.0
+"""Maximum Zipf frequency of a word that the list of a language lacks."""
 USUAL = 3.2
 """Zipf frequency from which on a single word is English, whatever else it is."""
 ENGLISH = 4.5
 """Mean Zipf frequency from which on several words are English, whatever else they are."""
 PACKAGES = ("wordfreq", "spellchecker", "jellyfish")
-FOREIGN_WORDS = ", and the model may know only English: try English words"
 MAX_CHARACTERS = 1000
 MAX_UNKNOWN = 5
 """Maximum number of unknown words for which corrections are sought."""
@@ -103,24 +104,24 @@ def hints(texts: Sequence[str], occurs: Callable[[str], bool]) -> Hints:
 def _hints_of_text(text: str, occurs: Callable[[str], bool]) -> Hints:
     words = list(_words(text))
     if _is_other_script(words):
-        if all(map(occurs, words)):
-            return Hints()
-        return Hints((f"this is not in the Latin script{FOREIGN_WORDS}",))
-    corrections: dict[str, str] = {}
-    if all(map(find_spec, PACKAGES)):
-        language = _language(words)
-        if language is not None:
-            words = [word for word in words if not occurs(word)]
-            language = _language(words)
-        if language is None or len(words) == 1:
-            corrections = _corrections(words, occurs)
-        if language is not None and not any(_is_alike(word, corrections[word]) for word in corrections):
-            return Hints((f"this looks like {language}{FOREIGN_WORDS}",))
+        return _foreign("this is not in the Latin script", is_meant=all(map(occurs, words)))
+    if not all(map(find_spec, PACKAGES)):
+        return _negation(text)
+    corrections = _corrections(words, occurs)
+    language = _language(words, occurs)
+    if language is not None and not _is_misspelt(words, corrections):
+        return _foreign(f"this looks like {language}")
     if not corrections:
         return _negation(text)
     corrected = WORD.sub(lambda word: corrections.get(word[0], word[0]), text)
     question = f'did you mean "{corrected}"?'
     return Hints((question, *_negation(corrected).lines), Suggestion(corrected))
+
+
+def _foreign(finding: str, is_meant: bool = False) -> Hints:
+    if is_meant:
+        return Hints()
+    return Hints((f"{finding}, and the model may know only English: try English words",))
 
 
 def _words(text: str) -> Iterator[str]:
@@ -157,21 +158,29 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _language(words: Sequence[str]) -> str | None:
+def _language(words: Sequence[str], occurs: Callable[[str], bool]) -> str | None:
     """The language in which words are far more frequent than in English; None if there is none."""
     words = [word.lower() for word in words]
     if _are_english(words):
         return None
-    english = [_zipf(word, "en", "large") for word in words]
-    gain_by_language = {}
-    for code in LANGUAGES:
-        gain = 0.0
-        for word, in_english in zip(words, english, strict=True):
-            # A word that its small list lacks has nearly the frequency of a name in any language.
-            gain += (_zipf(word, code, "small") or min(in_english, 2.0)) - in_english
-        gain_by_language[code] = gain / len(words)
+    words = [word for word in words if not occurs(word)]
+    if _are_english(words):
+        return None
+    gain_by_language = {code: _mean_gain(words, code) for code in LANGUAGES}
     code = max(gain_by_language, key=lambda code: gain_by_language[code])
     return LANGUAGES[code] if gain_by_language[code] >= FOREIGN else None
+
+
+def _mean_gain(words: Sequence[str], language: str) -> float:
+    """Mean by which words are more frequent in a language than in English, in Zipf frequencies."""
+    gain = 0.0
+    for word in words:
+        in_english = _zipf(word, "en", "large")
+        in_language = _zipf(word, language, "small")
+        if not in_language:  # as frequent as a name is in any language
+            in_language = min(in_english, NAME)
+        gain += in_language - in_english
+    return gain / len(words)
 
 
 def _are_english(words: Sequence[str]) -> bool:
@@ -222,11 +231,14 @@ def _correction(word: str) -> str | None:
     return best
 
 
-def _is_alike(word: str, correction: str) -> bool:
-    """Whether a word sounds like its correction, as "elefant" does."""
+def _is_misspelt(words: Sequence[str], corrections: Mapping[str, str]) -> bool:
+    """Whether a single word of another language is rather an English one, which sounds like it, as elefant does."""
     import jellyfish
 
-    return len(word) >= LIKE_ANOTHER and jellyfish.metaphone(word) == jellyfish.metaphone(correction)
+    if len(words) > 1 or not corrections:
+        return False
+    (word,) = words
+    return len(word) >= LIKE_ANOTHER and jellyfish.metaphone(word) == jellyfish.metaphone(corrections[word])
 
 
 def _zipf(

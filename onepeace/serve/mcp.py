@@ -148,7 +148,8 @@ class Tools:
         Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
         unrelated queries whose best hit here scores lower: above 0.95 it is likely right, below 0.7 unlikely, or
         "named" if the file has all words of the query.
-        "relevant" is false when no file is likely to be what is meant. "start" and "end" are seconds.
+        "relevant" is false when no file is likely to be what is meant. "start" and "end" are seconds. "hints" say what
+        may be wrong with the text, such as a misspelt word.
 
         Args:
             text: an English description of what is seen or heard, e.g. "a dog barking in the snow"
@@ -175,7 +176,12 @@ class Tools:
         condition = self._condition(where=where, after=after, before=before, path=path)
         results = self.service.search(query, only=(only,) if only else (), top=top, where=condition)
         files = [_file(hit) for hit in results]
-        return {"relevant": results.relevant, "compared": results.compared, "files": files}
+        return {
+            "relevant": results.relevant,
+            "compared": results.compared,
+            "hints": [*results.hints],
+            "files": files,
+        }
 
     def classify(self, paths: list[str], labels: list[str]) -> dict[str, Any]:
         """Classify files of the index by given labels; returns the five most probable labels with probabilities.

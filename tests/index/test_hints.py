@@ -8,6 +8,9 @@ from onepeace.cli import main
 from onepeace.index import Index, Query, build, hints
 from onepeace.index.hints import Hints, Suggestion
 
+for name in hints.PACKAGES:
+    pytest.importorskip(name)
+
 
 def hints_of(text, occurring=()):
     return hints.hints([text], lambda word: word in occurring)
