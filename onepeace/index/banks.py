@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
+from onepeace.index.matrix_files import read
+from onepeace.index.store import Store
 
 MODALITIES = ("image", "audio", "text")
 """Modalities of items that queries are scored against."""
@@ -148,3 +150,17 @@ class Banks:
         from safetensors.numpy import save
 
         return save({name: np.ascontiguousarray(getattr(self, name)) for name in SCORES})
+
+
+def banks_of(store: Store) -> Banks:
+    """Unrelated queries of the model of an index, with their scores against all of its vectors.
+
+    The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
+    may have deleted a best hit, all vectors are scored again.
+    """
+    last, _, removed = store.meta.get("scored", "").partition("-")
+    is_valid = removed == store.meta["removed"]
+    banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
+    for rows, vectors in read(store, int(last) if is_valid else 0):
+        banks.add(vectors, np.array(store.kinds)[rows["modality"]])
+    return banks

@@ -49,8 +49,9 @@ def calibration_by_words(load: Callable[[], Any], model: str) -> bytes:
         load: returns the model, an `Embedder` or a pool of them; called only if the banks are not kept.
         model: hash of the model.
     """
-    texts = hashlib.sha256("\n".join(text for bank in TEXTS for text in texts_of(bank)).encode()).hexdigest()
-    path = cache_folder() / "banks" / f"{model}-{texts[:8]}.safetensors"
+    all_texts = [text for bank in TEXTS for text in texts_of(bank)]
+    digest = hashlib.sha256("\n".join(all_texts).encode()).hexdigest()
+    path = cache_folder() / "banks" / f"{model}-{digest[:8]}.safetensors"
     try:
         content = path.read_bytes()
         Banks.load(content)
@@ -95,10 +96,13 @@ def calibrate(index: Index) -> Banks:
     """
     vectors = {bank: rows for bank, rows in index.banks.vectors.items() if bank in TEXTS}
     items, means = index.means()
-    kinds, random = np.array([item.modality for item in items]), np.random.default_rng(0)
+    kinds = np.array([item.modality for item in items])
+    random = np.random.default_rng(0)
     for kind, share in KEPT.items():
-        if (own := np.flatnonzero(kinds == kind)).size:
-            vectors[kind] = least_alike(means[random.permutation(own)[:DRAWN]], share)
+        rows = np.flatnonzero(kinds == kind)
+        if len(rows):
+            drawn = random.permutation(rows)[:DRAWN]
+            vectors[kind] = least_alike(means[drawn], share)
     if vectors.keys() <= TEXTS.keys():
         raise UserError(f"{index.folder}: no picture or sound in it")
     return Banks(vectors, index.model_hash)
@@ -108,4 +112,6 @@ def least_alike(vectors: NDArray, share: float) -> NDArray:
     """The given share of the unit vectors (n, E) whose nearest neighbours are farthest away, at least one."""
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
-    return vectors[np.sort(np.argsort(cosines.max(axis=1), kind="stable")[: max(1, round(share * len(vectors)))])]
+    number = max(1, round(share * len(vectors)))
+    farthest = np.argsort(cosines.max(axis=1), kind="stable")[:number]
+    return vectors[np.sort(farthest)]

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from onepeace.index.banks import banks_of
 from onepeace.index.calibrate import calibration_by_words, read_calibration
 from onepeace.index.identity import FOREIGN
-from onepeace.index.index import banks_of
 from onepeace.index.matrix import Matrix, keep
 from onepeace.index.matrix_files import vectors_state
 from onepeace.index.plugin import LOCAL, plugin

@@ -1,8 +1,7 @@
 """`Index`, the public interface of an index folder. Importing it does not import torch."""
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.walk import Unreadable
-from onepeace.index.banks import Banks
+from onepeace.index.banks import Banks, banks_of
+from onepeace.index.contents import Contents
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.functions import register
 from onepeace.index.hints import hints
@@ -21,11 +20,9 @@ from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
 from onepeace.index.matrix import Matrix
-from onepeace.index.matrix_files import read
 from onepeace.index.part import Part
 from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.query import Query, encode
-from onepeace.index.roots import Root, known_roots
 from onepeace.index.search import Searched, SearchOptions
 from onepeace.index.search import search as run_search
 from onepeace.index.spaces import without_other_spaces
@@ -41,7 +38,7 @@ REMEMBERED = 16
 """Number of filters whose masks are cached."""
 
 
-class Index:
+class Index(Contents):
     """Vectors and metadata of files, stored in a folder.
 
     ``with Index.open("photos.index") as index: index.search("dog")``. The object is read-only and shows the state at
@@ -105,59 +102,18 @@ class Index:
         self.drop_cached()
         self.store.close()
 
-    def __len__(self) -> int:
-        return self.store.count("problem IS NULL")
-
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
 
-    def items(self, where: str | None = None) -> Iterator[Item]:
-        """Files with vectors that satisfy a condition (filters.py), in the order in which they were added."""
-        condition = _embedded(where)
-        return self.store.items(condition.sql, condition.params)
-
-    def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
-        """Files with vectors that satisfy a condition, newest first, and their total number."""
-        condition = _embedded(where)
-        order = "date DESC, id LIMIT ? OFFSET ?"
-        items = [*self.store.items(condition.sql, (*condition.params, top, offset), order)]
-        return items, self.store.count(condition.sql, condition.params)
-
-    def item(self, key: str | os.PathLike[str] | int) -> Item | None:
-        """The file with this path or id, if it is in the index and has vectors."""
-        known = ("id = ?", key) if isinstance(key, int) else ("path = ?", os.fsencode(key))
-        return next(self.store.items(f"{known[0]} AND problem IS NULL", known[1:]), None)
-
-    def problems(self) -> list[Unreadable]:
-        """Files that could not be embedded, with the reasons."""
-        return [Unreadable(Path(item.path), item.problem or "") for item in self.store.items("problem IS NOT NULL")]
-
-    def roots(self) -> dict[str, Root]:
-        """The indexed folders, files, tables and shards, by path."""
-        if self._part is not None:
-            return {root.path: root for root in self._part.roots}
-        return {path: root for path, root in known_roots(self.store).items() if root.kind != "removed"}
-
-    def stats(self) -> dict[str, Any]:
-        """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
-        kinds = self.store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
-        problems = Counter(problem.reason for problem in self.problems())
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return {
-            "files": dict(kinds), "vectors": self.store.select("SELECT coalesce(sum(vectors), 0) FROM files")[0][0],
-            "captions": self.store.count("caption IS NOT NULL"), "problems": dict(problems), "bytes": size,
-            "model": self.model, "model_hash": self.model_hash, "made_by": self.store.meta.get("made_by"),
-            "created": self.store.meta["created"], "roots": list(self.roots()),
-        }  # fmt: skip
-
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files with vectors, and the mean unit vector of each, (n, E) float32."""
-        items, (ids, places) = {item.id: item for item in self.items()}, self.matrix.files
+        items = {item.id: item for item in self.items()}
+        ids, file_of_row = self.matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
-        np.add.at(sums, places, self.matrix.vectors)
+        np.add.at(sums, file_of_row, self.matrix.vectors)
         sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-        known = [id_ in items for id_ in ids.tolist()]
-        return [items[id_] for id_ in ids[known].tolist()], sums[known]
+        is_shown = [file_id in items for file_id in ids.tolist()]
+        return [items[file_id] for file_id in ids[is_shown].tolist()], sums[is_shown]
 
     @cached_property
     def embedder(self) -> "Embedder":
@@ -185,7 +141,10 @@ class Index:
     def service(self) -> Any:
         """Vector database for nearest-neighbour search (matrix.py), if any."""
         address = self.store.meta["store"]
-        return None if address == LOCAL else plugin(address, "open_store")(address, self.store, self.matrix)
+        if address == LOCAL:
+            return None
+        open_store = plugin(address, "open_store")
+        return open_store(address, self.store, self.matrix)
 
     @cached_property
     def text_branch(self) -> "TextBranch | None":
@@ -291,27 +250,8 @@ class Index:
 
     def drop_cached(self) -> None:
         """Drop everything computed from the vectors; it is recomputed on demand."""
-        if (service := self.__dict__.get("service")) is not None:
+        service = self.__dict__.get("service")
+        if service is not None:
             service.close()
         for name in ("matrix", "banks", "service", "mask"):
             self.__dict__.pop(name, None)
-
-
-def banks_of(store: Store) -> Banks:
-    """Unrelated queries of the model of an index, with their scores against all of its vectors.
-
-    The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
-    may have deleted a best hit, all vectors are scored again.
-    """
-    last, _, removed = store.meta.get("scored", "").partition("-")
-    is_valid = removed == store.meta["removed"]
-    banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
-    for rows, vectors in read(store, int(last) if is_valid else 0):
-        banks.add(vectors, np.array(store.kinds)[rows["modality"]])
-    return banks
-
-
-def _embedded(where: str | None) -> Condition:
-    """Condition for files with vectors that also satisfy ``where``."""
-    condition = Condition("1") if where is None else compile_condition(where)
-    return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)
