@@ -23,8 +23,8 @@ from onepeace.threads import MIN_BATCH, Computing
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MIN_BLOCK = 64
-"""Minimum number of samples that are sorted by size together."""
+BATCHES_PER_BLOCK, BLOCK_BYTES = 16, 1 << 26
+"""Limits of a block, the samples that are sorted by size together: of small ones, such as texts, more fit into it."""
 
 
 class Windows(NamedTuple):
@@ -200,12 +200,13 @@ class Queue:
         *,
         windows: bool,
     ) -> None:
-        self.block_size = max(MIN_BLOCK, 4 * batch_size)
+        self.block_size = BATCHES_PER_BLOCK * batch_size
         self._computing = computing
         self._size_of = size_of
-        self._batch_size = computing.share(batch_size)
+        self._batch_size = batch_size
         self._windows = windows
         self._block: list[Sample] = []
+        self._block_bytes = 0
         self._assemblies: deque[Assembly] = deque()
 
     def add(self, assembly: Assembly, parts: Sequence[Part]) -> Iterator[Embedded]:
@@ -213,9 +214,10 @@ class Queue:
         self._assemblies.append(assembly)
         for sample in assembly.samples(parts):
             self._block.append(sample)
-            if len(self._block) == self.block_size:
+            self._block_bytes += sample.values.nbytes
+            if self._is_full():
                 yield from self._start()
-        if len(self._assemblies) > 4 * self.block_size:  # failures, which fill no block, wait behind an item
+        if len(self._assemblies) > 2 * self.block_size:  # failures, which fill no block, wait behind an item
             yield from self.finish()
         yield from self._available()
 
@@ -225,6 +227,11 @@ class Queue:
             yield from self._filled(batch, vectors)
         yield from self._available()
 
+    def _is_full(self) -> bool:
+        if len(self._block) % self._batch_size:  # batches would be smaller than they can be
+            return False
+        return len(self._block) == self.block_size or self._block_bytes >= BLOCK_BYTES
+
     def _start(self) -> Iterator[Embedded]:
         """Start to compute the block, and yield results of earlier ones."""
         for batch in self._take_block():
@@ -232,8 +239,10 @@ class Queue:
                 yield from self._filled(computed, vectors)
 
     def _take_block(self) -> list[list[Sample]]:
-        batches = list(batches_of(self._block, self._size_of, self._batch_size, self._computing.workers))
+        share = self._computing.share(self._batch_size)
+        batches = list(batches_of(self._block, self._size_of, share, self._computing.workers))
         self._block = []
+        self._block_bytes = 0
         return batches
 
     def _filled(self, batch: list[Sample], vectors: Tensor) -> Iterator[Embedded]:

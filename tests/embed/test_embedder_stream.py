@@ -62,7 +62,7 @@ def test_stream_gives_results_in_order_while_the_input_goes_on(model):
         assert (result.vector is None) == (index % 10 == 0) == (result.reason is not None)
         lead.append(taken - index)
     assert len(lead) == 1500
-    assert max(lead) <= 4 * 256 + 3 * 8
+    assert max(lead) <= 2 * 128 + 5 * 8
     with pytest.raises(UserError, match="batch_size is 0"):
         model.stream(texts(), batch_size=0)  # before the first result is asked for
 
@@ -87,7 +87,7 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, side_by_side
     results = model.stream(itertools.islice(items, kind == "alike", None), batch_size=64)
     assert sum(result.reason is None for result in results) == {"alike": 3999, "failures": 1}.get(kind, 4000)
     under_way = 0 if workers == 1 else 2 * 64 + 2 * workers
-    assert Counted.most <= (256 if kind == "alike" else 4 * 256) + 2 + under_way
+    assert Counted.most <= (1024 if kind == "alike" else 2 * 1024) + 2 + under_way
 
 
 def test_a_stream_that_is_given_up_ends_its_threads(model):
