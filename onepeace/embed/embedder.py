@@ -181,7 +181,7 @@ class Embedder:
     ) -> Generator[Embedded, None, None]:
         """Yield the result of every item in order, as soon as it is available; failures are results too.
 
-        Memory is bounded for any number of items: `items` is read ahead of the results by at most 40 times `batch_size`,
+        Memory is bounded for any number of items: `items` is read ahead of the results by at most 40 `batch_size`,
         in blocks of up to 64 MB of decoded values, and only the vectors of a long sound are kept. Close or exhaust the
         generator to end its threads.
 
