@@ -29,6 +29,7 @@ from onepeace.index.words import words_of_query
 SETS = {"openclipart": 187, "flickr8k": 200, "fashion": 150, "caltech101": 160, "sports": 80, "sounds": 160}
 """Number of samples of each set: the first three have names, captions and keywords, the others labels."""
 QUERIES = {"openclipart": 70, "flickr8k": 70, "fashion": 60}
+NAMES = {"openclipart": "names", "flickr8k": "captions", "fashion": "keywords"}
 LABELS = 45
 """Number of everyday queries, which are labels."""
 PAIRS = 5
@@ -147,18 +148,22 @@ def without_words() -> Any:
 
 
 def print_queries(index: Index, collection: dict[str, list[Sample]]) -> None:
-    print("| queries | | by words | by meaning alone |\n| --- | ---: | ---: | ---: |")
+    print("| words of | queries | with words | by meaning alone |\n| --- | ---: | ---: | ---: |")
+    not_first = []
     for name, queries in known_items(collection).items():
         places = [place_of(index, query, path) for query, path in queries]
         with without_words():
             by_meaning = [place_of(index, query, path) for query, path in queries]
-        print(f"| {name} | {len(queries)} | {places.count(0)} first | {by_meaning.count(0)} first |")
-        print(*[f"    {query}: {place}" for (query, _), place in zip(queries, places, strict=True) if place], sep="\n")
-    with_words = everyday(index, collection)
+        print(f"| {NAMES[name]} | {len(queries)} | {places.count(0)} | {by_meaning.count(0)} |")
+        for (query, _), place in zip(queries, places, strict=True):
+            if place > 0:
+                not_first.append(f"{query}: {place + 1}")
+    first, first_five = everyday(index, collection)
     with without_words():
-        by_meaning = everyday(index, collection)
-    print(f"| everyday | {LABELS} | {with_words[1]} in five | {by_meaning[1]} in five |")
-    print(f"| | | {with_words[0]} first | {by_meaning[0]} first |")
+        first_by_meaning, first_five_by_meaning = everyday(index, collection)
+    print(f"| everyday queries: first | {LABELS} | {first} | {first_by_meaning} |")
+    print(f"| everyday queries: among five | {LABELS} | {first_five} | {first_five_by_meaning} |")
+    print("not first:", *not_first, sep="\n    ")
 
 
 def print_cost(files: list[Path], folder: Path) -> None:
