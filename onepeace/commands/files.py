@@ -29,32 +29,37 @@ def find(paths: Sequence[str]) -> tuple[list[FoundFile], list[Unreadable]]:
     others: Counter[str] = Counter()
     walked, problems = walk(paths, modalities_by_suffix(), others=others)
     say_other_kinds(others)
-    found = []
-    for path, modality_of_ending in walked:
-        modality = modality_of_ending or sniff(path)
+    found_files = []
+    for path, modality_by_ending in walked:
+        modality = modality_by_ending or sniff(path)
         if modality:
-            found.append(FoundFile(path, modality))
+            found_files.append(FoundFile(path, modality))
         else:
-            problems.append(Unreadable(path, f"not a picture, sound or text (unknown file extension {path.suffix!r})"))
-    if not found and not problems:
+            reason = f"not a picture, sound or text (unknown file extension {path.suffix!r})"
+            problems.append(Unreadable(path, reason))
+    if not found_files and not problems:
         raise UsageError(f"no pictures, sounds or texts in {', '.join(paths)}")
-    return found, problems
+    return found_files, problems
 
 
-def readable(found: Iterable[FoundFile], modalities: Container[str], reader: str = "this model") -> list[FoundFile]:
+def readable(
+    candidates: Iterable[FoundFile], modalities: Container[str], reader: str = "this model"
+) -> list[FoundFile]:
     """The files whose modality is in `modalities`; the number of the others is printed to stderr.
 
     Raises:
         UsageError: there are files, and none of these modalities.
     """
-    files = list(found)
+    files = list(candidates)
     left_out = Counter(file.modality for file in files if file.modality not in modalities)
-    videos = left_out.pop("video", 0)
-    if videos:
-        say(f"{counted(videos, 'video')} skipped: this command does not read videos; onepeace search finds them")
+    num_videos = left_out.pop("video", 0)
+    if num_videos:
+        videos = counted(num_videos, "video")
+        say(f"{videos} skipped: this command does not read videos; onepeace search finds them")
     if left_out:
         kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
-        say(f"{kinds} skipped: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
+        them = "it" if left_out.total() == 1 else "them"
+        say(f"{kinds} skipped: {reader} does not read {them}")
     chosen = [file for file in files if file.modality in modalities]
     if files and not chosen:
         raise UsageError(f"nothing to do: {reader} reads none of the files")
@@ -63,12 +68,13 @@ def readable(found: Iterable[FoundFile], modalities: Container[str], reader: str
 
 def say_other_kinds(count: Counter[str]) -> None:
     """Print how many files have unsupported extensions, and how many links were not followed."""
-    count_by_ending = {ending: number for ending, number in count.most_common() if ending != LINKS}
-    if count_by_ending:
-        kinds = ", ".join(f"{ending} {number:,}" for ending, number in count_by_ending.items())
-        say(f"{counted(sum(count_by_ending.values()), 'file')} of other types skipped: {kinds}")
-    if count[LINKS]:
-        say(f"{count[LINKS]:,} {LINKS} skipped")
+    by_extension = Counter(count)
+    num_links = by_extension.pop(LINKS, 0)
+    if by_extension:
+        extensions = ", ".join(f"{extension} {number:,}" for extension, number in by_extension.most_common())
+        say(f"{counted(by_extension.total(), 'file')} of other types skipped: {extensions}")
+    if num_links:
+        say(f"{num_links:,} {LINKS} skipped")
 
 
 def say_kept(missing: Sequence[Path]) -> None:
@@ -115,8 +121,10 @@ def check_output(path: Path, force: bool) -> None:
 
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give a file name")
     if path.exists() and not path.is_file():  # a pipe or device would be replaced
-        raise UsageError(f"{path}: is {'a folder' if path.is_dir() else 'not a regular file'}; give a file name")
+        raise UsageError(f"{path}: is not a regular file; give a file name")
     if path.exists() and not force:
         raise UsageError(f"{path}: already exists; choose another name, or overwrite it with --force")
     remove_leftovers(path)
@@ -126,8 +134,11 @@ def check_input(value: str) -> None:
     """Raise `UsageError` unless `value` is a URL or an existing file."""
     from onepeace.files.source import scheme
 
-    if not scheme(value) and not os.path.isfile(value):
-        raise UsageError(f"{value}: {'is a folder; give a file name' if os.path.isdir(value) else 'no such file'}")
+    if scheme(value) or os.path.isfile(value):
+        return
+    if os.path.isdir(value):
+        raise UsageError(f"{value}: is a folder; give a file name")
+    raise UsageError(f"{value}: no such file")
 
 
 def say(message: str) -> None:
@@ -136,7 +147,8 @@ def say(message: str) -> None:
 
 def counted(count: int, thing: str) -> str:
     """A count with its noun: "1 file", "2 files"."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+    plural = "" if count == 1 else "s"
+    return f"{count:,} {thing}{plural}"
 
 
 def shown(path: Path | str) -> str:

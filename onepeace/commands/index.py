@@ -3,16 +3,16 @@
 import argparse
 import json
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.commands.options import positive
+from onepeace.commands.index_groups import cluster, cluster_arguments, duplicates, duplicates_arguments
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
+    from onepeace.files.walk import Unreadable
     from onepeace.index import Item, Report
 
 EXAMPLES = """\
@@ -28,8 +28,6 @@ run.
 
 exit code: 0, 1 when files could not be embedded (new ones are listed at the end, known ones only counted) or the index
 is damaged, 2 for wrong usage"""
-NEAREST = 3
-"""Number of files shown as examples of a cluster."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +74,7 @@ def _build(args: argparse.Namespace) -> int:
     if not args.paths:
         _refuse_to_move_kept(args.index)
     more = {name: getattr(args, name) for name in ("exclude", "follow_links", "store")}
-    return _tell(args, build(args.index, args.paths or None, **more, **_embedding(args)))
+    return _say_report(args, build(args.index, args.paths or None, **more, **_embedding(args)))
 
 
 def _refuse_to_move_kept(folder: Path) -> None:
@@ -90,14 +88,14 @@ def _refuse_to_move_kept(folder: Path) -> None:
 def _update(args: argparse.Namespace) -> int:
     from onepeace.index import update
 
-    return _tell(args, update(args.index, **_embedding(args)))
+    return _say_report(args, update(args.index, **_embedding(args)))
 
 
 def _embedding(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("model", "device", "dtype", "batch_size", "engine")}
 
 
-def _tell(args: argparse.Namespace, report: "Report") -> int:
+def _say_report(args: argparse.Namespace, report: "Report") -> int:
     """Print the summary and the failed files to stderr; returns the exit code."""
     for modality, number in report.left_out.items():
         files.say(f"{files.counted(number, f'{modality} file')} skipped: its model does not read {modality}")
@@ -177,34 +175,50 @@ def _stats_arguments(parser: argparse.ArgumentParser) -> None:
 def _stats(args: argparse.Namespace) -> int:
     from onepeace.index import Index
 
+    problems = []
+    noted = []
     with Index.open(args.index) as index:
         stats = index.stats()
-        problems = index.problems() if args.problems else []
-        odd = [item for item in index.items() if item.note] if args.problems else []
-    if args.json:
-        from onepeace.index.items import as_text
-
         if args.problems:
-            stats["unreadable"] = {as_text(path): reason for path, reason in problems}
-            stats["noted"] = {as_text(item.path): item.note for item in odd}
-        print(json.dumps({**stats, "roots": [*map(as_text, stats["roots"])]}))
+            problems = index.problems()
+            noted = [item for item in index.items() if item.note]
+    if args.json:
+        _print_stats_as_json(args, stats, problems, noted)
         return 0
+    _print_stats(args, stats)
+    for problem in problems:
+        print(f"{files.shown(problem.path)}: {problem.reason}")
+    for item in noted:
+        print(f"{files.shown(item.path)}: {item.note} (in the index)")
+    return 0
+
+
+def _print_stats_as_json(
+    args: argparse.Namespace, stats: dict[str, Any], problems: "list[Unreadable]", noted: "list[Item]"
+) -> None:
+    from onepeace.index.items import as_text
+
+    if args.problems:
+        stats["unreadable"] = {as_text(problem.path): problem.reason for problem in problems}
+        stats["noted"] = {as_text(item.path): item.note for item in noted}
+    stats["roots"] = [as_text(root) for root in stats["roots"]]
+    print(json.dumps(stats))
+
+
+def _print_stats(args: argparse.Namespace, stats: dict[str, Any]) -> None:
+    kinds = [f"{number:,} {kind}" for kind, number in sorted(stats["files"].items())]
     num_problems = sum(stats["problems"].values())
+    hint = " (--problems lists them)" if num_problems and not args.problems else ""
     rows = [
-        ("files", ", ".join(f"{number:,} {kind}" for kind, number in sorted(stats["files"].items())) or "0"),
+        ("files", ", ".join(kinds) or "0"),
         ("vectors", f"{stats['vectors']:,}"),
         ("captions", f"{stats['captions']:,}"),
-        ("problems", f"{num_problems:,}{' (--problems lists them)' * (num_problems > 0 and not args.problems)}"),
+        ("problems", f"{num_problems:,}{hint}"),
         ("model", stats["model"]),
-        ("sources", _shown(stats["roots"])),
+        ("sources", ", ".join(files.shown(root) for root in stats["roots"])),
         ("on disk", f"{stats['bytes'] / 1e6:.1f} MB"),
     ]
     print(format_table(rows[0], rows[1:]))
-    for problem in problems:
-        print(f"{files.shown(problem.path)}: {problem.reason}")
-    for item in odd:
-        print(f"{files.shown(item.path)}: {item.note} (in the index)")
-    return 0
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +235,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_output(parser, "FILE", "output file: .npz or .parquet")
+    options.add_output(parser, "FILE", "output file: .npz, .parquet or .jsonl")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -235,78 +249,6 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _duplicates_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exact", action="store_true", help="only files with identical content")
-    options.add_json(parser)
-
-
-def _duplicates(args: argparse.Namespace) -> int:
-    from onepeace.index import Index
-    from onepeace.index.groups import duplicates
-
-    with Index.open(args.index) as index:
-        groups = duplicates(index, exact=args.exact)
-    rows = []
-    for number, group in enumerate(groups, 1):
-        if args.json:
-            members = [
-                {**copy.item.to_dict(), "similarity": round(copy.similarity, 6), "exact": copy.is_exact}
-                for copy in group.members
-            ]
-            print(json.dumps({"group": number, "files": members}))
-        for i, copy in enumerate(group.members):
-            like = "" if i == 0 else "same" if copy.is_exact else f"{copy.similarity:.3f}"
-            rows.append((str(number), like, _bytes(copy.item.size), _measures(copy.item), files.shown(copy.item.path)))
-    if rows and not args.json:
-        print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
-    copies = sum(len(group.members) - 1 for group in groups)
-    surplus = _bytes(sum(group.surplus for group in groups))
-    about = f"{files.counted(copies, 'file')} ({surplus}) {'is a copy' if copies == 1 else 'are copies'} of others"
-    files.say(f"{files.counted(len(groups), 'group')}; {about}")
-    return 0
-
-
-def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "number of clusters (square root of half the number of files, at most 50)"
-    parser.add_argument("--count", type=positive, metavar="N", help=text)
-    options.add_json(parser)
-
-
-def _cluster(args: argparse.Namespace) -> int:
-    from onepeace.index import Index
-    from onepeace.index.groups import clusters
-
-    with Index.open(args.index) as index:
-        found = clusters(index, args.count)
-    rows = []
-    for number, one in enumerate(found, 1):
-        if args.json:
-            about = {"cluster": number, "names": one.names}
-            for member in one.members:
-                print(json.dumps({**about, **member.item.to_dict(), "similarity": round(member.similarity, 6)}))
-        counts = Counter(member.item.modality for member in one.members)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-        nearest = ", ".join(files.shown(Path(member.item.path).name) for member in one.members[:NEAREST])
-        rows.append((str(number), ", ".join(one.names) or "-", kinds, nearest))
-    if not args.json:
-        print(format_table(("cluster", "nearest words", "files", "in its middle"), rows, right={0}))
-    return 0
-
-
-def _shown(paths: list[str]) -> str:
-    return ", ".join(map(files.shown, paths))
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"
-
-
-def _measures(item: "Item") -> str:
-    if item.width and item.height:
-        return f"{item.width} x {item.height}"
-    return "" if item.duration is None else f"{item.duration:.1f} s"
-
-
 VERBS = {
     "build": (_build, "build an index of files, or add files to one", _build_arguments),
     "update": (_update, "pick up new, changed, moved and deleted files in the folders of an index", _update_arguments),
@@ -314,7 +256,7 @@ VERBS = {
     "stats": (_stats, "show the contents of an index", _stats_arguments),
     "check": (_check, "check an index for damage, and repair it", _check_arguments),
     "export": (_export, "export the vectors and the metadata of their files for other programs", _export_arguments),
-    "duplicates": (_duplicates, "list duplicate files", _duplicates_arguments),
-    "cluster": (_cluster, "cluster similar files, and name the clusters", _cluster_arguments),
-    "list": (_list, "list the cached indexes of plain folders", None),
+    "duplicates": (duplicates, "list duplicate files", duplicates_arguments),
+    "cluster": (cluster, "cluster similar files, and name the clusters", cluster_arguments),
+    "list": (_list, "list what searches keep in the cache", None),
 }

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from onepeace.index import Hit, Index, Query, Results
+    from onepeace.index import Hit, Index, Query, Report, Results
+    from onepeace.index.part import Part
 
 PARTS = {
     "text": ("TEXT", "search by text"),
@@ -95,53 +96,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _weights(text: str) -> dict[str, float]:
-    found = {}
-    for part in text.split(","):
-        name, _, value = (one.strip() for one in part.partition("="))
+    weights = {}
+    for assignment in text.split(","):
+        name, _, value = assignment.partition("=")
+        name = name.strip()
         try:
-            found[name] = float(value)
+            weights[name] = float(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} is not of the form text=0.7,audio=0.3") from None
+            raise argparse.ArgumentTypeError(f"{assignment!r} is not of the form text=0.7,audio=0.3") from None
         if name not in PARTS:
             raise argparse.ArgumentTypeError(f"{name!r} is no part of a query; there are {', '.join(PARTS)}")
-    return found
+    return weights
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.index import Query
-    from onepeace.index.filters import kind_of, short_forms
-
     take_words(args)
-    for value in (*args.image, *args.audio):
-        files.check_input(value)
-    if unused := [name for name in args.weights if not getattr(args, name)]:
-        raise UsageError(f"--weights: the query has no {unused[0]}")
-    only = [kind_of(kind.strip()) for kind in args.only.split(",")] if args.only else []
-    try:
-        where = short_forms(args.where, args.after, args.before, args.path)
-    except UsageError as error:  # begins with the name of the field
-        raise UsageError(f"--{error}") from error
+    query = _query_of(args)
+    filters = _filters_of(args)
     if args.html:
         files.check_output(args.html, args.force)
-    query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
-    query.parts()  # an empty text is refused before files are read
     with open_index(args) as (index, problems):
-        chosen = {name: getattr(args, name) for name in ("top", "offset", "sort", "rank", "min_match")}
-        results = index.search(query, only=only, where=where, **chosen)
+        results = index.search(
+            query,
+            **filters,
+            top=args.top,
+            offset=args.offset,
+            sort=args.sort,
+            rank=args.rank,
+            min_match=args.min_match,
+        )
         if args.html:
             from onepeace.serve.gallery import write_gallery
 
             write_gallery(results, query, args.html)
-        if args.json:
-            for line in results.hints:
-                files.say(line)
-            for hit in results:
-                print(json.dumps(hit.to_dict()))
-        else:
-            for line in results.hints:
-                print(line)
-            print(table(results, query, is_filtered=bool(only or where)))
+        _print_hits(args, results, query, is_filtered=any(filters.values()))
         return files.exit_code(problems, len(index)) if problems else 0
+
+
+def _query_of(args: argparse.Namespace) -> "Query":
+    """The query, checked as far as it can be before files are read."""
+    from onepeace.index import Query
+
+    for value in (*args.image, *args.audio):
+        files.check_input(value)
+    for name in args.weights:
+        if not getattr(args, name):
+            raise UsageError(f"--weights: the query has no {name}")
+    query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
+    query.parts()  # an empty text is refused
+    return query
+
+
+def _filters_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Index.search` that leave files out."""
+    from onepeace.index.filters import kind_of, short_forms
+
+    only = []
+    if args.only:
+        only = [kind_of(kind.strip()) for kind in args.only.split(",")]
+    try:
+        where = short_forms(args.where, args.after, args.before, args.path)
+    except UsageError as error:  # begins with the name of the field
+        raise UsageError(f"--{error}") from error
+    return {"only": only, "where": where}
+
+
+def _print_hits(args: argparse.Namespace, results: "Results", query: "Query", *, is_filtered: bool) -> None:
+    if args.json:
+        for line in results.hints:
+            files.say(line)
+        for hit in results:
+            print(json.dumps(hit.to_dict()))
+        return
+    for line in results.hints:
+        print(line)
+    print(table(results, query, is_filtered))
 
 
 def take_words(args: argparse.Namespace) -> None:
@@ -177,51 +206,54 @@ def _no_query(paths: list[str]) -> UsageError:
 def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
     """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed, or
     all that failed if it has no others."""
-    from onepeace.index import Index, is_index
+    from onepeace.index import Index
     from onepeace.index.identity import check_model
 
     opening = {"model": args.model, "device": args.device}
-    indexes = [path for path in args.paths if is_index(path)]
-    if indexes and len(args.paths) > 1:
-        raise UsageError(f"{indexes[0]} is an index; give one index, or only files and folders")
     with ExitStack() as stack:
-        folder = Path(args.paths[0])
-        part = None
-        report = None
-        if getattr(args, "no_index", False) and not indexes:
-            from onepeace.index import build
-
-            args.kept = "nothing is kept"
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
-            report = build(folder, args.paths, **opening)
-        elif not indexes:
-            from onepeace.index.cache import kept_index
-
-            folder, part, report, is_new = kept_index(args.paths, **opening)
-            files.say_kept(report.kept)
-            if is_new:
-                hint = "; --no-index keeps none" if "no_index" in args else ""
-                files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
+        folder, part, report = _updated(args, stack, opening)
         index = stack.enter_context(Index.open(folder, part=part, **opening))
         if args.model is not None:
             check_model(index.store, args.model)  # now instead of once torch is loaded
         if report is not None and report.embedder is not None:
             index.embedder = report.embedder
-        has_files = any(True for _ in index.items())  # to count them takes longer
-        if not has_files:
-            yield index, index.problems()
-        elif report is not None:
-            yield index, report.problems
-        else:
-            yield index, []
+        problems = report.problems if report is not None else []
+        is_empty = not any(True for _ in index.items())  # to count them takes longer
+        yield index, index.problems() if is_empty else problems
+
+
+def _updated(
+    args: argparse.Namespace, stack: ExitStack, opening: dict[str, Any]
+) -> "tuple[Path, Part | None, Report | None]":
+    """Folder of an index, the part of it to open, and what was embedded for it.
+
+    Args:
+        stack: removes what is not kept.
+    """
+    from onepeace.index import build, is_index
+    from onepeace.index.cache import kept_index
+
+    indexes = [path for path in args.paths if is_index(path)]
+    if indexes and len(args.paths) > 1:
+        raise UsageError(f"{indexes[0]} is an index; give one index, or only files and folders")
+    if indexes:
+        return Path(indexes[0]), None, None
+    if getattr(args, "no_index", False):
+        args.kept = "nothing is kept"
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
+        return folder, None, build(folder, args.paths, **opening)
+    index = kept_index(args.paths, **opening)
+    if index.is_new:
+        hint = "; --no-index keeps none" if "no_index" in args else ""
+        files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
+    files.say_kept(index.report.kept)
+    return index.folder, index.part, index.report
 
 
 def table(results: "Results", query: "Query", is_filtered: bool) -> str:
     """Table of the hits, with a heading if none is relevant."""
     if not results.hits:
-        files_but = "no file but the query's own" if query.paths() else "no file"
-        none = f": {files_but} {'meets the filters' if is_filtered else 'is in the index'}"
-        return f"nothing found{'' if results.compared else none}"
+        return _why_nothing(results, query, is_filtered)
     columns = {
         "rank": [str(hit.rank) for hit in results],
         "cosine" if results[0].match is None else "match": [hit.value for hit in results],
@@ -236,7 +268,15 @@ def table(results: "Results", query: "Query", is_filtered: bool) -> str:
     return heading + format_table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
+def _why_nothing(results: "Results", query: "Query", is_filtered: bool) -> str:
+    if results.compared:
+        return "nothing found"
+    other_files = "no file but the query's own" if query.paths() else "no file"
+    missing = "meets the filters" if is_filtered else "is in the index"
+    return f"nothing found: {other_files} {missing}"
+
+
 def _place(hit: "Hit") -> str:
     """A path as a user types it: relative if it is below the working folder, otherwise unchanged."""
-    near = hit.item.path.removeprefix(os.getcwd() + os.sep)
-    return files.shown(near) + (f" (+{len(hit.copies)} very similar)" if hit.copies else "")
+    path = files.shown(hit.item.path.removeprefix(os.getcwd() + os.sep))
+    return f"{path} (+{len(hit.copies)} very similar)" if hit.copies else path

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
@@ -88,7 +89,7 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
 
 def _folder(model: str) -> Path:
     """Folder of the index of all searches with a model; it may not exist."""
-    name = os.path.basename(os.path.abspath(model))[:40] or "model"
+    name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(model)))[:40]
     return indexes_folder() / f"{name}-{_digest([identity(model), FORMAT])}.index"
 
 
