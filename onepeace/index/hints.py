@@ -115,7 +115,8 @@ def _hints_of_text(text: str, occurs: Callable[[str], bool]) -> Hints:
         return _negation(text)
     corrected = WORD.sub(lambda word: corrections.get(word[0], word[0]), text)
     question = f'did you mean "{corrected}"?'
-    return Hints((question, *_negation(corrected).lines), Suggestion(corrected))
+    negation = _negation(corrected)
+    return Hints((question, *negation.lines), negation.suggestion or Suggestion(corrected))
 
 
 def _foreign(finding: str, is_meant: bool = False) -> Hints:

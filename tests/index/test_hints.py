@@ -79,6 +79,12 @@ def test_negation_gets_the_option(text, suggestion, monkeypatch):
     assert hints_of("elefant") == Hints()
 
 
+def test_negation_of_a_misspelt_word():
+    lines, suggestion = hints_of("a guitarr without people")
+    assert len(lines) == 2
+    assert suggestion == Suggestion("a guitar", "people")
+
+
 def test_negation_of_all_and_none():
     assert hints_of("not a dog") == Hints(('the model cannot negate; leave something out with: --without "a dog"',))
     assert hints_of("a no parking sign") == Hints()
