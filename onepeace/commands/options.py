@@ -50,7 +50,7 @@ def add_model(
         dtype: False if the results are not stored, so that the default of the device is right.
     """
     about = f" ({default})" if default else ""
-    text = f"a bundled model, a model folder or a released model{about}"
+    text = f"a bundled model, a model folder, a released model, or open_clip:NAME/WEIGHTS, clap:NAME, ...{about}"
     parser.add_argument("--model", default=default, metavar="NAME", help=text)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (best available)")
     if dtype:
