@@ -184,9 +184,9 @@ def test_resampling_equals_that_of_torchaudio(old, new):
 
 @pytest.mark.parametrize("rate", [1, 44_101, 999_983])
 def test_strange_rates_need_no_strange_memory(rate):
-    from onepeace.processors.audio import _resampler
+    from onepeace.processors.resample import resampler
 
-    resampler = _resampler(rate, RATE)
+    resampler = resampler(rate, RATE)
     assert resampler.kernel.numel() < 16_000_000
     assert resampler.old / resampler.new == pytest.approx(rate / RATE, rel=1e-3)
     assert len(AudioProcessor(min_seconds=0.01).load((noise(2 * rate), rate), seconds=0.01)) == RATE // 100

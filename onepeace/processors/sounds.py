@@ -1,0 +1,252 @@
+"""Opens sounds of any kind for reading from front to back: arrays in memory, files, open files, bytes and URLs."""
+
+import io
+import math
+import numbers
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError, need
+from onepeace.files import source
+from onepeace.files.sound_stream import MAX_CHANNELS, SoundStream
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+MAX_RATE = 1_000_000
+MIN_FILE_RATE = 1000
+"""Minimum samples per second of a file: at a rate of 1, one of 32 KB would be a sound of hours."""
+# Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
+SLACK_BYTES = 1024
+SLACK_FRAMES = 4608
+STREAMED = 0x7FFFF000
+"""Sizes from this one on mean "not known when the header was written", as in piped sound."""
+
+
+class ArraySound:
+    """Samples in memory, converted to float32 as they are read.
+
+    Args:
+        samples: (n,), (channels, n) or (n, channels), an array or tensor of floats or integers.
+        rate: samples per second.
+        name: in messages.
+    """
+
+    def __init__(self, samples: object, rate: int, name: str) -> None:
+        array = _checked_array(samples, name)
+        self.rate = rate
+        self.samples = array if array.shape[0] >= array.shape[1] else array.T
+        self.frames = len(self.samples)
+        self.position = 0
+
+    def read(self, count: int) -> np.ndarray:
+        """The next frames, (n, channels) float32, ``count`` or those that are left."""
+        part = self.samples[self.position : self.position + count]
+        self.position += len(part)
+        if part.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused later
+                return part.astype(np.float32)
+        half_range = 2.0 ** (8 * part.dtype.itemsize - 1)
+        middle = 1.0 if part.dtype.kind == "u" else 0.0
+        return (part / half_range - middle).astype(np.float32)
+
+
+def _checked_array(samples: object, name: str) -> np.ndarray:
+    """Samples as a matrix; UserError if they are not numbers, or neither side can be the channels."""
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        if samples.dtype == torch.bfloat16:
+            samples = samples.float()
+        samples = samples.numpy()
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:
+        raise UserError(f"{name}: samples must form one array ({error})") from error
+    is_float = array.dtype.kind == "f"
+    is_integer = array.dtype.kind in "iu" and array.dtype.itemsize <= 4
+    if not is_float and not is_integer:
+        raise UserError(f"{name}: samples must be floats or integers of up to 32 bits, got {array.dtype}")
+    if array.size == 0:
+        raise UserError(f"{name}: 0 samples; nothing to embed")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or (array.shape[0] == array.shape[1] > 1) or min(array.shape) > MAX_CHANNELS:
+        raise UserError(
+            f"{name}: samples must be (n,), (channels, n) or (n, channels) with at most {MAX_CHANNELS} channels "
+            f"and fewer channels than samples, got {array.shape}"
+        )
+    return array
+
+
+class FileSound:
+    """A file that soundfile reads.
+
+    Raises:
+        UserError: it is empty, has too many channels, or is cut off.
+    """
+
+    def __init__(self, sound: "SoundFile", name: str) -> None:
+        self.sound = sound
+        self.name = name
+        self.rate = sound.samplerate
+        self.frames = sound.frames
+        self.position = 0
+        # Otherwise soundfile seeks to its position after every read; in Ogg and MP3, libsndfile 1.2.2 may miss it.
+        sound.seekable = lambda: False  # type: ignore[method-assign]
+        if self.frames == 0:
+            raise UserError(f"{name}: 0 samples; nothing to embed")
+        if sound.channels > MAX_CHANNELS:
+            raise UserError(f"{name}: {sound.channels} channels are above the limit of {MAX_CHANNELS}")
+        for claimed, present in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
+            if SLACK_BYTES < int(claimed) - int(present) and int(claimed) < STREAMED:
+                raise UserError(f"{name}: the file is cut off (its header says {claimed} bytes, {present} are there)")
+
+    def read(self, count: int) -> np.ndarray:
+        """The next frames, (n, channels) float32, ``count`` or those that are left.
+
+        Raises:
+            UserError: the file is damaged, or cut off.
+        """
+        try:
+            data = self.sound.read(count, dtype="float32", always_2d=True)
+        except (RuntimeError, OSError) as error:
+            reason = getattr(error, "error_string", str(error))
+            raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
+        self.position += len(data)
+        if len(data) < count:
+            if self.position < max(self.frames - SLACK_FRAMES, 1):
+                raise UserError(
+                    f"{self.name}: the file is cut off (its header says {self.frames} samples, "
+                    f"the data ends after {self.position})"
+                )
+            self.frames = self.position  # the sound ends slightly earlier than the header says
+        return data
+
+
+Sound: TypeAlias = ArraySound | FileSound | SoundStream
+"""An open sound, with ``rate``, ``frames``, and ``read(count)``, which returns the next frames."""
+
+
+@contextmanager
+def open_sound(item: object, name: str) -> Iterator[Sound]:
+    """Context of an open sound.
+
+    Args:
+        item: see `onepeace.processors.AudioProcessor`.
+        name: in messages.
+
+    Raises:
+        UserError: it is not a sound, or cannot be opened.
+    """
+    if isinstance(item, dict):
+        if not {"array", "sampling_rate"} <= item.keys():
+            raise UserError(f"{name}: a sound as a dict has the keys 'array' and 'sampling_rate', got {list(item)}")
+        item = (item["array"], item["sampling_rate"])
+    if isinstance(item, (np.ndarray, Tensor)):
+        raise UserError(f"{name}: samples need their rate; give (samples, rate)")
+    if isinstance(item, tuple):
+        if len(item) != 2 or isinstance(item[0], numbers.Number):
+            raise UserError(f"{name}: a sound as a tuple is (samples, rate)")
+        yield ArraySound(item[0], checked_rate(item[1], name), name)
+        return
+    file = _file_of(item, name)
+    sound = _open_with_soundfile(file, name)
+    if sound is not None:
+        with sound:
+            checked_rate(sound.samplerate, name, MIN_FILE_RATE)
+            yield FileSound(sound, name)
+        return
+    need("av", "media", f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video")
+    with ExitStack() as resources:
+        stream = SoundStream(file, name, resources)
+        checked_rate(stream.rate, name, MIN_FILE_RATE)
+        yield stream
+
+
+def _file_of(item: object, name: str) -> str | BinaryIO:
+    """The path of a file, or its content, at its beginning. UserError if it is empty."""
+    file: str | BinaryIO
+    if isinstance(item, (str, os.PathLike)) and not source.scheme(item):
+        file = str(source.local_path(item))
+        is_empty = os.path.getsize(file) == 0
+    elif source.is_open_file(item):
+        file = item
+        is_empty = file.seek(0, os.SEEK_END) == 0
+        file.seek(0)
+    else:
+        content = source.read_bytes(item)
+        file = io.BytesIO(content)
+        is_empty = not content
+    if is_empty:
+        raise UserError(f"{name}: the file is empty (0 bytes)")
+    return file
+
+
+def _open_with_soundfile(file: str | BinaryIO, name: str) -> "SoundFile | None":
+    """The sound in a file; None if soundfile does not know its format. UserError if it is damaged."""
+    import soundfile
+
+    # soundfile encodes a str as UTF-8, and a name may contain bytes that are not UTF-8.
+    place = os.fsencode(file) if isinstance(file, str) and os.name == "posix" else file
+    try:
+        return soundfile.SoundFile(place)
+    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: "x.raw" is read as headerless
+        reason = getattr(error, "error_string", "format not recognised").rstrip(".")
+    if "not recognised" in reason:
+        return None
+    if "not a regular file" in reason:
+        reason = "damaged MP3"
+    raise UserError(f"{name}: the sound cannot be opened ({reason})")
+
+
+def mono(samples: np.ndarray, name: str) -> Tensor:
+    """The mean of the channels, (n, channels) or (n,) -> (n,); `UserError` if it is not finite."""
+    if samples.ndim == 2:
+        samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    mean = torch.from_numpy(np.ascontiguousarray(samples))
+    is_finite = torch.isfinite(mean)
+    if not is_finite.all():
+        raise UserError(f"{name}: {int((~is_finite).sum())} of {len(mean)} samples are NaN or infinite")
+    return mean
+
+
+def checked_rate(rate: object, name: str, least: int = 1) -> int:
+    """A sample rate as an integer; UserError if it is not a whole number from ``least`` to `MAX_RATE`."""
+    try:
+        number = float(rate)  # type: ignore[arg-type]  # numpy's numbers and tensors too
+    except (TypeError, ValueError):
+        number = math.nan
+    if not least <= number <= MAX_RATE or number != int(number):  # a NaN compares as False
+        raise UserError(f"{name}: the sample rate must be a whole number from {least} to {MAX_RATE}, got {rate!r}")
+    return int(number)
+
+
+class WindowReader:
+    """Reads windows of a sound from front to back; only the samples of the current one are in memory."""
+
+    def __init__(self, sound: Sound, name: str) -> None:
+        self._sound = sound
+        self._name = name
+        self._samples = torch.empty(0)
+        """Samples that were read, from frame `_first_frame` on, and are still needed."""
+        self._first_frame = 0
+
+    def read(self, first_frame: int, count: int) -> Tensor:
+        """(n,) float32, mono: up to ``count`` frames from ``first_frame`` on, which never moves back."""
+        end = self._first_frame + len(self._samples)
+        while end < first_frame:
+            num_skipped = min(self._sound.rate, first_frame - end)  # a second at a time
+            self._sound.read(num_skipped)
+            end += num_skipped
+        kept = self._samples[first_frame - self._first_frame :]
+        new = mono(self._sound.read(count - len(kept)), self._name)
+        self._samples = torch.cat([kept, new])
+        self._first_frame = first_frame
+        return self._samples[:count]
