@@ -151,25 +151,25 @@ def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> 
     One picture is aligned with the other by shifts and scales along both axes, found by Gauss-Newton steps (Lucas and
     Kanade 1981); after that, no square may differ much.
     """
-    one = np.array(first, np.float32)
-    two = np.array(second, np.float32)
-    means = _squares(one - two).mean(axis=(2, 4))
+    left = np.array(first, np.float32)
+    right = np.array(second, np.float32)
+    means = _squares(left - right).mean(axis=(2, 4))
     is_copy = _rms(means, (1, 2, 3)) < FAR
     if is_copy.any():
-        near_one = one[is_copy]
-        near_two = two[is_copy]
-        is_copy[is_copy] = _lies_over(near_one, near_two) | _lies_over(near_two, near_one)
+        near_left = left[is_copy]
+        near_right = right[is_copy]
+        is_copy[is_copy] = _lies_over(near_left, near_right) | _lies_over(near_right, near_left)
     return is_copy
 
 
-def _lies_over(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Whether each picture ``two`` (n, SIDE, SIDE, 3) equals ``one`` or a part of it, (n,) bool."""
-    moved, inside = _laid_over(one, two)
-    error = (one - moved) * inside
+def _lies_over(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Whether each picture ``right`` (n, SIDE, SIDE, 3) equals ``left`` or a part of it, (n,) bool."""
+    moved, inside = _laid_over(left, right)
+    error = (left - moved) * inside
     cells = _rms(_squares(error), (2, 4, 5))
     most = cells.max(axis=(1, 2))
     whole = _rms(error, (1, 2, 3))
-    is_like = whole + ROUNDING < MAX_DIFFERENCE * one.std(axis=(1, 2, 3))
+    is_like = whole + ROUNDING < MAX_DIFFERENCE * left.std(axis=(1, 2, 3))
     return is_like & (most < DIFFERENT) & (most < LOCAL * (1 + whole))
 
 
@@ -182,13 +182,13 @@ def _rms(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return np.sqrt((values**2).mean(axis=axes))
 
 
-def _laid_over(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Align pictures ``two`` (n, SIDE, SIDE, 3) with ``one``; returns them and their masks (n, SIDE, SIDE, 1)."""
-    shifts = np.zeros((len(one), 2, 2), np.float32)
+def _laid_over(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Align pictures ``right`` (n, SIDE, SIDE, 3) with ``left``; returns them and their masks (n, SIDE, SIDE, 1)."""
+    shifts = np.zeros((len(left), 2, 2), np.float32)
     for _ in range(STEPS):
-        moved, inside = _moved(two, shifts)
-        shifts = (shifts + _correction(one, moved, inside)).clip(-MOVED, MOVED)
-    return _moved(two, shifts)
+        moved, inside = _moved(right, shifts)
+        shifts = (shifts + _correction(left, moved, inside)).clip(-MOVED, MOVED)
+    return _moved(right, shifts)
 
 
 def _across() -> np.ndarray:
@@ -215,13 +215,13 @@ def _moved(pictures: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.nda
     return moved, inside[..., None].astype(np.float32)
 
 
-def _correction(one: np.ndarray, moved: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Gauss-Newton step (n, 2, 2) of the shifts that bring ``moved`` nearer to ``one``."""
+def _correction(left: np.ndarray, moved: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Gauss-Newton step (n, 2, 2) of the shifts that bring ``moved`` nearer to ``left``."""
     across = _across()
-    down, right = np.gradient(moved, axis=(1, 2))
-    slopes = np.stack([right, right * across[:, None], down, down * across[:, None, None]], axis=-1)
-    jacobian = (slopes * inside[..., None]).reshape(len(one), -1, 4)
-    error = ((one - moved) * inside).reshape(len(one), -1, 1)
+    along_y, along_x = np.gradient(moved, axis=(1, 2))
+    slopes = np.stack([along_x, along_x * across[:, None], along_y, along_y * across[:, None, None]], axis=-1)
+    jacobian = (slopes * inside[..., None]).reshape(len(left), -1, 4)
+    error = ((left - moved) * inside).reshape(len(left), -1, 1)
     damping = np.eye(4, dtype=np.float32)
     system = jacobian.mT @ jacobian + damping
     return np.linalg.solve(system, jacobian.mT @ error).reshape(-1, 2, 2)
@@ -233,41 +233,41 @@ def same_sounds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
     At the best alignment in time, the changes over time and pitch are compared, as in music fingerprinting (Haitsma and
     Kalker 2002), and so are the levels.
     """
-    return np.array([_is_same_sound(one, two) for one, two in zip(first, second, strict=True)], np.bool_)
+    return np.array([_is_same_sound(left, right) for left, right in zip(first, second, strict=True)], np.bool_)
 
 
 def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
-    one = -first.astype(np.float32) / DECIBEL
-    two = -second.astype(np.float32) / DECIBEL
-    if len(one) > 1.5 * len(two):
-        one = _halved(one)
-    elif len(two) > 1.5 * len(one):
-        two = _halved(two)
-    longest = max(len(one), len(two))
+    left = -first.astype(np.float32) / DECIBEL
+    right = -second.astype(np.float32) / DECIBEL
+    if len(left) > 1.5 * len(right):
+        left = _halved(left)
+    elif len(right) > 1.5 * len(left):
+        right = _halved(right)
+    longest = max(len(left), len(right))
     least = max(LONGER * longest, LEAST_FRAMES)
-    if min(len(one), len(two)) < least:
+    if min(len(left), len(right)) < least:
         return False
-    lag = _lag(_changes(one, one > -HEARD), _changes(two, two > -HEARD), round((1 - LONGER) * longest))
-    one = one[max(0, lag) :]
-    two = two[max(0, -lag) :]
-    count = min(len(one), len(two))
-    return count >= least and _is_alike(one[:count], two[:count])
+    lag = _lag(_changes(left, left > -HEARD), _changes(right, right > -HEARD), round((1 - LONGER) * longest))
+    left = left[max(0, lag) :]
+    right = right[max(0, -lag) :]
+    count = min(len(left), len(right))
+    return count >= least and _is_alike(left[:count], right[:count])
 
 
-def _is_alike(one: np.ndarray, two: np.ndarray) -> bool:
+def _is_alike(left: np.ndarray, right: np.ndarray) -> bool:
     """Whether levels (frames, BANDS) of the same frames in decibels are those of one sound, perhaps quieter."""
-    is_heard = (one > -HEARD) | (two > -HEARD)
+    is_heard = (left > -HEARD) | (right > -HEARD)
     num_heard = is_heard.sum()
     if num_heard < FEW:
         return False
-    difference = (one - two)[is_heard]
+    difference = (left - right)[is_heard]
     deviation = np.abs(difference - np.median(difference)).mean()
     if deviation >= (DEVIATION if num_heard >= SHORT else SMALL):
         return False
-    changes_of_one = _changes(one, is_heard)
-    changes_of_two = _changes(two, is_heard)
-    scale = np.sqrt((changes_of_one**2).sum() * (changes_of_two**2).sum())
-    return bool((changes_of_one * changes_of_two).sum() > CORRELATED * scale)
+    left_changes = _changes(left, is_heard)
+    right_changes = _changes(right, is_heard)
+    scale = np.sqrt((left_changes**2).sum() * (right_changes**2).sum())
+    return bool((left_changes * right_changes).sum() > CORRELATED * scale)
 
 
 def _halved(levels: np.ndarray) -> np.ndarray:
@@ -283,10 +283,10 @@ def _changes(levels: np.ndarray, heard: np.ndarray) -> np.ndarray:
     return np.diff(levels[2:] - levels[:-2], axis=1) * (is_heard[:, 1:] | is_heard[:, :-1])
 
 
-def _lag(one: np.ndarray, two: np.ndarray, most: int) -> int:
-    """Frames from the beginning of ``one`` to that of ``two``, where their correlation is largest."""
-    size = 1 << (len(one) + len(two)).bit_length()
-    spectra = np.fft.rfft(one, size, axis=0) * np.fft.rfft(two, size, axis=0).conj()
+def _lag(left: np.ndarray, right: np.ndarray, most: int) -> int:
+    """Frames from the beginning of ``left`` to that of ``right``, where their correlation is largest."""
+    size = 1 << (len(left) + len(right)).bit_length()
+    spectra = np.fft.rfft(left, size, axis=0) * np.fft.rfft(right, size, axis=0).conj()
     correlations = np.fft.irfft(spectra.sum(axis=1), size)
     lags = np.arange(-most, most + 1)
     return int(lags[np.argmax(correlations[lags])])

@@ -82,12 +82,12 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
     for kind in dict.fromkeys(item.modality for item in items):
         contents = _by_content(items, kind)
         firsts = [numbers[0] for numbers in contents]
-        alike = [[place] for place in range(len(contents))]  # groups of places in `contents`
+        groups_of_contents = [[position] for position in range(len(contents))]  # positions in `contents`
         if kind in LOOKS and not exact:
             look, same = LOOKS[kind]
-            alike = _near(index, [items[number] for number in firsts], vectors[firsts], look, same)
-        for places in alike:
-            members = _distinct(_members(items, vectors, [contents[place] for place in places]))
+            groups_of_contents = _near(index, [items[number] for number in firsts], vectors[firsts], look, same)
+        for positions in groups_of_contents:
+            members = _distinct(_members(items, vectors, [contents[position] for position in positions]))
             if len(members) > 1:
                 groups.append(Group(members))
     return sorted(groups, key=lambda group: (-group.surplus, group.members[0].item.path))
@@ -106,10 +106,10 @@ def _by_content(items: Sequence[Item], kind: str) -> list[list[int]]:
 def _members(items: Sequence[Item], vectors: np.ndarray, same_content: Sequence[Sequence[int]]) -> list[Member]:
     """Members of a group: the files of each content, by number, the content of the first file first."""
     members = []
-    for place, numbers in enumerate(same_content):
+    for position, numbers in enumerate(same_content):
         cosines = vectors[numbers] @ vectors[same_content[0][0]]
         for number, cosine in zip(numbers, cosines.tolist(), strict=True):
-            members.append(Member(item=items[number], similarity=cosine, is_exact=place == 0))
+            members.append(Member(item=items[number], similarity=cosine, is_exact=position == 0))
     return members
 
 
@@ -120,22 +120,22 @@ def _worth(item: Item) -> tuple[Any, ...]:
 
 def _distinct(members: Sequence[Member]) -> tuple[Member, ...]:
     """Members of a group with one path per file on disk (no links), so that deleting the copies loses no file."""
-    by_file: dict[object, list[tuple[bool, int]]] = defaultdict(list)  # (is a link, place)
-    for place, member in enumerate(members):
+    by_file: dict[object, list[tuple[bool, int]]] = defaultdict(list)  # (is a link, position)
+    for position, member in enumerate(members):
         path = member.item.path
         try:
             status = os.stat(path)
         except OSError:  # gone, or a member of a shard
-            by_file[path].append((False, place))
+            by_file[path].append((False, position))
         else:
             is_link = os.path.realpath(path) != path
-            by_file[status.st_dev, status.st_ino].append((is_link, place))
-    places = [min(links)[1] for links in by_file.values()]  # the real path, if there is one
-    return tuple(members[place] for place in places)
+            by_file[status.st_dev, status.st_ino].append((is_link, position))
+    positions = [min(links)[1] for links in by_file.values()]  # the real path, if there is one
+    return tuple(members[position] for position in positions)
 
 
 def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, same: Same) -> list[list[int]]:
-    """Places of the files of each group, including groups of one file; ``items`` are in the order of preference."""
+    """Positions of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
     looks = _looks(index, items, np.unique(pairs).tolist(), look)
     pairs = pairs[[first in looks and second in looks for first, second in pairs.tolist()]]
@@ -146,12 +146,12 @@ def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, 
     return groups
 
 
-def _looks(index: Index, items: Sequence[Item], places: Sequence[int], look: Look) -> dict[int, np.ndarray]:
-    """Looks of the files at some places, without those that cannot be read, by place."""
+def _looks(index: Index, items: Sequence[Item], positions: Sequence[int], look: Look) -> dict[int, np.ndarray]:
+    """Looks of the files at some positions, without those that cannot be read, by position."""
     looks = {}
-    for number, value in map_content([items[place] for place in places], index.roots(), look):
-        looks[places[number]] = value
-    _warn_of_missing([items[place] for place in places if place not in looks])
+    for number, value in map_content([items[position] for position in positions], index.roots(), look):
+        looks[positions[number]] = value
+    _warn_of_missing([items[position] for position in positions if position not in looks])
     return looks
 
 
@@ -195,12 +195,12 @@ def _candidates(vectors: np.ndarray) -> np.ndarray:
 
 
 def _compared(same: Same, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.ndarray:
-    """Whether the files of each pair of places are copies, (p,) bool."""
+    """Whether the files of each pair of positions are copies, (p,) bool."""
     is_copy = np.zeros(len(pairs), np.bool_)
     for start in range(0, len(pairs), PAIRS):
         block = slice(start, start + PAIRS)
         first, second = pairs[block].T.tolist()
-        is_copy[block] = same([looks[place] for place in first], [looks[place] for place in second])
+        is_copy[block] = same([looks[position] for position in first], [looks[position] for position in second])
     return is_copy
 
 
@@ -242,8 +242,8 @@ def _cluster(index: Index, items: Sequence[Item], vectors: np.ndarray) -> Group:
     centre = unit(vectors.mean(axis=0, keepdims=True))[0]
     cosines = vectors @ centre
     members = []
-    for place in np.argsort(-cosines, kind="stable"):
-        members.append(Member(item=items[place], similarity=float(cosines[place])))
+    for position in np.argsort(-cosines, kind="stable"):
+        members.append(Member(item=items[position], similarity=float(cosines[position])))
     return Group(tuple(members), names=_names(index, centre))
 
 
@@ -252,7 +252,7 @@ def _names(index: Index, centre: np.ndarray) -> tuple[str, ...]:
     words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
     names = texts_of("word")
     nearest = np.argsort(-(words @ centre), kind="stable")[:NAMES]
-    return tuple(names[place] for place in nearest)
+    return tuple(names[position] for position in nearest)
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:

@@ -29,18 +29,17 @@ def identity(model: Model) -> dict[str, str]:
     """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
     from onepeace.processors import VERSION
 
-    known = _identity_of(model)
-    entries = {"model": known.name, "model_hash": known.hash, "preprocessing": VERSION}
-    if not known.is_loadable:
-        entries["model_hash"] = _hash_with_name(known)
+    name, model_hash, is_loadable = _identity_of(model)
+    entries = {"model": name, "model_hash": model_hash, "preprocessing": VERSION}
+    if not is_loadable:
+        entries["model_hash"] = _hash_with_name(name, model_hash)
         entries[FOREIGN] = "yes"
     return entries
 
 
-def _hash_with_name(known: "Identity") -> str:
-    """Hash of a model of which anybody may have said a hash like "1"; it is part of names of files in the cache."""
-    text = f"{known.name}\0{known.hash}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _hash_with_name(name: str, maker_hash: str) -> str:
+    """Hash of a model whose maker may have given a hash like "1"; it is part of names of files in the cache."""
+    return hashlib.blake2b(f"{name}\0{maker_hash}".encode(), digest_size=8).hexdigest()
 
 
 def _identity_of(model: Model) -> "Identity":
@@ -66,29 +65,29 @@ def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
         if FOREIGN in store.meta:
             raise UserError(f"{store.folder}: made with an Embedder of your own, {model}; pass it as model=")
     try:
-        wanted = identity(model)
+        entries = identity(model)
     except UserError as error:
         made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
         raise UserError(f"{error}; {made_with}") from error
-    if wanted["model_hash"] != store.meta["model_hash"]:
-        remedy = f"leave out --model; or, to move the index to it: {_command_to_move(store, wanted)}"
-        raise _of_another(store, wanted, "model_hash", "model", remedy)
-    if wanted["preprocessing"] != store.meta["preprocessing"]:
-        remedy = f"embed its files again: {_command_to_move(store, wanted)}; or use {store.meta.get('made_by')}"
-        raise _of_another(store, wanted, "preprocessing", "preprocessing", remedy)
-    return wanted
+    if entries["model_hash"] != store.meta["model_hash"]:
+        remedy = f"leave out --model; or, to move the index to it: {_command_to_move(store, entries)}"
+        raise _of_another(store, entries, "model_hash", "model", remedy)
+    if entries["preprocessing"] != store.meta["preprocessing"]:
+        remedy = f"embed its files again: {_command_to_move(store, entries)}; or use {store.meta.get('made_by')}"
+        raise _of_another(store, entries, "preprocessing", "preprocessing", remedy)
+    return entries
 
 
-def _command_to_move(store: Store, wanted: dict[str, str]) -> str:
+def _command_to_move(store: Store, entries: dict[str, str]) -> str:
     folder = os.fspath(store.folder)
-    if FOREIGN in wanted:
+    if FOREIGN in entries:
         return f"build({folder!r}, model=...)"
-    return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(wanted['model'])}"
+    return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(entries['model'])}"
 
 
-def _of_another(store: Store, wanted: dict[str, str], key: str, what: str, remedy: str) -> UserError:
+def _of_another(store: Store, entries: dict[str, str], key: str, what: str, remedy: str) -> UserError:
     made_with = f"{store.meta['model']} ({store.meta[key]})"
-    not_with = f"{wanted['model']} ({wanted[key]})"
+    not_with = f"{entries['model']} ({entries[key]})"
     return UserError(
         f"{store.folder}: made with another {what}, {made_with}, not {not_with}; vectors of both cannot be compared, "
         f"so {remedy}"

@@ -8,7 +8,7 @@ update that misses them and removed by the next.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from onepeace.index.items import Item
@@ -29,22 +29,24 @@ def remove_missing(recorder: Recorder, scan: Scan) -> None:
     report = recorder.report
     items = list(store.items(recorder.condition))
     missing = missing_in(scan, items)
-    num_moved = (Counter(item.hash for item in missing) & recorder.num_copies).total()
-    report.moved = num_moved
-    report.copied -= num_moved
+    report.moved = (Counter(item.hash for item in missing) & recorder.num_copies).total()
+    report.copied -= report.moved
     suspects = _suspects(_not_moved(missing, recorder.num_copies), [item.path for item in items])
     kept_before = set(kept_ids(store))
-    kept = [item for item in suspects if item.id not in kept_before]
-    report.kept = [Path(item.path) for item in kept]
-    report.removed = len(missing) - num_moved - len(kept)
-    kept_now = {item.id for item in kept}
+    kept = {item.id: item for item in suspects if item.id not in kept_before}
+    report.kept = [Path(item.path) for item in kept.values()]
+    report.removed = len(missing) - report.moved - len(kept)
     kept_elsewhere = kept_before - {item.id for item in items}
     with store.transaction():
-        store.remove([item.id for item in missing if item.id not in kept_now])
-        if kept_now or kept_elsewhere:
-            store.keep_blob(BLOB, json.dumps(sorted(kept_now | kept_elsewhere)).encode())
-        else:
-            store.drop_blob(BLOB)
+        store.remove([item.id for item in missing if item.id not in kept])
+        _keep_ids(store, kept.keys() | kept_elsewhere)
+
+
+def _keep_ids(store: Store, ids: Set[int]) -> None:
+    if ids:
+        store.keep_blob(BLOB, json.dumps(sorted(ids)).encode())
+    else:
+        store.drop_blob(BLOB)
 
 
 def kept_ids(store: Store) -> list[int]:

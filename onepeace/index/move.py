@@ -48,13 +48,13 @@ def move(folder: str | os.PathLike[str], model: Model, settings: Settings) -> Re
         UserError: files of the index cannot be read now, so that their vectors would be lost; another process is
             writing; the disk is full. The index then keeps its old vectors.
     """
-    wanted = identity(model)
+    entries = identity(model)
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         next_folder = target / NEXT
-        if _is_made_with(store, wanted):
+        if _is_made_with(store, entries):
             shutil.rmtree(next_folder, ignore_errors=True)  # of a move that was killed at its end, or given up
             return None
-        _drop_other_move(next_folder, wanted)
+        _drop_other_move(next_folder, entries)
         scanned = _scan_all(store)
         with opened(next_folder, model) as new:
             with new.transaction():
@@ -70,17 +70,17 @@ def move(folder: str | os.PathLike[str], model: Model, settings: Settings) -> Re
     return report
 
 
-def _is_made_with(store: Store, wanted: dict[str, str]) -> bool:
-    return all(store.meta[key] == wanted[key] for key in ("model_hash", "preprocessing"))
+def _is_made_with(store: Store, entries: dict[str, str]) -> bool:
+    return all(store.meta[key] == entries[key] for key in ("model_hash", "preprocessing"))
 
 
-def _drop_other_move(next_folder: Path, wanted: dict[str, str]) -> None:
+def _drop_other_move(next_folder: Path, entries: dict[str, str]) -> None:
     """Delete what was embedded for a third model, or is damaged."""
     if not next_folder.exists():
         return
     try:
         with closing(Store(next_folder)) as started:
-            if _is_made_with(started, wanted):
+            if _is_made_with(started, entries):
                 return
     except UserError:
         pass

@@ -21,8 +21,9 @@ def plugin(address: str, function: str) -> Any:
         UsageError: no module of that name has the function.
     """
     name = address.partition(":")[0]
-    place = f"onepeace.plugins.{name}"
-    found = getattr(import_module(place), function, None) if name.isidentifier() and find_spec(place) else None
-    if found is None:
-        raise UsageError(f"{name!r} is not a plug-in with {function}; see the folder onepeace/plugins")
-    return found
+    module = f"onepeace.plugins.{name}"
+    if name.isidentifier() and find_spec(module):
+        hook = getattr(import_module(module), function, None)
+        if hook is not None:
+            return hook
+    raise UsageError(f"{name!r} is not a plug-in with {function}; see the folder onepeace/plugins")

@@ -43,8 +43,8 @@ def roots_of(
         UsageError: a path that does not exist; UserError: a pattern that matches no shard.
     """
     roots = []
-    for each in paths:
-        path = os.fspath(each)
+    for given_path in paths:
+        path = os.fspath(given_path)
         absolute = os.path.abspath(path)
         if os.path.isdir(absolute):
             roots.append(Root(absolute, "folder", tuple(exclude), follow_links))

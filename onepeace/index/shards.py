@@ -67,9 +67,9 @@ def _entries_of_sample(
 
 def _problem_of(shard_item: Item, problems: Sequence[str]) -> Entry:
     """Entry of a shard with what cannot be read in it."""
-    first, *others = dict.fromkeys(line.removeprefix(f"{shard_item.path}: ") for line in problems)
-    if others:
-        first = f"{first}; and {len(others)} more"
+    first, *further = dict.fromkeys(line.removeprefix(f"{shard_item.path}: ") for line in problems)
+    if further:
+        first = f"{first}; and {len(further)} more"
     return Entry(replace(shard_item, problem=first))
 
 
