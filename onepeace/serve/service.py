@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from onepeace.serve.memory import MANY_PIXELS
 from onepeace.serve.recent import RecentUploads
 from onepeace.serve.uploads import Limits, Refused, Request
 
+TIMELINES = 64
+"""Number of filters whose timelines are kept until the index changes."""
 CHUNK = 16
 """Items encoded before other requests get access to the model."""
 
@@ -43,6 +46,7 @@ class Service:
         """Roots of the index, see `Index.roots`."""
         self._points: dict[str, Any] | None = None
         self._values: dict[str, Any] | None = None
+        self._timeline = lru_cache(TIMELINES)(partial(browse.timeline, index))
 
     @property
     def model(self) -> str:
@@ -96,8 +100,8 @@ class Service:
 
     def timeline(self, *, only: Sequence[str] = (), where: str | None = None) -> dict[str, Any]:
         """Numbers of files that pass the filters, by time, see `browse.timeline`."""
-        with self._current() as index:
-            return browse.timeline(index, with_kinds(where, only))
+        with self._current():
+            return self._timeline(with_kinds(where, only))
 
     def names(self, words: str) -> dict[str, Any]:
         """Files and folders whose names contain a text, see `browse.names`."""
@@ -206,6 +210,7 @@ class Service:
                 self.roots = self._index.roots()
                 self._points = None
                 self._values = None
+                self._timeline.cache_clear()
             yield self._index
 
 

@@ -520,10 +520,12 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
 
     assert names(text="a") == names() == ["cat.jpg", "note.txt"]
     assert len(client.get("/points").json()["points"]) == 2
+    assert len(client.post("/timeline", json={"only": "audio"}).json()["periods"]) == 0
     shutil.copy2(samples / "sounds" / "dog.ogg", folder / "dog.ogg")
     (folder / "note.txt").unlink()
     update(tmp_path / "index", device="cpu", progress=False)
     assert names(text="a") == names() == ["cat.jpg", "dog.ogg"]
+    assert len(client.post("/timeline", json={"only": "audio"}).json()["periods"]) == 1
     assert len(client.get("/points").json()["points"]) == 2
     message(client.get(f"/files/{numbers['note.txt']}"), 404)
     remove(tmp_path / "index", folder)

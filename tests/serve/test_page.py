@@ -168,6 +168,14 @@ def test_words_that_are_typed_are_in_the_history_at_each_pause(wide):
         assert wide.one("#words").get_attribute("value") == expected
 
 
+def test_hint_is_a_link_to_the_query_that_may_be_meant(wide):
+    wide.search("a beach without people")
+    assert wide.one("#hints").text == "The model cannot negate: search for “a beach” without “people”"
+    wide.answer_to(wide.one("#hints .link").click)
+    assert wide.one("#words").get_attribute("value") == "a beach"
+    assert wide.one("#active .chip").text == "without people"
+
+
 def test_names_are_completed_in_the_box(wide):
     wide.answer_to(lambda: wide.one("#words").send_keys("hor"))
     assert wide.one("#names li").text.startswith("horses.jpg")

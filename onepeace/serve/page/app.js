@@ -3,7 +3,7 @@
 import { card, moveByKeys } from "./cards.js";
 import { ask, button, byId, element, icon } from "./elements.js";
 import { nameOf } from "./files.js";
-import { readFields, showFilters, showKinds, showValues } from "./filters.js";
+import { capitalized, readFields, showFilters, showKinds, showValues } from "./filters.js";
 import { listen, partsOf } from "./inputs.js";
 import { Query, partOf } from "./query.js";
 import { completeNames, hideNames, suggestNames } from "./suggestions.js";
@@ -66,7 +66,7 @@ function showAnswer(answer, offset) {
   searched = query.address();
   scrollTo({ top: 0 });
   say(title(answer));
-  showHints(answer.hints ?? [], answer.suggestion);
+  showHints(answer.hints, answer.suggestion);
   showTimeline(query.filters(), compared, between).catch(fail);
 }
 
@@ -81,7 +81,7 @@ function showFiles(hits, offset) {
 function title(answer) {
   const all = `${compared} ${compared === 1 ? "file" : "files"}`;
   if (!query.isAsked()) return map.ariaPressed === "true" ? all : `${all}, newest first`;
-  if (answer.heading) return answer.heading[0].toUpperCase() + answer.heading.slice(1);
+  if (answer.heading) return capitalized(answer.heading);
   return `Nearest of ${all}`;
 }
 
@@ -92,21 +92,23 @@ function say(text, isWrong = false) {
 
 const fail = (error) => say(error.message, true);
 
-// Lines about the query, and a link to the one that may be meant, { text, without }.
+// Lines about the query. The first is a link if there is a query that may be meant, { text, without }.
 function showHints(lines, suggestion) {
-  const hints = lines.map((line) => element("p", {}, line));
-  if (suggestion) hints.push(element("p", {}, "Search for ", linkTo(suggestion)));
+  const others = suggestion ? lines.slice(1) : lines;
+  const hints = others.map((line) => element("p", {}, capitalized(line)));
+  if (suggestion) hints.unshift(proposal(suggestion));
   byId("hints").replaceChildren(...hints);
 }
 
-function linkTo({ text, without }) {
+function proposal({ text, without }) {
   const link = button({ className: "link" }, without ? `“${text}” without “${without}”` : `“${text}”`);
   link.onclick = () => {
     query.words = text;
     if (without) query.fields.without = without;
     changed();
   };
-  return link;
+  if (without) return element("p", {}, "The model cannot negate: search for ", link);
+  return element("p", {}, "Did you mean ", link, "?");
 }
 
 function nothing() {
