@@ -18,9 +18,12 @@ ENDINGS = {
 
 def modality_by_ending() -> dict[str, str]:
     """Modality by file ending (lower case, with the dot), including registered modalities."""
-    found = ENDINGS
+    endings = ENDINGS
     if "onepeace.processors.known" in sys.modules:  # nothing is registered before it is loaded
         from onepeace.processors.known import guessed
 
-        found = {key: processor.suffixes for key, processor in guessed().items()}
-    return {suffix: key for key, suffixes in found.items() for suffix in suffixes}
+        endings = {key: processor.suffixes for key, processor in guessed().items()}
+    modalities: dict[str, str] = {}
+    for modality, suffixes in endings.items():
+        modalities.update(dict.fromkeys(suffixes, modality))
+    return modalities

@@ -27,6 +27,8 @@ ORIENTATION = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # fmt: skip
+CHANNELS = (1, 3, 4)
+"""Numbers of channels: grey, colours, colours and transparency."""
 _READING = [threading.Lock() for _ in range(61)]
 """Locks, since two threads cannot read one opened picture; many of them, so that pictures rarely share one."""
 
@@ -53,25 +55,34 @@ class ImageProcessor(Processor):
         resize: str = "squash",
         draft: bool = True,
     ) -> None:
-        sides = [size, size] if isinstance(size, int) else list(size)
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise UserError(f"processors.{self.key}.size is {size}; it must be one positive number or [height, width]")
         if resize not in ("squash", "crop"):
             raise UserError(f"processors.{self.key}.resize is {resize!r}; known: 'squash', 'crop'")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(
                 f"processors.{self.key}.mean and std need three numbers each, std above 0; got {mean}, {std}"
             )
-        self.height, self.width = sides
+        self.height, self.width = self._sides(size)
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
         self.resize = resize
         self.draft = draft
 
+    def _sides(self, size: int | Sequence[int]) -> list[int]:
+        """Height and width; UserError if they are not positive integers."""
+        sides = [size, size] if isinstance(size, int) else list(size)
+        are_valid = all(isinstance(side, int) and side > 0 for side in sides)
+        if len(sides) != 2 or not are_valid:
+            raise UserError(f"processors.{self.key}.size is {size}; it must be one positive number or [height, width]")
+        return sides
+
     @property
     def settings(self) -> dict[str, Any]:
-        mean, std = (values.flatten().tolist() for values in (self.mean, self.std))
-        return {**super().settings, "size": [self.height, self.width], "mean": mean, "std": std}
+        return {
+            **super().settings,
+            "size": [self.height, self.width],
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }
 
     @classmethod
     def matches(cls, item: object) -> bool:
@@ -80,15 +91,13 @@ class ImageProcessor(Processor):
         if isinstance(item, (bytes, bytearray, memoryview)):
             return looks_like_picture(io.BytesIO(item))
         if isinstance(item, os.PathLike):
-            try:
-                with open(source.local_path(item), "rb") as file:
-                    return looks_like_picture(file)
-            except (OSError, UserError):
-                return False
+            return _begins_like_picture(item)
         if isinstance(item, Tensor):
-            return item.ndim == 3 and item.shape[0] in (1, 3, 4)
+            return item.ndim == 3 and item.shape[0] in CHANNELS
         if isinstance(item, np.ndarray):
-            return item.dtype == np.uint8 and (item.ndim == 2 or (item.ndim == 3 and item.shape[-1] in (1, 3, 4)))
+            is_grey = item.ndim == 2
+            has_channels = item.ndim == 3 and item.shape[-1] in CHANNELS
+            return item.dtype == np.uint8 and (is_grey or has_channels)
         return _is_pil(item)
 
     def decode(self, item: object) -> Tensor:
@@ -111,7 +120,8 @@ class ImageProcessor(Processor):
         with open_picture(io.BytesIO(data), name, source.suffix(item)) as image:
             if self.draft and image.format in ("JPEG", "MPO"):
                 # A square, since the orientation is not known yet; Pillow never goes below the requested size.
-                image.draft(None, (2 * max(self.height, self.width),) * 2)
+                side = 2 * max(self.height, self.width)
+                image.draft(None, (side, side))
             return self._to_rgb(image, name)
 
     def size_in_pixels(self, item: object) -> tuple[int, int]:
@@ -119,9 +129,12 @@ class ImageProcessor(Processor):
         name = source.describe(item)
         if _is_pil(item) or isinstance(item, (Tensor, np.ndarray)):
             return self.load(item).size
-        with open_picture(io.BytesIO(source.read_bytes(item)), name, source.suffix(item)) as image:
+        data = io.BytesIO(source.read_bytes(item))
+        with open_picture(data, name, source.suffix(item)) as image:
             width, height = image.size
-            return (height, width) if orientation(image) >= 5 else (width, height)
+            if orientation(image) >= 5:  # it lies on its side
+                return height, width
+            return width, height
 
     def finish(self, image: "Image.Image", place: float = 0.5) -> Tensor:
         """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel.
@@ -152,18 +165,36 @@ class ImageProcessor(Processor):
 
         try:
             image.load()
-            turn = ORIENTATION.get(orientation(image))
+            transpose = ORIENTATION.get(orientation(image))
             if image.mode.startswith("I") or image.mode == "F":
                 image = Image.fromarray(_to_eight_bits(np.asarray(image), name))
             elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                image = _on_white(image.convert("RGBA"))
             image = image.convert("RGB")
-            return image.transpose(Image.Transpose[turn]) if turn else image
+            if transpose is not None:
+                image = image.transpose(Image.Transpose[transpose])
+            return image
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
             raise UserError(f"{name}: the picture cannot be decoded ({one_line(error)})") from error
+
+
+def _begins_like_picture(path: os.PathLike[str]) -> bool:
+    """Whether the first bytes of a file are those of a picture."""
+    try:
+        with open(source.local_path(path), "rb") as file:
+            return looks_like_picture(file)
+    except (OSError, UserError):
+        return False
+
+
+def _on_white(image: "Image.Image") -> "Image.Image":
+    """A picture with transparency in front of white."""
+    from PIL import Image
+
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image)
 
 
 def _is_pil(item: object) -> "TypeGuard[Image.Image]":
@@ -177,13 +208,16 @@ def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
 
     The full range is 0..65535, or 0..1 for floats; if values are outside of it, that of the picture is used.
     """
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     if not np.isfinite([low, high]).all():
         raise UserError(f"{name}: the picture holds NaN or infinite values")
-    top = 1.0 if values.dtype.kind == "f" else 65535.0
-    if low < 0 or high > top:
-        values, top = values.astype(np.float64) - low, (high - low) or 1.0
-    return np.round(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+    white = 1.0 if values.dtype.kind == "f" else 65535.0
+    values = values.astype(np.float64)
+    if low < 0 or high > white:
+        values = values - low
+        white = high - low or 1.0
+    return np.round(values * (255 / white)).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray, name: str) -> "Image.Image":
@@ -191,24 +225,27 @@ def _from_array(array: np.ndarray, name: str) -> "Image.Image":
 
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+    is_grey = array.ndim == 2
+    has_colours = array.ndim == 3 and array.shape[-1] in (3, 4)
+    if array.dtype != np.uint8 or not (is_grey or has_colours):
         raise UserError(f"{name}: a picture as an array is uint8 and (H, W, 3), (H, W, 4) or (H, W)")
     if array.size == 0:
         raise UserError(f"{name}: no pixels")
     image = Image.fromarray(np.ascontiguousarray(array))
     if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = _on_white(image)
     return image.convert("RGB")
 
 
 def _from_tensor(tensor: Tensor, name: str) -> "Image.Image":
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+    if tensor.ndim != 3 or tensor.shape[0] not in CHANNELS:
         raise UserError(f"{name}: a picture as a tensor is (3, H, W), uint8 or floats between 0 and 1")
     tensor = tensor.detach().cpu()
     if tensor.numel() == 0:
         raise UserError(f"{name}: no pixels")
     if tensor.is_floating_point():
-        low, high = tensor.min().item(), tensor.max().item()
+        low = tensor.min().item()
+        high = tensor.max().item()
         if not (low >= 0 and high <= 1):  # written so that NaN is refused too
             raise UserError(f"{name}: floats must lie between 0 and 1, these reach from {low:.4g} to {high:.4g}")
         tensor = (tensor.float() * 255).round().to(torch.uint8)

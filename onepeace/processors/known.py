@@ -1,7 +1,7 @@
 """Registry of the processors, and detection of an item's modality."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from onepeace.errors import UserError
 from onepeace.extensions import HINT
@@ -40,22 +40,41 @@ def guess(item: object, known: Collection[str]) -> str:
     ending, a value that matches no modality, and a modality that is not in `known`. A video counts as its sound,
     unless the model reads frames and no sound.
     """
-    # The ending of a file decides before its bytes do: a text may begin with "ID3".
-    ending = suffix(item) if isinstance(item, os.PathLike) else None
-    kinds = guessed()
-    key = next((key for key, cls in kinds.items() if ending in cls.suffixes), None)
-    key = key or next((key for key, cls in kinds.items() if cls.matches(item)), None)
-    if key not in known:
-        others = (other for other in known if other in PROCESSORS and other not in kinds)
-        key = next((other for other in others if PROCESSORS[other].matches(item)), key)
-    if key is None:
+    modality = _by_ending(item) or _first_match(item, guessed())
+    if modality not in known:
+        modality = _first_match(item, _not_guessed(known)) or modality
+    if modality is None:
         raise UserError(
-            f"{describe(item)}: cannot tell whether this is {' or '.join(kinds)}; "
+            f"{describe(item)}: cannot tell whether this is {' or '.join(guessed())}; "
             "say so by calling the function of that modality"
         )
-    if key not in known:
-        raise UserError(f"{describe(item)}: looks like {key}; this model reads {', '.join(known)} only")
-    return key
+    if modality not in known:
+        raise UserError(f"{describe(item)}: looks like {modality}; this model reads {', '.join(known)} only")
+    return modality
+
+
+def _by_ending(item: object) -> str | None:
+    """The modality of a path by its ending, which decides before its bytes do: a text may begin with "ID3"."""
+    if not isinstance(item, os.PathLike):
+        return None
+    ending = suffix(item)
+    for modality, processor in guessed().items():
+        if ending in processor.suffixes:
+            return modality
+    return None
+
+
+def _not_guessed(modalities: Collection[str]) -> dict[str, type[Processor]]:
+    """Those of these modalities that are not guessed unless a model reads nothing else."""
+    return {key: processor for key, processor in PROCESSORS.items() if key in modalities and not processor.guessed}
+
+
+def _first_match(item: object, processors: Mapping[str, type[Processor]]) -> str | None:
+    """The first modality whose processor takes an item for its own."""
+    for modality, processor in processors.items():
+        if processor.matches(item):
+            return modality
+    return None
 
 
 def sniff(path: os.PathLike[str]) -> str | None:
@@ -65,4 +84,4 @@ def sniff(path: os.PathLike[str]) -> str | None:
             head = file.read(1 << 16)
     except OSError:
         return None
-    return next((key for key, processor in guessed().items() if processor.matches(head)), None)
+    return _first_match(head, guessed())

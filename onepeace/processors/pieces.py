@@ -76,20 +76,30 @@ class TextPieces:
 
     def cut(self, prepared: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, eos last, and [start, end) of all but eos; these count the prefix space in front of `prepared`."""
-        limit = len(prepared) if self.max_tokens is None else self.max_tokens * MAX_CHARS_PER_TOKEN
-        is_long = len(prepared) > limit
-        if is_long:
-            space = prepared.rfind(" ", limit // 2, limit)
-            prepared = prepared[: space if space > 0 else limit]
-        encoding = self.tokenizer.encode(" " + prepared if self.prefix_space else prepared)
+        beginning = self._beginning(prepared)
+        encoding = self.tokenizer.encode(" " + beginning if self.prefix_space else beginning)
         count = len(encoding) - 1  # without eos
         if self.max_tokens is None or count <= self.max_tokens:
             return encoding.ids, encoding.offsets[:-1]
         if self.report_cut:
             self.report_cut = False
+            more_than = "more than " if len(beginning) < len(prepared) else ""
             logger.warning(
                 "a text of %s%d tokens was cut to its first %d (said once): %s...",
-                "more than " if is_long else "", count, self.max_tokens, prepared[:40],
-            )  # fmt: skip
+                more_than,
+                count,
+                self.max_tokens,
+                prepared[:40],
+            )
         encoding.truncate(self.max_tokens)
         return [*encoding.ids, EOS], encoding.offsets
+
+    def _beginning(self, prepared: str) -> str:
+        """The part of a text that is tokenised: of a huge one only the beginning, up to a space."""
+        if self.max_tokens is None:
+            return prepared
+        limit = self.max_tokens * MAX_CHARS_PER_TOKEN
+        if len(prepared) <= limit:
+            return prepared
+        space = prepared.rfind(" ", limit // 2, limit)
+        return prepared[:space] if space > 0 else prepared[:limit]

@@ -53,19 +53,24 @@ class TextProcessor(TextPieces, TextReader):
 
     def decode(self, item: object) -> Tensor:
         """(L,) int64 ids of one text; only the first text that is truncated is reported."""
-        return torch.tensor(self.cut(self.prepare(self.load(item)))[0], dtype=torch.int64)
+        ids, _ = self.cut(self.prepare(self.load(item)))
+        return torch.tensor(ids, dtype=torch.int64)
 
     def token_positions(self, item: object) -> tuple[Tensor, str]:
         """(L, 2) characters [start, end) of every id in the prepared text; the range of eos is empty, at the end."""
-        prepared, shift = self.prepare(self.load(item)), int(self.prefix_space)
+        prepared = self.prepare(self.load(item))
+        shift = int(self.prefix_space)
+        _, shifted_offsets = self.cut(prepared)
         offsets = []
-        for start, end in self.cut(prepared)[1]:
-            start, end = max(start - shift, 0), max(end - shift, 0)
+        for shifted_start, shifted_end in shifted_offsets:
+            start = max(shifted_start - shift, 0)
+            end = max(shifted_end - shift, 0)
             # The range starts after the space before a word, unless the token is only space.
             while end - start > 1 and prepared[start].isspace():
                 start += 1
             offsets.append((start, end))
-        return torch.tensor([*offsets, (len(prepared), len(prepared))]), "character"
+        offsets.append((len(prepared), len(prepared)))
+        return torch.tensor(offsets), "character"
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"ids": (B, L) int64}; if padded (with 1 on the right), also "lengths": (B,) numbers of tokens."""
@@ -79,6 +84,8 @@ def _text_in(path: os.PathLike) -> str:
         text = read_bytes(path, max_bytes=MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{describe(path)}: not UTF-8 text (byte {error.start})") from error
-    if "\0" in text or not text.strip():
-        raise UserError(f"{describe(path)}: {'not text (it holds NUL bytes)' if text.strip() else 'holds no text'}")
+    if not text.strip():
+        raise UserError(f"{describe(path)}: holds no text")
+    if "\0" in text:
+        raise UserError(f"{describe(path)}: not text (it holds NUL bytes)")
     return text

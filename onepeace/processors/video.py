@@ -50,13 +50,17 @@ class VideoProcessor(ImageProcessor):
                 f"processors.video.clips {clips} and crops {crops} must be above 0, and several crops need resize: "
                 f"crop; it is {resize}"
             )
-        self.frames, self.stride, self.clips, self.crops = frames, stride, clips, crops
+        self.frames = frames
+        self.stride = stride
+        self.clips = clips
+        self.crops = crops
         self.num_views = clips * crops
 
     @classmethod
     def matches(cls, item: object) -> bool:
-        is_place = isinstance(item, str | os.PathLike)
-        return source.suffix(item) in cls.suffixes if is_place else isinstance(item, bytes)
+        if isinstance(item, str | os.PathLike):
+            return source.suffix(item) in cls.suffixes
+        return isinstance(item, bytes)
 
     def decode(self, item: object) -> Tensor:
         """(T, 3, height, width) float32 of the clip in the middle."""
@@ -64,9 +68,12 @@ class VideoProcessor(ImageProcessor):
 
     def views(self, item: object) -> list[Tensor]:
         """All crops of all clips, (T, 3, height, width) each."""
-        found = (self.load_clip(item, place) for place in _places(self.clips))
-        return [torch.stack([self.finish(image, cut) for image in images])
-                for images in found for cut in _places(self.crops)]  # fmt: skip
+        views = []
+        for clip_place in _places(self.clips):
+            images = self.load_clip(item, clip_place)
+            for crop_place in _places(self.crops):
+                views.append(torch.stack([self.finish(image, crop_place) for image in images]))
+        return views
 
     def load_clip(self, item: object, place: float = 0.5) -> "list[Image.Image]":
         """The frames of a clip, upright, in the size of the video; `place` as in `onepeace.files.video.clip`.
@@ -83,4 +90,6 @@ class VideoProcessor(ImageProcessor):
 
 def _places(count: int) -> list[float]:
     """`count` places at equal distances from 0 to 1; 0.5 if there is only one."""
-    return [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
+    if count == 1:
+        return [0.5]
+    return [i / (count - 1) for i in range(count)]
