@@ -11,7 +11,7 @@ from onepeace.index.banks import Banks
 from onepeace.index.items import Item, Span
 from onepeace.index.matrix import derived, keep
 from onepeace.index.query import QueryVector, encode
-from onepeace.index.search import FetchedRows, rank
+from onepeace.index.rank import FetchedRows, rank
 from onepeace.index.store import Store
 
 E = 8
@@ -83,7 +83,7 @@ def test_names_that_are_not_utf8_are_text_in_json(fill):
 
 
 def test_near_copies_are_found_across_blocks(fill, monkeypatch):
-    monkeypatch.setattr("onepeace.index.search.BLOCK", 2)
+    monkeypatch.setattr("onepeace.index.rank.BLOCK", 2)
     # From one to the next the cosine is 0.985, over two 0.94.
     angles = 0.1 + 0.1736 * np.array([0, 1, 2, 3, 0.01])
     index = fill(*(picture(f"{i}.jpg", np.cos(angle), np.sin(angle)) for i, angle in enumerate(angles)))
