@@ -26,11 +26,11 @@ def examples(key: str, processor: Processor) -> tuple[Batch, Batch]:
     generator = torch.Generator().manual_seed(0)
     samples = [SAMPLES[key](processor, share, generator) for share in SHARES]
     batches = []
-    for some in (samples[:2], samples[2:]):
-        batch = processor.collate(some)
-        # Lengths are an input of the graph even if all are equal.
-        if lengths := [size for sample in some if (size := processor.size(sample))]:
-            batch["lengths"] = torch.tensor(lengths)
+    for samples_of_batch in (samples[:2], samples[2:]):
+        batch = processor.collate(samples_of_batch)
+        sizes = [processor.size(sample) for sample in samples_of_batch]
+        if all(sizes):  # lengths are an input of the graph even if all are equal
+            batch["lengths"] = torch.tensor(sizes)
         batches.append(batch)
     return batches[0], batches[1]
 

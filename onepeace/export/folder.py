@@ -111,6 +111,7 @@ def export_model(
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     exported = []
+    ending = "pt2" if form == "torch" else "onnx"
     with new_folder(folder, replace=replace, what="export") as part:
         for key in chosen:
             log.info("%s ...", key)
@@ -119,10 +120,10 @@ def export_model(
             processor = embedder.processors[key]
             batches = examples(key, processor)
             branch = Branch(embedder.encoder, key, list(batches[0]))
-            path = part / f"{key}.{'pt2' if form == 'torch' else 'onnx'}"
-            largest = _write(branch, batches, path, form)
+            path = part / f"{key}.{ending}"
+            difference = _write(branch, batches, path, form)
             size = sum(file.stat().st_size for file in part.glob(f"{path.name}*"))
-            exported.append(Exported(key, folder / path.name, size, largest))
+            exported.append(Exported(key, folder / path.name, size, difference))
             branches[key] = {"file": path.name, **_description(branch, processor, batches[0])}
             record |= {"embed_dim": embedder.embed_dim, "logit_scale": embedder.logit_scale}
             if isinstance(processor, TextPieces):
@@ -181,8 +182,9 @@ def _runner(path: Path, branch: Branch) -> Run:
     names = [entry.name for entry in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        arrays = (tensor.numpy() for tensor in inputs)
-        return [torch.from_numpy(array) for array in session.run(branch.outputs, dict(zip(names, arrays, strict=True)))]
+        arrays = [tensor.numpy() for tensor in inputs]
+        outputs = session.run(branch.outputs, dict(zip(names, arrays, strict=True)))
+        return [torch.from_numpy(array) for array in outputs]
 
     return run
 

@@ -8,10 +8,12 @@ onnxruntime folds when it opens the file. DequantizeLinear would be computed at 
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onepeace.errors import need
 
@@ -20,6 +22,8 @@ LEAST = 4096
 PER_SCALE = 32
 """Minimum number of values per scale. Depthwise convolutions have fewer and would cost more accuracy than all other
 layers of a convolutional stem together."""
+SCALED_AXES = {("MatMul", 1): -1, ("Conv", 1): 0, ("Gather", 0): 0}
+"""Axis with one scale per index, by operator and position of the weight among its inputs."""
 SINGLE_FILE = 1_800_000_000
 """Maximum bytes of weights in one ONNX file, whose limit is 2 GB; larger weights go into a separate file."""
 
@@ -55,40 +59,52 @@ def store(model: Any) -> None:
     graph = model.graph
     uses: dict[str, list[tuple[Any, int]]] = {}
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            uses.setdefault(name, []).append((node, i))
-    nodes = []
+        for position, name in enumerate(node.input):
+            uses.setdefault(name, []).append((node, position))
+    converters = []
     for tensor in list(graph.initializer):
-        axes = {_scaled_axis(node, i) for node, i in uses.get(tensor.name, [])}
-        if tensor.data_type != onnx.TensorProto.FLOAT or len(axes) != 1 or None in axes:
+        axis = _axis_of_scales(uses.get(tensor.name, []))
+        if axis is None or tensor.data_type != onnx.TensorProto.FLOAT:
             continue
-        weight, axis = onnx.numpy_helper.to_array(tensor), axes.pop()
+        weight = onnx.numpy_helper.to_array(tensor)
         if weight.size < LEAST or weight.size // weight.shape[axis] < PER_SCALE:
             continue
-        others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-        largest = np.abs(weight).max(axis=others, keepdims=True)
-        scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
-        name = tensor.name
-        stored = np.rint(weight / scale).astype(np.int8)
         graph.initializer.remove(tensor)
-        graph.initializer.extend(
-            [onnx.numpy_helper.from_array(stored, f"{name}_int8"), onnx.numpy_helper.from_array(scale, f"{name}_scale")]
-        )
-        nodes += [
-            onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name]),
-        ]
-    rest = list(graph.node)
+        converters += _stored(onnx, graph, tensor.name, weight, axis)
+    nodes = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*nodes, *rest])
+    graph.node.extend([*converters, *nodes])
 
 
-def _scaled_axis(node: Any, i: int) -> int | None:
-    """Axis with one scale per index, of the weight that is input `i` of a node; None for another kind of input."""
-    if node.op_type == "Gemm" and i == 1:
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        return 0 if transposed else -1
-    return {("MatMul", 1): -1, ("Conv", 1): 0, ("Gather", 0): 0}.get((node.op_type, i))
+def _stored(onnx: Any, graph: Any, name: str, weight: NDArray[np.float32], axis: int) -> list[Any]:
+    """Add a weight to a graph as int8 and scales along an axis; returns the nodes that convert it to float32."""
+    other_axes = tuple(number for number in range(weight.ndim) if number != axis % weight.ndim)
+    largest = np.abs(weight).max(axis=other_axes, keepdims=True)
+    scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+    integers = np.rint(weight / scale).astype(np.int8)
+    from_array = onnx.numpy_helper.from_array
+    graph.initializer.extend([from_array(integers, f"{name}_int8"), from_array(scale, f"{name}_scale")])
+    make_node = onnx.helper.make_node
+    return [
+        make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=onnx.TensorProto.FLOAT),
+        make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name]),
+    ]
+
+
+def _axis_of_scales(uses: Sequence[tuple[Any, int]]) -> int | None:
+    """Axis with one scale per index, of the weight that is this input of these nodes; None unless all agree on one."""
+    axes = {_scaled_axis(node, position) for node, position in uses}
+    if len(axes) != 1:
+        return None
+    return axes.pop()
+
+
+def _scaled_axis(node: Any, position: int) -> int | None:
+    """The same for one node; None for another kind of input."""
+    if node.op_type == "Gemm" and position == 1:
+        is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        return 0 if is_transposed else -1
+    return SCALED_AXES.get((node.op_type, position))
 
 
 def _size(model: Any) -> int:
