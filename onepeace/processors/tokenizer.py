@@ -7,7 +7,8 @@ like any others. `pieces.TextPieces` does the lower-casing, the prefix space and
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+ORIGINAL_FILES = ("encoder.json", "vocab.bpe", "dict.txt")
+BART_FILES = ("vocab.json", "merges.txt")
 # CLIP's rule: no space in front of a word, every digit alone. White space itself is dropped.
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -55,21 +58,43 @@ def from_released(folder: str | Path) -> "Tokenizer":
     `vocab.json`, `merges.txt` of facebook/bart-base, whose ids are already in that order (its `<mask>` is dropped).
     """
     folder = Path(folder)
-    if all((folder / name).is_file() for name in ("encoder.json", "vocab.bpe", "dict.txt")):
-        piece_of = {str(number): piece for piece, number in _read_json(folder / "encoder.json").items()}
-        rows = [line.split()[0] for line in (folder / "dict.txt").read_text(encoding="utf-8").splitlines() if line]
-        # The last rows of dict.txt ("madeupword0000") are not BPE pieces; they pad the table to a round size.
-        vocab = {piece: index for index, piece in enumerate((*SPECIALS, *(piece_of.get(row, row) for row in rows)))}
+    if _has(folder, ORIGINAL_FILES):
+        vocab = _original_vocabulary(folder)
         merges = _read_merges(folder / "vocab.bpe")
-    elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        vocab = {piece: index for piece, index in _read_json(folder / "vocab.json").items() if piece != "<mask>"}
+    elif _has(folder, BART_FILES):
+        vocab = _read_json(folder / "vocab.json")
+        vocab.pop("<mask>", None)
         merges = _read_merges(folder / "merges.txt")
     else:
         raise UserError(
             f"{folder}: no vocabulary found; it needs encoder.json, vocab.bpe and dict.txt (original repository) "
             "or vocab.json and merges.txt (facebook/bart-base)"
         )
-    if sorted(vocab.values()) != list(range(len(vocab))) or [vocab.get(s) for s in SPECIALS] != [BOS, PAD, EOS, UNK]:
+    _check(vocab, merges, folder)
+    return _byte_level(vocab, merges)
+
+
+def _has(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _original_vocabulary(folder: Path) -> dict[str, int]:
+    """Ids by piece; the file dict.txt names a piece by its number in encoder.json."""
+    piece_by_number = {str(number): piece for piece, number in _read_json(folder / "encoder.json").items()}
+    pieces = [*SPECIALS]
+    for line in (folder / "dict.txt").read_text(encoding="utf-8").splitlines():
+        if line:
+            number = line.split()[0]
+            # The last rows of dict.txt ("madeupword0000") are not BPE pieces; they pad the table to a round size.
+            pieces.append(piece_by_number.get(number, number))
+    return {piece: index for index, piece in enumerate(pieces)}
+
+
+def _check(vocab: dict[str, int], merges: list[tuple[str, str]], folder: Path) -> None:
+    """UserError if these are files of another model, or do not belong together."""
+    has_gaps = sorted(vocab.values()) != list(range(len(vocab)))
+    special_ids = [vocab.get(special) for special in SPECIALS]
+    if has_gaps or special_ids != [BOS, PAD, EOS, UNK]:
         raise UserError(
             f"{folder}: ids must be 0..{len(vocab) - 1} without gaps and begin with {' '.join(SPECIALS)}; "
             "these are files of another model"
@@ -77,7 +102,6 @@ def from_released(folder: str | Path) -> "Tokenizer":
     missing = [pair for pair in merges if "".join(pair) not in vocab]
     if missing:
         raise UserError(f"{folder}: {len(missing)} of {len(merges)} merges make no known piece; files do not match")
-    return _byte_level(vocab, merges)
 
 
 def from_open_clip() -> "Tokenizer":
@@ -86,8 +110,11 @@ def from_open_clip() -> "Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     clip = SimpleTokenizer()
-    pieces = sorted((index, piece) for piece, index in clip.encoder.items() if index < clip.sot_token_id)
-    vocab = {piece: index for index, piece in enumerate((*SPECIALS, *(piece for _, piece in pieces)))}
+    pieces = [*SPECIALS]
+    for piece, index in sorted(clip.encoder.items(), key=itemgetter(1)):
+        if index < clip.sot_token_id:
+            pieces.append(piece)
+    vocab = {piece: index for index, piece in enumerate(pieces)}
     merges = sorted(clip.bpe_ranks, key=clip.bpe_ranks.__getitem__)
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=SPECIALS[UNK], end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -122,28 +149,50 @@ def from_transformers(name: str) -> "Tokenizer":
             "network, or give a folder with its files"
         ) from error
     specials = [theirs.cls_token, theirs.pad_token, theirs.sep_token, theirs.unk_token]
-    old, model = theirs.get_vocab(), content["model"]
-    if any(token not in old for token in specials):
+    old_ids = theirs.get_vocab()
+    if any(token not in old_ids for token in specials):
         raise UserError(
             f"the tokenizer of transformers {name} has the start, padding, end and unknown tokens {specials}; a text "
             "encoder needs all four"
         )
-    first = [old[token] for token in specials]
-    order = [*first, *(index for index in range(max(old.values()) + 1) if index not in first)]
-    new = {own: index for index, own in enumerate(order)}
+    new_ids = _new_ids(old_ids, [old_ids[token] for token in specials])
     added = {token["content"] for token in content["added_tokens"]}
+    model = content["model"]
     if isinstance(model["vocab"], dict):
-        kept = {piece: new[own] for piece, own in model["vocab"].items() if piece not in added}
-        model.update(vocab={**{piece: index for index, piece in enumerate(SPECIALS)}, **kept}, unk_token=SPECIALS[UNK])
-    else:  # Unigram: pieces with their scores in the order of their ids
-        never = min(score for _, score in model["vocab"]) - 100  # the characters "<pad>" in a text are not special
-        rows = {
-            new[own]: [piece, never if piece in added else score] for own, (piece, score) in enumerate(model["vocab"])
-        }
-        rows.update({index: [piece, never] for index, piece in enumerate(SPECIALS)})
-        model.update(vocab=[rows[index] for index in sorted(rows)], unk_id=UNK)
+        model["vocab"] = _renumbered(model["vocab"], new_ids, added)
+        model["unk_token"] = SPECIALS[UNK]
+    else:
+        model["vocab"] = _reordered(model["vocab"], new_ids, added)
+        model["unk_id"] = UNK
     content.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     return _append_eos(Tokenizer.from_str(json.dumps(content)))
+
+
+def _new_ids(old_ids: Mapping[str, int], first: Sequence[int]) -> dict[int, int]:
+    """New ids by old ones: those of our specials first, then the others in order."""
+    num_ids = max(old_ids.values()) + 1
+    others = [old for old in range(num_ids) if old not in first]
+    return {old: new for new, old in enumerate([*first, *others])}
+
+
+def _renumbered(vocab: Mapping[str, int], new_ids: Mapping[int, int], added: Container[str]) -> dict[str, int]:
+    """A vocabulary by piece, with our specials in place of its own."""
+    pieces = {piece: new_ids[old] for piece, old in vocab.items() if piece not in added}
+    specials = {piece: index for index, piece in enumerate(SPECIALS)}
+    return {**specials, **pieces}
+
+
+def _reordered(
+    vocab: Sequence[tuple[str, float]], new_ids: Mapping[int, int], added: Container[str]
+) -> list[tuple[str, float]]:
+    """A vocabulary of Unigram, pieces with their scores in the order of their ids, with our specials first."""
+    never = min(score for _, score in vocab) - 100  # the characters "<pad>" in a text are not special
+    rows = {}
+    for old, (piece, score) in enumerate(vocab):
+        rows[new_ids[old]] = (piece, never if piece in added else score)
+    for index, piece in enumerate(SPECIALS):
+        rows[index] = (piece, never)
+    return [rows[index] for index in sorted(rows)]
 
 
 def read_tokenizer(path: str | Path) -> "Tokenizer":
