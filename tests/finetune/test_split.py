@@ -25,18 +25,32 @@ def no_near_copies(monkeypatch):
 
 def own_data(names, folder="/files"):
     """A picture for each "class/name"."""
-    records = [Record("", name, {"image": Path(folder, name), "text": []}, {"label": name.partition("/")[0]})
-               for name in names]  # fmt: skip
+    records = []
+    for name in names:
+        inputs = {"image": Path(folder, name), "text": []}
+        records.append(Record("", name, inputs, {"label": label_of(name)}))
     return OwnData({KIND: records}, [])
 
 
+def label_of(name):
+    return name.partition("/")[0]
+
+
 def files_of(split):
-    return {part: {record.targets["file"] for record in split.records(part, KIND)} for part in split.parts}
+    """Names of the files by part."""
+    files = {}
+    for part in split.parts:
+        files[part] = {record.targets["file"] for record in split.records(part, KIND)}
+    return files
 
 
-def frames(count, each):
+def frames(num_videos, num_frames):
     """The frames of so many videos of each of two classes."""
-    return [f"{label}/video{v}-{i}.jpg" for label in ("cat", "dog") for v in range(count) for i in range(each)]
+    names = []
+    for label in ("cat", "dog"):
+        for video in range(num_videos):
+            names += [f"{label}/video{video}-{frame}.jpg" for frame in range(num_frames)]
+    return names
 
 
 def test_near_copies_are_joined_also_through_others(monkeypatch):
@@ -47,9 +61,9 @@ def test_near_copies_are_joined_also_through_others(monkeypatch):
     assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
     monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {"image": 0.9})
     monkeypatch.setattr(groups, "load", lambda *_, **__: None)
-    angles = np.radians([0, 20, 40, 90, 91, 150] + list(range(200, 334, 33)) * 3)  # 0 and 40 through 20
+    angles = np.radians([0, 20, 40, 90, 91, 150, *range(200, 334, 33)])  # 0 and 40 through 20
     monkeypatch.setattr(groups, "encode", lambda *_: np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    data = own_data([f"{'cat' if i % 2 else 'dog'}/{i}.jpg" for i in range(len(angles))])
+    data = own_data([f"cat/{number}.jpg" for number in range(len(angles))])
     assert assign_groups(data, TABLE) == 8
     assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
@@ -69,10 +83,12 @@ def test_second_picture_is_a_near_copy_and_other_pictures_are_none(samples, tmp_
 def test_files_of_a_group_lie_in_one_part_and_each_class_in_all():
     split, summary = divide(own_data(frames(10, 10)), TABLE, r"(\w+/video\d+)-")
     files = files_of(split)
-    videos = {part: {name.partition("-")[0] for name in names} for part, names in files.items()}
-    assert sum(map(len, videos.values())) == 20
     assert {part: len(names) for part, names in files.items()} == {"val": 40, "train": 120, "choose": 40}
-    assert all({name.partition("/")[0] for name in names} == {"cat", "dog"} for names in videos.values())
+    num_videos = 0
+    for names in files.values():
+        assert {label_of(name) for name in names} == {"cat", "dog"}
+        num_videos += len({name.partition("-")[0] for name in names})
+    assert num_videos == 20
     assert summary.groups == 20
     assert "--group" in summary.described()
     assert "near copies" not in summary.described() + " ".join(notes(summary))
@@ -84,11 +100,15 @@ def test_files_of_a_group_lie_in_one_part_and_each_class_in_all():
 
 def test_the_group_of_a_pattern_or_all_of_it_counts():
     names = frames(2, 15)
-    for pattern, count in ((r"video(\d+)", 2), (r".*video\d+", 4), (".*", 60)):
-        assert assign_groups(own_data(names), TABLE, pattern) == count
-    for pattern in ("nothing", "("):
-        with pytest.raises(UsageError, match="--group"):
-            assign_groups(own_data(names), TABLE, pattern)
+    assert assign_groups(own_data(names), TABLE, r"video(\d+)") == 2
+    assert assign_groups(own_data(names), TABLE, r".*video\d+") == 4
+    assert assign_groups(own_data(names), TABLE, ".*") == 60
+
+
+@pytest.mark.parametrize("pattern", ["nothing", "("])
+def test_a_pattern_that_matches_nothing_or_is_none_is_refused(pattern):
+    with pytest.raises(UsageError, match="--group"):
+        assign_groups(own_data(frames(1, 2)), TABLE, pattern)
 
 
 def test_a_class_that_is_one_group_is_not_held_out_and_named():
