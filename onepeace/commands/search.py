@@ -149,7 +149,8 @@ def _query_of(args: argparse.Namespace) -> "Query":
 
 def _filters_of(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Index.search` that leave files out."""
-    from onepeace.index.filters import kind_of, short_forms
+    from onepeace.index.fields import kind_of
+    from onepeace.index.filters import short_forms
 
     only = []
     if args.only:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXIF_IFD = 0x8769
 EXIF_DATES = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
 """Tags of when a picture was taken, scanned, changed, and of the time zones (EXIF 2.31, sections 4.6.4 and 4.6.5)."""
+EXIF_FORMAT = "%Y:%m:%d %H:%M:%S"
 MAX_SECONDS = 1e8
 """Three years; longer durations are of headers written before the end was known."""
 
@@ -96,11 +97,14 @@ def _exif_date(image: "Image.Image") -> float | None:
         tags = {**exif, **exif.get_ifd(EXIF_IFD)}
     except Exception:  # damaged EXIF data; the picture is fine
         return None
-    for key, zone in EXIF_DATES:
-        date, offset = (str(tags.get(tag, "")).strip("\0 ") for tag in (key, zone))
-        for text, form in ((f"{date[:19]} {offset}", "%Y:%m:%d %H:%M:%S %z"), (date[:19], "%Y:%m:%d %H:%M:%S")):
-            if (seconds := _seconds(text, form)) is not None:
-                return seconds
+    for date_tag, zone_tag in EXIF_DATES:
+        date = str(tags.get(date_tag, "")).strip("\0 ")[:19]
+        zone = str(tags.get(zone_tag, "")).strip("\0 ")
+        seconds = _seconds(f"{date} {zone}", f"{EXIF_FORMAT} %z")
+        if seconds is None:
+            seconds = _seconds(date, EXIF_FORMAT)
+        if seconds is not None:
+            return seconds
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.regular import open_regular
-from onepeace.index.entries import state_of
+from onepeace.index.entries import state_of, value_of
 from onepeace.index.items import Item
 from onepeace.index.paths import is_shard, shard_of, whole_of
 from onepeace.index.roots import Root
@@ -84,7 +84,7 @@ def _part_of_whole(item: Item) -> bytes | str:
         return (item.caption or "").partition("\n")[0]
     for entry in read_shard(whole):
         if entry.item.path == item.path:
-            return entry.value() if callable(entry.value) else entry.value
+            return value_of(entry)
     raise UserError(f"{item.path}: no such sample now; run onepeace index update")
 
 
@@ -95,7 +95,10 @@ def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[
     Raises:
         UserError: a link leads out of the folder.
     """
-    folders = [root for root in roots.values() if root.kind == "folder" and Path(path).is_relative_to(root.path)]
+    folders = []
+    for root in roots.values():
+        if root.kind == "folder" and Path(path).is_relative_to(root.path):
+            folders.append(root)
     if not folders or any(root.follow_links for root in folders):
         return None
     real = Path(os.path.realpath(path))
@@ -118,17 +121,18 @@ def map_content(
         function: takes a path or a text; called from several threads.
     """
 
-    def result(item: Item) -> Result | None:
+    def result_of(item: Item) -> Result | None:
+        if shard_of(item.path):
+            return None
         with suppress(UserError, OSError):
-            if shard_of(item.path):
-                return None
             value = content(item, roots)
-            if not isinstance(value, Path) or state_of(str(value)) == (item.size, item.mtime_ns):
+            is_unchanged = not isinstance(value, Path) or state_of(str(value)) == (item.size, item.mtime_ns)
+            if is_unchanged:
                 return function(value)
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(items)) as progress:
-        for i, made in enumerate(pool.map(result, items)):
+        for i, result in enumerate(pool.map(result_of, items)):
             progress.update()
-            if made is not None:
-                yield i, made
+            if result is not None:
+                yield i, result

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.files.walk import Unreadable
-from onepeace.index.filters import Condition, compile_condition
+from onepeace.index.fields import Condition
+from onepeace.index.filters import compile_condition
 from onepeace.index.items import Item
 from onepeace.index.part import Part
 from onepeace.index.roots import Root, known_roots

@@ -5,7 +5,7 @@ import math
 import os
 import sqlite3
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -23,24 +23,27 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
     Args:
         roots: indexed folders; patterns match paths relative to them, and whole paths.
     """
-    folders = sorted((_composed(root.rstrip(os.sep) + os.sep) for root in roots), key=len, reverse=True)
+    folders = [_composed(root.rstrip(os.sep) + os.sep) for root in roots]
 
     def path_fits(path: bytes, pattern: str) -> bool:
         name = _composed(os.fsdecode(path))
         globs = compile_globs(_composed(pattern))
-        relative = [name[len(folder) :] for folder in folders if name.startswith(folder)]
-        return any(globs.matches(form.replace(os.sep, "/")) for form in (*relative, name.lstrip(os.sep)))
+        forms = [name.lstrip(os.sep)]
+        for folder in folders:
+            if name.startswith(folder):
+                forms.append(name.removeprefix(folder))
+        return any(globs.matches(form.replace(os.sep, "/")) for form in forms)
 
-    for number_of_arguments, function in (
-        (2, path_fits),
-        (2, contains),
-        (2, is_same),
-        (2, has_same),
-        (2, has_containing),
-        (1, number),
-        (4, distance),
-    ):
-        connection.create_function(function.__name__, number_of_arguments, function, deterministic=True)
+    def add(function: Callable[..., Any], num_arguments: int) -> None:
+        connection.create_function(function.__name__, num_arguments, function, deterministic=True)
+
+    add(path_fits, 2)
+    add(contains, 2)
+    add(is_same, 2)
+    add(has_same, 2)
+    add(has_containing, 2)
+    add(number, 1)
+    add(distance, 4)
 
 
 def contains(text: object, part: str) -> bool | None:
@@ -52,17 +55,23 @@ def contains(text: object, part: str) -> bool | None:
 
 def is_same(text: object, other: str) -> bool | None:
     """Whether two texts are the same, without regard to case."""
-    return _folded(text) == _folded(other) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    return _folded(text) == _folded(other)
 
 
 def has_same(texts: str | None, other: str) -> bool | None:
     """Whether a text is in a list in JSON, without regard to case."""
-    return None if texts is None else any(is_same(text, other) for text in json.loads(texts))
+    if texts is None:
+        return None
+    return any(is_same(text, other) for text in json.loads(texts))
 
 
 def has_containing(texts: str | None, part: str) -> bool | None:
     """Whether a text of a list in JSON contains a part, without regard to case."""
-    return None if texts is None else any(contains(text, part) for text in json.loads(texts))
+    if texts is None:
+        return None
+    return any(contains(text, part) for text in json.loads(texts))
 
 
 def number(value: Any) -> float | None:
@@ -78,8 +87,9 @@ def distance(latitude: float | None, longitude: float | None, latitude2: float, 
         return None
     phi = math.radians(latitude)
     phi2 = math.radians(latitude2)
-    half_turn = math.radians(longitude2 - longitude) / 2
-    square = math.sin((phi2 - phi) / 2) ** 2 + math.cos(phi) * math.cos(phi2) * math.sin(half_turn) ** 2
+    north = math.sin((phi2 - phi) / 2)
+    east = math.sin(math.radians(longitude2 - longitude) / 2)
+    square = north**2 + math.cos(phi) * math.cos(phi2) * east**2
     return 2 * EARTH_RADIUS * math.asin(min(1.0, math.sqrt(square)))
 
 

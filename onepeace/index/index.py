@@ -12,7 +12,8 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.index.banks import Banks, banks_of
 from onepeace.index.contents import Contents
-from onepeace.index.filters import Condition, compile_condition
+from onepeace.index.fields import Condition
+from onepeace.index.filters import compile_condition
 from onepeace.index.functions import register
 from onepeace.index.hints import hints
 from onepeace.index.hits import Results

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onepeace.index.filters import Condition, kind_of
+from onepeace.index.fields import Condition, kind_of
 from onepeace.index.matrix import Matrix
 from onepeace.index.part import sql_below
 from onepeace.index.store import Store

@@ -15,7 +15,7 @@ from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
 from onepeace.files.regular import open_regular
 from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES
-from onepeace.index.entries import Entry
+from onepeace.index.entries import Entry, value_of
 from onepeace.index.items import Item, mtime_of
 from onepeace.index.tokens import LONGEST_TEXT
 
@@ -77,8 +77,10 @@ def read_entry(entry: Entry) -> Reading:
     try:
         if isinstance(entry.value, Path):
             return _read_file(entry, entry.value)
-        value = entry.value() if callable(entry.value) else entry.value
-        content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        value = value_of(entry)
+        content = value
+        if isinstance(value, str):
+            content = value.encode("utf-8", "surrogatepass")
         digest = hashlib.blake2b(content, digest_size=16).digest()
         return Reading(entry, _described(replace(entry.item, hash=digest), Description()), value)
     except (OSError, UserError) as error:

@@ -166,11 +166,13 @@ class Store:
         count = sum(len(spans) for _, spans in files)
         if vectors.shape != (count, self.embed_dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors of shape {vectors.shape} for {count} x {self.embed_dim}, or not finite")
+        if words is None:
+            words = [Words()] * len(files)
         remaining = iter(np.ascontiguousarray(vectors, VECTOR))
-        for i, (item, spans) in enumerate(files):
+        for (item, spans), texts in zip(files, words, strict=True):
             self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
             file_id = insert(self.connection, "files", (item.id or None, *item.to_row(), len(spans)))
-            insert(self.connection, "words", (file_id, *(Words() if words is None else words[i])))
+            insert(self.connection, "words", (file_id, *texts))
             for span in spans:
                 modality = self.kinds.index(span.modality)
                 vector = next(remaining).tobytes()
@@ -220,7 +222,8 @@ class Store:
             content = b"".join(vector for *_, vector in rows)
             vectors = np.frombuffer(content, VECTOR).reshape(-1, self.embed_dim)
             files[file_id] = Item.from_row((file_id, *values)), spans, vectors
-        if missing := {*ids} - files.keys():
+        missing = {*ids} - files.keys()
+        if missing:
             raise Damaged(self.folder, f"file {min(missing)} is missing")
         return files
 

@@ -5,7 +5,8 @@ import re
 from typing import Any
 
 from onepeace.index import Index
-from onepeace.index.filters import Condition, compile_condition
+from onepeace.index.fields import Condition
+from onepeace.index.filters import compile_condition
 from onepeace.index.items import as_text
 from onepeace.index.paths import name_and_place
 from onepeace.index.tokens import plain, separated
