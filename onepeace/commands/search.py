@@ -255,6 +255,13 @@ def table(results: "Results", query: "Query", is_filtered: bool) -> str:
     """Table of the hits, with a heading if none is relevant."""
     if not results.hits:
         return _why_nothing(results, query, is_filtered)
+    columns = _columns(results)
+    lines = format_table(tuple(columns), list(zip(*columns.values(), strict=True)))
+    return f"{results.heading}\n{lines}" if results.heading else lines
+
+
+def _columns(results: "Results") -> dict[str, list[str]]:
+    """Cells by the heads of their columns; those that would be empty are left out."""
     columns = {
         "rank": [str(hit.rank) for hit in results],
         "cosine" if results[0].match is None else "match": [hit.value for hit in results],
@@ -265,8 +272,7 @@ def table(results: "Results", query: "Query", is_filtered: bool) -> str:
     if any(hit.words for hit in results):
         columns["words"] = [" ".join(hit.words) for hit in results]
     columns["path"] = [_place(hit) for hit in results]
-    heading = f"{results.heading}\n" if results.heading else ""
-    return heading + format_table(tuple(columns), list(zip(*columns.values(), strict=True)))
+    return columns
 
 
 def _why_nothing(results: "Results", query: "Query", is_filtered: bool) -> str:

@@ -247,7 +247,10 @@ class _Search:
 
 def _find(rising: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places of values in an ascending, non-empty array, and whether each occurs there."""
-    places = np.searchsorted(rising, values)
+    places = values - rising[0]
+    has_gaps = rising[-1] - rising[0] >= len(rising)
+    if has_gaps:
+        places = np.searchsorted(rising, values)
     return places, np.take(rising, places, mode="clip") == values
 
 

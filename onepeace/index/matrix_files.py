@@ -67,18 +67,27 @@ def keep_matrix(store: Store) -> None:
     if _is_current(store):
         return
     files = _open(store)
-    if files is not None and files.header.state["last"] > last_id(store) and _has_removals_of(store, files):
-        files = None  # of a database that was put back
-    gone = np.empty(0, np.int64) if files is None else _gone(store, files)
-    if files is not None and len(gone) > MOST_GONE * len(files.arrays["rows"]):
+    if files is not None and not _can_be_added_to(store, files):
         files = None
     with ArrayWriter(store.folder, MATRIX, types_of(store), files) as writer:
+        last_row_id = 0
         if files is not None:
-            writer.add("gone", gone[len(files.arrays["gone"]) :])
-        for rows, vectors in read(store, 0 if files is None else _last_row(files)):
+            writer.add("gone", _newly_gone(store, files))
+            last_row_id = _last_row_id(files)
+        for rows, vectors in read(store, last_row_id):
             writer.add("rows", rows)
             writer.add("vectors", vectors)
         writer.commit({**key_of(store), "last": last_id(store), "removed": store.meta["removed"]})
+
+
+def _can_be_added_to(store: Store, files: ArrayFiles) -> bool:
+    """Whether the files are of an earlier state, and few of their vectors are gone."""
+    state = (int(files.header.state["removed"]), files.header.state["last"])
+    latest = (int(store.meta["removed"]), last_id(store))
+    if state > latest:  # the database is an older copy that was put back
+        return False
+    num_gone = len(files.arrays["gone"]) + len(_newly_gone(store, files))
+    return num_gone <= MOST_GONE * len(files.arrays["rows"])
 
 
 def types_of(store: Store) -> Types:
@@ -105,20 +114,19 @@ def _is_current(store: Store) -> bool:
     return files is not None and _has_removals_of(store, files) and files.header.state["last"] == last_id(store)
 
 
-def _last_row(files: ArrayFiles) -> int:
+def _last_row_id(files: ArrayFiles) -> int:
     rows = files.arrays["rows"]
     return int(rows["id"][-1]) if len(rows) else 0
 
 
-def _gone(store: Store, files: ArrayFiles) -> np.ndarray:
-    """Rows of the files whose vectors were removed: those that the files name, then newer ones."""
-    gone = files.arrays["gone"]
+def _newly_gone(store: Store, files: ArrayFiles) -> np.ndarray:
+    """Numbers of the rows whose vectors were removed since the files were written."""
     if _has_removals_of(store, files):
-        return gone
-    left = np.array(store.select("SELECT id FROM vectors ORDER BY id"), np.int64).reshape(-1)  # of an SQL index
-    is_left = np.isin(files.arrays["rows"]["id"], left, assume_unique=True)
-    is_left[gone] = True
-    return np.concatenate([gone, np.flatnonzero(~is_left)])
+        return np.empty(0, np.int64)
+    ids = store.select("SELECT id FROM vectors ORDER BY id")  # from an SQL index, so vectors are not read
+    is_left = np.isin(files.arrays["rows"]["id"], np.array(ids, np.int64).reshape(-1), assume_unique=True)
+    is_left[files.arrays["gone"]] = True  # these are known
+    return np.flatnonzero(~is_left)
 
 
 def read(store: Store, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:

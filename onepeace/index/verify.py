@@ -5,7 +5,7 @@ import secrets
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ INCOMPLETE = (
 )
 ORPHANS = "file NOT IN (SELECT id FROM files)"
 """SQL conditions for files that lack vectors or words, and for vectors and words that lack their file."""
+VERSIONS = (b"\1\1", b"\2\2")
+"""Versions to write and to read the file, in its header."""
 LOG_LOST = "hides what was written last"
 
 
@@ -64,17 +66,18 @@ class CheckReport:
         return not self.damaged
 
     def __str__(self) -> str:
+        folder = shlex.quote(str(self.folder))
         if self.ok:
             return f"the index is intact; files with vectors: {self.files:,}"
-        folder = shlex.quote(str(self.folder))
+        if not self.repaired:
+            return "\n".join([*self.damaged, f"run: onepeace index check {folder} --repair"])
         if self.paths_lost:
             return f"repaired; the paths it was built from are lost, run: onepeace index build {folder} PATHS"
         if self.log_lost:
             return f"repaired; what was written last is lost, run: onepeace index update {folder}"
-        if self.repaired:
-            again = f"; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
-            return f"repaired{again if self.lost else ', and nothing was lost'}"
-        return "\n".join([*self.damaged, f"run: onepeace index check {folder} --repair"])
+        if self.lost:
+            return f"repaired; files to be embedded again: {self.lost:,}, run: onepeace index update {folder}"
+        return "repaired, and nothing was lost"
 
 
 def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckReport:
@@ -87,35 +90,32 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         UserError: there is no index, it has another format, it cannot be read or written, or another process is
             writing.
     """
-    with writing(folder) if repair else nullcontext(Path(folder)) as target:
-        report = CheckReport(target)
-        try:
-            with closing(Store(target)) as store, failing(target, "read"):
-                report.damaged += _faults(store)
-                report.files = store.count("problem IS NULL")
-        except Damaged as error:
-            report.damaged.append(error.reason)
-        report.damaged = [*dict.fromkeys(report.damaged)]  # SQLite may report a fault twice
-        if repair and not report.ok:
-            report.log_lost = any(LOG_LOST in fault for fault in report.damaged)
-            with failing(target, "written"):
-                report.lost = _repair(target)
-                with closing(Store(target)) as store:
-                    report.paths_lost = bool(store.count()) and not known_roots(store)
-            report.repaired = True
+    if not repair:
+        return _checked(Path(folder))
+    with writing(folder) as target:
+        report = _checked(target)
+        if not report.ok:
+            _repair(report)
         return report
 
 
+def _checked(folder: Path) -> CheckReport:
+    report = CheckReport(folder)
+    try:
+        with closing(Store(folder)) as store, failing(folder, "read"):
+            for fault in _faults(store):
+                if fault not in report.damaged:  # SQLite may report one twice
+                    report.damaged.append(fault)
+            report.files = store.count("problem IS NULL")
+    except Damaged as error:
+        report.damaged.append(error.reason)
+    return report
+
+
 def _faults(store: Store) -> Iterator[str]:
-    yield from (line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok")
-    with open(store.folder / DATABASE, "rb") as file:  # SQLite silently opens an unknown format read-only
-        if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
-            yield "the header of the database is not what was written"
-    wrong = {table: f"crc IS NOT checksum({', '.join(names)})" for table, names in COLUMNS.items()}
-    for table, condition in (*wrong.items(), ("files", INCOMPLETE), ("vectors", ORPHANS), ("words", ORPHANS)):
-        ((count,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
-        if count:
-            yield f"{table}: rows that are not what was written: {count}"
+    """Yield one line for each fault of an index."""
+    yield from _faults_of_pages(store)
+    yield from _faults_of_rows(store)
     if not is_word_index_intact(store.connection):
         yield "the index of words is not what was written"
     if store.select("SELECT 1 FROM sqlite_schema WHERE name = 'spare'") and read_spare(store.connection) is None:
@@ -125,8 +125,37 @@ def _faults(store: Store) -> Iterator[str]:
     yield from faults(store)
 
 
-def _repair(folder: Path) -> int:
-    """Repair an index, while no other process writes to it.
+def _faults_of_pages(store: Store) -> Iterator[str]:
+    for (line,) in store.select("PRAGMA integrity_check(20)"):
+        if line != "ok":
+            yield line
+    with open(store.folder / DATABASE, "rb") as file:
+        versions = file.read(20)[18:]
+    if versions not in VERSIONS:  # SQLite silently opens an unknown one read-only
+        yield "the header of the database is not what was written"
+
+
+def _faults_of_rows(store: Store) -> Iterator[str]:
+    conditions = [(table, f"crc IS NOT checksum({', '.join(names)})") for table, names in COLUMNS.items()]
+    conditions += [("files", INCOMPLETE), ("vectors", ORPHANS), ("words", ORPHANS)]
+    for table, condition in conditions:
+        ((number,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
+        if number:
+            yield f"{table}: rows that are not what was written: {number}"
+
+
+def _repair(report: CheckReport) -> None:
+    """Repair an index, while no other process writes to it, and complete the report."""
+    report.log_lost = any(LOG_LOST in fault for fault in report.damaged)
+    with failing(report.folder, "written"):
+        report.lost = _rebuild(report.folder)
+        with closing(Store(report.folder)) as store:
+            report.paths_lost = bool(store.count()) and not known_roots(store)
+    report.repaired = True
+
+
+def _rebuild(folder: Path) -> int:
+    """Put the intact rows into a new database.
 
     Returns:
         The number of files to embed again, as far as known.
@@ -136,19 +165,19 @@ def _repair(folder: Path) -> int:
     _complete_last_page(database)
     with closing(connect(database, "mode=rw")) as old, write_database(database) as new:
         old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing from a truncated file
-        seen = _copy_intact(old, new)
+        num_files = _copy_intact(old, new)
         new.execute(f"DELETE FROM files WHERE {INCOMPLETE}")  # noqa: S608 (fixed names)
         for table in ("vectors", "words"):
             new.execute(f"DELETE FROM {table} WHERE {ORPHANS}")  # noqa: S608
         new.execute("INSERT INTO word_index (word_index) VALUES ('rebuild')")
         _copy_metadata(old, new, folder)
-        ((kept,),) = new.execute("SELECT count(*) FROM files")
+        ((num_intact,),) = new.execute("SELECT count(*) FROM files")
     with closing(Store(folder, write=True)) as store:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)
             store.meta["id"] = secrets.token_hex(8)  # ids may be reused, so a vector database starts over
         keep(store)
-    return seen - kept
+    return num_files - num_intact
 
 
 def _complete_last_page(database: Path) -> None:

@@ -11,6 +11,7 @@ from support.indexes import fabricate
 
 from onepeace.index import array_files, check, lists
 from onepeace.index import matrix as matrix_module
+from onepeace.index.database import DATABASE
 from onepeace.index.items import Item, Span
 from onepeace.index.matrix import Matrix, derived, keep
 from onepeace.index.store import Store
@@ -144,6 +145,23 @@ def test_killed_writer_leaves_an_earlier_state_or_the_whole_new_one(index, monke
     assert found == expected
 
 
+@pytest.mark.parametrize("removed", [[], [1, 2]])
+def test_files_of_a_database_that_was_replaced_by_its_older_copy_are_written_anew(index, tmp_path, removed):
+    shutil.copy(index / DATABASE, tmp_path)
+    change(index, files(40, 1), removed)
+    keep_matrix(index)
+    shutil.copy(tmp_path / DATABASE, index)
+    change(index, files(7, 2))
+    keep_matrix(index)
+    assert is_mapped(index)
+    assert counted(index) == 307
+    found, expected = best(index, query(), 9)
+    assert found == expected
+    with closing(Store(index)) as store:
+        matrix = Matrix(store)
+        assert (store.intact([307])[307][2] == matrix.vectors_of(306)).all()
+
+
 def test_matrix_of_another_database_is_not_used(index, tmp_path):
     other = fabricate(tmp_path / "other", files(300, 3), id="another")
     for path in derived(other):
@@ -232,6 +250,15 @@ def test_damaged_lists_are_not_used(large):
     for path in large.glob("lists-*"):
         path.write_bytes(b"damaged")
     assert best(large, query(), 10)[0] == best(large, query(), 10)[1]
+
+
+def test_lists_that_are_cut_short_are_noticed_before_they_are_read(large):
+    with closing(Store(large)) as store:
+        matrix = Matrix(store)
+        assert matrix.is_whole()
+        (codes,) = large.glob("lists-*.codes")
+        codes.write_bytes(codes.read_bytes()[:-1])
+        assert not matrix.is_whole()
 
 
 OPEN_WHILE_CUT = """
