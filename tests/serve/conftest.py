@@ -93,7 +93,8 @@ def serving_index(folder, temporary, before=""):
             process.terminate()
             process.wait()
             log.seek(0)
-            assert "Traceback" not in (said := log.read()), said
+            messages = log.read()
+            assert "Traceback" not in messages, messages
 
 
 @pytest.fixture(scope="package")
@@ -105,3 +106,11 @@ def server(index_folder):
         assert process.poll() is None
     assert process.returncode == 0
     assert not list(temporary.iterdir())
+
+
+@pytest.fixture(scope="package")
+def client(index):
+    """A client of the API, with the limits of support.api."""
+    from support.api import HOSTS, client_of
+
+    return client_of(index, hosts=HOSTS)

@@ -19,7 +19,7 @@ from onepeace.serve.uploads import Limits
 POST = "POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 NO_MODEL = "Index.embedder = None"
 """Nothing here is embedded, and loading the model takes longest."""
-FEW_FILES = f"{NO_MODEL}; import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))"
+FEW_FILES = f"{NO_MODEL}; import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
 IMPATIENT = f"""
 {NO_MODEL}
 from onepeace.serve import connections
@@ -33,8 +33,8 @@ def connect():
     with ExitStack() as stack:
 
         def open_one(address, start=b""):
-            place = urlsplit(address)
-            connection = stack.enter_context(socket.create_connection((place.hostname, place.port), timeout=60))
+            url = urlsplit(address)
+            connection = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=60))
             connection.sendall(start)
             return connection
 
@@ -47,7 +47,7 @@ def is_healthy(address):
 
 def test_unfinished_requests_keep_nobody_out(index_folder, tmp_path, connect):
     with serving_index(index_folder, tmp_path / "temporary", FEW_FILES) as (_, address):
-        for _ in range(150):
+        for _ in range(300):
             connect(address, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         assert is_healthy(address)
 
@@ -71,8 +71,10 @@ def test_request_that_does_not_go_on_is_ended(impatient, connect, start):
     connection = connect(impatient, start)
     received = b""
     try:
-        while data := connection.recv(1000):
+        data = connection.recv(1000)
+        while data:
             received += data
+            data = connection.recv(1000)
     except ConnectionResetError:
         pass
     assert received.count(b"HTTP/1.1 200") == start.count(b"\r\n\r\nGET")

@@ -52,10 +52,12 @@ def check_alone(page):
 
 def test_map_names_every_file(index, folder):
     items, _ = index.means()
-    found = points(index)
-    assert [found["kinds"][point[2]] for point in found["points"]] == [item.modality for item in items]
-    names = {name: found["places"][place] for _, _, _, name, place, _ in found["points"]}
-    assert names["'x' \"y\".jpg"] == f"{folder}/a&b <i>"
+    plane = points(index)
+    folders = {}
+    for (_, _, kind, name, folder_number, _), item in zip(plane["points"], items, strict=True):
+        assert plane["kinds"][kind] == item.modality
+        folders[name] = plane["places"][folder_number]
+    assert folders["'x' \"y\".jpg"] == f"{folder}/a&b <i>"
 
 
 def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):

@@ -90,12 +90,15 @@ def session(index, index_folder, collection):
             heard["tools"] = (await client.list_tools()).tools
             for name, (tool, arguments) in CALLS.items():
                 if name != "half":  # Python's client does not send it
-                    given = json.loads(json.dumps(arguments).replace("FILES", str(collection)))
-                    heard[name] = await client.call_tool(tool, given)
+                    written = json.dumps(arguments).replace("FILES", str(collection))
+                    heard[name] = await client.call_tool(tool, json.loads(written))
 
     def state():
-        found = {path: path.read_bytes() for path in index_folder.rglob("*") if path.is_file()}
-        return {path: data for path, data in found.items() if not path.name.endswith(("-shm", "-wal"))}
+        contents = {}
+        for path in index_folder.rglob("*"):
+            if path.is_file() and not path.name.endswith(("-shm", "-wal")):
+                contents[path] = path.read_bytes()
+        return contents
 
     before = state()
     anyio.run(ask)
@@ -115,34 +118,34 @@ def test_tools_are_listed_with_schemas_of_their_signatures(session):
 
 
 def test_results_are_those_of_the_service(session, index, collection, model):
-    for name, options in (("search", {"text": "a dog", "only": ("image",), "top": 3}),):
-        result = session[name]
-        assert not result.is_error
-        (text,) = texts(result)
-        assert json.loads(text) == result.structured_content
-        hits = index.search(options.pop("text"), **options)
-        files = result.structured_content["files"]
-        assert [file["path"] for file in files] == [hit.item.path for hit in hits]
-        assert files[0]["score"] == pytest.approx(hits[0].score, abs=6e-4)
-        assert None not in files[0].values()
-    assert str(collection / "dog.ogg") not in [file["path"] for file in session["like"].structured_content["files"]]
-    found = session["classify"].structured_content["files"]
+    result = session["search"]
+    assert not result.is_error
+    (text,) = texts(result)
+    assert json.loads(text) == result.structured_content
+    hits = index.search("a dog", only="image", top=3)
+    files = result.structured_content["files"]
+    assert [file["path"] for file in files] == [hit.item.path for hit in hits]
+    assert files[0]["score"] == pytest.approx(hits[0].score, abs=6e-4)
+    assert None not in files[0].values()
+    similar = session["like"].structured_content["files"]
+    assert str(collection / "dog.ogg") not in [file["path"] for file in similar]
+    classified = session["classify"].structured_content["files"]
     (shares,) = model.classify([collection / "cat.jpg"], ["cat", "sea"]).tolist()
-    assert found[0]["labels"] == pytest.approx({"cat": shares[0], "sea": shares[1]}, abs=1e-4)
-    assert [file["kind"] for file in found] == ["image", "audio"]
+    assert classified[0]["labels"] == pytest.approx({"cat": shares[0], "sea": shares[1]}, abs=1e-4)
+    assert [file["kind"] for file in classified] == ["image", "audio"]
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_call_is_a_tool_error_that_names_the_field(session, name):
     assert session[name].is_error
-    (said,) = texts(session[name])
-    assert WRONG[name] in said
-    assert not said.startswith("--")  # a tool has no options
-    assert "\n" not in said
+    (error,) = texts(session[name])
+    assert WRONG[name] in error
+    assert not error.startswith("--")  # a tool has no options
+    assert "\n" not in error
 
 
 def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, collection):
-    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    introduction = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     calls = [
         ("classify", {"paths": ["a"], "labels": ["b"]}),
         ("search", {"like": str(collection / "cat.jpg"), "only": "image", "top": 1}),
@@ -150,23 +153,25 @@ def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(i
         ("search", {"like": "\ud800.jpg"}),
         ("search", {"text": 'a "\\ud800" dog', "top": 1}),
     ]
-    asked = [{"id": 1, "method": "initialize", "params": about}, {"method": "notifications/initialized"}]
-    asked += [
-        {"id": i, "method": "tools/call", "params": {"name": name, "arguments": given}}
-        for i, (name, given) in enumerate(calls, 2)
+    messages = [
+        {"id": 1, "method": "initialize", "params": introduction},
+        {"method": "notifications/initialized"},
     ]
+    for i, (name, arguments) in enumerate(calls, 2):
+        call = {"name": name, "arguments": arguments}
+        messages.append({"id": i, "method": "tools/call", "params": call})
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(index_folder), "noisy"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     answers = []
-    for message in asked:
+    for message in messages:
         process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
         process.stdin.flush()
         if "id" in message:
             answers.append(json.loads(process.stdout.readline()))
-    rest, log = process.communicate()
-    assert (process.returncode, rest) == (0, ""), log
+    unread, log = process.communicate()
+    assert (process.returncode, unread) == (0, ""), log
     assert [answer["id"] for answer in answers] == list(range(1, 7))
     assert answers[1]["result"]["structuredContent"] == {"files": []}
     assert [answer["result"]["isError"] for answer in answers[2:]] == [False, False, True, False]

@@ -25,8 +25,8 @@ AXE = Path(os.environ.get("AXE_CORE") or axe.__path__[0], "axe.min.js")
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("chromium")) as made:
-        yield made
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture(params=[1280, 390])
@@ -204,9 +204,9 @@ def test_file_opens_large_and_arrows_lead_to_others(page, collection):
     names = page.names()
     page.all(".tile")[0].click()
     assert opened(page) == names[0]
-    for key, place in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
+    for key, position in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
         keys(page, key)
-        page.wait(lambda place=place: opened(page) == names[place])
+        page.wait(lambda name=names[position]: opened(page) == name)
     keys(page, Keys.ESCAPE)
     page.wait(lambda: not page.all("#viewer[open]"))
     page.wait(lambda: (page.script("return document.activeElement.ariaLabel") or "").startswith(names[1]))
@@ -240,8 +240,8 @@ def test_values_of_tags_are_chips_and_links(wide):
     assert wide.names() == ["sea.jpg"]
     assert wide.one("#active .chip").text == "Camera: X100V"
     wide.one(".tile").click()
-    (place,) = [link for link in wide.all("dl .link") if link.text == "48.1000, 11.6000"]
-    wide.answer_to(place.click)
+    (location,) = [link for link in wide.all("dl .link") if link.text == "48.1000, 11.6000"]
+    wide.answer_to(location.click)
     assert [chip.text for chip in wide.all("#active .chip")] == ["Camera: X100V", "within 10 km"]
     wide.answer_to(wide.all("#active .chip")[0].click)
     assert wide.names() == ["sea.jpg"]
@@ -312,9 +312,9 @@ def test_everything_is_reached_by_keys(wide):
     keys(wide, Keys.ARROW_DOWN)
     assert wide.script("return document.activeElement === document.querySelector('.tile')")
     focused = "return [...document.querySelectorAll('.tile')].indexOf(document.activeElement)"
-    for key, place in ((Keys.TAB, 1), (Keys.ARROW_RIGHT, 2), (Keys.END, 8), (Keys.HOME, 0), (Keys.ARROW_RIGHT, 1)):
+    for key, position in ((Keys.TAB, 1), (Keys.ARROW_RIGHT, 2), (Keys.END, 8), (Keys.HOME, 0), (Keys.ARROW_RIGHT, 1)):
         keys(wide, key)
-        assert wide.script(focused) == place
+        assert wide.script(focused) == position
     columns = wide.script("return getComputedStyle(document.querySelector('#cards')).gridTemplateColumns").count("px")
     keys(wide, Keys.ARROW_DOWN)
     assert wide.script(focused) == 1 + columns
@@ -380,9 +380,9 @@ def test_nothing_came_from_another_host(driver, server, ids):
     """Of all tests above: the requests that the browser was made to send, and what it complained of."""
     sent = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
-    own = [url for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss", "ftp")]
-    assert any(url.startswith(f"{server}/files/") for url in own)
-    assert [url for url in own if not url.startswith(f"{server}/")] == []
+    requested = [url for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss", "ftp")]
+    assert any(url.startswith(f"{server}/files/") for url in requested)
+    assert [url for url in requested if not url.startswith(f"{server}/")] == []
     complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
     expected = ("422", "favicon.ico", f"files/{ids['cat.jpg']}")  # the last was gone for a while
     assert [each for each in complaints if not any(part in each for part in expected)] == []

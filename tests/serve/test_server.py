@@ -25,7 +25,8 @@ CLIENTS = 32
 
 
 def test_many_clients_at_once_lose_nothing(server, model, collection):
-    picture, sound = (collection / "cat.jpg").read_bytes(), (collection / "dog.ogg").read_bytes()
+    picture = (collection / "cat.jpg").read_bytes()
+    sound = (collection / "dog.ogg").read_bytes()
     texts = [f"a dog and {number} cats" for number in range(CLIENTS)]
     expected = model.encode([*texts, {"image": picture}, {"audio": sound}])
     written = [base64.b64encode(data).decode() for data in (picture, sound)]
@@ -53,10 +54,10 @@ def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection,
         picture = base64.b64encode((collection / "cat.jpg").read_bytes()).decode()
         assert httpx.post(f"{address}/search", json={"image": picture}, timeout=600).status_code == 200
         body = json.dumps({"image": picture}).encode()
-        head = f"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
-        at = urlsplit(address)
-        with socket.create_connection((at.hostname, at.port)) as connection:
-            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body[: len(body) // 2])
+        headers = f"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+        url = urlsplit(address)
+        with socket.create_connection((url.hostname, url.port)) as connection:
+            connection.sendall(headers.encode() + b"Content-Type: application/json\r\n\r\n" + body[: len(body) // 2])
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         assert not list(temporary.iterdir())

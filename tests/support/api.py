@@ -1,0 +1,72 @@
+"""Clients of the JSON API in this process, and contents to send."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the API comes with the extra web")
+
+from fastapi.testclient import TestClient
+
+from onepeace.serve.app import create_app
+from onepeace.serve.service import Service
+from onepeace.serve.uploads import Limits
+
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
+LIMITS = Limits(
+    upload=200_000,
+    pixels=1_000_000,
+    seconds=12.0,
+    inputs=5,
+    characters=200,
+    all_characters=500,
+    labels=3,
+    label_tokens=12,
+    label_characters=100,
+    top=20,
+)
+
+
+def client_of(index, **options):
+    app = create_app(Service(index, limits=options.pop("limits", LIMITS)), **options)
+    return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+
+def post(client, path, body):
+    """Any JSON, also what clients of Python do not send."""
+    return client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+
+
+def encoded(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def png(width, height):
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def wav(seconds):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(int(8000 * seconds))), 8000, format="WAV")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def message(answer, status):
+    """What is wrong, in one line."""
+    assert answer.status_code == status, answer.text
+    text = answer.json()["error"]["message"]
+    assert text
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
+
+
+ADDRESS = "http://127.0.0.1:1/dog.jpg"
+"""Of nobody: nothing may be fetched from it."""
