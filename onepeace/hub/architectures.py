@@ -92,21 +92,26 @@ def _load_towers(config: TowersConfig, folder: Path, device: "torch.device", dty
 
 ARCHITECTURES: dict[str, Architecture] = {
     "onepeace": Architecture(
-        ModelConfig,
-        one_peace.module,
-        SIZES,
-        one_peace.keep_modalities,
-        one_peace.resize,
-        Conversion(to_ours, infer_config, one_peace.CREDIT, KEPT_AXES),
+        config=ModelConfig,
+        module=one_peace.module,
+        sizes=SIZES,
+        keep_modalities=one_peace.keep_modalities,
+        resize=one_peace.resize,
+        conversion=Conversion(to_ours, infer_config, one_peace.CREDIT, KEPT_AXES),
     ),
     "ofa": Architecture(
-        OFAConfig,
-        _ofa,
-        OFA_SIZES,
+        config=OFAConfig,
+        module=_ofa,
+        sizes=OFA_SIZES,
         conversion=Conversion(ofa.to_ours, ofa.infer_config, ofa.CREDIT, has_average=True),
         generates=True,
     ),
-    "towers": Architecture(TowersConfig, None, keep_modalities=keep_modalities_of_towers, load=_load_towers),
+    "towers": Architecture(
+        config=TowersConfig,
+        module=None,
+        keep_modalities=keep_modalities_of_towers,
+        load=_load_towers,
+    ),
 }
 
 
@@ -161,19 +166,21 @@ def build_encoder(config: Config, where: str = "") -> "Encoder":
 def check_encodes(config: Config, where: str = "") -> None:
     """Raise UserError, beginning with `where`, if models of this configuration generate."""
     if architecture(config.architecture).generates:
+        at = f"{where}: " if where else ""
         raise UserError(
-            f"{f'{where}: ' if where else ''}models of architecture {config.architecture} write text and have no "
-            "vectors; load one with onepeace.load_generator"
+            f"{at}models of architecture {config.architecture} write text and have no vectors; load one with "
+            "onepeace.load_generator"
         )
 
 
 def keep_modalities(config: Config, modalities: Collection[str], where: str) -> Config:
     """Reduce `config` to these modalities. UserError, beginning with `where`, for one that it does not have."""
-    unknown = [key for key in modalities if key not in config.model.adapters]
-    if unknown or not modalities:
-        there = ", ".join(config.model.adapters)
-        wrong = f"no modality {unknown[0]!r}" if unknown else "modalities is empty"
-        raise UserError(f"{where}: {wrong}; it has {there}")
+    names = ", ".join(config.model.adapters)
+    if not modalities:
+        raise UserError(f"{where}: modalities is empty; it has {names}")
+    for key in modalities:
+        if key not in config.model.adapters:
+            raise UserError(f"{where}: no modality {key!r}; it has {names}")
     keep = architecture(config.architecture).keep_modalities
     if keep is None:
         raise UserError(f"{where}: models of architecture {config.architecture} cannot leave a modality out")

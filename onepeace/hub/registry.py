@@ -83,8 +83,16 @@ RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, a
 
 def find(name: str) -> str | None:
     """Key of RELEASED for a name (in any case, with "_" for "-", or the name of the file), or None."""
-    wanted = name.lower().replace("_", "-")
+    wanted = _plain(name)
     if wanted in RELEASED:
         return wanted
-    files = {released.file.lower().replace("_", "-"): key for key, released in RELEASED.items()}
-    return files.get(wanted) or next((key for file, key in files.items() if file.rpartition(".")[0] == wanted), None)
+    for key, released in RELEASED.items():
+        file = _plain(released.file)
+        stem, _, _ = file.rpartition(".")
+        if wanted in (file, stem):
+            return key
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")

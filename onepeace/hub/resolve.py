@@ -37,26 +37,36 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
+    downloads = cache_folder() if cache is None else Path(cache).expanduser()
     if text in BUNDLED_NAMES:
         return _complete(BUNDLED / text)
     if names_towers(text):
-        return tower_folder(text, cache_folder() if cache is None else Path(cache).expanduser())
+        return tower_folder(text, downloads)
     if text and (path.is_dir() or put_back(path)):
         return _complete(path)
     if path.is_file():
         raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} -o OUT")
-    if released := find(text):
-        return _released(released, cache_folder() if cache is None else Path(cache).expanduser())
+    released = find(text)
+    if released:
+        return _released(released, downloads)
     if _REPOSITORY.fullmatch(text) and not text.startswith("."):
-        what, remedy = f"{text}: no such folder here, and the model", "check the name and the network, or give a folder"
+        what = f"{text}: no such folder here, and the model"
+        remedy = "check the name and the network, or give a folder"
         return _complete(from_hub(text, _HUB_FILES, what, remedy, cache))
-    if os.sep in text or text.startswith((".", "~")):
-        raise UserError(f"{text}: no such folder")
-    names = [*BUNDLED_NAMES, *RELEASED]
-    near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"bundled: {', '.join(BUNDLED_NAMES)};"
+    raise _unknown(text)
+
+
+def _unknown(name: str) -> UserError:
+    """Error for a name that no model has, with those that are near."""
+    if os.sep in name or name.startswith((".", "~")):
+        return UserError(f"{name}: no such folder")
+    near = difflib.get_close_matches(name.lower(), [*BUNDLED_NAMES, *RELEASED], n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"bundled: {', '.join(BUNDLED_NAMES)};"
     more = "onepeace info --help lists all; a folder, or owner/name of the Hugging Face Hub, is a model too, and so are"
-    raise UserError(f"no model {text!r}; {hint} {more} {EXAMPLES}")
+    return UserError(f"no model {name!r}; {hint} {more} {EXAMPLES}")
 
 
 def full_name(name: str | os.PathLike[str]) -> str:

@@ -54,17 +54,8 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
     from safetensors import SafetensorError, safe_open
 
     check_content(folder)
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            paths = [folder / Path(name).name for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index}: not an index of weights ({error})") from error
-    else:
-        paths = [folder / WEIGHTS]
     tensors = {}
-    for path in paths:
+    for path in _weight_files(folder):
         if not path.is_file():
             raise UserError(f"{path}: missing; the model folder is incomplete, copy or convert it again")
         try:
@@ -73,12 +64,25 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
             raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
         for name in file.keys():
             header = file.get_slice(name)
-            if (dtype := DTYPES.get(header.get_dtype())) is None:
+            dtype = DTYPES.get(header.get_dtype())
+            if dtype is None:
                 raise UserError(f"{path}: {name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}")
             tensors[name.removeprefix(TRANSFORMERS_PREFIX)] = LazyTensor(
-                tuple(header.get_shape()), dtype, partial(file.get_tensor, name)
+                shape=tuple(header.get_shape()), dtype=dtype, read=partial(file.get_tensor, name)
             )
     return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of weights: those that the index names, or the only one. UserError if the index cannot be read."""
+    index = folder / INDEX
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    try:
+        file_by_tensor = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return [folder / Path(name).name for name in sorted(set(file_by_tensor.values()))]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not an index of weights ({error})") from error
 
 
 def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:
@@ -92,9 +96,13 @@ def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: 
         filename_pattern=WEIGHTS.replace(".", "{suffix}.", 1),
         max_shard_size=SHARD_BYTES,
     )
-    total = split.metadata["total_size"]
-    # disable=None: no bar unless stderr is a terminal.
-    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=None if progress else True) as bar:
+    with tqdm(
+        desc="weights",
+        total=split.metadata["total_size"],
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,  # None: no bar unless stderr is a terminal
+    ) as bar:
         for file, names in split.filename_to_tensors.items():
             tensors = {}
             for name in names:

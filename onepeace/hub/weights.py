@@ -125,16 +125,16 @@ def load(
     Raises:
         UserError: missing, unexpected or misshapen tensors, all named in one line; a damaged or cut-off file.
     """
-    found = _describe_folder(Path(folder))
-    config = found.config
-    compare(str(folder), found.shapes, expected(config, str(folder)))
+    description = _describe_folder(Path(folder))
+    config = description.config
+    compare(str(folder), description.shapes, expected(config, str(folder)))
     if modalities is not None:
         config = keep_modalities(config, modalities, str(folder))
     model = build_without_values(config)
     state = {}
     for name, tensor in model.state_dict().items():
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
-        state[name] = found.tensors[name].read().to(device=device, dtype=wanted)
+        state[name] = description.tensors[name].read().to(device=device, dtype=wanted)
     model.load_state_dict(state, strict=True, assign=True)
     _compute_other_buffers(model, config, device)
     return model.eval()
@@ -200,14 +200,15 @@ def _describe_folder(folder: Path) -> Description:
 
 def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
     """Tensors of the base model that the model has too. UserError if the base has another fingerprint."""
-    found = resolve(base.name)
-    if (there := fingerprint(found)) != base.fingerprint:
+    base_folder = resolve(base.name)
+    base_fingerprint = fingerprint(base_folder)
+    if base_fingerprint != base.fingerprint:
         raise UserError(
-            f"{folder}: was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {found} is "
-            f"{there}; get that model, or train this one again"
+            f"{folder}: was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {base_folder} "
+            f"is {base_fingerprint}; get that model, or train this one again"
         )
-    wanted = expected(config)
-    return {name: tensor for name, tensor in open_weights(found).items() if name in wanted}
+    names = expected(config)
+    return {name: tensor for name, tensor in open_weights(base_folder).items() if name in names}
 
 
 def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[str, LazyTensor], Base]:
@@ -216,17 +217,23 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
     Tensors are compared in the base's dtype. UserError if none is shared, or all are.
     """
     folder = resolve(base)
-    shared = read_state(folder)
-    own = {}
+    base_state = read_state(folder)
+    changed = {}
     for name, tensor in entries.items():
-        there = shared.get(name)
-        if there is None or there.shape != tensor.shape or not torch.equal(tensor.read().to(there.dtype), there):
-            own[name] = tensor
-    if len(own) == len(entries):
+        if not _equals(tensor, base_state.get(name)):
+            changed[name] = tensor
+    if len(changed) == len(entries):
         raise UserError(f"{base}: shares no tensor with this model, so it is not its base")
-    if not own:
+    if not changed:
         raise UserError(f"{base}: has all tensors of this model, and nothing is left to write; leave out --base")
-    return own, Base(base, fingerprint(folder))
+    return changed, Base(base, fingerprint(folder))
+
+
+def _equals(tensor: LazyTensor, of_base: Tensor | None) -> bool:
+    """Whether a tensor is that of the base, in the base's dtype."""
+    if of_base is None or of_base.shape != tensor.shape:
+        return False
+    return torch.equal(tensor.read().to(of_base.dtype), of_base)
 
 
 def expected(config: Config, where: str = "") -> dict[str, tuple[int, ...]]:
@@ -235,15 +242,14 @@ def expected(config: Config, where: str = "") -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def compare(where: str, found: Shapes, wanted: Shapes) -> None:
+def compare(where: str, shapes: Shapes, wanted: Shapes) -> None:
     """Raise one UserError for all missing, unexpected and misshapen tensors."""
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
-    misshapen = [
-        f"{name} is {found[name]}, not {wanted[name]}"
-        for name in wanted
-        if name in found and tuple(found[name]) != tuple(wanted[name])
-    ]
+    missing = [name for name in wanted if name not in shapes]
+    unexpected = [name for name in shapes if name not in wanted]
+    misshapen = []
+    for name in wanted:
+        if name in shapes and tuple(shapes[name]) != tuple(wanted[name]):
+            misshapen.append(f"{name} is {shapes[name]}, not {wanted[name]}")
     problems = []
     if missing:
         problems.append(f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)})")
@@ -258,7 +264,8 @@ def compare(where: str, found: Shapes, wanted: Shapes) -> None:
 def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
     """Convert `tensor` to `dtype`; UserError if finite numbers would become infinite (float16 ends at 65504)."""
     result = tensor.to(dtype)
-    if dtype == torch.float16 and tensor.dtype != dtype and result.isinf().any() and not tensor.isinf().any():
+    is_narrower = dtype == torch.float16 and tensor.dtype != dtype
+    if is_narrower and result.isinf().any() and not tensor.isinf().any():
         raise UserError(f"{where}: has numbers up to {tensor.abs().max():.3g}, too large for float16; use bfloat16")
     return result
 
