@@ -160,7 +160,10 @@ def _quoted(text: str) -> str:
 
 
 def _language(words: Sequence[str], occurs: Callable[[str], bool]) -> str | None:
-    """The language in which words are far more frequent than in English; None if there is none."""
+    """The language in which words are far more frequent than in English; None if there is none, or if all words have a
+    capital letter, as names do."""
+    if not any(map(str.islower, words)):
+        return None
     words = [word.lower() for word in words]
     if _are_english(words):
         return None

@@ -38,6 +38,7 @@ def test_typo_gets_the_word_that_is_meant(typed, meant):
         "llama",
         "affenpinscher",
         "Marija",
+        "Björn",
         "a dog's bowl",
         "",
     ],
