@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,10 @@ def test_a_silent_sound_is_said_to_be_silent(hearing):
     assert result.is_silent
 
 
-def change_one_weight(folder: Path) -> None:
-    """Change a number of the model in a folder."""
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    tensors["logit_scale"] += 0.1
+    edit(tensors)
     save_file(tensors, file, {"format": "pt"})
 
 
@@ -156,11 +156,18 @@ def test_changed_weights_are_refused_and_have_another_identity(folders, tmp_path
     name = f"transformers:{tmp_path / 'clip'}"
     before = onepeace.load(name, device="cpu").identity
     assert before == identify(name)
-    change_one_weight(tmp_path / "clip")
+    edit_weights(tmp_path / "clip", lambda tensors: tensors["logit_scale"].add_(0.1))
     with pytest.raises(UserError, match=r"have changed .* delete (\S+),") as error:
         onepeace.load(name, device="cpu")
     shutil.rmtree(re.search(r"delete (\S+),", str(error.value))[1])
     assert onepeace.load(name, device="cpu").identity.hash != before.hash
+
+
+def test_weights_that_are_missing_are_not_random(folders, tmp_path):
+    shutil.copytree(folders["clip"], tmp_path / "clip")
+    edit_weights(tmp_path / "clip", lambda tensors: tensors.pop("visual_projection.weight"))
+    with pytest.raises(UserError, match=r"lack 1 of its weights, such as visual_projection\.weight"):
+        onepeace.load(f"transformers:{tmp_path / 'clip'}", device="cpu")
 
 
 def test_names_hold_from_any_working_folder(folders, names, monkeypatch):

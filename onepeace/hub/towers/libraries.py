@@ -1,5 +1,6 @@
 """One model of another library, loaded and fed by the library's own code."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,11 @@ class Transformers(Tower):
         super().__init__()
         from transformers import AutoModel, AutoProcessor
 
-        self.model: Any = AutoModel.from_pretrained(name)
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
+        missing = sorted(loading["missing_keys"])
+        if missing:  # the library gives them random numbers
+            raise UserError(f"its files lack {len(missing)} of its weights, such as {missing[0]}")
+        self.model: Any = model
         self.processor: Any = AutoProcessor.from_pretrained(name)
         methods = {"text": "get_text_features", "image": "get_image_features", "audio": "get_audio_features"}
         self.modalities = tuple(key for key, method in methods.items() if hasattr(self.model, method))
@@ -210,23 +215,32 @@ def open_tower(name: str) -> Tower:
 
 @contextmanager
 def from_cache() -> Iterator[None]:
-    """Context in which the Hub's files are read from its cache, and transformers shows no progress bars for them.
+    """Context in which the Hub's files are read from its cache, without progress bars.
 
-    Without it, each file of a model is asked for on the network first, and for seconds if there is none.
+    Without it, each file of a model is asked for on the network first, and for seconds if there is none. What open_clip
+    logs about files that are not in the cache is left out: they are downloaded next.
     """
     from huggingface_hub import constants
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
     was_offline = constants.HF_HUB_OFFLINE
-    had_bars = logging.is_progress_bar_enabled()
+    had_bars = bars.is_progress_bar_enabled()
+    root = logging.getLogger()
     constants.HF_HUB_OFFLINE = True
-    logging.disable_progress_bar()
+    bars.disable_progress_bar()
+    root.addFilter(_is_silent)
     try:
         yield
     finally:
+        root.removeFilter(_is_silent)
         constants.HF_HUB_OFFLINE = was_offline
         if had_bars:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
+
+
+def _is_silent(record: logging.LogRecord) -> bool:
+    """Filter of records logged to the root logger itself, as open_clip does: none is shown."""
+    return False
 
 
 def _is_hub_reachable() -> bool:
