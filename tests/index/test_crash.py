@@ -20,12 +20,12 @@ def by_name(found):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_kill_costs_nothing(command, tmp_path):
-    index, files = prepare(tmp_path / "whole", command)
+    index, files = prepare(tmp_path / "whole", command, num_texts=12)
     code, operations = in_process(command, index, files)
     assert code == 0
     expected = by_name(finish(command, index, files))
     for trial in range(3):
-        index, files = prepare(tmp_path / str(trial), command)
+        index, files = prepare(tmp_path / str(trial), command, num_texts=12)
         before = state(index) if command in ("update", "remove") else {}
         code, _ = in_process(command, index, files, kill_at=operations * (trial + 1) // 4)
         assert code < 0
@@ -38,7 +38,7 @@ def test_kill_costs_nothing(command, tmp_path):
 
 
 def test_index_that_is_killed_while_it_moves_is_of_one_model(tmp_path):
-    unmoved, files = prepare(tmp_path, "move", num_texts=8)
+    unmoved, files = prepare(tmp_path, "move", num_texts=6)
     whole = shutil.copytree(unmoved, tmp_path / "whole")
     old = answers(unmoved)
     code, operations = in_process("move", whole, files)

@@ -15,12 +15,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cache
 from hashlib import blake2b
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from onepeace.errors import UserError
 from onepeace.index import (
@@ -137,6 +140,16 @@ def run(command: str, index: Path, files: Path, limit: int | None = None) -> Non
             check(index, repair=True)
 
 
+@cache
+def start_server() -> None:
+    """Start the process that the others are forked from, which has imported this module. It does not get `sys.path`,
+    but reads $PYTHONPATH."""
+    forkserver.set_forkserver_preload(["support.crash"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+
+
 def in_process(
     command: str, index: Path, files: Path, *, kill_at: int | None = None, limit: int | None = None
 ) -> tuple[int, int]:
@@ -150,7 +163,7 @@ def in_process(
         Its exit code, less than 0 = by a signal; and the number of its operations.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.crash"])
+    start_server()
     operations = context.RawValue("q")
     process = context.Process(target=run_quietly, args=(command, index, files, limit, kill_at, operations))
     process.start()
