@@ -106,37 +106,51 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping
 
     `cfg` is the original trainer's, {} if unknown. UserError if a tensor is missing or `cfg` contradicts the shapes.
     """
-    found = Shapes(path, shapes)
-    of, count = found.of, found.count
-    model, task = section(cfg, "model"), section(cfg, "task")
+    sizes = Shapes(path, shapes)
+    model = section(cfg, "model")
+    task = section(cfg, "task")
     for switch, ours in SWITCHES.items():
-        said = model.get(switch)
-        if said is not None and said != ours:
-            raise UserError(f"{path}: its configuration has {switch} {said}; this library only has {ours}")
-    vocab_size, dim = of("decoder.token_embed.weight")
-    num_codes, num_bins = (task.get(key, default) for key, default in (("code_dict_size", 8192), ("num_bins", 1000)))
+        theirs = model.get(switch)
+        if theirs is not None and theirs != ours:
+            raise UserError(f"{path}: its configuration has {switch} {theirs}; this library only has {ours}")
+    settings = {
+        **_vocabulary(path, sizes, task),
+        "dim": sizes.of("decoder.token_embed.weight")[1],
+        "encoder_depth": sizes.count("encoder.blocks.{}.norm1.weight"),
+        "decoder_depth": sizes.count("decoder.blocks.{}.norm1.weight"),
+        "num_heads": sizes.of("encoder.blocks.0.attn.gain")[0],
+        "ffn_dim": sizes.of("encoder.blocks.0.ffn.up.weight")[0],
+        "num_positions": sizes.of("encoder.words.pos_embed")[0],
+        "num_buckets": (sizes.of("encoder.words.bias_tables.0")[0] + 1) // 2,
+        "image_grid": math.isqrt(sizes.of("encoder.patches.pos_embed")[0] - 1),
+        "stretched_grid": _stretched_grid(model),
+        "stem_depths": [sizes.count(f"encoder.stem.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3)],
+        "stem_width": sizes.of("encoder.stem.conv1.weight")[0],
+    }
+    image = {"size": task.get("patch_image_size", 480)}
+    image |= IMAGENET if task.get("imagenet_default_mean_and_std") else NORMALISED
+    content = {
+        "model": build(OFAConfig, settings, str(path), "model"),
+        "processors": {"image": image},
+        "architecture": "ofa",
+    }
+    return build(Config, content, str(path))
+
+
+def _vocabulary(path: Path, sizes: Shapes, task: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of words, image codes and bins of places, which share one table."""
+    vocab_size = sizes.of("decoder.token_embed.weight")[0]
+    num_codes = task.get("code_dict_size", 8192)
+    num_bins = task.get("num_bins", 1000)
     num_words = vocab_size - 1 - num_codes - num_bins
     if num_words < 1:
         needed = f"{num_codes} image codes and {num_bins} bins"
         raise UserError(f"{path}: its vocabulary of {vocab_size} has no room for {needed}; not a released checkpoint")
-    corner = model.get("orig_patch_image_size", 256) // 16 if model.get("interpolate_position") else None
-    settings = {
-        "dim": dim,
-        "encoder_depth": count("encoder.blocks.{}.norm1.weight"),
-        "decoder_depth": count("decoder.blocks.{}.norm1.weight"),
-        "num_heads": of("encoder.blocks.0.attn.gain")[0],
-        "ffn_dim": of("encoder.blocks.0.ffn.up.weight")[0],
-        "num_words": num_words,
-        "num_codes": num_codes,
-        "num_bins": num_bins,
-        "num_positions": of("encoder.words.pos_embed")[0],
-        "num_buckets": (of("encoder.words.bias_tables.0")[0] + 1) // 2,
-        "image_grid": math.isqrt(of("encoder.patches.pos_embed")[0] - 1),
-        "stretched_grid": corner,
-        "stem_depths": [count(f"encoder.stem.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3)],
-        "stem_width": of("encoder.stem.conv1.weight")[0],
-    }
-    image = {"size": task.get("patch_image_size", 480)}
-    image |= IMAGENET if task.get("imagenet_default_mean_and_std") else NORMALISED
-    content = {"model": build(OFAConfig, settings, str(path), "model"), "processors": {"image": image}}
-    return build(Config, {**content, "architecture": "ofa"}, str(path))
+    return {"num_words": num_words, "num_codes": num_codes, "num_bins": num_bins}
+
+
+def _stretched_grid(model: Mapping[str, Any]) -> int | None:
+    """Side of the grid of positions that is stretched over a larger one; None if it is not."""
+    if not model.get("interpolate_position"):
+        return None
+    return model.get("orig_patch_image_size", 256) // 16

@@ -16,6 +16,8 @@ from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import Description
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")
+WHOLE = -1
+"""Row number of a tensor that is not a row of one of ours."""
 
 
 class Original(NamedTuple):
@@ -30,14 +32,19 @@ class Original(NamedTuple):
 
 def describe_original(path: Path) -> Description:
     """Describe a checkpoint file. UserError if it is not a checkpoint, or contains unknown tensors."""
-    found = read_original(path)
-    conversion = _conversion(found.tensors)
-    averaged = conversion.has_average and bool(found.average)
-    layout = "original layout" if found.cfg else "original layout without cfg"
-    placed = place(path, found.average if averaged else found.tensors, conversion)
-    config = conversion.infer_config(path, {name: tensor.shape for name, tensor in placed.items()}, found.cfg or {})
-    more = ", moving average of the weights" if averaged else ""
-    return Description(path, f"{layout}{more}", config, placed)
+    original = read_original(path)
+    conversion = _conversion(original.tensors)
+    layout = "original layout"
+    if not original.cfg:
+        layout += " without cfg"
+    stored = original.tensors
+    if conversion.has_average and original.average:
+        layout += ", moving average of the weights"
+        stored = original.average
+    tensors = place(path, stored, conversion)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = conversion.infer_config(path, shapes, original.cfg or {})
+    return Description(path, layout, config, tensors)
 
 
 def read_original(path: Path) -> Original:
@@ -46,18 +53,34 @@ def read_original(path: Path) -> Original:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
     state = content.get("model", content.get("state_dict", content))
-    if not isinstance(state, dict) or not any(isinstance(value, StoredTensor) for value in state.values()):
-        raise UserError(f"{path}: holds no weights; its entries are {', '.join(map(str, list(content)[:8])) or 'none'}")
+    if not isinstance(state, dict) or not _tensors_in(state):
+        entries = ", ".join(map(str, list(content)[:8])) or "none"
+        raise UserError(f"{path}: holds no weights; its entries are {entries}")
     others = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
-    if others:
-        name, value = next(iter(others.items()))
+    for name, value in others.items():
         kind = value.name if isinstance(value, InertObject) else type(value).__name__
         raise UserError(f"{path}: {len(others)} of its weights are not tensors ({name} is {kind})")
-    cfg = next((plain(content[key]) for key in ("cfg", "args") if state is not content and content.get(key)), None)
-    average = content.get("extra_state") if state is not content else None
-    average = average.get("ema") if isinstance(average, dict) else None
-    kept = {str(name): value for name, value in (average or {}).items() if isinstance(value, StoredTensor)}
-    return Original(cfg if isinstance(cfg, dict) else None, {str(name): tensor for name, tensor in state.items()}, kept)
+    around = content if state is not content else {}
+    return Original(cfg=_cfg_in(around), tensors=_tensors_in(state), average=_average_in(around))
+
+
+def _tensors_in(state: Mapping[Any, Any]) -> dict[str, StoredTensor]:
+    return {str(name): value for name, value in state.items() if isinstance(value, StoredTensor)}
+
+
+def _cfg_in(content: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """The trainer's configuration among the entries of a checkpoint."""
+    stored = content.get("cfg") or content.get("args")
+    cfg = plain(stored) if stored else None
+    return cfg if isinstance(cfg, dict) else None
+
+
+def _average_in(content: Mapping[Any, Any]) -> dict[str, StoredTensor]:
+    """The moving average of the weights among the entries of a checkpoint; {} if there is none."""
+    extra_state = content.get("extra_state")
+    if not isinstance(extra_state, dict):
+        return {}
+    return _tensors_in(extra_state.get("ema") or {})
 
 
 def _conversion(names: Mapping[str, object]) -> Conversion:
@@ -76,33 +99,34 @@ def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:
 
 def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, LazyTensor]:
     """Translate the names of all tensors to ours. UserError for names that are not in the key map."""
-    sources: dict[str, dict[int, StoredTensor]] = {}
-    origin: dict[str, str] = {}
-    left = []
-    for theirs, tensor in tensors.items():
-        ours, known = _translate(conversion, theirs)
-        if not known:
-            left.append(theirs)
-        if ours is None:
+    rows_by_name: dict[str, dict[int, StoredTensor]] = {}
+    original_names: dict[str, str] = {}
+    unknown = []
+    for original_name, tensor in tensors.items():
+        name, is_known = _translate(conversion, original_name)
+        if not is_known:
+            unknown.append(original_name)
+        if name is None:
             continue
-        if ours in origin:
-            raise UserError(f"{path}: {origin[ours]} and {theirs} are both {ours}")
-        origin[ours] = theirs
-        row = _ROW.fullmatch(ours)
-        # -1: a whole tensor, not a row.
-        name, index = (row[1], int(row[2])) if row else (ours, -1)
-        sources.setdefault(name, {})[index] = tensor
-    if left:
-        names = f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}"
-        raise UserError(f"{path}: {len(left)} of {len(tensors)} tensors have no place here ({names})")
-    return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in sources.items()}
+        if name in original_names:
+            raise UserError(f"{path}: {original_names[name]} and {original_name} are both {name}")
+        original_names[name] = original_name
+        row = _ROW.fullmatch(name)
+        if row is None:
+            rows_by_name.setdefault(name, {})[WHOLE] = tensor
+        else:
+            rows_by_name.setdefault(row[1], {})[int(row[2])] = tensor
+    if unknown:
+        names = f"{', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}"
+        raise UserError(f"{path}: {len(unknown)} of {len(tensors)} tensors have no place here ({names})")
+    return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in rows_by_name.items()}
 
 
 def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyTensor:
     """One of our tensors: one stored tensor, or several whose values become its rows."""
     tensors = [rows[index] for index in sorted(rows)]
     shape = tensors[0].shape
-    if -1 not in rows:
+    if WHOLE not in rows:
         shape = (len(tensors), shape[-1])
     elif kept_axes is not None:
         shape = shape[-kept_axes:]
@@ -110,5 +134,6 @@ def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyT
 
 
 def _read(tensors: list[StoredTensor], shape: tuple[int, ...]) -> Tensor:
-    read = [tensor.read() for tensor in tensors]
-    return (read[0] if len(read) == 1 else torch.stack(read)).reshape(shape)
+    values = [tensor.read() for tensor in tensors]
+    whole = values[0] if len(values) == 1 else torch.stack(values)
+    return whole.reshape(shape)
