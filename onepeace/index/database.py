@@ -23,7 +23,9 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
 LOGS = ("-wal", "-journal")
 """Those of them that may have content which the database lacks."""
-EXTERNAL = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed")
+EXTERNAL = re.compile(
+    "permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed|no such module"
+)
 """SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
 
 WORDS = """CREATE TABLE words (
@@ -206,7 +208,9 @@ def is_word_index_intact(connection: sqlite3.Connection) -> bool:
             copy.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608
         try:
             copy.execute("INSERT INTO word_index (word_index, rank) VALUES ('integrity-check', 1)")
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if EXTERNAL.search(str(error)):
+                raise
             return False
     return True
 

@@ -51,10 +51,10 @@ def plain(text: str) -> str:
 
 def split_ending(name: str) -> tuple[str, str]:
     """A name without its ending, and the ending without the dot; "" if it has none."""
-    found = ENDING.search(name)
-    if found is None:
+    match = ENDING.search(name)
+    if match is None:
         return name, ""
-    return name[: found.start()], found[1]
+    return name[: match.start()], match[1]
 
 
 def separated(text: str) -> str:
@@ -95,18 +95,21 @@ def _names(path: str, folders: Iterable[str]) -> str:
     start = min(map(len, above), default=len(os.path.dirname(shard_or_table or path)))
     names = path[start:]
     if shard_or_table is not None:
-        container, ending = shard_or_table[start:], path[len(shard_or_table) :]
-        is_line = ending.removeprefix(SEPARATOR).isdigit()
-        names = split_ending(container)[0] + ("" if is_line else ending)
+        container, _ = split_ending(shard_or_table[start:])
+        part = path[len(shard_or_table) :]
+        is_line = part.removeprefix(SEPARATOR).isdigit()
+        names = container if is_line else container + part
     return names
 
 
 def _cells(value: Any) -> Iterator[str]:
     """The texts and whole numbers in JSON."""
-    if isinstance(value, dict):
-        value = [*value.values()]
-    if isinstance(value, list):
-        for part in value:
-            yield from _cells(part)
-    elif isinstance(value, (str, int)) and not isinstance(value, bool):
-        yield str(value)
+    waiting = [value]  # in place of recursion, whose depth is limited
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += reversed(part.values())
+        elif isinstance(part, list):
+            waiting += reversed(part)
+        elif isinstance(part, (str, int)) and not isinstance(part, bool):
+            yield str(part)

@@ -129,6 +129,14 @@ def test_nothing_in_a_query_is_an_operator(folder, query):
     assert found(folder, query) == ["cafe\u0301.ogg"] * is_word
 
 
+def test_cells_in_any_depth_are_words():
+    value = ["deepest", 7, 1.5, True, None]
+    for _ in range(10_000):
+        value = {"cell": value}
+    words = words_of(Item("/a.jpg", "image", metadata={"first": "top", "nested": value}), [])
+    assert words.about.split() == ["top", "deepest", "7"]
+
+
 def test_words_of_each_file(folder):
     with closing(Store(folder)) as store:
         search = WordSearch(store, "a dog of Bob in 2024")
