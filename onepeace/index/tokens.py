@@ -80,12 +80,17 @@ def _shape(character: str) -> str:
     return "A" if character.isupper() else "a"
 
 
-def _with_parts(name: str) -> str:
-    """A name, followed by its parts if it has several."""
-    parts = parts_of_name(name)
-    if parts == name:
-        return name
-    return f"{separated(name)} / {parts}"
+def _with_parts(names: str) -> str:
+    """Names of folders and a file, and those that have parts a second time by them."""
+    texts = []
+    parts_of_names = []
+    for name in names.split(os.sep):
+        text = separated(name)
+        parts = parts_of_name(name)
+        texts.append(text)
+        if parts != text:
+            parts_of_names.append(parts)
+    return " / ".join([*texts, *parts_of_names])
 
 
 def _names(path: str, folders: Iterable[str]) -> str:
