@@ -199,7 +199,8 @@ function partChip(part) {
   const sign = icon({ audio: "sound", text: "text" }[part.kind] ?? "picture");
   const picture = part.url ? element("img", { src: part.url, alt: "" }) : sign;
   picture.onerror = () => picture.replaceWith(sign);
-  return element("span", { className: "part" }, element("span", { className: "seen", title: part.name }, picture), drop);
+  const seen = element("span", { className: "seen", title: part.name }, picture);
+  return element("span", { className: "part" }, seen, drop);
 }
 
 const about = async (id) => files.find((file) => file.id === id) ?? ask(`files/${id}/about`);
@@ -310,7 +311,10 @@ completeNames({
   },
 });
 
-const isDark = () => (localStorage.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "")) === "dark";
+function isDark() {
+  if (localStorage.theme) return localStorage.theme === "dark";
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
 byId("theme").onclick = () => {
   document.documentElement.style.colorScheme = localStorage.theme = isDark() ? "light" : "dark";
 };

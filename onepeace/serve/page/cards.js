@@ -69,7 +69,9 @@ export function card(file, { open, like }) {
   const moment = file.start ?? file.duration;
   if (moment) frame.append(element("span", { className: "stamp", aria: { hidden: "true" } }, clock(moment)));
   if (file.kind === "audio") frame.append(playButtonOf(file, thumbnail));
-  if (file.kind === "video") frame.append(element("span", { className: "play", aria: { hidden: "true" } }, icon("play")));
+  if (file.kind === "video") {
+    frame.append(element("span", { className: "play", aria: { hidden: "true" } }, icon("play")));
+  }
   const line = ranked ? element("p", { className: "match" }, ...matchLine(file)) : null;
   return element("li", { className: "card", data: { id: file.id } }, frame, nameLine(file), line);
 }
@@ -93,8 +95,8 @@ function nameLine(file) {
 }
 
 function playButtonOf(file, thumbnail) {
-  const name = nameOf(file);
-  const playButton = button({ className: "play", tabIndex: -1, aria: { label: `Play ${name}`, pressed: "false" } }, icon("play"));
+  const aria = { label: `Play ${nameOf(file)}`, pressed: "false" };
+  const playButton = button({ className: "play", tabIndex: -1, aria }, icon("play"));
   playButton.onclick = () => play(file, playButton, thumbnail);
   return playButton;
 }

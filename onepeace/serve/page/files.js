@@ -40,7 +40,8 @@ export function matchLine(file) {
   const words = (file.words ?? []).map((text) => element("mark", { title: "a word of this file" }, text));
   const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
   bar.firstChild.style.width = `${100 * Math.max(0, value)}%`;
-  return [...words, element("span", { className: word, title: note }, element("b", {}, word), ` ${value.toFixed(2)}`), bar];
+  const match = element("span", { className: word, title: note }, element("b", {}, word), ` ${value.toFixed(2)}`);
+  return [...words, match, bar];
 }
 
 // Why a file of the index is not shown: the server compares it with what was indexed.

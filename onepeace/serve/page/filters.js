@@ -35,7 +35,8 @@ export function showValues(values, chosen) {
       return choice;
     });
     const summary = element("summary", { className: "chip" }, FACETS[field]);
-    return element("details", { className: "popover choices", data: { field } }, summary, element("div", {}, ...choices));
+    const list = element("div", {}, ...choices);
+    return element("details", { className: "popover choices", data: { field } }, summary, list);
   }));
 }
 
@@ -88,13 +89,15 @@ function periodOf(after, before) {
   const days = (Date.parse(before) - Date.parse(after)) / 864e5;
   if (days === 1) return date(after, whole);
   if (after.endsWith("-01-01") && (days === 365 || days === 366)) return date(after, { year: "numeric" });
-  if (after.endsWith("-01") && before.endsWith("-01") && days < 32) return date(after, { year: "numeric", month: "long" });
+  const isMonth = after.endsWith("-01") && before.endsWith("-01") && days < 32;
+  if (isMonth) return date(after, { year: "numeric", month: "long" });
   const last = new Date(Date.parse(before) - 864e5).toISOString().slice(0, 10);
   return `${date(after, whole)} to ${date(last, whole)}`;
 }
 
 function droppable(label, drop) {
-  const chip = button({ className: "chip set", title: `Drop this filter: ${label}` }, element("span", {}, label), icon("close"));
+  const title = `Drop this filter: ${label}`;
+  const chip = button({ className: "chip set", title }, element("span", {}, label), icon("close"));
   chip.onclick = drop;
   return chip;
 }

@@ -61,7 +61,8 @@ async function framesOf(file) {
   const video = element("video", { src: URL.createObjectURL(file), muted: true, playsInline: true, preload: "auto" });
   const event = (name) => new Promise((resolve, reject) => {
     video.addEventListener(name, resolve, { once: true });
-    video.addEventListener("error", () => reject(new Error(`${file.name}: this browser cannot play it.`)), { once: true });
+    const fail = () => reject(new Error(`${file.name}: this browser cannot play it.`));
+    video.addEventListener("error", fail, { once: true });
   });
   await event("loadeddata");
   const count = isFinite(video.duration) ? FRAMES : 1;

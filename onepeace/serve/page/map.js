@@ -1,10 +1,14 @@
 // The files as points of a plane, with panning and zooming.
 
-import { element as made } from "./elements.js";
+import { button, element } from "./elements.js";
 import { KINDS } from "./files.js";
 
-const SIDE = 46, REACH = 16, LARGEST = 400;  // pixels of a picture, radius in pixels in which a point is hit, maximum zoom
-const ROUND = 5000, NAMED = 1000, MOST = 150;  // points above which they are drawn as squares, without names; maximum of pictures drawn
+const SIDE = 46;  // pixels of a picture
+const REACH = 16;  // radius in pixels in which a point is hit
+const SMALLEST = 0.5, LARGEST = 400;  // limits of the zoom
+const ROUND = 5000, NAMED = 1000;  // points above which they are drawn as squares, and without names
+const MOST = 150;  // maximum of pictures drawn
+const LONGEST_NAME = 22;  // characters
 
 // data: see map.py. open(id) is called when a point is clicked; found: ids of the files that are not faded.
 export function showMap(place, data, open, found) {
@@ -19,19 +23,32 @@ class PlaneMap {
 
   constructor(place, data) {
     this.points = data.points.map(([x, y, kind, name, folder, id], i) => ({
-      x, y, name, id, kind: data.kinds[kind], folder: data.places[folder], caption: data.captions[i],
+      x, y, name, id,
+      kind: data.kinds[kind],
+      folder: data.places[folder],
+      caption: data.captions[i],
       small: ["image", "video"].includes(data.kinds[kind]) ? `files/${id}/thumbnail` : null,
     }));
-    const about = `Map of ${this.points.length} files. Arrow keys pan, plus and minus zoom, Enter opens the file in the centre.`;
-    this.canvas = made("canvas", { tabIndex: 0, role: "application", ariaLabel: about });
+    const keys = "Arrow keys pan, plus and minus zoom, Enter opens the file in the centre.";
+    const ariaLabel = `Map of ${this.points.length} files. ${keys}`;
+    this.canvas = element("canvas", { tabIndex: 0, role: "application", ariaLabel });
     this.context = this.canvas.getContext("2d");
-    this.label = made("div", { className: "label", hidden: true });
-    const acts = [["+", "Zoom in", () => this.zoom(1.6)], ["−", "Zoom out", () => this.zoom(1 / 1.6)], ["⌂", "Show all", () => this.home()]];
-    const buttons = acts.map(([textContent, title, onclick]) => made("button", { type: "button", textContent, title, onclick }));
-    place.append(this.canvas, this.label, made("div", { className: "zoom" }, ...buttons));
+    this.label = element("div", { className: "label", hidden: true });
+    const buttons = [
+      button({ textContent: "+", title: "Zoom in", onclick: () => this.zoom(1.6) }),
+      button({ textContent: "−", title: "Zoom out", onclick: () => this.zoom(1 / 1.6) }),
+      button({ textContent: "⌂", title: "Show all", onclick: () => this.home() }),
+    ];
+    place.append(this.canvas, this.label, element("div", { className: "zoom" }, ...buttons));
     this.keys = {
-      "+": acts[0][2], "-": acts[1][2], 0: acts[2][2], Enter: () => this.choose(this.middle()),
-      ArrowLeft: () => this.move(60, 0), ArrowRight: () => this.move(-60, 0), ArrowUp: () => this.move(0, 60), ArrowDown: () => this.move(0, -60),
+      "+": () => this.zoom(1.6),
+      "-": () => this.zoom(1 / 1.6),
+      0: () => this.home(),
+      Enter: () => this.choose(this.middle()),
+      ArrowLeft: () => this.move(60, 0),
+      ArrowRight: () => this.move(-60, 0),
+      ArrowUp: () => this.move(0, 60),
+      ArrowDown: () => this.move(0, -60),
     };
     this.canvas.onkeydown = (event) => this.pressed(event);
     this.canvas.onpointerdown = (event) => this.down(event);
@@ -46,11 +63,16 @@ class PlaneMap {
   }
 
   resize() {
-    const { clientWidth: w, clientHeight: h } = this.canvas, first = !this.width;
-    if (!w || !h) return;
-    [this.width, this.height, this.canvas.width, this.canvas.height] = [w, h, w * devicePixelRatio, h * devicePixelRatio];
+    const { clientWidth, clientHeight } = this.canvas;
+    if (!clientWidth || !clientHeight) return;
+    const isFirst = !this.width;
+    this.width = clientWidth;
+    this.height = clientHeight;
+    this.canvas.width = clientWidth * devicePixelRatio;
+    this.canvas.height = clientHeight * devicePixelRatio;
     this.context.scale(devicePixelRatio, devicePixelRatio);
-    first ? this.home() : this.later();
+    if (isFirst) this.home();
+    else this.later();
   }
 
   home() {
@@ -59,8 +81,11 @@ class PlaneMap {
   }
 
   zoom(factor, x = this.width / 2, y = this.height / 2) {
-    const scale = Math.min(LARGEST, Math.max(0.5, this.scale * factor)), share = scale / this.scale;
-    Object.assign(this, { left: x - (x - this.left) * share, top: y - (y - this.top) * share, scale });
+    const scale = Math.min(LARGEST, Math.max(SMALLEST, this.scale * factor));
+    const share = scale / this.scale;
+    this.left = x - (x - this.left) * share;
+    this.top = y - (y - this.top) * share;
+    this.scale = scale;
     this.later();
   }
 
@@ -75,66 +100,110 @@ class PlaneMap {
   }
 
   draw() {
-    const { context, points } = this, colors = {}, shown = [];
-    for (const kind of Object.keys(KINDS)) {  // colours of the current scheme, which a canvas does not read
+    const radius = Math.min(6, Math.max(2, 60 / Math.sqrt(this.points.length)) * this.scale ** 0.3);
+    const side = SIDE * Math.min(2.6, Math.max(1, this.scale ** 0.35));
+    const colors = this.colors();
+    this.context.clearRect(0, 0, this.width, this.height);
+    const faded = this.points.filter((point) => !this.isFound(point));
+    for (const point of faded) this.drawPoint(point, colors, radius, side, 0.15);
+    const shown = this.points.filter(this.isFound).filter((point) => this.drawPoint(point, colors, radius, side, 0.85));
+    this.context.globalAlpha = 1;
+    this.drawOver(this.marked ? [this.marked, ...shown] : shown, colors, side, radius);
+    if (this.marked) this.placeLabel(side);
+  }
+
+  // Colours of the current scheme by kind, which a canvas does not read.
+  colors() {
+    const colors = {};
+    for (const kind of Object.keys(KINDS)) {
       this.canvas.style.color = `var(--${kind})`;
       colors[kind] = getComputedStyle(this.canvas).color;
     }
-    const radius = Math.min(6, Math.max(2, 60 / Math.sqrt(points.length)) * this.scale ** 0.3);
-    const side = SIDE * Math.min(2.6, Math.max(1, this.scale ** 0.35));
-    context.clearRect(0, 0, this.width, this.height);
-    for (const point of [...points.filter((point) => !this.isFound(point)), ...points.filter(this.isFound)]) {
-      const x = point.left = this.left + point.x * this.scale * this.width, y = point.top = this.top + point.y * this.scale * this.height;
-      if (x < -side || y < -side || x > this.width + side || y > this.height + side) continue;
-      if (this.isFound(point)) shown.push(point);
-      context.globalAlpha = this.isFound(point) ? 0.85 : 0.15;
-      context.fillStyle = colors[point.kind];
-      context.beginPath();
-      points.length > ROUND ? context.rect(x - radius, y - radius, 2 * radius, 2 * radius) : context.arc(x, y, radius, 0, 7);
-      context.fill();
-    }
-    context.globalAlpha = 1;
-    this.drawOver(this.marked ? [this.marked, ...shown] : shown, colors, side, radius);
-    if (!this.marked) return;
-    const { left: x, top: y } = this.marked, { offsetWidth: w, offsetHeight: h } = this.label, away = side / 2 + 10;
-    this.label.style.left = `${Math.max(8, x + away + w > this.width ? x - away - w : x + away)}px`;
-    this.label.style.top = `${Math.max(8, Math.min(y - h / 2, this.height - h - 8))}px`;
+    return colors;
+  }
+
+  // Draw a point where it is now; returns whether it is in view.
+  drawPoint(point, colors, radius, side, alpha) {
+    const { context } = this;
+    const x = point.left = this.left + point.x * this.scale * this.width;
+    const y = point.top = this.top + point.y * this.scale * this.height;
+    if (x < -side || y < -side || x > this.width + side || y > this.height + side) return false;
+    context.globalAlpha = alpha;
+    context.fillStyle = colors[point.kind];
+    context.beginPath();
+    if (this.points.length > ROUND) context.rect(x - radius, y - radius, 2 * radius, 2 * radius);
+    else context.arc(x, y, radius, 0, 7);
+    context.fill();
+    return true;
+  }
+
+  // Put the label beside the marked point, where there is room.
+  placeLabel(side) {
+    const { left, top } = this.marked;
+    const { offsetWidth, offsetHeight, style } = this.label;
+    const distance = side / 2 + 10;
+    const isRight = left + distance + offsetWidth <= this.width;
+    const x = isRight ? left + distance : left - distance - offsetWidth;
+    const y = Math.min(top - offsetHeight / 2, this.height - offsetHeight - 8);
+    style.left = `${Math.max(8, x)}px`;
+    style.top = `${Math.max(8, y)}px`;
   }
 
   // Pictures and names that do not overlap.
   drawOver(points, colors, side, radius) {
-    const { context } = this, boxes = [];
-    const fits = (box) => boxes.every((o) => box[0] > o[2] || box[2] < o[0] || box[1] > o[3] || box[3] < o[1]) && boxes.push(box);
-    context.font = "12px system-ui, sans-serif";
+    const boxes = [];
+    const isApart = (box, other) => box[0] > other[2] || box[2] < other[0] || box[1] > other[3] || box[3] < other[1];
+    const fits = (box) => boxes.every((other) => isApart(box, other)) && boxes.push(box);
+    this.context.font = "12px system-ui, sans-serif";
     for (const point of points) {
-      const { left: x, top: y, name } = point;
-      if (point.small && boxes.length < MOST && fits([x - side / 2, y - side / 2, x + side / 2, y + side / 2])) {
-        point.image ??= Object.assign(new Image(), { onload: () => this.later(), src: point.small });
-        const { naturalWidth: w, naturalHeight: h } = point.image, cut = Math.min(w, h);
-        if (!w) continue;  // not loaded yet
-        context.save();
-        context.beginPath();
-        context.roundRect(x - side / 2, y - side / 2, side, side, side / 6);
-        context.lineWidth = point === this.marked ? 8 : 4;
-        context.strokeStyle = colors[point.kind];
-        context.clip();
-        context.drawImage(point.image, (w - cut) / 2, (h - cut) / 2, cut, cut, x - side / 2, y - side / 2, side, side);
-        context.stroke();
-        context.restore();
-      } else if (!point.small && points.length < NAMED) {
-        const text = name.length > 22 ? `${name.slice(0, 22)}…` : name, long = context.measureText(text).width;
-        const start = x + radius + 3 + long > this.width ? x - radius - 3 - long : x + radius + 3;
-        context.fillStyle = colors[point.kind];
-        if (fits([start, y - 8, start + long, y + 8])) context.fillText(text, start, y + 4);
+      const { left, top } = point;
+      const half = side / 2;
+      if (point.small && boxes.length < MOST && fits([left - half, top - half, left + half, top + half])) {
+        this.drawPicture(point, colors[point.kind], side);
+      } else if (!point.small && this.points.length < NAMED) {
+        this.drawName(point, colors[point.kind], radius, fits);
       }
     }
   }
 
+  // The middle of a picture, as a square; it is drawn again once it is loaded.
+  drawPicture(point, color, side) {
+    const { context } = this;
+    point.image ??= Object.assign(new Image(), { onload: () => this.later(), src: point.small });
+    const { naturalWidth, naturalHeight } = point.image;
+    if (!naturalWidth) return;
+    const cut = Math.min(naturalWidth, naturalHeight);
+    const [x, y] = [point.left - side / 2, point.top - side / 2];
+    context.save();
+    context.beginPath();
+    context.roundRect(x, y, side, side, side / 6);
+    context.lineWidth = point === this.marked ? 8 : 4;
+    context.strokeStyle = color;
+    context.clip();
+    context.drawImage(point.image, (naturalWidth - cut) / 2, (naturalHeight - cut) / 2, cut, cut, x, y, side, side);
+    context.stroke();
+    context.restore();
+  }
+
+  drawName({ left, top, name }, color, radius, fits) {
+    const text = name.length > LONGEST_NAME ? `${name.slice(0, LONGEST_NAME)}…` : name;
+    const width = this.context.measureText(text).width;
+    const isRight = left + radius + 3 + width <= this.width;
+    const start = isRight ? left + radius + 3 : left - radius - 3 - width;
+    this.context.fillStyle = color;
+    if (fits([start, top - 8, start + width, top + 8])) this.context.fillText(text, start, top + 4);
+  }
+
+  // The point nearest to a place on the canvas, within a distance.
   nearest(x, y, reach) {
     let best = null;
+    let shortest = Infinity;
     for (const point of this.points.filter(this.isFound)) {
       const distance = Math.hypot(point.left - x, point.top - y);
-      if (distance < (reach ?? (point.image ? SIDE / 2 : REACH)) && !(distance >= best?.distance)) best = Object.assign(point, { distance });
+      const limit = reach ?? (point.image ? SIDE / 2 : REACH);
+      if (distance >= limit || distance >= shortest) continue;
+      best = point;
+      shortest = distance;
     }
     return best;
   }
@@ -146,7 +215,10 @@ class PlaneMap {
   mark(point) {
     this.marked = point;
     this.label.hidden = !point;
-    if (point) this.label.replaceChildren(made("b", {}, point.name), made("span", {}, point.caption ?? point.folder));
+    if (point) {
+      const place = point.caption ?? point.folder;
+      this.label.replaceChildren(element("b", {}, point.name), element("span", {}, place));
+    }
     this.later();
   }
 
@@ -169,16 +241,18 @@ class PlaneMap {
   }
 
   moved(event) {
-    const at = [event.offsetX, event.offsetY], before = this.fingers.get(event.pointerId);
-    if (!before) return this.mark(this.nearest(...at));
-    const [x, y] = [at[0] - before[0], at[1] - before[1]];
+    const position = [event.offsetX, event.offsetY];
+    const before = this.fingers.get(event.pointerId);
+    if (!before) return this.mark(this.nearest(...position));
+    const [x, y] = [position[0] - before[0], position[1] - before[1]];
     this.dragged ||= Math.hypot(x, y) > 4;
     if (!this.dragged) return;
+    this.fingers.set(event.pointerId, position);
     const other = [...this.fingers].find(([id]) => id !== event.pointerId)?.[1];
-    this.fingers.set(event.pointerId, at);
     if (!other) return this.move(x, y);
-    const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);  // two fingers
-    this.zoom(apart(at) / Math.max(1, apart(before)), (at[0] + other[0]) / 2, (at[1] + other[1]) / 2);
+    const distance = (finger) => Math.hypot(finger[0] - other[0], finger[1] - other[1]);
+    const factor = distance(position) / Math.max(1, distance(before));
+    this.zoom(factor, (position[0] + other[0]) / 2, (position[1] + other[1]) / 2);
   }
 
   up(event) {
