@@ -75,7 +75,7 @@ def serving(index: Path) -> Iterator[str]:
 def take(page: Page, name: str) -> None:
     """Write a screenshot as docs/results/page-NAME.webp."""
     page.pictures_are_there()
-    page.driver.execute_async_script("setTimeout(arguments[0], 400)")  # until nothing moves any more
+    page.driver.execute_async_script("setTimeout(arguments[0], 1500)")  # until nothing moves any more
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         page.driver.save_screenshot(file.name)
         Image.open(file.name).convert("RGB").save(RESULTS / f"page-{name}.webp", quality=70, method=6)

@@ -18,6 +18,7 @@ const words = byId("words"), cards = byId("cards"), heading = byId("heading"), m
 
 let query = new Query();
 let files = [], compared = 0, hasMore = false, counts = {};
+let serverHeading = null;  // line of the server above the files shown
 let running = null;  // AbortController of the search that has not been answered
 let searched = null;  // address of the query whose files are shown
 let timer = 0, typedAt = -Infinity;
@@ -65,7 +66,8 @@ function showAnswer(answer, offset) {
   if (!viewer.isOpen()) history.replaceState(history.state, "", addressOf());  // which has the uploads' keys now
   searched = query.address();
   scrollTo({ top: 0 });
-  say(title(answer));
+  serverHeading = answer.heading;
+  say(title());
   showHints(answer.hints, answer.suggestion);
   showTimeline(query.filters(), compared, between).catch(fail);
 }
@@ -78,10 +80,10 @@ function showFiles(hits, offset) {
   byId("end").replaceChildren(...(files.length ? [] : nothing()));
 }
 
-function title(answer) {
+function title() {
   const all = `${compared} ${compared === 1 ? "file" : "files"}`;
   if (!query.isAsked()) return map.ariaPressed === "true" ? all : `${all}, newest first`;
-  if (answer.heading) return capitalized(answer.heading);
+  if (serverHeading) return capitalized(serverHeading);
   return `Nearest of ${all}`;
 }
 
@@ -276,6 +278,7 @@ map.onclick = () => {
   plane.hidden = !isOn;
   cards.hidden = byId("end").hidden = isOn;
   document.body.classList.toggle("mapped", isOn);
+  if (searched !== null) say(title());
   if (isOn) drawMap().catch(fail);
 };
 byId("search").onsubmit = (event) => {
