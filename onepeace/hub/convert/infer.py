@@ -50,8 +50,13 @@ class Shapes:
 
     def count(self, pattern: str) -> int:
         """1 + the largest number at {} among the names that match the pattern; 0 if none does."""
-        wanted = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
-        return max((int(m[1]) + 1 for name in self.shapes if (m := wanted.fullmatch(name))), default=0)
+        numbered = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
+        count = 0
+        for name in self.shapes:
+            match = numbered.fullmatch(name)
+            if match:
+                count = max(count, int(match[1]) + 1)
+        return count
 
 
 class _OnePeaceShapes(Shapes):
@@ -64,7 +69,8 @@ class _OnePeaceShapes(Shapes):
         return side
 
     def config(self, cfg: Cfg) -> Config:
-        task, model = section(cfg, "task"), section(cfg, "model")
+        task = section(cfg, "task")
+        model = section(cfg, "model")
         keys = [key for key in MODALITIES if f"adapters.{key}.cls_token" in self.shapes]
         if not keys:
             raise UserError(f"{self.path}: no adapter among its {len(self.shapes)} tensors; not a ONE-PEACE checkpoint")
@@ -74,15 +80,16 @@ class _OnePeaceShapes(Shapes):
         if len(set(tables.values())) > 1 or 0 in tables.values():
             raise UserError(f"{self.path}: modalities differ in their number of bias tables ({tables})")
         adapters = {key: getattr(self, key)() for key in keys}
+        layer_scale = None
+        if "blocks.0.ls1.gain" in self.shapes:
+            layer_scale = section(model, "encoder").get("layer_scale_init_value", 1e-6)
         settings: Options = {
             "dim": dim,
             "embed_dim": self.of(f"heads.{projections[0]}.weight")[0] if projections else dim,
             "depth": self.count("blocks.{}.norm1.weight"),
             "num_heads": self.of(f"adapters.{keys[0]}.bias_tables.0")[1],
             "ffn_dim": self.of(f"blocks.0.ffn.{keys[0]}.gate.weight")[0],
-            "layer_scale": section(model, "encoder").get("layer_scale_init_value", 1e-6)
-            if "blocks.0.ls1.gain" in self.shapes
-            else None,
+            "layer_scale": layer_scale,
             "bias_per_block": tables[keys[0]] > 1,
             "adapters": adapters,
             "projections": projections,
@@ -108,11 +115,15 @@ class _OnePeaceShapes(Shapes):
         return self.patches("video") | {"frames": self.of("adapters.video.time_embed")[1]}
 
     def patches(self, key: str) -> Options:
+        kernels = [self.of(f"adapters.{key}.stem.convs.{i}.weight")[-1] for i in range(3)]
+        num_positions = self.of(f"adapters.{key}.pos_embed.weight")[0]
+        num_biases = self.of(f"adapters.{key}.bias_tables.0")[0]
+        bias_side = self.side(num_biases - 3, f"the {key} bias table")
         return {
             "stem": "hmlp",
-            "patch_size": math.prod(self.of(f"adapters.{key}.stem.convs.{i}.weight")[-1] for i in range(3)),
-            "grid": self.side(self.of(f"adapters.{key}.pos_embed.weight")[0] - 1, "pos_embed"),
-            "bias_grid": (self.side(self.of(f"adapters.{key}.bias_tables.0")[0] - 3, f"the {key} bias table") + 1) // 2,
+            "patch_size": math.prod(kernels),
+            "grid": self.side(num_positions - 1, "pos_embed"),
+            "bias_grid": (bias_side + 1) // 2,
         }
 
     def audio(self) -> Options:
@@ -133,7 +144,9 @@ class _OnePeaceShapes(Shapes):
 
     def types(self, key: str) -> dict[str, int]:
         name = f"adapters.{key}.type_embed"
-        return {"num_types": self.shapes[name][0]} if name in self.shapes else {}
+        if name not in self.shapes:
+            return {}
+        return {"num_types": self.shapes[name][0]}
 
     def decoder(self, decoder: Cfg, encoder_dim: int, keys: list[str]) -> Options | None:
         depth = self.count("decoder.blocks.{}.norm1.weight")
@@ -141,17 +154,20 @@ class _OnePeaceShapes(Shapes):
             return None
         dim = self.of("decoder.blocks.0.norm1.weight")[0]
         head_dim = encoder_dim // self.of(f"adapters.{keys[0]}.bias_tables.0")[1]
-        positions = {key: self.of(f"decoder.pos_embed.{key}.weight")[0] for key in keys}
+        options: Options = {}
+        for key in keys:
+            num_positions = self.of(f"decoder.pos_embed.{key}.weight")[0]
+            if key == "image":
+                options[key] = {"grid": self.side(num_positions - 1, "decoder pos_embed")}
+            else:
+                options[key] = {"num_positions": num_positions}
         return {
             "dim": dim,
             "depth": depth,
             # The decoder has no bias tables to infer it from; released decoders have the encoder's head width.
             "num_heads": decoder.get("attention_heads") or max(1, dim // head_dim),
             "ffn_dim": self.of(f"decoder.blocks.0.ffn.{keys[0]}.gate.weight")[0],
-            "options": {
-                key: {"grid": self.side(n - 1, "decoder pos_embed")} if key == "image" else {"num_positions": n}
-                for key, n in positions.items()
-            },
+            "options": options,
         }
 
     def heads(self, task: Cfg, model: Cfg, dim: int, keys: list[str]) -> Options:
@@ -178,26 +194,26 @@ class _OnePeaceShapes(Shapes):
 
     def processors(self, task: Cfg, adapters: Mapping[str, Any]) -> Options:
         """Preprocessing settings of the original code for this model."""
-        found: Options = {}
+        processors: Options = {}
         if "text" in adapters:
             limit = task.get("max_src_length", 70)
             # As in the original's public functions; its datasets also clean captions.
-            found["text"] = {"max_tokens": limit, "lower": True, "clean": False, "prefix_space": True}
+            processors["text"] = {"max_tokens": limit, "lower": True, "clean": False, "prefix_space": True}
             if task.get("_name") in ("aqa", "avqa"):
                 # Questions and answers were neither lower-cased nor cut in fine-tuning; eos and CLS need two positions.
                 limit = adapters["text"]["num_positions"] - 2
-                found["text"].update(max_tokens=limit, lower=False)
+                processors["text"].update(max_tokens=limit, lower=False)
         for key in ("image", "video"):
             if key in adapters:
                 size = adapters[key]["patch_size"] * adapters[key]["bias_grid"]
-                found[key] = {"size": size, "mean": CLIP_MEAN, "std": CLIP_STD}
+                processors[key] = {"size": size, "mean": CLIP_MEAN, "std": CLIP_STD}
         if "video" in adapters:
             frames = adapters["video"]["frames"]
-            found["video"] |= {"frames": frames, "stride": max(1, CLIP_LENGTH // frames)}
+            processors["video"] |= {"frames": frames, "stride": max(1, CLIP_LENGTH // frames)}
         if "audio" in adapters:
             seconds = float(task.get("max_duration", 15))
-            found["audio"] = {"sample_rate": 16000, "max_seconds": seconds, "min_seconds": 1.0}
-        return found
+            processors["audio"] = {"sample_rate": 16000, "max_seconds": seconds, "min_seconds": 1.0}
+        return processors
 
 
 def section(cfg: Cfg, key: str) -> Cfg:
