@@ -94,7 +94,10 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         return _checked(Path(folder))
     with writing(folder) as target:
         report = _checked(target)
-        if not report.ok:
+        if report.ok:
+            with closing(Store(target, write=True)) as store:
+                keep(store)  # what a repair has not written that was killed at its end
+        else:
             _repair(report)
         return report
 

@@ -16,6 +16,7 @@ from onepeace.errors import UserError
 from onepeace.index import check
 from onepeace.index.database import DATABASE, PAGE, SIDE_FILES
 from onepeace.index.items import Item, Span
+from onepeace.index.matrix import derived, remove_derived
 from onepeace.index.roots import Root, keep_roots
 from onepeace.index.store import Store
 
@@ -43,6 +44,14 @@ def test_metadata_is_repaired_from_its_second_copy(index, word):
     assert not check(folder).ok
     assert check(folder, repair=True).lost == 0
     assert check(folder).ok
+    assert answers(folder) == right
+
+
+def test_repair_of_an_intact_index_writes_a_matrix_that_is_missing(index):
+    folder, right = index
+    remove_derived(folder)
+    assert check(folder, repair=True).ok
+    assert derived(folder)
     assert answers(folder) == right
 
 
