@@ -123,6 +123,23 @@ def test_listed_roots_have_counts_and_parts_are_removed(words, search):
     assert (words / "b.txt").is_file()
 
 
+def test_open_part_stays_a_part_when_others_change_the_index(words, search, random_folder):
+    part = kept_index([words / "2024"], str(random_folder), device="cpu", progress=False)
+    with Index.open(part.folder, part=part.part) as opened:
+        search(words)
+        (words / "2024" / "new.txt").write_text("new")
+        search(words / "2024")
+        with Index.open(part.folder) as whole:
+            other = next(item for item in whole.items() if item.path.endswith("a.txt"))
+            assert len(whole) == 5
+        assert opened.refresh()
+        assert len(opened) == 3
+        assert opened.item(other.id) is None
+        assert opened.item(other.path) is None
+        assert list(opened.roots()) == opened.stats()["roots"] == [str(words / "2024")]
+        assert len(opened.means()[0]) == 3
+
+
 def test_tables_have_an_index_of_their_paths(words, search):
     table = words.parent / "t.csv"
     table.write_text("caption\na river\na tree\n")
