@@ -85,6 +85,10 @@ class Processor:
         """Decoded items as one batch: the model's input of this modality."""
         raise NotImplementedError
 
+    def num_tokens(self, item: object) -> int:
+        """Number of tokens of one text, by which a server limits the work of a request."""
+        return len(self.decode(item))
+
     def size(self, sample: Tensor) -> int:
         """Length of a decoded item, for batching by size; 0 if all items have the same size."""
         return len(sample)

@@ -159,7 +159,7 @@ class Service:
         if characters > limits.label_characters:  # before they are cut into tokens, which takes long
             raise Refused(413, f"labels: {characters} characters are above the limit of {limits.label_characters}")
         processor = self._index.embedder.processors["text"]
-        tokens = sum(len(processor.decode(name)) for name in names)
+        tokens = sum(processor.num_tokens(name) for name in names)
         if tokens > limits.label_tokens:
             raise Refused(413, f"labels: {tokens} tokens are above the limit of {limits.label_tokens}")
 

@@ -26,6 +26,7 @@ from onepeace.hub.folder import read_config
 from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query, build
+from onepeace.serve.service import Service
 
 TEXTS = ["a dog barks", "the deep low tone of the far away red square and the green", "blue"]
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -244,6 +245,14 @@ def test_info_names_the_towers(names, both, folders, capsys):
     out = capsys.readouterr().out
     assert re.search(r"one space for +text, image, audio\n", out)
     assert f"clap:{folders['clap']}" in out
+
+
+def test_a_server_takes_as_many_labels_as_with_other_models(mixed, both):
+    with Index.open(mixed, model=both) as index:
+        service = Service(index)
+        labels = [f"a label of some words, {number}" for number in range(service.limits.labels)]
+        assert sum(map(len, labels)) > service.limits.label_tokens  # characters are not tokens
+        assert len(service.classify([{"text": "red"}], labels)[0]) == len(labels)
 
 
 def test_command_line_takes_several_names(names, pictures, capsys):

@@ -1,5 +1,6 @@
 """Processors of towers: files are opened as everywhere in the package, and prepared by the tower's own library."""
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_CHARS = 1 << 16
 """Characters of a text that the libraries see; they cut it to some hundred or thousand tokens themselves."""
+CHARS_PER_TOKEN = 3
 END = -1
 """Fills up the shorter texts of a batch."""
 
@@ -28,6 +30,10 @@ class TowerTexts(TextReader):
     def decode(self, item: object) -> Tensor:
         text = SURROGATES.sub("\ufffd", self.load(item))[:MAX_CHARS]
         return torch.tensor([ord(character) for character in text], dtype=torch.int64)
+
+    def num_tokens(self, item: object) -> int:
+        """Number of tokens, estimated: those of English have about four characters, and of few texts below three."""
+        return math.ceil(len(self.load(item)) / CHARS_PER_TOKEN)
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"characters": (B, L) int64}, `END` after the end of a text."""
