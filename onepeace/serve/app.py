@@ -131,8 +131,8 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
         return AsciiJSON(service.points())
 
     @app.get("/uploads/{key}/thumbnail", summary="Thumbnail of a picture of a recent search", response_class=Response)
-    def upload(key: str) -> Response:
-        return thumbnail_response(endpoints.upload_thumbnail(service, key))
+    async def upload(key: str) -> Response:
+        return await decoding(lambda: thumbnail_response(endpoints.upload_thumbnail(service, key)))
 
 
 def _add_files(app: FastAPI, service: Service) -> None:
