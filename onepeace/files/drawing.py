@@ -12,7 +12,8 @@ from onepeace.files.atomic import write_atomic
 if TYPE_CHECKING:
     from PIL import Image
 
-INK, PAPER = (230, 40, 40), (255, 255, 255)
+INK = (230, 40, 40)
+PAPER = (255, 255, 255)
 
 
 class Drawings:
@@ -33,7 +34,8 @@ class Drawings:
         """Save the annotated picture of the file at `path`; returns the path of the PNG."""
         self._count[path.name] += 1
         number = self._count[path.name]
-        target = self.folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png")
+        name = path.name if number == 1 else f"{path.name}-{number}"
+        target = self.folder / f"{name}.png"
         self.folder.mkdir(exist_ok=True)
         with write_atomic(target) as temporary:
             drawn.save(temporary, "PNG")
@@ -71,9 +73,11 @@ def with_mask(
     layer = Image.fromarray(colours[mask]).resize(picture.size, Image.Resampling.NEAREST)
     drawn = Image.blend(picture, layer, opacity)
     draw = ImageDraw.Draw(drawn)
-    place = 4.0
+    top = 4.0
     for name in present:
-        place = label(draw, name, (4.0, place), drawn.size, colour_of(list(labels).index(name)), below=True) + 2
+        colour = colour_of(list(labels).index(name))
+        bottom = label(draw, name, (4.0, top), drawn.size, colour, below=True)
+        top = bottom + 2
     return drawn
 
 
@@ -96,7 +100,8 @@ def label(
 
     font = ImageFont.load_default(max(11, round(min(size) / 24)))
     x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
-    width, height = x1 - x0 + 6, y1 - y0 + 6
+    width = x1 - x0 + 6
+    height = y1 - y0 + 6
     left = min(max(at[0], 0), max(size[0] - width, 0))
     top = at[1] if below else at[1] - height
     top = min(max(top, 0), max(size[1] - height, 0))

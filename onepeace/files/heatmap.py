@@ -2,7 +2,7 @@
 waveform."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,24 +14,33 @@ if TYPE_CHECKING:
 
 STOPS = np.array([(13, 8, 65), (84, 39, 143), (203, 71, 119), (248, 149, 64), (255, 221, 60)], dtype=np.float64)
 """Colours from the least to the largest value, of increasing brightness, so that they also differ without hue."""
-COLD, HOT = 0.7, 0.4
+COLD = 0.7
+HOT = 0.4
 """Opacity of the colour over the worst and the best match in a picture: the best match stays visible."""
-WIDTH, HEIGHT, AXIS = 960, 240, 26
-"""Size of the drawing of a sound in pixels, and height of the time line below it."""
+WIDTH = 960
+HEIGHT = 240
+"""Size of the drawing of a sound in pixels."""
+AXIS = 26
+"""Height of the time line below it."""
 BARS = 240
-GROUND, INK = (24, 26, 30), (210, 212, 216)
+GROUND = (24, 26, 30)
+INK = (210, 212, 216)
 
 
 def stretched(values: NDArray) -> NDArray[np.float64]:
     """Values scaled to 0 (the least) to 1 (the largest); all 0 if they are all equal."""
-    low, high = float(values.min()), float(values.max())
-    return (values.astype(np.float64) - low) / (high - low) if high > low else np.zeros(values.shape)
+    low = float(values.min())
+    high = float(values.max())
+    if high == low:
+        return np.zeros(values.shape)
+    return (values.astype(np.float64) - low) / (high - low)
 
 
 def colours(heat: NDArray) -> NDArray[np.uint8]:
     """(..., 3) RGB colours of numbers (...,) from 0 to 1."""
-    places = np.linspace(0, 1, len(STOPS))
-    return np.stack([np.interp(heat, places, channel) for channel in STOPS.T], axis=-1).round().astype(np.uint8)
+    stops = np.linspace(0, 1, len(STOPS))
+    channels = [np.interp(heat, stops, channel) for channel in STOPS.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def over_picture(
@@ -46,14 +55,18 @@ def over_picture(
     from PIL import Image, ImageDraw
 
     drawn = picture.convert("RGB")
-    box = [round(edge * side) for edge, side in zip(area, drawn.size * 2, strict=True)]
-    size = (max(1, box[2] - box[0]), max(1, box[3] - box[1]))
-    scaled = Image.fromarray(stretched(values).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    x0, y0, x1, y1 = area
+    left = round(x0 * drawn.width)
+    top = round(y0 * drawn.height)
+    width = max(1, round(x1 * drawn.width) - left)
+    height = max(1, round(y1 * drawn.height) - top)
+    small = Image.fromarray(stretched(values).astype(np.float32))
+    scaled = small.resize((width, height), Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(scaled, dtype=np.float64), 0, 1)
-    share = (COLD + (HOT - COLD) * heat)[..., None]
-    part = np.asarray(drawn.crop((box[0], box[1], box[0] + size[0], box[1] + size[1])), dtype=np.float64)
-    mixed = (1 - share) * part + share * colours(heat)
-    drawn.paste(Image.fromarray(mixed.round().astype(np.uint8)), (box[0], box[1]))
+    opacity = (COLD + (HOT - COLD) * heat)[..., None]
+    covered = np.asarray(drawn.crop((left, top, left + width, top + height)), dtype=np.float64)
+    mixed = (1 - opacity) * covered + opacity * colours(heat)
+    drawn.paste(Image.fromarray(mixed.round().astype(np.uint8)), (left, top))
     if caption:
         label(ImageDraw.Draw(drawn), caption, (0.0, 0.0), drawn.size, GROUND, below=True)
     return drawn
@@ -68,28 +81,46 @@ def over_sound(samples: NDArray, seconds: float, times: NDArray, values: NDArray
         times: (frames, 2) start and end of each value, in seconds.
         values: (frames,), any numbers.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     drawn = Image.new("RGB", (WIDTH, HEIGHT + AXIS), GROUND)
     draw = ImageDraw.Draw(drawn)
     loudness = bars(samples)
-    fill = colours(heat_at((np.arange(len(loudness)) + 0.5) * seconds / len(loudness), times, values))
-    step = WIDTH / len(loudness)
-    for number, (height, colour) in enumerate(zip(loudness, fill.tolist(), strict=True)):
-        half = 2 + height * (HEIGHT / 2 - 30)
-        left = number * step
-        draw.rectangle((left, HEIGHT / 2 - half, left + step - 1, HEIGHT / 2 + half), fill=tuple(colour))
+    _draw_bars(draw, loudness, colours(_heat_of_parts(len(loudness), seconds, times, values)))
     # The map itself, which also shows silent moments.
-    line = colours(heat_at((np.arange(WIDTH) + 0.5) * seconds / WIDTH, times, values))
+    line = colours(_heat_of_parts(WIDTH, seconds, times, values))
     drawn.paste(Image.fromarray(np.broadcast_to(line, (8, WIDTH, 3)).copy()), (0, HEIGHT - 8))
-    font = ImageFont.load_default(13)
-    for second in ticks(seconds):
-        place = second / seconds * WIDTH
-        draw.line((place, HEIGHT, place, HEIGHT + 5), fill=INK)
-        draw.text((min(place + 3, WIDTH - 40), HEIGHT + 6), f"{second:g} s", fill=INK, font=font)
+    _draw_axis(draw, seconds)
     if caption:
         label(draw, caption, (0.0, 0.0), (WIDTH, WIDTH // 2), (70, 74, 82), below=True)
     return drawn
+
+
+def _heat_of_parts(count: int, seconds: float, times: NDArray, values: NDArray) -> NDArray[np.float64]:
+    """`heat_at` in the middle of each of ``count`` equal parts of a sound."""
+    middles = (np.arange(count) + 0.5) * seconds / count
+    return heat_at(middles, times, values)
+
+
+def _draw_bars(draw: Any, loudness: NDArray, fill: NDArray) -> None:
+    """Draw the waveform as bars around the middle."""
+    step = WIDTH / len(loudness)
+    middle = HEIGHT / 2
+    for number, (height, colour) in enumerate(zip(loudness, fill.tolist(), strict=True)):
+        left = number * step
+        half = 2 + height * (middle - 30)
+        draw.rectangle((left, middle - half, left + step - 1, middle + half), fill=tuple(colour))
+
+
+def _draw_axis(draw: Any, seconds: float) -> None:
+    """Draw the time line."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(13)
+    for second in ticks(seconds):
+        x = second / seconds * WIDTH
+        draw.line((x, HEIGHT, x, HEIGHT + 5), fill=INK)
+        draw.text((min(x + 3, WIDTH - 40), HEIGHT + 6), f"{second:g} s", fill=INK, font=font)
 
 
 def bars(samples: NDArray, count: int = BARS) -> NDArray[np.float64]:

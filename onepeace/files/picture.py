@@ -28,7 +28,8 @@ VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x
 RAW = re.compile(rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcrx ", re.DOTALL)
 """Raw formats whose first bytes distinguish them from TIFF: CR2, ORF, RW2, RAF, CR3."""
 TIFF = re.compile(rb"II\*\0|MM\0\*")
-DNG_VERSION, ORIENTATION = 50706, 0x0112
+DNG_VERSION = 50706
+ORIENTATION = 0x0112
 EXIF_BY_FLIP = {3: 3, 5: 8, 6: 6}
 """EXIF orientation by LibRaw's `flip`."""
 MIN_PREVIEW = 256
@@ -139,15 +140,18 @@ def _open_raw(file: IO[bytes], name: str) -> "Image.Image":
     rawpy = need("rawpy", "media", name)
     try:
         with rawpy.imread(file) as raw:
-            if preview := _preview(raw):
+            preview = _preview(raw)
+            if preview is not None:
                 return preview
-            width, height = raw.sizes.raw_width, raw.sizes.raw_height
+            width = raw.sizes.raw_width
+            height = raw.sizes.raw_height
             if width * height <= MAX_PIXELS:
                 return Image.fromarray(raw.postprocess(half_size=True, use_camera_wb=True).squeeze())
     except Exception as error:  # LibRaw's errors, whose texts are bytes, and numpy's about damaged sizes
-        said = error.args[0] if error.args else ""
-        said = said.decode("ascii", "replace") if isinstance(said, bytes) else error
-        raise UserError(f"{name}: the raw picture cannot be opened ({one_line(said)})") from error
+        reason: object = error
+        if error.args and isinstance(error.args[0], bytes):
+            reason = error.args[0].decode("ascii", "replace")
+        raise UserError(f"{name}: the raw picture cannot be opened ({one_line(reason)})") from error
     raise UserError(f"{name}: {width} x {height} pixels are above the limit of {MAX_PIXELS}; shrink the picture")
 
 
@@ -156,8 +160,11 @@ def _preview(raw: "RawPy") -> "Image.Image | None":
     from PIL import Image
 
     try:
-        found = raw.extract_thumb().data
-        image = Image.open(io.BytesIO(found), formats=["JPEG"]) if isinstance(found, bytes) else Image.fromarray(found)
+        preview = raw.extract_thumb().data
+        if isinstance(preview, bytes):
+            image: Image.Image = Image.open(io.BytesIO(preview), formats=["JPEG"])
+        else:
+            image = Image.fromarray(preview)
     except Exception:  # none, of an unknown kind, or damaged
         return None
     exif = image.getexif()  # for a JPEG, LibRaw wrote it

@@ -36,8 +36,12 @@ class NamedBytes(bytes):
 
 def scheme(item: object) -> str | None:
     """The lower-case URL scheme of a string ("https", "file", "data"), None for anything else."""
-    match = _SCHEME.match(item.lstrip()) if isinstance(item, str) else None
-    return (match[1] or match[2]).lower() if match else None
+    if not isinstance(item, str):
+        return None
+    match = _SCHEME.match(item.lstrip())
+    if match is None:
+        return None
+    return (match[1] or match[2]).lower()
 
 
 def is_open_file(item: object) -> TypeGuard[BinaryIO]:
@@ -65,9 +69,7 @@ def describe(item: object) -> str:
     if isinstance(item, NamedBytes):
         item = item.name
     if isinstance(item, (str, os.PathLike)):
-        name = os.fsdecode(os.fspath(item))
-        name = "".join(c if c.isprintable() else "?" for c in name)
-        return name if len(name) <= 200 else f"{name[:100]}...{name[-97:]}"
+        return _shortened(os.fsdecode(os.fspath(item)))
     if isinstance(item, (bytes, bytearray, memoryview)):
         return f"bytes ({len(item)})"
     if isinstance(item, dict) and ("path" in item or "array" in item):
@@ -76,16 +78,26 @@ def describe(item: object) -> str:
         return f"({', '.join(describe(part) for part in item)})"
     if hasattr(item, "shape") and hasattr(item, "dtype"):
         return f"{type(item).__name__} {tuple(item.shape)} {item.dtype}"
-    if isinstance(file := getattr(item, "filename", None), (str, os.PathLike)) and file:  # an opened PIL image
+    file = getattr(item, "filename", None)  # of an opened PIL image
+    if isinstance(file, (str, os.PathLike)) and file:
         return describe(file)
     if hasattr(item, "mode") and hasattr(item, "size"):
         return f"{item.mode} picture {item.size}"
     return str(item) if isinstance(item, (int, float)) else type(item).__name__
 
 
+def _shortened(name: str) -> str:
+    """A name without unprintable characters, at most 200."""
+    printable = "".join(character if character.isprintable() else "?" for character in name)
+    if len(printable) <= 200:
+        return printable
+    return f"{printable[:100]}...{printable[-97:]}"
+
+
 def local_path(item: "str | os.PathLike[str]") -> Path:
     """The item as the path of an existing regular file; otherwise a `UserError` with the reason."""
-    path, name = Path(item), describe(item)
+    path = Path(item)
+    name = describe(item)
     if os.fspath(item) == "":
         raise UserError("the path is empty")
     try:
@@ -93,10 +105,11 @@ def local_path(item: "str | os.PathLike[str]") -> Path:
             raise UserError(f"{name}: is a folder, not a file")
         if path.is_file():
             return path
-        found = path.exists()
+        exists = path.exists()
     except (OSError, ValueError) as error:  # ValueError: a NUL character inside
         raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
-    raise UserError(f"{name}: not a regular file" if found else f"{name}: no such file")
+    reason = "not a regular file" if exists else "no such file"
+    raise UserError(f"{name}: {reason}")
 
 
 def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:

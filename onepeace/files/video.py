@@ -74,14 +74,17 @@ def frames(path: Source, *, every: float, change: float, step: float, stretch: f
     name = describe(path)
     if not 0 < every < math.inf:
         raise UserError(f"{name}: every must be positive seconds, got {every}")
-    last, shown = 0.0, None
+    last_time = 0.0
+    last_colours = None
     with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be decoded"):
         for time, frame in _candidates(container, name, stretch * every, step):
             colours = _colours(frame)
-            if shown is None or abs(time - last) >= every or np.abs(colours - shown).sum() / 2 > change:
-                last, shown = time, colours
+            is_due = last_colours is None or abs(time - last_time) >= every
+            if is_due or np.abs(colours - last_colours).sum() / 2 > change:
+                last_time = time
+                last_colours = colours
                 yield Frame(time, _upright(frame))
-    if shown is None:
+    if last_colours is None:
         raise UserError(f"{name}: no picture in it can be decoded")
 
 
@@ -91,8 +94,8 @@ def frame_at(path: Source, time: float) -> Frame:
     Raises:
         UserError: as for `frames`.
     """
-    (found,) = _frames_at(path, [time])
-    return found._replace(time=max(found.time, 0.0))
+    (frame,) = _frames_at(path, [time])
+    return frame._replace(time=max(frame.time, 0.0))
 
 
 def clip(path: Source, count: int, stride: int, place: float = 0.5) -> list[Frame]:
@@ -112,7 +115,7 @@ def clip(path: Source, count: int, stride: int, place: float = 0.5) -> list[Fram
         stream = _pictures(container, name)
         seconds = _clock(container, stream)
         times = sorted(seconds(packet) for packet in container.demux(stream) if packet.size)
-    return _frames_at(path, _places(times, count, stride, place))
+    return _frames_at(path, _times_of_clip(times, count, stride, place))
 
 
 def _frames_at(path: Source, wanted: Sequence[float]) -> list[Frame]:
@@ -125,30 +128,34 @@ def _frames_at(path: Source, wanted: Sequence[float]) -> list[Frame]:
             try:
                 if is_sought and wanted:
                     container.seek(int((wanted[0] + start_of(container)) / tick(stream)), stream=stream)
-                found = list(_shown_at(container.decode(stream), seconds, wanted))
+                shown_frames = list(_shown_at(container.decode(stream), seconds, wanted))
             except Exception as error:  # ffmpeg's errors come as several types
                 if not is_sought:  # after a seek: the format cannot seek, or a packet is incomplete there
                     raise UserError(f"{name}: the pictures cannot be decoded ({reason_of(error)})") from error
                 continue
-            if found and not (is_sought and found[0].time > wanted[0] + SLACK):
-                return found
+            is_too_late = bool(shown_frames) and is_sought and shown_frames[0].time > wanted[0] + SLACK
+            if shown_frames and not is_too_late:
+                return shown_frames
     raise UserError(f"{name}: no picture in it can be decoded")
 
 
-def _places(times: Sequence[float], count: int, stride: int, place: float) -> list[float]:
+def _times_of_clip(times: Sequence[float], count: int, stride: int, place: float) -> list[float]:
     """Times of the pictures of a clip, chosen from the times of all pictures; empty if there are no pictures."""
     if not times:
         return []
     step = min(stride, (len(times) - 1) / max(count - 1, 1))
-    first = place * (len(times) - 1 - step * (count - 1))
-    return [times[min(round(first + step * i), len(times) - 1)] for i in range(count)]
+    last = len(times) - 1
+    first = place * (last - step * (count - 1))
+    numbers = [min(round(first + step * i), last) for i in range(count)]
+    return [times[number] for number in numbers]
 
 
 def _shown_at(
     decoded: "Iterator[VideoFrame]", seconds: "Callable[[Packet | VideoFrame], float]", wanted: Sequence[float]
 ) -> Iterator[Frame]:
     """Yield the last picture up to each of the ascending times, or the first picture if there is none before."""
-    left, shown = list(wanted), None
+    left = list(wanted)
+    shown = None
     for frame in decoded:
         while shown is not None and left and seconds(frame) > left[0] + SLACK:
             left.pop(0)
@@ -192,8 +199,11 @@ def _candidates(
     container: "InputContainer", name: str, most: float, step: float
 ) -> "Iterator[tuple[float, VideoFrame]]":
     """Pictures at least `step` apart, with their times; `UserError` if they end long before the file does."""
-    stream, looked, end = _pictures(container, name), -math.inf, 0.0
-    codec, seconds = stream.codec_context, _clock(container, stream)
+    stream = _pictures(container, name)
+    seconds = _clock(container, stream)
+    last_time = -math.inf
+    end = 0.0
+    codec = stream.codec_context
     codec.skip_frame = "NONREF"
 
     def packets() -> "Iterator[Packet]":
@@ -205,9 +215,9 @@ def _candidates(
 
     for packet in _choose_packets(packets(), seconds, most, step):
         for frame in codec.decode(packet):
-            if abs(seconds(frame) - looked) >= step:
-                looked = seconds(frame)
-                yield max(looked, 0.0), frame
+            if abs(seconds(frame) - last_time) >= step:
+                last_time = seconds(frame)
+                yield max(last_time, 0.0), frame
         if packet is None:
             codec.flush_buffers()
     whole = declared_duration(container, stream) or 0.0
@@ -220,12 +230,13 @@ def _choose_packets(
 ) -> "Iterator[Packet | None]":
     """Packets to decode, and None where the decoder is to be flushed."""
     held: list[Packet] = []  # from a key frame on, not decoded; empty while all is decoded
-    size, looked = 0, -math.inf
+    size = 0
+    last_time = -math.inf
 
     def key_frame() -> "Iterator[Packet | None]":
-        nonlocal looked
-        if held and abs(seconds(held[0]) - looked) >= step:
-            looked = seconds(held[0])
+        nonlocal last_time
+        if held and abs(seconds(held[0]) - last_time) >= step:
+            last_time = seconds(held[0])
             yield held[0]
         yield None
 
@@ -233,7 +244,8 @@ def _choose_packets(
         if packet.is_keyframe or count == 0:
             if count > 0:
                 yield from key_frame()
-            held, size = [packet], packet.size
+            held = [packet]
+            size = packet.size
         elif not held:
             yield packet
         else:
@@ -251,17 +263,19 @@ def _colours(frame: "VideoFrame") -> np.ndarray:
     A colour is divided among the levels around it by its distance from them, so that a small change of the light
     changes little.
     """
+    num_colours = LEVELS**3
     small = frame.reformat(32, 32, "rgb24", interpolation="AREA").to_ndarray()
-    quarters = small.reshape(2, 16, 2, 16, 3).transpose(0, 2, 1, 3, 4).reshape(4, 256, 3) * ((LEVELS - 1) / 255)
-    lower = np.minimum(quarters.astype(np.int64), LEVELS - 2)
-    above = quarters - lower
-    shares = np.zeros(4 * LEVELS**3)
+    quarters = small.reshape(2, 16, 2, 16, 3).transpose(0, 2, 1, 3, 4).reshape(4, 256, 3)
+    levels = quarters * ((LEVELS - 1) / 255)
+    lower = np.minimum(levels.astype(np.int64), LEVELS - 2)
+    above_lower = levels - lower
+    histograms = np.zeros(4 * num_colours)
+    first_cell = np.arange(4)[:, None] * num_colours
     for corner in np.ndindex(2, 2, 2):
-        level = lower + corner
-        cell = np.arange(4)[:, None] * LEVELS**3 + level @ [LEVELS**2, LEVELS, 1]
-        weight = np.where(corner, above, 1 - above).prod(axis=2)
-        shares += np.bincount(cell.ravel(), weight.ravel(), len(shares))
-    return shares.reshape(4, LEVELS**3) / shares.sum()
+        colour = (lower + corner) @ [LEVELS**2, LEVELS, 1]
+        weight = np.where(corner, above_lower, 1 - above_lower).prod(axis=2)
+        histograms += np.bincount((first_cell + colour).ravel(), weight.ravel(), len(histograms))
+    return histograms.reshape(4, num_colours) / histograms.sum()
 
 
 def _upright(frame: "VideoFrame") -> "Image.Image":

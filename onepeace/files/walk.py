@@ -54,10 +54,10 @@ def walk(
         UsageError: a path that does not exist.
     """
     walker = _Walk(modality_by_suffix, skip, follow_links, Counter() if others is None else others)
-    for given in paths:
-        path = Path(given)
+    for name in paths:
+        path = Path(name)
         if not os.path.lexists(path):
-            raise UsageError(f"{given}: no such file or folder")
+            raise UsageError(f"{name}: no such file or folder")
         if os.path.isdir(path):
             walker.enter(path)
         else:
@@ -75,7 +75,9 @@ class _Walk:
         follow_links: bool,
         others: Counter[str],
     ) -> None:
-        self.modality_by_suffix, self.skip, self.follow_links = modality_by_suffix, skip, follow_links
+        self.modality_by_suffix = modality_by_suffix
+        self.skip = skip
+        self.follow_links = follow_links
         self.others = others
         self.found: dict[str, FoundFile] = {}
         self.unreadable: list[Unreadable] = []
