@@ -57,6 +57,8 @@ ENGLISH = 4.5
 """Mean Zipf frequency from which on several words are English, whatever else they are."""
 PACKAGES = ("wordfreq", "spellchecker", "jellyfish")
 MAX_CHARACTERS = 1000
+MAX_UNWANTED = 3
+"""Maximum number of words after a negation that are proposed to be left out; more are not all negated."""
 MAX_UNKNOWN = 5
 """Maximum number of unknown words for which corrections are sought."""
 
@@ -149,6 +151,8 @@ def _negation(text: str) -> Hints:
     unwanted = text[match.end() :].strip(" ,;.")
     if not unwanted:
         return Hints()
+    if len(unwanted.split()) > MAX_UNWANTED:
+        return Hints(("the model cannot negate; name what to leave out with: --without WORDS",))
     if not wanted:
         return Hints((f"the model cannot negate; leave something out with: --without {_quoted(unwanted)}",))
     option = f"--text {_quoted(wanted)} --without {_quoted(unwanted)}"

@@ -91,6 +91,12 @@ def test_negation_of_all_and_none():
     assert hints_of("a no parking sign") == Hints()
 
 
+def test_negation_inside_a_sentence_proposes_no_query():
+    (line,) = hints_of("a boy without a shirt is running in the street").lines
+    assert line == "the model cannot negate; name what to leave out with: --without WORDS"
+    assert hints_of("a boy without a shirt is running in the street").suggestion is None
+
+
 def test_search_has_hints_on_its_first_page_alone(random_folder, samples, tmp_path, capsys):
     folder = tmp_path / "elefant.index"
     texts = tmp_path / "texts"
