@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -60,7 +60,11 @@ def decode_ahead(
     """Yield (index, item, decode(item)) in order, while threads decode up to `ahead` further items.
 
     `items` is read lazily, in the caller's thread. An exception raised by `decode` is yielded as the item's result.
+    A single item is decoded in the caller's thread, as starting another would take a fifth of the time of a short text.
     """
+    if isinstance(items, Sized) and len(items) == 1:
+        yield from _decode_here(items, decode)
+        return
     workers = min(MAX_DECODING, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
     submitted = ((index, item, pool.submit(decode, item)) for index, item in enumerate(items))
@@ -76,6 +80,18 @@ def decode_ahead(
                 yield index, item, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode_here(
+    items: Iterable[Item], decode: Callable[[Item], Result]
+) -> Iterator[tuple[int, Item, Result | Exception]]:
+    """`decode_ahead` in the caller's thread."""
+    for index, item in enumerate(items):
+        try:
+            decoded: Result | Exception = decode(item)
+        except Exception as error:
+            decoded = error
+        yield index, item, decoded
 
 
 def compute_alone() -> None:
