@@ -43,8 +43,8 @@ class Averages:
                 by_name.setdefault(name, []).append(value.detach())
         numbers = {name: torch.stack(tensors).mean() for name, tensors in by_name.items() if name != "loss"}
         total = torch.stack(by_name["loss"]).sum()
-        others = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
-        self._steps.append({"loss": total, **numbers, **others})
+        numbers |= {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
+        self._steps.append({"loss": total, **numbers})
 
     def take(self, left_out: Sequence[bool] = ()) -> tuple[dict[str, float], dict[str, float]]:
         """Means by name, also over processes, and the speed: items per second, share of time spent waiting for data,

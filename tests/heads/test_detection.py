@@ -17,18 +17,35 @@ from onepeace.hub import weights as weight_files
 from onepeace.model import OnePeace
 from onepeace.train.objective import Objective
 
-HEAD = {"kind": "detection", "on": "image", "labels": ["dog", "cat"], "num_classes": 2, "task": "boxes", "channels": 16,
-        "hidden": 32, "anchor": 4, "detections": 7}  # fmt: skip
+HEAD = {
+    "kind": "detection",
+    "on": "image",
+    "labels": ["dog", "cat"],
+    "num_classes": 2,
+    "task": "boxes",
+    "channels": 16,
+    "hidden": 32,
+    "anchor": 4,
+    "detections": 7,
+}
 TARGETS = {
     "boxes": [[[0.1, 0.1, 0.5, 0.6], [0.5, 0.5, 0.5, 0.9]], []],  # the second has no area, the last picture no object
     "box_labels": [["cat", "dog"], []],
 }
 
 
-def small_network(**head):
-    adapters = {"image": {"patch_size": 16, "grid": 4, "bias_grid": 4, "stem": "conv"}}
-    heads = {"classifier": {**HEAD, **head}}
-    config = ModelConfig(32, 16, 2, 4, 48, 0.1, adapters=adapters, projections=("image",), heads=heads)
+def small_network():
+    config = ModelConfig(
+        dim=32,
+        embed_dim=16,
+        depth=2,
+        num_heads=4,
+        ffn_dim=48,
+        layer_scale=0.1,
+        adapters={"image": {"patch_size": 16, "grid": 4, "bias_grid": 4, "stem": "conv"}},
+        projections=("image",),
+        heads={"classifier": HEAD},
+    )
     torch.manual_seed(0)
     return OnePeace(config)
 
@@ -42,19 +59,20 @@ def test_its_losses_fall_and_reach_the_encoder():
     batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], ["", ""], [[], []], TARGETS)
     batch = batch.measured(model.adapters).split(2, model.adapters)
     objective = Objective(model, terms({"detection/image": {}}))
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    totals = []
     for _ in range(4):
         torch.manual_seed(0)  # regions are drawn
-        found = objective(batch)
-        losses.append(found["loss"].item())
+        losses = objective(batch)
+        totals.append(losses["loss"].item())
         optimizer.zero_grad()
-        found["loss"].backward()
+        losses["loss"].backward()
         encoder = {name: p for name, p in model.named_parameters() if ".stem." in name or "blocks.0.attn" in name}
         assert len(encoder) > 8
         assert [name for name, p in encoder.items() if p.grad is None or not p.grad.any()] == []
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
-    names = {name.rpartition("/")[2] for name in found if name.startswith("detection/image/")}
+    assert totals[-1] < 0.5 * totals[0]
+    names = {name.rpartition("/")[2] for name in losses if name.startswith("detection/image/")}
     assert names == {"objectness", "rpn_box_reg", "classifier", "box_reg"}
     wrong = Batch(batch.inputs, batch.keys, targets={**TARGETS, "box_labels": [["cow", "dog"], []]})
     with pytest.raises(UserError, match="a: 'cow' is not among the 2 labels of the head"):
@@ -63,52 +81,58 @@ def test_its_losses_fall_and_reach_the_encoder():
 
 def test_torchvision_counts_in_its_own_units_and_from_the_background(monkeypatch):
     """Of a picture 96 wide and 32 high, six patches by two."""
-    model, seen = small_network(), []
-    head, wide = model.heads["classifier"], {"image": {"pixels": pixels()[:, :, :32].repeat(1, 1, 1, 2)[..., :96]}}
+    model = small_network()
+    wide = {"image": {"pixels": pixels()[:, :, :32].repeat(1, 1, 1, 2)[..., :96]}}
+    calls = []
 
     def regions(maps, proposals, sizes, targets=None):
-        seen.append((sizes, targets))
-        box = {"boxes": torch.tensor([[24.0, 0.0, 96.0, 16.0]]), "scores": torch.tensor([0.7])}
-        return [{**box, "labels": torch.tensor([2])}] * len(sizes), {}
+        calls.append((sizes, targets))
+        boxes = {
+            "boxes": torch.tensor([[24.0, 0.0, 96.0, 16.0]]),
+            "scores": torch.tensor([0.7]),
+            "labels": torch.tensor([2]),
+        }
+        return [boxes] * len(sizes), {}
 
-    monkeypatch.setattr(head.regions, "forward", regions)
+    monkeypatch.setattr(model.heads["classifier"].regions, "forward", regions)
     Objective(model.train(), terms({"detection/image": {}}))(Batch(wide, ["a", "b"], targets=TARGETS))
-    (sizes, targets) = seen.pop()
+    sizes, targets = calls.pop()
     assert sizes == [(32, 96)] * 2
     assert torch.allclose(targets[0]["boxes"], torch.tensor([[9.6, 3.2, 48.0, 19.2]]))
     assert targets[0]["labels"].tolist() == [2]  # the cat; the box without an area is left out
     assert targets[1]["boxes"].shape == (0, 4)
     with torch.no_grad():
-        found = model.eval().predict(wide)
-    assert torch.allclose(found[1, 0], torch.tensor([0.25, 0.0, 1.0, 0.5, 0.7, 1.0]))
-    assert not found[:, 1:].any()
+        detections = model.eval().predict(wide)
+    assert torch.allclose(detections[1, 0], torch.tensor([0.25, 0.0, 1.0, 0.5, 0.7, 1.0]))
+    assert not detections[:, 1:].any()
 
 
 def test_it_has_its_place_in_the_model(tmp_path):
     """It is saved with the model, and a picture's boxes are its own."""
     model = small_network().eval()
     with torch.no_grad():
-        found = model.predict({"image": {"pixels": pixels(3)}})
-        assert found.shape == (3, 7, 6)
-        assert torch.allclose(model.predict({"image": {"pixels": pixels(3)[1:2]}})[0], found[1], atol=1e-4)
-    real = found[found[..., 4] > 0]
-    assert len(real) >= 3
-    assert ((real[:, :2] <= real[:, 2:4]) & (real[:, :4] >= 0).view(-1, 2, 2).all(1)).all()
-    assert real[:, :4].max() <= 1
-    assert set(real[:, 5].tolist()) <= {0.0, 1.0}
+        detections = model.predict({"image": {"pixels": pixels(3)}})
+        alone = model.predict({"image": {"pixels": pixels(3)[1:2]}})
+    assert detections.shape == (3, 7, 6)
+    assert torch.allclose(alone[0], detections[1], atol=1e-4)
+    x0, y0, x1, y1, score, label = detections[detections[..., 4] > 0].unbind(1)
+    assert len(score) >= 3
+    assert ((x0 >= 0) & (x0 <= x1) & (x1 <= 1)).all()
+    assert ((y0 >= 0) & (y0 <= y1) & (y1 <= 1)).all()
+    assert set(label.tolist()) <= {0.0, 1.0}
     weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
     again = weight_files.load(tmp_path / "model")  # built on the meta device
     with torch.no_grad():
-        assert torch.equal(again.predict({"image": {"pixels": pixels(3)}}), found)
+        assert torch.equal(again.predict({"image": {"pixels": pixels(3)}}), detections)
 
 
 def test_boxes_are_in_the_pixels_of_the_picture():
     output = torch.tensor([[[0.1, 0.2, 0.5, 0.6, 0.9, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-    found = TASKS["boxes"](output, Context(labels=("dog", "cat"), size=(200, 100)))
-    (one,) = found["boxes"]
-    assert one["label"] == "cat"
-    assert one["score"] == pytest.approx(0.9)
-    assert one["box"] == pytest.approx([20, 20, 100, 60])
+    result = TASKS["boxes"](output, Context(labels=("dog", "cat"), size=(200, 100)))
+    (box,) = result["boxes"]
+    assert box["label"] == "cat"
+    assert box["score"] == pytest.approx(0.9)
+    assert box["box"] == pytest.approx([20, 20, 100, 60])
 
 
 def test_command_prints_and_draws_boxes(tmp_path, capsys, monkeypatch):
@@ -118,10 +142,9 @@ def test_command_prints_and_draws_boxes(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (80, 40), (90, 90, 90)).save(picture)
     from onepeace.embed import predict
 
-    sure = {"label": "cat", "score": 0.9, "box": [10.0, 5.0, 60.0, 30.0]}
-    monkeypatch.setattr(
-        predict, "TASKS", {"boxes": lambda output, context: {"boxes": [sure, {**sure, "label": "dog", "score": 0.2}]}}
-    )
+    cat = {"label": "cat", "score": 0.9, "box": [10.0, 5.0, 60.0, 30.0]}
+    dog = {**cat, "label": "dog", "score": 0.2}
+    monkeypatch.setattr(predict, "TASKS", {"boxes": lambda output, context: {"boxes": [cat, dog]}})
     arguments = ["classify", str(picture), "--model", str(tmp_path / "model")]
     assert main([*arguments, "--draw", str(tmp_path / "drawn")]) == 0
     text = capsys.readouterr().out

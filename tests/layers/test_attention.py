@@ -19,54 +19,66 @@ BIASES = {
 
 
 def by_loops(q, k, v, bias):
+    """Attention of one query after the other, in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    bias = torch.zeros(B, H, L, L) if bias is None else bias.expand(B, H, L, L)
     out = torch.zeros(B, H, L, D, dtype=torch.float64)
-    for b in range(B):
-        for h in range(H):
-            for i in range(L):
-                logits = [SCALE * sum(q[b, h, i, d].item() * k[b, h, j, d].item() for d in range(D)) for j in range(L)]
-                if bias is not None:
-                    one = bias.expand(B, H, L, L)[b, h, i].tolist()
-                    logits = [x + y for x, y in zip(logits, one, strict=True)]
-                weights = [math.exp(x) for x in logits]
-                for j in range(L):
-                    out[b, h, i] += weights[j] / sum(weights) * v[b, h, j].double()
+    for item in range(B):
+        for head in range(H):
+            for query in range(L):
+                weights = []
+                for key in range(L):
+                    logit = SCALE * float(q[item, head, query] @ k[item, head, key])
+                    weights.append(math.exp(logit + float(bias[item, head, query, key])))
+                for key in range(L):
+                    out[item, head, query] += weights[key] / sum(weights) * v[item, head, key]
     return out
 
 
-def case(shape, dtype=torch.float32):
-    q, k, v = (torch.randn(B, H, L, D) for _ in range(3))
-    bias = None if shape is None else torch.randn(shape)
-    if shape is not None and shape[0] == B:
-        bias[0, :, :, 7:] = -math.inf
-        bias[2, :, :, 3:] = -math.inf
-    return [None if x is None else x.to(dtype) for x in (q, k, v, bias)]
+def inputs_of_attention(shape):
+    """Queries, keys, values and a bias of this shape, which hides some keys if it has rows for each item."""
+    q = torch.randn(B, H, L, D)
+    k = torch.randn(B, H, L, D)
+    v = torch.randn(B, H, L, D)
+    bias = None
+    if shape is not None:
+        bias = torch.randn(shape)
+        if shape[0] == B:
+            bias[0, :, :, 7:] = -math.inf
+            bias[2, :, :, 3:] = -math.inf
+    return q, k, v, bias
+
+
+def converted(tensors, dtype):
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 @pytest.mark.parametrize("name", BIASES)
 @pytest.mark.parametrize("plain", [True, False])
 def test_every_path_equal(monkeypatch, plain, name):
     monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
-    q, k, v, bias = case(BIASES[name])
-    expected = by_loops(q, k, v, bias)
-    assert torch.allclose(attention(q, k, v, bias, SCALE).double(), expected, atol=2e-6, rtol=0)
-    in_double = attention(*(None if x is None else x.double() for x in (q, k, v, bias)), SCALE)
+    inputs = inputs_of_attention(BIASES[name])
+    expected = by_loops(*inputs)
+    assert torch.allclose(attention(*inputs, SCALE).double(), expected, atol=2e-6, rtol=0)
+    in_double = attention(*converted(inputs, torch.float64), SCALE)
     assert torch.allclose(in_double, expected, atol=1e-12, rtol=0)
-    in_half = attention(*(None if x is None else x.bfloat16() for x in (q, k, v, bias)), SCALE)
+    in_half = attention(*converted(inputs, torch.bfloat16), SCALE)
     assert in_half.dtype == torch.bfloat16
     assert torch.allclose(in_half.double(), expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("name", BIASES)
 def test_gradients_of_every_path_equal(monkeypatch, name):
-    grads = []
-    inputs = case(BIASES[name], torch.float64)
+    inputs = converted(inputs_of_attention(BIASES[name]), torch.float64)
     upstream = torch.randn(B, H, L, D, dtype=torch.float64)
-    for plain in (True, False):
-        monkeypatch.setattr(module, "use_math_attention", lambda *_, plain=plain: plain)
-        leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
+
+    def gradients(plain):
+        monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
+        leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
         (attention(*leaves, SCALE) * upstream).sum().backward()
-        grads.append([x.grad for x in leaves if x is not None])
-    for plain, fused in zip(*grads, strict=True):
+        return [leaf.grad for leaf in leaves if leaf is not None]
+
+    for plain, fused in zip(gradients(True), gradients(False), strict=True):
         assert torch.allclose(plain, fused, atol=1e-12, rtol=0)
         assert bool(torch.isfinite(plain).all())
 
@@ -86,7 +98,7 @@ def test_kernel_is_chosen_by_device_dtype_and_length(monkeypatch):
 
 def test_padding_gets_no_weight_at_all():
     """Not a large negative number: values behind -inf may be anything but NaN."""
-    q, k, v, bias = case((B, H, L, L))
+    q, k, v, bias = inputs_of_attention((B, H, L, L))
     v[0, :, 7:] = 1e30
     assert attention(q, k, v, bias, SCALE)[0].abs().max() < 10
 
@@ -94,7 +106,8 @@ def test_padding_gets_no_weight_at_all():
 def test_autocast_takes_float32_tables():
     layer = SelfAttention(8, 2)
     for length in (20, 220):  # both forms in bfloat16
-        x, bias = torch.randn(2, length, 8), torch.randn(1, 2, length, length)
+        x = torch.randn(2, length, 8)
+        bias = torch.randn(1, 2, length, length)
         with torch.autocast("cpu", torch.bfloat16):
             rough = layer(x, bias)
         assert torch.allclose(rough.float(), layer(x, bias), atol=0.05, rtol=0)

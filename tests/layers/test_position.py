@@ -23,10 +23,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("buckets", [8, 12, 256, 512])
 def test_sequence_buckets_match_golden(buckets):
     by_distance = load_file(FOLDER / "buckets.safetensors")[f"token_bucket_{buckets}_by_distance"].long()
-    found = sequence_buckets(1024, buckets, CPU)[0]
-    places = torch.arange(1024)
-    expected = by_distance[places[:, None] - places[None, :] + 1023]
-    assert torch.equal(found[1:, 1:], expected[1:, 1:])
+    positions = torch.arange(1024)
+    expected = by_distance[positions[:, None] - positions[None, :] + 1023]
+    actual = sequence_buckets(1024, buckets, CPU)[0]
+    assert torch.equal(actual[1:, 1:], expected[1:, 1:])
 
 
 @pytest.mark.parametrize("side", [4, 6])
@@ -37,31 +37,33 @@ def test_grid_buckets_match_golden(side):
 
 @pytest.mark.parametrize(("length", "buckets"), [(1, 4), (40, 6)])
 def test_cls_has_three_buckets_of_its_own(length, buckets):
-    found = sequence_buckets(length, buckets, CPU)[0].long()
+    matrix = sequence_buckets(length, buckets, CPU)[0].long()
     rows = sequence_table_rows(buckets)
-    assert found[0, 0] == rows - 1
-    assert bool((found[0, 1:] == rows - 3).all())
-    assert bool((found[1:, 0] == rows - 2).all())
+    assert matrix[0, 0] == rows - 1
+    assert bool((matrix[0, 1:] == rows - 3).all())
+    assert bool((matrix[1:, 0] == rows - 2).all())
 
 
 def test_sequence_buckets_have_no_longest_length():
     """What lies further apart than the tables were made for shares the last bucket."""
-    found = sequence_buckets(1300, 256, CPU)[0]
-    assert bool((found[1200:, 1:100] == 510).all())
-    assert bool((found[1:100, 1200:] == 0).all())
+    matrix = sequence_buckets(1300, 256, CPU)[0]
+    assert bool((matrix[1200:, 1:100] == 510).all())
+    assert bool((matrix[1:100, 1200:] == 0).all())
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 5), (1, 6)])
 def test_grid_buckets_of_any_shape(rows, columns):
-    found = grid_buckets(rows, columns, CPU)[0]
-    for p in range(rows * columns):
-        for q in range(rows * columns):
-            down, right = p // columns - q // columns, p % columns - q % columns
-            assert found[1 + p, 1 + q] == (down + rows - 1) * (2 * columns - 1) + right + columns - 1
-    inner = (2 * rows - 1) * (2 * columns - 1)
-    assert found[0, 0] == inner + 2
-    assert bool((found[0, 1:] == inner).all())
-    assert bool((found[1:, 0] == inner + 1).all())
+    matrix = grid_buckets(rows, columns, CPU)[0]
+    for query in range(rows * columns):
+        for key in range(rows * columns):
+            down = query // columns - key // columns
+            right = query % columns - key % columns
+            bucket = (down + rows - 1) * (2 * columns - 1) + right + columns - 1
+            assert matrix[1 + query, 1 + key] == bucket
+    num_offsets = (2 * rows - 1) * (2 * columns - 1)
+    assert matrix[0, 0] == num_offsets + 2
+    assert bool((matrix[0, 1:] == num_offsets).all())
+    assert bool((matrix[1:, 0] == num_offsets + 1).all())
 
 
 def test_matrices_made_while_embedding_serve_training():
@@ -74,19 +76,17 @@ def test_matrices_made_while_embedding_serve_training():
 
 
 def test_interpolation_matches_golden():
-    found = case("resized").outputs
-    assert_near(resize_bias_table(found["rel_table_16"], 24), found["rel_table_16_to_24"], 1e-6)
+    golden = case("resized").outputs
+    assert_near(resize_bias_table(golden["rel_table_16"], 24), golden["rel_table_16_to_24"], 1e-6)
+    positions = GridPositions(6, 16)
+    positions.weight.data = golden["pos_16"]
     for side in (8, 14, 24):
-        positions = GridPositions(6, 16)
-        positions.weight.data = found["pos_16"]
-        assert_near(positions((side, side))[0], found[f"pos_16_to_{side}"], 1e-6)
+        assert_near(positions((side, side))[0], golden[f"pos_16_to_{side}"], 1e-6)
 
 
 def test_spline_is_exact_for_cubics_and_equal_to_scipy():
-    source, target = (
-        torch.tensor([-5.0, -3, -1, 0, 2, 3, 7]).double(),
-        torch.tensor([-5, -4.2, 0, 0.5, 6.9, 7]).double(),
-    )
+    source = torch.tensor([-5.0, -3, -1, 0, 2, 3, 7]).double()
+    target = torch.tensor([-5, -4.2, 0, 0.5, 6.9, 7]).double()
     matrix = spline_matrix(source, target)
     assert torch.allclose(matrix @ (source**3 - 2 * source), target**3 - 2 * target, rtol=0, atol=1e-11)
     # From scipy.interpolate.RectBivariateSpline(source, source, ..., kx=3, ky=3, s=0) of 52 rows of sines.
@@ -96,46 +96,50 @@ def test_spline_is_exact_for_cubics_and_equal_to_scipy():
 
 
 def test_every_interpolation_matches_golden(shared):
-    found = case("resized", shared / "golden").outputs
+    golden = case("resized", shared / "golden").outputs
     for side in (20, 24, 28, 30, 32):
-        assert_near(resize_bias_table(found["rel_table_16"], side), found[f"rel_table_16_to_{side}"], 1e-6)
+        assert_near(resize_bias_table(golden["rel_table_16"], side), golden[f"rel_table_16_to_{side}"], 1e-6)
     positions = GridPositions(6, 16)
-    positions.weight.data = found["pos_16"]
-    assert_near(positions((32, 32))[0], found["pos_16_to_32"], 1e-6)
+    positions.weight.data = golden["pos_16"]
+    assert_near(positions((32, 32))[0], golden["pos_16_to_32"], 1e-6)
 
 
 @pytest.mark.parametrize("side", [3, 6])
 def test_table_shrinks_too(side):
     """Offsets are whole patches: a smaller picture's table is the middle of the larger one's, near enough."""
     table = torch.randn(grid_table_rows(8), 2)
-    smooth = torch.linspace(-1, 1, 15)
-    table[:-3, 0] = (smooth[:, None] * 2 + smooth[None, :]).flatten()
-    found = resize_bias_table(table, side)
-    assert found.shape == (grid_table_rows(side), 2)
-    assert found.dtype == torch.float32
-    assert bool(torch.isfinite(found).all())
-    assert torch.equal(found[-3:], table[-3:])
-    before, after = table[:-3, 0].view(15, 15), found[:-3, 0].view(2 * side - 1, -1)
+    slope = torch.linspace(-1, 1, 15)
+    table[:-3, 0] = (slope[:, None] * 2 + slope[None, :]).flatten()
+    resized = resize_bias_table(table, side)
+    assert resized.shape == (grid_table_rows(side), 2)
+    assert resized.dtype == torch.float32
+    assert bool(torch.isfinite(resized).all())
+    assert torch.equal(resized[-3:], table[-3:])
+    before = table[:-3, 0].view(15, 15)
+    after = resized[:-3, 0].view(2 * side - 1, -1)
+    middle = slice(8 - side, 7 + side)
     # A step is worth up to 0.29 here, and the released method spreads the offsets by 1 %.
-    assert torch.allclose(after, before[8 - side : 7 + side, 8 - side : 7 + side], atol=0.06)
+    assert torch.allclose(after, before[middle, middle], atol=0.06)
 
 
 def test_stretched_table_fits_any_picture():
     table = torch.randn(grid_table_rows(4), 3)
     assert stretch_grid_table(table, 4, 4, 4) is table
     for rows, columns in ((2, 6), (5, 5), (1, 3)):
-        found = stretch_grid_table(table, 4, rows, columns)
-        assert found.shape == ((2 * rows - 1) * (2 * columns - 1) + 3, 3)
-        assert torch.equal(found[-3:], table[-3:])
+        stretched = stretch_grid_table(table, 4, rows, columns)
+        height = 2 * rows - 1
+        width = 2 * columns - 1
+        assert stretched.shape == (height * width + 3, 3)
+        assert torch.equal(stretched[-3:], table[-3:])
         # No offset stays no offset, and rows are not columns.
-        middle = found[:-3].view(2 * rows - 1, 2 * columns - 1, 3)[rows - 1, columns - 1]
-        assert torch.allclose(middle, table[:-3].view(7, 7, 3)[3, 3], atol=1e-5)
+        offsets = stretched[:-3].view(height, width, 3)
+        assert torch.allclose(offsets[rows - 1, columns - 1], table[:-3].view(7, 7, 3)[3, 3], atol=1e-5)
         if rows > 1 and columns > 1:
-            assert torch.allclose(found[0], table[0], atol=1e-5)
-            assert torch.allclose(found[-4], table[-4], atol=1e-5)
-        turned = torch.cat([table[:-3].view(7, 7, 3).transpose(0, 1).reshape(49, 3), table[-3:]])
-        other = stretch_grid_table(turned, 4, columns, rows)[:-3].view(2 * columns - 1, 2 * rows - 1, 3)
-        assert torch.allclose(other.transpose(0, 1).reshape(-1, 3), found[:-3], atol=1e-5)
+            assert torch.allclose(stretched[0], table[0], atol=1e-5)
+            assert torch.allclose(stretched[-4], table[-4], atol=1e-5)
+        turned_offsets = table[:-3].view(7, 7, 3).transpose(0, 1).reshape(49, 3)
+        turned = stretch_grid_table(torch.cat([turned_offsets, table[-3:]]), 4, columns, rows)
+        assert torch.allclose(turned[:-3].view(width, height, 3).transpose(0, 1), offsets, atol=1e-5)
 
 
 def test_positions_stretch_to_any_picture():

@@ -13,8 +13,10 @@ class LoRA(nn.Module):
 
     def __init__(self, base):
         super().__init__()
-        self.base, self.dropout = base, nn.Dropout(0.5)
-        self.a, self.b = nn.Linear(base.in_features, 4, bias=False), nn.Linear(4, base.out_features, bias=False)
+        self.base = base
+        self.dropout = nn.Dropout(0.5)
+        self.a = nn.Linear(base.in_features, 4, bias=False)
+        self.b = nn.Linear(4, base.out_features, bias=False)
 
     def forward(self, x):
         return self.base(x) + self.b(self.a(self.dropout(x)))
@@ -28,15 +30,16 @@ def gradients(what):
         for ffn in block.ffn.values():
             ffn.down = LoRA(ffn.down)
     set_recompute(model, what)
-    sum(vector[:, 0].sum() for vector in model(batch_of(model, range(4))).values()).backward()
+    vectors = model(batch_of(model, range(4)))
+    torch.cat([vector[:, 0] for vector in vectors.values()]).sum().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("what", ["ffn", "blocks"])
 def test_dropout_anywhere_draws_the_same_mask_in_the_backward_pass(what):
-    found = gradients(what)
+    recomputed = gradients(what)
     expected = gradients("none")
-    assert {"blocks.0.attn.proj.b.weight", "blocks.1.ffn.audio.down.a.weight"} <= set(found)
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
+    assert {"blocks.0.attn.proj.b.weight", "blocks.1.ffn.audio.down.a.weight"} <= set(recomputed)
+    assert recomputed.keys() == expected.keys()
+    for name, gradient in recomputed.items():
         assert torch.equal(gradient, expected[name]), name

@@ -1,6 +1,7 @@
 """The whole model: against the plain one, what a pass costs, what a file of it holds, how it starts."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -40,24 +41,27 @@ def test_equals_the_reference(name):
     batch["image"]["pixels"] = batch["image"]["pixels"].double()
     batch["audio"]["waveform"] = batch["audio"]["waveform"].double()
     keep = every_other(model, batch)
-    vectors, joint, hidden = model(batch), model.features(batch), model.features(batch, keep)
-    predicted = model.reconstruct(model.stems(batch), keep)
+    vectors = model(batch)
+    joint = model.features(batch)
+    joint_masked = model.features(batch, keep)
+    reconstructed = model.reconstruct(model.stems(batch), keep)
     reference = plain(model)
     for i in (0, 2):
-        raw = {key: item(key, i)[RAW[key]][0] for key in ALL}
-        stems = {key: reference.stem(key, x if key == "text" else x.double()) for key, x in raw.items()}
-        for key, stem in stems.items():
-            alone = reference.embed(key, reference.encode([reference.place(key, stem)])[key])
-            assert torch.allclose(vectors[key][i], alone, atol=1e-10, rtol=0)
-        whole = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
-        places = {key: ids[i][ids[i] >= 0].tolist() for key, ids in keep.items()}
-        items = [reference.place(key, stem, places[key]) for key, stem in stems.items()]
-        seen = reference.encode(items)
-        lengths = {key: len(stem) + 1 for key, stem in stems.items()}
-        filled = reference.decode(items, seen, lengths, lengths)
+        stems = {}
         for key in ALL:
-            for found, expected in ((joint, whole), (hidden, seen), (predicted, filled)):
-                assert torch.allclose(found[key][i, : len(expected[key])], expected[key], atol=1e-10, rtol=0)
+            raw = item(key, i)[RAW[key]][0]
+            stems[key] = reference.stem(key, raw if key == "text" else raw.double())
+            alone = reference.encode([reference.place(key, stems[key])])[key]
+            assert torch.allclose(vectors[key][i], reference.embed(key, alone), atol=1e-10, rtol=0)
+        whole = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
+        visible = {key: ids[i][ids[i] >= 0].tolist() for key, ids in keep.items()}
+        visible_items = [reference.place(key, stem, visible[key]) for key, stem in stems.items()]
+        encoded = reference.encode(visible_items)
+        lengths = {key: len(stem) + 1 for key, stem in stems.items()}
+        decoded = reference.decode(visible_items, encoded, lengths, lengths)
+        for key in ALL:
+            for ours, expected in ((joint, whole), (joint_masked, encoded), (reconstructed, decoded)):
+                assert torch.allclose(ours[key][i, : len(expected[key])], expected[key], atol=1e-10, rtol=0)
 
 
 @torch.no_grad()
@@ -69,19 +73,26 @@ def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, 
     keep = every_other(model, batch) if hide else {}
     for key, adapter in model.adapters.items():
         stem = model.stems(batch)[key]
-        plain = adapter(stem, keep.get(key))
-        adapter.mean_cls, adapter.max_cls = "mean" in pools, "max" in pools
+        without = adapter(stem, keep.get(key))
+        adapter.mean_cls = "mean" in pools
+        adapter.max_cls = "max" in pools
         tokens = adapter(stem, keep.get(key)).tokens
-        assert torch.equal(tokens[:, 1:], plain.tokens[:, 1:])
-        real = ~plain.dense_mask()
+        assert torch.equal(tokens[:, 1:], without.tokens[:, 1:])
+        real = ~without.dense_mask()
         for i in range(3):
-            left = plain.tokens[i, 1:][real[i, 1:]]
-            expected = plain.tokens[i, 0] + ("mean" in pools) * left.mean(0) + ("max" in pools) * left.amax(0)
-            assert torch.allclose(tokens[i, 0], expected, atol=1e-6, rtol=0)
+            real_tokens = without.tokens[i, 1:][real[i, 1:]]
+            pooled = real_tokens.mean(0) if "mean" in pools else real_tokens.amax(0)
+            assert torch.allclose(tokens[i, 0], without.tokens[i, 0] + pooled, atol=1e-6, rtol=0)
 
 
 TERMS = terms(
-    {name: {} for name in ("contrastive", *(f"denoising/{key}" for key in ALL), "denoising/text+image+audio")}
+    {
+        "contrastive": {},
+        "denoising/text": {},
+        "denoising/image": {},
+        "denoising/audio": {},
+        "denoising/text+image+audio": {},
+    }
 )
 
 
@@ -89,17 +100,21 @@ TERMS = terms(
 @pytest.mark.parametrize("keys", [["audio"], ["image", "text"]])
 def test_any_subset_of_modalities_in_any_order(keys):
     """Each gets its own features back, those of a model that was built without the others."""
-    model, part = small_model(*ALL), small_model(*[key for key in ALL if key in keys])
+    model = small_model(*ALL)
+    part = small_model(*[key for key in ALL if key in keys])
     part.load_state_dict({name: model.state_dict()[name] for name in part.state_dict()})
     batch = batch_of(part, range(2))
-    some = {key: batch[key] for key in keys}
-    vectors, found, expected = model(some), model.features(some), part.features(batch)
-    assert set(vectors) == set(found) == set(keys)
+    reordered = {key: batch[key] for key in keys}
+    vectors = model(reordered)
+    features = model.features(reordered)
+    expected = part.features(batch)
+    assert set(vectors) == set(features) == set(keys)
     for key in keys:
         assert torch.allclose(vectors[key].norm(dim=1), torch.ones(2))
-        assert torch.equal(found[key], expected[key])
+        assert torch.equal(features[key], expected[key])
         if len(keys) > 1:  # attention is shared: what the others are changes the features
-            assert (model.features({key: batch[key]})[key] - found[key])[:, 0].abs().max() > 1e-3
+            alone = model.features({key: batch[key]})
+            assert (alone[key] - features[key])[:, 0].abs().max() > 1e-3
 
 
 def test_every_parameter_gets_a_gradient():
@@ -123,8 +138,7 @@ def test_every_parameter_of_a_classifier_gets_a_gradient(pool):
     assert torch.allclose(logits[2:3], alone, atol=1e-5)
     logits.square().sum().backward()
     # Pooling leaves out CLS: only its last norm and FFN rows can lack a gradient, and those are shared with tokens.
-    lacking = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert lacking == []
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_state_dict_holds_parameters_only():
@@ -140,14 +154,14 @@ def test_state_dict_holds_parameters_only():
 @pytest.mark.parametrize(("per_block", "calls"), [(False, 1), (True, 2)])
 def test_bias_built_once_per_pass(monkeypatch, per_block, calls):
     model = small_model(*ALL, bias_per_block=per_block)
-    batch, built = batch_of(model, range(3)), []
-    original = encoder.attention_bias
-    monkeypatch.setattr(encoder, "attention_bias", lambda *args: built.append(args) or original(*args))
+    batch = batch_of(model, range(3))
+    attention_bias = Mock(wraps=encoder.attention_bias)
+    monkeypatch.setattr(encoder, "attention_bias", attention_bias)
     model.features(batch)
-    assert len(built) == calls
-    built.clear()
+    assert attention_bias.call_count == calls
+    attention_bias.reset_mock()
     model({key: batch[key] for key in ("text", "image")})
-    assert len(built) == 2 * calls
+    assert attention_bias.call_count == 2 * calls
 
 
 def test_stems_and_passes_are_made_once_per_step(monkeypatch):
@@ -188,15 +202,23 @@ def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
 
 def test_joint_teachers_cost_no_graph():
     model = small_model(*ALL).train()
-    assert not any(
-        x.tokens.requires_grad for x in Passes(model, training_batch(model, batch_of(model, range(3)))).joint.values()
-    )
+    passes = Passes(model, training_batch(model, batch_of(model, range(3))))
+    assert not any(features.tokens.requires_grad for features in passes.joint.values())
 
 
 def test_initialisation_is_the_released_one():
-    fields = dict(VARIANTS[key] for key in ALL)
-    decoder = MaskedDecoderConfig(16, 1, 2, 24)
-    model = OnePeace(ModelConfig(32, 24, 2, 4, 48, layer_scale=1e-2, adapters=fields, projections=ALL, decoder=decoder))
+    config = ModelConfig(
+        dim=32,
+        embed_dim=24,
+        depth=2,
+        num_heads=4,
+        ffn_dim=48,
+        layer_scale=1e-2,
+        adapters=dict(VARIANTS[key] for key in ALL),
+        projections=ALL,
+        decoder=MaskedDecoderConfig(16, 1, 2, 24),
+    )
+    model = OnePeace(config)
     for name, parameter in model.named_parameters():
         x = parameter.detach()
         if name == "logit_scale":
@@ -260,7 +282,8 @@ def test_final_norm_of_some_modalities():
     assert list(with_text.norms) == ["text"]
     assert with_text.load_state_dict(with_all.state_dict(), strict=False).missing_keys == []
     batch = batch_of(with_all, range(3))
-    expected, features = with_all.features(batch), with_text.features(batch)
+    expected = with_all.features(batch)
+    features = with_text.features(batch)
     assert torch.equal(features["text"], expected["text"])
     assert torch.equal(with_all.norms["image"](features["image"]), expected["image"])
     image_alone = keep_modalities(Config(with_text.config), ["image"], "test").model

@@ -90,7 +90,7 @@ with ThreadPoolExecutor(4) as pool:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists() or platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_of_large_pictures_is_given_back():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", DECODE], check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 64 << 20  # a picture takes 392 MB
+    assert int(done.stdout) < 256 << 20  # a picture takes 392 MB, and without giving back 600 to 1,100 MB stay
 
 
 def test_address_that_is_taken_or_open_to_others_is_refused(index, server):

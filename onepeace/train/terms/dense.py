@@ -82,23 +82,29 @@ class Segmentation(Supervised[SupervisedOptions]):
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         size = tuple(batch.inputs[model.config.heads[self.options.head]["on"]]["pixels"].shape[-2:])
-        masks = [self._mask(one, key, size) for one, key in zip(batch.targets[self.target], batch.keys, strict=True)]
+        masks = []
+        for encoded, key in zip(batch.targets[self.target], batch.keys, strict=True):
+            masks.append(self._mask(encoded, key, size))
         target = upload(torch.stack(masks), outputs.device)
         logits = F.interpolate(outputs.float(), size, mode="bilinear", align_corners=False)
-        known = (target != IGNORED).sum().clamp_min(1)
-        return {self.options.name: F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known}
+        total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+        num_pixels = (target != IGNORED).sum().clamp_min(1)
+        return {self.options.name: total / num_pixels}
 
     def _mask(self, encoded: bytes, key: str, size: tuple[int, ...]) -> Tensor:
         """Mask (H, W) int64, resized by nearest neighbour."""
         mask = read_mask(encoded, key)
-        known = mask[mask != IGNORED]
-        if known.size and known.max() >= len(self.labels):
-            raise UserError(f"{key}: its mask has the class {known.max()}, and the head has {len(self.labels)}")
-        rows, columns = (
-            ((np.arange(length) + 0.5) * side / length).astype(np.int64)
-            for length, side in zip(size, mask.shape, strict=True)
-        )
+        classes = mask[mask != IGNORED]
+        if classes.size and classes.max() >= len(self.labels):
+            raise UserError(f"{key}: its mask has the class {classes.max()}, and the head has {len(self.labels)}")
+        rows = _nearest_places(size[0], mask.shape[0])
+        columns = _nearest_places(size[1], mask.shape[1])
         return torch.from_numpy(mask[rows][:, columns].astype(np.int64))
+
+
+def _nearest_places(length: int, side: int) -> np.ndarray:
+    """(length,) int64: for each place of a resized side, the nearest place of the original side."""
+    return ((np.arange(length) + 0.5) * side / length).astype(np.int64)
 
 
 class Detection(Supervised[SupervisedOptions]):
@@ -124,7 +130,8 @@ class Detection(Supervised[SupervisedOptions]):
             corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
             numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long)
             has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of the sides is learned
-            targets.append({"boxes": upload(corners[has_area], device), "labels": upload(numbers[has_area], device)})
+            target = {"boxes": upload(corners[has_area], device), "labels": upload(numbers[has_area], device)}
+            targets.append(target)
         head = expect(expect(model, Encoder).heads[self.options.head], DetectionHead)
-        found = head.losses(outputs, targets)
-        return {f"{self.options.name}/{name.removeprefix('loss_')}": loss for name, loss in found.items()}
+        losses = head.losses(outputs, targets)
+        return {f"{self.options.name}/{name.removeprefix('loss_')}": loss for name, loss in losses.items()}

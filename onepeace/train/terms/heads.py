@@ -75,8 +75,9 @@ def check_head(options: SupervisedOptions, config: Any, field: str, value: str) 
     heads = config.model.heads
     if options.head not in heads:
         raise UserError(f"{options.where} needs model.heads.{options.head}; known: {', '.join(heads) or 'none'}")
-    if (found := heads[options.head].get(field)) != value:
-        raise UserError(f"{options.where} needs model.heads.{options.head}.{field}: {value}; it is {found}")
+    actual = heads[options.head].get(field)
+    if actual != value:
+        raise UserError(f"{options.where} needs model.heads.{options.head}.{field}: {value}; it is {actual}")
     return heads[options.head]
 
 

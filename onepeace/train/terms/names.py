@@ -40,7 +40,8 @@ class Names(Term[NamesOptions]):
 
     @classmethod
     def check(cls, options: NamesOptions, context: TermContext) -> None:
-        if (key := options.one_modality()) == "text":
+        key = options.one_modality()
+        if key == "text":
             raise UserError(f"{options.where}.on is [text]; give a modality beside text")
         check_projections(options, (key, "text"), context.config)
 
@@ -49,10 +50,15 @@ class Names(Term[NamesOptions]):
         """The scores, and the text input of all class names for each template."""
         scores = data.features(options.teacher, options.one_modality(), "scores")
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES
-        if scores.features.shape[1] != len(classes):
-            found = f"{scores.features.shape[1]} classes"
-            raise UserError(f"{options.where}: {options.teacher} has {found}, and {len(classes)} names are known")
-        return scores, [data.texts([form.format(one) for one in classes]) for form in options.templates]
+        num_scores = scores.features.shape[1]
+        if num_scores != len(classes):
+            raise UserError(
+                f"{options.where}: {options.teacher} has {num_scores} classes, and {len(classes)} names are known"
+            )
+        inputs = []
+        for template in options.templates:
+            inputs.append(data.texts([template.format(name) for name in classes]))
+        return scores, inputs
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Unit vectors (n, E) of the items in the classifier's table, and its probabilities (n, K)."""
@@ -60,15 +66,22 @@ class Names(Term[NamesOptions]):
         return vectors, scores.float()
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
-        vectors, own = outputs
-        scores, _ = parallel.gather_ragged(own)
+        vectors, scores_here = outputs
+        scores, _ = parallel.gather_ragged(scores_here)
         likeliest = scores.amax(0) if len(scores) else scores.new_zeros(scores.shape[1])
         chosen = likeliest.topk(min(self.options.names, len(likeliest))).indices
         template = self.names[self.step % len(self.names)]
         # Which names are the longest is known on the device alone, so their padding stays.
         inputs = {name: upload(tensor, chosen.device)[chosen] for name, tensor in template.items()}
         encoder = expect(model, Encoder)
-        texts = encoder.embed("text", encoder.encode(encoder.stems({"text": inputs}))["text"])
+        features = encoder.encode(encoder.stems({"text": inputs}))
+        texts = encoder.embed("text", features["text"])
         scale = INITIAL_SCALE if model.logit_scale is None else model.logit_scale.exp()
-        count = max(len(scores), 1) / parallel.world_size()
-        return {self.options.name: losses.soft_targets(vectors, texts, own[:, chosen], scale, count)}
+        loss = losses.soft_targets(
+            vectors,
+            texts,
+            scores_here[:, chosen],
+            scale,
+            count=max(len(scores), 1) / parallel.world_size(),
+        )
+        return {self.options.name: loss}
