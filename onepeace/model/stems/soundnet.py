@@ -71,8 +71,7 @@ class SoundNetStem(PretrainedStem):
         for conv, (_, pooled) in zip(self.network, LAYERS, strict=True):
             if tokens is not None:
                 x = _zero_padding(x, tokens * samples + extra)
-            x = F.relu(conv(x)).unsqueeze(2)
-            x = F.max_pool2d(x, (1, pooled)).squeeze(2)  # torch.export would fix the length in max_pool1d
+            x = _max_pool(F.relu(conv(x)), pooled)
             samples = samples // (2 * pooled)
             extra = int(pooled == 1)  # without pooling one more frame is left
         return x.transpose(1, 2).log1p()
@@ -99,6 +98,11 @@ class SoundNetStem(PretrainedStem):
             key_by_name = {key.partition(".network.1.network.")[2]: key for key in file.keys()}
             weights = {name: file.get_tensor(key_by_name[name]) for name in self.network.state_dict()}
         self.network.load_state_dict(weights)
+
+
+def _max_pool(x: Tensor, size: int) -> Tensor:
+    """Maximum of ``size`` samples of (B, C, N), without the rest; torch.export would fix the length in max_pool1d."""
+    return F.max_pool2d(x.unsqueeze(2), (1, size)).squeeze(2)
 
 
 def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
