@@ -115,7 +115,7 @@ def _say_report(args: argparse.Namespace, report: "Report") -> int:
 
 
 def _summary(report: "Report") -> str:
-    """What has changed, in one line."""
+    """Changes of a run, in one line."""
     unchanged = report.unchanged + report.known_problems
     changes = []
     for name in ("added", "changed", "copied", "moved", "removed", "recaptioned"):

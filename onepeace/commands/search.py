@@ -26,7 +26,7 @@ PARTS = {
     "without": ("TEXT", "move away from a text"),
 }
 PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{0,5}$")
-"""What tells a path from words: a separator, or an ending."""
+"""A separator or an ending, by which a path is told from words."""
 EXAMPLES = f"""\
 PATHS is one index (see: onepeace index build), or files and folders. What was searched once is kept in one index in the
 user's cache folder, of which each search updates and sees the files and folders that it names (see: onepeace index

@@ -18,7 +18,7 @@ UNANSWERED = ("test2015", "test-dev2015")
 
 
 class Answers(NamedTuple):
-    """What ten people answered to a question."""
+    """Answers of ten people to a question."""
 
     common: str
     """Most common answer, normalised."""

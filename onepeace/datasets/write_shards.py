@@ -26,7 +26,7 @@ AHEAD = 32
 
 
 class WrittenShards(NamedTuple):
-    """What was written for a set of samples."""
+    """Shards written for a set of samples."""
 
     path: Path
     """Path of the shards without their numbers and endings."""

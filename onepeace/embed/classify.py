@@ -54,7 +54,7 @@ def classify_by_labels(
 
 
 class HeadInput:
-    """What a head reads of files, given a text or candidates to choose from.
+    """Input of a head: files, with a text about them or candidates to choose from.
 
     Args:
         head: the head.

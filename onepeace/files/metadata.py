@@ -37,7 +37,7 @@ class Description:
     """When it was taken or recorded, in seconds since 1970. Many cameras store no time zone; it is then assumed to be
     that of this computer."""
     tags: dict[str, Any] = field(default_factory=dict)
-    """What cameras, programs and people wrote into it, by the names of tags.py."""
+    """Tags that cameras, programs and people wrote into it, by the names of tags.py."""
 
 
 def describe_media(path: str | os.PathLike[str], modality: str) -> Description:

@@ -1,4 +1,4 @@
-"""What cameras, programs and people wrote into pictures, sounds and videos.
+"""Tags that cameras, programs and people wrote into pictures, sounds and videos.
 
 Read by Pillow (EXIF, IPTC and XMP), soundfile and PyAV. The names of tags, of which each file has some:
 

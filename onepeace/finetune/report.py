@@ -68,7 +68,7 @@ class Errors:
 
     title: str
     cards: list[dict[str, str]]
-    """Of each item: its modality, content (a data: address), words and file name."""
+    """Modality, content (a data: address), words and file name of each item."""
 
 
 def notes(summary: SplitSummary) -> list[str]:
@@ -175,7 +175,7 @@ def commands_to_try(
 
 
 def _sets_of_classes(result: Result, summary: SplitSummary) -> list[dict[str, Any]]:
-    """Of each set that the head answered: its name, the figures by class, and the confusion matrix."""
+    """Name, figures by class and confusion matrix of each set that the head answered."""
     if not summary.labels:
         return []
     sets = []

@@ -77,7 +77,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
 
 
 class Loop:
-    """What happens around the steps of a run: its log, its evaluations, its checkpoints, and its end by a signal.
+    """Work around the steps of a run: its log, its evaluations, its checkpoints, and its end by a signal.
 
     Args:
         run: the run.

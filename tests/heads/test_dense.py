@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from support.small_models import network_of_pictures
 from torch.nn import functional as F
 
-from onepeace.config import Config, ModelConfig
+from onepeace.config import Config
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.model import OnePeace
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2]])
 """Of the classes 1 and 2; the background is dark noise."""
@@ -15,18 +15,7 @@ SEGMENTATION = {"kind": "segmentation", "on": "image", "num_classes": 3, "channe
 
 
 def small_network(head=SEGMENTATION):
-    config = ModelConfig(
-        dim=32,
-        embed_dim=16,
-        depth=2,
-        num_heads=4,
-        ffn_dim=48,
-        layer_scale=0.1,
-        adapters={"image": {"patch_size": 16, "grid": 4, "bias_grid": 4, "stem": "conv"}},
-        projections=("image",),
-        heads={"segmentation": head},
-    )
-    return OnePeace(config).train()
+    return network_of_pictures({"segmentation": head}).train()
 
 
 def scenes(count, height, width, seed=0):

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 from PIL import Image
+from support.small_models import network_of_pictures
 from support.training import terms
 
 from onepeace.cli import main
-from onepeace.config import Config, ModelConfig
+from onepeace.config import Config
 from onepeace.data.batch import Batch
 from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UserError
 from onepeace.evaluate.detections import box_ap
 from onepeace.hub import weights as weight_files
-from onepeace.model import OnePeace
 from onepeace.train.objective import Objective
 
 HEAD = {
@@ -35,19 +35,8 @@ TARGETS = {
 
 
 def small_network():
-    config = ModelConfig(
-        dim=32,
-        embed_dim=16,
-        depth=2,
-        num_heads=4,
-        ffn_dim=48,
-        layer_scale=0.1,
-        adapters={"image": {"patch_size": 16, "grid": 4, "bias_grid": 4, "stem": "conv"}},
-        projections=("image",),
-        heads={"classifier": HEAD},
-    )
     torch.manual_seed(0)
-    return OnePeace(config)
+    return network_of_pictures({"classifier": HEAD})
 
 
 def pixels(count=2):

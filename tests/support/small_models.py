@@ -39,6 +39,22 @@ def small_model(*variants: str, decoder: MaskedDecoderConfig | None = DECODER, *
     return randomise(model).eval()
 
 
+def network_of_pictures(heads) -> OnePeace:
+    """A model of pictures of 64 pixels with task heads, as a training begins with it."""
+    config = ModelConfig(
+        dim=32,
+        embed_dim=16,
+        depth=2,
+        num_heads=4,
+        ffn_dim=48,
+        layer_scale=0.1,
+        adapters={"image": {"patch_size": 16, "grid": 4, "bias_grid": 4, "stem": "conv"}},
+        projections=("image",),
+        heads=heads,
+    )
+    return OnePeace(config)
+
+
 @torch.no_grad()
 def randomise(model: OnePeace) -> OnePeace:
     """Give every parameter numbers of ordinary size: a missing or misplaced term then shows."""

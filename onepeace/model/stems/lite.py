@@ -20,7 +20,7 @@ class Stage(NamedTuple):
     expansion: int
     kernel: int
     stride: int
-    """Of the first block."""
+    """Stride of the first block; the others have 1."""
     channels: int
     depth: int
     """Number of blocks."""
