@@ -36,8 +36,8 @@ def test_vectors_are_those_of_an_index_with_their_times(folder, tmp_path, comman
     for path, (about, vectors) in indexed.items():
         rows = columns["paths"] == path
         np.testing.assert_allclose(columns["vectors"][rows], vectors, atol=1e-5)
-        assert columns["kinds"][rows].tolist() == len(vectors) * [about[0]]
-    (spans,) = (about[9] for path, (about, _) in indexed.items() if path.endswith("long.wav"))
+        assert columns["kinds"][rows].tolist() == len(vectors) * [about["modality"]]
+    (spans,) = (about["spans"] for path, (about, _) in indexed.items() if path.endswith("long.wav"))
     sound = columns["modalities"] == "audio"
     assert sum(sound) > 5
     assert columns["starts"][sound].tolist() == [span.start for span in spans]

@@ -1,24 +1,54 @@
+from pathlib import Path
+
 import pytest
+from support.indexes import check_same
 
 from onepeace.index import maintain
 
 
 @pytest.fixture
-def build(random_folder):
-    """Puts files into an index made by the small random model."""
+def index(tmp_path) -> Path:
+    """Where `build` puts an index."""
+    return tmp_path / "index"
 
-    def run(folder, *paths, model=random_folder, **options):
-        return maintain.build(folder, paths, str(model), device="cpu", progress=False, **options)
+
+@pytest.fixture
+def words(tmp_path) -> Path:
+    """A folder of six small texts."""
+    folder = tmp_path / "words"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"words number {number}")
+    return folder
+
+
+@pytest.fixture
+def build(random_folder, index):
+    """Puts files into `index`, made by the small random model."""
+
+    def run(*paths, into=index, model=random_folder, **options):
+        return maintain.build(into, paths, str(model), device="cpu", progress=False, **options)
 
     return run
 
 
 @pytest.fixture
-def update():
-    def run(folder, **options):
-        return maintain.update(folder, device="cpu", progress=False, **options)
+def update(index):
+    def run(**options):
+        return maintain.update(index, device="cpu", progress=False, **options)
 
     return run
+
+
+@pytest.fixture
+def check_as_new(build, index, tmp_path):
+    """Checks that `index` says what a new index of these files says."""
+
+    def check(*paths, **options):
+        build(*paths, into=tmp_path / "fresh", **options)
+        check_same(index, tmp_path / "fresh")
+
+    return check
 
 
 @pytest.fixture

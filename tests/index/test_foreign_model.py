@@ -1,5 +1,7 @@
 """An index made with an `Embedder` around a module that is not of this library."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from support.indexes import content
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UsageError, UserError
 from onepeace.hub.identity import Identity
-from onepeace.index import Index, Query, build, loading, update
+from onepeace.index import Index, Query, loading, maintain
 from onepeace.processors.processor import Processor
 
 EMBED_DIM = 8
@@ -49,78 +51,98 @@ def foreign(seed=0, power=1.0, identity=None):
 
 
 @pytest.fixture
-def words(tmp_path):
-    folder = tmp_path / "words"
-    folder.mkdir()
-    for name in ("apple", "bread", "cherry"):
-        (folder / f"{name}.txt").write_text(f"{name} and more of it")
-    return folder
+def build(words, index):
+    """Builds an index of the words with an `Embedder`."""
+
+    def run(embedder, **options):
+        return maintain.build(index, words, model=embedder, progress=False, **options)
+
+    return run
+
+
+@pytest.fixture
+def update(index):
+    def run(embedder, **options):
+        return maintain.update(index, model=embedder, progress=False, **options)
+
+    return run
 
 
 def check_vectors(index, embedder):
-    for path, (_, vectors) in content(index).items():
-        with open(path) as file:
-            expected = embedder.encode_text([file.read()]).numpy()
-        np.testing.assert_array_equal(vectors, expected)
+    for path, file in content(index).items():
+        expected = embedder.encode_text([Path(path).read_text()]).numpy()
+        np.testing.assert_array_equal(file.vectors, expected)
 
 
-def test_foreign_embedder_is_built_searched_and_updated(words, tmp_path, monkeypatch):
+def test_build_search_and_update(build, update, words, index, monkeypatch):
     monkeypatch.setattr(loading, "COMPILE_FROM", 1)
-    index = tmp_path / "index"
-    report = build(index, words, model=foreign(), progress=False)
-    assert (report.added, report.vectors) == (3, 3)
+
+    report = build(foreign())
+
+    assert (report.added, report.vectors) == (6, 6)
     check_vectors(index, foreign())
-    (words / "date.txt").write_text("date and more of it")
-    assert update(index, model=foreign(), progress=False).added == 1
+    (words / "new.txt").write_text("something else")
+    assert update(foreign()).added == 1
     check_vectors(index, foreign())
     with Index.open(index, model=foreign()) as opened:
-        best = opened.search("cherry and more of it", top=1)[0]
-    assert best.item.path == str(words / "cherry.txt")
+        best = opened.search("words number 3", top=1)[0]
+    assert best.item.path == str(words / "3.txt")
     assert best.score == pytest.approx(1)
 
 
-def test_index_of_a_foreign_embedder_needs_it_for_new_words_only(words, tmp_path):
-    index = tmp_path / "index"
-    build(index, words, model=foreign(), progress=False)
+def test_index_needs_the_embedder_for_new_words_only(build, update, words, index):
+    build(foreign())
+
     with Index.open(index) as opened:
-        assert len(opened.search(Query(like=str(words / "apple.txt")))) == 2
-        with pytest.raises(UserError, match="an Embedder of your own, Projection; pass it as model="):
+        assert len(opened.search(Query(like=str(words / "0.txt")), collapse=False)) == 5
+        with pytest.raises(UserError, match=r"Projection.* model="):
             opened.search("apple")
-    for change in (lambda: update(index), lambda: build(index, words)):
-        with pytest.raises(UserError, match="pass it as model="):
-            change()
+    for change in (build, update):
+        with pytest.raises(UserError, match="model="):
+            change(None)
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"power": 0.5}])
-def test_another_foreign_embedder_is_refused(words, tmp_path, other):
-    build(tmp_path / "index", words, model=foreign(), progress=False)
-    with pytest.raises(UserError, match="made with another model"):
-        Index.open(tmp_path / "index", model=foreign(**other))
-    with pytest.raises(UserError, match="made with another model"):
-        update(tmp_path / "index", model=foreign(**other))
+@pytest.mark.parametrize("options", [{"seed": 1}, {"power": 0.5}])
+def test_another_embedder_is_refused(build, update, index, options):
+    build(foreign())
+
+    with pytest.raises(UserError, match="another model"):
+        Index.open(index, model=foreign(**options))
+    with pytest.raises(UserError, match="another model"):
+        update(foreign(**options))
 
 
-def test_identity_is_that_of_load_of_the_maker_or_of_the_weights(words, tmp_path, model, random_folder):
-    index = tmp_path / "index"
-    build(index, words, model=str(random_folder), progress=False)
-    assert update(index, model=model, progress=False).unchanged == 3
+def test_another_name_with_the_same_hash_is_refused(build, index):
+    build(foreign(identity=Identity("a/b", "../1")))
+
+    Index.open(index, model=foreign(identity=Identity("a/b", "../1"))).close()
+    with pytest.raises(UserError, match="another model, a/b"):
+        Index.open(index, model=foreign(identity=Identity("c", "../1")))
+
+
+def test_identity_of_a_loaded_model(build, update, index, model, random_folder):
+    build(str(random_folder))
+
+    assert update(model).unchanged == 6
     with Index.open(index) as opened:
         assert model.identity == (opened.model, opened.model_hash, True)
-    with pytest.raises(UserError, match="has image, audio, which this Embedder was loaded without"):
-        update(index, model=Embedder(model.module, {"text": model.processors["text"]}, model.identity))
+
+
+def test_identity_of_a_model_loaded_in_part(build, update, model, random_folder):
+    build(str(random_folder))
+
+    with pytest.raises(UserError, match="image, audio"):
+        update(Embedder(model.module, {"text": model.processors["text"]}, model.identity))
+
+
+def test_identity_by_the_maker_or_the_weights():
     assert foreign(identity=Identity("mine", "1")).identity == ("mine", "1", False)
-    assert foreign().identity == foreign().identity != foreign(seed=1).identity
+    assert foreign().identity == foreign().identity
+    assert foreign().identity != foreign(seed=1).identity
 
 
-def test_makers_who_give_the_same_hash_are_told_by_their_names(words, tmp_path):
-    build(tmp_path / "index", words, model=foreign(identity=Identity("a/b", "../1")), progress=False)
-    Index.open(tmp_path / "index", model=foreign(identity=Identity("a/b", "../1"))).close()
-    with pytest.raises(UserError, match="made with another model, a/b"):
-        Index.open(tmp_path / "index", model=foreign(identity=Identity("c", "../1")))
-
-
-def test_options_of_loading_are_refused_for_an_embedder(words, tmp_path):
-    for options in ({"device": "cpu"}, {"dtype": "float32"}, {"engine": "ray"}):
-        with pytest.raises(UsageError):
-            build(tmp_path / "index", words, model=foreign(), **options)
-    assert not (tmp_path / "index").exists()
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"dtype": "float32"}, {"engine": "ray"}])
+def test_options_of_loading_are_refused(build, index, options):
+    with pytest.raises(UsageError):
+        build(foreign(), **options)
+    assert not index.exists()

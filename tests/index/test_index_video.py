@@ -1,245 +1,316 @@
 """Videos in an index: found by their pictures and their sound, at the moment; what is missing or broken in them."""
 
-import os
-import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
-from support.indexes import check_same, content
+from support.indexes import content, items_by_name
 from support.media import H264, TWO_SCENES, media
+from support.random_model import save_random_model
 from support.small_shards import write_tar
 
-from onepeace.index import Index, Query
+from onepeace.index import Index, Query, maintain
 from onepeace.index import video as video_module
 
 pytest.importorskip("av")
 
+SINE = ("-f", "lavfi", "-i", "sine=d=12", "-c:a", "aac")
+SILENCE = ("-f", "lavfi", "-i", "anullsrc=d=12", "-c:a", "aac")
+TEST_PICTURES = (
+    "-f",
+    "lavfi",
+    "-i",
+    "smptebars=d=6:s=64x48:r=5[a];testsrc2=d=6:s=64x48:r=5[b];[a]setsar=1[c];[b]setsar=1[d];[c][d]concat",
+)
+VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "5", "-movflags", "+faststart")
 
-def made_of(*scenes: tuple[str, float], name="scenes.mp4", sound=()):
+
+def video_of(*scenes: tuple[str, float], name="scenes.mp4", sound=()):
     """A video of one colour after the other, each for so many seconds."""
-    graph = "".join(f"color={colour}:d={seconds}:s=64x48:r=4[{i}];" for i, (colour, seconds) in enumerate(scenes))
-    graph += "".join(f"[{i}]" for i in range(len(scenes))) + f"concat=n={len(scenes)}"
-    return media(name, "-f", "lavfi", "-i", graph, *sound, *H264, "-g", "4")
+    graph = ""
+    for number, (colour, seconds) in enumerate(scenes):
+        graph += f"color={colour}:d={seconds}:s=64x48:r=4[{number}];"
+    inputs = "".join(f"[{number}]" for number in range(len(scenes)))
+    return media(name, "-f", "lavfi", "-i", f"{graph}{inputs}concat=n={len(scenes)}", *sound, *H264, "-g", "4")
 
 
-def spans(index, name=None):
-    """(modality, start, end) of the vectors of a file, or of the only one."""
+def spans_by_name(index):
+    """By the names of files, (modality, start, end) of their vectors."""
+    spans = {}
+    for path, file in content(index).items():
+        spans[path.rpartition("/")[2]] = [(span.modality, span.start, span.end) for span in file.fields["spans"]]
+    return spans
+
+
+def only_spans(index):
+    (spans,) = spans_by_name(index).values()
+    return spans
+
+
+def only_item(index):
+    (item,) = items_by_name(index).values()
+    return item
+
+
+@pytest.fixture(scope="module")
+def two_scenes(tmp_path_factory):
+    """An index of the video of a cat, coffee and a bark, made by the bundled model."""
+    folder = tmp_path_factory.mktemp("video") / "index"
+    maintain.build(folder, TWO_SCENES, "tiny", device="cpu", progress=False)
+    return folder
+
+
+def test_video_has_vectors_of_its_scenes_and_windows(two_scenes):
+    item = only_item(two_scenes)
+
+    assert only_spans(two_scenes) == [
+        ("image", 0.0, 10.0),
+        ("image", 10.0, 20.008),
+        ("audio", 0.0, 10.0),
+        ("audio", 5.0, 15.0),
+        ("audio", 10.0, 20.0),
+        ("audio", 15.0, pytest.approx(20.008)),
+    ]
+    assert item.modality == "video"
+    assert (item.width, item.height, item.duration) == (160, 120, 20.008)
+    assert item.note is None
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "least_score", "first", "last"),
+    [("image", "cat.jpg", 0.9, 0, 9), ("image", "coffee.jpg", 0.9, 9.9, 12), ("audio", "dog.ogg", 0.4, 9.9, 15.1)],
+)
+def test_video_is_found_at_the_moment(two_scenes, samples, field, name, least_score, first, last):
+    (path,) = samples.rglob(name)
+    with Index.open(two_scenes) as index:
+        (hit,) = index.search(Query(**{field: path})).hits
+
+    assert hit.item.modality == "video"
+    assert hit.modality == field
+    assert first <= hit.start <= last
+    assert hit.start < hit.end <= 20.6
+    assert hit.score > least_score
+
+
+@pytest.mark.parametrize(
+    ("options", "modalities"),
+    [
+        ({"only": "video"}, ["image"]),
+        ({"only": "image"}, ["image"]),
+        ({"only": "audio"}, ["audio"]),
+        ({"only": ["audio", "video"]}, ["image"]),
+        ({"only": "text"}, []),
+        ({"where": "duration < 20"}, []),
+        ({"where": "duration > 20 and width == 160 and kind == 'video'"}, ["image"]),
+    ],
+)
+def test_video_passes_filters(two_scenes, samples, options, modalities):
+    with Index.open(two_scenes) as index:
+        hits = index.search(Query(image=samples / "images" / "cat.jpg"), **options).hits
+
+    assert [hit.modality for hit in hits] == modalities
+
+
+def test_like_a_video_is_like_its_pictures_and_its_sound(build, index, samples):
+    build(TWO_SCENES, samples / "images", samples / "sounds", model="tiny")
+
     with Index.open(index) as opened:
-        (item,) = [item for item in opened.items() if name in (None, os.path.basename(item.path))]
-        _, found, _ = opened.store.intact([item.id])[item.id]
-        return [(span.modality, span.start, span.end) for span in found]
+        hits = opened.search(Query(like=TWO_SCENES), top=6)
+        sounds = opened.search(Query(like=TWO_SCENES), only="audio", top=2)
+
+    names = {hit.item.path.rpartition("/")[2] for hit in hits}
+    assert {"cat.jpg", "coffee.jpg"} <= names
+    assert TWO_SCENES.name not in names
+    assert str(samples / "sounds" / "dog.ogg") in [hit.item.path for hit in sounds]
 
 
-def item_of(index):
-    with Index.open(index) as opened:
-        (item,) = opened.store.items()
-        return item
-
-
-def check_found(index, samples):
-    """That the two scenes and the sound are found where they are."""
-    coffee, cat = (Query(image=samples / "images" / f"{name}.jpg") for name in ("coffee", "cat"))
-    for part, modality, score, times in (
-        (cat, "image", 0.9, (0, 9)),
-        (coffee, "image", 0.9, (9.9, 12)),
-        (Query(audio=samples / "sounds" / "dog.ogg"), "audio", 0.4, (9.9, 15.1)),
-    ):
-        (hit,) = index.search(part).hits
-        assert (hit.item.modality, hit.modality) == ("video", modality)
-        assert times[0] <= hit.start <= times[1]
-        assert hit.start < hit.end <= 20.6
-        assert hit.score > score
-
-
-def test_two_scenes_and_a_bark_are_found_where_they_are(build, tmp_path, samples):
-    build(tmp_path / "index", TWO_SCENES, model="tiny")
-    assert spans(tmp_path / "index") == [
-        ("image", 0.0, 10.0), ("image", 10.0, 20.008),
-        ("audio", 0.0, 10.0), ("audio", 5.0, 15.0), ("audio", 10.0, 20.0), ("audio", 15.0, pytest.approx(20.008)),
-    ]  # fmt: skip
-    with Index.open(tmp_path / "index") as index:
-        check_found(index, samples)
-        (item,) = index.items()
-        assert (item.modality, item.width, item.height, item.duration, item.note) == ("video", 160, 120, 20.008, None)
-        query = Query(image=samples / "images" / "cat.jpg")
-        for only, found in ((["video"], 1), (["image"], 1), (["audio"], 1), (["audio", "video"], 1), (["text"], 0)):
-            hits = index.search(query, only=only).hits
-            assert len(hits) == found
-            assert all(hit.modality == "image" for hit in hits) or only == ["audio"]
-        assert index.search(query, where="duration < 20").hits == ()
-        assert len(index.search(query, where="duration > 20 and width == 160 and kind == 'video'").hits) == 1
-
-
-def test_update_follows_a_video(build, update, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path):
     (tmp_path / "files").mkdir()
-    path = tmp_path / "files" / "a.webm"
-    shutil.copyfile(TWO_SCENES, path)
-    build(tmp_path / "index", tmp_path / "files")
-    before = content(tmp_path / "index")[str(path)][1]
-    assert len(before) == 2 + 10  # that model reads two seconds of sound at once
-    with monkeypatch.context() as context:
-        context.setattr("onepeace.embed.embedder.load", None)
-        path.rename(tmp_path / "files" / "b.webm")
-        shutil.copyfile(TWO_SCENES, tmp_path / "files" / "copy.webm")
-        report = update(tmp_path / "index")
+    return tmp_path / "files"
+
+
+def test_update_recognises_a_video(build, update, no_model, index, folder):
+    shutil.copyfile(TWO_SCENES, folder / "a.webm")
+    build(folder)
+    vectors = content(index)[str(folder / "a.webm")].vectors
+    no_model()
+    (folder / "a.webm").rename(folder / "b.webm")
+    shutil.copyfile(TWO_SCENES, folder / "copy.webm")
+
+    report = update()
+
     assert (report.moved, report.copied, report.vectors) == (1, 1, 0)
-    found = content(tmp_path / "index")
-    assert found.keys() == {str(tmp_path / "files" / name) for name in ("b.webm", "copy.webm")}
-    assert all((vectors == before).all() for _, vectors in found.values())
+    assert len(vectors) == 2 + 10  # that model reads two seconds of sound at once
+    assert content(index).keys() == {str(folder / "b.webm"), str(folder / "copy.webm")}
+    for file in content(index).values():
+        assert (file.vectors == vectors).all()
 
-    shutil.copyfile(made_of(("red", 3), ("navy", 3)), tmp_path / "files" / "copy.webm")
-    report = update(tmp_path / "index")
+
+def test_update_follows_a_video_that_changes(build, update, check_as_new, folder):
+    shutil.copyfile(TWO_SCENES, folder / "a.webm")
+    shutil.copyfile(TWO_SCENES, folder / "b.webm")
+    build(folder)
+    shutil.copyfile(video_of(("red", 3), ("navy", 3)), folder / "b.webm")
+
+    report = update()
+
     assert (report.changed, report.unchanged) == (1, 1)
-    build(tmp_path / "fresh", tmp_path / "files")
-    check_same(tmp_path / "index", tmp_path / "fresh")
+    check_as_new(folder)
 
 
-def test_pictures_that_look_the_same_are_one_vector(build, tmp_path):
-    build(tmp_path / "still", made_of(("navy", 45)), model="tiny")
-    assert spans(tmp_path / "still") == [("image", 0.0, 45.0)]
-    assert item_of(tmp_path / "still").note == "there is no sound in it that can be decoded"
-    build(tmp_path / "scenes", made_of(("navy", 12), ("yellow", 25), ("navy", 5)), model="tiny")
-    assert spans(tmp_path / "scenes") == [("image", 0.0, 12.0), ("image", 12.0, 37.0), ("image", 37.0, 42.0)]
+@pytest.mark.parametrize(
+    ("scenes", "times"),
+    [
+        ([("navy", 45)], [(0.0, 45.0)]),
+        ([("navy", 12), ("yellow", 25), ("navy", 5)], [(0.0, 12.0), (12.0, 37.0), (37.0, 42.0)]),
+    ],
+)
+def test_pictures_that_look_the_same_are_one_vector(build, index, scenes, times):
+    build(video_of(*scenes), model="tiny")
+
+    assert only_spans(index) == [("image", start, end) for start, end in times]
 
 
-def test_pictures_of_a_long_video_are_few_and_from_all_of_it(build, tmp_path, monkeypatch):
-    path = made_of(*([("red", 1), ("lime", 1), ("blue", 1)] * 11)[:32])
+@pytest.fixture
+def long_video(monkeypatch):
+    """32 seconds of which each looks different, in an index of at most 8 pictures of a video."""
     monkeypatch.setattr(video_module, "ALIKE", 2.0)
     monkeypatch.setattr(video_module, "MOST", 8)
-    build(tmp_path / "index", path)
-    starts = [start for _, start, _ in spans(tmp_path / "index")]
-    assert starts == [0, 4, 8, 12, 16, 20, 24, 28]
-    # Of a member of a shard it is not known how long it is.
-    build(tmp_path / "in shard", write_tar(tmp_path / "a.tar", {"a.mp4": path.read_bytes()}))
-    assert [start for _, start, _ in spans(tmp_path / "in shard")] == list(range(8))
-    assert "only its first 8 pictures are in the index, up to second 8" in item_of(tmp_path / "in shard").note
+    colours = [("red", 1), ("lime", 1), ("blue", 1)] * 11
+    return video_of(*colours[:32])
 
 
-def test_member_of_a_shard_is_as_a_file(build, tmp_path):
+def test_pictures_of_a_long_video_are_from_all_of_it(build, index, long_video):
+    build(long_video)
+
+    assert [start for _, start, _ in only_spans(index)] == [0, 4, 8, 12, 16, 20, 24, 28]
+
+
+def test_pictures_of_a_long_video_in_a_shard_are_its_first(build, index, long_video, tmp_path):
+    """As it is not known how long it is."""
+    build(write_tar(tmp_path / "a.tar", {"a.mp4": long_video.read_bytes()}))
+
+    assert [start for _, start, _ in only_spans(index)] == list(range(8))
+    assert "only its first 8 pictures" in only_item(index).note
+
+
+def test_member_of_a_shard_is_as_a_file(build, index, tmp_path):
     shard = write_tar(tmp_path / "a.tar", {"a.webm": TWO_SCENES.read_bytes(), "a.txt": b"a cat, then coffee"})
-    build(tmp_path / "index", shard)
-    build(tmp_path / "file", TWO_SCENES)
-    with Index.open(tmp_path / "index") as index:
-        (item,) = index.items()
-    assert (item.path, item.modality, item.caption) == (f"{shard}::a.webm", "video", "a cat, then coffee")
-    assert spans(tmp_path / "index")[1] == ("image", 10.0, 10.0)  # how long it is is not known
-    (one,), (two,) = (content(tmp_path / name).values() for name in ("index", "file"))
-    np.testing.assert_allclose(one[1], two[1], atol=1e-5)
+    build(shard)
+    build(TWO_SCENES, into=tmp_path / "file")
+
+    item = only_item(index)
+
+    assert item.path == f"{shard}::a.webm"
+    assert item.modality == "video"
+    assert item.caption == "a cat, then coffee"
+    assert only_spans(index)[1] == ("image", 10.0, 10.0)  # how long it is is not known
+    (member,) = content(index).values()
+    (file,) = content(tmp_path / "file").values()
+    np.testing.assert_allclose(member.vectors, file.vectors, atol=1e-5)
 
 
-def halved(path, target, start):
-    """A video whose bytes behind the middle are zeros, from the first of those that name its content on."""
-    whole = bytearray(path.read_bytes())
-    first = whole.index(start)
-    middle = first + (len(whole) - first) // 2
-    whole[middle:] = bytes(len(whole) - middle)
-    target.write_bytes(whole)
-    return target
+def with_zeros_behind_its_middle(video):
+    """The bytes of a video whose second half of the content is gone."""
+    damaged = bytearray(video.read_bytes())
+    start = damaged.index(b"mdat")
+    middle = start + (len(damaged) - start) // 2
+    damaged[middle:] = bytes(len(damaged) - middle)
+    return damaged
 
 
-def test_what_can_be_read_of_a_video_is_kept_with_a_note(build, tmp_path):
-    with_sound = ("-f", "lavfi", "-i", "sine=d=12", "-c:a", "aac")
-    silence = ("-f", "lavfi", "-i", "anullsrc=d=12", "-c:a", "aac")
-    folder = tmp_path / "files"
-    folder.mkdir()
-    shutil.copyfile(made_of(("red", 3), ("navy", 3)), folder / "no sound.mp4")
-    shutil.copyfile(made_of(("red", 3), ("navy", 3), sound=silence), folder / "silence.mp4")
-    shutil.copyfile(media("no pictures.mp4", *with_sound), folder / "no pictures.mp4")
-    shutil.copyfile(media("silence only.mkv", *silence), folder / "silence only.mkv")
-    scenes = (
-        "-f",
-        "lavfi",
-        "-i",
-        "smptebars=d=6:s=64x48:r=5[a];testsrc2=d=6:s=64x48:r=5[b];[a]setsar=1[c];[b]setsar=1[d];[c][d]concat",
-    )
-    vp9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "5", "-movflags", "+faststart")
-    halved(media("vp9.mp4", *scenes, *with_sound, *vp9), folder / "damaged.mp4", b"mdat")
-    whole = media("vp9.mkv", *scenes, *vp9).read_bytes()
+@pytest.fixture
+def odd_videos(folder):
+    """Videos of which a part is missing, silent or damaged."""
+    shutil.copyfile(video_of(("red", 3), ("navy", 3)), folder / "no sound.mp4")
+    shutil.copyfile(video_of(("red", 3), ("navy", 3), sound=SILENCE), folder / "silence.mp4")
+    shutil.copyfile(media("no pictures.mp4", *SINE), folder / "no pictures.mp4")
+    shutil.copyfile(media("silence only.mkv", *SILENCE), folder / "silence only.mkv")
+    damaged = with_zeros_behind_its_middle(media("vp9.mp4", *TEST_PICTURES, *SINE, *VP9))
+    (folder / "damaged.mp4").write_bytes(damaged)
+    whole = media("vp9.mkv", *TEST_PICTURES, *VP9).read_bytes()
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
-    build(tmp_path / "index", folder)
-    with Index.open(tmp_path / "index") as index:
-        assert index.problems() == []
-        notes = {os.path.basename(item.path): item.note for item in index.items()}
-        lengths = {os.path.basename(item.path): item.duration for item in index.items()}
-        assert {item.modality for item in index.items()} == {"video"}
-    no_sound, no_pictures = (f"there {one} in it that can be decoded" for one in ("is no sound", "are no pictures"))
-    assert notes.pop("damaged.mp4").startswith("the pictures cannot be decoded (")
-    assert re.search("pictures end at second [4-8] of 12", notes.pop("cut.mkv"))
-    assert notes == {
-        "no sound.mp4": no_sound,
-        "silence.mp4": "digital silence",
-        "no pictures.mp4": no_pictures,
-        "silence only.mkv": f"digital silence; {no_pictures}",
-    }
-    assert lengths == pytest.approx(
-        {
-            "no sound.mp4": 6,
-            "silence.mp4": 12,
-            "no pictures.mp4": 12,
-            "silence only.mkv": 12,
-            "damaged.mp4": 12,
-            "cut.mkv": 12,
-        },
-        abs=0.1,
-    )
-    kinds = {name: {modality for modality, *_ in spans(tmp_path / "index", name)} for name in lengths}
-    assert kinds["no sound.mp4"] == kinds["silence.mp4"] == {"image"}
-    assert kinds["no pictures.mp4"] == kinds["silence only.mkv"] == {"audio"}
-    assert kinds["damaged.mp4"] == {"image", "audio"}
+    return folder
 
 
-def test_video_of_which_nothing_can_be_read_is_a_problem(build, update, tmp_path):
-    broken = {
-        "empty.mp4": (b"", "the file is empty (0 bytes)"),
-        "words.avi": (b"hello " * 100, "not a sound or video of a known format, or damaged"),
-        "list.mp4": (b"ffconcat version 1.0\nfile a.mp4\n", "not a sound or video of a known format, or damaged"),
-    }
-    (tmp_path / "files").mkdir()
-    for name, (data, _) in broken.items():
-        (tmp_path / "files" / name).write_bytes(data)
-    shutil.copyfile(TWO_SCENES, tmp_path / "files" / "good.webm")
-    report = build(tmp_path / "index", tmp_path / "files")
+def test_readable_part_of_a_video_is_kept_with_a_note(build, index, odd_videos):
+    report = build(odd_videos)
+
+    items = items_by_name(index)
+    notes = {name: item.note for name, item in items.items()}
+    modalities = {name: {modality for modality, *_ in spans} for name, spans in spans_by_name(index).items()}
+    seconds = {name: item.duration for name, item in items.items()}
+    assert report.problems == []
+    assert {item.modality for item in items.values()} == {"video"}
+    assert "no sound" in notes["no sound.mp4"]
+    assert notes["silence.mp4"] == "digital silence"
+    assert "no pictures" in notes["no pictures.mp4"]
+    assert notes["silence only.mkv"] == f"digital silence; {notes['no pictures.mp4']}"
+    assert "pictures cannot be decoded" in notes["damaged.mp4"]
+    assert "pictures end at second" in notes["cut.mkv"]
+    assert modalities["no sound.mp4"] == modalities["silence.mp4"] == {"image"}
+    assert modalities["no pictures.mp4"] == modalities["silence only.mkv"] == {"audio"}
+    assert modalities["damaged.mp4"] == {"image", "audio"}
+    assert seconds.pop("no sound.mp4") == pytest.approx(6, abs=0.1)
+    assert [*seconds.values()] == pytest.approx([12] * 5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "word"),
+    [
+        ("empty.mp4", b"", "empty"),
+        ("words.avi", b"hello " * 100, "format"),
+        ("list.mp4", b"ffconcat version 1.0\nfile a.mp4\n", "format"),
+    ],
+)
+def test_video_of_which_nothing_can_be_read(build, index, folder, name, data, word):
+    (folder / name).write_bytes(data)
+    (folder / "note.txt").write_text("words")
+
+    report = build(folder)
+
+    (problem,) = report.problems
     assert report.added == 1
-    found = {os.path.basename(problem.path): problem.reason for problem in report.problems}
-    assert found.keys() == broken.keys()
-    for name, (_, reason) in broken.items():
-        assert found[name].startswith(reason)
-        assert "; " not in found[name], "each reason once"
-    (tmp_path / "files" / "empty.mp4").write_bytes(TWO_SCENES.read_bytes())
-    report = update(tmp_path / "index")
-    assert (report.copied, report.known_problems, report.problems) == (1, 2, [])
+    assert problem.path == folder / name
+    assert word in problem.reason
+    assert "; " not in problem.reason, "each reason once"
 
 
-def test_without_pyav_a_video_is_listed_with_the_remedy(build, update, tmp_path, monkeypatch):
+def test_video_that_is_mended(build, update, folder):
+    (folder / "a.mp4").write_bytes(b"")
+    shutil.copyfile(TWO_SCENES, folder / "whole.webm")
+    build(folder)
+    shutil.copyfile(TWO_SCENES, folder / "a.mp4")
+
+    report = update()
+
+    assert report.copied == 1
+    assert report.problems == []
+
+
+def test_video_without_pyav_is_listed_with_the_remedy(build, update, monkeypatch):
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "av", None)
-        report = build(tmp_path / "index", TWO_SCENES)
-    assert [problem.reason for problem in report.problems] == ['needs av: pip install "onepeace[media]"']
-    assert update(tmp_path / "index").added == 1
+        (problem,) = build(TWO_SCENES).problems
+
+    assert "onepeace[media]" in problem.reason
+    assert update().added == 1
 
 
-def test_a_model_takes_of_a_video_what_it_reads(build, tmp_path):
-    from support.random_model import save_random_model
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_model_of_one_modality_takes_that_of_a_video(build, index, tmp_path, modality):
+    build(TWO_SCENES, model=save_random_model(tmp_path / "model", ("text", modality)))
 
-    for modalities, kept in ((("text", "image"), {"image"}), (("text", "audio"), {"audio"})):
-        model = save_random_model(tmp_path / modalities[1], modalities)
-        build(tmp_path / f"{modalities[1]} index", TWO_SCENES, model=model)
-        assert {modality for modality, *_ in spans(tmp_path / f"{modalities[1]} index")} == kept
-        assert item_of(tmp_path / f"{modalities[1]} index").note is None
+    assert {span[0] for span in only_spans(index)} == {modality}
+    assert only_item(index).note is None
+
+
+def test_model_of_texts_leaves_videos_out(build, tmp_path):
     (tmp_path / "note.txt").write_text("words")
-    text = save_random_model(tmp_path / "text", ("text",))
-    report = build(tmp_path / "text index", TWO_SCENES, tmp_path / "note.txt", model=text)
-    assert (report.left_out, report.added) == ({"video": 1}, 1)
 
+    report = build(TWO_SCENES, tmp_path / "note.txt", model=save_random_model(tmp_path / "model", ("text",)))
 
-def test_like_a_video_is_like_its_pictures_and_its_sound(build, tmp_path, samples):
-    build(tmp_path / "index", TWO_SCENES, samples / "images", samples / "sounds", model="tiny")
-    with Index.open(tmp_path / "index") as index:
-        results = index.search(Query(like=TWO_SCENES), top=6)
-        names = [os.path.basename(hit.item.path) for hit in results.hits]
-        assert {"cat.jpg", "coffee.jpg"} <= {*names}
-        sounds = index.search(Query(like=TWO_SCENES), only="audio", top=2)
-        assert "dog.ogg" in [os.path.basename(hit.item.path) for hit in sounds.hits]
-        assert TWO_SCENES.name not in names
+    assert report.left_out == {"video": 1}
+    assert report.added == 1

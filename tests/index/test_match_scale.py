@@ -1,150 +1,207 @@
-"""The match beside unrelated queries: by hand, of kinds with a gap, of composed queries, and what is not known."""
+"""The match beside unrelated queries: by hand, of modalities with a gap, of composed queries, and without a bank."""
 
 import numpy as np
 import pytest
+from support.indexes import unit
 
 from onepeace.index.banks import Banks
 from onepeace.index.match import LIKELY, POSSIBLE, Scale, likelihood
 from onepeace.index.query import EncodedPart, QueryVector
 
 WIDTH = 32
+NUM_FILES = 400
 
 
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def around(seed, count, place):
+def around(seed, count, centre):
     """Unit vectors (count, WIDTH) to one side of the sphere."""
     rows = np.random.default_rng(seed).normal(size=(count, WIDTH))
     rows[:, 0] = 0
     rows = unit(rows)
-    rows[:, 0] = place
+    rows[:, 0] = centre
     return unit(rows)
 
 
 @pytest.fixture(scope="module")
 def banks():
-    return Banks({"word": around(0, 300, 1.0), "word/audio": around(1, 100, 1.0), "image": around(2, 200, 0.8)}, "m")
+    vectors = {"word": around(0, 300, 1.0), "word/audio": around(1, 100, 1.0), "image": around(2, 200, 0.8)}
+    return Banks(vectors, "m")
 
 
 @pytest.fixture(scope="module")
-def folder():
-    """400 pictures near to any text, 400 sounds far from it."""
-    return np.concatenate([around(3, 400, 0.8), around(4, 400, -0.5)]), ["image"] * 400 + ["audio"] * 400
+def pictures():
+    """Near to any text."""
+    return around(3, NUM_FILES, 0.8)
 
 
 @pytest.fixture(scope="module")
-def ranking(banks, folder):
-    found = Banks(banks.vectors, banks.model)
-    found.add(*folder)
-    return found
+def sounds():
+    """Far from any text."""
+    return around(4, NUM_FILES, -0.5)
 
 
-def query(*parts):
-    return QueryVector.of([EncodedPart(bank, vector, weight) for bank, vector, weight in parts])
+def scored(banks, **vectors):
+    """The banks beside files of each modality."""
+    scored_banks = Banks(banks.vectors, banks.model)
+    for modality, rows in vectors.items():
+        scored_banks.add(rows, [modality] * len(rows))
+    return scored_banks
 
 
-def test_the_match_is_the_share_of_unrelated_queries_with_a_lower_best_hit():
-    words = unit(np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], float))
-    banks = Banks({"word": words})
-    banks.add(unit(np.array([[1, 0, 0], [1, 0.2, 0]], float)), ["image", "image"])
-    found = Scale(banks, query(("word", np.float32([0, 0, 1]), 1.0))).score("image", np.array([0.9, 0.5, -0.1]))[1]
-    # the best scores are 1, 0.83, 0.14 and 0
-    assert found.tolist() == [0.75, 0.5, 0.0]
+@pytest.fixture(scope="module")
+def folder_banks(banks, pictures, sounds):
+    return scored(banks, image=pictures, audio=sounds)
 
 
-def test_kinds_with_a_gap_are_put_on_one_scale(ranking, folder):
-    """Raw, every picture is above every sound; z and the match find the sound that was meant."""
-    vectors, kinds = folder
-    sounds = np.array(kinds) == "audio"
-    right = {"cosine": 0, "z": 0}
-    for row in range(400, 450):
-        meant = vectors[row].copy()
+def query_of(*parts):
+    return QueryVector.of([EncodedPart(*part) for part in parts])
+
+
+def query_of_word(vector):
+    return query_of(("word", vector, 1.0))
+
+
+def match_of(banks, query, modality, cosine):
+    _, matches = Scale(banks, query).score(modality, np.array([cosine]))
+    return matches[0]
+
+
+def match_of_best(banks, query, pictures):
+    return match_of(banks, query, "image", (pictures @ query.vector).max())
+
+
+def test_match_is_the_share_of_unrelated_queries_with_a_lower_best_hit():
+    banks = Banks({"word": unit([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])})
+    banks.add(unit([[1, 0, 0], [1, 0.2, 0]]), ["image", "image"])  # the best cosines are 1, 0.83, 0.14 and 0
+
+    _, matches = Scale(banks, query_of_word(np.float32([0, 0, 1]))).score("image", np.array([0.9, 0.5, -0.1]))
+
+    assert matches.tolist() == [0.75, 0.5, 0.0]
+
+
+def test_scale_closes_the_gap_between_modalities(folder_banks, pictures, sounds):
+    """By the cosine every picture is above every sound; z and the match find the sound that was meant."""
+    num_first = {"cosine": 0, "z": 0}
+    for number in range(50):
+        meant = sounds[number].copy()
         meant[0] = 0.9
-        asked = query(("word", unit(meant), 1.0))
-        cosines = vectors @ asked.vector
-        z, match = np.empty(800), np.empty(800)
-        for kind, own in (("image", ~sounds), ("audio", sounds)):
-            z[own], match[own] = Scale(ranking, asked).score(kind, cosines[own])
-        right["cosine"] += np.argmax(cosines) == row
-        right["z"] += np.argmax(z) == row
-        assert match[row] > LIKELY
-    assert right["cosine"] < 5
-    assert right["z"] > 45
+        query = query_of_word(unit(meant))
+        scale = Scale(folder_banks, query)
+        picture_z, _ = scale.score("image", pictures @ query.vector)
+        sound_z, sound_matches = scale.score("audio", sounds @ query.vector)
+        cosines = np.concatenate([sounds, pictures]) @ query.vector
+        z = np.concatenate([sound_z, picture_z])
+        num_first["cosine"] += np.argmax(cosines) == number
+        num_first["z"] += np.argmax(z) == number
+        assert sound_matches[number] > LIKELY
+
+    assert num_first["cosine"] < 5
+    assert num_first["z"] > 45
 
 
-def test_words_for_sounds_are_judged_by_their_own_bank(banks, folder):
-    asked = query(("word", around(9, 1, 1.0)[0], 1.0))
-    sounds = folder[0][400:]
+def test_words_for_sounds_are_judged_by_their_own_bank(banks, sounds):
     best = np.sort((banks.vectors["word/audio"] @ sounds.T).max(axis=1))
-    only_sounds = Banks(banks.vectors)
-    only_sounds.add(sounds, ["audio"] * 400)
-    assert Scale(only_sounds, asked).score("audio", best[[0, 50, 99]])[1] == pytest.approx([0, 0.5, 0.99], abs=0.011)
+    scale = Scale(scored(banks, audio=sounds), query_of_word(around(9, 1, 1.0)[0]))
+
+    _, matches = scale.score("audio", best[[0, 50, 99]])
+
+    assert matches == pytest.approx([0, 0.5, 0.99], abs=0.011)
 
 
-def test_an_unrelated_query_has_any_match_and_a_weight_changes_nothing(ranking, folder):
-    pictures = folder[0][:400]
-    found = []
-    for vector in around(10, 300, 1.0):
-        best = np.array([(pictures @ vector).max()])
-        found.append(Scale(ranking, query(("word", vector, 1.0))).score("image", best)[1][0])
-        again = Scale(ranking, query(("word", vector, 0.2))).score("image", best)[1][0]
-        assert again == pytest.approx(found[-1], abs=0.01)
-    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
-    assert np.mean(np.array(found) > 0.9) == pytest.approx(0.1, abs=0.06)
+def test_match_of_unrelated_queries_is_spread_evenly(folder_banks, pictures):
+    matches = [match_of_best(folder_banks, query_of_word(vector), pictures) for vector in around(10, 300, 1.0)]
+
+    assert np.mean(matches) == pytest.approx(0.5, abs=0.06)
+    assert np.mean(np.array(matches) > 0.9) == pytest.approx(0.1, abs=0.06)
+
+
+def test_match_of_a_single_part_does_not_depend_on_its_weight(folder_banks, pictures):
+    for vector in around(10, 30, 1.0):
+        match = match_of_best(folder_banks, query_of_word(vector), pictures)
+        with_small_weight = match_of_best(folder_banks, query_of(("word", vector, 0.2)), pictures)
+        assert with_small_weight == pytest.approx(match, abs=0.01)
+
+
+MIXTURES = pytest.mark.parametrize(
+    "weights",
+    [[("image", 1.0), ("word", 1.0)], [("word", 1.0), ("word", -0.5)], [("image", 0.7), ("word", 0.3)]],
+    ids=str,
+)
+
+
+@MIXTURES
+def test_match_of_unrelated_mixtures_is_spread_evenly(banks, folder_banks, pictures, weights):
+    random = np.random.default_rng(0)
+    matches = []
+    for _ in range(200):
+        parts = [(bank, random.choice(banks.vectors[bank]), weight) for bank, weight in weights]
+        matches.append(match_of_best(folder_banks, query_of(*parts), pictures))
+
+    # beside the bank of the heaviest part alone the means would be 0.82, 0.02 and 0.77
+    assert np.mean(matches) == pytest.approx(0.5, abs=0.08)
+    assert np.mean(np.array(matches) > LIKELY) < 0.1
+
+
+@MIXTURES
+def test_match_of_related_mixtures_is_likely(folder_banks, pictures, weights):
+    parts = []
+    for bank, weight in weights:
+        vector = pictures[7] if weight > 0 else around(11, 1, 1.0)[0]
+        parts.append((bank, vector, weight))
+    query = query_of(*parts)
+
+    assert match_of(folder_banks, query, "image", pictures[7] @ query.vector) > LIKELY
+
+
+def test_chance_hit_of_a_modality_that_is_rarely_first_is_not_likely(banks, pictures):
+    """Among four texts nearly any text is above what unrelated queries find."""
+    with_few_texts = scored(banks, image=pictures, text=around(13, 4, 0.8))
+    scale = Scale(with_few_texts, query_of_word(around(14, 1, 1.0)[0]))
+    texts = with_few_texts.scores("word", "text")
+    images = with_few_texts.scores("word", "image")
+    nearer_than_nine_of_ten = np.quantile(texts.best, 0.9)
+
+    z, matches = scale.score("text", np.array([nearer_than_nine_of_ten, 0.9]))
+
+    _, match_of_same_z = scale.score("image", images.mean + z[:1] * images.deviation)
+    assert match_of_same_z[0] < 0.1
+    assert matches[0] < 0.3
+    assert matches[1] > LIKELY  # far above
+
+
+WORD = ("word", around(12, 1, 1.0)[0], 1.0)
+SOUND = ("audio", around(12, 1, 1.0)[0], 1.0)
 
 
 @pytest.mark.parametrize(
-    "parts", [(("image", 1.0), ("word", 1.0)), (("word", 1.0), ("word", -0.5)), (("image", 0.7), ("word", 0.3))]
+    ("parts", "modality"),
+    [([SOUND], "image"), ([WORD, SOUND], "image"), ([WORD], "text")],
+    ids=["no bank of sounds", "no bank of one part", "no texts in the folder"],
 )
-def test_unrelated_mixtures_have_any_match_and_related_ones_are_likely(banks, ranking, folder, parts):
-    pictures, random = folder[0][:400], np.random.default_rng(0)
-    unrelated = []
-    for _ in range(200):
-        drawn = [(bank, banks.vectors[bank][random.integers(len(banks.vectors[bank]))], w) for bank, w in parts]
-        asked = query(*drawn)
-        unrelated.append(Scale(ranking, asked).score("image", np.array([(pictures @ asked.vector).max()]))[1][0])
-    # beside the bank of the heaviest part alone the means would be 0.82, 0.02 and 0.77
-    assert np.mean(unrelated) == pytest.approx(0.5, abs=0.08)
-    assert np.mean(np.array(unrelated) > LIKELY) < 0.1
-    meant = [(bank, pictures[7], w) if w > 0 else (bank, around(11, 1, 1.0)[0], w) for bank, w in parts]
-    asked = query(*meant)
-    assert Scale(ranking, asked).score("image", pictures[7:8] @ asked.vector)[1][0] > LIKELY
-
-
-def test_chance_hit_of_a_modality_that_is_rarely_first_is_no_likely_one(banks, folder):
-    """Among four texts nearly any text is above what unrelated queries find."""
-    scored = Banks(banks.vectors)
-    scored.add(np.concatenate([folder[0][:400], around(13, 4, 0.8)]), ["image"] * 400 + ["text"] * 4)
-    asked = query(("word", around(14, 1, 1.0)[0], 1.0))
-    scale = Scale(scored, asked)
-    best = scored.scores("word", "text").best
-    nearer_than_nine_of_ten = np.array([np.quantile(best, 0.9)])
-    z, match = scale.score("text", nearer_than_nine_of_ten)
-    picture = scored.scores("word", "image")
-    same_z = picture.mean + z * picture.deviation
-    assert scale.score("image", same_z)[1][0] < 0.1
-    assert match[0] < 0.3
-    far_above = np.array([0.9])
-    assert scale.score("text", far_above)[1][0] > LIKELY
-
-
-def test_what_has_no_bank_has_no_match(ranking):
+def test_no_bank_means_no_match(folder_banks, parts, modality):
     cosines = np.array([0.3, 0.2])
-    vector = around(12, 1, 1.0)[0]
-    for asked, kind in (
-        (query(("audio", vector, 1.0)), "image"),  # no bank of sounds
-        (query(("word", vector, 1.0), ("audio", vector, 1.0)), "image"),
-        (query(("word", vector, 1.0)), "text"),  # no texts in the folder
-    ):
-        found, match = Scale(ranking, asked).score(kind, cosines)
-        assert match is None
-        assert found.tolist() == cosines.tolist()
-    assert Scale(Banks({}), query(("word", vector, 1.0))).score("image", cosines)[1] is None
+
+    z, matches = Scale(folder_banks, query_of(*parts)).score(modality, cosines)
+
+    assert matches is None
+    assert z.tolist() == cosines.tolist()
 
 
-def test_likelihood_in_words():
-    assert [likelihood(m) for m in (1.0, LIKELY + 1e-6, LIKELY, POSSIBLE, POSSIBLE - 1e-6, 0.0)] == [
-        "likely", "likely", "possible", "possible", "unlikely", "unlikely",
-    ]  # fmt: skip
+def test_no_banks_at_all_mean_no_match():
+    _, matches = Scale(Banks({}), query_of(WORD)).score("image", np.array([0.3]))
+
+    assert matches is None
+
+
+@pytest.mark.parametrize(
+    ("match", "word"),
+    [
+        (1.0, "likely"),
+        (LIKELY + 1e-6, "likely"),
+        (LIKELY, "possible"),
+        (POSSIBLE, "possible"),
+        (POSSIBLE - 1e-6, "unlikely"),
+        (0.0, "unlikely"),
+    ],
+)
+def test_likelihood_in_words(match, word):
+    assert likelihood(match) == word

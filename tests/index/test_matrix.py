@@ -7,7 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from support.indexes import fabricate
+from support.indexes import fabricate, unit
 
 from onepeace.index import array_files, check, lists
 from onepeace.index import matrix as matrix_module
@@ -16,54 +16,75 @@ from onepeace.index.items import Item, Span
 from onepeace.index.matrix import Matrix, derived, keep
 from onepeace.index.store import Store
 
-E = 32
+WIDTH = 32
+MODALITIES = ("image", "audio", "text")
 
 
 def files(count, seed=0):
     """Vectors around fifty middles, as those of pictures and sounds lie."""
     rng = np.random.default_rng(seed)
-    middles = 1.5 * np.random.default_rng(0).normal(size=(50, E))
-    vectors = middles[rng.integers(50, size=count)] + rng.normal(size=(count, E))
-    return [(Item(f"/{seed}/{i}", ("image", "audio", "text")[i % 3]), vector) for i, vector in enumerate(vectors)]
+    middles = 1.5 * np.random.default_rng(0).normal(size=(50, WIDTH))
+    vectors = middles[rng.integers(50, size=count)] + rng.normal(size=(count, WIDTH))
+    return [(Item(f"/{seed}/{i}", MODALITIES[i % 3]), vector) for i, vector in enumerate(vectors)]
 
 
 @pytest.fixture
 def index(tmp_path):
-    return fabricate(tmp_path / "i", files(300))
+    return fabricate(tmp_path / "index", files(300))
 
 
-def best(folder, query, count, allowed=None):
-    """(modality, path) of the best, with the matrix and by comparing everything."""
+def query_of(seed=5):
+    return unit(np.random.default_rng(seed).normal(size=WIDTH))
+
+
+def no_mask(matrix):
+    return None
+
+
+def is_even(matrix):
+    return matrix.file % 2 == 0
+
+
+def nearest(folder, query, count, mask_of=no_mask):
+    """By modality, the paths of the nearest files as the matrix finds them."""
+    with closing(Store(folder)) as store:
+        paths = {item.id: item.path for item in store.items()}
+        matrix = Matrix(store)
+        candidates = matrix.nearest(query, count, mask_of(matrix))
+        return {modality: [paths[matrix.file[row]] for row in found.rows] for modality, found in candidates.items()}
+
+
+def plain_nearest(folder, query, count, mask_of=no_mask):
+    """The same by comparing everything that the database has."""
     with closing(Store(folder)) as store:
         matrix = Matrix(store)
-        paths = {item.id: item.path for item in store.items()}
-        found = matrix.nearest(query, count, None if allowed is None else allowed(matrix))
-        mask = np.ones(len(matrix), bool) if allowed is None else allowed(matrix)
-        cosines = matrix.vectors.astype(np.float64) @ query
-        expected = {}
-        for code, name in enumerate(store.kinds):
-            own = np.flatnonzero(mask & (matrix.modality == code))
-            if len(own):
-                expected[name] = [paths[matrix.file[row]] for row in own[np.argsort(-cosines[own])][:count]]
-        return {name: [paths[matrix.file[row]] for row in each.rows] for name, each in found.items()}, expected
+        allowed_ids = {*matrix.file[mask_of(matrix)].ravel().tolist()}
+        items = [item for item in store.items() if item.id in allowed_ids]
+        contents = store.intact([item.id for item in items])
+    ranked = {}
+    for item in items:
+        _, _, vectors = contents[item.id]
+        cosine = float(vectors[0].astype(np.float64) @ query)
+        ranked.setdefault(item.modality, []).append((-cosine, item.path))
+    return {modality: [path for _, path in sorted(pairs)[:count]] for modality, pairs in ranked.items()}
 
 
-def query(seed=5):
-    vector = np.random.default_rng(seed).normal(size=E)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+def check_nearest(folder, query, count, mask_of=no_mask):
+    assert nearest(folder, query, count, mask_of) == plain_nearest(folder, query, count, mask_of)
 
 
 @pytest.mark.parametrize("share", [None, 0.9, 0.1, 0.0])
 @pytest.mark.parametrize("count", [1, 7, 500])
-def test_the_nearest_of_each_kind_are_found(index, share, count):
-    mask = None if share is None else lambda matrix: np.random.default_rng(1).random(len(matrix)) < share
-    found, expected = best(index, query(), count, mask)
-    assert found == expected
+def test_nearest_of_each_modality(index, share, count):
+    def mask_of(matrix):
+        return None if share is None else np.random.default_rng(1).random(len(matrix)) < share
+
+    check_nearest(index, query_of(), count, mask_of)
 
 
 def change(folder, added, removed=()):
     """A commit, of which the matrix does not know yet."""
-    vectors = np.array([vector / np.linalg.norm(vector) for _, vector in added], np.float32).reshape(-1, E)
+    vectors = unit([vector for _, vector in added]).reshape(-1, WIDTH)
     with closing(Store(folder, write=True)) as store, store.transaction():
         store.remove(removed)
         store.add([(item, [Span(item.modality)]) for item, _ in added], vectors)
@@ -79,186 +100,140 @@ def is_mapped(folder):
         return Matrix(store).mapped is not None
 
 
-def counted(folder):
-    return sum(map(len, best(folder, query(), 5000)[0].values()))
+def num_found(folder):
+    return sum(map(len, nearest(folder, query_of(), 5000).values()))
 
 
 def test_writer_adds_what_is_new_and_leaves_out_what_is_gone(index):
-    (before,) = index.glob("*.vectors")
-    content = before.read_bytes()
-    change(index, files(40, 1))
-    change(index, files(9, 2), removed=[1, 2])
-    assert not is_mapped(index)
-    assert counted(index) == 347
-    keep_matrix(index)
-    assert is_mapped(index)
-    (after,) = index.glob("*.vectors")
-    assert (after, after.read_bytes()[: len(content)]) == (before, content)
-    assert counted(index) == 347
-    found, expected = best(index, query(), 9, lambda matrix: matrix.file % 2 == 0)
-    assert found == expected
-
-
-def test_files_are_written_anew_if_much_is_gone(index):
-    change(index, [], removed=range(1, 60))
-    keep_matrix(index)
     (path,) = index.glob("*.vectors")
-    assert path.stat().st_size == 241 * E * 4
-    assert counted(index) == 241
+    content = path.read_bytes()
+    change(index, files(40, seed=1))
+    change(index, files(9, seed=2), removed=[1, 2])
+    assert not is_mapped(index)
+    assert num_found(index) == 347
+
+    keep_matrix(index)
+
+    assert is_mapped(index)
+    assert [*index.glob("*.vectors")] == [path]
+    assert path.read_bytes().startswith(content)
+    assert num_found(index) == 347
+    check_nearest(index, query_of(), 9, is_even)
 
 
-def test_reader_of_an_earlier_state_is_served_by_the_files_of_a_later_one(index):
+def test_writer_begins_anew_if_much_is_gone(index):
+    change(index, [], removed=range(1, 60))
+
+    keep_matrix(index)
+
+    (path,) = index.glob("*.vectors")
+    assert path.stat().st_size == 241 * WIDTH * 4
+    assert num_found(index) == 241
+
+
+def test_reader_of_an_earlier_state(index):
+    """It may read the files of a later one as long as all its rows are in them."""
     with closing(Store(index)) as reader:
-        change(index, files(40, 1))
+        change(index, files(40, seed=1))
         keep_matrix(index)
         matrix = Matrix(reader)
-        assert (matrix.mapped is not None, len(matrix)) == (True, 300)
+        assert len(matrix) == 300
+        assert matrix.mapped is not None
+
         change(index, [], removed=[1])
         keep_matrix(index)
         matrix = Matrix(reader)
-        assert (matrix.mapped is not None, len(matrix)) == (False, 300)
+        assert len(matrix) == 300
+        assert matrix.mapped is None
 
 
-@pytest.mark.parametrize("place", ["add", "commit", "header"])
-def test_killed_writer_leaves_an_earlier_state_or_the_whole_new_one(index, monkeypatch, place):
-    change(index, files(40, 1), removed=[1, 2])
-
+@pytest.mark.parametrize(
+    ("owner", "function"),
+    [(array_files.ArrayWriter, "add"), (array_files.ArrayWriter, "commit"), (array_files, "write_text_atomic")],
+)
+def test_killed_writer_leaves_an_earlier_state_or_the_whole_new_one(index, monkeypatch, owner, function):
     def stop(*_):
         raise KeyboardInterrupt
 
+    change(index, files(40, seed=1), removed=[1, 2])
     with monkeypatch.context() as stopped:
-        if place == "header":
-            stopped.setattr(array_files, "write_text_atomic", stop)
-        else:
-            stopped.setattr(array_files.ArrayWriter, place, stop)
+        stopped.setattr(owner, function, stop)
         with pytest.raises(KeyboardInterrupt):
             keep_matrix(index)
     assert not is_mapped(index)
-    assert counted(index) == 338
+    assert num_found(index) == 338
     assert check(index).ok
-    change(index, files(7, 2), removed=[3])
+
+    change(index, files(7, seed=2), removed=[3])
     keep_matrix(index)
+
     assert is_mapped(index)
+    assert num_found(index) == 344
     assert check(index).ok
-    assert counted(index) == 344
-    found, expected = best(index, query(), 9)
-    assert found == expected
+    check_nearest(index, query_of(), 9)
 
 
 @pytest.mark.parametrize("removed", [[], [1, 2]])
-def test_files_of_a_database_that_was_replaced_by_its_older_copy_are_written_anew(index, tmp_path, removed):
+def test_database_that_was_replaced_by_its_older_copy(index, tmp_path, removed):
     shutil.copy(index / DATABASE, tmp_path)
-    change(index, files(40, 1), removed)
+    change(index, files(40, seed=1), removed)
     keep_matrix(index)
     shutil.copy(tmp_path / DATABASE, index)
-    change(index, files(7, 2))
+    change(index, files(7, seed=2))
+
     keep_matrix(index)
+
     assert is_mapped(index)
-    assert counted(index) == 307
-    found, expected = best(index, query(), 9)
-    assert found == expected
+    assert num_found(index) == 307
+    check_nearest(index, query_of(), 9)
     with closing(Store(index)) as store:
-        matrix = Matrix(store)
-        assert (store.intact([307])[307][2] == matrix.vectors_of(306)).all()
+        _, _, vectors = store.intact([307])[307]
+        assert (Matrix(store).vectors_of(306) == vectors).all()
 
 
 def test_matrix_of_another_database_is_not_used(index, tmp_path):
-    other = fabricate(tmp_path / "other", files(300, 3), id="another")
+    other = fabricate(tmp_path / "other", files(300, seed=3), id="another")
     for path in derived(other):
         path.unlink()
     for path in derived(index):
         shutil.copy(path, other)
     assert not is_mapped(other)
+
     keep_matrix(other)
+
     assert is_mapped(other)
-    assert best(other, query(), 9)[0] == best(other, query(), 9)[1]
+    check_nearest(other, query_of(), 9)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(4), ids=["gone", "rows", "vectors", "json"])
 @pytest.mark.parametrize("is_small", [True, False])
 def test_damaged_file_is_seen_by_check_and_small_ones_are_not_used(index, monkeypatch, number, is_small):
     change(index, [], removed=[1])
     keep_matrix(index)
-    paths = derived(index)
-    assert [path.suffix for path in paths] == [".gone", ".rows", ".vectors", ".json"]
+    path = derived(index)[number]
+    content = path.read_bytes()
     monkeypatch.setattr(array_files, "VERIFIED", 1 << 23 if is_small else 0)
-    content = paths[number].read_bytes()
+
     for damaged in (content[:-1], b"", b"x" * len(content), content[:-3] + b"abc"):
-        paths[number].write_bytes(damaged)
+        path.write_bytes(damaged)
         assert not check(index).ok
         if is_small or len(damaged) < len(content):
             assert not is_mapped(index)
-            assert counted(index) == 299
-    paths[number].write_bytes(content)
+            assert num_found(index) == 299
+
+    path.write_bytes(content)
     assert check(index).ok
     assert is_mapped(index)
 
 
 def test_large_matrix_is_not_read_when_it_is_opened(index, monkeypatch):
-    monkeypatch.setattr(array_files, "VERIFIED", 0)
     read = []
+    monkeypatch.setattr(array_files, "VERIFIED", 0)
     monkeypatch.setattr(array_files, "_checksum", lambda array: read.append(array) or 0)
-    monkeypatch.setattr(matrix_module, "read", lambda store: read.append(store))
+    monkeypatch.setattr(matrix_module, "read", read.append)
+
     assert is_mapped(index)
     assert not read
-
-
-@pytest.fixture
-def large(tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(matrix_module, "LARGE", 1000)
-    return fabricate(tmp_path / "i", files(3000))
-
-
-def test_lists_name_candidates_that_are_compared_exactly(large):
-    with closing(Store(large)) as store:
-        assert Matrix(store).inverted_lists is not None
-    hits = total = 0
-    for seed in range(10):
-        found, expected = best(large, query(seed), 10)
-        for name, paths in expected.items():
-            hits += len({*paths} & {*found[name]})
-            total += len(paths)
-    assert hits / total > 0.95
-    found, expected = best(large, query(), 10, lambda matrix: matrix.file % 2 == 0)
-    assert [len(each) for each in found.values()] == [10, 10, 10]
-
-
-def test_lists_may_be_older_than_the_matrix(large):
-    change(large, [(Item("/new", "image"), query())], removed=[2999, 3000])
-    before = derived(large)
-    keep_matrix(large)
-    assert {path for path in derived(large) if path.name.startswith("lists")} < {*before}
-    assert best(large, query(), 1)[0]["image"] == ["/new"]
-    assert best(large, files(3000)[-1][1].astype(np.float32), 1)[0].keys() == {"image", "audio", "text"}
-
-
-@pytest.mark.parametrize(("added", "removed"), [(100, 50), (0, 400)])
-def test_lists_take_in_what_is_new_and_drop_what_is_gone(large, added, removed):
-    change(large, files(added, 1), removed=range(1, removed + 1))
-    keep_matrix(large)
-    with closing(Store(large)) as store:
-        matrix = Matrix(store)
-        assert sorted(matrix.inverted_lists.ids) == matrix.id.tolist()
-        vectors = matrix.vectors_of(np.searchsorted(matrix.id, matrix.inverted_lists.ids))
-        inverted = matrix.inverted_lists
-        estimates = (inverted.codes.astype(np.float32) - lists.MIDDLE) * inverted.steps
-        np.testing.assert_allclose(estimates, vectors, atol=0.02)
-
-
-def test_damaged_lists_are_not_used(large):
-    for path in large.glob("lists-*"):
-        path.write_bytes(b"damaged")
-    assert best(large, query(), 10)[0] == best(large, query(), 10)[1]
-
-
-def test_lists_that_are_cut_short_are_noticed_before_they_are_read(large):
-    with closing(Store(large)) as store:
-        matrix = Matrix(store)
-        assert matrix.is_whole()
-        (codes,) = large.glob("lists-*.codes")
-        codes.write_bytes(codes.read_bytes()[:-1])
-        assert not matrix.is_whole()
 
 
 OPEN_WHILE_CUT = """
@@ -277,4 +252,75 @@ with Index.open(sys.argv[1]) as index:
 
 def test_files_cut_short_under_a_reader_are_no_bus_error(index):
     done = subprocess.run([sys.executable, "-c", OPEN_WHILE_CUT, str(index)], check=False)
+
     assert done.returncode == 0
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """An index with inverted lists."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(matrix_module, "LARGE", 1000)
+    return fabricate(tmp_path / "index", files(3000))
+
+
+def test_lists_name_candidates_that_are_compared_exactly(large):
+    with closing(Store(large)) as store:
+        assert Matrix(store).inverted_lists is not None
+    num_hits = 0
+    for seed in range(5):
+        candidates = nearest(large, query_of(seed), 10)
+        for modality, paths in plain_nearest(large, query_of(seed), 10).items():
+            num_hits += len({*paths} & {*candidates[modality]})
+
+    assert num_hits / (5 * 10 * len(MODALITIES)) > 0.95
+
+
+def test_lists_name_enough_candidates_with_a_filter(large):
+    candidates = nearest(large, query_of(), 10, is_even)
+
+    assert [len(paths) for paths in candidates.values()] == [10, 10, 10]
+
+
+def test_lists_may_be_older_than_the_matrix(large):
+    removed = files(3000)[-1][1].astype(np.float32)
+    paths_before = derived(large)
+    change(large, [(Item("/new", "image"), query_of())], removed=[2999, 3000])
+
+    keep_matrix(large)
+
+    assert {path for path in derived(large) if path.name.startswith("lists")} < {*paths_before}
+    assert nearest(large, query_of(), 1)["image"] == ["/new"]
+    assert nearest(large, removed, 1).keys() == {*MODALITIES}
+
+
+@pytest.mark.parametrize(("num_added", "num_removed"), [(100, 50), (0, 400)])
+def test_lists_take_in_what_is_new_and_drop_what_is_gone(large, num_added, num_removed):
+    change(large, files(num_added, seed=1), removed=range(1, num_removed + 1))
+
+    keep_matrix(large)
+
+    with closing(Store(large)) as store:
+        matrix = Matrix(store)
+        inverted = matrix.inverted_lists
+        vectors = matrix.vectors_of(np.searchsorted(matrix.id, inverted.ids))
+    estimates = (inverted.codes.astype(np.float32) - lists.MIDDLE) * inverted.steps
+    assert sorted(inverted.ids) == matrix.id.tolist()
+    np.testing.assert_allclose(estimates, vectors, atol=0.02)
+
+
+def test_damaged_lists_are_not_used(large):
+    for path in large.glob("lists-*"):
+        path.write_bytes(b"damaged")
+
+    check_nearest(large, query_of(), 10)
+
+
+def test_lists_that_are_cut_short_are_noticed_before_they_are_read(large):
+    with closing(Store(large)) as store:
+        matrix = Matrix(store)
+        assert matrix.is_whole()
+        (codes,) = large.glob("lists-*.codes")
+        codes.write_bytes(codes.read_bytes()[:-1])
+
+        assert not matrix.is_whole()

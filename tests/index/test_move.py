@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support.indexes import check_same, content
+from support.indexes import content
 from support.random_model import save_random_model
 
 from onepeace.errors import UsageError, UserError
@@ -14,114 +14,130 @@ from onepeace.serve.service import Service
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory):
+def new_model(tmp_path_factory):
     """The folder of another model, with longer vectors."""
     return save_random_model(tmp_path_factory.mktemp("other") / "model", depth=1, embed_dim=24)
 
 
 @pytest.fixture
-def words(tmp_path):
-    folder = tmp_path / "words"
-    folder.mkdir()
-    for i in range(6):
-        (folder / f"{i}.txt").write_text(f"words number {i}")
-    return folder
-
-
-@pytest.fixture
-def move(other):
-    def run(folder, model=str(other), **options):
-        return maintain.build(folder, model=model, device="cpu", progress=False, **options)
+def move(new_model, index):
+    def run(model=str(new_model), **options):
+        return maintain.build(index, model=model, device="cpu", progress=False, **options)
 
     return run
 
 
-def test_moved_index_is_what_a_new_one_is_and_open_ones_follow(build, move, update, words, other, tmp_path):
-    index = tmp_path / "index"
-    build(index, words)
-    with Index.open(index) as opened, Index.open(index, model=opened.model) as bound:
-        ids = {item.path: item.id for item in opened.items()}
-        before = [hit.score for hit in opened.search("words number 3")]
-        (words / "5.txt").unlink()
-        (words / "new.txt").write_text("new words")
-        report = move(index)
-        assert (report.added, report.vanished) == (6, 1)
-        assert [hit.score for hit in opened.search("words number 3")] == before
-        about = Service(opened).about()
-        assert (about["model"], about["embed_dim"], opened.model) == (other.name, 24, str(other))
-        assert opened.search("words number 3", top=1)[0].item.path == str(words / "3.txt")
-        assert all(ids.get(item.path, item.id) == item.id for item in opened.items())
-        with pytest.raises(UserError, match="moved to another model"):
-            bound.refresh()
-    build(tmp_path / "fresh", words, model=other)
-    check_same(index, tmp_path / "fresh")
+@pytest.fixture(autouse=True)
+def _built(build, words):
+    build(words)
+
+
+def scores(opened):
+    return [hit.score for hit in opened.search("words number 3")]
+
+
+def test_moved_index_is_as_a_new_one(move, update, check_as_new, words, index, new_model):
+    (words / "5.txt").unlink()
+    (words / "new.txt").write_text("new words")
+
+    report = move()
+
+    assert (report.added, report.vanished) == (6, 1)
     assert check(index).ok
     assert not (index / NEXT).exists()
-    assert update(index).unchanged == 6
+    assert update().unchanged == 6
+    check_as_new(words, model=new_model)
 
 
-def test_interrupted_move_goes_on_where_it_was(build, move, words, tmp_path, monkeypatch):
-    index = tmp_path / "index"
-    build(index, words)
-    old = content(index)
+def test_open_index_follows_when_it_is_refreshed(move, words, index, new_model):
+    with Index.open(index) as opened:
+        ids_before = {item.path: item.id for item in opened.items()}
+        scores_before = scores(opened)
+        move()
+        assert scores(opened) == scores_before
+
+        about = Service(opened).about()  # refreshes it
+
+        assert (about["model"], about["embed_dim"]) == (new_model.name, 24)
+        assert opened.model == str(new_model)
+        assert opened.search("words number 3", top=1)[0].item.path == str(words / "3.txt")
+        assert {item.path: item.id for item in opened.items()} == ids_before
+
+
+def test_open_index_with_a_model_of_its_own_does_not_follow(move, index, random_folder):
+    with Index.open(index, model=str(random_folder)) as opened:
+        move()
+
+        with pytest.raises(UserError, match="moved"):
+            opened.refresh()
+
+
+def test_interrupted_move_goes_on_where_it_was(move, index, monkeypatch):
+    content_before = content(index)
     take = embedding.Embedding.take
-    taken = []
+    taken_paths = []
 
-    def interrupted(self, result, reading, video):
-        if len(taken) == 4:
+    def take_four(self, result, reading, video):
+        if len(taken_paths) == 4:
             raise KeyboardInterrupt
-        taken.append(reading.item.path)
+        taken_paths.append(reading.item.path)
         take(self, result, reading, video)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedding.Embedding, "take", interrupted)
+        patch.setattr(embedding.Embedding, "take", take_four)
         with pytest.raises(KeyboardInterrupt):
-            move(index)
-    np.testing.assert_equal(content(index), old)
-    report = move(index)
+            move()
+    np.testing.assert_equal(content(index), content_before)
+
+    report = move()
+
     assert (report.unchanged, report.added) == (4, 2)
-    assert move(index).unchanged == 6
+    assert move().unchanged == 6
 
 
-def test_move_to_a_third_model_starts_anew(build, move, words, random_folder, tmp_path):
-    index = tmp_path / "index"
-    build(index, words)
+def test_move_to_a_third_model_starts_anew(move, index):
     shutil.copytree(index, index / NEXT)
-    assert move(index).added == 6
+
+    assert move().added == 6
 
 
-def test_model_typed_by_accident_does_not_move_an_index(build, move, words, other, tmp_path):
-    index = tmp_path / "index"
-    build(index, words)
-    with pytest.raises(UserError, match=f"onepeace index build {index} --model {other}"):
-        build(index, words, model=other)
-    for options, reason in (({"exclude": "*.txt"}, "exclude"), ({"model": None}, "name PATHS")):
-        with pytest.raises(UsageError, match=reason):
-            move(index, **options)
+def test_build_with_another_model_does_not_move_an_index(build, words, index, new_model):
+    with pytest.raises(UserError, match=f"onepeace index build {index} --model {new_model}"):
+        build(words, model=new_model)
 
 
-def test_files_that_cannot_be_read_keep_an_index_with_its_model(build, move, words, tmp_path):
-    index = tmp_path / "index"
-    build(index, words)
-    old = content(index)
+@pytest.mark.parametrize(("options", "word"), [({"exclude": "*.txt"}, "exclude"), ({"model": None}, "PATHS")])
+def test_options_of_a_build_do_not_move_an_index(move, options, word):
+    with pytest.raises(UsageError, match=word):
+        move(**options)
+
+
+def test_move_waits_for_a_disk_that_is_not_mounted(move, words, index, tmp_path):
+    content_before = content(index)
     words.rename(tmp_path / "elsewhere")
     words.mkdir()
-    with pytest.raises(UserError, match="perhaps not mounted"):
-        move(index)
-    words.rmdir()
-    (tmp_path / "elsewhere").rename(words)
+
+    with pytest.raises(UserError, match="mounted"):
+        move()
+    np.testing.assert_equal(content(index), content_before)
+
+
+def test_move_waits_for_a_folder_that_cannot_be_read(move, words, index):
+    content_before = content(index)
     (words / ".onepeaceignore").write_text("!\n")
-    with pytest.raises(UserError, match="would be lost"):
-        move(index)
-    np.testing.assert_equal(content(index), old)
+
+    with pytest.raises(UserError, match="lost"):
+        move()
+    np.testing.assert_equal(content(index), content_before)
 
 
-def test_move_waits_for_a_disk_that_seems_not_to_be_mounted(build, move, words, tmp_path):
-    for i in range(6, 15):
-        (words / f"{i}.txt").write_text(f"words number {i}")
-    build(tmp_path / "index", words)
+def test_move_waits_if_most_files_are_missing(build, move, words, index):
+    for number in range(6, 15):
+        (words / f"{number}.txt").write_text(f"words number {number}")
+    build(words)
     for path in sorted(words.iterdir())[3:]:
         path.unlink()
+
     with pytest.raises(UserError, match="12 files are missing"):
-        move(tmp_path / "index")
-    assert len(content(tmp_path / "index")) == 15
+        move()
+    assert len(content(index)) == 15

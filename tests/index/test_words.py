@@ -2,9 +2,11 @@
 
 import shutil
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.indexes import META
 
 from onepeace.index import Index, Query, check
 from onepeace.index.database import DATABASE, connect
@@ -14,41 +16,37 @@ from onepeace.index.store import Store
 from onepeace.index.tokens import words_of
 from onepeace.index.words import WordSearch, words_of_query
 
-META = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio"}
 FOLDERS = ["/disk/ann/Pictures"]
-FILES = [
-    (Item("/disk/ann/Pictures/2024/Italy/IMG_2034.jpg", "image", caption="A black dog runs on the beach"), ""),
-    (Item("/disk/ann/Pictures/MyHolidayPhoto2024.JPG", "image"), ""),
-    (Item("/disk/ann/Pictures/Stromrechnung.txt", "text"), "Betrag: 12 Euro\nan die Stadtwerke Zürich"),
-    (
-        Item(
-            "/disk/ann/Pictures/京都の猫.png", "image", tags={"camera": "X100V", "keywords": ["temple", "Kirschblüte"]}
-        ),
-        "",
-    ),
-    (Item("/disk/ann/Pictures/Москва зимой.jpg", "image", metadata={"taken by": "Bob", "year": 1999}), ""),
-    (Item("/disk/ann/Pictures/saxophone.ogg", "audio"), ""),
-    (Item("/disk/ann/Pictures/rot\udce9/cafe\u0301.ogg", "audio"), 'a "quoted" text: NEAR AND * -minus'),
-    (Item("/disk/ann/train-0001.tar::000012.jpg", "image", caption="x" * 200_000 + " late"), ""),
-    (Item("/disk/ann/table.csv::17", "text", caption="a row about pumpkins"), ""),
+ITEMS = [
+    Item("/disk/ann/Pictures/2024/Italy/IMG_2034.jpg", "image", caption="A black dog runs on the beach"),
+    Item("/disk/ann/Pictures/MyHolidayPhoto2024.JPG", "image"),
+    Item("/disk/ann/Pictures/Stromrechnung.txt", "text"),
+    Item("/disk/ann/Pictures/京都の猫.png", "image", tags={"camera": "X100V", "keywords": ["temple", "Kirschblüte"]}),
+    Item("/disk/ann/Pictures/Москва зимой.jpg", "image", metadata={"taken by": "Bob", "year": 1999}),
+    Item("/disk/ann/Pictures/saxophone.ogg", "audio"),
+    Item("/disk/ann/Pictures/rot\udce9/cafe\u0301.ogg", "audio"),
+    Item("/disk/ann/train-0001.tar::000012.jpg", "image", caption="x" * 200_000 + " late"),
+    Item("/disk/ann/table.csv::17", "text", caption="a row about pumpkins"),
 ]
+TEXTS = {2: "Betrag: 12 Euro\nan die Stadtwerke Zürich", 6: 'a "quoted" text: NEAR AND * -minus'}
+"""Contents of files by their position."""
 
 
-def add(store, files, vectors=None):
+def add(store, items, vectors=None, texts=()):
     if vectors is None:
-        vectors = np.tile(np.array([[1, 0]], np.float32), (len(files), 1))
-    words = [words_of(item, FOLDERS, text) for item, text in files]
+        vectors = np.tile(np.array([[1, 0]], np.float32), (len(items), 1))
+    words = [words_of(item, FOLDERS, dict(texts).get(position, "")) for position, item in enumerate(items)]
     with store.transaction():
-        store.add([(item, [Span(item.modality)]) for item, _ in files], vectors, words)
+        store.add([(item, [Span(item.modality)]) for item in items], vectors, words)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An index that is only read."""
-    target = tmp_path_factory.mktemp("words") / "index"
-    with closing(Store.create(target, 2, META)) as store:
-        add(store, FILES)
-    return target
+    folder = tmp_path_factory.mktemp("words") / "index"
+    with closing(Store.create(folder, 2, META)) as store:
+        add(store, ITEMS, texts=TEXTS)
+    return folder
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "index")
 
 
-def found(folder, query):
+def names_with(folder, query):
     """Names of the files that have all words of a query."""
     with closing(Store(folder)) as store:
         paths = {item.id: item.path for item in store.items()}
@@ -99,7 +97,7 @@ def found(folder, query):
     ],
 )
 def test_query_and_files(folder, query, names):
-    assert found(folder, query) == names
+    assert names_with(folder, query) == names
 
 
 @pytest.mark.parametrize(
@@ -125,8 +123,9 @@ def test_words_of_a_query(query, words):
      "\0quoted", "\ud800", "a.jpg" * 190, "😀", "'; DROP TABLE files", "(" * 900, "quoted + elephant", "O'Neill"],
 )  # fmt: skip
 def test_nothing_in_a_query_is_an_operator(folder, query):
-    is_word = query.strip('"^*-\0') in ("quoted", "minus")
-    assert found(folder, query) == ["cafe\u0301.ogg"] * is_word
+    expected = ["cafe\u0301.ogg"] if "quoted" == query.strip('"^*-\0') or query == "-minus" else []
+
+    assert names_with(folder, query) == expected
 
 
 def test_cells_in_any_depth_are_words():
@@ -146,11 +145,11 @@ def test_words_of_each_file(folder):
 
 def test_words_follow_changes(copy):
     with closing(Store(copy, write=True)) as store:
-        add(store, [(Item(FILES[0][0].path, "image", caption="a cat"), "")])
+        add(store, [replace(ITEMS[0], caption="a cat")])
         with store.transaction():
             store.remove([2])
-    assert found(copy, "dog") == found(copy, "holiday") == []
-    assert found(copy, "cat italy") == ["IMG_2034.jpg"]
+    assert names_with(copy, "dog") == names_with(copy, "holiday") == []
+    assert names_with(copy, "cat italy") == ["IMG_2034.jpg"]
     assert check(copy).ok
 
 
@@ -170,8 +169,8 @@ def test_damaged_words_are_seen_and_repaired(copy, damage):
     lost = check(copy, repair=True).lost
     assert lost == ("file = 2" in damage)
     assert check(copy).ok
-    assert found(copy, "italy dog") == ["IMG_2034.jpg"]
-    assert found(copy, "elephant") == []
+    assert names_with(copy, "italy dog") == ["IMG_2034.jpg"]
+    assert names_with(copy, "elephant") == []
 
 
 class TextBranch:
@@ -182,19 +181,20 @@ class TextBranch:
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch):
+def opened(tmp_path, monkeypatch):
     """100 pictures, from the nearest to every text to the furthest; every tenth has "dog" in its name, 95 a caption."""
-    files = []
-    for i in range(100):
-        name = f"dog{i}" if i % 10 == 5 else f"cat{i}"
-        item = Item(f"/disk/ann/Pictures/{i % 4}/{name}.jpg", "image", caption="on the beach" if i == 95 else None)
-        files.append((item, ""))
+    items = []
+    for number in range(100):
+        animal = "dog" if number % 10 == 5 else "cat"
+        items.append(Item(f"/disk/ann/Pictures/{number % 4}/{animal}{number}.jpg", "image"))
+    items[95] = replace(items[95], caption="on the beach")
     angles = np.linspace(0, 2, 100)
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     with closing(Store.create(tmp_path / "index", 2, META)) as store:
-        add(store, files, np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+        add(store, items, vectors)
     monkeypatch.setattr(Index, "text_branch", TextBranch())
-    with Index.open(tmp_path / "index") as opened:
-        yield opened
+    with Index.open(tmp_path / "index") as index:
+        yield index
 
 
 def names(hits):
@@ -205,36 +205,39 @@ DOGS = [f"dog{i}" for i in range(5, 100, 10)]
 CATS = [f"cat{i}" for i in range(100) if i % 10 != 5]
 
 
-def test_search_shows_files_with_all_words_first(index):
-    hits = index.search("a dog", top=12, collapse=False)
+def test_search_shows_files_with_all_words_first(opened):
+    hits = opened.search("a dog", top=12, collapse=False)
     assert names(hits) == [*DOGS, *CATS[:2]]
     assert [hit.words for hit in hits] == [("dog",)] * 10 + [()] * 2
     assert [hit.score for hit in hits][:10] == sorted([hit.score for hit in hits][:10], reverse=True)
 
 
-def test_search_finds_words_beyond_the_nearest(index):
-    hits = index.search("Dog, beach", top=2, collapse=False)
+def test_search_finds_words_beyond_the_nearest(opened):
+    hits = opened.search("Dog, beach", top=2, collapse=False)
     assert names(hits) == ["dog95", "cat0"]
     assert [hit.words for hit in hits] == [("Dog", "beach"), ()]
 
 
-def test_search_marks_files_with_some_words(index):
-    hits = index.search("dog elephant", top=6, collapse=False)
+def test_search_marks_files_with_some_words(opened):
+    hits = opened.search("dog elephant", top=6, collapse=False)
     assert [hit.words for hit in hits] == [()] * 5 + [("dog",)]
 
 
-def test_search_pages_with_words(index):
-    pages = [index.search("dog", top=4, offset=offset, collapse=False) for offset in range(0, 16, 4)]
-    assert [name for page in pages for name in names(page)] == [*DOGS, *CATS[:6]]
-    assert [hit.rank for page in pages for hit in page] == list(range(1, 17))
+def test_search_pages_with_words(opened):
+    hits = []
+    for offset in range(0, 16, 4):
+        hits += opened.search("dog", top=4, offset=offset, collapse=False)
+
+    assert names(hits) == [*DOGS, *CATS[:6]]
+    assert [hit.rank for hit in hits] == [*range(1, 17)]
 
 
 @pytest.mark.parametrize(
     "filters",
     [{"where": "'/1/' in path"}, {"below": "/disk/ann/Pictures/1"}, {"sort": "path", "below": "/disk/ann/Pictures/1"}],
 )
-def test_search_filters_files_with_words(index, filters):
-    hits = index.search("dog", top=100, collapse=False, **filters)
+def test_search_filters_files_with_words(opened, filters):
+    hits = opened.search("dog", top=100, collapse=False, **filters)
     expected = [name for name in [*DOGS, *CATS] if int(name[3:]) % 4 == 1]
     assert sorted(names(hits)) == sorted(expected)
     assert {*names(hit for hit in hits if hit.words)} == {name for name in DOGS if int(name[3:]) % 4 == 1}
@@ -244,8 +247,8 @@ def test_search_filters_files_with_words(index, filters):
     "query",
     [Query(vector=[1, 0]), Query(text="dog", vector=[1, 0]), Query(vector=[1, 0], without="dog")],
 )
-def test_search_by_other_than_texts_has_no_words(index, query):
-    hits = index.search(query, top=6, collapse=False)
+def test_search_by_other_than_texts_has_no_words(opened, query):
+    hits = opened.search(query, top=6, collapse=False)
     assert names(hits) == ["cat0", "cat1", "cat2", "cat3", "cat4", "dog5"]
     assert not any(hit.words for hit in hits)
 
@@ -257,28 +260,50 @@ class Unlikely(Scale):
         return cosines, np.zeros(len(cosines))
 
 
-def test_search_calls_no_file_with_all_words_irrelevant(index, monkeypatch):
+@pytest.fixture
+def _unlikely(monkeypatch):
     monkeypatch.setattr("onepeace.index.search.Scale", Unlikely)
-    assert index.search("elephant").heading
-    assert index.search("dog").heading is None
-    assert [hit.likelihood for hit in index.search("dog cat", top=2)] == ["unlikely", "unlikely"]
-    assert [hit.likelihood for hit in index.search("dog", top=2)] == ["named", "named"]
-    assert index.search("dog", only="text").heading is None  # there is none
-    assert index.search("dog", where="not 'dog' in path").heading
-    by_path = index.search("dog", sort="path", top=100, collapse=False)
+
+
+@pytest.mark.usefixtures("_unlikely")
+@pytest.mark.parametrize(
+    ("query", "options", "has_heading"),
+    [
+        ("elephant", {}, True),
+        ("dog", {}, False),
+        ("dog", {"only": "text"}, False),  # there is none
+        ("dog", {"where": "not 'dog' in path"}, True),
+    ],
+)
+def test_heading_calls_no_file_with_all_words_irrelevant(opened, query, options, has_heading):
+    assert bool(opened.search(query, **options).heading) == has_heading
+
+
+@pytest.mark.usefixtures("_unlikely")
+@pytest.mark.parametrize(("query", "likelihood"), [("dog cat", "unlikely"), ("dog", "named")])
+def test_likelihood_of_a_file_with_all_words(opened, query, likelihood):
+    assert [hit.likelihood for hit in opened.search(query, top=2)] == [likelihood] * 2
+
+
+@pytest.mark.usefixtures("_unlikely")
+def test_search_by_path_leaves_no_file_out(opened):
+    by_path = opened.search("dog", sort="path", top=100, collapse=False)
+
     assert {*names(by_path)} == {*DOGS, *CATS}
 
 
-def test_names_begin_at_the_outermost_folder(build, tmp_path):
+def test_names_begin_at_the_outermost_folder(build, index, tmp_path):
     inner = tmp_path / "Holidays" / "2024" / "Italy"
     inner.mkdir(parents=True)
     (inner / "a.txt").write_text("pasta")
-    build(tmp_path / "index", inner)
-    assert found(tmp_path / "index", "italy pasta") == ["a.txt"]
-    assert found(tmp_path / "index", "holidays italy") == []
-    build(tmp_path / "index", tmp_path / "Holidays")
-    assert found(tmp_path / "index", "holidays italy pasta") == ["a.txt"]
-    assert check(tmp_path / "index").ok
+
+    build(inner)
+    assert names_with(index, "italy pasta") == ["a.txt"]
+    assert names_with(index, "holidays italy") == []
+
+    build(tmp_path / "Holidays")
+    assert names_with(index, "holidays italy pasta") == ["a.txt"]
+    assert check(index).ok
 
 
 def test_words_of_a_part_of_an_index(folder):

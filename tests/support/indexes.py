@@ -1,47 +1,84 @@
 """What an index says, to be compared with another one, and indexes of any vectors."""
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from onepeace.index.index import Index
 from onepeace.index.items import Item, Span
 from onepeace.index.matrix import keep
+from onepeace.index.report import Report
 from onepeace.index.store import Store
 
+META = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio", "store": "local"}
 
-def content(folder: Path) -> dict:
-    """All that an index says, by path, without what depends on the order in which it was said; vectors apart."""
+
+class Content(NamedTuple):
+    """What an index says of a file."""
+
+    fields: dict[str, Any]
+    vectors: np.ndarray
+
+
+def content(folder: Path) -> dict[str, Content]:
+    """What an index says of each file, by path, without what depends on the order in which files were added."""
+    contents = {}
     with closing(Store(folder)) as store:
-        found = {}
         for item in store.items():
             _, spans, vectors = store.intact([item.id])[item.id]
-            about = (item.modality, item.size, item.mtime_ns, item.hash, item.date, item.caption, item.metadata)
-            about = (*about, item.problem, item.note, spans, item.width, item.height, item.duration)
-            about = (*about, item.tags, store.words([item.id])[item.id])
-            found[item.path] = about, vectors
-        return found
+            words = store.words([item.id])[item.id]
+            fields = {**vars(item), "id": None, "spans": spans, "words": words}
+            contents[item.path] = Content(fields, vectors)
+    return contents
 
 
-def check_same(folder: Path, other: Path) -> None:
+def check_same(folder: Path, other_folder: Path) -> None:
     """Two indexes say the same of the same files, whatever way led there."""
-    one, two = content(folder), content(other)
-    assert {path: about for path, (about, _) in one.items()} == {path: about for path, (about, _) in two.items()}
-    for path, (_, vectors) in one.items():
-        assert vectors.shape == two[path][1].shape
-        assert np.isfinite(vectors).all()
-        np.testing.assert_allclose(vectors, two[path][1], atol=1e-4, err_msg=path)
+    contents = content(folder)
+    expected = content(other_folder)
+    assert {path: file.fields for path, file in contents.items()} == {
+        path: file.fields for path, file in expected.items()
+    }
+    for path, file in contents.items():
+        assert file.vectors.shape == expected[path].vectors.shape
+        assert np.isfinite(file.vectors).all()
+        np.testing.assert_allclose(file.vectors, expected[path].vectors, atol=1e-4, err_msg=path)
 
 
-def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **about: str) -> Path:
+def items_by_name(folder: Path) -> dict[str, Item]:
+    """The embedded files of an index by the last part of their paths."""
+    with Index.open(folder) as index:
+        return {os.path.basename(item.path): item for item in index.items()}
+
+
+def item_of(path: Path, modality: str, **fields: Any) -> Item:
+    """A file as it is now."""
+    status = path.stat()
+    return Item(str(path), modality, status.st_size, status.st_mtime_ns, **fields)
+
+
+def unit(rows: Any) -> np.ndarray:
+    """One or more vectors of length 1 in float32."""
+    rows = np.asarray(rows, np.float64)
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **meta: str) -> Path:
     """An index of one vector for each file, which may be of any length but 0."""
-    vectors = np.array([vector for _, vector in files], np.float32)
-    meta = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio"}
-    meta |= {"store": "local", **about}
-    with closing(Store.create(folder, vectors.shape[1], meta)) as store:
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    items = [(item, [Span(item.modality)]) for item, _ in files]
+    vectors = unit([vector for _, vector in files])
+    with closing(Store.create(folder, vectors.shape[1], META | meta)) as store:
         with store.transaction():
-            store.add([(item, [Span(item.modality)]) for item, _ in files], unit)
+            store.add(items, vectors)
         keep(store)
     return folder
+
+
+def counts(report: Report) -> dict[str, int]:
+    """How many files were added, changed, ...; without those that are 0."""
+    names = ("added", "changed", "copied", "moved", "removed", "unchanged", "known_problems")
+    return {name: getattr(report, name) for name in names if getattr(report, name)}

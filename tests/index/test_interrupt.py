@@ -1,0 +1,64 @@
+"""Builds that are interrupted: what was done is kept, and the next one goes on."""
+
+import pytest
+from support.broken_files import write_good
+from support.indexes import content, counts
+
+from onepeace.errors import UserError
+from onepeace.index import check, embedding
+
+
+def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samples, monkeypatch):
+    write_good(tmp_path / "files", samples, 20)
+    take = embedding.Embedding.take
+    taken_paths = []
+
+    def take_eight(self, result, reading, video):
+        taken_paths.append(reading.item.path)
+        if len(taken_paths) > 8:
+            raise KeyboardInterrupt
+        take(self, result, reading, video)
+
+    with monkeypatch.context() as context:
+        context.setattr(embedding.Embedding, "take", take_eight)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "files", batch_size=4)
+
+    assert content(index).keys() == set(taken_paths[:8])
+    assert counts(build(tmp_path / "files")) == {"added": 12, "unchanged": 8}
+    check_as_new(tmp_path / "files")
+
+
+def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, index, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    take = embedding.Embedding.take
+
+    def take_and_move(self, *args):
+        take(self, *args)
+        if index.exists():
+            index.rename(moved)
+        self.recorder.flush()
+
+    with monkeypatch.context() as context:
+        context.setattr(embedding.Embedding, "take", take_and_move)
+        with pytest.raises(UserError, match=f"{index}: .* moved"):
+            build(words, batch_size=1)
+
+    assert not index.exists()
+    assert len(content(moved)) == 1
+    assert check(moved).ok
+    assert counts(build(words, into=moved)) == {"added": 5, "unchanged": 1}
+
+
+def test_build_that_failed_at_its_first_write_can_be_repeated(build, words, monkeypatch):
+    """What it leaves does not make the folder somebody else's."""
+
+    def fail(*_):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onepeace.index.store.write_database", fail)
+        with pytest.raises(UserError, match="disk"):
+            build(words)
+
+    assert counts(build(words)) == {"added": 6}

@@ -1,0 +1,127 @@
+"""Folders, tables and disks that are missing for a while: no file leaves an index because of them."""
+
+import os
+import shutil
+
+import pytest
+from support.indexes import content, counts
+
+from onepeace.errors import UserError
+from onepeace.index import remove
+
+
+def test_folder_that_cannot_be_read(build, update, words, index, monkeypatch):
+    (words / "sub").mkdir()
+    (words / "sub" / "deep.txt").write_text("deep words")
+    build(words)
+    (words / "0.txt").unlink()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    report = update()
+
+    assert counts(report) == {"removed": 1, "unchanged": 5}
+    assert report.problems == [(words / "sub", "Permission denied")]
+    assert str(words / "sub" / "deep.txt") in content(index)
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_disk_that_is_not_mounted(build, update, words, index, tmp_path, is_empty):
+    build(words)
+    words.rename(tmp_path / "away")
+    if is_empty:
+        words.mkdir()
+
+    with pytest.raises(UserError, match=f"{words}: .* onepeace index remove"):
+        update()
+
+    assert len(content(index)) == 6
+    assert remove(index, [words]) == 6
+
+
+def test_table_that_cannot_be_read_any_more(build, update, words, index, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("words that only the table names")
+    table = tmp_path / "t.csv"
+    table.write_text(f"path,caption\n{outside},a file\n")
+    build(words, table)
+    table.write_text("path,path\n")
+
+    report = update()
+
+    assert [problem.path for problem in report.problems] == [table]
+    assert str(outside) in content(index)
+
+
+def test_folder_whose_patterns_cannot_be_read(build, update, words, index):
+    build(words)
+    (words / ".onepeaceignore").write_text("!\n")
+
+    report = update()
+
+    assert [problem.path for problem in report.problems] == [words]
+    assert len(content(index)) == 6
+
+
+def write_texts(folder, count):
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        (folder / f"{number}.txt").write_text(f"{folder.name} {number}")
+
+
+@pytest.fixture
+def swap_disk(build, tmp_path):
+    """Swaps a disk with 12 files, which are in the index, for the folder with one that it is mounted over; or back."""
+    disk = tmp_path / "disk"
+    unmounted = tmp_path.with_suffix(".unmounted")
+    write_texts(disk, 12)
+    unmounted.mkdir()
+    (unmounted / "stray.txt").write_text("written to the folder where the disk is mounted")
+    build(tmp_path)
+
+    def swap():
+        aside = tmp_path.with_suffix(".aside")
+        disk.rename(aside)
+        unmounted.rename(disk)
+        aside.rename(unmounted)
+
+    return swap
+
+
+def test_most_files_of_a_folder_are_kept_each_time_they_go(swap_disk, update):
+    for _ in range(2):
+        swap_disk()
+        report = update()
+        assert len(report.kept) == 12
+        assert report.removed == 0
+
+        swap_disk()
+        assert counts(update()) == {"unchanged": 12, "removed": 1}
+
+
+def test_most_files_of_a_folder_leave_at_the_second_update(swap_disk, update):
+    swap_disk()
+    assert len(update().kept) == 12
+
+    assert counts(update()) == {"removed": 12, "unchanged": 1}
+
+
+def test_folder_that_is_deleted_moved_or_left_out_is_not_kept(build, update, tmp_path):
+    for name in ("deleted", "moved", "ignored"):
+        write_texts(tmp_path / name, 12)
+    write_texts(tmp_path, 60)
+    build(tmp_path)
+    shutil.rmtree(tmp_path / "deleted")
+    (tmp_path / "moved").rename(tmp_path / "new name")
+    (tmp_path / ".onepeaceignore").write_text("ignored/\n")
+
+    report = update()
+
+    assert report.kept == []
+    assert counts(report) == {"moved": 12, "removed": 24, "unchanged": 60}

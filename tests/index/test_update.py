@@ -1,0 +1,244 @@
+"""Updating an index: it says what a new one would say, and nothing is embedded twice."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from support.broken_files import write_broken, write_good
+from support.indexes import content, counts, items_by_name
+from support.small_shards import square, write_tar
+
+from onepeace.index import Index, embedding, remove
+
+NUM_FILES = 30
+LONG_AGO = (1e9, 1e9)
+
+
+@pytest.fixture
+def folder(tmp_path, samples):
+    """Files of three kinds under awkward names."""
+    write_good(tmp_path / "files", samples, NUM_FILES)
+    return tmp_path / "files"
+
+
+@pytest.fixture
+def broken(folder, samples):
+    """The names of broken files in that folder."""
+    return write_broken(folder / "broken", samples).keys()
+
+
+def swap_contents(first, second):
+    content_of_first = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content_of_first)
+
+
+def test_moved_folders(build, update, check_as_new, folder, broken):
+    first = build(folder)
+    (folder / "part 0").rename(folder / "another part")
+    (folder / "broken").rename(folder / "still broken")
+    for path in (folder / "part 1").iterdir():
+        os.utime(path, LONG_AGO)
+
+    report = update()
+
+    assert counts(first) == {"added": NUM_FILES}
+    assert counts(report) == {"moved": 10, "unchanged": 20, "removed": len(broken)}
+    assert len(first.problems) == len(report.problems) == len(broken)  # under their new names
+    check_as_new(folder)
+
+
+def test_changed_copied_swapped_and_mended_files(build, update, check_as_new, folder, broken, samples):
+    build(folder)
+    pictures = sorted((folder / "part 1").glob("*.jpg"))
+    text = min((folder / "part 1").glob("*.txt"))
+    shutil.copyfile(pictures[0], folder / "a copy.jpg")
+    swap_contents(pictures[1], pictures[2])
+    text.write_text("now other words")
+    pictures[3].unlink()
+    pictures[3].mkdir()
+    shutil.copyfile(samples / "images" / "owl.jpg", pictures[3] / "inside.jpg")
+    (folder / "broken" / "empty.txt").write_text("no longer empty")
+
+    report = update()
+
+    assert counts(report) == {
+        "copied": 3,
+        "changed": 1,
+        "added": 2,
+        "removed": 1,
+        "unchanged": NUM_FILES - 4,
+        "known_problems": len(broken) - 1,
+    }
+    check_as_new(folder)
+
+
+def test_nothing_new_is_not_loaded_read_or_written(build, update, no_model, folder, broken, index, monkeypatch):
+    def generation():
+        with Index.open(index) as opened:
+            return opened.store.meta["generation"]
+
+    build(folder)
+    generation_before = generation()
+    no_model()
+    monkeypatch.setattr(embedding, "read_entry", None)
+
+    for report in (build(folder), update()):
+        assert counts(report) == {"unchanged": NUM_FILES, "known_problems": len(broken)}
+        assert report.problems == []
+    assert generation() == generation_before
+
+
+def test_renamed_touched_and_copied_files_need_no_model(build, update, no_model, words, index):
+    build(words)
+    no_model()
+    (words / "0.txt").rename(words / "new.txt")
+    os.utime(words / "1.txt", LONG_AGO)
+    shutil.copyfile(words / "2.txt", words / "copy.txt")
+    (words / "3.txt").rename(words / "renamed.txt")
+    shutil.copyfile(words / "renamed.txt", words / "second.txt")
+
+    assert counts(update()) == {"moved": 2, "copied": 2, "unchanged": 4}
+    build(words)
+    assert len(content(index)) == 8
+
+
+def test_chain_of_renames_loses_nothing(build, update, check_as_new, words):
+    build(words)
+    (words / "1.txt").rename(words / "2.txt.old")
+    (words / "0.txt").rename(words / "1.txt")
+    (words / "2.txt.old").rename(words / "last.txt")
+
+    update()
+
+    check_as_new(words)
+
+
+def test_name_of_a_file_that_looks_like_a_sample_of_a_shard(build, update, check_as_new, words):
+    (words / "3.txt").rename(words / "gone::3.txt")
+    build(words)
+    shutil.copyfile(words / "gone::3.txt", words / "copy.txt")
+
+    assert counts(update()) == {"copied": 1, "unchanged": 6}
+    check_as_new(words)
+
+
+def test_time_in_the_year_2400(build, update, words):
+    os.utime(words / "0.txt", (13_600_000_000, 13_600_000_000))
+
+    assert counts(build(words)) == {"added": 6}
+    assert counts(update()) == {"unchanged": 6}
+
+
+def test_named_files_and_rows_leave(build, update, words, index, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("image,text\n,first words\n,second words\n")
+    build(words / "0.txt", words / "1.txt", table)
+    (words / "0.txt").unlink()
+    table.write_text("image,text\n,second words\n")
+
+    for _ in range(2):
+        update()
+        assert content(index).keys() == {str(words / "1.txt"), f"{table}::2"}
+
+
+@pytest.fixture
+def captioned(build, samples, tmp_path):
+    """A table in an index, with a caption and the year of a picture, which is in the index by itself too."""
+    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "dog.jpg")
+    table = tmp_path / "table.csv"
+    table.write_text("image,caption,year\ndog.jpg,a dog,2001\n")
+    build(table, tmp_path / "dog.jpg")
+    return table
+
+
+def test_caption_that_is_new_needs_no_model(captioned, update, no_model, index):
+    no_model()
+    captioned.write_text("image,caption,year\ndog.jpg,a running dog,2002\n")
+
+    report = update()
+
+    item = items_by_name(index)["dog.jpg"]
+    assert (report.unchanged, report.recaptioned) == (1, 1)
+    assert (item.caption, item.metadata) == ("a running dog", {"year": "2002"})
+
+
+def test_caption_that_is_gone(captioned, update, index):
+    captioned.write_text("image,caption,year\ndog.jpg,,\n")
+
+    update()
+
+    assert items_by_name(index)["dog.jpg"].caption is None
+
+
+def test_caption_stays_when_the_file_alone_is_built_again(captioned, build, no_model, index):
+    no_model()
+    picture = captioned.with_name("dog.jpg")
+    os.utime(picture, LONG_AGO)
+
+    build(picture)
+
+    item = items_by_name(index)["dog.jpg"]
+    assert (item.caption, item.metadata) == ("a dog", {"year": "2001"})
+
+
+def test_caption_of_a_file_that_becomes_a_copy_of_another(build, no_model, words, index):
+    (words / "table.csv").write_text("path,caption\n0.txt,the first\n")
+    build(words, words / "table.csv")
+    shutil.copyfile(words / "1.txt", words / "0.txt")
+    no_model()
+
+    assert build(words).copied == 1
+    assert items_by_name(index)["0.txt"].caption == "the first"
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    return {f"{number}.png": square((200, 30, 10 * number), rng) for number in range(4)}
+
+
+@pytest.fixture
+def shard(build, pictures, tmp_path):
+    """A shard of four pictures in an index, with a broken sample."""
+    path = write_tar(tmp_path / "a.tar", {**pictures, "broken.json": b"{"})
+    report = build(tmp_path / "*.tar")
+    (problem,) = report.problems
+    assert counts(report) == {"added": 4}
+    assert "broken.json" in problem.reason
+    return path
+
+
+def test_shard_without_news(shard, update, no_model):
+    no_model()
+
+    assert counts(update()) == {"unchanged": 4, "known_problems": 1}
+
+
+def test_shard_that_is_cut_keeps_its_samples(shard, update):
+    """What lies behind the break may come back."""
+    shard.write_bytes(shard.read_bytes()[:4000])  # inside of the second picture
+
+    report = update()
+
+    assert report.removed == 0
+    assert [problem.path for problem in report.problems] == [shard]
+
+
+def test_shard_with_another_name(shard, build, update, no_model, index, tmp_path):
+    no_model()
+    renamed = shard.rename(tmp_path / "b.tar")
+
+    assert build(renamed).copied == 4
+    update()
+    assert content(index).keys() == {str(renamed), *(f"{renamed}::{number}.png" for number in range(4))}
+
+
+def test_shard_that_is_mended_and_a_sample_that_is_removed(shard, update, pictures, index):
+    write_tar(shard, pictures)
+
+    assert remove(index, [f"{shard}::0.png"]) == 1
+    update()
+
+    assert content(index).keys() == {f"{shard}::{number}.png" for number in (1, 2, 3)}
