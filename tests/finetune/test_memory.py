@@ -4,49 +4,88 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from support.random_model import save_random_model
 
 from onepeace.finetune import memory
 from onepeace.finetune.settings import auto_recipe
 from onepeace.finetune.split import SplitSummary
 from onepeace.plan.dry_run import StepCost
 
+FORMS = {
+    (False, 1, False): 100,
+    (True, 1, False): 80,
+    (True, 4, False): 70,
+    (True, 16, False): 60,
+    (True, 1, True): 50,
+    (True, 4, True): 40,
+    (True, 16, True): 30,
+}
+"""Made-up bytes by the form of a recipe: whether activations are recomputed, parts of a step, whether with LoRA."""
 
-@pytest.fixture(scope="module")
-def content(tmp_path_factory):
-    model = save_random_model(tmp_path_factory.mktemp("models") / "random")
-    return auto_recipe(model, model, model, SplitSummary("", {"train/image+text": 100}, 100, ["a", "b"], [], []))
+
+@pytest.fixture
+def content(random_folder):
+    labels = ["a", "b"]
+    summary = SplitSummary("", {"train/image+text": 100}, 100, labels, not_held_out=[], left_out=[])
+    return auto_recipe(random_folder, random_folder, random_folder, summary)
 
 
-def test_the_first_form_that_fits_is_taken(content, monkeypatch):
-    """Needs are told by the form: 100 bytes, 80 computed again, 70 and 60 in parts, 50, 40 and 30 with adapters."""
+@pytest.fixture
+def planned_forms(monkeypatch):
+    """The forms of which a plan was made, in order."""
     pytest.importorskip("peft")
-    needs, said = [], []
+    forms = []
 
     def make_plan(recipe):
-        run = recipe.run
-        needs.append((run.recompute == "blocks", run.grad_cache_chunks, recipe.lora is not None))
-        total = 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
-        return SimpleNamespace(step=StepCost(Counter(activations=total), Counter(), Counter(), 0))
+        forms.append(form_of(recipe))
+        return SimpleNamespace(step=StepCost(Counter(activations=FORMS[forms[-1]]), Counter(), Counter(), 0))
 
     monkeypatch.setattr(memory, "make_plan", make_plan)
-    forms = [(False, 1, False), (True, 1, False), (True, 4, False), (True, 16, False), (True, 1, True), (True, 4, True),
-             (True, 16, True)]  # fmt: skip
-    for available, count in ((1000, 1), (101, 2), (76, 4), (60, 6), (20, 7)):
-        needs.clear()
-        recipe = memory.fitting_recipe(content, ["lora.rank=4"] if available < 60 else [], available, said.append)
-        assert needs == (forms[:count] if available >= 60 else [(*form[:2], True) for form in forms])
-        assert (recipe.run.recompute == "blocks") == needs[-1][0]
-        assert recipe.run.grad_cache_chunks == needs[-1][1]
-    assert "it may not fit" in said[-1]
-    assert all("it may not fit" not in line for line in said[:-1])
+    return forms
+
+
+def form_of(recipe):
+    return (recipe.run.recompute == "blocks", recipe.run.grad_cache_chunks, recipe.lora is not None)
+
+
+# A plan may fill 80 % of the memory.
+@pytest.mark.parametrize(("available", "num_tried"), [(125, 1), (124, 2), (101, 2), (76, 4), (60, 6), (20, 7)])
+def test_memory_takes_first_form_that_fits(content, planned_forms, available, num_tried):
+    lines = []
+    recipe = memory.fitting_recipe(content, [], available, lines.append)
+
+    assert planned_forms == list(FORMS)[:num_tried]
+    assert form_of(recipe) == planned_forms[-1]
+    (line,) = lines
+    assert ("may not fit" in line) == (available == 20)
+
+
+def test_memory_plans_with_overrides(content, planned_forms, monkeypatch):
+    monkeypatch.setitem(FORMS, (False, 1, True), 100)
+    recipe = memory.fitting_recipe(content, ["lora.rank=4"], 20, print)
+
+    assert recipe.lora.rank == 4
+    assert all(with_lora for _, _, with_lora in planned_forms)
     assert memory.LORA["lora"]["rank"] == 16  # an override changes one recipe
 
 
-def test_a_plan_of_the_real_recipe(content):
-    """A term with targets is planned too, and checkpoints and parts need less."""
-    said = []
-    recipe = memory.fitting_recipe(content, [], 10**12, said.append)
+def test_memory_of_recipe_with_lora(content, planned_forms, monkeypatch):
+    """There are no adapters to fall back on."""
+    monkeypatch.setitem(FORMS, (False, 1, True), 100)
+    memory.fitting_recipe({**content, "lora": {"rank": 4}}, [], 20, print)
+
+    assert planned_forms == [(False, 1, True), (True, 1, True), (True, 4, True), (True, 16, True)]
+
+
+def test_memory_unknown(content, planned_forms):
+    assert form_of(memory.fitting_recipe(content, [], None, print)) == (False, 1, False)
+    assert planned_forms == []
+
+
+def test_memory_of_real_plan(content):
+    """Of a recipe whose terms read targets."""
+    lines = []
+    recipe = memory.fitting_recipe(content, [], 10**12, lines.append)
+
     assert recipe.run.recompute == "ffn"
-    (line,) = said
+    (line,) = lines
     assert line.endswith("of the 1000.0 GB that are available")

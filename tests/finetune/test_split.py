@@ -18,11 +18,6 @@ TABLE = Path("/files/table.csv")
 KIND = ("image", "text")
 
 
-@pytest.fixture
-def no_near_copies(monkeypatch):
-    monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {})
-
-
 def own_data(names, folder="/files"):
     """A picture for each "class/name"."""
     records = []
@@ -53,22 +48,28 @@ def frames(num_videos, num_frames):
     return names
 
 
-def test_near_copies_are_joined_also_through_others(monkeypatch):
+@pytest.mark.parametrize("block", [2, 1024])
+def test_near_copies_are_pairs_with_a_cosine(monkeypatch, block):
+    monkeypatch.setattr(groups, "BLOCK", block)
     vectors = np.eye(3)[[0, 1, 2, 0, 1]] + 0.01
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
-    monkeypatch.setattr(groups, "BLOCK", 2)
-    assert near_copies(vectors, 0.99) == [(0, 3), (1, 4)]
+
+
+def test_near_copies_are_joined_through_others(monkeypatch):
+    angles = np.radians([0, 20, 40, 90, 91, 150, *range(200, 334, 33)])  # 0 and 40 through 20
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     monkeypatch.setattr(groups, "NEAR_COPY_COSINE", {"image": 0.9})
     monkeypatch.setattr(groups, "load", lambda *_, **__: None)
-    angles = np.radians([0, 20, 40, 90, 91, 150, *range(200, 334, 33)])  # 0 and 40 through 20
-    monkeypatch.setattr(groups, "encode", lambda *_: np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    monkeypatch.setattr(groups, "encode", lambda *_: vectors)
+
     data = own_data([f"cat/{number}.jpg" for number in range(len(angles))])
+
     assert assign_groups(data, TABLE) == 8
     assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
 
 
-def test_second_picture_is_a_near_copy_and_other_pictures_are_none(samples, tmp_path):
+def test_near_copies_of_crops_by_the_real_vectors(samples, tmp_path):
     for name in ("cat", "dog"):
         picture = Image.open(samples / "images" / f"{name}.jpg")
         picture.save(tmp_path / f"{name}.png")
@@ -79,26 +80,37 @@ def test_second_picture_is_a_near_copy_and_other_pictures_are_none(samples, tmp_
     assert [record.targets["group"] for record in data.all_records] == [0, 1, 0, 1]
 
 
-@pytest.mark.usefixtures("no_near_copies")
-def test_files_of_a_group_lie_in_one_part_and_each_class_in_all():
-    split, summary = divide(own_data(frames(10, 10)), TABLE, r"(\w+/video\d+)-")
+PATTERN = r"(\w+/video\d+)-"
+
+
+def test_group_lies_in_one_part_and_each_class_in_all():
+    split, summary = divide(own_data(frames(10, 10)), TABLE, PATTERN)
+
     files = files_of(split)
     assert {part: len(names) for part, names in files.items()} == {"val": 40, "train": 120, "choose": 40}
     num_videos = 0
     for names in files.values():
         assert {label_of(name) for name in names} == {"cat", "dog"}
         num_videos += len({name.partition("-")[0] for name in names})
-    assert num_videos == 20
-    assert summary.groups == 20
-    assert "--group" in summary.described()
-    assert "near copies" not in summary.described() + " ".join(notes(summary))
-    assert "--group" not in divide(own_data(frames(10, 10)), TABLE, None)[1].described()
-    # always the same, in whatever order the files come and folders are called
-    again, _ = divide(own_data(frames(10, 10)[::-1], "/moved"), Path("/moved/table.csv"), r"(\w+/video\d+)-")
-    assert files_of(again) == files
+    assert num_videos == summary.groups == 20
 
 
-def test_the_group_of_a_pattern_or_all_of_it_counts():
+def test_split_does_not_depend_on_order_and_folder():
+    split, _ = divide(own_data(frames(10, 10)), TABLE, PATTERN)
+    moved, _ = divide(own_data(frames(10, 10)[::-1], "/moved"), Path("/moved/table.csv"), PATTERN)
+    assert files_of(moved) == files_of(split)
+
+
+@pytest.mark.usefixtures("no_near_copies")
+@pytest.mark.parametrize("pattern", [PATTERN, None])
+def test_words_for_groups_follow_the_pattern(pattern):
+    _, summary = divide(own_data(frames(10, 10)), TABLE, pattern)
+    words = " ".join([summary.described(), *notes(summary)])
+    assert ("--group" in words) == (pattern is not None)
+    assert ("near copies" in words) == (pattern is None)
+
+
+def test_pattern_compares_its_group_or_all_of_it():
     names = frames(2, 15)
     assert assign_groups(own_data(names), TABLE, r"video(\d+)") == 2
     assert assign_groups(own_data(names), TABLE, r".*video\d+") == 4
@@ -106,12 +118,12 @@ def test_the_group_of_a_pattern_or_all_of_it_counts():
 
 
 @pytest.mark.parametrize("pattern", ["nothing", "("])
-def test_a_pattern_that_matches_nothing_or_is_none_is_refused(pattern):
+def test_pattern_that_matches_nothing_or_is_none(pattern):
     with pytest.raises(UsageError, match="--group"):
         assign_groups(own_data(frames(1, 2)), TABLE, pattern)
 
 
-def test_a_class_that_is_one_group_is_not_held_out_and_named():
+def test_class_of_one_group_is_not_held_out():
     names = [*frames(5, 8), *(f"owl/video0-{i}.jpg" for i in range(20))]
     split, summary = divide(own_data(names), TABLE, r"\w+/video\d+")
     assert summary.not_held_out == ["owl"]
@@ -121,7 +133,7 @@ def test_a_class_that_is_one_group_is_not_held_out_and_named():
         divide(own_data(names), TABLE, ".*video")
 
 
-def test_kinds_of_samples_have_plain_names():
+def test_names_of_kinds_of_samples():
     assert plural(("image", "text")) == "images with captions"
     assert plural(("image", "audio", "text"), captions=False) == "images with sounds"
     assert plural(("audio", "text"), captions=False) == "sounds"

@@ -1,0 +1,217 @@
+"""The folder of a fine-tuning: it is resumed, and nothing in it is lost that somebody needs."""
+
+import json
+import os
+import resource
+import shutil
+
+import pytest
+from filelock import FileLock
+from support.finetuning import QUICK, write_table
+
+from onepeace.files import lock
+from onepeace.finetune import run as running
+from onepeace.finetune import stages
+from onepeace.finetune.folder import ABOUT, FIELDS, check_only_ours
+from onepeace.train.log import read_log
+
+pytestmark = pytest.mark.usefixtures("no_near_copies")
+
+
+@pytest.fixture
+def begun(captions_table, finetune, out):
+    """The folder of a fine-tuning of which the training fails at once, and goes on failing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", lambda recipe: 1 / 0)
+        finetune(captions_table, code=1)
+        yield out
+
+
+def assert_one_line(err, text):
+    assert text in err
+    assert err.count("\n") == 1
+
+
+# ------------------------------------------------------------------ going on
+
+
+def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetune, tmp_path, caplog, monkeypatch):
+    """Relative paths of the first call are of another working directory in the second."""
+    overrides = ("schedule.steps=30", "run.save_every=10")
+    train = stages.train
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(stages, "train", lambda recipe: train(recipe, stop_at=12))
+        err = finetune(captions_table, *overrides, out="out", model=os.path.relpath(random_folder), code=1).err
+    assert "the same command goes on" in err
+    assert not (tmp_path / "out/report.html").exists()
+    check_only_ours(tmp_path / "out")
+
+    monkeypatch.chdir(captions_table.parent)
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    finetune(captions_table, *overrides, out=moved)
+
+    assert caplog.text.count("going on from step 10") == 1
+    assert read_log(moved / "log.jsonl")[-1]["step"] == 30
+
+
+def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeypatch):
+    finetune(captions_table)
+    written = {path: path.stat().st_mtime_ns for path in (out / "before.jsonl", out / "after.jsonl")}
+    monkeypatch.setattr(stages, "train", lambda recipe: 1 / 0)
+
+    finetune(captions_table)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    err = finetune(captions_table, "schedule.steps=9", code=2).err
+    assert f" {' '.join(QUICK)};" in err  # what the folder holds
+
+
+def test_second_process_in_a_folder_is_refused(captions_table, finetune, out, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    out.mkdir()
+    with FileLock(out / ".lock"):  # as another process holds it
+        err = finetune(captions_table, code=1).err
+    assert f"{out}: another run" in err
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_ctrl_c_says_whether_anything_is_kept(captions_table, finetune, out, monkeypatch, is_begun):
+    def interrupted(tuning, overwrite):
+        if is_begun:
+            out.mkdir()
+            (out / ABOUT).write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.FineTuning, "run", interrupted)
+    err = finetune(captions_table, code=130).err
+    assert ("kept" in err) == is_begun
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def test_too_few_items_are_refused(captions_table, finetune, out, tmp_path):
+    rows = [(captions_table.parent / f"red{i}.png", "a red square") for i in range(3)]
+    err = finetune(write_table(tmp_path / "few.csv", ("image", "text"), *rows), code=1).err
+    assert_one_line(err, "3 usable items are too few to learn from; 20 are needed")
+    assert not out.exists()
+
+
+def test_too_few_items_of_a_class_are_refused(sounds_in_classes, finetune, out, tmp_path):
+    rows = [(sounds_in_classes / "piercing/0.wav", "piercing")]
+    for name in ("low", "middle"):
+        rows += [(sounds_in_classes / name / f"{i}.wav", name) for i in range(12)]
+    err = finetune(write_table(tmp_path / "alone.csv", ("audio", "label"), *rows), code=1).err
+    assert_one_line(err, "class 'piercing' has 1 usable items, and 5 are needed")
+    assert not out.exists()
+
+
+def test_missing_source_is_refused(finetune, out, tmp_path):
+    err = finetune(tmp_path / "nothing", code=2).err
+    assert_one_line(err, str(tmp_path / "nothing"))
+    assert not out.exists()
+
+
+def test_folder_of_something_else_is_refused(captions_table, finetune, tmp_path):
+    letter = tmp_path / "letter.txt"
+    letter.write_text("dear all")
+    for out in (tmp_path, letter):
+        err = finetune(captions_table, out=out, code=2).err
+        assert_one_line(err, str(out))
+    assert letter.read_text() == "dear all"
+
+
+def test_failed_call_leaves_no_folder(captions_table, finetune, out, tmp_path):
+    """Else the right call would find that of another model there."""
+    err = finetune(captions_table, model=tmp_path / "nomodel", code=1).err
+    assert "nomodel" in err
+    assert not out.exists()
+    err = finetune(captions_table, "bogus=1", code=1).err
+    assert "bogus" in err
+    assert not out.exists()
+
+
+def test_failed_call_leaves_the_folder_of_the_right_one(captions_table, random_folder, finetune, begun):
+    names = sorted(path.name for path in begun.iterdir())
+    finetune(captions_table, "bogus=1", "--force", code=1)
+    assert sorted(path.name for path in begun.iterdir()) == names
+
+    err = finetune(captions_table, model="tiny", code=2).err
+    assert f"--model {random_folder}" in err
+
+
+def test_full_disk_names_the_file(captions_table, finetune, out, monkeypatch):
+    write_text = running.write_text_atomic
+
+    def write_on_a_full_disk(path, text):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            write_text(path, text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(running, "write_text_atomic", write_on_a_full_disk)
+    err = finetune(captions_table, code=1).err
+    assert err.splitlines()[-1].startswith(f"onepeace: {out / ABOUT}: ")
+
+
+# ------------------------------------------------------------------ --force
+
+
+def test_force_removes_nothing_that_the_call_needs(captions_table, random_folder, finetune, out, tmp_path):
+    """Neither the source nor the model, also by way of a link."""
+    shutil.copytree(random_folder, out / "model")
+    table = shutil.copy(captions_table, out / "table.csv")
+    (out / ABOUT).write_text(json.dumps(dict.fromkeys(FIELDS)))
+    link = tmp_path / "link"
+    link.symlink_to(out)
+
+    sources_and_models = [
+        (captions_table, out / "model"),
+        (captions_table, out),
+        (captions_table, link / "model"),
+        (table, random_folder),
+        (link / "table.csv", random_folder),
+    ]
+    for source, model in sources_and_models:
+        err = finetune(source, "--force", model=model, code=1).err
+        assert "give -o another folder" in err
+    assert (out / "model" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["tabel.csv", "/nowhere/tabel.csv"])
+def test_force_with_a_wrong_source_removes_nothing(finetune, begun, name):
+    names = sorted(path.name for path in begun.iterdir())
+    assert_one_line(finetune(name, "--force", code=2).err, name)
+    assert sorted(path.name for path in begun.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["modle", "/nowhere/modle"])
+def test_force_with_a_wrong_model_removes_nothing(captions_table, finetune, begun, name):
+    names = sorted(path.name for path in begun.iterdir())
+    assert_one_line(finetune(captions_table, "--force", model=name, code=1).err, name)
+    assert sorted(path.name for path in begun.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "data/thesis.txt", "model/thesis.txt", "adapter/thesis.txt"])
+def test_force_keeps_files_of_others(captions_table, finetune, begun, name):
+    thesis = begun / name
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("three years of work")
+    paths = sorted(begun.rglob("*"))
+
+    err = finetune(captions_table, "--force", code=2).err
+
+    assert_one_line(err, str(thesis))
+    assert sorted(begun.rglob("*")) == paths
+
+
+def test_force_needs_the_mark_of_a_fine_tuning(captions_table, finetune, out):
+    out.mkdir()
+    (out / ABOUT).write_text('{"title": "notes on fine-tuning"}')
+    (out / "thesis.txt").write_text("three years of work")
+    err = finetune(captions_table, "--force", code=2).err
+    assert "will not be replaced" in err
+    assert (out / "thesis.txt").exists()
