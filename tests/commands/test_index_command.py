@@ -12,23 +12,25 @@ import pytest
 import soundfile
 from support.random_model import save_random_model
 
-from onepeace.cli import main
 from onepeace.index.cache import indexes_folder
-
-SECONDS = re.compile(r"\d+\.\d")
 
 
 @pytest.fixture
-def run(random_folder, capsys):
-    """Runs `onepeace index VERB ...`: (exit code, stdout, lines of stderr with T for times)."""
+def run_index(run, run_model):
+    """Runs `onepeace index VERB ...`, which must end with that code: (stdout, lines of stderr with T for times)."""
 
-    def index(verb, *arguments):
-        more = ["--model", str(random_folder), "--device", "cpu"] if verb in ("build", "update") else []
-        code = main(["index", verb, *map(str, arguments), *more])
-        out, err = capsys.readouterr()
-        return code, out, SECONDS.sub("T", err).splitlines()
+    def call(verb, *arguments, code=0):
+        run_verb = run_model if verb in ("build", "update") else run
+        out, err = run_verb("index", verb, *arguments, code=code)
+        return out, re.sub(r"\d+\.\d", "T", err).splitlines()
 
-    return index
+    return call
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Where the index is to be."""
+    return tmp_path / "my index"
 
 
 @pytest.fixture
@@ -40,135 +42,181 @@ def folder(tmp_path, samples):
         shutil.copy(samples / name, path)
     (path / "words.txt").write_text("a dog")
     (path / "line\nbreak.jpg").write_bytes(b"no picture")
-    (path / "empty.ogg").touch()
-    for name in ("a.pdf", "b.pdf", "c.docx"):
+    for name in ("empty.ogg", "a.pdf", "b.pdf", "c.docx"):
         (path / name).touch()
     return path
 
 
-def test_build_update_stats_check_remove(run, folder, tmp_path):
-    index = tmp_path / "my index"
-    code, out, err = run("build", index, folder)
-    others = "onepeace: 3 files of other types skipped: .pdf 2, .docx 1"
-    failed = [r"line\nbreak.jpg: not a picture", "empty.ogg: the file is empty"]
-    assert (code, out, len(err)) == (1, "", 5)
+OTHERS = "onepeace: 3 files of other types skipped: .pdf 2, .docx 1"
+
+
+@pytest.fixture
+def built(run_index, index, folder):
+    run_index("build", index, folder, code=1)
+    return index
+
+
+def assert_names_unreadable(text, folder):
+    assert rf"  {folder}/line\nbreak.jpg: not a picture" in text
+    assert f"  {folder}/empty.ogg: the file is empty" in text
+
+
+def test_build_says_what_was_added_and_what_failed(run_index, index, folder):
+    out, err = run_index("build", index, folder, code=1)
+    assert out == ""
     assert err[:3] == [
-        others,
+        OTHERS,
         "onepeace: 4 added; 6 vectors in T s, T files a second",
         "onepeace: 2 of 6 files failed:",
     ]
-    assert all(any(f"  {folder}/{name}" in line for line in err[3:]) for name in failed)
-    for verb in (["build", index, folder], ["update", index]):
-        code, out, err = run(*verb)
-        assert (code, out, err[:2]) == (0, "", [others, "onepeace: nothing to do: 6 files unchanged"])
-        assert err[2].endswith(f": onepeace index stats '{index}' --problems")
+    assert len(err) == 5
+    assert_names_unreadable("\n".join(err), folder)
+
+
+@pytest.mark.parametrize("verb", ["build", "update"])
+def test_second_build_has_nothing_to_do(run_index, built, folder, verb):
+    out, err = run_index(verb, built, *([folder] if verb == "build" else []))
+    assert out == ""
+    assert err[:2] == [OTHERS, "onepeace: nothing to do: 6 files unchanged"]
+    assert err[2].endswith(f": onepeace index stats '{built}' --problems")
+
+
+def test_update_says_what_moved_and_what_is_gone(run_index, built, folder):
     (folder / "cat.jpg").rename(folder / "kitten.jpg")
     (folder / "dog.ogg").unlink()
-    assert "onepeace: 1 moved, 1 removed, 4 unchanged; 0 vectors in T s" in run("update", index)[2]
-
-    code, out, err = run("stats", index)
-    about = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines())
-    assert (code, err, about["files"], about["vectors"]) == (0, [], "2 image, 1 text", "3")
-    assert "--problems" in about["problems"]
-    out = run("stats", index, "--problems")[1]
-    assert all(f"{folder}/{name}" in out for name in failed)
-    stats = json.loads(run("stats", index, "--problems", "--json")[1])
-    assert (stats["files"], len(stats["unreadable"])) == ({"image": 2, "text": 1}, 2)
-    assert run("check", index)[0] == 0
-    assert run("remove", index, folder / "dog.jpg") == (0, "", ["onepeace: 1 file removed from the index"])
-    assert run("remove", index, folder) == (0, "", ["onepeace: 4 files removed from the index"])
+    _, err = run_index("update", built)
+    assert "onepeace: 1 moved, 1 removed, 4 unchanged; 0 vectors in T s" in err
 
 
-def test_check_finds_damage_and_repairs_it(run, folder, tmp_path):
-    index = tmp_path / "i"
-    run("build", index, folder)
-    database = index / "index.sqlite"
+def test_stats_count_files_and_vectors(run_index, built):
+    out, err = run_index("stats", built)
+    rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines())
+    assert err == []
+    assert rows["files"] == "1 audio, 2 image, 1 text"
+    assert rows["vectors"] == "6"
+    assert "--problems" in rows["problems"]
+
+
+def test_stats_list_problems(run_index, built, folder):
+    out, _ = run_index("stats", built, "--problems")
+    assert_names_unreadable("\n".join(f"  {line.strip()}" for line in out.splitlines()), folder)
+    out, _ = run_index("stats", built, "--problems", "--json")
+    stats = json.loads(out)
+    assert stats["files"] == {"image": 2, "audio": 1, "text": 1}
+    assert len(stats["unreadable"]) == 2
+
+
+def test_remove_a_file_and_a_folder(run_index, built, folder):
+    assert run_index("remove", built, folder / "dog.jpg") == ("", ["onepeace: 1 file removed from the index"])
+    assert run_index("remove", built, folder) == ("", ["onepeace: 5 files removed from the index"])
+
+
+def test_check_finds_damage_and_repairs_it(run_index, built):
+    run_index("check", built)
+    database = built / "index.sqlite"
     content = bytearray(database.read_bytes())
-    place = content.index(b"words.txt")
-    content[place] ^= 1
+    content[content.index(b"words.txt")] ^= 1
     database.write_bytes(content)
-    assert run("check", index)[0] == 1
-    assert run("check", index, "--repair")[0] == 0
-    assert run("check", index)[0] == 0
+
+    run_index("check", built, code=1)
+    run_index("check", built, "--repair")
+    run_index("check", built)
 
 
-def test_after_the_paths_are_lost_no_file_is_forgotten(run, folder, tmp_path):
-    index = tmp_path / "i"
-    run("build", index, folder)
-    with closing(sqlite3.connect(index / "index.sqlite")) as database, database:
+def test_check_that_lost_the_paths_forgets_no_file(run_index, built, folder):
+    with closing(sqlite3.connect(built / "index.sqlite")) as database, database:
         database.execute("UPDATE blobs SET crc = 0 WHERE name = 'roots'")
-    code, out, _ = run("check", index, "--repair")
-    assert (code, " build " in out) == (0, True)
-    code, _, err = run("update", index)
-    assert (code, len(err), " build " in err[0]) == (1, 1, True)
-    before = json.loads(run("stats", index, "--json")[1])["files"]
-    assert run("build", index, folder)[0] == 0
-    assert run("update", index)[0] == 0
-    assert json.loads(run("stats", index, "--json")[1])["files"] == before
+
+    def num_files():
+        return json.loads(run_index("stats", built, "--json")[0])["files"]
+
+    out, _ = run_index("check", built, "--repair")
+    assert " build " in out
+    _, (line,) = run_index("update", built, code=1)
+    assert " build " in line
+    before = num_files()
+    run_index("build", built, folder)
+    run_index("update", built)
+    assert num_files() == before
 
 
-def test_export_asks_before_it_replaces(run, folder, tmp_path):
-    run("build", tmp_path / "i", folder)
+def test_export_writes_the_vectors(run_index, built, tmp_path):
+    run_index("export", built, "-o", tmp_path / "v.npz")
+    with np.load(tmp_path / "v.npz") as data:
+        assert data["vectors"].shape == (6, 16)
+
+
+def test_export_replaces_a_file_only_with_force(run_index, built, tmp_path):
     target = tmp_path / "v.npz"
     target.write_bytes(b"older")
-    code, _, err = run("export", tmp_path / "i", "-o", target)
-    assert (code, "--force" in err[0], target.read_bytes()) == (2, True, b"older")
-    assert run("export", tmp_path / "i", "-o", target, "--force")[0] == 0
-    with np.load(target) as data:
-        assert data["vectors"].shape == (6, 16)
-    code, _, err = run("export", tmp_path / "i", "-o", tmp_path / "no" / "v.npz")
-    assert (code, "v.npz" in err[0]) == (2, True)
+    _, err = run_index("export", built, "-o", target, code=2)
+    assert "--force" in err[0]
+    assert target.read_bytes() == b"older"
+    run_index("export", built, "-o", target, "--force")
+    assert target.read_bytes() != b"older"
+
+
+def test_export_to_a_place_that_cannot_be_written(run_index, built, tmp_path):
     pipe = tmp_path / "pipe.npz"
     os.mkfifo(pipe)
-    code, _, err = run("export", tmp_path / "i", "-o", pipe, "--force")
-    assert (code, "pipe.npz" in err[0], pipe.is_fifo()) == (2, True, True)
+    for target in (tmp_path / "no" / "v.npz", pipe):
+        _, err = run_index("export", built, "-o", target, "--force", code=2)
+        assert target.name in err[0]
+    assert pipe.is_fifo()
 
 
-def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
+def test_silence_is_a_problem_of_a_file_that_is_indexed(run_index, index, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    code, _, err = run("build", tmp_path / "i", tmp_path / "silent.wav")
-    assert (code, "1 file " in err[-1], "--problems" in err[-1]) == (0, True, True)
-    line = run("stats", tmp_path / "i", "--problems")[1].splitlines()[-1]
-    assert line.startswith(f"{tmp_path}/silent.wav: ")
+    _, err = run_index("build", index, tmp_path / "silent.wav")
+    assert "1 file " in err[-1]
+    assert "--problems" in err[-1]
+    out, _ = run_index("stats", index, "--problems")
+    assert out.splitlines()[-1].startswith(f"{tmp_path}/silent.wav: ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "named"),
+    ("arguments", "code", "word"),
     [
-        (["build", "I"], 2, "PATHS"),
-        (["build", "I", "FOLDER/nothing"], 2, "nothing: "),
+        (["build", "INDEX"], 2, "PATHS"),
+        (["build", "INDEX", "FOLDER/nothing"], 2, "nothing: "),
         (["build", "FOLDER", "FOLDER"], 1, "my files: "),
-        (["update", "I"], 1, "I: "),
-        (["stats", "I"], 1, "I: "),
-        (["cluster", "I", "--count", "0"], 2, "--count"),
+        (["update", "INDEX"], 1, "my index: "),
+        (["stats", "INDEX"], 1, "my index: "),
+        (["cluster", "INDEX", "--count", "0"], 2, "--count"),
     ],
 )
-def test_what_goes_wrong_is_one_line(run, folder, tmp_path, arguments, code, named):
-    places = {"FOLDER": str(folder), "I": str(tmp_path / "I")}
-    arguments = [arguments[0], *(re.sub("FOLDER|^I$", lambda place: places[place[0]], a) for a in arguments[1:])]
-    done, out, err = run(*arguments)
-    assert (done, out, len(err)) == (code, "", 1)
-    assert named in err[0]
-    assert not (tmp_path / "I").exists()
+def test_error_is_one_line(run_index, folder, index, arguments, code, word):
+    verb, *arguments = [text.replace("FOLDER", str(folder)).replace("INDEX", str(index)) for text in arguments]
+    out, (line,) = run_index(verb, *arguments, code=code)
+    assert out == ""
+    assert word in line
+    assert not index.exists()
 
 
-def test_missing_files_that_are_kept_and_what_a_move_loses_are_told(run, tmp_path, capsys):
+@pytest.fixture
+def with_missing_files(run_index, index, tmp_path):
+    """An index of a folder from which most files are gone."""
     folder = tmp_path / "disk"
     folder.mkdir()
     for i in range(12):
         (folder / f"{i}.txt").write_text(f"words number {i}")
-    run("build", tmp_path / "i", folder)
+    run_index("build", index, folder)
     for i in range(11):
         (folder / f"{i}.txt").unlink()
-    code, _, err = run("update", tmp_path / "i")
-    assert code == 0
-    assert f"11 files below {folder} are missing" in err[-1]
-    other = save_random_model(tmp_path / "other", depth=1)
-    assert main(["index", "build", str(tmp_path / "i"), "--model", str(other), "--device", "cpu"]) == 0
-    assert "11 files gone from disk" in capsys.readouterr().err
+    return index
 
 
-def test_cached_index_is_not_moved(run, tmp_path):
-    code, _, err = run("build", indexes_folder() / "tiny.index")
-    assert (code, len(err)) == (2, 1)
-    assert "a cached index stays with its model" in err[0]
+def test_update_keeps_many_missing_files_and_tells(run_index, with_missing_files, tmp_path):
+    _, err = run_index("update", with_missing_files)
+    assert f"11 files below {tmp_path / 'disk'} are missing" in err[-1]
+
+
+def test_build_with_another_model_tells_what_it_loses(run_model, run_index, with_missing_files, tmp_path):
+    run_index("update", with_missing_files)
+    model = save_random_model(tmp_path / "other", depth=1)
+    assert "11 files gone from disk" in run_model("index", "build", with_missing_files, model=model).err
+
+
+def test_cached_index_is_not_built_by_name(run_index):
+    _, (line,) = run_index("build", indexes_folder() / "tiny.index", code=2)
+    assert "a cached index stays with its model" in line

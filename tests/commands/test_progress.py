@@ -6,11 +6,12 @@ import sys
 import pytest
 
 from onepeace import progress
-from onepeace.progress import Progress, status
+from onepeace.progress import Progress
 
 
 @pytest.fixture
 def lines(caplog):
+    """Returns the lines of the log."""
     caplog.set_level(logging.INFO, "onepeace")
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -23,7 +24,14 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_log_gets_a_line_every_thirty_seconds_with_rate_and_time_left(lines, clock, capsys):
+@pytest.mark.usefixtures("clock")
+def test_log_gets_no_line_for_short_work(lines):
+    with Progress(100) as bar:
+        bar.update(100)
+    assert lines() == []
+
+
+def test_log_gets_a_line_every_thirty_seconds(lines, clock, capsys):
     with Progress(100) as bar:
         for _ in range(60):
             clock[0] += 1
@@ -36,38 +44,47 @@ def test_a_log_gets_a_line_every_thirty_seconds_with_rate_and_time_left(lines, c
 
 
 def test_work_of_unknown_length_has_a_rate(lines, clock):
-    with Progress(None, "row") as rows:
-        rows.update(10)
+    with Progress(None, "row") as bar:
+        bar.update(10)
         clock[0] += 40
-        rows.update(80)
+        bar.update(80)
     assert lines() == ["90 rows, 2.0 a second"]
 
 
-def test_the_time_until_the_first_is_in_no_estimate(lines, clock):
+def test_slow_work_that_is_resumed_has_seconds_an_item_and_a_note(lines, clock):
+    with Progress(2000, "step", start=1000) as bar:
+        bar.update()
+        clock[0] += 40
+        bar.update(10, note="loss 0.5")
+    assert lines() == ["1,011 of 2,000 steps, 4.0 s each, 1 h 5 min left, loss 0.5"]
+
+
+def test_time_until_the_first_is_in_no_estimate(lines, clock):
     with Progress(400) as bar:
-        for seconds in (70, 30):
-            clock[0] += seconds
-            bar.update(30)
+        clock[0] += 70
+        bar.update(30)
+        clock[0] += 30
+        bar.update(30)
     assert lines() == ["30 of 400 files", "60 of 400 files, 1.0 a second, 5 min 40 s left"]
 
 
-def test_a_terminal_has_a_bar_from_the_start(lines, clock, capsys, monkeypatch):
+def test_terminal_has_a_bar_from_the_start_and_no_lines(lines, clock, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress(10):
+    with Progress(10) as bar:
         assert "0/10" in capsys.readouterr().err
         clock[0] += 40
+        bar.update(10, note="loss 0.5")
+    err = capsys.readouterr().err
+    assert "10/10" in err
+    assert "loss 0.5" in err
     assert lines() == []
 
 
-def test_nothing_is_said_where_nobody_wants_to_know(lines, clock, capsys, monkeypatch):
-    for is_terminal in (True, False):
-        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
-        with Progress(10, shown=False) as bar:
-            clock[0] += 40
-            bar.update(10)
-    assert (lines(), capsys.readouterr().err) == ([], "")
-
-
-def test_status_is_a_line_of_the_log(lines):
-    status("loading the model tiny ...")
-    assert lines() == ["loading the model tiny ..."]
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_unwanted_progress_shows_nothing(lines, clock, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with Progress(10, shown=False) as bar:
+        clock[0] += 40
+        bar.update(10)
+    assert lines() == []
+    assert capsys.readouterr().err == ""

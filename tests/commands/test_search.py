@@ -20,7 +20,7 @@ QUERY = Query(text="a")
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, samples):
-    """A folder of 20 real files under awkward names and 21 broken ones."""
+    """A folder of 20 real files under awkward names and 21 broken ones: itself, the real ones, the broken ones."""
     folder = tmp_path_factory.mktemp("mixed")
     return folder, write_good(folder / "real", samples, 20), write_broken(folder / "broken", samples)
 
@@ -34,145 +34,86 @@ def index(tmp_path_factory, samples, random_folder):
 
 
 @pytest.fixture
-def search(index, capsys):
-    """Runs `onepeace search INDEX ...`: (exit code, hits, stderr)."""
+def search(run, index):
+    """Runs `onepeace search INDEX ...`, which must end with that code: (hits, stderr)."""
 
-    def run(*options):
-        code = main(["search", str(index), *map(str, options), "--json", "--device", "cpu"])
-        out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err
+    def call(*options, code=0):
+        out, err = run("search", index, *options, "--json", "--device", "cpu", code=code)
+        return [json.loads(line) for line in out.splitlines()], err
 
-    return run
+    return call
 
 
-def test_hits_are_ranked_by_the_cosine_where_it_is_asked_for(search, model):
-    code, hits, err = search("--text", "words in no name", "--rank", "raw", "--top", "5", "--only", "pictures")
-    assert (code, err, [hit["rank"] for hit in hits]) == (0, "", [1, 2, 3, 4, 5])
-    (first, *_), scores = hits, [hit["score"] for hit in hits]
-    expected = model.similarity(model.encode_image([first["path"]]), model.encode_text(["words in no name"])).item()
-    assert (first["score"], first["match"]) == (pytest.approx(expected, abs=2e-5), None)
+@pytest.fixture
+def bark(samples):
+    return samples / "sounds" / "dog.ogg"
+
+
+# ------------------------------------------------------------------ queries
+
+
+def test_rank_raw_is_the_cosine(search, model):
+    hits, err = search("--text", "words in no name", "--rank", "raw", "--top", "5", "--only", "pictures")
+    assert err == ""
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
+    scores = [hit["score"] for hit in hits]
     assert scores == sorted(scores, reverse=True)
+    assert hits[0]["match"] is None
+    query = model.encode_text(["words in no name"])
+    expected = model.similarity(model.encode_image([hits[0]["path"]]), query).item()
+    assert scores[0] == pytest.approx(expected, abs=2e-5)
 
 
-def test_a_mix_is_weighted_by_names(search, samples):
-    parts = ["--image", samples / "images" / "dog.jpg", "--audio", samples / "sounds" / "dog.ogg", "--top", "99"]
-    parts += ["--rank", "raw"]
-    sound = search(*parts, "--weights", "image=0,audio=2")[1]
-    alone = search("--audio", samples / "sounds" / "dog.ogg", "--top", "99", "--rank", "raw")[1]
-    by_path = {hit["path"]: hit["score"] for hit in alone}
-    shared = [hit for hit in sound if hit["path"] in by_path]
-    assert len(shared) > 10
-    assert all(hit["score"] == pytest.approx(by_path[hit["path"]], abs=1e-4) for hit in shared)
+def test_weights_are_named_by_part(search, dog, bark):
+    options = ("--audio", bark, "--top", "99", "--rank", "raw")
+    hits, _ = search("--image", dog, *options, "--weights", "image=0,audio=2")
+    hits_of_sound, _ = search(*options)
+    scores_of_sound = {hit["path"]: hit["score"] for hit in hits_of_sound}
+    scores = {hit["path"]: hit["score"] for hit in hits if hit["path"] in scores_of_sound}
+    assert len(scores) > 10
+    for path, score in scores.items():
+        assert score == pytest.approx(scores_of_sound[path], abs=1e-4)
 
 
-def test_only_takes_the_words_of_people(search):
-    for words, kinds in (("Sounds", {"audio"}), ("pictures,sounds", {"audio", "image"})):
-        assert {hit["kind"] for hit in search("--text", "a", "--only", words, "--top", "99")[1]} == kinds
-    code, _, err = search("--text", "a", "--only", "picturs")
-    assert (code, "did you mean pictures?" in err) == (2, True)
+@pytest.mark.parametrize(("words", "kinds"), [("Sounds", {"audio"}), ("pictures,sounds", {"audio", "image"})])
+def test_only_takes_the_words_of_people(search, words, kinds):
+    hits, _ = search("--text", "a", "--only", words, "--top", "99")
+    assert {hit["kind"] for hit in hits} == kinds
+
+
+def test_only_has_a_nearest_word(search):
+    assert "did you mean pictures?" in search("--text", "a", "--only", "picturs", code=2)[1]
 
 
 def test_conditions_and_their_short_forms_are_met_together(search):
-    hits = search("--text", "a", "--path", "images/*", "--where", "width >= 200", "--after", "1990", "--top", "99")[1]
+    conditions = ("--path", "images/*", "--where", "width >= 200", "--after", "1990")
+    hits, _ = search("--text", "a", *conditions, "--top", "99")
     assert hits
-    assert all("/images/" in hit["path"] and hit["width"] >= 200 and hit["date"] for hit in hits)
+    for hit in hits:
+        assert "/images/" in hit["path"]
+        assert hit["width"] >= 200
+        assert hit["date"]
 
 
-def test_the_querys_own_file_is_no_hit_and_a_broken_one_an_error(search, samples, tmp_path):
-    dog = samples / "images" / "dog.jpg"
-    for option in ("--image", "--like"):
-        assert str(dog) not in [hit["path"] for hit in search(option, dog, "--top", "99")[1]]
+@pytest.mark.parametrize("option", ["--image", "--like"])
+def test_file_of_the_query_is_no_hit(search, dog, option):
+    hits, _ = search(option, dog, "--top", "99")
+    assert str(dog) not in [hit["path"] for hit in hits]
+
+
+def test_broken_file_of_the_query_is_an_error(search, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    code, hits, err = search("--image", tmp_path / "broken.jpg")
-    assert (code, hits, "broken.jpg" in err) == (1, [], True)
-
-
-def test_table_is_for_people(mixed, random_folder, monkeypatch, capsys):
-    folder, good, _ = mixed
-    monkeypatch.chdir(folder)
-    arguments = ["search", "real", "--text", "a dog", "--top", "40", "--no-index", "--model", str(random_folder)]
-    arguments += ["--rank", "raw"]  # without a match, there is no heading
-    assert main(arguments) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert (head.split()[0], head.split()[-1]) == ("rank", "path")
-    assert 10 < len(lines) <= len(good)  # a line break in a name does not break the table; copies are one hit
-    assert all(" real/" in line for line in lines)  # as one types it
-    assert any(r"line\nbreak" in line for line in lines)
-
-
-def test_a_match_and_a_cosine_are_never_in_one_column_and_headings_stand_above():
-    def value(match):
-        return Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match).value
-
-    def results(match, relevant):
-        return Results((Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0),), 1, relevant)
-
-    assert [line.split() for line in table(results(None, None), QUERY, False).splitlines()] == [
-        ["rank", "cosine", "kind", "at", "path"],
-        ["1", "0.250", "audio", "1:15", "/a.ogg"],
-    ]
-    first, head, hit = table(results(0.5, False), QUERY, False).splitlines()
-    assert first.startswith("nothing relevant")
-    assert (head.split()[1], hit.split()[1:3]) == ("match", ["unlikely", "0.50"])
-    assert [value(match) for match in (0.699, 0.7, 0.95, 0.951, 0.999, 1.0)] == [
-        "unlikely 0.69",
-        "possible 0.70",
-        "possible 0.95",
-        "likely 0.95",
-        "likely 0.99",
-        "likely 1.00",
-    ]
-
-
-def test_broken_files_are_listed_and_the_others_found(mixed, random_folder, capsys):
-    folder, good, broken = mixed
-    arguments = ["search", str(folder), "--text", "a dog", "--json", "--no-index", "--model", str(random_folder)]
-    assert main([*arguments, "--top", "99"]) == 1
-    out, err = capsys.readouterr()
-    assert {json.loads(line)["path"] for line in out.splitlines()} <= {str(path) for path in good}
-    for name, reason in list(broken.items()):
-        shown = str(folder / "broken" / name).replace("\n", "\\n")
-        (line,) = [line for line in err.splitlines() if f"  {shown}: " in line]
-        assert reason in line
-
-
-def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
-    random_folder, samples, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "own"
-    folder.mkdir()
-    shutil.copy(samples / "images" / "dog.jpg", folder)
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    loads, load = [], embedder.load
-    monkeypatch.setattr(embedder, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
-
-    def search():
-        code = main(["search", str(folder), "--text", "a dog", "--json", "--model", str(random_folder)])
-        out, err = capsys.readouterr()
-        return code, len(out.splitlines()), "--no-index" in err, "broken.jpg" in err
-
-    assert search() == (1, 1, True, True)
-    assert len(loads) == 1  # for the files and for the query
-    assert search() == (0, 1, False, False)  # known by now
-    shutil.copy(samples / "images" / "sea.jpg", folder)
-    assert search() == (0, 2, False, False)
-    assert main(["index", "list"]) == 0
-    (head, row) = capsys.readouterr().out.splitlines()
-    kept = row.split()[0]
-    assert (head.split()[0], row.split()[1], str(folder) in row) == ("index", "2", True)
-    assert main(["index", "remove", kept]) == 0
-    assert not os.path.exists(kept)
-    assert main(["index", "build", str(tmp_path / "i"), str(folder), "--model", str(random_folder)]) == 1
-    assert main(["index", "remove", str(tmp_path / "i")]) == 2  # one's own is not removed as a whole
-    assert (tmp_path / "i").is_dir()
+    hits, err = search("--image", tmp_path / "broken.jpg", code=1)
+    assert hits == []
+    assert "broken.jpg" in err
 
 
 @pytest.mark.parametrize("words", [["a dog"], ["a", "dog"], ["a dog", "--top", "9"], ["a. b. dog?"]])
 def test_words_after_the_path_are_the_text(search, words):
     text = "a. b. dog?" if "?" in words[0] else "a dog"
-    code, hits, err = search(*words)
-    assert (code, hits[:9]) == (0, search("--text", text)[1][:9])
+    hits, err = search(*words)
+    expected, _ = search("--text", text)
+    assert hits[:9] == expected[:9]
     assert ("searching" in err) == (words == ["a", "dog"])
 
 
@@ -180,13 +121,163 @@ def test_words_after_the_path_are_the_text(search, words):
 def test_words_that_could_be_a_path_are_refused(search, monkeypatch, tmp_path, word):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "THERE").touch()
-    code, hits, err = search(word)
-    assert (code, hits) == (2, [])
+    hits, err = search(word, code=2)
+    assert hits == []
     assert f"--text '{word}'" in err
 
 
+# ------------------------------------------------------------------ the table
+
+
+def test_table_of_files_with_awkward_names(mixed, run_model, monkeypatch):
+    """A line break in a name does not break it, and copies are one hit."""
+    folder, real_files, _ = mixed
+    monkeypatch.chdir(folder)
+    # With a match, a heading might come first.
+    options = ("--text", "a dog", "--top", "40", "--no-index", "--rank", "raw")
+    header, *rows = run_model("search", "real", *options).out.splitlines()
+    assert header.split()[0] == "rank"
+    assert header.split()[-1] == "path"
+    assert 10 < len(rows) <= len(real_files)
+    assert all(" real/" in row for row in rows)  # as one types it
+    assert any(r"line\nbreak" in row for row in rows)
+
+
+def hit_with(match):
+    return Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0)
+
+
+def test_table_of_cosines():
+    lines = table(Results((hit_with(None),), 1, None), QUERY, is_filtered=False).splitlines()
+    assert [line.split() for line in lines] == [
+        ["rank", "cosine", "kind", "at", "path"],
+        ["1", "0.250", "audio", "1:15", "/a.ogg"],
+    ]
+
+
+def test_table_of_matches_says_that_nothing_is_relevant():
+    first, header, row = table(Results((hit_with(0.5),), 1, relevant=False), QUERY, is_filtered=False).splitlines()
+    assert first.startswith("nothing relevant")
+    assert header.split()[1] == "match"
+    assert row.split()[1:3] == ["unlikely", "0.50"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("match", "value"),
+    [
+        (0.699, "unlikely 0.69"),
+        (0.7, "possible 0.70"),
+        (0.95, "possible 0.95"),
+        (0.951, "likely 0.95"),
+        (0.999, "likely 0.99"),
+        (1.0, "likely 1.00"),
+    ],
+)
+def test_match_is_rounded_down(match, value):
+    assert hit_with(match).value == value
+
+
+def test_table_of_no_hits(run_model, dog):
+    out = run_model("search", dog, "--image", dog, "--no-index").out
+    assert out.startswith("nothing found: ")
+
+
+def test_table_of_no_hits_names_the_file_of_the_query_if_there_is_one():
+    nothing = Results((), 0)
+    query_of_file = Query(image="a.jpg")
+    assert "the query's own" not in table(nothing, QUERY, is_filtered=True)
+    assert "filters" not in table(nothing, query_of_file, is_filtered=False)
+    assert "the query's own" in table(nothing, query_of_file, is_filtered=True)
+
+
+def test_table_escapes_names_that_a_terminal_cannot_show(random_folder, dog, cat, tmp_path, monkeypatch):
+    shutil.copyfile(dog, tmp_path / "写真.jpg")
+    shutil.copyfile(cat, os.fsencode(tmp_path) + b"/\xff.jpg")  # no UTF-8
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["search", str(tmp_path), "--text", "犬", "--no-index", "--model", str(random_folder)]) == 0
+    text = terminal.buffer.getvalue().decode()
+    assert r"\u5199\u771f.jpg" in text
+    assert r"\udcff.jpg" in text
+
+
+def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(run):
+    text = " ".join(run("search", "--help").out.split())
+    fields = text.partition("expression over ")[2].partition(", with the units")[0]
+    assert set(fields.replace(" and ", ", ").split(", ")) == {*FIELDS, "metadata.NAME"}
+    assert "unrelated queries" in text
+
+
+# ------------------------------------------------------------------ folders without an index
+
+
+def test_broken_files_are_listed_and_the_others_found(mixed, run_model):
+    folder, real_files, broken_files = mixed
+    out, err = run_model("search", folder, "--text", "a dog", "--json", "--no-index", "--top", "99", code=1)
+    paths = {json.loads(line)["path"] for line in out.splitlines()}
+    assert paths <= {str(path) for path in real_files}
+    for name, reason in broken_files.items():
+        escaped_path = str(folder / "broken" / name).replace("\n", "\\n")
+        (line,) = [line for line in err.splitlines() if f"  {escaped_path}: " in line]
+        assert reason in line
+
+
+@pytest.fixture
+def folder(tmp_path, dog, monkeypatch):
+    """A picture and a broken one; nothing is in the cache."""
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "own"
+    path.mkdir()
+    shutil.copy(dog, path)
+    (path / "broken.jpg").write_bytes(b"no picture")
+    return path
+
+
+def test_index_in_the_cache_is_told_once_and_updated(run_model, folder, cat, monkeypatch):
+    loads = []
+    load = embedder.load
+
+    def counted_load(*arguments, **options):
+        loads.append(arguments)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(embedder, "load", counted_load)
+    out, err = run_model("search", folder, "--text", "a dog", "--json", code=1)
+    assert len(out.splitlines()) == 1
+    assert "--no-index" in err
+    assert "broken.jpg" in err
+    assert len(loads) == 1  # for the files and for the query
+
+    for num_hits in (1, 2):
+        out, err = run_model("search", folder, "--text", "a dog", "--json")
+        assert len(out.splitlines()) == num_hits
+        assert "--no-index" not in err
+        assert "broken.jpg" not in err
+        shutil.copy(cat, folder)
+
+
+def test_index_in_the_cache_is_listed_and_removed(run, run_model, folder):
+    run_model("search", folder, "--text", "a dog", code=1)
+    header, row = run("index", "list").out.splitlines()
+    path, num_files, *_ = row.split()
+    assert header.split()[0] == "index"
+    assert num_files == "1"
+    assert str(folder) in row
+    run("index", "remove", path)
+    assert not os.path.exists(path)
+
+
+def test_index_of_ones_own_is_not_removed_as_a_whole(run, run_model, folder, tmp_path):
+    run_model("index", "build", tmp_path / "i", folder, code=1)
+    run("index", "remove", tmp_path / "i", code=2)
+    assert (tmp_path / "i").is_dir()
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
     [
         ([], "--text"),
         (["a word", "--like", "a.jpg"], "a word: no such file or folder"),
@@ -208,63 +299,29 @@ def test_words_that_could_be_a_path_are_refused(search, monkeypatch, tmp_path, w
         (["--text", "a", "FOLDER"], "one index"),
     ],
 )
-def test_wrong_usage_is_one_line_that_names_the_option(index, samples, capsys, arguments, named):
-    code = main(["search", str(index), *(argument.replace("FOLDER", str(samples)) for argument in arguments)])
-    out, err = capsys.readouterr()
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert named in err
+def test_usage_error_names_the_option(run, index, samples, arguments, word):
+    out, err = run("search", index, *(text.replace("FOLDER", str(samples)) for text in arguments), code=2)
+    assert out == ""
+    assert err.count("\n") == 1
+    assert word in err
     assert "vector" not in err  # a field of a query in Python, but not an option
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "link.html"])
-def test_html_overwrites_a_file_only_with_force(index, tmp_path, capsys, name):
+def test_html_overwrites_a_file_only_with_force(run, index, tmp_path, name):
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(b"a photo")
     (tmp_path / "link.html").symlink_to(photo)
-    command = ["search", str(index), "--text", "a", "--html", str(tmp_path / name)]
-    assert main(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    command = ("search", index, "--text", "a", "--html", tmp_path / name)
+    (line,) = run(*command, code=2).err.splitlines()
     assert "--force" in line
     assert photo.read_bytes() == b"a photo"
-    assert main([*command, "--force"]) == 0
+    run(*command, "--force")
     assert photo.read_bytes().startswith(b"<!doctype html>")
 
 
-def test_other_model_is_refused_also_where_no_model_is_needed(index, samples, capsys):
-    known = str(samples / "images" / "dog.jpg")
-    assert main(["search", str(index), "--like", known, "--model", "tiny"]) == 1
-    out, err = capsys.readouterr()
-    assert (out, len(err.splitlines())) == ("", 1)
+def test_other_model_is_refused_also_where_no_model_is_needed(run, index, dog):
+    out, err = run("search", index, "--like", dog, "--model", "tiny", code=1)
+    assert out == ""
+    assert err.count("\n") == 1
     assert "--model" in err
-
-
-def test_nothing_found_does_not_speak_of_filters_alone(random_folder, samples, capsys):
-    picture = str(samples / "images" / "dog.jpg")
-    assert main(["search", picture, "--image", picture, "--no-index", "--model", str(random_folder)]) == 0
-    assert capsys.readouterr().out.startswith("nothing found: ")
-
-
-def test_nothing_found_names_the_query_s_own_file_only_where_there_is_one():
-    nothing = Results((), 0)
-    assert "the query's own" not in table(nothing, QUERY, is_filtered=True)
-    assert "filters" not in table(nothing, Query(image="a.jpg"), is_filtered=False)
-    assert "the query's own" in table(nothing, Query(image="a.jpg"), is_filtered=True)
-
-
-def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(capsys):
-    assert main(["search", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    listed = text.partition("expression over ")[2].partition(", with the units")[0]
-    assert {*listed.replace(" and ", ", ").split(", ")} == {*FIELDS, "metadata.NAME"}
-    assert "unrelated queries" in text
-
-
-def test_names_that_a_terminal_cannot_show_are_escaped(random_folder, samples, tmp_path, monkeypatch):
-    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "写真.jpg")
-    shutil.copyfile(samples / "images" / "cat.jpg", os.fsencode(tmp_path) + b"/\xff.jpg")  # no UTF-8
-    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert main(["search", str(tmp_path), "--text", "犬", "--no-index", "--model", str(random_folder)]) == 0
-    shown = terminal.buffer.getvalue().decode()
-    assert r"\u5199\u771f.jpg" in shown
-    assert r"\udcff.jpg" in shown

@@ -2,7 +2,6 @@
 
 import pytest
 
-from onepeace.cli import main
 from onepeace.commands import serve
 from onepeace.serve import server
 
@@ -16,15 +15,20 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def served(monkeypatch):
+def started(monkeypatch):
     """What the server was started with."""
-    started = {}
-    monkeypatch.setattr(server, "run", lambda index, **options: started.update(options, files=len(index)) or 0)
-    return started
+    arguments = {}
+
+    def start(index, **options):
+        arguments.update(options, files=len(index))
+        return 0
+
+    monkeypatch.setattr(server, "run", start)
+    return arguments
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "word"),
     [
         ((), "onepeace index build"),
         (("x", "--password", "short"), "password"),
@@ -32,34 +36,35 @@ def served(monkeypatch):
         (("no-such-file", "--port", "0"), "no-such-file"),
     ],
 )
-def test_wrong_usage_is_said_in_one_line(capsys, arguments, named):
-    assert main(["serve", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert named in line
+def test_wrong_usage_is_one_line(run, arguments, word):
+    (line,) = run("serve", *arguments, code=2).err.splitlines()
+    assert word in line
 
 
-def test_problems_are_listed_whenever_there_is_nothing_else(served, random_folder, tmp_path, capsys):
+def test_problems_are_listed_whenever_there_is_nothing_else(started, run_model, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     for _ in range(2):  # the second time the file is known
-        assert main(["serve", str(tmp_path / "broken.jpg"), "--model", str(random_folder), "--device", "cpu"]) == 0
-        assert "broken.jpg: " in capsys.readouterr().err
-        assert served["files"] == 0
+        assert "broken.jpg: " in run_model("serve", tmp_path / "broken.jpg").err
+        assert started["files"] == 0
 
 
-def test_a_password_is_made_up_for_every_address_but_this_machines(served, monkeypatch, capsys, random_folder, samples):
-    picture = str(samples / "images" / "dog.jpg")
+def test_password_is_made_up_for_other_addresses(started, run_model, dog):
+    run_model("serve", dog)
+    assert started["files"] == 1
+    assert started["auth"] is None
 
-    def password(*options):
-        arguments = ["serve", picture, *options, "--model", str(random_folder), "--device", "cpu"]
-        assert main(arguments) == 0
-        return served["auth"]
+    passwords = set()
+    for _ in range(2):
+        out = run_model("serve", dog, "--host", "0.0.0.0").out  # noqa: S104
+        assert f": {started['auth']}" in out
+        assert len(started["auth"]) >= 16
+        passwords.add(started["auth"])
+    assert len(passwords) == 2
 
-    assert password() is None
-    assert served["files"] == 1
-    first, second = password("--host", "0.0.0.0"), password("--host", "0.0.0.0")  # noqa: S104
-    assert len(first) >= 16
-    assert first != second
-    assert f": {first}" in capsys.readouterr().out
-    assert password("--password", "correct horse") == "correct horse"
+
+def test_password_of_option_and_environment(started, run_model, dog, monkeypatch):
+    run_model("serve", dog, "--password", "correct horse")
+    assert started["auth"] == "correct horse"
     monkeypatch.setenv(serve.PASSWORD, "battery staple")
-    assert password("--host", "::") == "battery staple"
+    run_model("serve", dog, "--host", "::")
+    assert started["auth"] == "battery staple"

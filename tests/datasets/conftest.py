@@ -1,9 +1,9 @@
 import sys
-import types
 
 import pytest
 from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
+from support.layouts import Prepared
 
 from onepeace.cli import main
 from onepeace.datasets import LAYOUTS
@@ -11,13 +11,15 @@ from onepeace.datasets.written import read_shard
 
 
 @pytest.fixture
-def layouts_restored():
-    before = dict(LAYOUTS)
+def layouts_restored(monkeypatch):
+    """Files that add layouts are imported anew by the next test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    layouts = dict(LAYOUTS)
     yield
     LAYOUTS.clear()
-    LAYOUTS.update(before)
-    for file in ("mine", "own_layouts"):  # imported anew by the next test
-        sys.modules.pop(file, None)
+    LAYOUTS.update(layouts)
+    for module in ("mine", "own_layouts"):
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture
@@ -29,26 +31,28 @@ def source(tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path, source, capsys):
-    """Makes the shards of a layout; gives the samples that were written by key, for train and val, and the messages.
+    """Makes the shards of a layout by the command, which must end with that code; returns a `Prepared`.
 
     `files` are written to its made-up download (DOWNLOADS, FINETUNE) in place of those there, None takes one away.
     """
     filled = set()
 
     def run(name, *options, files=(), code=0, layouts=()):
-        makers = {**DOWNLOADS, **FINETUNE}
-        download = makers[name]() if name in makers and name not in filled else {}
+        make_download = {**DOWNLOADS, **FINETUNE}.get(name, dict)
+        if name not in filled:
+            fill(source, make_download())
         filled.add(name)
-        fill(source, {key: content for key, content in {**download, **dict(files)}.items() if content is not None})
-        for key, content in dict(files).items():
-            if content is None:
-                (source / key).unlink(missing_ok=True)
+        fill(source, dict(files))
         root = tmp_path / "root"
         assert main(["shards", *layouts, "--layout", name, str(source), "-o", str(root), *options]) == code
-        result = {
-            split: {s.key: s for shard in sorted((root / split).rglob("*.tar")) for s in read_shard(shard)}
-            for split in ("train", "val")
-        }
-        return types.SimpleNamespace(root=root, **result, **capsys.readouterr()._asdict())
+        return Prepared(root, read_all(root / "train"), read_all(root / "val"), *capsys.readouterr())
 
     return run
+
+
+def read_all(folder):
+    """What is written in all shards below a folder, by key."""
+    records = {}
+    for shard in sorted(folder.rglob("*.tar")):
+        records |= {record.key: record for record in read_shard(shard)}
+    return records

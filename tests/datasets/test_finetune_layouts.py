@@ -1,6 +1,5 @@
 """Each layout for fine-tuning on a few made-up files of its download: what the trainer reads of the shards."""
 
-import io
 import json
 import pickle
 
@@ -10,46 +9,37 @@ from PIL import Image
 from support.clips import plain_video
 from support.downloads import picture
 from support.finetune_downloads import refer
+from support.layouts import picture_of
 
 from onepeace.data.shard import content_of, open_shard
-from onepeace.data.shards import read_source
 from onepeace.datasets import LAYOUTS
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
-
-
-def read(done, pattern, pair=("image",), targets=()):
-    """The samples of shards by key."""
-    samples = read_source(pattern, pair, done.root, targets=targets)
-    return {sample.key: sample for sample in samples}
-
-
-def classes(done, folder):
-    return json.loads((done.root / folder / "classes.json").read_text())
-
-
-def size_of(data):
-    return Image.open(io.BytesIO(data)).size
-
 
 # ------------------------------------------------------------------ sounds and pictures
 
 
 def test_vggsound_with_pictures(prepare):
     """A clip is shown by a picture, or by the middle of its video, which gets lighter; one has neither."""
-    shown = {
+    files = {
         "clips/---g-f_I2yQ_000001.mp4": b"no video: the picture is taken",
         "more/---g-f_I2yQ_000001.jpg": Image.new("RGB", (60, 40), (200, 10, 10)),
         "clips/--0PQM4-hqg_000030.mp4": plain_video(21, level=10),
     }
-    done = prepare("vggsound", "pictures=true", "size=20", files=shown)
-    (val,) = read(done, "val/vggsound/*.tar", ("audio", "image"), ("label",)).values()
-    (train,) = read(done, "train/audio_text/*.tar", ("audio", "image"), ("label",)).values()
+    shards = prepare("vggsound", "pictures=true", "size=20", files=files)
+
+    val = shards.sample("val/vggsound/*.tar", "audio", "image", targets=("label",))
     assert val.label == "people marching"
-    assert size_of(val.inputs["image"]) == (30, 20)
-    assert np.allclose(Image.open(io.BytesIO(val.inputs["image"])).getpixel((15, 10)), (200, 10, 10), atol=12)
+    of_file = picture_of(val.inputs["image"])
+    assert of_file.size == (30, 20)
+    assert of_file.getpixel((15, 10)) == pytest.approx((200, 10, 10), abs=12)
+    train = shards.sample("train/audio_text/*.tar", "audio", "image")
     assert train.key == "vgg_--0PQM4-hqg_000030"
-    assert Image.open(io.BytesIO(train.inputs["image"])).convert("L").getpixel((10, 10)) == pytest.approx(100, abs=8)
-    assert "vggsound.csv: 1 of 2 image files are missing (vgg_ttttttttttt_000000)" in done.err
+    of_video = picture_of(train.inputs["image"]).convert("L")
+    assert of_video.getpixel((10, 10)) == pytest.approx(100, abs=8)
+    assert "1 of 2 image files are missing (vgg_ttttttttttt_000000)" in shards.err
+
+
+def test_vggsound_without_pictures(prepare):
     assert set(prepare("vggsound").train) == {"vgg_--0PQM4-hqg_000030", "vgg_ttttttttttt_000000"}
 
 
@@ -57,34 +47,39 @@ def test_vggsound_with_pictures(prepare):
 
 
 def test_vqav2(prepare):
-    done = prepare("vqav2", "size=20")
-    train = read(done, "train/vqav2/*.tar", ("image", "text"), ("answers", "annotations"))
-    assert set(train) == {"vqav2_9000", "vqav2_9001"}
-    net, two = train["vqav2_9000"], train["vqav2_9001"]
+    shards = prepare("vqav2", "size=20")
+
+    samples = shards.samples("train/vqav2/*.tar", "image", "text", targets=("answers", "annotations"))
+    assert set(samples) == {"vqav2_9000", "vqav2_9001"}
+    net = samples["vqav2_9000"]
     assert net.captions == ["What is this?"]
     assert net.targets["answers"] == {"net": 1.0}  # six people, in three spellings; the others' answers are no class
     assert net.targets["annotations"][4:7] == ["the net", "Net.", "netting"]
+    assert shards.train["vqav2_9000"].about["answer_type"] == "other"
+    two = samples["vqav2_9001"]
     assert two.targets["answers"] == {"2": 0.9}
-    assert size_of(net.inputs["image"]) == (30, 20)
-    assert net.inputs["image"] == two.inputs["image"]
-    assert done.train["vqav2_9000"].about["answer_type"] == "other"
-    assert "questions.json: 1 of 3 image files are missing (vqav2_30000)" in done.err
-    assert classes(done, "val/vqav2") == classes(done, "train/vqav2") == ["net", "2", "man"]
-    assert set(read(done, "val/vqav2/vqav2_val2014-*.tar", targets=("answers",))) == {"vqav2_42000"}
-    done = prepare("vqav2", "answers=1")
-    assert classes(done, "val/vqav2") == ["net"]
-    assert read(done, "train/vqav2/*.tar")["vqav2_9001"].targets["answers"] == {}
+    assert two.inputs["image"] == net.inputs["image"]
+    assert picture_of(net.inputs["image"]).size == (30, 20)
+    assert set(shards.samples("val/vqav2/vqav2_val2014-*.tar")) == {"vqav2_42000"}
+    assert "questions.json: 1 of 3 image files are missing (vqav2_30000)" in shards.err
+    assert shards.classes("val/vqav2") == shards.classes("train/vqav2") == ["net", "2", "man"]
 
 
-def test_vqav2_of_the_test_split_has_no_answers(prepare):
-    questions = {"questions": [{"question_id": 1, "image_id": 7, "question": "What?"}]}
+def test_vqav2_with_one_answer(prepare):
+    shards = prepare("vqav2", "answers=1")
+    assert shards.classes("val/vqav2") == ["net"]
+    assert shards.samples("train/vqav2/*.tar")["vqav2_9001"].targets["answers"] == {}
+
+
+def test_vqav2_test_split_has_no_answers(prepare):
+    questions = [{"question_id": 1, "image_id": 7, "question": "What?"}]
     files = {
-        "v2_OpenEnded_mscoco_test-dev2015_questions.json": questions,
+        "v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": questions},
         "test2015/COCO_test2015_000000000007.jpg": picture(7),
     }
-    done = prepare("vqav2", "val=[test-dev2015]", files=files)
-    assert read(done, "val/vqav2/vqav2_test-dev2015-*.tar")["vqav2_1"].targets == {}
-    assert len(classes(done, "val/vqav2")) == 3
+    shards = prepare("vqav2", "val=[test-dev2015]", files=files)
+    assert shards.sample("val/vqav2/vqav2_test-dev2015-*.tar").targets == {}
+    assert len(shards.classes("val/vqav2")) == 3
 
 
 @pytest.mark.parametrize(
@@ -96,179 +91,214 @@ def test_vqav2_of_the_test_split_has_no_answers(prepare):
         ("t-shirt", "t shirt"), ("t- shirt", "t shirt"), ("somebody'd", "somebodyd"),
     ],
 )  # fmt: skip
-def test_answers_are_spelt_as_the_official_evaluation_does(answer, normal):
+def test_vqa_answers_are_spelt_as_the_official_evaluation_does(answer, normal):
     assert normalize_answer(answer) == normal
 
 
-def test_soft_scores_are_the_mean_over_nine_of_ten_people():
+def test_vqa_scores_are_the_mean_over_nine_of_ten_people():
     people = ["cat"] * 1 + ["dog"] * 2 + ["The cow"] * 3 + ["pig"] * 4
 
-    def official(answer):
-        others = [[p for j, p in enumerate(people) if j != i] for i in range(10)]
-        return np.mean([min(1, sum(normalize_answer(p) == answer for p in nine) / 3) for nine in others])
+    def official_score(answer):
+        scores = []
+        for left_out in range(10):
+            nine = people[:left_out] + people[left_out + 1 :]
+            num_agreeing = sum(normalize_answer(person) == answer for person in nine)
+            scores.append(min(1, num_agreeing / 3))
+        return np.mean(scores)
 
     scores = soft_scores(people)
     assert scores == {"cat": 0.3, "dog": 0.6, "cow": 0.9, "pig": 1.0}
-    assert [official(answer) for answer in scores] == pytest.approx([*scores.values()])
+    for answer, score in scores.items():
+        assert score == pytest.approx(official_score(answer))
 
 
 def test_nlvr2_has_two_pictures(prepare):
-    done = prepare("nlvr2", "size=15", files={"images/dev-850-1-img1.png": "no picture"})
-    (sample,) = read(done, "train/nlvr2/*.tar", ("image", "text"), ("label",)).values()
-    assert (sample.key, sample.label, sample.captions) == ("nlvr2_train-7-0-0", "True", ["It is train-7-0-0."])
+    shards = prepare("nlvr2", "size=15", files={"images/dev-850-1-img1.png": "no picture"})
+
+    sample = shards.sample("train/nlvr2/*.tar", "image", "text", targets=("label",))
+    assert sample.key == "nlvr2_train-7-0-0"
+    assert sample.label == "True"
+    assert sample.captions == ["It is train-7-0-0."]
     left, right = sample.inputs["image"]
-    assert size_of(left) == size_of(right) == (20, 15)
     assert left != right
-    assert "train.json: 1 of 2 image files are missing (nlvr2_train-8-1-0)" in done.err
-    assert "dev-850-1-img0.png: " in done.err  # the first of two names the sample
-    (dev,) = read(done, "val/nlvr2/*.tar", ("image", "text"), ("label", "sentence")).values()
-    assert (dev.key, dev.targets["sentence"]) == ("nlvr2_dev-850-0-1", "dev-850-1")
-    assert len(done.val["nlvr2_dev-850-0-1"].inputs["image"]) == 2
-    assert classes(done, "val/nlvr2") == ["True", "False"]
+    assert picture_of(left).size == picture_of(right).size == (20, 15)
+    dev = shards.sample("val/nlvr2/*.tar", "image", "text", targets=("label", "sentence"))
+    assert dev.key == "nlvr2_dev-850-0-1"
+    assert dev.targets["sentence"] == "dev-850-1"
+    assert len(shards.val[dev.key].inputs["image"]) == 2
+    assert "train.json: 1 of 2 image files are missing (nlvr2_train-8-1-0)" in shards.err
+    assert "dev-850-1-img0.png: " in shards.err  # the first of two names the sample
+    assert shards.classes("val/nlvr2") == ["True", "False"]
 
 
 def test_snli_ve_has_a_premise_and_a_label_for_each_statement(prepare):
-    done = prepare("snli_ve")
-    samples = read(done, "train/snli_ve/*.tar", ("image", "text"), ("label", "premise"))
-    assert {key: (one.label, *one.captions) for key, one in samples.items()} == {
+    shards = prepare("snli_ve")
+
+    samples = shards.samples("train/snli_ve/*.tar", "image", "text", targets=("label", "premise"))
+    statements = {}
+    for key, sample in samples.items():
+        statements[key] = (sample.label, *sample.captions)
+        assert sample.targets["premise"] == "A dog in picture 7."
+    assert statements == {
         "snlive_7_0r1n": ("entailment", "An animal."),
         "snlive_7_1r1n": ("contradiction", "A cat."),
         "snlive_7_2r1n": ("neutral", "It is happy."),
     }
-    assert {one.targets["premise"] for one in samples.values()} == {"A dog in picture 7."}
-    assert "snli_ve_train.jsonl: 1 of 4 image files are missing (snlive_8_0r1n)" in done.err
-    assert list(done.val) == ["snlive_9_0r1n"]
-    assert classes(done, "val/snli_ve") == ["contradiction", "entailment", "neutral"]
+    assert "snli_ve_train.jsonl: 1 of 4 image files are missing (snlive_8_0r1n)" in shards.err
+    assert list(shards.val) == ["snlive_9_0r1n"]
+    assert shards.classes("val/snli_ve") == ["contradiction", "entailment", "neutral"]
 
 
 @pytest.mark.parametrize(
-    ("name", "val"),
+    ("name", "splits"),
     [
-        ("refcoco", ("val", "testA", "testB")),
-        ("refcoco_plus", ("val", "testA", "testB")),
-        ("refcocog", ("val", "test")),
+        ("refcoco", ("train", "val", "testA", "testB")),
+        ("refcoco_plus", ("train", "val", "testA", "testB")),
+        ("refcocog", ("train", "val", "test")),
     ],
 )
-def test_refcoco(prepare, name, val):
-    done = prepare(name, "size=20")
+def test_refcoco(prepare, name, splits):
+    shards = prepare(name, "size=20")
+
     prefix = name.replace("_", "")
-    for i, split in enumerate(("train", *val)):
-        samples = read(done, f"{'train' if i == 0 else 'val'}/{name}/{name}_{split}-*.tar", ("image", "text"), ("box",))
-        assert set(samples) == {f"{prefix}_{2 * i}", f"{prefix}_{2 * i + 1}"}
-        sample = samples[f"{prefix}_{2 * i + 1}"]
-        assert sample.captions == [f"the {split} dog 1"]
-        assert sample.targets["box"] == pytest.approx([i / 10, 0.1, i / 10 + 0.5, 0.6])
-        assert size_of(sample.inputs["image"]) == (30, 20)
-    assert done.train[f"{prefix}_0"].about["ann_id"] == 100
+    for i, split in enumerate(splits):
+        part = "train" if split == "train" else "val"
+        samples = shards.samples(f"{part}/{name}/{name}_{split}-*.tar", "image", "text", targets=("box",))
+        first, second = samples.values()
+        assert first.key == f"{prefix}_{2 * i}"
+        assert second.key == f"{prefix}_{2 * i + 1}"
+        assert second.captions == [f"the {split} dog 1"]
+        assert second.targets["box"] == pytest.approx([i / 10, 0.1, i / 10 + 0.5, 0.6])
+        assert picture_of(second.inputs["image"]).size == (30, 20)
+    assert shards.train[f"{prefix}_0"].about["ann_id"] == 100
 
 
-def test_the_pickle_of_refcoco_is_not_run(prepare, tmp_path):
+def test_refcoco_does_not_run_its_pickle(prepare, tmp_path):
     class Payload:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
 
-    done = prepare("refcoco", files={"refcoco/refs(unc).p": pickle.dumps([Payload()])}, code=1)
-    assert "refs(unc).p: holds " in done.err
-    assert "nothing was run" in done.err
+    err = prepare("refcoco", files={"refcoco/refs(unc).p": pickle.dumps([Payload()])}, code=1).err
+    assert "refs(unc).p: holds " in err
+    assert "nothing was run" in err
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_split_that_a_set_does_not_have_is_named(prepare):
-    done = prepare("refcoco", files=refer("refcoco", ("train", "val")), code=1)
-    assert "has no split 'testA'; it has train, val" in done.err
+def test_refcoco_without_a_split_is_named(prepare):
+    err = prepare("refcoco", files=refer("refcoco", ("train", "val")), code=1).err
+    assert "no split 'testA'; it has train, val" in err
 
 
 def test_coco_detection(prepare):
-    done = prepare("coco_detection")
-    train = read(done, "train/coco_detection/*.tar", ("image",), ("boxes", "box_labels"))
-    sample, empty = train["cocodet_000000000009"], train["cocodet_000000000025"]
-    assert sample.targets["box_labels"] == ["dog", "cat"]  # no crowd, nothing without an area
-    assert np.allclose(sample.targets["boxes"], [[0.1, 0.1, 0.6, 0.6], [5 / 6, 0, 1, 0.4]], atol=1e-6)
-    assert empty.targets == {"boxes": [], "box_labels": []}
-    about = done.train["cocodet_000000000009"].about
-    assert (about["objects"], about["width"], about["height"]) == ([2, 3], 60, 40)
-    assert classes(done, "val/coco_detection") == ["cat", "dog"]
+    shards = prepare("coco_detection")
+
+    samples = shards.samples("train/coco_detection/*.tar", targets=("boxes", "box_labels"))
+    targets = samples["cocodet_000000000009"].targets
+    assert targets["box_labels"] == ["dog", "cat"]  # no crowd, nothing without an area
+    assert np.allclose(targets["boxes"], [[0.1, 0.1, 0.6, 0.6], [5 / 6, 0, 1, 0.4]], atol=1e-6)
+    assert samples["cocodet_000000000025"].targets == {"boxes": [], "box_labels": []}
+    about = shards.train["cocodet_000000000009"].about
+    assert {"objects": [2, 3], "width": 60, "height": 40}.items() <= about.items()
+    assert shards.classes("val/coco_detection") == ["cat", "dog"]
 
 
-def test_ade20k(prepare, source):
-    done = prepare("ade20k", "size=20")
-    (train,), (val,) = (read(done, f"{split}/ade20k/*.tar", targets=("mask",)).values() for split in ("train", "val"))
-    for sample, left, right in ((train, 255, 0), (val, 1, 2)):
-        mask = np.asarray(Image.open(io.BytesIO(sample.targets["mask"])))
-        assert mask.dtype == np.uint8
-        assert mask.shape == (20, 30)
-        assert size_of(sample.inputs["image"]) == (30, 20)
-        assert (mask[:, :15] == left).all()
-        assert (mask[:, 15:] == right).all()
-    assert classes(done, "val/ade20k") == ["wall", "building", "sky"]
+@pytest.mark.parametrize(("split", "left", "right"), [("train", 255, 0), ("val", 1, 2)])
+def test_ade20k(prepare, split, left, right):
+    """Classes count from 0 (wall), and 255 is no class."""
+    shards = prepare("ade20k", "size=20")
+
+    sample = shards.sample(f"{split}/ade20k/*.tar", targets=("mask",))
+    mask = np.asarray(picture_of(sample.targets["mask"]))
+    assert mask.dtype == np.uint8
+    assert mask.shape == (20, 30)
+    assert (mask[:, :15] == left).all()
+    assert (mask[:, 15:] == right).all()
+    assert picture_of(sample.inputs["image"]).size == (30, 20)
+    assert shards.classes("val/ade20k") == ["wall", "building", "sky"]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "word"),
     [
-        (Image.new("L", (60, 39), 1), "a map of mode L, 60 x 39; expected 8 bits, 60 x 40 as the picture"),
-        (Image.new("L", (60, 40), 4), "has class 4 of 3"),
+        (Image.new("L", (60, 39), 1), "a map of mode L, 60 x 39"),
+        (Image.new("L", (60, 40), 4), "class 4 of 3"),
         ("no picture", "ADE_train_00000001.jpg: "),
     ],
 )
-def test_a_map_that_does_not_fit_is_left_out(prepare, content, told):
-    done = prepare("ade20k", files={"ADEChallengeData2016/annotations/training/ADE_train_00000001.png": content})
-    assert told in done.err
-    assert not done.train
-    assert done.val
+def test_ade20k_map_that_does_not_fit_is_left_out(prepare, content, word):
+    files = {"ADEChallengeData2016/annotations/training/ADE_train_00000001.png": content}
+    shards = prepare("ade20k", files=files)
+    assert word in shards.err
+    assert not shards.train
+    assert shards.val
 
 
 # ------------------------------------------------------------------ sounds and videos
 
 
 def test_avqa(prepare):
-    done = prepare("avqa")
-    (sample,) = read(done, "train/avqa/*.tar", ("audio", "text"), ("candidates", "choice")).values()
-    assert (sample.key, sample.captions) == ("avqa_train_1", ["What sounds?"])
+    shards = prepare("avqa")
+
+    sample = shards.sample("train/avqa/*.tar", "audio", "text", targets=("candidates", "choice"))
+    assert sample.key == "avqa_train_1"
+    assert sample.captions == ["What sounds?"]
     assert sample.targets == {"candidates": ["motorboat", "bus", "train", "truck"], "choice": 0}
-    assert read(done, "val/avqa/*.tar", ("audio",))["avqa_val_1"].targets["choice"] == 2
-    assert "train_qa.json: 1 of 2 audio files are missing (avqa_train_2)" in done.err
-    assert done.train["avqa_train_1"].about["youtube_id"] == "-HG3Omg_89c"
+    assert shards.train["avqa_train_1"].about["youtube_id"] == "-HG3Omg_89c"
+    assert shards.sample("val/avqa/*.tar", "audio").targets["choice"] == 2
+    assert "train_qa.json: 1 of 2 audio files are missing (avqa_train_2)" in shards.err
 
 
 def test_desed(prepare):
-    done = prepare("desed")
-    train = read(done, "train/desed/*.tar", ("audio",), ("events",))
-    events = {sample.key: sample.targets["events"] for sample in train.values()}
+    shards = prepare("desed")
+
+    samples = shards.samples("train/desed/*.tar", "audio", targets=("events",))
     name = "desed_train_synthetic21_train_soundscapes"
-    # The sound is cut at ten seconds; the second one is silent.
-    assert events == {f"{name}_000000": [[0.5, 10.0, "Running water"], [1.5, 2.25, "Dog"]], f"{name}_000001": []}
-    (val,) = read(done, "val/desed/*.tar", ("audio",), ("events",)).values()
+    first = samples[f"{name}_000000"]
+    assert first.targets["events"] == [[0.5, 10.0, "Running water"], [1.5, 2.25, "Dog"]]  # cut at ten seconds
+    assert samples[f"{name}_000001"].targets["events"] == []
+    val = shards.sample("val/desed/*.tar", "audio", targets=("events",))
     assert val.targets["events"] == [[0.0, 1.0, "Speech"]]
-    assert len(val.inputs["audio"]) > len(train[f"{name}_000000"].inputs["audio"])  # each its own 0.wav
-    assert classes(done, "val/desed") == ["Dog", "Running water", "Speech"]
-    done = prepare("desed", "val=[eval/public]", code=1)
-    assert "metadata/eval/public.tsv: no such table; train and val name tables below" in done.err
+    assert len(val.inputs["audio"]) > len(first.inputs["audio"])  # each its own 0.wav
+    assert shards.classes("val/desed") == ["Dog", "Running water", "Speech"]
 
 
-def test_sound_events_of_tables_of_ones_own(prepare, source):
-    done = prepare("sound_events", "name=door", "license=CC0")
-    train = read(done, "train/door/door_train-*.tar", ("audio",), ("events",))
-    assert {key: sample.targets["events"][0][2] for key, sample in train.items()} == {
-        "events_train_000000": "knock", "events_train_000001": "bell", "events_train_000002": "bell",
-    }  # fmt: skip
-    assert done.train["events_train_000001"].about["license"] == "CC0"
-    assert set(done.val) == {"events_val_000000"}
-    assert "val.csv: 1 of 2 audio files are missing" in done.err
+def test_desed_without_a_table_is_named(prepare):
+    assert "metadata/eval/public.tsv: " in prepare("desed", "val=[eval/public]", code=1).err
+
+
+def test_sound_events_of_ones_own(prepare):
+    shards = prepare("sound_events", "name=door", "license=CC0")
+
+    samples = shards.samples("train/door/door_train-*.tar", "audio", targets=("events",))
+    assert {key: sample.targets["events"][0][2] for key, sample in samples.items()} == {
+        "events_train_000000": "knock",
+        "events_train_000001": "bell",
+        "events_train_000002": "bell",
+    }
+    assert shards.train["events_train_000001"].about["license"] == "CC0"
+    assert set(shards.val) == {"events_val_000000"}
+    assert "val.csv: 1 of 2 audio files are missing" in shards.err
+
+
+def test_sound_events_finds_files_by_path_or_name(prepare, source):
+    prepare("sound_events")
     _, split = LAYOUTS["sound_events"].splits(source, lambda name: ())
     paths = {record.key: record.inputs["audio"] for record in split.records}
-    assert paths["events_train_000000"] == source / "a/1.wav"
-    assert paths["events_train_000001"] == source / "b/1.wav"
-    assert paths["events_train_000002"] == source / "far/off/Y-id_30.000_40.000.wav"
+    assert paths == {
+        "events_train_000000": source / "a/1.wav",
+        "events_train_000001": source / "b/1.wav",
+        "events_train_000002": source / "far/off/Y-id_30.000_40.000.wav",
+    }
 
 
 def test_kinetics_keeps_the_videos_as_they_are(prepare):
-    done = prepare("kinetics")
-    (shard,) = (done.root / "train/kinetics").glob("*.tar")
-    opened = open_shard(str(shard))
-    assert opened.index.key(0) == "kinetics_aaaaaaaaaaa_000007_000017"
-    raw = content_of(opened.members(0))
-    assert raw["mp4"] == b"one video"
-    assert json.loads(raw["json"])["label"] == "air drumming"
-    assert classes(done, "val/kinetics") == ["air drumming", "testifying"]
-    assert "train.csv: 1 of 2 video files are missing" in done.err
+    shards = prepare("kinetics")
+
+    (path,) = (shards.root / "train/kinetics").glob("*.tar")
+    shard = open_shard(str(path))
+    assert shard.index.key(0) == "kinetics_aaaaaaaaaaa_000007_000017"
+    files = content_of(shard.members(0))
+    assert files["mp4"] == b"one video"
+    assert json.loads(files["json"])["label"] == "air drumming"
+    assert shards.classes("val/kinetics") == ["air drumming", "testifying"]
+    assert "train.csv: 1 of 2 video files are missing" in shards.err

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.downloads import fill, picture
+from support.downloads import picture
 
 from onepeace.cli import main
-from onepeace.data.shards import read_source
 from onepeace.datasets.layout import HeldOut, Record, Split, option, skipped
 from onepeace.datasets.pictures import Photographs
 from onepeace.errors import UserError
@@ -37,29 +36,47 @@ class Pets(Photographs):
         name, number = path.stem.split("_")
         if name == "nobody":
             return skipped(path, "it is nobody")
-        targets = {"label": name, "age": int(number)}
-        inputs = {"image": path, "text": [f"a {name}", name]}
-        return Record(f"pets_{path.stem}", "Pets", inputs, targets, {"license": "CC0", "owner": "me"})
+        return Record(
+            key=f"pets_{path.stem}",
+            source="Pets",
+            inputs={"image": path, "text": [f"a {name}", name]},
+            targets={"label": name, "age": int(number)},
+            about={"license": "CC0", "owner": "me"},
+        )
 
 
-@pytest.mark.usefixtures("layouts_restored")
-def test_a_layout_from_outside_becomes_shards_that_the_trainer_reads(tmp_path, capsys):
+@pytest.fixture
+def options(tmp_path, layouts_restored):
+    """Those that import it."""
     code = "import sys\nfrom onepeace.datasets import LAYOUTS\nLAYOUTS['pets'] = sys.modules[%r].Pets()\n"
     (tmp_path / "mine.py").write_text(code % __name__)
-    files = {f"{name}_{i}.png": picture(len(name) + i, (64, 32)) for name in ("dog", "parrot") for i in range(3)}
-    fill(tmp_path / "download", {**files, "nobody_1.png": "", "cat_1.png": "no picture"})
-    pets = ["shards", "--import", str(tmp_path / "mine.py"), "--layout", "pets"]
-    assert main([*pets, str(tmp_path / "download"), "-o", str(tmp_path / "root"), "val=2"]) == 0
-    err = capsys.readouterr().err
-    assert "nobody_1.png: it is nobody" in err
-    assert "cat_1.png: " in err
-    dog, *others = read_source("train/image_text/pets-*.tar", ("image", "text"), tmp_path / "root")
-    assert (dog.key, dog.captions, dog.targets) == ("pets_dog_0", ["a dog", "dog"], {"label": "dog", "age": 0})
+    return ("--import", str(tmp_path / "mine.py"))
+
+
+def test_new_layout_becomes_shards_that_the_trainer_reads(prepare, options):
+    files = {"nobody_1.png": "", "cat_1.png": "no picture"}
+    for name in ("dog", "parrot"):
+        for i in range(3):
+            files[f"{name}_{i}.png"] = picture(len(name) + i, (64, 32))
+
+    shards = prepare("pets", "val=2", files=files, layouts=options)
+
+    assert "nobody_1.png: it is nobody" in shards.err
+    assert "cat_1.png: " in shards.err
+    samples = shards.samples("train/image_text/pets-*.tar", "image", "text")
+    assert list(samples) == ["pets_dog_0", "pets_dog_1", "pets_parrot_0", "pets_parrot_1"]
+    dog = samples["pets_dog_0"]
+    assert dog.captions == ["a dog", "dog"]
+    assert dog.targets == {"label": "dog", "age": 0}
     assert dog.inputs["image"].startswith(b"RIFF")
-    assert [sample.key for sample in others] == ["pets_dog_1", "pets_parrot_0", "pets_parrot_1"]
-    held_out = read_source("val/pets/*.tar", ("image", "text"), tmp_path / "root")
-    assert {sample.key for sample in held_out} == {"pets_dog_2", "pets_parrot_2"}
-    assert main([*pets, "--help"]) == 0
+    assert set(shards.samples("val/pets/*.tar")) == {"pets_dog_2", "pets_parrot_2"}
+
+
+def test_new_layout_has_its_help(options, capsys):
+    assert main(["shards", *options, "--layout", "pets", "--help"]) == 0
     assert "val=0 " in capsys.readouterr().out
+
+
+def test_import_of_a_missing_file_is_refused(tmp_path, capsys):
     assert main(["shards", "--import", str(tmp_path / "gone.py"), "--layout", "pets"]) == 2
-    assert "gone.py: no such file" in capsys.readouterr().err
+    assert "gone.py: " in capsys.readouterr().err

@@ -53,6 +53,9 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
 
     assert caplog.text.count("going on from step 10") == 1
     assert read_log(moved / "log.jsonl")[-1]["step"] == 30
+    data = json.loads((moved / "settings.json").read_text())["data"]
+    assert data["root"] == str(moved / "data")
+    assert data["frozen_folder"] == str(moved / "frozen")
 
 
 def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeypatch):

@@ -24,11 +24,16 @@ def sound(path, seconds, rate=8000, channels=1):
 
 
 def fill(folder, files):
-    """Write files by their path below a folder: text, bytes, JSON (lists, dicts), a picture, or seconds of sound."""
+    """Write files by their path below a folder: text, bytes, JSON (lists, dicts), a picture, or seconds of sound.
+
+    None removes a file.
+    """
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif isinstance(content, str):
             path.write_text(content, encoding="utf-8")
         elif isinstance(content, bytes):
             path.write_bytes(content)
