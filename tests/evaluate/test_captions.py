@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,79 +14,126 @@ cider = pytest.importorskip("pycocoevalcap.cider.cider")
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ptb_words.json").read_text(encoding="utf-8"))["same"]
 ITEMS = 60
-SEVERAL = (1, 5, 3)
-"""References of the items, in turn."""
+NUM_REFERENCES = (1, 5, 3)
+"""Of the items, in turn."""
+
+
+class Captioned(NamedTuple):
+    """Items with a caption each, and several references."""
+
+    captions: list[str]
+    references: list[list[str]]
+
+
+class LibraryScores(NamedTuple):
+    """Figures of pycocoevalcap: of all captions, and of each."""
+
+    bleu: float
+    rouge: float
+    cider: float
+    rouges: np.ndarray
+    ciders: np.ndarray
 
 
 @pytest.fixture(scope="module")
 def items():
-    """Captions and references (texts), and the same as Java's words: 60 items, whose texts share many words."""
+    """The same items twice, as texts and as the words that Java made of them; the items share many words."""
     random = np.random.default_rng(0)
-    chosen = [pair for pair in GOLDEN if pair[1]]
-    first = [chosen[i] for i in random.permutation(len(chosen))[:ITEMS]]
-    several = []
-    for i, (text, words) in enumerate(first):
-        others = [chosen[j] for j in random.integers(len(chosen), size=SEVERAL[i % 3])]
-        # A caption is a part of its first reference.
-        several.append([(f"{text} {others[0][0]}", f"{words} {others[0][1]}"), *others[1:]] if i % 2 else others)
-    texts = [text for text, _ in first], [[text for text, _ in others] for others in several]
-    words = {i: [one[1]] for i, one in enumerate(first)}, {i: [one[1] for one in r] for i, r in enumerate(several)}
-    return texts, words
+    sentences = [(text, words) for text, words in GOLDEN if words]
+    as_texts = Captioned([], [])
+    as_words = Captioned([], [])
+    for i, row in enumerate(random.permutation(len(sentences))[:ITEMS]):
+        text, words = sentences[row]
+        references = [sentences[j] for j in random.integers(len(sentences), size=NUM_REFERENCES[i % 3])]
+        if i % 2:  # the caption is a part of its first reference
+            first_text, first_words = references[0]
+            references[0] = (f"{text} {first_text}", f"{words} {first_words}")
+        reference_texts, reference_words = zip(*references, strict=True)
+        as_texts.captions.append(text)
+        as_texts.references.append(list(reference_texts))
+        as_words.captions.append(words)
+        as_words.references.append(list(reference_words))
+    return as_texts, as_words
 
 
-def library(candidates, references):
-    """The figures of pycocoevalcap: of all captions, and ROUGE-L and CIDEr-D of each."""
+def library_scores(items):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.rouge.rouge import Rouge
 
-    bleu, _ = Bleu(4).compute_score(references, candidates, verbose=0)
-    rouge, rouges = Rouge().compute_score(references, candidates)
-    value, values = cider.Cider().compute_score(references, candidates)
-    return (bleu[3], rouge, value), (rouges, values)
+    captions = {i: [caption] for i, caption in enumerate(items.captions)}
+    references = dict(enumerate(items.references))
+    bleu, _ = Bleu(4).compute_score(references, captions, verbose=0)
+    rouge, rouges = Rouge().compute_score(references, captions)
+    mean_cider, ciders = cider.Cider().compute_score(references, captions)
+    return LibraryScores(bleu[3], rouge, mean_cider, rouges, ciders)
+
+
+def assert_equal(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_figures_are_those_of_coco_caption(items):
-    (candidates, references), words = items
-    together, each = library(*words)
-    scores = score_captions(candidates, references)
-    np.testing.assert_allclose([scores.bleu, scores.rouge.mean(), scores.cider.mean()], together, rtol=0, atol=1e-12)
-    np.testing.assert_allclose([scores.rouge, scores.cider], each, rtol=0, atol=1e-12)
-    assert all(0.01 < value for value in together)  # they have something in common
+    texts, words = items
+    expected = library_scores(words)
+
+    scores = score_captions(*texts)
+
+    assert_equal(scores.bleu, expected.bleu)
+    assert_equal(scores.rouge, expected.rouges)
+    assert_equal(scores.rouge.mean(), expected.rouge)
+    assert_equal(scores.cider, expected.ciders)
+    assert_equal(scores.cider.mean(), expected.cider)
+    assert min(expected.bleu, expected.rouge, expected.cider) > 0.01  # captions and references have words in common
 
 
-def test_a_reward_does_not_depend_on_the_batch(items):
-    (candidates, references), words = items
-    reward, (_, (_, want)) = CiderReward(references), library(*words)
-    np.testing.assert_allclose(reward(candidates, references), want, rtol=0, atol=1e-12)
-    single = [reward([one], [several])[0] for one, several in zip(candidates[:9], references, strict=False)]
-    np.testing.assert_allclose(single, want[:9], rtol=0, atol=1e-12)
+def test_reward_does_not_depend_on_the_batch(items):
+    texts, words = items
+    expected = library_scores(words).ciders
+    reward = CiderReward(texts.references)
+
+    assert_equal(reward(*texts), expected)
+    for i in range(9):
+        assert_equal(reward([texts.captions[i]], [texts.references[i]]), expected[i])
 
 
-def test_the_end_word_is_a_word_of_every_caption(items):
-    (candidates, references), words = items
-    ended = [{i: [f"{one} ends" for one in several] for i, several in known.items()} for known in words]
-    _, (_, want) = library(*ended)
-    np.testing.assert_allclose(CiderReward(references, end="ends")(candidates, references), want, rtol=0, atol=1e-12)
+def test_reward_counts_the_end_as_a_word(items):
+    texts, words = items
+    ended_captions = [f"{caption} ends" for caption in words.captions]
+    ended_references = [[f"{reference} ends" for reference in references] for references in words.references]
+    expected = library_scores(Captioned(ended_captions, ended_references)).ciders
+
+    reward = CiderReward(texts.references, end="ends")
+
+    assert_equal(reward(*texts), expected)
+
+
+def test_reward_with_end_punishes_a_cut_caption():
     corpus = [["a dog runs on a field", "the dog runs"], ["a cat sleeps"], ["two men talk"]]
-    plain, with_end = CiderReward(corpus), CiderReward(corpus, end="<eos>")
-    (whole, cut), (whole_end, cut_end) = (
-        reward(["a dog runs on a field", "a dog runs on a"], [corpus[0]] * 2) for reward in (plain, with_end)
-    )
-    assert cut_end / whole_end < cut / whole
+    candidates = ["a dog runs on a field", "a dog runs on a"]
+    references = [corpus[0], corpus[0]]
+
+    whole, cut = CiderReward(corpus)(candidates, references)
+    whole_with_end, cut_with_end = CiderReward(corpus, end="<eos>")(candidates, references)
+
+    assert cut_with_end / whole_with_end < cut / whole
 
 
-def test_an_empty_caption_is_worth_nothing():
+def test_empty_caption_scores_0():
     scores = score_captions(["", "a dog"], [["a dog", "..."], ["a dog runs"]])
-    assert (scores.rouge[0], scores.cider[0]) == (0, 0)
+
+    assert scores.rouge[0] == scores.cider[0] == 0
     assert scores.rouge[1] > 0.5
 
 
-def test_one_item_has_no_frequencies():
-    with pytest.raises(UserError, match="CIDEr-D compares 2 items or more, and this is 1"):
+def test_one_item_is_too_few_for_cider():
+    with pytest.raises(UserError, match="2 items"):
         score_captions(["a"], [["a"]])
 
 
-def test_the_most_frequent_caption_is_one_of_equal_words():
+def test_most_frequent_counts_equal_words_as_one():
     captions = ["A cat.", "A dog runs!", "a cat", "the sky", "a dog runs", "A DOG, runs"]
     assert most_frequent(captions) == "A dog runs!"
+
+
+def test_most_frequent_is_the_first_of_ties():
     assert most_frequent(["one", "two", "two", "one"]) == "one"

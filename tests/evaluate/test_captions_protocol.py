@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.evaluation import KnownEmbedder, measure, recipe_of, together, values
+from support.evaluation import KnownEmbedder, means, values
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -23,112 +23,145 @@ PHOTOS = {
     "cat": ["a cat sleeps on a red sofa", "one cat is asleep"],
     "acorn": ["an acorn lies on the table near a plate", "there is an acorn"],
 }
+REFERENCES = list(PHOTOS.values())
+TRAIN_PHOTOS = {
+    "rain": ["rain falls", "a cat sleeps on a red sofa"],
+    "dog": ["a dog runs on the grass", "rain falls"],
+    "cat": ["the cat eats"],
+    "acorn": ["an acorn"],
+}
 METRICS = ("BLEU-4", "ROUGE-L", "CIDEr-D")
+RECALL = ("photos", "caption to image R@1")
 
 
 class Writer(KnownEmbedder):
-    """Writes the given captions."""
+    """Writes the captions that it has."""
 
     def __init__(self, *captions, **options):
         super().__init__(**options)
-        self.captions, self.asked = list(captions), []
+        self.captions = list(captions)
+        self.inputs = []
 
     def caption(self, inputs):
-        self.asked += inputs
+        self.inputs += inputs
         return self.captions
 
 
 @pytest.fixture
 def root(tmp_path):
-    samples = {word: (word.encode(), {"captions": captions}) for word, captions in PHOTOS.items()}
-    write_shard(tmp_path / "val/captioned.tar", samples)
-    known = {
-        "1": (b"rain", {"captions": ["rain falls", "a cat sleeps on a red sofa"]}),
-        "2": (b"dog", {"captions": ["a dog runs on the grass", "rain falls"]}),
-        "3": (b"cat", {"captions": ["the cat eats"]}),
-        "4": (b"acorn", {"captions": ["an acorn"]}),
-    }
-    write_shard(tmp_path / "train/captioned.tar", known)
+    for folder, photos in (("val", PHOTOS), ("train", TRAIN_PHOTOS)):
+        samples = {word: (word.encode(), {"captions": captions}) for word, captions in photos.items()}
+        write_shard(tmp_path / folder / "captioned.tar", samples)
     return tmp_path
 
 
-def test_figures_of_a_writer_and_of_guessing(root):
+def test_values_are_those_of_the_captions(measured):
     captions = ["a dog runs on the grass", "a cat sleeps", "an acorn lies on a dog"]
     writer = Writer(*captions)
-    rows = measure(writer, recipe_of(root, RECIPE))
-    assert writer.asked == [b"dog", b"cat", b"acorn"]
-    want = together(score_captions(captions, list(PHOTOS.values())))
-    firsts = [captions[0] for captions in PHOTOS.values()]
-    guessed = together(score_captions([*firsts[1:], firsts[0]], list(PHOTOS.values())))
-    assert {row.metric: (row.value, row.chance, row.n) for row in rows} == {
-        metric: (want[metric], guessed[metric], 3) for metric in METRICS
+
+    bleu, rouge, cider = measured(embedder=writer)
+
+    assert writer.inputs == [b"dog", b"cat", b"acorn"]
+    assert values([bleu, rouge, cider]) == {
+        ("photos", metric): value for metric, value in means(score_captions(captions, REFERENCES)).items()
     }
+    assert bleu.n == rouge.n == cider.n == 3
+    assert bleu.per_query == ()  # it is the mean of nothing
+    assert bleu.interval is None
+    for row in (rouge, cider):
+        assert len(row.per_query) == 3
+        assert row.interval[0] < row.value < row.interval[1]
+
+
+def test_chance_is_the_caption_of_the_next_item(measured):
+    dog, cat, acorn = [captions[0] for captions in REFERENCES]
+    expected = means(score_captions([cat, acorn, dog], REFERENCES))
+
+    rows = measured(embedder=Writer(dog, cat, acorn))
+
+    assert {row.metric: row.chance for row in rows} == expected
     assert all(row.chance < row.value for row in rows)
-    assert [len(row.per_query) for row in rows] == [0, 3, 3]  # BLEU-4 is the mean of nothing
-    assert rows[0].interval is None
-    assert all(row.interval[0] < row.value < row.interval[1] for row in rows[1:])
-
-
-def test_baselines_stand_beside_a_writer_and_alone(root):
-    recipe = recipe_of(root, RECIPE, BASELINES)
-    alone = values(measure(KnownEmbedder(), recipe))
-    beside = values(measure(Writer(*[captions[0] for captions in PHOTOS.values()]), recipe))
-    assert beside == alone | {("photos", metric): beside["photos", metric] for metric in METRICS}
-    references = list(PHOTOS.values())
-    for name, captions in {
-        "most frequent": ["rain falls"] * 3,
-        "nearest": ["a dog runs on the grass", "the cat eats", "an acorn"],
-    }.items():
-        want = together(score_captions(captions, references))
-        assert {metric: alone["photos", f"{metric} ({name})"] for metric in METRICS} == want
-
-
-def test_captions_find_their_own_items(root):
-    recipe = recipe_of(root, RECIPE, BASELINES, "sets.photos.at=[1, 3]")
-    rows = measure(Writer("a dog", "a dog", "an acorn"), recipe)
-    got = {row.metric: (row.value, row.chance) for row in rows if "R@" in row.metric}
-    assert got["caption to image R@1"] == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-    assert got["caption to image R@3"] == (1, 1)
-    assert got["caption to image R@1 (most frequent)"][0] == 0
-    assert got["caption to image R@1 (nearest)"][0] == 1
-
-
-def test_vectors_can_be_of_another_model(root, monkeypatch):
-    asked = []
-
-    def load(name, modalities):
-        asked.append((name, modalities))
-        return KnownEmbedder()
-
-    monkeypatch.setattr("onepeace.embed.embedder.load", load)
-    overrides = ("sets.photos.at=[1]", "sets.photos.encoder=models/other")
-    writer = Writer("a dog", "a cat", "an acorn", shift=1)
-    assert values(measure(writer, recipe_of(root, RECIPE, *overrides)))["photos", "caption to image R@1"] == 1
-    assert asked == [("models/other", ["image", "text"])]
-    assert values(measure(writer, recipe_of(root, RECIPE, overrides[0])))["photos", "caption to image R@1"] == 0
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("baseline", "captions"),
     [
-        ("train={modality: audio, shards: x.tar}", "modality is 'image', that of train 'audio'"),
-        ("at=[0]", r"at is \[0\]"),
+        ("most frequent", ["rain falls"] * 3),
+        ("nearest", ["a dog runs on the grass", "the cat eats", "an acorn"]),
     ],
 )
-def test_a_mistake_in_the_options_is_named(root, override, message):
-    with pytest.raises(UserError, match=message):
-        recipe_of(root, RECIPE, f"sets.photos.{override}")
+def test_baselines_need_no_writer(measured, baseline, captions):
+    figures = values(measured(BASELINES))
+
+    for metric, value in means(score_captions(captions, REFERENCES)).items():
+        assert figures["photos", f"{metric} ({baseline})"] == value
+    assert len(figures) == 6
 
 
-def test_who_writes_nothing_has_no_figures(root):
+def test_baselines_are_the_same_beside_a_writer(measured):
+    alone = values(measured(BASELINES))
+    beside = values(measured(BASELINES, embedder=Writer("a dog", "a cat", "an acorn")))
+
+    assert set(beside) - set(alone) == {("photos", metric) for metric in METRICS}
+    assert beside == {**beside, **alone}
+
+
+def test_captions_find_their_items(measured):
+    rows = measured(BASELINES, "sets.photos.at=[1, 3]", embedder=Writer("a dog", "a dog", "an acorn"))
+    rows_by_metric = {row.metric: row for row in rows}
+
+    first = rows_by_metric["caption to image R@1"]
+    assert first.value == pytest.approx(2 / 3)
+    assert first.chance == pytest.approx(1 / 3)
+    assert rows_by_metric["caption to image R@3"].value == 1
+    assert rows_by_metric["caption to image R@1 (most frequent)"].value == 0
+    assert rows_by_metric["caption to image R@1 (nearest)"].value == 1
+
+
+def test_encoder_is_the_measured_model_by_default(measured):
+    writer = Writer("a dog", "a cat", "an acorn", shift=1)
+    assert values(measured("sets.photos.at=[1]", embedder=writer))[RECALL] == 0
+
+
+def test_encoder_can_be_another_model(measured, monkeypatch):
+    loads = []
+
+    def load(name, modalities):
+        loads.append((name, modalities))
+        return KnownEmbedder()
+
+    monkeypatch.setattr("onepeace.embed.embedder.load", load)
+    writer = Writer("a dog", "a cat", "an acorn", shift=1)
+
+    rows = measured("sets.photos.at=[1]", "sets.photos.encoder=models/other", embedder=writer)
+
+    assert values(rows)[RECALL] == 1
+    assert loads == [("models/other", ["image", "text"])]
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [("train={modality: audio, shards: x.tar}", "audio"), ("at=[0]", r"\[0\]")],
+)
+def test_mistake_in_the_options_is_named(measured, override, word):
+    with pytest.raises(UserError, match=rf"sets\.photos.*{word}"):
+        measured(f"sets.photos.{override}")
+
+
+def test_model_that_writes_nothing_needs_train(measured):
     with pytest.raises(UserError, match="train"):
-        measure(KnownEmbedder(), recipe_of(root, RECIPE))
-    with pytest.raises(ValueError, match="caption returned 2 texts for 3 items"):
-        measure(Writer("a dog", "a cat"), recipe_of(root, RECIPE))
+        measured()
 
 
-def test_the_shipped_recipe_is_complete():
+def test_writer_of_too_few_captions_is_an_error(measured):
+    with pytest.raises(ValueError, match="2 texts for 3 items"):
+        measured(embedder=Writer("a dog", "a cat"))
+
+
+def test_shipped_recipe_is_complete():
     protocols = read_recipe(SHIPPED).sets.values()
-    assert [(one.modality, one.train.modality, one.encoder) for one in protocols] == [
-        ("image", "image", "tiny"), ("audio", "audio", "tiny"), ("audio", "audio", "tiny"),
-    ]  # fmt: skip
+
+    assert [protocol.modality for protocol in protocols] == ["image", "audio", "audio"]
+    for protocol in protocols:
+        assert protocol.train.modality == protocol.modality
+        assert protocol.encoder == "tiny"

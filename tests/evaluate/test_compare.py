@@ -1,84 +1,121 @@
-"""Two results side by side: paired where they can be, and which differences stand out."""
+"""Two results side by side: paired where they can be, and which differences are significant."""
 
 import json
 
 import numpy as np
 import pytest
-from support.evaluation import RECIPE, KnownEmbedder, write_recipe
+from support.evaluation import KnownEmbedder
 
-import onepeace
 from onepeace.cli import main
 from onepeace.errors import UsageError, UserError
 from onepeace.evaluate.compare import compare, read_results
 
-
-def row(values, *, metric="R@1", data="x"):
-    return {"set": "s", "metric": metric, "value": float(np.mean(values)), "data_hash": data, "per_query": list(values)}
-
-
-A = [1] * 500 + [0] * 500
-B = [1] * 530 + [0] * 470
+RIGHT_500 = [1] * 500 + [0] * 500
+RIGHT_530 = [1] * 530 + [0] * 470
 """The same queries right, and thirty more."""
 
 
-def test_what_is_little_stands_out_in_pairs():
-    (paired,) = compare([row(A)], [row(B)])
-    assert paired.better == "B"
-    assert 0 < paired.interval[0] < 0.03 < paired.interval[1] < 0.05
-    assert compare([row(B)], [row(A)])[0].better == "A"
+def row(per_query, **fields):
+    value = float(np.mean(per_query))
+    return {"set": "s", "metric": "R@1", "value": value, "data_hash": "x", "per_query": per_query, **fields}
 
 
-@pytest.mark.parametrize("other", [row(B, data="y"), row(B[1:]), {**row(B), "per_query": []}])
-def test_without_the_same_queries_nothing_stands_out(other):
-    (apart,) = compare([row(A)], [other])
-    assert (apart.interval, apart.better) == (None, "")
+def test_pairs_of_queries_show_a_small_difference():
+    (difference,) = compare([row(RIGHT_500)], [row(RIGHT_530)])
+    (reverse,) = compare([row(RIGHT_530)], [row(RIGHT_500)])
 
-
-def test_nothing_in_common_is_an_error():
-    with pytest.raises(UserError, match=r"R@1.*R@5"):
-        compare([row(A)], [row(B, metric="R@5")])
+    assert difference.better == "B"
+    assert 0 < difference.interval[0] < 0.03 < difference.interval[1] < 0.05
+    assert reverse.better == "A"
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "second",
     [
-        ("", "holds no results"),
-        ("{", "x.jsonl:1: not a result in JSON"),
-        ("3", "x.jsonl:1: not a result in JSON"),
-        ('{"set": "s"}', "x.jsonl:1: has no metric; compare files of onepeace evaluate -o"),
+        row(RIGHT_530, data_hash="y"),
+        row(RIGHT_530[1:]),
+        row(RIGHT_530) | {"per_query": []},
     ],
+    ids=["other data", "other number", "no queries"],
 )
-def test_a_file_that_is_none_is_named(content, message, tmp_path):
-    (tmp_path / "x.jsonl").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_results(tmp_path / "x.jsonl")
+def test_unpaired_results_have_no_interval(second):
+    (difference,) = compare([row(RIGHT_500)], [second])
+
+    assert difference.interval is None
+    assert difference.better == ""
+
+
+def test_no_common_figure_is_an_error():
+    with pytest.raises(UserError, match=r"R@1.*R@5"):
+        compare([row(RIGHT_500)], [row(RIGHT_530, metric="R@5")])
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("", "no results"), ("{", ":1: .*JSON"), ("3", ":1: .*JSON"), ('{"set": "s"}', ":1: .*metric")],
+)
+def test_file_without_results_is_refused(content, word, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+
+    with pytest.raises(UserError, match=rf"x\.jsonl.*{word}"):
+        read_results(path)
+
+
+def test_missing_file_is_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match=r"y\.jsonl"):
         read_results(tmp_path / "y.jsonl")
 
 
-def test_the_command_compares_what_it_has_saved(root, monkeypatch, capsys):
-    recipe = str(write_recipe(root, RECIPE))
-    for name, shift in (("a", 0), ("b", 1)):
-        monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None, shift=shift: KnownEmbedder(shift))
-        assert main(["evaluate", recipe, "--data", str(root), "-o", str(root / name)]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", "--compare", str(root / "a"), str(root / "b")]) == 0
-    first, second, head, *lines = capsys.readouterr().out.splitlines()
-    assert (first, second) == (f"A: {root / 'a'}", f"B: {root / 'b'}")
-    assert head.split() == ["set", "metric", "A", "B", "B", "-", "A", "95%", "better"]
-    assert lines[0].split()[5:] == ["100.0%", "0.0%", "-100.0%", "-100.0%..-100.0%", "A"]
-    assert lines[-1].endswith("differences are significant; by chance alone 1 in 20 would be")
+@pytest.fixture
+def saved(root, evaluate):
+    """Results of an embedder that is always right and of one that never is, written by the command."""
+    paths = [root / "a.jsonl", root / "b.jsonl"]
+    for shift, path in enumerate(paths):
+        code, _, _ = evaluate("-o", path, embedder=KnownEmbedder(shift))
+        assert code == 0
+    return paths
 
-    rows = [json.loads(line) for line in (root / "b").read_text().splitlines()]
-    for each in rows:
-        each["per_query"] = []
-    (root / "b").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
-    assert main(["evaluate", "--compare", str(root / "a"), str(root / "b")]) == 0
-    assert f"; {len(rows)} have no interval" in capsys.readouterr().out
-    for refused in (["--model", "tiny"], ["--device", "cpu"], ["--force"]):
-        assert main(["evaluate", "--compare", str(root / "a"), str(root / "b"), *refused]) == 2
-        assert "--compare" in capsys.readouterr().err
-    assert main(["evaluate", "--compare", str(root / "a"), str(root / "b"), "--json"]) == 0
-    assert [json.loads(line)["metric"] for line in capsys.readouterr().out.splitlines()] == [
-        one["metric"] for one in rows
-    ]
+
+@pytest.fixture
+def compare_saved(saved, capsys):
+    """Runs the command on the two files: (exit code, stdout, stderr)."""
+
+    def run(*options):
+        code = main(["evaluate", "--compare", *map(str, saved), *options])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_command_prints_a_table_of_differences(saved, compare_saved):
+    code, out, _ = compare_saved()
+    first, second, columns, *rows, summary = out.splitlines()
+
+    assert code == 0
+    assert first == f"A: {saved[0]}"
+    assert second == f"B: {saved[1]}"
+    assert columns.split() == ["set", "metric", "A", "B", "B", "-", "A", "95%", "better"]
+    assert rows[0].split()[5:] == ["100.0%", "0.0%", "-100.0%", "-100.0%..-100.0%", "A"]
+    # only with ten candidates of four a wrong order is as good
+    assert summary.startswith("6 of 8 differences")
+
+
+def test_command_counts_differences_without_interval(saved, compare_saved):
+    rows = [json.loads(line) | {"per_query": []} for line in saved[1].read_text().splitlines()]
+    saved[1].write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    _, table, _ = compare_saved()
+    _, lines, _ = compare_saved("--json")
+
+    assert f"{len(rows)} have no interval" in table
+    differences = [json.loads(line) for line in lines.splitlines()]
+    assert [difference["metric"] for difference in differences] == [row["metric"] for row in rows]
+
+
+@pytest.mark.parametrize("option", [["--model", "tiny"], ["--device", "cpu"], ["--force"]])
+def test_compare_excludes_other_options(compare_saved, option):
+    code, _, err = compare_saved(*option)
+
+    assert code == 2
+    assert "--compare" in err

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.evaluation import EqualEmbedder, measure, recipe_of, values
+from support.evaluation import EqualEmbedder
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -14,7 +14,10 @@ from onepeace.index.banks import Banks
 from onepeace.index.calibrate import FILE
 from onepeace.index.match import POSSIBLE
 
-WIDTH, COUNT = 64, 12
+WIDTH = 64
+NUM_CLASSES = 12
+NUM_ITEMS = 3
+"""Of each class, in each of the two sources."""
 RECIPE = """
 sets:
   folder:
@@ -23,28 +26,39 @@ sets:
       pictures: {modality: image, shards: "val/pictures.tar"}
       clips: {modality: audio, shards: "val/clips.tar"}
 """
+ANSWERED = f"answered by the first {FIRST}"
+
+
+def queries(**kinds):
+    """Overrides that set what the queries of each source are."""
+    return [f"sets.folder.sources.{source}.queries={kind}" for source, kind in kinds.items()]
 
 
 def unit(rows):
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-class Known:
+def direction(name):
+    """A random vector that depends on the name alone."""
+    return unit(np.random.default_rng(list(name)).normal(size=WIDTH))
+
+
+class NamingEmbedder:
     """Items and texts that name the same thing are near; everything else is apart. A sound is far from any text."""
 
     modalities = ("text", "image", "audio")
-
-    def __init__(self, noise=0.3):
-        self.noise = noise
 
     def encode_text(self, texts):
         return unit(np.stack([self._meaning(text) for text in texts]))
 
     def encode_image(self, items, gap=0.0):
-        noise = [self.noise * unit(np.random.default_rng(list(item)).normal(size=WIDTH)) for item in items]
-        rows = np.stack([self._meaning(item.decode().split("/")[0]) for item in items]) + noise
-        rows[:, 0] -= gap
-        return unit(rows)
+        rows = []
+        for item in items:
+            name = item.decode().split("/")[0]
+            rows.append(self._meaning(name) + 0.3 * direction(item))
+        vectors = np.stack(rows)
+        vectors[:, 0] -= gap
+        return unit(vectors)
 
     def encode_audio(self, items):
         return self.encode_image(items, gap=1.5)
@@ -52,78 +66,89 @@ class Known:
     @staticmethod
     def _meaning(text):
         name = text.casefold().removeprefix("a view of ")
-        row = unit(np.random.default_rng(list(name.encode())).normal(size=WIDTH))
-        row[0] = 0.5
-        return row
+        vector = direction(name.encode())
+        vector[0] = 0.5
+        return vector
 
 
 @pytest.fixture
 def root(tmp_path):
-    for name, suffix, kind in (("pictures", "png", "thing"), ("clips", "ogg", "noise")):
-        samples = {
-            f"{n}_{i}": (f"{kind} {n}/{i}".encode(), {"captions": [f"a view of {kind} {n}"], "label": f"{kind} {n}"})
-            for n in range(COUNT)
-            for i in range(3)
-        }
-        write_shard(tmp_path / f"val/{name}.tar", samples, suffix)
+    for source, suffix, noun in (("pictures", "png", "thing"), ("clips", "ogg", "noise")):
+        samples = {}
+        for number in range(NUM_CLASSES):
+            label = f"{noun} {number}"
+            for i in range(NUM_ITEMS):
+                description = {"captions": [f"a view of {label}"], "label": label}
+                samples[f"{number}_{i}"] = (f"{label}/{i}".encode(), description)
+        write_shard(tmp_path / f"val/{source}.tar", samples, suffix)
     return tmp_path
 
 
-def figures(root, *overrides, embedder=None, recipe=RECIPE):
-    return values(measure(embedder or Known(), recipe_of(root, recipe, *overrides)))
+@pytest.fixture
+def rows_by_metric(measured):
+    def rows(*overrides):
+        return {row.metric: row for row in measured(*overrides, embedder=NamingEmbedder())}
+
+    return rows
 
 
-def test_a_good_model_is_sure_of_answers_and_of_their_lack(root):
-    got = figures(root)
-    for source in ("all", "pictures", "clips"):
-        assert got["folder", f"{source}: answered by the first {FIRST}"] == 1
-        assert got["folder", f"{source}: AUC"] > 0.95
-        assert got["folder", f"{source}: kept"] == 1
-        assert got["folder", f"{source}: nothing relevant, of right answers"] == 0
-        assert got["folder", f"{source}: turned away"] > 0.4
+@pytest.mark.parametrize("source", ["all", "pictures", "clips"])
+def test_answers_and_their_absence_are_recognised(rows_by_metric, source):
+    figures = {metric: row.value for metric, row in rows_by_metric().items()}
+
+    assert figures[f"{source}: {ANSWERED}"] == 1
+    assert figures[f"{source}: AUC"] > 0.95
+    assert figures[f"{source}: kept"] == 1
+    assert figures[f"{source}: nothing relevant, of right answers"] == 0
+    assert figures[f"{source}: turned away"] > 0.4
 
 
-def test_rows_have_their_numbers_and_chances(root):
-    rows = measure(Known(), recipe_of(root, RECIPE, "sets.folder.sources.clips.queries=none"))
-    assert {row.metric.split(":")[0] for row in rows} == {"all", "pictures"}
-    by_name = {row.metric: row for row in rows}
-    assert by_name["all: kept"].n == COUNT
-    assert by_name["all: turned away"].chance == POSSIBLE
-    assert by_name["all: AUC"].chance == 0.5
-    assert by_name[f"all: answered by the first {FIRST}"].chance == pytest.approx(1 - (1 - 3 / (6 * COUNT)) ** FIRST)
+def test_rows_have_their_numbers_and_chances(rows_by_metric):
+    rows = rows_by_metric(*queries(clips="none"))
+
+    assert {metric.split(":")[0] for metric in rows} == {"all", "pictures"}
+    assert rows["all: kept"].n == NUM_CLASSES
+    assert rows["all: turned away"].chance == POSSIBLE
+    assert rows["all: AUC"].chance == 0.5
+    share_of_answers = NUM_ITEMS / (2 * NUM_ITEMS * NUM_CLASSES)
+    assert rows[f"all: {ANSWERED}"].chance == pytest.approx(1 - (1 - share_of_answers) ** FIRST)
 
 
-def test_captions_mean_their_item_and_names_all_of_them(root):
-    names = figures(root, "sets.folder.sources.pictures.queries=names", "sets.folder.sources.clips.queries=none")
-    assert names["folder", f"all: answered by the first {FIRST}"] == 1
-    captions = measure(
-        Known(),
-        recipe_of(
-            root, RECIPE, "sets.folder.sources.pictures.queries=captions", "sets.folder.sources.clips.queries=none"
-        ),
-    )
-    assert {row.n for row in captions if row.metric.endswith(f"first {FIRST}")} == {3 * COUNT}
+def test_names_mean_all_items_that_have_them(rows_by_metric):
+    rows = rows_by_metric(*queries(pictures="names", clips="none"))
+
+    assert rows[f"all: {ANSWERED}"].value == 1
+    assert rows[f"all: {ANSWERED}"].n == NUM_CLASSES
 
 
-def test_an_item_is_a_query_and_not_its_own_answer(root, tmp_path):
-    embedder = Known()
+def test_captions_mean_their_item(rows_by_metric):
+    rows = rows_by_metric(*queries(pictures="captions", clips="none"))
+    assert rows[f"all: {ANSWERED}"].n == NUM_ITEMS * NUM_CLASSES
+
+
+def test_items_as_queries_are_not_their_own_answers(rows_by_metric, tmp_path):
     path = tmp_path / FILE
-    words = {name: embedder.encode_text([f"{name} {i}" for i in range(50)]) for name in ("word", "image", "audio")}
-    path.write_bytes(Banks(words, "known").to_bytes())
-    queries = [f"sets.folder.sources.{source}.queries=items" for source in ("pictures", "clips")]
-    rows = measure(embedder, recipe_of(root, RECIPE, *queries, f"sets.folder.calibration={path}"))
-    by_name = {row.metric: row for row in rows}
-    assert by_name["pictures: kept"].n == 3 * COUNT
-    assert by_name["pictures: kept"].value == 1
+    vectors = {}
+    for bank in ("word", "image", "audio"):
+        vectors[bank] = NamingEmbedder().encode_text([f"{bank} {i}" for i in range(50)])
+    path.write_bytes(Banks(vectors, "naming").to_bytes())
+
+    rows = rows_by_metric(*queries(pictures="items", clips="items"), f"sets.folder.calibration={path}")
+
+    assert rows["pictures: kept"].n == NUM_ITEMS * NUM_CLASSES
+    assert rows["pictures: kept"].value == 1
+
+
+def test_items_as_queries_need_a_calibration(measured):
     with pytest.raises(UserError, match="calibration"):
-        figures(root, *queries)
+        measured(*queries(pictures="items"))
 
 
-def test_what_finds_nothing_is_an_error_and_not_a_figure(root):
+def test_too_few_answers_are_an_error_and_no_figure(measured):
     with pytest.raises(UserError, match="first 5"):
-        figures(root, embedder=EqualEmbedder())
+        measured(embedder=EqualEmbedder())
 
 
-def test_the_shipped_recipe_reads():
+def test_shipped_recipe_is_read():
     recipe = read_recipe(Path(__file__).parents[2] / "recipes" / "evaluate" / "match.yaml")
     assert {side.modality for side in recipe.sets["labelled"].sides} == {"image", "audio"}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.evaluation import EqualEmbedder, KnownEmbedder, measure, recipe_of
+from support.evaluation import EqualEmbedder, KnownEmbedder
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -14,39 +14,57 @@ sets: {tags: {protocol: multi_label, modality: image, shards: "val/tags.tar", te
 
 
 @pytest.fixture
-def tags(tmp_path):
-    content = {"1": "dog rain", "2": "dog", "3": "cat rain", "4": "cat"}
-    samples = {key: (text.encode(), {"targets": {"labels": text.split()}}) for key, text in content.items()}
+def root(tmp_path):
+    (tmp_path / "names.json").write_text('["dog", "cat"]')
+    samples = {}
+    for key, text in enumerate(["dog rain", "dog", "cat rain", "cat"]):
+        samples[str(key)] = (text.encode(), {"targets": {"labels": text.split()}})
     write_shard(tmp_path / "val/tags.tar", samples)
     return tmp_path
 
 
-def test_a_model_that_hears_all_labels_is_right_and_one_that_mistakes_them_is_not(tags):
-    (right,) = measure(KnownEmbedder(), recipe_of(tags, RECIPE))
-    assert right[:3] == ("tags", "mAP of 3 classes", 1.0)
-    assert (right.n, right.per_query, right.interval) == (3, (1.0,) * 3, (1.0, 1.0))
-    (wrong,) = measure(KnownEmbedder(1), recipe_of(tags, RECIPE))
-    assert wrong.value < 0.7
-    assert wrong.interval[0] < wrong.value
-    (equal,) = measure(EqualEmbedder(), recipe_of(tags, RECIPE))
-    assert equal.value == pytest.approx((1 / 3 + 2 / 4) / 2)  # the wrong ones come first: places 3 and 4
+def test_right_model_reaches_1(measured):
+    (row,) = measured()
+
+    assert row[:3] == ("tags", "mAP of 3 classes", 1.0)
+    assert row.n == 3
+    assert row.per_query == (1.0, 1.0, 1.0)
+    assert row.interval == (1.0, 1.0)
 
 
-def test_chance_is_what_random_scores_reach(tags):
-    (row,) = measure(KnownEmbedder(), recipe_of(tags, RECIPE))
+def test_wrong_model_stays_below(measured):
+    (row,) = measured(embedder=KnownEmbedder(shift=1))
+
+    assert row.interval[0] < row.value < 0.7
+
+
+def test_ties_count_against_the_model(measured):
+    (row,) = measured(embedder=EqualEmbedder())
+
+    assert row.value == pytest.approx((1 / 3 + 2 / 4) / 2)  # the wrong ones are first and second
+
+
+def test_chance_is_that_of_random_scores(measured):
     correct = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]])
-    scores = np.random.default_rng(0).random((3000, 3, 4))
-    reached = np.mean([metrics.average_precisions(each, correct) for each in scores])
+    random = np.random.default_rng(0)
+    reached = np.mean([metrics.average_precisions(random.random((3, 4)), correct) for _ in range(3000)])
+
+    (row,) = measured()
+
     assert row.chance == pytest.approx(reached, abs=0.01)
 
 
-def test_samples_without_labels_and_unknown_classes_are_named(tags):
-    (tags / "names.json").write_text('["dog", "cat"]')
-    with pytest.raises(UserError, match="label 'rain' is not among the 2 classes"):
-        measure(KnownEmbedder(), recipe_of(tags, RECIPE, "sets.tags.classes=names.json"))
-    write_shard(tags / "val/tags.tar", {"7": (b"dog", {"label": "dog"})})
-    with pytest.raises(UserError, match="7 has no list of labels"):
-        measure(KnownEmbedder(), recipe_of(tags, RECIPE))
-    write_shard(tags / "val/tags.tar", {"7": (b"dog", {"targets": {"labels": []}})})
-    with pytest.raises(UserError, match="not one of 1 samples has a label"):
-        measure(KnownEmbedder(), recipe_of(tags, RECIPE, "sets.tags.classes=names.json"))
+def test_label_outside_the_classes_is_named(measured):
+    with pytest.raises(UserError, match=r"'rain'.*2 classes"):
+        measured("sets.tags.classes=names.json")
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [({"label": "dog"}, "7 has no list"), ({"targets": {"labels": []}}, "1 samples")],
+)
+def test_samples_without_labels_are_refused(root, measured, description, words):
+    write_shard(root / "val/tags.tar", {"7": (b"dog", description)})
+
+    with pytest.raises(UserError, match=words):
+        measured("sets.tags.classes=names.json")

@@ -3,12 +3,9 @@
 import json
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
-from support.evaluation import KnownEmbedder, measure, recipe_of, write_recipe
+from support.evaluation import KnownEmbedder
 
-import onepeace
-from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
@@ -35,7 +32,7 @@ class Alignment(EvaluationProtocol):
         items = self.encode(embedder, samples)
         texts = encode(embedder, "text", [sample.captions[0] for sample in samples])
         hits = (items * texts).sum(axis=1) > self.above
-        return [Figure(f"aligned above {self.above}", float(np.mean(hits)), (1 - self.above) / 2, len(hits))]
+        return [Figure.mean_of(f"aligned above {self.above}", hits, chance=(1 - self.above) / 2)]
 
 
 @pytest.fixture(autouse=True)
@@ -43,27 +40,24 @@ def _registered(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "alignment", Alignment)
 
 
-def test_the_runner_measures_it(root):
-    for shift, value in ((0, 1.0), (1, 0.0)):
-        (row,) = measure(KnownEmbedder(shift), recipe_of(root, RECIPE))
-        assert row[:5] == ("photos", "aligned above 0.5", value, 0.25, 2)
+@pytest.mark.parametrize(("shift", "value"), [(0, 1.0), (1, 0.0)])
+def test_runner_measures_it(measured, shift, value):
+    (row,) = measured(embedder=KnownEmbedder(shift))
+    assert row[:5] == ("photos", "aligned above 0.5", value, 0.25, 2)
 
 
-def test_the_command_prints_it(root, monkeypatch, capsys):
-    monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: KnownEmbedder())
-    arguments = ["evaluate", str(write_recipe(root, RECIPE)), "sets.photos.above=0", "--data", str(root), "--json"]
-    assert main(arguments) == 0
-    row = json.loads(capsys.readouterr().out)
-    assert (row["metric"], row["value"], row["ratio"], row["n"]) == ("aligned above 0.0", 1.0, 2.0, 2)
+def test_command_prints_it(evaluate):
+    code, out, _ = evaluate("sets.photos.above=0", "--json")
+
+    assert code == 0
+    row = json.loads(out)
+    assert row["metric"] == "aligned above 0.0"
+    assert row["value"] == 1
+    assert row["ratio"] == 2
+    assert row["protocol"] == "alignment"
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("abov=1", "sets.photos: abov is not a field; did you mean above"),
-        ("above=1", "sets.photos: above is 1.0; a similarity lies between -1 and 1"),
-    ],
-)
-def test_its_mistakes_are_named(root, override, message):
-    with pytest.raises(UserError, match=message):
-        measure(KnownEmbedder(), recipe_of(root, RECIPE, f"sets.photos.{override}"))
+@pytest.mark.parametrize(("override", "word"), [("abov=1", "abov"), ("above=1", "similarity")])
+def test_mistakes_in_its_options_are_named(measured, override, word):
+    with pytest.raises(UserError, match=rf"sets\.photos: .*{word}"):
+        measured(f"sets.photos.{override}")

@@ -18,26 +18,32 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ptb_words.json").re
 
 def test_words_are_those_of_java():
     assert len(GOLDEN["same"]) > 400
-    assert [[text, " ".join(ptb_words(text))] for text, _ in GOLDEN["same"]] == GOLDEN["same"]
+    for text, words in GOLDEN["same"]:
+        assert " ".join(ptb_words(text)) == words, text
 
 
-def test_what_is_said_to_differ_differs():
+def test_known_differences_still_differ():
     assert GOLDEN["different"]
-    assert not [text for text, words in GOLDEN["different"] if " ".join(ptb_words(text)) == words]
+    for text, words in GOLDEN["different"]:
+        assert " ".join(ptb_words(text)) != words, text
 
 
-@pytest.mark.parametrize("text", ["", " ", "...", "\n\t\xa0", "\U0001f436", "\xad", "¹"])
-def test_every_text_ends(text):
-    assert ptb_words(text) == (["¹"] if text == "¹" else [])
+@pytest.mark.parametrize("text", ["", " ", "...", "\n\t\xa0", "\U0001f436", "\xad"])
+def test_text_without_words_is_read_to_its_end(text):
+    assert ptb_words(text) == []
 
 
-def test_lines_and_spaces_do_not_matter():
+def test_unusual_digit_is_a_word():
+    assert ptb_words("¹") == ["¹"]
+
+
+def test_white_space_does_not_matter():
     assert ptb_words(" a  dog\nruns\tno. 5 ") == ptb_words("a dog runs no. 5") == ["a", "dog", "runs", "no.", "5"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
-def test_the_file_is_what_java_prints():
+def test_golden_file_is_what_java_prints():
     tokenizer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
     pairs = [*GOLDEN["same"], *GOLDEN["different"]]
     printed = tokenizer.tokenize({number: [{"caption": text}] for number, (text, _) in enumerate(pairs)})

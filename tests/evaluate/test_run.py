@@ -4,20 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from support.evaluation import (
-    RECIPE,
-    SAME_CLASS,
-    EqualEmbedder,
-    KnownEmbedder,
-    measure,
-    recipe_of,
-    values,
-    write_recipe,
-)
+from support.evaluation import RECIPE, SAME_CLASS, EqualEmbedder, KnownEmbedder, recipe_of, values, write_recipe
 from support.small_shards import write_shard
 
-import onepeace
-from onepeace.cli import main
 from onepeace.datasets import esc50
 from onepeace.errors import UserError
 from onepeace.evaluate.run import read_recipe
@@ -25,165 +14,230 @@ from onepeace.evaluate.run import read_recipe
 SHIPPED = Path(__file__).parents[2] / "recipes" / "evaluate" / "tiny.yaml"
 
 
-def test_a_perfect_embedder_is_right_everywhere_and_one_that_mistakes_everything_is_not(recipe):
-    right, wrong = (values(measure(KnownEmbedder(shift), recipe)) for shift in (0, 1))
-    assert set(right.values()) == {1.0}
-    # only where k reaches all candidates is a wrong order as good
-    assert {name for name in right if wrong[name] == right[name]} == {
+def test_right_embedder_reaches_1_everywhere(measured):
+    assert set(values(measured()).values()) == {1.0}
+
+
+def test_wrong_embedder_reaches_1_only_where_k_is_everything(measured):
+    figures = values(measured(embedder=KnownEmbedder(shift=1)))
+
+    assert {metric for metric, value in figures.items() if value == 1} == {
         ("drawings", "text to image R@10"),
         ("drawings", "image to text R@10"),
     }
-    assert wrong["photos", "text to image R@1"] == wrong["sounds", "top-1 of 4"] == 0
+    assert figures["photos", "text to image R@1"] == 0
+    assert figures["sounds", "top-1 of 4"] == 0
 
 
-def test_an_embedder_that_finds_everything_equal_hits_nothing(recipe):
-    got = values(measure(EqualEmbedder(), recipe))
-    assert all(value == 0 for (_, metric), value in got.items() if not metric.endswith("@10"))
+def test_equal_vectors_hit_nothing(measured):
+    for (_, metric), value in values(measured(embedder=EqualEmbedder())).items():
+        assert value == 0 or metric.endswith("@10")
 
 
-def test_rows_carry_chance_and_counts(recipe):
-    rows = {(row.set, row.metric): (row.chance, row.n) for row in measure(KnownEmbedder(), recipe)}
-    assert rows["photos", "text to image R@1"] == (pytest.approx(1 / 2), 4)
-    assert rows["photos", "image to text R@1"] == (pytest.approx(1 / 2), 2)
-    # dog has two of four drawings, the others one
-    assert rows["drawings", "text to image R@1"] == (pytest.approx((2 + 1 + 1) / 12), 3)
-    assert rows["drawings", "image to text R@1"] == (pytest.approx(1 / 3), 4)
-    assert rows["sounds", "top-1 of 4"] == (pytest.approx(1 / 4), 4)
-    assert rows["sounds", "top-3 of 4"] == (pytest.approx(3 / 4), 4)
+@pytest.mark.parametrize(
+    ("name", "metric", "chance", "n"),
+    [
+        ("photos", "text to image R@1", 1 / 2, 4),
+        ("photos", "image to text R@1", 1 / 2, 2),
+        # dog has two of four drawings, the other two names one
+        ("drawings", "text to image R@1", (2 + 1 + 1) / 12, 3),
+        ("drawings", "image to text R@1", 1 / 3, 4),
+        ("sounds", "top-1 of 4", 1 / 4, 4),
+        ("sounds", "top-3 of 4", 3 / 4, 4),
+    ],
+)
+def test_rows_carry_chance_and_counts(measured, name, metric, chance, n):
+    rows = {(row.set, row.metric): row for row in measured()}
+
+    assert rows[name, metric].chance == pytest.approx(chance)
+    assert rows[name, metric].n == n
 
 
-def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
-    rows = measure(KnownEmbedder(modalities=("text", "image")), recipe)
+def test_sets_of_a_missing_modality_are_left_out(measured, caplog):
+    rows = measured(embedder=KnownEmbedder(modalities=("text", "image")))
+
     assert {row.set for row in rows} == {"photos", "drawings"}
     assert "sounds: left out, the model has no audio" in caplog.text
 
 
-def test_a_set_can_be_left_out(root):
-    another = "sets.another={protocol: zero_shot, modality: image, shards: x.tar}"
-    left_out, *rest = recipe_of(root, SAME_CLASS).sets
-    assert list(recipe_of(root, SAME_CLASS, f"sets.{left_out}=null", another).sets) == [*rest, "another"]
+def test_sets_can_be_left_out_and_added(root):
+    new_set = "sets.new={protocol: zero_shot, modality: image, shards: x.tar}"
+    recipe = recipe_of(root, RECIPE, "sets.photos=null", new_set)
+
+    assert list(recipe.sets) == ["drawings", "sounds", "new"]
 
 
 @pytest.mark.parametrize(
-    ("name", "override", "message"),
+    ("override", "word"),
     [
-        ("photos", ".protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
-        ("photos", ".shard=x", "shard is not a field; did you mean shards"),
-        ("photos", ".at=[0]", "at is [0]; give at least one k, each at least 1"),
-        ("photos", ".texts=titles", "texts 'titles' is not known; known: captions, names"),
-        ("photos", "=3", "sets.photos should be a mapping of fields, not 3"),
-        ("sounds", ".templates=[the sound]", "'the sound' has no {}"),
-        ("sounds", ".modality=depth", "no default templates for depth; give templates (known: image, audio)"),
-        ("both", ".other={modality: image}", "sets.both: give shards"),
-        ("both", ".matches={}", "sets.both: matches is empty or has an empty list"),
+        ("photos.protocol=captioning", "zero_shot, retrieval"),
+        ("photos.shard=x", "shards"),
+        ("photos.at=[0]", "[0]"),
+        ("photos.texts=titles", "titles"),
+        ("photos=3", "mapping"),
+        ("sounds.templates=[the sound]", "the sound"),
+        ("sounds.modality=depth", "depth"),
     ],
 )
-def test_a_mistake_in_a_set_is_named(root, name, override, message):
+def test_mistake_in_a_set_is_named(root, override, word):
     with pytest.raises(UserError) as error:
-        recipe_of(root, SAME_CLASS if name == "both" else RECIPE, f"sets.{name}{override}")
-    assert message in str(error.value)
+        recipe_of(root, RECIPE, f"sets.{override}")
+
+    name = override.partition(".")[0].partition("=")[0]
     assert f"sets.{name}" in str(error.value)
+    assert word in str(error.value)
 
 
-def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
-    recipe = read_recipe(write_recipe(root, RECIPE))
-    monkeypatch.delenv("ONEPEACE_DATA", raising=False)
-    with pytest.raises(UserError, match=r"ONEPEACE_DATA.*not set.*--data FOLDER \(train: data\.root=FOLDER\)"):
-        recipe.data.folder()
-    monkeypatch.setenv("ONEPEACE_DATA", str(root / "nowhere"))
-    with pytest.raises(UserError, match="nowhere is not a folder"):
-        recipe.data.folder()
-    monkeypatch.setenv("ONEPEACE_DATA", str(root))
-    assert measure(KnownEmbedder(), recipe)
+@pytest.mark.parametrize(("override", "word"), [("other={modality: image}", "shards"), ("matches={}", "matches")])
+def test_mistake_in_a_set_of_two_modalities_is_named(root, override, word):
+    with pytest.raises(UserError, match=rf"sets\.both: .*{word}"):
+        recipe_of(root, SAME_CLASS, f"sets.both.{override}")
 
 
 @pytest.fixture
-def known(monkeypatch):
-    """Every model the command loads is the known embedder."""
-    monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: KnownEmbedder())
+def data_root(root):
+    """The folder of a recipe that does not name one."""
+    return read_recipe(write_recipe(root, RECIPE)).data
 
 
-def test_command_prints_a_table(root, known, capsys):
-    assert main(["evaluate", str(write_recipe(root, RECIPE)), "sets.photos.at=[1, 2]", "--data", str(root)]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["set", "metric", "value", "95%", "chance", "ratio", "n", "seconds"]
-    want = ["photos", "text", "to", "image", "R@1", "100.0%", "100.0%..100.0%", "50.0%", "2.0", "4"]
-    assert lines[0].split()[:10] == want
-    assert len(lines) == 4 + 4 + 2
+def test_data_root_is_that_of_the_environment(root, data_root, monkeypatch):
+    monkeypatch.setenv("ONEPEACE_DATA", str(root))
+    assert data_root.folder() == root
 
 
-def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
+def test_data_root_that_is_not_set_is_an_error(data_root, monkeypatch):
+    monkeypatch.delenv("ONEPEACE_DATA", raising=False)
+    with pytest.raises(UserError, match=r"ONEPEACE_DATA.*--data FOLDER"):
+        data_root.folder()
+
+
+def test_data_root_that_is_missing_is_an_error(root, data_root, monkeypatch):
+    monkeypatch.setenv("ONEPEACE_DATA", str(root / "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        data_root.folder()
+
+
+def test_command_prints_a_table(evaluate):
+    code, out, _ = evaluate("sets.photos.at=[1, 2]")
+    columns, *rows = out.splitlines()
+
+    assert code == 0
+    assert columns.split() == ["set", "metric", "value", "95%", "chance", "ratio", "n", "seconds"]
+    expected = ["photos", "text", "to", "image", "R@1", "100.0%", "100.0%..100.0%", "50.0%", "2.0", "4"]
+    assert rows[0].split()[:-1] == expected
+    assert len(rows) == 4 + 4 + 2
+
+
+def test_command_goes_on_when_a_set_fails(root, evaluate):
     (root / "val/photos/a.tar.gz").unlink()
-    assert main(["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "--json"]) == 1
-    out, err = capsys.readouterr()
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert {row["set"] for row in rows} == {"drawings", "sounds"}
-    assert set(rows[0]) == {
-        *("model", "model_hash", "dtype", "version", "set", "metric", "value", "interval", "chance", "ratio", "n"),
-        *("seconds", "protocol", "options", "prompts", "data_hash", "note"),
-    }
+
+    code, out, err = evaluate("--json")
+
+    assert code == 1
+    assert {json.loads(line)["set"] for line in out.splitlines()} == {"drawings", "sounds"}
     assert "set photos: " in err
     assert "Traceback" not in err
 
 
-def test_command_keeps_what_was_measured_before_it_was_stopped(root, known, capsys, tmp_path, monkeypatch):
-    def stopped(self, items):
+def test_command_prints_the_circumstances_as_json(evaluate):
+    _, out, _ = evaluate("--json")
+    row = json.loads(out.splitlines()[0])
+
+    assert {"model", "model_hash", "dtype", "version"} <= set(row)
+    assert {"set", "metric", "value", "interval", "chance", "ratio", "n", "seconds"} <= set(row)
+    assert {"protocol", "options", "prompts", "data_hash", "note"} <= set(row)
+    assert "per_query" not in row
+
+
+def test_command_keeps_what_was_measured_before_a_stop(root, evaluate, monkeypatch):
+    def stop(self, items):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(KnownEmbedder, "encode_audio", stopped)
-    arguments = ["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "-o", str(tmp_path / "a.jsonl")]
-    assert main(arguments) == 130
-    assert "drawings" in capsys.readouterr().out
-    saved = [json.loads(line)["set"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert set(saved) == {"photos", "drawings"}
+    monkeypatch.setattr(KnownEmbedder, "encode_audio", stop)
+
+    code, out, _ = evaluate("-o", root / "a.jsonl")
+
+    assert code == 130
+    assert "drawings" in out
+    saved = [json.loads(line) for line in (root / "a.jsonl").read_text().splitlines()]
+    assert {row["set"] for row in saved} == {"photos", "drawings"}
 
 
 @pytest.mark.parametrize(
-    ("left_out", "message"),
-    [
-        (("photos", "drawings", "sounds"), "no test set is left"),
-        (("photos", "drawings"), "the model has the modalities of none of the sets"),
-    ],
+    ("left_out", "word"),
+    [(["photos", "drawings", "sounds"], "null"), (["photos", "drawings"], "modalities")],
 )
-def test_command_that_measures_nothing_fails(root, monkeypatch, capsys, left_out, message):
-    monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: KnownEmbedder(modalities=("text", "image")))
-    overrides = [f"sets.{name}=null" for name in left_out]
-    assert main(["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), *overrides]) == 1
-    assert message in capsys.readouterr().err
+def test_command_that_measures_nothing_fails(evaluate, left_out, word):
+    embedder = KnownEmbedder(modalities=("text", "image"))
+
+    code, _, err = evaluate(*[f"sets.{name}=null" for name in left_out], embedder=embedder)
+
+    assert code == 1
+    assert word in err
 
 
-def test_command_measures_a_model_folder_on_real_files(command, tmp_path, samples):
-    names = ("dog", "cat", "bus")
-    about = {name: {"captions": [f"a {name}"], "label": name} for name in names}
-    pictures = {name: ((samples / f"images/{name}.jpg").read_bytes(), about[name]) for name in names}
-    sounds = {name: ((samples / f"sounds/{name}.ogg").read_bytes(), about[name]) for name in names[:2]}
-    write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
-    write_shard(tmp_path / "val/sounds/a.tar.gz", sounds, "ogg")
-    recipe = """
+REAL_FILES = """
 sets:
-  pictures: {protocol: retrieval, modality: image, shards: "val/pictures/*.tar.gz", at: [1, 3]}
+  pictures: {protocol: retrieval, modality: image, shards: "val/images/*.tar.gz", at: [1, 3]}
   sounds: {protocol: zero_shot, modality: audio, shards: "val/sounds/*.tar.gz", at: [2]}
 """
-    arguments = ["evaluate", write_recipe(tmp_path, recipe), "--data", tmp_path, "--json"]
-    code, out, _ = command(*arguments)
+
+
+@pytest.fixture
+def write_samples(tmp_path, samples):
+    """Writes sample files of the repository as a shard; what `contents` has takes the place of a file."""
+
+    def write(folder, suffix, *names, **contents):
+        files = {}
+        for name in names:
+            content = (samples / folder / f"{name}.{suffix}").read_bytes()
+            files[name] = (contents.get(name, content), {"captions": [f"a {name}"], "label": name})
+        write_shard(tmp_path / f"val/{folder}/a.tar.gz", files, suffix)
+
+    return write
+
+
+@pytest.fixture
+def evaluate_real_files(tmp_path, write_samples, command):
+    write_samples("images", "jpg", "dog", "cat", "bus")
+    write_samples("sounds", "ogg", "dog", "cat")
+    recipe = write_recipe(tmp_path, REAL_FILES)
+
+    def run():
+        code, out, err = command("evaluate", recipe, "--data", tmp_path, "--json")
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    return run
+
+
+def test_command_measures_a_model_folder_on_real_files(evaluate_real_files):
+    code, rows, _ = evaluate_real_files()
+
     assert code == 0
-    rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["metric"], row["n"]) for row in rows] == [
-        *(("text to image R@1", 3), ("text to image R@3", 3), ("image to text R@1", 3), ("image to text R@3", 3)),
+        ("text to image R@1", 3),
+        ("text to image R@3", 3),
+        ("image to text R@1", 3),
+        ("image to text R@3", 3),
         ("top-2 of 2", 2),
     ]
-    assert [row["value"] for row in rows[1::2]] == [1.0, 1.0]
+    assert rows[1]["value"] == rows[3]["value"] == 1  # the first three of three
 
-    pictures["cat"] = (b"no picture", about["cat"])
-    write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
-    code, out, err = command(*arguments)
+
+def test_command_leaves_out_a_set_with_a_broken_file(evaluate_real_files, write_samples):
+    write_samples("images", "jpg", "dog", "cat", "bus", cat=b"no picture")
+
+    code, rows, err = evaluate_real_files()
+
     assert code == 1
-    assert [json.loads(line)["set"] for line in out.splitlines()] == ["sounds"]
+    assert [row["set"] for row in rows] == ["sounds"]
     assert "set pictures: " in err
 
 
-def test_shipped_matches_name_classes_of_esc50_and_distinct_pictures():
+def test_shipped_matches_are_classes_of_esc50_and_distinct_pictures():
     matches = read_recipe(SHIPPED).sets["esc50_tiny_imagenet"].matches
     sounds = json.loads(Path(esc50.__file__).with_name("esc50_captions.json").read_text(encoding="utf-8"))
+
     assert set(matches) <= set(sounds)
-    assert all(len(set(partners)) == len(partners) for partners in matches.values())
+    for partners in matches.values():
+        assert len(set(partners)) == len(partners)

@@ -29,11 +29,16 @@ sets:
 class KnownEmbedder:
     """A text or the bytes of a file mean the words that occur in them; `shift` makes it mistake each for the next."""
 
+    dtype = torch.float32
+
     def __init__(self, shift=0, modalities=("text", "image", "audio")):
-        self.shift, self.modalities, self.seen, self.dtype = shift, modalities, [], torch.float32
+        self.shift = shift
+        self.modalities = modalities
+        self.texts = []
+        """All texts that were encoded."""
 
     def encode_text(self, items):
-        self.seen += items
+        self.texts += items
         return self._encode(items, 0)
 
     def encode_image(self, items):
@@ -58,8 +63,8 @@ class EqualEmbedder(KnownEmbedder):
     encode_image = encode_audio = encode_text
 
 
-class GivenEmbedder:
-    """Has the given vectors: those of texts, and those of the items of any other modality."""
+class FixedEmbedder:
+    """Has the vectors of its arguments, one array for each modality, whatever the items are."""
 
     def __init__(self, **vectors):
         for modality, rows in vectors.items():
@@ -86,6 +91,15 @@ def values(rows):
     return {(row.set, row.metric): row.value for row in rows}
 
 
-def together(scores):
+def means(scores):
     """The figures of captions of the whole set, by name."""
-    return {"BLEU-4": scores.bleu, "ROUGE-L": float(scores.rouge.mean()), "CIDEr-D": float(scores.cider.mean())}
+    return {
+        "BLEU-4": scores.bleu,
+        "ROUGE-L": float(scores.rouge.mean()),
+        "CIDEr-D": float(scores.cider.mean()),
+    }
+
+
+def worst_order(scores, is_right):
+    """The candidates from the highest score down, as a plain sort; among equal scores the wrong ones come first."""
+    return sorted(range(len(scores)), key=lambda row: (-scores[row], is_right[row]))
