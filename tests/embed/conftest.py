@@ -1,6 +1,10 @@
 import numpy as np
 import pytest
-from support.embedding import RATE
+from support.embedding import TEXTS
+from support.random_model import save_random_model
+from support.sounds import RATE, noise
+
+import onepeace
 
 
 @pytest.fixture(scope="module")
@@ -11,14 +15,27 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def sounds():
-    """Sounds of 0.6 to 1.8 seconds, no two of the same length."""
-    generator = np.random.default_rng(0)
-    return [(generator.normal(0, 0.1, 9600 + 2000 * i).astype(np.float32), RATE) for i in range(9)]
+    """Sounds of 0.6 to 1.6 seconds, no two of the same length."""
+    return [(noise(9600 + 2000 * i, seed=i), RATE) for i in range(9)]
+
+
+@pytest.fixture(scope="module")
+def items(pictures, sounds):
+    """Items of all modalities."""
+    return [*pictures, *sounds, *TEXTS]
 
 
 @pytest.fixture(scope="module")
 def long_sound():
-    return np.random.default_rng(1).normal(0, 0.1, 5 * RATE).astype(np.float32), RATE
+    return noise(5 * RATE), RATE
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A model of sounds that has a classifier and no vectors."""
+    heads = {"classifier": {"kind": "classifier", "on": "audio", "num_classes": 3}}
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    return onepeace.load(save_random_model(folder, ("audio",), projections=(), heads=heads), device="cpu")
 
 
 @pytest.fixture

@@ -1,25 +1,27 @@
-"""Maps whose best place is known: one patch that is what was asked for, four pictures or three sounds side by side."""
+"""Maps whose best place is known: one patch that is the query, four pictures or three sounds side by side."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.embedding import RATE, assert_same
+from support.embedding import assert_same
+from support.sounds import RATE, noise
 
 import onepeace
 from onepeace.embed.explain import Explanation
 from onepeace.errors import UserError
 
-PLACES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+QUARTERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+"""Row and column of each quarter of a picture."""
 
 
 @pytest.fixture(scope="module")
-def placeless(random_folder):
+def unpositioned(random_folder):
     """The random model without positions of pictures: a patch is the same wherever it lies."""
     model = onepeace.load(random_folder, device="cpu", modalities=["text", "image"])
+    adapter = model.module.adapters["image"]
     with torch.no_grad():
-        model.module.adapters["image"].pos_embed.weight.zero_()
-        for table in model.module.adapters["image"].bias_tables:
+        for table in (adapter.pos_embed.weight, *adapter.bias_tables):
             table.zero_()
     return model
 
@@ -29,162 +31,184 @@ def patch():
     return np.random.default_rng(2).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
-def vector_of_patch(model, patch):
+@pytest.fixture(scope="module")
+def patch_vector(unpositioned, patch):
     """The vector of a picture that is this patch and nothing else."""
+    processor = unpositioned.processors["image"]
     pixels = torch.from_numpy(patch).permute(2, 0, 1).float() / 255
-    processor = model.processors["image"]
-    return model.module({"image": {"pixels": ((pixels - processor.mean) / processor.std)[None]}})["image"][0].detach()
+    pixels = (pixels - processor.mean) / processor.std
+    return unpositioned.module({"image": {"pixels": pixels[None]}})["image"][0].detach()
 
 
-@pytest.fixture
-def own_size(monkeypatch):
-    """Pictures are read in the model's size."""
-    monkeypatch.setattr("onepeace.embed.explain.PATCHES", 1)
+def quarter_of_peak(explanation):
+    x, y = explanation.peak
+    return (int(2 * y), int(2 * x))
 
 
-@pytest.mark.usefixtures("own_size")
-@pytest.mark.parametrize("place", PLACES)
-def test_a_patch_that_is_the_query_is_the_best_wherever_it_lies(placeless, patch, place):
+@pytest.mark.parametrize("quarter", QUARTERS)
+def test_patch_that_is_the_query_is_the_peak(unpositioned, patch, patch_vector, quarter, monkeypatch):
+    monkeypatch.setattr("onepeace.embed.explain.PATCHES", 1)  # the model's size is large enough
+    row, column = quarter
     pixels = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    row, column = place
-    pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = patch
-    found = placeless.explain(pixels, vector_of_patch(placeless, patch))
-    assert found.modality == "image"
-    assert found.unit == "patch"
-    assert found.values.shape == (2, 2)
-    assert found.values[row, column].item() == pytest.approx(1, abs=1e-5)
-    others = found.values.flatten().tolist()
-    others.pop(2 * row + column)
-    assert max(others) < 0.99
-    x, y = found.peak
-    assert (int(2 * y), int(2 * x)) == place
-    assert found.positions.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    pixels[16 * row :][:16, 16 * column :][:, :16] = patch
+
+    explanation = unpositioned.explain(pixels, patch_vector)
+
+    assert explanation.modality == "image"
+    assert explanation.unit == "patch"
+    assert explanation.values.shape == (2, 2)
+    second, best = explanation.values.flatten().sort().values[-2:].tolist()
+    assert explanation.values[row, column] == best == pytest.approx(1, abs=1e-5)
+    assert second < 0.99
+    assert quarter_of_peak(explanation) == quarter
+    assert explanation.positions.tolist() == [list(position) for position in QUARTERS]
 
 
-def test_a_picture_of_few_patches_is_read_in_a_larger_size(placeless, patch):
-    query = vector_of_patch(placeless, patch)
+def test_picture_of_few_patches_is_enlarged(unpositioned, patch, patch_vector):
     pixels = np.tile(patch, (8, 8, 1))  # in eight times its size each patch of the model is this one
-    found = placeless.explain(pixels, query)
-    assert found.values.shape == (8, 8)
-    assert_same(found.values, torch.ones(8, 8))
-    assert_same(found.similarity, (placeless.encode([pixels]) @ query).item())
-    assert placeless.processors["image"].height == 32
+
+    explanation = unpositioned.explain(pixels, patch_vector)
+
+    assert_same(explanation.values, torch.ones(8, 8))
+    assert_same(explanation.similarity, (unpositioned.encode([pixels]) @ patch_vector).item())
+    assert unpositioned.processors["image"].height == 32
 
 
-def test_the_bundled_model_points_at_each_of_four_pictures(tiny, samples):
-    names = {
-        "coffee": "a cup of coffee",
-        "sunflower": "a sunflower",
-        "clock": "a clock",
-        "parrot": "a parrot",
-    }
+def test_bundled_model_finds_each_of_four_pictures(tiny, samples):
+    phrases = {"coffee": "a cup of coffee", "sunflower": "a sunflower", "clock": "a clock", "parrot": "a parrot"}
     mosaic = Image.new("RGB", (400, 400))
-    for name, (row, column) in zip(names, PLACES, strict=True):
-        picture = Image.open(samples / "images" / f"{name}.jpg").convert("RGB").resize((200, 200))
-        mosaic.paste(picture, (200 * column, 200 * row))
-    pointed = 0
-    for phrase, place in zip(names.values(), PLACES, strict=True):
-        found = tiny.explain(mosaic, phrase)
-        quarters = found.values.unflatten(1, (2, -1)).unflatten(0, (2, -1)).mean((1, 3))
-        assert divmod(int(quarters.argmax()), 2) == place, phrase
-        x, y = found.peak
-        pointed += (int(2 * y), int(2 * x)) == place
-    assert pointed >= 3  # one patch of the coffee fits "a parrot" best
+    for name, (row, column) in zip(phrases, QUARTERS, strict=True):
+        picture = Image.open(samples / "images" / f"{name}.jpg").convert("RGB")
+        mosaic.paste(picture.resize((200, 200)), (200 * column, 200 * row))
+
+    num_peaks = 0
+    for phrase, quarter in zip(phrases.values(), QUARTERS, strict=True):
+        explanation = tiny.explain(mosaic, phrase)
+        means = torch.nn.functional.adaptive_avg_pool2d(explanation.values[None], 2)
+        assert QUARTERS[means.argmax()] == quarter, phrase
+        num_peaks += quarter_of_peak(explanation) == quarter
+    assert num_peaks >= 3  # one patch of the coffee fits "a parrot" best
 
 
-def test_the_bundled_model_points_at_each_of_three_sounds(tiny, samples):
-    names = {"church_bells": "church bells ringing", "dog": "a dog barking", "rain": "rain falling"}
-    processor = tiny.processors["audio"]
-    clips = [processor.load(samples / "sounds" / f"{name}.ogg", seconds=5.0) for name in names]
-    clips = [0.1 * clip[: 4 * RATE] / clip[: 4 * RATE].std() for clip in clips]
-    for number, phrase in enumerate(names.values()):
-        found = tiny.explain((torch.cat(clips), RATE), phrase)
-        assert 4 * number < found.peak[0] < 4 * number + 4, phrase
-        assert found.values.ndim == 1
-        assert found.unit == "second"
+def test_bundled_model_finds_each_of_three_sounds(tiny, samples):
+    phrases = {"church_bells": "church bells ringing", "dog": "a dog barking", "rain": "rain falling"}
+    clips = []
+    for name in phrases:
+        clip = tiny.processors["audio"].load(samples / "sounds" / f"{name}.ogg", seconds=5.0)[: 4 * RATE]
+        clips.append(0.1 * clip / clip.std())
+
+    for number, phrase in enumerate(phrases.values()):
+        explanation = tiny.explain((torch.cat(clips), RATE), phrase)
+        assert 4 * number < explanation.peak[0] < 4 * number + 4, phrase
+        assert explanation.values.ndim == 1
+        assert explanation.unit == "second"
 
 
-def test_the_similarity_is_that_of_the_whole_item(model, pictures, sounds):
-    for item in (pictures[0], sounds[0]):
-        query = model.encode(["a dog"])
-        found = model.explain(item, "a dog")
-        assert_same(found.similarity, (model.encode([item]) @ query.T).item())
-        same = model.explain(item, query[0])
-        assert_same(same.values, found.values)
-        assert_same(same.similarity, found.similarity)
-        assert_same(model.explain(item, query[0].numpy()).values, found.values)
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_similarity_is_that_of_the_whole_item(model, pictures, sounds, modality):
+    item = {"image": pictures[0], "audio": sounds[0]}[modality]
+    expected = model.similarity(model.encode([item]), model.encode(["a dog"])).item()
+
+    assert_same(model.explain(item, "a dog").similarity, expected)
+
+
+@pytest.mark.parametrize("as_array", [torch.Tensor.numpy, torch.clone])
+def test_query_may_be_a_vector(model, sounds, as_array):
+    (vector,) = model.encode(["a dog"])
+    expected = model.explain(sounds[0], "a dog")
+
+    explanation = model.explain(sounds[0], as_array(vector))
+
+    assert_same(explanation.values, expected.values)
+    assert_same(explanation.similarity, expected.similarity)
 
 
 def test_many_tokens_are_encoded_in_parts(model, sounds, monkeypatch):
     whole = model.explain(sounds[8], "rain")
     assert len(whole.values) > 3
+
     monkeypatch.setattr("onepeace.embed.explain.TOKENS_AT_ONCE", 2)
+
     assert_same(model.explain(sounds[8], "rain").values, whole.values)
 
 
-def test_a_long_sound_has_one_time_line(model, long_sound):
-    samples, rate = long_sound
-    found = model.explain(long_sound, "rain")
-    starts, ends = found.positions.T
-    assert len(found.values) == len(starts)
+def test_long_sound_has_one_time_line(model, long_sound):
+    explanation = model.explain(long_sound, "rain")
+
+    starts, ends = explanation.positions.T
+    assert len(explanation.values) == len(starts)
     assert (starts[1:] > starts[:-1]).all()
     assert (ends > starts).all()
     assert starts[0] == 0
     assert 4.8 < ends[-1] <= 5
-    # windows of two seconds: what the second one holds does not depend on the first
-    second = model.explain((samples[2 * rate : 4 * rate], rate), "rain")
-    inside = (starts >= 2) & (starts < 4)
-    assert_same(found.values[inside], second.values)
-    assert found.similarity >= second.similarity
 
 
-def test_a_short_sound_ends_where_it_ends(model):
-    short = (np.random.default_rng(0).normal(0, 0.1, 4800).astype(np.float32), RATE)  # repeated up to half a second
-    found = model.explain(short, "rain")
-    inputs = model.inputs("audio", [model.processors["audio"].decode(short)])
-    assert 0 < len(found.values) < int(model.module.adapters["audio"].token_lengths(inputs))
-    assert found.positions[-1, 1] <= 0.3
+def test_windows_of_a_long_sound_are_independent(model, long_sound):
+    """A window of this model has two seconds."""
+    samples, rate = long_sound
+    second_window = model.explain((samples[2 * rate : 4 * rate], rate), "rain")
+
+    explanation = model.explain(long_sound, "rain")
+
+    starts = explanation.positions[:, 0]
+    assert_same(explanation.values[(starts >= 2) & (starts < 4)], second_window.values)
+    assert explanation.similarity >= second_window.similarity
 
 
-def test_a_text_is_explained_by_its_characters(model):
-    found = model.explain("a dog in the rain", "rain")
-    assert found.unit == "character"
-    assert found.values.shape == (len(found.positions),)
-    assert int(found.positions.max()) == len("a dog in the rain")
+def test_map_of_a_short_sound_ends_with_it(model):
+    """Such a sound is repeated up to half a second."""
+    sound = (noise(round(0.3 * RATE)), RATE)
+    inputs = model.inputs("audio", [model.processors["audio"].decode(sound)])
+    num_tokens = int(model.module.adapters["audio"].token_lengths(inputs))
+
+    explanation = model.explain(sound, "rain")
+
+    assert 0 < len(explanation.values) < num_tokens
+    assert explanation.positions[-1, 1] <= 0.3
 
 
-def test_a_cut_picture_says_which_part_was_seen(placeless, monkeypatch):
-    monkeypatch.setattr(placeless.processors["image"], "resize", "crop")
-    wide = placeless.explain(np.zeros((30, 60, 3), np.uint8), "a dog")
-    assert wide.area == (0.25, 0, 0.75, 1)
-    assert 0.25 < wide.peak[0] < 0.75
-    assert placeless.explain(np.zeros((80, 20, 3), np.uint8), "a dog").area == (0, 0.375, 1, 0.625)
+def test_text_is_explained_by_its_characters(model):
+    explanation = model.explain("a dog in the rain", "rain")
+
+    assert explanation.unit == "character"
+    assert explanation.values.shape == (len(explanation.positions),)
+    assert explanation.positions.max() == len("a dog in the rain")
 
 
-def test_the_peak_leans_to_the_larger_neighbour():
-    values = torch.zeros(3, 3)
-    values[1] = torch.tensor([0.0, 1.0, 0.9])
+@pytest.mark.parametrize(("height", "width", "area"), [(30, 60, (0.25, 0, 0.75, 1)), (80, 20, (0, 0.375, 1, 0.625))])
+def test_area_of_a_cropped_picture(unpositioned, monkeypatch, height, width, area):
+    monkeypatch.setattr(unpositioned.processors["image"], "resize", "crop")
+
+    explanation = unpositioned.explain(np.zeros((height, width, 3), np.uint8), "a dog")
+
+    x0, y0, x1, y1 = explanation.area
+    x, y = explanation.peak
+    assert explanation.area == area
+    assert x0 < x < x1
+    assert y0 < y < y1
+
+
+def test_peak_leans_to_the_larger_neighbour():
+    values = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.9], [0.0, 0.0, 0.0]])
     positions = torch.cartesian_prod(torch.arange(3), torch.arange(3))
-    x, y = Explanation("image", values, positions, "patch", 0.5).peak
+
+    x, y = Explanation("image", values, positions, unit="patch", similarity=0.5).peak
+
     assert 0.5 < x < 0.8
     assert y == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("item", "query", "message"),
+    ("item", "query", "words"),
     [
-        (
-            {"image": "a.png", "text": "a dog"},
-            "a dog",
-            "one picture or sound is explained at a time, not image and text",
-        ),
-        ({"audio": "a.ogg"}, "a dog", "this model has no audio; it has text, image"),
-        ({"image": "none.png"}, "a dog", "none.png"),
-        ({"text": "rain"}, torch.ones(3), r"the query is \(1, 3\)"),
-        ({"text": "rain"}, torch.zeros(16), "a vector of zeros"),
-        ({"text": "rain"}, torch.full((16,), torch.nan), "of the query has numbers that are not finite"),
+        ({"image": "a.png", "text": "a dog"}, "a dog", "image and text"),
+        ({"audio": "a.ogg"}, "a dog", "no audio; it has text, image"),
+        ({"image": "none.png"}, "a dog", r"none\.png"),
+        ({"text": "rain"}, torch.ones(3), r"query .*\(1, 3\)"),
+        ({"text": "rain"}, torch.zeros(16), "zeros"),
+        ({"text": "rain"}, torch.full((16,), torch.nan), "query .*finite"),
     ],
 )
-def test_mistakes_are_named(placeless, item, query, message):
-    with pytest.raises(UserError, match=message):
-        placeless.explain(item, query)
+def test_mistakes_are_named(unpositioned, item, query, words):
+    with pytest.raises(UserError, match=words):
+        unpositioned.explain(item, query)

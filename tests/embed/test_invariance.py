@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from support.small_models import ALL, VARIANTS, batch_of, item, small_model, together
-
-CLOSE = 2e-6  # unit vectors in float32; a sum in another order changes them by about 2e-7
-TOKENS = 1e-5  # token features up to 4 or so
+from support.small_models import ALL, VARIANTS, batch_of, every_other, item, small_model, together
+from torch.nn.functional import pad
+from torch.testing import assert_close
 
 ITEMS = range(6)
+AUDIO_STEMS = ["audio", "audio with even kernel", "audio with mel stem"]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request):
     """Key and model of each modality, and of each stem of it."""
-    return VARIANTS[request.param][0], small_model(request.param)
+    key, _ = VARIANTS[request.param]
+    return key, small_model(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -21,138 +22,143 @@ def model():
     return small_model(*ALL)
 
 
-def worst(a, b):
-    assert a.shape == b.shape
-    assert bool(torch.isfinite(a).all())
-    return (a - b).abs().max().item()
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
 
 
-@torch.no_grad()
-def test_vector_ignores_batch_mates(variant):
+def assert_same_vectors(actual, expected):
+    """Unit vectors in float32; a sum in another order changes them by about 2e-7."""
+    assert_close(actual, expected, atol=2e-6, rtol=0)
+
+
+def assert_same_tokens(actual, expected):
+    """Features up to 4 or so."""
+    assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def batch_of_items(key, indices=ITEMS):
+    return together(item(key, index) for index in indices)
+
+
+@pytest.mark.parametrize("mates", [[1], [3, 0], [1, 4, 2, 5]])
+def test_vector_ignores_batch_mates(variant, mates):
     key, model = variant
     for first in ITEMS:
         alone = model({key: item(key, first)})[key]
-        for mates in ([(first + 1) % 6], [3, 0], [1, 4, 2, 5]):
-            company = model({key: together(item(key, i) for i in [first, *mates])})[key]
-            assert worst(company[:1], alone) <= CLOSE
+        others = [(first + mate) % 6 for mate in mates]
+        company = model({key: batch_of_items(key, [first, *others])})[key]
+        assert_same_vectors(company[:1], alone)
 
 
-@torch.no_grad()
-def test_vectors_are_those_of_different_items(variant):
+def test_vectors_of_different_items_differ(variant):
     """The tests around this one would pass with a model that gives every item the same vector."""
     key, model = variant
-    vectors = model({key: together(item(key, i) for i in ITEMS)})[key]
-    for a in ITEMS:
-        assert all(worst(vectors[a], vectors[b]) > 1e3 * CLOSE for b in range(a))
-    assert worst(vectors.norm(dim=1), torch.ones(6)) <= CLOSE
+    vectors = model({key: batch_of_items(key)})[key]
+
+    distances = (vectors[:, None] - vectors).abs().amax(dim=2)
+    assert distances[~torch.eye(6, dtype=bool)].min() > 2e-3
+    assert_same_vectors(vectors.norm(dim=1), torch.ones(6))
 
 
-@torch.no_grad()
-def test_audio_alone_equals_in_batch():
-    """Every real frame, for every stem: no convolution sees past the end of its own clip."""
-    for name in ("audio", "audio with even kernel", "audio with mel stem"):
-        model = small_model(name)
-        batch = together(item("audio", i) for i in ITEMS)
-        tokens = model.features({"audio": batch})["audio"]
-        counts = model.adapters["audio"].token_lengths(batch)
-        for i in ITEMS:
-            alone = model.features({"audio": item("audio", i)})["audio"]
-            assert alone.shape[1] == 1 + counts[i]
-            assert worst(tokens[i, : alone.shape[1]], alone[0]) <= TOKENS
+@pytest.mark.parametrize("name", AUDIO_STEMS)
+def test_tokens_of_sounds_ignore_batch_mates(name):
+    """No convolution sees past the end of its own clip."""
+    model = small_model(name)
+    batch = batch_of_items("audio")
+    tokens = model.features({"audio": batch})["audio"]
+    counts = model.adapters["audio"].token_lengths(batch)
+
+    for i in ITEMS:
+        (alone,) = model.features({"audio": item("audio", i)})["audio"]
+        assert len(alone) == 1 + counts[i]
+        assert_same_tokens(tokens[i, : len(alone)], alone)
 
 
-@torch.no_grad()
-def test_samples_behind_the_end_are_not_heard():
-    for name in ("audio", "audio with mel stem"):
-        model = small_model(name)
-        batch = together(item("audio", i) for i in ITEMS)
-        noise = batch["waveform"].clone()
-        for row, length in zip(noise, batch["lengths"].tolist(), strict=True):
-            row[length:] = 1e3 * torch.randn(len(row) - length)
-        heard, clean = (model({"audio": {**batch, "waveform": x}})["audio"] for x in (noise, batch["waveform"]))
-        assert worst(heard, clean) <= CLOSE
-        # A longer tensor than any clip needs is the same batch.
-        wide = torch.nn.functional.pad(batch["waveform"], (0, 999))
-        assert worst(model({"audio": {**batch, "waveform": wide}})["audio"], clean) <= CLOSE
+@pytest.mark.parametrize("name", AUDIO_STEMS)
+def test_samples_behind_the_end_are_not_heard(name):
+    model = small_model(name)
+    batch = batch_of_items("audio")
+    expected = model({"audio": batch})["audio"]
+
+    noise = pad(batch["waveform"], (0, 999), value=1e3)  # longer than any clip needs
+    for row, length in zip(noise, batch["lengths"].tolist(), strict=True):
+        row[length:] = 1e3 * torch.randn(len(row) - length)
+
+    assert_same_vectors(model({"audio": {**batch, "waveform": noise}})["audio"], expected)
 
 
-@torch.no_grad()
 def test_more_padding_ids_change_nothing():
     model = small_model("text")
-    batch = together(item("text", i) for i in ITEMS)
-    wide = torch.nn.functional.pad(batch["ids"], (0, 5), value=1)
-    assert worst(model({"text": {**batch, "ids": wide}})["text"], model({"text": batch})["text"]) <= CLOSE
+    batch = batch_of_items("text")
+    wide = {**batch, "ids": pad(batch["ids"], (0, 5), value=1)}
+
+    assert_same_vectors(model({"text": wide})["text"], model({"text": batch})["text"])
 
 
-def hide(lengths, width):
-    """Keep every other token of each item: (B, K) ids, CLS first, padded with -1."""
-    rows = [[0, *range(1 + i % 2, int(length) + 1, 2)] for i, length in enumerate(lengths)]
-    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
-
-
-@torch.no_grad()
 def test_keeping_every_token_is_the_identity(variant):
     key, model = variant
     if model.adapters[key].over_time:
         pytest.skip("clips are encoded whole")
-    batch = together(item(key, i) for i in ITEMS)
+    batch = batch_of_items(key)
     counts = model.adapters[key].token_lengths(batch)
-    places = torch.arange(int(counts.max()) + 1).expand(6, -1)
-    keep = places.masked_fill(places > counts[:, None], -1)
+    numbers = torch.arange(int(counts.max()) + 1).expand(6, -1)
+    keep = numbers.masked_fill(numbers > counts[:, None], -1)
+
     kept = model.features({key: batch}, {key: keep})[key]
     whole = model.features({key: batch})[key]
-    assert worst(kept[keep >= 0], whole[keep >= 0]) <= TOKENS
+
+    assert_same_tokens(kept[keep >= 0], whole[keep >= 0])
 
 
-@torch.no_grad()
-def test_kept_tokens_keep_their_places(model):
+def test_kept_tokens_keep_their_positions(model):
     """A text whose middle is hidden is not the shorter text: positions and distances stay those of the whole."""
-    ids = item("text", 1)
-    shorter = {"ids": ids["ids"][:, [0, 1, -1]]}
-    keep = {"text": torch.tensor([[0, 1, 2, ids["ids"].shape[1]]])}
-    kept = model.features({"text": ids}, keep)["text"]
-    assert worst(kept, model.features({"text": shorter})["text"]) > 0.1
+    ids = item("text", 1)["ids"]
+    keep = {"text": torch.tensor([[0, 1, 2, ids.shape[1]]])}
+
+    kept = model.features({"text": {"ids": ids}}, keep)["text"]
+    shorter = model.features({"text": {"ids": ids[:, [0, 1, -1]]}})["text"]
+
+    assert (kept - shorter).abs().max() > 0.1
 
 
-@torch.no_grad()
-def test_bfloat16_runs():
-    model = small_model(*ALL)
-    batch = batch_of(model, ITEMS[:3])
-    vectors = model(batch)
-    model.to(torch.bfloat16)
+def assert_near(vectors, expected, least=0.99):
+    """float32 vectors whose cosines with the expected ones are at least this."""
+    for key in ALL:
+        assert vectors[key].dtype == torch.float32
+        assert (vectors[key].cpu() * expected[key]).sum(1).min() > least
+
+
+def test_bfloat16_runs(model):
+    batch = batch_of(model, ITEMS)
+    expected = model(batch)
+    half = small_model(*ALL).to(torch.bfloat16)
     batch["image"]["pixels"] = batch["image"]["pixels"].bfloat16()
-    for key, x in model(batch).items():
-        assert x.dtype == torch.float32
-        assert (x * vectors[key]).sum(1).min() > 0.99
-    for x in model.features(batch).values():
-        assert x.dtype == torch.bfloat16
-    keep = {key: hide(model.adapters[key].token_lengths(batch[key]), 400) for key in ALL}
-    assert all(bool(torch.isfinite(x).all()) for x in model.reconstruct(model.stems(batch), keep).values())
+
+    assert_near(half(batch), expected)
+    for tokens in half.features(batch).values():
+        assert tokens.dtype == torch.bfloat16
+    for tokens in half.reconstruct(half.stems(batch), every_other(half, batch)).values():
+        assert tokens.isfinite().all()
 
 
-@torch.no_grad()
 def test_autocast_runs(model):
     batch = batch_of(model, ITEMS)
-    vectors = model(batch)
+    expected = model(batch)
+
     with torch.autocast("cpu", torch.bfloat16):
-        rough = model(batch)
-    for key in ALL:
-        assert rough[key].dtype == torch.float32
-        assert (rough[key] * vectors[key]).sum(1).min() > 0.99
+        assert_near(model(batch), expected)
 
 
 @pytest.mark.gpu
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_cuda_gives_the_vectors_of_the_cpu(model, dtype):
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1 - 1e-5), (torch.float16, 0.99), (torch.bfloat16, 0.99)])
+def test_cuda_gives_the_vectors_of_the_cpu(model, monkeypatch, dtype, least):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     batch = batch_of(model, ITEMS)
-    vectors = model(batch)
-    tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-    other = small_model(*ALL).to("cuda", dtype)
-    moved = {key: {name: x.cuda() for name, x in tensors.items()} for key, tensors in batch.items()}
+    expected = model(batch)
+    on_gpu = small_model(*ALL).to("cuda", dtype)
+    moved = {key: {name: tensor.cuda() for name, tensor in inputs.items()} for key, inputs in batch.items()}
     moved["image"]["pixels"] = moved["image"]["pixels"].to(dtype)
-    for key, x in other(moved).items():
-        assert x.dtype == torch.float32
-        least = (x.cpu() * vectors[key]).sum(1).min()
-        assert least > (1 - 1e-5 if dtype == torch.float32 else 0.99)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+
+    assert_near(on_gpu(moved), expected, least)

@@ -136,6 +136,7 @@ def test_encoder_can_be_another_model(measured, monkeypatch):
     rows = measured("sets.photos.at=[1]", "sets.photos.encoder=models/other", embedder=writer)
 
     assert values(rows)[RECALL] == 1
+    assert writer.texts == []
     assert loads == [("models/other", ["image", "text"])]
 
 

@@ -8,7 +8,7 @@ from support.evaluation import EqualEmbedder
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
-from onepeace.evaluate.protocols.match import FIRST
+from onepeace.evaluate.protocols.match import FIRST, GAINS
 from onepeace.evaluate.run import read_recipe
 from onepeace.index.banks import Banks
 from onepeace.index.calibrate import FILE
@@ -97,6 +97,7 @@ def test_answers_and_their_absence_are_recognised(rows_by_metric, source):
     figures = {metric: row.value for metric, row in rows_by_metric().items()}
 
     assert figures[f"{source}: {ANSWERED}"] == 1
+    assert figures[f"{source}: NDCG@10"] > 0.95
     assert figures[f"{source}: AUC"] > 0.95
     assert figures[f"{source}: kept"] == 1
     assert figures[f"{source}: nothing relevant, of right answers"] == 0
@@ -112,6 +113,8 @@ def test_rows_have_their_numbers_and_chances(rows_by_metric):
     assert rows["all: AUC"].chance == 0.5
     share_of_answers = NUM_ITEMS / (2 * NUM_ITEMS * NUM_CLASSES)
     assert rows[f"all: {ANSWERED}"].chance == pytest.approx(1 - (1 - share_of_answers) ** FIRST)
+    expected = share_of_answers * GAINS.sum() / GAINS[:NUM_ITEMS].sum()
+    assert rows["all: NDCG@10"].chance == pytest.approx(expected)
 
 
 def test_names_mean_all_items_that_have_them(rows_by_metric):
@@ -137,6 +140,8 @@ def test_items_as_queries_are_not_their_own_answers(rows_by_metric, tmp_path):
 
     assert rows["pictures: kept"].n == NUM_ITEMS * NUM_CLASSES
     assert rows["pictures: kept"].value == 1
+    share_of_answers = (NUM_ITEMS - 1) / (2 * NUM_ITEMS * NUM_CLASSES - 1)
+    assert rows[f"pictures: {ANSWERED}"].chance == pytest.approx(1 - (1 - share_of_answers) ** FIRST)
 
 
 def test_items_as_queries_need_a_calibration(measured):

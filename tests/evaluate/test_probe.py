@@ -99,5 +99,6 @@ def test_class_that_was_not_learned_is_a_miss(root, measured):
     (row,) = measured(embedder=NumberEmbedder())
 
     assert row.n == 60
+    assert row.chance == pytest.approx(1 / 3)
     assert 0.4 < row.value < 0.7
     assert sum(row.per_query[2::3]) == 0

@@ -8,6 +8,7 @@ from support.evaluation import RECIPE, SAME_CLASS, EqualEmbedder, KnownEmbedder,
 from support.small_shards import write_shard
 
 from onepeace.datasets import esc50
+from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.errors import UserError
 from onepeace.evaluate.run import read_recipe
 
@@ -147,6 +148,24 @@ def test_command_prints_the_circumstances_as_json(evaluate):
     assert {"set", "metric", "value", "interval", "chance", "ratio", "n", "seconds"} <= set(row)
     assert {"protocol", "options", "prompts", "data_hash", "note"} <= set(row)
     assert "per_query" not in row
+    assert json.loads(out.splitlines()[-1])["prompts"] == list(TEMPLATES["audio"])
+
+
+def data_hash(root, measured, shard="a", key="1", content=b"dog", caption="a dog"):
+    """The hash of a set of one photograph."""
+    path = root / f"val/photos/{shard}.tar.gz"
+    write_shard(path, {key: (content, {"captions": [caption]})})
+    rows = measured(f"sets.photos.shards=val/photos/{path.name}", "sets.drawings=null", "sets.sounds=null")
+    return rows[0].about["data_hash"]
+
+
+@pytest.mark.parametrize("change", [{"key": "2"}, {"content": b"a dog"}, {"caption": "dog"}])
+def test_data_hash_is_of_everything_that_was_read(root, measured, change):
+    assert data_hash(root, measured, **change) != data_hash(root, measured)
+
+
+def test_data_hash_does_not_depend_on_file_names(root, measured):
+    assert data_hash(root, measured, shard="b") == data_hash(root, measured)
 
 
 def test_command_keeps_what_was_measured_before_a_stop(root, evaluate, monkeypatch):

@@ -15,6 +15,7 @@ def plain_video(count: int, *, level: int = 0, colour: tuple[int, int, int] = (0
         stream.width = stream.height = 64
         for i in range(count):
             pixels = np.full((64, 64, 3), colour, np.uint8) + np.uint8(level * i)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return file.getvalue()
