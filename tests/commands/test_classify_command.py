@@ -13,45 +13,40 @@ from support.random_model import save_random_model
 
 from onepeace.cli import main
 
-
-def json_lines(text):
-    return [json.loads(line) for line in text.splitlines()]
+# ------------------------------------------------------------------ labels
 
 
-def test_the_best_labels_of_each_kind_of_file(command, model, samples):
-    files = samples / "images" / "cat.jpg", samples / "sounds" / "cat.ogg"
-    code, out, _ = command("classify", *files, "--labels", "dog, cat,sea,cat", "--top", "2", "--json")
-    answers = json_lines(out)
-    assert (code, [answer["path"] for answer in answers]) == (0, [str(file) for file in files])
-    for answer in answers:
-        (expected,) = model.classify([answer["path"]], ["dog", "cat", "sea"])
-        assert answer["labels"][0]["label"] == ["dog", "cat", "sea"][int(expected.argmax())]
-        assert answer["labels"][0]["score"] == pytest.approx(expected.max().item(), abs=2e-5)
-        assert len(answer["labels"]) == 2
+@pytest.mark.parametrize("name", ["images/cat.jpg", "sounds/cat.ogg"])
+def test_labels_are_the_best_of_those_given(run_model, model, samples, name):
+    options = ("--labels", "dog, cat,sea,cat", "--top", "2", "--json")
+    answer = json.loads(run_model("classify", samples / name, *options).out)
+    assert answer["path"] == str(samples / name)
+    first, _ = answer["labels"]
+    (expected,) = model.classify([samples / name], ["dog", "cat", "sea"])
+    assert first["label"] == ["dog", "cat", "sea"][int(expected.argmax())]
+    assert first["score"] == pytest.approx(expected.max().item(), abs=2e-5)
 
 
-def test_labels_of_a_file_and_what_failed(command, samples, tmp_path):
+def test_labels_of_a_file(run_model, cat, tmp_path):
     (tmp_path / "labels.txt").write_text("dog\n\ncat\n", encoding="utf-8-sig")
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    files = samples / "images" / "cat.jpg", tmp_path / "broken.jpg"
-    code, out, err = command("classify", *files, "--labels", tmp_path / "labels.txt", "--template", "this is {a}")
-    head, row = out.splitlines()
-    assert (code, head.split()) == (1, ["label", "path"])
+    out = run_model("classify", cat, "--labels", tmp_path / "labels.txt", "--template", "this is {a}").out
+    header, row = out.splitlines()
+    assert header.split() == ["label", "path"]
     assert row.split()[0] in ("dog", "cat")
-    assert "broken.jpg: " in err
 
 
-def test_files_the_model_has_no_modality_for_are_left_out(tmp_path, samples, capsys):
-    folder = save_random_model(tmp_path / "model", ("text", "image"))
-    files = [str(samples / "images" / "cat.jpg"), str(samples / "sounds")]
-    assert main(["classify", *files, "--labels", "a,b", "--model", str(folder), "--json"]) == 0
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 1
-    assert "20 audio files" in err
+@pytest.mark.parametrize("name", ["nofile.txt", "folder/names"])
+def test_labels_of_a_missing_file_are_refused(run_model, cat, tmp_path, name):
+    labels = tmp_path / name
+    assert run_model("classify", cat, "--labels", labels, code=2) == ("", f"onepeace: {labels}: no such file\n")
+
+
+def test_labels_may_have_a_slash(run_model, cat):
+    run_model("classify", cat, "--labels", "in/out,up")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "named"),
+    ("arguments", "code", "word"),
     [
         ((), 1, "heads"),
         (("--labels", " , "), 2, "--labels"),
@@ -62,26 +57,72 @@ def test_files_the_model_has_no_modality_for_are_left_out(tmp_path, samples, cap
         (("--labels", "a", "--top", "0"), 2, "--top"),
     ],
 )
-def test_what_goes_wrong_is_one_line(command, samples, arguments, code, named):
-    done, out, err = command("classify", samples / "images" / "cat.jpg", *arguments)
-    assert (done, out, len(err.splitlines())) == (code, "", 1)
-    assert named in err
+def test_wrong_usage_is_one_line(run_model, cat, arguments, code, word):
+    out, err = run_model("classify", cat, *arguments, code=code)
+    assert out == ""
+    assert err.count("\n") == 1
+    assert word in err
 
 
-def test_of_several_heads_one_is_named_and_options_it_does_not_read_are_refused(command, samples, tmp_path):
-    head = {"kind": "classifier", "task": "label", "on": "image", "num_classes": 2, "labels": ["cat", "dog"]}
-    writer = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 16, "depth": 1, "num_heads": 2,
-              "ffn_dim": 16, "task": "caption"}  # fmt: skip
-    one = save_random_model(tmp_path / "one", heads={"caption": writer, "pets": head})
-    two = save_random_model(tmp_path / "two", heads={"pets": head, "animals": head})
-    cat = samples / "images" / "cat.jpg"
-    assert command("classify", cat, model=one)[0] == 0
-    for model, options, named in ((two, [], "--head"), (two, ["--head", "nope"], "animals"),
-                                  (one, ["--text", "what"], "--text"),
-                                  (one, ["--text", "what", "--labels", "a,b"], "--text")):  # fmt: skip
-        code, out, err = command("classify", cat, *options, model=model)
-        assert (code, out) == (2, "")
-        assert named in err
+# ------------------------------------------------------------------ heads
+
+
+HEAD = {"kind": "classifier", "task": "label", "on": "image", "num_classes": 2, "labels": ["cat", "dog"]}
+
+
+@pytest.fixture
+def with_one_head(tmp_path):
+    """A model with a classifier, and a writer, which classifies nothing."""
+    writer = {
+        "kind": "caption",
+        "task": "caption",
+        "on": ["image"],
+        "vocab_size": 400,
+        "dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "ffn_dim": 16,
+    }
+    return save_random_model(tmp_path / "one", heads={"caption": writer, "pets": HEAD})
+
+
+@pytest.mark.parametrize("options", [["--text", "what"], ["--text", "what", "--labels", "a,b"]])
+def test_only_head_is_used_and_refuses_options_it_does_not_read(run_model, with_one_head, cat, options):
+    run_model("classify", cat, model=with_one_head)
+    out, err = run_model("classify", cat, *options, model=with_one_head, code=2)
+    assert out == ""
+    assert "--text" in err
+
+
+@pytest.mark.parametrize(("options", "word"), [([], "--head"), (["--head", "nope"], "animals")])
+def test_head_of_several_must_be_named(run_model, cat, tmp_path, options, word):
+    model = save_random_model(tmp_path / "two", heads={"pets": HEAD, "animals": HEAD})
+    out, err = run_model("classify", cat, *options, model=model, code=2)
+    assert out == ""
+    assert word in err
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_broken_file_is_named(run_model, cat, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    out, err = run_model("classify", cat, tmp_path / "broken.jpg", "--labels", "a,b", "--json", code=1)
+    assert out.count("\n") == 1
+    assert "broken.jpg: " in err
+
+
+def test_files_the_model_has_no_modality_for_are_left_out(run_model, tmp_path, samples, cat):
+    model = save_random_model(tmp_path / "model", ("text", "image"))
+    out, err = run_model("classify", cat, samples / "sounds", "--labels", "a,b", "--json", model=model)
+    assert out.count("\n") == 1
+    assert "20 audio files" in err
+
+
+def test_videos_are_skipped(run_model, cat):
+    out, err = run_model("classify", TWO_SCENES, cat, "--labels", "a,b", "--json")
+    assert out.count("\n") == 1
+    assert "1 video skipped" in err
 
 
 def damaged_mp3():
@@ -92,27 +133,18 @@ def damaged_mp3():
     return sound[:2000] + bytes(1500) + sound[3500:]
 
 
-def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path, monkeypatch, capfd):
+def test_stderr_has_nothing_but_our_own_lines(random_folder, tmp_path, monkeypatch, capfd):
     """Sounds are decoded in threads, some damaged, and some silent, about which there is a warning."""
-    for index in range(6):
-        (tmp_path / f"{index}.mp3").write_bytes(damaged_mp3())
-        soundfile.write(tmp_path / f"{index}.wav", np.zeros(16000), 16000)
+    for i in range(6):
+        (tmp_path / f"{i}.mp3").write_bytes(damaged_mp3())
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(16000), 16000)
     monkeypatch.setattr(logging.root, "handlers", [])
     with open(2, "w", buffering=1, closefd=False) as stderr:  # as in a process of its own
         monkeypatch.setattr(sys, "stderr", stderr)
         main(["classify", str(tmp_path), "--labels", "a,b", "--model", str(random_folder), "--device", "cpu"])
+
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("onepeace: loading the model ")
     assert sum(line.startswith(f"onepeace: {tmp_path}/") and ".wav: " in line for line in lines) == 6
     assert sum(line.startswith(f"  {tmp_path}/") and ".mp3: " in line for line in lines) == 6
     assert len(lines) == 14  # and how many failed
-
-
-def test_videos_are_skipped_and_labels_of_a_missing_file_refused(command, samples, tmp_path):
-    code, out, err = command("classify", TWO_SCENES, samples / "images" / "cat.jpg", "--labels", "a,b", "--json")
-    assert (code, len(out.splitlines())) == (0, 1)
-    assert "1 video skipped" in err
-    for labels in ("nofile.txt", tmp_path / "names"):
-        code, out, err = command("classify", samples / "images" / "cat.jpg", "--labels", labels)
-        assert (code, out, err) == (2, "", f"onepeace: {labels}: no such file\n")
-    assert command("classify", samples / "images" / "cat.jpg", "--labels", "in/out,up")[0] == 0

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,120 +13,142 @@ from support.generative import save_small_ofa
 from support.media import TWO_SCENES
 
 import onepeace
-from onepeace.cli import main
 from onepeace.files.drawing import Drawings
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def generator(tmp_path_factory):
+    """The folder of a small model that writes."""
     return save_small_ofa(tmp_path_factory.mktemp("ofa") / "model")
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory, samples):
-    folder = tmp_path_factory.mktemp("pictures")
+@pytest.fixture
+def generate(run_model, generator):
+    return partial(run_model, model=generator)
+
+
+@pytest.fixture
+def pictures(tmp_path, samples):
+    """Two, a broken one and a text."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     for name in ("cat.jpg", "bus.jpg"):
-        (folder / name).write_bytes((samples / "images" / name).read_bytes())
+        shutil.copy(samples / "images" / name, folder)
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (folder / "notes.txt").write_text("left out", encoding="utf-8")
     return folder
 
 
-@pytest.fixture
-def run(folder, capsys):
-    def command(*arguments):
-        code = main([*map(str, arguments), "--model", str(folder), "--device", "cpu"])
-        return code, *capsys.readouterr()
-
-    return command
+def answers_by_name(out):
+    answers = [json.loads(line) for line in out.splitlines()]
+    return {os.path.basename(answer["path"]): answer for answer in answers}
 
 
-def by_name(out, folder):
-    return {json.loads(line)["path"].removeprefix(f"{folder}/"): json.loads(line) for line in out.splitlines()}
+# ------------------------------------------------------------------ captions
 
 
-def test_caption_gives_a_table_or_an_object_for_each_picture(run, pictures, folder):
-    head, row = run("caption", pictures / "cat.jpg", "--batch-size", "1")[1].splitlines()
-    assert head.split() == ["caption", "confidence", "path"]
+def test_caption_gives_a_table(generate, cat):
+    header, row = generate("caption", cat, "--batch-size", "1").out.splitlines()
+    assert header.split() == ["caption", "confidence", "path"]
     assert row.endswith("cat.jpg")
-    code, out, err = run("caption", pictures, "--json")
-    found = by_name(out, pictures)
-    assert code == 1
+
+
+def test_caption_gives_an_object_for_each_picture(generate, generator, pictures):
+    out, err = generate("caption", pictures, "--json", code=1)
+
     assert "1 of 3 files failed" in err
     assert "broken.png: " in err
-    assert set(found) == {"bus.jpg", "cat.jpg"}
-    (expected,) = onepeace.load_generator(folder, device="cpu").caption([pictures / "cat.jpg"])
-    assert found["cat.jpg"]["caption"] == expected.text
-    assert found["cat.jpg"]["score"] == pytest.approx(expected.score, abs=1e-4)
-    assert 0 < found["cat.jpg"]["confidence"] < 1
+    answers = answers_by_name(out)
+    assert set(answers) == {"bus.jpg", "cat.jpg"}
+    answer = answers["cat.jpg"]
+    (expected,) = onepeace.load_generator(generator, device="cpu").caption([pictures / "cat.jpg"])
+    assert answer["caption"] == expected.text
+    assert answer["score"] == pytest.approx(expected.score, abs=1e-4)
+    assert 0 < answer["confidence"] < 1
 
 
-def test_answer_is_free_or_one_of_several(run, pictures):
-    code, out, _ = run("answer", pictures / "cat.jpg", "--question", "what is it?", "--json")
-    assert code == 0
-    assert set(json.loads(out)) == {"path", "question", "answer", "score", "confidence"}
-    arguments = ["answer", pictures / "cat.jpg", "--question", "what is it?", "--labels", "a cat, a bus", "--json"]
-    code, out, _ = run(*arguments)
-    found = json.loads(out)
-    assert found["answer"] == max(found["scores"], key=found["scores"].get)
-    assert set(found["scores"]) == {"a cat", "a bus"}
-    code, _, err = run("answer", pictures, "--question", " ")
-    assert (code, err) == (2, "onepeace: --question is empty\n")
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
+def test_caption_of_a_name_that_is_not_utf8(generate, cat, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(cat, path)
+    out = generate("caption", path, "--json").out
+    assert out.isascii()
+    assert json.loads(out)["path"] == str(path)
 
 
-def test_ground_draws_the_box(run, pictures, tmp_path, monkeypatch):
+def test_caption_by_a_model_of_vectors_is_refused(run, cat):
+    assert run("caption", cat, "--model", "tiny", code=1).err.startswith("onepeace: tiny: writes nothing")
+
+
+def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(run_model, tmp_path, caplog):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16 * 16000), 16000)
+    shutil.copy(TWO_SCENES, tmp_path / "trip.webm")
+
+    out, err = run_model("caption", tmp_path, "--json", model="tiny-captions")
+
+    answers = answers_by_name(out)
+    assert answers.keys() == {"silent.wav", "long.wav"}
+    assert answers["silent.wav"]["sure"] is False
+    assert "silent.wav: digital silence" in caplog.text
+    assert "long.wav: only the first 15 of 16 seconds are read" in caplog.text
+    assert "1 video skipped" in err
+
+
+# ------------------------------------------------------------------ answers
+
+
+def test_answer_is_free(generate, cat):
+    answer = json.loads(generate("answer", cat, "--question", "what is it?", "--json").out)
+    assert set(answer) == {"path", "question", "answer", "score", "confidence"}
+
+
+def test_answer_is_one_of_several(generate, cat):
+    answer = json.loads(generate("answer", cat, "--question", "what?", "--labels", "a cat, a bus", "--json").out)
+    scores = answer["scores"]
+    assert set(scores) == {"a cat", "a bus"}
+    assert answer["answer"] == max(scores, key=scores.get)
+
+
+def test_answer_needs_a_question(generate, cat):
+    assert "--question" in generate("answer", cat, "--question", " ", code=2).err
+
+
+# ------------------------------------------------------------------ boxes
+
+
+def test_ground_draws_the_box(generate, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run("ground", pictures / "bus.jpg", "--text", "the bus", "--draw", "boxes", "--json")
-    found = json.loads(out)
-    assert code == 0
-    assert (found["text"], found["picture"]) == ("the bus", "boxes/bus.jpg.png")
-    size = Image.open(pictures / "bus.jpg").size
-    assert all(0 <= corner <= size[i % 2] for i, corner in enumerate(found["box"]))
-    drawn = Image.open(tmp_path / found["picture"])
-    assert (drawn.format, drawn.size) == ("PNG", size)
-    assert drawn.tobytes() != Image.open(pictures / "bus.jpg").convert("RGB").tobytes()
-    (tmp_path / "afile").touch()
-    for text, draw, message in (
+    answer = json.loads(generate("ground", pictures / "bus.jpg", "--text", "the bus", "--draw", "boxes", "--json").out)
+    assert answer["text"] == "the bus"
+    assert answer["picture"] == "boxes/bus.jpg.png"
+    picture = Image.open(pictures / "bus.jpg").convert("RGB")
+    x0, y0, x1, y1 = answer["box"]
+    assert 0 <= min(x0, x1) <= max(x0, x1) <= picture.width
+    assert 0 <= min(y0, y1) <= max(y0, y1) <= picture.height
+    drawn = Image.open(tmp_path / "boxes/bus.jpg.png")
+    assert drawn.format == "PNG"
+    assert drawn.size == picture.size
+    assert drawn.tobytes() != picture.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "folder", "message"),
+    [
         ("the bus", "no/such", "no/such: there is no folder no"),
-        ("the bus", "afile", "afile: is a file; name a folder"),
+        ("the bus", "afile", "afile: is a file"),
         ("", "boxes", "--text is empty"),
-    ):
-        code, _, err = run("ground", pictures / "bus.jpg", "--text", text, "--draw", draw)
-        assert (code, err) == (2, f"onepeace: {message}\n")
+    ],
+)
+def test_ground_refuses_wrong_usage(generate, cat, tmp_path, monkeypatch, text, folder, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
+    assert generate("ground", cat, "--text", text, "--draw", folder, code=2).err.startswith(f"onepeace: {message}")
 
 
 def test_drawings_of_files_of_one_name_are_kept_apart(tmp_path):
     drawings = Drawings(tmp_path / "out")
-    drawn = Image.new("RGB", (4, 4))
-    places = [drawings.save(drawn, tmp_path / path).name for path in ("a/x.jpg", "b/x.jpg", "x.png", "x.jpg")]
-    assert places == ["x.jpg.png", "x.jpg-2.png", "x.png.png", "x.jpg-3.png"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(places)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
-def test_names_that_are_not_utf8_are_printed_as_json(run, pictures, tmp_path):
-    named = tmp_path / os.fsdecode(b"caf\xe9.jpg")
-    named.write_bytes((pictures / "cat.jpg").read_bytes())
-    code, out, _ = run("caption", named, "--json")
-    assert code == 0
-    assert out.isascii()
-    assert json.loads(out)["path"] == str(named)
-
-
-def test_model_of_vectors_writes_nothing(capsys, pictures):
-    assert main(["caption", str(pictures), "--model", "tiny"]) == 1
-    assert capsys.readouterr().err.startswith("onepeace: tiny: writes nothing; name a model that does")
-
-
-def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(tmp_path, capsys, caplog):
-    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16 * 16000), 16000)
-    (tmp_path / "trip.webm").write_bytes(TWO_SCENES.read_bytes())
-    assert main(["caption", str(tmp_path), "--model", "tiny-captions", "--device", "cpu", "--json"]) == 0
-    out, err = capsys.readouterr()
-    found = by_name(out, tmp_path)
-    assert found.keys() == {"silent.wav", "long.wav"}
-    assert found["silent.wav"]["sure"] is False
-    assert "silent.wav: digital silence" in caplog.text
-    assert "long.wav: only the first 15 of 16 seconds are read" in caplog.text
-    assert "1 video skipped" in err
+    picture = Image.new("RGB", (4, 4))
+    names = [drawings.save(picture, tmp_path / path).name for path in ("a/x.jpg", "b/x.jpg", "x.png", "x.jpg")]
+    assert names == ["x.jpg.png", "x.jpg-2.png", "x.png.png", "x.jpg-3.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)

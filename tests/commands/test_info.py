@@ -8,7 +8,6 @@ import pytest
 import torch
 from support.hub_layouts import cfg, released, vision_branch, wrapper
 
-from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
 from onepeace.config import SIZES, Config, ModelConfig, build
 from onepeace.files.sums import read_sums
@@ -17,92 +16,116 @@ from onepeace.hub.folder import check_content
 from onepeace.hub.resolve import BUNDLED_NAMES, resolve
 
 
-def info(capsys, path) -> dict:
-    assert main(["info", str(path), "--json"]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    return json.loads(out)
+@pytest.fixture
+def report(run):
+    """Returns the report as JSON."""
+
+    def call(path):
+        out, err = run("info", path, "--json")
+        assert err == ""
+        return json.loads(out)
+
+    return call
+
+
+def num_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     """Counted on the original's modules; of audio less an embedding of 1536 that nothing used."""
     parts = parameters_by_part(weights.expected(Config(build(ModelConfig, SIZES["4b"], "4b"))))
-    assert parts["adapter text"] == 78_008_880
-    assert parts["adapter image"] == 3_390_816
-    assert parts["adapter audio"] == 19_040_816 - 1536
-    assert parts["attention"] == 377_794_560
-    assert [parts[f"FFN {key}"] for key in ("text", "image", "audio")] == [1_133_015_040] * 3
-    assert parts["norms and gains"] == 368_640 + 9_216
-    assert parts["projections"] == 3 * 2_360_832 + 1
-    assert set(parts) == {"adapter text", "adapter image", "adapter audio", "attention", "FFN text", "FFN image",
-                          "FFN audio", "norms and gains", "projections", "decoder"}  # fmt: skip
+    assert parts.pop("decoder")
+    assert parts == {
+        "adapter text": 78_008_880,
+        "adapter image": 3_390_816,
+        "adapter audio": 19_040_816 - 1536,
+        "attention": 377_794_560,
+        "FFN text": 1_133_015_040,
+        "FFN image": 1_133_015_040,
+        "FFN audio": 1_133_015_040,
+        "norms and gains": 368_640 + 9_216,
+        "projections": 3 * 2_360_832 + 1,
+    }
+
+
+def test_part_of_adapters_between_frames():
     assert parameters_by_part({"blocks.1.clips.video.time.up.bias": (32,)}) == {"adapters between frames": 32}
 
 
-def test_info_of_a_folder(capsys, random_folder):
-    report = info(capsys, random_folder)
+def test_info_of_a_folder(report, random_folder):
+    about = report(random_folder)
     module = weights.load(random_folder)
-    assert report["parameters"]["total"] == sum(p.numel() for p in module.parameters())
-    assert report["parameters"]["attention"] == sum(p.numel() for b in module.blocks for p in b.attn.parameters())
-    assert report["file_bytes"] == (random_folder / "model.safetensors").stat().st_size
-    assert report["dtype"] == "float32"
-    assert report["modalities"] == ["text", "image", "audio"]
-    assert report["memory_bytes"]["float32"] == 4 * report["parameters"]["total"]
+    total = num_parameters(module)
+    assert about["parameters"]["total"] == total
+    assert about["parameters"]["attention"] == sum(num_parameters(block.attn) for block in module.blocks)
+    assert about["file_bytes"] == (random_folder / "model.safetensors").stat().st_size
+    assert about["dtype"] == "float32"
+    assert about["modalities"] == ["text", "image", "audio"]
+    assert about["memory_bytes"]["float32"] == 4 * total
 
 
-def test_info_for_people_names_what_matters(capsys, random_folder):
-    assert main(["info", str(random_folder)]) == 0
-    out = capsys.readouterr().out
-    total = sum(parameter.numel() for parameter in weights.load(random_folder).parameters())
-    for text in ("model folder", "float32", "dim 32, embed_dim 16, depth 2, num_heads 4, ffn_dim 48", "adapter audio",
-                 "FFN text", "memory, bfloat16", f"{total:,} parameters"):  # fmt: skip
+def test_info_for_people_names_what_matters(run, random_folder):
+    out = run("info", random_folder).out
+    assert f"{num_parameters(weights.load(random_folder)):,} parameters" in out
+    for text in (
+        "model folder",
+        "float32",
+        "dim 32, embed_dim 16, depth 2, num_heads 4, ffn_dim 48",
+        "adapter audio",
+        "FFN text",
+        "memory, bfloat16",
+    ):
         assert text in out
 
 
 @pytest.mark.parametrize(
-    ("content", "layout", "modalities"),
+    ("checkpoint", "layout", "modalities"),
     [
         (lambda: wrapper(released(), cfg()), "original layout", ["text", "image", "audio"]),
         (lambda: {"model": vision_branch()}, "without cfg", ["image"]),
     ],
 )
-def test_info_of_an_original_checkpoint_counts_its_tensors(tmp_path, capsys, content, layout, modalities):
+def test_info_of_an_original_checkpoint_counts_its_tensors(tmp_path, report, checkpoint, layout, modalities):
     path = tmp_path / "released.pt"
-    torch.save(content(), path)
-    report = info(capsys, path)
-    assert layout in report["layout"]
-    assert report["modalities"] == modalities
-    stored = {k: v for k, v in content()["model"].items() if "rp_bucket" not in k and "version" not in k}
-    dropped = sum(t.numel() for k, t in stored.items()) - report["parameters"]["total"]
-    assert 0 <= dropped < 0.02 * report["parameters"]["total"]  # what the original stores and never uses
-    assert report["file_bytes"] == path.stat().st_size
+    torch.save(checkpoint(), path)
+
+    about = report(path)
+
+    assert layout in about["layout"]
+    assert about["modalities"] == modalities
+    assert about["file_bytes"] == path.stat().st_size
+    num_stored = 0
+    for name, tensor in checkpoint()["model"].items():
+        if "rp_bucket" not in name and "version" not in name:
+            num_stored += tensor.numel()
+    num_dropped = num_stored - about["parameters"]["total"]  # what the original stores and never uses
+    assert 0 <= num_dropped < 0.02 * num_stored
 
 
-def test_info_of_a_name_that_is_not_here_downloads_nothing(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "message"), [("one-peace", "not on this machine"), ("one-paece", "mean one-peace")])
+def test_info_of_a_name_that_is_not_here_downloads_nothing(tmp_path, monkeypatch, run, name, message):
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
-    for name, message in (("one-peace", "is not on this machine"), ("one-paece", "did you mean one-peace")):
-        assert main(["info", name]) == 1
-        assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert message in run("info", name, code=1).err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_info_of_a_folder_without_weights_says_so(tmp_path, capsys, random_folder):
-    (tmp_path / "config.yaml").write_text((random_folder / "config.yaml").read_text())
-    assert main(["info", str(tmp_path)]) == 1
-    assert "model.safetensors: missing" in capsys.readouterr().err
+def test_info_of_a_folder_without_weights(tmp_path, run, random_folder):
+    shutil.copy(random_folder / "config.yaml", tmp_path)
+    assert "model.safetensors: missing" in run("info", tmp_path, code=1).err
 
 
-def test_info_compares_all_of_the_weights_each_time(tmp_path, capsys, random_folder):
+def test_info_compares_all_of_the_weights_each_time(tmp_path, run, random_folder):
     folder = shutil.copytree(random_folder, tmp_path / "m")
-    assert main(["info", str(folder)]) == 0
+    run("info", folder)
     file = folder / "model.safetensors"
-    times, content = file.stat(), bytearray(file.read_bytes())
+    times = file.stat()
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk changes no time
-    capsys.readouterr()
-    assert main(["info", str(folder)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+
+    (line,) = run("info", folder, code=1).err.splitlines()
     assert f"{file}: damaged" in line
 
 

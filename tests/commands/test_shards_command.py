@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from onepeace.cli import main
 from onepeace.data.shard_writer import ShardWriter, new_shards, older_shards
 from onepeace.data.shards import expand, read_source
 from onepeace.errors import UserError
@@ -18,12 +17,18 @@ from onepeace.errors import UserError
 
 @pytest.fixture
 def home(tmp_path, samples):
-    """A folder with three pictures and two sounds; `out` beside it takes the shards."""
+    """A folder with three pictures and two sounds."""
     for name in ("images/dog.jpg", "images/cat.jpg", "images/sea.jpg", "sounds/dog.ogg", "sounds/cat.ogg"):
         path = tmp_path / "home" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(samples / name, path)
     return tmp_path / "home"
+
+
+@pytest.fixture
+def out(tmp_path):
+    """The folder of the shards."""
+    return tmp_path / "out"
 
 
 def write(path, text):
@@ -33,72 +38,83 @@ def write(path, text):
 
 
 @pytest.fixture
-def shards(home):
-    """Makes shards of a folder, or of a table that it writes first; returns the exit code."""
+def shards(home, out, run):
+    """Makes shards of the folder, or of a table in it that is written first; returns `out` and `err`."""
 
-    def run(source, text=None, *options, prefix="set"):
+    def call(source, text=None, *options, code=0):
         if text is not None:
             write(home / source, text)
-        return main(["shards", str(home / source), "-o", str(home.parent / "out" / prefix), *options])
+        return run("shards", home / source, "-o", out / "set", *options, code=code)
 
-    return run
-
-
-def read(home, *pair, pattern="set-*.tar"):
-    return read_source(pattern, pair or ("image", "text"), home.parent / "out")
+    return call
 
 
-def out(home):
-    return sorted(path.name for path in (home.parent / "out").iterdir())
+@pytest.fixture
+def read(out):
+    """The samples of those shards, as the trainer reads them."""
+    return lambda *modalities: read_source("set-*.tar", modalities or ("image", "text"), out)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 # ------------------------------------------------------------------ tables
 
 
-def test_csv_comes_back_from_the_reader(home, shards, capsys):
+def test_csv_comes_back_from_the_reader(home, out, shards, read):
     # The first line and the nameless columns are those of spreadsheets.
     rows = 'sep=,\nimage, text ,Label,,\nimages/dog.jpg,"a dog,\n brown", dog ,,\n images/cat.jpg , a cat,,,\n'
-    assert shards("captions.csv", rows) == 0
-    dog, cat = read(home)
+    stdout, stderr = shards("captions.csv", rows)
+
+    assert stdout.startswith(f"{out}/set-*.tar: 2 samples, ")
+    assert stderr == ""
+    dog, cat = read()
+    assert dog.key == "set_00000000"
     assert dog.inputs["image"] == (home / "images/dog.jpg").read_bytes()
-    assert (dog.captions, dog.label) == (["a dog, brown"], "dog")
-    assert (cat.captions, cat.label) == (["a cat"], None)
-    assert (dog.key, cat.key) == ("set_00000000", "set_00000001")
-    captured = capsys.readouterr()
-    assert captured.out.startswith(f"{home.parent}/out/set-*.tar: 2 samples, ")
-    assert captured.err == ""
+    assert dog.captions == ["a dog, brown"]
+    assert dog.label == "dog"
+    assert cat.key == "set_00000001"
+    assert cat.captions == ["a cat"]
+    assert cat.label is None
 
 
-def test_members_are_those_the_readme_names_and_equal_input_gives_equal_bytes(home, shards, tmp_path):
-    assert shards("t.csv", "image,text\nimages/dog.jpg,a dog\n") == 0
-    path = home.parent / "out/set-00000.tar"
-    with tarfile.open(path) as tar:
-        names = ["set_00000000.jpg", "set_00000000.json", "set_00000000.txt"]
-        assert tar.getnames() == names
-        assert json.load(tar.extractfile(names[1])) == {"captions": ["a dog"], "label": None, "source": "t.csv line 2"}
-        assert tar.extractfile(names[2]).read() == b"a dog"
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
+def test_members_are_those_the_readme_names(out, shards):
+    shards("t.csv", "image,text\nimages/dog.jpg,a dog\n")
+    with tarfile.open(out / "set-00000.tar") as tar:
+        assert tar.getnames() == ["set_00000000.jpg", "set_00000000.json", "set_00000000.txt"]
+        fields = json.load(tar.extractfile("set_00000000.json"))
+        assert fields == {"captions": ["a dog"], "label": None, "source": "t.csv line 2"}
+        assert tar.extractfile("set_00000000.txt").read() == b"a dog"
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def test_equal_input_in_another_folder_gives_equal_bytes(home, out, shards, run, tmp_path):
+    shards("t.csv", "image,text\nimages/dog.jpg,a dog\n")
     home.rename(tmp_path / "elsewhere")
-    assert main(["shards", str(tmp_path / "elsewhere/t.csv"), "-o", str(tmp_path / "out2/set")]) == 0
-    assert (tmp_path / "out2/set-00000.tar").read_bytes() == path.read_bytes()
+    run("shards", tmp_path / "elsewhere/t.csv", "-o", tmp_path / "out2/set")
+    assert (tmp_path / "out2/set-00000.tar").read_bytes() == (out / "set-00000.tar").read_bytes()
 
 
-def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home, shards):
-    rows = [
-        {"audio": "sounds/dog.ogg", "captions": ["a dog", "barking  loud"]},
-        {"audio": "sounds/cat.ogg", "label": 3},
-    ]
-    assert shards("t.jsonl", "\n\n".join(map(json.dumps, rows))) == 0
-    dog, cat = read(home, "audio")
-    assert (dog.captions, cat.captions, cat.label) == (["a dog", "barking loud"], [], "3")
-    table = '\ufeffimage\taudio\tcaption\nimages/dog.jpg\tsounds/dog.ogg\t"a dog\n'
-    assert shards("t.tsv", table, prefix="tab") == 0
-    (both,) = read(home, "image", "audio", "text", pattern="tab-*.tar")
-    assert both.captions == ['"a dog']
-    assert both.inputs["audio"] == (home / "sounds/dog.ogg").read_bytes()
+def test_jsonl_has_lists_of_captions_and_numbers_as_labels(shards, read):
+    dog = {"audio": "sounds/dog.ogg", "captions": ["a dog", "barking  loud"]}
+    cat = {"audio": "sounds/cat.ogg", "label": 3}
+    shards("t.jsonl", f"{json.dumps(dog)}\n\n{json.dumps(cat)}")
+    dog, cat = read("audio")
+    assert dog.captions == ["a dog", "barking loud"]
+    assert cat.captions == []
+    assert cat.label == "3"
 
 
-BAD_ROWS = {
+def test_tsv_has_no_quoting(home, shards, read):
+    shards("t.tsv", '\ufeffimage\taudio\tcaption\nimages/dog.jpg\tsounds/dog.ogg\t"a dog\n')
+    (sample,) = read("image", "audio", "text")
+    assert sample.captions == ['"a dog']
+    assert sample.inputs["audio"] == (home / "sounds/dog.ogg").read_bytes()
+
+
+UNUSABLE_ROWS = {
     "images/none.jpg,a dog,": "none.jpg: no such file",
     "images,a dog,": "images: is a folder",
     "captions.csv,a dog,": "unknown file extension '.csv'",
@@ -111,35 +127,40 @@ BAD_ROWS = {
 }
 
 
-def test_bad_rows_are_named_with_their_line_and_the_others_written(home, shards, capsys):
+def test_unusable_rows_are_named_with_their_line(home, shards, read):
+    """The row before the last spans two lines."""
     write(home / "images/empty.jpg", "")
-    lines = ["image,text,label", "images/cat.jpg,a cat,", *BAD_ROWS, 'images/sea.jpg,"the\nsea",', "images/gone.jpg,x,"]
-    assert shards("captions.csv", "\n".join(lines) + "\n") == 1
-    assert [sample.captions for sample in read(home)] == [["a cat"], ["the sea"]]
-    first, *named = capsys.readouterr().err.splitlines()
-    assert first == f"onepeace: {len(BAD_ROWS) + 1} skipped, 2 written:"
-    table = home / "captions.csv"
-    for number, (line, reason) in enumerate(zip(named, BAD_ROWS.values(), strict=False), 3):
-        assert line.startswith(f"  {table} line {number}: ")
-        assert reason in line
-    # the row before spans two lines
-    assert named[-1].startswith(f"  {table} line {3 + len(BAD_ROWS) + 2}: ")
+    lines = [
+        "image,text,label",
+        "images/cat.jpg,a cat,",
+        *UNUSABLE_ROWS,
+        'images/sea.jpg,"the\nsea",',
+        "images/gone.jpg,x,",
+    ]
+    header, *messages = shards("captions.csv", "\n".join(lines) + "\n", code=1).err.splitlines()
+
+    assert [sample.captions for sample in read()] == [["a cat"], ["the sea"]]
+    assert "10 skipped, 2 written" in header
+    numbers_and_reasons = list(enumerate(UNUSABLE_ROWS.values(), 3))
+    numbers_and_reasons.append((14, "gone.jpg"))
+    for message, (number, reason) in zip(messages, numbers_and_reasons, strict=True):
+        assert message.startswith(f"  {home / 'captions.csv'} line {number}: ")
+        assert reason in message
 
 
-BAD_JSON = {
-    "{": "not JSON",
-    '{"image": 3, "text": "x"}': "image is 3, not a path",
-    '{"image": "images/dog.jpg", "text": ["a", 1]}': "text is 1, not",
-    '{"image": "images/dog.jpg", "text": "\\ud800"}': "text is not Unicode text",
-}
-
-
-def test_bad_rows_of_a_jsonl(home, shards, capsys):
-    assert shards("t.jsonl", "\n".join([*BAD_JSON, '{"image": "images/dog.jpg", "text": "a dog"}'])) == 1
-    assert [sample.captions for sample in read(home)] == [["a dog"]]
-    err = capsys.readouterr().err
-    for number, reason in enumerate(BAD_JSON.values(), 1):
-        assert f"t.jsonl line {number}: {reason}" in err
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "not JSON"),
+        ('{"image": 3, "text": "x"}', "image is 3, not a path"),
+        ('{"image": "images/dog.jpg", "text": ["a", 1]}', "text is 1, not"),
+        ('{"image": "images/dog.jpg", "text": "\\ud800"}', "text is not Unicode text"),
+    ],
+)
+def test_unusable_row_of_a_jsonl(shards, read, row, reason):
+    err = shards("t.jsonl", row + '\n{"image": "images/dog.jpg", "text": "a dog"}', code=1).err
+    assert f"t.jsonl line 1: {reason}" in err
+    assert [sample.captions for sample in read()] == [["a dog"]]
 
 
 @pytest.mark.parametrize(
@@ -154,72 +175,92 @@ def test_bad_rows_of_a_jsonl(home, shards, capsys):
         ("t.csv", b"image,text\nnone.jpg,x\n", "nothing in it can be used; nothing was written"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_one_line(home, shards, capsys, name, content, message):
+def test_unusable_table_is_named(home, out, shards, name, content, message):
     (home / name).write_bytes(content)
-    assert shards(name) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"onepeace: {home / name}: {message}")
-    assert out(home) == []
+    err = shards(name, code=1).err
+    assert err.splitlines()[-1].startswith(f"onepeace: {home / name}: {message}")
+    assert names(out) == []
 
 
 # ------------------------------------------------------------------ folders
 
 
-def test_folder_with_captions_beside_the_files(home, shards, capsys):
-    for name in ("dog.jpg", "dog.ogg", "cat.jpg", "sea.jpg"):
-        (home / ("sounds" if name.endswith("ogg") else "images") / name).rename(home / name)
+def test_folder_with_captions_beside_the_files(home, shards, read):
+    for name in ("images/dog.jpg", "sounds/dog.ogg", "images/cat.jpg", "images/sea.jpg"):
+        (home / name).rename(home / Path(name).name)
     shutil.copy(home / "dog.jpg", home / "dog.png")
     write(home / "dog.TXT", "a dog\n\n it barks \n")
     write(home / "cat.txt", " \n")
-    assert shards("") == 1
-    (dog,) = read(home, "image", "audio", "text")
+
+    err = shards("", code=1).err
+
+    (dog,) = read("image", "audio", "text")
     assert dog.captions == ["a dog", "it barks"]
-    err = capsys.readouterr().err
     assert f"{home}/cat.jpg: has no caption: cat.txt is empty" in err
     assert f"{home}/sea.jpg: has no caption: there is no sea.txt" in err
     assert f"{home}/dog.png: dog.jpg " in err
 
 
-def test_folder_names_as_labels_and_links_are_followed(home, shards, capsys):
+def test_folder_names_as_labels_and_links_are_followed(home, tmp_path, shards, read):
     shutil.copy(home / "images/dog.jpg", home / "stray.jpg")
-    outside = home.parent / "outside"
+    outside = tmp_path / "outside"
     outside.mkdir()
     (home / "images/cat.jpg").rename(outside / "cat.jpg")
     (home / "images/cat.jpg").symlink_to(outside / "cat.jpg")
     (home / "cats").symlink_to(outside)
     (outside / "loop").symlink_to(home)
-    assert shards("") == 1
-    pictures = [(sample.label, sample.captions) for sample in read(home, "image")]
-    assert pictures == [("images", [])] * 3 + [("cats", [])]
-    assert {sample.label for sample in read(home, "audio")} == {"sounds"}
-    assert "stray.jpg: has no .txt " in capsys.readouterr().err
+
+    err = shards("", code=1).err
+
+    samples = read("image")
+    assert [sample.label for sample in samples] == ["images", "images", "images", "cats"]
+    assert [sample.captions for sample in samples] == [[]] * 4
+    assert {sample.label for sample in read("audio")} == {"sounds"}
+    assert "stray.jpg: has no .txt " in err
 
 
 # ------------------------------------------------------------------ options
 
 
-def test_a_shard_ends_before_it_is_too_large(tmp_path):
-    with new_shards(tmp_path, "x", max_bytes=10) as writer:
-        for i, size in enumerate((6, 4, 1, 30, 1)):
-            writer.write(f"k{i}", {"jpg": bytes(size)}, ["c"])
-    counts = []
-    for path in writer.paths:
-        with tarfile.open(path) as tar:
-            counts.append(len(tar.getnames()) // 3)
-    assert counts == [2, 1, 1, 1]
+ROW = "image,text\nimages/dog.jpg,a\n"
 
 
-def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
-    older = write(home.parent / "out/set-00003.tar.gz", "older")
-    write(home.parent / "out/set-00000.tar", "older")
-    other = write(home.parent / "out/set-other-00000.tar", "another set")
-    assert shards("t.csv", "image,text\nimages/dog.jpg,a\n") == 2
-    assert "set-00000.tar already exists" in capsys.readouterr().err
-    assert older.read_text() == "older"
-    assert shards("t.csv", None, "--force") == 0
-    assert out(home) == ["set-00000.tar", other.name]
-    # nothing usable: the older ones stay
-    assert shards("u.csv", "image,text\nnone.jpg,a\n", "--force") == 1
-    assert out(home) == ["set-00000.tar", other.name]
+@pytest.fixture
+def older(out):
+    """Shards of an earlier call, and those of another set."""
+    write(out / "set-00003.tar.gz", "older")
+    write(out / "set-00000.tar", "older")
+    write(out / "set-other-00000.tar", "another set")
+    return out
+
+
+def test_older_shards_are_replaced_only_by_force(older, shards):
+    assert "set-00000.tar already exists" in shards("t.csv", ROW, code=2).err
+    assert (older / "set-00003.tar.gz").read_text() == "older"
+    shards("t.csv", ROW, "--force")
+    assert names(older) == ["set-00000.tar", "set-other-00000.tar"]
+
+
+def test_older_shards_stay_if_nothing_is_usable(older, shards):
+    before = names(older)
+    shards("t.csv", "image,text\nnone.jpg,a\n", "--force", code=1)
+    assert names(older) == before
+
+
+def test_older_shards_stay_after_ctrl_c(older, shards, monkeypatch):
+    write_sample = ShardWriter.write
+
+    def interrupted(self, *arguments, **fields):
+        if self.count == 2:
+            raise KeyboardInterrupt
+        return write_sample(self, *arguments, **fields)
+
+    before = names(older)
+    monkeypatch.setattr(ShardWriter, "write", interrupted)
+    err = shards("t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50, "--force", code=130).err
+    assert err.startswith("onepeace: stopped; nothing was written")
+    assert names(older) == before
+    assert (older / "set-00000.tar").read_text() == "older"
 
 
 @pytest.mark.parametrize(
@@ -231,17 +272,48 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
         ("t.csv", ("b.csv",), "b.csv: one SOURCE at a time"),
     ],
 )
-def test_wrong_usage(home, shards, capsys, source, options, message):
-    write(home / "t.csv", "image,text\n")
-    assert shards(source, None, *options) == 2
-    assert capsys.readouterr().err.startswith(f"onepeace: {message}")
+def test_wrong_usage(shards, source, options, message):
+    assert shards(source, "image,text\n", *options, code=2).err.startswith(f"onepeace: {message}")
 
 
 # ------------------------------------------------------------------ the writer, and an end before the end
 
 
+def write_samples(folder, name, *keys, content=b"1", **options):
+    with new_shards(folder, name, **options) as writer:
+        for key in keys:
+            writer.write(key, {"jpg": content}, ["c"])
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return tar.getnames()
+
+
+def test_writer_ends_a_shard_before_it_is_too_large(tmp_path):
+    with new_shards(tmp_path, "x", max_bytes=10) as writer:
+        for i, size in enumerate((6, 4, 1, 30, 1)):
+            writer.write(f"k{i}", {"jpg": bytes(size)}, ["c"])
+    assert [len(members(path)) // 3 for path in writer.paths] == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("key", ["a.b", "a/b", "k" * 96])
+def test_writer_refuses_keys_that_the_reader_would_take_apart(tmp_path, key):
+    with new_shards(tmp_path, "x") as writer, pytest.raises(ValueError, match="no dot"):
+        writer.write(key, {"jpg": b"1"}, ["c"])
+
+
+def test_writer_leaves_out_equal_keys(tmp_path):
+    with new_shards(tmp_path, "x") as writer:
+        assert writer.write("a", {"jpg": b"1"}, ["c"], targets={"label": "dog", "age": 3}, about={"owner": "me"})
+        assert not writer.write("a", {"jpg": b"2"}, ["c"])
+    (sample,) = read_source("x-00000.tar", ("image", "text"), tmp_path)
+    assert sample.inputs["image"] == b"1"
+    assert sample.targets == {"label": "dog", "age": 3}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_leaves_no_shard(tmp_path):
+def test_writer_on_a_full_disk_leaves_the_older_shards(tmp_path):
     def write_all():
         with new_shards(tmp_path, "x", max_bytes=1) as writer:
             (folder,) = tmp_path.glob(".shards-*")
@@ -250,32 +322,23 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
             writer.write("b", {"jpg": bytes(1 << 20)}, ["c"])
 
     write(tmp_path / "x-00000.tar", "older")
-    with pytest.raises(UserError, match=r"x-\*\.tar: cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"x-\*\.tar: .*No space left"):
         write_all()
-    assert [path.name for path in tmp_path.iterdir()] == ["x-00000.tar"]
+    assert names(tmp_path) == ["x-00000.tar"]
     assert (tmp_path / "x-00000.tar").read_text() == "older"
 
 
-def test_an_error_of_the_caller_stays_as_it_is(tmp_path):
+def test_writer_passes_on_an_error_of_the_caller(tmp_path):
     with pytest.raises(FileNotFoundError), new_shards(tmp_path, "x") as writer:
         writer.write("a", {"jpg": (tmp_path / "not there.jpg").read_bytes()}, ["c"])
-    assert not list(tmp_path.iterdir())
+    assert names(tmp_path) == []
 
 
-def test_ctrl_c_leaves_the_older_shards(home, shards, monkeypatch, capsys):
-    older = write(home.parent / "out/set-00000.tar", "older")
-    original = ShardWriter.write
-
-    def stopped(self, *arguments, **fields):
-        if self.count == 2:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **fields)
-
-    monkeypatch.setattr(ShardWriter, "write", stopped)
-    assert shards("t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50, "--force") == 130
-    assert capsys.readouterr().err.startswith("onepeace: stopped; nothing was written")
-    assert out(home) == ["set-00000.tar"]
-    assert older.read_text() == "older"
+def test_writer_leaves_the_folder_of_another_that_still_writes(tmp_path):
+    with new_shards(tmp_path, "x") as writer:
+        write_samples(tmp_path, "y", "b")
+        writer.write("a", {"jpg": b"1"}, ["c"])
+    assert names(tmp_path) == ["x-00000.tar", "y-00000.tar"]
 
 
 REPLACE = """
@@ -301,46 +364,26 @@ os._exit(0)
 """
 
 
+def keys_of_shards(folder):
+    keys = set()
+    for path in expand("x-*.tar", folder):
+        keys |= {name.partition(".")[0] for name in members(path)}
+    return keys
+
+
 @pytest.mark.parametrize("steps", [*range(0, 16, 3), 50])
 def test_replacing_killed_at_any_step_leaves_one_set(tmp_path, steps):
-    with new_shards(tmp_path, "x", max_bytes=10) as writer:
-        for number in range(5):
-            writer.write(f"old{number}", {"jpg": bytes(8)}, ["c"])
+    older = {f"old{i}" for i in range(5)}
+    newer = {f"new{i}" for i in range(3)}
+    write_samples(tmp_path, "x", *sorted(older), content=bytes(8), max_bytes=10)
     write(tmp_path / "y-00000.tar", "another set")
+
     subprocess.run([sys.executable, "-c", REPLACE, str(tmp_path), str(steps)], check=False)
 
-    def keys():
-        return [name.partition(".")[0] for path in expand("x-*.tar", tmp_path) for name in members(path)]
-
     with suppress(UserError):  # or it says that the set is not whole
-        assert set(keys()) in ({f"old{i}" for i in range(5)}, {f"new{i}" for i in range(3)})
+        assert keys_of_shards(tmp_path) in (older, newer)
     older_shards(tmp_path, "x")
-    assert set(keys()) in ({f"old{i}" for i in range(5)}, {f"new{i}" for i in range(3)})
-    with new_shards(tmp_path, "x") as writer:
-        writer.write("newest", {"jpg": b"1"}, ["c"])
-    assert set(keys()) == {"newest"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-00000.tar", "y-00000.tar"]
-
-
-def members(path):
-    with tarfile.open(path) as tar:
-        return tar.getnames()
-
-
-def test_folder_of_a_process_that_still_writes_stays(tmp_path):
-    with new_shards(tmp_path, "x") as writer:
-        with new_shards(tmp_path, "y") as other:
-            other.write("b", {"jpg": b"1"}, ["c"])
-        writer.write("a", {"jpg": b"1"}, ["c"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-00000.tar", "y-00000.tar"]
-
-
-def test_keys_the_reader_would_take_apart_are_refused_and_equal_ones_left_out(tmp_path):
-    with new_shards(tmp_path, "x") as writer:
-        for key in ("a.b", "a/b", "k" * 96):
-            with pytest.raises(ValueError, match="a key has no dot"):
-                writer.write(key, {"jpg": b"1"}, ["c"])
-        assert writer.write("a", {"jpg": b"1"}, ["c"], targets={"label": "dog", "age": 3}, about={"owner": "me"})
-        assert not writer.write("a", {"jpg": b"2"}, ["c"])
-    (sample,) = read_source("x-00000.tar", ("image", "text"), tmp_path)
-    assert (sample.inputs["image"], sample.targets) == (b"1", {"label": "dog", "age": 3})
+    assert keys_of_shards(tmp_path) in (older, newer)
+    write_samples(tmp_path, "x", "newest")
+    assert keys_of_shards(tmp_path) == {"newest"}
+    assert names(tmp_path) == ["x-00000.tar", "y-00000.tar"]
