@@ -30,6 +30,13 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def reason_of(error: Exception) -> str:
+    """Message of an error of the operating system or the network, in one line."""
+    inner = getattr(error, "reason", None)
+    text = getattr(error, "strerror", None) or (str(inner) if inner else str(error))
+    return " ".join(text.split()) or type(error).__name__
+
+
 def need(module: str, extra: str, where: str = "") -> ModuleType:
     """Import and return `module`, which the optional extra `extra` of this package installs.
 

@@ -24,18 +24,12 @@ ROWS = [
     {"extensions", "files"},
     {"config", "device", "threads"},
     {"layers"},
-    {"generative.token_kinds"},
-    {"generative.text_decoder"},
     {"heads"},
-    {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot"},
-    {"compiling", "generative"},
+    {"model", "processors", "losses"},
+    {"ofa", "compiling"},
     {"hub"},
-    {"data"},
-    {"datasets"},
-    {"embed"},
-    {"export", "generative.reader"},
-    {"generative.pipeline"},
-    {"generative.generator"},
+    {"data", "embed"},
+    {"datasets", "export", "generative"},
     {"index"},
     {"evaluate"},
     {"train"},
@@ -44,12 +38,9 @@ ROWS = [
     {"commands"},
     {"cli"},
 ]
-"""Parts of the package, lowest first. A module imports from rows below its own, and from its own part."""
+"""Modules and folders of the package, lowest first. A file imports from rows below its own, and from its own folder."""
 
-ELSEWHERE = {"generative.terms": "train"}
-"""Parts whose files lie in another folder: terms beside the models that write."""
-
-ONLY_TORCH = {"layers", "generative.text_decoder", "generative.token_kinds", "model", "heads", "losses"}
+ONLY_TORCH = {"layers", "heads", "model", "ofa", "losses"}
 """Parts that someone can copy into another project: to import them takes torch, `errors` and `config`."""
 
 NO_TORCH = {"__init__", "__main__", "cli", "errors", "config"}
@@ -113,16 +104,16 @@ def own_imports(file: Path, *, top: bool = False) -> set[str]:
     return found
 
 
-def part_and_row(name: str) -> tuple[str, int]:
-    """The longest entry of ROWS that `name` is, or lies in, and its row."""
-    entries = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        entry = ".".join(parts[:length])
-        entry = ELSEWHERE.get(entry, entry)
-        if entry in entries:
-            return entry, entries[entry]
-    raise AssertionError(f"onepeace.{name} stands in no row; give it one in ROWS")
+def row_of(part: str) -> int:
+    for row, parts in enumerate(ROWS):
+        if part in parts:
+            return row
+    raise AssertionError(f"onepeace.{part} stands in no row; give it one in ROWS")
+
+
+def part_of(name: str) -> str:
+    """The folder or top-level module of a module."""
+    return name.partition(".")[0]
 
 
 def docstrings(tree: ast.Module) -> set[ast.Constant]:
@@ -154,43 +145,32 @@ def test_imports_go_down():
     for name, file in MODULES.items():
         if name in ("", "__main__"):
             continue  # the front doors: they name what is above
-        part, row = part_and_row(name)
-        for other in own_imports(file):
-            if other == "":  # `import onepeace` for onepeace.load
-                fine = part in ("commands", "cli")
+        part = part_of(name)
+        for imported in own_imports(file):
+            if imported == "":  # `import onepeace` for onepeace.load
+                is_allowed = part in ("commands", "cli")
             else:
-                other_part, other_row = part_and_row(other)
-                fine = other_part == part or other_row < row
-            if not fine:
-                upward.append(f"{name} imports {other or 'onepeace'}")
+                is_allowed = part_of(imported) == part or row_of(part_of(imported)) < row_of(part)
+            if not is_allowed:
+                upward.append(f"{name} imports {imported or 'onepeace'}")
     assert not upward, upward
 
 
-def test_imports_make_no_cycle():
-    graph = {name: own_imports(file, top=True) - {name} for name, file in MODULES.items() if name}
-    # A package's __init__ runs before its modules: an import of a module is one of the package too, but not inside it.
-    list(graphlib.TopologicalSorter({name: others - {""} for name, others in graph.items()}).static_order())
-
-
-@pytest.mark.parametrize("part", ["index", "serve"])
-def test_functions_import_in_no_circle_either(part):
-    own = {name: file for name, file in MODULES.items() if name.startswith(f"{part}.")}
-    graph = {name: (own_imports(file) & own.keys()) - {name} for name, file in own.items()}
-    list(graphlib.TopologicalSorter(graph).static_order())
+def test_imports_make_no_circle():
+    """Neither at the top of modules nor inside functions."""
+    imported = {name: own_imports(file) - {"", name} for name, file in MODULES.items() if name}
+    list(graphlib.TopologicalSorter(imported).static_order())
 
 
 @pytest.mark.parametrize("part", sorted(ONLY_TORCH))
 def test_part_needs_only_torch(part):
+    allowed = {"errors", "special_ids", "config", *ONLY_TORCH}
     for name, file in MODULES.items():
-        if name.split(".")[0] not in ("", "__main__") and part_and_row(name)[0] == part:
-            outside = {full.partition(".")[0] for full in imports(file, top=True)} - set(sys.stdlib_module_names)
-            assert outside <= {"torch", "onepeace"}, name
-            assert {part_and_row(other)[0] for other in own_imports(file)} <= {
-                "errors",
-                "special_ids",
-                "config",
-                *ONLY_TORCH,
-            }, name
+        if part_of(name) != part:
+            continue
+        packages = {full.partition(".")[0] for full in imports(file, top=True)} - set(sys.stdlib_module_names)
+        assert packages <= {"torch", "onepeace"}, name
+        assert {part_of(imported) for imported in own_imports(file)} <= allowed, name
 
 
 def test_first_modules_import_no_torch():

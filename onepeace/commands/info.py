@@ -15,7 +15,7 @@ from onepeace.hub.towers.config import TowersConfig, names_towers
 from onepeace.processors.pieces import preparation
 
 if TYPE_CHECKING:
-    from onepeace.hub.weights import Description
+    from onepeace.hub.contents import Description
 
 EPILOG = """example:
   onepeace info tiny

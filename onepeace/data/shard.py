@@ -25,9 +25,9 @@ from onepeace.data.shard_cache import (
     touch,
     writing,
 )
-from onepeace.errors import UserError
+from onepeace.errors import UserError, reason_of
 from onepeace.files.atomic import write_atomic
-from onepeace.files.source import describe, reason_of, scheme
+from onepeace.files.source import describe, scheme
 
 READ_PAUSES = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, reason_of
 from onepeace.files.cache import cache_folder
-from onepeace.files.source import describe, reason_of, scheme
+from onepeace.files.source import describe, scheme
 
 CACHE_BYTES = 20e9
 """Default limit of the folder."""

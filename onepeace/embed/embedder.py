@@ -6,17 +6,17 @@ run.py encodes many items, stream.py has the steps from an item to its vector.
 import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onepeace.compiling import compile_blocks
-from onepeace.device import SMALL, choose_device, choose_dtype
-from onepeace.embed.digest import digest
+from onepeace.device import choose_device, choose_dtype
+from onepeace.embed.base import LoadedModel
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many
 from onepeace.embed.options import Keywords, Options, Raising, Skipping, names_options, read_options
@@ -29,13 +29,11 @@ from onepeace.embed.zero_shot import TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
+from onepeace.hub.contents import expected
 from onepeace.hub.folder import read_config
-from onepeace.hub.identity import Identity, identify
+from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
-from onepeace.model import INITIAL_SCALE, Embeds, Encoder
-from onepeace.processors.known import processor_class
-from onepeace.processors.processor import Processor
-from onepeace.threads import Batch, Computing, Result, num_workers
+from onepeace.processors.registry import processor_class
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -85,7 +83,7 @@ def load(
         if compile:
             log.warning("not compiled: %s is computed by its own library", name)
         return Embedder(*kind.load(config.model, folder, chosen_device, dtype), identify(name))
-    sizes = [math.prod(shape) for shape in weight_files.expected(read_config(folder), str(name)).values()]
+    sizes = [math.prod(shape) for shape in expected(read_config(folder), str(name)).values()]
     module = weight_files.load_encoder(
         folder, device=chosen_device, dtype=choose_dtype(dtype, chosen_device, sum(sizes)), modalities=wanted
     )
@@ -98,7 +96,7 @@ def load(
     return Embedder(module, processors, identify(name))
 
 
-class Embedder:
+class Embedder(LoadedModel):
     """A model with the processors of its modalities.
 
     `stream` yields results one by one; the `encode` methods collect them. All accept any iterable, keep the order and
@@ -109,72 +107,6 @@ class Embedder:
         processors: processor of each modality, whose batches the module takes.
         identity: name and hash by which an index knows the model; None = see `identity`.
     """
-
-    def __init__(self, module: Embeds, processors: Mapping[str, Processor], identity: Identity | None = None) -> None:
-        self.module = module.eval()
-        self.processors = dict(processors)
-        self._identity = identity
-
-    def __repr__(self) -> str:
-        return (
-            f"Embedder({', '.join(self.modalities)}; embed_dim={self.embed_dim}, device={self.device}, "
-            f"dtype={str(self.dtype).removeprefix('torch.')})"
-        )
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities of the model: a subset of "text", "image", "audio"."""
-        return tuple(self.processors)
-
-    @property
-    def embeds(self) -> tuple[str, ...]:
-        """The modalities that have vectors: all, but for those that only a task head of the model reads."""
-        config = getattr(self.module, "config", None)
-        projections = getattr(config, "projections", self.processors)
-        return tuple(key for key in self.processors if key in projections)
-
-    @property
-    def embed_dim(self) -> int:
-        """Dimension E of the embeddings."""
-        return self.module.embed_dim
-
-    @property
-    def encoder(self) -> Encoder:
-        """The module, with its features of tokens and its heads; UserError if it gives vectors only."""
-        if not hasattr(self.module, "stems"):
-            raise UserError(
-                f"{self.identity.name} gives vectors only; heat maps, features of tokens and heads need a model of "
-                "this package, such as tiny"
-            )
-        return cast(Encoder, self.module)  # or one in a wrapper, such as peft's
-
-    @property
-    def identity(self) -> Identity:
-        """Name and hash by which an index knows this model: those of `load` or of whoever made the object, else a
-        digest of its weights and processors (onepeace/embed/digest.py), which is computed once."""
-        if self._identity is None:
-            module = cast(nn.Module, self.module)
-            self._identity = Identity(type(module).__name__, digest(module, self.processors))
-        return self._identity
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
-
-    @property
-    def logit_scale(self) -> float:
-        """Scale from cosines to logits of the first modality; for all models of this package it is that of all."""
-        return self.logit_scale_of(self.modalities[0])
-
-    def logit_scale_of(self, modality: str) -> float:
-        """Scale from the cosines between texts and items of a modality to logits; CLIP's initial value if the model has
-        not learned one."""
-        learned = getattr(self.module, "logit_scale_of", None)
-        return INITIAL_SCALE if learned is None else learned(modality)
 
     def stream(
         self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"
@@ -327,30 +259,8 @@ class Embedder:
             results.append(prediction.result)
         return results
 
-    def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
-        """Collate decoded samples of one modality into model input, on the model's device."""
-        processor = self.processors[modality]
-        inputs = {}
-        for name, values in processor.collate(samples).items():
-            dtype = self.dtype if name in processor.cast_inputs else None
-            inputs[name] = values.to(self.device, dtype)
-        return inputs
-
-    def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
-        """Encode batches with this model; on a CPU, several at a time."""
-        num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        return Computing(compute, num_workers(self.device), splits_single=num_parameters >= SMALL)
-
     def _encode(self, items: Iterable[object], options: Options) -> Encoded:
         collected = collect(self, items, options)
         if options.on_error == "skip":
             return collected.vectors, collected.failures
         return collected.vectors
-
-    def processor(self, modality: str, projected: bool = False) -> Processor:
-        """The processor of a modality; `projected` requires that the model has a projection for it."""
-        if modality not in self.processors:
-            raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
-        if projected and modality not in self.embeds:
-            raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
-        return self.processors[modality]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import parts_of
 from onepeace.embed.tokens import token_positions
 from onepeace.errors import UserError, expect
@@ -21,7 +22,6 @@ from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
 
 if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
     from onepeace.model import Encoder
 
 FINE = 160
@@ -69,7 +69,7 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
+def explain(embedder: LoadedModel, item: object, vector: Tensor) -> Explanation:
     """Map of how well each part of an item matches the unit vector (E,) of a query; see `Embedder.explain`."""
     parts = parts_of(item, embedder.processors)
     if len(parts) != 1:
@@ -102,7 +102,7 @@ def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
     )
 
 
-def _enlarged(embedder: "Embedder", modality: str, value: object, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _enlarged(embedder: LoadedModel, modality: str, value: object, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Input of the model for a picture, upscaled if it has few patches."""
     processor = embedder.processors[modality]
     rows_and_columns, _ = embedder.encoder.adapters[modality].token_positions(inputs)

@@ -8,19 +8,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UsageError, UserError, expect
 from onepeace.processors import ImageProcessor
 from onepeace.threads import decode_ahead
-
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
 
 CANDIDATE = "{text} answer: {candidate}"
 """Format that joins a question and a candidate answer into one text (released code)."""
@@ -54,7 +52,7 @@ class Predictor:
         UserError: no such head.
     """
 
-    def __init__(self, embedder: "Embedder", name: str | None = None):
+    def __init__(self, embedder: LoadedModel, name: str | None = None):
         heads = {}
         for key, head in embedder.encoder.config.heads.items():
             if head.get("task", "label") in TASKS:

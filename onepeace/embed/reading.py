@@ -2,18 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import parts_of
 from onepeace.embed.options import Options
 from onepeace.embed.parts import CompositeItem, Part
 from onepeace.errors import UserError
 from onepeace.files.source import NamedBytes, describe, is_open_file, read_bytes
-
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
 
 WINDOWS_AHEAD = 16
 """Windows of a sound decoded ahead."""
@@ -25,7 +22,7 @@ Piece = tuple[float, float, Tensor]
 class ItemReader:
     """Decodes items for an embedder, by the options of a call."""
 
-    def __init__(self, embedder: "Embedder", options: Options) -> None:
+    def __init__(self, embedder: LoadedModel, options: Options) -> None:
         self.embedder = embedder
         self.options = options
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import check_many, name_of
 from onepeace.embed.options import Options
 from onepeace.embed.reading import ItemReader
@@ -20,7 +21,6 @@ from onepeace.threads import decode_ahead
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
-    from onepeace.embed.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Collected(NamedTuple):
     """The items that failed, unless the first of them is raised."""
 
 
-def collect(embedder: "Embedder", items: Iterable[object], options: Options) -> Collected:
+def collect(embedder: LoadedModel, items: Iterable[object], options: Options) -> Collected:
     """Encode all items; see `Embedder.encode`."""
     vectors: list[Tensor] = []
     modalities: list[str] = []
@@ -59,7 +59,7 @@ def collect(embedder: "Embedder", items: Iterable[object], options: Options) -> 
     return Collected(rows, modalities, failures)
 
 
-def results_of(embedder: "Embedder", items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
+def results_of(embedder: LoadedModel, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
     """Yield the result of every item in order; see `Embedder.stream`."""
     if options.modality is not None:
         embedder.processor(options.modality, projected=True)
@@ -78,11 +78,11 @@ def results_of(embedder: "Embedder", items: Iterable[object], options: Options) 
         yield from queue.finish()
 
 
-def _size_of(embedder: "Embedder", sample: Sample) -> int:
+def _size_of(embedder: LoadedModel, sample: Sample) -> int:
     return embedder.processors[sample.modality].size(sample.values)
 
 
-def _vectors(embedder: "Embedder", batch: list[Sample]) -> Tensor:
+def _vectors(embedder: LoadedModel, batch: list[Sample]) -> Tensor:
     """The vectors (B, E) of a batch."""
     modality = batch[0].modality
     try:

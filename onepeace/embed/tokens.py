@@ -1,15 +1,13 @@
 """Token features: the outputs of the model for each token of an item, and what each token covers."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from onepeace.embed.base import LoadedModel
 from onepeace.errors import UserError
-
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
 
 
 class Tokens(NamedTuple):
@@ -27,7 +25,7 @@ class Tokens(NamedTuple):
 
 
 @torch.no_grad()
-def token_features(embedder: "Embedder", item: Mapping[str, object]) -> dict[str, Tokens]:
+def token_features(embedder: LoadedModel, item: Mapping[str, object]) -> dict[str, Tokens]:
     """Token features of one item; see `Embedder.features`."""
     if not isinstance(item, Mapping) or not item:
         raise UserError(f'features takes a dictionary by modality: {{"{embedder.modalities[0]}": ...}}')
@@ -45,7 +43,7 @@ def token_features(embedder: "Embedder", item: Mapping[str, object]) -> dict[str
 
 
 def token_positions(
-    embedder: "Embedder", modality: str, value: object, inputs: dict[str, Tensor]
+    embedder: LoadedModel, modality: str, value: object, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, str]:
     """The extent (L, 2) of each token, and its unit, by the processor or else by the model's adapter."""
     positions = embedder.processors[modality].token_positions(value)

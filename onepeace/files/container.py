@@ -10,8 +10,8 @@ from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast, overload
 
-from onepeace.errors import UserError, need
-from onepeace.files.source import is_open_file, reason_of
+from onepeace.errors import UserError, need, reason_of
+from onepeace.files.source import is_open_file
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream

@@ -6,8 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from onepeace.errors import UserError
-from onepeace.files.source import reason_of
+from onepeace.errors import UserError, reason_of
 
 TIMEOUT = 30.0
 """Seconds without an answer before a download is given up."""

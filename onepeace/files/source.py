@@ -8,7 +8,8 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, reason_of
+from onepeace.files.fetch import fetch
 
 MAX_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 20
@@ -129,8 +130,6 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
     if isinstance(item, str) and scheme(item):
         if scheme(item) not in ("http", "https"):  # file:, ftp:, data: and the like are not opened
             raise UserError(f"{name}: addresses must be http or https, not {scheme(item)}; give a path for a file")
-        from onepeace.files.fetch import fetch
-
         return fetch(item.strip(), name, max_bytes)
     path = local_path(item)
     try:
@@ -155,10 +154,3 @@ def _public(url: str) -> str:
     # Not urlsplit: it raises on malformed URLs, and messages must name these too.
     url = re.split(r"[?#]", url.strip(), maxsplit=1)[0]
     return f"{url[:25]}..." if scheme(url) == "data" else re.sub(r"(?<=://)[^/]*@", "", url)
-
-
-def reason_of(error: Exception) -> str:
-    """Message of an error of the operating system or the network, in one line."""
-    inner = getattr(error, "reason", None)
-    text = getattr(error, "strerror", None) or (str(inner) if inner else str(error))
-    return " ".join(text.split()) or type(error).__name__

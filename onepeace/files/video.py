@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, reason_of
 from onepeace.files.container import MAX_PIXELS, choose, declared_duration, decoding, open_container, start_of, tick
-from onepeace.files.source import describe, is_open_file, local_path, reason_of
+from onepeace.files.source import describe, is_open_file, local_path
 
 if TYPE_CHECKING:
     from av.container import InputContainer

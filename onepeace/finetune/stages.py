@@ -11,9 +11,9 @@ from onepeace.errors import UserError
 from onepeace.finetune.answers import answers, score, write_answers
 from onepeace.finetune.average import AVERAGE, UNTRIED, Average, choose, mixed, write_average
 from onepeace.finetune.split import CHOOSE, VAL, SplitSummary
-from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
-from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, read_config
+from onepeace.hub.contents import expected
+from onepeace.hub.folder import CARD, CONFIG, TASKS, TOKENIZER, read_config
 from onepeace.train.initial_weights import start_weights
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
@@ -63,7 +63,7 @@ def average_weights(
         heads: names of heads by modality.
     """
     config = read_config(tuned)
-    start = start_weights(recipe, config, weights.expected(config))
+    start = start_weights(recipe, config, expected(config))
     new = weights.read_state(tuned)
     kinds = summary.kinds(CHOOSE)
     if kinds:

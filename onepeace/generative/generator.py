@@ -18,16 +18,16 @@ from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError, expect
 from onepeace.generative.answers import Answer
-from onepeace.generative.model import OFA
 from onepeace.generative.pipeline import Generated, Pipeline
 from onepeace.generative.reader import FeatureReader, PromptReader, Reader
-from onepeace.generative.tasks import FILE, Task, read_tasks
+from onepeace.generative.tasks import Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, build_module
-from onepeace.hub.folder import TOKENIZER, read_config
+from onepeace.hub.folder import TASKS, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder, Trained
+from onepeace.ofa.model import OFA
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import read_tokenizer
 
@@ -54,7 +54,7 @@ def load_generator(
             f"{name}: writes nothing; name a model that does: tiny-captions, or one of OFA, such as ofa-base"
         )
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    tasks = read_tasks(folder / FILE)
+    tasks = read_tasks(folder / TASKS)
     if not architecture(config.architecture).generates:
         modalities = list(config.model.heads[_caption_head(config)]["on"])
         if "text" in config.model.adapters:

@@ -22,8 +22,8 @@ from onepeace.generative.reader import FeatureReader, Reader
 from onepeace.generative.scoring import Trie, score_answers
 from onepeace.generative.search import Allowed, Hypothesis, search
 from onepeace.generative.tasks import Task
-from onepeace.generative.text_decoder import DecoderCache, EncoderOutput
 from onepeace.generative.vocabulary import Vocabulary
+from onepeace.layers.text_decoder import DecoderCache, EncoderOutput
 from onepeace.processors.tokenizer import EOS
 from onepeace.threads import decode_ahead
 

@@ -15,10 +15,10 @@ from onepeace.errors import UserError, one_line
 from onepeace.generative.scoring import Trie
 from onepeace.generative.search import SearchOptions
 from onepeace.generative.vocabulary import Vocabulary, normalise_caption, normalise_question
+from onepeace.hub.folder import TASKS
 from onepeace.processors import ImageProcessor
 
-FILE = "tasks.yaml"
-BUILT_IN = Path(__file__).with_name(FILE)
+BUILT_IN = Path(__file__).with_name(TASKS)
 
 
 @dataclass(frozen=True)

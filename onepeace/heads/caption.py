@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from onepeace.errors import UserError
-from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
+from onepeace.layers.text_decoder import EncoderOutput, TextDecoder
 from onepeace.special_ids import PAD
 
 from .head import Head
@@ -33,7 +33,7 @@ class CaptionOptions:
 
 
 class Caption(Head):
-    """OFA's decoder (onepeace/generative/text_decoder.py) on the features of any modality.
+    """OFA's decoder (onepeace/layers/text_decoder.py) on the features of any modality.
 
     All modalities share all of its weights.
     """

@@ -52,7 +52,7 @@ class Conversion:
 class Architecture:
     """A kind of network: how to configure, build, change and convert it.
 
-    The module is an `onepeace.model.Encoder`, or an `onepeace.generative.model.Writer` if it generates text. All its
+    The module is an `onepeace.model.Encoder`, or an `onepeace.ofa.model.Writer` if it generates text. All its
     tensors are in its state_dict.
     """
 
@@ -79,7 +79,7 @@ class Architecture:
 
 
 def _ofa(config: OFAConfig) -> "Trained":
-    from onepeace.generative.model import OFA
+    from onepeace.ofa.model import OFA
 
     return OFA(config)
 

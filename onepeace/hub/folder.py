@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
+TASKS = "tasks.yaml"
 CARD = "MODEL_CARD.md"
 INDEX = "model.safetensors.index.json"
 MODEL_FOLDER = "model folder"

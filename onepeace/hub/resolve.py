@@ -88,7 +88,7 @@ def _released(name: str, cache: Path) -> Path:
     """Folder of a converted checkpoint in the cache, downloaded and converted the first time."""
     from filelock import FileLock
 
-    from onepeace.hub.convert.convert import convert, vocabulary
+    from onepeace.hub.convert.write import vocabulary
 
     released = RELEASED[name]
     folder = cache / name
@@ -105,8 +105,26 @@ def _released(name: str, cache: Path) -> Path:
             "%s: downloaded and converted once; this needs twice its size on the disk, and 2 GB of memory", name
         )
         file = fetch(released.url, cache / "downloads" / released.file, copies=2)
-        convert(file, folder, progress=True)
+        _convert(file, folder)
         file.unlink()  # as large as the model, and not needed again
         size = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
         log.info("%s is in %s: %.1f GB, and about as much in memory", name, folder, size / 1e9)
     return folder
+
+
+def _convert(checkpoint: Path, folder: Path) -> None:
+    """Make a model folder of a released checkpoint as it is; `onepeace convert` has the options."""
+    from onepeace.hub.contents import compare, expected
+    from onepeace.hub.convert.original import describe_original
+    from onepeace.hub.convert.write import converted_tensors, tokenizer_of, write_converted
+
+    source = describe_original(checkpoint)
+    compare(str(checkpoint), source.shapes, expected(source.config))
+    write_converted(
+        source,
+        folder,
+        source.config,
+        converted_tensors(source, source.config, dtype=None),
+        tokenizer=tokenizer_of(source, None, source.config),
+        progress=True,
+    )

@@ -2,46 +2,23 @@
 
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from onepeace.config import Base, Config, write_config
+from onepeace.config import Base, Config
 from onepeace.device import named_dtype
 from onepeace.errors import UserError, expect
-from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.architectures import build_module, check_encodes, check_own_weights, keep_modalities
+from onepeace.hub.contents import Description, build_without_values, cast, compare, expected, write_folder
+from onepeace.hub.convert.original import describe_original
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.folder import CARD, CONFIG, MODEL_FOLDER, TOKENIZER, new_folder, read_config
+from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, new_folder, read_config
 from onepeace.hub.resolve import resolve
-from onepeace.hub.tensors import LazyTensor, open_weights, write_weights
+from onepeace.hub.tensors import LazyTensor, open_weights
 from onepeace.model import Encoder, Trained
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Description:
-    """Content of a model folder or a checkpoint, from its headers only."""
-
-    path: Path
-    layout: str
-    config: Config
-    tensors: dict[str, LazyTensor]
-    """Unread tensors by our parameter names."""
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the file, or of all weights files in the folder."""
-        files = [self.path] if self.path.is_file() else self.path.glob("*.safetensors")
-        return sum(file.stat().st_size for file in files)
-
-    @property
-    def shapes(self) -> Shapes:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
 def save(
@@ -98,15 +75,6 @@ def holds(folder: Path, module: nn.Module, config: Config) -> bool:
     return True
 
 
-def write_folder(
-    folder: Path, entries: Mapping[str, LazyTensor], config: Config, card: str, progress: bool = False
-) -> None:
-    """Write the files that every model folder has, config.yaml last (see `new_folder`)."""
-    write_weights(folder, entries, progress=progress)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    write_config(config, folder / CONFIG)
-
-
 def load(
     folder: str | Path,
     device: str | torch.device = "cpu",
@@ -140,20 +108,6 @@ def load(
     return model.eval()
 
 
-def build_without_values(config: Config, where: str = "") -> Trained:
-    """The module of a configuration, on the meta device, where it takes no memory; with initial values if it cannot be
-    built there, as when its constructor reads a number from a tensor.
-
-    Raises:
-        UserError: as `build_module`.
-    """
-    try:
-        with torch.device("meta"):
-            return build_module(config, where)
-    except UserError:
-        return build_module(config, where)
-
-
 def _compute_other_buffers(model: Trained, config: Config, device: str | torch.device) -> None:
     """Give the buffers that are not among the weights, as they follow from the configuration, their values."""
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -183,8 +137,6 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
 
 def describe(path: str | Path) -> Description:
     """Describe a model folder or a released checkpoint file, without reading tensors."""
-    from onepeace.hub.convert.original import describe_original
-
     path = Path(path)
     return _describe_folder(path) if path.is_dir() else describe_original(path)
 
@@ -234,41 +186,3 @@ def _equals(tensor: LazyTensor, of_base: Tensor | None) -> bool:
     if of_base is None or of_base.shape != tensor.shape:
         return False
     return torch.equal(tensor.read().to(of_base.dtype), of_base)
-
-
-def expected(config: Config, where: str = "") -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model. UserError, beginning with `where`, if it cannot be built."""
-    module = build_without_values(config, where)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def compare(where: str, shapes: Shapes, wanted: Shapes) -> None:
-    """Raise one UserError for all missing, unexpected and misshapen tensors."""
-    missing = [name for name in wanted if name not in shapes]
-    unexpected = [name for name in shapes if name not in wanted]
-    misshapen = []
-    for name in wanted:
-        if name in shapes and tuple(shapes[name]) != tuple(wanted[name]):
-            misshapen.append(f"{name} is {shapes[name]}, not {wanted[name]}")
-    problems = []
-    if missing:
-        problems.append(f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)})")
-    if unexpected:
-        problems.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)})")
-    if misshapen:
-        problems.append(f"{len(misshapen)} tensors have another shape ({_some(misshapen)})")
-    if problems:
-        raise UserError(f"{where}: {'; '.join(problems)}")
-
-
-def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
-    """Convert `tensor` to `dtype`; UserError if finite numbers would become infinite (float16 ends at 65504)."""
-    result = tensor.to(dtype)
-    is_narrower = dtype == torch.float16 and tensor.dtype != dtype
-    if is_narrower and result.isinf().any() and not tensor.isinf().any():
-        raise UserError(f"{where}: has numbers up to {tensor.abs().max():.3g}, too large for float16; use bfloat16")
-    return result
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.index.items import Item, mtime_of
 from onepeace.index.paths import without_surrogates
-from onepeace.processors.endings import modality_by_ending
+from onepeace.processors.by_ending import modality_by_ending
 
 PARTS = {"video": ("image", "audio")}
 """Kind of file without vectors of its own -> modalities of its parts."""

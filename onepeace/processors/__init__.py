@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onepeace.processors.audio import AudioProcessor
     from onepeace.processors.image import ImageProcessor
-    from onepeace.processors.known import PROCESSORS, guess, guessed, sniff
     from onepeace.processors.processor import Processor
+    from onepeace.processors.registry import PROCESSORS, guess, guessed, sniff
     from onepeace.processors.text import TextProcessor, TextReader
     from onepeace.processors.video import VideoProcessor
 
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 _MODULE_BY_NAME = {
-    "PROCESSORS": "known",
-    "guess": "known",
-    "guessed": "known",
-    "sniff": "known",
+    "PROCESSORS": "registry",
+    "guess": "registry",
+    "guessed": "registry",
+    "sniff": "registry",
     "AudioProcessor": "audio",
     "ImageProcessor": "image",
     "Processor": "processor",

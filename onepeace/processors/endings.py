@@ -1,6 +1,4 @@
-"""File endings of the modalities, available without importing the processors, which import torch."""
-
-import sys
+"""File endings of the built-in modalities, available without importing the processors, which import torch."""
 
 from onepeace.files.picture import PICTURE_SUFFIXES, RAW_SUFFIXES
 from onepeace.files.video import VIDEO_SUFFIXES
@@ -14,16 +12,3 @@ ENDINGS = {
     "text": frozenset({".txt"}),
 }
 """Endings by built-in modality, in the order of guessing."""
-
-
-def modality_by_ending() -> dict[str, str]:
-    """Modality by file ending (lower case, with the dot), including registered modalities."""
-    endings = ENDINGS
-    if "onepeace.processors.known" in sys.modules:  # nothing is registered before it is loaded
-        from onepeace.processors.known import guessed
-
-        endings = {key: processor.suffixes for key, processor in guessed().items()}
-    modalities: dict[str, str] = {}
-    for modality, suffixes in endings.items():
-        modalities.update(dict.fromkeys(suffixes, modality))
-    return modalities

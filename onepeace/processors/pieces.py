@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError
-from onepeace.processors.tokenizer import EOS
+from onepeace.special_ids import EOS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

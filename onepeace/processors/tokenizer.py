@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.errors import UserError, one_line
+from onepeace.processors.pieces import clean_text
 from onepeace.special_ids import BOS, EOS, PAD, UNK
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
     and the 256 bytes; the vocabulary is smaller if the captions have nothing left to merge.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    from onepeace.processors.pieces import clean_text
 
     smallest = len(SPECIALS) + 256
     if vocab_size < smallest:

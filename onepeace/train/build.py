@@ -33,7 +33,7 @@ from onepeace.train.processing import make_processors, write_tokenizer
 from onepeace.train.recipe import Recipe
 from onepeace.train.stem_features import make_stem_features
 from onepeace.train.term_options import TermOptions
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 from onepeace.train.training_data import TrainingData
 
 TOKENIZER = "tokenizer.json"

@@ -7,11 +7,11 @@ from onepeace.config import Config
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture
-from onepeace.processors.known import PROCESSORS, processor_class
+from onepeace.processors.registry import PROCESSORS, processor_class
 from onepeace.train.loggers import LOGGERS
 from onepeace.train.recipe import Recipe
 from onepeace.train.term_options import TermContext, sources_of
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 
 
 def check(recipe: Recipe, config: Config) -> None:

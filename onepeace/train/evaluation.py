@@ -17,9 +17,9 @@ from onepeace.evaluate.protocols.protocol import Items, sharing
 from onepeace.evaluate.report import ReportRow, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
 from onepeace.generative.generator import generator_of, writes
-from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
+from onepeace.hub.folder import TASKS
 from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.model_config import make_config

@@ -13,7 +13,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 
 AUTO = "auto"
 """Value of a head's ``labels`` that stands for all labels in the training data."""

@@ -10,8 +10,8 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
 from onepeace.processors import TextProcessor, tokenizer
-from onepeace.processors.known import processor_class
 from onepeace.processors.processor import Processor
+from onepeace.processors.registry import processor_class
 from onepeace.train.recipe import Recipe
 from onepeace.train.training_data import captions_of
 

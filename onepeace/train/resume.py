@@ -11,7 +11,7 @@ import yaml
 from onepeace.config import Options, to_plain
 from onepeace.errors import UserError
 from onepeace.train.recipe import Recipe
-from onepeace.train.terms.known import read_terms
+from onepeace.train.terms.registry import read_terms
 
 MAY_CHANGE = frozenset(
     {

@@ -11,9 +11,9 @@ from torch import Tensor
 from onepeace.config import read_yaml, to_yaml, write_config
 from onepeace.data.reader import Cursor
 from onepeace.device import peak_memory
-from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import Task
 from onepeace.hub import weights
+from onepeace.hub.folder import TASKS
 from onepeace.model import Trained
 from onepeace.train import checkpoint, parallel
 from onepeace.train.build import TOKENIZER, build, build_steps

@@ -41,4 +41,4 @@ def classifier(tmp_path_factory):
 @pytest.fixture
 def side_by_side(monkeypatch):
     """Sets how many batches are computed at once."""
-    return lambda count: monkeypatch.setattr("onepeace.embed.embedder.num_workers", lambda device: count)
+    return lambda count: monkeypatch.setattr("onepeace.embed.base.num_workers", lambda device: count)

@@ -25,8 +25,7 @@ from onepeace.finetune.folder import check_only_ours
 from onepeace.finetune.report import as_text, commands_to_try
 from onepeace.finetune.settings import auto_recipe
 from onepeace.finetune.split import SplitSummary, read_summary
-from onepeace.generative.tasks import FILE as TASKS
-from onepeace.hub.folder import read_config
+from onepeace.hub.folder import TASKS, read_config
 from onepeace.hub.weights import expected, read_state
 from onepeace.train.initial_weights import start_weights
 from onepeace.train.model_config import make_config

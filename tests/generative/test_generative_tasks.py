@@ -6,7 +6,8 @@ import pytest
 
 from onepeace.config import write_config
 from onepeace.errors import UserError
-from onepeace.generative.tasks import FILE, Task, read_tasks
+from onepeace.generative.tasks import Task, read_tasks
+from onepeace.hub.folder import TASKS
 
 WORDS = {"text": "A red-hot  Bus", "premise": "Buses, twice"}
 SOURCES = {
@@ -51,7 +52,7 @@ def test_settings_of_a_row_are_changed_one_by_one(tmp_path):
 
 def test_written_tasks_are_read_again(tmp_path):
     tasks = {"mine": Task("a {b}", answer="choice", image=None, choices=["x", "y"]), **read_tasks()}
-    write_config(tasks, tmp_path / FILE)
+    write_config(tasks, tmp_path / TASKS)
     assert read_tasks(tmp_path / "tasks.yaml") == tasks
 
 

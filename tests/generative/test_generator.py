@@ -12,7 +12,8 @@ from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.generative.answers import Box, Choice, Objects, Text, read_answer
 from onepeace.generative.search import Hypothesis, SearchOptions
-from onepeace.generative.tasks import FILE, Task, read_tasks
+from onepeace.generative.tasks import Task, read_tasks
+from onepeace.hub.folder import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def test_folder_gives_the_model_and_its_tasks(tmp_path, images, generator):
     assert plain.tasks == read_tasks()
     plain.tasks = generator.tasks
     near(plain.caption(images[:1])[0], generator.caption(images[:1])[0])
-    write_config({"caption": Task("what is there?", search=SearchOptions(max_len=3))}, folder / FILE)
+    write_config({"caption": Task("what is there?", search=SearchOptions(max_len=3))}, folder / TASKS)
     stored = onepeace.load_generator(folder, device="cpu")
     assert stored.tasks["caption"].prompt == "what is there?"
     (own,) = stored.caption(images[:1])

@@ -7,9 +7,9 @@ from torch import nn
 
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
-from onepeace.generative.model import OFA
-from onepeace.generative.stem import ResNetStem
-from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
+from onepeace.layers.text_decoder import EncoderOutput, TextDecoder
+from onepeace.ofa.model import OFA
+from onepeace.ofa.stem import ResNetStem
 
 PARAMETERS = {"tiny": 32_925_200, "medium": 91_765_728, "base": 180_383_720, "large": 469_842_432, "huge": 925_899_264}
 """Of the original's networks, less what pictures are written with: 4 D + 1,765 D and a table in each block."""

@@ -171,7 +171,7 @@ def test_interrupted_saving_keeps_the_old_folder(folder, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "write_config", interrupted)
+    monkeypatch.setattr("onepeace.hub.contents.write_config", interrupted)
     with pytest.raises(KeyboardInterrupt):
         weights.save(folder, *random_model("image"))
 

@@ -12,11 +12,11 @@ import onepeace
 from onepeace.cli import main
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
-from onepeace.generative.model import OFA
 from onepeace.hub import weights
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.convert.ofa import infer_config, to_ours
 from onepeace.hub.folder import read_config
+from onepeace.ofa.model import OFA
 
 NAMES = json.loads((FOLDER / "names.json").read_text())
 CFG = {

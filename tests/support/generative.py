@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
 from onepeace.generative.generator import Generator
-from onepeace.generative.model import OFA
 from onepeace.generative.reader import PromptReader
 from onepeace.generative.tasks import read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.resolve import BUNDLED
+from onepeace.ofa.model import OFA
 from onepeace.processors.tokenizer import read_tokenizer, train_bpe
 
 FOLDER = golden_ofa.FOLDER

@@ -17,12 +17,12 @@ from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
-from onepeace.generative.terms.generation import Generation, Prepared
 from onepeace.hub.convert.ofa import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
 from onepeace.train.model_config import make_config
 from onepeace.train.passes import Passes
+from onepeace.train.terms.generation import Generation, Prepared
 
 CAPTION = {"generation": {"task": "caption", "label_smoothing": 0.1}}
 

@@ -13,11 +13,11 @@ from onepeace.errors import UserError
 from onepeace.extensions import import_extension
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 
 TERM = """
 from onepeace.train.term import Term, TermOptions
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 
 class Length(Term[TermOptions]):
     Options = TermOptions

@@ -15,7 +15,7 @@ from onepeace.losses import classification
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.term import Term, TermOptions
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 
 
 @dataclass(frozen=True, kw_only=True)

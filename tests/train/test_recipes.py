@@ -20,7 +20,7 @@ from onepeace.plan import plan
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
-from onepeace.train.terms.known import TERMS
+from onepeace.train.terms.registry import TERMS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 DOCS = ROOT.parent / "docs"

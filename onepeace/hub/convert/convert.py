@@ -2,34 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from onepeace import __version__
-from onepeace.config import Config
 from onepeace.device import named_dtype
-from onepeace.errors import UsageError, UserError
-from onepeace.hub.architectures import architecture, keep_modalities
-from onepeace.hub.download import from_hub
-from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
-from onepeace.hub.tensors import LazyTensor
-from onepeace.hub.weights import (
-    MODEL_FOLDER,
-    Description,
-    cast,
-    compare,
-    describe,
-    expected,
-    leave_out_base,
-    write_folder,
-)
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from onepeace.errors import UsageError
+from onepeace.hub.architectures import keep_modalities
+from onepeace.hub.contents import compare, expected
+from onepeace.hub.convert.write import converted_tensors, tokenizer_of, write_converted
+from onepeace.hub.folder import MODEL_FOLDER, check_free
+from onepeace.hub.weights import describe, leave_out_base
 
 
 def convert(
@@ -68,61 +51,13 @@ def convert(
     compare(where, source.shapes, expected(config))
     if modalities is not None:
         config = keep_modalities(config, modalities, where)
-    tokenizer = _tokenizer(source, bpe, config)
-    entries = {}
-    for name, shape in expected(config).items():
-        tensor = source.tensors[name]
-        final = tensor.dtype if target is None else target
-        entries[name] = LazyTensor(shape, final, partial(_read, tensor, final, f"{where}: {name}"))
+    tokenizer = tokenizer_of(source, bpe, config)
+    tensors = converted_tensors(source, config, target)
     config = replace(config, base=None)
     if base is not None:
-        entries, found = leave_out_base(entries, base)
-        config = replace(config, base=found)
-    with new_folder(out, replace=replace_existing) as temporary:
-        if tokenizer is not None:
-            (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        write_folder(temporary, entries, config, _card(source, config), progress=progress)
+        tensors, base_entry = leave_out_base(tensors, base)
+        config = replace(config, base=base_entry)
+    write_converted(
+        source, out, config, tensors, tokenizer=tokenizer, replace_existing=replace_existing, progress=progress
+    )
     return out
-
-
-def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
-    """The released vocabulary from `folder`, or from the Hub; UserError if it does not have `size` pieces."""
-    from onepeace.processors.tokenizer import from_released
-
-    if folder is None:
-        remedy = "run: onepeace convert CHECKPOINT -o OUT --bpe DIR, with encoder.json, vocab.bpe and dict.txt in DIR"
-        folder = from_hub("facebook/bart-base", ["vocab.json", "merges.txt"], "the vocabulary of its texts", remedy)
-    tokenizer = from_released(folder)
-    if size not in (None, pieces := tokenizer.get_vocab_size()):
-        raise UserError(f"{folder}: has {pieces} pieces, the model's table {size}; another vocabulary")
-    return tokenizer
-
-
-def _tokenizer(source: Description, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
-    from onepeace.processors.tokenizer import read_tokenizer
-
-    if "text" not in config.model.adapters:
-        return None
-    if source.layout == MODEL_FOLDER:
-        return read_tokenizer(source.path / TOKENIZER)
-    return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
-
-
-def _read(tensor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
-    return cast(tensor.read(), dtype, where)
-
-
-def _card(source: Description, config: Config) -> str:
-    """Text of MODEL_CARD.md; a model folder keeps its own."""
-    if source.layout == MODEL_FOLDER:
-        card = source.path / CARD
-        return card.read_text(encoding="utf-8") if card.is_file() else f"# {source.path.name}\n"
-    conversion = architecture(config.architecture).conversion
-    lines = [
-        f"# {source.path.stem}\n",
-        f"Converted by onepeace {__version__} from `{source.path.name}` "
-        f"({source.file_bytes:,} bytes; {source.layout}).\n",
-        f"- Modalities: {', '.join(config.model.adapters)}\n",
-        conversion.credit if conversion else "",
-    ]
-    return "\n".join(lines).rstrip() + "\n"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
+from onepeace.hub.contents import Description
 from onepeace.hub.convert.unpickle import InertObject, StoredTensor, plain, read_checkpoint
 from onepeace.hub.tensors import LazyTensor
-from onepeace.hub.weights import Description
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")
 WHOLE = -1

@@ -1,1 +1,1 @@
-"""The terms of an objective; `known.TERMS` lists them."""
+"""The terms of an objective; `registry.TERMS` lists them."""

@@ -18,8 +18,9 @@ from onepeace.errors import UserError
 from onepeace.generative.answers import PUNCTUATION
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.scoring import Trie
-from onepeace.generative.tasks import FILE, Task, read_tasks
+from onepeace.generative.tasks import Task, read_tasks
 from onepeace.generative.vocabulary import Size, Vocabulary
+from onepeace.hub.folder import TASKS
 from onepeace.losses import real_targets
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.term import TermOptions
@@ -31,7 +32,7 @@ MATCH = "match"
 
 def read_task(options: TermOptions, name: str, changes: Options, start_folder: Path | None) -> Task:
     """A task of the starting model, or a built-in one, with some fields changed. UserError if it is unknown."""
-    tasks = read_tasks(None if start_folder is None else start_folder / FILE)
+    tasks = read_tasks(None if start_folder is None else start_folder / TASKS)
     section: Options = {}
     if name in tasks:
         section = to_plain(tasks[name])

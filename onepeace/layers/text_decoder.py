@@ -16,8 +16,7 @@ from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.initialisation import normal_init
 from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath
-
-from .token_kinds import PositionBias, SequenceTokens
+from onepeace.layers.token_kinds import PositionBias, SequenceTokens
 
 
 class EncoderOutput(NamedTuple):

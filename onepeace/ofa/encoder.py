@@ -13,10 +13,9 @@ from onepeace.layers.gather import gather_pairs, gather_tokens
 from onepeace.layers.initialisation import STD
 from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath
-
-from .stem import ResNetStem
-from .text_decoder import EncoderOutput, padding_bias
-from .token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
+from onepeace.layers.text_decoder import EncoderOutput, padding_bias
+from onepeace.layers.token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
+from onepeace.ofa.stem import ResNetStem
 
 PATCH_PIXELS = 16
 WORD = 0

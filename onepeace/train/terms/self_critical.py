@@ -15,20 +15,20 @@ from onepeace.data.batch import Batch
 from onepeace.data.sample import by_name
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.captions import CiderReward
-from onepeace.generative.model import Writer
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
-from onepeace.generative.terms.asking import check_caption_head, read_task
-from onepeace.generative.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
-from onepeace.generative.text_decoder import EncoderOutput, TextDecoder
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
 from onepeace.heads.caption import CaptionOptions
+from onepeace.layers.text_decoder import EncoderOutput, TextDecoder
 from onepeace.losses import real_targets, token_losses
 from onepeace.model import Encoder, Trained
+from onepeace.ofa.model import Writer
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
 from onepeace.train.term import Logged, Term, TermContext, TermOptions
+from onepeace.train.terms.asking import check_caption_head, read_task
+from onepeace.train.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
 from onepeace.train.training_data import TrainingData
 
 if TYPE_CHECKING:

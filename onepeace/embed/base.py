@@ -1,0 +1,113 @@
+"""Model on its device, with the processors of its modalities: what encoding, heat maps and heads compute with."""
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.device import SMALL
+from onepeace.embed.digest import digest
+from onepeace.errors import UserError
+from onepeace.hub.identity import Identity
+from onepeace.model import INITIAL_SCALE, Embeds, Encoder
+from onepeace.processors.processor import Processor
+from onepeace.threads import Batch, Computing, Result, num_workers
+
+
+class LoadedModel:
+    """A model with the processors of its modalities.
+
+    Args:
+        module: a model of this package, or any `torch.nn.Module` of the form of `onepeace.model.Embeds`.
+        processors: processor of each modality, whose batches the module takes.
+        identity: name and hash by which an index knows the model; None = see `identity`.
+    """
+
+    def __init__(self, module: Embeds, processors: Mapping[str, Processor], identity: Identity | None = None) -> None:
+        self.module = module.eval()
+        self.processors = dict(processors)
+        self._identity = identity
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(self.modalities)}; embed_dim={self.embed_dim}, device={self.device}, "
+            f"dtype={str(self.dtype).removeprefix('torch.')})"
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the model: a subset of "text", "image", "audio"."""
+        return tuple(self.processors)
+
+    @property
+    def embeds(self) -> tuple[str, ...]:
+        """The modalities that have vectors: all, but for those that only a task head of the model reads."""
+        config = getattr(self.module, "config", None)
+        projections = getattr(config, "projections", self.processors)
+        return tuple(key for key in self.processors if key in projections)
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension E of the embeddings."""
+        return self.module.embed_dim
+
+    @property
+    def encoder(self) -> Encoder:
+        """The module, with its features of tokens and its heads; UserError if it gives vectors only."""
+        if not hasattr(self.module, "stems"):
+            raise UserError(
+                f"{self.identity.name} gives vectors only; heat maps, features of tokens and heads need a model of "
+                "this package, such as tiny"
+            )
+        return cast(Encoder, self.module)  # or one in a wrapper, such as peft's
+
+    @property
+    def identity(self) -> Identity:
+        """Name and hash by which an index knows this model: those of `load` or of whoever made the object, else a
+        digest of its weights and processors (onepeace/embed/digest.py), which is computed once."""
+        if self._identity is None:
+            module = cast(nn.Module, self.module)
+            self._identity = Identity(type(module).__name__, digest(module, self.processors))
+        return self._identity
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
+    def logit_scale(self) -> float:
+        """Scale from cosines to logits of the first modality; for all models of this package it is that of all."""
+        return self.logit_scale_of(self.modalities[0])
+
+    def logit_scale_of(self, modality: str) -> float:
+        """Scale from the cosines between texts and items of a modality to logits; CLIP's initial value if the model has
+        not learned one."""
+        learned = getattr(self.module, "logit_scale_of", None)
+        return INITIAL_SCALE if learned is None else learned(modality)
+
+    def processor(self, modality: str, projected: bool = False) -> Processor:
+        """The processor of a modality; `projected` requires that the model has a projection for it."""
+        if modality not in self.processors:
+            raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
+        if projected and modality not in self.embeds:
+            raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
+        return self.processors[modality]
+
+    def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
+        """Collate decoded samples of one modality into model input, on the model's device."""
+        processor = self.processors[modality]
+        inputs = {}
+        for name, values in processor.collate(samples).items():
+            dtype = self.dtype if name in processor.cast_inputs else None
+            inputs[name] = values.to(self.device, dtype)
+        return inputs
+
+    def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
+        """Encode batches with this model; on a CPU, several at a time."""
+        num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return Computing(compute, num_workers(self.device), splits_single=num_parameters >= SMALL)
