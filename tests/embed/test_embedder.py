@@ -233,6 +233,14 @@ def test_vector_of_a_sound_is_the_mean_of_its_windows(model, long_sound):
     assert_same(vectors[0], normalize(windows.vectors.mean(dim=0), dim=0))
 
 
+def test_long_sound_counts_as_one_part(model, pictures, long_sound):
+    options = {"long": "windows"}
+    parts = model.encode([pictures[0], long_sound], **options)
+    composed = model.encode([{"image": pictures[0], "audio": long_sound}], **options)
+
+    assert_same(composed[0], normalize(parts.sum(dim=0), dim=0))
+
+
 def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
     """The end of a long sound is decoded after its first windows were computed."""
     long_sound = (noise(60 * RATE), RATE)

@@ -192,6 +192,7 @@ def test_silence_is_embedded_with_a_warning(model, caplog):
         (SILENCE, True),
         (SILENCE + 0.25, True),
         (np.append(SILENCE, noise(RATE)), False),
+        (np.append(noise(RATE), SILENCE), False),
     ],
 )
 def test_silence_is_one_value_from_beginning_to_end(model, samples, is_silent, options):

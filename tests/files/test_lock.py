@@ -1,3 +1,5 @@
+"""A folder that one process at a time writes to."""
+
 import subprocess
 import sys
 
@@ -7,46 +9,70 @@ from onepeace.errors import UserError
 from onepeace.files import lock
 from onepeace.files.lock import locked
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from onepeace.files.lock import locked
+with locked(Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
+"""
+TRIES = """
+import sys
+from pathlib import Path
+from onepeace.files import lock
+lock.PATIENCE = 0.0
+with lock.locked(Path(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+
 
 @pytest.fixture
-def other(tmp_path, monkeypatch):
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def holder(folder):
     """Another process that has locked the folder."""
-    monkeypatch.setattr(lock, "PATIENCE", 0.0)
-    code = "import sys, time; from pathlib import Path; from onepeace.files.lock import locked\n"
-    code += "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
     process.stdout.readline()
     yield process
     process.kill()
     process.wait()
 
 
-def test_folder_locked_by_another_process_is_refused_until_it_is_killed(other, tmp_path):
-    with pytest.raises(UserError, match="run: another run is writing to this folder"), locked(tmp_path / "run"):
+def test_lock_of_another_process_holds_until_it_is_killed(folder, holder):
+    with pytest.raises(UserError, match="run: another run"), locked(folder):
         pass
-    other.kill()
-    other.wait()
-    with locked(tmp_path / "run"):
+
+    holder.kill()
+    holder.wait()
+    with locked(folder):
         pass
 
 
-def test_process_may_lock_its_folder_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.0)
-    with locked(tmp_path):
-        with locked(tmp_path):
+def test_process_may_lock_its_folder_again(folder):
+    with locked(folder):
+        with locked(folder):
             pass
-        other = subprocess.run(
-            [sys.executable, "-c", f"from onepeace.files import lock; from pathlib import Path; lock.PATIENCE = 0.0\n"
-             f"with lock.locked(Path({str(tmp_path)!r})): pass"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-    assert "another run is writing" in other.stderr
+        process = subprocess.run([sys.executable, "-c", TRIES, str(folder)], capture_output=True, text=True)
+
+    assert "another run" in process.stderr
 
 
-def test_folder_in_which_nothing_was_written_goes_again(tmp_path):
-    with locked(tmp_path / "run"):
+def test_folder_in_which_nothing_was_written_is_removed(folder):
+    with locked(folder):
         pass
-    assert not (tmp_path / "run").exists()
-    with locked(tmp_path / "run"):
-        (tmp_path / "run" / "log.jsonl").touch()
-    assert (tmp_path / "run" / "log.jsonl").exists()
+    assert not folder.exists()
+
+
+def test_folder_in_which_something_was_written_stays(folder):
+    with locked(folder):
+        (folder / "log.jsonl").touch()
+    assert (folder / "log.jsonl").exists()

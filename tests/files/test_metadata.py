@@ -11,59 +11,88 @@ from support.media import H264, SCENES, SECONDS, SOUND, dng, media
 
 from onepeace.files.metadata import Description, describe_media
 
+EXIF_DATE = "2021:05:06 07:08:09"
 LOCAL = datetime(2021, 5, 6, 7, 8, 9).timestamp()
 TWO_HOURS_EAST = datetime(2021, 5, 6, 5, 8, 9, tzinfo=timezone.utc).timestamp()
+TAKEN = 0x9003
+SCANNED = 0x9004
+ZONE_TAKEN = 0x9011
+ZONE_SCANNED = 0x9012
+
+# Pictures
 
 
-def exif(**tags) -> Image.Exif:
+def exif(tags) -> Image.Exif:
     """EXIF data with these tags of its own directory, and an orientation on the side."""
     data = Image.Exif()
     data[0x0112] = 6
-    data.get_ifd(0x8769).update({int(key[1:], 16): value for key, value in tags.items()})
+    data.get_ifd(0x8769).update(tags)
     return data
+
+
+def save_jpeg(path, exif):
+    Image.new("RGB", (60, 40), "red").save(path, "JPEG", exif=exif)
+
+
+def save_heic(path, exif):
+    heif = pytest.importorskip("pillow_heif").from_pillow(Image.new("RGB", (60, 40), "red"))
+    heif.info["exif"] = exif.tobytes()
+    heif.save(path)
 
 
 @pytest.mark.parametrize(
     ("tags", "date"),
     [
-        ({"x9003": "2021:05:06 07:08:09"}, LOCAL),
-        ({"x9003": "2021:05:06 07:08:09", "x9011": "+02:00"}, TWO_HOURS_EAST),
-        ({"x9003": "2021:05:06 07:08:09\0", "x9011": "   :  "}, LOCAL),
-        ({"x9003": "0000:00:00 00:00:00", "x9004": "2021:05:06 07:08:09", "x9012": "+02:00"}, TWO_HOURS_EAST),
-        ({"x9003": "    :  :     :  :  "}, None),
+        ({TAKEN: EXIF_DATE}, LOCAL),
+        ({TAKEN: EXIF_DATE, ZONE_TAKEN: "+02:00"}, TWO_HOURS_EAST),
+        ({TAKEN: EXIF_DATE + "\0", ZONE_TAKEN: "   :  "}, LOCAL),
+        ({TAKEN: "0000:00:00 00:00:00", SCANNED: EXIF_DATE, ZONE_SCANNED: "+02:00"}, TWO_HOURS_EAST),
+        ({TAKEN: "    :  :     :  :  "}, None),
         ({}, None),
     ],
 )
-@pytest.mark.parametrize("form", ["jpg", "heic"])
-def test_picture(form, tags, date, tmp_path):
-    path = tmp_path / f"photo.{form}"
-    picture = Image.new("RGB", (60, 40), "red")
-    if form == "heic":
-        heif = pytest.importorskip("pillow_heif").from_pillow(picture)
-        heif.info["exif"] = exif(**tags).tobytes()
-        heif.save(path)
-    else:
-        picture.save(path, exif=exif(**tags))
-    # A HEIC picture is turned by its own tag, which its writer made of the one in the EXIF data.
+@pytest.mark.parametrize("save", [save_jpeg, save_heic])
+def test_size_and_date_of_a_picture(save, tags, date, tmp_path):
+    """A HEIC picture is turned by its own tag, which its writer made of the one in the EXIF data."""
+    path = tmp_path / "photo"
+    save(path, exif(tags))
+
     assert describe_media(path, "image") == Description(40, 60, None, date)
-    assert describe_media(str(path), "image") == describe_media(path, "image")
-    assert describe_media(path, "audio") == describe_media(path, "text") == Description()
+    assert describe_media(str(path), "image") == Description(40, 60, None, date)
 
 
-def test_raw_picture(tmp_path):
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_picture_says_nothing_as_something_else(modality, tmp_path):
+    save_jpeg(tmp_path / "photo", exif({TAKEN: EXIF_DATE}))
+    assert describe_media(tmp_path / "photo", modality) == Description()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "written", "date"),
+    [(1, (120, 80), EXIF_DATE, LOCAL), (6, (80, 120), EXIF_DATE, LOCAL), (1, (120, 80), "", None)],
+)
+def test_size_and_date_of_a_raw_picture(orientation, size, written, date, tmp_path):
     pytest.importorskip("rawpy")
     path = tmp_path / "a.dng"
+    path.write_bytes(dng(np.zeros((80, 120), np.uint16), orientation=orientation, date=written))
+
     camera = {"make": "Maker", "camera": "Model"}
-    for orientation, size in ((1, (120, 80)), (6, (80, 120))):
-        path.write_bytes(dng(np.zeros((80, 120), np.uint16), orientation=orientation, date="2021:05:06 07:08:09"))
-        assert describe_media(path, "image") == Description(*size, None, LOCAL, camera)
-    path.write_bytes(dng(np.zeros((80, 120), np.uint16)))
-    assert describe_media(path, "image") == Description(120, 80, tags=camera)
+    assert describe_media(path, "image") == Description(*size, None, date, camera)
 
 
-def test_sound_of_soundfile(samples, tmp_path):
+# Sounds and videos
+
+CREATED = ("-metadata", "creation_time=2021-05-06T05:08:09Z")
+LIVE = ("-live", "1")
+"""Nobody knows how long it will become."""
+
+
+def test_length_of_a_sound_that_soundfile_reads(samples):
     for path in sorted((samples / "sounds").iterdir())[:3]:
         assert describe_media(path, "audio").duration == pytest.approx(soundfile.info(str(path)).duration)
+
+
+def test_sound_without_samples_has_no_length(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), 16000)
     assert describe_media(tmp_path / "none.wav", "audio") == Description()
 
@@ -72,74 +101,109 @@ def test_sound_of_soundfile(samples, tmp_path):
     ("name", "arguments", "date"),
     [
         ("a.m4a", ("-c:a", "aac"), None),
-        ("dated.m4a", ("-c:a", "aac", "-metadata", "creation_time=2021-05-06T05:08:09.000000Z"), TWO_HOURS_EAST),
+        ("dated.m4a", ("-c:a", "aac", *CREATED), TWO_HOURS_EAST),
         ("a.aac", ("-c:a", "aac"), None),
-        ("recorded.webm", ("-c:a", "libopus", "-f", "webm", "-live", "1"), None),
+        ("recorded.webm", ("-c:a", "libopus", "-f", "webm", *LIVE), None),
     ],
 )
-def test_sound_of_pyav(name, arguments, date):
+def test_length_and_date_of_a_sound_that_pyav_reads(name, arguments, date):
     pytest.importorskip("av")
-    found = describe_media(media(name, *SOUND, *arguments), "audio")
-    assert found.duration == pytest.approx(SECONDS, abs=0.1)
-    assert (found.width, found.height, found.date) == (None, None, date)
+    description = describe_media(media(name, *SOUND, *arguments), "audio")
+
+    assert description == Description(duration=pytest.approx(SECONDS, abs=0.1), date=date)
+
+
+PHONE_DATE = "com.apple.quicktime.creationdate=2021-05-06T07:08:09+0200"
+OF_A_PHONE = ("-movflags", "use_metadata_tags", "-metadata", "creation_time=2020-01-01T00:00:00Z")
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "date"),
     [
-        ("dated.mp4", ("-metadata", "creation_time=2021-05-06T05:08:09Z"), TWO_HOURS_EAST),
-        (
-            "phone.mov",
-            ("-movflags", "use_metadata_tags", "-metadata", "creation_time=2020-01-01T00:00:00Z",
-             "-metadata", "com.apple.quicktime.creationdate=2021-05-06T07:08:09+0200"),
-            TWO_HOURS_EAST,
-        ),
+        ("dated.mp4", CREATED, TWO_HOURS_EAST),
+        ("phone.mov", (*OF_A_PHONE, "-metadata", PHONE_DATE), TWO_HOURS_EAST),
         ("unset.mkv", ("-metadata", "creation_time=1970-01-01T00:00:00Z"), None),
-        ("recorded.mkv", ("-live", "1"), None),
+        ("recorded.mkv", LIVE, None),
     ],
-)  # fmt: skip
-def test_video(name, arguments, date):
+)
+def test_size_length_and_date_of_a_video(name, arguments, date):
     pytest.importorskip("av")
     path = media(name, *SCENES, *SOUND, *H264, "-c:a", "aac", *arguments)
-    found = describe_media(path, "video")
-    assert (found.width, found.height, found.date) == (160, 120, date)
-    assert found.duration == pytest.approx(6.0, abs=0.1)
-    turned = media(f"turned-{name}", "-display_rotation", "90", "-i", str(path), "-c", "copy")
-    assert describe_media(turned, "video").width == 120
-    whole = name == "unset.mkv"  # Matroska may only say how long the whole is
-    assert describe_media(path, "audio").duration == pytest.approx(6.0 if whole else SECONDS, abs=0.1)
+
+    description = describe_media(path, "video")
+
+    assert description.width == 160
+    assert description.height == 120
+    assert description.date == date
+    assert description.duration == pytest.approx(6.0, abs=0.1)
+    sound_seconds = 6.0 if name == "unset.mkv" else SECONDS  # Matroska may only say how long the whole is
+    assert describe_media(path, "audio").duration == pytest.approx(sound_seconds, abs=0.1)
+
+
+def test_size_of_a_turned_video():
+    pytest.importorskip("av")
+    path = media("upright.mp4", *SCENES, *H264)
+    turned = media("turned.mp4", "-display_rotation", "90", "-i", str(path), "-c", "copy")
+
+    description = describe_media(turned, "video")
+
+    assert description.width == 120
+    assert description.height == 160
 
 
 def test_video_without_pictures_has_the_length_of_its_sound():
     pytest.importorskip("av")
-    found = describe_media(media("sound.mp4", *SOUND, "-c:a", "aac"), "video")
-    assert found == Description(duration=pytest.approx(SECONDS, abs=0.1))
+    description = describe_media(media("sound.mp4", *SOUND, "-c:a", "aac"), "video")
+
+    assert description == Description(duration=pytest.approx(SECONDS, abs=0.1))
+
+
+# Broken files
+
+MODALITIES = ["image", "audio", "video", "text"]
+
+
+def video_content():
+    return media("a.mp4", *SCENES, *SOUND, *H264, "-c:a", "aac").read_bytes()
+
+
+def half_a_video():
+    content = video_content()
+    return content[: len(content) // 2]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_files_have_an_empty_description(tmp_path, monkeypatch):
-    video = media("a.mp4", *SCENES, *SOUND, *H264, "-c:a", "aac").read_bytes()
-    contents = {
-        "empty": b"",
-        "text": b"hello " * 100,
-        "zeros": bytes(5000),
-        "half": video[: len(video) // 2],
-        "head": video[:40],
-        "wave": b"RIFF\x24\0\0\0WAVEfmt ",
-        "raw": b"II*\0\x08\0\0\0\xff\xff" + bytes(range(256)),
-    }
-    paths = [
-        tmp_path,
-        tmp_path / "gone",
-        *(tmp_path / f"{name}{end}" for name in contents for end in ("", ".dng", ".wav")),
-    ]
-    for path in paths[2:]:
-        path.write_bytes(contents[path.stem])
-    for modality in ("image", "audio", "video", "text"):
-        for path in paths:
-            assert describe_media(path, modality) == Description(), (path, modality)
-    whole = tmp_path / "a.mp4"
-    whole.write_bytes(video)
-    for package in ("av", "rawpy", "pillow_heif"):
-        monkeypatch.setitem(sys.modules, package, None)
-    assert describe_media(whole, "video") == Description()
+@pytest.mark.parametrize("ending", ["", ".dng", ".wav"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: b"",
+        lambda: b"hello " * 100,
+        lambda: bytes(5000),
+        half_a_video,
+        lambda: video_content()[:40],
+        lambda: b"RIFF\x24\0\0\0WAVEfmt ",
+        lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(range(256)),
+    ],
+    ids=["empty", "text", "zeros", "half a video", "start of a video", "start of a sound", "start of a raw picture"],
+)
+def test_broken_file_has_an_empty_description(make, ending, tmp_path):
+    path = tmp_path / f"broken{ending}"
+    path.write_bytes(make())
+
+    for modality in MODALITIES:
+        assert describe_media(path, modality) == Description(), modality
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_folder_and_missing_file_have_an_empty_description(modality, tmp_path):
+    assert describe_media(tmp_path, modality) == Description()
+    assert describe_media(tmp_path / "gone", modality) == Description()
+
+
+def test_missing_package_gives_an_empty_description(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video_content())
+    monkeypatch.setitem(sys.modules, "av", None)
+
+    assert describe_media(path, "video") == Description()

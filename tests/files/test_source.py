@@ -12,9 +12,10 @@ from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.processors import ImageProcessor
 
-LOCATIONS = {"file": "file:///etc/passwd", "ftp": "ftp://localhost/a", "here": "/ok"}
 ANSWERS = {
-    **{f"/to/{name}": (302, {"Location": target}, b"") for name, target in LOCATIONS.items()},
+    "/to/file": (302, {"Location": "file:///etc/passwd"}, b""),
+    "/to/ftp": (302, {"Location": "ftp://localhost/a"}, b""),
+    "/to/here": (302, {"Location": "/ok"}, b""),
     "/missing": (404, {}, b""),
     "/short": (200, {"Content-Length": "100"}, b"x" * 10),
     "/endless": (200, {}, b"x" * 5000),  # no length given
@@ -25,7 +26,9 @@ ANSWERS = {
 
 class Site(BaseHTTPRequestHandler):
     def do_GET(self):
-        status, headers, body = ANSWERS.get(self.path.partition("?")[0], (200, {}, self.path.encode()))
+        path = self.path.partition("?")[0]
+        own_path = (200, {}, self.path.encode())
+        status, headers, body = ANSWERS.get(path, own_path)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -47,12 +50,49 @@ def _no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def test_path_bytes_and_address_are_read(tmp_path, site):
-    (tmp_path / "a b.bin").write_bytes(b"content")
-    assert source.read_bytes(tmp_path / "a b.bin") == b"content"
-    assert source.read_bytes(str(tmp_path / "a b.bin")) == b"content"
-    for value in (b"content", bytearray(b"content"), memoryview(b"content")):
-        assert source.read_bytes(value) == b"content"
+# Values and paths
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview])
+def test_bytes_are_read(make):
+    assert source.read_bytes(make(b"content")) == b"content"
+
+
+def test_path_is_read(tmp_path):
+    path = tmp_path / "a b.bin"
+    path.write_bytes(b"content")
+
+    assert source.read_bytes(path) == b"content"
+    assert source.read_bytes(str(path)) == b"content"
+
+
+def test_path_with_a_colon_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a:b.bin").write_bytes(b"content")
+
+    assert source.read_bytes("a:b.bin") == b"content"
+
+
+@pytest.mark.parametrize("item", ["C:\\pictures\\a.jpg", "note: a dog", Path("http://example.org")])
+def test_item_with_a_colon_may_have_no_scheme(item):
+    assert source.scheme(item) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("large.bin", r"large\.bin: 5 bytes .* 4"), (".", "is a folder"), ("none.bin", r"none\.bin: no such file")],
+)
+def test_file_problems_are_named(tmp_path, name, words):
+    (tmp_path / "large.bin").write_bytes(b"12345")
+
+    with pytest.raises(UserError, match=words):
+        source.read_bytes(tmp_path / name, max_bytes=4)
+
+
+# Addresses
+
+
+def test_address_is_read(site):
     assert source.read_bytes(f"{site}/page?x=1") == b"/page?x=1"
     assert source.read_bytes(f" {site}/a b/ä%20c\n") == b"/a%20b/%C3%A4%20c"
 
@@ -61,23 +101,19 @@ def test_redirect_within_http_is_followed(site):
     assert source.read_bytes(f"{site}/to/here") == b"/ok"
 
 
-@pytest.mark.parametrize(("target", "reason"), [("file", "is not allowed"), ("ftp", "unknown url type: ftp")])
-def test_redirect_out_of_http_is_refused(site, target, reason):
-    with pytest.raises(UserError, match=f"/to/{target}: .*{reason}"):
-        source.read_bytes(f"{site}/to/{target}")
-
-
 @pytest.mark.parametrize(
-    ("page", "message"),
+    ("page", "words"),
     [
-        ("missing", "answered 404"),
-        ("short", "ended after 10 of 100 bytes|cannot be fetched"),
-        ("endless", "more than the limit of 1000 bytes"),
-        ("claims", "5000 bytes are above the limit of 1000"),
+        ("to/file", "not allowed"),
+        ("to/ftp", "ftp"),
+        ("missing", "404"),
+        ("short", "(10 of 100 bytes|cannot be fetched)"),
+        ("endless", "more than .* 1000 bytes"),
+        ("claims", "5000 bytes .* 1000"),
     ],
 )
-def test_bad_answer_names_the_address(site, page, message):
-    with pytest.raises(UserError, match=f"{site}/{page}: .*({message})"):
+def test_answer_that_is_refused_names_the_address(site, page, words):
+    with pytest.raises(UserError, match=f"{site}/{page}: .*{words}"):
         source.read_bytes(f"{site}/{page}?token=secret", max_bytes=1000)
 
 
@@ -86,12 +122,17 @@ def test_secrets_of_an_address_stay_out_of_messages():
     assert name == "https://example.org/a.jpg"
 
 
-def test_no_server_and_no_name():
+def test_server_that_does_not_answer_is_named():
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1/a\.jpg: cannot be fetched"):
         source.read_bytes("http://127.0.0.1:1/a.jpg")
-    for bad in ("http://", "http:///a.jpg", "http://[::1/a.jpg", "http://127.0.0.1:port/a", "http://a..b/"):
-        with pytest.raises(UserError):
-            source.read_bytes(bad)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http:///a.jpg", "http://[::1/a.jpg", "http://127.0.0.1:port/a", "http://a..b/"]
+)
+def test_malformed_address_is_an_error(address):
+    with pytest.raises(UserError):
+        source.read_bytes(address)
 
 
 @pytest.mark.parametrize(
@@ -104,31 +145,13 @@ def test_no_server_and_no_name():
         "  javascript:alert(1)",
     ],
 )
-def test_other_schemes_are_refused(address):
-    with pytest.raises(UserError, match="must be http or https, not "):
-        source.read_bytes(address)
-    with pytest.raises(UserError, match="must be http or https, not "):
-        ImageProcessor().decode(address)
+@pytest.mark.parametrize("read", [source.read_bytes, ImageProcessor().decode])
+def test_other_schemes_are_refused(address, read):
+    with pytest.raises(UserError, match="must be http or https"):
+        read(address)
 
 
-def test_paths_with_a_colon_are_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("a:b.bin").write_bytes(b"content")
-    assert source.read_bytes("a:b.bin") == b"content"
-    assert source.scheme("C:\\pictures\\a.jpg") is None
-    assert source.scheme("note: a dog") is None
-    assert source.scheme(Path("http://example.org")) is None
-
-
-def test_file_problems_are_named(tmp_path):
-    path = tmp_path / "large.bin"
-    path.write_bytes(b"12345")
-    with pytest.raises(UserError, match=r"large\.bin: 5 bytes are above the limit of 4"):
-        source.read_bytes(path, max_bytes=4)
-    with pytest.raises(UserError, match="is a folder"):
-        source.read_bytes(tmp_path)
-    with pytest.raises(UserError, match=r"none\.bin: no such file"):
-        source.read_bytes(tmp_path / "none.bin")
+# Names
 
 
 @pytest.mark.parametrize(
@@ -146,7 +169,7 @@ def test_file_problems_are_named(tmp_path):
         ("data:image/png;base64," + "A" * 10000, "data:image/png;base64,AAA..."),
     ],
 )
-def test_describe(item, name):
+def test_description_of_an_item(item, name):
     assert source.describe(item) == name
 
 
@@ -160,5 +183,5 @@ def test_describe(item, name):
         (b"a.jpg", ""),
     ],
 )
-def test_suffix(item, ending):
+def test_ending_of_an_item(item, ending):
     assert source.suffix(item) == ending

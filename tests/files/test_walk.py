@@ -12,34 +12,47 @@ from onepeace.errors import UsageError
 from onepeace.files.walk import LINKS, walk
 
 SUFFIXES = {".jpg": "image", ".ogg": "audio", ".txt": "text"}
-
-
-def found(paths, folder, **options):
-    files, unreadable = walk(paths, SUFFIXES, **options)
-    return [(str(path.relative_to(folder)), kind) for path, kind in files], [
-        (str(path.relative_to(folder)), reason) for path, reason in unreadable
-    ]
+NAMES = ["a.txt", "b.JPG", "a/deep/e.jpg", "sub/c.ogg"]
+"""Of the files in the tree that are found, in order."""
 
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("b.JPG", "a.txt", "sub/c.ogg", "sub/.hidden.ogg", ".git/d.jpg", "notes.md", "a/deep/e.jpg"):
+    for name in (*NAMES, "sub/.hidden.ogg", ".git/d.jpg", "notes.md"):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     return tmp_path / "tree"
 
 
+def relative(pairs, tree):
+    return [(str(path.relative_to(tree)), value) for path, value in pairs]
+
+
+def names(tree, *paths, **options):
+    """The names of the files that are found below the tree, or at paths in it."""
+    files, _ = walk(paths or [tree], SUFFIXES, **options)
+    return [name for name, _ in relative(files, tree)]
+
+
+def problems(tree):
+    """Name and reason of what cannot be read."""
+    _, unreadable = walk([tree], SUFFIXES)
+    return relative(unreadable, tree)
+
+
 def test_known_endings_are_taken_in_order_and_the_others_counted(tree):
     others = Counter()
-    files, unreadable = found([tree], tree, others=others)
-    assert files == [("a.txt", "text"), ("b.JPG", "image"), ("a/deep/e.jpg", "image"), ("sub/c.ogg", "audio")]
-    assert (unreadable, others) == ([], {".md": 1})
+    files, unreadable = walk([tree], SUFFIXES, others=others)
+
+    assert relative(files, tree) == list(zip(NAMES, ["text", "image", "image", "audio"], strict=True))
+    assert unreadable == []
+    assert others == {".md": 1}
 
 
-def test_a_named_file_is_taken_whatever_it_is_called(tree):
-    files, _ = found([tree / "notes.md", tree / "sub" / ".hidden.ogg", tree / "b.JPG"], tree)
-    assert files == [("notes.md", ""), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
+def test_named_file_is_taken_whatever_its_ending(tree):
+    files, _ = walk([tree / "notes.md", tree / "sub" / ".hidden.ogg", tree / "b.JPG"], SUFFIXES)
+    assert relative(files, tree) == [("notes.md", ""), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
 
 
 def test_each_file_is_given_once(tree, monkeypatch):
@@ -48,31 +61,54 @@ def test_each_file_is_given_once(tree, monkeypatch):
     assert [str(path) for path, _ in files] == ["sub/c.ogg", "a.txt", "b.JPG", "a/deep/e.jpg"]
 
 
-def test_loops_and_links(tree):
-    (tree / "sub" / "loop").symlink_to(tree / "sub")
+def test_path_that_does_not_exist_is_an_error(tree):
+    with pytest.raises(UsageError, match="nothing"):
+        walk([tree, tree / "nothing"], SUFFIXES)
+
+
+# Links
+
+
+def test_link_inside_the_folder_is_followed(tree):
     (tree / "sub" / "link.jpg").symlink_to(tree / "b.JPG")
-    (tree / "sub" / "broken.jpg").symlink_to(tree / "nothing")
+    assert names(tree) == [*NAMES, "sub/link.jpg"]
+
+
+def test_loop_of_links_ends(tree):
+    (tree / "sub" / "loop").symlink_to(tree / "sub")
+    assert names(tree) == NAMES
+
+
+def test_link_out_of_the_folder_is_followed_on_demand(tree):
     (tree.parent / "secret.txt").write_text("x")
     (tree / "sub" / "out.txt").symlink_to(tree.parent / "secret.txt")
-    os.mkfifo(tree / "pipe.jpg")
     others = Counter()
-    files, unreadable = found([tree], tree, others=others)
-    assert ("sub/link.jpg", "image") in files
-    assert (len(files), others[LINKS]) == (5, 1)
-    assert unreadable == [("pipe.jpg", "not a regular file"), ("sub/broken.jpg", "a link to nothing")]
-    assert ("sub/out.txt", "text") in found([tree], tree, follow_links=True)[0]
+
+    assert names(tree, others=others) == NAMES
+    assert others[LINKS] == 1
+    assert names(tree, follow_links=True) == [*NAMES, "sub/out.txt"]
 
 
-def test_files_have_their_real_path_where_a_link_to_their_folder_is_met_first(tree):
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_file_has_its_real_path_where_a_link_is_met_first(tree, follow_links):
     (tree / "a" / "link").symlink_to(tree / "sub")
     (tree / "hidden").symlink_to(tree / ".git")
-    for options in ({}, {"follow_links": True}):
-        assert [path for path, _ in found([tree], tree, **options)[0]] == [
-            "a.txt", "b.JPG", "a/deep/e.jpg", "sub/c.ogg", "hidden/d.jpg",
-        ]  # fmt: skip
+
+    assert names(tree, follow_links=follow_links) == [*NAMES, "hidden/d.jpg"]
 
 
-def test_a_folder_it_may_not_read_is_reported(tree, monkeypatch):
+# What cannot be read
+
+
+def test_pipes_and_links_to_nothing_are_reported(tree):
+    (tree / "sub" / "broken.jpg").symlink_to(tree / "nothing")
+    os.mkfifo(tree / "pipe.jpg")
+
+    assert problems(tree) == [("pipe.jpg", "not a regular file"), ("sub/broken.jpg", "a link to nothing")]
+    assert names(tree) == NAMES
+
+
+def test_folder_without_permission_is_reported(tree, monkeypatch):
     scandir = os.scandir
 
     def guarded(path):
@@ -81,26 +117,30 @@ def test_a_folder_it_may_not_read_is_reported(tree, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)  # root may read anything
-    files, unreadable = found([tree], tree)
-    assert (len(files), unreadable) == (3, [("sub", "Permission denied")])
+
+    assert problems(tree) == [("sub", "Permission denied")]
+    assert names(tree) == NAMES[:3]
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from onepeace.files.walk import walk
+os.chdir(sys.argv[1])
+os.setuid(65534)
+files, unreadable = walk(["."], {".jpg": "image", ".ogg": "audio", ".txt": "text"})
+print(*(path.name for path, _ in files))
+print(*(f"{path.name}: {reason}" for path, reason in unreadable), sep=", ")
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs to become another user")
 def test_folder_whose_entries_cannot_be_looked_at_is_reported(tree):
     (tree / "sub" / "below").mkdir()
     (tree / "sub").chmod(0o644)
-    program = f"""
-import os
-from onepeace.files.walk import walk
-os.chdir({str(tree)!r})
-os.setuid(65534)
-files, unreadable = walk(["."], {SUFFIXES!r})
-print([path.name for path, _ in files], [(path.name, reason) for path, reason in unreadable])
-"""
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout == (
-        "['a.txt', 'b.JPG', 'e.jpg'] [('c.ogg', 'Permission denied'), ('below', 'Permission denied')]\n"
-    )
+
+    output = subprocess.check_output([sys.executable, "-c", AS_ANOTHER_USER, str(tree)], text=True)
+
+    assert output.splitlines() == ["a.txt b.JPG e.jpg", "c.ogg: Permission denied, below: Permission denied"]
 
 
 def test_path_that_is_too_long_is_reported(tree, monkeypatch):
@@ -110,11 +150,8 @@ def test_path_that_is_too_long_is_reported(tree, monkeypatch):
         os.chdir(250 * "x")
     Path("deep.txt").write_text("x")
     monkeypatch.chdir(tree)
+
     files, unreadable = walk([tree], SUFFIXES)
-    assert len(files) == 4
+
+    assert len(files) == len(NAMES)
     assert [reason for _, reason in unreadable] == ["File name too long"]
-
-
-def test_a_path_that_is_not_there_is_named(tree):
-    with pytest.raises(UsageError, match="nothing"):
-        walk([tree, tree / "nothing"], SUFFIXES)

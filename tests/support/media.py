@@ -18,11 +18,17 @@ TWO_SCENES = Path(__file__).with_name("two_scenes.webm")
 """Ten seconds of the sample picture of a cat, ten of that of a coffee, 160 x 120, two a second; a dog barks from
 second 15 on. VP9 (-crf 48) and Opus (10 kbit/s), made by ffmpeg. Picture and sound are CC0."""
 _FOLDER = tempfile.TemporaryDirectory(prefix="onepeace-media-")
-SECONDS, RATE = 3.0, 44100
+SECONDS = 3.0
+RATE = 44100
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
-# Three scenes of two seconds, ten pictures a second.
-SCENES = ("-f", "lavfi", "-i", "smptebars=d=2:s=160x120:r=10,setsar=1[a];testsrc2=d=2:s=160x120:r=10,setsar=1[b];"
-          "color=navy:d=2:s=160x120:r=10,setsar=1[c];[a][b][c]concat=n=3")  # fmt: skip
+SCENES = (
+    "-f",
+    "lavfi",
+    "-i",
+    "smptebars=d=2:s=160x120:r=10,setsar=1[a];testsrc2=d=2:s=160x120:r=10,setsar=1[b];"
+    "color=navy:d=2:s=160x120:r=10,setsar=1[c];[a][b][c]concat=n=3",
+)
+"""Three scenes of two seconds, ten pictures a second."""
 SOUND = ("-i", "SOUND")
 """Stands for a file with the samples of `sound`."""
 
@@ -49,8 +55,26 @@ def ffmpeg(*arguments: object) -> bytes:
     program = shutil.which("ffmpeg")
     if program is None:
         pytest.skip("needs the program ffmpeg (Debian: apt install ffmpeg)")
-    fixed = (program, "-v", "error", "-nostdin", "-y", "-threads", "1")
-    return subprocess.run([*fixed, *map(str, arguments)], check=True, stdout=subprocess.PIPE).stdout
+    command = [program, "-v", "error", "-nostdin", "-y", "-threads", "1", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+# Raw pictures
+
+BYTE = 1
+TEXT = 2
+SHORT = 3
+LONG = 4
+RATIONAL = 5
+SIGNED_RATIONAL = 10
+LETTERS = {BYTE: "B", SHORT: "H", LONG: "I", RATIONAL: "I", SIGNED_RATIONAL: "i"}
+"""Of `struct`, for the numbers of a value; a rational has two."""
+SIZES = {BYTE: 1, TEXT: 1, SHORT: 2, LONG: 4, RATIONAL: 8, SIGNED_RATIONAL: 8}
+"""Bytes of a value."""
+STRIP_OFFSETS = 273
+SUB_IFDS = 330
+Tags = dict[int, tuple[int, list[int] | bytes]]
+"""Type and values of each tag."""
 
 
 def dng(
@@ -63,47 +87,94 @@ def dng(
 ) -> bytes:
     """A raw picture as phones write it (Adobe's DNG specification 1.4): (H, W) uint16 behind red, green, green, blue
     filters, and perhaps a preview as JPEG or uncompressed."""
-    height, width = pixels.shape
     samples = pixels.astype("<u2").tobytes()
-    beside = io.BytesIO()
-    if preview is not None and jpeg:
-        preview.save(beside, "JPEG", quality=95)
-    elif preview is not None:
-        beside.write(preview.tobytes())
-    # tag: (type, values); types 1 byte, 2 text, 3 short, 4 long, 5 rational, 10 signed rational
-    raw = {254: (4, [0]), 256: (4, [width]), 257: (4, [height]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
-           271: (2, b"Maker\0"), 272: (2, b"Model\0"), 273: (4, [0]), 274: (3, [orientation]), 277: (3, [1]),
-           278: (4, [height]), 279: (4, [len(samples)]), 306: (2, date.encode() + b"\0"), 330: (4, [0]),
-           33421: (3, [2, 2]), 33422: (1, [0, 1, 1, 2]), 50706: (1, [1, 4, 0, 0]), 50708: (2, b"Maker Model\0"),
-           50717: (4, [65535]), 50721: (10, [1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1]),
-           50728: (5, [1, 1, 1, 1, 1, 1]), 50778: (3, [21])}  # fmt: skip
-    small = {}
+    raw_tags = _raw_tags(pixels, orientation, date)
     if preview is None:
-        del raw[330]
-    else:
-        small = {254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
-                 259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 273: (4, [0]), 277: (3, [3]),
-                 278: (4, [preview.height]), 279: (4, [beside.getbuffer().nbytes])}  # fmt: skip
-    second = 8 + len(_directory(raw, 8))
-    behind = second + len(_directory(small, second)) if small else second
-    raw[273] = (4, [behind])
-    if small:
-        raw[330] = (4, [second])
-        small[273] = (4, [behind + len(samples)])
-    directories = _directory(raw, 8) + (_directory(small, second) if small else b"")
-    return b"II*\0" + struct.pack("<I", 8) + directories + samples + beside.getvalue()
+        samples_start = 8 + _size(raw_tags)
+        raw_tags[STRIP_OFFSETS] = (LONG, [samples_start])
+        return _tiff(_directory(raw_tags, 8), samples)
+    preview_content = _preview_content(preview, jpeg)
+    preview_tags = _preview_tags(preview, jpeg, len(preview_content))
+    raw_tags[SUB_IFDS] = (LONG, [0])
+    preview_start = 8 + _size(raw_tags)
+    samples_start = preview_start + _size(preview_tags)
+    raw_tags[SUB_IFDS] = (LONG, [preview_start])
+    raw_tags[STRIP_OFFSETS] = (LONG, [samples_start])
+    preview_tags[STRIP_OFFSETS] = (LONG, [samples_start + len(samples)])
+    return _tiff(_directory(raw_tags, 8), _directory(preview_tags, preview_start), samples, preview_content)
 
 
-def _directory(tags: dict[int, tuple[int, object]], at: int) -> bytes:
-    """A TIFF directory that lies at byte `at`, with the values that are too long for it behind it."""
-    letters, sizes = {1: "B", 3: "H", 4: "I", 5: "I", 10: "i"}, {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 10: 8}
-    entries, values = struct.pack("<H", len(tags)), b""
+def _raw_tags(pixels: np.ndarray, orientation: int, date: str) -> Tags:
+    height, width = pixels.shape
+    return {
+        254: (LONG, [0]),  # not a preview
+        256: (LONG, [width]),
+        257: (LONG, [height]),
+        258: (SHORT, [16]),  # bits of a sample
+        259: (SHORT, [1]),  # uncompressed
+        262: (SHORT, [32803]),  # behind filters
+        271: (TEXT, b"Maker\0"),
+        272: (TEXT, b"Model\0"),
+        STRIP_OFFSETS: (LONG, [0]),
+        274: (SHORT, [orientation]),
+        277: (SHORT, [1]),  # samples of a pixel
+        278: (LONG, [height]),
+        279: (LONG, [2 * height * width]),
+        306: (TEXT, date.encode() + b"\0"),
+        33421: (SHORT, [2, 2]),  # size of the pattern of the filters
+        33422: (BYTE, [0, 1, 1, 2]),
+        50706: (BYTE, [1, 4, 0, 0]),  # version
+        50708: (TEXT, b"Maker Model\0"),
+        50717: (LONG, [65535]),  # white
+        50721: (SIGNED_RATIONAL, [1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1]),  # colours
+        50728: (RATIONAL, [1, 1, 1, 1, 1, 1]),  # a neutral colour
+        50778: (SHORT, [21]),  # daylight
+    }
+
+
+def _preview_content(preview: Image.Image, jpeg: bool) -> bytes:
+    if not jpeg:
+        return preview.tobytes()
+    file = io.BytesIO()
+    preview.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def _preview_tags(preview: Image.Image, jpeg: bool, num_bytes: int) -> Tags:
+    return {
+        254: (LONG, [1]),  # a preview
+        256: (LONG, [preview.width]),
+        257: (LONG, [preview.height]),
+        258: (SHORT, [8, 8, 8]),
+        259: (SHORT, [7 if jpeg else 1]),
+        262: (SHORT, [6 if jpeg else 2]),
+        STRIP_OFFSETS: (LONG, [0]),
+        277: (SHORT, [3]),
+        278: (LONG, [preview.height]),
+        279: (LONG, [num_bytes]),
+    }
+
+
+def _tiff(*parts: bytes) -> bytes:
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(parts)
+
+
+def _size(tags: Tags) -> int:
+    return len(_directory(tags, 0))
+
+
+def _directory(tags: Tags, start: int) -> bytes:
+    """A TIFF directory that lies at byte `start`, with the values that are too long for it behind it."""
+    entries = struct.pack("<H", len(tags))
+    values = b""
+    values_start = start + 2 + 12 * len(tags) + 4
     for tag, (kind, content) in sorted(tags.items()):
-        data = content if isinstance(content, bytes) else struct.pack(f"<{len(content)}{letters[kind]}", *content)
-        entries += struct.pack("<HHI", tag, kind, len(data) // sizes[kind])
-        if len(data) <= 4:
-            entries += data.ljust(4, b"\0")
+        if isinstance(content, list):
+            content = struct.pack(f"<{len(content)}{LETTERS[kind]}", *content)
+        entries += struct.pack("<HHI", tag, kind, len(content) // SIZES[kind])
+        if len(content) <= 4:
+            entries += content.ljust(4, b"\0")
         else:
-            entries += struct.pack("<I", at + 2 + 12 * len(tags) + 4 + len(values))
-            values += data + b"\0" * (len(data) % 2)
+            entries += struct.pack("<I", values_start + len(values))
+            values += content + b"\0" * (len(content) % 2)
     return entries + bytes(4) + values
