@@ -10,122 +10,176 @@ from support.generative import golden_inputs, golden_json, golden_model
 from onepeace.errors import UserError
 from onepeace.generative.scoring import Trie
 from onepeace.generative.search import SearchOptions, search
+from onepeace.special_ids import BOS, EOS, PAD
 
 CASES = golden_json("generate")["generate"]
-RENAMED = {"beam_size": "beam", "max_len_b": "max_len", "min_len": "min_len", "no_repeat_ngram_size": "no_repeat_ngram",
-           "len_penalty": "length_penalty", "normalize_scores": "normalize", "temperature": "temperature"}  # fmt: skip
+OUR_OPTIONS = {
+    "beam_size": "beam",
+    "max_len_b": "max_len",
+    "min_len": "min_len",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "len_penalty": "length_penalty",
+    "normalize_scores": "normalize",
+    "temperature": "temperature",
+}
 
 
-def original(name: str):
-    """Our hypotheses for a case of the original's, and its own."""
+def our_options(case):
+    options = {}
+    for name, value in case["settings"].items():
+        if name in OUR_OPTIONS:
+            options[OUR_OPTIONS[name]] = value
+    return SearchOptions(**options)
+
+
+def allowed_tokens(case):
+    """The restriction of a case: its answers, a range of ids, or none."""
+    if "answers" in case:
+        return Trie(case["answers"])
+    if "constraint_range" not in case["settings"]:
+        return None
+    start, stop = case["settings"]["constraint_range"].split(",")
+    ids = [BOS, PAD, EOS, 3, *range(int(start), int(stop))]
+    return lambda answer: ids
+
+
+def search_case(name):
+    """Our hypotheses for a case of the original's."""
     case = CASES[name]
-    settings = case["settings"]
-    options = SearchOptions(**{ours: settings[theirs] for theirs, ours in RENAMED.items() if theirs in settings})
-    ids, pixels, prompts = golden_inputs()
-    ids, pixels = ids[case["rows"]], pixels[case["rows"]]
-    ids = ids[:, : int((ids != 1).sum(1).max())]
-    prefixes = [prompts[row] for row in case["rows"]] if case["uses_prefix_tokens"] else None
-    allowed = Trie(case["answers"]) if "answers" in case else None
-    if "constraint_range" in settings:
-        start, stop = map(int, settings["constraint_range"].split(","))
-        allowed = lambda answer: [0, 1, 2, 3, *range(start, stop)]  # noqa: E731
-    decoder = golden_model().decoder
+    rows = case["rows"]
+    inputs = golden_inputs()
+    ids = inputs.ids[rows]
+    longest_source = int((ids != PAD).sum(1).max())
+    pixels = inputs.pixels[rows] if case["uses_image"] else None
+    prefixes = [()] * len(rows)
+    if case["uses_prefix_tokens"]:
+        prefixes = [inputs.prompts[row] for row in rows]
+    options = our_options(case)
+
+    model = golden_model()
     with torch.no_grad():
-        encoded = golden_model().encode(ids, pixels if case["uses_image"] else None)
-        longest = options.max_len + max(map(len, prefixes or [()])) + 1
-        state = decoder.start(encoded, longest)
-    found = search(decoder.step, state, len(ids), options, prefixes=prefixes, allowed=allowed)
-    return found, case["hypotheses"]
+        encoded = model.encode(ids[:, :longest_source], pixels)
+        longest_prefix = max(len(prefix) for prefix in prefixes)
+        state = model.decoder.start(encoded, options.max_len + longest_prefix + 1)
+    return search(
+        model.decoder.step,
+        state,
+        num_sources=len(rows),
+        options=options,
+        prefixes=prefixes,
+        allowed=allowed_tokens(case),
+    )
+
+
+def tokens_of(hypotheses):
+    return [list(hypothesis.tokens) for hypothesis in hypotheses]
+
+
+def scores_of(hypotheses):
+    return [hypothesis.score for hypothesis in hypotheses]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_hypotheses_are_the_originals(name):
-    found, expected = original(name)
-    assert [[list(one.tokens) for one in row] for row in found] == [[one["tokens"] for one in row] for row in expected]
-    for ours, theirs in zip(chain(*found), chain(*expected), strict=True):
-        assert ours.score == pytest.approx(theirs["score"], abs=1e-4)
-        assert ours.token_scores == pytest.approx(theirs["token_scores"], abs=1e-4)
+    hypotheses = list(chain.from_iterable(search_case(name)))
 
-
-def test_row_alone_is_row_in_the_batch():
-    (alone,), _ = original("caption_single")
-    together = original("caption")[0][CASES["caption_single"]["rows"][0]]
-    assert [one.tokens for one in alone] == [one.tokens for one in together]
-    assert [one.score for one in alone] == pytest.approx([one.score for one in together], abs=1e-4)
+    expected = list(chain.from_iterable(CASES[name]["hypotheses"]))
+    assert tokens_of(hypotheses) == [original["tokens"] for original in expected]
+    for hypothesis, original in zip(hypotheses, expected, strict=True):
+        assert hypothesis.score == pytest.approx(original["score"], abs=1e-4)
+        assert hypothesis.token_scores == pytest.approx(original["token_scores"], abs=1e-4)
 
 
 @dataclass
-class Written:
+class FedTokens:
     """A decoder's state that is nothing but what was fed."""
 
-    tokens: torch.Tensor
+    source: torch.Tensor
+    tokens: list[torch.Tensor]
 
     def select(self, rows):
-        return Written(self.tokens[rows])
+        return FedTokens(self.source[rows], [column[rows] for column in self.tokens])
 
 
-def table(num_sources: int, vocab_size: int = 7, seed: int = 0):
+def table_decoder(num_sources, vocab_size=7):
     """A step whose logits depend on the source, the last two tokens and the length, and its state."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(num_sources, 8, vocab_size, vocab_size, vocab_size, generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_sources, 8, vocab_size, vocab_size, vocab_size)
+    table = 2 * torch.randn(shape, generator=generator)
 
     def step(tokens, state):
-        state.tokens = torch.cat([state.tokens, tokens[:, None]], dim=1)
-        before = state.tokens[:, -2] if state.tokens.shape[1] > 2 else torch.zeros_like(tokens)
-        return logits[state.tokens[:, 0], state.tokens.shape[1] - 2, before, tokens]
+        previous = state.tokens[-1] if state.tokens else torch.zeros_like(tokens)
+        logits = table[state.source, len(state.tokens), previous, tokens]
+        state.tokens.append(tokens)
+        return logits
 
-    return step, Written(torch.arange(num_sources)[:, None])
+    return step, FedTokens(torch.arange(num_sources), [])
 
 
-def test_wide_beam_finds_the_best_of_all_answers():
+def log_probability(answer):
+    """Of an answer, from the table of one source."""
+    step, state = table_decoder(1)
+    total = 0.0
+    fed = BOS
+    for token in (*answer, EOS):
+        log_probabilities = step(torch.tensor([fed]), state).log_softmax(1)
+        total += float(log_probabilities[0, token])
+        fed = token
+    return total
+
+
+def test_wide_beam_finds_all_answers():
     options = SearchOptions(beam=400, max_len=3, normalize=False)
-    (found,) = search(*table(1), 1, options)
+    (hypotheses,) = search(*table_decoder(1), 1, options)
+
     scores = {}
-    for length in range(1, 4):
-        for tokens in product((0, 3, 4, 5, 6), repeat=length):
-            step, state = table(1)
-            total = 0.0
-            for fed, token in zip((0, *tokens), (*tokens, 2), strict=True):
-                total += float(step(torch.tensor([fed]), state).log_softmax(1)[0, token])
-            scores[(*tokens, 2)] = total
-    assert {one.tokens for one in found} <= set(scores)
-    assert len(found) == len(scores) == 5 + 25 + 125
-    assert found[0].tokens == max(scores, key=scores.__getitem__)
-    assert [one.score for one in found] == pytest.approx([scores[one.tokens] for one in found], abs=1e-4)
+    for length in (1, 2, 3):
+        for answer in product((0, 3, 4, 5, 6), repeat=length):
+            scores[(*answer, EOS)] = log_probability(answer)
+    assert len(hypotheses) == len(scores) == 5 + 25 + 125
+    ranked = sorted(scores, key=scores.get, reverse=True)
+    assert hypotheses[0].tokens == ranked[0]
+    expected = [scores[hypothesis.tokens] for hypothesis in hypotheses]
+    assert scores_of(hypotheses) == pytest.approx(expected, abs=1e-4)
 
 
 def test_answer_does_not_depend_on_batch_mates():
     options = SearchOptions(beam=3, max_len=6)
-    many = search(*table(4), 4, options)
-    step, state = table(4)
-    for source, expected in enumerate(many):
-        (alone,) = search(step, state.select(torch.tensor([source])), 1, options)
-        assert alone == expected
-    assert len({row[0].tokens for row in many}) > 1
+    together = search(*table_decoder(4), 4, options)
+
+    step, state = table_decoder(4)
+    for source, expected in enumerate(together):
+        alone = search(step, state.select([source]), 1, options)
+        assert alone == [expected]
+    assert len({hypotheses[0].tokens for hypotheses in together}) > 1
 
 
 def test_nothing_allowed_gives_nothing():
-    assert search(*table(1), 1, SearchOptions(beam=2), allowed=lambda answer: [1]) == [[]]
+    options = SearchOptions(beam=2)
+    assert search(*table_decoder(1), 1, options, allowed=lambda answer: [PAD]) == [[]]
 
 
 def test_blocked_repetition_lets_an_answer_end():
     """Also where the forced prefix holds eos, as the source of a fine-tuned classifier does."""
-    (found,) = search(*table(1), 1, SearchOptions(beam=2, max_len=2, no_repeat_ngram=1), prefixes=[[5, 2]])
-    assert len(found) == 2
-    for one in found:
-        assert one.tokens[:2] == (5, 2)
-        assert one.tokens[-1] == 2
-        assert len(set(one.tokens[2:-1]) - {0, 5}) == len(one.tokens[2:-1])
+    options = SearchOptions(beam=2, max_len=2, no_repeat_ngram=1)
+    (hypotheses,) = search(*table_decoder(1), 1, options, prefixes=[[5, EOS]])
+
+    assert len(hypotheses) == 2
+    for hypothesis in hypotheses:
+        assert hypothesis.tokens[:2] == (5, EOS)
+        assert hypothesis.tokens[-1] == EOS
+        answer = hypothesis.tokens[2:-1]
+        assert len(set(answer) - {BOS, 5}) == len(answer)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name"),
     [
-        ({"beam": 0}, "beam is 0"),
-        ({"min_len": 5, "max_len": 4}, "min_len 5 is above"),
-        ({"temperature": 0.0}, "temperature is 0"),
+        ({"beam": 0}, "beam"),
+        ({"min_len": 5, "max_len": 4}, "min_len"),
+        ({"temperature": 0.0}, "temperature"),
     ],
 )
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
+def test_wrong_options_are_refused(options, name):
+    with pytest.raises(UserError, match=name):
         SearchOptions(**options)

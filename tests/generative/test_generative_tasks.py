@@ -9,11 +9,12 @@ from onepeace.errors import UserError
 from onepeace.generative.tasks import Task, read_tasks
 from onepeace.hub.folder import TASKS
 
-WORDS = {"text": "A red-hot  Bus", "premise": "Buses, twice"}
+ITEM = {"text": "A red-hot  Bus", "premise": "Buses, twice", "box": "<bin_1><bin_2><bin_3><bin_4>"}
 SOURCES = {
     "caption": " what does the image describe?",
     "answer": " a red hot bus?",
     "ground": ' which region does the text " a red hot bus " describe?',
+    "describe": "  what does the region describe? region: <bin_1><bin_2><bin_3><bin_4>",
     "entail": ' does the image describe " a red hot bus "?',
     "entail_premise": ' can image and text1 " buses, twice " imply text2 " a red hot bus "?',
     "match": ' does the image describe " a red hot bus "?',
@@ -25,60 +26,67 @@ SOURCES = {
 
 
 def test_built_in_prompts_are_the_released_ones():
-    tasks = read_tasks()
-    assert {name: task.source(WORDS) for name, task in tasks.items() if name != "describe"} == SOURCES
-    source = tasks["describe"].source({"box": "<bin_1><bin_2><bin_3><bin_4>"})
-    assert source == "  what does the region describe? region: <bin_1><bin_2><bin_3><bin_4>"
+    assert {name: task.source(ITEM) for name, task in read_tasks().items()} == SOURCES
 
 
-def test_settings_of_a_row_are_changed_one_by_one(tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "answer: {decoder_prompt: source, search: {beam: 3}}\n"
-        "entail: {choices: {so: 'yes'}}\n"
-        "match: null\n"
-        "colour: {prompt: 'what colour is the {thing}?', choices: [red, blue], answer: choice}\n",
-        encoding="utf-8",
-    )
-    before, tasks = read_tasks(), read_tasks(file)
-    search = replace(before["answer"].search, beam=3)
-    assert tasks["answer"] == replace(before["answer"], decoder_prompt="source", search=search)
-    assert tasks["entail"].labels == {"so": "yes"}
-    assert "match" in before
-    assert "match" not in tasks
-    assert tasks["colour"].source({"thing": "{bus}"}) == " what colour is the {bus}?"
-    assert tasks["colour"].labels == {"red": "red", "blue": "blue"}
+@pytest.fixture
+def tasks_file(tmp_path):
+    return tmp_path / TASKS
 
 
-def test_written_tasks_are_read_again(tmp_path):
+def test_settings_of_a_built_in_task_are_changed_one_by_one(tasks_file):
+    tasks_file.write_text("answer: {decoder_prompt: source, search: {beam: 3}}\n", encoding="utf-8")
+    built_in = read_tasks()["answer"]
+    search = replace(built_in.search, beam=3)
+    assert read_tasks(tasks_file)["answer"] == replace(built_in, decoder_prompt="source", search=search)
+
+
+def test_choices_of_a_built_in_task_are_replaced(tasks_file):
+    tasks_file.write_text("entail: {choices: {so: 'yes'}}\n", encoding="utf-8")
+    assert read_tasks(tasks_file)["entail"].labels == {"so": "yes"}
+
+
+def test_null_removes_a_task(tasks_file):
+    tasks_file.write_text("match: null\n", encoding="utf-8")
+    assert set(read_tasks()) - set(read_tasks(tasks_file)) == {"match"}
+
+
+def test_task_of_a_file(tasks_file):
+    row = "colour: {prompt: 'what colour is the {thing}?', choices: [red, blue], answer: choice}\n"
+    tasks_file.write_text(row, encoding="utf-8")
+    task = read_tasks(tasks_file)["colour"]
+    assert task.source({"thing": "{bus}"}) == " what colour is the {bus}?"
+    assert task.labels == {"red": "red", "blue": "blue"}
+
+
+def test_written_tasks_are_read_again(tasks_file):
     tasks = {"mine": Task("a {b}", answer="choice", image=None, choices=["x", "y"]), **read_tasks()}
-    write_config(tasks, tmp_path / TASKS)
-    assert read_tasks(tmp_path / "tasks.yaml") == tasks
+    write_config(tasks, tasks_file)
+    assert read_tasks(tasks_file) == tasks
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "words"),
     [
         ("{promt: x}", "caption.promt is not a field; did you mean caption.prompt"),
         ("{search: {beam: 0}}", "search.beam is 0"),
         ("{prompt: 'a {b'}", "expected '}'"),
-        ("{prompt: '{image}'}", "{image} is not the name of a field"),
+        ("{prompt: '{image}'}", "{image}"),
         ("{image: {sizes: 12}}", "image.sizes is not a setting; did you mean size"),
         ("{image: {mean: 0.5}}", "image {'mean': 0.5}: "),
     ],
 )
-def test_mistake_in_a_file_is_named(tmp_path, row, message):
-    file = tmp_path / "tasks.yaml"
-    file.write_text(f"caption: {row}\n", encoding="utf-8")
+def test_mistake_in_a_file_is_named(tasks_file, row, words):
+    tasks_file.write_text(f"caption: {row}\n", encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        read_tasks(file)
-    assert str(caught.value).startswith(f"{file}: ")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+        read_tasks(tasks_file)
+    message = str(caught.value)
+    assert message.startswith(f"{tasks_file}: ")
+    assert words in message
+    assert "\n" not in message
 
 
-def test_item_without_the_field_is_refused():
-    with pytest.raises(UserError, match=r"needs a text for \{text\}, and the item has nothing"):
-        read_tasks()["ground"].source({})
-    with pytest.raises(UserError, match=r"a text for \{text\}, and the item has int"):
-        read_tasks()["ground"].source({"text": 3})
+@pytest.mark.parametrize(("item", "content"), [({}, "nothing"), ({"text": 3}, "int")])
+def test_item_without_the_text_of_a_prompt(item, content):
+    with pytest.raises(UserError, match=rf"\{{text\}}.* {content}"):
+        read_tasks()["ground"].source(item)

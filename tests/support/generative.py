@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -19,10 +20,22 @@ from onepeace.hub import weights
 from onepeace.hub.resolve import BUNDLED
 from onepeace.ofa.model import OFA
 from onepeace.processors.tokenizer import read_tokenizer, train_bpe
+from onepeace.special_ids import PAD
 
 FOLDER = golden_ofa.FOLDER
 SAMPLES = FOLDER.parents[2] / "data" / "samples"
 PICTURES = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+NUM_CODES = 16
+NUM_BINS = 50
+
+
+class GoldenInputs(NamedTuple):
+    ids: torch.Tensor
+    """Sources (3, 11), padded."""
+    pixels: torch.Tensor
+    """(3, 3, 64, 64)"""
+    prompts: list[list[int]]
+    """What the decoder begins with, by source."""
 
 
 @cache
@@ -37,11 +50,12 @@ def golden_json(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def golden_inputs() -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
-    """Sources (3, 11), pictures (3, 3, 64, 64), and the decoder prompt of each source."""
-    found = load_file(FOLDER / "generate.safetensors")
-    prompts = [[one for one in row if one != 1] for row in found["prefix_tokens"].tolist()]
-    return found["src_tokens"], found["patch_images"], prompts
+def golden_inputs() -> GoldenInputs:
+    tensors = load_file(FOLDER / "generate.safetensors")
+    prompts = []
+    for prefix in tensors["prefix_tokens"]:
+        prompts.append(prefix[prefix != PAD].tolist())
+    return GoldenInputs(tensors["src_tokens"], tensors["patch_images"], prompts)
 
 
 @cache
@@ -52,9 +66,15 @@ def small_tokenizer() -> Tokenizer:
 @cache
 @torch.inference_mode(False)
 def small_ofa() -> OFA:
-    """A model of that vocabulary with 16 codes and 50 bins; its weights are large enough that answers differ."""
-    sizes = {"num_words": small_tokenizer().get_vocab_size(), "num_codes": 16, "num_bins": 50, "num_positions": 96}
-    module = OFA(OFAConfig(**{**golden_ofa.SIZES, **sizes}))
+    """A model of that vocabulary; its weights are random, and large enough that answers differ."""
+    sizes = {
+        **golden_ofa.SIZES,
+        "num_words": small_tokenizer().get_vocab_size(),
+        "num_codes": NUM_CODES,
+        "num_bins": NUM_BINS,
+        "num_positions": 96,
+    }
+    module = OFA(OFAConfig(**sizes))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -67,17 +87,14 @@ def small_ofa() -> OFA:
 
 def small_generator() -> Generator:
     """Its answers end early, and pictures are small."""
-    module, tasks = small_ofa(), read_tasks(FOLDER.parents[1] / "support" / "small_tasks.yaml")
-    config = module.config
-    vocabulary = Vocabulary(small_tokenizer(), config.num_words, mask=True, num_codes=config.num_codes, num_bins=50)
-    return Generator(PromptReader(module, PICTURES), vocabulary, tasks)
+    vocabulary = Vocabulary.of(small_ofa().config, small_tokenizer())
+    tasks = read_tasks(FOLDER.parents[1] / "support" / "small_tasks.yaml")
+    return Generator(PromptReader(small_ofa(), PICTURES), vocabulary, tasks)
 
 
 def save_small_ofa(folder: Path) -> Path:
     """The folder of that model, with the built-in tasks."""
-    config = Config(small_ofa().config, {"image": PICTURES}, architecture="ofa")  # type: ignore[arg-type]
-    tokenizer = BUNDLED / "tiny" / "tokenizer.json"
-    return weights.save(folder, small_ofa(), config, tokenizer=tokenizer, card="random weights, for tests\n")
+    return _save(folder, small_ofa(), BUNDLED / "tiny" / "tokenizer.json")
 
 
 def save_trainable_ofa(folder: Path) -> Path:
@@ -86,8 +103,19 @@ def save_trainable_ofa(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = folder.with_suffix(".tokenizer.json")
     train_bpe(captions, 400).save(str(tokenizer))
-    sizes = {"num_words": 400, "num_codes": 16, "num_bins": 50, "num_positions": 300}
+
+    sizes = {
+        **golden_ofa.SIZES,
+        "stem_depths": (1, 1, 1),
+        "num_words": 400,
+        "num_codes": NUM_CODES,
+        "num_bins": NUM_BINS,
+        "num_positions": 300,
+    }
     torch.manual_seed(0)
-    module = OFA(OFAConfig(**{**golden_ofa.SIZES, "stem_depths": (1, 1, 1), **sizes}))
+    return _save(folder, OFA(OFAConfig(**sizes)), tokenizer)
+
+
+def _save(folder: Path, module: OFA, tokenizer: Path) -> Path:
     config = Config(module.config, {"image": PICTURES}, architecture="ofa")  # type: ignore[arg-type]
-    return weights.save(folder, module, config, tokenizer=tokenizer, card="fresh weights, for tests\n")
+    return weights.save(folder, module, config, tokenizer=tokenizer, card="for tests\n")
