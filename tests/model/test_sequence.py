@@ -7,89 +7,151 @@ from onepeace.model import StemOutput, TokenSequence, TokenSpan
 from onepeace.model.encoder import attention_bias
 from onepeace.model.sequence import padding
 
+HEADS = 3
 
-def sequence(key, length, batch=2, padded=0, heads=3, own=1):
-    """One span; ``padded`` tokens at the end of item 0 are padding; ``own`` bucket matrices."""
+
+def sequence(key, length, padded=0, matrices=1):
+    """Two items of one modality; ``padded`` tokens at the end of the first are padding."""
     mask = None
     if padded:
-        mask = torch.zeros(batch, length, dtype=torch.bool)
-        mask[0, length - padded :] = True
-    table = torch.randn(length * length, heads)
-    buckets = torch.arange(length * length).view(1, length, length).expand(own, -1, -1)
-    return TokenSequence(torch.randn(batch, length, 4), mask, (TokenSpan(key, 0, length),), (buckets,), ([table],))
+        mask = padding(torch.tensor([length - padded, length]), length)
+    buckets = torch.arange(length * length).view(1, length, length)
+    return TokenSequence(
+        tokens=torch.randn(2, length, 4),
+        padding_mask=mask,
+        spans=(TokenSpan(key, 0, length),),
+        buckets=(buckets.expand(matrices, -1, -1),),
+        tables=([torch.randn(length * length, HEADS)],),
+    )
 
 
-def test_concat_then_split_is_the_identity():
-    parts = [sequence("a", 3), sequence("b", 5, padded=2), sequence("c", 1)]
+def sequence_without_table(key, length, mask=None):
+    return TokenSequence(
+        tokens=torch.zeros(2, length, 4),
+        padding_mask=mask,
+        spans=(TokenSpan(key, 0, length),),
+        buckets=(None,),
+        tables=([],),
+    )
+
+
+@pytest.fixture
+def parts():
+    return [sequence("a", 3), sequence("b", 5, padded=2), sequence("c", 1)]
+
+
+def test_concat_then_split(parts):
     whole = TokenSequence.concat(parts)
+
     assert whole.spans == (TokenSpan("a", 0, 3), TokenSpan("b", 3, 8), TokenSpan("c", 8, 9))
-    for part in parts:
-        (span,) = part.spans
-        assert torch.equal(whole.split(whole.tokens)[span.key], part.tokens)
-        assert torch.equal(whole.split(whole.padding_mask)[span.key], part.dense_mask())
+    tokens = whole.split(whole.tokens)
+    masks = whole.split(whole.padding_mask)
+    for key, part in zip("abc", parts, strict=True):
+        assert torch.equal(tokens[key], part.tokens)
+        assert torch.equal(masks[key], part.dense_mask())
+
+
+def test_concat_of_concatenated(parts):
     nested = TokenSequence.concat([TokenSequence.concat(parts[:2]), parts[2]])
+    whole = TokenSequence.concat(parts)
     assert nested.spans == whole.spans
     assert torch.equal(nested.tokens, whole.tokens)
-    assert TokenSequence.concat(parts[:1]) is parts[0]
 
 
-def test_nothing_padded_stays_without_a_mask():
+def test_concat_without_padding_has_no_mask():
     assert TokenSequence.concat([sequence("a", 3), sequence("b", 2)]).padding_mask is None
-    stem = StemOutput(torch.zeros(3, 4, 2), padding(torch.tensor([2, 4, 2]), 4), (4,))
-    assert stem.padding_mask.sum(1).tolist() == [2, 0, 2]
-    alone = stem.take(torch.tensor([0, 2]), [2, 2])
-    assert (alone.padding_mask, alone.grid, alone.tokens.shape) == (None, (2,), (2, 2, 2))
 
 
-def test_shapes_are_checked():
-    tokens, spans, buckets = torch.zeros(2, 4, 3), (TokenSpan("a", 0, 4),), torch.zeros(1, 4, 4, dtype=torch.long)
-    TokenSequence(tokens, None, spans, (buckets,), ([],))
-    with pytest.raises(ValueError, match=r"padding_mask \(2, 3\) does not fit tokens \(2, 4\)"):
-        TokenSequence(tokens, torch.zeros(2, 3, dtype=torch.bool), spans, (buckets,), ([],))
-    for wrong in ((), (TokenSpan("a", 0, 3),), (TokenSpan("a", 0, 2), TokenSpan("b", 3, 4)), (TokenSpan("a", 1, 4),)):
-        count = len(wrong)
-        with pytest.raises(ValueError, match=r"do not tile 0\.\.4"):
-            TokenSequence(tokens, None, wrong, (None,) * count, ([],) * count)
-    with pytest.raises(ValueError, match=r"buckets \(1, 3, 3\) do not fit"):
-        TokenSequence(tokens, None, spans, (buckets[:, :3, :3],), ([],))
-    with pytest.raises(ValueError, match=r"buckets \(3, 4, 4\) do not fit"):
-        TokenSequence(tokens, None, spans, (buckets.expand(3, -1, -1),), ([],))
-    with pytest.raises(ValueError, match="2 bucket matrices, 1 tables, 1 spans"):
-        TokenSequence(tokens, None, spans, (buckets, None), ([],))
+def test_stem_output_without_padding_after_take():
+    mask = padding(torch.tensor([2, 4, 2]), 4)
+    assert mask.sum(1).tolist() == [2, 0, 2]
+    stem = StemOutput(torch.zeros(3, 4, 2), mask, grid=(4,))
+    taken = stem.take(torch.tensor([0, 2]), [2, 2])
+    assert taken.padding_mask is None
+    assert taken.grid == (2,)
+    assert taken.tokens.shape == (2, 2, 2)
+
+
+FIELDS = {
+    "tokens": torch.zeros(2, 4, 3),
+    "padding_mask": None,
+    "spans": (TokenSpan("a", 0, 4),),
+    "buckets": (torch.zeros(1, 4, 4, dtype=torch.long),),
+    "tables": ([],),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("padding_mask", torch.zeros(2, 3, dtype=torch.bool)),
+        ("buckets", (torch.zeros(1, 3, 3),)),
+        ("buckets", (torch.zeros(3, 4, 4),)),
+        ("buckets", (torch.zeros(1, 4, 4), None)),
+    ],
+)
+def test_shapes_that_do_not_fit(name, value):
+    TokenSequence(**FIELDS)
+    with pytest.raises(ValueError, match=name.removesuffix("s")):
+        TokenSequence(**{**FIELDS, name: value})
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        (),
+        (TokenSpan("a", 0, 3),),
+        (TokenSpan("a", 1, 4),),
+        (TokenSpan("a", 0, 2), TokenSpan("b", 3, 4)),
+    ],
+)
+def test_spans_that_do_not_tile_the_tokens(spans):
+    empty = {"buckets": (None,) * len(spans), "tables": ([],) * len(spans)}
+    with pytest.raises(ValueError, match="tile"):
+        TokenSequence(**{**FIELDS, **empty, "spans": spans})
 
 
 def test_bias_is_one_broadcast_while_nothing_is_dropped():
-    assert attention_bias(sequence("a", 4)).shape == (1, 3, 4, 4)
-    joint = attention_bias(TokenSequence.concat([sequence("a", 4), sequence("b", 2)]))
-    assert joint.shape == (1, 3, 6, 6)
-    assert attention_bias(sequence("a", 4, padded=1)).shape == (2, 3, 4, 4)
-    assert attention_bias(sequence("a", 4, own=2)).shape == (2, 3, 4, 4)
+    assert attention_bias(sequence("a", 4)).shape == (1, HEADS, 4, 4)
+    joint = TokenSequence.concat([sequence("a", 4), sequence("b", 2)])
+    assert attention_bias(joint).shape == (1, HEADS, 6, 6)
+    assert attention_bias(sequence("a", 4, padded=1)).shape == (2, HEADS, 4, 4)
+    assert attention_bias(sequence("a", 4, matrices=2)).shape == (2, HEADS, 4, 4)
+
+
+def bias_by_loops(parts):
+    """Within a modality that of its table, across modalities 0, and no item attends to its padding."""
+    length = sum(part.tokens.shape[1] for part in parts)
+    bias = torch.zeros(2, HEADS, length, length)
+    start = 0
+    for part in parts:
+        stop = start + part.tokens.shape[1]
+        for row in range(2):
+            if part.tables[0]:
+                buckets = part.buckets[0].expand(2, -1, -1)[row]
+                for query in range(start, stop):
+                    for key in range(start, stop):
+                        bucket = buckets[query - start, key - start]
+                        bias[row, :, query, key] = part.tables[0][0][bucket]
+            bias[row, :, :, start:stop][:, :, part.dense_mask()[row]] = -torch.inf
+        start = stop
+    return bias
 
 
 def test_bias_equals_loops():
-    parts = [sequence("a", 3, own=2), sequence("b", 4, padded=2), sequence("c", 2)]
-    # One modality may have no table: it is neither favoured nor hidden.
-    bare = TokenSequence(torch.zeros(2, 2, 4), None, (TokenSpan("d", 0, 2),), (None,), ([],))
-    whole = TokenSequence.concat([*parts, bare])
-    found = attention_bias(whole)
-    assert found.shape == (2, 3, 11, 11)
-    starts = [span.start for span in whole.spans]
-    for b in range(2):
-        for i in range(11):
-            for j in range(11):
-                query, key = (max(s for s, start in enumerate(starts) if start <= place) for place in (i, j))
-                expected = torch.zeros(3)
-                if query == key < 3:
-                    buckets = parts[query].buckets[0]
-                    row = buckets[b % len(buckets), i - starts[query], j - starts[query]]
-                    expected = parts[query].tables[0][0][row]
-                if whole.padding_mask[b, j]:
-                    expected = torch.full((3,), -torch.inf)
-                assert torch.equal(found[b, :, i, j], expected)
+    """One modality may have no table: it is neither favoured nor hidden."""
+    parts = [
+        sequence("a", 3, matrices=2),
+        sequence("b", 4, padded=2),
+        sequence("c", 2),
+        sequence_without_table("d", 2),
+    ]
+    assert torch.equal(attention_bias(TokenSequence.concat(parts)), bias_by_loops(parts))
 
 
-def test_stack_without_tables_still_masks():
-    bare = TokenSequence(torch.zeros(1, 3, 4), None, (TokenSpan("a", 0, 3),), (None,), ([],))
-    assert attention_bias(bare) is None
-    padded = TokenSequence(bare.tokens, torch.tensor([[False, False, True]]), bare.spans, (None,), ([],))
-    assert attention_bias(padded).flatten().tolist() == [0.0, 0.0, -torch.inf]
+def test_bias_without_tables_still_masks():
+    assert attention_bias(sequence_without_table("a", 3)) is None
+    padded = sequence_without_table("a", 3, padding(torch.tensor([2, 3]), 3))
+    bias = attention_bias(padded)
+    assert bias[0].flatten().tolist() == [0.0, 0.0, -torch.inf]
+    assert bias[1].flatten().tolist() == [0.0, 0.0, 0.0]

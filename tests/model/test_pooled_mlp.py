@@ -1,0 +1,151 @@
+"""Features of a pretrained stem in place of raw input, and the MLP on them that is added to CLS before and after the
+blocks."""
+
+import pytest
+import torch
+from support.golden_cases import assert_near
+from support.small_models import CONVS, small_model
+from torch.nn import functional as F
+
+from onepeace.data.batch import Batch
+from onepeace.train.passes import Passes
+
+IMAGE = {"stem": "timm", "name": "test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2}
+AUDIO = {"stem": "aisfx", "width": 2, "num_buckets": 6, **CONVS}
+MODALITIES = pytest.mark.parametrize("key", ["image", "audio"])
+
+
+def stem_model(cls_hidden=20):
+    """Pictures and sounds with stems of random weights."""
+    pooling = {"mean_cls": True, "cls_hidden": cls_hidden, "cls_dropout": 0.5}
+    adapters = {
+        "image": {**IMAGE, **pooling},
+        "audio": {**AUDIO, **pooling},
+    }
+    return small_model(adapters=adapters, projections=tuple(adapters), decoder=None)
+
+
+@pytest.fixture
+def model():
+    return stem_model()
+
+
+@pytest.fixture
+def batches(model):
+    """Features by modality; the second sound has one token."""
+    channels = model.adapters["image"].stem.proj.in_features
+    return {
+        "image": {"features": torch.randn(2, 1, 5, channels)},
+        "audio": {"features": torch.randn(2, 5, 16), "lengths": torch.tensor([5, 1])},
+    }
+
+
+def raw_input(key):
+    if key == "image":
+        return {"pixels": torch.randn(2, 3, 64, 96)}
+    return {"waveform": torch.randn(2, 40000), "lengths": torch.tensor([40000, 21000])}
+
+
+@MODALITIES
+@pytest.mark.parametrize("cls_hidden", [0, 20])
+@torch.inference_mode()
+def test_features_give_the_vectors_of_raw_input(key, cls_hidden):
+    model = stem_model(cls_hidden)
+    adapter = model.adapters[key]
+    raw = raw_input(key)
+    batch = {"features": adapter.stem_features(raw)}
+    if "lengths" in raw:
+        batch["lengths"] = adapter.token_lengths(raw)
+    second = adapter.take(batch, torch.tensor([1]))
+
+    assert torch.equal(adapter.token_lengths(batch), adapter.token_lengths(raw))
+    expected = model({key: raw})[key]
+    assert_near(model({key: batch})[key], expected, 1e-6)
+    assert_near(model({key: second})[key], expected[1:], 1e-6)
+
+
+@MODALITIES
+@torch.inference_mode()
+def test_terms_are_an_mlp_of_mean_and_maximum(model, batches, key):
+    """Of the item's own features, without padding."""
+    mlp = model.adapters[key].cls_mlp
+    terms = model.adapters[key].stem_tokens(batches[key]).pooled
+
+    for row in range(2):
+        features = batches[key]["features"][row].flatten(0, -2)
+        if key == "audio":
+            features = features[: batches[key]["lengths"][row]]
+        pooled = torch.cat([features.mean(0), features.amax(0)])
+        hidden = F.gelu(mlp.fc1(mlp.norm(pooled)))
+        expected = mlp.fc2(hidden).view(2, -1)
+        assert expected.std(dim=1).min() > 0.1
+        assert_near(terms[row], expected, 1e-4)
+
+
+def visible_tokens(hide):
+    if not hide:
+        return None
+    return torch.tensor(
+        [
+            [0, 1, 3],
+            [0, 1, -1],
+        ]
+    )
+
+
+@MODALITIES
+@pytest.mark.parametrize("hide", [False, True])
+@torch.inference_mode()
+def test_first_term_is_added_before_the_blocks(model, batches, key, hide):
+    adapter = model.adapters[key]
+    stem = adapter.stem_tokens(batches[key])
+    keep = visible_tokens(hide)
+    cls = adapter(stem, keep).tokens[:, 0]
+    without = adapter(stem._replace(pooled=None), keep).tokens[:, 0]
+    assert_near(cls - without, stem.pooled[:, 0], 1e-4)
+
+
+@MODALITIES
+@pytest.mark.parametrize("hide", [False, True])
+@torch.inference_mode()
+def test_second_term_is_added_after_the_blocks(model, batches, key, hide):
+    """Normalised, so that it is as long as CLS."""
+    stem = model.adapters[key].stem_tokens(batches[key])
+    keep = {key: visible_tokens(hide)}
+    first_only = stem.pooled.clone()
+    first_only[:, 1] = 0.0
+    features = model.encode({key: stem}, keep)[key]
+    without = model.encode({key: stem._replace(pooled=first_only)}, keep)[key]
+
+    second = F.layer_norm(stem.pooled[:, 1], features.cls.shape[1:])
+    assert_near(features.cls - without.cls, second, 1e-4)
+    assert torch.equal(features.tokens[:, 1:], without.tokens[:, 1:])
+
+
+@MODALITIES
+@torch.inference_mode()
+def test_terms_do_not_depend_on_batch_mates(model, batches, key):
+    batch = batches[key]
+    vectors = model({key: batch})[key]
+    grouped = Passes(model, Batch({key: batch}), max_padding=0.1).embedding(key)
+    second = model.adapters[key].take(batch, torch.tensor([1]))
+    assert_near(grouped, vectors, 1e-5)
+    assert_near(model({key: second})[key], vectors[1:], 1e-5)
+
+
+def rows_with_the_second_term_alone(model, batch):
+    stem = model.stems({"audio": batch})
+    second = stem["audio"].pooled[:, 1]
+    cls = model.encode(stem)["audio"].cls
+    return torch.isclose(cls, F.layer_norm(second, second.shape[1:])).all(dim=1)
+
+
+def test_drop_path_leaves_the_second_term_alone_in_training(model):
+    mlp = model.adapters["audio"].cls_mlp
+    mlp.drop_path.rate = 0.5
+    mlp.dropout.p = 0.0
+    batch = {"features": torch.randn(50, 4, 16)}
+
+    assert not rows_with_the_second_term_alone(model, batch).any()
+    model.train()
+    assert 10 < rows_with_the_second_term_alone(model, batch).sum() < 40
