@@ -2,24 +2,32 @@
 
 import pytest
 import torch
+from support.golden_cases import assert_near
 from support.small_models import small_model
 from torch._dynamo.testing import CompileCounter
 
 from onepeace import compiling
 
 
-def ids(batch, length):
-    return {"text": {"ids": torch.randint(3, 40, (batch, length), generator=torch.Generator().manual_seed(length))}}
+def text_batch(count, length):
+    generator = torch.Generator().manual_seed(length)
+    return {"text": {"ids": torch.randint(3, 40, (count, length), generator=generator)}}
+
+
+@pytest.fixture
+def model():
+    return small_model("text")
 
 
 @torch.no_grad()
-def test_one_graph_serves_all_lengths_and_batches():
-    model, counter = small_model("text").eval(), CompileCounter()
-    inputs = [ids(3, 5), ids(4, 9), ids(2, 9)]
-    expected = [model(one)["text"] for one in inputs]
+def test_one_graph_serves_all_lengths_and_batches(model):
+    batches = [text_batch(3, 5), text_batch(4, 9), text_batch(2, 9)]
+    expected = [model(batch)["text"] for batch in batches]
+    counter = CompileCounter()
     for block in model.blocks:
         block.compile(dynamic=True, fullgraph=True, backend=counter)
-    torch.testing.assert_close([model(one)["text"] for one in inputs], expected)
+    for batch, vectors in zip(batches, expected, strict=True):
+        assert_near(model(batch)["text"], vectors, 1e-6)
     assert counter.frame_count == 1
 
 
@@ -29,29 +37,28 @@ def is_compiled(model):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_compiled_vectors_are_the_same(monkeypatch):
+def test_compiled_vectors_are_the_same(model, monkeypatch):
     monkeypatch.setattr(compiling, "MIN_WIDTH", 1)
-    model = small_model("text").eval()
-    expected = [model(ids(3, length))["text"] for length in (5, 9)]
+    batches = [text_batch(3, 5), text_batch(3, 9)]
+    expected = [model(batch)["text"] for batch in batches]
     compiling.compile_blocks(model)
     assert is_compiled(model)
-    found = [model(ids(3, length))["text"] for length in (5, 9)]
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    for batch, vectors in zip(batches, expected, strict=True):
+        assert_near(model(batch)["text"], vectors, 1e-6)
 
 
-@pytest.mark.parametrize(("width", "said"), [(1, "compiler"), (10_000, "10000")])
-def test_where_it_does_not_pay_it_says_why(monkeypatch, caplog, width, said):
+@pytest.mark.parametrize(("width", "reason"), [(1, "compiler"), (10_000, "10000")])
+def test_compiling_that_does_not_pay(model, monkeypatch, caplog, width, reason):
     monkeypatch.setattr(compiling, "MIN_WIDTH", width)
     monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: False)
-    compiling.compile_blocks(model := small_model("text"))
+    compiling.compile_blocks(model)
     assert not is_compiled(model)
-    assert said in caplog.text
+    assert reason in caplog.text
     assert len(caplog.records) == 1
 
 
-def test_a_model_that_will_be_on_a_gpu_needs_no_compiler_for_a_cpu(monkeypatch):
+def test_compiling_for_a_gpu_needs_no_compiler_for_a_cpu(model, monkeypatch):
     monkeypatch.setattr(compiling, "MIN_WIDTH", 1)
     monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: False)
-    model = small_model("text")
     assert compiling.pays_off(model, torch.device("cuda"))
     assert not compiling.pays_off(model, torch.device("cpu"))

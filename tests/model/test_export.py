@@ -13,17 +13,26 @@ from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 
 
+def batch_of_items(key, numbers):
+    return together(item(key, number) for number in numbers)
+
+
 @pytest.mark.parametrize(
     "variant",
-    ["video", *(pytest.param(name, marks=pytest.mark.slow) for name in ("image", "audio", "audio with mel stem"))],
+    [
+        "video",
+        pytest.param("image", marks=pytest.mark.slow),
+        pytest.param("audio", marks=pytest.mark.slow),
+        pytest.param("audio with mel stem", marks=pytest.mark.slow),
+    ],
 )
 def test_exported_branch_equals_eager_at_other_sizes(variant):
     key = VARIANTS[variant][0]
-    example = together(item(key, i) for i in (0, 1, 2))
+    example = batch_of_items(key, [0, 1, 2])
     branch = Branch(small_model(variant, decoder=None, depth=1), key, list(example))
     exported = trace(branch, example).module()
     for numbers in ((3, 4), (1, 5, 2, 4, 3)):
-        batch = together(item(key, number) for number in numbers)
+        batch = batch_of_items(key, numbers)
         assert distances(exported, branch, batch)[VECTORS] < 1e-5
 
 
@@ -31,9 +40,15 @@ def test_exported_branch_equals_eager_at_other_sizes(variant):
 @pytest.mark.parametrize("key", ["image", "text", "audio"])
 def test_branches_of_the_bundled_model(key):
     config = read_config(BUNDLED / "tiny")
-    adapters = {key: config.model.adapters[key]}
-    small_config = replace(config.model, adapters=adapters, projections=(key,), depth=1, decoder=None)
-    model = randomise(OnePeace(small_config)).eval()
-    example, batch = examples(key, PROCESSORS[key].from_config(config.processors[key], BUNDLED / "tiny"))
-    branch = Branch(model, key, list(example))
-    assert distances(trace(branch, example).module(), branch, batch)[VECTORS] < 1e-5
+    shallow = replace(
+        config.model,
+        adapters={key: config.model.adapters[key]},
+        projections=(key,),
+        depth=1,
+        decoder=None,
+    )
+    processor = PROCESSORS[key].from_config(config.processors[key], BUNDLED / "tiny")
+    example, batch = examples(key, processor)
+    branch = Branch(randomise(OnePeace(shallow)).eval(), key, list(example))
+    exported = trace(branch, example).module()
+    assert distances(exported, branch, batch)[VECTORS] < 1e-5

@@ -14,6 +14,8 @@ from support.golden_cases import (
     text_rows,
 )
 
+from onepeace.special_ids import PAD
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -44,47 +46,56 @@ def test_each_modality_matches_golden(model, embed, batch, key):
 
 @torch.no_grad()
 def test_text_alone_matches_golden(model, embed):
-    for item, row in enumerate(embed.inputs["text"]):
-        batch = {"text": {"ids": row[None, : int((row != 1).sum())]}}
-        assert_near(model.features(batch)["text"], embed.outputs[f"text_alone_{item}_tokens"], TOKENS)
-        assert_near(model(batch)["text"], embed.outputs[f"text_alone_{item}_embed"], UNIT)
+    for number, ids in enumerate(embed.inputs["text"]):
+        batch = {"text": {"ids": ids[None, ids != PAD]}}
+        assert_near(model.features(batch)["text"], embed.outputs[f"text_alone_{number}_tokens"], TOKENS)
+        assert_near(model(batch)["text"], embed.outputs[f"text_alone_{number}_embed"], UNIT)
 
 
 @torch.no_grad()
 def test_audio_in_a_padded_batch_matches_the_original_alone(model, embed):
     lengths = embed.inputs["audio_lengths"]
     batch = {"audio": {"waveform": embed.inputs["audio_padded"], "lengths": lengths}}
-    tokens, vectors = model.features(batch)["audio"], model(batch)["audio"]
-    for item in range(3):
-        expected = embed.outputs[f"audio_alone_{item}_tokens"]
-        assert expected.shape[1] == 2 + (int(lengths[item]) - FIELD) // HOP
-        assert_near(tokens[item : item + 1, : expected.shape[1]], expected, TOKENS)
-        assert_near(vectors[item : item + 1], embed.outputs[f"audio_alone_{item}_embed"], UNIT)
+    tokens = model.features(batch)["audio"]
+    vectors = model(batch)["audio"]
+    for number, length in enumerate(lengths.tolist()):
+        num_tokens = 2 + (length - FIELD) // HOP
+        expected = embed.outputs[f"audio_alone_{number}_tokens"]
+        assert_near(tokens[number, None, :num_tokens], expected, TOKENS)
+        assert_near(vectors[number, None], embed.outputs[f"audio_alone_{number}_embed"], UNIT)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "text", "other"), [("vl", "joint_text", "image"), ("al", "joint_audio_text", "audio")]
-)
-def test_joint_pass_matches_golden(model, embed, batch, name, text, other):
-    ids = embed.inputs[text]
-    inputs = {"pixels": embed.inputs["joint_image"].float()} if other == "image" else batch[other]
-    tokens = model.features({other: inputs, "text": text_batch(ids)})
-    assert_near(tokens["text"], embed.outputs[f"{name}_text_tokens"], TOKENS, text_rows(ids))
-    assert_near(tokens[other], embed.outputs[f"{name}_{other}_tokens"], TOKENS)
+def test_joint_pass_of_picture_and_text_matches_golden(model, embed):
+    ids = embed.inputs["joint_text"]
+    pixels = embed.inputs["joint_image"].float()
+    tokens = model.features({"image": {"pixels": pixels}, "text": text_batch(ids)})
+    assert_near(tokens["text"], embed.outputs["vl_text_tokens"], TOKENS, text_rows(ids))
+    assert_near(tokens["image"], embed.outputs["vl_image_tokens"], TOKENS)
+
+
+@torch.no_grad()
+def test_joint_pass_of_sound_and_text_matches_golden(model, embed, batch):
+    ids = embed.inputs["joint_audio_text"]
+    tokens = model.features({"audio": batch["audio"], "text": text_batch(ids)})
+    assert_near(tokens["text"], embed.outputs["al_text_tokens"], TOKENS, text_rows(ids))
+    assert_near(tokens["audio"], embed.outputs["al_audio_tokens"], TOKENS)
 
 
 @torch.no_grad()
 def test_enlarged_picture_matches_golden():
     """A model of 64 pixels read for 96: bias table resampled at load, positions on the fly."""
-    resized = case("resized")
-    batch = {"image": {"pixels": resized.inputs["image"].float()}}
+    golden = case("resized")
+    batch = {"image": {"pixels": golden.inputs["image"].float()}}
     model = golden_model("image", projections=True, options={"image": {"bias_grid": 6}}).eval()
-    assert_near(model.adapters["image"].bias_tables[0], resized.outputs["rel_pos_table_4_to_6"], 1e-6)
-    assert_near(model.adapters["image"].pos_embed((6, 6))[0], resized.outputs["pos_embed_4_to_6_on_the_fly"], 1e-6)
-    assert_near(model.features(batch)["image"], resized.outputs["image_tokens"], TOKENS)
-    assert_near(model(batch)["image"], resized.outputs["image_embed"], UNIT)
-    assert_near(model(batch)["image"], resized.outputs["image_embed_resized_at_load"], UNIT)
+    adapter = model.adapters["image"]
+    assert_near(adapter.bias_tables[0], golden.outputs["rel_pos_table_4_to_6"], 1e-6)
+    assert_near(adapter.pos_embed((6, 6))[0], golden.outputs["pos_embed_4_to_6_on_the_fly"], 1e-6)
+
+    vectors = model(batch)["image"]
+    assert_near(model.features(batch)["image"], golden.outputs["image_tokens"], TOKENS)
+    assert_near(vectors, golden.outputs["image_embed"], UNIT)
+    assert_near(vectors, golden.outputs["image_embed_resized_at_load"], UNIT)
 
 
 @pytest.mark.parametrize(("stored", "used", "after"), [(5.2, 100.0, 4.605170249938965), (-0.3, 1.0, 0.0)])

@@ -31,47 +31,55 @@ TASKS = {
 }
 
 
-def run(task):
-    """The model, its logits and its loss, backward done."""
-    found = case(task)
-    passes, (head, loss_of) = head_passes(task), TASKS[task]
+def backward(task):
+    """The model, its logits and its loss, whose gradients the model has then."""
+    passes = head_passes(task)
+    head, loss_of = TASKS[task]
     types = {"text": {"num_types": 1}, "image": {"num_types": 2}} if len(passes) > 1 else {}
     model = golden_model(
-        " ".join(passes[0]), bias_per_block=True, logit_scale=False, options=types, extra=found.weights,
+        " ".join(passes[0]),
+        bias_per_block=True,
+        logit_scale=False,
+        options=types,
+        extra=case(task).weights,
         heads={"classifier": {"kind": "classifier", **head}},
-    )  # fmt: skip
+    )
     logits = model.predict(*passes)
-    loss = loss_of(logits, found.inputs["target"])
+    loss = loss_of(logits, case(task).inputs["target"])
     loss.backward()
-    return model, logits.detach(), loss
+    return model, logits.detach(), loss.detach()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_head_matches_golden(task):
-    found = case(task)
-    model, logits, loss = run(task)
-    assert_near(logits, found.outputs["logits"], TOKENS)
-    assert_near(loss.reshape(1), found.outputs["loss"], LOSS)
-    assert_gradients_match(model, found.grads, found.info["grad_norm"])
+    model, logits, loss = backward(task)
+    golden = case(task)
+    assert_near(logits, golden.outputs["logits"], TOKENS)
+    assert_near(loss.reshape(1), golden.outputs["loss"], LOSS)
+    assert_gradients_match(model, golden.grads, golden.info["grad_norm"])
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_head_gradient_matches_golden(shared, task):
-    found = case(task, shared / "golden")
-    model, _, _ = run(task)
-    assert_gradients_match(model, found.grads, found.info["grad_norm"])
+    model, _, _ = backward(task)
+    golden = case(task, shared / "golden")
+    assert_gradients_match(model, golden.grads, golden.info["grad_norm"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [64, 96])
 def test_vision_branch_matches_golden(size):
     """Mean of the patches, no final norm of the encoder; the bias table grows with the picture."""
-    folder = case("vision_classify")
-    found, pixels = folder.outputs, folder.inputs[f"image_{size}"].float()
+    golden = case("vision_classify")
     head = {"kind": "classifier", "on": "image", "num_classes": 9, "pool": "mean", "hidden_ratio": 0}
-    options = {"image": {"bias_grid": size // 16}}
     model = golden_model(
-        "image", final_norm=False, logit_scale=False, heads={"classifier": head}, options=options, extra=folder.weights
+        "image",
+        final_norm=False,
+        logit_scale=False,
+        heads={"classifier": head},
+        options={"image": {"bias_grid": size // 16}},
+        extra=golden.weights,
     ).eval()
-    assert_near(model.features({"image": {"pixels": pixels}})["image"], found[f"features_{size}"], TOKENS)
-    assert_near(model.predict({"image": {"pixels": pixels}}), found[f"logits_{size}"], TOKENS)
+    batch = {"image": {"pixels": golden.inputs[f"image_{size}"].float()}}
+    assert_near(model.features(batch)["image"], golden.outputs[f"features_{size}"], TOKENS)
+    assert_near(model.predict(batch), golden.outputs[f"logits_{size}"], TOKENS)

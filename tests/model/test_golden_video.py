@@ -20,20 +20,33 @@ def batch():
     return {"pixels": case("vision_video").inputs["frames"].float().transpose(1, 2)}
 
 
+@pytest.fixture(scope="module")
+def cls_of_frames():
+    """The original's (B, D, frames)."""
+    return case("vision_video").outputs["features"].flatten(2)
+
+
 @torch.no_grad()
-def test_cls_of_each_frame_matches_golden(model, batch):
+def test_cls_of_each_frame_matches_golden(model, batch, cls_of_frames):
     adapter = model.adapters["video"]
-    found = encode(adapter(adapter.stem_tokens(batch)), model.blocks, model.norms)["video"]
-    golden = case("vision_video").outputs["features"]
-    assert_near(found.cls, golden.flatten(2).transpose(1, 2).flatten(0, 1), TOKENS)
+    tokens = adapter(adapter.stem_tokens(batch))
+    features = encode(tokens, model.blocks, model.norms)["video"]
+    assert_near(features.cls, cls_of_frames.transpose(1, 2).flatten(0, 1), TOKENS)
 
 
-@torch.no_grad()
-def test_item_features_are_the_mean_of_the_frames_cls_and_all_patches(model, batch):
-    features = model.encode(model.stems({"video": batch}), out_indices=[1])["video"]
-    golden = case("vision_video").outputs["features"]
-    assert_near(features.cls, golden.mean((2, 3, 4)), TOKENS)
-    assert features.grid == (4, 4, 4)
-    assert features.tokens.shape == features.intermediates[0].tokens.shape == (2, 1 + 4 * 16, 32)
-    assert features.feature_map().shape == (2, 32, 4, 4, 4)
+@pytest.fixture(scope="module")
+def item_features(model, batch):
+    with torch.no_grad():
+        return model.encode(model.stems({"video": batch}), out_indices=[1])["video"]
+
+
+def test_cls_of_an_item_is_the_mean_of_its_frames(item_features, cls_of_frames):
+    assert_near(item_features.cls, cls_of_frames.mean(2), TOKENS)
+
+
+def test_item_has_the_patches_of_all_frames(model, batch, item_features):
+    assert item_features.grid == (4, 4, 4)
+    assert item_features.tokens.shape == (2, 1 + 4 * 16, 32)
+    assert item_features.intermediates[0].tokens.shape == (2, 1 + 4 * 16, 32)
+    assert item_features.feature_map().shape == (2, 32, 4, 4, 4)
     assert model.adapters["video"].token_lengths(batch).tolist() == [64, 64]

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from support.golden_cases import assert_near
 from support.hub_layouts import to_original
 from support.reference import Reference
 from support.small_models import ALL, VARIANTS, WAVE, batch_of, every_other, item, small_model, training_batch
@@ -24,65 +25,109 @@ SIZES = {
 }
 
 
-def plain(model):
+def reference_of(model):
     """The reference with the same weights; sizes no shape tells are those of small_models."""
     weights = {to_original(name): tensor for name, tensor in model.state_dict().items() if name != "logit_scale"}
-    heads = model.config.num_heads, model.config.decoder.num_heads
-    return Reference(weights, *heads, strides=[stride for _, _, stride in WAVE["convs"]], groups=4)
+    return Reference(
+        weights,
+        heads=model.config.num_heads,
+        decoder_heads=model.config.decoder.num_heads,
+        strides=[stride for _, _, stride in WAVE["convs"]],
+        groups=4,
+    )
+
+
+def in_float64(batch):
+    for inputs in batch.values():
+        for name, tensor in inputs.items():
+            if tensor.is_floating_point():
+                inputs[name] = tensor.double()
+    return batch
+
+
+def assert_equal_rows(tokens, expected):
+    """Of an item: its tokens, and the padding after them is not compared."""
+    assert_near(tokens[: len(expected)], expected, 1e-10)
+
+
+@pytest.fixture(params=SIZES)
+def reference_case(request):
+    """A model in float64, three items in a padded batch, which of their tokens are left in, and the reference."""
+    decoder = MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}})
+    model = small_model(*ALL, decoder=decoder, **SIZES[request.param]).double()
+    batch = in_float64(batch_of(model, range(3)))
+    return model, batch, every_other(model, batch), reference_of(model)
+
+
+def reference_stems(reference, index):
+    stems = {}
+    for key in ALL:
+        (raw,) = in_float64({key: item(key, index)})[key][RAW[key]]
+        stems[key] = reference.stem(key, raw)
+    return stems
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SIZES)
-def test_equals_the_reference(name):
-    """Vectors, joint features, hidden tokens and predictions of items in a padded batch, in float64."""
-    decoder = MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}})
-    model = small_model(*ALL, decoder=decoder, **SIZES[name]).double()
-    batch = batch_of(model, range(3))
-    batch["image"]["pixels"] = batch["image"]["pixels"].double()
-    batch["audio"]["waveform"] = batch["audio"]["waveform"].double()
-    keep = every_other(model, batch)
+def test_vectors_equal_the_reference(reference_case):
+    model, batch, _, reference = reference_case
     vectors = model(batch)
-    joint = model.features(batch)
-    joint_masked = model.features(batch, keep)
-    reconstructed = model.reconstruct(model.stems(batch), keep)
-    reference = plain(model)
-    for i in (0, 2):
-        stems = {}
+    for index in (0, 2):
+        for key, stem in reference_stems(reference, index).items():
+            features = reference.encode([reference.place(key, stem)])[key]
+            assert_near(vectors[key][index], reference.embed(key, features), 1e-10)
+
+
+@torch.no_grad()
+def test_joint_features_equal_the_reference(reference_case):
+    model, batch, _, reference = reference_case
+    features = model.features(batch)
+    for index in (0, 2):
+        stems = reference_stems(reference, index)
+        expected = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
         for key in ALL:
-            raw = item(key, i)[RAW[key]][0]
-            stems[key] = reference.stem(key, raw if key == "text" else raw.double())
-            alone = reference.encode([reference.place(key, stems[key])])[key]
-            assert torch.allclose(vectors[key][i], reference.embed(key, alone), atol=1e-10, rtol=0)
-        whole = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
-        visible = {key: ids[i][ids[i] >= 0].tolist() for key, ids in keep.items()}
-        visible_items = [reference.place(key, stem, visible[key]) for key, stem in stems.items()]
-        encoded = reference.encode(visible_items)
-        lengths = {key: len(stem) + 1 for key, stem in stems.items()}
-        decoded = reference.decode(visible_items, encoded, lengths, lengths)
+            assert_equal_rows(features[key][index], expected[key])
+
+
+@torch.no_grad()
+def test_masked_features_and_predictions_equal_the_reference(reference_case):
+    model, batch, keep, reference = reference_case
+    features = model.features(batch, keep)
+    predictions = model.reconstruct(model.stems(batch), keep)
+    for index in (0, 2):
+        lengths = {}
+        visible = []
+        for key, stem in reference_stems(reference, index).items():
+            ids = keep[key][index]
+            visible.append(reference.place(key, stem, ids[ids >= 0].tolist()))
+            lengths[key] = len(stem) + 1
+        encoded = reference.encode(visible)
+        decoded = reference.decode(visible, encoded, lengths, lengths)
         for key in ALL:
-            for ours, expected in ((joint, whole), (joint_masked, encoded), (reconstructed, decoded)):
-                assert torch.allclose(ours[key][i, : len(expected[key])], expected[key], atol=1e-10, rtol=0)
+            assert_equal_rows(features[key][index], encoded[key])
+            assert_equal_rows(predictions[key][index], decoded[key])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("hide", [False, True])
-@pytest.mark.parametrize("pools", [("mean",), ("max",)], ids=" and ".join)
-def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, pools):
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize("key", ALL)
+def test_pooled_tokens_are_added_to_cls(key, pool, hide):
+    """Those that are left in, without padding."""
     model = small_model(*ALL)
     batch = batch_of(model, range(3))
-    keep = every_other(model, batch) if hide else {}
-    for key, adapter in model.adapters.items():
-        stem = model.stems(batch)[key]
-        without = adapter(stem, keep.get(key))
-        adapter.mean_cls = "mean" in pools
-        adapter.max_cls = "max" in pools
-        tokens = adapter(stem, keep.get(key)).tokens
-        assert torch.equal(tokens[:, 1:], without.tokens[:, 1:])
-        real = ~without.dense_mask()
-        for i in range(3):
-            real_tokens = without.tokens[i, 1:][real[i, 1:]]
-            pooled = real_tokens.mean(0) if "mean" in pools else real_tokens.amax(0)
-            assert torch.allclose(tokens[i, 0], without.tokens[i, 0] + pooled, atol=1e-6, rtol=0)
+    keep = every_other(model, batch)[key] if hide else None
+    adapter = model.adapters[key]
+    stem = model.stems(batch)[key]
+    without = adapter(stem, keep)
+    setattr(adapter, f"{pool}_cls", True)
+    tokens = adapter(stem, keep).tokens
+
+    assert torch.equal(tokens[:, 1:], without.tokens[:, 1:])
+    is_real = ~without.dense_mask()
+    for row in range(3):
+        visible = without.tokens[row, 1:][is_real[row, 1:]]
+        pooled = visible.mean(0) if pool == "mean" else visible.amax(0)
+        assert_near(tokens[row, 0], without.tokens[row, 0] + pooled, 1e-6)
 
 
 TERMS = terms(
@@ -110,44 +155,57 @@ def test_any_subset_of_modalities_in_any_order(keys):
     expected = part.features(batch)
     assert set(vectors) == set(features) == set(keys)
     for key in keys:
-        assert torch.allclose(vectors[key].norm(dim=1), torch.ones(2))
+        assert vectors[key].norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
         assert torch.equal(features[key], expected[key])
-        if len(keys) > 1:  # attention is shared: what the others are changes the features
-            alone = model.features({key: batch[key]})
-            assert (alone[key] - features[key])[:, 0].abs().max() > 1e-3
 
 
-def test_every_parameter_gets_a_gradient():
-    for changes in ({}, {"bias_per_block": True}):
-        model = small_model(*ALL, **changes).train()
-        losses = Objective(model, TERMS, {})(training_batch(model, batch_of(model, range(3))))
-        losses["loss"].backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, f"{name} is used by nothing"
-            assert bool(torch.isfinite(parameter.grad).all()), name
-            assert bool(parameter.grad.any()), f"the gradient of {name} is zero"
+@torch.no_grad()
+def test_joint_features_depend_on_the_other_modalities():
+    model = small_model("text", "image")
+    batch = batch_of(model, range(2))
+    joint = model.features(batch)["text"][:, 0]
+    alone = model.features({"text": batch["text"]})["text"][:, 0]
+    assert (joint - alone).abs().max() > 1e-3
+
+
+@pytest.fixture
+def training_model():
+    return small_model(*ALL).train()
+
+
+@pytest.fixture
+def step_batch(training_model):
+    return training_batch(training_model, batch_of(training_model, range(3)))
+
+
+@pytest.mark.parametrize("bias_per_block", [False, True])
+def test_every_parameter_gets_a_gradient(step_batch, bias_per_block):
+    model = small_model(*ALL, bias_per_block=bias_per_block).train()
+    Objective(model, TERMS, {})(step_batch)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        assert bool(parameter.grad.any()), name
 
 
 @pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
 def test_every_parameter_of_a_classifier_gets_a_gradient(pool):
     head = {"kind": "classifier", "on": "audio", "num_classes": 5, "pool": pool, "pooler": True}
     model = small_model("audio", projections=(), logit_scale=False, decoder=None, heads={"classifier": head})
-    batch = batch_of(model, range(6))
-    logits = model.predict(batch)
+    logits = model.predict(batch_of(model, range(6)))
     alone = model.predict({"audio": item("audio", 2)})
-    assert torch.allclose(logits[2:3], alone, atol=1e-5)
+    assert_near(logits[2:3], alone, 1e-5)
     logits.square().sum().backward()
-    # Pooling leaves out CLS: only its last norm and FFN rows can lack a gradient, and those are shared with tokens.
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
 
 
-def test_state_dict_holds_parameters_only():
-    for variant in VARIANTS:
-        model = small_model(variant)
-        batch = batch_of(model, range(3))
-        model(batch)
-        assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-        assert not list(model.buffers())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_dict_holds_parameters_only(variant):
+    model = small_model(variant)
+    model(batch_of(model, range(3)))
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    assert not list(model.buffers())
 
 
 @torch.no_grad()
@@ -164,49 +222,78 @@ def test_bias_built_once_per_pass(monkeypatch, per_block, calls):
     assert attention_bias.call_count == 2 * calls
 
 
-def test_stems_and_passes_are_made_once_per_step(monkeypatch):
-    model = small_model(*ALL).train()
-    stems, passes = [], []
-    for key, adapter in model.adapters.items():
-        run = adapter.stem_tokens
-        monkeypatch.setattr(adapter, "stem_tokens", lambda x, key=key, run=run: stems.append(key) or run(x))
-    encode, reconstruct = model.encode, model.reconstruct
-    monkeypatch.setattr(model, "encode", lambda s, k=None: passes.append(("encode", *s, bool(k))) or encode(s, k))
-    monkeypatch.setattr(model, "reconstruct", lambda s, k: passes.append(("decode", *s)) or reconstruct(s, k))
-    batch = training_batch(model, batch_of(model, range(3)))
-    Objective(model, TERMS, {}, max_padding=1.0)(batch)
-    assert sorted(stems) == sorted(ALL)
+@pytest.fixture
+def stem_sizes(training_model, monkeypatch):
+    """Numbers of items of the calls of each stem."""
+    sizes = {key: [] for key in ALL}
+
+    def record(key, adapter):
+        stem_tokens = adapter.stem_tokens
+
+        def recorded(inputs):
+            sizes[key].append(len(inputs[RAW[key]]))
+            return stem_tokens(inputs)
+
+        monkeypatch.setattr(adapter, "stem_tokens", recorded)
+
+    for key, adapter in training_model.adapters.items():
+        record(key, adapter)
+    return sizes
+
+
+@pytest.fixture
+def passes(training_model, monkeypatch):
+    """The passes that are made, as ("encode", modality, ..., whether tokens are left out)."""
+    made = []
+    encode = training_model.encode
+    reconstruct = training_model.reconstruct
+
+    def record_encode(stems, keep=None):
+        made.append(("encode", *stems, bool(keep)))
+        return encode(stems, keep)
+
+    def record_reconstruct(stems, keep):
+        made.append(("decode", *stems))
+        return reconstruct(stems, keep)
+
+    monkeypatch.setattr(training_model, "encode", record_encode)
+    monkeypatch.setattr(training_model, "reconstruct", record_reconstruct)
+    return made
+
+
+def test_stems_and_passes_are_made_once_per_step(training_model, step_batch, stem_sizes, passes):
+    Objective(training_model, TERMS, {}, max_padding=1.0)(step_batch)
+    assert stem_sizes == {"text": [3], "image": [3], "audio": [3]}
+    # Each modality and all together, whole and masked, where a decode encodes first.
     assert len(passes) == len(set(passes)) == 3 + 1 + 2 * (3 + 1)
-    stems.clear(), passes.clear()
-    Objective(model, terms({"contrastive": {}}), {}, max_padding=1.0)(batch)
-    assert sorted(stems) == sorted(ALL)
+
+
+def test_contrastive_step_encodes_each_modality_alone(training_model, step_batch, stem_sizes, passes):
+    Objective(training_model, terms({"contrastive": {}}), {}, max_padding=1.0)(step_batch)
+    assert stem_sizes == {"text": [3], "image": [3], "audio": [3]}
     assert sorted(passes) == [("encode", key, False) for key in sorted(ALL)]
 
 
-def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
-    model = small_model(*ALL).train()
-    seen = {key: [] for key in ALL}
-    for key, adapter in model.adapters.items():
-        run = adapter.stem_tokens
-        monkeypatch.setattr(
-            adapter, "stem_tokens", lambda x, key=key, run=run: seen[key].append(len(next(iter(x.values())))) or run(x)
-        )
-    batch = training_batch(model, batch_of(model, range(3)))
-    padding = Objective(model, TERMS, {}, max_padding=0.1)(batch)["padding"]
-    count = len(batch.inputs["image"]["pixels"])
-    assert {key: sum(counts) for key, counts in seen.items()} == dict.fromkeys(ALL, count)
-    assert len(seen["image"]) == 1
-    assert len(seen["audio"]) > 1
-    assert padding < 0.1 < Objective(model, TERMS, {}, max_padding=1.0)(batch)["padding"]
+def test_stem_takes_each_item_once_in_groups_of_similar_length(training_model, step_batch, stem_sizes):
+    padding = Objective(training_model, TERMS, {}, max_padding=0.1)(step_batch)["padding"]
+    assert stem_sizes["image"] == [3]
+    assert len(stem_sizes["audio"]) > 1
+    assert sum(stem_sizes["audio"]) == sum(stem_sizes["text"]) == 3
+
+    padding_of_one_group = Objective(training_model, TERMS, {}, max_padding=1.0)(step_batch)["padding"]
+    assert padding < 0.1 < padding_of_one_group
 
 
-def test_joint_teachers_cost_no_graph():
-    model = small_model(*ALL).train()
-    passes = Passes(model, training_batch(model, batch_of(model, range(3))))
-    assert not any(features.tokens.requires_grad for features in passes.joint.values())
+def test_joint_teachers_cost_no_graph(training_model, step_batch):
+    joint = Passes(training_model, step_batch).joint
+    assert joint
+    for features in joint.values():
+        assert not features.tokens.requires_grad
 
 
-def test_initialisation_is_the_released_one():
+@pytest.fixture(scope="module")
+def new_parameters():
+    """Of a model as a training begins with it."""
     config = ModelConfig(
         dim=32,
         embed_dim=24,
@@ -218,61 +305,86 @@ def test_initialisation_is_the_released_one():
         projections=ALL,
         decoder=MaskedDecoderConfig(16, 1, 2, 24),
     )
-    model = OnePeace(config)
-    for name, parameter in model.named_parameters():
-        x = parameter.detach()
-        if name == "logit_scale":
-            assert x == pytest.approx(math.log(1 / 0.07))
-        elif "bias_tables" in name or (name.endswith("bias") and "pos_conv" not in name):
-            assert not x.any(), name
-        elif name.endswith("gain"):
-            assert bool((x == 0.01).all()), name
-        elif "norm" in name:
-            assert bool((x == 1).all()), name
-        elif "conv" not in name:
-            assert x.abs().max() <= 0.02, name
-            assert 0.005 < x[x != 0].std() < 0.015, name
+    torch.manual_seed(0)
+    return {name: parameter.detach() for name, parameter in OnePeace(config).named_parameters()}
+
+
+def is_constant(name):
+    if "pos_conv" in name:
+        return False
+    return name.endswith(("bias", "gain", "logit_scale")) or "bias_tables" in name or "norm" in name
+
+
+def test_constants_of_a_new_model(new_parameters):
+    assert new_parameters["logit_scale"] == pytest.approx(math.log(1 / 0.07))
+    for name, tensor in new_parameters.items():
+        if name == "logit_scale" or not is_constant(name):
+            continue
+        expected = 0.0
+        if name.endswith("gain"):
+            expected = 0.01
+        elif "norm" in name and not name.endswith("bias"):
+            expected = 1.0
+        assert bool((tensor == expected).all()), name
+
+
+def test_weights_of_a_new_model(new_parameters):
+    for name, tensor in new_parameters.items():
+        if is_constant(name):
+            continue
+        if "conv" in name:
+            assert tensor.std() > 0.02, name
         else:
-            assert x.std() > 0.02, name
-    assert not model.adapters["text"].token_embed.weight[1].any()
+            assert tensor.abs().max() <= 0.02, name
+            assert 0.005 < tensor[tensor != 0].std() < 0.015, name
+    assert not new_parameters["adapters.text.token_embed.weight"][1].any()
 
 
 def test_spread_of_the_initial_weights_is_an_option():
-    fields = {"adapters": {"text": VARIANTS["text"][1]}, "projections": ("text",)}
-    weight = OnePeace(ModelConfig(32, 24, 2, 4, 48, init_std=0.08, **fields)).blocks[0].ffn["text"].up.weight
+    adapters = {"text": VARIANTS["text"][1]}
+    config = ModelConfig(32, 24, 2, 4, 48, init_std=0.08, adapters=adapters, projections=("text",))
+    weight = OnePeace(config).blocks[0].ffn["text"].up.weight
     assert 0.06 < weight.abs().max() <= 0.08
 
 
 @torch.no_grad()
-def test_drop_path_drops_whole_samples_in_training_only():
-    model = small_model("image", drop_path=0.6, depth=2)
-    batch = batch_of(model, [0] * 64)
-    assert torch.equal(model(batch)["image"], small_model("image", depth=2)(batch)["image"])
-    model.train()
-    rates = [block.drop_path.rate for block in model.blocks]
-    assert rates == pytest.approx([0.0, 0.6])
-    branch = torch.ones(4000, 2, 3)
-    dropped = model.blocks[1].drop_path(branch)
-    assert dropped.unique().tolist() == pytest.approx([0.0, 2.5])
-    assert bool((dropped.amax((1, 2)) == dropped.amin((1, 2))).all())
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
-    # Equal items, 2 x 2 outcomes of the last block: no more than four different vectors.
-    assert 2 <= len(model(batch)["image"].mul(1e4).round().unique(dim=0)) <= 4
+def test_drop_path_in_evaluation_drops_nothing():
+    batch = {"image": item("image", 0)}
+    vectors = small_model("image", drop_path=0.6)(batch)["image"]
+    assert torch.equal(vectors, small_model("image")(batch)["image"])
+
+
+@torch.no_grad()
+def test_drop_path_drops_whole_samples():
+    block = small_model("image", drop_path=0.6).train().blocks[1]
+    branch = block.drop_path(torch.ones(4000, 2, 3))
+    assert branch.unique().tolist() == pytest.approx([0.0, 2.5])
+    assert torch.equal(branch.amax((1, 2)), branch.amin((1, 2)))
+    assert branch.mean().item() == pytest.approx(1.0, abs=0.1)
+
+
+@torch.no_grad()
+def test_drop_path_grows_with_depth():
+    """Equal items, 2 x 2 outcomes of the last block: no more than four different vectors."""
+    model = small_model("image", drop_path=0.6).train()
+    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0.0, 0.6])
+    vectors = model(batch_of(model, [0] * 64))["image"]
+    num_different = len(vectors.mul(1e4).round().unique(dim=0))
+    assert 2 <= num_different <= 4
 
 
 @torch.no_grad()
 def test_second_of_two_pictures_differs_by_its_kind():
-    adapters = {"image": {**VARIANTS["image"][1], "num_types": 2}}
-    model = small_model("image", adapters=adapters)
+    model = small_model(adapters={"image": {**VARIANTS["image"][1], "num_types": 2}}, projections=("image",))
     pixels = torch.cat([item("image", 0)["pixels"]] * 2)
-    type_ids = torch.tensor([0, 1])
-    tokens = model.features({"image": {"pixels": pixels, "type_ids": type_ids}})["image"]
-    first = model.features({"image": {"pixels": pixels}})["image"]
-    assert torch.equal(tokens[0], first[0])
-    assert (tokens[1] - first[1]).abs().max() > 1e-3
+    plain = model.features({"image": {"pixels": pixels}})["image"]
+    typed_batch = {"image": {"pixels": pixels, "type_ids": torch.tensor([0, 1])}}
+    typed = model.features(typed_batch)["image"]
+    assert torch.equal(typed[0], plain[0])
+    assert (typed[1] - plain[1]).abs().max() > 1e-3
+
     model.adapters["image"].type_embed[1] = 0.0
-    tokens = model.features({"image": {"pixels": pixels, "type_ids": type_ids}})["image"]
-    assert torch.allclose(tokens[1], first[1], atol=1e-6)
+    assert_near(model.features(typed_batch)["image"][1], plain[1], 1e-6)
 
 
 @torch.no_grad()
@@ -281,12 +393,20 @@ def test_final_norm_of_some_modalities():
     with_text = small_model("text", "image", final_norm=("text",))
     assert list(with_text.norms) == ["text"]
     assert with_text.load_state_dict(with_all.state_dict(), strict=False).missing_keys == []
+
     batch = batch_of(with_all, range(3))
     expected = with_all.features(batch)
     features = with_text.features(batch)
     assert torch.equal(features["text"], expected["text"])
     assert torch.equal(with_all.norms["image"](features["image"]), expected["image"])
-    image_alone = keep_modalities(Config(with_text.config), ["image"], "test").model
+
+
+def test_final_norm_of_a_modality_left_out():
+    config = small_model("text", "image", final_norm=("text",)).config
+    image_alone = keep_modalities(Config(config), ["image"], "test").model
     assert OnePeace(image_alone).norms is None
+
+
+def test_final_norm_of_an_unknown_modality():
     with pytest.raises(UserError, match="final_norm"):
         ModelConfig(adapters={"text": {}}, final_norm=("audio",))
