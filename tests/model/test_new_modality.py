@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.golden_cases import assert_near
 from support.small_models import VARIANTS, batch_of, small_model, training_batch
 from support.training import terms
 
@@ -25,42 +26,59 @@ from onepeace.model import ADAPTERS, OnePeace
 from onepeace.processors import PROCESSORS, guess
 from onepeace.train.objective import Objective
 
-FILE = Path(__file__).parents[2] / "examples" / "add_a_modality.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_modality.py"
 
 
 @pytest.fixture(scope="module")
 def example():
     """The example as a module, whose entries are taken out again."""
-    tables = [(table, dict(table)) for table in (ADAPTERS, PROCESSORS)]
-    spec = importlib.util.spec_from_file_location("add_a_modality", FILE)
+    adapters = dict(ADAPTERS)
+    processors = dict(PROCESSORS)
+    spec = importlib.util.spec_from_file_location("add_a_modality", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    for table, before in tables:
-        table.clear()
-        table.update(before)
+    ADAPTERS.clear()
+    ADAPTERS.update(adapters)
+    PROCESSORS.clear()
+    PROCESSORS.update(processors)
 
 
 @pytest.fixture(scope="module")
-def done(example, tmp_path_factory):
-    """The folder that the program wrote, and what it printed."""
-    folder = tmp_path_factory.mktemp("motion")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", [str(FILE), str(folder)])
+def folder(tmp_path_factory):
+    """Where the example writes."""
+    return tmp_path_factory.mktemp("motion")
+
+
+@pytest.fixture(scope="module")
+def printed(example, folder):
+    """What the example printed when it ran."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as stdout:
+        patch.setattr(sys, "argv", [str(EXAMPLE), str(folder)])
         example.main()
-    return folder, printed.getvalue()
+    return stdout.getvalue()
 
 
 @pytest.fixture(scope="module")
-def files(example, done):
-    """The kind of each file that the model has not seen."""
-    kinds = list(example.KINDS)
-    return {done[0] / f"new{number}.imu": kinds[number % len(kinds)] for number in range(4 * len(kinds))}
+def trained(folder, printed):
+    """The folder of the model."""
+    return folder / "run" / "model"
 
 
-@pytest.fixture
-def model(done):
-    return onepeace.load(done[0] / "run" / "model", device="cpu")
+@pytest.fixture(scope="module")
+def kinds(example):
+    return list(example.KINDS)
+
+
+@pytest.fixture(scope="module")
+def paths(folder, printed, kinds):
+    """Files that the model has not seen, one of each kind in turn."""
+    return [folder / f"new{number}.imu" for number in range(4 * len(kinds))]
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return onepeace.load(trained, device="cpu")
 
 
 @pytest.fixture
@@ -76,67 +94,91 @@ def config(example, monkeypatch):
 def test_contrast_and_denoising_train_it(config):
     """Alone and joint: every parameter learns, and the loss falls in a few steps."""
     model = OnePeace(config).train()
-    text, motion = (
-        batch_of(small_model("text"), range(3))["text"],
-        {"readings": torch.randn(3, 20, 6), "steps": torch.tensor([20, 4, 9])},
-    )
-    batch = training_batch(model, {"text": text, "motion": motion})
+    inputs = batch_of(small_model("text"), range(3))
+    inputs["motion"] = {"readings": torch.randn(3, 20, 6), "steps": torch.tensor([20, 4, 9])}
+    batch = training_batch(model, inputs)
     objective = Objective(model, terms({"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}), {})
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
-    losses = []
+    totals = []
     for _ in range(4):
-        found = objective(batch)
-        losses.append(found["loss"].item())
+        losses = objective(batch)
+        totals.append(losses["loss"].item())
         optimizer.zero_grad()
-        found["loss"].backward()
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+        losses["loss"].backward()
         optimizer.step()
-    assert {"contrastive/text+motion", "denoising/motion", "denoising/text+motion:motion"} < set(found)
-    assert losses[-1] < losses[0] - 0.1
+
+    assert totals[-1] < totals[0] - 0.1
+    assert {"contrastive/text+motion", "denoising/motion", "denoising/text+motion:motion"} < set(losses)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
 
 
-def test_new_files_are_called_what_they_are(done):
-    right, of = map(int, re.search(r"(\d+) of (\d+) new files", done[1]).groups())
-    assert right >= 0.9 * of
+def test_example_recognises_new_files(printed):
+    num_right, num_files = re.search(r"(\d+) of (\d+) new files", printed).groups()
+    assert int(num_right) >= 0.9 * int(num_files)
 
 
-def test_vectors_of_a_file_are_its_own(example, model, files):
+def test_modality_of_a_file_is_guessed(example):
     assert guess("walk.IMU", dict.fromkeys(PROCESSORS)) == "motion"
-    paths = list(files)[:5]
-    vectors = model.encode(paths)
-    assert torch.allclose(vectors.norm(dim=1), torch.ones(len(paths)), atol=1e-5)
-    assert torch.allclose(torch.cat([model.encode([path]) for path in paths]), vectors, atol=1e-5)
-    count = len(example.MotionProcessor().decode(paths[0]))
-    assert model.explain({"motion": paths[0]}, "nodding").positions.tolist() == [[i, i + 1] for i in range(count)]
 
 
-def test_commands_search_embed_and_classify_its_files_and_list_a_broken_one(done, model, files, command, tmp_path):
-    trained, folder = done[0] / "run" / "model", tmp_path / "files"
+def test_vectors_do_not_depend_on_batch_mates(model, paths):
+    vectors = model.encode(paths[:5])
+    assert vectors.norm(dim=1).tolist() == pytest.approx([1.0] * 5, abs=1e-5)
+    for path, vector in zip(paths[:5], vectors, strict=True):
+        assert_near(model.encode([path])[0], vector, 1e-5)
+
+
+def test_explanation_has_a_position_for_each_reading(example, model, paths):
+    num_readings = len(example.MotionProcessor().decode(paths[0]))
+    positions = model.explain({"motion": paths[0]}, "nodding").positions
+    assert positions.tolist() == [[reading, reading + 1] for reading in range(num_readings)]
+
+
+@pytest.fixture
+def copies(paths, tmp_path):
+    """A folder of files of motion alone."""
+    folder = tmp_path / "files"
     folder.mkdir()
-    copies = {folder / path.name: kind for path, kind in files.items()}
-    for path in copies:
-        path.write_bytes((done[0] / path.name).read_bytes())
-    kinds = sorted(set(files.values()))
-    code, out, err = command("search", folder, "--text", kinds[0], "--top", "3", "--json", model=trained)
+    for path in paths:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_search_finds_a_kind(command, trained, copies, kinds):
+    code, out, err = command("search", copies, "--text", kinds[1], "--top", "3", "--json", model=trained)
     assert code == 0, err
     hits = [json.loads(line) for line in out.splitlines()]
     assert {hit["modality"] for hit in hits} == {"motion"}
-    assert copies[Path(hits[0]["path"])] == kinds[0]
-    assert command("search", folder, "--text", kinds[0], "--html", tmp_path / "hits.html", model=trained)[0] == 0
+    number = int(Path(hits[0]["path"]).stem.removeprefix("new"))
+    assert kinds[number % len(kinds)] == kinds[1]
+
+
+def test_search_writes_a_page(command, trained, copies, kinds, tmp_path):
+    code, _, err = command("search", copies, "--text", kinds[0], "--html", tmp_path / "hits.html", model=trained)
+    assert code == 0, err
     assert "motion" in (tmp_path / "hits.html").read_text()
 
-    code, out, _ = command("classify", folder, "--labels", ",".join(kinds), "--json", model=trained)
-    assert code == 0
-    assert {Path(json.loads(line)["path"]) for line in out.splitlines()} == set(copies)
 
-    (folder / "cut.imu").write_bytes(b"IMU")
-    code, _, err = command("index", "build", tmp_path / "index", folder, model=trained)
+def test_classify_prints_every_file(command, trained, copies, kinds):
+    code, out, err = command("classify", copies, "--labels", ",".join(kinds), "--json", model=trained)
+    assert code == 0, err
+    classified = {json.loads(line)["path"] for line in out.splitlines()}
+    assert classified == {str(path) for path in copies.iterdir()}
+
+
+def test_index_lists_a_broken_file_and_exports_the_others(command, trained, model, copies, paths, tmp_path):
+    (copies / "cut.imu").write_bytes(b"IMU")
+    index = tmp_path / "index"
+    code, _, err = command("index", "build", index, copies, model=trained)
     assert code == 1
     assert "cut.imu" in err
-    assert main(["index", "export", str(tmp_path / "index"), "-o", str(tmp_path / "vectors.npz")]) == 0
-    written = np.load(tmp_path / "vectors.npz")
-    assert set(map(Path, written["paths"])) == set(copies)
-    assert np.allclose(written["vectors"], model.encode(list(written["paths"])), atol=1e-5)
+
+    assert main(["index", "export", str(index), "-o", str(tmp_path / "vectors.npz")]) == 0
+    exported = np.load(tmp_path / "vectors.npz")
+    assert {Path(path).name for path in exported["paths"]} == {path.name for path in paths}
+    vectors = model.encode(list(exported["paths"]))
+    assert np.allclose(exported["vectors"], vectors, atol=1e-5)
 
 
 # From the command line
@@ -144,39 +186,42 @@ def test_commands_search_embed_and_classify_its_files_and_list_a_broken_one(done
 
 def onepeace_command(*arguments):
     """The command in a process of its own, which knows nothing of the modality unless told."""
-    command = [sys.executable, "-m", "onepeace", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "onepeace", *(str(argument) for argument in arguments)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process
 
 
-def test_import_in_a_recipe_trains_the_modality_and_import_option_uses_it(done, files, tmp_path):
-    folder = done[0]
-    recipe = tmp_path / "recipe.yaml"
-    file = os.path.relpath(FILE, tmp_path)
-    recipe.write_text(f"base: {folder / 'recipe.yaml'}\nimports: [{file}]\n")
-    overrides = [f"data.root={folder}", f"run.out={tmp_path / 'run'}", "schedule.steps=3", "run.workers=1"]
-    trained = onepeace_command("train", recipe, *overrides)
-    assert trained.returncode == 0, trained.stderr
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["imports"] == [str(FILE)]
-
-    path = next(iter(files))
-    arguments = ["classify", path, "--labels", "nodding,shaken hard", "--model", tmp_path / "run" / "model"]
-    classified = onepeace_command("--import", FILE, *arguments)
-    assert classified.returncode == 0, classified.stderr
-    assert path.name in classified.stdout
-
-    resumed = onepeace_command("train", tmp_path / "run" / "recipe.yaml", "schedule.steps=4")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on from step 3" in resumed.stderr
+@pytest.fixture(scope="module")
+def imported_run(folder, printed, tmp_path_factory):
+    """A run of three steps whose recipe names the example by a path relative to itself."""
+    out = tmp_path_factory.mktemp("imported")
+    recipe = out / "recipe.yaml"
+    recipe.write_text(f"base: {folder / 'recipe.yaml'}\nimports: [{os.path.relpath(EXAMPLE, out)}]\n")
+    overrides = [f"data.root={folder}", f"run.out={out / 'run'}", "schedule.steps=3", "run.workers=1"]
+    onepeace_command("train", recipe, *overrides)
+    return out / "run"
 
 
-def test_a_model_whose_modality_is_not_imported_is_one_line_that_names_the_option(done, files, command, monkeypatch):
-    monkeypatch.delitem(ADAPTERS, "motion")
-    trained = done[0] / "run" / "model"
-    code, _, err = command("classify", next(iter(files)), "--labels", "nodding,still", model=trained)
+def test_import_in_a_recipe_resumes(imported_run):
+    recipe = imported_run / "recipe.yaml"
+    assert yaml.safe_load(recipe.read_text())["imports"] == [str(EXAMPLE)]
+    resumed = onepeace_command("train", recipe, "schedule.steps=4")
+    assert "step 3" in resumed.stderr
+
+
+def test_import_option_classifies(imported_run, paths):
+    options = ["--labels", "nodding,shaken hard", "--model", imported_run / "model"]
+    classified = onepeace_command("--import", EXAMPLE, "classify", paths[0], *options)
+    assert paths[0].name in classified.stdout
+
+
+@pytest.mark.parametrize(("table", "word"), [(ADAPTERS, "modality"), (PROCESSORS, "processor")])
+def test_modality_that_is_not_imported(trained, paths, command, monkeypatch, table, word):
+    """The message names the option."""
+    monkeypatch.delitem(table, "motion")
+    code, _, err = command("classify", paths[0], "--labels", "nodding,still", model=trained)
     assert code == 1
-    assert re.search(rf"{trained}: no modality 'motion'; known: text, .*; --import FILE\.py, or imports", err)
-    monkeypatch.undo()
-    monkeypatch.delitem(PROCESSORS, "motion")
-    code, _, err = command("classify", next(iter(files)), "--labels", "nodding,still", model=trained)
-    assert code == 1
-    assert re.search(r"no processor of 'motion'; known: image, .*; --import FILE\.py, or imports", err)
+    assert re.search(rf"{word}.* 'motion'.*--import", err)
+    if table is ADAPTERS:
+        assert str(trained) in err
