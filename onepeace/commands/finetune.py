@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.finetune.folder import ABOUT
+    from onepeace.finetune.folder import IDENTITY
     from onepeace.finetune.report import as_text, best, commands_to_try, notes
     from onepeace.finetune.run import FineTuning
     from onepeace.finetune.split import read_summary
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         results = tuning.run(args.force)
     except KeyboardInterrupt:
         args.kept = "nothing was written"
-        if (args.output / ABOUT).exists():
+        if (args.output / IDENTITY).exists():
             without = " without --force" if args.force else ""
             args.kept = f"finished stages and checkpoints are kept; run the same command again{without} to resume"
         raise

@@ -58,7 +58,7 @@ class Answers:
 def answers(
     model: Embedder,
     data: Path,
-    kinds: Sequence[str],
+    combinations: Sequence[str],
     labels: Sequence[str],
     heads: Mapping[str, str],
     part: str = VAL,
@@ -67,13 +67,13 @@ def answers(
 
     Args:
         data: folder of the shards.
-        kinds: modalities of the samples, such as "image+text".
+        combinations: combinations of the modalities of samples, such as "image+text".
         labels: the class names; empty for samples with captions.
         heads: the model's heads by modality; for a modality without one, the zero-shot answers are used for both.
         part: "val", which is held out, or "choose".
     """
     results: list[Answers] = []
-    for modalities in kinds:
+    for modalities in combinations:
         samples = samples_of(data, modalities, part)
         if labels:
             results += _class_answers(model, modalities, samples, labels, heads)

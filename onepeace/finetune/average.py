@@ -18,7 +18,7 @@ from onepeace.files.atomic import write_text_atomic
 
 AVERAGE = "average.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-UNTRIED = 0.5
+DEFAULT_SHARE = 0.5
 """Share used if there are too few items to choose one by (recommended in the paper)."""
 
 
@@ -28,7 +28,7 @@ class Average:
 
     share: float
     items: int = 0
-    """Number of items that the share was chosen on; 0 = not chosen, but `UNTRIED`, or 1 with a new head."""
+    """Number of items that the share was chosen on; 0 = not chosen, but `DEFAULT_SHARE`, or 1 with a new head."""
     scores: dict[str, float] = field(default_factory=dict)
     """Score by share: the mean of the mean reciprocal ranks of all directions and sets."""
 

@@ -11,9 +11,13 @@ from onepeace.errors import UsageError
 from onepeace.files.globs import Globs
 from onepeace.files.lock import LOCK
 
-ABOUT = "finetune.json"
+IDENTITY = "finetune.json"
 FIELDS = ("source", "columns", "split", "model", "set", "group", "compare")
-"""Fields of `ABOUT`, which say of what the fine-tuning is."""
+"""Fields of `IDENTITY` that must be the same for a call to resume."""
+RECIPE = "settings.json"
+"""The recipe of a training method."""
+FROZEN = "frozen"
+"""Folder of the outputs of frozen stems, which all methods share."""
 WRITTEN = """
 /finetune.json
 /data/parts.json
@@ -51,6 +55,16 @@ step-*
 """Files that a fine-tuning writes, as lines of a .gitignore file."""
 
 
+def method_folder(out: Path, method: str) -> Path:
+    """The folder of a training method: that of the fine-tuning if only one ("") is used, else one in it."""
+    return out / method if method else out
+
+
+def check_is_fine_tuning(out: Path) -> None:
+    """Raise `UsageError` if there is something in a folder that is not a fine-tuning."""
+    read_identity(out)
+
+
 def read_identity(out: Path) -> dict[str, Any] | None:
     """What the fine-tuning in a folder is of; None if the folder is new or empty.
 
@@ -62,11 +76,13 @@ def read_identity(out: Path) -> dict[str, Any] | None:
     if not out.exists() or set(os.listdir(out)) <= {LOCK}:
         return None
     try:
-        identity = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+        identity = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         identity = None
     if not isinstance(identity, dict) or not set(FIELDS) <= identity.keys():
-        raise UsageError(f"{out}: holds no {ABOUT} of a fine-tuning, so it will not be replaced; name another folder")
+        raise UsageError(
+            f"{out}: holds no {IDENTITY} of a fine-tuning, so it will not be replaced; name another folder"
+        )
     return identity
 
 
@@ -107,7 +123,7 @@ def _described(
 
 def check_only_ours(out: Path) -> None:
     """Raise `UsageError` if a folder has a file that no fine-tuning writes."""
-    written = Globs(WRITTEN.splitlines(), ABOUT)
+    written = Globs(WRITTEN.splitlines(), IDENTITY)
     for path in _files(out):
         if not written.matches(path.relative_to(out).as_posix()):
             raise UsageError(f"{path}: not a file of the fine-tuning; --force would delete it, so move it elsewhere")

@@ -15,10 +15,10 @@ from onepeace.datasets.arrow import is_arrow
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
 from onepeace.finetune.answers import HEAD, Answers, samples_of, score
+from onepeace.finetune.auto_recipe import head_names
 from onepeace.finetune.average import Average
 from onepeace.finetune.figures import Gain, by_class, confident_errors, confusions, gains
 from onepeace.finetune.groups import FILE
-from onepeace.finetune.settings import head_names
 from onepeace.finetune.split import VAL, SplitSummary
 from onepeace.hub.folder import read_config
 from onepeace.processors import ImageProcessor
@@ -45,10 +45,10 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one way to train."""
+    """Result of one training method."""
 
-    way: str
-    """A key of `WAYS`, or "" if only one was trained."""
+    method: str
+    """A key of `METHODS`, or "" if only one was trained."""
     folder: Path
     recipe: Recipe
     average: Average
@@ -74,20 +74,20 @@ class Errors:
 def notes(summary: SplitSummary) -> list[str]:
     """How to read the figures, and for which files they hold."""
     intervals = (
-        f"In parentheses: 95 % intervals, by a bootstrap over groups of {summary.kind_of_groups} (few groups give wide "
-        "ones). That of a figure is for as many other files, that of a gain is paired. A model without a head chooses "
-        "by the class names."
+        f"In parentheses: 95 % intervals, by a bootstrap over groups of {summary.meaning_of_groups} (few groups "
+        "give wide ones). That of a figure is for as many other files, that of a gain is paired. A model without a "
+        "head chooses by the class names."
     )
     return [intervals, LATER_FILES]
 
 
 def table(results: Sequence[Result]) -> list[Row]:
-    """The figures of the held-out part: the head, and a row for each figure; a column for each of several ways."""
+    """The figures of the held-out part: the head, and a row for each figure; a column for each of several methods."""
     if len(results) == 1:
         return _table_of_one(results[0])
-    rows: list[Row] = [("set", "metric", "before", *(result.way for result in results))]
-    gains_by_way = [gains(result.before, result.after) for result in results]
-    for gains_of_figure in zip(*gains_by_way, strict=True):
+    rows: list[Row] = [("set", "metric", "before", *(result.method for result in results))]
+    gains_by_method = [gains(result.before, result.after) for result in results]
+    for gains_of_figure in zip(*gains_by_method, strict=True):
         first = gains_of_figure[0]
         figures = [str(gain.after) for gain in gains_of_figure]
         rows.append((first.set, first.metric, str(first.before), *figures))
@@ -133,7 +133,7 @@ def write_report(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
-        title=f"Fine-tuning on {source.name}" + (f" ({result.way})" if result.way else ""),
+        title=f"Fine-tuning on {source.name}" + (f" ({result.method})" if result.method else ""),
         model=model,
         result=result,
         summary=summary,
@@ -213,11 +213,11 @@ def _sets_of_errors(
 ) -> list[Errors]:
     """The errors of each set: of the head in sets of classes, else of the searches by items."""
     sets = []
-    for kind in summary.kinds(VAL):
-        samples = samples_of(data, kind)
+    for modalities in summary.combinations(VAL):
+        samples = samples_of(data, modalities)
         for before, after in zip(result.before, result.after, strict=True):
             is_shown = after.set.endswith(HEAD) if summary.labels else after.modality != "text"
-            if after.modalities != kind or not is_shown:
+            if after.modalities != modalities or not is_shown:
                 continue
             if after.labels:
                 sets.append(_class_errors(samples, after))

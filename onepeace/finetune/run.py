@@ -1,7 +1,7 @@
 """Fine-tuning on a user's data, from reading it to the report. Finished stages are kept: the same call resumes.
 
-The stages are: read and split the data (split.py); measure the initial model (answers.py); and in each way to train
-(settings.py), train, average (stages.py), measure and report (report.py).
+The stages are: read and split the data (split.py); measure the initial model (answers.py); and by each training method
+(auto_recipe.py), train, average (stages.py), measure and report (report.py).
 """
 
 import dataclasses
@@ -21,12 +21,22 @@ from onepeace.errors import UserError, need
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.lock import locked
 from onepeace.finetune.answers import read_answers
+from onepeace.finetune.auto_recipe import METHODS, auto_recipe, head_names, trained
 from onepeace.finetune.average import AVERAGE, read_average
-from onepeace.finetune.folder import ABOUT, check_only_ours, check_same, clear, read_identity
+from onepeace.finetune.folder import (
+    FROZEN,
+    IDENTITY,
+    RECIPE,
+    check_is_fine_tuning,
+    check_only_ours,
+    check_same,
+    clear,
+    method_folder,
+    read_identity,
+)
 from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import Result, write_report
-from onepeace.finetune.settings import WAYS, auto_recipe, head_names, trained
 from onepeace.finetune.split import SUMMARY, SplitSummary, divide, read_summary, write_shards
 from onepeace.finetune.stages import average_weights, is_trained, measure, trained_model
 from onepeace.hub.fingerprint import fingerprint
@@ -40,7 +50,6 @@ from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
 BEFORE = "before.jsonl"
 AFTER = "after.jsonl"
 FAILURES_SHOWN = 3
@@ -48,8 +57,19 @@ FAILURES_SHOWN = 3
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A fine-tuning in a folder: data/ (shards), before.jsonl; and for each way to train, in the folder itself, or if
-    there are several, in a subfolder, the files of the run, average.json, after.jsonl, report.html and model/.
+    """A fine-tuning, and the folder that holds all its files:
+
+    * finetune.json: the source, model and options, by which a later call knows that it may resume (folder.py).
+    * data/: the shards of the parts, and parts.json, their summary.
+    * before.jsonl: answers of the initial model to the held-out part.
+    * frozen/: outputs of frozen stems, computed once.
+    * For each training method, in a subfolder of its name if several are compared, else in the folder itself:
+
+      * settings.json: the recipe, as the first call chose it.
+      * recipe.yaml, log.jsonl, step-N/: files of the training run (train/).
+      * tuned/: the trained model, until its weights are averaged.
+      * average.json, model/: the choice of the weights, and the new model.
+      * after.jsonl, report.html: answers of the new model, and the report.
 
     Args:
         source: the user's folder or table.
@@ -57,9 +77,9 @@ class FineTuning:
         model: initial model: a name or a folder.
         overrides: fields of the recipe, such as "optim.lr=1e-4".
         group: regular expression for the common part of the paths of files that belong together (groups.py).
-        compare: train in each of `WAYS`, on the same parts of the data.
-        say: called with a line for the user at each stage.
-        columns: names of columns that are called differently, by their content, such as {"text": "sentence"}.
+        compare: train by each of `METHODS`, on the same parts of the data.
+        say: called with a line for the user at each stage; by default a warning, which logging shows without set-up.
+        columns: the table's names of columns, by the names used here, such as {"text": "sentence"}.
         split: split of a data set that has several.
     """
 
@@ -83,37 +103,51 @@ class FineTuning:
         return model_folder(self.model) if Path(self.model).is_dir() else resolve(self.model)
 
     @property
-    def ways(self) -> list[str]:
-        """The ways to train; "" for the one that suits the model."""
-        return list(WAYS) if self.compare else [""]
+    def methods(self) -> list[str]:
+        """The training methods; "" for the one that suits the model."""
+        return list(METHODS) if self.compare else [""]
 
     def run(self, overwrite: bool = False) -> list[Result]:
-        """Run all stages that are not done yet; returns the result of each way.
+        """Run all stages that are not done yet; returns the result of each method.
 
         Raises:
             UserError: nothing can be learned from the data; the folder has another fine-tuning in it, or another run
                 is writing to it.
         """
-        read_identity(self.out)  # before the lock adds a file to a folder of something else
+        check_is_fine_tuning(self.out)  # before the lock adds a file to a folder of something else
         with locked(self.out):
             summary, recipes = self._prepare(overwrite)
             self._say_plan(summary, recipes)
             if not (self.out / BEFORE).exists():
                 self.say(f"measuring {self.model}")
                 measure(self.start, self.data, summary, heads={}, path=self.out / BEFORE)
-            results = [self._result(way, recipe, summary) for way, recipe in recipes.items()]
+            results = [self._result(method, recipe, summary) for method, recipe in recipes.items()]
             for result in results:
                 write_report(result, self.source, self.model, self.data, summary)
             return results
 
     def _prepare(self, overwrite: bool) -> tuple[SplitSummary, dict[str, Recipe]]:
-        """Contents of the parts of the data, and the recipe of each way; both are read if an earlier call wrote them.
+        """Summary of the parts of the data, and the recipe of each method.
 
-        The folder is cleared and written only after data and recipes have been read and checked.
+        Both are read from the folder if an earlier call has written them, unless ``overwrite``; else they are made.
         """
         if self.compare:
-            need("peft", "lora")
-        identity = {
+            need("peft", "lora")  # one of the methods is LoRA: said before anything is trained
+        identity = self._identity()
+        earlier = read_identity(self.out)
+        if earlier is not None:
+            if overwrite:
+                self._check_can_be_cleared()
+            else:
+                check_same(self.out, earlier, identity)
+        is_split = (self.data / SUMMARY).exists()  # written last, so that all shards are there
+        if is_split and not overwrite:
+            return self._resume(identity)
+        return self._start_new(identity, overwrite)
+
+    def _identity(self) -> dict[str, object]:
+        """What finetune.json holds: all that the result depends on."""
+        return {
             "source": os.path.abspath(self.source),
             "columns": dict(self.columns),
             "split": self.split,
@@ -121,36 +155,52 @@ class FineTuning:
             "set": list(self.overrides),
             "group": self.group,
             "compare": self.compare,
-            "name": self.model,
+            "name": self.model,  # for messages; the fingerprint says whether it is the same model
         }
-        earlier = read_identity(self.out)
-        if earlier is not None and overwrite:
-            self._check_can_be_cleared()
-        elif earlier is not None:
-            check_same(self.out, earlier, identity)
-        if not overwrite and (self.data / SUMMARY).exists():
-            return self._go_on(identity)
-        with self._folder_of_cells() as unpacked:
-            return self._begin(identity, overwrite, unpacked)
 
     def _check_can_be_cleared(self) -> None:
+        """Raise an error if --force would delete the source, the initial model or a file that is not ours."""
         for needed in (self.start, self.source):
             if needed.resolve().is_relative_to(self.out.resolve()):
                 raise UserError(f"{needed} is needed, and --force would remove it; give -o another folder")
         check_only_ours(self.out)
 
-    def _go_on(self, identity: Mapping[str, object]) -> tuple[SplitSummary, dict[str, Recipe]]:
+    def _resume(self, identity: Mapping[str, object]) -> tuple[SplitSummary, dict[str, Recipe]]:
+        """Read the summary and the recipes; a recipe that is not there yet (the call was killed) is made."""
         summary = read_summary(self.data)
         self.say(f"{self.out}: the parts of an earlier call are used; --force reads {self.source} again")
         recipes = {}
-        for way in self.ways:
-            recipes[way] = self._stored_recipe(way) or self._new_recipe(way, summary)
-        self._write_settings(identity, recipes)
+        for method in self.methods:
+            recipes[method] = self._stored_recipe(method) or self._new_recipe(method, summary)
+        self._write_identity_and_recipes(identity, recipes)
+        return summary, recipes
+
+    def _start_new(self, identity: Mapping[str, object], overwrite: bool) -> tuple[SplitSummary, dict[str, Recipe]]:
+        """Read and split the data and make the recipes; only when all that went well, clear and write the folder."""
+        with self._folder_of_embedded_files() as unpacked:
+            data = read_own_data(
+                self.source,
+                list(read_config(self.start).model.adapters),
+                columns=self.columns,
+                split=self.split,
+                unpacked=unpacked,
+            )
+            split, summary = divide(data, self.source, self.group)
+            self.say(f"{self.source}: {summary.files}{_left_out(summary)}")
+            self.say(summary.described())
+            recipes = {method: self._new_recipe(method, summary) for method in self.methods}
+            if overwrite:
+                clear(self.out)
+            self._write_identity_and_recipes(identity, recipes)
+            write_shards(split, summary, self.data)
         return summary, recipes
 
     @contextmanager
-    def _folder_of_cells(self) -> Iterator[Path | None]:
-        """A temporary folder beside the output for files that lie in cells; None if the source has no such cells."""
+    def _folder_of_embedded_files(self) -> Iterator[Path | None]:
+        """A temporary folder for the files of a data set that holds them as bytes in its table; None for others.
+
+        It is beside the output, as that disk has room for the files: the shards are written there too.
+        """
         if not is_arrow(self.source):
             yield None
             return
@@ -158,56 +208,36 @@ class FineTuning:
         with tempfile.TemporaryDirectory(dir=self.out.parent, prefix=f".{self.out.name}-") as folder:
             yield Path(folder)
 
-    def _begin(
-        self, identity: Mapping[str, object], overwrite: bool, unpacked: Path | None
-    ) -> tuple[SplitSummary, dict[str, Recipe]]:
-        modalities = list(read_config(self.start).model.adapters)
-        data = read_own_data(
-            self.source,
-            modalities,
-            columns=self.columns,
-            split=self.split,
-            unpacked=unpacked,
-        )
-        split, summary = divide(data, self.source, self.group)
-        self.say(f"{self.source}: {summary.files}{_left_out(summary)}")
-        self.say(summary.described())
-        recipes = {way: self._new_recipe(way, summary) for way in self.ways}
-        if overwrite:
-            clear(self.out)
-        self._write_settings(identity, recipes)
-        write_shards(split, summary, self.data)
-        return summary, recipes
+    def _write_identity_and_recipes(self, identity: Mapping[str, object], recipes: Mapping[str, Recipe]) -> None:
+        write_text_atomic(self.out / IDENTITY, json.dumps(identity, indent=1) + "\n")
+        for method, recipe in recipes.items():
+            folder = method_folder(self.out, method)
+            folder.mkdir(exist_ok=True)
+            write_text_atomic(folder / RECIPE, json.dumps(to_plain(recipe), indent=1) + "\n")
+            self.say(f"{_prefix(method)}{_described(recipe)}")
 
-    def _write_settings(self, identity: Mapping[str, object], recipes: Mapping[str, Recipe]) -> None:
-        write_text_atomic(self.out / ABOUT, json.dumps(identity, indent=1) + "\n")
-        for way, recipe in recipes.items():
-            (self.out / way).mkdir(exist_ok=True)
-            settings = json.dumps(to_plain(recipe), indent=1)
-            write_text_atomic(self.out / way / SETTINGS, f"{settings}\n")
-            self.say(f"{_prefix(way)}{_described(recipe)}")
-
-    def _new_recipe(self, way: str, summary: SplitSummary) -> Recipe:
-        content = auto_recipe(self.start.absolute(), self.data, self.out, summary, way)
+    def _new_recipe(self, method: str, summary: SplitSummary) -> Recipe:
+        content = auto_recipe(self.start.absolute(), self.data, self.out, summary, method)
         return fitting_recipe(content, self.overrides, available_memory(choose_device()), self.say)
 
-    def _stored_recipe(self, way: str) -> Recipe | None:
-        """The recipe that the first call stored, as the available memory may differ later.
-
-        Its paths become the present ones: the folder may have been moved, or be relative to another one.
-        """
-        path = self.out / way / SETTINGS
+    def _stored_recipe(self, method: str) -> Recipe | None:
+        """The recipe that the first call stored; it is not made anew, as the available memory may differ now."""
+        path = method_folder(self.out, method) / RECIPE
         if not path.exists():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        recipe = build(Recipe, content, str(path))
-        old = Path(recipe.run.out)
-        if way:
-            old = old.parent
+        recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
+        return self._with_present_paths(recipe, method)
+
+    def _with_present_paths(self, recipe: Recipe, method: str) -> Recipe:
+        """A stored recipe with the paths of this call: the folder may have been moved since, or its path may have been
+        relative to another working directory."""
+        earlier_out = Path(recipe.run.out)
+        if method:  # run.out is the subfolder of the method
+            earlier_out = earlier_out.parent
         data = replace(recipe.data, root=str(self.data))
-        if data.frozen_folder == str(old / "frozen"):  # otherwise chosen by the user
-            data = replace(data, frozen_folder=str(self.out / "frozen"))
-        run = replace(recipe.run, out=str(self.out / way))
+        if data.frozen_folder == str(earlier_out / FROZEN):  # else the user chose it, and it stays
+            data = replace(data, frozen_folder=str(self.out / FROZEN))
+        run = replace(recipe.run, out=str(method_folder(self.out, method)))
         return replace(recipe, data=data, run=run)
 
     def _say_plan(self, summary: SplitSummary, recipes: Mapping[str, Recipe]) -> None:
@@ -217,31 +247,31 @@ class FineTuning:
         what = f"the weights of {self.model}"
         if summary.labels:
             what = f"a new classifier of {len(summary.labels)} classes and {what}"
-        ways = f" ({', '.join(recipes)})" if self.compare else ""
-        self.say(f"to do: train {what}{ways}, average them with those they had, measure, and write a report")
+        methods = f" ({', '.join(recipes)})" if self.compare else ""
+        self.say(f"to do: train {what}{methods}, average them with the initial weights, measure, and write a report")
 
     def _result(
         self,
-        way: str,
+        method: str,
         recipe: Recipe,
         summary: SplitSummary,
     ) -> Result:
-        """Train in one way, average and measure, skipping finished stages."""
+        """Train by one method, average and measure, skipping finished stages."""
         folder = Path(recipe.run.out)
         heads = head_names(summary)
         if not (folder / AVERAGE).exists():
             tuned = trained_model(recipe, self.say)
-            self.say(f"{_prefix(way)}averaging the weights")
+            self.say(f"{_prefix(method)}averaging the weights")
             average_weights(tuned, recipe, self.data, summary, heads)
         average = read_average(folder)
-        self.say(f"{_prefix(way)}weights {average.described()}")
+        self.say(f"{_prefix(method)}weights {average.described()}")
         if not (folder / AFTER).exists():
-            self.say(f"{_prefix(way)}measuring the new model")
+            self.say(f"{_prefix(method)}measuring the new model")
             measure(folder / "model", self.data, summary, heads, path=folder / AFTER)
-        for path in checkpoint_files.folders(folder):  # nothing resumes from them any more
-            checkpoint_files.remove(path)
+        for checkpoint in checkpoint_files.folders(folder):  # the training is over: nothing resumes from them
+            checkpoint_files.remove(checkpoint)
         return Result(
-            way=way,
+            method=method,
             folder=folder,
             recipe=recipe,
             average=average,
@@ -251,8 +281,9 @@ class FineTuning:
         )
 
 
-def _prefix(way: str) -> str:
-    return f"{way}: " if way else ""
+def _prefix(method: str) -> str:
+    """Begins the lines about a method if several are compared."""
+    return f"{method}: " if method else ""
 
 
 def _described(recipe: Recipe) -> str:
@@ -263,7 +294,7 @@ def _described(recipe: Recipe) -> str:
         text += ", activations computed again"
     if recipe.run.grad_cache_chunks > 1:
         text += f", each step in {recipe.run.grad_cache_chunks} parts"
-    return f"{text} (a.b=value sets another)"
+    return f"{text} (change them by a.b=value)"
 
 
 def _left_out(summary: SplitSummary) -> str:

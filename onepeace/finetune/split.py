@@ -126,7 +126,7 @@ class SplitSummary:
     files: str
     """The usable files, in words."""
     counts: dict[str, int]
-    """Number of samples by part and kind, such as "train/image+text"."""
+    """Number of samples by part and combination of modalities, such as "train/image+text"."""
     groups: int
     """Number of groups."""
     labels: list[str]
@@ -139,14 +139,14 @@ class SplitSummary:
     """Regular expression by which files were grouped (--group); without one, near copies are."""
 
     @property
-    def kind_of_groups(self) -> str:
+    def meaning_of_groups(self) -> str:
         """The groups, in words."""
         if self.pattern is None:
             return "near copies"
         return "files whose paths match --group with the same text"
 
-    def kinds(self, part: str) -> list[str]:
-        """The kinds of samples in a part, which are their modalities, such as "image+text"."""
+    def combinations(self, part: str) -> list[str]:
+        """The combinations of modalities of the samples of a part, such as "image+text"."""
         return [name.removeprefix(f"{part}/") for name in self._names(part) if self.counts[name]]
 
     def count(self, part: str) -> int:
@@ -162,7 +162,7 @@ class SplitSummary:
         if self.count(CHOOSE):
             sizes.append(f"{self.count(CHOOSE)} to choose the average by")
         sizes.append(f"{self.count(VAL)} held out")
-        text = f"{', '.join(sizes)}, in whole groups of {self.kind_of_groups} ({self.groups} groups)"
+        text = f"{', '.join(sizes)}, in whole groups of {self.meaning_of_groups} ({self.groups} groups)"
         if self.not_held_out:
             text += f"; nothing is held out of {', '.join(self.not_held_out)}, most of which is one group"
         return text

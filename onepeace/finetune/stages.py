@@ -9,7 +9,7 @@ from onepeace.device import choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.finetune.answers import answers, score, write_answers
-from onepeace.finetune.average import AVERAGE, UNTRIED, Average, choose, mixed, write_average
+from onepeace.finetune.average import AVERAGE, DEFAULT_SHARE, Average, choose, mixed, write_average
 from onepeace.finetune.split import CHOOSE, VAL, SplitSummary
 from onepeace.hub import weights
 from onepeace.hub.contents import expected
@@ -23,7 +23,7 @@ TUNED = "tuned"
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether the model in the folder of a way is trained, or further."""
+    """Whether the model in the folder of a training method is trained, or further."""
     signs = (folder / AVERAGE, folder / TUNED, folder / "model" / CONFIG)
     return any(path.exists() for path in signs)
 
@@ -65,16 +65,16 @@ def average_weights(
     config = read_config(tuned)
     start = start_weights(recipe, config, expected(config))
     new = weights.read_state(tuned)
-    kinds = summary.kinds(CHOOSE)
-    if kinds:
+    combinations = summary.combinations(CHOOSE)
+    if combinations:
         model = load(tuned, device=str(choose_device()))
 
         def score_of_current() -> float:
-            return score(answers(model, data, kinds, summary.labels, heads, CHOOSE))
+            return score(answers(model, data, combinations, summary.labels, heads, CHOOSE))
 
         average = choose(model.encoder, start, new, score_of_current, summary.count(CHOOSE))
     else:
-        average = Average(share=1.0 if heads else UNTRIED)
+        average = Average(share=1.0 if heads else DEFAULT_SHARE)
     state = {}
     for name, tensor in new.items():
         state[name] = mixed(start.get(name), tensor, average.share)
@@ -110,4 +110,4 @@ def measure(
         path: file of the answers.
     """
     embedder = load(model, device=str(choose_device()))
-    write_answers(path, answers(embedder, data, summary.kinds(VAL), summary.labels, heads))
+    write_answers(path, answers(embedder, data, summary.combinations(VAL), summary.labels, heads))

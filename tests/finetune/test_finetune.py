@@ -21,9 +21,9 @@ from onepeace.data.shards import read_source
 from onepeace.finetune import groups
 from onepeace.finetune import run as running
 from onepeace.finetune.answers import HEAD, WORDS, read_answers, write_answers
+from onepeace.finetune.auto_recipe import auto_recipe
 from onepeace.finetune.folder import check_only_ours
 from onepeace.finetune.report import as_text, commands_to_try
-from onepeace.finetune.settings import auto_recipe
 from onepeace.finetune.split import SplitSummary, read_summary
 from onepeace.hub.folder import TASKS, read_config
 from onepeace.hub.weights import expected, read_state
@@ -233,7 +233,7 @@ def test_compare_trains_each_way_on_the_same_parts(comparison, random_folder):
         assert result.report.exists()
         weights = read_state(result.folder / "model")
         changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], weights[name])}
-        assert ("blocks" in changed) == (result.way != "probe"), result.way
+        assert ("blocks" in changed) == (result.method != "probe"), result.method
 
 
 @pytest.mark.usefixtures("no_near_copies")
@@ -241,7 +241,7 @@ def test_compare_proposes_the_best_way(comparison, sounds_in_classes, finetune):
     """The answers of LoRA are made the right ones; nothing is trained anew."""
     out, results = comparison
     for result in results:
-        rank = 1 if result.way == "lora" else 2
+        rank = 1 if result.method == "lora" else 2
         answers = [replace(answers, ranks=[rank] * len(answers.ranks)) for answers in result.after]
         write_answers(result.folder / "after.jsonl", answers)
 

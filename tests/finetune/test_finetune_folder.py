@@ -12,7 +12,7 @@ from support.finetuning import QUICK, write_table
 from onepeace.files import lock
 from onepeace.finetune import run as running
 from onepeace.finetune import stages
-from onepeace.finetune.folder import ABOUT, FIELDS, check_only_ours
+from onepeace.finetune.folder import FIELDS, IDENTITY, check_only_ours
 from onepeace.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_near_copies")
@@ -83,7 +83,7 @@ def test_ctrl_c_says_whether_anything_is_kept(captions_table, finetune, out, mon
     def interrupted(tuning, overwrite):
         if is_begun:
             out.mkdir()
-            (out / ABOUT).write_text("{}")
+            (out / IDENTITY).write_text("{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running.FineTuning, "run", interrupted)
@@ -157,7 +157,7 @@ def test_full_disk_names_the_file(captions_table, finetune, out, monkeypatch):
 
     monkeypatch.setattr(running, "write_text_atomic", write_on_a_full_disk)
     err = finetune(captions_table, code=1).err
-    assert err.splitlines()[-1].startswith(f"onepeace: {out / ABOUT}: ")
+    assert err.splitlines()[-1].startswith(f"onepeace: {out / IDENTITY}: ")
 
 
 # ------------------------------------------------------------------ --force
@@ -167,7 +167,7 @@ def test_force_removes_nothing_that_the_call_needs(captions_table, random_folder
     """Neither the source nor the model, also by way of a link."""
     shutil.copytree(random_folder, out / "model")
     table = shutil.copy(captions_table, out / "table.csv")
-    (out / ABOUT).write_text(json.dumps(dict.fromkeys(FIELDS)))
+    (out / IDENTITY).write_text(json.dumps(dict.fromkeys(FIELDS)))
     link = tmp_path / "link"
     link.symlink_to(out)
 
@@ -213,7 +213,7 @@ def test_force_keeps_files_of_others(captions_table, finetune, begun, name):
 
 def test_force_needs_the_mark_of_a_fine_tuning(captions_table, finetune, out):
     out.mkdir()
-    (out / ABOUT).write_text('{"title": "notes on fine-tuning"}')
+    (out / IDENTITY).write_text('{"title": "notes on fine-tuning"}')
     (out / "thesis.txt").write_text("three years of work")
     err = finetune(captions_table, "--force", code=2).err
     assert "will not be replaced" in err

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from onepeace.finetune import memory
-from onepeace.finetune.settings import auto_recipe
+from onepeace.finetune.auto_recipe import auto_recipe
 from onepeace.finetune.split import SplitSummary
 from onepeace.plan.dry_run import StepCost
 

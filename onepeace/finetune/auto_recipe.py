@@ -1,4 +1,4 @@
-"""Settings that suit the data and the machine, as a recipe; each can be overridden on the command line."""
+"""The recipe of a fine-tuning, by its data and model; each of its fields can be overridden on the command line."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from onepeace.config import Options, merge
+from onepeace.finetune.folder import FROZEN, method_folder
 from onepeace.finetune.memory import LORA
 from onepeace.finetune.split import TRAIN, SplitSummary
 from onepeace.hub.architectures import build_encoder
@@ -47,12 +48,12 @@ AUGMENT: dict[str, Options] = {
     "audio": {"shift": True, "gain_db": 6.0, "noise": 0.2},
 }
 HEAD: Options = {"kind": "classifier", "task": "label", "pool": "cls", "hidden_ratio": 0}
-WAYS: dict[str, Options] = {
+METHODS: dict[str, Options] = {
     "probe": {"freeze": {"except": ["heads.*", "logit_scale"]}},
     "lora": LORA,
     "full": {},
 }
-"""Ways to train: only heads and projections, low-rank adapters as well, or all weights."""
+"""Training methods: only heads and projections, low-rank adapters as well, or all weights."""
 
 
 def auto_recipe(
@@ -60,22 +61,22 @@ def auto_recipe(
     data: Path,
     out: Path,
     summary: SplitSummary,
-    way: str = "",
+    method: str = "",
 ) -> Options:
     """The recipe of a fine-tuning, as plain values.
 
     Args:
         model: folder of the model to start from.
         data: folder of the shards.
-        out: folder of the fine-tuning, which has a folder for each way.
+        out: folder of the fine-tuning, which has a subfolder for each of several methods.
         summary: contents of the shards.
-        way: one of `WAYS`, or "" for the one that suits the size of the model.
+        method: one of `METHODS`, or "" for the one that suits the size of the model.
     """
     config = read_config(model)
     with torch.device("meta"):
         module = build_encoder(config)
     is_large = sum(parameter.numel() for parameter in module.parameters()) >= LARGE
-    num_samples = {kind: summary.counts[f"{TRAIN}/{kind}"] for kind in summary.kinds(TRAIN)}
+    num_samples = {key: summary.counts[f"{TRAIN}/{key}"] for key in summary.combinations(TRAIN)}
     frozen = _frozen_stems(module.adapters, _modalities(num_samples))
     recipe: dict[str, Any] = {
         "model": {"from": str(model), "drop_path": 0.1 if is_large else 0.05},
@@ -84,21 +85,21 @@ def auto_recipe(
         "optim": _optim_options(summary.labels),
         **_schedule_and_run(num_samples, LARGEST_BATCH_OF_LARGE if is_large else LARGEST_BATCH),
     }
-    recipe["run"]["out"] = str(out / way)
+    recipe["run"]["out"] = str(method_folder(out, method))
     if frozen and not is_large:
         recipe["freeze"] = [STEM.format(modality) for modality in frozen]
     if summary.labels:
         _add_heads(recipe, summary, config.model.heads)
-    if not way:
-        way = "lora" if is_large else "full"
-    return merge(recipe, WAYS[way])
+    if not method:
+        method = "lora" if is_large else "full"
+    return merge(recipe, METHODS[method])
 
 
-def _modalities(kinds: Iterable[str]) -> list[str]:
-    """The modalities in kinds of samples such as "image+text", in their order."""
+def _modalities(combinations: Iterable[str]) -> list[str]:
+    """The modalities in combinations such as "image+text", in their order."""
     modalities: dict[str, None] = {}
-    for kind in kinds:
-        modalities |= dict.fromkeys(kind.split("+"))
+    for combination in combinations:
+        modalities |= dict.fromkeys(combination.split("+"))
     return list(modalities)
 
 
@@ -118,23 +119,23 @@ def _data_options(
     summary: SplitSummary,
     frozen: Sequence[str],
 ) -> Options:
-    kinds = summary.kinds(TRAIN)
-    media = [modality for modality in _modalities(kinds) if modality != "text"]
+    combinations = summary.combinations(TRAIN)
+    media = [modality for modality in _modalities(combinations) if modality != "text"]
     templates = {}
     if summary.labels:
         templates = {modality: TEMPLATES[modality] for modality in media if modality in TEMPLATES}
     return {
         "root": str(data),
-        "train": [_source(kind, summary.labels) for kind in kinds],
+        "train": [_source(combination, summary.labels) for combination in combinations],
         "augment": {modality: AUGMENT[modality] for modality in media if modality in AUGMENT},
         "templates": templates,
         "stem_views": {modality: STEM_VIEWS for modality in media if modality in frozen},
-        "frozen_folder": str(out / "frozen"),
+        "frozen_folder": str(out / FROZEN),
     }
 
 
-def _source(kind: str, labels: Sequence[str]) -> Options:
-    source: Options = {"shards": f"{TRAIN}/{kind}-*.tar", "pair": kind.split("+")}
+def _source(combination: str, labels: Sequence[str]) -> Options:
+    source: Options = {"shards": f"{TRAIN}/{combination}-*.tar", "pair": combination.split("+")}
     if labels:
         source["targets"] = ["label"]
     return source
@@ -154,12 +155,12 @@ def _optim_options(labels: Sequence[str]) -> Options:
 
 
 def _schedule_and_run(num_samples: Mapping[str, int], largest_batch: int) -> dict[str, Options]:
-    """The sections schedule and run, by the number of training samples of each kind."""
+    """The sections schedule and run, by the number of training samples of each combination of modalities."""
     total = sum(num_samples.values())
     # At most half of the items, so that the items of a batch vary from step to step.
-    batch_size = {kind: _power_of_two(min(count // 2, largest_batch)) for kind, count in num_samples.items()}
+    batch_size = {key: _power_of_two(min(count // 2, largest_batch)) for key, count in num_samples.items()}
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, ITEMS_SEEN / total))
-    steps_per_epoch = max(count / batch_size[kind] for kind, count in num_samples.items())
+    steps_per_epoch = max(count / batch_size[key] for key, count in num_samples.items())
     steps = max(FEWEST_STEPS, round(epochs * steps_per_epoch))
     return {
         "schedule": {"steps": steps, "warmup_ratio": 0.1},
@@ -206,7 +207,7 @@ def head_names(summary: SplitSummary) -> dict[str, str]:
     """Names of the classifiers of labelled data, by the modality they read; empty without labels."""
     if not summary.labels:
         return {}
-    media = [modality for modality in _modalities(summary.kinds(TRAIN)) if modality != "text"]
+    media = [modality for modality in _modalities(summary.combinations(TRAIN)) if modality != "text"]
     if len(media) == 1:
         return {media[0]: "classifier"}
     return {modality: f"classifier_{modality}" for modality in media}
@@ -216,7 +217,7 @@ def trained(recipe: Recipe) -> str:
     """The weights that are trained, in words."""
     if recipe.lora is not None:
         return "LoRA"
-    if recipe.freeze == WAYS["probe"]["freeze"]:
+    if recipe.freeze == METHODS["probe"]["freeze"]:
         return "heads and projections"
     if not recipe.freeze:
         return "all weights"
