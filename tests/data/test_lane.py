@@ -54,18 +54,23 @@ def first_letters(keys_of_run):
     return {key[0] for key in keys_of_run}
 
 
+def runs_of(length, keys_of_lane):
+    """Consecutive keys, so many at a time."""
+    return [keys_of_lane[start : start + length] for start in range(0, len(keys_of_lane), length)]
+
+
 # Order
 
 
 def keys_by_epoch(lane, epochs):
-    found = {epoch: [] for epoch in range(epochs)}
+    keys_of_epochs = [[] for _ in range(epochs)]
     position = 0
     epoch = 0
     while epoch < epochs:
-        found[epoch].append(lane.read(position).key)
+        keys_of_epochs[epoch].append(lane.read(position).key)
         position += 1
         epoch = lane.window(position).cursor["epoch"]
-    return found
+    return keys_of_epochs
 
 
 @given(
@@ -75,18 +80,20 @@ def keys_by_epoch(lane, epochs):
     lanes=st.integers(1, 2),
 )
 @settings(deadline=None, derandomize=True, max_examples=20)
-def test_each_sample_comes_once_an_epoch(sizes, buffer, seed, lanes):
+def test_samples_come_once_an_epoch(sizes, buffer, seed, lanes):
     expected = [f"{shard}-{i}" for shard, size in enumerate(sizes) for i in range(size)]
+    first_epoch = []
+    second_epoch = []
     with tempfile.TemporaryDirectory() as name:
         write_shards(Path(name), sizes)
-        first, second = [], []
         for number in range(lanes):
             lane = make_lane(name, seed=seed, lane=number, lanes=lanes, buffer=buffer)
-            by_epoch = keys_by_epoch(lane, epochs=2)
-            first += by_epoch[0]
-            second += by_epoch[1]
-        assert sorted(first) == sorted(second) == sorted(expected)
-        assert len(expected) < 9 or first != second
+            first_of_lane, second_of_lane = keys_by_epoch(lane, epochs=2)
+            first_epoch += first_of_lane
+            second_epoch += second_of_lane
+    assert sorted(first_epoch) == sorted(second_epoch) == sorted(expected)
+    if len(expected) >= 9:
+        assert first_epoch != second_epoch
 
 
 def test_order_is_a_function_of_seed_and_position(folder):
@@ -100,36 +107,42 @@ def test_order_is_a_function_of_seed_and_position(folder):
     assert keys(sent, 60) == expected
 
 
-def test_window_is_shuffled_as_a_whole_and_holds_no_more_shards_than_it_needs(tmp_path):
+def test_window_is_shuffled_as_a_whole(tmp_path):
+    """And holds no more shards than it needs."""
     write_shards(tmp_path, [20] * 4)
     lane = make_lane(tmp_path, buffer=40)
-    found = keys(lane, 80)
-    for start in range(0, 80, 10):
-        assert len(first_letters(found[start : start + 10])) == 2
-    assert len(first_letters(found[:40])) == len(first_letters(found[40:])) == 2
+    keys_of_lane = keys(lane, 80)
+    for length in (10, 40):
+        for run in runs_of(length, keys_of_lane):
+            assert len(first_letters(run)) == 2
     assert len(lane.windows) == 2
     lane.release(79)
     assert len(lane.windows) == 1
-    whole = keys(make_lane(tmp_path, buffer=1000), 20)
-    assert len(first_letters(whole)) == 4
+
+
+def test_window_may_hold_all_shards(tmp_path):
+    write_shards(tmp_path, [20] * 4)
+    assert len(first_letters(keys(make_lane(tmp_path, buffer=1000), 20))) == 4
 
 
 @pytest.mark.parametrize("weight", [3.0, 0.5])
 def test_sources_are_mixed_by_weight(two_sources, weight):
     lane = make_lane(two_sources, ["a/*.tar", "b/*.tar"], [weight, 1.0], buffer=50)
-    counts = Counter(keys(lane, int(80 * (weight + 1.0))))
-    counts_of_a = [count for key, count in counts.items() if key[0] == "a"]
-    counts_of_b = [count for key, count in counts.items() if key[0] == "b"]
-    assert sum(counts_of_a) == 80 * weight
-    assert set(counts_of_a) == {max(int(weight), 1)}
-    assert counts_of_b == [1] * 80
+    counts = {"a": Counter(), "b": Counter()}
+    for key in keys(lane, int(80 * (weight + 1.0))):
+        counts[key[0]][key] += 1
+    assert counts["a"].total() == 80 * weight
+    assert set(counts["a"].values()) == {max(int(weight), 1)}
+    assert list(counts["b"].values()) == [1] * 80
 
 
 def test_runs_are_of_one_source_in_every_window(two_sources):
-    found = keys(make_lane(two_sources, ["a/*.tar", "b/*.tar"], buffer=40, run=5), 160)
-    sources_of_runs = [first_letters(found[start : start + 5]) for start in range(0, 160, 5)]
-    assert all(len(sources) == 1 for sources in sources_of_runs)
-    assert set.union(*sources_of_runs) == {"a", "b"}
+    lane = make_lane(two_sources, ["a/*.tar", "b/*.tar"], buffer=40, run=5)
+    sources = set()
+    for run in runs_of(5, keys(lane, 160)):
+        (source,) = first_letters(run)
+        sources.add(source)
+    assert sources == {"a", "b"}
 
 
 @pytest.mark.parametrize(("weight", "run"), [(0.01, 1), (1.0, 30)])
@@ -141,7 +154,7 @@ def test_weights_that_leave_nothing_are_an_error(folder, weight, run):
 # Going on
 
 
-def test_every_position_can_be_gone_on_from_its_cursor(folder):
+def test_cursor_of_every_position_resumes_there(folder):
     lane = make_lane(folder)
     expected = []
     cursors = []
@@ -190,11 +203,13 @@ def test_memory_does_not_grow_with_shards(tmp_path):
 # What breaks
 
 
-def test_shards_without_a_sample_are_passed_over_but_a_source_of_them_is_an_error(tmp_path):
+def test_shards_without_a_sample_are_passed_over(tmp_path):
     write(tmp_path / "a.tar", ["x", "y"])
     write(tmp_path / "b.tar", [])
-    found = keys(make_lane(tmp_path, buffer=1), 12)
-    assert set(found) == {"x", "y"}
-    (tmp_path / "a.tar").unlink()
+    assert set(keys(make_lane(tmp_path, buffer=1), 12)) == {"x", "y"}
+
+
+def test_source_without_a_sample_is_an_error(tmp_path):
+    write(tmp_path / "b.tar", [])
     with pytest.raises(UserError, match=r"\*\.tar\*: no usable sample"):
         make_lane(tmp_path).read(0)

@@ -1,3 +1,6 @@
+"""Masks: exact counts, what is never hidden, and that an item's mask does not depend on its batch."""
+
+import hashlib
 import json
 import math
 
@@ -7,150 +10,193 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onepeace.data.masking import (
-    MaskRates,
-    draw_masks,
-    mask_spans,
-    word_starts,
-    word_table,
-)
+from onepeace.data.masking import MaskRates, draw_masks, mask_spans, word_starts, word_table
+from onepeace.processors.tokenizer import from_released
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=25)
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=6).map(np.array)
 SEEDS = st.integers(0, 2**31)
+UNITS = pytest.mark.parametrize("unit", ["word", "patch", "span"])
 
 
 def generators(count, seed=0):
     return [np.random.default_rng([seed, row]) for row in range(count)]
 
 
-def draw(rates, dropout, lengths, starts=None, seed=0):
+def draw(rates, lengths, starts=None, seed=0, dropout=0.0):
     return draw_masks(rates, dropout, lengths, generators(len(lengths), seed), starts)
 
 
-def hidden(mask, lengths):
+def random_starts(lengths, seed):
+    """(B, L) bool: the tokens that begin a word."""
+    rng = np.random.default_rng(seed)
+    starts = rng.random((len(lengths), int(lengths.max()))) < 0.6
+    starts[:, 0] = True
+    return torch.from_numpy(starts)
+
+
+def all_start(*shape):
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+def hidden_tokens(mask, lengths):
     """(B, L) bool: the masked tokens, without CLS."""
     flat = torch.zeros(len(lengths) * int(lengths.max()), dtype=torch.bool)
     flat[mask.masked] = True
     return flat.view(len(lengths), -1)
 
 
-def random_starts(lengths, seed):
-    starts = torch.from_numpy(np.random.default_rng(seed).random((len(lengths), int(lengths.max()))) < 0.6)
-    starts[:, 0] = True
-    return starts
-
-
 def check_mask(mask, lengths):
     """What holds for every mask: CLS and padding stay out of it, keep and masked are each other's complement."""
-    real = 0
-    of_real = []
-    for kept, visible, flags, length in zip(mask.keep, mask.visible, hidden(mask, lengths), lengths, strict=True):
-        assert not flags[length:].any()
-        assert kept[:visible].tolist() == [0, *(i + 1 for i in range(length) if not flags[i])]
-        assert (kept[visible:] == -1).all()
-        of_real += [real + i for i in range(length) if flags[i]]
-        real += length
-    assert mask.masked_of_real.tolist() == of_real
+    masked_of_real = []
+    first_of_row = 0
+    hidden = hidden_tokens(mask, lengths)
+    for row, length in enumerate(lengths):
+        visible_positions = [0]
+        for i in range(length):
+            if hidden[row, i]:
+                masked_of_real.append(first_of_row + i)
+            else:
+                visible_positions.append(i + 1)
+        num_visible = mask.visible[row]
+        assert mask.keep[row, :num_visible].tolist() == visible_positions
+        assert (mask.keep[row, num_visible:] == -1).all()
+        assert not hidden[row, length:].any()
+        first_of_row += length
+    assert mask.masked_of_real.tolist() == masked_of_real
 
 
-@pytest.mark.parametrize("unit", ["word", "patch", "span"])
+# ------------------------------------------------------------------ counts
+
+
+@UNITS
 @EXAMPLES
 @given(lengths=LENGTHS, unimodal=st.floats(0.05, 0.95), joint=st.floats(0.05, 0.95), seed=SEEDS)
 def test_masks_hide_the_exact_count(unit, lengths, unimodal, joint, seed):
+    """The end of a text does not count, and alone, whole words of a text are hidden."""
     starts = random_starts(lengths, seed) if unit == "word" else None
-    masks = draw(MaskRates(unit, unimodal, joint), 0, lengths, starts, seed)
+    masks = draw(MaskRates(unit, unimodal, joint), lengths, starts, seed)
+
     assert set(masks) == {"unimodal", "joint"}
+    hidden_alone = hidden_tokens(masks["unimodal"], lengths)
+    hidden_jointly = hidden_tokens(masks["joint"], lengths)
+    for row, length in enumerate(lengths.tolist()):
+        count = length - (unit == "word")
+        assert hidden_jointly[row].sum() == int(count * joint)
+        if unit == "word":
+            num_words = int(starts[row, :count].sum())
+            num_hidden_words = (hidden_alone[row] & starts[row]).sum()
+            assert num_hidden_words == math.ceil(unimodal * num_words)
+        else:
+            assert hidden_alone[row].sum() == int(count * unimodal)
     for mask in masks.values():
         check_mask(mask, lengths)
-    counts = {name: hidden(mask, lengths).sum(1).tolist() for name, mask in masks.items()}
-    n = [length - (unit == "word") for length in lengths.tolist()]
-    assert counts["joint"] == [int(k * joint) for k in n]
-    if unit == "word":
-        words = [int(row[:k].sum()) for row, k in zip(starts, n, strict=True)]
-        hidden_words = (hidden(masks["unimodal"], lengths) & starts).sum(1).tolist()
-        assert hidden_words == [math.ceil(unimodal * w) for w in words]
-    else:
-        assert counts["unimodal"] == [int(k * unimodal) for k in n]
-
-
-@EXAMPLES
-@given(lengths=LENGTHS, share=st.floats(0.05, 0.95), seed=SEEDS)
-def test_words_are_hidden_whole_and_the_end_of_a_text_stays(lengths, share, seed):
-    starts = random_starts(lengths, seed)
-    mask = draw(MaskRates("word", share), 0, lengths, starts, seed)["unimodal"]
-    for row, first, length, kept in zip(hidden(mask, lengths), starts, lengths.tolist(), mask.keep, strict=True):
-        assert not row[length - 1]
-        assert length in kept
-        assert all(row[i] == row[i - 1] for i in range(1, length - 1) if not first[i])
-
-
-def test_together_prefers_tokens_that_were_visible_alone():
-    lengths = np.array([21, 4, 71])
-    starts = torch.ones(3, 71, dtype=torch.bool)
-    masks = draw(MaskRates("word", unimodal=0.5, joint=0.4), 0, lengths, starts)
-    assert not (hidden(masks["unimodal"], lengths) & hidden(masks["joint"], lengths)).any()
-    masks = draw(MaskRates("word", unimodal=0.8, joint=0.4), 0, lengths, starts)
-    both = hidden(masks["unimodal"], lengths), hidden(masks["joint"], lengths)
-    for alone, together, n in zip(*both, [20, 3, 70], strict=True):
-        still_visible = n - int(alone.sum())
-        assert int((together & ~alone).sum()) == min(int(0.4 * n), still_visible)
-
-
-def test_audio_counts_equal_the_released_ones(shared):
-    golden = json.loads((shared / "golden/preprocess/audio_mask_counts.json").read_text())
-    for name, counts in golden.items():
-        length, ratio = (part.partition("=")[2] for part in name.split(","))
-        masked = mask_spans(torch.tensor([int(length)] * 3), float(ratio), generators(3))
-        assert masked.sum(1).tolist() == counts * 3
-
-
-@pytest.mark.parametrize("length", [1, 2])
-def test_empty_text(length):
-    """An empty caption is its end alone, or one token and its end: nothing may be hidden, nothing fails."""
-    starts = torch.ones(1, length, dtype=torch.bool)
-    masks = draw(MaskRates("word", 0.15, 0.4), 0, np.array([length]), starts)
-    for mask in masks.values():
-        check_mask(mask, np.array([length]))
-    assert masks["joint"].keep.tolist() == [list(range(length + 1))]
-
-
-@pytest.mark.parametrize("unit", ["word", "patch", "span"])
-def test_mask_of_an_item_does_not_depend_on_its_batch(unit):
-    lengths = np.array([30, 7, 60])
-    starts = random_starts(lengths, 0) if unit == "word" else None
-    masks = draw_masks(MaskRates(unit, 0.3, 0.4), 0.2, lengths, generators(3), starts)
-    own_starts = None if starts is None else starts[1:2, :7]
-    alone = draw_masks(MaskRates(unit, 0.3, 0.4), 0.2, lengths[1:2], generators(3)[1:2], own_starts)
-    for name, mask in alone.items():
-        assert hidden(masks[name], lengths)[1, :7].tolist() == hidden(mask, lengths[1:2])[0].tolist()
 
 
 @EXAMPLES
 @given(lengths=LENGTHS, share=st.floats(0.01, 0.9), seed=SEEDS, has_end=st.booleans())
 def test_drop_keeps_the_exact_count(lengths, share, seed, has_end):
     starts = random_starts(lengths, seed) if has_end else None
-    mask = draw(None, share, lengths, starts, seed)["contrastive"]
-    for row, length in zip(mask.keep.tolist(), lengths.tolist(), strict=True):
-        kept = [position for position in row if position >= 0]
+    mask = draw(None, lengths, starts, seed, dropout=share)["contrastive"]
+
+    for positions, length in zip(mask.keep.tolist(), lengths.tolist(), strict=True):
+        kept = [position for position in positions if position >= 0]
         assert kept[0] == 0
         assert kept == sorted(set(kept))
         assert len(kept) == length + 1 - int((length - has_end) * share)
-        assert not has_end or length in kept
+        if has_end:
+            assert length in kept
 
 
-def test_word_starts_of_byte_level_and_of_clip_pieces():
-    table = word_table(["<s>", "<pad>", "</s>", "<unk>", "Ġa", "Ġbark", "ing", "!"])
-    assert word_starts(torch.tensor([[4, 5, 6, 7, 2, 1]]), table).tolist() == [[True, True, False, False, True, True]]
-    table = word_table(["<s>", "<pad>", "</s>", "<unk>", "a</w>", "bark", "ing</w>"])
-    assert word_starts(torch.tensor([[4, 5, 6, 5, 6, 2]]), table).tolist() == [[True, True, False, True, False, True]]
+def test_audio_counts_equal_the_released_ones(shared):
+    golden = json.loads((shared / "golden/preprocess/audio_mask_counts.json").read_text())
+    for name, counts in golden.items():  # such as "length=100,ratio=0.55"
+        length, ratio = [part.partition("=")[2] for part in name.split(",")]
+        masked = mask_spans(torch.tensor([int(length)] * 3), float(ratio), generators(3))
+        assert masked.sum(1).tolist() == counts * 3
 
 
-def test_released_word_starts(shared):
-    import hashlib
+# ------------------------------------------------------------------ which tokens
 
-    from onepeace.processors.tokenizer import from_released
 
+@EXAMPLES
+@given(lengths=LENGTHS, share=st.floats(0.05, 0.95), seed=SEEDS)
+def test_words_are_hidden_whole_and_the_end_of_a_text_stays(lengths, share, seed):
+    starts = random_starts(lengths, seed)
+    mask = draw(MaskRates("word", share), lengths, starts, seed)["unimodal"]
+
+    hidden = hidden_tokens(mask, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        assert not hidden[row, length - 1]
+        assert length in mask.keep[row]
+        for i in range(1, length - 1):
+            if not starts[row, i]:
+                assert hidden[row, i] == hidden[row, i - 1]
+
+
+def test_joint_mask_prefers_tokens_that_were_visible_alone():
+    lengths = np.array([21, 4, 71])
+    masks = draw(MaskRates("word", unimodal=0.5, joint=0.4), lengths, all_start(3, 71))
+    in_both = hidden_tokens(masks["unimodal"], lengths) & hidden_tokens(masks["joint"], lengths)
+    assert not in_both.any()
+
+
+def test_joint_mask_takes_hidden_tokens_if_too_few_were_visible():
+    lengths = np.array([21, 4, 71])
+    masks = draw(MaskRates("word", unimodal=0.8, joint=0.4), lengths, all_start(3, 71))
+    alone = hidden_tokens(masks["unimodal"], lengths)
+    newly_hidden = hidden_tokens(masks["joint"], lengths) & ~alone
+    for row, length in enumerate(lengths.tolist()):
+        count = length - 1  # without the end of the text
+        num_visible = count - int(alone[row].sum())
+        assert newly_hidden[row].sum() == min(int(0.4 * count), num_visible)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_mask_of_an_empty_text(length):
+    """An empty caption is its end alone, or one token and its end: nothing may be hidden, nothing fails."""
+    lengths = np.array([length])
+    masks = draw(MaskRates("word", 0.15, 0.4), lengths, all_start(1, length))
+    for mask in masks.values():
+        check_mask(mask, lengths)
+    assert masks["joint"].keep.tolist() == [list(range(length + 1))]
+
+
+@UNITS
+def test_mask_of_an_item_does_not_depend_on_its_batch(unit):
+    lengths = np.array([30, 7, 60])
+    rates = MaskRates(unit, 0.3, 0.4)
+    starts = None
+    starts_alone = None
+    if unit == "word":
+        starts = random_starts(lengths, 0)
+        starts_alone = starts[1:2, :7]
+
+    masks = draw_masks(rates, 0.2, lengths, generators(3), starts)
+    masks_alone = draw_masks(rates, 0.2, lengths[1:2], generators(3)[1:2], starts_alone)
+
+    for name, mask_alone in masks_alone.items():
+        (hidden_alone,) = hidden_tokens(mask_alone, lengths[1:2])
+        assert hidden_tokens(masks[name], lengths)[1, :7].tolist() == hidden_alone.tolist()
+
+
+# ------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ids", "expected"),
+    [
+        (["Ġa", "Ġbark", "ing", "!"], [4, 5, 6, 7, 2, 1], [True, True, False, False, True, True]),
+        (["a</w>", "bark", "ing</w>"], [4, 5, 6, 5, 6, 2], [True, True, False, True, False, True]),
+    ],
+    ids=["byte level", "clip"],
+)
+def test_word_starts(pieces, ids, expected):
+    table = word_table(["<s>", "<pad>", "</s>", "<unk>", *pieces])
+    assert word_starts(torch.tensor([ids]), table).tolist() == [expected]
+
+
+def test_word_starts_equal_the_released_ones(shared):
     golden = json.loads((shared / "golden/word_start.json").read_text())
     vocabulary = from_released(shared / "official_bpe").get_vocab()
     begins = word_table(sorted(vocabulary, key=vocabulary.__getitem__))[:, 0]

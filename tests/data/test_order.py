@@ -15,7 +15,7 @@ WEIGHTS = st.floats(0.1, 3.5)
 
 @given(sources=st.lists(st.tuples(SIZES, WEIGHTS), min_size=1, max_size=3), seed=st.integers(0, 99))
 @settings(deadline=None, derandomize=True, max_examples=50)
-def test_each_item_comes_as_often_as_its_weight_says(sources, seed):
+def test_items_come_as_often_as_their_weight_says(sources, seed):
     sizes = [size for size, _ in sources]
     weights = [weight for _, weight in sources]
     order = draw_order(sizes, weights, run=1, rng=np.random.default_rng(seed))
@@ -27,11 +27,12 @@ def test_each_item_comes_as_often_as_its_weight_says(sources, seed):
         assert abs(counts_of_source.sum() - weight * size) < 1
 
 
-def test_fraction_of_a_small_source_is_not_lost():
-    drawn = 0
+def test_items_of_a_small_source_with_a_small_weight_come_at_times():
+    num_drawn = 0
     for seed in range(1000):
-        drawn += len(draw_order([3], [0.1], run=1, rng=np.random.default_rng(seed)))
-    assert 250 < drawn < 350
+        rng = np.random.default_rng(seed)
+        num_drawn += len(draw_order([3], [0.1], run=1, rng=rng))
+    assert 250 < num_drawn < 350
 
 
 @pytest.mark.parametrize(
@@ -45,40 +46,44 @@ def test_fraction_of_a_small_source_is_not_lost():
         (64, 64, 64),
     ],
 )
-def test_default_lanes(batch_size, shards, lanes):
+def test_lanes_by_default(batch_size, shards, lanes):
     assert default_lanes(batch_size, shards) == lanes
 
 
+def lanes_of_epoch(epoch):
+    return [lane_shards([1, 5], epoch, lane, lanes=4, shards=11) for lane in range(4)]
+
+
 def test_lanes_deal_out_all_shards_of_an_epoch():
-    dealt_by_epoch = []
-    for epoch in range(2):
-        lanes = [lane_shards([1, 5], epoch, lane, lanes=4, shards=11) for lane in range(4)]
-        dealt = [shard for lane in lanes for shard in lane]
-        assert sorted(dealt) == list(range(11))
-        assert [len(lane) for lane in lanes] == [3, 3, 3, 2]
-        dealt_by_epoch.append(lanes)
-    assert dealt_by_epoch[0] != dealt_by_epoch[1]
+    lanes = lanes_of_epoch(0)
+    assert [len(shards) for shards in lanes] == [3, 3, 3, 2]
+    assert sorted(np.concatenate(lanes)) == list(range(11))
+    assert lanes_of_epoch(1) != lanes
 
 
-def captioned(*captions):
-    return Sample(key="", source="", inputs={"text": list(captions)}, targets={})
+SAMPLES = [
+    Sample(key="", source="", inputs={"text": ["a cat"]}, targets={}),
+    Sample(key="", source="", inputs={"text": ["A cat", "tabby"]}, targets={}),
+    Sample(key="", source="", inputs={"text": []}, targets={"label": "Cat"}),
+    Sample(key="", source="", inputs={"text": []}, targets={"label": "cat"}),
+    Sample(key="", source="", inputs={"text": ["dog"]}, targets={}),
+]
 
 
-def labelled(label):
-    return Sample(key="", source="", inputs={"text": []}, targets={"label": label})
+def groups_with(*captions):
+    """Groups of the samples with these captions drawn."""
+    return multi_positive_ids(list(map(names_of, SAMPLES, captions))).tolist()
 
 
-def groups(samples, captions):
-    names = [names_of(sample, caption) for sample, caption in zip(samples, captions, strict=True)]
-    return multi_positive_ids(names).tolist()
+def test_groups_have_a_caption_or_label_in_common():
+    """Even if another caption was drawn."""
+    groups = groups_with("a cat", "tabby", "a cat on a mat", "cat", "dog")
+    assert groups[0] == groups[1]
+    assert groups[2] == groups[3]
+    assert len(set(groups)) == 3
 
 
-def test_equal_labels_or_captions_are_one_group():
-    samples = [captioned("a cat"), captioned("A cat", "tabby"), labelled("Cat"), labelled("cat"), captioned("dog")]
-    ids = groups(samples, ["a cat", "tabby", "a cat on a mat", "cat", "dog"])
-    assert ids[0] == ids[1]  # a caption in common, even if another one was drawn
-    assert ids[2] == ids[3]
-    assert len(set(ids)) == 3
-    # One text in common joins label and captions.
-    ids = groups(samples, ["a cat", "tabby", "a cat", "cat", "dog"])
-    assert len(set(ids)) == 2
+def test_groups_of_caption_and_label_are_joined_by_one_text():
+    groups = groups_with("a cat", "tabby", "a cat", "cat", "dog")
+    assert len(set(groups[:4])) == 1
+    assert groups[4] != groups[0]

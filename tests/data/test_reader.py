@@ -59,52 +59,66 @@ def rows_of(step):
     return rows
 
 
-def run_processes(processors, wanted, world_size, workers=0, start=0, stop=6, cursors=None):
+def run_processes(processors, run_recipe, world_size, workers=0, start=0, stop=6, cursors=None):
     """The rows of each step over all processes, and the cursors after the last one."""
     rows_by_step = [[] for _ in range(start, stop)]
     cursors_after = {}
     for rank in range(world_size):
-        steps = make_steps(processors, wanted, rank, world_size, cursors)
-        made = list(loader(steps, start, stop, workers))
-        for rows, step in zip(rows_by_step, made, strict=True):
+        steps = make_steps(processors, run_recipe, rank, world_size, cursors)
+        for rows, step in zip(rows_by_step, loader(steps, start, stop, workers), strict=True):
             rows += rows_of(step)
-        cursors_after.update(made[-1].cursors)
+        cursors_after.update(step.cursors)
     return rows_by_step, cursors_after
 
 
 # The same batches
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_batches_are_the_same_for_any_number_of_processes_and_workers(many, processors):
-    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
-    expected, _ = run_processes(processors, wanted, world_size=1)
-    keys = {row.key for rows in expected for row in rows}
+@pytest.fixture(scope="module")
+def varied_recipe(many):
+    return recipe(many, [IMAGES], VARIED, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def rows_of_one_process(varied_recipe, processors):
+    """The rows of the first six steps."""
+    rows_by_step, _ = run_processes(processors, varied_recipe, world_size=1)
+    return rows_by_step
+
+
+def test_batches_have_the_pictures_that_can_be_decoded(rows_of_one_process):
+    keys = set()
+    for rows in rows_of_one_process:
+        keys |= {row.key for row in rows}
     assert keys >= {"p0", "p1", "p2", "p3", "p5"}
-    assert not keys & {"p4", "p14", "p24", "p34"}
-    for world_size, workers in ((1, 3), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0)):
-        rows, _ = run_processes(processors, wanted, world_size, workers)
-        assert rows == expected
+    assert keys.isdisjoint({"p4", "p14", "p24", "p34"})
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 3), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0)])
+def test_batches_do_not_depend_on_processes_and_workers(
+    varied_recipe, rows_of_one_process, processors, world_size, workers
+):
+    rows_by_step, _ = run_processes(processors, varied_recipe, world_size, workers)
+    assert rows_by_step == rows_of_one_process
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
-def test_run_goes_on_with_another_number_of_processes(many, processors, before, after):
-    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
-    expected, _ = run_processes(processors, wanted, world_size=1, stop=16)
-    first, cursors = run_processes(processors, wanted, before, stop=9)
+def test_resume_with_another_number_of_processes(many, processors, before, after):
+    run_recipe = recipe(many, [IMAGES], VARIED, batch_size=8)
+    expected, _ = run_processes(processors, run_recipe, world_size=1, stop=16)
+    first, cursors = run_processes(processors, run_recipe, before, stop=9)
     cursors = json.loads(json.dumps(cursors))
-    second, _ = run_processes(processors, wanted, after, start=9, stop=16, cursors=cursors)
+    second, _ = run_processes(processors, run_recipe, after, start=9, stop=16, cursors=cursors)
     assert first + second == expected
     assert {cursor["epoch"] for cursor in cursors.values()} == {1, 2}
-    resumed = make_steps(processors, wanted, 0, after, cursors).readers[NAME]
+    resumed = make_steps(processors, run_recipe, 0, after, cursors).readers[NAME]
     for number, lane in resumed.lanes.items():
         assert lane.begin == cursors[f"{NAME}/{number}"]
 
 
-def test_read_that_fails_once_in_a_process_changes_nothing(many, processors, monkeypatch):
+def test_read_that_fails_once_in_a_process_changes_nothing(varied_recipe, rows_of_one_process, processors, monkeypatch):
     monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0,))
-    wanted = recipe(many, [IMAGES], VARIED, batch_size=8)
-    expected, _ = run_processes(processors, wanted, world_size=1)
     calls = []
     read = shard_module.OpenFile.read_any
 
@@ -115,40 +129,50 @@ def test_read_that_fails_once_in_a_process_changes_nothing(many, processors, mon
         return read(file, offset, size)
 
     monkeypatch.setattr(shard_module.OpenFile, "read_any", read_or_fail)
-    rows, _ = run_processes(processors, wanted, world_size=2)
-    assert rows == expected
+    rows_by_step, _ = run_processes(processors, varied_recipe, world_size=2)
+    assert rows_by_step == rows_of_one_process
     assert len(calls) > 100
 
 
 def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
     train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
-    wanted = recipe(root, train, {"batches": "by_source"}, batch_size=4)
-    ranks = [make_steps(processors, wanted, rank, 2) for rank in range(2)]
-    for step in range(6):
-        keys = [key for steps in ranks for key in batches(steps, step)[0].keys]
-        lengths = {len(key) for key in keys}  # p7, p100
-        assert len(lengths) == 1
+    run_recipe = recipe(root, train, {"batches": "by_source"}, batch_size=4)
+    ranks = [make_steps(processors, run_recipe, rank, 2) for rank in range(2)]
+    for number in range(6):
+        keys = []
+        for steps in ranks:
+            (batch,) = batches(steps, number)
+            keys += batch.keys
+        assert len({len(key) for key in keys}) == 1  # p7, p100
+
+
+def test_batches_by_source_need_one_lane(root):
+    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
     with pytest.raises(UserError, match=r"data\.lanes is 2.*one lane"):
         recipe(root, train, {"batches": "by_source", "lanes": 2}, 4)
 
 
 def test_batches_of_two_names_have_lanes_of_their_own(root, processors):
-    wanted = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
-    made = list(loader(make_steps(processors, wanted), 0, 8, 0))
-    assert set(made[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
-    assert (made[3].digests != 0).tolist() == [True] * 5
-    assert same(list(loader(make_steps(processors, wanted), 0, 8, 2)), made)
-    first, second = (make_steps(processors, wanted, rank, 2) for rank in range(2))
-    for number, step in enumerate(made):
-        halves = zip(batches(first, number), batches(second, number), strict=True)
-        keys = [one.keys + other.keys for one, other in halves]
-        assert keys == [batch.keys for batch in step.batches]
+    run_recipe = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
+    steps = list(loader(make_steps(processors, run_recipe), 0, 8, workers=0))
+    assert set(steps[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
+    assert (steps[3].digests != 0).tolist() == [True] * 5
+    steps_by_workers = list(loader(make_steps(processors, run_recipe), 0, 8, workers=2))
+    assert same(steps_by_workers, steps)
+
+    first_process = make_steps(processors, run_recipe, 0, 2)
+    second_process = make_steps(processors, run_recipe, 1, 2)
+    for number, step in enumerate(steps):
+        for whole, first_half, second_half in zip(
+            step.batches, batches(first_process, number), batches(second_process, number), strict=True
+        ):
+            assert whole.keys == first_half.keys + second_half.keys
 
 
 # Lanes
 
 
-def test_number_of_lanes_is_kept_by_the_cursors(many, processors):
+def test_lanes_of_the_cursors_are_kept(many, processors):
     two_lanes = recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8)
     steps = make_steps(processors, two_lanes)
     assert steps.readers[NAME].num_lanes == 2
@@ -164,9 +188,9 @@ def test_number_of_lanes_is_kept_by_the_cursors(many, processors):
 
 @pytest.mark.parametrize(("lanes", "batch_size"), [(3, 8), (16, 32)])
 def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_size):
-    wanted = recipe(many, [IMAGES], {"lanes": lanes}, batch_size=batch_size)
+    run_recipe = recipe(many, [IMAGES], {"lanes": lanes}, batch_size=batch_size)
     with pytest.raises(UserError, match=rf"data\.lanes is {lanes}: .*batches of {batch_size} and 8 shards"):
-        make_steps(processors, wanted)
+        make_steps(processors, run_recipe)
 
 
 # What is read
@@ -181,17 +205,17 @@ def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatc
         return open_shard(address, cache_bytes)
 
     monkeypatch.setattr(shards_module, "open_shard", open_and_note)
-    wanted = recipe(many, [IMAGES], {"shuffle_buffer": 8}, batch_size=8)
+    run_recipe = recipe(many, [IMAGES], {"shuffle_buffer": 8}, batch_size=8)
     shards_by_rank = []
     for rank in range(4):
         opened.clear()
-        make_steps(processors, wanted, rank, 4)[0]
+        make_steps(processors, run_recipe, rank, 4)[0]
         shards_by_rank.append(set(opened))
     assert [len(shards) for shards in shards_by_rank] == [2] * 4
     assert len(set.union(*shards_by_rank)) == 8
 
 
-def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypatch):
+def test_samples_not_drawn_are_neither_parsed_nor_read(many, processors, monkeypatch):
     parsed = []
     read = []
     parse_sample = shards_module.parse_sample
@@ -207,12 +231,12 @@ def test_what_is_not_drawn_is_neither_parsed_nor_read(many, processors, monkeypa
 
     monkeypatch.setattr(shards_module, "parse_sample", parse_and_note)
     monkeypatch.setattr(Extent, "read", read_and_note)
-    made = make_steps(processors, recipe(many, [IMAGES], batch_size=4))[0]
-    (batch,) = made.batches
+    step = make_steps(processors, recipe(many, [IMAGES], batch_size=4))[0]
+    (batch,) = step.batches
     drawn = batch.keys + batch.replaced
     assert sorted(parsed) == sorted(drawn)
     assert len(read) == 2 * len(drawn)  # the .json and the picture
-    assert made.listed.tolist() == [[36, 8]]  # although all are shuffled
+    assert step.listed.tolist() == [[36, 8]]  # although all are shuffled
 
 
 def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, tmp_path):
@@ -226,17 +250,17 @@ def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, 
     for caches in (["a", "b", "c", "d"], ["one"] * 4):
         requests.counts.clear()
         with serving(requests.handler(many)) as address:
-            wanted = recipe(address, [train], VARIED, batch_size=4)
+            run_recipe = recipe(address, [train], VARIED, batch_size=4)
             for rank, cache in enumerate(caches):
                 monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / cache))
-                made = list(loader(make_steps(processors, wanted, rank, 4), 0, 2, 0))
-                rows = [rows_of(step) for step in made]
-                assert rows == [[rows[rank]] for rows in expected]
+                steps = loader(make_steps(processors, run_recipe, rank, 4), 0, 2, workers=0)
+                for step, rows in zip(steps, expected, strict=True):
+                    assert rows_of(step) == [rows[rank]]
         assert set(requests.counts.values()) == {1}
         assert 4 <= len(requests.counts) <= 8
 
 
-def test_cache_that_is_too_small_for_the_shards_read_at_a_time_is_told(many, processors, caplog):
+def test_cache_too_small_for_the_shards_read_at_a_time(many, processors, caplog):
     train = [{**IMAGES, "shards": "pictures-3.tar.gz"}]
     make_steps(processors, recipe(many, train, batch_size=4)).open(0)
     assert caplog.text == ""

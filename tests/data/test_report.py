@@ -33,8 +33,8 @@ def write(folder, counts, incomplete=()):
 
 def start(folder, processors, world_size=1, **data):
     """The steps of each process of a run with batches of four."""
-    wanted = recipe(folder, [IMAGES], data, batch_size=4)
-    return [make_steps(processors, wanted, rank, world_size) for rank in range(world_size)]
+    run_recipe = recipe(folder, [IMAGES], data, batch_size=4)
+    return [make_steps(processors, run_recipe, rank, world_size) for rank in range(world_size)]
 
 
 def reports_after(steps_of_processes, numbers):
@@ -154,16 +154,16 @@ def test_news_are_plain_json(tmp_path, processors):
 
 def test_processes_that_read_other_shards_are_told(tmp_path, processors):
     """Two processes that share a lane, each with shards of its own."""
-    here = tmp_path / "here"
-    there = tmp_path / "there"
-    write(here, [4, 4])
-    write(there, [4, 3])
-    first, _ = start(here, processors, world_size=2, lanes=1)
-    _, second = start(there, processors, world_size=2, lanes=1)
+    shards_of_first = tmp_path / "first"
+    shards_of_second = tmp_path / "second"
+    write(shards_of_first, [4, 4])
+    write(shards_of_second, [4, 3])
+    first, _ = start(shards_of_first, processors, world_size=2, lanes=1)
+    _, second = start(shards_of_second, processors, world_size=2, lanes=1)
     with pytest.raises(UserError, match=r"processes 0 and 1 do not agree on lane 0 of image\+text"):
         exchange(reports_after([first, second], [0]))
-    write(there, [4, 4, 4])
-    _, second = start(there, processors, world_size=2, lanes=1)
+    write(shards_of_second, [4, 4, 4])
+    _, second = start(shards_of_second, processors, world_size=2, lanes=1)
     with pytest.raises(UserError, match=r"processes 0 and 1 do not agree on the list of shards of image\+text"):
         exchange(reports_after([first, second], [0]))
 

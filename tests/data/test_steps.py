@@ -1,6 +1,7 @@
 """The batches of every step: what they hold, that they depend on nothing but seed and number, and what breaks."""
 
 import multiprocessing
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from support.batches import (
 from support.small_shards import write_shard, write_tar
 
 from onepeace import processors as modalities
+from onepeace.data.augment import AudioAugment
 from onepeace.data.builder import multi_positive_ids
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
@@ -50,15 +52,15 @@ def test_new_modality_needs_a_decoder_and_a_count_of_tokens(tmp_path, monkeypatc
         members[f"{i}.depth"] = bytes([i, 7])
         members[f"{i}.txt"] = b"x"
     write_tar(tmp_path / "a.tar", members)
-    wanted = recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3)
-    (batch,) = batches(make_steps({"depth": Depth()}, wanted), 0)
+    run_recipe = recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3)
+    (batch,) = batches(make_steps({"depth": Depth()}, run_recipe), 0)
     values = batch.inputs["depth"]["values"].tolist()
     assert sorted(values) == [[0, 7], [1, 7], [2, 7]]
 
 
 def test_batch_holds_what_the_model_reads(root, processors):
-    wanted = recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3})
-    first, second = batches(make_steps(processors, wanted), 0)
+    run_recipe = recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3})
+    first, second = batches(make_steps(processors, run_recipe), 0)
     assert list(first.inputs) == ["image", "text"]
     pixels = first.inputs["image"]["pixels"]
     ids = first.inputs["text"]["ids"]
@@ -85,17 +87,14 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
         "token_dropout": {"image": 0.5},
         "templates": {"audio": ["the sound of {}"]},
     }
-    wanted = recipe(root, [IMAGES, SOUNDS], varied, **DENOISING)
-    expected = {}
-    for number in (3, 4, 5):
-        expected[number] = make_steps(processors, wanted)[number]
-    steps = make_steps(processors, wanted)
+    run_recipe = recipe(root, [IMAGES, SOUNDS], varied, **DENOISING)
+    expected = {number: make_steps(processors, run_recipe)[number] for number in (0, 3, 4, 5)}
+    steps = make_steps(processors, run_recipe)
     for number in (0, 5, 3):
-        made = steps[number]
-        assert number == 0 or same(made, expected[number])
+        assert same(steps[number], expected[number])
     for workers in (0, 2):
-        made = list(loader(make_steps(processors, wanted), 3, 6, workers))
-        assert same(made, list(expected.values()))
+        loaded = list(loader(make_steps(processors, run_recipe), 3, 6, workers))
+        assert same(loaded, [expected[3], expected[4], expected[5]])
     assert not same(expected[3], expected[4])
     other_seed = recipe(root, [IMAGES, SOUNDS], varied, seed=2, **DENOISING)
     assert not same(make_steps(processors, other_seed)[3], expected[3])
@@ -165,12 +164,12 @@ def test_broken_item_is_replaced_by_the_next(tmp_path, processors):
     members["p3.png"] = members["p3.png"][:60]
     write_tar(tmp_path / "pictures-0.tar", members)
     steps = make_steps(processors, recipe(tmp_path, batch_size=12))
-    made = steps[0]
-    (batch,) = made.batches
+    step = steps[0]
+    (batch,) = step.batches
     assert len(batch.keys) == 12
     assert "p3" not in batch.keys
     assert batch.replaced == ["p3"]
-    (broken,) = made.broken
+    (broken,) = step.broken
     assert broken.key == "p3"
     assert "pictures-0.tar: p3 cannot be decoded" in broken.reason
     assert same(batches(steps, 0), [batch])
@@ -199,11 +198,22 @@ def test_loader_leaves_the_global_generator_alone(root, processors):
 
 
 def test_cache_of_sounds_changes_nothing_and_has_a_limit(root, processors, monkeypatch):
-    varied = {"augment": {"audio": {"shift": True}}}
-    cached = make_steps(processors, recipe(root, [SOUNDS], varied))
+    """With it, each of the six sounds is decoded once in 16 items."""
+    num_loads = Counter()
+    load = AudioAugment.load
+
+    def counted_load(augment, *arguments):
+        num_loads[augment] += 1
+        return load(augment, *arguments)
+
+    monkeypatch.setattr(AudioAugment, "load", counted_load)
+    run_recipe = recipe(root, [SOUNDS], {"augment": {"audio": {"shift": True}}})
+    steps = make_steps(processors, run_recipe)
+    with_cache = [steps[number] for number in range(4)]
+    assert num_loads.total() == 6
+
+    num_loads.clear()
     monkeypatch.setattr("onepeace.data.decoder.SOUND_BYTES", 0)
-    bare = make_steps(processors, recipe(root, [SOUNDS], varied))
-    for number in range(4):
-        assert same(cached[number], bare[number])
-    assert len(cached.builder.decoder._sounds) == 6
-    assert len(bare.builder.decoder._sounds) == 0
+    steps = make_steps(processors, run_recipe)
+    assert same([steps[number] for number in range(4)], with_cache)
+    assert num_loads.total() == 16
