@@ -1,6 +1,6 @@
-import numpy as np
 import pytest
 from support.embedding import TEXTS
+from support.images import noise_pixels
 from support.random_model import save_random_model
 from support.sounds import RATE, noise
 
@@ -9,8 +9,7 @@ import onepeace
 
 @pytest.fixture(scope="module")
 def pictures():
-    generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, (20 + 3 * i, 40, 3), dtype=np.uint8) for i in range(5)]
+    return [noise_pixels(20 + 3 * i, 40) for i in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +32,10 @@ def long_sound():
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """A model of sounds that has a classifier and no vectors."""
-    heads = {"classifier": {"kind": "classifier", "on": "audio", "num_classes": 3}}
     folder = tmp_path_factory.mktemp("classifier") / "model"
-    return onepeace.load(save_random_model(folder, ("audio",), projections=(), heads=heads), device="cpu")
+    heads = {"classifier": {"kind": "classifier", "on": "audio", "num_classes": 3}}
+    save_random_model(folder, ("audio",), projections=(), heads=heads)
+    return onepeace.load(folder, device="cpu")
 
 
 @pytest.fixture

@@ -88,11 +88,12 @@ def test_string_is_a_path_by_its_ending_only(model, samples, monkeypatch):
 
 
 def test_array_of_pictures_is_a_list(model):
-    batch = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    batch = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    channels_last = batch.permute(0, 2, 3, 1).numpy()
     expected = model.encode_image(list(batch))
 
     assert_same(model.encode_image(batch), expected)
-    assert_same(model.encode_image(batch.permute(0, 2, 3, 1).numpy()), expected)
+    assert_same(model.encode_image(channels_last), expected)
 
 
 @pytest.fixture
@@ -185,7 +186,13 @@ def test_silence_is_embedded_with_a_warning(model, caplog):
     assert "silence" in caplog.text
 
 
-@pytest.mark.parametrize("options", [{}, {"long": "windows", "window": 0.5, "hop": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"long": "windows", "window": 0.5, "hop": 0.5},
+    ],
+)
 @pytest.mark.parametrize(
     ("samples", "is_silent"),
     [
@@ -212,9 +219,18 @@ def test_first_sound_that_is_cut_is_reported(model, long_sound, caplog):
     assert "of 5 seconds" in record.message
 
 
-@pytest.mark.parametrize("method", ["encode_text", "encode_image", "encode_audio", "encode", "classify"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "encode_text",
+        "encode_image",
+        "encode_audio",
+        "encode",
+        "classify",
+    ],
+)
 def test_help_lists_the_options(model, method):
     parameters = inspect.signature(getattr(model, method)).parameters
 
-    assert [*parameters][-6:] == ["long", "window", "hop", "batch_size", "progress", "on_error"]
+    assert " ".join(parameters).endswith("long window hop batch_size progress on_error")
     assert parameters["batch_size"].default == 32

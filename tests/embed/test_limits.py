@@ -7,10 +7,18 @@ from support.small_models import ALL, WAVE, item, small_model
 from onepeace.config import MaskedDecoderConfig
 
 TWENTY_SECONDS = 20 * 16000
-RELEASED_CONVS = [[4, 10, 5], *[[4, 3, 2]] * 4, *[[4, 2, 2]] * 2]
+RELEASED_WAVE = {
+    **WAVE,
+    "convs": [[4, 10, 5], *[[4, 3, 2]] * 4, *[[4, 2, 2]] * 2],
+    "pos_depth": 1,
+    "pos_groups": 4,
+}
 """With the kernels and strides of the released models, so that a frame has 20 milliseconds."""
-RELEASED_WAVE = {"adapters": {"audio": {**WAVE, "convs": RELEASED_CONVS, "pos_depth": 1, "pos_groups": 4}}}
 AUDIO_STEMS = ["audio", "audio with mel stem"]
+
+
+def text_of(num_tokens):
+    return {"text": {"ids": torch.full((1, num_tokens), 5)}}
 
 
 def waveform(*shape, lengths):
@@ -19,10 +27,10 @@ def waveform(*shape, lengths):
 
 def test_text_beyond_the_limit_is_an_error():
     model = small_model("text")
-    model({"text": {"ids": torch.full((1, 39), 5)}})
+    model(text_of(39))
 
     with pytest.raises(ValueError, match=r"40 text tokens .* 39"):
-        model({"text": {"ids": torch.full((1, 40), 5)}})
+        model(text_of(40))
 
 
 def test_tokens_beyond_the_positions_of_the_decoder_are_an_error():
@@ -36,12 +44,16 @@ def test_tokens_beyond_the_positions_of_the_decoder_are_an_error():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "config", "num_tokens"), [("audio", RELEASED_WAVE, 999), ("audio with mel stem", {}, 250)]
+    ("name", "config", "num_tokens"),
+    [
+        ("audio", {"adapters": {"audio": RELEASED_WAVE}}, 999),
+        ("audio with mel stem", {}, 250),
+    ],
 )
 def test_sound_may_be_longer_than_any_stored_table(name, config, num_tokens):
-    model = small_model(name, dim=16, num_heads=2, depth=1, ffn_dim=16, decoder=None, **config)
+    model = small_model(name, dim=16, depth=1, ffn_dim=16, decoder=None, **config)
     adapter = model.adapters["audio"]
-    batch = {"waveform": torch.randn(1, TWENTY_SECONDS), "lengths": torch.tensor([TWENTY_SECONDS])}
+    batch = waveform(1, TWENTY_SECONDS, lengths=[TWENTY_SECONDS])
 
     vector = model({"audio": batch})["audio"]
 
@@ -56,11 +68,13 @@ def test_shortest_sound_has_one_token(name):
     model = small_model(name)
     shortest = model.adapters["audio"].stem.receptive_field
 
-    features = model.features({"audio": waveform(1, shortest, lengths=[shortest])})["audio"]
+    batch = waveform(1, shortest, lengths=[shortest])
+    features = model.features({"audio": batch})["audio"]
 
     assert features.shape[1] == 1 + 1  # CLS
+    batch["lengths"] -= 1
     with pytest.raises(ValueError, match=f"{shortest - 1} samples; .* {shortest}"):
-        model({"audio": waveform(1, shortest, lengths=[shortest - 1])})
+        model({"audio": batch})
 
 
 @pytest.mark.parametrize(
@@ -78,7 +92,14 @@ def test_waveforms_of_wrong_shapes_are_refused(batch, words):
         small_model("audio")({"audio": batch})
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+    ],
+)
 def test_ids_of_a_float_type_are_refused(dtype):
     """Cast to halves with the rest of a batch, ids above 256 would silently be other words."""
     ids = item("text", 0)["ids"]
@@ -89,25 +110,37 @@ def test_ids_of_a_float_type_are_refused(dtype):
 
 @torch.no_grad()
 def test_int32_ids_are_the_same_ids():
-    model = small_model("text")
-    ids = item("text", 1)["ids"]
+    batch = item("text", 1)
+    expected = small_model("text")({"text": batch})
 
-    assert torch.equal(model({"text": {"ids": ids.int()}})["text"], model({"text": {"ids": ids}})["text"])
+    batch["ids"] = batch["ids"].int()
+
+    assert torch.equal(small_model("text")({"text": batch})["text"], expected["text"])
 
 
 @torch.no_grad()
 def test_lengths_of_padded_ids_are_counted_where_left_out():
     """Padding would be attended to as if it were words."""
     model = small_model("text")
-    ids = torch.tensor([[5, 7, 2], [6, 2, 1]])
+    batch = {
+        "ids": torch.tensor([[5, 7, 2], [6, 2, 1]]),
+        "lengths": torch.tensor([3, 2]),
+    }
+    expected = model({"text": batch})
 
-    expected = model({"text": {"ids": ids, "lengths": torch.tensor([3, 2])}})
+    del batch["lengths"]
 
-    assert torch.equal(model({"text": {"ids": ids}})["text"], expected["text"])
+    assert torch.equal(model({"text": batch})["text"], expected["text"])
 
 
 @pytest.mark.parametrize("method", ["forward", "features"])
-@pytest.mark.parametrize("inputs", [{"text": item("text", 0), "sound": item("audio", 0)}, {}])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"text": item("text", 0), "sound": item("audio", 0)},
+        {},
+    ],
+)
 def test_wrong_modalities_are_refused(method, inputs):
     with pytest.raises(ValueError, match="the model has text, image"):
         getattr(small_model("text", "image"), method)(inputs)

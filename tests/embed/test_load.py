@@ -31,7 +31,14 @@ def test_items_of_a_modality_left_out_are_errors(audio_model):
         audio_model.encode(["picture.jpg"])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "bf16", torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        "bf16",
+        torch.bfloat16,
+    ],
+)
 def test_bfloat16_is_near_float32(random_folder, model, items, dtype):
     half = onepeace.load(random_folder, device="cpu", dtype=dtype)
     vectors = half.encode(items)
@@ -82,7 +89,14 @@ def test_auto_dtype_follows_device_and_size(monkeypatch, bfloat16_is_fast, dtype
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.9999), ("bfloat16", 0.98), ("float16", 0.98)])
+@pytest.mark.parametrize(
+    ("dtype", "least"),
+    [
+        ("float32", 0.9999),
+        ("bfloat16", 0.98),
+        ("float16", 0.98),
+    ],
+)
 def test_cuda_agrees_with_the_cpu(random_folder, model, items, dtype, least):
     vectors = onepeace.load(random_folder, device="cuda", dtype=dtype).encode(items)
 

@@ -62,10 +62,10 @@ def test_values_are_those_of_the_captions(measured):
     bleu, rouge, cider = measured(embedder=writer)
 
     assert writer.inputs == [b"dog", b"cat", b"acorn"]
-    assert values([bleu, rouge, cider]) == {
-        ("photos", metric): value for metric, value in means(score_captions(captions, REFERENCES)).items()
-    }
-    assert bleu.n == rouge.n == cider.n == 3
+    expected = means(score_captions(captions, REFERENCES))
+    for row in (bleu, rouge, cider):
+        assert row.value == expected[row.metric]
+        assert row.n == 3
     assert bleu.per_query == ()  # it is the mean of nothing
     assert bleu.interval is None
     for row in (rouge, cider):
@@ -102,7 +102,7 @@ def test_baselines_are_the_same_beside_a_writer(measured):
     alone = values(measured(BASELINES))
     beside = values(measured(BASELINES, embedder=Writer("a dog", "a cat", "an acorn")))
 
-    assert set(beside) - set(alone) == {("photos", metric) for metric in METRICS}
+    assert len(beside) == len(METRICS) + len(alone)
     assert beside == {**beside, **alone}
 
 

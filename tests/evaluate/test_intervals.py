@@ -20,7 +20,7 @@ def test_interval_of_a_share_is_that_of_the_binomial_distribution():
 @pytest.fixture(scope="module")
 def first():
     """Which of a thousand queries are right."""
-    return (np.random.default_rng(2).random(1000) < 0.5).astype(int)
+    return np.random.default_rng(2).integers(2, size=1000)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_paired_interval_separates_what_two_intervals_do_not(first, second):
 
     assert 0 < low < 0.02 < high
     assert interval(first)[1] > interval(second)[0]
-    assert paired_interval(second, first) == (pytest.approx(-high), pytest.approx(-low))
+    assert paired_interval(second, first) == pytest.approx((-high, -low))
 
 
 def test_paired_interval_of_equal_results_is_0(first):

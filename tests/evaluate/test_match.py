@@ -34,6 +34,11 @@ def queries(**kinds):
     return [f"sets.folder.sources.{source}.queries={kind}" for source, kind in kinds.items()]
 
 
+def chance_of_first(share_of_answers):
+    """That one of the first in a random order is an answer."""
+    return pytest.approx(1 - (1 - share_of_answers) ** FIRST)
+
+
 def unit(rows):
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
@@ -71,16 +76,21 @@ class NamingEmbedder:
         return vector
 
 
+def samples_of(noun):
+    """Samples of the classes "thing 0", "thing 1", ..."""
+    samples = {}
+    for number in range(NUM_CLASSES):
+        label = f"{noun} {number}"
+        description = {"captions": [f"a view of {label}"], "label": label}
+        for i in range(NUM_ITEMS):
+            samples[f"{number}_{i}"] = (f"{label}/{i}".encode(), description)
+    return samples
+
+
 @pytest.fixture
 def root(tmp_path):
-    for source, suffix, noun in (("pictures", "png", "thing"), ("clips", "ogg", "noise")):
-        samples = {}
-        for number in range(NUM_CLASSES):
-            label = f"{noun} {number}"
-            for i in range(NUM_ITEMS):
-                description = {"captions": [f"a view of {label}"], "label": label}
-                samples[f"{number}_{i}"] = (f"{label}/{i}".encode(), description)
-        write_shard(tmp_path / f"val/{source}.tar", samples, suffix)
+    write_shard(tmp_path / "val/pictures.tar", samples_of("thing"), "png")
+    write_shard(tmp_path / "val/clips.tar", samples_of("noise"), "ogg")
     return tmp_path
 
 
@@ -112,7 +122,7 @@ def test_rows_have_their_numbers_and_chances(rows_by_metric):
     assert rows["all: turned away"].chance == POSSIBLE
     assert rows["all: AUC"].chance == 0.5
     share_of_answers = NUM_ITEMS / (2 * NUM_ITEMS * NUM_CLASSES)
-    assert rows[f"all: {ANSWERED}"].chance == pytest.approx(1 - (1 - share_of_answers) ** FIRST)
+    assert rows[f"all: {ANSWERED}"].chance == chance_of_first(share_of_answers)
     expected = share_of_answers * GAINS.sum() / GAINS[:NUM_ITEMS].sum()
     assert rows["all: NDCG@10"].chance == pytest.approx(expected)
 
@@ -131,9 +141,8 @@ def test_captions_mean_their_item(rows_by_metric):
 
 def test_items_as_queries_are_not_their_own_answers(rows_by_metric, tmp_path):
     path = tmp_path / FILE
-    vectors = {}
-    for bank in ("word", "image", "audio"):
-        vectors[bank] = NamingEmbedder().encode_text([f"{bank} {i}" for i in range(50)])
+    texts = [f"text {i}" for i in range(50)]
+    vectors = dict.fromkeys(["word", "image", "audio"], NamingEmbedder().encode_text(texts))
     path.write_bytes(Banks(vectors, "naming").to_bytes())
 
     rows = rows_by_metric(*queries(pictures="items", clips="items"), f"sets.folder.calibration={path}")
@@ -141,7 +150,7 @@ def test_items_as_queries_are_not_their_own_answers(rows_by_metric, tmp_path):
     assert rows["pictures: kept"].n == NUM_ITEMS * NUM_CLASSES
     assert rows["pictures: kept"].value == 1
     share_of_answers = (NUM_ITEMS - 1) / (2 * NUM_ITEMS * NUM_CLASSES - 1)
-    assert rows[f"pictures: {ANSWERED}"].chance == pytest.approx(1 - (1 - share_of_answers) ** FIRST)
+    assert rows[f"pictures: {ANSWERED}"].chance == chance_of_first(share_of_answers)
 
 
 def test_items_as_queries_need_a_calibration(measured):
@@ -156,4 +165,4 @@ def test_too_few_answers_are_an_error_and_no_figure(measured):
 
 def test_shipped_recipe_is_read():
     recipe = read_recipe(Path(__file__).parents[2] / "recipes" / "evaluate" / "match.yaml")
-    assert {side.modality for side in recipe.sets["labelled"].sides} == {"image", "audio"}
+    assert recipe.sets["labelled"].sources

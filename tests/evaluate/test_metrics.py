@@ -70,7 +70,7 @@ def test_iou_matches_golden():
     [
         (0, 4, 0, 1 / 4),
         (1, 3, 1 / 3, (1 / 3 + 2 / 4) / 2),  # its two right ones are third and fourth
-        (9, 5, 0, 0),  # none is right
+        (9, 5, 0, 0),  # none is right,
     ],
 )
 def test_ties_count_against_the_model(query_id, rank, precision_at_3, average_precision):
@@ -83,7 +83,14 @@ def test_ties_count_against_the_model(query_id, rank, precision_at_3, average_pr
     assert average_precisions(scores, [candidate_ids == query_id]) == pytest.approx(average_precision)
 
 
-@pytest.mark.parametrize("scores", [[NAN, 0.2], [0.3, NAN], [NAN, NAN]])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [NAN, 0.2],
+        [0.3, NAN],
+        [NAN, NAN],
+    ],
+)
 def test_nan_counts_against_the_model(scores):
     """The first of two candidates is right."""
     assert best_ranks([scores], [0], [0, 1]) == 2

@@ -40,7 +40,13 @@ def _registered(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "alignment", Alignment)
 
 
-@pytest.mark.parametrize(("shift", "value"), [(0, 1.0), (1, 0.0)])
+@pytest.mark.parametrize(
+    ("shift", "value"),
+    [
+        (0, 1.0),
+        (1, 0.0),
+    ],
+)
 def test_runner_measures_it(measured, shift, value):
     (row,) = measured(embedder=KnownEmbedder(shift))
     assert row[:5] == ("photos", "aligned above 0.5", value, 0.25, 2)
@@ -57,7 +63,13 @@ def test_command_prints_it(evaluate):
     assert row["protocol"] == "alignment"
 
 
-@pytest.mark.parametrize(("override", "word"), [("abov=1", "abov"), ("above=1", "similarity")])
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("abov=1", "abov"),
+        ("above=1", "similarity"),
+    ],
+)
 def test_mistakes_in_its_options_are_named(measured, override, word):
     with pytest.raises(UserError, match=rf"sets\.photos: .*{word}"):
         measured(f"sets.photos.{override}")

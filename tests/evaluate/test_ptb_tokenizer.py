@@ -5,15 +5,14 @@ other sets, most of them with more than plain words, and sentences made to be di
 rules do not follow, one or more of each kind that ptb_tokenizer.py names.
 """
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
+from support.golden import golden_json
 
 from onepeace.evaluate.ptb_tokenizer import ptb_words
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ptb_words.json").read_text(encoding="utf-8"))
+GOLDEN = golden_json("ptb_words.json")
 
 
 def test_words_are_those_of_java():
@@ -28,7 +27,17 @@ def test_known_differences_still_differ():
         assert " ".join(ptb_words(text)) != words, text
 
 
-@pytest.mark.parametrize("text", ["", " ", "...", "\n\t\xa0", "\U0001f436", "\xad"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "...",
+        "\n\t\xa0",
+        "\U0001f436",
+        "\xad",
+    ],
+)
 def test_text_without_words_is_read_to_its_end(text):
     assert ptb_words(text) == []
 
@@ -38,7 +47,7 @@ def test_unusual_digit_is_a_word():
 
 
 def test_white_space_does_not_matter():
-    assert ptb_words(" a  dog\nruns\tno. 5 ") == ptb_words("a dog runs no. 5") == ["a", "dog", "runs", "no.", "5"]
+    assert " ".join(ptb_words(" a  dog\nruns\tno. 5 ")) == "a dog runs no. 5"
 
 
 @pytest.mark.slow
@@ -46,5 +55,5 @@ def test_white_space_does_not_matter():
 def test_golden_file_is_what_java_prints():
     tokenizer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
     pairs = [*GOLDEN["same"], *GOLDEN["different"]]
-    printed = tokenizer.tokenize({number: [{"caption": text}] for number, (text, _) in enumerate(pairs)})
-    assert [[text, *printed[number]] for number, (text, _) in enumerate(pairs)] == pairs
+    captions = {text: [{"caption": text}] for text, _ in pairs}
+    assert tokenizer.tokenize(captions) == {text: [words] for text, words in pairs}

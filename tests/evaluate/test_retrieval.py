@@ -8,10 +8,16 @@ from support.small_shards import write_shard
 from onepeace.evaluate.protocols import retrieval
 
 
-@pytest.mark.parametrize(("texts", "value", "n"), [("captions", 0.5, 2), ("names", 1.0, 1)])
+@pytest.mark.parametrize(
+    ("texts", "value", "n"),
+    [
+        ("captions", 0.5, 2),
+        ("names", 1.0, 1),
+    ],
+)
 def test_captions_belong_to_one_item_and_names_to_all(root, measured, texts, value, n):
-    samples = {"1": (b"dog", {"captions": ["a dog"]}), "2": (b"dog cat", {"captions": ["a dog"]})}
-    write_shard(root / "val/photos/a.tar.gz", samples)
+    caption = {"captions": ["a dog"]}
+    write_shard(root / "val/photos/a.tar.gz", {"1": (b"dog", caption), "2": (b"dog cat", caption)})
 
     text_to_image, *_ = measured(f"sets.photos.texts={texts}")
 
@@ -36,7 +42,14 @@ def test_blocks_do_not_change_the_figures(monkeypatch):
     assert 0 < in_one[0].value < 1
 
 
-@pytest.mark.parametrize("vectors", [np.eye(2)[:1], np.eye(2)[:, 0]], ids=["a row too few", "no width"])
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        np.eye(2)[:1],
+        np.eye(2)[:, 0],
+    ],
+    ids=["a row too few", "no width"],
+)
 def test_embedder_that_returns_another_shape_is_an_error(measured, vectors):
     with pytest.raises(ValueError, match=r"encode_image.* for 2 items"):
         measured(embedder=FixedEmbedder(text=np.ones((4, 2)), image=vectors))

@@ -39,7 +39,10 @@ def plain_precisions(queries, candidates, matches, k):
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize(
     ("queries", "candidates", "matches"),
-    [(SOUNDS, PICTURES, TO_PICTURES), (PICTURES, SOUNDS, TO_SOUNDS)],
+    [
+        (SOUNDS, PICTURES, TO_PICTURES),
+        (PICTURES, SOUNDS, TO_SOUNDS),
+    ],
     ids=["sounds", "pictures"],
 )
 def test_precisions_equal_a_plain_loop(queries, candidates, matches, k):

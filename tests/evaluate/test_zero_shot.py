@@ -12,7 +12,13 @@ from onepeace.errors import UserError
 SOUNDS_ALONE = ("sets.photos=null", "sets.drawings=null")
 
 
-@pytest.mark.parametrize(("modality", "suffix"), [("image", "png"), ("audio", "ogg")])
+@pytest.mark.parametrize(
+    ("modality", "suffix"),
+    [
+        ("image", "png"),
+        ("audio", "ogg"),
+    ],
+)
 def test_templates_default_to_those_of_the_modality(root, measured, modality, suffix):
     write_shard(root / "val/sounds/a.tar.gz", {"1": (b"dog", {"label": "dog"})}, suffix)
     embedder = KnownEmbedder()

@@ -78,7 +78,13 @@ def test_many_stars_take_no_time():
     subprocess.run([sys.executable, "-c", MANY_STARS], check=True, timeout=120)
 
 
-@pytest.mark.parametrize(("pattern", "words"), [("!", "'!'"), ("[z-a]", "range")])
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("!", "'!'"),
+        ("[z-a]", "range"),
+    ],
+)
 def test_invalid_pattern_is_an_error(tree, pattern, words):
     with pytest.raises(UserError, match=rf"^--exclude: .*{words}"):
         Ignore(tree, [pattern])

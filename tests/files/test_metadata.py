@@ -69,7 +69,11 @@ def test_picture_says_nothing_as_something_else(modality, tmp_path):
 
 @pytest.mark.parametrize(
     ("orientation", "size", "written", "date"),
-    [(1, (120, 80), EXIF_DATE, LOCAL), (6, (80, 120), EXIF_DATE, LOCAL), (1, (120, 80), "", None)],
+    [
+        (1, (120, 80), EXIF_DATE, LOCAL),
+        (6, (80, 120), EXIF_DATE, LOCAL),
+        (1, (120, 80), "", None),
+    ],
 )
 def test_size_and_date_of_a_raw_picture(orientation, size, written, date, tmp_path):
     pytest.importorskip("rawpy")

@@ -73,14 +73,25 @@ def test_path_with_a_colon_is_read(tmp_path, monkeypatch):
     assert source.read_bytes("a:b.bin") == b"content"
 
 
-@pytest.mark.parametrize("item", ["C:\\pictures\\a.jpg", "note: a dog", Path("http://example.org")])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "C:\\pictures\\a.jpg",
+        "note: a dog",
+        Path("http://example.org"),
+    ],
+)
 def test_item_with_a_colon_may_have_no_scheme(item):
     assert source.scheme(item) is None
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("large.bin", r"large\.bin: 5 bytes .* 4"), (".", "is a folder"), ("none.bin", r"none\.bin: no such file")],
+    [
+        ("large.bin", r"large\.bin: 5 bytes .* 4"),
+        (".", "is a folder"),
+        ("none.bin", r"none\.bin: no such file"),
+    ],
 )
 def test_file_problems_are_named(tmp_path, name, words):
     (tmp_path / "large.bin").write_bytes(b"12345")
@@ -145,7 +156,13 @@ def test_malformed_address_is_an_error(address):
         "  javascript:alert(1)",
     ],
 )
-@pytest.mark.parametrize("read", [source.read_bytes, ImageProcessor().decode])
+@pytest.mark.parametrize(
+    "read",
+    [
+        source.read_bytes,
+        ImageProcessor().decode,
+    ],
+)
 def test_other_schemes_are_refused(address, read):
     with pytest.raises(UserError, match="must be http or https"):
         read(address)

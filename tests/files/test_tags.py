@@ -70,7 +70,16 @@ def test_xmp_takes_precedence_over_exif(tags_of_picture):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("xmp", [b"<x", b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", b"<a/>", b"<a>" * 5000, b"\xff\0"])
+@pytest.mark.parametrize(
+    "xmp",
+    [
+        b"<x",
+        b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>",
+        b"<a/>",
+        b"<a>" * 5000,
+        b"\xff\0",
+    ],
+)
 def test_damaged_xmp_leaves_the_exif(tags_of_picture, xmp):
     assert tags_of_picture(exif=exif(), xmp=xmp) == TAGS_OF_EXIF
 
@@ -102,7 +111,15 @@ def test_iptc(tmp_path):
     assert describe_media(path, "image").tags == {"keywords": ["beach", "Zürich"], "place": ["Köln"]}
 
 
-@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "wav",
+        "flac",
+        "ogg",
+        "mp3",
+    ],
+)
 def test_tags_of_a_sound_that_soundfile_reads(form, tmp_path):
     path = tmp_path / f"a.{form}"
     with soundfile.SoundFile(path, "w", 16000, 1) as sound:

@@ -85,7 +85,15 @@ def test_pictures_of_a_scene_that_does_not_change(options, expected):
     assert times(path, **options) == list(expected)
 
 
-@pytest.mark.parametrize("every", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "every",
+    [
+        0,
+        -1,
+        float("nan"),
+        float("inf"),
+    ],
+)
 def test_every_must_be_positive(every):
     with pytest.raises(UserError, match=r"still\.mp4: every"):
         times("still.mp4", every=every)
@@ -232,7 +240,12 @@ UNKNOWN = "not a sound or video of a known format"
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "empty"), (b"hello " * 100, UNKNOWN), (b"ffconcat version 1.0\nfile a.png\n", UNKNOWN)]
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"hello " * 100, UNKNOWN),
+        (b"ffconcat version 1.0\nfile a.png\n", UNKNOWN),
+    ],
 )
 def test_file_that_is_no_video_is_named(read, content, words, tmp_path):
     path = write_content(tmp_path / "broken.mp4", content)
@@ -244,7 +257,13 @@ def test_video_without_its_index_is_an_error(read, whole):
     assert_refused(read, whole.replace(b"moov", b"none"), UNKNOWN)
 
 
-@pytest.mark.parametrize(("name", "words"), [("gone.mp4", r"gone\.mp4: no such file"), (".", "is a folder")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gone.mp4", r"gone\.mp4: no such file"),
+        (".", "is a folder"),
+    ],
+)
 def test_path_of_no_file_is_an_error(read, name, words, tmp_path):
     assert_refused(read, tmp_path / name, words)
 

@@ -19,7 +19,13 @@ WAV = encoded_sound(noise(30_000))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
-@pytest.mark.parametrize(("key", "content"), [("image", PICTURE), ("audio", WAV)])
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("image", PICTURE),
+        ("audio", WAV),
+    ],
+)
 def test_name_that_is_not_utf8_is_read(tmp_path, key, content):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     path.write_bytes(content)
@@ -29,14 +35,21 @@ def test_name_that_is_not_utf8_is_read(tmp_path, key, content):
 
 
 def pictures():
-    return [encoded_image(noise_pixels(40, 50, seed=i), form) for i in range(6) for form in ("PNG", "JPEG")]
+    return [encoded_image(noise_pixels(40, 50, seed=i), "JPEG") for i in range(12)]
 
 
 def sounds():
-    return [encoded_sound(noise(30_000, i), rate) for i in range(3) for rate in (16000, 44100, 48000)]
+    """Of rates that are all resampled differently."""
+    return [encoded_sound(noise(30_000, i), 16000 + 4000 * i) for i in range(9)]
 
 
-@pytest.mark.parametrize(("key", "make_files"), [("image", pictures), ("audio", sounds)])
+@pytest.mark.parametrize(
+    ("key", "make_files"),
+    [
+        ("image", pictures),
+        ("audio", sounds),
+    ],
+)
 def test_threads_get_the_same_numbers(key, make_files):
     processor = PROCESSORS[key]()
     files = make_files()
@@ -106,13 +119,32 @@ def test_guess_of_every_format_of_sound(form, subtype):
     assert guess(content, ["image", "audio", "text"]) == "audio"
 
 
-@pytest.mark.parametrize("item", ["a dog", "", "dog.", "note: a dog", "a picture of e.g. dogs", "data: none"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "a dog",
+        "",
+        "dog.",
+        "note: a dog",
+        "a picture of e.g. dogs",
+        "data: none",
+    ],
+)
 def test_guess_of_texts(item):
     assert guess(item, ["image", "audio", "text"]) == "text"
 
 
 @pytest.mark.parametrize(
-    "item", [3, None, b"hello", "https://example.org/page", "data:image/png;base64,AAAA", np.zeros(9)], ids=str
+    "item",
+    [
+        3,
+        None,
+        b"hello",
+        "https://example.org/page",
+        "data:image/png;base64,AAAA",
+        np.zeros(9),
+    ],
+    ids=str,
 )
 def test_guess_of_no_item_is_an_error(item):
     with pytest.raises(UserError, match="cannot tell"):
@@ -125,7 +157,11 @@ def test_guess_names_what_the_model_reads():
 
 
 @pytest.mark.parametrize(
-    ("key", "content"), [("image", PICTURE), ("audio", encoded_sound(noise(30_000), form="OGG", subtype="VORBIS"))]
+    ("key", "content"),
+    [
+        ("image", PICTURE),
+        ("audio", encoded_sound(noise(30_000), form="OGG", subtype="VORBIS")),
+    ],
 )
 def test_guess_looks_into_a_file_without_ending(tmp_path, key, content):
     path = tmp_path / "file"

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
 from support.broken_files import assert_refused, write_content
+from support.golden import golden_tensors
 from support.images import (
     encoded_image,
     grey_levels,
@@ -27,12 +27,18 @@ from support.pixels import assert_original_pixels
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 
-GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
+GOLDEN = golden_tensors("media_preprocess.safetensors")
 
 # Size
 
 
-@pytest.mark.parametrize(("name", "is_reduced"), [("rgb_130x90", True), ("rgb_45x61", False)])
+@pytest.mark.parametrize(
+    ("name", "is_reduced"),
+    [
+        ("rgb_130x90", True),
+        ("rgb_45x61", False),
+    ],
+)
 def test_pixels_match_golden(name, is_reduced):
     """As from the original's transform."""
     pixels = ImageProcessor(size=64).decode(GOLDEN[f"{name}_uint8"].numpy())
@@ -43,7 +49,14 @@ WIDE = np.zeros((40, 120, 3), np.uint8)
 WIDE[:, 40:80] = 255  # the middle third is white
 
 
-@pytest.mark.parametrize("pixels", [WIDE, WIDE.transpose(1, 0, 2)], ids=["wide", "tall"])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        WIDE,
+        WIDE.transpose(1, 0, 2),
+    ],
+    ids=["wide", "tall"],
+)
 def test_squash_keeps_everything_and_crop_keeps_the_shape(pixels):
     squashed = levels(pixels, resize="squash")
 
@@ -103,7 +116,9 @@ def test_one_channel_is_grey():
     grey = noise_pixels(8, 8, channels=1)
     expected = levels(np.repeat(grey, 3, axis=2))
 
-    for item in (grey, grey[..., 0], torch.from_numpy(grey).permute(2, 0, 1), Image.fromarray(grey[..., 0])):
+    channels_first = torch.from_numpy(grey).permute(2, 0, 1)
+    flat = grey[..., 0]
+    for item in (grey, flat, channels_first, Image.fromarray(flat)):
         assert (levels(item) == expected).all()
 
 
@@ -224,13 +239,28 @@ def test_transparent_pixels_are_white(half_transparent, form_of):
 
 
 def test_transparent_grey_is_white(half_transparent):
-    alpha = half_transparent.getchannel("A")
-    grey = Image.merge("LA", [Image.new("L", (8, 8), 90), alpha])
+    grey = Image.new("L", (8, 8), 90)
+    grey.putalpha(half_transparent.getchannel("A"))
 
-    assert pixels_of(encoded_image(grey))[0, :, 0].tolist() == [90] * 4 + [255] * 4
+    pixels = pixels_of(encoded_image(grey))
+
+    assert (pixels[:, :4] == 90).all()
+    assert (pixels[:, 4:] == 255).all()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBX"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "RGBX",
+    ],
+)
 def test_every_colour_mode_shows_the_same_white_and_black(mode):
     drawing = Image.new("RGB", (8, 8), "white")
     drawing.paste("black", (0, 0, 4, 8))
@@ -264,12 +294,21 @@ def test_sixteen_bits_are_scaled_and_not_clipped(item):
     assert np.abs(pixels_of(item)[..., 1] - np.round(RAMP / 257)).max() <= 1
 
 
-@pytest.mark.parametrize(("form", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("GIF", {}),
+        ("WEBP", {"lossless": True}),
+        ("PNG", {}),
+        ("TIFF", {}),
+    ],
+)
 def test_animation_shows_its_first_frame(form, options):
-    red, green, blue = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    content = encoded_image(red, form, save_all=True, append_images=[green, blue], **options)
+    red = Image.new("RGB", (8, 8), "red")
+    blue = Image.new("RGB", (8, 8), "blue")
+    content = encoded_image(red, form, save_all=True, append_images=[blue], **options)
 
-    assert Image.open(io.BytesIO(content)).n_frames == 3
+    assert Image.open(io.BytesIO(content)).n_frames == 2
     assert levels(content)[3, 3] == pytest.approx((255, 0, 0), abs=2)
 
 

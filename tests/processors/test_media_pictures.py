@@ -131,7 +131,14 @@ def test_raw_file_shows_its_preview_upright(jpeg, orientation, size, row, column
         assert is_red[row, column]
 
 
-@pytest.mark.parametrize("small_preview", [None, preview(160, 120)], ids=["none", "small"])
+@pytest.mark.parametrize(
+    "small_preview",
+    [
+        None,
+        preview(160, 120),
+    ],
+    ids=["none", "small"],
+)
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_raw_file_without_a_large_preview_is_developed_at_half_size(small_preview, orientation):
     pytest.importorskip("rawpy")
@@ -172,7 +179,10 @@ EMPTY_AVIF = EMPTY_HEIC.replace(b"heic", b"avif")
 
 @pytest.mark.parametrize(
     ("name", "content", "package"),
-    [("a.heic", EMPTY_HEIC, "pillow_heif"), ("a.dng", dng(RAW, preview()), "rawpy")],
+    [
+        ("a.heic", EMPTY_HEIC, "pillow_heif"),
+        ("a.dng", dng(RAW, preview()), "rawpy"),
+    ],
 )
 def test_missing_package_is_named_with_its_extra(name, content, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,13 +1,13 @@
 """Vocabularies and the text processor."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.broken_files import assert_refused
+from support.golden import golden_json
 from support.hub_layouts import golden_vocabulary
 from tokenizers import Tokenizer, models, processors
 
@@ -15,7 +15,7 @@ from onepeace.processors import tokenizer as vocabularies
 from onepeace.processors.pieces import clean_text
 from onepeace.processors.text import TextProcessor
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "media_text.json").read_text())
+GOLDEN = golden_json("media_text.json")
 CASES = GOLDEN["cases"]
 CAPTIONS = [
     "A dog barks at the mailman",
@@ -42,6 +42,10 @@ def trained() -> Tokenizer:
 @pytest.fixture(scope="module")
 def processor(trained):
     return TextProcessor(trained)
+
+
+def load(folder, **settings):
+    return TextProcessor.from_config(settings, folder)
 
 
 def ids_of(processor, text):
@@ -79,19 +83,21 @@ def test_full_released_vocabulary(shared, tmp_path):
     processor = TextProcessor.from_config({}, tmp_path)
 
     assert processor.vocab_size == 50264
-    for case in json.loads((shared / "golden" / "text_cases.json").read_text())["cases"]:
+    golden = json.loads((shared / "golden" / "text_cases.json").read_text())
+    for case in golden["cases"]:
         assert ids_of(processor, case["text"]) == case["dataset_ids"]
 
 
-def write_bart(folder, ids, *merges):
+def write_bart(folder, ids, merges=""):
     """Files as facebook/bart-base has them."""
     (folder / "vocab.json").write_text(json.dumps(ids))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
 
 
 def test_bart_files_give_the_same_vocabulary(released, tmp_path):
     """They have one more token, <mask>."""
-    write_bart(tmp_path, {**released.get_vocab(), "<mask>": 50264}, *GOLDEN["merges"])
+    ids = {**released.get_vocab(), "<mask>": 50264}
+    write_bart(tmp_path, ids, "\n".join(GOLDEN["merges"]))
 
     tokenizer = vocabularies.from_released(tmp_path)
 
@@ -110,7 +116,8 @@ def test_released_files_with_other_specials_are_refused(tmp_path):
 
 
 def test_released_files_with_other_merges_are_refused(tmp_path):
-    write_bart(tmp_path, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}, "a b")
+    tokens = [*SPECIALS, "a", "b"]
+    write_bart(tmp_path, dict(zip(tokens, range(6), strict=True)), "a b")
     assert_refused(vocabularies.from_released, tmp_path, "1 of 1 merges")
 
 
@@ -141,7 +148,15 @@ def test_trained_bpe_learns_cleaned_words(trained, processor):
 
 
 @pytest.mark.parametrize(
-    "text", [*CAPTIONS, "naïve café 日本語 😀😃", "1234 bees", "they'll (surely)...", "x" * 90, ""]
+    "text",
+    [
+        *CAPTIONS,
+        "naïve café 日本語 😀😃",
+        "1234 bees",
+        "they'll (surely)...",
+        "x" * 90,
+        "",
+    ],
 )
 def test_clip_vocabulary_cuts_like_open_clip(tmp_path, text):
     from open_clip.tokenizer import SimpleTokenizer
@@ -177,13 +192,13 @@ def with_special_pad() -> Tokenizer:
 )
 def test_foreign_tokenizer_file_is_refused(tmp_path, make, words):
     make().save(str(tmp_path / "tokenizer.json"))
-    assert_refused(lambda folder: TextProcessor.from_config({}, folder), tmp_path, rf"tokenizer\.json.*{words}")
+    assert_refused(load, tmp_path, rf"tokenizer\.json.*{words}")
 
 
 def test_broken_tokenizer_file_is_refused(tmp_path):
-    assert_refused(lambda folder: TextProcessor.from_config({}, folder), tmp_path, r"tokenizer\.json.*no such file")
+    assert_refused(load, tmp_path, r"tokenizer\.json.*no such file")
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert_refused(lambda folder: TextProcessor.from_config({}, folder), tmp_path, r"tokenizer\.json.*not a tokenizer")
+    assert_refused(load, tmp_path, r"tokenizer\.json.*not a tokenizer")
 
 
 # The processor
@@ -206,7 +221,15 @@ def test_truncation_is_reported_once(trained, caplog):
     assert f"{len(whole) - 1} tokens was cut to its first 5" in record.getMessage()
 
 
-@pytest.mark.parametrize("unit", ["x", "dog ", "\ud800\x00", "日"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "x",
+        "dog ",
+        "\ud800\x00",
+        "日",
+    ],
+)
 def test_only_the_start_of_a_huge_text_is_tokenized(processor, unit, caplog):
     large = unit * (17_000 // len(unit))
     huge = unit * (1_000_000 // len(unit))
@@ -268,13 +291,16 @@ def test_collate_pads_on_the_right_with_1(processor):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"max_token": 3}, r"processors\.text\.max_token .*max_tokens"), ({"max_tokens": 0}, "max_tokens is 0")],
+    [
+        ({"max_token": 3}, r"processors\.text\.max_token .*max_tokens"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+    ],
 )
 def test_wrong_setting_is_an_error(tmp_path, trained, options, words):
     trained.save(str(tmp_path / "tokenizer.json"))
-    assert_refused(lambda settings: TextProcessor.from_config(settings, tmp_path), options, words)
+    assert_refused(lambda folder: load(folder, **options), tmp_path, words)
 
 
 def test_setting_reaches_the_processor(tmp_path, trained):
     trained.save(str(tmp_path / "tokenizer.json"))
-    assert TextProcessor.from_config({"max_tokens": 3}, tmp_path).max_tokens == 3
+    assert load(tmp_path, max_tokens=3).max_tokens == 3

@@ -32,8 +32,20 @@ def test_windows_cover_the_sound(seconds, window, hop, expected):
         assert len(samples) == max(round((end - start) * RATE), RATE)
 
 
-@pytest.mark.parametrize(("window", "hop"), [(2.0, 0.7), (1.0, 1.3)])
-@pytest.mark.parametrize(("form", "subtype"), [FORMATS[0], *FORMATS[2:5]])
+@pytest.mark.parametrize(
+    ("window", "hop"),
+    [
+        (2.0, 0.7),
+        (1.0, 1.3),
+    ],
+)
+@pytest.mark.parametrize(
+    ("form", "subtype"),
+    [
+        FORMATS[0],
+        *FORMATS[2:5],
+    ],
+)
 def test_windows_are_those_of_the_whole_sound(form, subtype, window, hop):
     """They are cut out of one reading pass; seeking to and fro in a Vorbis file would land elsewhere."""
     rate = 48000 if subtype == "OPUS" else 32000
@@ -76,13 +88,29 @@ def test_broken_sample_fails_the_window_that_has_it():
     assert len(processor.decode((samples, RATE))) == 4 * RATE
 
 
-@pytest.mark.parametrize(("window", "hop"), [(0, 1), (float("nan"), 1), (1, float("inf")), (1e-9, 1), (1, 1e-9)])
+@pytest.mark.parametrize(
+    ("window", "hop"),
+    [
+        (0, 1),
+        (float("nan"), 1),
+        (1, float("inf")),
+        (1e-9, 1),
+        (1, 1e-9),
+    ],
+)
 def test_wrong_window_is_an_error(window, hop):
     with pytest.raises(UserError, match="window and hop"):
         next(AudioProcessor().windows((noise(RATE), RATE), window, hop))
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        0,
+        -1,
+        float("nan"),
+    ],
+)
 def test_wrong_length_is_an_error(seconds):
     with pytest.raises(UserError, match="seconds"):
         AudioProcessor().load((noise(RATE), RATE), seconds=seconds)
