@@ -51,7 +51,14 @@ def test_tokens_beyond_the_positions_of_the_decoder_are_an_error():
     ],
 )
 def test_sound_may_be_longer_than_any_stored_table(name, config, num_tokens):
-    model = small_model(name, dim=16, depth=1, ffn_dim=16, decoder=None, **config)
+    model = small_model(
+        name,
+        dim=16,
+        depth=1,
+        ffn_dim=16,
+        decoder=None,
+        **config,
+    )
     adapter = model.adapters["audio"]
     batch = waveform(1, TWENTY_SECONDS, lengths=[TWENTY_SECONDS])
 
@@ -149,7 +156,12 @@ def test_wrong_modalities_are_refused(method, inputs):
 @pytest.fixture(scope="module")
 def bare_model():
     """A model with a projection of texts, and nothing else that may be left out."""
-    return small_model(*ALL, decoder=None, projections=("text",), logit_scale=False)
+    return small_model(
+        *ALL,
+        decoder=None,
+        projections=("text",),
+        logit_scale=False,
+    )
 
 
 def test_missing_parts_are_named(bare_model):

@@ -19,8 +19,17 @@ def labelled(seed, labels):
 
 SOUNDS = labelled(1, "dog horn motor rain dog horn motor motor dog")
 PICTURES = labelled(2, "pug car tree bus car terrier tree tree tree pug bus")
-TO_PICTURES = {"dog": ["pug", "terrier"], "horn": ["car"], "motor": ["car", "bus"]}
-TO_SOUNDS = {"pug": ["dog"], "terrier": ["dog"], "car": ["horn", "motor"], "bus": ["motor"]}
+TO_PICTURES = {
+    "dog": ["pug", "terrier"],
+    "horn": ["car"],
+    "motor": ["car", "bus"],
+}
+TO_SOUNDS = {
+    "pug": ["dog"],
+    "terrier": ["dog"],
+    "car": ["horn", "motor"],
+    "bus": ["motor"],
+}
 
 
 def plain_precisions(queries, candidates, matches, k):

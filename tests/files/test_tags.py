@@ -108,7 +108,10 @@ def test_iptc(tmp_path):
     block = b"8BIM\x04\x04\0\0" + len(iptc).to_bytes(4, "big") + iptc + padding
     path.write_bytes(with_segment(path.read_bytes(), block))
 
-    assert describe_media(path, "image").tags == {"keywords": ["beach", "Zürich"], "place": ["Köln"]}
+    assert describe_media(path, "image").tags == {
+        "keywords": ["beach", "Zürich"],
+        "place": ["Köln"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,12 @@ def test_tags_of_a_sound_that_pyav_reads(tmp_path):
 
     tags = describe_media(path, "audio").tags
 
-    assert tags == {"title": "Hey", "album": "One", "genre": "Jazz", "keywords": ["slow", "piano"]}
+    assert tags == {
+        "title": "Hey",
+        "album": "One",
+        "genre": "Jazz",
+        "keywords": ["slow", "piano"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,13 @@ NAVY = (0, 0, 128)
 
 
 def frames(path, every=10.0, change=0.35, step=1.0):
-    return video.frames(path, every=every, change=change, step=step, stretch=1.5)
+    return video.frames(
+        path,
+        every=every,
+        change=change,
+        step=step,
+        stretch=1.5,
+    )
 
 
 def times(path, **options) -> list[float]:

@@ -52,7 +52,11 @@ def test_known_endings_are_taken_in_order_and_the_others_counted(tree):
 
 def test_named_file_is_taken_whatever_its_ending(tree):
     files, _ = walk([tree / "notes.md", tree / "sub" / ".hidden.ogg", tree / "b.JPG"], SUFFIXES)
-    assert relative(files, tree) == [("notes.md", ""), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
+    assert relative(files, tree) == [
+        ("notes.md", ""),
+        ("sub/.hidden.ogg", "audio"),
+        ("b.JPG", "image"),
+    ]
 
 
 def test_each_file_is_given_once(tree, monkeypatch):

@@ -306,7 +306,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped(item):
 def test_animation_shows_its_first_frame(form, options):
     red = Image.new("RGB", (8, 8), "red")
     blue = Image.new("RGB", (8, 8), "blue")
-    content = encoded_image(red, form, save_all=True, append_images=[blue], **options)
+    content = encoded_image(
+        red,
+        form,
+        save_all=True,
+        append_images=[blue],
+        **options,
+    )
 
     assert Image.open(io.BytesIO(content)).n_frames == 2
     assert levels(content)[3, 3] == pytest.approx((255, 0, 0), abs=2)

@@ -26,7 +26,13 @@ def heic(*images: Image.Image, **options) -> bytes:
 def avif(*images: Image.Image, **options) -> bytes:
     if not features.check("avif"):
         pytest.skip("this Pillow was built without AVIF")
-    return encoded_image(images[0], "AVIF", save_all=True, append_images=images[1:], **options)
+    return encoded_image(
+        images[0],
+        "AVIF",
+        save_all=True,
+        append_images=images[1:],
+        **options,
+    )
 
 
 @pytest.fixture(params=[heic, avif], ids=["heic", "avif"])

@@ -266,7 +266,13 @@ ANY_TEXT = st.text(st.characters(codec=None) | st.sampled_from(" \t\n.#Aİß'<")
 @settings(deadline=None, derandomize=True, max_examples=75)
 @given(text=ANY_TEXT, clean=st.booleans(), lower=st.booleans(), prefix_space=st.booleans())
 def test_any_text_is_read(trained, text, clean, lower, prefix_space):
-    processor = TextProcessor(trained, clean=clean, lower=lower, prefix_space=prefix_space, max_tokens=20)
+    processor = TextProcessor(
+        trained,
+        clean=clean,
+        lower=lower,
+        prefix_space=prefix_space,
+        max_tokens=20,
+    )
     ids = processor.decode(text)
     positions = positions_of(processor, text)
 

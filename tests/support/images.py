@@ -63,7 +63,11 @@ def png_header(width: int, height: int) -> bytes:
 
 def grey_levels(**options: object) -> ImageProcessor:
     """A processor whose output are the levels from 0 to 255, so that tests can name them."""
-    return ImageProcessor(mean=[0, 0, 0], std=[1 / 255] * 3, **options)
+    return ImageProcessor(
+        mean=[0, 0, 0],
+        std=[1 / 255] * 3,
+        **options,
+    )
 
 
 def levels(item: object, size: int = 8, **options: object) -> np.ndarray:
