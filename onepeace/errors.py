@@ -1,8 +1,10 @@
 """Errors for the user, and `need`, which imports an optional package."""
 
+import re
+from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -11,11 +13,44 @@ class UserError(Exception):
     """Error that the user can fix. Its message is one line: what is wrong, with which numbers, and what to do.
 
     The command line prints only the message and exits with code 1.
+
+    Args:
+        reason: the message without the place.
+        where: file, item or setting that is wrong; the message begins with it. "" = none.
     """
+
+    def __init__(self, reason: str, *, where: object = ""):
+        self.reason = reason
+        self.where = str(where)
+        super().__init__(f"{self.where}: {reason}" if self.where else reason)
 
 
 class UsageError(UserError):
     """Wrong usage of the command line: a `UserError` with exit code 2."""
+
+
+class MissingPackage(UserError):
+    """An optional package is not installed.
+
+    Args:
+        package: name of the package.
+        extra: extra of this package that installs it.
+        where: file that needs it.
+    """
+
+    def __init__(self, package: str, extra: str, *, where: object = ""):
+        super().__init__(f'needs {package}: pip install "onepeace[{extra}]"', where=where)
+        self.package = package
+        self.extra = extra
+
+    @staticmethod
+    def named_in(text: str) -> str | None:
+        """The package of a message that was kept as text; None if it is another message."""
+        match = re.search(r"needs (\w+): pip install", text)
+        return None if match is None else match[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), where=self.where), (self.package, self.extra)
 
 
 def expect(value: object, kind: type[T]) -> T:
@@ -30,6 +65,13 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def reason_at(where: object, error: Exception) -> str:
+    """The message of an error on one line; without `where`, if it begins with that, for a line that names it anyway."""
+    if isinstance(error, UserError) and error.where == str(where):
+        return one_line(error.reason)
+    return one_line(error)
+
+
 def reason_of(error: Exception) -> str:
     """Message of an error of the operating system or the network, in one line."""
     inner = getattr(error, "reason", None)
@@ -40,14 +82,18 @@ def reason_of(error: Exception) -> str:
 def need(module: str, extra: str, where: str = "") -> ModuleType:
     """Import and return `module`, which the optional extra `extra` of this package installs.
 
-    Raises `UserError` with the pip command if the package is not installed, and with the reason if it is broken. The
-    message begins with `where`, the file that needs the package.
+    Args:
+        where: file that needs the package, for messages.
+
+    Raises:
+        MissingPackage: it is not installed; the message has the pip command.
+        UserError: it is installed and does not import.
     """
     try:
         return import_module(module)
     except (ImportError, OSError) as error:
-        package, at = module.partition(".")[0], f"{where}: " if where else ""
+        package = module.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
-            raise UserError(f'{at}needs {package}: pip install "onepeace[{extra}]"') from error
-        reason = one_line(error)
-        raise UserError(f"{at}{package} is installed but does not import ({reason}); see: onepeace doctor") from error
+            raise MissingPackage(package, extra, where=where) from error
+        reason = f"{package} is installed but does not import ({one_line(error)}); see: onepeace doctor"
+        raise UserError(reason, where=where) from error

@@ -25,17 +25,17 @@ def import_extension(name: str) -> str:
     """
     file = Path(name).resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise UsageError(f"{name}: no such file, so it cannot be imported")
+        raise UsageError("no such file, so it cannot be imported", where=name)
     module_name = name if file is None else file.stem
     if file is not None and str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     try:
         module = import_module(module_name)
     except Exception as error:  # whatever the file does
-        raise UserError(f"{name}: cannot be imported ({type(error).__name__}: {one_line(error)})") from error
+        raise UserError(f"cannot be imported ({type(error).__name__}: {one_line(error)})", where=name) from error
     origin = getattr(module, "__file__", None)
     if file is not None and (origin is None or Path(origin).resolve() != file):
-        raise UserError(f"{name}: there is another module {module_name} ({origin or 'built in'}); rename the file")
+        raise UserError(f"there is another module {module_name} ({origin or 'built in'}); rename the file", where=name)
     return name
 
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             lines = [as_json(row, about, per_query=True) + "\n" for row in rows]
             write_text_atomic(args.output, "".join(lines))
     if not rows and not failures:
-        raise UserError(f"{args.recipe}: nothing was evaluated; the model has the modalities of none of the sets")
+        raise UserError("nothing was evaluated; the model has the modalities of none of the sets", where=args.recipe)
     return 1 if failures else 0
 
 
@@ -115,7 +115,7 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
         overrides.append(f"data.root={json.dumps(args.data)}")
     recipe = read_recipe(args.recipe, overrides)
     if not recipe.sets:
-        raise UserError(f"{args.recipe}: no test set is left; set fewer of them to null")
+        raise UserError("no test set is left; set fewer of them to null", where=args.recipe)
     return recipe
 
 

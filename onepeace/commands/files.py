@@ -105,10 +105,10 @@ def lines_of(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise UsageError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=path) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UsageError(f"{path}: the file is empty; give one entry per line")
+        raise UsageError("the file is empty; give one entry per line", where=path)
     return lines
 
 
@@ -120,13 +120,13 @@ def check_output(path: Path, force: bool) -> None:
     from onepeace.files.atomic import remove_leftovers
 
     if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist")
+        raise UsageError(f"the folder {path.parent} does not exist", where=path)
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; give a file name")
+        raise UsageError("is a folder; give a file name", where=path)
     if path.exists() and not path.is_file():  # a pipe or device would be replaced
-        raise UsageError(f"{path}: is not a regular file; give a file name")
+        raise UsageError("is not a regular file; give a file name", where=path)
     if path.exists() and not force:
-        raise UsageError(f"{path}: already exists; choose another name, or overwrite it with --force")
+        raise UsageError("already exists; choose another name, or overwrite it with --force", where=path)
     remove_leftovers(path)
 
 
@@ -137,8 +137,8 @@ def check_input(value: str) -> None:
     if scheme(value) or os.path.isfile(value):
         return
     if os.path.isdir(value):
-        raise UsageError(f"{value}: is a folder; give a file name")
-    raise UsageError(f"{value}: no such file")
+        raise UsageError("is a folder; give a file name", where=value)
+    raise UsageError("no such file", where=value)
 
 
 def say(message: str) -> None:

@@ -82,7 +82,7 @@ def _refuse_to_move_kept(folder: Path) -> None:
     from onepeace.index.cache import is_kept
 
     if is_kept(folder):
-        raise UsageError(f"{folder}: a cached index stays with its model; search its folders with another --model")
+        raise UsageError("a cached index stays with its model; search its folders with another --model", where=folder)
 
 
 def _update(args: argparse.Namespace) -> int:

@@ -185,7 +185,9 @@ def take_words(args: argparse.Namespace) -> None:
         words.insert(0, args.paths.pop())
     if any(getattr(args, name) for name in PARTS if name != "without"):
         if words:
-            raise UsageError(f"{words[0]}: no such file or folder; words beside another part of the query need --text")
+            raise UsageError(
+                "no such file or folder; words beside another part of the query need --text", where=words[0]
+            )
     elif words:
         args.text = [" ".join(words)]
         if len(words) > 1:
@@ -200,7 +202,7 @@ def _no_query(paths: list[str]) -> UsageError:
         return UsageError('no query; give words after the path, "a dog", or --text, --image, --audio, --like')
     if os.path.lexists(last):
         return UsageError(f"no query; {last} is a file or folder, so to search for the word give --text {last!r}")
-    return UsageError(f"{last}: no such file or folder; to search for these words give --text {last!r}")
+    return UsageError(f"no such file or folder; to search for these words give --text {last!r}", where=last)
 
 
 @contextmanager

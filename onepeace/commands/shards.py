@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the shards; entries that cannot be used are listed on stderr."""
     if not args.source.exists():
-        raise UsageError(f"{args.source}: no such file or folder")
+        raise UsageError("no such file or folder", where=args.source)
     if args.overrides and args.layout is None:
-        raise UsageError(f"{args.overrides[0]}: one SOURCE at a time; option=value needs --layout NAME")
+        raise UsageError("one SOURCE at a time; option=value needs --layout NAME", where=args.overrides[0])
     if args.layout is not None and (args.column or args.split):
         raise UsageError("--column and --split are for tables and data sets of yours; leave them out with --layout")
     if args.layout is None:
@@ -82,7 +82,7 @@ def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.datasets.write_shards import write_layout
 
     if not args.source.is_dir():
-        raise UsageError(f"{args.source}: not a folder; give the folder of the download")
+        raise UsageError("not a folder; give the folder of the download", where=args.source)
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
     shard_megabytes = args.shard_size or LAYOUT_SHARD_MEGABYTES
     for written in write_layout(layout, args.source, args.output, shard_megabytes):
@@ -107,7 +107,7 @@ def _write_own(args: argparse.Namespace) -> int:
     )
     _list_skipped(written)
     if not written.num_samples:
-        raise UserError(f"{args.source}: nothing in it can be used; nothing was written")
+        raise UserError("nothing in it can be used; nothing was written", where=args.source)
     print(written.summary)
     return 1 if written.skipped else 0
 

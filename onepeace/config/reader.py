@@ -35,7 +35,7 @@ def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
         UserError: an unknown field (the nearest known one is named), a missing one, or a value of another type.
     """
     if not isinstance(content, Mapping):
-        raise UserError(f"{where}: {at or 'the file'} should be a mapping of fields, not {content!r}")
+        raise UserError(f"{at or 'the file'} should be a mapping of fields, not {content!r}", where=where)
     prefix = f"{at}." if at else ""
     kinds = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
@@ -43,15 +43,15 @@ def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
     for name, value in content.items():
         if name not in fields:
             hint = nearest(str(name), fields, prefix)
-            raise UserError(f"{where}: {prefix}{name} is not a field; {hint}")
+            raise UserError(f"{prefix}{name} is not a field; {hint}", where=where)
         values[name] = _convert(kinds[name], value, Place(where, f"{prefix}{name}"))
     for name, field in fields.items():
         if name not in values and _is_required(field):
-            raise UserError(f"{where}: {prefix}{name} is missing")
+            raise UserError(f"{prefix}{name} is missing", where=where)
     try:
         return cls(**values)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{error}", where=where) from error
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
@@ -65,7 +65,7 @@ class Place(NamedTuple):
     path: str
 
     def fail(self, problem: str) -> NoReturn:
-        raise UserError(f"{self.file}: {self.path} {problem}")
+        raise UserError(f"{self.path} {problem}", where=self.file)
 
 
 def _convert(kind: Any, value: Any, place: Place) -> Any:

@@ -20,13 +20,13 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
             content = parse_yaml(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason})") from error
+        raise UserError(f"cannot be read ({reason})", where=path) from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         raise UserError(f"{path}:{line} not YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+        raise UserError(f"expected a mapping of fields, found {type(content).__name__}", where=path)
     return content
 
 

@@ -93,8 +93,9 @@ class BrokenCount:
         broken = self.total(samples_per_shard)
         if broken > max(ALLOWED_BROKEN, self.limit * (usable + broken)):
             raise UserError(
-                f"{self.source}: {broken} broken and {usable} usable samples ({self.example}); repair the shards or "
-                "raise data.broken_limit"
+                f"{broken} broken and {usable} usable samples ({self.example}); repair the shards or "
+                "raise data.broken_limit",
+                where=self.source,
             )
 
 

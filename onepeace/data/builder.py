@@ -123,8 +123,8 @@ class BatchBuilder:
             except UserError as error:
                 broken.append(candidates.broken(candidate, error))
         raise UserError(
-            f"{candidates.source.config.shards}: no sample of {limit} in a row can be read ({broken[-1].reason}); "
-            "repair the shards"
+            f"no sample of {limit} in a row can be read ({broken[-1].reason}); repair the shards",
+            where=candidates.source.config.shards,
         )
 
     def _collate(self, modality: str, items: Sequence[DecodedItem], rows: int) -> Inputs:

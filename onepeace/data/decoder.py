@@ -103,7 +103,9 @@ class Decoder:
             except UserError:  # reported when the sample itself is drawn
                 continue
             return value, self._choose_caption(partners.source, sample, rng)
-        raise UserError(f"{partners.source.shards}: no sample can be read to be mixed into others; repair the shards")
+        raise UserError(
+            "no sample can be read to be mixed into others; repair the shards", where=partners.source.shards
+        )
 
     def _draw_features(self, sample: Sample, caption: str, partners: "Partners") -> tuple[Any, str]:
         """Features of one of the views of a sample, and its caption."""

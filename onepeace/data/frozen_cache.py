@@ -105,7 +105,7 @@ class FrozenCache:
         """A random output of an item (*grid, channels), and the item that was mixed into it, or None."""
         places = self.places.get(name)
         if not places:
-            raise UserError(f"{self.folder}: has no features of it, as it could not be decoded")
+            raise UserError("has no features of it, as it could not be decoded", where=self.folder)
         place = places[int(rng.integers(len(places)))]
         partner = None
         if place.partner is not None:

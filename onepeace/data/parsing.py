@@ -125,14 +125,14 @@ def _check_targets(
         value = content_of(values[name])  # for a mask, its bytes
         problem = wrong_target(name, value, values)
         if problem:
-            raise BrokenSample(f"{where}: {problem}")
+            raise BrokenSample(f"{problem}", where=where)
 
 
 def _media(modality: str, members: Members, where: str) -> Any:
     try:
         media = media_of(members, _endings(PROCESSORS[modality].suffixes))
     except ValueError as error:
-        raise BrokenSample(f"{where}: {error}") from error
+        raise BrokenSample(f"{error}", where=where) from error
     if media is None:
         raise BrokenSample(f"{where} has no {modality} file")
     return media

@@ -102,8 +102,9 @@ class ShardFile:
             current = state_of(status)
         if current != self.state:
             raise UnreadableShard(
-                f"{describe(self.address)}: has changed since it was indexed ({self.state.size} bytes, now "
-                f"{current.size}); start again with shards that do not change"
+                f"has changed since it was indexed ({self.state.size} bytes, now "
+                f"{current.size}); start again with shards that do not change",
+                where=describe(self.address),
             )
 
 
@@ -187,7 +188,7 @@ def _unreadable(address: str, error: Exception) -> UnreadableShard:
     reason = reason_of(error)
     if "://" in reason:  # it quotes an address, which may hold a secret
         reason = type(error).__name__
-    return UnreadableShard(f"{describe(address)}: {reason}")
+    return UnreadableShard(f"{reason}", where=describe(address))
 
 
 def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:

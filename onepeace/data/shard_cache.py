@@ -58,8 +58,9 @@ def writing(folder: Path) -> Iterator[None]:
         if not is_of_cache(error, folder):
             raise
         raise CacheFailure(
-            f"{folder}: copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
-            "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder"
+            f"copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
+            "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder",
+            where=folder,
         ) from error
 
 

@@ -45,7 +45,7 @@ def expand(pattern: str, root: str | Path | None = None) -> list[str]:
     try:
         parts = list(braceexpand.braceexpand(os.path.expandvars(pattern)))
     except ValueError as error:
-        raise UserError(f"{describe(pattern)}: a brace is not closed; write {{a,b}} or {{000..031}}") from error
+        raise UserError("a brace is not closed; write {a,b} or {000..031}", where=describe(pattern)) from error
     shards: set[str] = set()
     for part in parts:
         if not scheme(part):
@@ -78,11 +78,11 @@ def _addresses(address: str) -> list[str]:
     if protocol in ("http", "https"):
         need("aiohttp", "remote")
         if "*" in address:
-            raise UserError(f"{name}: a server has no list; write the numbers as {{000..031}}, not *")
+            raise UserError("a server has no list; write the numbers as {000..031}, not *", where=name)
     try:
         get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:
-        raise UserError(f"{name}: cannot be read ({error})") from error
+        raise UserError(f"cannot be read ({error})", where=name) from error
     if "*" not in address:
         return [address]
     filesystem, pattern = url_to_fs(address)
@@ -194,7 +194,7 @@ class Source:
         state = shard.file.state
         if self._states.setdefault(number, state) != state:
             raise UnreadableShard(
-                f"{shard.name}: has changed during the run; stop the run, and it goes on with the new one"
+                "has changed during the run; stop the run, and it goes on with the new one", where=shard.name
             )
         return shard
 
@@ -221,7 +221,7 @@ class Source:
         """Error for a source without a usable sample, of which ``example`` is broken."""
         pair = " and ".join(self.config.pair)
         reason = example or f"no key fits {self.config.keys!r} among samples with {pair}"
-        return UserError(f"{self.config.shards}: no usable sample; {reason}")
+        return UserError(f"no usable sample; {reason}", where=self.config.shards)
 
     def __iter__(self) -> Iterator[Sample]:
         """All usable samples once, in the order of the shards.

@@ -61,12 +61,13 @@ def class_map(path: Path, picture: tuple[int, int], size: tuple[int, int], num_c
         if image.mode not in ("L", "P") or image.size != picture:
             width, height = image.size
             raise UserError(
-                f"{path}: a map of mode {image.mode}, {width} x {height}; expected 8 bits, {picture[0]} x {picture[1]} "
-                "as the picture"
+                f"a map of mode {image.mode}, {width} x {height}; expected 8 bits, {picture[0]} x {picture[1]} "
+                "as the picture",
+                where=path,
             )
         numbers = np.asarray(image.resize(size, Image.Resampling.NEAREST))
     if numbers.max() > num_classes:
-        raise UserError(f"{path}: has class {numbers.max()} of {num_classes}")
+        raise UserError(f"has class {numbers.max()} of {num_classes}", where=path)
     buffer = io.BytesIO()
     from_0 = np.where(numbers == 0, IGNORED, numbers - 1).astype(np.uint8)
     Image.fromarray(from_0).save(buffer, "PNG")
@@ -81,10 +82,12 @@ def _classes(table: Path) -> list[str]:
         cells = line.split("\t")
         name = cells[-1].partition(",")[0].strip()
         if cells[0].strip() != str(number) or not name:
-            raise UserError(f"{where}: expected class {number}: its number, columns and names, with tabs between them")
+            raise UserError(
+                f"expected class {number}: its number, columns and names, with tabs between them", where=where
+            )
         names.append(name)
     if not 0 < len(names) < IGNORED:
-        raise UserError(f"{table}: has {len(names)} classes below its head")
+        raise UserError(f"has {len(names)} classes below its head", where=table)
     return names
 
 
@@ -102,5 +105,5 @@ def _records(folder: Path, split: str, classes: Sequence[str]) -> list[Record]:
         )
         records.append(record)
     if not records:
-        raise UserError(f"{images / split}: no photographs (*.jpg)")
+        raise UserError("no photographs (*.jpg)", where=images / split)
     return records

@@ -61,11 +61,11 @@ def data_files(path: Path, split: str | None = None) -> list[Path]:
     names = ", ".join(sorted(files_by_split))
     if split is None:
         if len(files_by_split) > 1:
-            raise UserError(f"{path}: has the splits {names}; choose one with --split")
+            raise UserError(f"has the splits {names}; choose one with --split", where=path)
         return next(iter(files_by_split.values()))
     if split not in files_by_split:
         remedy = f"it has {names}" if names else "leave out --split"
-        raise UserError(f"{path}: has no split {split!r}; {remedy}")
+        raise UserError(f"has no split {split!r}; {remedy}", where=path)
     return files_by_split[split]
 
 
@@ -103,9 +103,11 @@ def _read_json(path: Path, field: str) -> list[Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))[field]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no list {field} can be read ({one_line(error)}); save the data set again") from error
+        raise UserError(
+            f"no list {field} can be read ({one_line(error)}); save the data set again", where=path
+        ) from error
     if not isinstance(values, list) or not values:
-        raise UserError(f"{path}: {field} is empty, so the data set has no rows")
+        raise UserError(f"{field} is empty, so the data set has no rows", where=path)
     return values
 
 
@@ -167,7 +169,7 @@ def _opened(file: Path, arrow: Any, is_parquet: bool) -> Any:
             return need("pyarrow.parquet", "parquet").ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
         return arrow.ipc.open_stream(arrow.memory_map(str(file)))
     except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read ({one_line(error)})") from error
+        raise UserError(f"cannot be read ({one_line(error)})", where=file) from error
 
 
 def _row(

@@ -89,7 +89,7 @@ def _clips(table: Path) -> Iterable[Clip]:
         video = row["youtube_id"].strip()
         start = whole_number(row["start_time"], where)
         if not re.fullmatch(r"[\w-]{11}", video):
-            raise UserError(f"{where}: {video!r} is not the id of a video")
+            raise UserError(f"{video!r} is not the id of a video", where=where)
         clip = clips.setdefault((video, start), Clip(video, start, captions=[], numbers=[]))
         clip.captions.append(sentence(row["caption"]))
         clip.numbers.append(row["audiocap_id"].strip())

@@ -43,7 +43,7 @@ def _table(folder: Path, split: str, sounds: Mapping[str, Path]) -> Table:
             candidates = [" ".join(answer.split()) for answer in row["multi_choice"]]
             choice = int(row["answer"])
         if not 0 <= choice < len(candidates):
-            raise UserError(f"{where}: answer {choice} of {len(candidates)}, which count from 0")
+            raise UserError(f"answer {choice} of {len(candidates)}, which count from 0", where=where)
         about = {"license": LICENSE, "youtube_id": name.rpartition("_")[0], "file_name": name}
         for field in ("question_relation", "question_type"):
             if field in row:

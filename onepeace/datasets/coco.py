@@ -70,7 +70,7 @@ def photographs_by_id(folder: Path, split: str) -> dict[int, Path]:
         if image_id is not None:
             photographs[int(image_id[1])] = path
     if not photographs:
-        raise UserError(f"{split_folder}: no photographs named NUMBER.jpg")
+        raise UserError("no photographs named NUMBER.jpg", where=split_folder)
     return dict(sorted(photographs.items()))
 
 

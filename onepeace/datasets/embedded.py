@@ -106,6 +106,6 @@ class Unpacked:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(file)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise UserError(f"cannot be written ({error.strerror or error})", where=path) from error
         self._paths[digest] = path
         return path

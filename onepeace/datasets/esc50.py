@@ -34,7 +34,7 @@ class ESC50(Layout):
         misnamed = [clip for clip in clips if isinstance(clip, Skipped)]
         records = shuffled(clip for clip in clips if isinstance(clip, Record))
         if not records:
-            raise UserError(f"{folder}: no sounds named FOLD-CLIP-TAKE-TARGET.wav, such as audio/1-100032-A-0.wav")
+            raise UserError("no sounds named FOLD-CLIP-TAKE-TARGET.wav, such as audio/1-100032-A-0.wav", where=folder)
         val = [record for record in records if record.about["fold"] == 5]
         train = [record for record in records if record.about["fold"] != 5]
         yield Split("val/esc50_fold5/esc50_fold5", [*misnamed, *val], self.encode, classes=list(captions))

@@ -74,7 +74,7 @@ def _captions(path: Path) -> dict[str, list[str]]:
     for where, line in read_lines(path):
         name, tab, caption = line.partition("\t")
         if not tab or "#" not in name:
-            raise UserError(f"{where}: expected NAME.jpg#NUMBER, a tab and a caption; found {line[:60]!r}")
+            raise UserError(f"expected NAME.jpg#NUMBER, a tab and a caption; found {line[:60]!r}", where=where)
         caption = sentence(caption)
         if len(caption) > 5:
             captions.setdefault(name.partition("#")[0], []).append(caption)

@@ -45,7 +45,7 @@ def _table(folder: Path, split: str, classes: Sequence[str]) -> Table:
         labels = [label.strip().replace("_", " ") for label in row["labels"].split(",")]
         unknown = {*labels} - {*classes}
         if unknown:
-            raise UserError(f"{where}: label {min(unknown)!r} is not in vocabulary.csv")
+            raise UserError(f"label {min(unknown)!r} is not in vocabulary.csv", where=where)
         name = row["fname"].strip()
         record = Record(
             key=f"fsd50k_{name}",

@@ -33,7 +33,9 @@ class ImageNet(Photographs):
         val = _records(folder, "val", class_names)
         if not val:
             flat = " (it has pictures outside of such folders)" if any((folder / "val").glob("*.JPEG")) else ""
-            raise UserError(f"{folder / 'val'}: no pictures val/WNID/*.JPEG{flat}; make the folders with valprep.sh")
+            raise UserError(
+                f"no pictures val/WNID/*.JPEG{flat}; make the folders with valprep.sh", where=folder / "val"
+            )
         yield Split("val/imagenet/imagenet", val, self.encode, classes=names)
         yield Split("train/image_text/imagenet", _records(folder, "train", class_names), self.encode)
 

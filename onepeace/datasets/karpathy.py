@@ -40,7 +40,7 @@ class Flickr30k(Photographs):
         listed = read_karpathy(self.name, folder)
         files = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
         if not files:
-            raise UserError(f"{folder}: no .jpg files")
+            raise UserError("no .jpg files", where=folder)
         test = [picture for picture in listed if picture.split == "test"]
         encode = partial(photograph, size=self.val_size, quality=85)
         yield Split(f"val/{self.name}/{self.name}_test", self._records(test, folder, files), encode)

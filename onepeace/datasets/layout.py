@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from onepeace.config import apply_override, build, to_plain
 from onepeace.data.sample import Sample
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line, reason_at
 
 T = TypeVar("T")
 
@@ -25,10 +25,12 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def skipped(where: Path | str, reason: object) -> Skipped:
-    """Create a `Skipped` with its reason on one line; `reason` may be an exception."""
-    text = " ".join(str(getattr(reason, "strerror", None) or reason).split())
-    return Skipped(str(where), text.removeprefix(f"{where}: "))
+def skipped(where: Path | str, reason: str | Exception) -> Skipped:
+    """Create a `Skipped` with its reason on one line."""
+    if isinstance(reason, OSError):
+        reason = reason.strerror or str(reason)
+    text = reason_at(where, reason) if isinstance(reason, Exception) else one_line(reason)
+    return Skipped(str(where), text)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class OfficialSplits(Layout):
         tables = self.tables(folder, held_out)  # all of them are read before the first shard is written
         for name in self.chosen_splits:
             if name not in tables:
-                raise UserError(f"{folder}: has no split {name!r}; it has {', '.join(sorted(tables))}")
+                raise UserError(f"has no split {name!r}; it has {', '.join(sorted(tables))}", where=folder)
             table = tables[name]
             # A folder of several datasets has no classes.json.
             is_shared = name in self.train and bool(self.shared_folder)

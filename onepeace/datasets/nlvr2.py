@@ -43,7 +43,7 @@ def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
         text = " ".join(str(row.get("sentence", "")).split())
         parts = IDENTIFIER.fullmatch(identifier)
         if parts is None or label not in CLASSES or not text:
-            raise UserError(f"{where}: expected identifier (SPLIT-SET-PAIR-SENTENCE), sentence, label True or False")
+            raise UserError("expected identifier (SPLIT-SET-PAIR-SENTENCE), sentence, label True or False", where=where)
         name, set_id, pair, sentence = parts.groups()
         files = [pictures.get(f"{name}-{set_id}-{pair}-img{number}.png") for number in range(2)]
         record = Record(

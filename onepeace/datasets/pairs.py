@@ -62,11 +62,11 @@ def from_source(
     if is_arrow(path):
         return _from_arrow(path, names, split)
     if split is not None:
-        raise UsageError(f"{path}: is no data set with splits; leave out --split")
+        raise UsageError("is no data set with splits; leave out --split", where=path)
     if not path.is_dir():
         return _from_table(path, names)
     if columns:
-        raise UsageError(f"{path}: a folder of files has no columns; leave out --column")
+        raise UsageError("a folder of files has no columns; leave out --column", where=path)
     return from_folder(path)
 
 
@@ -80,7 +80,7 @@ def _from_table(path: Path, names: ColumnNames) -> Iterator[Record | Skipped]:
             checked = True
         yield _sample(row, path, "line", names)
     if not has_rows:
-        raise UserError(f"{path}: has no rows")
+        raise UserError("has no rows", where=path)
 
 
 def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[Record | Skipped]:
@@ -98,7 +98,7 @@ def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[R
             has_rows = True
             yield _sample(row, file, "row", names)
     if not has_rows:
-        raise UserError(f"{path}: has no rows")
+        raise UserError("has no rows", where=path)
 
 
 def _sample(row: Row | BadRow, file: Path, unit: str, names: ColumnNames) -> Record | Skipped:
@@ -163,14 +163,15 @@ def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> No
         files += names[key]
     if lower.isdisjoint(name.lower() for name in files):
         raise UserError(
-            f"{path}: no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
-            f"files, or name it with --column {media()[0]}=NAME"
+            f"no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
+            f"files, or name it with --column {media()[0]}=NAME",
+            where=path,
         )
     for content, names_of_content in names.items():
         first = names_of_content[0]
         is_named_by_option = len(names_of_content) == 1 and first != content
         if is_named_by_option and first.lower() not in lower:
-            raise UserError(f"{path}: no column {first!r}; it has {', '.join(columns)}")
+            raise UserError(f"no column {first!r}; it has {', '.join(columns)}", where=path)
 
 
 def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str, names: ColumnNames) -> Record:
@@ -214,10 +215,10 @@ def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> P
     if not isinstance(content, str):
         raise UserError(f"{column} is {value!r:.60}, not a path")
     if source.scheme(content):
-        raise UserError(f"{source.describe(content)}: is an address; download it and give the path")
+        raise UserError("is an address; download it and give the path", where=source.describe(content))
     file = source.local_path(folder / content)
     if file.suffix.lower() not in PROCESSORS[modality].suffixes:
-        raise UserError(f"{file}: unknown file extension {file.suffix!r} for {modality}")
+        raise UserError(f"unknown file extension {file.suffix!r} for {modality}", where=file)
     return file
 
 

@@ -18,7 +18,7 @@ def find(folder: Path, *names: str, what: str) -> Path:
         paths = sorted(folder.rglob(name))
         if paths:
             return paths[0]
-    raise UserError(f"{folder}: holds no {' or '.join(names)} ({what})")
+    raise UserError(f"holds no {' or '.join(names)} ({what})", where=folder)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -29,7 +29,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"cannot be read ({error})", where=path) from error
 
 
 def read_rows(path: Path, *needed: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
@@ -42,10 +42,10 @@ def read_rows(path: Path, *needed: str, columns: Sequence[str] | None = None) ->
     for row in read_table(path, columns):
         where = f"{path}:{row.line}"
         if isinstance(row, BadRow):
-            raise UserError(f"{where}: {row.reason}")
+            raise UserError(f"{row.reason}", where=where)
         for name in needed:
             if not row.cells.get(name, "").strip():
-                raise UserError(f"{where}: no {name}; expected the columns {', '.join(needed)}")
+                raise UserError(f"no {name}; expected the columns {', '.join(needed)}", where=where)
         yield where, row.cells
 
 
@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"cannot be read ({error})", where=path) from error
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,9 +65,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
+            raise UserError(f"not JSON ({error})", where=where) from error
         if not isinstance(row, dict):
-            raise UserError(f"{where}: not a JSON object")
+            raise UserError("not a JSON object", where=where)
         yield where, row
 
 
@@ -91,7 +91,7 @@ def fields(where: str, row: object, names: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{where}: expected {names}; found {row!r:.100}") from error
+        raise UserError(f"expected {names}; found {row!r:.100}", where=where) from error
 
 
 def number(text: str, where: str) -> float:
@@ -101,14 +101,14 @@ def number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: expected a number, found {text!r}")
+        raise UserError(f"expected a number, found {text!r}", where=where)
     return value
 
 
 def whole_number(text: str, where: str) -> int:
     """Parse a whole number in a cell; `where` is for the message."""
     if not text.strip().isdecimal():
-        raise UserError(f"{where}: expected a whole number, found {text!r}")
+        raise UserError(f"expected a whole number, found {text!r}", where=where)
     return int(text)
 
 

@@ -42,7 +42,7 @@ def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
         values = {name: " ".join(str(row.get(name, "")).split()) for name in FIELDS}
         label = values["gold_label"]
         if not all(values.values()) or label not in CLASSES:
-            raise UserError(f"{where}: expected {', '.join(FIELDS)}, and gold_label one of {', '.join(CLASSES)}")
+            raise UserError(f"expected {', '.join(FIELDS)}, and gold_label one of {', '.join(CLASSES)}", where=where)
         image_id = values["Flickr30K_ID"].removesuffix(".jpg")
         pair_id = plain_name(values["pairID"].replace(".jpg", ""))
         record = Record(

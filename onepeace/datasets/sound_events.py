@@ -91,7 +91,7 @@ class DESED(SoundEvents):
         metadata = find(folder, "metadata", what="the tables")
         table = metadata / f"{split}.tsv"
         if not table.is_file():
-            raise UserError(f"{table}: no such table; train and val name tables below {metadata}, without .tsv")
+            raise UserError(f"no such table; train and val name tables below {metadata}, without .tsv", where=table)
         sounds = metadata.parent / "audio" / split.replace("audioset_strong", "strong_label_real")
         return table, sounds
 
@@ -102,7 +102,7 @@ def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
     for where, row in read_rows(table, "filename"):
         missing = [name for name in COLUMNS if name not in row]
         if missing:
-            raise UserError(f"{where}: no column {missing[0]}; expected {', '.join(COLUMNS)}")
+            raise UserError(f"no column {missing[0]}; expected {', '.join(COLUMNS)}", where=where)
         events = events_by_file.setdefault(row["filename"], [])
         if not any(row[name] for name in COLUMNS[1:]):
             continue
@@ -110,7 +110,9 @@ def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
         offset = number(row["offset"], where)
         label = row["event_label"].replace("_", " ").strip()
         if not 0 <= onset <= offset or not label:
-            raise UserError(f"{where}: expected 0 <= onset <= offset and a label, found {onset}, {offset}, {label!r}")
+            raise UserError(
+                f"expected 0 <= onset <= offset and a label, found {onset}, {offset}, {label!r}", where=where
+            )
         if onset < seconds:
             events.append([onset, min(offset, seconds), label])
     return {file: sorted(events) for file, events in events_by_file.items()}

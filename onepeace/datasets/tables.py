@@ -49,7 +49,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown file extension {path.suffix!r}; a table is {', '.join(SUFFIXES)}")
+        raise UserError(f"unknown file extension {path.suffix!r}; a table is {', '.join(SUFFIXES)}", where=path)
     newline = None if suffix == ".jsonl" else ""  # csv handles line ends itself
     try:
         # UTF-8 from spreadsheets begins with a byte order mark.
@@ -59,9 +59,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
             else:
                 yield from _csv_rows(file, path, columns)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise UserError(f"is not UTF-8 ({error.reason}); save it as UTF-8", where=path) from error
 
 
 def some_names(columns: Iterable[str]) -> str:
@@ -77,7 +77,7 @@ def _csv_rows(file: TextIO, path: Path, columns: Sequence[str] | None) -> Iterat
     for line, cells in _csv_lines(file, path):
         if isinstance(cells, csv.Error):
             if columns is None:
-                raise UserError(f"{path}: the names of the columns cannot be read ({cells})") from cells
+                raise UserError(f"the names of the columns cannot be read ({cells})", where=path) from cells
             yield BadRow(line, f"cannot be read ({cells})")
         elif columns is None:
             if not cells[0].lower().startswith("sep="):  # Excel's line before the header
@@ -121,11 +121,11 @@ def _checked_header(cells: Sequence[str], path: Path) -> list[str]:
     columns = [cell.strip() for cell in cells]
     duplicates = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if duplicates:
-        raise UserError(f"{path}: two columns are named {duplicates[0]!r}")
+        raise UserError(f"two columns are named {duplicates[0]!r}", where=path)
     separator = re.search("[;\t]", columns[0])
     if len(columns) == 1 and separator:
         expected = "tabs" if _has_tabs(path) else "commas"
-        raise UserError(f"{path}: its columns are separated by {separator[0]!r}; save it with {expected}")
+        raise UserError(f"its columns are separated by {separator[0]!r}; save it with {expected}", where=path)
     return columns
 
 

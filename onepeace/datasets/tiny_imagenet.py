@@ -35,10 +35,10 @@ class TinyImageNet(Layout):
         synonyms = _synonyms(words)
         wnids = sorted(path.name for path in (folder / "train").glob("n*") if path.is_dir())
         if not wnids:
-            raise UserError(f"{folder / 'train'}: no folder of a class (n01443537, ...)")
+            raise UserError("no folder of a class (n01443537, ...)", where=folder / "train")
         for wnid in wnids:
             if wnid not in synonyms:
-                raise UserError(f"{words}: has no line for class {wnid} of train/")
+                raise UserError(f"has no line for class {wnid} of train/", where=words)
         names = _names(wnids, synonyms)
         classes = []
         for target, wnid in enumerate(wnids):
@@ -109,7 +109,7 @@ def _synonyms(path: Path) -> dict[str, list[str]]:
     for where, line in read_lines(path):
         wnid, tab, names = line.partition("\t")
         if not tab or not names.strip():
-            raise UserError(f"{where}: expected WNID, a tab and names; found {line!r}")
+            raise UserError(f"expected WNID, a tab and names; found {line!r}", where=where)
         synonyms[wnid] = [name.strip() for name in names.split(",")]
     return synonyms
 
@@ -119,7 +119,7 @@ def _annotations(path: Path, wnids: Sequence[str]) -> list[tuple[Path, str]]:
     for where, line in read_lines(path):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in wnids:
-            raise UserError(f"{where}: expected a file name, a tab and a class of train/; found {line!r}")
+            raise UserError(f"expected a file name, a tab and a class of train/; found {line!r}", where=where)
         rows.append((path.parent / "images" / fields[0], fields[1]))
     return rows
 

@@ -48,7 +48,7 @@ class UrbanSound8K(Sounds):
             records.append(record)
         targets = sorted(name_by_target)
         if targets != list(range(len(targets))) or not targets:
-            raise UserError(f"{table}: has the classes {targets}, not all from 0")
+            raise UserError(f"has the classes {targets}, not all from 0", where=table)
         val = [record for record in records if record.about["fold"] == self.val_fold]
         train = [record for record in records if record.about["fold"] != self.val_fold]
         classes = [name_by_target[target] for target in targets]

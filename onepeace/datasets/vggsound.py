@@ -47,7 +47,7 @@ class VGGSound(Sounds, OfficialSplits):
         videos_of_audiocaps = {record.about["youtube_id"] for record in held_out("audiocaps")}
         rows = list(read_rows(table, *COLUMNS, columns=COLUMNS))
         if not rows:
-            raise UserError(f"{table}: has no rows")
+            raise UserError("has no rows", where=table)
         classes = sorted({row["label"] for _, row in rows})
         target_by_label = {label: target for target, label in enumerate(classes)}
         records: dict[str, list[Record]] = {"test": [], "train": []}
@@ -57,7 +57,7 @@ class VGGSound(Sounds, OfficialSplits):
             label = row["label"]
             split = row["split"]
             if split not in records:
-                raise UserError(f"{where}: the split is {split!r}, not train or test")
+                raise UserError(f"the split is {split!r}, not train or test", where=where)
             if split not in self.val and video in videos_of_audiocaps:
                 continue
             name = f"{video}_{start:06d}"

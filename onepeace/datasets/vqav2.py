@@ -87,7 +87,7 @@ def _table(folder: Path, split: str, answers: Mapping[int, Answers] | None, clas
         targets: dict[str, Any] = {}
         if answers is not None:
             if question_id not in answers:
-                raise UserError(f"{where}: question {question_id} is not in v2_mscoco_{split}_annotations.json")
+                raise UserError(f"question {question_id} is not in v2_mscoco_{split}_annotations.json", where=where)
             about |= answers[question_id].about
             targets = _targets(answers[question_id], class_names)
         record = Record(

@@ -55,7 +55,7 @@ def write_layout(layout: Layout, source: Path, root: Path, shard_megabytes: int)
         num_samples += written.num_samples
         yield written
     if not num_samples:
-        raise UserError(f"{source}: nothing in it can be used; nothing was written")
+        raise UserError("nothing in it can be used; nothing was written", where=source)
 
 
 def _write_split(split: Split, root: Path, shard_megabytes: int, is_repeated: Callable[[bytes], bool]) -> WrittenShards:
@@ -91,7 +91,7 @@ def write_own(
     folder = output.parent
     prefix = output.name
     if output.is_dir():
-        raise UsageError(f"{output}: is a folder; add the shards' prefix: {output / 'pairs'}")
+        raise UsageError(f"is a folder; add the shards' prefix: {output / 'pairs'}", where=output)
     if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
     records = from_source(source, columns, split)
@@ -111,7 +111,7 @@ def _read_files(record: Record) -> Encoded:
             continue
         content = read_bytes(path)
         if not content:
-            raise UserError(f"{path}: the file is empty (0 bytes)")
+            raise UserError("the file is empty (0 bytes)", where=path)
         ending = path.suffix.lower().removeprefix(".")
         content_by_ending[ending] = content
     return Encoded(content_by_ending)

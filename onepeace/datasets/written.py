@@ -37,10 +37,10 @@ def read_shard(path: Path) -> Iterator[Record]:
             texts = [raw["txt"].decode()] if "txt" in raw else []
             about = json.loads(raw["json"])
         except (KeyError, ValueError) as error:
-            raise UserError(f"{path}: {key} has a file that cannot be read, or no .json ({error!r})") from error
+            raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
         inputs = {modality: content for modality, content in media.items() if content}
         if not inputs and not texts:
-            raise UserError(f"{path}: {key} has no picture, sound or text")
+            raise UserError(f"{key} has no picture, sound or text", where=path)
         yield Record(
             key=key,
             source=str(path),

@@ -255,7 +255,7 @@ class Embedder(LoadedModel):
         results = []
         for prediction in Predictor(self, head).predict(items, batch_size=batch_size, top=top):
             if prediction.result is None:
-                raise UserError(f"{prediction.name}: {prediction.reason}")
+                raise UserError(f"{prediction.reason}", where=prediction.name)
             results.append(prediction.result)
         return results
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from onepeace.embed.parts import CompositeItem
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line, reason_at
 from onepeace.files.source import describe
 from onepeace.processors import PROCESSORS, guess
 
@@ -57,8 +57,9 @@ def name_of(index: int, item: object) -> str:
 
 def reason_of(name: str, error: Exception) -> str:
     """The reason for the failure of an item, on one line and without the item's name."""
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.removeprefix(f"{name}: ").split())
+    if isinstance(error, UserError):
+        return reason_at(name, error)
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def composed(item: object) -> Mapping[str, object] | None:

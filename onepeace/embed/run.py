@@ -52,7 +52,7 @@ def collect(embedder: LoadedModel, items: Iterable[object], options: Options) ->
                 vectors.append(result.vector)
                 modalities.append(str(result.modality))
             elif options.on_error == "raise":
-                raise UserError(f"{result.name}: {result.reason}") from result.error
+                raise UserError(f"{result.reason}", where=result.name) from result.error
             else:
                 failures.append(result)
     rows = torch.stack(vectors) if vectors else torch.empty(0, embedder.embed_dim)

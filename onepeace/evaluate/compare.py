@@ -42,12 +42,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise UsageError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=path) from error
     rows = []
     for number, line in enumerate(lines, 1):
         rows.append(_read_row(line, f"{path}:{number}"))
     if not rows:
-        raise UserError(f"{path}: holds no results")
+        raise UserError("holds no results", where=path)
     return rows
 
 
@@ -55,10 +55,10 @@ def _read_row(line: str, where: str) -> dict[str, Any]:
     try:
         row = dict(json.loads(line))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: not a result in JSON ({error})") from error
+        raise UserError(f"not a result in JSON ({error})", where=where) from error
     for field in NEEDED:
         if field not in row:
-            raise UserError(f"{where}: has no {field}; compare files of onepeace evaluate -o")
+            raise UserError(f"has no {field}; compare files of onepeace evaluate -o", where=where)
     return row
 
 

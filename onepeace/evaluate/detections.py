@@ -180,7 +180,9 @@ def read_mask(encoded: Any, name: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(read_bytes(encoded))) as picture:
             if picture.mode not in ("L", "P"):
-                raise UserError(f"{name}: its mask is a {picture.mode} picture; one byte a pixel is needed (L or P)")
+                raise UserError(
+                    f"its mask is a {picture.mode} picture; one byte a pixel is needed (L or P)", where=name
+                )
             return np.array(picture)
     except OSError as error:
-        raise UserError(f"{name}: its mask cannot be read ({error})") from error
+        raise UserError(f"its mask cannot be read ({error})", where=name) from error

@@ -76,11 +76,11 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRe
 def _protocol(options: Options, where: str) -> EvaluationProtocol:
     key = options.get("protocol")
     if not isinstance(key, str) or key not in PROTOCOLS:
-        raise UserError(f"{where}: protocol is {key!r}; known: {', '.join(PROTOCOLS)}")
+        raise UserError(f"protocol is {key!r}; known: {', '.join(PROTOCOLS)}", where=where)
     protocol_options = {name: value for name, value in options.items() if name != "protocol"}
     protocol: EvaluationProtocol = build(PROTOCOLS[key], protocol_options, where)
     if not all(items.shards for items in protocol.sides):
-        raise UserError(f"{where}: give shards, a pattern of files below data.root")
+        raise UserError("give shards, a pattern of files below data.root", where=where)
     return protocol
 
 

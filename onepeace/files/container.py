@@ -39,17 +39,17 @@ def open_container(file: str | os.PathLike[str] | BinaryIO, name: str) -> "Itera
         # ffmpeg gets no path, which it could interpret as a URL or as a pattern for many files.
         opened = nullcontext(file) if is_open_file(file) else open(cast("str", file), "rb")
     except OSError as error:
-        raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
+        raise UserError(f"cannot be opened ({reason_of(error)})", where=name) from error
     with opened as handle:
         if handle.seek(0, os.SEEK_END) == 0:
-            raise UserError(f"{name}: the file is empty (0 bytes)")
+            raise UserError("the file is empty (0 bytes)", where=name)
         handle.seek(0)
         try:
             container = av.open(handle, "r", metadata_errors="replace", container_options={"format_whitelist": FORMATS})
         except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: format not allowed
-            raise UserError(f"{name}: not a sound or video of a known format, or damaged") from error
+            raise UserError("not a sound or video of a known format, or damaged", where=name) from error
         except Exception as error:  # damaged headers may also cause a lack of memory
-            raise UserError(f"{name}: the sound or video cannot be opened ({reason_of(error)})") from error
+            raise UserError(f"the sound or video cannot be opened ({reason_of(error)})", where=name) from error
         with container:
             yield container
 
@@ -62,7 +62,7 @@ def decoding(name: str, failed: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: {failed} ({reason_of(error)})") from error
+        raise UserError(f"{failed} ({reason_of(error)})", where=name) from error
 
 
 @overload

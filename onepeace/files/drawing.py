@@ -24,9 +24,9 @@ class Drawings:
 
     def __init__(self, folder: Path) -> None:
         if not folder.parent.is_dir():
-            raise UsageError(f"{folder}: there is no folder {folder.parent}")
+            raise UsageError(f"there is no folder {folder.parent}", where=folder)
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}: is a file; name a folder")
+            raise UsageError("is a file; name a folder", where=folder)
         self.folder = folder
         self._count: Counter[str] = Counter()
 

@@ -41,17 +41,17 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
         with urllib.request.build_opener(NoFTP).open(request, timeout=TIMEOUT) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
             if length > max_bytes:
-                raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
+                raise UserError(f"{length} bytes are above the limit of {max_bytes}", where=name)
             while chunk := answer.read1(CHUNK):  # partial data, so that the deadline below is checked
                 data += chunk
                 if len(data) > max_bytes:
-                    raise UserError(f"{name}: more than the limit of {max_bytes} bytes")
+                    raise UserError(f"more than the limit of {max_bytes} bytes", where=name)
                 if time.monotonic() > deadline:
-                    raise UserError(f"{name}: not complete after {MAX_SECONDS:.0f} seconds")
+                    raise UserError(f"not complete after {MAX_SECONDS:.0f} seconds", where=name)
     except urllib.error.HTTPError as error:
-        raise UserError(f"{name}: the server answered {error.code} {error.reason}") from error
+        raise UserError(f"the server answered {error.code} {error.reason}", where=name) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"{name}: cannot be fetched ({reason_of(error)})") from error
+        raise UserError(f"cannot be fetched ({reason_of(error)})", where=name) from error
     if length and len(data) < length:
-        raise UserError(f"{name}: the connection ended after {len(data)} of {length} bytes")
+        raise UserError(f"the connection ended after {len(data)} of {length} bytes", where=name)
     return bytes(data)

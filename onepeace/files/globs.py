@@ -56,4 +56,4 @@ def _compiled(lines: Iterable[str], where: str) -> "GitIgnoreSpec":
     try:
         return GitIgnoreSpec.from_lines([_plain(line) for line in lines], backend="re2")
     except Exception as error:  # ValueError of pathspec, and the errors of re and re2
-        raise UserError(f"{where}: {one_line(error)}") from error
+        raise UserError(f"{one_line(error)}", where=where) from error

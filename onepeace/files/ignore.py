@@ -58,5 +58,5 @@ def _read(folder: Path) -> Globs | None:
     except OSError as error:
         if not os.access(folder, os.X_OK):  # nothing in it can be read
             return None
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from error
     return Globs(lines, str(path))

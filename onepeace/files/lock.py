@@ -31,10 +31,10 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"{folder}: another run is writing to this folder; wait until it has ended, or name another folder"
+            "another run is writing to this folder; wait until it has ended, or name another folder", where=folder
         ) from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"cannot be written ({error.strerror or error})", where=folder) from error
     try:
         yield
     finally:

@@ -59,15 +59,15 @@ def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
         return Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
         if HEIF.match(head):
-            raise UserError(f"{name}: the picture cannot be opened (damaged HEIC or AVIF)") from error
+            raise UserError("the picture cannot be opened (damaged HEIC or AVIF)", where=name) from error
         if VIDEO.match(head):
-            raise UserError(f"{name}: is a video, not a picture; give a video of the index as `like`") from error
-        raise UserError(f"{name}: not a picture of a known format (it begins with {head[:8]!r})") from error
+            raise UserError("is a video, not a picture; give a video of the index as `like`", where=name) from error
+        raise UserError(f"not a picture of a known format (it begins with {head[:8]!r})", where=name) from error
     except Image.DecompressionBombError as error:
         pixels, limit = re.findall(r"\d+", str(error))[:2]
-        raise UserError(f"{name}: {pixels} pixels are above the limit of {limit}; shrink the picture") from error
+        raise UserError(f"{pixels} pixels are above the limit of {limit}; shrink the picture", where=name) from error
     except Exception as error:
-        raise UserError(f"{name}: the picture cannot be opened ({one_line(error)})") from error
+        raise UserError(f"the picture cannot be opened ({one_line(error)})", where=name) from error
 
 
 def looks_like_picture(file: IO[bytes]) -> bool:
@@ -128,7 +128,7 @@ def _prepare_heif(head: bytes, name: str) -> None:
     """Register HEIC with Pillow; whether it supports AVIF depends on its build."""
     if b"avi" in head[8 : int.from_bytes(head[:4], "big")]:  # the brands
         if "AVIF" not in _formats():
-            raise UserError(f"{name}: this Pillow cannot read AVIF: pip install --upgrade pillow")
+            raise UserError("this Pillow cannot read AVIF: pip install --upgrade pillow", where=name)
         return
     need("pillow_heif", "media", name).register_heif_opener()
 
@@ -151,8 +151,8 @@ def _open_raw(file: IO[bytes], name: str) -> "Image.Image":
         reason: object = error
         if error.args and isinstance(error.args[0], bytes):
             reason = error.args[0].decode("ascii", "replace")
-        raise UserError(f"{name}: the raw picture cannot be opened ({one_line(reason)})") from error
-    raise UserError(f"{name}: {width} x {height} pixels are above the limit of {MAX_PIXELS}; shrink the picture")
+        raise UserError(f"the raw picture cannot be opened ({one_line(reason)})", where=name) from error
+    raise UserError(f"{width} x {height} pixels are above the limit of {MAX_PIXELS}; shrink the picture", where=name)
 
 
 def _preview(raw: "RawPy") -> "Image.Image | None":

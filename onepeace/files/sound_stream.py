@@ -64,7 +64,7 @@ class SoundStream:
             self._begin()
         self.frames = round(seconds * self.rate)
         if self.frames < 1 or not len(self._held):
-            raise UserError(f"{name}: 0 samples; nothing to embed")
+            raise UserError("0 samples; nothing to embed", where=name)
 
     def read(self, count: int) -> np.ndarray:
         """(count,) float32, the next samples; fewer at the end."""
@@ -86,7 +86,7 @@ class SoundStream:
         self._container: InputContainer = self._resources.enter_context(open_container(self.file, self.name))
         stream = choose(self._container, "audio")
         if stream is None:
-            raise UserError(f"{self.name}: there is no sound in it that can be decoded")
+            raise UserError("there is no sound in it that can be decoded", where=self.name)
         self._stream: AudioStream = stream
         self.position = 0
         self._blocks = self._fill_gaps()
@@ -117,7 +117,7 @@ class SoundStream:
                 for frame in frames:
                     self.rate = self.rate or frame.rate
                     if frame.rate != self.rate or frame.rate < 1:
-                        raise UserError(f"{self.name}: its sample rate changes from {self.rate} to {frame.rate}")
+                        raise UserError(f"its sample rate changes from {self.rate} to {frame.rate}", where=self.name)
                     yield frame
 
 
@@ -136,9 +136,9 @@ def _mono(frame: "AudioFrame", name: str) -> np.ndarray:
     kind, planar, channels = frame.format.name.removesuffix("p"), frame.format.is_planar, frame.layout.nb_channels
     limit = MAX_PLANES if planar else MAX_CHANNELS
     if not 1 <= channels <= limit:
-        raise UserError(f"{name}: {channels} channels are above the limit of {limit}")
+        raise UserError(f"{channels} channels are above the limit of {limit}", where=name)
     if kind not in KINDS:
-        raise UserError(f"{name}: unknown sample format {kind!r}")
+        raise UserError(f"unknown sample format {kind!r}", where=name)
     dtype, zero, full = KINDS[kind]
     # Not frame.to_ndarray(): for 8 planar channels it reads a ninth, which crashes the process.
     if planar:

@@ -103,14 +103,14 @@ def local_path(item: "str | os.PathLike[str]") -> Path:
         raise UserError("the path is empty")
     try:
         if path.is_dir():
-            raise UserError(f"{name}: is a folder, not a file")
+            raise UserError("is a folder, not a file", where=name)
         if path.is_file():
             return path
         exists = path.exists()
     except (OSError, ValueError) as error:  # ValueError: a NUL character inside
-        raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
+        raise UserError(f"cannot be opened ({reason_of(error)})", where=name) from error
     reason = "not a regular file" if exists else "no such file"
-    raise UserError(f"{name}: {reason}")
+    raise UserError(f"{reason}", where=name)
 
 
 def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -120,23 +120,23 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
         return bytes(item)
     if is_open_file(item):
         if not item.seekable():
-            raise UserError(f"{name}: cannot be read from its beginning; give the bytes: .read()")
+            raise UserError("cannot be read from its beginning; give the bytes: .read()", where=name)
         with _READING_OPEN_FILE:
             return _read_open(item, name, max_bytes)
     if isinstance(item, io.TextIOBase):
-        raise UserError(f"{name}: opened for reading text; open it with mode 'rb'")
+        raise UserError("opened for reading text; open it with mode 'rb'", where=name)
     if not isinstance(item, (str, os.PathLike)):
-        raise UserError(f"{name}: expected a path, an http(s) address or bytes")
+        raise UserError("expected a path, an http(s) address or bytes", where=name)
     if isinstance(item, str) and scheme(item):
         if scheme(item) not in ("http", "https"):  # file:, ftp:, data: and the like are not opened
-            raise UserError(f"{name}: addresses must be http or https, not {scheme(item)}; give a path for a file")
+            raise UserError(f"addresses must be http or https, not {scheme(item)}; give a path for a file", where=name)
         return fetch(item.strip(), name, max_bytes)
     path = local_path(item)
     try:
         with open(path, "rb") as file:
             return _read_open(file, name, max_bytes)
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({reason_of(error)})") from error
+        raise UserError(f"cannot be read ({reason_of(error)})", where=name) from error
 
 
 def _read_open(file: BinaryIO, name: str, max_bytes: int) -> bytes:
@@ -144,7 +144,7 @@ def _read_open(file: BinaryIO, name: str, max_bytes: int) -> bytes:
     file.seek(0, os.SEEK_END)
     size = file.tell()
     if size > max_bytes:
-        raise UserError(f"{name}: {size} bytes are above the limit of {max_bytes}")
+        raise UserError(f"{size} bytes are above the limit of {max_bytes}", where=name)
     file.seek(0)
     return file.read(size)
 

@@ -73,7 +73,7 @@ def frames(path: Source, *, every: float, change: float, step: float, stretch: f
     """
     name = describe(path)
     if not 0 < every < math.inf:
-        raise UserError(f"{name}: every must be positive seconds, got {every}")
+        raise UserError(f"every must be positive seconds, got {every}", where=name)
     last_time = 0.0
     last_colours = None
     with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be decoded"):
@@ -85,7 +85,7 @@ def frames(path: Source, *, every: float, change: float, step: float, stretch: f
                 last_colours = colours
                 yield Frame(time, _upright(frame))
     if last_colours is None:
-        raise UserError(f"{name}: no picture in it can be decoded")
+        raise UserError("no picture in it can be decoded", where=name)
 
 
 def frame_at(path: Source, time: float) -> Frame:
@@ -131,12 +131,12 @@ def _frames_at(path: Source, wanted: Sequence[float]) -> list[Frame]:
                 shown_frames = list(_shown_at(container.decode(stream), seconds, wanted))
             except Exception as error:  # ffmpeg's errors come as several types
                 if not is_sought:  # after a seek: the format cannot seek, or a packet is incomplete there
-                    raise UserError(f"{name}: the pictures cannot be decoded ({reason_of(error)})") from error
+                    raise UserError(f"the pictures cannot be decoded ({reason_of(error)})", where=name) from error
                 continue
             is_too_late = bool(shown_frames) and is_sought and shown_frames[0].time > wanted[0] + SLACK
             if shown_frames and not is_too_late:
                 return shown_frames
-    raise UserError(f"{name}: no picture in it can be decoded")
+    raise UserError("no picture in it can be decoded", where=name)
 
 
 def _times_of_clip(times: Sequence[float], count: int, stride: int, place: float) -> list[float]:
@@ -177,9 +177,9 @@ def _pictures(container: "InputContainer", name: str) -> "VideoStream":
     """The stream of pictures; `UserError` if there is none, or they are too large."""
     stream: VideoStream | None = choose(container, "video")
     if stream is None:
-        raise UserError(f"{name}: there are no pictures in it that can be decoded")
+        raise UserError("there are no pictures in it that can be decoded", where=name)
     if stream.width * stream.height > MAX_PIXELS:
-        raise UserError(f"{name}: {stream.width} x {stream.height} pixels are above the limit of {MAX_PIXELS}")
+        raise UserError(f"{stream.width} x {stream.height} pixels are above the limit of {MAX_PIXELS}", where=name)
     stream.codec_context.thread_count = 1  # several files are decoded at once
     return stream
 
@@ -222,7 +222,7 @@ def _candidates(
             codec.flush_buffers()
     whole = declared_duration(container, stream) or 0.0
     if end + 1 < MIN_COVERAGE * whole:
-        raise UserError(f"{name}: its pictures end at second {end:.0f} of {whole:.0f}; it may have been cut off")
+        raise UserError(f"its pictures end at second {end:.0f} of {whole:.0f}; it may have been cut off", where=name)
 
 
 def _choose_packets(

@@ -57,7 +57,7 @@ def walk(
     for name in paths:
         path = Path(name)
         if not os.path.lexists(path):
-            raise UsageError(f"{name}: no such file or folder")
+            raise UsageError("no such file or folder", where=name)
         if os.path.isdir(path):
             walker.enter(path)
         else:

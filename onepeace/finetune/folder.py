@@ -72,7 +72,7 @@ def read_identity(out: Path) -> dict[str, Any] | None:
         UsageError: there is something else in the folder.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; name a folder")
+        raise UsageError("is a file; name a folder", where=out)
     if not out.exists() or set(os.listdir(out)) <= {LOCK}:
         return None
     try:
@@ -81,7 +81,7 @@ def read_identity(out: Path) -> dict[str, Any] | None:
         identity = None
     if not isinstance(identity, dict) or not set(FIELDS) <= identity.keys():
         raise UsageError(
-            f"{out}: holds no {IDENTITY} of a fine-tuning, so it will not be replaced; name another folder"
+            f"holds no {IDENTITY} of a fine-tuning, so it will not be replaced; name another folder", where=out
         )
     return identity
 
@@ -96,7 +96,7 @@ def check_same(
         if earlier[field] != identity[field]:
             held = _described(field, earlier, identity)
             remedy = "give the same, choose another name, or overwrite it with --force"
-            raise UsageError(f"{out}: holds a fine-tuning with {held}; {remedy}")
+            raise UsageError(f"holds a fine-tuning with {held}; {remedy}", where=out)
 
 
 def _described(
@@ -126,7 +126,7 @@ def check_only_ours(out: Path) -> None:
     written = Globs(WRITTEN.splitlines(), IDENTITY)
     for path in _files(out):
         if not written.matches(path.relative_to(out).as_posix()):
-            raise UsageError(f"{path}: not a file of the fine-tuning; --force would delete it, so move it elsewhere")
+            raise UsageError("not a file of the fine-tuning; --force would delete it, so move it elsewhere", where=path)
 
 
 def clear(out: Path) -> None:

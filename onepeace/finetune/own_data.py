@@ -86,7 +86,7 @@ def read_own_data(
         UserError: there is nothing, or too little to learn from; the message says how much is needed.
     """
     if not path.exists():
-        raise UsageError(f"{path}: no such file or folder")
+        raise UsageError("no such file or folder", where=path)
     unpack = None if unpacked is None else Unpacked(unpacked)
     grouped: dict[tuple[str, ...], list[Record]] = {}
     left_out: list[Skipped] = []
@@ -180,22 +180,25 @@ def check_enough(path: Path, data: OwnData) -> None:
         where, reason = data.left_out[0]
         first = f"; the first that cannot be used: {where}: {reason}"
     if not data.count:
-        raise UserError(f"{path}: no usable pair of a picture or sound with a caption or a label{first}")
+        raise UserError(f"no usable pair of a picture or sound with a caption or a label{first}", where=path)
     if data.count < FEWEST_PAIRS:
         raise UserError(
-            f"{path}: {data.count} usable items are too few to learn from; {FEWEST_PAIRS} are needed{first}"
+            f"{data.count} usable items are too few to learn from; {FEWEST_PAIRS} are needed{first}", where=path
         )
     if not data.labels:
         return
     counts = Counter(record.label for record in data.all_records)
     if len(counts) < 2:
-        raise UserError(f"{path}: all {data.count} items have the label {next(iter(counts))!r}; two classes are needed")
+        raise UserError(
+            f"all {data.count} items have the label {next(iter(counts))!r}; two classes are needed", where=path
+        )
     rare = [label for label, count in counts.items() if count < FEWEST_OF_A_CLASS]
     if rare:
         number = counts[rare[0]]
         raise UserError(
-            f"{path}: class {rare[0]!r} has {number} usable items, and {FEWEST_OF_A_CLASS} are needed to learn it and "
-            f"to measure it; add some, or leave the class out{first}"
+            f"class {rare[0]!r} has {number} usable items, and {FEWEST_OF_A_CLASS} are needed to learn it and "
+            f"to measure it; add some, or leave the class out{first}",
+            where=path,
         )
 
 

@@ -207,8 +207,9 @@ def _without(
     if not kept:
         reason = "near copies of one another; give --group a" if pattern is None else "one --group; give it another"
         raise UserError(
-            f"{source}: nothing can be held out, as most files are {reason} regular expression, of what files that "
-            "belong together have in common in their paths"
+            f"nothing can be held out, as most files are {reason} regular expression, of what files that "
+            "belong together have in common in their paths",
+            where=source,
         )
     left_out = list(data.left_out)
     for modalities in too_few:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onepeace.device import remedy_for_nan
-from onepeace.errors import UserError, expect, one_line
+from onepeace.errors import UserError, expect, reason_at
 from onepeace.files.source import describe
 from onepeace.generative.answers import Answer, Text, read_answer, read_choice
 from onepeace.generative.item_decoder import DecodedItem, ItemDecoder
@@ -46,7 +46,7 @@ class Generated:
     def answer(self) -> Answer:
         """The best answer. UserError if the item failed."""
         if not self.answers:
-            raise UserError(f"{self.name}: {self.reason}")
+            raise UserError(f"{self.reason}", where=self.name)
         return self.answers[0]
 
 
@@ -103,7 +103,7 @@ class Pipeline:
             name = self.item_decoder.name(index, item)
             answers = decoded if isinstance(decoded, Exception) else answers_by_index[index]
             if isinstance(answers, Exception):
-                reason = one_line(answers).removeprefix(f"{name}: ")
+                reason = reason_at(name, answers)
                 yield Generated(index, name, reason=reason)
                 continue
             if isinstance(decoded, DecodedItem) and decoded.is_silent:

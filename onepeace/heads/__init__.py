@@ -56,6 +56,6 @@ def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) ->
         raise UserError(f"{where} has {len(labels)} labels and num_classes {num_classes}; they must be equal")
     kind = config["kind"]
     if kind not in HEADS:
-        raise UserError(f"{where}: no kind {kind!r}; known: {', '.join(HEADS)}")
+        raise UserError(f"no kind {kind!r}; known: {', '.join(HEADS)}", where=where)
     options = {key: value for key, value in config.items() if key not in ABOUT}
     return HEADS[kind].from_options(dim, num_heads, options, where)

@@ -118,8 +118,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture(name: str, where: str = "") -> Architecture:
     """The architecture called `name`. UserError, beginning with the file `where`, if there is none."""
     if name not in ARCHITECTURES:
-        at = f"{where}: " if where else ""
-        raise UserError(f"{at}architecture {name!r} is not known; known: {', '.join(ARCHITECTURES)}; {HINT}")
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"architecture {name!r} is not known; known: {known}; {HINT}", where=where)
     return ARCHITECTURES[name]
 
 
@@ -129,16 +129,15 @@ def build_module(config: Config, where: str = "") -> "Trained":
     Raises:
         UserError: an option of a part of the model is unknown or wrong; the message begins with `where`.
     """
-    at = f"{where}: " if where else ""
     make = architecture(config.architecture).module
     if make is None:
         raise _of_another_library(where)
     try:
         return make(config.model)
     except UserError as error:
-        raise UserError(f"{at}{error}") from error
+        raise UserError(str(error), where=where) from error
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{at}the model of this configuration cannot be built ({one_line(error)})") from error
+        raise UserError(f"the model of this configuration cannot be built ({one_line(error)})", where=where) from error
 
 
 def check_own_weights(config: Config, where: str = "") -> None:
@@ -148,10 +147,10 @@ def check_own_weights(config: Config, where: str = "") -> None:
 
 
 def _of_another_library(where: str) -> UserError:
-    at = f"{where}: " if where else ""
     return UserError(
-        f"{at}models of other libraries give vectors only, for search, index, serve, classify and evaluate; training, "
-        "heads, heat maps, export and conversion need a model of this package, such as tiny"
+        "models of other libraries give vectors only, for search, index, serve, classify and evaluate; training, "
+        "heads, heat maps, export and conversion need a model of this package, such as tiny",
+        where=where,
     )
 
 
@@ -166,10 +165,10 @@ def build_encoder(config: Config, where: str = "") -> "Encoder":
 def check_encodes(config: Config, where: str = "") -> None:
     """Raise UserError, beginning with `where`, if models of this configuration generate."""
     if architecture(config.architecture).generates:
-        at = f"{where}: " if where else ""
         raise UserError(
-            f"{at}models of architecture {config.architecture} write text and have no vectors; load one with "
-            "onepeace.load_generator"
+            f"models of architecture {config.architecture} write text and have no vectors; load one with "
+            "onepeace.load_generator",
+            where=where,
         )
 
 
@@ -177,13 +176,13 @@ def keep_modalities(config: Config, modalities: Collection[str], where: str) -> 
     """Reduce `config` to these modalities. UserError, beginning with `where`, for one that it does not have."""
     names = ", ".join(config.model.adapters)
     if not modalities:
-        raise UserError(f"{where}: modalities is empty; it has {names}")
+        raise UserError(f"modalities is empty; it has {names}", where=where)
     for key in modalities:
         if key not in config.model.adapters:
-            raise UserError(f"{where}: no modality {key!r}; it has {names}")
+            raise UserError(f"no modality {key!r}; it has {names}", where=where)
     keep = architecture(config.architecture).keep_modalities
     if keep is None:
-        raise UserError(f"{where}: models of architecture {config.architecture} cannot leave a modality out")
+        raise UserError(f"models of architecture {config.architecture} cannot leave a modality out", where=where)
     model = keep(config.model, modalities)
     processors = {key: options for key, options in config.processors.items() if key in model.adapters}
     return replace(config, model=model, processors=processors)

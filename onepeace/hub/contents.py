@@ -60,7 +60,7 @@ def compare(where: str, shapes: Shapes, wanted: Shapes) -> None:
     if misshapen:
         problems.append(f"{len(misshapen)} tensors have another shape ({_some(misshapen)})")
     if problems:
-        raise UserError(f"{where}: {'; '.join(problems)}")
+        raise UserError(f"{'; '.join(problems)}", where=where)
 
 
 def build_without_values(config: Config, where: str = "") -> Trained:
@@ -82,7 +82,7 @@ def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
     result = tensor.to(dtype)
     is_narrower = dtype == torch.float16 and tensor.dtype != dtype
     if is_narrower and result.isinf().any() and not tensor.isinf().any():
-        raise UserError(f"{where}: has numbers up to {tensor.abs().max():.3g}, too large for float16; use bfloat16")
+        raise UserError(f"has numbers up to {tensor.abs().max():.3g}, too large for float16; use bfloat16", where=where)
     return result
 
 

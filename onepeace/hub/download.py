@@ -27,27 +27,30 @@ def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
 
     address = urlsplit(url)
     if address.scheme != "https" and not (address.scheme == "http" and address.hostname in ("127.0.0.1", "localhost")):
-        raise UserError(f"{url}: only https addresses are downloaded")
+        raise UserError("only https addresses are downloaded", where=url)
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         about = get_hf_file_metadata(url, token=False)
         if about.size is None or about.etag is None:
-            raise UserError(f"{url}: the server sends no size or ETag, so an incomplete download could not be detected")
+            raise UserError(
+                "the server sends no size or ETag, so an incomplete download could not be detected", where=url
+            )
         part = path.with_name(f"{path.name}.{hashlib.sha256(about.etag.encode()).hexdigest()[:16]}.part")
         with open(part, "ab") as file:
             have, free = file.tell(), shutil.disk_usage(path.parent).free
             needed = copies * about.size - have
             if needed > free:
-                raise UserError(f"{path.parent}: {free} bytes free, {needed} needed")
+                raise UserError(f"{free} bytes free, {needed} needed", where=path.parent)
             http_get(url, file, resume_size=have, expected_size=about.size, displayed_filename=path.name)
     except UserError:
         raise
     except Exception as error:  # huggingface_hub raises errors of several HTTP packages
         raise UserError(
-            f"{url}: not downloaded ({one_line(error)[:200]}); check the network, or fetch it elsewhere and save it as "
-            f"{path}, or make a model folder of it: onepeace convert {path.name} -o OUT"
+            f"not downloaded ({one_line(error)[:200]}); check the network, or fetch it elsewhere and save it as "
+            f"{path}, or make a model folder of it: onepeace convert {path.name} -o OUT",
+            where=url,
         ) from error
     sync(part)
     os.replace(part, path)

@@ -29,19 +29,21 @@ def read_config(folder: str | Path) -> Config:
     """Read the configuration of a model folder; UserError if it is missing or its architecture is unknown."""
     folder = Path(folder)
     if not folder.is_dir() and not put_back(folder):
-        raise UserError(f"{folder}: no such model folder")
+        raise UserError("no such model folder", where=folder)
     path = folder / CONFIG
     if not path.is_file():
         names = sorted(entry.name for entry in folder.iterdir())
         found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-        raise UserError(f"{folder}: no {CONFIG}, so this is no model folder ({found})")
+        raise UserError(f"no {CONFIG}, so this is no model folder ({found})", where=folder)
     return parse_config(read_yaml(path), str(path))
 
 
 def parse_config(content: Options, where: str) -> Config:
     """Build the configuration from the content of a config.yaml or config.json, called ``where`` in messages."""
     if content.get("format", 1) != 1:
-        raise UserError(f"{where}: format {content['format']} is newer than this onepeace reads (1); upgrade onepeace")
+        raise UserError(
+            f"format {content['format']} is newer than this onepeace reads (1); upgrade onepeace", where=where
+        )
     if "model" in content:
         kind = architecture(str(content.get("architecture", Config.architecture)), where).config
         content = {**content, "model": build(kind, content["model"], where, "model")}
@@ -63,8 +65,9 @@ def check_content(folder: Path, *, again: bool = False) -> None:
         is_compared = path.match("model*.safetensors") or name == TOKENIZER
         if is_compared and path.is_file() and not is_intact(path, digest, again=again):
             raise UserError(
-                f"{path}: damaged, or changed since it was written (its SHA-256 is not that in {SUMS}); copy or "
-                "convert the model again"
+                f"damaged, or changed since it was written (its SHA-256 is not that in {SUMS}); copy or "
+                "convert the model again",
+                where=path,
             )
 
 
@@ -78,11 +81,11 @@ def check_free(folder: Path, *, replace: bool, what: str = MODEL_FOLDER) -> None
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; name a folder")
+        raise UsageError("is a file; name a folder", where=folder)
     if not replace:
-        raise UsageError(f"{folder}: already exists; choose another name, or overwrite it with --force")
+        raise UsageError("already exists; choose another name, or overwrite it with --force", where=folder)
     if read_sums(folder).what != what:
-        raise UsageError(f"{folder}: holds no {SUMS} of a {what}, so it will not be replaced; move it or delete it")
+        raise UsageError(f"holds no {SUMS} of a {what}, so it will not be replaced; move it or delete it", where=folder)
 
 
 @contextmanager
@@ -115,7 +118,7 @@ def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER)
             _put_in_place(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"cannot be written ({error.strerror or error})", where=folder) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

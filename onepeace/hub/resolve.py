@@ -45,7 +45,7 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     if text and (path.is_dir() or put_back(path)):
         return _complete(path)
     if path.is_file():
-        raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} -o OUT")
+        raise UserError(f"is a file; make a model folder of it with: onepeace convert {text} -o OUT", where=text)
     released = find(text)
     if released:
         return _released(released, downloads)
@@ -59,7 +59,7 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
 def _unknown(name: str) -> UserError:
     """Error for a name that no model has, with those that are near."""
     if os.sep in name or name.startswith((".", "~")):
-        return UserError(f"{name}: no such folder")
+        return UserError("no such folder", where=name)
     near = difflib.get_close_matches(name.lower(), [*BUNDLED_NAMES, *RELEASED], n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(near)}?"

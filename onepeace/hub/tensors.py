@@ -57,16 +57,16 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
     tensors = {}
     for path in _weight_files(folder):
         if not path.is_file():
-            raise UserError(f"{path}: missing; the model folder is incomplete, copy or convert it again")
+            raise UserError("missing; the model folder is incomplete, copy or convert it again", where=path)
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
+            raise UserError(f"damaged or cut off ({error}); copy or convert it again", where=path) from error
         for name in file.keys():
             header = file.get_slice(name)
             dtype = DTYPES.get(header.get_dtype())
             if dtype is None:
-                raise UserError(f"{path}: {name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}")
+                raise UserError(f"{name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}", where=path)
             tensors[name.removeprefix(TRANSFORMERS_PREFIX)] = LazyTensor(
                 shape=tuple(header.get_shape()), dtype=dtype, read=partial(file.get_tensor, name)
             )
@@ -82,7 +82,7 @@ def _weight_files(folder: Path) -> list[Path]:
         file_by_tensor = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return [folder / Path(name).name for name in sorted(set(file_by_tensor.values()))]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: not an index of weights ({error})") from error
+        raise UserError(f"not an index of weights ({error})", where=index) from error
 
 
 def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:

@@ -156,8 +156,9 @@ def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, Lazy
     base_fingerprint = fingerprint(base_folder)
     if base_fingerprint != base.fingerprint:
         raise UserError(
-            f"{folder}: was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {base_folder} "
-            f"is {base_fingerprint}; get that model, or train this one again"
+            f"was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {base_folder} "
+            f"is {base_fingerprint}; get that model, or train this one again",
+            where=folder,
         )
     names = expected(config)
     return {name: tensor for name, tensor in open_weights(base_folder).items() if name in names}
@@ -175,9 +176,9 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
         if not _equals(tensor, base_state.get(name)):
             changed[name] = tensor
     if len(changed) == len(entries):
-        raise UserError(f"{base}: shares no tensor with this model, so it is not its base")
+        raise UserError("shares no tensor with this model, so it is not its base", where=base)
     if not changed:
-        raise UserError(f"{base}: has all tensors of this model, and nothing is left to write; leave out --base")
+        raise UserError("has all tensors of this model, and nothing is left to write; leave out --base", where=base)
     return changed, Base(base, fingerprint(folder))
 
 

@@ -201,7 +201,7 @@ def delete(folder: str | os.PathLike[str]) -> None:
         UsageError: the index is not in the cache folder; UserError: another process is writing to it.
     """
     if not is_kept(folder):
-        raise UsageError(f"{folder}: not a cached index (see index list); to remove single files, name their PATHS")
+        raise UsageError("not a cached index (see index list); to remove single files, name their PATHS", where=folder)
     with writing(folder):
         pass  # no other process writes to it now
     shutil.rmtree(folder)

@@ -85,7 +85,7 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
         content = path.read_bytes()
         return content if Banks.load(content).model == model else None
     except (UserError, OSError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
+        raise UserError(f"{one_line(error)}", where=path) from error
 
 
 def calibrate(index: Index) -> Banks:
@@ -104,7 +104,7 @@ def calibrate(index: Index) -> Banks:
             drawn = random.permutation(rows)[:DRAWN]
             vectors[kind] = least_alike(means[drawn], share)
     if vectors.keys() <= TEXTS.keys():
-        raise UserError(f"{index.folder}: no picture or sound in it")
+        raise UserError("no picture or sound in it", where=index.folder)
     return Banks(vectors, index.model_hash)
 
 

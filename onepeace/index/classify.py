@@ -1,17 +1,14 @@
 """Step "classify" of a run: which entries of a scan must be read, as their vectors are not in the index."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 
+from onepeace.errors import MissingPackage
 from onepeace.index.entries import PARTS, Entry
 from onepeace.index.items import Item
 from onepeace.index.record import Recorder
 from onepeace.index.scan import Scan
-
-MISSING_PACKAGE = re.compile(r"needs (\w+): pip install")
-"""Pattern of the message of `onepeace.errors.need`."""
 
 
 def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> Iterator[Entry]:
@@ -54,8 +51,8 @@ def may_work_now(item: Item) -> bool:
         return False
     if item.hash is None:
         return True
-    missing = MISSING_PACKAGE.search(item.problem)
-    return missing is not None and find_spec(missing[1]) is not None
+    package = MissingPackage.named_in(item.problem)
+    return package is not None and find_spec(package) is not None
 
 
 def _is_same_file(previous: Item, item: Item) -> bool:

@@ -79,13 +79,13 @@ def _part_of_whole(item: Item) -> bytes | str:
     """The bytes of a sample in a shard, or the text of a row in a table."""
     whole = whole_of(item.path)
     if whole is None or not Path(whole).is_file():
-        raise UserError(f"{item.path}: no such file now; run onepeace index update")
+        raise UserError("no such file now; run onepeace index update", where=item.path)
     if not is_shard(whole):
         return (item.caption or "").partition("\n")[0]
     for entry in read_shard(whole):
         if entry.item.path == item.path:
             return value_of(entry)
-    raise UserError(f"{item.path}: no such sample now; run onepeace index update")
+    raise UserError("no such sample now; run onepeace index update", where=item.path)
 
 
 def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[str, ...]] | None:
@@ -106,7 +106,7 @@ def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[
         folder = Path(os.path.realpath(root.path))
         if real.is_relative_to(folder):
             return folder, real.relative_to(folder).parts
-    raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
+    raise UserError("a link that leads out of its folder now, and is not followed", where=path)
 
 
 def map_content(

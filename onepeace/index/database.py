@@ -82,8 +82,9 @@ class Damaged(UserError):
     """
 
     def __init__(self, folder: Path, reason: object) -> None:
-        self.reason = str(reason)
-        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index check {folder} --repair")
+        repair = f"onepeace index check {folder} --repair"
+        super().__init__(f"the index is damaged ({reason}); run: {repair}", where=folder)
+        self.damage = str(reason)
 
 
 @contextmanager
@@ -104,10 +105,10 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
         if is_cut(folder / DATABASE):  # which SQLite calls a disk I/O error
             raise Damaged(folder, "the database has been cut off") from error
         if EXTERNAL.search(str(error)):
-            raise UserError(f"{folder}: cannot be {doing} ({error})") from error
+            raise UserError(f"cannot be {doing} ({error})", where=folder) from error
         raise Damaged(folder, error) from error
     except OSError as error:
-        raise UserError(f"{folder}: cannot be {doing} ({error.strerror or error})") from error
+        raise UserError(f"cannot be {doing} ({error.strerror or error})", where=folder) from error
 
 
 def is_cut(database: Path) -> bool:

@@ -135,7 +135,7 @@ def _check_modalities(store: Store, model: Model | None) -> None:
         return
     lacking = [modality for modality in store.kinds if modality not in model.modalities]
     if lacking:
-        raise UserError(f"{store.folder}: has {', '.join(lacking)}, which this Embedder was loaded without")
+        raise UserError(f"has {', '.join(lacking)}, which this Embedder was loaded without", where=store.folder)
 
 
 def create_store(folder: Path, model: Model) -> Store:
@@ -184,4 +184,6 @@ def refuse_unmounted(store: Store, root: Root, scanned: Scan) -> None:
         is_there = os.path.isdir(os.path.dirname(root.path))
     if not is_there:
         remedy = f"if it is gone for good: onepeace index remove {store.folder} {shlex.quote(root.path)}"
-        raise UserError(f"{root.path}: missing or empty, perhaps not mounted; its files stay in the index; {remedy}")
+        raise UserError(
+            f"missing or empty, perhaps not mounted; its files stay in the index; {remedy}", where=root.path
+        )

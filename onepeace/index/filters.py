@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from onepeace.errors import UsageError, UserError, one_line
+from onepeace.errors import UsageError, UserError, one_line, reason_at
 from onepeace.index.fields import FIELDS, LENGTHS, POSITION, UNITS, Condition, kind_of, period, suggestion
 from onepeace.index.functions import compile_globs
 
@@ -63,7 +63,7 @@ def short_forms(
             try:
                 period(date)
             except UsageError as error:
-                raise UsageError(f"{option}: {error}") from error
+                raise UsageError(f"{error}", where=option) from error
             conditions.append(f"date {sign} {date!r}")
     if path is not None:
         conditions.append(f"path.match({path!r})")
@@ -150,7 +150,7 @@ def _matched(node: ast.expr, pattern: str) -> Condition:
     try:
         compile_globs(pattern)
     except UserError as error:
-        reason = str(error).removeprefix("path.match: ")
+        reason = reason_at("path.match", error)
         raise _error(node, f"has no pattern that can be read ({reason})") from error
     return Condition("path_fits(path, ?)", (pattern,))
 

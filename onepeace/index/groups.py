@@ -227,7 +227,7 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     items, vectors = index.means()
     number = count or max(2, min(LARGEST_NUMBER, round(math.sqrt(len(items) / 2))))
     if number > len(items):
-        raise UserError(f"{index.folder}: {len(items)} files are too few for {number} clusters")
+        raise UserError(f"{len(items)} files are too few for {number} clusters", where=index.folder)
     centred = without_kind(vectors, np.array([item.modality for item in items]))
     fitted = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH).fit(centred)
     groups = []

@@ -63,7 +63,7 @@ def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
     if model is None:
         model = store.meta["model"]
         if FOREIGN in store.meta:
-            raise UserError(f"{store.folder}: made with an Embedder of your own, {model}; pass it as model=")
+            raise UserError(f"made with an Embedder of your own, {model}; pass it as model=", where=store.folder)
     try:
         entries = identity(model)
     except UserError as error:
@@ -89,6 +89,6 @@ def _of_another(store: Store, entries: dict[str, str], key: str, what: str, reme
     made_with = f"{store.meta['model']} ({store.meta[key]})"
     not_with = f"{entries['model']} ({entries[key]})"
     return UserError(
-        f"{store.folder}: made with another {what}, {made_with}, not {not_with}; vectors of both cannot be compared, "
-        f"so {remedy}"
+        f"made with another {what}, {made_with}, not {not_with}; vectors of both cannot be compared, so {remedy}",
+        where=store.folder,
     )

@@ -228,7 +228,9 @@ class Index(Contents):
         if new.meta["model_hash"] != self.model_hash:
             if self._model is not None:
                 new.close()
-                raise UserError(f"{self.folder}: moved to another model, {new.meta['model']}; open it with that one")
+                raise UserError(
+                    f"moved to another model, {new.meta['model']}; open it with that one", where=self.folder
+                )
             self._drop_model()
         self.close()
         self._show(new)

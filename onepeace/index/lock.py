@@ -31,7 +31,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
 
     target = Path(folder)
     if os.path.exists(target) and not os.path.isdir(target):  # False without permission, unlike those of Path
-        raise UsageError(f"{target}: is a file; name a folder")
+        raise UsageError("is a file; name a folder", where=target)
     if not create and not is_index(target):
         raise no_index(target)
     lock = FileLock(target / LOCK, timeout=0)
@@ -44,9 +44,9 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
         for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
             leftover.unlink(missing_ok=True)
     except Timeout:
-        raise Locked(f"{target}: another process is writing to this index; wait until it has ended") from None
+        raise Locked("another process is writing to this index; wait until it has ended", where=target) from None
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
     try:
         yield target
     finally:
@@ -59,7 +59,7 @@ def _refuse_other_files(folder: Path) -> None:
     """UserError if a folder is no index and has files that are not of one."""
     is_ours = is_index(folder) or (folder / LOCK).exists()
     if not is_ours and any(folder.iterdir()):
-        raise UserError(f"{folder}: a folder with other files in it, and no index; name a new folder")
+        raise UserError("a folder with other files in it, and no index; name a new folder", where=folder)
 
 
 def _remove_without_index(folder: Path) -> None:

@@ -68,7 +68,7 @@ def build(
 def _moved(folder: str | os.PathLike[str], model: Model | None, settings: Settings) -> Report:
     """Move an index to a model; update it, if it has this model."""
     if not is_index(folder):
-        raise UsageError(f"{os.fspath(folder)}: no index there; name the PATHS to build it of")
+        raise UsageError("no index there; name the PATHS to build it of", where=os.fspath(folder))
     if model is None:
         raise UsageError(f"name PATHS to add to {os.fspath(folder)}, or with --model the model to move it to")
     report = move(folder, model, settings)
@@ -91,7 +91,9 @@ def update(folder: str | os.PathLike[str], model: Model | None = None, **options
     with writing(folder) as target, opened(target, model) as store:
         roots = known_roots(store).values()
         if not roots and store.count():
-            raise UserError(f"{folder}: the paths it was built from are lost; run: onepeace index build {folder} PATHS")
+            raise UserError(
+                f"the paths it was built from are lost; run: onepeace index build {folder} PATHS", where=folder
+            )
         scanned = scan(roots)
         unreadable = {str(problem.path) for problem in scanned.problems}
         readable = [root for root in roots if root.path not in unreadable]
@@ -123,7 +125,7 @@ def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Seque
             if places:
                 ids.append(item.id)
         if unknown := as_typed.keys() - roots.keys() - removed_paths:
-            raise UserError(f"{os.fspath(as_typed[min(unknown)])}: not in the index {folder}")
+            raise UserError(f"not in the index {folder}", where=os.fspath(as_typed[min(unknown)]))
         # Roots below a removed folder too: `update` would add their files again.
         roots_below = {path for path in roots if places_of(path) & as_typed.keys()}
         with store.transaction():

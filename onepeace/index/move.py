@@ -95,21 +95,21 @@ def _scan_all(store: Store) -> Scan:
     """
     roots = known_roots(store).values()
     if not roots:
-        raise UserError(f"{store.folder}: the paths it was built from are lost; build a new index")
+        raise UserError("the paths it was built from are lost; build a new index", where=store.folder)
     scanned = scan(roots)
     reasons = {str(problem.path): problem.reason for problem in scanned.problems}
     for item in store.items("problem IS NULL"):
         unreadable = places_of(item.path) & reasons.keys()
         if item.path not in scanned.entries and unreadable:
             path = min(unreadable)
-            raise UserError(f"{path}: {reasons[path]}; its files would be lost, so the index keeps its model")
+            raise UserError(f"{reasons[path]}; its files would be lost, so the index keeps its model", where=path)
     for root in roots:
         refuse_unmounted(store, root, scanned)
     lost = [item.path for item in lost_by_folders(store, scanned)]
     if lost:
         folder = os.path.commonpath(lost)
         remedy = f"if they are gone for good, run first, twice: onepeace index update {shlex.quote(str(store.folder))}"
-        raise UserError(f"{folder}: {len(lost)} files are missing, perhaps not mounted; {remedy}")
+        raise UserError(f"{len(lost)} files are missing, perhaps not mounted; {remedy}", where=folder)
     return scanned
 
 

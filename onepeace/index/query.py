@@ -209,7 +209,7 @@ def _of_index(path: str, weight: float, store: Store) -> list[EncodedPart]:
     paths = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
     item = next(store.items("path IN (?, ?) AND problem IS NULL", paths), None)
     if item is None:
-        raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
+        raise UserError(f"not in the index {store.folder}; give it as a picture or sound, or add it first", where=path)
     _, spans, vectors = store.intact([item.id])[item.id]
     modalities = [span.modality for span in spans]
     parts = []

@@ -55,7 +55,7 @@ def roots_of(
 
             roots += [Root(shard, "shard") for shard in expand(path)]
         else:
-            raise UsageError(f"{path}: no such file or folder")
+            raise UsageError("no such file or folder", where=path)
     return roots
 
 

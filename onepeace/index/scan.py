@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, reason_at
 from onepeace.files.ignore import Ignore
 from onepeace.files.source import suffix
 from onepeace.files.walk import Unreadable, walk
@@ -50,7 +50,7 @@ def scan(roots: Collection[Root]) -> Scan:
             for entry in _entries(root, left_out, modalities, result):
                 _add(entry, root, left_out, result)
         except UserError as error:  # one root that cannot be read is no reason to leave out the others
-            reason = str(error).removeprefix(f"{root.path}: ")
+            reason = reason_at(root.path, error)
             result.problems.append(Unreadable(Path(root.path), reason))
     return result
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from onepeace.errors import reason_at
 from onepeace.files.source import NamedBytes
 from onepeace.index.entries import Entry, described, entry_of_file, modalities_by_suffix
 from onepeace.index.items import Item
@@ -21,7 +22,7 @@ def read_shard(shard: str) -> Iterator[Entry]:
     try:
         opened = open_shard(shard)
     except UnreadableShard as error:
-        yield _problem_of(shard_item, [str(error)])
+        yield _problem_of(shard_item, [reason_at(shard_item.path, error)])
         return
     problems = [*opened.index.damages]
     for row in range(len(opened.index)):
@@ -35,7 +36,7 @@ def read_shard(shard: str) -> Iterator[Entry]:
             columns = {**sample.targets}
             columns.pop("mask", None)  # a picture, which has an entry of its own
         except (BrokenSample, UnreadableShard) as error:
-            problems.append(str(error))
+            problems.append(reason_at(shard_item.path, error))
         yield from _entries_of_sample(replace(shard_item, path=f"{shard}::{key}"), members, captions, columns)
     if problems:
         yield _problem_of(shard_item, problems)

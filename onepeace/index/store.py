@@ -145,8 +145,9 @@ class Store:
             raise
         if not (self.folder / DATABASE).exists():  # the open files were written nevertheless
             raise UserError(
-                f"{self.folder}: the index was moved or deleted meanwhile; what was written moved with it, and the "
-                "same command goes on in the new folder"
+                "the index was moved or deleted meanwhile; what was written moved with it, and the "
+                "same command goes on in the new folder",
+                where=self.folder,
             )
 
     def add(
@@ -289,14 +290,14 @@ class Store:
     def _known(self) -> dict[str, str]:
         """Metadata of the index."""
         if self.select("SELECT 1 FROM sqlite_schema WHERE name IN ('meta', 'kept')"):
-            raise UserError(f"{self.folder}: made by an earlier version; build it again")
+            raise UserError("made by an earlier version; build it again", where=self.folder)
         content = self.blob("meta")
         if content is None:
             raise Damaged(self.folder, "its metadata is missing")
         meta: dict[str, str] = json.loads(content)
         if meta["format_version"] != FORMAT:
             made = f"format {meta['format_version']} by {meta.get('made_by')}"
-            raise UserError(f"{self.folder}: made in {made}, and this version reads {FORMAT}; build it again")
+            raise UserError(f"made in {made}, and this version reads {FORMAT}; build it again", where=self.folder)
         definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
         if not definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
             raise Damaged(self.folder, "its table definitions have changed")
@@ -309,4 +310,4 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 
 
 def no_index(folder: Path) -> UserError:
-    return UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
+    return UserError(f"no index there; make one with: onepeace index build {folder} FILES", where=folder)

@@ -43,7 +43,7 @@ def read_rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
         else:
             yield from _entries_of_row(row.cells, item, table.parent, modalities)
     if row is None:
-        raise UserError(f"{table}: no rows; columns are {WANTED} and any others")
+        raise UserError(f"no rows; columns are {WANTED} and any others", where=table)
 
 
 def _entries_of_row(

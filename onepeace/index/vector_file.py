@@ -155,7 +155,7 @@ def check_extension(target: Path) -> None:
     """
     extension = target.suffix.lower()
     if extension not in WRITERS:
-        raise UsageError(f"{target}: unknown file extension {target.suffix!r}; known: {', '.join(WRITERS)}")
+        raise UsageError(f"unknown file extension {target.suffix!r}; known: {', '.join(WRITERS)}", where=target)
     if extension == ".parquet":
         need("pyarrow", "parquet")
 
@@ -178,4 +178,4 @@ def write_vectors(target: Path, embed_dim: int, columns: Mapping[str, str] = COL
             yield writer
             writer.finish()
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error

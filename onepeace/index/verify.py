@@ -111,7 +111,7 @@ def _checked(folder: Path) -> CheckReport:
                     report.damaged.append(fault)
             report.files = store.count("problem IS NULL")
     except Damaged as error:
-        report.damaged.append(error.reason)
+        report.damaged.append(error.damage)
     return report
 
 
@@ -207,7 +207,7 @@ def _copy_metadata(old: sqlite3.Connection, new: sqlite3.Connection, folder: Pat
     row = new.execute("SELECT content FROM blobs WHERE name = 'meta'").fetchone()
     content = row[0] if row else read_spare(old)
     if content is None:
-        raise UserError(f"{folder}: cannot be repaired, as its metadata is missing; delete it and build it again")
+        raise UserError("cannot be repaired, as its metadata is missing; delete it and build it again", where=folder)
     insert(new, "blobs", ("meta", content))
     keep_spare(new, content)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onepeace.embed.parts import CompositeItem, Part
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError, need, reason_at
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
 from onepeace.index.items import Span
@@ -84,7 +84,7 @@ class Video(CompositeItem):
         try:
             yield from pieces
         except UserError as error:
-            reason = str(error).removeprefix(f"{self.name}: ")
+            reason = reason_at(self.name, error)
             if reason not in self.troubles:  # a file that cannot be opened fails twice
                 self.troubles.append(reason)
 

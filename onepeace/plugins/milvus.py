@@ -41,7 +41,7 @@ class Collection:
     def __init__(self, address: str, store: Store, matrix: Matrix) -> None:
         server = address.removeprefix("milvus://")
         if server in ("", address):
-            raise UsageError(f"{address}: give milvus://HOST[:PORT], or milvus://FILE.db for a file of Milvus Lite")
+            raise UsageError("give milvus://HOST[:PORT], or milvus://FILE.db for a file of Milvus Lite", where=address)
         need("pymilvus", "milvus")
         self._is_lite = server.endswith(".db")
         if self._is_lite:
@@ -150,7 +150,7 @@ class Collection:
             is_complete = row["count(*)"] == len(self._matrix)
             self._is_checked = is_complete and properties.get(STATE) == vectors_state(self._store)
         if not self._is_checked:
-            raise UserError(f"{self._address}: the collection is out of date; run onepeace index update")
+            raise UserError("the collection is out of date; run onepeace index update", where=self._address)
 
     @contextmanager
     def _answering(self) -> Iterator[Any]:
@@ -165,7 +165,7 @@ class Collection:
             yield self._client
         except (MilvusException, OSError, ValueError) as error:
             reason = one_line(getattr(error, "message", "") or error)
-            raise UserError(f"{self._address}: Milvus does not answer ({reason})") from error
+            raise UserError(f"Milvus does not answer ({reason})", where=self._address) from error
 
 
 open_store = Collection

@@ -43,7 +43,7 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
     """
     match = ADDRESS.fullmatch(address)
     if match is None:
-        raise UsageError(f"{address}: give ray, or ray:4 for four processes")
+        raise UsageError("give ray, or ray:4 for four processes", where=address)
     ray = need("ray", "ray")
     from onepeace.embed import embedder
 

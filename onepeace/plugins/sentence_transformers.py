@@ -180,7 +180,7 @@ def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: 
     modules_file = folder / "modules.json"
     if len(_read_json(modules_file)) > 1:
         raise UserError(
-            f"{modules_file}: has further modules; load it with SentenceTransformer(..., trust_remote_code=True)"
+            "has further modules; load it with SentenceTransformer(..., trust_remote_code=True)", where=modules_file
         )
     saved = _read_json(folder / "config_sentence_transformers.json")
     return need("sentence_transformers", "sbert").SentenceTransformer(

@@ -102,7 +102,7 @@ class AudioProcessor(Processor):
         """The samples of `load`, and the duration of the whole sound in seconds."""
         name = source.describe(item)
         if not (seconds is None or 0 < seconds < math.inf):
-            raise UserError(f"{name}: seconds must be above 0, got {seconds}")
+            raise UserError(f"seconds must be above 0, got {seconds}", where=name)
         with open_sound(item, name) as sound:
             count = sound.frames
             if seconds is not None:
@@ -159,7 +159,8 @@ class AudioProcessor(Processor):
         shortest = 1 / self.sample_rate
         if not (shortest <= window < math.inf and shortest <= hop < math.inf):
             raise UserError(
-                f"{name}: window and hop must be finite, at least one sample ({shortest:g} s), got {window} and {hop}"
+                f"window and hop must be finite, at least one sample ({shortest:g} s), got {window} and {hop}",
+                where=name,
             )
         return window, hop
 

@@ -116,7 +116,7 @@ class ImageProcessor(Processor):
                 return self._to_rgb(item, name)
         data = source.read_bytes(item)
         if not data:
-            raise UserError(f"{name}: the file is empty (0 bytes)")
+            raise UserError("the file is empty (0 bytes)", where=name)
         with open_picture(io.BytesIO(data), name, source.suffix(item)) as image:
             if self.draft and image.format in ("JPEG", "MPO"):
                 # A square, since the orientation is not known yet; Pillow never goes below the requested size.
@@ -177,7 +177,7 @@ class ImageProcessor(Processor):
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise many types for damaged files
-            raise UserError(f"{name}: the picture cannot be decoded ({one_line(error)})") from error
+            raise UserError(f"the picture cannot be decoded ({one_line(error)})", where=name) from error
 
 
 def _begins_like_picture(path: os.PathLike[str]) -> bool:
@@ -211,7 +211,7 @@ def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     low = float(values.min())
     high = float(values.max())
     if not np.isfinite([low, high]).all():
-        raise UserError(f"{name}: the picture holds NaN or infinite values")
+        raise UserError("the picture holds NaN or infinite values", where=name)
     white = 1.0 if values.dtype.kind == "f" else 65535.0
     values = values.astype(np.float64)
     if low < 0 or high > white:
@@ -228,9 +228,9 @@ def _from_array(array: np.ndarray, name: str) -> "Image.Image":
     is_grey = array.ndim == 2
     has_colours = array.ndim == 3 and array.shape[-1] in (3, 4)
     if array.dtype != np.uint8 or not (is_grey or has_colours):
-        raise UserError(f"{name}: a picture as an array is uint8 and (H, W, 3), (H, W, 4) or (H, W)")
+        raise UserError("a picture as an array is uint8 and (H, W, 3), (H, W, 4) or (H, W)", where=name)
     if array.size == 0:
-        raise UserError(f"{name}: no pixels")
+        raise UserError("no pixels", where=name)
     image = Image.fromarray(np.ascontiguousarray(array))
     if image.mode == "RGBA":
         image = _on_white(image)
@@ -239,16 +239,16 @@ def _from_array(array: np.ndarray, name: str) -> "Image.Image":
 
 def _from_tensor(tensor: Tensor, name: str) -> "Image.Image":
     if tensor.ndim != 3 or tensor.shape[0] not in CHANNELS:
-        raise UserError(f"{name}: a picture as a tensor is (3, H, W), uint8 or floats between 0 and 1")
+        raise UserError("a picture as a tensor is (3, H, W), uint8 or floats between 0 and 1", where=name)
     tensor = tensor.detach().cpu()
     if tensor.numel() == 0:
-        raise UserError(f"{name}: no pixels")
+        raise UserError("no pixels", where=name)
     if tensor.is_floating_point():
         low = tensor.min().item()
         high = tensor.max().item()
         if not (low >= 0 and high <= 1):  # written so that NaN is refused too
-            raise UserError(f"{name}: floats must lie between 0 and 1, these reach from {low:.4g} to {high:.4g}")
+            raise UserError(f"floats must lie between 0 and 1, these reach from {low:.4g} to {high:.4g}", where=name)
         tensor = (tensor.float() * 255).round().to(torch.uint8)
     if tensor.dtype != torch.uint8:
-        raise UserError(f"{name}: a picture as a tensor is uint8 or floats between 0 and 1")
+        raise UserError("a picture as a tensor is uint8 or floats between 0 and 1", where=name)
     return _from_array(tensor.permute(1, 2, 0).numpy(), name)

@@ -45,11 +45,11 @@ def guess(item: object, known: Collection[str]) -> str:
         modality = _first_match(item, _not_guessed(known)) or modality
     if modality is None:
         raise UserError(
-            f"{describe(item)}: cannot tell whether this is {' or '.join(guessed())}; "
-            "say so by calling the function of that modality"
+            f"cannot tell whether this is {' or '.join(guessed())}; say so by calling the function of that modality",
+            where=describe(item),
         )
     if modality not in known:
-        raise UserError(f"{describe(item)}: looks like {modality}; this model reads {', '.join(known)} only")
+        raise UserError(f"looks like {modality}; this model reads {', '.join(known)} only", where=describe(item))
     return modality
 
 

@@ -68,19 +68,20 @@ def _checked_array(samples: object, name: str) -> np.ndarray:
     try:
         array = np.asarray(samples)
     except ValueError as error:
-        raise UserError(f"{name}: samples must form one array ({error})") from error
+        raise UserError(f"samples must form one array ({error})", where=name) from error
     is_float = array.dtype.kind == "f"
     is_integer = array.dtype.kind in "iu" and array.dtype.itemsize <= 4
     if not is_float and not is_integer:
-        raise UserError(f"{name}: samples must be floats or integers of up to 32 bits, got {array.dtype}")
+        raise UserError(f"samples must be floats or integers of up to 32 bits, got {array.dtype}", where=name)
     if array.size == 0:
-        raise UserError(f"{name}: 0 samples; nothing to embed")
+        raise UserError("0 samples; nothing to embed", where=name)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or (array.shape[0] == array.shape[1] > 1) or min(array.shape) > MAX_CHANNELS:
         raise UserError(
-            f"{name}: samples must be (n,), (channels, n) or (n, channels) with at most {MAX_CHANNELS} channels "
-            f"and fewer channels than samples, got {array.shape}"
+            f"samples must be (n,), (channels, n) or (n, channels) with at most {MAX_CHANNELS} channels "
+            f"and fewer channels than samples, got {array.shape}",
+            where=name,
         )
     return array
 
@@ -101,12 +102,14 @@ class FileSound:
         # Otherwise soundfile seeks to its position after every read; in Ogg and MP3, libsndfile 1.2.2 may miss it.
         sound.seekable = lambda: False  # type: ignore[method-assign]
         if self.frames == 0:
-            raise UserError(f"{name}: 0 samples; nothing to embed")
+            raise UserError("0 samples; nothing to embed", where=name)
         if sound.channels > MAX_CHANNELS:
-            raise UserError(f"{name}: {sound.channels} channels are above the limit of {MAX_CHANNELS}")
+            raise UserError(f"{sound.channels} channels are above the limit of {MAX_CHANNELS}", where=name)
         for claimed, present in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
             if SLACK_BYTES < int(claimed) - int(present) and int(claimed) < STREAMED:
-                raise UserError(f"{name}: the file is cut off (its header says {claimed} bytes, {present} are there)")
+                raise UserError(
+                    f"the file is cut off (its header says {claimed} bytes, {present} are there)", where=name
+                )
 
     def read(self, count: int) -> np.ndarray:
         """The next frames, (n, channels) float32, ``count`` or those that are left.
@@ -118,13 +121,13 @@ class FileSound:
             data = self.sound.read(count, dtype="float32", always_2d=True)
         except (RuntimeError, OSError) as error:
             reason = getattr(error, "error_string", str(error))
-            raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
+            raise UserError(f"the sound cannot be decoded ({reason.rstrip('.')})", where=self.name) from error
         self.position += len(data)
         if len(data) < count:
             if self.position < max(self.frames - SLACK_FRAMES, 1):
                 raise UserError(
-                    f"{self.name}: the file is cut off (its header says {self.frames} samples, "
-                    f"the data ends after {self.position})"
+                    f"the file is cut off (its header says {self.frames} samples, the data ends after {self.position})",
+                    where=self.name,
                 )
             self.frames = self.position  # the sound ends slightly earlier than the header says
         return data
@@ -147,13 +150,13 @@ def open_sound(item: object, name: str) -> Iterator[Sound]:
     """
     if isinstance(item, dict):
         if not {"array", "sampling_rate"} <= item.keys():
-            raise UserError(f"{name}: a sound as a dict has the keys 'array' and 'sampling_rate', got {list(item)}")
+            raise UserError(f"a sound as a dict has the keys 'array' and 'sampling_rate', got {list(item)}", where=name)
         item = (item["array"], item["sampling_rate"])
     if isinstance(item, (np.ndarray, Tensor)):
-        raise UserError(f"{name}: samples need their rate; give (samples, rate)")
+        raise UserError("samples need their rate; give (samples, rate)", where=name)
     if isinstance(item, tuple):
         if len(item) != 2 or isinstance(item[0], numbers.Number):
-            raise UserError(f"{name}: a sound as a tuple is (samples, rate)")
+            raise UserError("a sound as a tuple is (samples, rate)", where=name)
         yield ArraySound(item[0], checked_rate(item[1], name), name)
         return
     file = _file_of(item, name)
@@ -185,7 +188,7 @@ def _file_of(item: object, name: str) -> str | BinaryIO:
         file = io.BytesIO(content)
         is_empty = not content
     if is_empty:
-        raise UserError(f"{name}: the file is empty (0 bytes)")
+        raise UserError("the file is empty (0 bytes)", where=name)
     return file
 
 
@@ -203,7 +206,7 @@ def _open_with_soundfile(file: str | BinaryIO, name: str) -> "SoundFile | None":
         return None
     if "not a regular file" in reason:
         reason = "damaged MP3"
-    raise UserError(f"{name}: the sound cannot be opened ({reason})")
+    raise UserError(f"the sound cannot be opened ({reason})", where=name)
 
 
 def mono(samples: np.ndarray, name: str) -> Tensor:
@@ -213,7 +216,7 @@ def mono(samples: np.ndarray, name: str) -> Tensor:
     mean = torch.from_numpy(np.ascontiguousarray(samples))
     is_finite = torch.isfinite(mean)
     if not is_finite.all():
-        raise UserError(f"{name}: {int((~is_finite).sum())} of {len(mean)} samples are NaN or infinite")
+        raise UserError(f"{int((~is_finite).sum())} of {len(mean)} samples are NaN or infinite", where=name)
     return mean
 
 
@@ -224,7 +227,7 @@ def checked_rate(rate: object, name: str, least: int = 1) -> int:
     except (TypeError, ValueError):
         number = math.nan
     if not least <= number <= MAX_RATE or number != int(number):  # a NaN compares as False
-        raise UserError(f"{name}: the sample rate must be a whole number from {least} to {MAX_RATE}, got {rate!r}")
+        raise UserError(f"the sample rate must be a whole number from {least} to {MAX_RATE}, got {rate!r}", where=name)
     return int(number)
 
 

@@ -83,9 +83,9 @@ def _text_in(path: os.PathLike) -> str:
     try:
         text = read_bytes(path, max_bytes=MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{describe(path)}: not UTF-8 text (byte {error.start})") from error
+        raise UserError(f"not UTF-8 text (byte {error.start})", where=describe(path)) from error
     if not text.strip():
-        raise UserError(f"{describe(path)}: holds no text")
+        raise UserError("holds no text", where=describe(path))
     if "\0" in text:
-        raise UserError(f"{describe(path)}: not text (it holds NUL bytes)")
+        raise UserError("not text (it holds NUL bytes)", where=describe(path))
     return text

@@ -66,8 +66,9 @@ def from_released(folder: str | Path) -> "Tokenizer":
         merges = _read_merges(folder / "merges.txt")
     else:
         raise UserError(
-            f"{folder}: no vocabulary found; it needs encoder.json, vocab.bpe and dict.txt (original repository) "
-            "or vocab.json and merges.txt (facebook/bart-base)"
+            "no vocabulary found; it needs encoder.json, vocab.bpe and dict.txt (original repository) "
+            "or vocab.json and merges.txt (facebook/bart-base)",
+            where=folder,
         )
     _check(vocab, merges, folder)
     return _byte_level(vocab, merges)
@@ -95,12 +96,13 @@ def _check(vocab: dict[str, int], merges: list[tuple[str, str]], folder: Path) -
     special_ids = [vocab.get(special) for special in SPECIALS]
     if has_gaps or special_ids != [BOS, PAD, EOS, UNK]:
         raise UserError(
-            f"{folder}: ids must be 0..{len(vocab) - 1} without gaps and begin with {' '.join(SPECIALS)}; "
-            "these are files of another model"
+            f"ids must be 0..{len(vocab) - 1} without gaps and begin with {' '.join(SPECIALS)}; "
+            "these are files of another model",
+            where=folder,
         )
     missing = [pair for pair in merges if "".join(pair) not in vocab]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} of {len(merges)} merges make no known piece; files do not match")
+        raise UserError(f"{len(missing)} of {len(merges)} merges make no known piece; files do not match", where=folder)
 
 
 def from_open_clip() -> "Tokenizer":
@@ -200,18 +202,20 @@ def read_tokenizer(path: str | Path) -> "Tokenizer":
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a model that reads text has a tokenizer.json in its folder")
+        raise UserError("no such file; a model that reads text has a tokenizer.json in its folder", where=path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{path}: not a tokenizer file ({error})") from error
+        raise UserError(f"not a tokenizer file ({error})", where=path) from error
     ids = [tokenizer.token_to_id(special) for special in SPECIALS]
     if ids != [BOS, PAD, EOS, UNK]:
-        raise UserError(f"{path}: {', '.join(SPECIALS)} have the ids {ids}, expected [0, 1, 2, 3]")
+        raise UserError(f"{', '.join(SPECIALS)} have the ids {ids}, expected [0, 1, 2, 3]", where=path)
     # One probe checks both: only one eos is added, at the end; literal specials are ordinary text.
     probe = tokenizer.encode("<pad>").ids
     if probe[-1:] != [EOS] or len(probe) < 2 or min(probe[:-1]) <= UNK:
-        raise UserError(f"{path}: must append </s> alone and read a literal '<pad>' as text, but gives the ids {probe}")
+        raise UserError(
+            f"must append </s> alone and read a literal '<pad>' as text, but gives the ids {probe}", where=path
+        )
     return tokenizer
 
 
@@ -236,7 +240,7 @@ def _read_json(path: Path) -> dict[str, int]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
+        raise UserError(f"not a JSON file ({error})", where=path) from error
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ class VideoProcessor(ImageProcessor):
         if isinstance(item, str) and source.scheme(item):
             item = source.NamedBytes(source.read_bytes(item), source.describe(item))
         if not isinstance(item, str | os.PathLike | bytes):
-            raise UserError(f"{source.describe(item)}: a video is a path, an address or the bytes of a file")
+            raise UserError("a video is a path, an address or the bytes of a file", where=source.describe(item))
         return [frame.image for frame in video.clip(item, self.frames, self.stride, place)]
 
 

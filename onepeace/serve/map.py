@@ -26,7 +26,7 @@ def points(index: Index) -> dict[str, Any]:
 
     items, vectors = index.means()
     if not items:
-        raise UserError(f"{index.folder}: no files in it")
+        raise UserError("no files in it", where=index.folder)
     modalities = [item.modality for item in items]
     positions = plane(vectors, np.array(modalities)).tolist()
     kinds = [kind for kind in KINDS if kind in modalities]

@@ -270,7 +270,7 @@ class Tools:
 
     def _check_length(self, text: str, name: str, most: int) -> None:
         if len(text) > most:
-            raise UserError(f"{name}: {len(text)} characters are above the limit of {most}")
+            raise UserError(f"{len(text)} characters are above the limit of {most}", where=name)
 
 
 def shown(path: str) -> str:

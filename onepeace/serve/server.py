@@ -34,7 +34,7 @@ def run(
     from onepeace.serve.connections import ACCEPTED, Connection
 
     if auth is None and not is_loopback(host):
-        raise UsageError(f"{host}: other machines can reach this address; give --password")
+        raise UsageError("other machines can reach this address; give --password", where=host)
     hosts = ["*"]
     if is_loopback(host):
         hosts = [*LOOPBACK, host]

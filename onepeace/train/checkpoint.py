@@ -252,8 +252,9 @@ class Checkpoints:
             if not isinstance(reason, OSError):
                 raise reason from error
             raise UserError(
-                f"{self.out}: the checkpoint of step {self._step} cannot be written ({reason}); make room, and the "
-                "same command goes on from the one before"
+                f"the checkpoint of step {self._step} cannot be written ({reason}); make room, and the "
+                "same command goes on from the one before",
+                where=self.out,
             ) from error
 
     def restore(self, folder: Path) -> Header:
@@ -276,11 +277,11 @@ class Checkpoints:
             # Filled in place.
             dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except (dcp.CheckpointException, KeyError, ValueError) as error:
-            raise UserError(f"{folder}: lacks tensors of this run: {remedy}") from error
+            raise UserError(f"lacks tensors of this run: {remedy}", where=folder) from error
         names = {f"{part}.{name}" for part in tensors for name in tensors[part]}
         unexpected = {index.fqn for index in reader.storage_data} - names
         if unexpected:
-            raise UserError(f"{folder}: has {min(unexpected)}, which this run has not: {remedy}")
+            raise UserError(f"has {min(unexpected)}, which this run has not: {remedy}", where=folder)
         if parallel.rank() == 0:
             prune(folder, self.keep)  # the run may have been killed before it did
         return header

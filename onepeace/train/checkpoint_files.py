@@ -87,11 +87,11 @@ def read_header(folder: Path) -> Header:
         digest = content.pop(DIGEST)
         header = Header(**content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder}: not a complete checkpoint ({HEADER}: {error})") from error
+        raise UserError(f"not a complete checkpoint ({HEADER}: {error})", where=folder) from error
     if digest != _digest_of_content(content):
-        raise UserError(f"{folder}: not a complete checkpoint ({HEADER} was changed)")
+        raise UserError(f"not a complete checkpoint ({HEADER} was changed)", where=folder)
     if header.step != step_of(folder):
-        raise UserError(f"{folder}: is the checkpoint of step {header.step}, renamed")
+        raise UserError(f"is the checkpoint of step {header.step}, renamed", where=folder)
     return header
 
 
@@ -103,15 +103,15 @@ def check_files(folder: Path, header: Header, names: Iterable[str]) -> None:
     """Compare files with their digests; UserError if one is missing or changed, or belongs to another checkpoint."""
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in header.digests:
-            raise UserError(f"{path}: does not belong to this checkpoint")
+            raise UserError("does not belong to this checkpoint", where=path)
     for name in names:
         path = folder / name
         try:
             is_same = digest_of(path) == header.digests[name]
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise UserError(f"cannot be read ({error.strerror or error})", where=path) from error
         if not is_same:
-            raise UserError(f"{path}: damaged, its digest is another")
+            raise UserError("damaged, its digest is another", where=path)
 
 
 def publish(folder: Path) -> None:
@@ -154,6 +154,7 @@ def refuse_earlier_version(out: Path) -> None:
     """UserError if a run was trained with a version that wrote a checkpoint into one file."""
     for path in sorted(out.glob("step-*.safetensors")):
         raise UserError(
-            f"{path}: a checkpoint of an earlier version of onepeace, which this one cannot read; give run.out another "
-            "folder, or remove the file to start over"
+            "a checkpoint of an earlier version of onepeace, which this one cannot read; give run.out another "
+            "folder, or remove the file to start over",
+            where=path,
         )

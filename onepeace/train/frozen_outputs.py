@@ -85,6 +85,7 @@ def _check_shared(cache: FrozenCache, num_missing: int) -> None:
     counts = parallel.gather_numbers(num_missing)
     if len(set(counts)) > 1:
         raise UserError(
-            f"{cache.folder}: processes miss {min(counts)} to {max(counts)} outputs in it; set data.frozen_folder to a "
-            "folder that all machines share"
+            f"processes miss {min(counts)} to {max(counts)} outputs in it; set data.frozen_folder to a "
+            "folder that all machines share",
+            where=cache.folder,
         )

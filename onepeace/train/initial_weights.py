@@ -149,6 +149,7 @@ def _check_shapes(weights: Mapping[str, Tensor], shapes: Shapes, folder: Path) -
     if wrong:
         first = wrong[0]
         raise UserError(
-            f"{folder}: {len(wrong)} weights do not have the shape the recipe asks for ({first}: "
-            f"{tuple(weights[first].shape)} there, {shapes[first]} here)"
+            f"{len(wrong)} weights do not have the shape the recipe asks for ({first}: "
+            f"{tuple(weights[first].shape)} there, {shapes[first]} here)",
+            where=folder,
         )

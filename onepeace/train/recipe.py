@@ -154,7 +154,7 @@ def _with_base(path: Path) -> Options:
         return content
     below = _with_imports(path.parent / str(base))
     if "base" in below:
-        raise UserError(f"{path}: its base {base} has a base itself; one level is the limit")
+        raise UserError(f"its base {base} has a base itself; one level is the limit", where=path)
     return merge(below, content)
 
 

@@ -54,8 +54,9 @@ def check_same(saved: str, recipe: Recipe, out: Path, step: int) -> None:
     """
     if recipe.schedule.steps < step:
         raise UserError(
-            f"{out}: its checkpoint is of step {step}, and schedule.steps is {recipe.schedule.steps}; raise it, or "
-            "give run.out another folder"
+            f"its checkpoint is of step {step}, and schedule.steps is {recipe.schedule.steps}; raise it, or "
+            "give run.out another folder",
+            where=out,
         )
     old = _settings(yaml.safe_load(saved))
     new = _settings(to_plain(recipe))

@@ -166,7 +166,8 @@ class UnusableSteps:
         limit = self.recipe.run.max_bad_steps
         if self.in_a_row > limit:
             raise UserError(
-                f"{self.recipe.run.out}: the gradient of step {step} is {norm}, as in the {limit} steps before; lower "
-                f"optim.lr, or run.precision=float32, or look at the samples {named}"
+                f"the gradient of step {step} is {norm}, as in the {limit} steps before; lower "
+                f"optim.lr, or run.precision=float32, or look at the samples {named}",
+                where=self.recipe.run.out,
             )
         log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm, named)

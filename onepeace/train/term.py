@@ -88,6 +88,7 @@ def check_places(options: TermOptions, target: str, data: DataConfig) -> None:
     for key, augment in make_augments(data.augment).items():
         if getattr(augment, "moves_pixels", False):
             raise UserError(
-                f"{options.where}: data.augment.{key} would move the picture against its target {target}; set "
-                "crop_scale to [1, 1], and no flip or rand_augment"
+                f"data.augment.{key} would move the picture against its target {target}; set "
+                "crop_scale to [1, 1], and no flip or rand_augment",
+                where=options.where,
             )

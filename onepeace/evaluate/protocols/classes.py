@@ -54,12 +54,12 @@ def read_class_names(path: Path) -> list[str]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"cannot be read ({error.strerror})", where=path) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: not a JSON list of class names, or of objects with a "name" ({error})') from error
+        raise UserError(f'not a JSON list of class names, or of objects with a "name" ({error})', where=path) from error
     if not names:
-        raise UserError(f"{path}: class names must be distinct texts; found 'none'")
+        raise UserError("class names must be distinct texts; found 'none'", where=path)
     for name in names:
         if not isinstance(name, str) or names.count(name) > 1:
-            raise UserError(f"{path}: class names must be distinct texts; found {name!r}")
+            raise UserError(f"class names must be distinct texts; found {name!r}", where=path)
     return names

@@ -289,5 +289,5 @@ def _banks(calibration: str | None, embedder: Any) -> Banks:
     if not path.is_file():
         path = resolve(calibration) / FILE
     if not path.is_file():
-        raise UserError(f"{path}: no such file; make it with: onepeace calibrate INDEX")
+        raise UserError("no such file; make it with: onepeace calibrate INDEX", where=path)
     return Banks.load(path.read_bytes())

@@ -23,15 +23,15 @@ class MultiLabel(ClassNames):
         samples = self.read(root)
         for sample in samples:
             if not isinstance(sample.targets.get("labels"), list):
-                raise UserError(f"{sample.source}: {sample.key} has no list of labels in its targets")
+                raise UserError(f"{sample.key} has no list of labels in its targets", where=sample.source)
         labels_by_sample = [set(sample.targets["labels"]) for sample in samples]
         labels = set().union(*labels_by_sample)
         names = self.listed_names(root) or sorted(labels)
         unlisted = labels - set(names)
         if unlisted:
-            raise UserError(f"{self.shards}: label {min(unlisted)!r} is not among the {len(names)} classes")
+            raise UserError(f"label {min(unlisted)!r} is not among the {len(names)} classes", where=self.shards)
         if not labels:
-            raise UserError(f"{self.shards}: not one of {len(samples)} samples has a label")
+            raise UserError(f"not one of {len(samples)} samples has a label", where=self.shards)
         scores = self.class_vectors(embedder, names) @ self.encode(embedder, samples).T
         correct = np.array([[name in sample_labels for sample_labels in labels_by_sample] for name in names])
         return [mean_average_precision(scores, correct)]

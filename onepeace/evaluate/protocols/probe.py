@@ -51,7 +51,7 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
         UserError: the training items have fewer than two classes.
     """
     if len(set(train.labels)) < 2:
-        raise UserError(f"{where}: a probe needs at least two classes to learn from")
+        raise UserError("a probe needs at least two classes to learn from", where=where)
     classifier = _fitted(train)
     log_probabilities = classifier.predict_log_proba(test.vectors)
     right = hits(best_ranks(log_probabilities, test.labels, classifier.classes_), 1)

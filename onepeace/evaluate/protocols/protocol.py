@@ -99,7 +99,7 @@ class Items:
         samples = self.read(root)
         for sample in samples:
             if sample.label is None:
-                raise UserError(f"{sample.source}: {sample.key} has no label, and this protocol needs one")
+                raise UserError(f"{sample.key} has no label, and this protocol needs one", where=sample.source)
         return samples
 
     def encode(self, embedder: Any, samples: Sequence[Sample]) -> NDArray:

@@ -58,7 +58,7 @@ class TaskHead(EvaluationProtocol):
         samples = self.read(root, *self.others)
         for sample in samples:
             if target not in sample.targets:
-                raise UserError(f"{sample.source}: {sample.key} has no {target} among its targets")
+                raise UserError(f"{sample.key} has no {target} among its targets", where=sample.source)
         return samples
 
     def _predict(self, predictor: Any, samples: Sequence[Sample], top: int) -> Results:
@@ -71,7 +71,7 @@ class TaskHead(EvaluationProtocol):
         results = []
         for sample, prediction in zip(samples, predictions, strict=True):
             if prediction.result is None:
-                raise UserError(f"{sample.source}: {sample.key}: {prediction.reason}")
+                raise UserError(f"{sample.key}: {prediction.reason}", where=sample.source)
             results.append(prediction.result)
         return results
 

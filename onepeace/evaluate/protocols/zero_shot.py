@@ -27,7 +27,7 @@ class ZeroShot(ClassNames):
         numbers = {name: i for i, name in enumerate(names)}
         for sample in samples:
             if sample.label not in numbers:
-                raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {self.classes}")
+                raise UserError(f"{sample.key}: label {sample.label!r} is not in {self.classes}", where=sample.source)
         targets = [numbers[sample.label] for sample in samples]
         vectors = self.encode(embedder, samples)
         class_vectors = self.class_vectors(embedder, names)

@@ -47,7 +47,7 @@ def convert(
     source = describe(checkpoint)
     where, config = str(source.path), source.config
     if bpe is not None and source.layout == MODEL_FOLDER:
-        raise UsageError(f"{where}: a model folder has its own vocabulary; leave out --bpe")
+        raise UsageError("a model folder has its own vocabulary; leave out --bpe", where=where)
     compare(where, source.shapes, expected(config))
     if modalities is not None:
         config = keep_modalities(config, modalities, where)

@@ -45,7 +45,7 @@ class Shapes:
 
     def of(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise UserError(f"{self.path}: incomplete, it lacks {name}")
+            raise UserError(f"incomplete, it lacks {name}", where=self.path)
         return self.shapes[name]
 
     def count(self, pattern: str) -> int:
@@ -65,7 +65,7 @@ class _OnePeaceShapes(Shapes):
     def side(self, cells: int, what: str) -> int:
         side = math.isqrt(cells)
         if side * side != cells:
-            raise UserError(f"{self.path}: {what} has {cells} cells, which is not a square")
+            raise UserError(f"{what} has {cells} cells, which is not a square", where=self.path)
         return side
 
     def config(self, cfg: Cfg) -> Config:
@@ -73,12 +73,14 @@ class _OnePeaceShapes(Shapes):
         model = section(cfg, "model")
         keys = [key for key in MODALITIES if f"adapters.{key}.cls_token" in self.shapes]
         if not keys:
-            raise UserError(f"{self.path}: no adapter among its {len(self.shapes)} tensors; not a ONE-PEACE checkpoint")
+            raise UserError(
+                f"no adapter among its {len(self.shapes)} tensors; not a ONE-PEACE checkpoint", where=self.path
+            )
         dim = self.of(f"adapters.{keys[0]}.cls_token")[-1]
         projections = [key for key in keys if f"heads.{key}.weight" in self.shapes]
         tables = {key: self.count(f"adapters.{key}.bias_tables.{{}}") for key in keys}
         if len(set(tables.values())) > 1 or 0 in tables.values():
-            raise UserError(f"{self.path}: modalities differ in their number of bias tables ({tables})")
+            raise UserError(f"modalities differ in their number of bias tables ({tables})", where=self.path)
         adapters = {key: getattr(self, key)() for key in keys}
         layer_scale = None
         if "blocks.0.ls1.gain" in self.shapes:
@@ -130,7 +132,7 @@ class _OnePeaceShapes(Shapes):
         count = self.count("adapters.audio.stem.convs.{}.weight")
         sizes = [self.of(f"adapters.audio.stem.convs.{i}.weight")[::2] for i in range(count)]
         if not all(kernel in STRIDES for _, kernel in sizes):
-            raise UserError(f"{self.path}: the strides of audio convolutions {sizes} are unknown")
+            raise UserError(f"the strides of audio convolutions {sizes} are unknown", where=self.path)
         conv = self.of("adapters.audio.pos_conv.0.weight")
         options = {
             "stem": "wave",

@@ -112,7 +112,7 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping
     for switch, ours in SWITCHES.items():
         theirs = model.get(switch)
         if theirs is not None and theirs != ours:
-            raise UserError(f"{path}: its configuration has {switch} {theirs}; this library only has {ours}")
+            raise UserError(f"its configuration has {switch} {theirs}; this library only has {ours}", where=path)
     settings = {
         **_vocabulary(path, sizes, task),
         "dim": sizes.of("decoder.token_embed.weight")[1],
@@ -145,7 +145,9 @@ def _vocabulary(path: Path, sizes: Shapes, task: Mapping[str, Any]) -> dict[str,
     num_words = vocab_size - 1 - num_codes - num_bins
     if num_words < 1:
         needed = f"{num_codes} image codes and {num_bins} bins"
-        raise UserError(f"{path}: its vocabulary of {vocab_size} has no room for {needed}; not a released checkpoint")
+        raise UserError(
+            f"its vocabulary of {vocab_size} has no room for {needed}; not a released checkpoint", where=path
+        )
     return {"num_words": num_words, "num_codes": num_codes, "num_bins": num_bins}
 
 

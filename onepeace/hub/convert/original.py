@@ -51,15 +51,15 @@ def read_original(path: Path) -> Original:
     """Read a checkpoint file. UserError if it is not a checkpoint."""
     content = read_checkpoint(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
+        raise UserError(f"holds a {type(content).__name__}, not the dictionary of a checkpoint", where=path)
     state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, dict) or not _tensors_in(state):
         entries = ", ".join(map(str, list(content)[:8])) or "none"
-        raise UserError(f"{path}: holds no weights; its entries are {entries}")
+        raise UserError(f"holds no weights; its entries are {entries}", where=path)
     others = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
     for name, value in others.items():
         kind = value.name if isinstance(value, InertObject) else type(value).__name__
-        raise UserError(f"{path}: {len(others)} of its weights are not tensors ({name} is {kind})")
+        raise UserError(f"{len(others)} of its weights are not tensors ({name} is {kind})", where=path)
     around = content if state is not content else {}
     return Original(cfg=_cfg_in(around), tensors=_tensors_in(state), average=_average_in(around))
 
@@ -109,7 +109,7 @@ def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversio
         if name is None:
             continue
         if name in original_names:
-            raise UserError(f"{path}: {original_names[name]} and {original_name} are both {name}")
+            raise UserError(f"{original_names[name]} and {original_name} are both {name}", where=path)
         original_names[name] = original_name
         row = _ROW.fullmatch(name)
         if row is None:
@@ -118,7 +118,7 @@ def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversio
             rows_by_name.setdefault(row[1], {})[int(row[2])] = tensor
     if unknown:
         names = f"{', '.join(unknown[:4])}{', ...' if len(unknown) > 4 else ''}"
-        raise UserError(f"{path}: {len(unknown)} of {len(tensors)} tensors have no place here ({names})")
+        raise UserError(f"{len(unknown)} of {len(tensors)} tensors have no place here ({names})", where=path)
     return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in rows_by_name.items()}
 
 

@@ -109,7 +109,7 @@ class StoredTensor:
         with open(self.path, "rb") as file:
             file.seek(self.storage.offset + self.start * self.dtype.itemsize)
             if file.readinto(numbers.view(torch.uint8).numpy().data) != numbers.nbytes:
-                raise UserError(f"{self.path}: the file ended inside a tensor; it was cut off while reading")
+                raise UserError("the file ended inside a tensor; it was cut off while reading", where=self.path)
         return numbers.as_strided(self.shape, self.stride).contiguous()
 
     def check(self, file_size: int) -> None:
@@ -158,15 +158,15 @@ def read_checkpoint(path: Path) -> Any:
         with open(path, "rb") as file:
             return _read(path, file)
     except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
-        raise UsageError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
+        raise UsageError(f"{error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)", where=path) from error
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: damaged or cut off ({one_line(error)[:200]}); download it again") from error
+        raise UserError(f"damaged or cut off ({one_line(error)[:200]}); download it again", where=path) from error
     except (
         # Errors that invalid instructions cause: few of them are checked beforehand.
         ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
         struct.error, OSError,
     ) as error:  # fmt: skip
-        raise UserError(f"{path}: not a readable checkpoint, or cut off ({one_line(error)[:200]})") from error
+        raise UserError(f"not a readable checkpoint, or cut off ({one_line(error)[:200]})", where=path) from error
 
 
 def plain(value: Any) -> Any:
@@ -216,13 +216,13 @@ def _zip_storages(path: Path, file: BinaryIO) -> dict[str, int]:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise UserError(f"{path}: a zip archive without a data.pkl; not a PyTorch checkpoint")
+            raise UserError("a zip archive without a data.pkl; not a PyTorch checkpoint", where=path)
         root = pickles[0].removesuffix("data.pkl")
         offsets = {}
         for name, info in members.items():
             if name.startswith(f"{root}data"):
                 if info.compress_type != zipfile.ZIP_STORED:
-                    raise UserError(f"{path}: {name} is compressed; torch.save never does that")
+                    raise UserError(f"{name} is compressed; torch.save never does that", where=path)
                 file.seek(info.header_offset + 26)
                 name_length, extra_length = struct.unpack("<HH", file.read(4))
                 offsets[name.removeprefix(root)] = info.header_offset + 30 + name_length + extra_length
@@ -349,7 +349,7 @@ class _Reader:
         path = f"{module}.{attribute}"
         if path not in INERT and path not in FUNCTIONS and not path.startswith(INERT_PACKAGES):
             raise UserError(
-                f"{self.path}: holds {path[:100]!r}, which is neither tensor nor plain value; nothing was run"
+                f"holds {path[:100]!r}, which is neither tensor nor plain value; nothing was run", where=self.path
             )
         return Name(path)
 

@@ -58,7 +58,7 @@ def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer
         folder = from_hub("facebook/bart-base", ["vocab.json", "merges.txt"], "the vocabulary of its texts", remedy)
     tokenizer = from_released(folder)
     if size not in (None, pieces := tokenizer.get_vocab_size()):
-        raise UserError(f"{folder}: has {pieces} pieces, the model's table {size}; another vocabulary")
+        raise UserError(f"has {pieces} pieces, the model's table {size}; another vocabulary", where=folder)
     return tokenizer
 
 

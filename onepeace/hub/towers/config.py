@@ -110,7 +110,7 @@ def tower_names(name: str) -> list[str]:
     for part in _parts(name):
         library, _, rest = part.partition(":")
         if library not in LIBRARIES or not rest:
-            raise UserError(f"{part}: models that can be combined are {EXAMPLES} and sentence-transformers:NAME")
+            raise UserError(f"models that can be combined are {EXAMPLES} and sentence-transformers:NAME", where=part)
         names.append(f"{library}:{_with_whole_path(library, rest)}")
     return names
 

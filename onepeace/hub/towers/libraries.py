@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, need, one_line, reason_at
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,15 +202,16 @@ def open_tower(name: str) -> Tower:
         except Exception as error:  # the libraries raise many types
             if not _is_hub_reachable():
                 raise UserError(
-                    f"{name_there}: cannot be loaded from this machine ({one_line(error):.200}), and the Hugging Face "
+                    f"cannot be loaded from this machine ({one_line(error):.200}), and the Hugging Face "
                     "Hub cannot be reached; check the name, or fetch it where there is a network and copy the cache "
-                    "(~/.cache/huggingface)"
+                    "(~/.cache/huggingface)",
+                    where=name_there,
                 ) from error
         return make(name_there).eval()
     except UserError as error:
-        raise UserError(f"{name}: {str(error).removeprefix(f'{name_there}: ')}") from error
+        raise UserError(reason_at(name_there, error), where=name) from error
     except Exception as error:
-        raise UserError(f"{name}: cannot be loaded ({one_line(error):.200}); check the name") from error
+        raise UserError(f"cannot be loaded ({one_line(error):.200}); check the name", where=name) from error
 
 
 @contextmanager

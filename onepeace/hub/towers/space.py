@@ -119,8 +119,9 @@ def load_towers(
         tower = open_tower(described.name)
         if digest_of(tower) != described.digest:
             raise UserError(
-                f"{described.name}: its weights have changed since its folder was made; to use the new ones delete "
-                f"{folder}, and build the indexes made with the old ones again"
+                f"its weights have changed since its folder was made; to use the new ones delete "
+                f"{folder}, and build the indexes made with the old ones again",
+                where=described.name,
             )
         towers[str(number)] = tower
         processors |= processors_of(tower, described.modalities)

@@ -57,7 +57,7 @@ def _create(
         folder = resolve(cfg.file)
         config = read_config(folder)
         if KEY not in config.model.adapters:
-            raise UserError(f"{folder}: the model has no {KEY} branch, only {', '.join(config.model.adapters)}")
+            raise UserError(f"the model has no {KEY} branch, only {', '.join(config.model.adapters)}", where=folder)
         overlay = {**data_config(config), **(pretrained_cfg_overlay or {}), "file": str(folder), "custom_load": True}
     if config is None:
         raise UserError(f'{name} has no default weights: give pretrained_cfg_overlay={{"file": FOLDER}}')

@@ -121,7 +121,7 @@ class ImageBranch(nn.Module):
         try:
             return resize(tensor, shape)
         except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"{error}", where=where) from error
 
     def no_weight_decay(self) -> set[str]:
         return {f"trunk.{name}" for name in self.trunk.no_weight_decay()}

@@ -71,7 +71,7 @@ class OnePeaceConfig(PreTrainedConfig):
         """Configuration as in a model folder; UserError if it is missing or invalid."""
         where = f"configuration {self.name_or_path or self.model_type}"
         if self.model is None:
-            raise UserError(f"{where}: has no field model; take one from_onepeace(NAME) or from_pretrained(FOLDER)")
+            raise UserError("has no field model; take one from_onepeace(NAME) or from_pretrained(FOLDER)", where=where)
         # config.json is sorted by name, but the order of modalities is that of their tokens in a joint pass.
         adapters = self.model.get("adapters", {})
         order = dict.fromkeys([*ADAPTERS, *adapters])

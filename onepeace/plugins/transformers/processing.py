@@ -31,7 +31,9 @@ class _FromModel:
         """Processor of a model by name, see `onepeace.load`."""
         config = read_config(resolve(name))
         if cls.modality not in config.model.adapters:
-            raise UserError(f"{name}: no modality {cls.modality!r}; the model has {', '.join(config.model.adapters)}")
+            raise UserError(
+                f"no modality {cls.modality!r}; the model has {', '.join(config.model.adapters)}", where=name
+            )
         return cls(config.processors.get(cls.modality, {}))  # type: ignore[call-arg]
 
     @property
@@ -150,7 +152,7 @@ class OnePeaceProcessor(ProcessorMixin):
             if set(processor_class.get_attributes()) == set(parts):
                 return processor_class(**{attribute: part.from_onepeace(name) for attribute, part in parts.items()})
         names = ", ".join(part.__name__ for part in parts.values())
-        raise UserError(f"{name}: reads only {', '.join(adapters)}; use {names}")
+        raise UserError(f"reads only {', '.join(adapters)}; use {names}", where=name)
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any

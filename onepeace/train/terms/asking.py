@@ -49,7 +49,7 @@ def check_caption_head(options: Any, config: Config) -> Mapping[str, Any]:
     """The options of a caption head that reads the term's modality; UserError if there is none."""
     head = check_head(options, config, "kind", "caption")
     if options.one_modality() not in head["on"]:
-        raise UserError(f"{options.where}: its head reads {', '.join(head['on'])}, one at a time")
+        raise UserError(f"its head reads {', '.join(head['on'])}, one at a time", where=options.where)
     return head
 
 
@@ -153,7 +153,7 @@ class Asking:
             try:
                 items.append(self._ask(values, size))
             except UserError as error:
-                raise UserError(f"{key}: {error}") from error
+                raise UserError(f"{error}", where=key) from error
         ids = _padded([item.source for item in items])
         written = _padded([item.written() for item in items])
         target = _padded([item.target() for item in items])

@@ -50,8 +50,9 @@ class Captioning(Supervised[CaptioningOptions]):
         num_ids = context.config.model.adapters.get("text", {}).get("vocab_size")
         if num_ids is not None and num_ids > head["vocab_size"]:
             raise UserError(
-                f"{options.where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
-                f"up to {num_ids - 1}"
+                f"model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
+                f"up to {num_ids - 1}",
+                where=options.where,
             )
 
     @classmethod

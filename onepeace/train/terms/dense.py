@@ -38,7 +38,7 @@ class Events(Supervised[SupervisedOptions]):
             for option in ("shift", "mix"):
                 if augment.get(option):
                     raise UserError(
-                        f"{options.where}: data.augment.{modality}.{option} would move events in time; leave it out"
+                        f"data.augment.{modality}.{option} would move events in time; leave it out", where=options.where
                     )
 
     def outputs(self, passes: Passes) -> Tensor:
@@ -96,7 +96,7 @@ class Segmentation(Supervised[SupervisedOptions]):
         mask = read_mask(encoded, key)
         classes = mask[mask != IGNORED]
         if classes.size and classes.max() >= len(self.labels):
-            raise UserError(f"{key}: its mask has the class {classes.max()}, and the head has {len(self.labels)}")
+            raise UserError(f"its mask has the class {classes.max()}, and the head has {len(self.labels)}", where=key)
         rows = _nearest_places(size[0], mask.shape[0])
         columns = _nearest_places(size[1], mask.shape[1])
         return torch.from_numpy(mask[rows][:, columns].astype(np.int64))

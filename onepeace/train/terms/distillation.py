@@ -36,7 +36,7 @@ class Distillation(Term[DistillationOptions]):
     @classmethod
     def check(cls, options: DistillationOptions, context: TermContext) -> None:
         if options.one_modality() == "text" and options.teacher.reads != "captions":
-            raise UserError(f"{options.where}: a teacher of text reads captions; set teacher.reads: captions")
+            raise UserError("a teacher of text reads captions; set teacher.reads: captions", where=options.where)
 
     @classmethod
     def prepare(cls, options: DistillationOptions, data: TrainingData) -> TeacherTable:

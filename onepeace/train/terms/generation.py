@@ -90,7 +90,9 @@ class Generation(Term[GenerationOptions]):
             if ("image" in source.pair) != (task.image is not None):
                 reads = "no picture" if task.image is None else "a picture"
                 modalities = ", ".join(source.pair)
-                raise UserError(f"{where}: the task {options.task} reads {reads}, and {source.name} is of {modalities}")
+                raise UserError(
+                    f"the task {options.task} reads {reads}, and {source.name} is of {modalities}", where=where
+                )
             available = {*source.targets, MATCH}
             if "text" in source.pair:
                 available.add("text")
@@ -110,7 +112,9 @@ class Generation(Term[GenerationOptions]):
             file = Path(os.path.expandvars(data.config.root), options.choices)
             task = replace(task, answer="choice", choices=read_class_names(file))
         if task.answer == "choice" and not task.choices:
-            raise UserError(f"{options.where}: the task {options.task} has no choices; give choices: auto or a file")
+            raise UserError(
+                f"the task {options.task} has no choices; give choices: auto or a file", where=options.where
+            )
         data.keep_task(options, options.task, task)
         return Prepared(task, data.tokenizer)
 

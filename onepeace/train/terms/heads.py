@@ -54,7 +54,7 @@ class Supervised(Term[S], Generic[S]):
         head = check_head(options, context.config, "task", cls.task)
         for source in context.sources:
             if head["on"] not in (options.on or source.pair):
-                raise UserError(f"{options.where}: its head reads {head['on']}, which is not among the modalities")
+                raise UserError(f"its head reads {head['on']}, which is not among the modalities", where=options.where)
         check_targets(options, [cls.target], context.sources)
         if cls.follows_pixels:
             check_places(options, cls.target, context.data)
@@ -66,7 +66,7 @@ class Supervised(Term[S], Generic[S]):
     def number_of(self, label: Any, key: str) -> int:
         """Class number of a label; UserError that names the sample if the head has no such class."""
         if label not in self.number:
-            raise UserError(f"{key}: {label!r} is not among the {len(self.labels)} labels of the head")
+            raise UserError(f"{label!r} is not among the {len(self.labels)} labels of the head", where=key)
         return self.number[label]
 
 
@@ -160,7 +160,7 @@ class Choice(Supervised[SupervisedOptions]):
         scores = outputs.view(-1, batch.rows)
         for choice, key in zip(batch.targets[self.target], batch.keys, strict=True):
             if not 0 <= choice < batch.rows:
-                raise UserError(f"{key}: choice {choice} is not the number of one of {batch.rows} candidates")
+                raise UserError(f"choice {choice} is not the number of one of {batch.rows} candidates", where=key)
         choices = upload(torch.tensor(batch.targets[self.target]), scores.device)
         return {self.options.name: losses.hinge(scores, choices)}
 

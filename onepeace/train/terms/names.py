@@ -53,7 +53,7 @@ class Names(Term[NamesOptions]):
         num_scores = scores.features.shape[1]
         if num_scores != len(classes):
             raise UserError(
-                f"{options.where}: {options.teacher} has {num_scores} classes, and {len(classes)} names are known"
+                f"{options.teacher} has {num_scores} classes, and {len(classes)} names are known", where=options.where
             )
         inputs = []
         for template in options.templates:

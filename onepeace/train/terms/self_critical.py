@@ -101,9 +101,9 @@ class SelfCritical(Term[SelfCriticalOptions]):
         where = options.where
         task = read_task(options, options.task, options.changes, context.start_folder)
         if task.answer != "text" or task.decoder_prompt != "none" or task.image is None or task.fields:
-            raise UserError(f"{where}: the task {options.task} writes no captions")
+            raise UserError(f"the task {options.task} writes no captions", where=where)
         if task.search.beam < 2:
-            raise UserError(f"{where}: captions are compared with each other; give changes: {{search: {{beam: 5}}}}")
+            raise UserError("captions are compared with each other; give changes: {search: {beam: 5}}", where=where)
         if options.head is None:
             check_writes(options, context.config)
             num_positions = expect(context.config.model, OFAConfig).num_positions
@@ -112,8 +112,9 @@ class SelfCritical(Term[SelfCriticalOptions]):
             num_positions = head.get("max_tokens", CaptionOptions.max_tokens)
         if task.search.max_len >= num_positions:
             raise UserError(
-                f"{where}: search.max_len is {task.search.max_len}, and what writes has {num_positions} "
-                f"places, one of them for bos; give changes: {{search: {{max_len: {num_positions - 1}}}}}"
+                f"search.max_len is {task.search.max_len}, and what writes has {num_positions} "
+                f"places, one of them for bos; give changes: {{search: {{max_len: {num_positions - 1}}}}}",
+                where=where,
             )
 
     @classmethod
@@ -132,8 +133,8 @@ class SelfCritical(Term[SelfCriticalOptions]):
         captions_by_item = self._search(model, batch)
         if not any(captions_by_item):
             raise UserError(
-                f"{self.options.where}: no caption of {batch.keys[0]} was found, as what the model computes is not "
-                "finite; lower optim.lr"
+                f"no caption of {batch.keys[0]} was found, as what the model computes is not finite; lower optim.lr",
+                where=self.options.where,
             )
         rewards_by_item = self._rewards(batch, captions_by_item)
         advantages = torch.cat([_advantages(rewards) for rewards in rewards_by_item])
