@@ -27,7 +27,14 @@ def build(random_folder, index):
     """Puts files into `index`, made by the small random model."""
 
     def run(*paths, into=index, model=random_folder, **options):
-        return maintain.build(into, paths, str(model), device="cpu", progress=False, **options)
+        return maintain.build(
+            into,
+            paths,
+            str(model),
+            device="cpu",
+            progress=False,
+            **options,
+        )
 
     return run
 

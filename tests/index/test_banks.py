@@ -18,7 +18,13 @@ MODALITIES = ["image"] * 30 + ["audio"] * 20
 @pytest.fixture
 def banks():
     rng = np.random.default_rng(0)
-    return Banks({"word": unit(rng.normal(size=(20, 8))), "word/audio": unit(rng.normal(size=(9, 8)))}, "abc")
+    return Banks(
+        {
+            "word": unit(rng.normal(size=(20, 8))),
+            "word/audio": unit(rng.normal(size=(9, 8))),
+        },
+        "abc",
+    )
 
 
 @pytest.fixture
@@ -28,7 +34,10 @@ def vectors():
 
 @pytest.mark.parametrize(
     ("modality", "rows", "bank"),
-    [("image", slice(0, 30), "word"), ("audio", slice(30, 50), "word/audio")],
+    [
+        ("image", slice(0, 30), "word"),
+        ("audio", slice(30, 50), "word/audio"),
+    ],
 )
 def test_scores_are_those_of_a_plain_product(banks, vectors, modality, rows, bank):
     banks.add(vectors, MODALITIES)

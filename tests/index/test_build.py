@@ -23,7 +23,12 @@ def test_long_sound_has_a_vector_for_every_window(build, index, model, tmp_path,
     monkeypatch.setattr(cutting, "HOP", 1.0)
     path = tmp_path / "long.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000 * 5), 16000)
-    (result,) = model.stream([path], long="windows", window=1.5, hop=1.0)
+    (result,) = model.stream(
+        [path],
+        long="windows",
+        window=1.5,
+        hop=1.0,
+    )
 
     build(path)
 
@@ -100,7 +105,13 @@ def test_wide_model_is_compiled_for_many_new_files(build, words, index, monkeypa
 
 
 def test_paths_need_no_list(words, index, random_folder):
-    report = maintain.build(index, str(words), str(random_folder), device="cpu", progress=False)
+    report = maintain.build(
+        index,
+        str(words),
+        str(random_folder),
+        device="cpu",
+        progress=False,
+    )
 
     assert report.added == 6
     assert check(index).files == 6
@@ -186,7 +197,13 @@ def test_no_index_of_a_table_without_files(build, index, tmp_path):
     assert not index.exists()
 
 
-@pytest.mark.parametrize(("options", "word"), [({"model": "tinny"}, "tinny"), ({"device": "banana"}, "not available")])
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"model": "tinny"}, "tinny"),
+        ({"device": "banana"}, "not available"),
+    ],
+)
 def test_no_index_by_wrong_options(words, index, random_folder, options, word):
     options = {"model": str(random_folder), "progress": False, **options}
 
@@ -233,7 +250,13 @@ def test_remove_of_a_folder_above(build, update, words, index, tmp_path):
     assert content(index) == {}
 
 
-@pytest.mark.parametrize(("paths", "error", "word"), [(["nothing"], UserError, "nothing"), ("", UsageError, "empty")])
+@pytest.mark.parametrize(
+    ("paths", "error", "word"),
+    [
+        (["nothing"], UserError, "nothing"),
+        ("", UsageError, "empty"),
+    ],
+)
 def test_remove_of_what_is_not_there(build, words, index, paths, error, word):
     build(words)
 

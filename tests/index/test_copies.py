@@ -118,7 +118,14 @@ def test_silence_is_refused(look_at_sound):
         look_at_sound(np.zeros(8000), 8000, "silence.wav")
 
 
-@pytest.mark.parametrize(("seconds", "cut"), [(90, 4), (8.4, 0.4), (34, 2)])  # also where fewer samples are a frame
+@pytest.mark.parametrize(
+    ("seconds", "cut"),
+    [
+        (90, 4),
+        (8.4, 0.4),
+        (34, 2),
+    ],
+)  # also where fewer samples are a frame
 def test_long_sounds_have_few_numbers(look_at_sound, seconds, cut):
     generator = np.random.default_rng(0)
     loudness = np.repeat(generator.uniform(0.01, 0.3, 60), round(seconds * 8000 / 60))
@@ -131,7 +138,13 @@ def test_long_sounds_have_few_numbers(look_at_sound, seconds, cut):
     assert compare(copies.same_sounds, whole, [shorter, backwards]) == [True, False]
 
 
-@pytest.mark.parametrize(("modality", "folder"), [("image", "images"), ("audio", "sounds")])
+@pytest.mark.parametrize(
+    ("modality", "folder"),
+    [
+        ("image", "images"),
+        ("audio", "sounds"),
+    ],
+)
 def test_different_files(samples, modality, folder):
     look, same = copies.LOOKS[modality]
     looks = [look(path) for path in sorted((samples / folder).iterdir())]

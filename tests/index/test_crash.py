@@ -14,52 +14,61 @@ from onepeace.index.matrix import derived
 from onepeace.index.move import NEXT
 
 
-def by_name(found):
-    return {Path(path).name: said for path, said in found.items()}
+def by_name(files):
+    return {Path(path).name: file for path, file in files.items()}
+
+
+def check_intact(index, command):
+    """The index is whole, or not made yet; `repair` begins with a damaged one."""
+    if command != "repair" and (index / DATABASE).exists():
+        assert check(index).ok
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_kill_costs_nothing(command, tmp_path):
     index, files = prepare(tmp_path / "whole", command, num_texts=12)
-    code, operations = in_process(command, index, files)
+    code, num_operations = in_process(command, index, files)
     assert code == 0
     expected = by_name(finish(command, index, files))
-    for trial in range(3):
-        index, files = prepare(tmp_path / str(trial), command, num_texts=12)
-        before = state(index) if command in ("update", "remove") else {}
-        code, _ = in_process(command, index, files, kill_at=operations * (trial + 1) // 4)
+
+    for quarter in (1, 2, 3):
+        index, files = prepare(tmp_path / str(quarter), command, num_texts=12)
+        before = state(index) if command == "update" else {}
+        code, _ = in_process(command, index, files, kill_at=num_operations * quarter // 4)
         assert code < 0
-        if (index / DATABASE).exists() and command != "repair":
-            assert check(index).ok
-            kept = state(index)
-            gone = before.keys() - kept.keys()
-            assert all(command == "remove" or not Path(path).exists() for path in gone)
+        check_intact(index, command)
+        if before:
+            missing = before.keys() - state(index).keys()
+            assert not any(Path(path).exists() for path in missing)
         assert by_name(finish(command, index, files)) == expected
 
 
-def test_index_that_is_killed_while_it_moves_is_of_one_model(tmp_path):
+def test_kill_of_a_move_leaves_vectors_of_one_model(tmp_path):
     unmoved, files = prepare(tmp_path, "move", num_texts=6)
-    whole = shutil.copytree(unmoved, tmp_path / "whole")
-    old = answers(unmoved)
-    code, operations = in_process("move", whole, files)
-    new = answers(whole)
-    assert (code, old == new) == (0, False)
-    places = [operations * i // 15 for i in range(1, 15)]
-    places += [operations - i for i in range(0, 12, 2)]  # the last ones come after the new vectors are there
-    shown = []
-    for place in places:
-        index = shutil.copytree(unmoved, tmp_path / str(place))
-        code, _ = in_process("move", index, files, kill_at=place)
+    moved = shutil.copytree(unmoved, tmp_path / "moved")
+    code, num_operations = in_process("move", moved, files)
+    before = answers(unmoved)
+    after = answers(moved)
+    assert code == 0
+    assert before != after
+
+    kill_points = [num_operations * number // 15 for number in range(1, 15)]
+    kill_points += range(num_operations - 10, num_operations + 1, 2)  # come after the new vectors are there
+    answers_when_killed = []
+    for kill_at in kill_points:
+        index = shutil.copytree(unmoved, tmp_path / str(kill_at))
+        code, _ = in_process("move", index, files, kill_at=kill_at)
         assert code < 0
-        shown.append(answers(index))
-        assert shown[-1] in (old, new)
         assert check(index).ok
+        answers_when_killed.append(answers(index))
+
         run("move", index, files)
-        assert answers(index) == new
+        assert answers(index) == after
         assert not (index / NEXT).exists()
-    assert len(places) == 20
-    assert old in shown
-    assert new in shown
+
+    assert all(answer in (before, after) for answer in answers_when_killed)
+    assert before in answers_when_killed
+    assert after in answers_when_killed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,49 +78,57 @@ def test_full_disk_is_an_error_and_costs_nothing(command, tmp_path):
         index, files = prepare(tmp_path / str(limit), command)
         code, _ = in_process(command, index, files, limit=limit)
         codes.append(code)
-        if (index / DATABASE).exists() and command != "repair":
-            assert check(index).ok
+        check_intact(index, command)
         finish(command, index, files)
         assert check(index).ok
+
     assert 3 in codes
     assert set(codes) <= {0, 3}
 
 
-def test_flipped_bits_never_change_an_answer_in_silence(tmp_path):
+@pytest.fixture
+def updated(tmp_path):
+    """An index that was built and updated, and its files."""
     index, files = prepare(tmp_path, "update")
     run("update", index, files)
-    right = answers(index)
+    return index, files
+
+
+def test_flipped_bits_never_change_an_answer_in_silence(updated, tmp_path):
+    index, files = updated
+    expected = answers(index)
     draw = random.Random(0)  # noqa: S311
-    refused = 0
+    num_refused = 0
     for trial in range(30):
-        copy = tmp_path / f"copy{trial}"
-        shutil.copytree(index, copy)
+        copy = shutil.copytree(index, tmp_path / f"copy{trial}")
         paths = [copy / DATABASE, *(path for path in derived(copy) if path.stat().st_size)]
         flip(paths[trial % len(paths)], draw)
         try:
-            assert answers(copy) == right
+            assert answers(copy) == expected
         except UserError:
-            refused += 1
+            num_refused += 1
         mend(copy, files)
         assert check(copy).ok
-        assert answers(copy) == right
-    assert refused
+        assert answers(copy) == expected
+    assert num_refused
 
 
-@pytest.mark.parametrize("is_database", [True, False])
+@pytest.mark.parametrize("pattern", [DATABASE, "matrix-*.vectors"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_file_that_is_cut_short(is_database, share, tmp_path):
-    index, files = prepare(tmp_path, "update")
-    run("update", index, files)
-    right = answers(index)
-    path = index / DATABASE if is_database else next(index.glob("matrix-*.vectors"))
+def test_file_that_is_cut_short(updated, pattern, share):
+    index, files = updated
+    expected = answers(index)
+    (path,) = index.glob(pattern)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    if not is_database:
-        assert answers(index) == right
+    if pattern != DATABASE:
+        assert answers(index) == expected
+
     report = check(index)
-    assert (report.ok, len(report.damaged)) == (False, len({*report.damaged}))
+    num_lost = mend(index, files)
+
+    assert not report.ok
+    assert len(report.damaged) == len(set(report.damaged))
     assert str(index) in str(report)
-    kept = len(right) - mend(index, files)
-    assert kept > 0 or share < 0.9
-    assert answers(index) == right
+    assert num_lost < len(expected) or share < 0.9
+    assert answers(index) == expected

@@ -23,88 +23,107 @@ from onepeace.index.store import Store
 
 @pytest.fixture
 def index(tmp_path):
-    """An index of texts, and what it answers."""
+    """An index of texts."""
     folder, files = prepare(tmp_path, "update")
     run("update", folder, files)
-    return folder, answers(folder)
+    return folder
 
 
-def flip(path, place, bit=0):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1 << bit
-    path.write_bytes(content)
+@pytest.fixture
+def expected(index):
+    """What the index answers."""
+    return answers(index)
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("word", [b"format_version", b"embed_dim", b"none", b"modalities"])
-def test_metadata_is_repaired_from_its_second_copy(index, word):
-    folder, right = index
-    content = (folder / DATABASE).read_bytes()
-    assert content.count(word) >= 2
-    flip(folder / DATABASE, content.index(word) + 1)
-    assert not check(folder).ok
-    assert check(folder, repair=True).lost == 0
-    assert check(folder).ok
-    assert answers(folder) == right
+def test_metadata_is_repaired_from_its_second_copy(index, expected, word):
+    database = (index / DATABASE).read_bytes()
+    assert database.count(word) >= 2
+    flip(index / DATABASE, database.index(word) + 1)
+
+    assert not check(index).ok
+    assert check(index, repair=True).lost == 0
+    assert check(index).ok
+    assert answers(index) == expected
 
 
-def test_repair_of_an_intact_index_writes_a_matrix_that_is_missing(index):
-    folder, right = index
-    remove_derived(folder)
-    assert check(folder, repair=True).ok
-    assert derived(folder)
-    assert answers(folder) == right
+def test_second_copy_of_the_metadata_is_checked(index, expected):
+    position = (index / DATABASE).read_bytes().rindex(b"format_version")
+    flip(index / DATABASE, position)
+
+    assert answers(index) == expected
+    assert not check(index).ok
+    check(index, repair=True)
+    assert check(index).ok
 
 
-def test_second_copy_of_the_metadata_is_checked_too(index):
-    folder, right = index
-    content = (folder / DATABASE).read_bytes()
-    flip(folder / DATABASE, content.rindex(b"format_version"))
-    flip(folder / DATABASE, content.index(b"format_version"))
-    assert not check(folder).ok
-    with pytest.raises(UserError, match="metadata is missing"):
-        check(folder, repair=True)
-    flip(folder / DATABASE, content.index(b"format_version"))
-    assert answers(folder) == right
-    assert not check(folder).ok
-    check(folder, repair=True)
-    assert check(folder).ok
+def test_metadata_without_an_intact_copy(index):
+    database = (index / DATABASE).read_bytes()
+    flip(index / DATABASE, database.index(b"format_version"))
+    flip(index / DATABASE, database.rindex(b"format_version"))
+
+    assert not check(index).ok
+    with pytest.raises(UserError, match="metadata"):
+        check(index, repair=True)
 
 
-def test_index_without_a_second_copy_is_intact_and_gets_one(index):
-    folder, _ = index
-    with closing(Store(folder, write=True)) as store:
+def test_metadata_without_a_second_copy_is_intact_and_gets_one(index):
+    with closing(Store(index, write=True)) as store:
         store.connection.execute("DROP TABLE spare")
-    assert check(folder).ok
-    with closing(Store(folder, write=True)) as store:
+    assert check(index).ok
+
+    with closing(Store(index, write=True)) as store:
         with store.transaction():
             store.meta["scored"] = ""
         assert store.select("SELECT count(*) FROM spare") == [(1,)]
 
 
-@pytest.mark.parametrize("pages", [1, 3, 5])
-@pytest.mark.parametrize("rest", [1, 5000, PAGE - 1])
-def test_database_that_was_cut_within_a_page_is_repaired(index, pages, rest):
-    folder, _ = index
-    path = folder / DATABASE
-    path.write_bytes(path.read_bytes()[: pages * PAGE + rest])
-    assert not check(folder).ok
-    if pages > 1:  # the first pages have the metadata
-        report = check(folder, repair=True)
-        assert report.repaired
-        assert check(folder).ok
+def test_repair_writes_a_matrix_that_is_missing(index, expected):
+    remove_derived(index)
+
+    assert check(index, repair=True).ok
+    assert derived(index)
+    assert answers(index) == expected
+
+
+@pytest.mark.parametrize("num_pages", [1, 3, 5])
+@pytest.mark.parametrize("num_bytes", [1, 5000, PAGE - 1])
+def test_database_that_was_cut_within_a_page_is_repaired(index, num_pages, num_bytes):
+    path = index / DATABASE
+    path.write_bytes(path.read_bytes()[: num_pages * PAGE + num_bytes])
+
+    assert not check(index).ok
+    if num_pages > 1:  # the first pages have the metadata
+        assert check(index, repair=True).repaired
+        assert check(index).ok
+
+
+def add_picture(store, name):
+    with store.transaction():
+        store.add([(Item(name, "image"), [Span("image")])], np.array([[0, 1]], np.float32))
 
 
 @pytest.fixture
-def killed(tmp_path):
+def small(tmp_path):
+    """An index of one picture."""
+    return fabricate(tmp_path / "small", [(Item("/0.jpg", "image"), [1, 0])])
+
+
+@pytest.fixture
+def killed(small, tmp_path):
     """An index as a writer leaves it that is killed after three transactions: the last two are in its log."""
-    folder = fabricate(tmp_path / "whole", [(Item("/0.jpg", "image"), [1, 0])])
-    with closing(Store(folder, write=True)) as store, store.transaction():
+    with closing(Store(small, write=True)) as store, store.transaction():
         keep_roots(store, [Root("/pictures", "folder")])
-    with closing(Store(folder, write=True)) as store:
-        for number in (1, 2):
-            with store.transaction():
-                store.add([(Item(f"/{number}.jpg", "image"), [Span("image")])], np.array([[0, 1]], np.float32))
-        shutil.copytree(folder, tmp_path / "killed")
+    with closing(Store(small, write=True)) as store:
+        add_picture(store, "/1.jpg")
+        add_picture(store, "/2.jpg")
+        shutil.copytree(small, tmp_path / "killed")
     (tmp_path / "killed" / f"{DATABASE}-shm").unlink()
     return tmp_path / "killed"
 
@@ -115,9 +134,10 @@ def test_log_of_a_killed_writer_is_no_damage(killed):
         assert store.count() == 3
 
 
-@pytest.mark.parametrize("place", [2, 17, 25, 32, 40, 70, 32 + 24 + PAGE + 30])
-def test_damaged_log_of_a_killed_writer_is_seen(killed, place, capsys):
-    flip(killed / f"{DATABASE}-wal", place)
+@pytest.mark.parametrize("position", [2, 17, 25, 32, 40, 70, 32 + 24 + PAGE + 30])
+def test_log_of_a_killed_writer_that_is_damaged(killed, position, capsys):
+    flip(killed / f"{DATABASE}-wal", position)
+
     with closing(Store(killed)) as store:
         assert store.count() < 3
     assert not check(killed).ok
@@ -126,22 +146,24 @@ def test_damaged_log_of_a_killed_writer_is_seen(killed, place, capsys):
     assert check(killed).ok
 
 
-def test_end_that_a_killed_writer_did_not_finish_is_no_damage(killed):
-    log = killed / f"{DATABASE}-wal"
-    content = log.read_bytes()
-    log.write_bytes(content[: len(content) - PAGE - 24] + content[32 : 32 + 24] + bytes(100))
+def test_log_whose_end_a_killed_writer_did_not_finish_is_no_damage(killed):
+    path = killed / f"{DATABASE}-wal"
+    log = path.read_bytes()
+    first_frame_head = log[32 : 32 + 24]
+
+    path.write_bytes(log[: -PAGE - 24] + first_frame_head + bytes(100))
+
     assert check(killed).ok
 
 
-def test_log_that_a_writer_begins_anew_is_no_damage(tmp_path):
-    folder = fabricate(tmp_path / "index", [(Item("/0.jpg", "image"), [1, 0])])
-    with closing(Store(folder, write=True)) as store:
-        for number in range(1, 4):
-            with store.transaction():
-                store.add([(Item(f"/{number}.jpg", "image"), [Span("image")])], np.array([[0, 1]], np.float32))
+def test_log_that_a_writer_begins_anew_is_no_damage(small):
+    with closing(Store(small, write=True)) as store:
+        for number in (1, 2, 3):
+            add_picture(store, f"/{number}.jpg")
             if number == 2:
                 store.connection.execute("PRAGMA wal_checkpoint(RESTART)")
-        assert check(folder).ok
+
+        assert check(small).ok
 
 
 READ_ON_A_FULL_DISK = """
@@ -159,11 +181,18 @@ for _ in range(2):
 
 def test_index_is_read_on_a_full_disk(index):
     """SQLite then leaves the beginning of the memory that it shares with a writer, which is no log."""
-    folder, _ = index
     for ending in SIDE_FILES:
-        Path(f"{folder / DATABASE}{ending}").unlink(missing_ok=True)
-    program = [sys.executable, "-c", READ_ON_A_FULL_DISK, str(folder)]
-    done = subprocess.run(program, cwd=Path(__file__).parents[1], check=False, capture_output=True, text=True)
+        Path(f"{index / DATABASE}{ending}").unlink(missing_ok=True)
+    program = [sys.executable, "-c", READ_ON_A_FULL_DISK, str(index)]
+
+    done = subprocess.run(
+        program,
+        cwd=Path(__file__).parents[1],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
     assert done.returncode == 0, done.stderr
 
 
@@ -180,6 +209,6 @@ with Index.open(sys.argv[1]) as index:
 
 
 def test_memory_of_an_open_index_that_is_cut_is_no_bus_error(index):
-    folder, _ = index
-    done = subprocess.run([sys.executable, "-c", OPEN_WHILE_CUT, str(folder)], check=False)
+    done = subprocess.run([sys.executable, "-c", OPEN_WHILE_CUT, str(index)], check=False)
+
     assert done.returncode == 0

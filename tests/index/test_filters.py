@@ -36,7 +36,10 @@ def random_rows(count=80):
             "height": draw.randrange(9),
             "duration": draw.choice([0.0, 1.5, 30.0, 60.0, 90.0, 7200.0]),
             "caption": draw.choice(["a dog", "A Beach at night", "it's 100%_"]),
-            "metadata": {"n": draw.choice([0, 5, 2.5, "5", "x"]), "a b": str(number % 3)},
+            "metadata": {
+                "n": draw.choice([0, 5, 2.5, "5", "x"]),
+                "a b": str(number % 3),
+            },
         }
 
 
@@ -58,9 +61,18 @@ def database_of(roots, *rows):
 def database():
     rows = []
     for number, row in enumerate(ROWS):
-        stored = {"path": os.fsencode(row["path"]), "modality": row["kind"], "metadata": json.dumps(row["metadata"])}
+        stored = {
+            "path": os.fsencode(row["path"]),
+            "modality": row["kind"],
+            "metadata": json.dumps(row["metadata"]),
+        }
         rows.append((number, row | stored))
-    unknown = {"path": b"/x.png", "modality": "image", "size": 5, "date": datetime(2024, 5, 3, 12).timestamp()}
+    unknown = {
+        "path": b"/x.png",
+        "modality": "image",
+        "size": 5,
+        "date": datetime(2024, 5, 3, 12).timestamp(),
+    }
     return database_of([FOLDER], *rows, (UNKNOWN, unknown))
 
 
@@ -103,9 +115,21 @@ class Text(str):
 
 
 def ids_where_in_python(where):
-    units = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "s": 1.0, "min": 60.0, "h": 3600.0}
+    units = {
+        "kB": 1e3,
+        "MB": 1e6,
+        "GB": 1e9,
+        "s": 1.0,
+        "min": 60.0,
+        "h": 3600.0,
+    }
     for number, row in enumerate(ROWS):
-        names = {**units, **row, "path": Text(row["path"]), "caption": Text(row["caption"])}
+        names = {
+            **units,
+            **row,
+            "path": Text(row["path"]),
+            "caption": Text(row["caption"]),
+        }
         if eval(where, {"__builtins__": {}}, names):  # noqa: S307 (of this test)
             yield number
 
@@ -156,9 +180,29 @@ def test_text_of_digits_and_numbers(database, where, values):
 
 
 TAGS = [
-    {"camera": "X100V", "keywords": ["beach", "Zürich"], "rating": 4, "latitude": 48.137, "longitude": 11.575},
-    {"camera": "x100v", "keywords": ["night"], "rating": 2, "latitude": 48.0, "longitude": 11.6, "place": ["München"]},
-    {"artist": "Ann", "album": "One", "genre": "Jazz", "title": "a = b", "latitude": -17.7, "longitude": 179.95},
+    {
+        "camera": "X100V",
+        "keywords": ["beach", "Zürich"],
+        "rating": 4,
+        "latitude": 48.137,
+        "longitude": 11.575,
+    },
+    {
+        "camera": "x100v",
+        "keywords": ["night"],
+        "rating": 2,
+        "latitude": 48.0,
+        "longitude": 11.6,
+        "place": ["München"],
+    },
+    {
+        "artist": "Ann",
+        "album": "One",
+        "genre": "Jazz",
+        "title": "a = b",
+        "latitude": -17.7,
+        "longitude": 179.95,
+    },
     {},
 ]
 
@@ -303,7 +347,13 @@ def test_mistake_is_named_with_its_place(where, word):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("pictures", "image"), ("Sounds", "audio"), ("image", "image"), ("audio", "audio"), ("videos", "video")],
+    [
+        ("pictures", "image"),
+        ("Sounds", "audio"),
+        ("image", "image"),
+        ("audio", "audio"),
+        ("videos", "video"),
+    ],
 )
 def test_kinds_have_the_words_of_the_page(name, kind):
     assert kind_of(name) == kind

@@ -141,7 +141,14 @@ def test_identity_by_the_maker_or_the_weights():
     assert foreign().identity != foreign(seed=1).identity
 
 
-@pytest.mark.parametrize("options", [{"device": "cpu"}, {"dtype": "float32"}, {"engine": "ray"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "cpu"},
+        {"dtype": "float32"},
+        {"engine": "ray"},
+    ],
+)
 def test_options_of_loading_are_refused(build, index, options):
     with pytest.raises(UsageError):
         build(foreign(), **options)

@@ -55,7 +55,12 @@ def test_word_of_the_index_is_meant_as_it_is():
 
 @pytest.mark.parametrize(
     ("text", "language"),
-    [("perro", "Spanish"), ("Hund im Schnee", "German"), ("chien", "French"), ("собака", "script")],
+    [
+        ("perro", "Spanish"),
+        ("Hund im Schnee", "German"),
+        ("chien", "French"),
+        ("собака", "script"),
+    ],
 )
 def test_other_language_is_told(text, language):
     (line,) = hints_of(text).lines

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
-from support.indexes import META, unit
+from support.indexes import META, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
@@ -17,13 +17,18 @@ from onepeace.index.rank import FetchedRows, rank
 from onepeace.index.store import Store
 
 WIDTH = 8
-MODALITIES = {"jpg": "image", "png": "image", "ogg": "audio", "txt": "text"}
 
 
 def at(degrees):
     """The direction so far from that of QUERY."""
     radians = np.radians(degrees)
-    return unit([np.cos(radians), np.sin(radians), *[0] * (WIDTH - 2)])
+    return unit(
+        [
+            np.cos(radians),
+            np.sin(radians),
+            *[0] * (WIDTH - 2),
+        ]
+    )
 
 
 QUERY = Query(vector=at(0))
@@ -32,7 +37,7 @@ FIFTY_WINDOWS = np.linspace(0, 26, 50)
 
 def content_of(name, directions, fields):
     """(item, spans, vectors) of a file; directions are degrees, a list of them for windows of a sound, or vectors."""
-    item = Item(f"/p/{name}", MODALITIES[name.rpartition(".")[2]], **fields)
+    item = Item(f"/p/{name}", modality_of(name), **fields)
     if np.ndim(directions) == 0:
         return item, [Span(item.modality)], [at(directions)]
     if np.ndim(directions) == 1:
@@ -66,7 +71,12 @@ def two(fill):
 
 
 def names(results):
-    return [hit.item.path.removeprefix("/p/") for hit in results.hits]
+    """Names of the files that were found, the best first."""
+    return " ".join(hit.item.path.removeprefix("/p/") for hit in results.hits)
+
+
+def search(index, query=QUERY, **options):
+    return names(index.search(query, **options))
 
 
 def test_long_sound_is_one_hit_at_its_nearest_window(fill):
@@ -74,7 +84,7 @@ def test_long_sound_is_one_hit_at_its_nearest_window(fill):
 
     results = index.search(QUERY, top=5)
 
-    assert names(results) == ["near.jpg", "long.ogg", "far.jpg"]
+    assert names(results) == "near.jpg long.ogg far.jpg"
     assert [(hit.start, hit.end) for hit in results.hits] == [(None, None), (5.0, 15.0), (None, None)]
     assert [hit.score for hit in results.hits] == pytest.approx(np.cos(np.radians([6, 18, 63])))
     assert [hit.rank for hit in results.hits] == [1, 2, 3]
@@ -94,9 +104,9 @@ def test_near_copies_are_one_hit_of_each_modality(fill):
 
     collapsed = index.search(QUERY)
 
-    assert names(collapsed) == ["a.jpg", "a.ogg", "b.jpg"]
+    assert names(collapsed) == "a.jpg a.ogg b.jpg"
     assert [hit.copies for hit in collapsed.hits] == [("/p/a.png",), (), ()]
-    assert names(index.search(QUERY, collapse=False)) == ["a.jpg", "a.ogg", "a.png", "b.jpg"]
+    assert search(index, collapse=False) == "a.jpg a.ogg a.png b.jpg"
 
 
 def test_near_copies_across_blocks(fill, monkeypatch):
@@ -114,20 +124,18 @@ def test_pages_are_parts_of_one_list(fill):
     rng = np.random.default_rng(0)
     index = fill({f"{number}.jpg": unit(rng.normal(size=(1, WIDTH))) for number in range(60)})
 
-    whole = names(index.search(QUERY, top=60))
-    paged = []
-    for offset in range(0, 60, 7):
-        paged += names(index.search(QUERY, top=7, offset=offset))
+    whole = search(index, top=60)
+    pages = [search(index, top=7, offset=offset) for offset in range(0, 60, 7)]
 
-    assert len(set(whole)) == 60
-    assert paged == whole
-    assert names(index.search(QUERY, top=5, offset=60)) == []
+    assert len(set(whole.split())) == 60
+    assert " ".join(pages) == whole
+    assert search(index, top=5, offset=60) == ""
 
 
 def test_many_windows_leave_enough_files(fill):
     index = fill({"long.ogg": FIFTY_WINDOWS, "a.jpg": 72, "b.jpg": 76})
 
-    assert names(index.search(QUERY, top=2)) == ["long.ogg", "a.jpg"]
+    assert search(index, top=2) == "long.ogg a.jpg"
 
 
 def test_many_windows_or_copies_hide_no_better_file_of_their_modality(fill):
@@ -135,7 +143,7 @@ def test_many_windows_or_copies_hide_no_better_file_of_their_modality(fill):
     copies = {f"{number}.jpg": 1 for number in range(50)}
     index = fill({"long.ogg": FIFTY_WINDOWS, "near.ogg": 45, **texts, **copies, "near.jpg": 42})
 
-    assert names(index.search(QUERY, top=4)) == ["long.ogg", "0.jpg", "near.jpg", "near.ogg"]
+    assert search(index, top=4) == "long.ogg 0.jpg near.jpg near.ogg"
 
 
 def test_only_one_modality(fill):
@@ -143,7 +151,7 @@ def test_only_one_modality(fill):
 
     for only in ("audio", ["audio"]):
         results = index.search(QUERY, only=only)
-        assert names(results) == ["a.ogg"]
+        assert names(results) == "a.ogg"
         assert results.compared == 1
     assert index.search(QUERY, only=["text"]).hits == ()
 
@@ -151,17 +159,17 @@ def test_only_one_modality(fill):
 def test_like_a_file_leaves_it_out(fill):
     index = fill({"a.jpg": 12, "a.ogg": 6, "b.jpg": 45})
 
-    assert names(index.search(Query(like="/p/a.jpg"))) == ["a.ogg", "b.jpg"]
+    assert search(index, Query(like="/p/a.jpg")) == "a.ogg b.jpg"
 
 
 @pytest.mark.parametrize(
     ("below", "expected"),
     [
-        (["/p/a"], ["a/1.jpg", "a/b/2.jpg"]),
-        (["/p/a/b/", "/p/ab/3.jpg"], ["a/b/2.jpg", "ab/3.jpg"]),
-        (["/p/a.tar"], ["a.tar::4.jpg"]),
-        (["/"], ["a/1.jpg", "a/b/2.jpg", "ab/3.jpg", "a.tar::4.jpg"]),
-        ("/p/none", []),
+        (["/p/a"], "a/1.jpg a/b/2.jpg"),
+        (["/p/a/b/", "/p/ab/3.jpg"], "a/b/2.jpg ab/3.jpg"),
+        (["/p/a.tar"], "a.tar::4.jpg"),
+        (["/"], "a/1.jpg a/b/2.jpg ab/3.jpg a.tar::4.jpg"),
+        ("/p/none", ""),
     ],
 )
 def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
@@ -170,21 +178,21 @@ def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
     results = index.search(QUERY, below=below, collapse=False)
 
     assert names(results) == expected
-    assert results.compared == len(expected)
+    assert results.compared == len(expected.split())
 
 
 @pytest.mark.parametrize(
     ("sort", "expected"),
     [
-        ("match", ["b.jpg", "c.jpg", "a.jpg"]),
-        ("date", ["c.jpg", "a.jpg", "b.jpg"]),
-        ("path", ["a.jpg", "b.jpg", "c.jpg"]),
+        ("match", "b.jpg c.jpg a.jpg"),
+        ("date", "c.jpg a.jpg b.jpg"),
+        ("path", "a.jpg b.jpg c.jpg"),
     ],
 )
 def test_sort(fill, sort, expected):
     index = fill({"b.jpg": 6, "c.jpg": 18, "a.jpg": 45}, date={"a.jpg": 20.0, "b.jpg": 10.0, "c.jpg": 30.0})
 
-    assert names(index.search(QUERY, sort=sort)) == expected
+    assert search(index, sort=sort) == expected
 
 
 def test_sort_by_date_leaves_out_unlikely_hits_if_there_are_likely_ones(fill):
@@ -194,9 +202,9 @@ def test_sort_by_date_leaves_out_unlikely_hits_if_there_are_likely_ones(fill):
     index.banks.best[:] = np.linspace(0.1, 0.9, 8)[:, None]
     far_from_all = Query(vector=np.eye(WIDTH)[2])
 
-    assert names(index.search(QUERY, sort="date")) == ["b.jpg", "a.jpg"]
-    assert names(index.search(QUERY, sort="date", min_match=0)) == ["c.jpg", "b.jpg", "a.jpg"]
-    assert names(index.search(far_from_all, sort="date")) == ["c.jpg", "b.jpg", "a.jpg"]
+    assert search(index, sort="date") == "b.jpg a.jpg"
+    assert search(index, sort="date", min_match=0) == "c.jpg b.jpg a.jpg"
+    assert search(index, far_from_all, sort="date") == "c.jpg b.jpg a.jpg"
 
 
 def test_sort_by_path_has_pages_of_one_list(fill, monkeypatch):
@@ -204,30 +212,31 @@ def test_sort_by_path_has_pages_of_one_list(fill, monkeypatch):
     index = fill({"d.jpg": 0, "b.jpg": 6, "c.jpg": 12, "a.jpg": 18, "e.jpg": 24})
 
     def page(top, offset=0):
-        return names(index.search(QUERY, sort="path", collapse=False, top=top, offset=offset))
+        return search(index, sort="path", collapse=False, top=top, offset=offset)
 
     whole = page(top=9)
-    assert whole == ["b.jpg", "d.jpg", "a.jpg", "c.jpg", "e.jpg"]  # two at once, the best first
+    assert whole == "b.jpg d.jpg a.jpg c.jpg e.jpg"  # two at once, the best first
     for top in (1, 2, 3):
-        paged = []
-        for offset in range(0, 5, top):
-            paged += page(top, offset)
-        assert paged == whole
+        assert " ".join(page(top, offset) for offset in range(0, 5, top)) == whole
 
 
 def test_reader_keeps_its_state_when_files_are_removed(two):
     with closing(Store(two.folder, write=True)) as store, store.transaction():
         store.remove([1])
 
-    assert names(two.search(QUERY)) == ["a.jpg", "b.jpg"]
+    assert search(two) == "a.jpg b.jpg"
     with Index.open(two.folder) as later:
-        assert names(later.search(QUERY)) == ["b.jpg"]
+        assert search(later) == "b.jpg"
         assert len(later) == 1
 
 
 def test_parts_of_a_query_are_one_vector_with_weights(fill):
     index = fill({"a.jpg": 0, "b.jpg": 90})
-    query = Query(like=["/p/a.jpg", "/p/b.jpg"], vector=at(0), weights={"like": 2.0})
+    query = Query(
+        like=["/p/a.jpg", "/p/b.jpg"],
+        vector=at(0),
+        weights={"like": 2.0},
+    )
 
     encoded = encode(query, index.store, pytest.fail, pytest.fail)
 
@@ -268,7 +277,7 @@ def mixed(fill):
     sizes = {name: number for number, name in enumerate(files)}
     index = fill(files, size=sizes)
     index.banks = Banks({"sentence": np.concatenate([around(1.5) for _ in range(60)])})
-    index.banks.add(index.matrix.vectors, [MODALITIES[ending] for ending in endings])
+    index.banks.add(index.matrix.vectors, [modality_of(name) for name in files])
     return index
 
 
@@ -307,9 +316,24 @@ class SoundsMatchBetter:
 
 
 def test_rank_is_by_tier_then_by_likelihood_then_by_z():
-    pictures = FetchedRows(tier=0, modality="image", rows=np.array([0, 1]), cosines=np.array([0.8, 0.6]))
-    sounds = FetchedRows(tier=0, modality="audio", rows=np.array([2, 3]), cosines=np.array([0.78, 0.55]))
-    next_tier = FetchedRows(tier=1, modality="image", rows=np.array([4]), cosines=np.array([0.9]))
+    pictures = FetchedRows(
+        tier=0,
+        modality="image",
+        rows=np.array([0, 1]),
+        cosines=np.array([0.8, 0.6]),
+    )
+    sounds = FetchedRows(
+        tier=0,
+        modality="audio",
+        rows=np.array([2, 3]),
+        cosines=np.array([0.78, 0.55]),
+    )
+    next_tier = FetchedRows(
+        tier=1,
+        modality="image",
+        rows=np.array([4]),
+        cosines=np.array([0.9]),
+    )
 
     ranked = rank(SoundsMatchBetter(), QueryVector(at(0), ()), [next_tier, pictures, sounds])
 
@@ -358,13 +382,13 @@ def test_option_that_cannot_be_read(two, options, word):
 
 
 def test_matrix_that_is_cut_is_not_read_past_its_end(two):
-    assert names(two.search(QUERY)) == ["a.jpg", "b.jpg"]
+    assert search(two) == "a.jpg b.jpg"
 
     derived(two.folder)[0].write_bytes(b"")
 
-    assert names(two.search(QUERY)) == ["a.jpg", "b.jpg"]
+    assert search(two) == "a.jpg b.jpg"
     with Index.open(two.folder) as again:
-        assert names(again.search(QUERY)) == ["a.jpg", "b.jpg"]
+        assert search(again) == "a.jpg b.jpg"
 
 
 def test_damaged_vector_is_noticed(two):

@@ -79,7 +79,11 @@ def test_video_has_vectors_of_its_scenes_and_windows(two_scenes):
 
 @pytest.mark.parametrize(
     ("field", "name", "least_score", "first", "last"),
-    [("image", "cat.jpg", 0.9, 0, 9), ("image", "coffee.jpg", 0.9, 9.9, 12), ("audio", "dog.ogg", 0.4, 9.9, 15.1)],
+    [
+        ("image", "cat.jpg", 0.9, 0, 9),
+        ("image", "coffee.jpg", 0.9, 9.9, 12),
+        ("audio", "dog.ogg", 0.4, 9.9, 15.1),
+    ],
 )
 def test_video_is_found_at_the_moment(two_scenes, samples, field, name, least_score, first, last):
     (path,) = samples.rglob(name)
@@ -143,7 +147,10 @@ def test_update_recognises_a_video(build, update, no_model, index, folder):
 
     assert (report.moved, report.copied, report.vectors) == (1, 1, 0)
     assert len(vectors) == 2 + 10  # that model reads two seconds of sound at once
-    assert content(index).keys() == {str(folder / "b.webm"), str(folder / "copy.webm")}
+    assert content(index).keys() == {
+        str(folder / "b.webm"),
+        str(folder / "copy.webm"),
+    }
     for file in content(index).values():
         assert (file.vectors == vectors).all()
 
@@ -221,9 +228,10 @@ def with_zeros_behind_its_middle(video):
     return damaged
 
 
-@pytest.fixture
-def odd_videos(folder):
-    """Videos of which a part is missing, silent or damaged."""
+@pytest.fixture(scope="module")
+def odd_index(tmp_path_factory, random_folder):
+    """An index of videos of which a part is missing, silent or damaged."""
+    folder = tmp_path_factory.mktemp("odd")
     shutil.copyfile(video_of(("red", 3), ("navy", 3)), folder / "no sound.mp4")
     shutil.copyfile(video_of(("red", 3), ("navy", 3), sound=SILENCE), folder / "silence.mp4")
     shutil.copyfile(media("no pictures.mp4", *SINE), folder / "no pictures.mp4")
@@ -232,27 +240,54 @@ def odd_videos(folder):
     (folder / "damaged.mp4").write_bytes(damaged)
     whole = media("vp9.mkv", *TEST_PICTURES, *VP9).read_bytes()
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
-    return folder
-
-
-def test_readable_part_of_a_video_is_kept_with_a_note(build, index, odd_videos):
-    report = build(odd_videos)
-
-    items = items_by_name(index)
-    notes = {name: item.note for name, item in items.items()}
-    modalities = {name: {modality for modality, *_ in spans} for name, spans in spans_by_name(index).items()}
-    seconds = {name: item.duration for name, item in items.items()}
+    report = maintain.build(
+        folder / "index",
+        folder,
+        str(random_folder),
+        device="cpu",
+        progress=False,
+    )
     assert report.problems == []
-    assert {item.modality for item in items.values()} == {"video"}
-    assert "no sound" in notes["no sound.mp4"]
-    assert notes["silence.mp4"] == "digital silence"
-    assert "no pictures" in notes["no pictures.mp4"]
-    assert notes["silence only.mkv"] == f"digital silence; {notes['no pictures.mp4']}"
-    assert "pictures cannot be decoded" in notes["damaged.mp4"]
-    assert "pictures end at second" in notes["cut.mkv"]
-    assert modalities["no sound.mp4"] == modalities["silence.mp4"] == {"image"}
-    assert modalities["no pictures.mp4"] == modalities["silence only.mkv"] == {"audio"}
-    assert modalities["damaged.mp4"] == {"image", "audio"}
+    return folder / "index"
+
+
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("no sound.mp4", ["no sound"]),
+        ("silence.mp4", ["digital silence"]),
+        ("no pictures.mp4", ["no pictures"]),
+        ("silence only.mkv", ["digital silence", "no pictures"]),
+        ("damaged.mp4", ["pictures cannot be decoded"]),
+        ("cut.mkv", ["pictures end at second"]),
+    ],
+)
+def test_odd_video_has_a_note(odd_index, name, notes):
+    item = items_by_name(odd_index)[name]
+
+    assert item.modality == "video"
+    assert item.note.count("; ") == len(notes) - 1
+    for note in notes:
+        assert note in item.note
+
+
+@pytest.mark.parametrize(
+    ("name", "modalities"),
+    [
+        ("no sound.mp4", {"image"}),
+        ("silence.mp4", {"image"}),
+        ("no pictures.mp4", {"audio"}),
+        ("silence only.mkv", {"audio"}),
+        ("damaged.mp4", {"image", "audio"}),
+    ],
+)
+def test_odd_video_has_vectors_of_what_can_be_read(odd_index, name, modalities):
+    assert {modality for modality, *_ in spans_by_name(odd_index)[name]} == modalities
+
+
+def test_odd_video_has_its_length(odd_index):
+    seconds = {name: item.duration for name, item in items_by_name(odd_index).items()}
+
     assert seconds.pop("no sound.mp4") == pytest.approx(6, abs=0.1)
     assert [*seconds.values()] == pytest.approx([12] * 5, abs=0.1)
 

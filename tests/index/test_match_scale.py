@@ -23,7 +23,11 @@ def around(seed, count, centre):
 
 @pytest.fixture(scope="module")
 def banks():
-    vectors = {"word": around(0, 300, 1.0), "word/audio": around(1, 100, 1.0), "image": around(2, 200, 0.8)}
+    vectors = {
+        "word": around(0, 300, 1.0),
+        "word/audio": around(1, 100, 1.0),
+        "image": around(2, 200, 0.8),
+    }
     return Banks(vectors, "m")
 
 
@@ -123,7 +127,11 @@ def test_match_of_a_single_part_does_not_depend_on_its_weight(folder_banks, pict
 
 MIXTURES = pytest.mark.parametrize(
     "weights",
-    [[("image", 1.0), ("word", 1.0)], [("word", 1.0), ("word", -0.5)], [("image", 0.7), ("word", 0.3)]],
+    [
+        [("image", 1.0), ("word", 1.0)],
+        [("word", 1.0), ("word", -0.5)],
+        [("image", 0.7), ("word", 0.3)],
+    ],
     ids=str,
 )
 
@@ -174,7 +182,11 @@ SOUND = ("audio", around(12, 1, 1.0)[0], 1.0)
 
 @pytest.mark.parametrize(
     ("parts", "modality"),
-    [([SOUND], "image"), ([WORD, SOUND], "image"), ([WORD], "text")],
+    [
+        ([SOUND], "image"),
+        ([WORD, SOUND], "image"),
+        ([WORD], "text"),
+    ],
     ids=["no bank of sounds", "no bank of one part", "no texts in the folder"],
 )
 def test_no_bank_means_no_match(folder_banks, parts, modality):

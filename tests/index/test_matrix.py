@@ -294,7 +294,13 @@ def test_lists_may_be_older_than_the_matrix(large):
     assert nearest(large, removed, 1).keys() == {*MODALITIES}
 
 
-@pytest.mark.parametrize(("num_added", "num_removed"), [(100, 50), (0, 400)])
+@pytest.mark.parametrize(
+    ("num_added", "num_removed"),
+    [
+        (100, 50),
+        (0, 400),
+    ],
+)
 def test_lists_take_in_what_is_new_and_drop_what_is_gone(large, num_added, num_removed):
     change(large, files(num_added, seed=1), removed=range(1, num_removed + 1))
 

@@ -106,7 +106,13 @@ def test_build_with_another_model_does_not_move_an_index(build, words, index, ne
         build(words, model=new_model)
 
 
-@pytest.mark.parametrize(("options", "word"), [({"exclude": "*.txt"}, "exclude"), ({"model": None}, "PATHS")])
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"exclude": "*.txt"}, "exclude"),
+        ({"model": None}, "PATHS"),
+    ],
+)
 def test_options_of_a_build_do_not_move_an_index(move, options, word):
     with pytest.raises(UsageError, match=word):
         move(**options)

@@ -92,7 +92,13 @@ def write_rows(path, *rows):
 def test_rows_with_files(tree):
     write_rows(
         tree / "table.jsonl",
-        {"image": "a.jpg", "audio": "sub/deep/d.ogg", "captions": ["one", " two ", 3], "year": 2001, "none": None},
+        {
+            "image": "a.jpg",
+            "audio": "sub/deep/d.ogg",
+            "captions": ["one", " two ", 3],
+            "year": 2001,
+            "none": None,
+        },
         {"path": "sub/b.txt", "caption": "a text in a file"},
     )
 
@@ -106,7 +112,14 @@ def test_rows_with_files(tree):
 
 def test_row_of_words(tree):
     words = "only \ud800 words"
-    table = write_rows(tree / "table.jsonl", {"text": words, "tags": ["\udfff"], "score": float("nan")})
+    table = write_rows(
+        tree / "table.jsonl",
+        {
+            "text": words,
+            "tags": ["\udfff"],
+            "score": float("nan"),
+        },
+    )
 
     (entry,) = entries_of(table).values()
 
@@ -250,7 +263,10 @@ def test_roots_are_told_apart(tmp_path, monkeypatch, typed, paths, kind, exclude
 
 
 def test_roots_are_kept(tmp_path):
-    roots = [Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",)), Root("/a", "folder", ("*.bmp",))]
+    roots = [
+        Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",)),
+        Root("/a", "folder", ("*.bmp",)),
+    ]
 
     with closing(Store.create(tmp_path / "index", 3, {"modalities": "text"})) as store:
         with store.transaction():

@@ -9,7 +9,8 @@ from PIL import ExifTags, Image
 
 from onepeace.index import Index, build
 
-PICTURES, SOUNDS = ("cat", "dog", "sea", "horses"), ("cat", "dog", "sea", "rain")
+PICTURES = ("cat", "dog", "sea", "horses")
+SOUNDS = ("cat", "dog", "sea", "rain")
 NOTE_TIME = 1620216000
 """When the text was written: on 5 May 2021, years before the samples."""
 SERVE = """
@@ -84,7 +85,13 @@ def serving_index(folder, temporary, before=""):
     environment = {**os.environ, "TMPDIR": str(temporary)}
     command = [sys.executable, "-c", SERVE, str(folder), before]
     with open(temporary.parent / "server.log", "w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
         try:
             line = process.stdout.readline()
             assert line.startswith("onepeace at http://127.0.0.1:"), log.seek(0) or log.read()

@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 from serve.conftest import serving_index
-from support.indexes import fabricate
+from support.indexes import fabricate, item_of
 
-from onepeace.index.items import Item
 from onepeace.serve.guard import UPLOADS
 from onepeace.serve.uploads import Limits
 
@@ -58,35 +57,37 @@ def impatient(index_folder, tmp_path_factory):
         yield address
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        b"",
-        b"GET /health HTTP/1.1\r\n",
-        POST.format(1000).encode() + b'{"text": ',
-        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health",
-    ],
-)
-def test_request_that_does_not_go_on_is_ended(impatient, connect, start):
-    connection = connect(impatient, start)
+def read_to_the_end(connection):
+    """What comes until the server closes the connection."""
     received = b""
-    try:
+    with suppress(ConnectionResetError):
         data = connection.recv(1000)
         while data:
             received += data
             data = connection.recv(1000)
-    except ConnectionResetError:
-        pass
-    assert received.count(b"HTTP/1.1 200") == start.count(b"\r\n\r\nGET")
+    return received
+
+
+@pytest.mark.parametrize(
+    ("start", "num_answers"),
+    [
+        (b"", 0),
+        (b"GET /health HTTP/1.1\r\n", 0),
+        (POST.format(1000).encode() + b'{"text": ', 0),
+        (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health", 1),
+    ],
+)
+def test_request_that_does_not_go_on_is_ended(impatient, connect, start, num_answers):
+    received = read_to_the_end(connect(impatient, start))
+
+    assert received.count(b"HTTP/1.1 200") == num_answers
     assert is_healthy(impatient)
 
 
 def test_response_that_is_not_read_is_ended(tmp_path, connect):
     path = tmp_path / "a.jpg"
     path.write_bytes(bytes(64 << 20))
-    status = path.stat()
-    item = Item(str(path), "image", status.st_size, status.st_mtime_ns)
-    index = fabricate(tmp_path / "index", [(item, [1, 0])])
+    index = fabricate(tmp_path / "index", [(item_of(path), [1, 0])])
     with serving_index(index, tmp_path / "temporary", IMPATIENT) as (process, address):
         connection = connect(address, b"GET /files/1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         connection.recv(1)
@@ -104,16 +105,21 @@ def _has_open(pid, path):
     return False
 
 
+def wait_for_status(address, expected, former):
+    """Search until the status changes."""
+    status = former
+    while status == former:
+        status = httpx.post(f"{address}/search", json={}, timeout=60, trust_env=False).status_code
+    assert status == expected
+
+
 def test_uploads_are_bounded_together(index_folder, tmp_path, connect):
+    body = Limits().body
+    start = POST.format(body).encode() + b"{"
     with serving_index(index_folder, tmp_path / "temporary", NO_MODEL) as (_, address):
-        body = Limits().body
-        uploads = [connect(address, POST.format(body).encode() + b"{") for _ in range(UPLOADS)]
-        status = 200
-        while status == 200:  # until the server has read what was sent
-            status = httpx.post(f"{address}/search", json={}, timeout=60, trust_env=False).status_code
-        assert status == 503
+        uploads = [connect(address, start) for _ in range(UPLOADS)]
+        wait_for_status(address, 503, former=200)  # until the server has read what was sent
+
         for upload in uploads:
             upload.close()
-        while status == 503:
-            status = httpx.post(f"{address}/search", json={}, timeout=60, trust_env=False).status_code
-        assert status == 200
+        wait_for_status(address, 200, former=503)

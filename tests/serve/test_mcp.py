@@ -37,182 +37,238 @@ if "noisy" in sys.argv: mcp.Tools.classify = classify
 with Index.open(sys.argv[1], device="cpu") as index:
     mcp.run(index)
 """
-CALLS = {
-    "search": ("search", {"text": "a dog", "only": "image", "top": 3}),
-    "like": ("search", {"like": "FILES/dog.ogg", "top": 2, "where": "", "path": None}),
-    "classify": ("classify", {"paths": ["FILES/cat.jpg", "FILES/sea.ogg"], "labels": ["cat", "sea"]}),
-    "half": ("search", {"text": "a \ud800 dog", "top": 1}),
-    "nothing": ("search", {}),
-    "top": ("search", {"text": "a", "top": 101}),
-    "long": ("search", {"text": "a" * 20_001}),
-    "without": ("search", {"text": "a", "without": "a" * 20_001}),
-    "pattern": ("search", {"text": "a", "path": "*" * 1001}),
-    "misspelt": ("search", {"text": "a", "tops": 3}),
-    "words": ("classify", {"paths": ["FILES/cat.jpg"], "labels": [f"{i}" * 200 for i in range(100, 200)]}),
-    "many": ("classify", {"paths": ["FILES/cat.jpg"], "labels": [f"{i}" for i in range(201)]}),
-    "condition": ("search", {"text": "a", "where": "x"}),
-    "kind": ("search", {"text": "a", "only": "foo"}),
-    "outside": ("classify", {"paths": ["/etc/passwd"], "labels": ["cat"]}),
-    "above": ("search", {"like": "../README.md"}),
-    "unknown": ("delete", {"path": "cat.jpg"}),
-    "caption": ("caption", {"paths": ["cat.jpg"]}),
-}
-WRONG = {
-    "without": "without: 20001", "pattern": "path: 1001", "misspelt": "tops: no such argument", "words": "labels: ",
-    "many": "labels: 201",
-    "nothing": "text, like", "top": "top", "long": "text", "condition": "where", "kind": "only: ",
-    "outside": "/etc/passwd", "above": "../README.md", "unknown": "delete", "caption": "caption",
-}  # fmt: skip
 
 
 def texts(result):
     return [content.text for content in result.content if content.type == "text"]
 
 
-def in_process(service, *calls, **options):
-    """Results of calls, of a server in this process."""
+def call_all(service, *calls, **options):
+    """Results of calls (tool, arguments), of a server in this process."""
 
     async def ask():
         async with Client(create_server(service, **options)) as client:
-            return [await client.call_tool(name, arguments) for name, arguments in calls]
+            return [await client.call_tool(tool, arguments) for tool, arguments in calls]
 
     return anyio.run(ask)
 
 
-@pytest.fixture(scope="module")
-def session(index, index_folder, collection):
-    """What a client hears in one session: the tools, and the result of each call. The index stays as it was."""
-    heard = {}
+@pytest.fixture
+def call(index):
+    """Calls a tool of a server of the index."""
 
-    async def ask():
+    def run(tool, **arguments):
+        (result,) = call_all(Service(index), (tool, arguments))
+        return result
+
+    return run
+
+
+@pytest.fixture
+def paths(collection):
+    """Paths of a picture and of a sound."""
+    return SimpleNamespace(picture=str(collection / "cat.jpg"), sound=str(collection / "sea.ogg"))
+
+
+def test_tools_have_schemas_of_their_signatures(index):
+    async def describe():
         async with Client(create_server(Service(index))) as client:
-            heard["instructions"] = client.instructions
-            heard["tools"] = (await client.list_tools()).tools
-            for name, (tool, arguments) in CALLS.items():
-                if name != "half":  # Python's client does not send it
-                    written = json.dumps(arguments).replace("FILES", str(collection))
-                    heard[name] = await client.call_tool(tool, json.loads(written))
+            return client.instructions, (await client.list_tools()).tools
 
-    def state():
-        contents = {}
-        for path in index_folder.rglob("*"):
-            if path.is_file() and not path.name.endswith(("-shm", "-wal")):
-                contents[path] = path.read_bytes()
-        return contents
+    instructions, (search, classify) = anyio.run(describe)
 
-    before = state()
-    anyio.run(ask)
-    assert state() == before
-    return heard
-
-
-def test_tools_are_listed_with_schemas_of_their_signatures(session):
-    search, classify = session["tools"]
+    assert "index of 9 pictures, sounds" in instructions
     assert (search.name, classify.name) == ("search", "classify")
-    assert "index of 9 pictures, sounds" in session["instructions"]
     assert search.input_schema["properties"]["top"]["type"] == "integer"
     assert "required" not in search.input_schema
     assert classify.input_schema["required"] == ["paths", "labels"]
     assert "\n    only: return only files of this kind\n" in search.description
-    assert all(tool.annotations.read_only_hint for tool in session["tools"])
+    assert search.annotations.read_only_hint
+    assert classify.annotations.read_only_hint
 
 
-def test_results_are_those_of_the_service(session, index, collection, model):
-    result = session["search"]
+def test_search_by_words(call, index):
+    hits = index.search("a dog", only="image", top=3)
+
+    result = call("search", text="a dog", only="image", top=3)
+
     assert not result.is_error
     (text,) = texts(result)
-    assert json.loads(text) == result.structured_content
-    hits = index.search("a dog", only="image", top=3)
     files = result.structured_content["files"]
+    assert json.loads(text) == result.structured_content
     assert [file["path"] for file in files] == [hit.item.path for hit in hits]
     assert files[0]["score"] == pytest.approx(hits[0].score, abs=6e-4)
     assert None not in files[0].values()
-    similar = session["like"].structured_content["files"]
-    assert str(collection / "dog.ogg") not in [file["path"] for file in similar]
-    classified = session["classify"].structured_content["files"]
-    (shares,) = model.classify([collection / "cat.jpg"], ["cat", "sea"]).tolist()
-    assert classified[0]["labels"] == pytest.approx({"cat": shares[0], "sea": shares[1]}, abs=1e-4)
-    assert [file["kind"] for file in classified] == ["image", "audio"]
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_call_is_a_tool_error_that_names_the_field(session, name):
-    assert session[name].is_error
-    (error,) = texts(session[name])
-    assert WRONG[name] in error
+def test_search_like_a_file_leaves_it_out(call, paths):
+    result = call("search", like=paths.sound, top=2, where="", path=None)
+
+    files = result.structured_content["files"]
+    assert len(files) == 2
+    assert paths.sound not in [file["path"] for file in files]
+
+
+def test_classify_by_labels(call, model, paths):
+    (shares,) = model.classify([paths.picture], ["cat", "sea"]).tolist()
+
+    result = call(
+        "classify",
+        paths=[paths.picture, paths.sound],
+        labels=["cat", "sea"],
+    )
+
+    picture, sound = result.structured_content["files"]
+    assert picture["labels"] == pytest.approx({"cat": shares[0], "sea": shares[1]}, abs=1e-4)
+    assert (picture["kind"], sound["kind"]) == ("image", "audio")
+
+
+def test_calls_leave_the_index_as_it_was(call, index_folder, paths):
+    def state():
+        files = [path for path in index_folder.rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in files if not path.name.endswith(("-shm", "-wal"))}
+
+    before = state()
+    call("search", text="a dog")
+    call("classify", paths=[paths.picture], labels=["cat", "sea"])
+
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "field"),
+    [
+        ("search", {}, "text, like"),
+        ("search", {"text": "a", "top": 101}, "top"),
+        ("search", {"text": "a" * 20_001}, "text"),
+        ("search", {"text": "a", "without": "a" * 20_001}, "without: 20001"),
+        ("search", {"text": "a", "path": "*" * 1001}, "path: 1001"),
+        ("search", {"text": "a", "tops": 3}, "tops: no such argument"),
+        ("search", {"text": "a", "where": "x"}, "where"),
+        ("search", {"text": "a", "only": "foo"}, "only: "),
+        ("search", {"like": "../README.md"}, "../README.md"),
+        ("classify", {"labels": [f"{number}" * 200 for number in range(100, 200)]}, "labels: "),
+        ("classify", {"labels": [f"{number}" for number in range(201)]}, "labels: 201"),
+        ("classify", {"paths": ["/etc/passwd"], "labels": ["cat"]}, "/etc/passwd"),
+        ("delete", {"path": "cat.jpg"}, "delete"),
+        ("caption", {"paths": ["cat.jpg"]}, "caption"),
+    ],
+)
+def test_wrong_call_is_a_tool_error_that_names_the_field(call, paths, tool, arguments, field):
+    if tool == "classify":
+        arguments = {"paths": [paths.picture], **arguments}
+
+    result = call(tool, **arguments)
+
+    assert result.is_error
+    (error,) = texts(result)
+    assert field in error
     assert not error.startswith("--")  # a tool has no options
     assert "\n" not in error
 
 
-def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, collection):
-    introduction = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-    calls = [
-        ("classify", {"paths": ["a"], "labels": ["b"]}),
-        ("search", {"like": str(collection / "cat.jpg"), "only": "image", "top": 1}),
-        CALLS["half"],
-        ("search", {"like": "\ud800.jpg"}),
-        ("search", {"text": 'a "\\ud800" dog', "top": 1}),
-    ]
-    messages = [
-        {"id": 1, "method": "initialize", "params": introduction},
-        {"method": "notifications/initialized"},
-    ]
-    for i, (name, arguments) in enumerate(calls, 2):
-        call = {"name": name, "arguments": arguments}
-        messages.append({"id": i, "method": "tools/call", "params": call})
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(index_folder), "noisy"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    answers = []
-    for message in messages:
-        process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-        process.stdin.flush()
-        if "id" in message:
-            answers.append(json.loads(process.stdout.readline()))
-    unread, log = process.communicate()
-    assert (process.returncode, unread) == (0, ""), log
-    assert [answer["id"] for answer in answers] == list(range(1, 7))
-    assert answers[1]["result"]["structuredContent"] == {"files": []}
-    assert [answer["result"]["isError"] for answer in answers[2:]] == [False, False, True, False]
-    assert [word in log for word in ("noise of Python", "noise of C", "noise of a child")] == [True] * 3
+class Process:
+    """A server in a process of its own, which reads and writes lines."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.num_requests = 0
+        client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        self.request("initialize", client)
+        self.send(method="notifications/initialized")
+
+    def send(self, **message):
+        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        self.process.stdin.flush()
+
+    def request(self, method, params):
+        """The result of a request."""
+        self.num_requests += 1
+        self.send(id=self.num_requests, method=method, params=params)
+        answer = json.loads(self.process.stdout.readline())
+        assert answer["id"] == self.num_requests
+        return answer["result"]
+
+    def call(self, tool, **arguments):
+        return self.request("tools/call", {"name": tool, "arguments": arguments})
+
+    def end(self):
+        """What was logged."""
+        unread, log = self.process.communicate()
+        assert (self.process.returncode, unread) == (0, ""), log
+        return log
+
+
+def test_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index_folder, paths):
+    process = Process(index_folder, "noisy")
+
+    noisy = process.call("classify", paths=["a"], labels=["b"])
+    like_a_picture = process.call("search", like=paths.picture, only="image", top=1)
+    half_of_a_letter = process.call("search", text="a \ud800 dog", top=1)
+    half_in_a_name = process.call("search", like="\ud800.jpg")
+    escaped_half = process.call("search", text='a "\\ud800" dog', top=1)
+    log = process.end()
+
+    assert noisy["structuredContent"] == {"files": []}
+    assert not like_a_picture["isError"]
+    assert not half_of_a_letter["isError"]
+    assert half_in_a_name["isError"]
+    assert not escaped_half["isError"]
+    for noise in ("noise of Python", "noise of C", "noise of a child"):
+        assert noise in log
     assert "Traceback" not in log
+
+
+START = """
+import sys
+from onepeace.index import Index
+from onepeace.serve import mcp, service
+mcp.create_server(service.Service(Index.open(sys.argv[1])))
+sys.exit("torch" in sys.modules)
+"""
 
 
 @pytest.mark.slow
 def test_server_is_ready_before_torch_is_loaded(index_folder):
-    code = "import sys; from onepeace.index import Index; from onepeace.serve import mcp, service\n"
-    code += "mcp.create_server(service.Service(Index.open(sys.argv[1]))); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code, str(index_folder)]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", START, str(index_folder)]).returncode == 0
 
 
 def test_thumbnails_come_where_they_are_asked_for(index):
-    (result,) = in_process(Service(index), ("search", {"text": "a dog", "top": 20}), thumbnails=True)
+    (result,) = call_all(Service(index), ("search", {"text": "a dog", "top": 20}), thumbnails=True)
+
     pictures = [file["path"] for file in result.structured_content["files"] if file["kind"] == "image"]
-    assert texts(result)[1:] == pictures
     images = [content for content in result.content if content.type == "image"]
-    assert len(images) == 4
+    assert texts(result)[1:] == pictures
+    assert len(images) == len(pictures) == 4
     with Image.open(io.BytesIO(base64.b64decode(images[0].data))) as image:
         assert image.format == "WEBP"
         assert max(image.size) <= 480
 
 
-def test_fault_of_ours_and_bytes_that_are_no_text_do_not_end_the_server(index, collection, caplog, monkeypatch):
-    service, name = Service(index), os.fsdecode(b"/no/\xff.jpg")
+def test_fault_of_ours_does_not_end_the_server(index, paths, caplog, monkeypatch):
+    service = Service(index)
 
     def fail(*_, **__):
-        raise ValueError(name)
+        raise ValueError(os.fsdecode(b"/no/\xff.jpg"))
 
     monkeypatch.setattr(service, "search", fail)
-    calls = ("search", {"text": "a"}), ("classify", {"paths": [str(collection / "cat.jpg")], "labels": ["a"]})
     with caplog.at_level(logging.CRITICAL, "onepeace"):  # pytest's processes cannot send each other such a log
-        wrong, right = in_process(service, *calls)
-    assert wrong.is_error
-    assert "/no/\N{REPLACEMENT CHARACTER}.jpg" in texts(wrong)[0]
-    assert right.structured_content["files"][0]["labels"] == {"a": 1.0}
+        failed, classified = call_all(
+            service, ("search", {"text": "a"}), ("classify", {"paths": [paths.picture], "labels": ["a"]})
+        )
+
+    assert failed.is_error
+    assert "/no/\N{REPLACEMENT CHARACTER}.jpg" in texts(failed)[0]
+    assert classified.structured_content["files"][0]["labels"] == {"a": 1.0}
 
 
-class Stub:
+class StubGenerator:
     """A generator of pictures whose answers say what it was asked."""
 
     reader = SimpleNamespace(processors=lambda task: {"image": None})
@@ -224,34 +280,47 @@ class Stub:
         return [Text(f"a picture of {len(file['image'])} bytes", 0.0, 0.51234) for file in files]
 
     def answer(self, images, questions):
-        return [
-            Text(f"{len(image)} {question}", 0.0, 0.51234) for image, question in zip(images, questions, strict=True)
-        ]
+        pairs = zip(images, questions, strict=True)
+        return [Text(f"{len(image)} {question}", 0.0, 0.51234) for image, question in pairs]
 
     def ground(self, images, phrases):
-        return [
-            Box((1.04, 2.0, len(image), len(phrase)), 0.0, 0.51234)
-            for image, phrase in zip(images, phrases, strict=True)
-        ]
+        pairs = zip(images, phrases, strict=True)
+        return [Box((1.04, 2.0, len(image), len(phrase)), 0.0, 0.51234) for image, phrase in pairs]
 
 
-def test_generator_is_given_the_bytes_of_files(index, collection, monkeypatch):
-    monkeypatch.setattr("onepeace.generative.generator.load_generator", lambda name: Stub())
-    picture, sound = (str(collection / name) for name in ("cat.jpg", "cat.ogg"))
-    size = os.path.getsize(picture)
-    caption, answer, ground, unheard = in_process(
-        Service(index, SharedGenerator("stub")),
-        ("caption", {"paths": [picture, sound]}),
-        ("answer", {"path": picture, "question": "what?"}),
-        ("ground", {"path": picture, "phrase": "a cat"}),
-        ("ground", {"path": sound, "phrase": "a cat"}),
-    )
-    described, problem = caption.structured_content["files"]
-    assert described["caption"] == f"a picture of {size} bytes"
+@pytest.fixture
+def generate(index, monkeypatch):
+    """Calls a tool of a server with that generator."""
+    monkeypatch.setattr("onepeace.generative.generator.load_generator", lambda name: StubGenerator())
+
+    def run(tool, **arguments):
+        (result,) = call_all(Service(index, SharedGenerator("stub")), (tool, arguments))
+        return result
+
+    return run
+
+
+def test_caption_of_the_bytes_of_a_file(generate, paths):
+    result = generate("caption", paths=[paths.picture, paths.sound])
+
+    described, problem = result.structured_content["files"]
+    assert described["caption"] == f"a picture of {os.path.getsize(paths.picture)} bytes"
     assert "audio" in problem["problem"]
-    assert answer.structured_content == {"answer": f"{size} what?", "confidence": 0.512}
-    assert ground.structured_content == {"box": [1.0, 2.0, size, 5.0], "confidence": 0.512}
-    assert unheard.is_error
+
+
+def test_answer_about_the_bytes_of_a_file(generate, paths):
+    result = generate("answer", path=paths.picture, question="what?")
+
+    size = os.path.getsize(paths.picture)
+    assert result.structured_content == {"answer": f"{size} what?", "confidence": 0.512}
+
+
+def test_ground_in_the_bytes_of_a_file(generate, paths):
+    result = generate("ground", path=paths.picture, phrase="a cat")
+
+    size = os.path.getsize(paths.picture)
+    assert result.structured_content == {"box": [1.0, 2.0, size, 5.0], "confidence": 0.512}
+    assert generate("ground", path=paths.sound, phrase="a cat").is_error
 
 
 def test_tasks_are_those_that_the_model_can_do():

@@ -41,71 +41,92 @@ def wide(driver, server):
     return Page(driver, server)
 
 
-def keys(page, *pressed):
-    ActionChains(page.driver).send_keys(*pressed).perform()
+def open_first_file(page):
+    """Opens the first file, whose name is returned."""
+    page.click(".tile")
+    return page.text("#name")
 
 
-def opened(page):
-    return page.one("#name").text
-
-
-def test_names_are_shown_whole_but_for_bytes_that_are_no_text(wide):
+@pytest.mark.parametrize(
+    ("name", "shown"), [("\U0001f600 cat.jpg", "\U0001f600 cat.jpg"), ("caf\udce9.jpg", "caf\ufffd.jpg")]
+)
+def test_names_are_shown_whole_but_for_bytes_that_are_no_text(wide, name, shown):
     script = """const [file, done] = arguments;
         import("/page/files.js").then(({ nameOf }) => done(nameOf(JSON.parse(file))))"""
-    for name, shown in {"\U0001f600 cat.jpg": "\U0001f600 cat.jpg", "caf\udce9.jpg": "caf\ufffd.jpg"}.items():
-        assert wide.driver.execute_async_script(script, json.dumps({"path": f"/photos/{name}"})) == shown
+
+    assert wide.driver.execute_async_script(script, json.dumps({"path": f"/photos/{name}"})) == shown
 
 
-def test_files_are_there_before_anything_is_asked_and_fit_the_screen(page, ids):
+def test_files_are_there_before_anything_is_asked(page, ids):
+    chips = [re.sub(r"\s+", " ", text) for text in page.texts("#kinds .chip")]
+
     assert sorted(page.names()) == sorted(ids)
-    assert page.one("#heading").text.startswith("9 files")
-    assert [re.sub(r"\s+", " ", chip.text) for chip in page.all("#kinds .chip")] == [
-        "Pictures 4",
-        "Sounds 4",
-        "Texts 1",
-    ]
+    assert page.text("#heading").startswith("9 files")
+    assert chips == ["Pictures 4", "Sounds 4", "Texts 1"]
     assert page.pictures_are_there()
-    assert page.wait(lambda: "barks at the sea" in page.one(".card blockquote").text)
-    assert page.script("return document.documentElement.scrollWidth - innerWidth") <= 0
-    assert all(button.size["height"] >= 33 for button in page.all("header button") if button.is_displayed())
+    assert page.wait(lambda: "barks at the sea" in page.text(".card blockquote"))
 
 
-def test_words_find_files_as_they_are_typed_and_numbers_are_explained(page, index):
+def test_page_fits_the_screen_and_the_finger(page):
+    heights = [button.size["height"] for button in page.all("header button") if button.is_displayed()]
+
+    assert page.value_of("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert min(heights) >= 33
+
+
+def test_words_find_files_as_they_are_typed(page, index):
     page.search("a dog barking")
+
     assert page.names() == [os.path.basename(hit.item.path) for hit in index.search("a dog barking", top=40)]
-    hit = index.search("a dog barking")[0]
-    value = hit.score if hit.match is None else hit.match
-    shown = page.one(".card .match span")
-    assert abs(float(shown.text.split()[-1]) - value) < 0.011
-    assert shown.get_attribute("title")
-    width = page.script("return document.querySelector('.bar i').style.width")
-    assert abs(float(width.rstrip("%")) - 100 * max(0, float(shown.text.split()[-1]))) < 0.51  # the number beside it
     page.driver.refresh()
-    assert page.one("#words").get_attribute("value") == "a dog barking"
-    page.answer_to(page.one("#clear").click)
+    assert page.attribute("#words", "value") == "a dog barking"
+    page.answer_to_click("#clear")
     assert len(page.names()) == 9
+
+
+def test_number_of_a_hit_is_explained(page, index):
+    hit = index.search("a dog barking")[0]
+    page.search("a dog barking")
+
+    shown = float(page.text(".card .match span").split()[-1])
+    bar_width = float(page.value_of("document.querySelector('.bar i').style.width").rstrip("%"))
+
+    assert shown == pytest.approx(hit.score if hit.match is None else hit.match, abs=0.011)
+    assert bar_width == pytest.approx(100 * max(0, shown), abs=0.51)
+    assert page.attribute(".card .match span", "title")
 
 
 def test_picture_sound_and_words_are_one_query(wide, collection):
     wide.give(collection / "cat.jpg")
     assert wide.names()[0] == "cat.jpg"
-    assert wide.one(".part img").get_attribute("src").startswith("blob:")
+    assert wide.attribute(".part img", "src").startswith("blob:")
+
     wide.search("a dog")
     wide.give(collection / "rain.ogg", "sound")
+
     assert len(wide.all(".part")) == 1
-    wide.answer_to(wide.one("#clear").click)
+    wide.answer_to_click("#clear")
     assert not wide.all(".part")
 
 
-def test_camera_and_microphone_search(wide):
-    wide.one("#camera").click()
-    wide.wait(lambda: wide.script("return document.querySelector('#shutter video').videoWidth"))
-    assert len(wide.answer_to(wide.one(".take").click)) > 3
+def test_camera_searches(wide):
+    wide.click("#camera")
+    wide.wait(lambda: wide.value_of("document.querySelector('#shutter video').videoWidth"))
+
+    heading = wide.answer_to_click(".take")
+
+    assert len(heading) > 3
     assert wide.one(".part img").is_displayed()
-    wide.one("#microphone").click()
-    wide.wait(lambda: wide.all("#microphone[aria-pressed=true]"))
+    assert not wide.all("#heading.wrong")
+
+
+def test_microphone_searches(wide):
+    wide.click("#microphone")
+    wide.one("#microphone[aria-pressed=true]")
     wide.driver.execute_async_script("setTimeout(arguments[0], 1000)")
-    wide.answer_to(wide.one("#microphone").click)
+
+    wide.answer_to_click("#microphone")
+
     assert wide.one(".part [title='recording.wav']").is_displayed()
     assert not wide.all("#heading.wrong")
 
@@ -123,170 +144,222 @@ GIVE = """
 """Files that are pasted or dropped."""
 
 
-def given(path, kind):
-    return path.name, kind, base64.b64encode(path.read_bytes()).decode()
+def give(page, event, *files):
+    """Pastes or drops files (path, media type)."""
+    encoded = [(path.name, kind, base64.b64encode(path.read_bytes()).decode()) for path, kind in files]
+    return page.answer_to(lambda: page.driver.execute_async_script(GIVE, event, encoded))
 
 
-def test_dropped_and_pasted_files_search(wide, collection):
-    files = [given(collection / "cat.jpg", "image/jpeg")]
-    for event in ("paste", "drop"):
-        wide.answer_to(lambda event=event: wide.driver.execute_async_script(GIVE, event, files))
-        assert wide.one(".part [title='cat.jpg']").is_displayed()
-        wide.answer_to(wide.one("#clear").click)
+@pytest.mark.parametrize("event", ["paste", "drop"])
+def test_dropped_and_pasted_files_search(wide, collection, event):
+    give(wide, event, (collection / "cat.jpg", "image/jpeg"))
+
+    assert wide.one(".part [title='cat.jpg']").is_displayed()
 
 
 def test_files_of_all_kinds_are_one_query_which_its_link_restores(wide, collection):
-    files = [
-        given(collection / "cat.jpg", "image/jpeg"),
-        given(collection / "dog.ogg", "audio/ogg"),
-        given(TWO_SCENES, "video/webm"),
-        given(collection / "note.txt", "text/plain"),
-    ]
-    wide.answer_to(lambda: wide.driver.execute_async_script(GIVE, "drop", files))
+    def parts():
+        return [part.get_attribute("title") for part in wide.all(".part .seen")]
+
+    def cards():
+        return wide.value_of("[...document.querySelectorAll('.card')].map((card) => card.innerText)")
+
+    picture = (collection / "cat.jpg", "image/jpeg")
+    sound = (collection / "dog.ogg", "audio/ogg")
+    give(wide, "drop", picture, sound, (TWO_SCENES, "video/webm"), (collection / "note.txt", "text/plain"))
     wide.search("in the snow")
-    parts = [part.get_attribute("title") for part in wide.all(".part .seen")]
-    assert parts == ["cat.jpg", "dog.ogg", "two_scenes.webm", "note.txt"]
-    hits = wide.script("return [...document.querySelectorAll('.card')].map((card) => card.innerText)")
+    assert parts() == ["cat.jpg", "dog.ogg", "two_scenes.webm", "note.txt"]
+    cards_before = cards()
     link = wide.driver.current_url
     wide.driver.get("about:blank")
+
     wide.driver.get(link)
-    wide.wait(lambda: len(wide.all(".card")) == len(hits))
-    restored = [part.get_attribute("title") for part in wide.all(".part .seen")]
-    assert sorted(restored) == sorted(parts)
-    assert wide.wait(
-        lambda: wide.script("return [...document.querySelectorAll('.part img')].every(i => i.naturalWidth)")
-    )
-    assert wide.script("return [...document.querySelectorAll('.card')].map((card) => card.innerText)") == hits
+
+    wide.wait(lambda: len(wide.all(".card")) == len(cards_before))
+    assert sorted(parts()) == ["cat.jpg", "dog.ogg", "note.txt", "two_scenes.webm"]
+    are_drawn = "[...document.querySelectorAll('.part img')].every(i => i.naturalWidth)"
+    assert wide.wait(lambda: wide.value_of(are_drawn))
+    assert cards() == cards_before
 
 
 def test_words_that_are_typed_are_in_the_history_at_each_pause(wide):
     wide.search("a cat")
     wide.script("performance.now = () => 1e9")  # as after a long time
-    wide.answer_to(lambda: wide.one("#words").send_keys(" asleep"))
+    wide.answer_to_keys(" asleep", into="#words")
+
     for expected in ("a cat", ""):
         wide.answer_to(wide.driver.back)
-        assert wide.one("#words").get_attribute("value") == expected
+        assert wide.attribute("#words", "value") == expected
 
 
 def test_hint_is_a_link_to_the_query_that_may_be_meant(wide):
     wide.search("a beach without people")
-    assert wide.one("#hints").text == "The model cannot negate: search for “a beach” without “people”"
-    wide.answer_to(wide.one("#hints .link").click)
-    assert wide.one("#words").get_attribute("value") == "a beach"
-    assert wide.one("#active .chip").text == "without people"
+    assert "without “people”" in wide.text("#hints")
+
+    wide.answer_to_click("#hints .link")
+
+    assert wide.attribute("#words", "value") == "a beach"
+    assert wide.texts("#active .chip") == ["without people"]
 
 
 def test_names_are_completed_in_the_box(wide):
-    wide.answer_to(lambda: wide.one("#words").send_keys("hor"))
-    assert wide.one("#names li").text.startswith("horses.jpg")
-    wide.answer_to(lambda: keys(wide, Keys.ARROW_DOWN, Keys.ENTER))
-    assert wide.one("#words").get_attribute("value") == "horses.jpg"
-    assert wide.script("return document.querySelector('#names').hidden")
+    wide.answer_to_keys("hor", into="#words")
+    assert wide.text("#names li").startswith("horses.jpg")
+
+    wide.answer_to_keys(Keys.ARROW_DOWN, Keys.ENTER)
+
+    assert wide.attribute("#words", "value") == "horses.jpg"
+    assert wide.value_of("document.querySelector('#names').hidden")
 
 
-def test_filters_leave_files_out(wide):
-    wide.answer_to(wide.one("#kinds [data-kind=audio]").click)
+def test_filter_of_kinds(wide):
+    wide.answer_to_click("#kinds [data-kind=audio]")
     assert len(wide.names()) == 4
     assert all(name.endswith(".ogg") for name in wide.names())
-    wide.answer_to(wide.one("#kinds [data-kind=text]").click)
+
+    wide.answer_to_click("#kinds [data-kind=text]")
     assert len(wide.names()) == 5
-    wide.one("#more").click()
-    wide.answer_to(lambda: wide.one("[name=path]").send_keys("cat.*"))
+
+
+def test_filter_of_paths_and_the_way_out_of_it(wide):
+    wide.answer_to_click("#kinds [data-kind=audio]")
+    wide.click("#more")
+    wide.answer_to_keys("cat.*", into="[name=path]")
     assert wide.names() == ["cat.ogg"]
-    wide.answer_to(lambda: wide.one("[name=path]").send_keys("x"))
-    keys(wide, Keys.ESCAPE)
-    wide.answer_to(wide.one("#end button").click)
+
+    wide.answer_to_keys("x", into="[name=path]")
+    wide.type(Keys.ESCAPE)
+    wide.answer_to_click("#end button")
+
     assert len(wide.names()) == 9
 
 
-def test_file_opens_large_and_arrows_lead_to_others(page, collection):
+def test_arrows_lead_from_an_open_file_to_others(page):
     page.search("a dog")
     names = page.names()
-    page.all(".tile")[0].click()
-    assert opened(page) == names[0]
+    assert open_first_file(page) == names[0]
+
     for key, position in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
-        keys(page, key)
-        page.wait(lambda name=names[position]: opened(page) == name)
-    keys(page, Keys.ESCAPE)
-    page.wait(lambda: not page.all("#viewer[open]"))
-    page.wait(lambda: (page.script("return document.activeElement.ariaLabel") or "").startswith(names[1]))
+        page.type(key)
+        page.wait(lambda name=names[position]: page.text("#name") == name)
+
+    page.type(Keys.ESCAPE)
+    page.wait_without("#viewer[open]")
+    page.wait(lambda: (page.value_of("document.activeElement.ariaLabel") or "").startswith(names[1]))
+
+
+def test_picture_opens_large_and_back_closes_it(page):
+    page.search("a dog")
+    names = page.names()
     page.all(".tile")[names.index("cat.jpg")].click()
+
     large = "const i = document.querySelector('.stage img'); return i?.complete && i.naturalWidth"
     assert page.wait(lambda: page.script(large)) > 300
     page.driver.back()
-    page.wait(lambda: not page.all("#viewer[open]"))
+    page.wait_without("#viewer[open]")
     assert page.names() == names
 
 
-def test_file_has_an_address_and_its_folder_is_a_filter(wide, collection):
-    wide.one(".tile").click()
-    name = opened(wide)
-    address = wide.one(".address").get_attribute("href")
+def test_file_has_an_address(wide):
+    name = open_first_file(wide)
+    address = wide.attribute(".address", "href")
     assert wide.driver.current_url == address
+
     wide.driver.get("about:blank")
     wide.driver.get(address)
-    assert wide.wait(lambda: opened(wide)) == name
-    (folder,) = [link for link in wide.all("dl .link") if link.text == f"{collection.name}/"]
-    wide.answer_to(folder.click)
+
+    wide.wait(lambda: wide.text("#name") == name)
+
+
+def link_with(page, text):
+    """The link with this text in the list about an open file."""
+    (link,) = [link for link in page.all("dl .link") if link.text == text]
+    return link
+
+
+def test_folder_of_a_file_is_a_filter(wide, collection):
+    open_first_file(wide)
+
+    wide.answer_to(link_with(wide, f"{collection.name}/").click)
+
     assert not wide.all("#viewer[open]")
-    assert wide.one("#active .chip").text == f"in {collection.name}"
-    wide.answer_to(wide.one("#active .chip").click)
+    assert wide.texts("#active .chip") == [f"in {collection.name}"]
+    wide.answer_to_click("#active .chip")
     assert not wide.all("#active .chip")
 
 
 def test_values_of_tags_are_chips_and_links(wide):
-    wide.one("#values [data-field=camera] summary").click()
-    wide.answer_to(wide.one("#values [data-field=camera] div button").click)
+    wide.click("#values [data-field=camera] summary")
+    wide.answer_to_click("#values [data-field=camera] div button")
     assert wide.names() == ["sea.jpg"]
-    assert wide.one("#active .chip").text == "Camera: X100V"
-    wide.one(".tile").click()
-    (location,) = [link for link in wide.all("dl .link") if link.text == "48.1000, 11.6000"]
-    wide.answer_to(location.click)
-    assert [chip.text for chip in wide.all("#active .chip")] == ["Camera: X100V", "within 10 km"]
-    wide.answer_to(wide.all("#active .chip")[0].click)
+    assert wide.texts("#active .chip") == ["Camera: X100V"]
+
+    open_first_file(wide)
+    wide.answer_to(link_with(wide, "48.1000, 11.6000").click)
+
+    assert wide.texts("#active .chip") == ["Camera: X100V", "within 10 km"]
+    wide.answer_to_click("#active .chip")
     assert wide.names() == ["sea.jpg"]
 
 
 def test_timeline_leaves_the_files_of_one_time(wide):
     bars = wide.wait(lambda: [bar for bar in wide.all("#timeline button") if bar.is_enabled()])
+
     wide.answer_to(bars[0].click)
     assert wide.names() == ["note.txt"]
+
     wide.answer_to(wide.driver.back)
     assert len(wide.names()) == 9
 
 
-def test_file_that_is_gone_is_said_to_be(wide, collection):
+@pytest.fixture
+def gone(wide, collection):
+    """The picture of a cat is gone for a while."""
+    aside = collection.parent / "cat.jpg"
     wide.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
-    (collection / "cat.jpg").rename(collection.parent / "cat.jpg")
-    try:
-        wide.driver.refresh()
-        wide.wait(lambda: "no longer there" in wide.one(".card .gone").text.lower())
-        wide.one(".tile:has(.gone)").click()
-        wide.wait(lambda: "no longer there" in wide.one(".stage .gone").text.lower())
-    finally:
-        (collection.parent / "cat.jpg").rename(collection / "cat.jpg")
-        wide.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
+    (collection / "cat.jpg").rename(aside)
+    yield
+    aside.rename(collection / "cat.jpg")
+    wide.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
 
 
-def test_sound_plays_on_its_card_and_opened(wide):
-    wide.answer_to(wide.one("#kinds [data-kind=audio]").click)
+@pytest.mark.usefixtures("gone")
+def test_file_that_is_gone_is_said_to_be(wide):
+    wide.driver.refresh()
+
+    wide.wait(lambda: "no longer there" in wide.text(".card .gone").lower())
+    wide.click(".tile:has(.gone)")
+    wide.wait(lambda: "no longer there" in wide.text(".stage .gone").lower())
+
+
+def test_sound_plays_on_its_card(wide):
+    wide.answer_to_click("#kinds [data-kind=audio]")
     play = wide.one("button.play")
+
     play.click()
     wide.wait(lambda: play.get_attribute("aria-pressed") == "true")
-    wide.wait(lambda: wide.script("return document.querySelector('.well.audio').style.getPropertyValue('--at')"))
+    wide.wait(lambda: wide.value_of("document.querySelector('.well.audio').style.getPropertyValue('--at')"))
+
     play.click()
     wide.wait(lambda: play.get_attribute("aria-pressed") == "false")
-    wide.one(".tile").click()
-    wide.wait(lambda: wide.script("return document.querySelector('.stage audio').currentTime > 0"))
+
+
+def test_sound_plays_when_it_is_opened(wide):
+    wide.answer_to_click("#kinds [data-kind=audio]")
+    open_first_file(wide)
+
+    wide.wait(lambda: wide.value_of("document.querySelector('.stage audio').currentTime > 0"))
 
 
 def test_more_like_a_file(wide, ids):
     wide.search("a dog")
     name = wide.names()[0]
     ActionChains(wide.driver).move_to_element(wide.all(".card")[0]).perform()
-    wide.answer_to(wide.one(".sign").click)
+
+    wide.answer_to_click(".sign")
+
     assert name not in wide.names()
-    assert wide.one(".part .seen").get_attribute("title") == name
+    assert wide.attribute(".part .seen", "title") == name
     assert f"like={ids[name]}" in wide.driver.current_url
     wide.driver.refresh()
     wide.wait(lambda: wide.names() and name not in wide.names())
@@ -295,62 +368,83 @@ def test_more_like_a_file(wide, ids):
 
 
 def test_labels_of_ones_own_are_chosen(wide):
-    wide.answer_to(wide.one("#kinds [data-kind=image]").click)
-    wide.one(".tile").click()
-    wide.one("[name=labels]").send_keys("dog, cat, rain" + Keys.ENTER)
+    wide.answer_to_click("#kinds [data-kind=image]")
+    open_first_file(wide)
+
+    wide.type("dog, cat, rain" + Keys.ENTER, into="[name=labels]")
+
     wide.wait(lambda: len(wide.all(".labels li b")) == 3)
-    shares = [float(share.text) for share in wide.all(".labels li b")]
+    shares = [float(share) for share in wide.texts(".labels li b")]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1, abs=0.02)
 
 
-def test_everything_is_reached_by_keys(wide):
-    keys(wide, Keys.TAB)
+def test_slash_and_arrow_lead_to_the_words_and_the_first_file(wide):
+    wide.type(Keys.TAB)
     wide.script("document.activeElement.blur()")
-    keys(wide, "/")
-    assert wide.script("return document.activeElement.id") == "words"
-    keys(wide, Keys.ARROW_DOWN)
-    assert wide.script("return document.activeElement === document.querySelector('.tile')")
-    focused = "return [...document.querySelectorAll('.tile')].indexOf(document.activeElement)"
-    for key, position in ((Keys.TAB, 1), (Keys.ARROW_RIGHT, 2), (Keys.END, 8), (Keys.HOME, 0), (Keys.ARROW_RIGHT, 1)):
-        keys(wide, key)
-        assert wide.script(focused) == position
-    columns = wide.script("return getComputedStyle(document.querySelector('#cards')).gridTemplateColumns").count("px")
-    keys(wide, Keys.ARROW_DOWN)
-    assert wide.script(focused) == 1 + columns
-    keys(wide, Keys.ARROW_UP)
-    keys(wide, Keys.ENTER)
-    assert opened(wide) == wide.names()[1]
-    keys(wide, Keys.ESCAPE)
-    wide.wait(lambda: not wide.all("#viewer[open]"))
+
+    wide.type("/")
+    assert wide.value_of("document.activeElement.id") == "words"
+
+    wide.type(Keys.ARROW_DOWN)
+    assert wide.value_of("document.activeElement === document.querySelector('.tile')")
+
+
+def test_keys_lead_from_file_to_file(wide):
+    def focused():
+        return wide.value_of("[...document.querySelectorAll('.tile')].indexOf(document.activeElement)")
+
+    columns = "getComputedStyle(document.querySelector('#cards')).gridTemplateColumns"
+    num_columns = wide.value_of(columns).count("px")
+    wide.script("document.querySelector('.tile').focus()")
+    moves = [
+        (Keys.TAB, 1),
+        (Keys.ARROW_RIGHT, 2),
+        (Keys.END, 8),
+        (Keys.HOME, 0),
+        (Keys.ARROW_RIGHT, 1),
+        (Keys.ARROW_DOWN, 1 + num_columns),
+        (Keys.ARROW_UP, 1),
+    ]
+    for key, position in moves:
+        wide.type(key)
+        assert focused() == position
+
+    wide.type(Keys.ENTER)
+    assert wide.text("#name") == wide.names()[1]
+    wide.type(Keys.ESCAPE)
+    wide.wait_without("#viewer[open]")
 
 
 def test_map_shows_files_and_opens_them(wide, ids):
-    wide.one("#map").click()
-    wide.wait(lambda: wide.script("return document.querySelector('#plane').map?.points.every(p => p.left)"))
+    wide.click("#map")
+    wide.wait(lambda: wide.value_of("document.querySelector('#plane').map?.points.every(p => p.left)"))
     x, y = wide.script(
         "const { map } = document.querySelector('#plane'), point = map.points.find(({ id }) => id === arguments[0]);"
         "return [point.left - map.width / 2, point.top - map.height / 2]",
         ids["rain.ogg"],
     )
     canvas = wide.one("#plane canvas")
+
     ActionChains(wide.driver).move_to_element_with_offset(canvas, round(x), round(y)).click().perform()
-    assert wide.wait(lambda: opened(wide)) in ids
-    keys(wide, Keys.ESCAPE)
-    wide.wait(lambda: not wide.all("#viewer[open]"))
-    wide.one("#map").click()
+
+    assert wide.text("#name") in ids
+    wide.type(Keys.ESCAPE)
+    wide.wait_without("#viewer[open]")
+    wide.click("#map")
     assert wide.one(".card")
 
 
 def test_dark_and_light(driver, server):
     def brightness():
-        color = page.script("return getComputedStyle(document.body).backgroundColor")
-        return sum(map(int, re.findall(r"\d+", color)[:3]))
+        colour = page.value_of("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
 
     window(driver, 1280, dark=True)
     page = Page(driver, server)
     assert brightness() < 150
-    page.one("#theme").click()
+
+    page.click("#theme")
     assert brightness() > 600
     driver.refresh()
     page.wait(lambda: brightness() > 600)
@@ -358,31 +452,39 @@ def test_dark_and_light(driver, server):
 
 
 def test_nothing_serious_is_wrong_for_a_screen_reader(page):
-    check = "axe.run().then((found) => arguments[0](found.violations.map((each) => [each.impact, each.id])))"
+    check = "axe.run().then((answer) => arguments[0](answer.violations.map((each) => [each.impact, each.id])))"
 
-    def serious():
+    def serious_violations():
         page.script(AXE.read_text(encoding="utf-8"))
         return [name for impact, name in page.driver.execute_async_script(check) if impact in ("serious", "critical")]
 
     page.search("a dog")
-    assert serious() == []
-    page.one(".tile").click()
-    opened(page)
-    assert serious() == []
-    keys(page, Keys.ESCAPE)
-    page.wait(lambda: not page.all("#viewer[open]"))
-    page.one("#map").click()
+    assert serious_violations() == []
+    open_first_file(page)
+    assert serious_violations() == []
+    page.type(Keys.ESCAPE)
+    page.wait_without("#viewer[open]")
+    page.click("#map")
     page.one("#plane canvas")
-    assert serious() == []
+    assert serious_violations() == []
 
 
-def test_nothing_came_from_another_host(driver, server, ids):
-    """Of all tests above: the requests that the browser was made to send, and what it complained of."""
-    sent = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
+def test_nothing_came_from_another_host(driver, server):
+    """Of all tests above: the requests that the browser was made to send."""
+    urls = []
+    for entry in driver.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.requestWillBeSent":
+            urls.append(event["params"]["request"]["url"])
     requested = [url for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss", "ftp")]
+
     assert any(url.startswith(f"{server}/files/") for url in requested)
     assert [url for url in requested if not url.startswith(f"{server}/")] == []
-    complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_browser_complained_of_nothing(driver, ids):
+    """In all tests above, but for what they did on purpose."""
     expected = ("422", "favicon.ico", f"files/{ids['cat.jpg']}")  # the last was gone for a while
-    assert [each for each in complaints if not any(part in each for part in expected)] == []
+    complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    assert [complaint for complaint in complaints if not any(part in complaint for part in expected)] == []

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -56,6 +57,22 @@ def wav(seconds):
     buffer = io.BytesIO()
     soundfile.write(buffer, np.sin(np.arange(int(8000 * seconds))), 8000, format="WAV")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def search(client, **body):
+    """What the index answers to a search."""
+    answer = client.post("/search", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def names(client, **body):
+    """Names of the files that a search finds, the best first."""
+    return [os.path.basename(hit["path"]) for hit in search(client, **body)["hits"]]
+
+
+def status_of(client, path, **body):
+    return client.post(path, json=body).status_code
 
 
 def message(answer, status):

@@ -8,15 +8,24 @@ from typing import Any
 
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--hide-scrollbars",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 )
 PATIENCE = 60
 """Seconds until something that does not come is given up."""
@@ -42,8 +51,8 @@ def chromium(profile: Path, width: int = 1280, height: int = 1000) -> Iterator[A
 def window(driver: Any, width: int, height: int = 900, *, dark: bool = False) -> None:
     """What the browser shows is so large, on a narrow screen as on a telephone, light or dark."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
@@ -57,15 +66,42 @@ class Page:
         driver.get(address)
         self.one(".card")
 
-    def script(self, script: str, *given: Any) -> Any:
-        return self.driver.execute_script(script, *given)
+    def script(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def value_of(self, expression: str) -> Any:
+        """The value of an expression of JavaScript."""
+        return self.script(f"return {expression}")
 
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def one(self, selector: str) -> Any:
         """The first such element that is shown; waits for it."""
-        return self.wait(lambda: next((each for each in self.all(selector) if each.is_displayed()), None))
+        return self.wait(lambda: next(filter(lambda element: element.is_displayed(), self.all(selector)), None))
+
+    def click(self, selector: str) -> None:
+        self.one(selector).click()
+
+    def type(self, *keys: str, into: str | None = None) -> None:
+        """Press keys, in the element that has the focus unless told otherwise."""
+        if into is None:
+            ActionChains(self.driver).send_keys(*keys).perform()
+        else:
+            self.one(into).send_keys(*keys)
+
+    def text(self, selector: str) -> str:
+        return self.one(selector).text
+
+    def texts(self, selector: str) -> list[str]:
+        return [element.text for element in self.all(selector)]
+
+    def attribute(self, selector: str, name: str) -> str | None:
+        return self.one(selector).get_attribute(name)
+
+    def wait_without(self, selector: str) -> None:
+        """Waits until there is no such element."""
+        self.wait(lambda: not self.all(selector))
 
     def wait(self, condition: Callable[[], Any]) -> Any:
         waiting = WebDriverWait(self.driver, PATIENCE, 0.1, [StaleElementReferenceException])
@@ -78,9 +114,15 @@ class Page:
         self.wait(lambda: not self.all("#cards[aria-busy]") and self.all("#heading:not(:empty)"))
         return self.one("#heading").text
 
+    def answer_to_click(self, selector: str) -> str:
+        return self.answer_to(lambda: self.click(selector))
+
+    def answer_to_keys(self, *keys: str, into: str | None = None) -> str:
+        return self.answer_to(lambda: self.type(*keys, into=into))
+
     def search(self, words: str) -> str:
         self.script("document.querySelector('#words').value = ''")
-        return self.answer_to(lambda: self.one("#words").send_keys(words))
+        return self.answer_to_keys(words, into="#words")
 
     def give(self, path: Path, kind: str = "picture") -> str:
         """The heading after a file is chosen for a button."""

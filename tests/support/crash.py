@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.indexes import content, unit
 
 from onepeace.errors import UserError
 from onepeace.index import (
@@ -47,18 +48,49 @@ from onepeace.index.store import Store
 DIM = 16
 OTHER_DIM = 12
 """Dimension of the model that `move` moves an index to."""
-ABOUT = {"model": "none", "model_hash": "0", "preprocessing": "0", "made_by": "a test"}
-ABOUT |= {"modalities": "text", "store": "local"}
+META = {
+    "model": "none",
+    "model_hash": "0",
+    "preprocessing": "0",
+    "made_by": "a test",
+    "modalities": "text",
+    "store": "local",
+}
 COMMANDS = ("build", "update", "remove", "repair", "move")
 State = dict[str, tuple[Any, ...]]
-"""Hash, problem and vectors of each file by its path."""
+"""Hash, problem, spans and vectors of each file by its path."""
 
 
-def vectors_of(content: bytes, dim: int = DIM) -> np.ndarray:
+def vectors_of(text: bytes, dim: int = DIM) -> np.ndarray:
     """(1, dim) float32 unit rows, or (3, dim) for a long text."""
-    seed = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
-    vectors = np.random.default_rng(seed).normal(size=(3 if b"long" in content else 1, dim)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    seed = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+    count = 3 if b"long" in text else 1
+    return unit(np.random.default_rng(seed).normal(size=(count, dim)))
+
+
+def embed(path: Path, dim: int) -> SimpleNamespace:
+    """What the embedder says of a text, as far as building an index asks."""
+    text = path.read_bytes()
+    if b"bad" in text:
+        error = UserError("a bad file")
+        return SimpleNamespace(
+            error=error,
+            reason=str(error),
+            name=path.name,
+            windows=None,
+            is_silent=False,
+        )
+    vectors = vectors_of(text, dim)
+    starts = [5.0 * number for number in range(len(vectors))]
+    windows = SimpleNamespace(vectors=vectors, starts=starts, ends=[start + 10 for start in starts])
+    vector = SimpleNamespace(numpy=lambda: vectors[0])
+    return SimpleNamespace(
+        error=None,
+        name=path.name,
+        vector=vector,
+        windows=windows,
+        is_silent=False,
+    )
 
 
 class Embedder:
@@ -72,49 +104,34 @@ class Embedder:
 
     def stream(self, values: Iterator[dict[str, Any]], **_: Any) -> Iterator[SimpleNamespace]:
         for value in values:
-            content = Path(value["text"]).read_bytes()
-            vectors = vectors_of(content, self.embed_dim)
-            starts, ends = [5.0 * i for i in range(len(vectors))], [5.0 * i + 10 for i in range(len(vectors))]
-            error = UserError("a bad file") if b"bad" in content else None
-            windows = None if error else SimpleNamespace(vectors=vectors, starts=starts, ends=ends)
-            whole = SimpleNamespace(numpy=lambda vectors=vectors: vectors[0])
-            yield SimpleNamespace(
-                error=error, reason=str(error), name=value["text"].name, vector=whole, windows=windows, is_silent=False
-            )
+            yield embed(value["text"], self.embed_dim)
 
 
 def identity(model: str | Embedder) -> dict[str, str]:
     """Metadata of an index, by its model."""
     if isinstance(model, str):
-        return ABOUT
-    return {**ABOUT, "model": "other", "model_hash": "1"}
+        return META
+    return {**META, "model": "other", "model_hash": "1"}
 
 
 def create_store(folder: Path, model: str | Embedder) -> Store:
-    return Store.create(folder, DIM if isinstance(model, str) else model.embed_dim, identity(model))
+    dim = DIM if isinstance(model, str) else model.embed_dim
+    return Store.create(folder, dim, identity(model))
 
 
 @contextmanager
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
-    changes = [
-        (filling, "create_store", create_store),
-        (filling, "check_model", lambda store, _: store.meta),
-        (move, "identity", identity),
-        (filling, "keep_calibration", lambda *_: None),
-        (loading, "load_model", lambda *_: Embedder()),
-        (scan, "modalities_by_suffix", lambda: {".txt": "text"}),
-        (record, "BATCH_VECTORS", 3),
-        (record, "BATCH_SECONDS", float("inf")),
-    ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
-    for module, name, value in changes:
-        setattr(module, name, value)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filling, "create_store", create_store)
+        patch.setattr(filling, "check_model", lambda store, _: store.meta)
+        patch.setattr(filling, "keep_calibration", lambda *_: None)
+        patch.setattr(move, "identity", identity)
+        patch.setattr(loading, "load_model", lambda *_: Embedder())
+        patch.setattr(scan, "modalities_by_suffix", lambda: {".txt": "text"})
+        patch.setattr(record, "BATCH_VECTORS", 3)
+        patch.setattr(record, "BATCH_SECONDS", float("inf"))
         yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
 def run(command: str, index: Path, files: Path, limit: int | None = None) -> None:
@@ -185,8 +202,11 @@ def count_operations(operations: Any, kill_at: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def count_event(event: str, arguments: tuple[Any, ...]) -> None:
-        is_written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if is_written or event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree"):
+        if event == "open" and isinstance(arguments[2], int):
+            is_change = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        else:
+            is_change = event in ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree")
+        if is_change:
             count()
 
     def connect(*arguments: Any) -> sqlite3.Connection:
@@ -210,7 +230,7 @@ sys.exit(main(sys.argv[2:]))
 
 def on_a_full_disk(limit: int, *arguments: object) -> tuple[int, str]:
     """Exit code and stderr of `onepeace ARGUMENTS` in a process whose files have at most so many bytes."""
-    program = [sys.executable, "-c", ON_A_FULL_DISK, str(limit), *map(str, arguments)]
+    program = [sys.executable, "-c", ON_A_FULL_DISK, *map(str, [limit, *arguments])]
     done = subprocess.run(program, check=False, capture_output=True, text=True)
     return done.returncode, done.stderr
 
@@ -228,28 +248,31 @@ def run_quietly(
 
 def state(index: Path) -> State:
     """All that an index says of its files."""
-    with closing(Store(index)) as store:
-        found = {}
-        for item in store.items():
-            _, spans, vectors = store.intact([item.id])[item.id]
-            found[item.path] = (item.hash, item.problem, str(spans), vectors.tobytes())
-        return found
+    files = {}
+    for path, file in content(index).items():
+        files[path] = (file.fields["hash"], file.fields["problem"], file.fields["spans"], file.vectors.tobytes())
+    return files
 
 
 def answers(index: Path) -> list[Any]:
     """What searching gives, with the numbers; equal ones by path, as their rows may have been written again."""
     with Index.open(index) as opened:
-        found = opened.search(Query(vector=np.ones(opened.embed_dim)), top=50, collapse=False)
-        hits = [(hit.item.path, round(hit.score, 5), hit.start, hit.end) for hit in found]
+        results = opened.search(
+            Query(vector=np.ones(opened.embed_dim)),
+            top=50,
+            collapse=False,
+        )
+    hits = [(hit.item.path, round(hit.score, 5), hit.start, hit.end) for hit in results]
     return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
 
 
 def write_texts(folder: Path, count: int = 24) -> Path:
     """Texts, some of them long, some bad, two alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        kind = {2: "long", 5: "bad", 7: "long"}.get(i % 12, "short")
-        (folder / f"{i:03d}.txt").write_text(f"{kind} text {i if i != 9 else 8}")
+    for number in range(count):
+        word = {2: "long", 5: "bad", 7: "long"}.get(number % 12, "short")
+        text_number = 8 if number == 9 else number
+        (folder / f"{number:03d}.txt").write_text(f"{word} text {text_number}")
     return folder
 
 
@@ -281,9 +304,10 @@ def prepare(folder: Path, command: str, num_texts: int = 24) -> tuple[Path, Path
 
 def flip(path: Path, draw: random.Random) -> None:
     """Turn one bit of a file, of a byte that is not 0: most that are lie in no row."""
-    content = bytearray(path.read_bytes())
-    content[draw.choice([place for place, byte in enumerate(content) if byte])] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
+    data = bytearray(path.read_bytes())
+    positions = [position for position, byte in enumerate(data) if byte]
+    data[draw.choice(positions)] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
 
 
 def finish(command: str, index: Path, files: Path) -> State:

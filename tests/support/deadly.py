@@ -17,9 +17,10 @@ class _Deadly(Embedder):
         for index, result in enumerate(super().stream(self._read(values))):
             if result.error:
                 yield Embedded(index, result.name, error=result.error)
-                continue
-            windows = Windows(torch.from_numpy(result.windows.vectors), result.windows.starts, result.windows.ends)
-            yield Embedded(index, result.name, torch.from_numpy(result.vector.numpy()), windows)
+            else:
+                vectors = torch.from_numpy(result.windows.vectors)
+                windows = Windows(vectors, result.windows.starts, result.windows.ends)
+                yield Embedded(index, result.name, vectors[0], windows)
 
     def _read(self, values):
         for value in values:

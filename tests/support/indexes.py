@@ -14,6 +14,7 @@ from onepeace.index.matrix import keep
 from onepeace.index.report import Report
 from onepeace.index.store import Store
 
+MODALITIES = {"jpg": "image", "png": "image", "ogg": "audio", "wav": "audio", "txt": "text"}
 META = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio", "store": "local"}
 
 
@@ -46,7 +47,12 @@ def check_same(folder: Path, other_folder: Path) -> None:
     for path, file in contents.items():
         assert file.vectors.shape == expected[path].vectors.shape
         assert np.isfinite(file.vectors).all()
-        np.testing.assert_allclose(file.vectors, expected[path].vectors, atol=1e-4, err_msg=path)
+        np.testing.assert_allclose(
+            file.vectors,
+            expected[path].vectors,
+            atol=1e-4,
+            err_msg=path,
+        )
 
 
 def items_by_name(folder: Path) -> dict[str, Item]:
@@ -55,10 +61,14 @@ def items_by_name(folder: Path) -> dict[str, Item]:
         return {os.path.basename(item.path): item for item in index.items()}
 
 
-def item_of(path: Path, modality: str, **fields: Any) -> Item:
+def modality_of(name: str) -> str:
+    return MODALITIES[name.rpartition(".")[2]]
+
+
+def item_of(path: Path, **fields: Any) -> Item:
     """A file as it is now."""
     status = path.stat()
-    return Item(str(path), modality, status.st_size, status.st_mtime_ns, **fields)
+    return Item(str(path), modality_of(path.name), status.st_size, status.st_mtime_ns, **fields)
 
 
 def unit(rows: Any) -> np.ndarray:

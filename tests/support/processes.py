@@ -31,22 +31,38 @@ LENGTHS = [0, 1, 2, 3, 4, 5, 1, 3]
 
 def preload():
     """Have processes forked from one that has imported torch and done nothing: an import costs more than most tests."""
-    modules = ["onepeace.train.loop", "torch._dynamo", "torch.distributed.checkpoint.state_dict_saver", "pytest"]
-    multiprocessing.set_forkserver_preload([*modules, "PIL.Image", "tokenizers", "huggingface_hub", "filelock"])
+    multiprocessing.set_forkserver_preload(
+        [
+            "onepeace.train.loop",
+            "torch._dynamo",
+            "torch.distributed.checkpoint.state_dict_saver",
+            "pytest",
+            "PIL.Image",
+            "tokenizers",
+            "huggingface_hub",
+            "filelock",
+        ]
+    )
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def start(ranks, function, *args, **options):
     """``function(*args)`` in each of ``ranks`` processes; what breaks in one is raised here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     preload()
-    mp.start_processes(_begin, (ranks, port, function, args, options), nprocs=ranks, start_method="forkserver")
+    arguments = (ranks, free_port(), function, args, options)
+    mp.start_processes(_begin, arguments, nprocs=ranks, start_method="forkserver")
 
 
 def _begin(rank, ranks, port, function, args, options):
-    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in here.items()})
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["WORLD_SIZE"] = str(ranks)
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.environ["MASTER_PORT"] = str(port)
     if torch.cuda.device_count() < ranks:  # each process needs a GPU of its own, or all share the CPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
@@ -55,30 +71,33 @@ def _begin(rank, ranks, port, function, args, options):
     faulthandler.cancel_dump_traceback_later()
 
 
+def random_mask(lengths, generator):
+    """Half of the tokens of each item, without CLS."""
+    hidden = torch.rand(len(lengths), int(lengths.max()), generator=generator) < 0.5
+    hidden &= torch.arange(hidden.shape[1]) < lengths[:, None] - 1
+    return make_mask(hidden, lengths.numpy())
+
+
 def whole_batch():
     """Eight items of two modalities and many lengths, with masks, as the data gives them."""
     model = small_model("text", "audio")
-    batch = batch_of(model, [i % 6 for i in LENGTHS])
+    inputs = batch_of(model, LENGTHS)
     generator = torch.Generator().manual_seed(0)
     masks = {}
     for key, adapter in model.adapters.items():
-        lengths = adapter.token_lengths(batch[key])
-        shape = len(lengths), int(lengths.max())
-        masks[key] = {}
-        for name in ("unimodal", "joint"):
-            hidden = torch.rand(shape, generator=generator) < 0.5
-            hidden &= torch.arange(shape[1]) < lengths[:, None] - 1
-            masks[key][name] = make_mask(hidden, lengths.numpy())
+        lengths = adapter.token_lengths(inputs[key])
+        masks[key] = {name: random_mask(lengths, generator) for name in ("unimodal", "joint")}
     names = [names_of(Sample("", "", {}, {}), caption) for caption in CAPTIONS]
-    keys = [f"item{i}" for i in range(8)]
-    return Batch(batch, keys, CAPTIONS, names, masks=masks).measured(model.adapters)
+    keys = [f"item{number}" for number in range(8)]
+    return Batch(inputs, keys, CAPTIONS, names, masks=masks).measured(model.adapters)
 
 
 def make_objective(**options):
     """Of a model whose weights are the same in every process. The teacher does not know item 2."""
     model = small_model("text", "audio").train()
     torch.manual_seed(0)
-    table = TeacherTable({f"item{i}": i for i in range(8) if i != 2}, torch.randn(8, 10))
+    rows = {f"item{row}": row for row in (0, 1, 3, 4, 5, 6, 7)}
+    table = TeacherTable(rows, torch.randn(8, 10))
     return Objective(model, terms(TERMS), {"distillation/audio": table}, **options)
 
 
@@ -86,14 +105,26 @@ def loss_and_gradients(objective, batch):
     """Losses by name, gradients by parameter."""
     losses = objective(batch)
     losses["loss"].backward()
-    return {name: loss.detach() for name, loss in losses.items() if name != "padding"}, gradients_of(objective)
+    losses = {name: loss.detach() for name, loss in losses.items() if name != "padding"}
+    return losses, gradients_of(objective)
 
 
 def gradients_of(objective):
     """Gradients by parameter, of which each process may have a shard."""
     inner = getattr(objective, "module", objective)
-    with_gradient = {name: p.grad for name, p in inner.named_parameters() if p.grad is not None}
-    return {name: grad.full_tensor() if parallel.is_sharded(grad) else grad for name, grad in with_gradient.items()}
+    gradients = {}
+    for name, parameter in inner.named_parameters():
+        gradient = parameter.grad
+        if gradient is not None and parallel.is_sharded(gradient):
+            gradient = gradient.full_tensor()
+        if gradient is not None:
+            gradients[name] = gradient
+    return gradients
+
+
+def share_of_this_process(batch, adapters, parts):
+    share = batch.split(parallel.world_size(), adapters).parts[parallel.rank()]
+    return share.split(parts, adapters)
 
 
 def spread_step(path, parts, **options):
@@ -102,12 +133,12 @@ def spread_step(path, parts, **options):
     device = torch.device("cpu")
     with parallel.group(device):
         objective = make_objective(sharded=run.parallel == "fsdp")
-        adapters = objective.model.adapters
-        batch = whole_batch().split(parallel.world_size(), adapters).parts[parallel.rank()].split(parts, adapters)
+        batch = share_of_this_process(whole_batch(), objective.model.adapters, parts)
         parallel.parallelize(objective, objective.model.sharding_units(), run, device)
         parallelized = objective
         if run.parallel == "ddp":
             parallelized = parallel.replicate(objective, lambda: objective(batch)["loss"])
+
         losses, _ = loss_and_gradients(parallelized, batch)
         parallel.free_gathered(objective)
         parallel.clip(objective, None)
