@@ -258,7 +258,7 @@ def odd_index(tmp_path_factory, random_folder):
         ("silence.mp4", ["digital silence"]),
         ("no pictures.mp4", ["no pictures"]),
         ("silence only.mkv", ["digital silence", "no pictures"]),
-        ("damaged.mp4", ["pictures cannot be decoded"]),
+        ("damaged.mp4", ["pictures cannot be decoded", "sound cannot be decoded"]),
         ("cut.mkv", ["pictures end at second"]),
     ],
 )
