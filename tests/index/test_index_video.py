@@ -259,7 +259,7 @@ def odd_index(tmp_path_factory, random_folder):
         ("no pictures.mp4", ["no pictures"]),
         ("silence only.mkv", ["digital silence", "no pictures"]),
         ("damaged.mp4", ["pictures cannot be decoded", "sound cannot be decoded"]),
-        ("cut.mkv", ["pictures end at second"]),
+        ("cut.mkv", ["pictures end at second", "cut off", "no sound"]),
     ],
 )
 def test_odd_video_has_a_note(odd_index, name, notes):
