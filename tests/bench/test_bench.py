@@ -1,5 +1,6 @@
 """`python -m onepeace.bench` measures what it says; how fast that is, is nobody's promise."""
 
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -21,37 +22,46 @@ SHRUNKEN = [
 ]
 
 
-def measured(size, dtype=torch.float32, batch=1):
-    return list(bench_encode([str(size)], [dtype], CPU, 0, batch))
+def measure_encoding(size, batch):
+    """Rows by modality."""
+    rows = bench_encode([str(size)], [torch.bfloat16], CPU, 0, batch)
+    return {row["modality"]: row for row in rows}
 
 
-def test_candidates_take_turns_and_all_have_as_many():
-    order = []
-    times = take_turns({name: lambda name=name: order.append(name) for name in "ab"}, 0, CPU)
-    assert {name: len(values) for name, values in times.items()} == {"a": MIN_ROUNDS, "b": MIN_ROUNDS}
-    turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
+def assert_interval(interval):
+    assert 0 < interval["low"] <= interval["median"] <= interval["high"]
+
+
+def test_candidates_take_turns():
+    calls = []
+    candidates = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = take_turns(candidates, 0, CPU)
+
+    for name in ("a", "b"):
+        assert len(times[name]) == MIN_ROUNDS
+        assert min(times[name]) > 0
+    turns = [name for name, _ in groupby(calls)]
     assert turns == ["a", "b"] * (MIN_ROUNDS + 1)  # one round of warm-up
-    assert all(value > 0 for values in times.values() for value in values)
 
 
 def test_rows_of_encoding(random_folder):
-    rows = measured(random_folder, torch.bfloat16, 3)
-    assert [(row["modality"], row["dtype"], row["tokens"]) for row in rows] == [
-        ("text", "bfloat16", 15), ("image", "bfloat16", 5), ("audio", "bfloat16", 64)
-    ]  # fmt: skip
-    for row in rows:
+    rows = measure_encoding(random_folder, batch=3)
+    assert {key: row["tokens"] for key, row in rows.items()} == {"text": 15, "image": 5, "audio": 64}
+    for row in rows.values():
+        assert row["dtype"] == "bfloat16"
         assert row["batch"] == 3
         assert row["baseline"] is None
         for name in ("items_per_second", "limit_gflops", "fraction_of_limit"):
-            assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
+            assert_interval(row[name])
 
 
-def test_bench_encode_prints_a_table(capsys, random_folder):
+def test_encode_prints_a_table(capsys, random_folder):
     options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--dtypes", "bfloat16"]
     assert main(["encode", "--size", str(random_folder), *options]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert len([line for line in printed if line.startswith("|")]) == 2 + 3
-    assert "1 threads" in printed[-1]
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + 3
+    assert "1 threads" in lines[-1]
 
 
 class Tower(nn.Module):
@@ -67,63 +77,69 @@ class Tower(nn.Module):
         return self.proj(pixels.mean((2, 3)))
 
 
-@pytest.fixture
-def base(random_folder, monkeypatch):
-    """The name of a size that is small, whose baseline is a `Tower`, which is returned."""
-    made, tower = encode.make(str(random_folder)), Tower()
-    monkeypatch.setattr(encode, "make", lambda size: made)
-    monkeypatch.setattr(encode, "_baseline", lambda: tower)
-    return tower
-
-
 @pytest.mark.slow
-def test_baseline_runs_beside_the_pictures_of_the_base_size(base):
-    rows = {row["modality"]: row for row in measured("base", dtype=torch.bfloat16, batch=2)}
+def test_baseline_runs_beside_pictures_of_the_base_size(random_folder, monkeypatch):
+    model = encode.make(str(random_folder))
+    monkeypatch.setattr(encode, "make", lambda size: model)
+    monkeypatch.setattr(encode, "_baseline", Tower)
+    rows = measure_encoding("base", batch=2)
+
     assert rows["text"]["baseline"] is None
     assert rows["audio"]["baseline"] is None
-    found = rows["image"]["baseline"]
-    assert found["items_per_second"]["median"] > 0
-    assert found["ours_over_baseline"]["median"] > 0
-    assert found["gflop_per_item"] == 2 * 3 * 7 / 1e9
+    baseline = rows["image"]["baseline"]
+    assert_interval(baseline["items_per_second"])
+    assert baseline["ours_over_baseline"]["median"] > 0
+    assert baseline["gflop_per_item"] == 2 * 3 * 7 / 1e9
     assert " x its " in encode.columns(rows["image"])["against open_clip"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "words"),
     [
         (["encode", "--batch", "0"], 2, "--batch is 0"),
-        (["encode", "--dtypes", "float23"], 1, "dtype 'float23' is not known"),
-        (["encode", "--device", "gpu"], 1, "device 'gpu' is not available here"),
+        (["encode", "--dtypes", "float23"], 1, "'float23'"),
+        (["encode", "--device", "gpu"], 1, "'gpu'"),
         (["encode", "--seconds", "nan"], 2, "--seconds is nan"),
-        (["train"], 2, "train takes a recipe"),
-        (["encode", "x.yaml"], 2, "encode takes no recipe"),
+        (["train"], 2, "recipe"),
+        (["encode", "x.yaml"], 2, "recipe"),
     ],
 )
-def test_wrong_options_are_one_line(capsys, arguments, code, message):
+def test_wrong_options_are_named_on_the_last_line(capsys, arguments, code, words):
     assert main(arguments) == code
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def short_clips(monkeypatch):
+    monkeypatch.setattr("onepeace.bench.train.SHORTEST_CLIP", 0.2)
+    monkeypatch.setattr("onepeace.bench.train.LONGEST_CLIP", 1.0)
 
 
 @pytest.mark.slow
-def test_rows_of_training(monkeypatch):
-    monkeypatch.setattr("onepeace.bench.train.SHORTEST_CLIP", 0.2)
-    monkeypatch.setattr("onepeace.bench.train.LONGEST_CLIP", 1.0)
+@pytest.mark.usefixtures("short_clips")
+def test_rows_of_training():
     run = ["run.batch_size=16", "run.recompute=blocks"]  # of 4 items fixed costs prevail
     (row,) = bench_train(read_recipe(STAGE_TWO, [*SHRUNKEN, *run]), [torch.bfloat16], CPU, 0)
-    assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 16)
+    assert row["pair"] == "audio+text"
+    assert row["dtype"] == "bfloat16"
+    assert row["batch"] == 16
     assert row["recompute"] == "blocks"
-    assert 0 < row["time_ours_over_baseline"]["low"] <= row["time_ours_over_baseline"]["median"]
+    assert_interval(row["time_ours_over_baseline"])
     assert row["memory_ours_over_baseline"] < 1
     assert row["padding"]["ours"] < 0.12 < row["padding"]["baseline"]
     assert row["teraflops"]["median"] > 0
 
 
-def test_steps_that_differ_are_not_timed(monkeypatch):
-    monkeypatch.setattr("onepeace.bench.train.SHORTEST_CLIP", 0.2)
-    monkeypatch.setattr("onepeace.bench.train.LONGEST_CLIP", 1.0)
+@pytest.mark.usefixtures("short_clips")
+def test_steps_that_differ_are_not_timed():
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, "run.batch_size=4"])
     steps = StepPair("audio+text", recipe, CPU)
     baseline = steps.candidates["baseline"]
-    steps.candidates["baseline"] = lambda batch: {**(found := baseline(batch)), "loss": 1.001 * found["loss"]}
-    with pytest.raises(RuntimeError, match="the two candidates differ: the loss loss by"):
+
+    def step_with_another_loss(batch):
+        losses = baseline(batch)
+        return {**losses, "loss": 1.001 * losses["loss"]}
+
+    steps.candidates["baseline"] = step_with_another_loss
+    with pytest.raises(RuntimeError, match="loss"):
         steps.check()

@@ -14,6 +14,7 @@ from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.reader import open_sources
 from onepeace.data.steps import Step, Steps
+from onepeace.special_ids import PAD
 from onepeace.train.recipe import Recipe
 
 SIZE = 24
@@ -53,22 +54,24 @@ def sounds(count):
     return members
 
 
-NUM_TOKENS = {
-    "text": lambda batch: (batch["ids"] != 1).sum(1),
-    "image": lambda batch: torch.full((len(batch["pixels"]),), (SIZE // 8) ** 2),
-    "audio": lambda batch: (
-        batch.get("lengths", torch.full((len(batch["waveform"]),), batch["waveform"].shape[1])) // 1000
-    ),
-}
+def tokens_of_texts(batch):
+    return (batch["ids"] != PAD).sum(1)
+
+
+def tokens_of_pictures(batch):
+    return torch.full((len(batch["pixels"]),), (SIZE // 8) ** 2)
+
+
+def tokens_of_sounds(batch):
+    num_sounds, num_samples = batch["waveform"].shape
+    lengths = batch.get("lengths", torch.full((num_sounds,), num_samples))
+    return lengths // 1000
+
+
+NUM_TOKENS = {"text": tokens_of_texts, "image": tokens_of_pictures, "audio": tokens_of_sounds}
 ADAPTERS = {key: SimpleNamespace(token_lengths=count) for key, count in NUM_TOKENS.items()}
-
-
 IMAGES = {"shards": "pictures-*", "pair": ["image", "text"]}
-
-
 SOUNDS = {"shards": "sounds.tar", "pair": ["audio", "text"]}
-
-
 DENOISING = {
     "objective": [{"term": "contrastive"}, {"term": "denoising", "on": ["image"]}],
     "mask": {
@@ -99,7 +102,10 @@ def make_steps(processors, recipe, rank=0, world_size=1, cursors=None):
 
 def batches(steps, *numbers):
     """The batches of these steps."""
-    return [batch for number in numbers for batch in steps[number].batches]
+    batches = []
+    for number in numbers:
+        batches += steps[number].batches
+    return batches
 
 
 def keyed(batch):
@@ -107,16 +113,15 @@ def keyed(batch):
 
 
 def same(a, b):
+    """Equal to the bit, also what they hold."""
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
     if isinstance(a, Batch | Step):
         return same(vars(a), vars(b))
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and same(list(a.values()), [b[key] for key in a])
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b

@@ -13,17 +13,20 @@ def write(path, keys, size=8, without=()):
     """A shard of samples whose picture is `size` bytes; those in `without` have no caption."""
     members = {}
     for key in keys:
-        members[f"{key}.jpg"] = np.random.default_rng(list(key.encode())).bytes(size)
-        members[f"{key}.json"] = b"{" if key in without else json.dumps({"captions": [f"it is {key}"]}).encode()
+        seed = list(key.encode())
+        members[f"{key}.jpg"] = np.random.default_rng(seed).bytes(size)
+        metadata = json.dumps({"captions": [f"it is {key}"]}).encode()
+        members[f"{key}.json"] = b"{" if key in without else metadata
     return str(write_tar(path, members))
 
 
-def write_shards(folder, sizes, **kw):
+def write_shards(folder, sizes, **options):
     """000.tar, 001.tar.gz, 002.tar, ... with samples 0-0, 0-1, ..., 1-0, ..."""
     shards = []
-    for s, size in enumerate(sizes):
-        name = f"{s:03}.tar.gz" if s == 1 else f"{s:03}.tar"
-        shards.append(write(folder / name, [f"{s}-{i}" for i in range(size)], **kw))
+    for number, size in enumerate(sizes):
+        suffix = "tar.gz" if number == 1 else "tar"
+        keys = [f"{number}-{i}" for i in range(size)]
+        shards.append(write(folder / f"{number:03}.{suffix}", keys, **options))
     return shards
 
 

@@ -23,16 +23,32 @@ MEDIA = {
 }
 
 
+SIZES = {
+    "dim": 32,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 4,
+    "ffn_dim": 48,
+    "layer_scale": 0.5,
+}
+
+
 def save_random_model(
     folder: Path, modalities: tuple[str, ...] = ("text", "image", "audio"), **changes: object
 ) -> Path:
     """Writes a model of width 32 whose parameters are all random, none of them at a neutral value."""
     options = {
-        **{"dim": 32, "embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 48, "layer_scale": 0.5},
-        **{"adapters": {key: ADAPTERS[key] for key in modalities}, "projections": modalities},
+        **SIZES,
+        "adapters": {key: ADAPTERS[key] for key in modalities},
+        "projections": modalities,
         **changes,
     }
     config = Config(ModelConfig(**options), {key: MEDIA[key] for key in modalities})
+    tokenizer = _write_tokenizer(folder) if "text" in modalities else None
+    return weights.save(folder, _random_module(config), config, tokenizer=tokenizer, card="random weights\n")
+
+
+def _random_module(config: Config) -> OnePeace:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         module = OnePeace(config.model)
@@ -41,11 +57,14 @@ def save_random_model(
         for parameter in module.parameters():
             if parameter.ndim > 0:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    tokenizer = None
-    if "text" in modalities:
-        with open(ROOT / "data" / "samples" / "captions.csv", encoding="utf-8") as file:
-            captions = [row["caption"] for row in csv.DictReader(file)]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = folder.parent / f"{folder.name}.tokenizer.json"
-        train_bpe(captions, 400).save(str(tokenizer))
-    return weights.save(folder, module, config, tokenizer=tokenizer, card="random weights, for tests\n")
+    return module
+
+
+def _write_tokenizer(folder: Path) -> Path:
+    """Beside the folder: of the captions of the samples."""
+    with open(ROOT / "data" / "samples" / "captions.csv", encoding="utf-8") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{folder.name}.tokenizer.json"
+    train_bpe(captions, 400).save(str(path))
+    return path
