@@ -1,5 +1,5 @@
-# Everything runs in VENV, made on first use by the interpreter PYTHON. TORCH is the build of PyTorch: cpu, or cuda (the
-# usual build, which on Linux brings CUDA: 5.6 GB in place of 1.2).
+# Everything runs in VENV, which the interpreter PYTHON creates on first use. TORCH is the build of PyTorch: cpu, or cuda
+# (the usual build, which on Linux brings CUDA: 5.6 GB instead of 1.2).
 PYTHON ?= python3
 TORCH ?= cpu
 VENV ?= .venv
@@ -11,18 +11,18 @@ READY := $(VENV)/installed
 RUFF := $(BIN)/ruff
 SAMPLES := data/samples
 PYTHONS ?= 3.10 3.11 3.12 3.13
-# One worker more than cores, as many tests wait for processes of their own.
+# One worker more than there are cores, as many tests wait for processes that they start.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 8)))
 QUICK := tests/test_start.py $(addprefix tests/,layers model processors files index embed)
 
-# Wheels at hand (in a folder that pip is told of) come before the index of CPU builds. Without either, the package
+# Wheels in a folder that pip is configured to search come before the index of CPU builds. Without either, the package
 # itself requires the usual build.
 PYTORCH_cpu = $(PIP) --no-index --no-deps torch torchvision 2>/dev/null || \
 	$(PIP) --retries 1 torch torchvision --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || \
 	echo "PyTorch's CPU builds cannot be reached: installing its usual build, which on Linux brings CUDA (5.6 GB)"
 PYTORCH_cuda = true
 
-# Python keeps what it has compiled, also where the environment says otherwise: programs start twice as fast.
+# Let Python write its compiled files even where the environment forbids it: programs then start twice as fast.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -56,7 +56,7 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 	@echo "  . $(BIN)/activate                                        # so that the shell finds onepeace"
 	@echo "  onepeace search ~/Pictures --text 'waves on a beach'      # pictures and sounds of your own"
 	@echo "  pip install '.[web]' && onepeace serve $(SAMPLES)       # the same in a browser"
-	@echo "  onepeace --help                                           # all that it can do; README.md shows six tasks"
+	@echo "  onepeace --help                                           # all it can do; README.md shows six tasks"
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -74,7 +74,7 @@ pythons:  ## install the core, and run the demo and those tests, under each of P
 		echo "python $$version: demo $$demo s, $$(du -sh build/python$$version | cut -f1)"; \
 	done
 
-test-all: $(READY)  ## run the slow tests too
+test-all: $(READY)  ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -q -m ""
 
 lint: $(READY)  ## check style and formatting
@@ -92,9 +92,9 @@ types: $(READY)  ## check the types, also of the Python code in README.md and do
 	$(BIN)/mypy build/snippets/*.py
 	$(BIN)/basedpyright --project .ci/pyright.json --pythonpath $(BIN)/python
 
-docs: $(CORE)  ## build the documentation in build/site; a broken link is an error
+docs: $(CORE)  ## build the documentation in build/site; a warning, such as a broken link, is an error
 	@$(UV) --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # A table for each measurement, to paste into an issue; tests that need several GPUs say so and skip.
 gpu: $(READY)  ## on a machine with GPUs: golden numbers, every recipe's step, processes, compile, resume, speed
@@ -107,10 +107,11 @@ gpu: $(READY)  ## on a machine with GPUs: golden numbers, every recipe's step, p
 bench: $(READY)  ## measure the encoders on this machine
 	$(BIN)/python -m onepeace.bench encode
 
-readme: $(READY)  ## write what README.md's commands print into it, and draw its pictures (needs chromium)
+readme: $(READY)  ## write what commands print into README.md and docs/, and docs/reference/commands.md; with chromium, draw pictures
+	PYTHONPATH=tests $(BIN)/python -m support.command_reference
 	PYTHONPATH=tests $(BIN)/python -m support.readme
 	PYTHONPATH=tests $(BIN)/python -m support.pictures
 
-clean:  ## remove .venv and everything that can be made again
+clean:  ## remove .venv, and everything else that can be made again
 	rm -rf .venv build dist demo.html *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

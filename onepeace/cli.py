@@ -141,8 +141,8 @@ def _report(failure: Exception, with_traceback: bool) -> None:
 def _run(arguments: Sequence[str]) -> int:
     words = os.environ.get("COMP_LINE", "").split()[1:] if COMPLETING in os.environ else arguments
     command = next((word for word in words if word in COMMANDS), None)
-    module = None if command is None else import_module(f"onepeace.commands.{MODULES.get(command, command)}")
-    parser = _parser(command, module)
+    module = None if command is None else _module_of(command)
+    parser, _ = _parsers(command, module)
     if COMPLETING in os.environ:
         import argcomplete
 
@@ -171,8 +171,18 @@ def _run(arguments: Sequence[str]) -> int:
             raise
 
 
-def _parser(command: str | None, module: ModuleType | None) -> _Parser:
-    """The parser of all commands; only the command in use has its arguments."""
+def command_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of one command, with all its arguments."""
+    _, by_command = _parsers(command, _module_of(command))
+    return by_command[command]
+
+
+def _module_of(command: str) -> ModuleType:
+    return import_module(f"onepeace.commands.{MODULES.get(command, command)}")
+
+
+def _parsers(command: str | None, module: ModuleType | None) -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser of the command line, and that of each command; only the command in use has its arguments."""
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     text = "import a Python file or module first, which adds modalities, terms, layouts, ..."
@@ -189,6 +199,7 @@ def _parser(command: str | None, module: ModuleType | None) -> _Parser:
     parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"onepeace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    by_command = {}
     for name, text in COMMANDS.items():
         child = commands.add_parser(
             name,
@@ -201,7 +212,8 @@ def _parser(command: str | None, module: ModuleType | None) -> _Parser:
         child.set_defaults(parser=child)
         if module is not None and name == command:
             module.add_arguments(child)
-    return parser
+        by_command[name] = child
+    return parser, by_command
 
 
 @contextlib.contextmanager

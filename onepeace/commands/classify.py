@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from onepeace.embed.predict import Predictor
 
 EXAMPLES = f"""\
-With --labels, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
---template. Without --labels, or with --text, a fine-tuned model applies its head: labels, an answer or a box for
---text, one of --labels for --text, object boxes, sound events with times, or a segmentation mask.
-Videos are skipped, unless the head reads videos or sounds. Of a long sound the beginning is read.
+With --labels alone, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
+--template. Otherwise a fine-tuned model applies its head. This prints, depending on the head, its labels, the answer to
+--text, the best of --labels as the answer to --text, the box of the phrase --text, the boxes of objects, sound events
+with their times, or the classes of a segmentation mask.
+Videos are skipped, unless the head reads videos or sounds. Only the beginning of a long sound is read.
 
   onepeace classify pictures --labels dog,cat,bird
   onepeace classify sounds --labels names.txt --template "{{}}" --top 3 --json

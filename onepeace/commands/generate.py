@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = {
     "caption": """\
-Videos are skipped. Of a long sound the beginning is read.
+Videos are skipped. Only the beginning of a long sound is read.
 
   onepeace caption data/samples
   onepeace caption pictures --model ofa-base-caption --json > captions.jsonl""",

@@ -61,7 +61,8 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
     _update_arguments(parser)
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to skip, as in gitignore")
+    text = "skip files that match this .gitignore pattern (repeatable)"
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help=text)
     text = "follow symbolic links inside folders, also out of them"
     parser.add_argument("--follow-links", action="store_true", help=text)
     text = "vector database that also stores and searches the vectors: milvus://HOST"

@@ -81,7 +81,7 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None
 
 def add_table(parser: argparse.ArgumentParser) -> None:
     """Add --column and --split, which say what is read of a table or data set."""
-    text = "name of a column that is called differently: image=img, audio=..., text=sentence, label=... (repeatable)"
+    text = "read CONTENT (image, audio, text or label) from the column NAME, as in text=sentence (repeatable)"
     parser.add_argument("--column", type=_column, action="append", default=[], metavar="CONTENT=NAME", help=text)
     text = "split of a data set that has several: train, validation, test"
     parser.add_argument("--split", metavar="NAME", help=text)

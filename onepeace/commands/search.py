@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.commands import files, options
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
+from onepeace.index.fields import FIELDS
 
 if TYPE_CHECKING:
     from onepeace.index import Hit, Index, Query, Report, Results
@@ -27,27 +29,30 @@ PARTS = {
 }
 PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{0,5}$")
 """A separator or an ending, by which a path is told from words."""
+WHERE = textwrap.fill(
+    f"--where takes a Python expression over {', '.join(FIELDS)} and metadata.NAME, with the units kB, MB, GB, s, min "
+    "and h, and near(LATITUDE, LONGITUDE, RADIUS) with km and m:",
+    width=120,
+)
 EXAMPLES = f"""\
-PATHS is one index (see: onepeace index build), or files and folders. What was searched once is kept in one index in the
-user's cache folder, of which each search updates and sees the files and folders that it names (see: onepeace index
-list); --no-index keeps nothing.
+PATHS is one index (see: onepeace index build), or files and folders. Their vectors are kept in one index in the user's
+cache folder for the next search (see: onepeace index list). A search updates, and sees, only the files and folders that
+it names; --no-index keeps nothing.
 
-Words after PATHS that name no file or folder are the text: search Pictures "a cat". What has a separator or an ending,
-such as 2024/may or cat.jpg, is a path; words that look like one, or are one, and words beside another part of the query
-need --text.
+Words after PATHS that name no file or folder are the text: search Pictures "a cat". An argument with a separator or an
+ending, such as 2024/may or cat.jpg, is a path. Give words with --text if they look like a path, if a file has that
+name, or if the query has other parts.
 
 Several parts make one query: their weighted sum. A query's own file is not among its hits. A video is found by its
 frames and by its audio track; "at" is the position of the hit.
 
 The match of a file is the share of unrelated queries whose best hit of its kind scores lower. Above 0.95 the file is
-likely to be what was meant, from 0.7 on it is possible; a copy of the query has 1. It depends on the query, the file
-and the index, not on filters or other hits. Likely files come first, then possible ones; files of the same word are
-ordered by the distance of their score from those of unrelated queries (z). If the model has no unrelated queries of the
-query's modality, the cosine of all hits is shown instead.
+likely to be what was meant, from 0.7 on it is possible; for a copy of the query it is 1. It depends on the query, the
+file and the index, not on filters or other hits. Likely files come first, then possible ones, then unlikely ones; each
+of these three is ordered by how far the score lies above those of unrelated queries (z). If the model has no unrelated
+queries of the query's modality, the cosine of all hits is shown instead.
 
---where takes a Python expression over size, date, mtime, width, height, duration, kind, path, caption, camera, make,
-lens, title, description, artist, album, genre, keyword, place, rating and metadata.NAME, with the units kB, MB, GB, s,
-min and h, and near(LATITUDE, LONGITUDE, RADIUS) with km and m:
+{WHERE}
 "width >= 1000 and duration < 2*min", "'beach' in path or caption is None", "kind in ('image', 'video')",
 "camera = 'X100V' and near(48.1, 11.6, 20*km) and keyword = 'beach'"
 
@@ -82,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="number of hits (10)")
     shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="skip the first N hits")
     text = (
-        "match, date (newest first) or path; the last two sort the best 200 hits, or K if larger, that are not unlikely"
+        "match, date (newest first) or path; date and path sort the best 200 hits (K, if larger) that are not unlikely"
     )
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
     text = "match, or raw: rank by plain cosine (match)"
@@ -105,7 +110,7 @@ def _weights(text: str) -> dict[str, float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{assignment!r} is not of the form text=0.7,audio=0.3") from None
         if name not in PARTS:
-            raise argparse.ArgumentTypeError(f"{name!r} is no part of a query; there are {', '.join(PARTS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not a part of a query; there are {', '.join(PARTS)}")
     return weights
 
 

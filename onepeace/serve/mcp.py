@@ -28,6 +28,7 @@ from onepeace import __version__
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
+from onepeace.index.fields import FIELDS
 from onepeace.index.filters import short_forms
 from onepeace.index.paths import without_surrogates
 from onepeace.serve import media
@@ -119,10 +120,15 @@ def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[An
         has_thumbnails = thumbnails and tool.__name__ == "search"
         server.add_tool(
             _answering(tool, service if has_thumbnails else None),
-            description=inspect.getdoc(tool),
+            description=describe_tool(tool),
             annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
         )
     return server
+
+
+def describe_tool(tool: Callable[..., Any]) -> str:
+    """The docstring of a tool, with the fields of conditions (`FIELDS`) in place of "{fields}"."""
+    return (inspect.getdoc(tool) or "").replace("{fields}", ", ".join([*FIELDS, "metadata.NAME"]))
 
 
 class Tools:
@@ -146,18 +152,18 @@ class Tools:
         """Search pictures, sounds, texts and videos of the index by content, best hits first.
 
         Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
-        unrelated queries whose best hit here scores lower: above 0.95 it is likely right, below 0.7 unlikely, or
-        "named" if the file has all words of the query.
-        "relevant" is false when no file is likely to be what is meant. "start" and "end" are seconds. "hints" say what
-        may be wrong with the text, such as a misspelt word.
+        unrelated queries whose best hit here scores lower: above 0.95 it is likely right, below 0.7 unlikely. An
+        unlikely file that has all words of the query is called "named". "relevant" is false when no file is likely to
+        be what is meant. "start" and "end" are seconds. "hints" say what may be wrong with the text, such as a
+        misspelt word.
 
         Args:
             text: an English description of what is seen or heard, e.g. "a dog barking in the snow"
             like: path of a file of the index, to find similar files
             without: a text to move away from
             only: return only files of this kind
-            where: a condition on size, date, width, height, duration, kind, path, caption, camera or keyword, e.g.
-                duration < 5 or width >= 1000 and "dog" in caption or near(48.1, 11.6, 20*km)
+            where: a condition on {fields}, e.g. duration < 5 or
+                width >= 1000 and "dog" in caption or near(48.1, 11.6, 20*km)
             after: return only files from this date on, e.g. 2024, 2024-05 or 2024-05-01
             before: return only files from before this date
             path: return only files whose path matches, e.g. "holidays/**/*.jpg"

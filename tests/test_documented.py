@@ -1,0 +1,246 @@
+"""What a user or a new contributor looks for is documented: commands, options, recipes, names, fields, folders.
+
+Other tests ask for options of terms, protocols (train/test_recipes.py), layouts (datasets/test_layouts.py) and released
+checkpoints (hub/test_hub_resolve.py).
+"""
+
+import ast
+import configparser
+import inspect
+import re
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+from support import command_reference
+from support.readme import ROOT
+from test_layers import ROWS
+
+from onepeace.cli import COMMANDS, command_parser
+from onepeace.evaluate.protocols import PROTOCOLS
+from onepeace.index.fields import FIELDS
+
+PACKAGE = ROOT / "onepeace"
+DOCS = ROOT / "docs"
+RECIPES = ROOT / "recipes"
+FOLDERS = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+PUBLIC = [
+    "onepeace",
+    "onepeace.config",
+    "onepeace.heads",
+    "onepeace.index",
+    "onepeace.losses",
+    "onepeace.model",
+    "onepeace.model.stems",
+    "onepeace.processors",
+]
+"""Packages from whose `__init__` users import."""
+ONLY_FOR_DEVELOPERS = {"test", "docs"}
+"""Extras."""
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def guides() -> str:
+    """README.md and all guides."""
+    return "\n".join(map(read, [ROOT / "README.md", *sorted((DOCS / "guide").glob("*.md"))]))
+
+
+# --- commands ---
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_shown_in_a_guide(command):
+    assert re.search(rf'onepeace {command}\b|"args": \["{command}"', guides())
+
+
+def test_reference_of_commands_is_that_of_the_parsers():
+    assert read(command_reference.PAGE) == command_reference.page(), "run make readme"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_argument_of_command_has_a_help_text(command):
+    parser = command_parser(command)
+    for one_parser in (parser, *command_reference.verbs_of(parser).values()):
+        for _, action in command_reference.arguments_of(one_parser):
+            assert action.help, f"{one_parser.prog} {action.option_strings or action.dest}"
+
+
+# --- recipes, fields, extras ---
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names that a pattern such as "{small,large}.yaml" stands for."""
+    brace = re.search(r"\{([^{}]+)\}", pattern)
+    if brace is None:
+        return [pattern]
+    names = []
+    for choice in brace[1].split(","):
+        names += expanded(pattern[: brace.start()] + choice + pattern[brace.end() :])
+    return names
+
+
+def test_recipe_is_in_the_list():
+    listed = []
+    for pattern in re.findall(r"`([^`* ]+/[^`* ]+\.yaml)`", read(RECIPES / "README.md")):
+        listed += expanded(pattern)
+    recipes = [path.relative_to(RECIPES).as_posix() for path in sorted(RECIPES.rglob("*.yaml"))]
+    assert [name for name in recipes if name not in listed] == []
+    assert [name for name in listed if name not in recipes] == []
+
+
+def test_filter_field_is_in_the_guide():
+    table = read(DOCS / "guide" / "search.md").partition("## Filters")[2].partition("\n## ")[0]
+    assert [field for field in FIELDS if f"`{field}`" not in table] == []
+
+
+def test_filter_field_is_in_the_description_of_the_search_tool():
+    pytest.importorskip("mcp")
+    from onepeace.serve.mcp import Tools, describe_tool
+
+    description = describe_tool(Tools.search)
+    where = re.search(r"where: (.*)\n +after:", description, re.DOTALL)[1]
+    assert [field for field in FIELDS if not re.search(rf"\b{field}\b", where)] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/install.md"])
+def test_extra_is_in_the_table_of_extras(page):
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = {*config["options.extras_require"]} - ONLY_FOR_DEVELOPERS
+    cells = " ".join(re.findall(r"^\|.*\|$", read(ROOT / page), re.MULTILINE))
+    assert [extra for extra in sorted(extras) if f"`{extra}`" not in cells] == []
+
+
+# --- names of Python ---
+
+
+@cache
+def directives() -> list[str]:
+    """What mkdocstrings is asked to document."""
+    pages = "\n".join(map(read, (DOCS / "reference").glob("*.md")))
+    return re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
+
+
+def named(path: str) -> object:
+    """The module, class or function with a dotted name."""
+    try:
+        return import_module(path)
+    except ModuleNotFoundError:
+        parent, _, name = path.rpartition(".")
+        return getattr(named(parent), name)
+
+
+@cache
+def documented() -> list[object]:
+    """Classes and functions that the reference shows, those of modules included."""
+    shown = []
+    for path in directives():
+        if path.startswith("onepeace.plugins."):
+            continue  # needs the other library
+        thing = named(path)
+        if not isinstance(thing, ModuleType):
+            shown.append(thing)
+            continue
+        for name in getattr(thing, "__all__", vars(thing)):
+            value = getattr(thing, name)
+            is_hidden_by_a_module = find_spec(f"{path}.{name}") if hasattr(thing, "__path__") else None
+            is_own = hasattr(thing, "__all__") or getattr(value, "__module__", None) == path
+            if is_own and not is_hidden_by_a_module:
+                shown.append(value)
+    return shown
+
+
+def is_shown(thing: object) -> bool:
+    return any(thing is other for other in documented())
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_name_is_in_the_reference(package):
+    module = import_module(package)
+    things = {name: getattr(module, name) for name in module.__all__}
+    for name, thing in things.items():
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), f"{package}.{name} has no docstring"
+            assert is_shown(thing), f"{package}.{name} is on no page of docs/reference"
+
+
+@pytest.mark.parametrize("key", PROTOCOLS)
+def test_protocol_is_in_the_reference(key):
+    assert is_shown(PROTOCOLS[key])
+
+
+def test_plugin_is_in_the_reference():
+    modules = {path.stem for path in (PACKAGE / "plugins").iterdir() if not path.name.startswith("__")}
+    assert {f"onepeace.plugins.{name}" for name in modules} <= {*directives()}
+
+
+# --- the code, for contributors ---
+
+
+def row_of(part: str) -> int:
+    return next(number for number, parts in enumerate(ROWS) if part in parts)
+
+
+def test_readme_lists_folders_in_the_order_of_the_layers():
+    block = read(ROOT / "README.md").partition("## The code")[2].partition("```text\n")[2].partition("```")[0]
+    folders = re.findall(r"^  (\w+)/ ", block, re.MULTILINE)
+    rows = [row_of(folder) for folder in folders]
+    assert rows == sorted(rows)
+    assert {*folders} == FOLDERS - {"weights"}
+
+
+def test_drawing_has_the_rows_of_the_layers():
+    drawing = ElementTree.fromstring(read(DOCS / "pictures" / "layers.svg"))  # noqa: S314
+    names = [{*text.text.split()} for text in drawing.iter() if text.get("class") == "names"]
+    assert names == ROWS[::-1]
+
+
+def functions_of(file: Path) -> set[str]:
+    """Functions, classes and methods (Class.method) of a module."""
+    names = set()
+    for node in ast.parse(read(file)).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{child.name}" for child in node.body if isinstance(child, ast.FunctionDef)}
+    return names
+
+
+def test_functions_of_a_day_in_the_life_exist():
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| ([^|]+) \|", read(DOCS / "how" / "life.md"), re.MULTILINE)
+    assert len(rows) >= 15
+    for path, cell in rows:
+        functions = functions_of(PACKAGE / path)
+        owner = ""
+        for name in re.findall(r"`([\w.]+)`", cell):
+            if name.startswith("."):  # a further method of the class before
+                name = owner + name
+            owner = name.rpartition(".")[0]
+            assert name in functions, f"{path}: {name}"
+
+
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", *sorted(path.relative_to(ROOT).as_posix() for path in (DOCS / "how").glob("*.md"))]
+)
+def test_files_that_a_page_for_contributors_names_exist(page):
+    places = [ROOT, PACKAGE]
+    if page.endswith("index_files.md"):
+        places.append(PACKAGE / "index")
+    if page.endswith("how/index.md"):
+        places.append(PACKAGE / "serve")
+    paths = re.findall(r"`([\w./]+(?:\.(?:py|md|cfg|html|yaml)|/))`", read(ROOT / page))
+    missing = [path for path in paths if not any((place / path).exists() for place in places)]
+    assert missing == []
+
+
+def test_every_file_of_the_index_is_described():
+    names = {path.name for path in (PACKAGE / "index").glob("[!_]*.py")}
+    page = read(DOCS / "how" / "index_files.md")
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
