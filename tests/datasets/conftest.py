@@ -44,8 +44,10 @@ def prepare(tmp_path, source, capsys):
         filled.add(name)
         fill(source, dict(files))
         root = tmp_path / "root"
-        assert main(["shards", *layouts, "--layout", name, str(source), "-o", str(root), *options]) == code
-        return Prepared(root, read_all(root / "train"), read_all(root / "val"), *capsys.readouterr())
+        arguments = ["shards", *layouts, "--layout", name, str(source), "-o", str(root), *options]
+        assert main(arguments) == code
+        out, err = capsys.readouterr()
+        return Prepared(root, train=read_all(root / "train"), val=read_all(root / "val"), out=out, err=err)
 
     return run
 

@@ -20,8 +20,8 @@ from onepeace.finetune.own_data import read_own_data
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-PICTURES = [square(colour, np.random.default_rng(number)) for number, colour in enumerate(COLOURS.values())]
 NAMES = list(COLOURS)
+PICTURES = [square(COLOURS[name], np.random.default_rng(0)) for name in NAMES]
 
 
 @pytest.fixture
@@ -79,11 +79,10 @@ def captions_of(records):
 
 def test_rows_become_samples(parquet_of, shards, written):
     sound = tone(TONES["low"], np.random.default_rng(0))
-    rows = [
-        {"image": cell(PICTURES[0], "red.png"), "audio": None, "captions": ["a red square", "red"], "label": None},
-        {"image": None, "audio": cell(sound, None), "captions": None, "label": "low"},
-    ]
-    assert shards(parquet_of(rows)) == ""
+    captioned = {"image": cell(PICTURES[0], "red.png"), "captions": ["a red square", "red"]}
+    labelled = {"audio": cell(sound, None), "label": "low"}
+    empty = dict.fromkeys((*captioned, *labelled))
+    assert shards(parquet_of([{**empty, **captioned}, {**empty, **labelled}])) == ""
 
     (red,) = written()
     assert red.inputs["image"] == PICTURES[0]
@@ -93,7 +92,11 @@ def test_rows_become_samples(parquet_of, shards, written):
     assert low.label == "low"
 
 
-@pytest.mark.parametrize("content", ["red.png", PICTURES[0], cell(None, "red.png")], ids=["path", "bytes", "struct"])
+@pytest.mark.parametrize(
+    "content",
+    ["red.png", PICTURES[0], cell(None, "red.png")],
+    ids=["path", "bytes", "struct"],
+)
 def test_cell_of_a_file_may_be_its_path_or_bytes(tmp_path, parquet_of, shards, written, content):
     (tmp_path / "red.png").write_bytes(PICTURES[0])
     shards(parquet_of([{"image": content, "text": "red"}]))
@@ -124,13 +127,14 @@ def encoded_picture(form):
 )
 @pytest.mark.parametrize("path", [None, "name.without-ending", "../../..", "a\0b"])
 def test_ending_of_a_file_without_one_is_that_of_its_format(parquet_of, column, content, ending, path):
-    (record,) = from_source(parquet_of([{column: cell(content, path), "text": "x"}]))
+    row = {column: cell(content, path), "text": "x"}
+    (record,) = from_source(parquet_of([row]))
     assert record.inputs[column].suffix == ending
     assert ".." not in record.inputs[column].path.parts
 
 
 def test_unusable_rows_are_named_and_the_others_used(parquet_of, shards, written):
-    unusable_rows = {
+    row_by_reason = {
         "has no image": {"image": None, "text": "x"},
         "no caption and no label": {"image": cell(PICTURES[0]), "text": None},
         "not a picture": {"image": cell(b"nothing"), "text": "x"},
@@ -139,19 +143,20 @@ def test_unusable_rows_are_named_and_the_others_used(parquet_of, shards, written
         "is an address": {"image": cell(None, "https://example.org/a.png"), "text": "x"},
     }
     first, last = captioned_rows(2)
-    source = parquet_of([first, *unusable_rows.values(), last])
+    source = parquet_of([first, *row_by_reason.values(), last])
 
     header, *lines = shards(source, code=1).splitlines()
 
     assert captions_of(written()) == ["a red square", "a green square"]
     assert "6 skipped, 2 written" in header
-    for number, (line, word) in enumerate(zip(lines, unusable_rows, strict=True), 2):
-        assert line.startswith(f"  {source} row {number}: ")
-        assert word in line
+    assert len(lines) == 6
+    for i, reason in enumerate(row_by_reason):
+        assert lines[i].startswith(f"  {source} row {i + 2}: ")
+        assert reason in lines[i]
 
 
 def test_text_that_is_not_unicode_is_left_out(tmp_path):
-    table = pa.Table.from_pylist([{"image": cell(PICTURES[0])}, {"image": cell(PICTURES[1])}])
+    table = pa.Table.from_pylist([{"image": cell(picture)} for picture in PICTURES[:2]])
     text = pa.array([b"\xe9", b"fine"], pa.binary()).view(pa.string())
     parquet.write_table(table.append_column("text", text), tmp_path / "t.parquet")
     skipped, record = from_source(tmp_path / "t.parquet")
@@ -167,7 +172,8 @@ def test_own_data_in_cells_is_unpacked(tmp_path, parquet_of):
     for i, picture in enumerate(PICTURES):
         rows.append({"image": cell(picture, None), "text": f"another caption {i}"})
     for i in range(20):
-        rows.append({"image": cell(square((9, 9, 9), np.random.default_rng(i))), "text": f"dark {i}"})
+        dark_square = square((9, 9, 9), np.random.default_rng(i))
+        rows.append({"image": cell(dark_square), "text": f"dark {i}"})
     rows.append({"image": cell(b"broken", "broken.png"), "text": "x"})
     source = parquet_of(rows)
     unpacked = tmp_path / "unpacked"
@@ -202,7 +208,8 @@ def test_damaged_row_group_is_one_line(parquet_of):
     assert isinstance(skipped, Skipped)
     assert skipped.where == f"{damaged} row 5"
     assert "up to row 6" in skipped.reason
-    assert captions_of(records) == [f"a {name} square" for name in (*NAMES[:4], *NAMES[6:])]
+    undamaged = NAMES[:4] + NAMES[6:]
+    assert captions_of(records) == [f"a {name} square" for name in undamaged]
 
 
 def test_stream_that_is_cut_off_ends_there(tmp_path):
@@ -258,10 +265,9 @@ def test_rows_are_read_in_batches(parquet_of, monkeypatch):
 
 
 def test_other_columns_are_not_read(parquet_of):
-    (row,) = captioned_rows(1)
-    source = parquet_of([{**row, "vector": [0.0] * 100}])
-    (row,) = arrow.read_arrow(source, lambda names: [name for name in names if name != "vector"])
-    assert list(row.cells) == ["image", "text"]
+    source = parquet_of([{"vector": [0.0] * 100, "text": "red", "image": "red.png"}])
+    (row,) = arrow.read_arrow(source, lambda names: names[1:])
+    assert list(row.cells) == ["text", "image"]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -305,7 +311,8 @@ def test_options_without_effect_on_a_folder_are_refused(samples, options):
 
 
 def test_split_of_a_layout_is_refused(tmp_path):
-    assert main(["shards", "--layout", "coco", str(tmp_path), "-o", str(tmp_path / "out"), "--split", "train"]) == 2
+    folder = str(tmp_path)
+    assert main(["shards", "--layout", "coco", folder, "-o", folder, "--split", "train"]) == 2
 
 
 # ------------------------------------------------------------------ data sets with splits and classes
@@ -328,13 +335,16 @@ def test_splits_of_parquet_files_are_not_mixed(tmp_path, parquet_of, shards, wri
 def saved(tmp_path):
     """A data set that datasets saved, with a class label, and a dictionary of its splits."""
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    columns = {"image": [cell(picture) for picture in PICTURES[:4]], "label": [1, 0, -1, 1]}
-    data = datasets.Dataset.from_dict(columns, features=features)
     datasets.disable_progress_bars()
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    data = datasets.Dataset.from_dict(
+        {"image": [cell(picture) for picture in PICTURES[:4]], "label": [1, 0, -1, 1]},
+        features=datasets.Features({"image": datasets.Image(), "label": label}),
+    )
     data.save_to_disk(tmp_path / "saved", num_shards=2)
     (tmp_path / "saved/cache-1f2e.arrow").write_bytes(b"of a later transformation")
-    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path / "splits")
+    splits = datasets.DatasetDict({"train": data, "test": data.select([0])})
+    splits.save_to_disk(tmp_path / "splits")
     data.to_parquet(tmp_path / "exported.parquet")
     return tmp_path
 
@@ -344,7 +354,8 @@ def test_saved_data_set_has_its_pictures_and_class_names(saved, shards, written,
     shards(saved / name, code=1)  # one row has no label
     samples = written("image")
     assert [sample.label for sample in samples] == ["dog", "cat", "dog"]
-    assert [sample.inputs["image"] for sample in samples] == [PICTURES[0], PICTURES[1], PICTURES[3]]
+    pictures = [sample.inputs["image"] for sample in samples]
+    assert pictures == [PICTURES[0], PICTURES[1], PICTURES[3]]
 
 
 def test_split_of_a_saved_dictionary(saved, shards, written):
@@ -355,7 +366,8 @@ def test_split_of_a_saved_dictionary(saved, shards, written):
 
 def test_class_number_without_a_name_is_left_out(tmp_path):
     table = pa.Table.from_pylist([{"image": cell(PICTURES[0]), "label": 2}])
-    features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}}}
-    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "t.parquet")
+    label = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+    features = json.dumps({"info": {"features": {"label": label}}})
+    parquet.write_table(table.replace_schema_metadata({"huggingface": features}), tmp_path / "t.parquet")
     (skipped,) = from_source(tmp_path / "t.parquet")
     assert "label is 2" in skipped.reason

@@ -127,8 +127,9 @@ def test_stamps_of_tuxpaint(prepare_own):
     names = ("animals/frog", "animals/cat", "symbols/letter", "food/fig_mirror", "food/pear", "food/dot")
     files = {}
     for seed, name in enumerate(names):
-        files[f"{name}.png"] = picture(seed, (30, 30) if name == "food/dot" else (200, 100), "RGBA")
+        files[f"{name}.png"] = picture(seed, (200, 100), "RGBA")
         files[f"{name}.txt"] = f"A {name.split('/')[1]}.\nde.utf8=Ein Ding.\n"
+    files["food/dot.png"] = picture(5, (30, 30), "RGBA")
     del files["food/pear.txt"]
     files |= {"animals-cat.png": picture(9, (99, 99), "RGBA"), "animals-cat.txt": "Another cat"}  # the same key
     files |= {"food/soup.png": "no picture", "food/soup.txt": "A soup"}

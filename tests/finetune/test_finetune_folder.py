@@ -42,7 +42,8 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(stages, "train", lambda recipe: train(recipe, stop_at=12))
-        err = finetune(captions_table, *overrides, out="out", model=os.path.relpath(random_folder), code=1).err
+        relative_model = os.path.relpath(random_folder)
+        err = finetune(captions_table, *overrides, out="out", model=relative_model, code=1).err
     assert "the same command goes on" in err
     assert not (tmp_path / "out/report.html").exists()
     check_only_ours(tmp_path / "out")
@@ -60,11 +61,10 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
 
 def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeypatch):
     finetune(captions_table)
-    written = {path: path.stat().st_mtime_ns for path in (out / "before.jsonl", out / "after.jsonl")}
     monkeypatch.setattr(stages, "train", lambda recipe: 1 / 0)
+    monkeypatch.setattr(running, "measure", lambda *arguments, **options: 1 / 0)
 
     finetune(captions_table)
-    assert {path: path.stat().st_mtime_ns for path in written} == written
     err = finetune(captions_table, "schedule.steps=9", code=2).err
     assert f" {' '.join(QUICK)};" in err  # what the folder holds
 
@@ -96,7 +96,8 @@ def test_ctrl_c_says_whether_anything_is_kept(captions_table, finetune, out, mon
 
 def test_too_few_items_are_refused(captions_table, finetune, out, tmp_path):
     rows = [(captions_table.parent / f"red{i}.png", "a red square") for i in range(3)]
-    err = finetune(write_table(tmp_path / "few.csv", ("image", "text"), *rows), code=1).err
+    table = write_table(tmp_path / "few.csv", ("image", "text"), *rows)
+    err = finetune(table, code=1).err
     assert_one_line(err, "3 usable items are too few to learn from; 20 are needed")
     assert not out.exists()
 
@@ -105,7 +106,8 @@ def test_too_few_items_of_a_class_are_refused(sounds_in_classes, finetune, out, 
     rows = [(sounds_in_classes / "piercing/0.wav", "piercing")]
     for name in ("low", "middle"):
         rows += [(sounds_in_classes / name / f"{i}.wav", name) for i in range(12)]
-    err = finetune(write_table(tmp_path / "alone.csv", ("audio", "label"), *rows), code=1).err
+    table = write_table(tmp_path / "alone.csv", ("audio", "label"), *rows)
+    err = finetune(table, code=1).err
     assert_one_line(err, "class 'piercing' has 1 usable items, and 5 are needed")
     assert not out.exists()
 

@@ -31,6 +31,10 @@ def label_of(name):
     return name.partition("/")[0]
 
 
+def groups_of(data):
+    return [record.targets["group"] for record in data.all_records]
+
+
 def files_of(split):
     """Names of the files by part."""
     files = {}
@@ -66,7 +70,7 @@ def test_near_copies_are_joined_through_others(monkeypatch):
     data = own_data([f"cat/{number}.jpg" for number in range(len(angles))])
 
     assert assign_groups(data, TABLE) == 8
-    assert [record.targets["group"] for record in data.all_records[:6]] == [0, 0, 0, 1, 1, 2]
+    assert groups_of(data)[:6] == [0, 0, 0, 1, 1, 2]
 
 
 def test_near_copies_of_crops_by_the_real_vectors(samples, tmp_path):
@@ -74,10 +78,11 @@ def test_near_copies_of_crops_by_the_real_vectors(samples, tmp_path):
         picture = Image.open(samples / "images" / f"{name}.jpg")
         picture.save(tmp_path / f"{name}.png")
         width, height = picture.size
-        picture.crop((4, 4, width - 4, height - 4)).save(tmp_path / f"{name}-again.jpg", quality=70)
+        crop = picture.crop((4, 4, width - 4, height - 4))
+        crop.save(tmp_path / f"{name}-again.jpg", quality=70)
     data = own_data(["cat.png", "dog.png", "cat-again.jpg", "dog-again.jpg"], tmp_path)
     assert assign_groups(data, tmp_path) == 2
-    assert [record.targets["group"] for record in data.all_records] == [0, 1, 0, 1]
+    assert groups_of(data) == [0, 1, 0, 1]
 
 
 PATTERN = r"(\w+/video\d+)-"
@@ -86,19 +91,22 @@ PATTERN = r"(\w+/video\d+)-"
 def test_group_lies_in_one_part_and_each_class_in_all():
     split, summary = divide(own_data(frames(10, 10)), TABLE, PATTERN)
 
-    files = files_of(split)
-    assert {part: len(names) for part, names in files.items()} == {"val": 40, "train": 120, "choose": 40}
+    num_files = {}
     num_videos = 0
-    for names in files.values():
+    for part, names in files_of(split).items():
+        num_files[part] = len(names)
         assert {label_of(name) for name in names} == {"cat", "dog"}
         num_videos += len({name.partition("-")[0] for name in names})
+    assert num_files == {"val": 40, "train": 120, "choose": 40}
     assert num_videos == summary.groups == 20
 
 
 def test_split_does_not_depend_on_order_and_folder():
-    split, _ = divide(own_data(frames(10, 10)), TABLE, PATTERN)
-    moved, _ = divide(own_data(frames(10, 10)[::-1], "/moved"), Path("/moved/table.csv"), PATTERN)
-    assert files_of(moved) == files_of(split)
+    names = frames(10, 10)
+    split, _ = divide(own_data(names), TABLE, PATTERN)
+    moved = own_data(reversed(names), "/moved")
+    split_of_moved, _ = divide(moved, Path("/moved/table.csv"), PATTERN)
+    assert files_of(split_of_moved) == files_of(split)
 
 
 @pytest.mark.usefixtures("no_near_copies")
