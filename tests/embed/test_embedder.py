@@ -178,10 +178,6 @@ def test_composed_and_plain_items_mix(model, pictures, sounds):
     assert_same(model.encode(items), torch.cat([model.encode([item]) for item in items]))
 
 
-def test_dictionary_of_one_part_names_its_modality(model):
-    assert_same(model.encode([{"text": "photo.jpg"}]), model.encode_text(["photo.jpg"]))
-
-
 @pytest.mark.parametrize(
     ("item", "word"),
     [
@@ -218,7 +214,7 @@ def test_truncate_hears_the_beginning_only(model, long_sound):
     ("options", "starts", "ends"),
     [
         ({"window": 2, "hop": 1.5}, [0, 1.5, 3], [2, 3.5, 5]),
-        ({}, [0, 2, 4], [2, 4, 5]),  # the model's length,
+        ({}, [0, 2, 4], [2, 4, 5]),  # the model's length
     ],
 )
 def test_windows_have_their_times(model, long_sound, options, starts, ends):

@@ -130,11 +130,10 @@ def test_kept_tokens_keep_their_positions(model):
     assert (kept["text"] - shorter["text"]).abs().max() > 0.1
 
 
-def assert_near(vectors, expected, least=0.99):
-    """float32 vectors whose cosines with the expected ones are at least this."""
+def assert_near(vectors, expected):
     for key in ALL:
         assert vectors[key].dtype == torch.float32
-        assert cosine_similarity(vectors[key].cpu(), expected[key]).min() > least
+        assert cosine_similarity(vectors[key], expected[key]).min() > 0.99
 
 
 def test_bfloat16_runs(model):
@@ -157,25 +156,3 @@ def test_autocast_runs(model):
 
     with torch.autocast("cpu", torch.bfloat16):
         assert_near(model(batch), expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("dtype", "least"),
-    [
-        (torch.float32, 1 - 1e-5),
-        (torch.float16, 0.99),
-        (torch.bfloat16, 0.99),
-    ],
-)
-def test_cuda_gives_the_vectors_of_the_cpu(model, monkeypatch, dtype, least):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    batch = batch_of(model, ITEMS)
-    expected = model(batch)
-    on_gpu = small_model(*ALL).to("cuda", dtype)
-    for inputs in batch.values():
-        for name, tensor in inputs.items():
-            inputs[name] = tensor.cuda()
-    batch["image"]["pixels"] = batch["image"]["pixels"].to(dtype)
-
-    assert_near(on_gpu(batch), expected, least)

@@ -70,7 +70,7 @@ def test_iou_matches_golden():
     [
         (0, 4, 0, 1 / 4),
         (1, 3, 1 / 3, (1 / 3 + 2 / 4) / 2),  # its two right ones are third and fourth
-        (9, 5, 0, 0),  # none is right,
+        (9, 5, 0, 0),  # none is right
     ],
 )
 def test_ties_count_against_the_model(query_id, rank, precision_at_3, average_precision):
@@ -103,21 +103,20 @@ def test_nan_of_one_right_candidate_leaves_the_other():
 
 
 def test_k_may_exceed_the_candidates():
-    assert precisions_at(np.eye(3), [0, 1, 2], [0, 1, 2], 10) == pytest.approx(1 / 3)
-    assert recall_at(10, np.eye(3), [0, 1, 2], [0, 1, 2]) == 1
-    assert chance_recall([0, 1], [0, 1, 2], 10) == 1
+    ids = range(3)
+
+    assert precisions_at(np.eye(3), ids, ids, 10) == pytest.approx(1 / 3)
+    assert recall_at(10, np.eye(3), ids, ids) == 1
+    assert chance_recall(ids, ids, 10) == 1
 
 
-def test_class_ranks_take_class_numbers():
-    scores = torch.tensor(
-        [
-            [0.1, 0.7, 0.2],
-            [0.5, 0.2, 0.3],
-            [0.1, 0.2, 0.7],
-            [0.5, 0.5, 0.5],
-        ]
-    )
-    assert class_ranks(scores, [1, 2, 0, 0]).tolist() == [1, 2, 3, 3]
+def test_class_ranks_take_tensors_of_any_float_type():
+    scores = torch.tensor([0.1, 0.7, 0.2, 0.2], dtype=torch.bfloat16, requires_grad=True)
+    numbers = torch.arange(4)
+
+    ranks = class_ranks(scores.expand(4, -1), numbers)
+
+    assert ranks.tolist() == [4, 1, 3, 3]
 
 
 @pytest.mark.parametrize("target", [3, -1])
@@ -127,12 +126,13 @@ def test_class_ranks_refuse_other_numbers(target):
 
 
 def test_shapes_that_disagree_are_an_error():
+    scores = np.zeros((2, 3))
     with pytest.raises(ValueError, match="2 queries and 4 candidates"):
-        best_ranks(np.zeros((2, 3)), [0, 1], [0, 1, 2, 3])
+        best_ranks(scores, range(2), range(4))
     with pytest.raises(ValueError, match="shape"):
-        average_precisions(np.zeros((2, 3)), np.zeros((3, 2)))
+        average_precisions(scores, scores.T)
     with pytest.raises(ValueError, match="boxes"):
-        box_iou(np.zeros((2, 4)), np.zeros((3, 4)))
+        box_iou(scores, scores)
 
 
 @pytest.mark.parametrize(
@@ -149,19 +149,14 @@ def test_iou_by_hand(box, reference, expected):
     assert box_iou([box], [reference]) == pytest.approx(expected)
 
 
-def test_tensors_of_any_float_type():
-    scores = torch.tensor([[0.5, 0.25], [0.25, 0.5]], dtype=torch.bfloat16, requires_grad=True)
-    assert class_ranks(scores, torch.tensor([0, 1])).tolist() == [1, 1]
-
-
 QUERY_IDS = np.array([0, 0, 1, 2, 9])
 CANDIDATE_IDS = np.array([0, 0, 0, 1, 1, 2, 3, 4])
 CORRECT = QUERY_IDS[:, None] == CANDIDATE_IDS
 
 
 def mean_of_random_scores(figure, *arguments):
-    random = np.random.default_rng(0)
-    return np.mean([figure(random.random(CORRECT.shape), *arguments) for _ in range(2000)])
+    draws = np.random.default_rng(0).random((2000, *CORRECT.shape))
+    return np.mean([figure(scores, *arguments) for scores in draws])
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -175,7 +170,9 @@ def test_chance_is_that_of_random_scores(k):
 
 def test_chance_average_precision_is_that_of_random_scores():
     precision = mean_of_random_scores(average_precisions, CORRECT)
-    assert chance_average_precision(CORRECT.sum(axis=1), CORRECT.shape[1]) == pytest.approx(precision, abs=0.01)
+    num_correct = CORRECT.sum(axis=1)
+
+    assert chance_average_precision(num_correct, total=8) == pytest.approx(precision, abs=0.01)
 
 
 SCORES = hnp.arrays(
@@ -188,8 +185,9 @@ SCORES = hnp.arrays(
 @settings(deadline=None, derandomize=True, max_examples=15)
 @given(SCORES, st.randoms(use_true_random=False))
 def test_ranks_equal_a_plain_loop(scores, random):
-    query_ids = np.array([random.randrange(3) for _ in scores])
-    candidate_ids = np.array([random.randrange(3) for _ in scores[0]])
+    num_queries, num_candidates = scores.shape
+    query_ids = random.choices(range(3), k=num_queries)
+    candidate_ids = np.array(random.choices(range(3), k=num_candidates))
 
     ranks = best_ranks(scores, query_ids, candidate_ids)
 

@@ -166,14 +166,6 @@ def test_everything_is_decoded_where_too_many_bytes_would_be_held(examined, monk
     assert len(examined) >= 25
 
 
-def test_frames_may_be_closed_early():
-    pictures = frames(media("a.mp4", *SCENES, *H264, "-g", "5"))
-
-    assert next(pictures).time == 0
-    pictures.close()
-    assert list(pictures) == []
-
-
 # The picture of a second
 
 

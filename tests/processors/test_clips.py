@@ -34,7 +34,7 @@ def numbers(frames):
         (4, 8, 0.0, [0, 8, 16, 24]),
         (4, 8, 1.0, [16, 24, 32, 40]),
         (1, 8, 0.5, [20]),
-        (5, 20, 0.5, [0, 10, 20, 30, 40]),  # longer than the video: spread over it,
+        (5, 20, 0.5, [0, 10, 20, 30, 40]),  # longer than the video: spread over it
     ],
 )
 def test_clip_is_every_so_many_frames_of_a_part(path, count, stride, place, expected):
@@ -75,6 +75,7 @@ def test_guess_takes_a_video_for_frames_where_nothing_else_is_read(path):
 
 
 def test_item_that_is_no_video_is_an_error(tmp_path):
+    pytest.importorskip("av")
     path = tmp_path / "a.mp4"
     path.write_bytes(b"no video")
 

@@ -305,8 +305,3 @@ def test_collate_pads_on_the_right_with_1(processor):
 def test_wrong_setting_is_an_error(tmp_path, trained, options, words):
     trained.save(str(tmp_path / "tokenizer.json"))
     assert_refused(lambda folder: load(folder, **options), tmp_path, words)
-
-
-def test_setting_reaches_the_processor(tmp_path, trained):
-    trained.save(str(tmp_path / "tokenizer.json"))
-    assert load(tmp_path, max_tokens=3).max_tokens == 3

@@ -1,12 +1,13 @@
 """Draws the pictures of docs/ (`make readme`): the page, heat maps of explanations, samples with their captions."""
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,10 +16,24 @@ from support.readme import ROOT, like_checkout
 
 PICTURES = ROOT / "docs" / "pictures"
 SAMPLES = ROOT / "data" / "samples"
-WIDTH, HEIGHT = 1280, 900
+WIDTH = 1280
+HEIGHT = 900
 """Of the window."""
+GAP = 8
+"""Pixels between two pictures."""
 ROW = 300
 """Height of pictures side by side."""
+COLUMNS = 6
+"""Of pictures with their captions."""
+TEXT_COLUMNS = 3
+"""Of captions of sounds."""
+TILE_WIDTH = 200
+PICTURE_HEIGHT = 150
+LINE = 17
+"""Height of a line of text."""
+TILE_HEIGHT = PICTURE_HEIGHT + 3 * LINE + GAP
+TEXT_ROW = LINE + 4
+FONT = ImageFont.load_default(13)
 MAP_IS_DRAWN = """
 const { map } = document.querySelector("#plane"), images = map?.points.map(({ image }) => image).filter(Boolean) ?? [];
 const loaded = images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
@@ -48,7 +63,7 @@ def save(page: Page, name: str) -> None:
     shot = PICTURES / name
     page.driver.save_screenshot(str(shot))
     with Image.open(shot) as image:
-        image.convert("RGB").quantize(256).save(shot, optimize=True)
+        save_quantized(image.convert("RGB"), name)
 
 
 def screenshots() -> None:
@@ -56,70 +71,100 @@ def screenshots() -> None:
     if not (CHROMIUM and DRIVER):
         print("no chromium and chromedriver: the pictures of the page stay as they are", file=sys.stderr)
         return
-    with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)), served() as address:
-        with chromium(Path(temporary, "profile"), WIDTH, HEIGHT) as driver:
-            window(driver, WIDTH, HEIGHT)
-            page = Page(driver, address)
-            page.give(SAMPLES / "images" / "horses.jpg")
-            page.search("waves on the beach")
-            save(page, "serve.png")
-            page = Page(driver, address)
-            page.give(SAMPLES / "sounds" / "dog.ogg", "sound")
-            page.search("in the woods")
-            save(page, "serve-sound.png")
-            page = Page(driver, address)
-            page.one("#map").click()
-            page.wait(lambda: page.script(MAP_IS_DRAWN))
-            save(page, "map.png")
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(like_checkout(temporary))
+        address = stack.enter_context(served())
+        driver = stack.enter_context(chromium(temporary / "profile", WIDTH, HEIGHT))
+        window(driver, WIDTH, HEIGHT)
+
+        page = Page(driver, address)
+        page.give(SAMPLES / "images" / "horses.jpg")
+        page.search("waves on the beach")
+        save(page, "serve.png")
+
+        page = Page(driver, address)
+        page.give(SAMPLES / "sounds" / "dog.ogg", "sound")
+        page.search("in the woods")
+        save(page, "serve-sound.png")
+
+        page = Page(driver, address)
+        page.one("#map").click()
+        page.wait(lambda: page.script(MAP_IS_DRAWN))
+        save(page, "map.png")
 
 
 def run(*command: str) -> str:
     """What a command of the project prints."""
-    return subprocess.run(
-        [sys.executable, "-m", "onepeace", *command], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    arguments = [sys.executable, "-m", "onepeace", *command]
+    return subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def side_by_side(pictures: list[Path], name: str) -> None:
-    """Pictures of one height in a row, as a PNG of 256 colours."""
-    found = [Image.open(path).convert("RGB") for path in pictures]
-    scaled = [one.resize((one.width * ROW // one.height, ROW), Image.Resampling.LANCZOS) for one in found]
-    row = Image.new("RGB", (sum(one.width for one in scaled) + 8 * (len(scaled) - 1), ROW), "white")
+def save_quantized(image: Image.Image, name: str) -> None:
+    """Save a PNG of 256 colours."""
+    image.quantize(256).save(PICTURES / name, optimize=True)
+
+
+def side_by_side(paths: list[Path], name: str) -> None:
+    """Pictures of one height in a row."""
+    images = []
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        size = (image.width * ROW // image.height, ROW)
+        images.append(image.resize(size, Image.Resampling.LANCZOS))
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    row = Image.new("RGB", (width, ROW), "white")
     left = 0
-    for one in scaled:
-        row.paste(one, (left, 0))
-        left += one.width + 8
-    row.quantize(256).save(PICTURES / name, optimize=True)
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width + GAP
+    save_quantized(row, name)
 
 
 def explained(folder: Path) -> None:
     """A phrase over a picture, and over the time line of a sound."""
-    dog, bells = folder / "dog.jpg.png", folder / "church_bells.ogg.png"
-    for file, text in (("images/dog.jpg", "a dog"), ("sounds/church_bells.ogg", "church bells ringing")):
+    phrases = {
+        "images/dog.jpg": "a dog",
+        "sounds/church_bells.ogg": "church bells ringing",
+    }
+    for file, text in phrases.items():
         run("explain", str(SAMPLES / file), "--text", text, "--draw", str(folder))
-    side_by_side([dog, bells], "explain.png")
+    side_by_side([folder / "dog.jpg.png", folder / "church_bells.ogg.png"], "explain.png")
 
 
 def captioned() -> None:
     """What the bundled captioner writes of every sample, good and bad: nothing is picked."""
-    found = [json.loads(line) for line in run("caption", str(SAMPLES), "--json").splitlines()]
-    pictures = [one for one in found if not one["path"].endswith(".ogg")]
-    sounds = [one for one in found if one["path"].endswith(".ogg")]
-    columns, width, height, line = 6, 200, 150, 17
-    tile = height + 3 * line + 8
-    rows, text_rows = -(-len(pictures) // columns), -(-len(sounds) // 3)
-    page = Image.new("RGB", (columns * (width + 8), rows * tile + text_rows * (line + 4) + 12), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    for i, one in enumerate(pictures):
-        left, top = i % columns * (width + 8), i // columns * tile
-        picture = Image.open(one["path"]).convert("RGB")
-        picture.thumbnail((width, height), Image.Resampling.LANCZOS)
-        page.paste(picture, (left, top))
-        draw.text((left, top + height + 2), textwrap.fill(one["caption"], 30), "black", font)
-    for i, one in enumerate(sounds):
-        place = (i // text_rows * page.width // 3, rows * tile + 8 + i % text_rows * (line + 4))
-        draw.text(place, f"{Path(one['path']).name}: {one['caption']}", "black", font)
-    page.quantize(256).save(PICTURES / "captions.png", optimize=True)
+    pictures = []
+    sounds = []
+    for line in run("caption", str(SAMPLES), "--json").splitlines():
+        item = json.loads(line)
+        if item["path"].endswith(".ogg"):
+            sounds.append(item)
+        else:
+            pictures.append(item)
+    pictures_height = math.ceil(len(pictures) / COLUMNS) * TILE_HEIGHT
+    num_text_rows = math.ceil(len(sounds) / TEXT_COLUMNS)
+    height = pictures_height + num_text_rows * TEXT_ROW + 12
+    page = Image.new("RGB", (COLUMNS * (TILE_WIDTH + GAP), height), "white")
+    for number, item in enumerate(pictures):
+        row, column = divmod(number, COLUMNS)
+        draw_picture(page, item, column * (TILE_WIDTH + GAP), row * TILE_HEIGHT)
+    draw = ImageDraw.Draw(page)
+    for number, item in enumerate(sounds):
+        column, row = divmod(number, num_text_rows)
+        text = f"{Path(item['path']).name}: {item['caption']}"
+        left = column * page.width // TEXT_COLUMNS
+        draw.text((left, pictures_height + 8 + row * TEXT_ROW), text, "black", FONT)
+    save_quantized(page, "captions.png")
+
+
+def draw_picture(page: Image.Image, item: dict[str, str], left: int, top: int) -> None:
+    """Draw a picture with its caption below it."""
+    image = Image.open(item["path"]).convert("RGB")
+    image.thumbnail((TILE_WIDTH, PICTURE_HEIGHT), Image.Resampling.LANCZOS)
+    page.paste(image, (left, top))
+    caption = textwrap.fill(item["caption"], 30)
+    ImageDraw.Draw(page).text((left, top + PICTURE_HEIGHT + 2), caption, "black", FONT)
 
 
 if __name__ == "__main__":
