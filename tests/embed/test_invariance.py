@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from support.small_models import ALL, VARIANTS, batch_of, every_other, item, small_model, together
+from support.small_models import (
+    ALL,
+    VARIANTS,
+    batch_of,
+    every_other,
+    item,
+    small_model,
+    together,
+)
 from torch.nn.functional import cosine_similarity, pad
 from torch.testing import assert_close
 

@@ -21,7 +21,8 @@ def test_prototype_is_the_normalised_mean_over_templates():
 
 
 @pytest.mark.parametrize(
-    "phrase", ["an acorn", "a Persian cat", "a bus", "an Albatross", "a brass", "an iris", "sunglasses"]
+    "phrase",
+    ["an acorn", "a Persian cat", "a bus", "an Albatross", "a brass", "an iris", "sunglasses"],
 )
 def test_names_get_an_article_unless_plural(phrase):
     name = phrase.removeprefix("a ").removeprefix("an ")

@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from support.evaluation import RECIPE, SAME_CLASS, EqualEmbedder, KnownEmbedder, recipe_of, values, write_recipe
+from support.evaluation import (
+    RECIPE,
+    SAME_CLASS,
+    EqualEmbedder,
+    KnownEmbedder,
+    recipe_of,
+    values,
+    write_recipe,
+)
 from support.small_shards import write_shard
 
 from onepeace.datasets import esc50

@@ -34,7 +34,10 @@ def tree(tmp_path):
     [
         (["/a.txt", "build/"], ["b.txt", "sub/a.txt", "sub/deep/a.txt"]),
         (["a.txt"], ["b.txt", "build/c.txt", "sub/build/d.txt"]),
-        (["sub/**/*.txt", "!sub/deep/a.txt"], ["a.txt", "b.txt", "build/c.txt", "sub/deep/a.txt"]),
+        (
+            ["sub/**/*.txt", "!sub/deep/a.txt"],
+            ["a.txt", "b.txt", "build/c.txt", "sub/deep/a.txt"],
+        ),
         (["# a.txt", "", "*.jpg"], ALL),
     ],
 )

@@ -46,7 +46,10 @@ def save_heic(path, exif):
         ({TAKEN: EXIF_DATE}, LOCAL),
         ({TAKEN: EXIF_DATE, ZONE_TAKEN: "+02:00"}, TWO_HOURS_EAST),
         ({TAKEN: EXIF_DATE + "\0", ZONE_TAKEN: "   :  "}, LOCAL),
-        ({TAKEN: "0000:00:00 00:00:00", SCANNED: EXIF_DATE, ZONE_SCANNED: "+02:00"}, TWO_HOURS_EAST),
+        (
+            {TAKEN: "0000:00:00 00:00:00", SCANNED: EXIF_DATE, ZONE_SCANNED: "+02:00"},
+            TWO_HOURS_EAST,
+        ),
         ({TAKEN: "    :  :     :  :  "}, None),
         ({}, None),
     ],
@@ -86,8 +89,9 @@ def test_size_and_date_of_a_raw_picture(orientation, size, written, date, tmp_pa
 
 # Sounds and videos
 
-CREATED = ("-metadata", "creation_time=2021-05-06T05:08:09Z")
-LIVE = ("-live", "1")
+WITH_SOUND = f"{SCENES} {SOUND} {H264} -c:a aac"
+CREATED = "-metadata creation_time=2021-05-06T05:08:09Z"
+LIVE = "-live 1"
 """Nobody knows how long it will become."""
 
 
@@ -102,37 +106,39 @@ def test_sound_without_samples_has_no_length(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "date"),
+    ("name", "options", "date"),
     [
-        ("a.m4a", ("-c:a", "aac"), None),
-        ("dated.m4a", ("-c:a", "aac", *CREATED), TWO_HOURS_EAST),
-        ("a.aac", ("-c:a", "aac"), None),
-        ("recorded.webm", ("-c:a", "libopus", "-f", "webm", *LIVE), None),
+        ("a.m4a", "-c:a aac", None),
+        ("dated.m4a", f"-c:a aac {CREATED}", TWO_HOURS_EAST),
+        ("a.aac", "-c:a aac", None),
+        ("recorded.webm", f"-c:a libopus -f webm {LIVE}", None),
     ],
 )
-def test_length_and_date_of_a_sound_that_pyav_reads(name, arguments, date):
+def test_length_and_date_of_a_sound_that_pyav_reads(name, options, date):
     pytest.importorskip("av")
-    description = describe_media(media(name, *SOUND, *arguments), "audio")
+    description = describe_media(media(name, SOUND, options), "audio")
 
     assert description == Description(duration=pytest.approx(SECONDS, abs=0.1), date=date)
 
 
-PHONE_DATE = "com.apple.quicktime.creationdate=2021-05-06T07:08:09+0200"
-OF_A_PHONE = ("-movflags", "use_metadata_tags", "-metadata", "creation_time=2020-01-01T00:00:00Z")
+OF_A_PHONE = (
+    "-movflags use_metadata_tags -metadata creation_time=2020-01-01T00:00:00Z "
+    "-metadata com.apple.quicktime.creationdate=2021-05-06T07:08:09+0200"
+)
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "date"),
+    ("name", "options", "date"),
     [
         ("dated.mp4", CREATED, TWO_HOURS_EAST),
-        ("phone.mov", (*OF_A_PHONE, "-metadata", PHONE_DATE), TWO_HOURS_EAST),
-        ("unset.mkv", ("-metadata", "creation_time=1970-01-01T00:00:00Z"), None),
+        ("phone.mov", OF_A_PHONE, TWO_HOURS_EAST),
+        ("unset.mkv", "-metadata creation_time=1970-01-01T00:00:00Z", None),
         ("recorded.mkv", LIVE, None),
     ],
 )
-def test_size_length_and_date_of_a_video(name, arguments, date):
+def test_size_length_and_date_of_a_video(name, options, date):
     pytest.importorskip("av")
-    path = media(name, *SCENES, *SOUND, *H264, "-c:a", "aac", *arguments)
+    path = media(name, WITH_SOUND, options)
 
     description = describe_media(path, "video")
 
@@ -146,8 +152,8 @@ def test_size_length_and_date_of_a_video(name, arguments, date):
 
 def test_size_of_a_turned_video():
     pytest.importorskip("av")
-    path = media("upright.mp4", *SCENES, *H264)
-    turned = media("turned.mp4", "-display_rotation", "90", "-i", str(path), "-c", "copy")
+    path = media("upright.mp4", SCENES, H264)
+    turned = media("turned.mp4", f"-display_rotation 90 -i '{path}' -c copy")
 
     description = describe_media(turned, "video")
 
@@ -157,7 +163,7 @@ def test_size_of_a_turned_video():
 
 def test_video_without_pictures_has_the_length_of_its_sound():
     pytest.importorskip("av")
-    description = describe_media(media("sound.mp4", *SOUND, "-c:a", "aac"), "video")
+    description = describe_media(media("sound.mp4", SOUND, "-c:a aac"), "video")
 
     assert description == Description(duration=pytest.approx(SECONDS, abs=0.1))
 
@@ -168,7 +174,7 @@ MODALITIES = ["image", "audio", "video", "text"]
 
 
 def video_content():
-    return media("a.mp4", *SCENES, *SOUND, *H264, "-c:a", "aac").read_bytes()
+    return media("a.mp4", WITH_SOUND).read_bytes()
 
 
 def half_a_video():
@@ -189,7 +195,15 @@ def half_a_video():
         lambda: b"RIFF\x24\0\0\0WAVEfmt ",
         lambda: b"II*\0\x08\0\0\0\xff\xff" + bytes(range(256)),
     ],
-    ids=["empty", "text", "zeros", "half a video", "start of a video", "start of a sound", "start of a raw picture"],
+    ids=[
+        "empty",
+        "text",
+        "zeros",
+        "half a video",
+        "start of a video",
+        "start of a sound",
+        "start of a raw picture",
+    ],
 )
 def test_broken_file_has_an_empty_description(make, ending, tmp_path):
     path = tmp_path / f"broken{ending}"

@@ -139,7 +139,14 @@ def test_server_that_does_not_answer_is_named():
 
 
 @pytest.mark.parametrize(
-    "address", ["http://", "http:///a.jpg", "http://[::1/a.jpg", "http://127.0.0.1:port/a", "http://a..b/"]
+    "address",
+    [
+        "http://",
+        "http:///a.jpg",
+        "http://[::1/a.jpg",
+        "http://127.0.0.1:port/a",
+        "http://a..b/",
+    ],
 )
 def test_malformed_address_is_an_error(address):
     with pytest.raises(UserError):

@@ -108,7 +108,10 @@ def test_pipes_and_links_to_nothing_are_reported(tree):
     (tree / "sub" / "broken.jpg").symlink_to(tree / "nothing")
     os.mkfifo(tree / "pipe.jpg")
 
-    assert problems(tree) == [("pipe.jpg", "not a regular file"), ("sub/broken.jpg", "a link to nothing")]
+    assert problems(tree) == [
+        ("pipe.jpg", "not a regular file"),
+        ("sub/broken.jpg", "a link to nothing"),
+    ]
     assert names(tree) == NAMES
 
 
@@ -144,7 +147,10 @@ def test_folder_whose_entries_cannot_be_looked_at_is_reported(tree):
 
     output = subprocess.check_output([sys.executable, "-c", AS_ANOTHER_USER, str(tree)], text=True)
 
-    assert output.splitlines() == ["a.txt b.JPG e.jpg", "c.ogg: Permission denied, below: Permission denied"]
+    assert output.splitlines() == [
+        "a.txt b.JPG e.jpg",
+        "c.ogg: Permission denied, below: Permission denied",
+    ]
 
 
 def test_path_that_is_too_long_is_reported(tree, monkeypatch):

@@ -15,24 +15,21 @@ from onepeace.index import video as video_module
 
 pytest.importorskip("av")
 
-SINE = ("-f", "lavfi", "-i", "sine=d=12", "-c:a", "aac")
-SILENCE = ("-f", "lavfi", "-i", "anullsrc=d=12", "-c:a", "aac")
+SINE = "-f lavfi -i sine=d=12 -c:a aac"
+SILENCE = "-f lavfi -i anullsrc=d=12 -c:a aac"
 TEST_PICTURES = (
-    "-f",
-    "lavfi",
-    "-i",
-    "smptebars=d=6:s=64x48:r=5[a];testsrc2=d=6:s=64x48:r=5[b];[a]setsar=1[c];[b]setsar=1[d];[c][d]concat",
+    "-f lavfi -i smptebars=d=6:s=64x48:r=5[a];testsrc2=d=6:s=64x48:r=5[b];[a]setsar=1[c];[b]setsar=1[d];[c][d]concat"
 )
-VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "5", "-movflags", "+faststart")
+VP9 = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -g 5 -movflags +faststart"
 
 
-def video_of(*scenes: tuple[str, float], name="scenes.mp4", sound=()):
+def video_of(*scenes: tuple[str, float], name="scenes.mp4", sound=""):
     """A video of one colour after the other, each for so many seconds."""
     graph = ""
     for number, (colour, seconds) in enumerate(scenes):
         graph += f"color={colour}:d={seconds}:s=64x48:r=4[{number}];"
     inputs = "".join(f"[{number}]" for number in range(len(scenes)))
-    return media(name, "-f", "lavfi", "-i", f"{graph}{inputs}concat=n={len(scenes)}", *sound, *H264, "-g", "4")
+    return media(name, f"-f lavfi -i {graph}{inputs}concat=n={len(scenes)}", sound, H264, "-g 4")
 
 
 def spans_by_name(index):
@@ -234,11 +231,11 @@ def odd_index(tmp_path_factory, random_folder):
     folder = tmp_path_factory.mktemp("odd")
     shutil.copyfile(video_of(("red", 3), ("navy", 3)), folder / "no sound.mp4")
     shutil.copyfile(video_of(("red", 3), ("navy", 3), sound=SILENCE), folder / "silence.mp4")
-    shutil.copyfile(media("no pictures.mp4", *SINE), folder / "no pictures.mp4")
-    shutil.copyfile(media("silence only.mkv", *SILENCE), folder / "silence only.mkv")
-    damaged = with_zeros_behind_its_middle(media("vp9.mp4", *TEST_PICTURES, *SINE, *VP9))
+    shutil.copyfile(media("no pictures.mp4", SINE), folder / "no pictures.mp4")
+    shutil.copyfile(media("silence only.mkv", SILENCE), folder / "silence only.mkv")
+    damaged = with_zeros_behind_its_middle(media("vp9.mp4", TEST_PICTURES, SINE, VP9))
     (folder / "damaged.mp4").write_bytes(damaged)
-    whole = media("vp9.mkv", *TEST_PICTURES, *VP9).read_bytes()
+    whole = media("vp9.mkv", TEST_PICTURES, VP9).read_bytes()
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     report = maintain.build(
         folder / "index",

@@ -380,8 +380,14 @@ BROKEN = {
     "m4a": (b"\0\0\0\x20ftypM4A " + bytes(100), NOT_A_SOUND),
     "damaged mp3": (b"\xff\xfb\x90\x00" + b"junk" * 100, "damaged MP3"),
     "head of a wav": (WAV[:20], "cannot be opened"),
-    "nan": (encoded_sound(np.array([0.1, np.nan, 0.2]), subtype="FLOAT"), "1 of 3 samples are NaN"),
-    "infinite": (encoded_sound(np.array([0.1, np.inf]), subtype="FLOAT"), "1 of 2 samples .* infinite"),
+    "nan": (
+        encoded_sound(np.array([0.1, np.nan, 0.2]), subtype="FLOAT"),
+        "1 of 3 samples are NaN",
+    ),
+    "infinite": (
+        encoded_sound(np.array([0.1, np.inf]), subtype="FLOAT"),
+        "1 of 2 samples .* infinite",
+    ),
     "33 channels": (encoded_sound(np.zeros((50, 33))), "33 channels"),
 }
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, features
 from support.broken_files import assert_refused
-from support.images import encoded_image, grey_levels, noise_pixels, pixels_of, smooth_pixels, turned
+from support.images import (
+    encoded_image,
+    grey_levels,
+    noise_pixels,
+    pixels_of,
+    smooth_pixels,
+    turned,
+)
 from support.media import dng
 
 from onepeace.processors import ImageProcessor, guess
@@ -165,7 +172,11 @@ def test_raw_file_without_a_large_preview_is_developed_at_half_size(small_previe
     [
         ("a.dng", b"", "empty"),
         ("a.dng", dng(RAW)[:200], r"raw picture cannot be opened \("),
-        ("a.arw", encoded_image(smooth_pixels(40, 60), "TIFF"), r"raw picture cannot be opened \("),
+        (
+            "a.arw",
+            encoded_image(smooth_pixels(40, 60), "TIFF"),
+            r"raw picture cannot be opened \(",
+        ),
         ("a.cr3", b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom", r"raw picture cannot be opened \("),
     ],
 )

@@ -19,7 +19,12 @@ from onepeace.processors import AudioProcessor
         (8.5, 4, 4, [(0, 4), (4, 8)]),  # half a second is less than min_seconds
         (0.5, 4, 4, [(0, 0.5)]),  # the only one is kept
         (3, 4, 1, [(0, 3)]),
-        (10, 4, 2, [(0, 4), (2, 6), (4, 8), (6, 10)]),  # nothing new after the first that reaches the end
+        (
+            10,
+            4,
+            2,
+            [(0, 4), (2, 6), (4, 8), (6, 10)],
+        ),  # nothing new after the first that reaches the end
         (10, 2, 5, [(0, 2), (5, 7)]),
         (2, 0.5, 0.5, [(0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2)]),
     ],

@@ -114,7 +114,17 @@ def _write_link(folder: Path) -> dict[str, str]:
     return {"gone.jpg": "link to nothing"}
 
 
-NAMES = ["plain", "two words", "neue-Straße", "写真", "quote'\"s", "line\nbreak", "tab\tin", "-dash", "UPPER"]
+NAMES = [
+    "plain",
+    "two words",
+    "neue-Straße",
+    "写真",
+    "quote'\"s",
+    "line\nbreak",
+    "tab\tin",
+    "-dash",
+    "UPPER",
+]
 
 
 def write_good(folder: Path, samples: Path, count: int) -> list[Path]:

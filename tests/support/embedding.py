@@ -3,7 +3,15 @@
 import torch
 from torch.testing import assert_close
 
-TEXTS = ["a dog", "rain", "a very long sentence about a dog in the rain at night", "", "sea waves", "the cat", "x"]
+TEXTS = [
+    "a dog",
+    "rain",
+    "a very long sentence about a dog in the rain at night",
+    "",
+    "sea waves",
+    "the cat",
+    "x",
+]
 
 
 def assert_same(actual, expected):

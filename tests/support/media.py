@@ -2,6 +2,7 @@
 
 import functools
 import io
+import shlex
 import shutil
 import struct
 import subprocess
@@ -20,16 +21,13 @@ second 15 on. VP9 (-crf 48) and Opus (10 kbit/s), made by ffmpeg. Picture and so
 _FOLDER = tempfile.TemporaryDirectory(prefix="onepeace-media-")
 SECONDS = 3.0
 RATE = 44100
-H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
+H264 = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p"
 SCENES = (
-    "-f",
-    "lavfi",
-    "-i",
-    "smptebars=d=2:s=160x120:r=10,setsar=1[a];testsrc2=d=2:s=160x120:r=10,setsar=1[b];"
-    "color=navy:d=2:s=160x120:r=10,setsar=1[c];[a][b][c]concat=n=3",
+    "-f lavfi -i smptebars=d=2:s=160x120:r=10,setsar=1[a];testsrc2=d=2:s=160x120:r=10,setsar=1[b];"
+    "color=navy:d=2:s=160x120:r=10,setsar=1[c];[a][b][c]concat=n=3"
 )
 """Three scenes of two seconds, ten pictures a second."""
-SOUND = ("-i", "SOUND")
+SOUND = "-i SOUND"
 """Stands for a file with the samples of `sound`."""
 
 
@@ -41,21 +39,22 @@ def sound() -> np.ndarray:
 
 
 @functools.cache
-def media(name: str, *arguments: str) -> Path:
-    """The file that ffmpeg makes with these arguments, "SOUND" being a file with `sound`; skips without ffmpeg."""
+def media(name: str, *options: str) -> Path:
+    """The file that ffmpeg makes with these options, "SOUND" being a file with `sound`; skips without ffmpeg."""
     folder = Path(tempfile.mkdtemp(dir=_FOLDER.name))
     source = folder / "sound.wav"
     soundfile.write(source, sound(), RATE)
-    ffmpeg(*(str(source) if argument == "SOUND" else argument for argument in arguments), folder / name)
+    options_with_source = " ".join(options).replace(SOUND, f"-i '{source}'")
+    ffmpeg(options_with_source, folder / name)
     return folder / name
 
 
-def ffmpeg(*arguments: object) -> bytes:
+def ffmpeg(options: str, output: Path | str = "-") -> bytes:
     """What the program writes to its output; skips the test where it is not installed."""
     program = shutil.which("ffmpeg")
     if program is None:
         pytest.skip("needs the program ffmpeg (Debian: apt install ffmpeg)")
-    command = [program, "-v", "error", "-nostdin", "-y", "-threads", "1", *map(str, arguments)]
+    command = [program, *shlex.split(f"-v error -nostdin -y -threads 1 {options}"), str(output)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
@@ -101,7 +100,12 @@ def dng(
     raw_tags[SUB_IFDS] = (LONG, [preview_start])
     raw_tags[STRIP_OFFSETS] = (LONG, [samples_start])
     preview_tags[STRIP_OFFSETS] = (LONG, [samples_start + len(samples)])
-    return _tiff(_directory(raw_tags, 8), _directory(preview_tags, preview_start), samples, preview_content)
+    return _tiff(
+        _directory(raw_tags, 8),
+        _directory(preview_tags, preview_start),
+        samples,
+        preview_content,
+    )
 
 
 def _raw_tags(pixels: np.ndarray, orientation: int, date: str) -> Tags:
@@ -126,7 +130,10 @@ def _raw_tags(pixels: np.ndarray, orientation: int, date: str) -> Tags:
         50706: (BYTE, [1, 4, 0, 0]),  # version
         50708: (TEXT, b"Maker Model\0"),
         50717: (LONG, [65535]),  # white
-        50721: (SIGNED_RATIONAL, [1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1]),  # colours
+        50721: (
+            SIGNED_RATIONAL,
+            [1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1],
+        ),  # colours
         50728: (RATIONAL, [1, 1, 1, 1, 1, 1]),  # a neutral colour
         50778: (SHORT, [21]),  # daylight
     }

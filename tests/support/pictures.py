@@ -69,7 +69,10 @@ def save(page: Page, name: str) -> None:
 def screenshots() -> None:
     """The page: a picture with words, a sound with words, and the map."""
     if not (CHROMIUM and DRIVER):
-        print("no chromium and chromedriver: the pictures of the page stay as they are", file=sys.stderr)
+        print(
+            "no chromium and chromedriver: the pictures of the page stay as they are",
+            file=sys.stderr,
+        )
         return
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
