@@ -3,85 +3,97 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.clip_benchmark_folder import write_folder
+from support.embedding import assert_same
 from support.evaluation import measure, recipe_of
 from support.small_shards import write_shard
 
-import onepeace
 from onepeace.plugins import clip_benchmark as plugin
 
 pytest.importorskip("clip_benchmark")
 
 NAMES = ("dog", "cat", "bus", "sunflower", "clock")
-TEMPLATES = ("a photo of a {c}.", "a {c}")
 
 
 @pytest.fixture
-def pictures(samples):
+def photos(samples):
     return [(samples / f"images/{name}.jpg").read_bytes() for name in NAMES]
 
 
 @pytest.fixture
-def evaluated(monkeypatch, tmp_path):
-    """Runs CLIP_benchmark's command on a folder; gives its metrics."""
+def metrics_of(monkeypatch, tmp_path):
+    """Runs CLIP_benchmark's command on a folder."""
     from clip_benchmark import cli
 
-    plugin.register()
-    plugin.register()
+    for _ in range(2):  # a second time changes nothing
+        plugin.register()
 
-    def run(folder, task, *options):
+    def run(folder, *options):
         output = tmp_path / "result.json"
-        arguments = ["eval", "--model_type", "onepeace", "--model", "tiny", "--pretrained", "-", "--task", task]
-        arguments += ["--dataset", "wds/own", "--dataset_root", str(folder), "--output", str(output), "--quiet"]
-        monkeypatch.setattr(sys, "argv", ["clip_benchmark", *arguments, "--num_workers", "0", *options])
+        dataset = ["--dataset", "wds/own", "--dataset_root", str(folder), "--num_workers", "0"]
+        model = ["--model_type", "onepeace", "--model", "tiny", "--pretrained", "-", "--no_amp"]
+        command = ["clip_benchmark", "eval", *model, *dataset, "--output", str(output), "--quiet", *options]
+        monkeypatch.setattr(sys, "argv", command)
         cli.main()
         return json.loads(output.read_text())["metrics"]
 
     return run
 
 
-def test_towers_give_the_embedders_vectors(random_folder):
-    embedder = onepeace.load(random_folder, device="cpu")
-    model, transform, tokenizer = plugin.load(str(random_folder), "-", None, "cpu")
-    random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(3)]
-    texts = ["a dog", "two cats on a mat", "rain"]
-    with torch.no_grad():
-        images = model.encode_image(torch.stack([transform(picture) for picture in pictures]))
-        words = model.encode_text(tokenizer(texts))
-    for got, want in ((images, embedder.encode_image(pictures)), (words, embedder.encode_text(texts))):
-        torch.testing.assert_close(torch.nn.functional.normalize(got, dim=-1), want, atol=1e-5, rtol=0)
+def our_figures(embedder, root, recipe):
+    return {row.metric: row.value for row in measure(embedder, recipe_of(root, recipe))}
 
 
-def test_its_command_reaches_the_figures_of_ours(tmp_path, tiny, pictures, evaluated):
-    labels = [i % 3 for i in range(len(pictures))]  # some wrong, so that not all is right
-    samples = [{"jpg": data, "cls": str(label).encode()} for data, label in zip(pictures, labels, strict=True)]
-    folder = write_folder(tmp_path / "classes", samples, classes=NAMES, templates=TEMPLATES)
-    got = evaluated(folder, "zeroshot_classification", "--no_amp")
+@torch.no_grad()
+def test_vectors_of_towers(model, random_folder, pictures, texts):
+    towers, transform, tokenizer = plugin.load(str(random_folder), "-", None, "cpu")
+
+    image_vectors = towers.encode_image(torch.stack([transform(picture) for picture in pictures]))
+    text_vectors = towers.encode_text(tokenizer(texts))
+
+    assert_same(image_vectors, model.encode_image(pictures))
+    assert_same(text_vectors, model.encode_text(texts))
+
+
+def test_figures_of_zero_shot_classification(tmp_path, tiny, photos, metrics_of):
+    labels = [0, 1, 2, 0, 1]  # wrong for the last two
+    their_samples = []
+    our_samples = {}
+    for key, (photo, label) in enumerate(zip(photos, labels, strict=True)):
+        their_samples.append({"jpg": photo, "cls": str(label).encode()})
+        our_samples[str(key)] = (photo, {"label": NAMES[label]})
+    templates = ("a photo of a {c}.", "a {c}")
+    folder = write_folder(tmp_path / "classes", their_samples, classes=NAMES, templates=templates)
+    write_shard(tmp_path / "classes.tar", our_samples)
     (tmp_path / "names.json").write_text(json.dumps(NAMES))
-    write_shard(tmp_path / "classes.tar", {
-        str(i): (data, {"label": NAMES[label]}) for i, (data, label) in enumerate(zip(pictures, labels, strict=True))
-    })  # fmt: skip
     recipe = """sets: {own: {protocol: zero_shot, modality: image, shards: classes.tar, classes: names.json,
                              templates: ["a photo of a {}.", "a {}"], at: [1, 5]}}"""
-    ours = {row.metric: row.value for row in measure(tiny, recipe_of(tmp_path, recipe))}
-    assert (got["acc1"], got["acc5"]) == (ours["top-1 of 5"], ours["top-5 of 5"])
-    assert 0 < got["acc1"] < 1
 
-    captions = [[f"a {name}", f"a photo of a {name}"] for name in NAMES]
-    captions[0], captions[1] = captions[1], captions[0]
-    samples = [{"jpg": d, "txt": "\n".join(c).encode()} for d, c in zip(pictures, captions, strict=True)]
-    folder = write_folder(tmp_path / "captions", samples, kind="retrieval")
-    got = evaluated(folder, "zeroshot_retrieval", "--no_amp", "--recall_k", "1", "2")
-    write_shard(tmp_path / "captions.tar", {
-        str(i): (data, {"captions": own}) for i, (data, own) in enumerate(zip(pictures, captions, strict=True))
-    })  # fmt: skip
-    recipe = """sets: {own: {protocol: retrieval, modality: image, shards: captions.tar, at: [1, 2]}}"""
-    ours = {row.metric: row.value for row in measure(tiny, recipe_of(tmp_path, recipe))}
+    metrics = metrics_of(folder, "--task", "zeroshot_classification")
+    figures = our_figures(tiny, tmp_path, recipe)
+
+    assert metrics["acc1"] == figures["top-1 of 5"]
+    assert metrics["acc5"] == figures["top-5 of 5"]
+    assert 0 < metrics["acc1"] < 1
+
+
+def test_figures_of_retrieval(tmp_path, tiny, photos, metrics_of):
+    caption_names = ["cat", "dog", *NAMES[2:]]  # wrong for the first two
+    their_samples = []
+    our_samples = {}
+    for key, (photo, name) in enumerate(zip(photos, caption_names, strict=True)):
+        captions = [f"a {name}", f"a photo of a {name}"]
+        their_samples.append({"jpg": photo, "txt": "\n".join(captions).encode()})
+        our_samples[str(key)] = (photo, {"captions": captions})
+    folder = write_folder(tmp_path / "captions", their_samples, dataset_type="retrieval")
+    write_shard(tmp_path / "captions.tar", our_samples)
+    recipe = "sets: {own: {protocol: retrieval, modality: image, shards: captions.tar, at: [1, 2]}}"
+
+    metrics = metrics_of(folder, "--task", "zeroshot_retrieval", "--recall_k", "1", "2")
+    figures = our_figures(tiny, tmp_path, recipe)
+
     for k in (1, 2):
-        assert got[f"image_retrieval_recall@{k}"] == pytest.approx(ours[f"text to image R@{k}"])
-        assert got[f"text_retrieval_recall@{k}"] == pytest.approx(ours[f"image to text R@{k}"])
+        assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(figures[f"text to image R@{k}"])
+        assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(figures[f"image to text R@{k}"])

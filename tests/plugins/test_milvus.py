@@ -3,7 +3,7 @@
 import logging
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -20,146 +20,196 @@ from onepeace.index.verify import check
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 
 from onepeace.plugins import milvus
-from onepeace.plugins.milvus import open_store
 
 WIDTH = 16
-LITE, NOBODY = "milvus://vectors.db", "milvus://127.0.0.1:1"
-"""A file in the folder of the index, and where no Milvus answers."""
+LITE = "milvus://vectors.db"
+"""A file in the folder of the index."""
+NO_SERVER = "milvus://127.0.0.1:1"
 RANDOM = np.random.default_rng(0)
-QUERIES = RANDOM.normal(size=(5, WIDTH)).astype(np.float32)
 
 
-def items(first, count):
-    kinds = ("image", "audio", "text")
-    return [(Item(f"/p/{i}", kinds[i % 3], size=i), RANDOM.normal(size=WIDTH)) for i in range(first, first + count)]
+def unit_vectors(count):
+    vectors = RANDOM.normal(size=(count, WIDTH)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """An index of 90 files that are in Milvus."""
-    made = fabricate(tmp_path / "index", items(0, 90), store=LITE, id="1")
-    send(made)
-    return made
+QUERIES = unit_vectors(5)
+
+
+def make_items(first, count):
+    modalities = ("image", "audio", "text")
+    return [Item(f"/p/{number}", modalities[number % 3], size=number) for number in range(first, first + count)]
+
+
+def write_index(folder, store, count):
+    return fabricate(folder, list(zip(make_items(0, count), unit_vectors(count), strict=True)), store=store, id="1")
+
+
+def add_items(folder, items, vectors):
+    with closing(Store(folder, write=True)) as store, store.transaction():
+        store.add([(item, [Span(item.modality)]) for item in items], vectors)
 
 
 def send(folder):
-    store = Store(folder)
-    collection = open_store(LITE, store, Matrix(store))
-    collection.send()
-    collection.close()
-    store.close()
+    with closing(Store(folder)) as store, closing(milvus.open_store(LITE, store, Matrix(store))) as collection:
+        collection.send()
 
 
-def hits(folder, caplog, warning=""):
-    """What Milvus helps to find is what is found without it; gives the paths."""
-    found = []
-    for is_helped in (True, False):
-        with Index.open(folder) as index, caplog.at_level(logging.WARNING):
-            if not is_helped:
-                index.service = None
-            some = [index.search(Query(vector=query), top=2) for query in QUERIES]
-            some += [index.search(Query(vector=query), top=2, where="size >= 20", only="image") for query in QUERIES]
-        found.append([[(hit.item.path, hit.score) for hit in results] for results in some])
-    assert found[0] == found[1]
-    assert warning in caplog.text
-    assert bool(warning) == bool(caplog.text)
-    caplog.clear()
-    return {path for results in found[0] for path, _ in results}
+@contextmanager
+def milvus_client(folder):
+    from milvus_lite.server_manager import server_manager_instance
+    from pymilvus import MilvusClient
+
+    address = str(folder.absolute() / "vectors.db")
+    with closing(MilvusClient(address)) as client:
+        yield client
+    server_manager_instance.release_server(address)
+
+
+def search_all(folder, *, use_milvus):
+    """(path, score) of the hits of each query."""
+    hits_by_query = []
+    with Index.open(folder) as index:
+        if not use_milvus:
+            index.service = None
+        for vector in QUERIES:
+            for conditions in ({}, {"where": "size >= 20", "only": "image"}):
+                hits = index.search(Query(vector=vector), top=2, **conditions)
+                hits_by_query.append([(hit.item.path, hit.score) for hit in hits])
+    return hits_by_query
+
+
+@pytest.fixture
+def check_hits(caplog):
+    """Hits with Milvus are those without; without a ``warning``, it was asked. Gives the paths of the hits."""
+
+    def run(folder, warning=""):
+        with caplog.at_level(logging.WARNING):
+            hits_by_query = search_all(folder, use_milvus=True)
+        assert hits_by_query == search_all(folder, use_milvus=False)
+        assert warning in caplog.text
+        assert bool(warning) == bool(caplog.text)
+        caplog.clear()
+        return {path for hits in hits_by_query for path, _ in hits}
+
+    return run
 
 
 @pytest.fixture(autouse=True)
-def named(monkeypatch):
-    """Milvus is asked also for few vectors; gives how many it named in each case, None for no answer."""
+def candidate_counts(monkeypatch):
+    """Milvus is asked although vectors are few; the number of candidates of each query, None without an answer."""
     counts = []
-    real = milvus.Collection.candidates
+    real_candidates = milvus.Collection.candidates
 
     def candidates(self, query, count, code):
-        found = real(self, query, count, code)
-        counts.append(None if found is None else len(found))
-        return found
+        ids = real_candidates(self, query, count, code)
+        counts.append(None if ids is None else len(ids))
+        return ids
 
     monkeypatch.setattr(milvus.Collection, "candidates", candidates)
     monkeypatch.setattr(matrix, "CANDIDATES", 1)
     return counts
 
 
-def test_hits_are_the_same_after_every_change(folder, named, caplog):
-    hits(folder, caplog)
-    assert {*named} == {8}
+@pytest.fixture
+def folder(tmp_path):
+    """An index of 90 files that are in Milvus."""
+    folder = write_index(tmp_path / "index", LITE, 90)
+    send(folder)
+    return folder
+
+
+def test_hits_after_a_change(folder, candidate_counts, check_hits):
+    check_hits(folder)
+    assert set(candidate_counts) == {8}
+
     with Index.open(folder) as index:
-        gone = [item.id for item in index.items()][:30]
-    with_new = Store(folder, write=True)
-    with with_new.transaction():
-        with_new.remove(gone)
-        new = items(100, 20)
-        vectors = np.array([vector for _, vector in new], np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        with_new.add([(item, [Span(item.modality)]) for item, _ in new], vectors)
-    with_new.close()
-    paths = hits(folder, caplog, LITE)  # as after a crash
-    assert any(path in paths for path in (f"/p/{i}" for i in range(100, 120)))
+        removed = [item.id for item in index.items()][:30]
+    with closing(Store(folder, write=True)) as store, store.transaction():
+        store.remove(removed)
+    added = make_items(100, 20)
+    add_items(folder, added, unit_vectors(20))
+    paths = check_hits(folder, warning=LITE)  # as after a crash
+    assert not paths.isdisjoint(item.path for item in added)
+
     send(folder)
-    assert hits(folder, caplog) == paths
+    assert check_hits(folder) == paths
 
 
-def test_what_is_missing_there_is_said_and_sent_again(folder, caplog):
-    store = Store(folder)
-    collection = open_store(LITE, store, Matrix(store))
-    with collection._answering() as client:
-        client.delete(collection._name, filter="id in [3, 4]")
-    collection.close()
-    before = hits(folder, caplog, LITE)
+def test_vectors_missing_in_milvus_are_sent_again(folder, check_hits):
+    with milvus_client(folder) as client:
+        client.delete(*client.list_collections(), filter="id in [3, 4]")
+    paths = check_hits(folder, warning=LITE)
+
     send(folder)
-    assert hits(folder, caplog) == before
+    assert check_hits(folder) == paths
+
     shutil.rmtree(folder / "vectors.db")
-    hits(folder, caplog, LITE)
+    check_hits(folder, warning=LITE)
     send(folder)
-    assert hits(folder, caplog) == before
+    assert check_hits(folder) == paths
 
 
-def test_a_number_that_is_given_again_after_a_repair_has_its_new_vector(folder, caplog):
+def test_vector_of_a_reused_id_after_repair(folder, check_hits):
     with closing(sqlite3.connect(folder / DATABASE)) as database, database:
         database.execute("UPDATE vectors SET crc = 0 WHERE id = (SELECT max(id) FROM vectors)")
     assert check(folder, repair=True).lost == 1
-    store, vector = Store(folder, write=True), RANDOM.normal(size=(1, WIDTH)).astype(np.float32)
-    vector /= np.linalg.norm(vector)
-    with store.transaction():
-        store.add([(Item("/p/new", "text", size=99), [Span("text")])], vector)
-    store.close()
+    vectors = unit_vectors(1)
+    add_items(folder, [Item("/p/new", "text", size=99)], vectors)
+
     send(folder)
+
     with Index.open(folder) as index:
-        assert index.search(Query(vector=vector[0]), top=1)[0].item.path == "/p/new"
-    hits(folder, caplog)
+        assert index.search(Query(vector=vectors[0]), top=1)[0].item.path == "/p/new"
+    check_hits(folder)
 
 
-def test_without_an_answer_queries_go_on_and_sending_says_so(tmp_path, monkeypatch, caplog):
+def test_no_answer_warns_queries_and_fails_sending(tmp_path, monkeypatch, check_hits):
     monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
-    folder = fabricate(tmp_path / "index", items(0, 30), store=NOBODY, id="1")
-    assert hits(folder, caplog, f"{NOBODY}: Milvus does not answer")
-    with Index.open(folder) as index, pytest.raises(UserError, match=f"^{NOBODY}: "):
-        open_store(NOBODY, index.store, index.matrix).send()
+    folder = write_index(tmp_path / "index", NO_SERVER, 30)
+
+    assert check_hits(folder, warning=NO_SERVER)
+
+    with Index.open(folder) as index, pytest.raises(UserError, match=f"^{NO_SERVER}: "):
+        milvus.open_store(NO_SERVER, index.store, index.matrix).send()
 
 
-def test_commands_keep_the_collection_up_to_date(random_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
-    texts, index = tmp_path / "texts", tmp_path / "index"
-    texts.mkdir()
-    for i in range(12):
-        (texts / f"{i}.txt").write_text(f"{i} words")
-    build(index, [texts / "0.txt"], str(random_folder), device="cpu", progress=False)
-    for wrong, error in ((NOBODY, UserError), ("milvus://", UsageError), ("nobody://host", UsageError)):
-        with pytest.raises(error, match=wrong.partition(":")[0]):
-            build(index, [texts], str(random_folder), device="cpu", store=wrong, progress=False)
-        with Index.open(index) as opened:
-            assert (len(opened), opened.service) == (1, None)  # a wrong place is not kept
-    build(index, [texts], str(random_folder), device="cpu", store=LITE, progress=False)
-    remove(index, [texts / "3.txt"])
-    (texts / "5.txt").write_text("other words")
+@pytest.fixture
+def text_folder(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(f"{number} words")
+    return folder
+
+
+def test_commands_keep_the_collection_up_to_date(random_folder, text_folder, tmp_path, candidate_counts):
+    index = tmp_path / "index"
+    build(index, [text_folder], str(random_folder), device="cpu", store=LITE, progress=False)
+    remove(index, [text_folder / "3.txt"])
+    (text_folder / "5.txt").write_text("other words")
     update(index, device="cpu", progress=False)
+
     with Index.open(index) as opened:
-        assert opened.service is not None
-        collection = open_store(LITE, opened.store, opened.matrix)
-        with collection._answering() as client:
-            collection._check(client)
+        opened.search(Query(vector=QUERIES[0]), top=1)
         assert len(opened) == 11
-        collection.close()
+    assert None not in candidate_counts
+    with milvus_client(index) as client:
+        (name,) = client.list_collections()
+        assert client.query(name, output_fields=["count(*)"])[0]["count(*)"] == 11
+
+
+@pytest.mark.parametrize(
+    ("address", "error"), [(NO_SERVER, UserError), ("milvus://", UsageError), ("nobody://host", UsageError)]
+)
+def test_wrong_address_is_refused_and_not_kept(address, error, random_folder, text_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
+    index = tmp_path / "index"
+    build(index, [text_folder / "0.txt"], str(random_folder), device="cpu", progress=False)
+
+    with pytest.raises(error, match=address.partition(":")[0]):
+        build(index, [text_folder], str(random_folder), device="cpu", store=address, progress=False)
+
+    with Index.open(index) as opened:
+        assert len(opened) == 1
+        assert opened.service is None

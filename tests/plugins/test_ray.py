@@ -1,4 +1,7 @@
-"""Embedding by actors of a Ray instance on this machine: the same index, and files that kill an actor are named."""
+"""Embedding by actors of Ray: the same index, and files that kill an actor are named.
+
+By default the actors are objects in this process; slow tests start Ray's processes on this machine.
+"""
 
 import os
 import sys
@@ -11,58 +14,161 @@ from support.indexes import check_same, content
 from support.small_shards import square, write_tar
 
 from onepeace.embed import embedder
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.index import build, filling
+from onepeace.plugins.ray import open_engine
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
 
+from support.ray_in_process import RayInProcess, crash
+
 
 @pytest.fixture(scope="module")
-def local():
+def ray_processes():
     """A Ray instance of two cores."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    there = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "CRITICAL"}
-    ray.init(num_cpus=2, runtime_env={"env_vars": there}, **options)
+    variables = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    ray.init(
+        num_cpus=2,
+        runtime_env={"env_vars": variables},
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+    )
     yield
     ray.shutdown()
 
 
-@pytest.mark.slow
-def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
+@pytest.fixture
+def ray_in_process(monkeypatch):
+    instance = RayInProcess()
+    instance.install(monkeypatch)
+    monkeypatch.setattr(deadly, "end_process", crash)
+    return instance
+
+
+@pytest.fixture(params=["ray_in_process", pytest.param("ray_processes", marks=pytest.mark.slow)])
+def _ray(request):
+    request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def deadly_model(random_folder, monkeypatch):
+    """A model folder for which support/deadly.py is loaded."""
+    monkeypatch.setattr(embedder, "load", deadly.load)
+    monkeypatch.setattr(filling, "keep_calibration", lambda *_: None)
+    return str(random_folder)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_index_is_the_same_as_in_one_process(random_folder, tmp_path, samples):
     files = tmp_path / "files"
     write_good(files, samples, 15)
     write_broken(files / "broken", samples)
     members = {"a.png": square((200, 0, 0), np.random.default_rng(0)), "a.txt": b"a red square"}
-    paths = [files, write_tar(tmp_path / "some.tar", members)]
+    paths = [files, write_tar(tmp_path / "shard.tar", members)]
     options = {"device": "cpu", "batch_size": 4, "progress": False}
-    one = build(tmp_path / "one", paths, str(random_folder), **options)
-    two = build(tmp_path / "two", paths, str(random_folder), engine="ray:2", **options)
-    check_same(tmp_path / "two", tmp_path / "one")
-    assert (two.added, two.vectors, len(two.problems)) == (one.added, one.vectors, len(one.problems))
-    assert ray.is_initialized()  # it was not started by the plug-in, and is left as it is
+
+    plain_report = build(tmp_path / "plain", paths, str(random_folder), **options)
+    ray_report = build(tmp_path / "ray", paths, str(random_folder), engine="ray:2", **options)
+
+    check_same(tmp_path / "ray", tmp_path / "plain")
+    assert ray_report.added == plain_report.added
+    assert ray_report.vectors == plain_report.vectors
+    assert len(ray_report.problems) == len(plain_report.problems)
+    assert ray.is_initialized()  # the plug-in did not start it and leaves it as it is
 
 
-@pytest.mark.slow
-def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(embedder, "load", deadly.load)
-    monkeypatch.setattr(filling, "keep_calibration", lambda *_: None)
+@pytest.mark.usefixtures("_ray")
+def test_file_that_kills_is_named(deadly_model, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    for i in range(30):
-        (folder / f"{i}.txt").write_text(f"words {i}" + {3: " deadly", 20: " bad"}.get(i, ""))
-    options = {"engine": "ray:2", "batch_size": 4, "progress": False}
-    report = build(tmp_path / "index", [folder], str(random_folder), **options)
-    assert sorted(os.path.basename(problem.path) for problem in report.problems) == ["20.txt", "3.txt"]
+    for number in range(30):
+        (folder / f"{number}.txt").write_text(f"words {number}")
+    (folder / "3.txt").write_text("deadly words")
+    (folder / "20.txt").write_text("bad words")
+
+    report = build(tmp_path / "index", [folder], deadly_model, engine="ray:2", batch_size=4, progress=False)
+
+    reasons = {os.path.basename(problem.path): problem.reason for problem in report.problems}
+    assert set(reasons) == {"20.txt", "3.txt"}
+    assert "crashes" in reasons["3.txt"]
     assert len(content(tmp_path / "index")) == 30
     assert report.vectors == 28
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "an actor died")])
-def test_a_model_that_cannot_be_loaded_ends_the_run(local, random_folder, monkeypatch, tmp_path, dtype, reason):
-    monkeypatch.setattr(embedder, "load", deadly.load)
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.parametrize(("dtype", "reason"), [("none", "precision"), ("deadly", "died"), ("broken", "broken weights")])
+def test_model_that_cannot_be_loaded_ends_the_run(deadly_model, tmp_path, dtype, reason):
     (tmp_path / "words.txt").write_text("words")
+
     options = {"engine": "ray:1", "dtype": dtype, "progress": False}
-    with pytest.raises(UserError, match=f"^{reason}"):
-        build(tmp_path / "index", [tmp_path / "words.txt"], str(random_folder), **options)
+
+    with pytest.raises(UserError, match=reason) as error:
+        build(tmp_path / "index", [tmp_path / "words.txt"], deadly_model, **options)
+
+    assert "\n" not in str(error.value)
+
+
+def test_actors_end_with_the_run(deadly_model, ray_in_process, tmp_path):
+    (tmp_path / "words.txt").write_text("words")
+    build(tmp_path / "index", [tmp_path / "words.txt"], deadly_model, engine="ray:2", progress=False)
+
+    assert len(ray_in_process.actors) == 2
+    assert ray_in_process.killed == ray_in_process.actors
+
+
+def test_actors_end_if_the_model_cannot_be_loaded(deadly_model, ray_in_process):
+    with pytest.raises(UserError, match="precision"):
+        open_engine("ray:2", deadly_model, device=None, dtype="none")
+
+    assert len(ray_in_process.actors) == 2
+    assert ray_in_process.killed == ray_in_process.actors
+
+
+@pytest.mark.parametrize(
+    ("address", "resources", "num_actors", "share"),
+    [
+        ("ray", {"CPU": 9}, 2, {"num_cpus": 4.0}),
+        ("ray:4", {"CPU": 2}, 4, {"num_cpus": 0.5}),
+        ("ray", {"CPU": 9, "GPU": 3}, 3, {"num_gpus": 1.0}),
+        ("ray:4", {"CPU": 9, "GPU": 3}, 4, {"num_gpus": 0.5}),
+    ],
+)
+def test_resources_of_actors(deadly_model, monkeypatch, address, resources, num_actors, share):
+    instance = RayInProcess(resources, num_nodes=2)
+    instance.install(monkeypatch)
+
+    open_engine(address, deadly_model, device=None, dtype="auto")
+
+    assert len(instance.actors) == num_actors
+    for actor in instance.actors:
+        assert share.items() <= actor.options.items()
+
+
+def test_gpus_are_left_alone_on_the_cpu(deadly_model, monkeypatch):
+    instance = RayInProcess({"CPU": 2, "GPU": 2})
+    instance.install(monkeypatch)
+
+    open_engine("ray:1", deadly_model, device="cpu", dtype="auto")
+
+    assert "num_gpus" not in instance.actors[0].options
+
+
+@pytest.mark.parametrize("address", ["ray:0", "ray:many", "ray:"])
+def test_wrong_number_of_actors(address):
+    with pytest.raises(UsageError, match=address):
+        open_engine(address, "tiny", device=None, dtype="auto")
+
+
+def test_ray_that_cannot_be_started(monkeypatch):
+    def init(**_):
+        raise RuntimeError("no memory\nand more")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+
+    with pytest.raises(UserError, match="no memory") as error:
+        open_engine("ray", "tiny", device=None, dtype="auto")
+
+    assert "\n" not in str(error.value)

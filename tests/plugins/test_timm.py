@@ -1,12 +1,12 @@
 """The image branch in timm, against timm itself and against our own models."""
 
-import numpy as np
 import pytest
 import timm
 import timm.data
 import timm.optim
 import torch
 from PIL import Image
+from support.embedding import assert_same
 from support.golden_cases import TOKENS, assert_near, case
 from support.hub_layouts import vision_branch
 from support.random_model import ADAPTERS, save_random_model
@@ -24,10 +24,175 @@ TINY = "onepeace_tiny.image"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model of pictures and texts of 32 x 32 pixels, width 32, with two blocks and a table for each."""
+    """A model of pictures and texts of 48 x 48 pixels, width 32, with three blocks and a table for each."""
     path = tmp_path_factory.mktemp("timm") / "model"
     adapters = {"text": ADAPTERS["text"], "image": {"patch_size": 16, "grid": 3, "bias_grid": 3}}
     return save_random_model(path, ("text", "image"), bias_per_block=True, depth=3, adapters=adapters)
+
+
+@pytest.fixture
+def branch(folder):
+    return create(folder)
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def create(folder, **options):
+    overlay = {"file": str(folder)}
+    return timm.create_model("onepeace", pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
+
+
+def create_tiny(**options):
+    return timm.create_model(TINY, pretrained=True, **options).eval()
+
+
+def transform_of(model):
+    return timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+
+def input_size(model):
+    return timm.data.resolve_model_data_config(model)["input_size"]
+
+
+@torch.no_grad()
+def test_features_of_the_bundled_model(tiny, samples):
+    picture = Image.open(samples / "images" / "dog.jpg")
+    model = create_tiny()
+
+    pixels = transform_of(model)(picture).unsqueeze(0)
+
+    features = tiny.features({"image": picture})["image"]
+    assert_same(model(pixels)[0], features.cls, atol=1e-4)
+    assert_same(model.forward_features(pixels)[0, 1:], features.features, atol=1e-4)
+    assert TINY in timm.list_pretrained()
+
+
+def test_parameters_of_other_modalities_are_left_out():
+    names = create_tiny().trunk.state_dict()
+    assert not [name for name in names if "text" in name or "audio" in name or "heads" in name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("indices", [(0, 2), (2, 0), (-3, -1), [1]])
+def test_features_only_gives_maps_of_blocks(folder, pixels, indices):
+    blocks = sorted(index % 3 for index in indices)
+    model = create(folder, features_only=True, out_indices=indices)
+    module = weight_files.load(folder, modalities=["image"])
+
+    maps = model(pixels)
+
+    encoded = module.encode(module.stems({"image": {"pixels": pixels}}), out_indices=blocks)["image"]
+    for feature_map, intermediate in zip(maps, encoded.intermediates, strict=True):
+        assert feature_map.shape == (2, 32, 2, 3)
+        assert torch.equal(feature_map, intermediate.feature_map())
+    assert model.feature_info.channels() == [32] * len(blocks)
+    assert model.feature_info.reduction() == [16] * len(blocks)
+    assert sorted(model.feature_info.out_indices) == blocks
+    assert len(model.model.trunk.blocks) == max(blocks) + 1
+    assert model.model.trunk.norms is None
+
+
+@torch.no_grad()
+def test_intermediates_are_in_ascending_order(branch, pixels):
+    final, (first, last) = branch.forward_intermediates(pixels, indices=[2, 0], norm=True)
+
+    assert torch.equal(final, branch.forward_features(pixels))
+    assert_same(last.flatten(2).transpose(1, 2), final[:, 1:], atol=1e-6)
+    assert not torch.allclose(first, last)
+    assert len(branch.forward_intermediates(pixels, intermediates_only=True)) == 3
+
+
+@torch.no_grad()
+def test_intermediates_without_the_norm(branch, pixels):
+    _, (normed,) = branch.forward_intermediates(pixels, indices=[0], norm=True)
+    (plain,) = branch.forward_intermediates(pixels, indices=[0], intermediates_only=True)
+
+    expected = branch.trunk.norms["image"](plain.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert_same(normed, expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_intermediates_as_tokens(branch, pixels):
+    options = {"return_prefix_tokens": True, "norm": True, "output_fmt": "NLC", "intermediates_only": True}
+    ((patches, cls),) = branch.forward_intermediates(pixels, 1, **options)
+
+    assert_same(torch.cat([cls, patches], dim=1), branch.forward_features(pixels), atol=1e-6)
+    assert torch.equal(branch.get_intermediate_layers(pixels, 1, norm=True)[0], patches)
+
+
+@torch.no_grad()
+def test_intermediates_as_a_dictionary(branch, pixels):
+    final, ((patches, cls),) = branch.forward_intermediates(pixels, 1, return_prefix_tokens=True, norm=True)
+    outputs = branch.forward_intermediates(pixels, 1, return_prefix_tokens=True, norm=True, output_dict=True)
+
+    assert torch.equal(outputs["image_features"], final)
+    assert torch.equal(outputs["image_intermediates"][0], patches)
+    assert torch.equal(outputs["image_intermediates_prefix"][0], cls)
+    assert torch.equal(branch.get_intermediate_layers(pixels, [2], reshape=True, norm=True)[0], patches)
+
+
+@torch.no_grad()
+def test_intermediates_stop_early(branch, pixels):
+    _, (first,) = branch.forward_intermediates(pixels, [0])
+    blocks_run = []
+    for block in branch.trunk.blocks:
+        block.register_forward_hook(lambda block, *_: blocks_run.append(block))
+
+    _, (early,) = branch.forward_intermediates(pixels, [0], stop_early=True)
+
+    assert blocks_run == [branch.trunk.blocks[0]]
+    assert torch.equal(early, first)
+
+
+def test_unknown_output_format_is_refused(branch, pixels):
+    with pytest.raises(UserError, match="NHWC"):
+        branch.forward_intermediates(pixels, output_fmt="NHWC")
+
+
+def mean_of_patches(tokens):
+    return tokens[:, 1:].mean(1)
+
+
+def max_of_patches(tokens):
+    return tokens[:, 1:].amax(1)
+
+
+POOLS = {
+    "token": lambda tokens: tokens[:, 0],
+    "avg": mean_of_patches,
+    "max": max_of_patches,
+    "avgmax": lambda tokens: (mean_of_patches(tokens) + max_of_patches(tokens)) / 2,
+    "": lambda tokens: tokens,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", POOLS)
+def test_pooling(folder, pixels, pool):
+    model = create(folder, global_pool=pool, num_classes=5)
+    tokens = model.forward_features(pixels)
+    pooled = POOLS[pool](tokens)
+
+    assert_same(model.forward_head(tokens, pre_logits=True), pooled, atol=1e-6)
+    assert model(pixels).shape == (*pooled.shape[:-1], 5)
+    assert_same(model(pixels), model.get_classifier()(pooled), atol=1e-6)
+
+
+@torch.no_grad()
+def test_reset_classifier(branch, pixels):
+    branch.reset_classifier(3, "avg")
+    assert branch(pixels).shape == (2, 3)
+    assert branch.num_classes == 3
+    assert branch.global_pool == "avg"
+
+    branch.reset_classifier(0)
+    assert_same(branch(pixels), mean_of_patches(branch.forward_features(pixels)), atol=1e-6)
+
+    with pytest.raises(UserError, match="map"):
+        branch.reset_classifier(2, "map")
 
 
 @pytest.fixture(scope="module")
@@ -38,274 +203,253 @@ def vision(tmp_path_factory):
     return convert(path / "one-peace-vision.pkl", path / "vision")
 
 
-@pytest.fixture
-def small_size(monkeypatch, folder):
-    """The sizes of that model are those of "onepeace" where no folder is given."""
-    monkeypatch.setitem(plugin.CONFIGS, "onepeace", read_config(folder))
-
-
-def create(source, **options):
-    return timm.create_model(
-        "onepeace", pretrained=True, pretrained_cfg_overlay={"file": str(source)}, **options
-    ).eval()
-
-
-def pictures(*sizes):
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
-
-
-def transform_of(model):
-    return timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-
-
-@torch.no_grad()
-def test_features_of_the_bundled_model_are_those_of_load(tiny, samples):
-    model = timm.create_model(TINY, pretrained=True).eval()
-    picture = Image.open(samples / "images" / "dog.jpg")
-    pixels = transform_of(model)(picture).unsqueeze(0)
-    want = tiny.features({"image": picture})["image"]
-    assert model(pixels).shape == (1, 256)
-    torch.testing.assert_close(model(pixels)[0], want.cls, atol=1e-4, rtol=0)
-    torch.testing.assert_close(model.forward_features(pixels)[0, 1:], want.features, atol=1e-4, rtol=0)
-    assert TINY in timm.list_pretrained()
-    assert {key for key in model.trunk.state_dict() if "text" in key or "audio" in key or "heads" in key} == set()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("indices", [(0, 2), (2, 0), (-3, -1), [1]])
-def test_features_only_gives_maps_of_the_blocks(folder, indices):
-    net = create(folder, features_only=True, out_indices=indices)
-    count = len(indices)
-    assert (net.feature_info.channels(), net.feature_info.reduction()) == ([32] * count, [16] * count)
-    assert sorted(net.feature_info.out_indices) == sorted(i % 3 for i in indices)
-    pixels = torch.randn(2, 3, 32, 64)
-    maps = net(pixels)
-    own = weight_files.load(folder, modalities=["image"])
-    encoded = own.encode(own.stems({"image": {"pixels": pixels}}), out_indices=sorted(i % 3 for i in indices))
-    wanted = [features.feature_map() for features in encoded["image"].intermediates]
-    for found, want in zip(maps, wanted, strict=True):
-        assert found.shape == (2, 32, 2, 4)
-        assert torch.equal(found, want)
-    assert len(net.model.trunk.blocks) == max(i % 3 for i in indices) + 1
-    assert net.model.trunk.norms is None
-
-
-@torch.no_grad()
-def test_forward_intermediates_follows_its_options(folder):
-    model, pixels = create(folder), torch.randn(2, 3, 32, 48)
-    final, (first, last) = model.forward_intermediates(pixels, indices=[2, 0], norm=True)
-    assert torch.equal(final, model.forward_features(pixels))
-    assert torch.allclose(last.flatten(2).transpose(1, 2), final[:, 1:], atol=1e-6)
-    assert not torch.allclose(first, last)
-    plain = model.forward_intermediates(pixels, indices=[0], intermediates_only=True)[0]
-    normed = model.trunk.norms["image"](plain.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    assert torch.allclose(normed, first, atol=1e-6)
-    ((patches, cls),) = model.forward_intermediates(
-        pixels, 1, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
-    )
-    assert torch.allclose(torch.cat([cls, patches], dim=1), final, atol=1e-6)
-    assert len(model.forward_intermediates(pixels, intermediates_only=True)) == 3
-    named = model.forward_intermediates(pixels, 1, return_prefix_tokens=True, norm=True, output_dict=True)
-    assert torch.equal(named["image_features"], final)
-    assert torch.equal(named["image_intermediates"][0], last)
-    assert torch.equal(named["image_intermediates_prefix"][0], cls)
-    assert torch.equal(model.get_intermediate_layers(pixels, 1, norm=True)[0], patches)
-    assert torch.equal(model.get_intermediate_layers(pixels, [2], reshape=True, norm=True)[0], last)
-    runs = []
-    for block in model.trunk.blocks:
-        block.register_forward_hook(lambda *_: runs.append(1))
-    early, _ = model.forward_intermediates(pixels, [0], stop_early=True)
-    assert len(runs) == 1
-    assert torch.allclose(early[:, 1:].transpose(1, 2).unflatten(2, (2, 3)), first, atol=1e-6)
-    with pytest.raises(UserError, match="output_fmt is 'NHWC'; it can be 'NCHW' or 'NLC'"):
-        model.forward_intermediates(pixels, output_fmt="NHWC")
-    with pytest.raises(AssertionError):  # timm's own
-        model.forward_intermediates(pixels, [3])
-
-
-@torch.no_grad()
-def test_pooling_and_classifier_can_be_chosen_and_reset(folder):
-    pixels = torch.randn(2, 3, 32, 32)
-    tokens = create(folder).forward_features(pixels)
-    pooled = {
-        "token": tokens[:, 0],
-        "avg": tokens[:, 1:].mean(1),
-        "max": tokens[:, 1:].amax(1),
-        "avgmax": (tokens[:, 1:].mean(1) + tokens[:, 1:].amax(1)) / 2,
-        "": tokens,
-    }
-    for pool, want in pooled.items():
-        model = create(folder, global_pool=pool, num_classes=5)
-        assert torch.allclose(model.forward_head(tokens, pre_logits=True), want, atol=1e-6)
-        assert model(pixels).shape == (*want.shape[:-1], 5)
-        assert torch.allclose(model.get_classifier()(want), model(pixels), atol=1e-6)
-    model.reset_classifier(3, "avg")
-    assert (model(pixels).shape, model.num_classes, model.global_pool) == ((2, 3), 3, "avg")
-    model.reset_classifier(0)
-    assert torch.allclose(model(pixels), pooled["avg"], atol=1e-6)
-    with pytest.raises(UserError, match="global_pool is 'map'; it can be 'token', 'avg'"):
-        model.reset_classifier(2, "map")
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("size", [64, 96])
 def test_converted_vision_branch_matches_golden(vision, size):
     """The released layout: mean of the patches, its norm, classifier; the table grows as in the original."""
-    found = case("vision_classify")
-    pixels = found.inputs[f"image_{size}"].float()
+    golden = case("vision_classify")
+    pixels = golden.inputs[f"image_{size}"].float()
     model = create(vision, img_size=size)
-    assert (model.num_classes, model.global_pool) == (9, "avg")
-    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, size, size)
-    assert_near(model.forward_features(pixels), found.outputs[f"features_{size}"], TOKENS)
-    assert_near(model(pixels), found.outputs[f"logits_{size}"], TOKENS)
-    other = create(vision, num_classes=4, img_size=size)
-    assert other(pixels).shape == (2, 4)
-    logits = model.head(other.forward_head(other.forward_features(pixels), pre_logits=True))
-    assert_near(logits, found.outputs[f"logits_{size}"], TOKENS)
+
+    assert model.num_classes == 9
+    assert model.global_pool == "avg"
+    assert input_size(model) == (3, size, size)
+    assert_near(model.forward_features(pixels), golden.outputs[f"features_{size}"], TOKENS)
+    assert_near(model(pixels), golden.outputs[f"logits_{size}"], TOKENS)
 
 
 @torch.no_grad()
-def test_pictures_of_other_sizes(folder):
-    model, wide = create(folder), create(folder, img_size=(64, 32))
-    for size in ((32, 32), (48, 16), (64, 96)):
-        pixels = torch.randn(1, 3, *size)
-        assert model.forward_features(pixels).shape == (1, 1 + size[0] * size[1] // 256, 32)
-        assert torch.equal(wide(pixels), model(pixels))
-    assert timm.data.resolve_model_data_config(wide)["input_size"] == (3, 64, 32)
-    assert transform_of(wide)(pictures((20, 20))[0]).shape == (3, 64, 32)
+def test_other_classes_keep_the_norm_of_the_classifier(vision):
+    golden = case("vision_classify")
+    pixels = golden.inputs["image_64"].float()
+    model = create(vision, num_classes=4, img_size=64)
+
+    assert model(pixels).shape == (2, 4)
+    pooled = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    assert_near(create(vision, img_size=64).head(pooled), golden.outputs["logits_64"], TOKENS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 16), (64, 96)])
+def test_pictures_of_other_sizes(folder, branch, height, width):
+    pixels = torch.randn(1, 3, height, width)
+
+    assert branch.forward_features(pixels).shape == (1, 1 + height * width // 256, 32)
+    assert torch.equal(create(folder, img_size=(64, 32))(pixels), branch(pixels))
+
+
+def test_size_that_is_not_a_rectangle_of_patches(branch):
+    with pytest.raises(ValueError, match="40 x 32"):
+        branch(torch.randn(1, 3, 40, 32))
+
+
+def test_img_size_of_the_transform(folder, pictures):
+    model = create(folder, img_size=(64, 32))
+
+    assert input_size(model) == (3, 64, 32)
+    assert transform_of(model)(pictures[0]).shape == (3, 64, 32)
+
+
+@torch.no_grad()
+def test_img_size_of_a_square_resizes_the_table(folder, branch):
+    pixels = torch.randn(1, 3, 64, 64)
     large = create(folder, img_size=64)
+    branch.set_input_size(64)
+
     assert large.trunk.adapters["image"].bias_tables[0].shape == (7 * 7 + 3, 4)
-    with pytest.raises(ValueError, match="40 x 32 pixels is not a multiple of the patch, 16"):
-        model(torch.randn(1, 3, 40, 32))
-    for size, message in (
-        ((32, 40), "img_size 32 x 40"),
-        (40, "img_size 40 x 40"),
-    ):
-        with pytest.raises(UserError, match=message):
-            create(folder, img_size=size)
-        with pytest.raises(UserError, match=message):
-            model.set_input_size(size)
+    assert torch.equal(branch(pixels), large(pixels))
+    assert input_size(branch) == (3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [(32, 40), 40])
+def test_img_size_of_partial_patches_is_refused(folder, branch, size):
+    with pytest.raises(UserError, match=r"img_size \d+ x 40"):
+        create(folder, img_size=size)
+    with pytest.raises(UserError, match=r"img_size \d+ x 40"):
+        branch.set_input_size(size)
+
+
+def test_other_patch_size_is_refused(branch):
     with pytest.raises(UserError, match="patch_size"):
-        model.set_input_size(patch_size=8)
-    model.set_input_size(64)
-    assert torch.equal(model(torch.ones(1, 3, 64, 64)), large(torch.ones(1, 3, 64, 64)))
-    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 64, 64)
+        branch.set_input_size(patch_size=8)
 
 
 @pytest.mark.parametrize("decay", [None, 0.5])
 def test_optimizer_groups_are_those_of_our_recipes(folder, decay):
     model = create(folder, num_classes=5)
-    found = {}
-    for group in timm.optim.create_optimizer_v2(model, opt="adamw", weight_decay=0.1, layer_decay=decay).param_groups:
-        found |= {id(parameter): (group.get("lr_scale", 1.0), group["weight_decay"]) for parameter in group["params"]}
-    names = dict(model.named_parameters())
-    assert set(found) == {id(parameter) for parameter in names.values()}
-    ours = {}
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+
+    settings = {}
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", weight_decay=0.1, layer_decay=decay)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            settings[name_of[parameter]] = (group.get("lr_scale", 1.0), group["weight_decay"])
+
+    expected = {"head.weight": (1.0, 0.1), "head.bias": (1.0, 0.0)}
     for group in parameter_groups(model.trunk, OptimConfig(weight_decay=0.1, layer_decay=decay)):
-        ours |= {f"trunk.{name}": (group["lr_scale"], group["weight_decay"]) for name, _ in group["params"]}
-    ours |= {"head.weight": (1.0, 0.1), "head.bias": (1.0, 0.0)}
-    assert {name: found[id(parameter)] for name, parameter in names.items()} == ours
+        for name, _ in group["params"]:
+            expected[f"trunk.{name}"] = (group["lr_scale"], group["weight_decay"])
+    assert settings == expected
     assert layer_id("adapters.image.bias_tables.2", 3) == 3
 
 
-def test_training_reaches_all_parameters_and_checkpointing_changes_nothing(folder):
-    pixels, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
-    gradients = []
-    for enable in (False, True):
-        torch.manual_seed(0)
-        model = create(folder, num_classes=3, global_pool="avg").train()
-        model.set_grad_checkpointing(enable)
-        assert {block.gradient_checkpointing for block in model.trunk.blocks} == {enable}
-        optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.9)
-        losses = []
-        for step in range(3):
-            loss = torch.nn.functional.cross_entropy(model(pixels), target)
-            optimizer.zero_grad()
-            loss.backward()
-            if step == 0:
-                gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[2] < losses[1] < losses[0]
-    for name, gradient in gradients[0].items():
+def train(model, pixels):
+    """Losses of three steps, and the gradients of the first."""
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1])
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.9)
+    losses = []
+    gradients = {}
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(model(pixels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = gradients or {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, gradients
+
+
+def test_training_reaches_all_parameters(folder, pixels):
+    losses, gradients = train(create(folder, num_classes=2, global_pool="avg").train(), pixels)
+
+    assert losses[2] < losses[1] < losses[0]
+    for name, gradient in gradients.items():
         assert gradient.any(), name
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def test_device_and_dtype_are_those_asked_for_and_a_new_classifier_takes_them_over():
+def test_gradient_checkpointing_changes_nothing(folder, pixels):
+    torch.manual_seed(0)
+    plain = create(folder, num_classes=2).train()
+    torch.manual_seed(0)
+    checkpointed = create(folder, num_classes=2).train()
+
+    checkpointed.set_grad_checkpointing(True)
+
+    assert all(block.gradient_checkpointing for block in checkpointed.trunk.blocks)
+    assert not any(block.gradient_checkpointing for block in plain.trunk.blocks)
+    _, plain_gradients = train(plain, pixels)
+    _, gradients = train(checkpointed, pixels)
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_device_and_dtype_of_model_and_new_classifier():
     model = timm.create_model(TINY, pretrained=False, device="meta", dtype=torch.bfloat16).eval()
     model.reset_classifier(3)
-    assert {(tensor.device.type, tensor.dtype) for tensor in model.parameters()} == {("meta", torch.bfloat16)}
+
+    assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
     assert not any(module.training for module in model.modules())
     assert f"{model.default_cfg['first_conv']}.weight" in model.state_dict()
 
 
-def test_drop_rates_are_off_unless_asked_for(folder):
+def test_drop_rates(folder):
     model = create(folder, drop_path_rate=0.3, drop_rate=0.2)
-    assert [round(block.drop_path.rate, 2) for block in model.trunk.blocks] == [0.0, 0.15, 0.3]
+
+    assert [block.drop_path.rate for block in model.trunk.blocks] == pytest.approx([0.0, 0.15, 0.3])
     assert model.head_drop.p == 0.2
-    bundled = timm.create_model(TINY, pretrained=True)
-    assert {block.drop_path.rate for block in bundled.trunk.blocks} == {0.0}
+    assert {block.drop_path.rate for block in create_tiny().trunk.blocks} == {0.0}
+
+
+def test_unknown_option_is_refused(folder):
     create(folder, dynamic_img_size=True)
     with pytest.raises(TypeError, match="attn_drop_rate"):
         create(folder, attn_drop_rate=0.1)
 
 
+@pytest.fixture(params=["folder", "tiny"])
+def create_any(request, folder):
+    """Creates the model of the folder, or the bundled one, which has another stem."""
+    if request.param == "tiny":
+        return create_tiny
+    return lambda **options: create(folder, **options)
+
+
+@torch.no_grad()
+def test_one_channel_counts_as_three_equal_ones(create_any):
+    pixels = torch.randn(1, 1, 64, 64)
+    expected = create_any()(pixels.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(create_any(in_chans=1)(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_channels(create_any, channels):
+    model = create_any(in_chans=channels)
+    stem = next(module for module in model.trunk.modules() if isinstance(module, torch.nn.Conv2d))
+
+    assert stem.in_channels == channels
+    assert stem.weight.shape[1] == channels
+    model(torch.randn(1, channels, 64, 64))
+    with pytest.raises(ValueError, match=f"B, {channels}, H, W"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+@pytest.fixture
+def save_for_hf(tmp_path):
+    """Saves a model as timm does; gives the name under which timm loads it."""
+
+    def save(model):
+        timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+        return f"local-dir:{tmp_path / 'saved'}"
+
+    return save
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("name", ["folder", "bundled"])
-def test_pictures_of_other_channels(folder, tmp_path, name, channels):
-    if name == "folder":
-        model, plain = create(folder, in_chans=channels), create(folder)
-    else:
-        model, plain = (timm.create_model(TINY, pretrained=True, in_chans=count).eval() for count in (channels, 3))
-    stem = next(module for module in model.trunk.modules() if isinstance(module, torch.nn.Conv2d))
+def test_saved_model_with_other_channels(folder, branch, save_for_hf, channels):
+    loaded = timm.create_model(save_for_hf(branch), pretrained=True, in_chans=channels).eval()
+
     pixels = torch.randn(1, channels, 64, 64)
-    assert stem.weight.shape[1] == stem.in_channels == channels
-    if channels == 1:  # one channel counts as three equal ones
-        torch.testing.assert_close(model(pixels), plain(pixels.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match=f"should be .B, {channels}, H, W."):
-        model(torch.randn(1, 3, 64, 64))
-    if name == "folder":
-        timm.models.save_for_hf(plain, tmp_path / "saved", safe_serialization=True)
-        again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, in_chans=channels).eval()
-        assert torch.equal(again(pixels), model(pixels))
+    assert torch.equal(loaded(pixels), create(folder, in_chans=channels)(pixels))
 
 
 @torch.no_grad()
-def test_fx_sees_the_trunk_as_one_node(folder):
-    model, pixels = create(folder, num_classes=3), torch.randn(2, 3, 32, 48)
-    graph = torch.fx.symbolic_trace(model)
-    assert torch.equal(graph(pixels), model(pixels))
-    names = timm.models.get_graph_node_names(model)[1]
-    extract = timm.models.create_feature_extractor(model, {names[-1]: "out"})
-    assert torch.equal(extract(pixels)["out"], model(pixels))
-
-
-@torch.no_grad()
-def test_what_timm_saves_it_loads_again(tmp_path, folder):
+def test_saved_model_keeps_size_and_pooling(folder, save_for_hf):
     model = create(folder, num_classes=3, global_pool="avg", img_size=64)
-    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
-    again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    loaded = timm.create_model(save_for_hf(model), pretrained=True).eval()
+
     pixels = torch.randn(1, 3, 64, 64)
-    assert torch.equal(again(pixels), model(pixels))
-    assert (again.trunk.adapters["image"].bias_grid, again.global_pool) == (4, "avg")
-    other = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=7).eval()
-    assert torch.equal(other.forward_features(pixels), model.forward_features(pixels))
-    assert other(pixels).shape == (1, 7)
+    assert torch.equal(loaded(pixels), model(pixels))
+    assert loaded.trunk.adapters["image"].bias_grid == 4
+    assert loaded.global_pool == "avg"
 
 
-def test_networks_of_transformers_take_it_as_a_backbone(small_size):
+@torch.no_grad()
+def test_saved_model_with_other_classes(folder, pixels, save_for_hf):
+    model = create(folder, num_classes=3)
+    loaded = timm.create_model(save_for_hf(model), pretrained=True, num_classes=7).eval()
+
+    assert torch.equal(loaded.forward_features(pixels), model.forward_features(pixels))
+    assert loaded(pixels).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_fx_sees_the_trunk_as_one_node(folder, pixels):
+    model = create(folder, num_classes=3)
+    _, names = timm.models.get_graph_node_names(model)
+    extractor = timm.models.create_feature_extractor(model, {names[-1]: "out"})
+
+    assert torch.equal(torch.fx.symbolic_trace(model)(pixels), model(pixels))
+    assert torch.equal(extractor(pixels)["out"], model(pixels))
+
+
+def test_segmentation_network_of_transformers_trains_it(folder, monkeypatch):
     from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-    maps = TimmBackboneConfig(backbone="onepeace", out_indices=[0, 1, 2])
-    upernet = UperNetConfig(backbone_config=maps, num_labels=3, hidden_size=16, use_auxiliary_head=False)
-    network = UperNetForSemanticSegmentation(upernet)
+    monkeypatch.setitem(plugin.CONFIGS, "onepeace", read_config(folder))  # instead of no configuration
+    backbone = TimmBackboneConfig(backbone="onepeace", out_indices=[0, 1, 2])
+    config = UperNetConfig(backbone_config=backbone, num_labels=3, hidden_size=16, use_auxiliary_head=False)
+    network = UperNetForSemanticSegmentation(config)
+
     out = network(torch.randn(2, 3, 48, 96), labels=torch.randint(0, 3, (2, 48, 96)))
-    assert out.logits.shape == (2, 3, 48, 96)
     out.loss.backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    assert out.logits.shape == (2, 3, 48, 96)
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name  # noqa: PT018
 
 
 @torch.no_grad()
@@ -313,8 +457,9 @@ def test_backbone_of_transformers_has_the_weights():
     from transformers import TimmBackbone
 
     backbone = TimmBackbone.from_pretrained("onepeace_tiny", out_indices=[0, 2]).eval()
-    own = timm.create_model(TINY, pretrained=True, features_only=True, out_indices=(0, 2)).eval()
     pixels = torch.randn(1, 3, 64, 96)
-    for found, want in zip(backbone(pixels).feature_maps, own(pixels), strict=True):
-        assert torch.equal(found, want)
-    assert want.shape == (1, 256, 2, 3)
+
+    maps = create_tiny(features_only=True, out_indices=(0, 2))(pixels)
+    for feature_map, expected in zip(backbone(pixels).feature_maps, maps, strict=True):
+        assert torch.equal(feature_map, expected)
+    assert maps[-1].shape == (1, 256, 2, 3)

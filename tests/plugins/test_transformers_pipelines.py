@@ -4,13 +4,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from support.embedding import assert_same
 
 import onepeace
 import onepeace.plugins.transformers as plugin
 from onepeace.embed.embedder import Embedder
 
 LABELS = ["cat", "dog", "bus", "the sea"]
-FILES = {"image": ["images/cat.jpg", "images/bus.jpg"], "audio": ["sounds/cat.ogg", "sounds/sea.ogg"]}
 
 
 @pytest.fixture(scope="module")
@@ -22,74 +22,105 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own():
+def embedder():
     return onepeace.load("tiny", device="cpu", dtype="float32")
 
 
-def files_of(key, samples):
-    return [str(samples / name) for name in FILES[key]]
+@pytest.fixture
+def image_paths(samples):
+    return [str(samples / "images" / name) for name in ("cat.jpg", "bus.jpg")]
 
 
-def waveforms(own, samples):
-    """As pipelines want them: mono, at the model's rate, as read from the files."""
-    return [own.processors["audio"].load(path).numpy() for path in files_of("audio", samples)]
+@pytest.fixture
+def sound_paths(samples):
+    return [str(samples / "sounds" / name) for name in ("cat.ogg", "sea.ogg")]
 
 
-def scores(results, labels=LABELS):
-    """(n, number of labels) of what a pipeline gives, in the order of the labels."""
-    found = [{row["label"]: row["score"] for row in result} for result in results]
-    return torch.tensor([[one[label] for label in labels] for one in found])
+def waveforms(embedder, paths):
+    """As pipelines want them: mono, at the model's rate."""
+    return [embedder.processors["audio"].load(path).numpy() for path in paths]
 
 
-def close(got, want):
-    assert tuple(got.shape) == tuple(want.shape)
-    assert torch.isfinite(want).all()
-    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+def scores(results):
+    """(n, number of labels), in the order of the labels."""
+    rows = []
+    for result in results:
+        score_of = {row["label"]: row["score"] for row in result}
+        rows.append([score_of[label] for label in LABELS])
+    return torch.tensor(rows)
 
 
-def test_zero_shot_image_classification(folder, own, samples):
+def test_zero_shot_image_classification(folder, embedder, image_paths):
     pipeline = transformers.pipeline("zero-shot-image-classification", folder)
+    results = pipeline(image_paths, candidate_labels=LABELS, batch_size=2)
+
     assert type(pipeline.model) is plugin.OnePeaceModel
-    files = files_of("image", samples)
-    got = pipeline(files, candidate_labels=LABELS, batch_size=2)
-    close(scores(got), own.classify(files, LABELS, template="This is a photo of {}."))
+    expected = embedder.classify(image_paths, LABELS, template="This is a photo of {}.")
+    assert_same(scores(results), expected, atol=1e-4)
 
 
-def test_zero_shot_audio_classification(folder, own, samples):
+def test_zero_shot_audio_classification(folder, embedder, sound_paths):
     pipeline = transformers.pipeline("zero-shot-audio-classification", folder)
-    got = [pipeline(sound, candidate_labels=LABELS) for sound in waveforms(own, samples)]
-    close(scores(got), own.classify(files_of("audio", samples), LABELS, template="This is a sound of {}."))
+    results = [pipeline(sound, candidate_labels=LABELS) for sound in waveforms(embedder, sound_paths)]
+
+    expected = embedder.classify(sound_paths, LABELS, template="This is a sound of {}.")
+    assert_same(scores(results), expected, atol=1e-4)
 
 
-def test_features_of_texts_and_pictures(folder, own, samples):
-    texts, files = ["a dog", "waves on a beach, and a lot of other things"], files_of("image", samples)
-    got = transformers.pipeline("feature-extraction", folder)(texts, batch_size=1)
-    close(torch.tensor(got)[:, 0], own.encode_text(texts))
-    got = transformers.pipeline("image-feature-extraction", folder)(files)
-    close(torch.tensor(got)[:, 0], own.encode_image(files))
+def test_features_of_texts(folder, embedder):
+    texts = ["a dog", "waves on a beach, and a lot of other things"]
+    vectors = transformers.pipeline("feature-extraction", folder)(texts, batch_size=1)
+    assert_same(torch.tensor(vectors)[:, 0], embedder.encode_text(texts), atol=1e-4)
+
+
+def test_features_of_pictures(folder, embedder, image_paths):
+    vectors = transformers.pipeline("image-feature-extraction", folder)(image_paths)
+    assert_same(torch.tensor(vectors)[:, 0], embedder.encode_image(image_paths), atol=1e-4)
+
+
+def test_features_of_a_vision_tower(folder, embedder, image_paths):
     tower = plugin.OnePeaceVisionModel.from_pretrained(folder)
-    pipeline = transformers.pipeline(
-        "image-feature-extraction", tower, image_processor=plugin.OnePeaceImageProcessor.from_pretrained(folder)
-    )
-    tokens = own.features({"image": Image.open(files[0])})["image"]
-    close(torch.tensor(pipeline(files[0]))[0, 1:], tokens.features)
-    close(torch.tensor(pipeline(files[0], pool=True))[0], tokens.cls)
+    processor = plugin.OnePeaceImageProcessor.from_pretrained(folder)
+    pipeline = transformers.pipeline("image-feature-extraction", tower, image_processor=processor)
+
+    features = embedder.features({"image": Image.open(image_paths[0])})["image"]
+    assert_same(torch.tensor(pipeline(image_paths[0]))[0, 1:], features.features, atol=1e-4)
+    assert_same(torch.tensor(pipeline(image_paths[0], pool=True))[0], features.cls, atol=1e-4)
 
 
-@pytest.mark.parametrize("key", FILES)
-def test_classification_with_a_head(folder, own, samples, key):
-    cls = {"image": plugin.OnePeaceForImageClassification, "audio": plugin.OnePeaceForAudioClassification}[key]
+def random_classifier(cls, folder):
     model = cls.from_pretrained(folder, num_labels=len(LABELS))
     model.config.id2label = dict(enumerate(LABELS))
     torch.nn.init.normal_(model.onepeace.heads["classifier"].out.weight)
-    part = "image_processor" if key == "image" else "feature_extractor"
-    processor = getattr(plugin.OnePeaceProcessor.from_pretrained(folder), part)
-    pipeline = transformers.pipeline(f"{key}-classification", model, **{part: processor})
-    files = files_of(key, samples)
-    given = files if key == "image" else waveforms(own, samples)
-    embedder = Embedder(model.onepeace, {key: own.processors[key]})
+    return model
+
+
+def our_scores(model, modality, embedder, paths):
+    processor = embedder.processors[modality]
+    inputs = Embedder(model.onepeace, {modality: processor}).inputs(
+        modality, [processor.decode(path) for path in paths]
+    )
     with torch.inference_mode():
-        inputs = {key: embedder.inputs(key, [own.processors[key].decode(file) for file in files])}
-        want = model.onepeace.predict(inputs).softmax(dim=1)
-    assert want.std() > 0.01
-    close(scores(pipeline(given, batch_size=2, top_k=len(LABELS))), want)
+        return model.onepeace.predict({modality: inputs}).softmax(dim=1)
+
+
+def test_image_classification(folder, embedder, image_paths):
+    model = random_classifier(plugin.OnePeaceForImageClassification, folder)
+    processor = plugin.OnePeaceImageProcessor.from_pretrained(folder)
+    pipeline = transformers.pipeline("image-classification", model, image_processor=processor)
+
+    results = pipeline(image_paths, batch_size=2, top_k=len(LABELS))
+
+    assert_same(scores(results), our_scores(model, "image", embedder, image_paths), atol=1e-4)
+    assert scores(results).std() > 0.01
+
+
+def test_audio_classification(folder, embedder, sound_paths):
+    model = random_classifier(plugin.OnePeaceForAudioClassification, folder)
+    processor = plugin.OnePeaceFeatureExtractor.from_pretrained(folder)
+    pipeline = transformers.pipeline("audio-classification", model, feature_extractor=processor)
+
+    results = pipeline(waveforms(embedder, sound_paths), batch_size=2, top_k=len(LABELS))
+
+    assert_same(scores(results), our_scores(model, "audio", embedder, sound_paths), atol=1e-4)
+    assert scores(results).std() > 0.01

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from support.embedding import assert_same
 from support.random_model import MEDIA, save_random_model
 
 import onepeace.plugins.transformers as plugin
@@ -28,49 +29,45 @@ SETTINGS = [
 ]
 
 
-def text_processor(folder, settings):
-    return TextProcessor.from_config({"max_tokens": 16, **settings}, folder)
-
-
-@pytest.fixture(scope="module")
-def processor(random_folder):
-    return plugin.OnePeaceProcessor.from_onepeace(str(random_folder))
+@pytest.fixture(params=SETTINGS, ids=str)
+def text_settings(request):
+    return {"max_tokens": 16, **request.param}
 
 
 @pytest.fixture
-def tokenizer_of(random_folder, monkeypatch):
+def tokenizer(random_folder, text_settings, monkeypatch):
     """The tokenizer of the model with other settings for its texts."""
-
-    def make(settings):
-        config = read_config(random_folder)
-        config.processors["text"] |= settings
-        monkeypatch.setattr("onepeace.plugins.transformers.tokenization.read_config", lambda folder: config)
-        return plugin.OnePeaceTokenizer.from_onepeace(str(random_folder))
-
-    return make
+    config = read_config(random_folder)
+    config.processors["text"] |= text_settings
+    monkeypatch.setattr("onepeace.plugins.transformers.tokenization.read_config", lambda folder: config)
+    return plugin.OnePeaceTokenizer.from_onepeace(str(random_folder))
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_ids_are_those_of_the_text_processor(settings, tokenizer_of, random_folder, tmp_path):
-    own = text_processor(random_folder, settings)
-    tokenizer = tokenizer_of(settings)
-    tokenizer.save_pretrained(tmp_path)
-    want = [own.decode(text) for text in TEXTS]
-    assert len(want[-1]) == 17 or settings.get("max_tokens", 16) is None
-    for again in (tokenizer, plugin.OnePeaceTokenizer.from_pretrained(tmp_path)):
-        assert isinstance(again, transformers.PreTrainedTokenizerFast)
-        for text, ids in zip(TEXTS, want, strict=True):
-            assert again(text)["input_ids"] == again.encode(text) == ids.tolist()
-        batch = again(TEXTS, padding=True, return_tensors="pt")
-        assert torch.equal(batch["input_ids"], own.collate(want)["ids"])
-        assert batch["attention_mask"].sum(1).tolist() == [len(ids) for ids in want]
-        assert (again.bos_token_id, again.pad_token_id, again.eos_token_id, again.unk_token_id) == (0, 1, 2, 3)
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_ids_are_those_of_the_text_processor(tokenizer, text_settings, random_folder, tmp_path, is_saved):
+    text_processor = TextProcessor.from_config(text_settings, random_folder)
+    if is_saved:
+        tokenizer.save_pretrained(tmp_path)
+        tokenizer = plugin.OnePeaceTokenizer.from_pretrained(tmp_path)
+
+    rows = [text_processor.decode(text) for text in TEXTS]
+    for text, ids in zip(TEXTS, rows, strict=True):
+        assert tokenizer(text)["input_ids"] == ids.tolist()
+        assert tokenizer.encode(text) == ids.tolist()
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], text_processor.collate(rows)["ids"])
+    assert batch["attention_mask"].sum(1).tolist() == [len(ids) for ids in rows]
+    assert isinstance(tokenizer, transformers.PreTrainedTokenizerFast)
+    special_ids = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    assert special_ids == (0, 1, 2, 3)
 
 
-def test_a_text_is_not_cut_where_that_is_asked_for(processor):
+def test_truncation_and_its_absence(processor):
     whole = processor.tokenizer(TEXTS[-1], truncation=False)["input_ids"]
+
     assert len(whole) > 17
     assert whole[-1] == 2
+    assert len(processor.tokenizer(TEXTS[-1])["input_ids"]) == 17
     assert processor.tokenizer(TEXTS[-1], max_length=5)["input_ids"] == [*whole[:4], 2]
 
 
@@ -80,80 +77,123 @@ def test_ids_become_text_again(processor):
     assert processor.tokenizer.decode(ids).endswith("</s>")
 
 
-def test_the_tokenizer_goes_back_to_a_model_folder(processor, random_folder, tmp_path):
+def test_saved_tokenizer_is_that_of_the_model_folder(processor, random_folder, tmp_path):
     processor.tokenizer(TEXTS, padding=True)  # sets padding and truncation of what it holds
     processor.tokenizer.save_pretrained(tmp_path)
-    again = read_tokenizer(tmp_path / "tokenizer.json")
-    assert again.to_str() == read_tokenizer(random_folder / "tokenizer.json").to_str()
+
+    saved = read_tokenizer(tmp_path / "tokenizer.json")
+    assert saved.to_str() == read_tokenizer(random_folder / "tokenizer.json").to_str()
 
 
-def test_pixels_are_those_of_the_image_processor(processor, samples):
-    own = ImageProcessor(**MEDIA["image"])
+@pytest.fixture
+def image_processor():
+    return ImageProcessor(**MEDIA["image"])
+
+
+def test_pixels_of_files(processor, image_processor, samples):
     paths = [samples / "images" / "cat.jpg", str(samples / "images" / "dog.jpg")]
-    want = own.collate([own.decode(path) for path in paths])["pixels"]
-    got = processor.image_processor(paths, return_tensors="pt")
-    assert torch.equal(got["pixel_values"], want)
-    picture = own.load(paths[0])
-    array = np.asarray(picture)
-    alone = own.decode(picture)
-    for one in (picture, array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
-        assert torch.equal(processor.image_processor(images=one, return_tensors="pt")["pixel_values"][0], alone)
+    pixels = processor.image_processor(paths, return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, image_processor.collate([image_processor.decode(path) for path in paths])["pixels"])
+
+
+def test_pixels_of_pictures_arrays_and_tensors(processor, image_processor, pictures):
+    picture = pictures[0]
+    array = np.array(picture)
+    expected = image_processor.decode(picture)
+
+    for image in (picture, array, torch.from_numpy(array).permute(2, 0, 1)):
+        assert torch.equal(processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0], expected)
     arrays = processor.image_processor(np.stack([array, array]))["pixel_values"]
     assert len(arrays) == 2
-    assert (arrays[1] == alone.numpy()).all()
+    assert (arrays[1] == expected.numpy()).all()
     assert processor.image_processor(picture, return_tensors="np")["pixel_values"].shape == (1, 3, 32, 32)
+
+
+def test_fields_of_the_image_processor(processor, image_processor):
     assert processor.image_processor.size == {"height": 32, "width": 32}
-    np.testing.assert_allclose(processor.image_processor.image_mean, own.mean.flatten().numpy())
-    np.testing.assert_allclose(processor.image_processor.image_std, own.std.flatten().numpy())
+    np.testing.assert_allclose(processor.image_processor.image_mean, image_processor.mean.flatten())
+    np.testing.assert_allclose(processor.image_processor.image_std, image_processor.std.flatten())
 
 
-def test_waveforms_are_those_of_the_audio_processor(processor, samples):
-    own = AudioProcessor(**MEDIA["audio"])
-    random = np.random.default_rng(0)
-    arrays = [random.normal(size=n).astype(np.float32) for n in (22050, 60000, 3000)]
-    want = own.collate([own.decode((array, 22050)) for array in arrays])
-    got = processor.feature_extractor(arrays, sampling_rate=22050, return_tensors="pt")
-    assert got["input_values"].shape == (3, 32000)
-    assert torch.equal(got["input_values"], want["waveform"])
-    assert torch.equal(got["padding_mask"].sum(1), want["lengths"])
+@pytest.fixture
+def audio_processor():
+    return AudioProcessor(**MEDIA["audio"])
+
+
+def test_waveforms_of_arrays(processor, audio_processor):
+    generator = np.random.default_rng(0)
+    arrays = [generator.normal(size=length).astype(np.float32) for length in (22050, 60000, 3000)]
+
+    values = processor.feature_extractor(arrays, sampling_rate=22050, return_tensors="pt")
+
+    expected = audio_processor.collate([audio_processor.decode((array, 22050)) for array in arrays])
+    assert values["input_values"].shape == (3, 32000)
+    assert torch.equal(values["input_values"], expected["waveform"])
+    assert torch.equal(values["padding_mask"].sum(1), expected["lengths"])
+
+
+def test_waveform_of_a_file(processor, audio_processor, samples):
     path = samples / "sounds" / "dog.ogg"
-    alone = own.decode(path)
-    assert torch.equal(processor.feature_extractor(str(path), return_tensors="pt")["input_values"][0], alone)
-    numbers = arrays[0][:9000]
-    for one in (numbers, torch.from_numpy(numbers), numbers.tolist()):
-        values = processor.feature_extractor(one, return_tensors="np")["input_values"]
-        np.testing.assert_allclose(values[0], own.decode((numbers, 16000)), atol=1e-6)
+    values = processor.feature_extractor(str(path), return_tensors="pt")["input_values"]
+    assert torch.equal(values[0], audio_processor.decode(path))
 
 
-def test_a_processor_is_saved_and_found(processor, tmp_path, samples):
+def test_waveform_without_a_rate(processor, audio_processor, sounds):
+    expected = audio_processor.decode((sounds[0], 16000))
+    for numbers in (sounds[0], torch.from_numpy(sounds[0]), sounds[0].tolist()):
+        values = processor.feature_extractor(numbers, return_tensors="np")["input_values"]
+        assert_same(values[0], expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def saved_processor(processor, tmp_path_factory):
+    """The folder of that processor and a configuration."""
+    folder = tmp_path_factory.mktemp("processor")
     processor.tokenizer(TEXTS, max_length=5, padding="max_length")  # is not to be saved
-    processor.save_pretrained(tmp_path)
-    plugin.OnePeaceConfig.from_onepeace("tiny").save_pretrained(tmp_path)
-    again = transformers.AutoProcessor.from_pretrained(tmp_path)
-    assert type(again) is plugin.OnePeaceProcessor
-    parts = {
-        transformers.AutoTokenizer: plugin.OnePeaceTokenizer,
-        transformers.AutoImageProcessor: plugin.OnePeaceImageProcessor,
-        transformers.AutoFeatureExtractor: plugin.OnePeaceFeatureExtractor,
-    }
-    for auto, kind in parts.items():
-        assert type(auto.from_pretrained(tmp_path)) is kind
-    given = {"images": [samples / "images" / "cat.jpg"], "audio": [str(samples / "sounds" / "dog.ogg")]}
-    got = again(text=TEXTS, return_tensors="pt", **given)
-    want = processor(text=TEXTS, return_tensors="pt", **given)
-    assert got["input_ids"].shape == (len(TEXTS), 17)
-    assert set(got) == {"input_ids", "attention_mask", "pixel_values", "input_values", "padding_mask"} == set(want)
-    assert all(torch.equal(got[name], want[name]) for name in got)
+    processor.save_pretrained(folder)
+    plugin.OnePeaceConfig.from_onepeace("tiny").save_pretrained(folder)
+    return folder
 
 
-@pytest.mark.parametrize("key", ["image", "audio"])
-def test_a_model_of_two_modalities_has_a_processor_of_two(key, tmp_path):
-    folder = str(save_random_model(tmp_path / "model", ("text", key)))
-    kind = {"image": plugin.OnePeaceImageTextProcessor, "audio": plugin.OnePeaceAudioTextProcessor}[key]
+def test_saved_processor_gives_the_same(processor, saved_processor, samples):
+    loaded = transformers.AutoProcessor.from_pretrained(saved_processor)
+    media = {"images": [samples / "images" / "cat.jpg"], "audio": [str(samples / "sounds" / "dog.ogg")]}
+
+    values = loaded(text=TEXTS, return_tensors="pt", **media)
+
+    assert type(loaded) is plugin.OnePeaceProcessor
+    assert set(values) == {"input_ids", "attention_mask", "pixel_values", "input_values", "padding_mask"}
+    assert values["input_ids"].shape == (len(TEXTS), 17)
+    for name, expected in processor(text=TEXTS, return_tensors="pt", **media).items():
+        assert torch.equal(values[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("auto", "cls"),
+    [
+        (transformers.AutoTokenizer, plugin.OnePeaceTokenizer),
+        (transformers.AutoImageProcessor, plugin.OnePeaceImageProcessor),
+        (transformers.AutoFeatureExtractor, plugin.OnePeaceFeatureExtractor),
+    ],
+)
+def test_auto_class_finds_a_part(saved_processor, auto, cls):
+    assert type(auto.from_pretrained(saved_processor)) is cls
+
+
+@pytest.mark.parametrize(
+    ("modality", "cls"),
+    [("image", plugin.OnePeaceImageTextProcessor), ("audio", plugin.OnePeaceAudioTextProcessor)],
+)
+def test_processor_of_two_modalities(modality, cls, tmp_path):
+    folder = str(save_random_model(tmp_path / "model", ("text", modality)))
     processor = plugin.OnePeaceProcessor.from_onepeace(folder)
-    assert type(processor) is kind
     processor.save_pretrained(tmp_path / "saved")
     plugin.OnePeaceConfig.from_onepeace(folder).save_pretrained(tmp_path / "saved")
-    again = transformers.AutoProcessor.from_pretrained(tmp_path / "saved")
-    assert type(again) is kind
-    assert again(text=["a dog"], return_tensors="pt")["input_ids"].shape[0] == 1
+
+    loaded = transformers.AutoProcessor.from_pretrained(tmp_path / "saved")
+
+    assert type(processor) is cls
+    assert type(loaded) is cls
+    assert torch.equal(
+        loaded(text=TEXTS, return_tensors="pt")["input_ids"], processor(text=TEXTS, return_tensors="pt")["input_ids"]
+    )

@@ -2,21 +2,22 @@
 
 from support.small_shards import write_tar
 
+PER_SHARD = 2
 
-def write_folder(folder, samples, *, split="test", per_shard=2, classes=(), templates=(), kind=""):
-    """Samples are dictionaries of content by file ending: {"webp": ..., "cls": b"0"}."""
-    shards = [samples[i : i + per_shard] for i in range(0, len(samples), per_shard)]
-    number = iter(range(len(samples)))
-    for i, shard in enumerate(shards):
+
+def write_folder(folder, samples, *, classes=(), templates=(), dataset_type=""):
+    """Samples are dictionaries of content by file ending: {"jpg": ..., "cls": b"0"}."""
+    shards = [samples[first : first + PER_SHARD] for first in range(0, len(samples), PER_SHARD)]
+    for shard_index, shard in enumerate(shards):
         members = {}
-        for sample in shard:
-            key = f"s{next(number):07d}"
-            members |= {f"{key}.{ending}": content for ending, content in sample.items()}
-        write_tar(folder / split / f"{i}.tar", members)
-    (folder / split / "nshards.txt").write_text(f"{len(shards)}\n")
-    for name, lines in {"classnames": classes, "zeroshot_classification_templates": templates}.items():
-        if lines:
-            (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
-    if kind:
-        (folder / "dataset_type.txt").write_text(f"{kind}\n")
+        for row, sample in enumerate(shard):
+            key = f"s{shard_index * PER_SHARD + row:07d}"
+            for ending, content in sample.items():
+                members[f"{key}.{ending}"] = content
+        write_tar(folder / "test" / f"{shard_index}.tar", members)
+
+    (folder / "test" / "nshards.txt").write_text(f"{len(shards)}\n")
+    (folder / "classnames.txt").write_text("\n".join(classes))
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
+    (folder / "dataset_type.txt").write_text(dataset_type)
     return folder

@@ -14,8 +14,8 @@ TEXTS = [
 ]
 
 
-def assert_same(actual, expected):
-    assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=0)
+def assert_same(actual, expected, atol=1e-5):
+    assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=atol, rtol=0)
 
 
 def assert_unit_rows(vectors, count):

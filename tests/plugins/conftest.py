@@ -1,0 +1,52 @@
+"""Three items of each modality, no two of the same size, and the random model in transformers."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return ["a dog barking", "", "two cats on a very long and very wide sofa, and a third one"]
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(3)]
+
+
+@pytest.fixture(scope="session")
+def sounds():
+    """Samples at 16 kHz, of 0.5 to 1 s."""
+    generator = np.random.default_rng(0)
+    return [generator.normal(0, 0.1, 8000 + 4000 * i).astype(np.float32) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def processor(random_folder):
+    from onepeace.plugins.transformers import OnePeaceProcessor
+
+    return OnePeaceProcessor.from_onepeace(str(random_folder))
+
+
+@pytest.fixture(scope="module")
+def hf_model(random_folder):
+    from onepeace.plugins.transformers import OnePeaceModel
+
+    return OnePeaceModel.from_onepeace(str(random_folder)).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(hf_model, processor, tmp_path_factory):
+    """The folder of that model and its processor."""
+    folder = tmp_path_factory.mktemp("saved")
+    hf_model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(processor, pictures, texts, sounds):
+    """Arguments of that model for all the items."""
+    return processor(images=pictures, text=texts, audio=sounds, sampling_rate=16000, return_tensors="pt")

@@ -1,0 +1,148 @@
+"""Models of the transformers plug-in saved, loaded in part, offloaded, pushed, and read by our own library."""
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from support.embedding import assert_same
+from support.transformers_classes import AUTO_CLASSES, check_same_outputs, outputs_of
+
+import onepeace
+import onepeace.plugins.transformers as plugin
+
+
+def class_name(cls):
+    return cls.__name__
+
+
+every_class = pytest.mark.parametrize("cls", AUTO_CLASSES, ids=class_name)
+
+
+@pytest.fixture(autouse=True)
+def _hub(monkeypatch):
+    # AutoBackbone of 5.24 first asks the Hub for a repository, also about a folder.
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", lambda *_: True)
+
+
+@every_class
+def test_saved_files(cls, random_folder, tmp_path):
+    model = cls.from_onepeace(str(random_folder))
+    model.save_pretrained(tmp_path)
+
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".yaml", ".md"}
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == {f"onepeace.{name}" for name in model.onepeace.state_dict()}
+
+
+@pytest.mark.parametrize("by_auto_class", [False, True])
+@every_class
+def test_saved_model_computes_the_same(cls, by_auto_class, random_folder, inputs, tmp_path):
+    model = cls.from_onepeace(str(random_folder))
+    model.save_pretrained(tmp_path)
+
+    loader = AUTO_CLASSES[cls] if by_auto_class else cls
+    loaded = loader.from_pretrained(str(tmp_path))
+
+    assert type(loaded) is cls
+    assert loaded.onepeace.config == model.onepeace.config
+    assert list(loaded.onepeace.adapters) == list(model.onepeace.adapters)  # config.json is sorted by name
+    assert not loaded.training
+    check_same_outputs(loaded, model, inputs)
+
+
+@every_class
+def test_part_loads_from_the_files_of_the_whole(cls, saved, hf_model):
+    model, report = cls.from_pretrained(saved, output_loading_info=True)
+
+    head = {name for name in model.state_dict() if "classifier" in name}
+    assert set(report["missing_keys"]) == head
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    tensors = hf_model.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert name in head or torch.equal(tensor, tensors[name])
+
+
+def test_missing_head_is_initialised(saved):
+    head = plugin.OnePeaceForImageClassification.from_pretrained(saved).onepeace.heads["classifier"]
+
+    assert 0 < head.hidden.weight.std() < 0.02
+    assert head.hidden.weight.abs().max() <= 0.02
+    assert (head.norm.weight == 1).all()
+    assert (head.norm.bias == 0).all()
+
+
+def test_saved_folder_says_what_it_needs(saved):
+    assert "import onepeace.plugins.transformers" in (saved / "README.md").read_text(encoding="utf-8")
+
+
+def test_saved_folder_is_a_model_folder(saved, model, texts):
+    loaded = onepeace.load(saved, device="cpu", dtype="float32")
+
+    assert loaded.modalities == model.modalities
+    assert loaded.module.config == model.module.config
+    assert loaded.processors["text"].settings == model.processors["text"].settings
+    texts = [*texts, "the letters </s> and <pad>"]
+    assert torch.equal(loaded.encode_text(texts), model.encode_text(texts))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])
+def test_dtype_and_device_map(saved, inputs, hf_model, argument):
+    model = transformers.AutoModel.from_pretrained(saved, **{argument: torch.bfloat16}, device_map="cpu")
+
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.device.type == "cpu"
+    assert_same(model(**inputs).image_embeds.float(), hf_model(**inputs).image_embeds, atol=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "cls",
+    [
+        plugin.OnePeaceModel,
+        plugin.OnePeaceVisionModel,
+        plugin.OnePeaceAudioModel,
+        plugin.OnePeaceForImageClassification,
+    ],
+    ids=class_name,
+)
+def test_offloading_finds_every_parameter(cls, saved, inputs):
+    accelerate = pytest.importorskip("accelerate")
+    model = cls.from_pretrained(saved).eval()
+    tensors = outputs_of(model, inputs)
+
+    accelerate.cpu_offload(model, execution_device="cpu")
+
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for offloaded_tensor, tensor in zip(outputs_of(model, inputs), tensors, strict=True):
+        assert torch.equal(offloaded_tensor, tensor)
+
+
+def test_device_map_leaves_most_of_the_model_on_disk(saved, inputs, hf_model, tmp_path):
+    memory = {"cpu": sum(parameter.nbytes for parameter in hf_model.parameters()) // 2}
+    model = transformers.AutoModel.from_pretrained(saved, device_map="auto", max_memory=memory, offload_folder=tmp_path)
+
+    assert "disk" in model.hf_device_map.values()
+    check_same_outputs(model, hf_model, inputs)
+
+
+def test_push_to_hub_uploads_the_saved_files(hf_model, processor, monkeypatch):
+    uploaded = []
+
+    def create_commit(self, repo_id, operations, **_):
+        uploaded.extend((repo_id, operation.path_in_repo) for operation in operations)
+
+    def create_repo(self, repo_id, **_):
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    card = huggingface_hub.ModelCard("---\ntags: []\n---\n")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *_, **__: card)
+    hf_model.push_to_hub("someone/model")
+    processor.push_to_hub("someone/model")
+
+    files = {name for repository, name in uploaded if repository == "someone/model"}
+    assert files >= {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
