@@ -13,14 +13,15 @@ def texts():
 @pytest.fixture(scope="session")
 def pictures():
     generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(3)]
+    arrays = [generator.integers(0, 256, (height, 30, 3), np.uint8) for height in (20, 21, 22)]
+    return [Image.fromarray(array) for array in arrays]
 
 
 @pytest.fixture(scope="session")
 def sounds():
     """Samples at 16 kHz, of 0.5 to 1 s."""
     generator = np.random.default_rng(0)
-    return [generator.normal(0, 0.1, 8000 + 4000 * i).astype(np.float32) for i in range(3)]
+    return [generator.normal(0, 0.1, length).astype(np.float32) for length in (8000, 12000, 16000)]
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,16 @@ def metrics_of(monkeypatch, tmp_path):
         output = tmp_path / "result.json"
         dataset = ["--dataset", "wds/own", "--dataset_root", str(folder), "--num_workers", "0"]
         model = ["--model_type", "onepeace", "--model", "tiny", "--pretrained", "-", "--no_amp"]
-        command = ["clip_benchmark", "eval", *model, *dataset, "--output", str(output), "--quiet", *options]
+        command = [
+            "clip_benchmark",
+            "eval",
+            *model,
+            *dataset,
+            "--output",
+            str(output),
+            "--quiet",
+            *options,
+        ]
         monkeypatch.setattr(sys, "argv", command)
         cli.main()
         return json.loads(output.read_text())["metrics"]
@@ -46,7 +55,6 @@ def our_figures(embedder, root, recipe):
     return {row.metric: row.value for row in measure(embedder, recipe_of(root, recipe))}
 
 
-@torch.no_grad()
 def test_vectors_of_towers(model, random_folder, pictures, texts):
     towers, transform, tokenizer = plugin.load(str(random_folder), "-", None, "cpu")
 

@@ -37,22 +37,28 @@ QUERIES = unit_vectors(5)
 
 
 def make_items(first, count):
-    modalities = ("image", "audio", "text")
-    return [Item(f"/p/{number}", modalities[number % 3], size=number) for number in range(first, first + count)]
+    items = []
+    for number in range(first, first + count):
+        modality = ("image", "audio", "text")[number % 3]
+        items.append(Item(f"/p/{number}", modality, size=number))
+    return items
 
 
 def write_index(folder, store, count):
-    return fabricate(folder, list(zip(make_items(0, count), unit_vectors(count), strict=True)), store=store, id="1")
+    files = list(zip(make_items(0, count), unit_vectors(count), strict=True))
+    return fabricate(folder, files, store=store, id="1")
 
 
 def add_items(folder, items, vectors):
+    entries = [(item, [Span(item.modality)]) for item in items]
     with closing(Store(folder, write=True)) as store, store.transaction():
-        store.add([(item, [Span(item.modality)]) for item in items], vectors)
+        store.add(entries, vectors)
 
 
 def send(folder):
-    with closing(Store(folder)) as store, closing(milvus.open_store(LITE, store, Matrix(store))) as collection:
-        collection.send()
+    with closing(Store(folder)) as store:
+        with closing(milvus.open_store(LITE, store, Matrix(store))) as collection:
+            collection.send()
 
 
 @contextmanager
@@ -160,7 +166,8 @@ def test_vector_of_a_reused_id_after_repair(folder, check_hits):
     send(folder)
 
     with Index.open(folder) as index:
-        assert index.search(Query(vector=vectors[0]), top=1)[0].item.path == "/p/new"
+        (hit,) = index.search(Query(vector=vectors[0]), top=1)
+    assert hit.item.path == "/p/new"
     check_hits(folder)
 
 
@@ -185,7 +192,7 @@ def text_folder(tmp_path):
 
 def test_commands_keep_the_collection_up_to_date(random_folder, text_folder, tmp_path, candidate_counts):
     index = tmp_path / "index"
-    build(index, [text_folder], str(random_folder), device="cpu", store=LITE, progress=False)
+    build(index, [text_folder], random_folder, device="cpu", store=LITE, progress=False)
     remove(index, [text_folder / "3.txt"])
     (text_folder / "5.txt").write_text("other words")
     update(index, device="cpu", progress=False)
@@ -200,15 +207,20 @@ def test_commands_keep_the_collection_up_to_date(random_folder, text_folder, tmp
 
 
 @pytest.mark.parametrize(
-    ("address", "error"), [(NO_SERVER, UserError), ("milvus://", UsageError), ("nobody://host", UsageError)]
+    ("address", "error"),
+    [
+        (NO_SERVER, UserError),
+        ("milvus://", UsageError),
+        ("nobody://host", UsageError),
+    ],
 )
 def test_wrong_address_is_refused_and_not_kept(address, error, random_folder, text_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
     index = tmp_path / "index"
-    build(index, [text_folder / "0.txt"], str(random_folder), device="cpu", progress=False)
+    build(index, [text_folder / "0.txt"], random_folder, device="cpu", progress=False)
 
     with pytest.raises(error, match=address.partition(":")[0]):
-        build(index, [text_folder], str(random_folder), device="cpu", store=address, progress=False)
+        build(index, [text_folder], random_folder, device="cpu", store=address, progress=False)
 
     with Index.open(index) as opened:
         assert len(opened) == 1

@@ -37,7 +37,6 @@ def pixels(transforms, pictures):
     return torch.stack([transform(picture) for picture in pictures])
 
 
-@torch.no_grad()
 def test_zero_shot_classifier_of_open_clip(tiny, samples):
     names = ["dog", "cat", "bus", "sunflower", "clock", "owl"]
     templates = ("a photo of a {}", "a picture of the {}")
@@ -45,15 +44,15 @@ def test_zero_shot_classifier_of_open_clip(tiny, samples):
     model, _, transform = create_model_and_transforms("tiny", pretrained="laion2b")
 
     class_vectors = open_clip.build_zero_shot_classifier(model, get_tokenizer("tiny"), names, templates)
-    vectors = model.encode_image(torch.stack([transform(Image.open(path)) for path in paths]), normalize=True)
-    logits = model.logit_scale.exp() * vectors @ class_vectors
+    pixels = torch.stack([transform(Image.open(path)) for path in paths])
+    logits = model.logit_scale.exp() * model.encode_image(pixels, normalize=True) @ class_vectors
 
-    assert_same(logits.softmax(1), tiny.classify(paths, names, template=templates), atol=1e-4)
-    num_right = (logits[: len(names)].argmax(1) == torch.arange(len(names))).sum()
-    assert num_right > len(names) / 2
+    expected = tiny.classify(paths, names, template=templates)
+    assert_same(logits.softmax(1), expected, atol=1e-4)
+    is_right = logits[:6].argmax(1) == torch.arange(6)
+    assert is_right.sum() > 3
 
 
-@torch.no_grad()
 def test_vectors_are_those_of_the_embedder(towers, tokenizer, model, pictures, pixels, texts):
     assert_same(towers.encode_image(pixels), model.encode_image(pictures))
     assert_same(towers.encode_text(tokenizer(texts)), model.encode_text(texts))
@@ -85,7 +84,6 @@ def test_tokenizer_can_be_sent_to_workers(tokenizer):
     assert torch.equal(received(LONG_TEXTS), tokenizer(LONG_TEXTS))
 
 
-@torch.no_grad()
 def test_vector_of_a_text_does_not_depend_on_its_batch(towers, tokenizer):
     ids = tokenizer(LONG_TEXTS)
     alone = [towers.encode_text(row[None]) for row in ids]
@@ -104,8 +102,8 @@ def test_transform_for_training_crops(transforms, samples):
     assert crop.shape == (3, 32, 32)
     assert crop.isfinite().all()
     assert not torch.allclose(crop, next_crop, atol=0.1)
-    whole = transform(picture)
-    assert torch.corrcoef(torch.stack([crop.flatten(), whole.flatten()]))[0, 1] > 0.5  # only a little is cut off
+    pair = torch.stack([crop.flatten(), transform(picture).flatten()])
+    assert torch.corrcoef(pair)[0, 1] > 0.5  # only a little is cut off
 
 
 def test_loss_of_open_clip_trains_both_towers(towers, pixels, tokenizer, texts):
@@ -114,19 +112,17 @@ def test_loss_of_open_clip_trains_both_towers(towers, pixels, tokenizer, texts):
     loss.backward()
 
     logits = scale * image_vectors @ text_vectors.T
-    expected = (logits.log_softmax(1).diag() + logits.log_softmax(0).diag()).mean() / -2
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    for parameter in (*towers.module.heads.parameters(), towers.module.logit_scale):
-        assert parameter.grad is None or parameter.grad.abs().sum() > 0
-    assert towers.module.heads["text"].weight.grad is not None
-    assert towers.module.heads["image"].weight.grad is not None
+    log_likelihoods = logits.log_softmax(1) + logits.log_softmax(0)
+    assert_same(loss, log_likelihoods.diag().mean() / -2)
+    assert towers.module.heads["text"].weight.grad.any()
+    assert towers.module.heads["image"].weight.grad.any()
+    assert towers.module.logit_scale.grad.any()
 
 
 def test_forward_without_texts(towers, pixels):
     assert towers(image=pixels)[1] is None
 
 
-@torch.no_grad()
 def test_members_that_programs_read(towers, pixels):
     assert towers.visual.image_size == (32, 32)
     assert towers.visual.output_dim == 16
@@ -155,12 +151,12 @@ def test_unlocked_groups_are_refused(towers):
         towers.lock_image_tower(2)
 
 
-@torch.no_grad()
-def test_half_precision_and_first_temperature(tmp_path):
+def test_half_precision_and_first_temperature(tmp_path, pictures):
     folder = save_random_model(tmp_path / "model", ("text", "image"), logit_scale=False)
     towers, _, transform = create_model_and_transforms(folder, precision="bf16")
 
-    vectors = towers.encode_image(transform(Image.new("RGB", (9, 9), "blue"))[None], normalize=True)
+    pixels = transform(pictures[0]).unsqueeze(0)
+    vectors = towers.encode_image(pixels, normalize=True)
 
     assert next(towers.parameters()).dtype == torch.bfloat16
     assert vectors.dtype == torch.float32

@@ -20,14 +20,15 @@ from onepeace.plugins.ray import open_engine
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
 
-from support.ray_in_process import RayInProcess, crash
+from support.ray_in_process import RayInProcess, crash  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def ray_processes():
     """A Ray instance of two cores."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    variables = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    python_path = os.pathsep.join(path for path in sys.path if path)
+    variables = {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
     ray.init(
         num_cpus=2,
         runtime_env={"env_vars": variables},
@@ -65,8 +66,9 @@ def test_index_is_the_same_as_in_one_process(random_folder, tmp_path, samples):
     files = tmp_path / "files"
     write_good(files, samples, 15)
     write_broken(files / "broken", samples)
-    members = {"a.png": square((200, 0, 0), np.random.default_rng(0)), "a.txt": b"a red square"}
-    paths = [files, write_tar(tmp_path / "shard.tar", members)]
+    red = square((200, 0, 0), np.random.default_rng(0))
+    shard = write_tar(tmp_path / "shard.tar", {"a.png": red, "a.txt": b"a red square"})
+    paths = [files, shard]
     options = {"device": "cpu", "batch_size": 4, "progress": False}
 
     plain_report = build(tmp_path / "plain", paths, str(random_folder), **options)
@@ -88,17 +90,25 @@ def test_file_that_kills_is_named(deadly_model, tmp_path):
     (folder / "3.txt").write_text("deadly words")
     (folder / "20.txt").write_text("bad words")
 
-    report = build(tmp_path / "index", [folder], deadly_model, engine="ray:2", batch_size=4, progress=False)
+    index = tmp_path / "index"
+    report = build(index, [folder], deadly_model, engine="ray:2", batch_size=4, progress=False)
 
     reasons = {os.path.basename(problem.path): problem.reason for problem in report.problems}
     assert set(reasons) == {"20.txt", "3.txt"}
     assert "crashes" in reasons["3.txt"]
-    assert len(content(tmp_path / "index")) == 30
+    assert len(content(index)) == 30
     assert report.vectors == 28
 
 
 @pytest.mark.usefixtures("_ray")
-@pytest.mark.parametrize(("dtype", "reason"), [("none", "precision"), ("deadly", "died"), ("broken", "broken weights")])
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        ("none", "precision"),
+        ("deadly", "died"),
+        ("broken", "broken weights"),
+    ],
+)
 def test_model_that_cannot_be_loaded_ends_the_run(deadly_model, tmp_path, dtype, reason):
     (tmp_path / "words.txt").write_text("words")
 

@@ -37,7 +37,7 @@ def branch(folder):
 
 @pytest.fixture
 def pixels():
-    return torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 3, 32, 48)
 
 
 def create(folder, **options):
@@ -57,7 +57,6 @@ def input_size(model):
     return timm.data.resolve_model_data_config(model)["input_size"]
 
 
-@torch.no_grad()
 def test_features_of_the_bundled_model(tiny, samples):
     picture = Image.open(samples / "images" / "dog.jpg")
     model = create_tiny()
@@ -75,7 +74,6 @@ def test_parameters_of_other_modalities_are_left_out():
     assert not [name for name in names if "text" in name or "audio" in name or "heads" in name]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("indices", [(0, 2), (2, 0), (-3, -1), [1]])
 def test_features_only_gives_maps_of_blocks(folder, pixels, indices):
     blocks = sorted(index % 3 for index in indices)
@@ -84,7 +82,8 @@ def test_features_only_gives_maps_of_blocks(folder, pixels, indices):
 
     maps = model(pixels)
 
-    encoded = module.encode(module.stems({"image": {"pixels": pixels}}), out_indices=blocks)["image"]
+    stems = module.stems({"image": {"pixels": pixels}})
+    encoded = module.encode(stems, out_indices=blocks)["image"]
     for feature_map, intermediate in zip(maps, encoded.intermediates, strict=True):
         assert feature_map.shape == (2, 32, 2, 3)
         assert torch.equal(feature_map, intermediate.feature_map())
@@ -95,7 +94,6 @@ def test_features_only_gives_maps_of_blocks(folder, pixels, indices):
     assert model.model.trunk.norms is None
 
 
-@torch.no_grad()
 def test_intermediates_are_in_ascending_order(branch, pixels):
     final, (first, last) = branch.forward_intermediates(pixels, indices=[2, 0], norm=True)
 
@@ -105,36 +103,45 @@ def test_intermediates_are_in_ascending_order(branch, pixels):
     assert len(branch.forward_intermediates(pixels, intermediates_only=True)) == 3
 
 
-@torch.no_grad()
 def test_intermediates_without_the_norm(branch, pixels):
     _, (normed,) = branch.forward_intermediates(pixels, indices=[0], norm=True)
     (plain,) = branch.forward_intermediates(pixels, indices=[0], intermediates_only=True)
 
-    expected = branch.trunk.norms["image"](plain.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    expected = branch.trunk.norms["image"](plain.movedim(1, 3)).movedim(3, 1)
     assert_same(normed, expected, atol=1e-6)
 
 
-@torch.no_grad()
 def test_intermediates_as_tokens(branch, pixels):
-    options = {"return_prefix_tokens": True, "norm": True, "output_fmt": "NLC", "intermediates_only": True}
+    options = {
+        "return_prefix_tokens": True,
+        "norm": True,
+        "output_fmt": "NLC",
+        "intermediates_only": True,
+    }
     ((patches, cls),) = branch.forward_intermediates(pixels, 1, **options)
 
-    assert_same(torch.cat([cls, patches], dim=1), branch.forward_features(pixels), atol=1e-6)
-    assert torch.equal(branch.get_intermediate_layers(pixels, 1, norm=True)[0], patches)
+    tokens = torch.cat([cls, patches], dim=1)
+    assert_same(tokens, branch.forward_features(pixels), atol=1e-6)
+    (layer,) = branch.get_intermediate_layers(pixels, 1, norm=True)
+    assert torch.equal(layer, patches)
 
 
-@torch.no_grad()
 def test_intermediates_as_a_dictionary(branch, pixels):
-    final, ((patches, cls),) = branch.forward_intermediates(pixels, 1, return_prefix_tokens=True, norm=True)
-    outputs = branch.forward_intermediates(pixels, 1, return_prefix_tokens=True, norm=True, output_dict=True)
+    options = {"return_prefix_tokens": True, "norm": True}
+    final, ((patches, cls),) = branch.forward_intermediates(pixels, 1, **options)
+    outputs = branch.forward_intermediates(pixels, 1, output_dict=True, **options)
 
     assert torch.equal(outputs["image_features"], final)
     assert torch.equal(outputs["image_intermediates"][0], patches)
     assert torch.equal(outputs["image_intermediates_prefix"][0], cls)
-    assert torch.equal(branch.get_intermediate_layers(pixels, [2], reshape=True, norm=True)[0], patches)
 
 
-@torch.no_grad()
+def test_layers_of_dino_as_maps(branch, pixels):
+    _, (expected,) = branch.forward_intermediates(pixels, 1, norm=True)
+    (layer,) = branch.get_intermediate_layers(pixels, [2], reshape=True, norm=True)
+    assert torch.equal(layer, expected)
+
+
 def test_intermediates_stop_early(branch, pixels):
     _, (first,) = branch.forward_intermediates(pixels, [0])
     blocks_run = []
@@ -169,7 +176,6 @@ POOLS = {
 }
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("pool", POOLS)
 def test_pooling(folder, pixels, pool):
     model = create(folder, global_pool=pool, num_classes=5)
@@ -181,7 +187,6 @@ def test_pooling(folder, pixels, pool):
     assert_same(model(pixels), model.get_classifier()(pooled), atol=1e-6)
 
 
-@torch.no_grad()
 def test_reset_classifier(branch, pixels):
     branch.reset_classifier(3, "avg")
     assert branch(pixels).shape == (2, 3)
@@ -199,11 +204,11 @@ def test_reset_classifier(branch, pixels):
 def vision(tmp_path_factory):
     """The released vision branch's layout with a classifier of 9 classes, converted."""
     path = tmp_path_factory.mktemp("vision")
-    torch.save({"model": {**vision_branch(), **case("vision_classify").weights}}, path / "one-peace-vision.pkl")
+    tensors = vision_branch() | case("vision_classify").weights
+    torch.save({"model": tensors}, path / "one-peace-vision.pkl")
     return convert(path / "one-peace-vision.pkl", path / "vision")
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("size", [64, 96])
 def test_converted_vision_branch_matches_golden(vision, size):
     """The released layout: mean of the patches, its norm, classifier; the table grows as in the original."""
@@ -218,7 +223,6 @@ def test_converted_vision_branch_matches_golden(vision, size):
     assert_near(model(pixels), golden.outputs[f"logits_{size}"], TOKENS)
 
 
-@torch.no_grad()
 def test_other_classes_keep_the_norm_of_the_classifier(vision):
     golden = case("vision_classify")
     pixels = golden.inputs["image_64"].float()
@@ -226,16 +230,17 @@ def test_other_classes_keep_the_norm_of_the_classifier(vision):
 
     assert model(pixels).shape == (2, 4)
     pooled = model.forward_head(model.forward_features(pixels), pre_logits=True)
-    assert_near(create(vision, img_size=64).head(pooled), golden.outputs["logits_64"], TOKENS)
+    own_head = create(vision, img_size=64).head
+    assert_near(own_head(pooled), golden.outputs["logits_64"], TOKENS)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 16), (64, 96)])
 def test_pictures_of_other_sizes(folder, branch, height, width):
     pixels = torch.randn(1, 3, height, width)
 
     assert branch.forward_features(pixels).shape == (1, 1 + height * width // 256, 32)
-    assert torch.equal(create(folder, img_size=(64, 32))(pixels), branch(pixels))
+    resized = create(folder, img_size=(64, 32))
+    assert torch.equal(resized(pixels), branch(pixels))
 
 
 def test_size_that_is_not_a_rectangle_of_patches(branch):
@@ -250,13 +255,13 @@ def test_img_size_of_the_transform(folder, pictures):
     assert transform_of(model)(pictures[0]).shape == (3, 64, 32)
 
 
-@torch.no_grad()
 def test_img_size_of_a_square_resizes_the_table(folder, branch):
     pixels = torch.randn(1, 3, 64, 64)
     large = create(folder, img_size=64)
     branch.set_input_size(64)
 
-    assert large.trunk.adapters["image"].bias_tables[0].shape == (7 * 7 + 3, 4)
+    (table, *_) = large.trunk.adapters["image"].bias_tables
+    assert table.shape == (7 * 7 + 3, 4)
     assert torch.equal(branch(pixels), large(pixels))
     assert input_size(branch) == (3, 64, 64)
 
@@ -304,14 +309,16 @@ def train(model, pixels):
         loss = torch.nn.functional.cross_entropy(model(pixels), labels)
         optimizer.zero_grad()
         loss.backward()
-        gradients = gradients or {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            gradients.setdefault(name, parameter.grad.clone())
         optimizer.step()
         losses.append(loss.item())
     return losses, gradients
 
 
 def test_training_reaches_all_parameters(folder, pixels):
-    losses, gradients = train(create(folder, num_classes=2, global_pool="avg").train(), pixels)
+    model = create(folder, num_classes=2, global_pool="avg")
+    losses, gradients = train(model.train(), pixels)
 
     assert losses[2] < losses[1] < losses[0]
     for name, gradient in gradients.items():
@@ -335,7 +342,7 @@ def test_gradient_checkpointing_changes_nothing(folder, pixels):
 
 
 def test_device_and_dtype_of_model_and_new_classifier():
-    model = timm.create_model(TINY, pretrained=False, device="meta", dtype=torch.bfloat16).eval()
+    model = timm.create_model(TINY, device="meta", dtype=torch.bfloat16).eval()
     model.reset_classifier(3)
 
     assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
@@ -347,7 +354,8 @@ def test_device_and_dtype_of_model_and_new_classifier():
 def test_drop_rates(folder):
     model = create(folder, drop_path_rate=0.3, drop_rate=0.2)
 
-    assert [block.drop_path.rate for block in model.trunk.blocks] == pytest.approx([0.0, 0.15, 0.3])
+    rates = [block.drop_path.rate for block in model.trunk.blocks]
+    assert rates == pytest.approx([0.0, 0.15, 0.3])
     assert model.head_drop.p == 0.2
     assert {block.drop_path.rate for block in create_tiny().trunk.blocks} == {0.0}
 
@@ -366,22 +374,18 @@ def create_any(request, folder):
     return lambda **options: create(folder, **options)
 
 
-@torch.no_grad()
 def test_one_channel_counts_as_three_equal_ones(create_any):
     pixels = torch.randn(1, 1, 64, 64)
     expected = create_any()(pixels.expand(-1, 3, -1, -1))
     torch.testing.assert_close(create_any(in_chans=1)(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 4])
 def test_pictures_of_other_channels(create_any, channels):
     model = create_any(in_chans=channels)
-    stem = next(module for module in model.trunk.modules() if isinstance(module, torch.nn.Conv2d))
 
-    assert stem.in_channels == channels
-    assert stem.weight.shape[1] == channels
-    model(torch.randn(1, channels, 64, 64))
+    assert model.trunk.get_parameter(model.first_conv).shape[1] == channels
+    assert model(torch.randn(1, channels, 64, 64)).isfinite().all()
     with pytest.raises(ValueError, match=f"B, {channels}, H, W"):
         model(torch.randn(1, 3, 64, 64))
 
@@ -397,7 +401,6 @@ def save_for_hf(tmp_path):
     return save
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 4])
 def test_saved_model_with_other_channels(folder, branch, save_for_hf, channels):
     loaded = timm.create_model(save_for_hf(branch), pretrained=True, in_chans=channels).eval()
@@ -406,7 +409,6 @@ def test_saved_model_with_other_channels(folder, branch, save_for_hf, channels):
     assert torch.equal(loaded(pixels), create(folder, in_chans=channels)(pixels))
 
 
-@torch.no_grad()
 def test_saved_model_keeps_size_and_pooling(folder, save_for_hf):
     model = create(folder, num_classes=3, global_pool="avg", img_size=64)
     loaded = timm.create_model(save_for_hf(model), pretrained=True).eval()
@@ -417,7 +419,6 @@ def test_saved_model_keeps_size_and_pooling(folder, save_for_hf):
     assert loaded.global_pool == "avg"
 
 
-@torch.no_grad()
 def test_saved_model_with_other_classes(folder, pixels, save_for_hf):
     model = create(folder, num_classes=3)
     loaded = timm.create_model(save_for_hf(model), pretrained=True, num_classes=7).eval()
@@ -426,7 +427,6 @@ def test_saved_model_with_other_classes(folder, pixels, save_for_hf):
     assert loaded(pixels).shape == (2, 7)
 
 
-@torch.no_grad()
 def test_fx_sees_the_trunk_as_one_node(folder, pixels):
     model = create(folder, num_classes=3)
     _, names = timm.models.get_graph_node_names(model)
@@ -444,15 +444,16 @@ def test_segmentation_network_of_transformers_trains_it(folder, monkeypatch):
     config = UperNetConfig(backbone_config=backbone, num_labels=3, hidden_size=16, use_auxiliary_head=False)
     network = UperNetForSemanticSegmentation(config)
 
-    out = network(torch.randn(2, 3, 48, 96), labels=torch.randint(0, 3, (2, 48, 96)))
+    labels = torch.randint(3, (2, 48, 96))
+
+    out = network(torch.randn(2, 3, 48, 96), labels=labels)
     out.loss.backward()
 
     assert out.logits.shape == (2, 3, 48, 96)
     for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name  # noqa: PT018
+        assert parameter.grad.any(), name
 
 
-@torch.no_grad()
 def test_backbone_of_transformers_has_the_weights():
     from transformers import TimmBackbone
 

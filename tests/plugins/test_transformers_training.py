@@ -3,60 +3,69 @@
 import pytest
 import torch
 import transformers
+from support.embedding import assert_same
 from support.processes import start
 from support.random_model import save_random_model
+from support.transformers_classes import arguments_of, check_same_outputs
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 import onepeace.plugins.transformers as plugin
 from onepeace.hub import weights
 
-ARGUMENTS = {
-    plugin.OnePeaceForImageClassification: ("pixel_values",),
-    plugin.OnePeaceForAudioClassification: ("input_values", "padding_mask"),
-    plugin.OnePeaceForVisualQuestionAnswering: ("input_ids", "attention_mask", "pixel_values"),
-}
-every_class = pytest.mark.parametrize("cls", ARGUMENTS, ids=lambda cls: cls.__name__)
+CLASSIFIERS = [
+    plugin.OnePeaceForImageClassification,
+    plugin.OnePeaceForAudioClassification,
+    plugin.OnePeaceForVisualQuestionAnswering,
+]
+every_class = pytest.mark.parametrize("cls", CLASSIFIERS, ids=lambda cls: cls.__name__)
 
 
 @pytest.fixture
 def inputs():
     """Two items; the first text and the second sound are padded."""
-    generator = torch.Generator().manual_seed(0)
+    padding_mask = torch.ones(2, 9000, dtype=torch.int64)
+    padding_mask[1, 6000:] = 0
     ids = torch.tensor([[5, 9, 2, 1], [7, 8, 20, 2]])
     return {
-        "pixel_values": torch.randn(2, 3, 32, 32, generator=generator),
-        "input_values": torch.randn(2, 9000, generator=generator),
-        "padding_mask": (torch.arange(9000) < torch.tensor([[9000], [6000]])).long(),
+        "pixel_values": torch.randn(2, 3, 32, 32),
+        "input_values": torch.randn(2, 9000),
+        "padding_mask": padding_mask,
         "input_ids": ids,
         "attention_mask": (ids != 1).long(),
     }
 
 
-def arguments_of(cls, inputs):
-    return {name: inputs[name] for name in ARGUMENTS[cls]}
+SCORES = torch.tensor([[1.0, 0.5, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize(
     ("problem_type", "loss", "labels"),
     [
         ("single_label_classification", cross_entropy, torch.tensor([2, 0])),
-        ("multi_label_classification", binary_cross_entropy_with_logits, torch.tensor([[1.0, 0.5, 0], [0, 0, 1]])),
-        ("regression", mse_loss, torch.tensor([[1.0, 0.5, 0], [0, 0, 1]])),
+        ("multi_label_classification", binary_cross_entropy_with_logits, SCORES),
+        ("regression", mse_loss, SCORES),
     ],
 )
 @every_class
 def test_loss_follows_the_labels(cls, problem_type, loss, labels, random_folder, inputs):
-    model = cls.from_onepeace(str(random_folder), id2label={0: "cat", 1: "dog", 2: "bus"})
+    model = cls.from_onepeace(str(random_folder), num_labels=3)
     if problem_type == "regression":
         model.config.problem_type = problem_type
 
-    outputs = model(**arguments_of(cls, inputs), labels=labels)
+    outputs = model(**arguments_of(model, inputs), labels=labels)
 
     assert outputs.logits.shape == (2, 3)
-    torch.testing.assert_close(outputs.loss, loss(outputs.logits, labels))
+    assert_same(outputs.loss, loss(outputs.logits, labels))
     assert model.config.problem_type == problem_type
-    assert model.config.id2label[1] == "dog"
-    assert model(**arguments_of(cls, inputs)).loss is None
+    assert model(**arguments_of(model, inputs)).loss is None
+
+
+def test_names_of_labels_set_their_number(random_folder, inputs):
+    labels = {0: "cat", 1: "dog", 2: "bus"}
+    model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder), id2label=labels)
+
+    assert model.config.id2label == labels
+    assert model(inputs["pixel_values"]).logits.shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -68,24 +77,27 @@ def test_loss_follows_the_labels(cls, problem_type, loss, labels, random_folder,
 )
 def test_logits_do_not_depend_on_padding(cls, values, mask, row, random_folder, inputs):
     model = cls.from_onepeace(str(random_folder), num_labels=3)
-    arguments = arguments_of(cls, inputs)
+    arguments = arguments_of(model, inputs)
     logits = model(**arguments).logits
 
     length = int(arguments.pop(mask)[row].sum())
     alone = {name: tensor[row : row + 1] for name, tensor in arguments.items()}
     alone[values] = alone[values][:, :length]
 
-    torch.testing.assert_close(model(**alone).logits[0], logits[row], atol=1e-5, rtol=0)
+    assert_same(model(**alone).logits[0], logits[row])
 
 
 def test_logits_of_a_question_see_both_modalities(random_folder, inputs):
     model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace(str(random_folder), num_labels=4)
-    arguments = arguments_of(type(model), inputs)
+    arguments = arguments_of(model, inputs)
 
     logits = model(**arguments).logits
 
-    our_inputs = {"text": {"ids": inputs["input_ids"]}, "image": {"pixels": inputs["pixel_values"]}}
-    torch.testing.assert_close(logits, model.onepeace.predict(our_inputs), atol=1e-5, rtol=0)
+    our_inputs = {
+        "text": {"ids": inputs["input_ids"]},
+        "image": {"pixels": inputs["pixel_values"]},
+    }
+    assert_same(logits, model.onepeace.predict(our_inputs))
     arguments["pixel_values"] = arguments["pixel_values"].flip(0)
     assert (model(**arguments).logits - logits).abs().max() > 1e-3
 
@@ -108,7 +120,7 @@ def test_head_of_the_model_is_kept(headed_folder, inputs, tmp_path):
     assert model.onepeace.config.heads == {"classifier": HEAD}
     assert model.onepeace.heads["classifier"].out.bias.any()
     assert loaded.config.num_labels == 5
-    assert torch.equal(loaded(inputs["pixel_values"]).logits, model(inputs["pixel_values"]).logits)
+    check_same_outputs(loaded, model, inputs)
 
 
 def test_head_with_other_classes_is_new(headed_folder):
@@ -156,7 +168,13 @@ def test_trainer_learns_two_classes(random_folder, tmp_path):
         rows.append({"pixel_values": pixels, "labels": number % 2})
     model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder), num_labels=2)
     trainer = make_trainer(
-        model, rows, tmp_path, max_steps=8, per_device_train_batch_size=8, learning_rate=3e-3, logging_steps=1
+        model,
+        rows,
+        tmp_path,
+        max_steps=8,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        logging_steps=1,
     )
 
     first_loss = trainer.evaluate()["eval_loss"]
@@ -170,18 +188,16 @@ def test_trainer_learns_two_classes(random_folder, tmp_path):
     assert logits.argmax(1).tolist() == [row["labels"] for row in rows]
 
 
-NUM_ROWS = 8
-
-
-def training_rows(cls, inputs):
-    """Labelled items, each with its own input."""
+@pytest.fixture
+def rows(inputs):
+    """Eight labelled items, each with its own picture and sound."""
     rows = []
-    for index in range(NUM_ROWS):
-        row = {name: tensor[index % 2] for name, tensor in arguments_of(cls, inputs).items()}
-        for name in ("pixel_values", "input_values"):
-            if name in row:
-                row[name] = row[name] * (1 + index)
-        rows.append({**row, "labels": index % 3})
+    for number in range(8):
+        row = {name: tensor[number % 2] for name, tensor in inputs.items()}
+        row["pixel_values"] = row["pixel_values"] * (1 + number)
+        row["input_values"] = row["input_values"] * (1 + number)
+        row["labels"] = number % 3
+        rows.append(row)
     return rows
 
 
@@ -189,7 +205,7 @@ def train_with_checkpointing(cls, folder, rows, output, batch_size):
     """Two steps of transformers' Trainer, in this process or with those that torchrun started beside it."""
     torch.manual_seed(0)
     trainer = make_trainer(
-        cls.from_onepeace(str(folder), num_labels=3),
+        cls.from_onepeace(folder, num_labels=3),
         rows,
         output,
         max_steps=2,
@@ -203,44 +219,44 @@ def train_with_checkpointing(cls, folder, rows, output, batch_size):
     return trainer
 
 
-def train_and_save(rows_by_class, folder, output):
+def train_and_save(folder, rows, output):
     """Train a model of each class in this process and its sibling; each process saves its weights."""
-    for cls, rows in rows_by_class.items():
+    for cls in CLASSIFIERS:
         trainer = train_with_checkpointing(cls, folder, rows, output, batch_size=2)
         assert trainer.args.world_size == 2
         assert not trainer.args.ddp_find_unused_parameters
         torch.save(trainer.model.state_dict(), output / f"{cls.__name__}-{trainer.args.process_index}.pt")
 
 
-def test_two_processes_with_gradient_checkpointing_train_as_one(random_folder, inputs, tmp_path):
-    rows_by_class = {cls: training_rows(cls, inputs) for cls in ARGUMENTS}
+def test_two_processes_with_gradient_checkpointing_train_as_one(random_folder, rows, tmp_path):
+    start(2, train_and_save, str(random_folder), rows, tmp_path)
 
-    start(2, train_and_save, rows_by_class, random_folder, tmp_path)
-
-    for cls, rows in rows_by_class.items():
-        first, second = (torch.load(tmp_path / f"{cls.__name__}-{rank}.pt", weights_only=True) for rank in range(2))
-        expected = train_with_checkpointing(cls, random_folder, rows, tmp_path, batch_size=4).model.state_dict()
-        for name, tensor in expected.items():
+    for cls in CLASSIFIERS:
+        trainer = train_with_checkpointing(cls, str(random_folder), rows, tmp_path, batch_size=4)
+        first = torch.load(tmp_path / f"{cls.__name__}-0.pt", weights_only=True)
+        second = torch.load(tmp_path / f"{cls.__name__}-1.pt", weights_only=True)
+        for name, tensor in trainer.model.state_dict().items():
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 @every_class
-def test_training_moves_most_tensors(cls, random_folder, inputs, tmp_path):
+def test_training_moves_most_tensors(cls, random_folder, rows, tmp_path):
     torch.manual_seed(0)
     original = cls.from_onepeace(str(random_folder), num_labels=3).state_dict()
-    rows = training_rows(cls, inputs)
 
-    trained = train_with_checkpointing(cls, random_folder, rows, tmp_path, batch_size=4).model.state_dict()
+    trainer = train_with_checkpointing(cls, str(random_folder), rows, tmp_path, batch_size=4)
 
-    moved = [name for name, tensor in trained.items() if not torch.equal(tensor, original[name])]
+    trained = trainer.model.state_dict()
+    moved = [name for name in trained if not torch.equal(trained[name], original[name])]
     assert len(moved) > len(trained) / 2
 
 
 @every_class
 def test_loss_reaches_every_parameter(cls, inputs):
     model = cls.from_onepeace("tiny", num_labels=3)
-    model(**arguments_of(cls, inputs), labels=torch.tensor([0, 2])).loss.backward()
+    outputs = model(**arguments_of(model, inputs), labels=torch.tensor([0, 2]))
+    outputs.loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
 
@@ -257,8 +273,6 @@ def test_files_with_more_than_a_classifier_uses(cls, random_folder, tmp_path, in
 
     assert not report["unexpected_keys"]
     assert "UNEXPECTED" not in caplog.text
-    model.save_pretrained(tmp_path / "classifier")
-    loaded = cls.from_pretrained(tmp_path / "classifier")
-    arguments = arguments_of(cls, inputs)
-    assert torch.equal(loaded(**arguments).logits, model.eval()(**arguments).logits)
+    model.eval().save_pretrained(tmp_path / "classifier")
+    check_same_outputs(cls.from_pretrained(tmp_path / "classifier"), model, inputs)
     assert weights.load(tmp_path / "classifier").config == model.onepeace.config

@@ -39,7 +39,6 @@ def outputs_of(model, inputs):
     return tensors
 
 
-@torch.no_grad()
 def check_same_outputs(model, other, inputs):
     for tensor, other_tensor in zip(outputs_of(model, inputs), outputs_of(other, inputs), strict=True):
         assert torch.equal(tensor, other_tensor)
