@@ -22,12 +22,18 @@ def base(tmp_path):
 @pytest.fixture
 def whole(tmp_path, base):
     """The base's model, in float32, with a head of its own."""
-    config = small_model("image", heads=HEAD).config
     module = small_model("image", heads=HEAD)
-    module.load_state_dict(weights.load(base, dtype=torch.float32).state_dict(), strict=False)
-    return weights.save(tmp_path / "whole", module, Config(config))
+    tensors = weights.load(base, dtype=torch.float32).state_dict()
+    module.load_state_dict(tensors, strict=False)
+    return weights.save(tmp_path / "whole", module, Config(module.config))
 
 
+@pytest.fixture
+def small(tmp_path, base, whole):
+    return convert(whole, tmp_path / "small", base=str(base))
+
+
+@pytest.fixture
 @torch.no_grad()
 def other_model():
     """A model all of whose weights differ from the base's."""
@@ -37,37 +43,42 @@ def other_model():
     return module
 
 
-def test_folder_with_a_base_holds_the_rest_alone_and_loads_whole(tmp_path, base, whole):
-    small = convert(whole, tmp_path / "small", base=str(base))
-
+def test_folder_with_a_base_holds_the_head_alone(small):
     stored = load_file(small / "model.safetensors")
     assert stored
     assert all(name.startswith("heads.pets.") for name in stored)
-    wanted = weights.load(whole).state_dict()
-    found = weights.load(small, dtype=torch.float32).state_dict()
-    assert list(found) == list(wanted)
-    for name, tensor in wanted.items():
-        assert torch.equal(found[name], tensor), name
-    again = convert(small, tmp_path / "again")
-    assert weights.describe(again).config.base is None
-    assert set(load_file(again / "model.safetensors")) == set(wanted)
 
 
-def test_a_changed_base_is_refused(tmp_path, base, whole):
-    small = convert(whole, tmp_path / "small", base=str(base))
-    module = other_model()
-    weights.save(base, module, Config(module.config), dtype="float16")
+def test_folder_with_a_base_loads_whole(small, whole):
+    tensors = weights.load(small, dtype=torch.float32).state_dict()
+    expected = weights.load(whole).state_dict()
+    assert list(tensors) == list(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
 
-    with pytest.raises(UserError, match=r"small: was made on the model .*base of fingerprint \w{16}.*train this"):
+
+def test_folder_with_a_base_is_converted_to_a_whole_one(small, whole, tmp_path):
+    folder = convert(small, tmp_path / "converted")
+    assert weights.describe(folder).config.base is None
+    assert set(load_file(folder / "model.safetensors")) == set(load_file(whole / "model.safetensors"))
+
+
+def test_changed_base_is_refused(base, small, other_model):
+    weights.save(base, other_model, Config(other_model.config), dtype="float16")
+
+    with pytest.raises(UserError, match=r"small: .*base of fingerprint \w{16}"):
         weights.load(small)
 
 
-def test_a_model_that_shares_nothing_is_no_base(tmp_path, whole):
-    module = other_model()
-    other = weights.save(tmp_path / "other", module, Config(module.config))
+def test_model_that_shares_nothing_is_no_base(tmp_path, whole, other_model):
+    other = weights.save(tmp_path / "other", other_model, Config(other_model.config))
 
-    with pytest.raises(UserError, match="other: shares no tensor with this model, so it is not its base"):
+    with pytest.raises(UserError, match="other: shares no tensor"):
         convert(whole, tmp_path / "small", base=str(other))
-    with pytest.raises(UserError, match="--base"):  # and one that has all of it leaves nothing to write
+    assert not (tmp_path / "small").exists()
+
+
+def test_base_that_leaves_nothing_is_refused(tmp_path, whole):
+    with pytest.raises(UserError, match="--base"):
         convert(whole, tmp_path / "small", base=str(whole))
     assert not (tmp_path / "small").exists()

@@ -1,31 +1,51 @@
 """The hash by which an index, a calibration or a result says which model it is of."""
 
-from onepeace.hub import fingerprint as module
+import pytest
+
+from onepeace.hub import fingerprint as fingerprint_module
 from onepeace.hub.fingerprint import fingerprint
 
+READ = ("config.yaml", "model.safetensors", "tokenizer.json")
 
-def test_it_changes_with_what_vectors_depend_on_and_with_nothing_else(tmp_path):
-    for name in ("config.yaml", "model.safetensors", "tokenizer.json", "MODEL_CARD.md"):
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in (*READ, "MODEL_CARD.md"):
         (tmp_path / name).write_bytes(b"a")
-    first = fingerprint(tmp_path)
-    (tmp_path / "MODEL_CARD.md").write_bytes(b"b")
-    (tmp_path / "calibration.safetensors").write_bytes(b"b")
-    assert fingerprint(tmp_path) == first
-    for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_bytes(b"b")
-        assert fingerprint(tmp_path) != first
-        (tmp_path / name).write_bytes(b"a")
+    return tmp_path
 
 
-def test_large_weights_are_sampled_from_their_first_byte_to_their_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PARTS", 4)
-    monkeypatch.setattr(module, "PART", 10)
+@pytest.mark.parametrize("name", READ)
+def test_fingerprint_changes_with_what_vectors_depend_on(folder, name):
+    original = fingerprint(folder)
+    (folder / name).write_bytes(b"b")
+    assert fingerprint(folder) != original
+
+
+@pytest.mark.parametrize("name", ["MODEL_CARD.md", "calibration.safetensors"])
+def test_fingerprint_does_not_depend_on_other_files(folder, name):
+    original = fingerprint(folder)
+    (folder / name).write_bytes(b"b")
+    assert fingerprint(folder) == original
+
+
+@pytest.mark.parametrize(
+    ("position", "is_sampled"),
+    [
+        (0, True),
+        (20, False),
+        (35, True),
+        (99, True),
+    ],
+)
+def test_large_weights_are_sampled(tmp_path, monkeypatch, position, is_sampled):
+    monkeypatch.setattr(fingerprint_module, "PARTS", 4)
+    monkeypatch.setattr(fingerprint_module, "PART", 10)
     content = bytearray(100)
-    found = set()
-    for place in (None, 0, 35, 99, 20):  # the last is between two samples
-        changed = bytearray(content)
-        if place is not None:
-            changed[place] = 1
-        (tmp_path / "model.safetensors").write_bytes(changed)
-        found.add(fingerprint(tmp_path))
-    assert len(found) == 4
+    (tmp_path / "model.safetensors").write_bytes(content)
+    original = fingerprint(tmp_path)
+
+    content[position] = 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+
+    assert (fingerprint(tmp_path) != original) == is_sampled

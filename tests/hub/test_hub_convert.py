@@ -1,10 +1,10 @@
 """Every layout of the original becomes a model folder whose numbers are the original's."""
 
-from pathlib import Path
-
+import huggingface_hub
 import pytest
 import torch
 from support.golden_cases import (
+    CONVS,
     TOKENS,
     UNIT,
     assert_embeds_as_golden,
@@ -24,7 +24,6 @@ from support.hub_layouts import (
     state,
     video_network,
     vision_branch,
-    wrapper,
 )
 
 from onepeace.errors import UserError
@@ -36,6 +35,8 @@ from onepeace.hub.folder import read_config
 from onepeace.hub.one_peace import resize
 from onepeace.plugins.timm import with_image_size
 
+ALL = ["text", "image", "audio"]
+
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
@@ -43,103 +44,114 @@ def _no_gradients():
         yield
 
 
+@pytest.fixture
+def converted(checkpoint, tmp_path, bpe):
+    """The folder of the released pretraining layout."""
+    return convert(checkpoint, tmp_path / "converted", bpe=bpe)
+
+
 def assert_sees_as_golden(model):
     golden = case("vision_classify")
-    features = model.features({"image": {"pixels": golden.inputs["image_64"].float()}})["image"]
+    pixels = golden.inputs["image_64"].float()
+    features = model.features({"image": {"pixels": pixels}})["image"]
     assert_near(features, golden.outputs["features_64"], TOKENS)
 
 
-def same_tensors(folder: Path, model: torch.nn.Module) -> None:
-    found, wanted = weight_files.read_state(folder), model.state_dict()
-    assert set(found) == set(wanted)
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+def assert_holds(folder, model):
+    tensors = weight_files.read_state(folder)
+    expected = model.state_dict()
+    assert set(tensors) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
 
 
-def test_released_layout_embeds_as_the_original(checkpoint, tmp_path, bpe):
-    folder = convert(checkpoint, tmp_path / "out", bpe=bpe)
+def test_released_layout(converted):
+    assert_embeds_as_golden(weight_files.load(converted), ALL)
+    assert {file.name for file in converted.iterdir()} == {
+        "MODEL_CARD.md",
+        "SHA256SUMS",
+        "config.yaml",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
-    config = read_config(folder)
-    assert config.model.adapters["audio"]["convs"] == [[24, 10, 5], [24, 3, 2], [24, 3, 2], [24, 2, 2]]
-    assert config.processors["audio"] == {"sample_rate": 16000, "max_seconds": 15.0, "min_seconds": 1.0}
+
+def test_configuration_of_the_released_layout(converted):
+    config = read_config(converted)
+    assert config.model.adapters["audio"]["convs"] == CONVS
+    assert config.processors["audio"] == {
+        "sample_rate": 16000,
+        "max_seconds": 15.0,
+        "min_seconds": 1.0,
+    }
     assert config.processors["image"]["size"] == 64
     assert config.processors["text"]["max_tokens"] == 70
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "MODEL_CARD.md", "SHA256SUMS", "config.yaml", "model.safetensors", "tokenizer.json"]  # fmt: skip
-    assert_embeds_as_golden(weight_files.load(folder), ["text", "image", "audio"])
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_sizes_come_from_the_tensors_when_there_is_no_cfg(tmp_path, checkpoint, bpe, old):
-    with_cfg = read_config(convert(checkpoint, tmp_path / "with", bpe=bpe))
-    path = tmp_path / "bare.pt"
-    if old:
-        old_trainer_file(path, released())
-    else:
-        torch.save({"model": released()}, path)
-
-    assert read_config(convert(path, tmp_path / "without", bpe=bpe)) == with_cfg
+def test_sizes_come_from_the_tensors_without_settings(converted, convert_tensors):
+    assert read_config(convert_tensors(released())) == read_config(converted)
 
 
-@pytest.mark.parametrize(("modalities", "name"), [("text image", "vl"), ("text audio", "al")])
-def test_retrieval_model_has_a_table_per_block_and_a_temperature(tmp_path, bpe, modalities, name):
-    keys = modalities.split()
-    path = tmp_path / "finetune.pt"
-    settings = cfg({"head_type": name, "max_duration": 20})
-    torch.save(wrapper(state(*keys, heads=True, tables=3), settings), path)
+def test_sizes_come_from_the_tensors_of_an_old_trainer(converted, tmp_path, bpe):
+    path = old_trainer_file(tmp_path / "old.pt", released())
+    assert read_config(convert(path, tmp_path / "out", bpe=bpe)) == read_config(converted)
 
-    folder = convert(path, tmp_path / "out", bpe=bpe)
 
-    same_tensors(folder, golden_model(modalities, projections=True, bias_per_block=True))
+@pytest.mark.parametrize(
+    ("modalities", "head_type", "max_seconds"),
+    [
+        ("text image", "vl", None),
+        ("text audio", "al", 20.0),
+    ],
+)
+def test_retrieval_model_has_a_table_per_block_and_a_temperature(convert_tensors, modalities, head_type, max_seconds):
+    tensors = state(*modalities.split(), heads=True, tables=3)
+    folder = convert_tensors(tensors, cfg({"head_type": head_type, "max_duration": 20}))
+
     model = weight_files.load(folder)
-    assert_embeds_as_golden(model, keys)
+    assert_holds(folder, golden_model(modalities, projections=True, bias_per_block=True))
+    assert_embeds_as_golden(model, modalities.split())
     assert model.logit_scale == weights()["logit_scale"]
-    if name == "al":
-        assert read_config(folder).processors["audio"]["max_seconds"] == 20.0
+    assert read_config(folder).processors.get("audio", {}).get("max_seconds") == max_seconds
 
 
 @pytest.mark.parametrize("modalities", ["text image", "text audio"])
-def test_trainer_file_keeps_its_decoder(tmp_path, bpe, modalities):
-    keys = modalities.split()
-    path = tmp_path / "checkpoint_last.pt"
-    torch.save(wrapper(state(*keys, heads=True, decoder=True), cfg()), path)
+def test_trainer_file_keeps_its_decoder(convert_tensors, modalities):
+    tensors = state(*modalities.split(), heads=True, decoder=True)
+    folder = convert_tensors(tensors, cfg(), "checkpoint_last.pt")
 
-    folder = convert(path, tmp_path / "out", bpe=bpe)
-
-    same_tensors(folder, golden_model(modalities, projections=True, decoder=True))
+    assert_holds(folder, golden_model(modalities, projections=True, decoder=True))
     assert weight_files.load(folder).decoder is not None
 
 
-HEADS = {
-    "vqa": ("text image", {"_name": "vqa", "num_classes": 11}, {"use_pooler": True}),
-    "nlvr2": ("text image", {"use_two_images": True}, {}),
-    "grounding": ("text image", {"_name": "refcoco"}, {"use_image_features": True}),
-    "grounding_text_features": ("text image", {}, {"use_image_features": False}),
-    "avqa": ("text audio", {"_name": "avqa"}, {}),
-    "classify_audio": ("audio", {"_name": "vggsound"}, {}),
-    "classify_image": ("image", {}, {}),
-}
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_classifier_gives_the_originals_logits(tmp_path, bpe, name):
-    modalities, task, model_settings = HEADS[name]
+@pytest.mark.parametrize(
+    ("name", "modalities", "task", "settings"),
+    [
+        ("vqa", "text image", {"_name": "vqa", "num_classes": 11}, {"use_pooler": True}),
+        ("nlvr2", "text image", {"use_two_images": True}, {}),
+        ("grounding", "text image", {"_name": "refcoco"}, {"use_image_features": True}),
+        ("grounding_text_features", "text image", {}, {"use_image_features": False}),
+        ("avqa", "text audio", {"_name": "avqa"}, {}),
+        ("classify_audio", "audio", {"_name": "vggsound"}, {}),
+        ("classify_image", "image", {}, {}),
+    ],
+)
+def test_logits_of_a_classifier(convert_tensors, name, modalities, task, settings):
     golden = case(name)
-    path = tmp_path / "finetune.pt"
-    torch.save(wrapper(state(*modalities.split(), tables=3) | golden.weights, cfg(task, **model_settings)), path)
+    tensors = state(*modalities.split(), tables=3) | golden.weights
+    folder = convert_tensors(tensors, cfg(task, **settings))
 
-    folder = convert(path, tmp_path / "out", bpe=bpe)
     model = weight_files.load(folder)
-
     assert_near(model.predict(*head_passes(name)), golden.outputs["logits"], TOKENS)
     assert not model.config.projections
     tasks = {"vqa": "answer", "grounding": "box", "avqa": "choice"}
     assert model.config.heads["classifier"].get("task") == tasks.get(name)
-    text = read_config(folder).processors.get("text", {})
-    assert text.get("lower") == {"avqa": False}.get(name, True if "text" in modalities else None)
+    if "text" in modalities:
+        assert read_config(folder).processors["text"]["lower"] == (name != "avqa")
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_vision_branch_pickle_gives_the_originals_features(tmp_path, protocol):
+def test_features_of_a_vision_branch_in_a_pickle(tmp_path, protocol):
     content = {"model": vision_branch(), "__author__": "ofa", "matching_heuristics": True}
     path = bare_pickle(tmp_path / "one-peace-vision.pkl", content, protocol)
 
@@ -150,148 +162,196 @@ def test_vision_branch_pickle_gives_the_originals_features(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("per_block", [False, True])
-def test_imagenet_model_gives_the_originals_logits(tmp_path, per_block):
-    tensors = vision_branch() | case("vision_classify").weights
+def test_logits_of_the_imagenet_model(convert_tensors, per_block):
+    golden = case("vision_classify")
+    tensors = vision_branch() | golden.weights
     table = tensors.pop("image_adapter.rel_pos_table_list.0.weight")
     if per_block:
-        tensors |= {f"encoder.layers.{i}.rel_pos_table.weight": table.clone() for i in range(3)}
+        for block in range(3):
+            tensors[f"encoder.layers.{block}.rel_pos_table.weight"] = table.clone()
     else:
         tensors["image_adapter.rel_pos_table.weight"] = table
-    torch.save({"model": tensors}, tmp_path / "onepeace_ft.pth")
 
-    model = weight_files.load(convert(tmp_path / "onepeace_ft.pth", tmp_path / "out"))
+    model = weight_files.load(convert_tensors(tensors))
 
-    golden = case("vision_classify")
     assert model.config.bias_per_block == per_block
     pixels = golden.inputs["image_64"].float()
-    assert_near(model.predict({"image": {"pixels": pixels}}), golden.outputs["logits_64"], TOKENS)
+    logits = model.predict({"image": {"pixels": pixels}})
+    assert_near(logits, golden.outputs["logits_64"], TOKENS)
 
 
 @pytest.mark.parametrize("per_block", [False, True])
-def test_video_network_gives_the_originals_features_and_its_heads_logits(tmp_path, per_block):
+def test_logits_of_the_video_network(tmp_path, per_block):
     tensors = video_network()
     if per_block:
         table = tensors.pop("backbone.image_adapter.rel_pos_table.weight")
-        tensors |= {f"backbone.encoder.layers.{i}.rel_pos_table.weight": table.clone() for i in range(3)}
+        for block in range(3):
+            tensors[f"backbone.encoder.layers.{block}.rel_pos_table.weight"] = table.clone()
         tensors["backbone.encoder.layers.0.rp_bucket"] = torch.zeros(17, 17, dtype=torch.int64)
-    torch.save({"meta": {"epoch": 30}, "state_dict": tensors}, tmp_path / "onepeace_video_k400.pth")
+    path = tmp_path / "onepeace_video_k400.pth"
+    torch.save({"meta": {"epoch": 30}, "state_dict": tensors}, path)
 
-    folder = convert(tmp_path / "onepeace_video_k400.pth", tmp_path / "out")
+    folder = convert(path, tmp_path / "out")
 
     config = read_config(folder)
     assert list(config.model.adapters) == ["video"]
     assert config.model.bias_per_block == per_block
-    assert config.processors["video"] == {"size": 64, "mean": CLIP_MEAN, "std": CLIP_STD, "frames": 4, "stride": 32}
-    golden, model = case("vision_video"), weight_files.load(folder)
-    logits = model.predict({"video": {"pixels": golden.inputs["frames"].float().transpose(1, 2)}})
+    assert config.processors["video"] == {
+        "size": 64,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+        "frames": 4,
+        "stride": 32,
+    }
+    golden = case("vision_video")
+    pixels = golden.inputs["frames"].float().transpose(1, 2)
+    logits = weight_files.load(folder).predict({"video": {"pixels": pixels}})
     cls = golden.outputs["features"].mean((2, 3, 4))
     expected = cls @ tensors["cls_head.fc_cls.weight"].T + tensors["cls_head.fc_cls.bias"]
     assert_near(logits, expected, TOKENS)
 
 
-def test_larger_pictures_embed_as_after_the_originals_loader(checkpoint, tmp_path, bpe):
-    golden, folder = case("resized"), convert(checkpoint, tmp_path / "out", bpe=bpe)
-    config = with_image_size(read_config(folder), 96)
-    assert (config.processors["image"]["size"], config.model.adapters["image"]["bias_grid"]) == (96, 6)
-    state, name = weight_files.read_state(folder), "adapters.image.bias_tables.0"
-    state[name] = resize(state[name], weight_files.expected(config)[name])
-    assert torch.equal(state[name], golden.outputs["rel_pos_table_4_to_6"])
-    weight_files.save(tmp_path / "large", state, config, tokenizer=folder / "tokenizer.json")
-    model = weight_files.load(tmp_path / "large")
-    assert_near(
-        model({"image": {"pixels": golden.inputs["image"].float()}})["image"], golden.outputs["image_embed"], UNIT
-    )
+def test_larger_pictures_embed_as_after_the_original_loader(converted, tmp_path):
+    golden = case("resized")
+    table = "adapters.image.bias_tables.0"
+    config = with_image_size(read_config(converted), 96)
+    tensors = weight_files.read_state(converted)
+    tensors[table] = resize(tensors[table], weight_files.expected(config)[table])
+    tokenizer = converted / "tokenizer.json"
+
+    model = weight_files.load(weight_files.save(tmp_path / "large", tensors, config, tokenizer=tokenizer))
+
+    assert config.processors["image"]["size"] == 96
+    assert config.model.adapters["image"]["bias_grid"] == 6
+    assert torch.equal(tensors[table], golden.outputs["rel_pos_table_4_to_6"])
+    pixels = golden.inputs["image"].float()
+    vectors = model({"image": {"pixels": pixels}})["image"]
+    assert_near(vectors, golden.outputs["image_embed"], UNIT)
 
 
-def test_numbers_too_large_for_float16_are_refused(tmp_path, bpe):
+def test_numbers_too_large_for_float16_are_refused(convert_tensors, tmp_path):
     tensors = released()
     tensors["image_proj.bias"] = torch.full((32,), 1e6)
-    torch.save({"model": tensors}, tmp_path / "x.pt")
 
-    with pytest.raises(UserError, match=r"heads\.image\.bias: has numbers up to 1e\+06"):
-        convert(tmp_path / "x.pt", tmp_path / "out", bpe=bpe, dtype="float16")
+    with pytest.raises(UserError, match=r"heads\.image\.bias: .*1e\+06"):
+        convert_tensors(tensors, dtype="float16")
+
     assert not (tmp_path / "out").exists()
 
 
-ZEROS = torch.zeros(2)
 LAYERS = "encoder_wrapper.fusion_model.layers"
-BROKEN = [
-    # Name (or part of it) -> what is in its place, None: nothing; and the tensor that the error names.
-    ({"smell_proj.weight": ZEROS}, "smell_proj.weight"),
-    ({"encoder.layers.0.T_Adapter.D_fc1.weight": ZEROS}, "blocks.0.clips.video.time.down.weight"),
-    ({f"{LAYERS}.1.audio_ffn.2.bias": None}, "blocks.1.ffn.audio.norm.bias"),
-    ({"encoder_wrapper.text_adapter.embed_tokens.weight": None}, "adapters.text.token_embed.weight"),
-    ({"text_proj.weight": torch.zeros(32, 31)}, "heads.text.weight is (32, 31)"),
-    ({"encoder_wrapper.text_adapter.rel_pos_table_list.1.weight": torch.zeros(18, 4)}, "bias tables"),
+MISPLACED = [
+    ("smell_proj.weight", torch.zeros(2), "smell_proj.weight"),
     (
-        {"head.weight": torch.zeros(2, 32), "classify_head.classifier.3.weight": torch.zeros(2, 32)},
-        "are both heads.classifier.out.weight",
+        "encoder.layers.0.T_Adapter.D_fc1.weight",
+        torch.zeros(2),
+        "blocks.0.clips.video.time.down.weight",
     ),
+    ("text_proj.weight", torch.zeros(32, 31), "heads.text.weight is (32, 31)"),
+    ("encoder_wrapper.text_adapter.rel_pos_table_list.1.weight", torch.zeros(18, 4), "bias tables"),
+    (f"{LAYERS}.1.audio_ffn.2.bias", None, "blocks.1.ffn.audio.norm.bias"),
+    ("encoder_wrapper.text_adapter.embed_tokens.weight", None, "adapters.text.token_embed.weight"),
 ]
+"""Name of a tensor, what is in its place (None: nothing), and what the error names."""
 
 
-@pytest.mark.parametrize(("changes", "message"), BROKEN)
-def test_every_tensor_is_placed_or_named(tmp_path, bpe, changes, message):
-    tensors = {name: tensor for name, tensor in released().items() if not any(part in name for part in changes)}
-    tensors |= {name: tensor for name, tensor in changes.items() if tensor is not None}
-    torch.save({"model": tensors}, tmp_path / "x.pt")
+@pytest.mark.parametrize(("name", "tensor", "part"), MISPLACED, ids=[name for name, *_ in MISPLACED])
+def test_misplaced_tensor_is_named(convert_tensors, tmp_path, name, tensor, part):
+    tensors = released()
+    tensors[name] = tensor
+    if tensor is None:
+        del tensors[name]
 
     with pytest.raises(UserError) as error:
-        convert(tmp_path / "x.pt", tmp_path / "out", bpe=bpe)
+        convert_tensors(tensors)
 
-    assert str(tmp_path / "x.pt") in str(error.value)
-    assert message in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]
+    assert str(tmp_path / "checkpoint.pt") in str(error.value)
+    assert part in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_text_needs_the_right_vocabulary(checkpoint, tmp_path, monkeypatch):
-    import huggingface_hub
+def test_checkpoint_without_an_adapter_is_refused(convert_tensors):
+    with pytest.raises(UserError, match="not a ONE-PEACE checkpoint"):
+        convert_tensors({"logit_scale": torch.tensor(1.0)})
 
-    other = small_vocabulary(tmp_path / "other", size=150)
-    with pytest.raises(UserError, match="has 150 pieces, the model's table 160"):
-        convert(checkpoint, tmp_path / "out", bpe=other)
 
+def test_positions_that_are_no_square_are_refused(convert_tensors):
+    tensors = released()
+    tensors["encoder_wrapper.image_adapter.pos_embed"] = torch.zeros(19, 32)
+
+    with pytest.raises(UserError, match="not a square"):
+        convert_tensors(tensors)
+
+
+def test_two_tensors_in_one_place_are_refused(convert_tensors):
+    tensors = released()
+    tensors["head.weight"] = torch.zeros(2, 32)
+    tensors["classify_head.classifier.3.weight"] = torch.zeros(2, 32)
+
+    with pytest.raises(UserError, match=r"both heads\.classifier\.out\.weight"):
+        convert_tensors(tensors)
+
+
+def test_vocabulary_of_another_size_is_refused(checkpoint, tmp_path):
+    vocabulary = small_vocabulary(tmp_path / "other", size=150)
+    with pytest.raises(UserError, match=r"150 .*160"):
+        convert(checkpoint, tmp_path / "out", bpe=vocabulary)
+
+
+def test_vocabulary_is_fetched_where_none_is_given(checkpoint, tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: bpe)
+    assert (convert(checkpoint, tmp_path / "out") / "tokenizer.json").is_file()
+
+
+def test_vocabulary_that_cannot_be_fetched_names_the_option(checkpoint, tmp_path, monkeypatch):
     def offline(*args, **options):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match=r"could not be fetched \(no route to host\); .* --bpe DIR"):
+    with pytest.raises(UserError, match=r"no route to host.* --bpe"):
         convert(checkpoint, tmp_path / "out")
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *args, **options: small_vocabulary(tmp_path / "hub")
-    )
-    assert (convert(checkpoint, tmp_path / "out") / "tokenizer.json").is_file()
 
 
 def test_released_vocabulary_is_accepted(shared):
     assert convert_module.vocabulary(shared / "official_bpe", 50264).get_vocab_size() == 50264
 
 
-def test_golden_checkpoints_embed_as_the_original(shared, tmp_path, bpe):
+@pytest.fixture(scope="module")
+def golden_folders(shared, tmp_path_factory, bpe):
+    """The checkpoints of the original's layouts, converted."""
+    root = tmp_path_factory.mktemp("golden")
     folders = {}
-    for path in golden_checkpoints(shared, tmp_path):
-        folders[path.stem] = convert(path, tmp_path / path.stem, bpe=bpe)
+    for path in golden_checkpoints(shared, root):
+        folders[path.stem] = convert(path, root / path.stem, bpe=bpe)
+    return folders
 
-    three = ["text", "image", "audio"]
-    assert_embeds_as_golden(weight_files.load(folders["pretrained_release_layout"]), three)
-    rounded = weight_files.load(folders["pretrained_without_buffers_bf16"], dtype=torch.float32)
-    assert_embeds_as_golden(rounded, three, atol=0.02)
-    stage_one = weight_files.load(folders["stage1_trainer_layout_bf16"], dtype=torch.float32)
-    assert_embeds_as_golden(stage_one, ["text", "image"], atol=0.02)
-    assert stage_one.decoder is not None
-    sounds = weight_files.load(folders["finetune_vggsound_layout"])
+
+def test_golden_pretrained_models(golden_folders):
+    model = weight_files.load(golden_folders["pretrained_release_layout"])
+    assert_embeds_as_golden(model, ALL)
+
+    rounded = weight_files.load(golden_folders["pretrained_without_buffers_bf16"], dtype=torch.float32)
+    assert_embeds_as_golden(rounded, ALL, atol=0.02)
+
+
+def test_golden_model_of_stage_one(golden_folders):
+    model = weight_files.load(golden_folders["stage1_trainer_layout_bf16"], dtype=torch.float32)
+    assert_embeds_as_golden(model, ["text", "image"], atol=0.02)
+    assert model.decoder is not None
+
+
+def test_golden_finetuned_models(golden_folders):
     golden = case("classify_audio")
-    assert_near(sounds.predict(golden.batch()), golden.outputs["logits"], TOKENS)
-    assert_sees_as_golden(weight_files.load(folders["vision_branch"]))
+    model = weight_files.load(golden_folders["finetune_vggsound_layout"])
+    assert_near(model.predict(golden.batch()), golden.outputs["logits"], TOKENS)
+    assert_sees_as_golden(weight_files.load(golden_folders["vision_branch"]))
 
 
-def test_model_folder_converts_to_another_dtype_and_to_fewer_modalities(checkpoint, tmp_path, bpe):
-    first = convert(checkpoint, tmp_path / "first", bpe=bpe)
+def test_model_folder_in_another_dtype_with_fewer_modalities(converted, tmp_path):
+    folder = convert(converted, tmp_path / "smaller", dtype="float16", modalities=["text"])
 
-    second = convert(first, tmp_path / "second", dtype="float16", modalities=["text"])
-
-    names = weight_files.read_state(second)
-    assert {tensor.dtype for tensor in names.values()} == {torch.float16}
-    assert not [name for name in names if ".image." in name or ".audio." in name]
-    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
-    assert_embeds_as_golden(weight_files.load(second, dtype=torch.float32), ["text"], atol=0.02)
+    tensors = weight_files.read_state(folder)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert not [name for name in tensors if ".image." in name or ".audio." in name]
+    assert (folder / "tokenizer.json").read_bytes() == (converted / "tokenizer.json").read_bytes()
+    assert_embeds_as_golden(weight_files.load(folder, dtype=torch.float32), ["text"], atol=0.02)

@@ -16,7 +16,7 @@ CONTENT = bytes(range(256)) * 5000
 
 
 @pytest.fixture(autouse=True)
-def online(monkeypatch):
+def _online(monkeypatch):
     """Tests of other packages switch downloads off, in the whole process."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
@@ -29,11 +29,11 @@ class Script:
     etag: str = '"v1"'
     cuts: list[int] = field(default_factory=list)
     """Bytes of the body to send before hanging up, one entry per request; then no more cuts."""
-    ranges: bool = True
+    has_ranges: bool = True
     status: int | None = None
     """The error to answer with."""
-    seen: list[str | None] = field(default_factory=list)
-    """Range of each request for content."""
+    ranges_asked: list[str | None] = field(default_factory=list)
+    """Of each request for content."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -50,13 +50,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, len(self.script.content))
 
     def do_GET(self):
-        script = self.script
-        wanted = self.headers.get("Range")
-        script.seen.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and script.ranges else 0
-        body = script.content[start:]
+        byte_range = self.headers.get("Range")
+        self.script.ranges_asked.append(byte_range)
+        start = 0
+        if byte_range and self.script.has_ranges:
+            start = int(byte_range.removeprefix("bytes=").rstrip("-"))
+        body = self.script.content[start:]
         self.answer(206 if start else 200, len(body))
-        self.wfile.write(body[: script.cuts.pop(0) if script.cuts else len(body)])
+        if self.script.cuts:
+            body = body[: self.script.cuts.pop(0)]
+        self.wfile.write(body)
 
     def answer(self, status, length):
         self.close_connection = True
@@ -79,46 +82,55 @@ def url(script, monkeypatch):
         yield f"{address}/file.pt"
 
 
-def only(path) -> bool:
-    """Whether `path` is all there is in its folder."""
-    return [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
 def test_file_arrives_whole_and_is_asked_for_once(url, script, tmp_path):
     path = tmp_path / "deep" / "file.pt"
-    assert fetch(url, path) == fetch(url, path) == path
+    assert fetch(url, path) == path
+    assert fetch(url, path) == path
     assert path.read_bytes() == CONTENT
-    assert only(path)
-    assert len(script.seen) == 1
+    assert list(path.parent.iterdir()) == [path]
+    assert len(script.ranges_asked) == 1
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_broken_connections_are_continued(url, script, tmp_path, ranges):
-    script.cuts, script.ranges = [300_000, 500_000], ranges
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_broken_connections_are_continued(url, script, tmp_path, has_ranges):
+    script.cuts = [300_000, 500_000]
+    script.has_ranges = has_ranges
+
     fetch(url, tmp_path / "file.pt")
+
     assert (tmp_path / "file.pt").read_bytes() == CONTENT
-    assert len(script.seen) == 3
+    assert len(script.ranges_asked) == 3
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_later_call_goes_on_with_the_same_file_alone(url, script, tmp_path, changed):
+@pytest.fixture
+def interrupted_path(url, script, tmp_path):
+    """The path of a download that ended after 400,000 bytes."""
     path = tmp_path / "file.pt"
     script.cuts = [400_000, *[0] * 9]
-    with pytest.raises(UserError, match=r"not downloaded .*or fetch it elsewhere.*onepeace convert"):
+    with pytest.raises(UserError, match="onepeace convert"):
         fetch(url, path)
     assert not path.exists()
-    (part,) = tmp_path.iterdir()
-    held = part.stat().st_size
-    assert held == 400_000
     script.cuts = []
-    if changed:
-        script.content, script.etag = CONTENT[::-1] + b"more", '"v2"'
-    fetch(url, path)
-    assert path.read_bytes() == script.content
-    assert script.seen[-1] == (None if changed else f"bytes={held}-")
+    return path
 
 
-def test_a_file_that_is_not_there_is_refused_in_one_line(url, script, tmp_path):
+def test_later_call_goes_on_where_the_last_ended(url, script, interrupted_path):
+    fetch(url, interrupted_path)
+    assert interrupted_path.read_bytes() == CONTENT
+    assert script.ranges_asked[-1] == "bytes=400000-"
+
+
+def test_later_call_begins_anew_if_the_file_changed(url, script, interrupted_path):
+    script.content = CONTENT[::-1] + b"more"
+    script.etag = '"v2"'
+
+    fetch(url, interrupted_path)
+
+    assert interrupted_path.read_bytes() == script.content
+    assert script.ranges_asked[-1] is None
+
+
+def test_missing_file_is_one_line(url, script, tmp_path):
     script.status = 404
     with pytest.raises(UserError, match="404") as error:
         fetch(url, tmp_path / "file.pt")
@@ -127,17 +139,22 @@ def test_a_file_that_is_not_there_is_refused_in_one_line(url, script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", ["http://example.org/a.pt", "file:///etc/passwd", "/etc/passwd", "http://127.0.0.1.example.org/a.pt"]
+    "url",
+    [
+        "http://example.org/a.pt",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "http://127.0.0.1.example.org/a.pt",
+    ],
 )
-def test_only_https_is_downloaded(tmp_path, bad):
-    with pytest.raises(UserError, match="only https"):
-        fetch(bad, tmp_path / "x")
+def test_only_https_is_downloaded(tmp_path, url):
+    with pytest.raises(UserError, match="https"):
+        fetch(url, tmp_path / "x")
 
 
-def test_full_disk_is_noticed_first(url, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("copies", "needed"), [(1, 1280000), (2, 2560000)])
+def test_full_disk_is_noticed_first(url, tmp_path, monkeypatch, copies, needed):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
-    with pytest.raises(UserError, match="5000 bytes free, 1280000 needed"):
-        fetch(url, tmp_path / "file.pt")
-    with pytest.raises(UserError, match="5000 bytes free, 2560000 needed"):
-        fetch(url, tmp_path / "file.pt", copies=2)
+    with pytest.raises(UserError, match=f"5000 .* {needed}"):
+        fetch(url, tmp_path / "file.pt", copies=copies)

@@ -12,13 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.hub_layouts import (
-    bare_pickle,
-    old_trainer_file,
-    released,
-    saved,
-    wrapper,
-)
+from support.hub_layouts import bare_pickle, old_trainer_file, released, saved, wrapper
 
 from onepeace.errors import UserError
 from onepeace.hub.convert import unpickle
@@ -27,13 +21,14 @@ from onepeace.hub.convert.unpickle import StoredTensor, plain, read_checkpoint
 
 
 class Payload:
-    """Unpickled by Python, it calls `function(*args)`."""
+    """Unpickled by Python, it calls `function(*arguments)`."""
 
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
+    def __init__(self, function, *arguments):
+        self.function = function
+        self.arguments = arguments
 
     def __reduce__(self):
-        return self.function, self.args
+        return self.function, self.arguments
 
 
 class Stateful:
@@ -46,12 +41,12 @@ class Stateful:
 def hostile(marker: Path) -> dict[str, object]:
     """Objects that create the file `marker` when Python unpickles them, in places a checkpoint has."""
     shell = Payload(os.system, f"touch {marker}")
-    written = Payload(eval, f"open({str(marker)!r}, 'w').close()")
     opened = Payload(io.open, str(marker), "w")
+    program = f"open({str(marker)!r}, 'w').close()"
     return {
         "at the top": shell,
-        "eval": {"model": {}, "cfg": written},
-        "exec": {"model": {}, "cfg": Payload(exec, f"open({str(marker)!r}, 'w').close()")},
+        "eval": {"model": {}, "cfg": Payload(eval, program)},
+        "exec": {"model": {}, "cfg": Payload(exec, program)},
         "as a weight": {"model": {"w": shell}},
         "inside containers": {"cfg": {"a": [1, ({"b": [shell]},)]}, "model": {}},
         "in a default dictionary": {"model": collections.defaultdict(list, {"a": opened})},
@@ -62,7 +57,7 @@ def hostile(marker: Path) -> dict[str, object]:
     }
 
 
-KINDS = list(hostile(Path("x")))
+HIDING_PLACES = list(hostile(Path("x")))
 FORMATS = ("zip", "legacy", "pickle")
 
 
@@ -73,39 +68,43 @@ def write(path: Path, content: object, layout: str, protocol: int = 4) -> Path:
     return path
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], path: Path) -> str:
-    text = str(error.value)
-    assert text.count("\n") == 0
-    assert str(path) in text
-    assert len(text) < 400 + len(str(path))
-    return text
+def check_one_line(error: pytest.ExceptionInfo[UserError], path: Path) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert len(message) < 400 + len(str(path))
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_pickle_code_never_runs(tmp_path, kind, layout):
+@pytest.mark.parametrize("place", HIDING_PLACES)
+def test_pickle_code_never_runs(tmp_path, place, layout):
     marker = tmp_path / "marker"
-    path = write(tmp_path / "x.pt", hostile(marker)[kind], layout)
+    path = write(tmp_path / "x.pt", hostile(marker)[place], layout)
 
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="nothing was run") as error:
         read_checkpoint(path)
 
-    assert "nothing was run" in one_line(error, path)
+    check_one_line(error, path)
     assert not marker.exists()
 
 
-def test_the_payloads_are_alive(tmp_path):
-    # Without this the test above could pass because the payloads do nothing.
-    for number, kind in enumerate(("at the top", "eval", "inside containers", "as a dictionary's content")):
-        marker = tmp_path / str(number)
-        pickle.loads(pickle.dumps(hostile(marker)[kind]))  # noqa: S301
-        assert marker.exists()
+@pytest.mark.parametrize("place", ["at the top", "eval", "inside containers", "as a dictionary's content"])
+def test_payloads_are_alive(tmp_path, place):
+    """Without this the test above could pass because the payloads do nothing."""
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps(hostile(marker)[place]))  # noqa: S301
+    assert marker.exists()
+
+
+def embedded(content: object) -> Payload:
+    """A torch.save file inside a pickle."""
+    return Payload(torch.storage._load_from_bytes, saved(content, _use_new_zipfile_serialization=False))
 
 
 def test_code_inside_an_embedded_tensor_never_runs(tmp_path):
     marker = tmp_path / "marker"
-    inner = saved(hostile(marker)["at the top"], _use_new_zipfile_serialization=False)
-    path = bare_pickle(tmp_path / "x.pkl", {"model": {"w": Payload(torch.storage._load_from_bytes, inner)}})
+    tensor = embedded(hostile(marker)["at the top"])
+    path = bare_pickle(tmp_path / "x.pkl", {"model": {"w": tensor}})
 
     with pytest.raises(UserError, match="nothing was run"):
         read_checkpoint(path)
@@ -125,14 +124,20 @@ def test_sharing_and_cycles_take_no_time(tmp_path):
 
 
 def test_embedded_file_mentioned_often_is_followed_once(tmp_path, monkeypatch):
-    inner = saved(torch.ones(2), _use_new_zipfile_serialization=False)
-    content = {"model": {f"w{i}": Payload(torch.storage._load_from_bytes, inner) for i in range(50)}}
-    path = bare_pickle(tmp_path / "x.pkl", content)
-    followed, legacy = [], unpickle._Reader.legacy
-    monkeypatch.setattr(unpickle._Reader, "legacy", lambda self, at: followed.append(at) or legacy(self, at))
+    tensor = embedded(torch.ones(2))
+    tensors = {f"w{number}": tensor for number in range(50)}
+    path = bare_pickle(tmp_path / "x.pkl", {"model": tensors})
+    positions = []
+    real_legacy = unpickle._Reader.legacy
+
+    def legacy(self, position):
+        positions.append(position)
+        return real_legacy(self, position)
+
+    monkeypatch.setattr(unpickle._Reader, "legacy", legacy)
 
     assert len(read_checkpoint(path)["model"]) == 50
-    assert len(followed) == 1
+    assert len(positions) == 1
 
 
 FOREIGN = {
@@ -145,87 +150,112 @@ FOREIGN = {
     "noise": b"PK\x03\x04" + os.urandom(200),
     "safetensors": struct.pack("<Q", 2) + b"{}",
 }
-
-
-NONSENSE = [
-    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",  # a tensor of numbers
-    b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
-    b"\x80\x04\x82\x01.",  # the extension registry
-    b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
-    b"\x80\x02K\x01K\x02\x86}K\x03s.",
-    b"\x80\x02}(K\x01\x85K\x02u.",  # a tuple as a key
-    b"\x80\x02R.",
-    b"\x80\x02.",
-    b"\x80\x02h\x07.",
-    b"\x80\x02t.",
-    b"\x80\x02K\x01K\x02s.",
-    b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # bytes longer than any memory
-    b"\x80\x02K\x01Q.",
-]
+NONSENSE = {
+    "tensor of numbers": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",
+    "dictionary of a number": b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
+    "extension registry": b"\x80\x04\x82\x01.",
+    "instruction of Python 1": b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
+    "item of a tuple": b"\x80\x02K\x01K\x02\x86}K\x03s.",
+    "tuple as a key": b"\x80\x02}(K\x01\x85K\x02u.",
+    "call of nothing": b"\x80\x02R.",
+    "nothing": b"\x80\x02.",
+    "unknown memory": b"\x80\x02h\x07.",
+    "no mark": b"\x80\x02t.",
+    "item of a number": b"\x80\x02K\x01K\x02s.",
+    "bytes longer than any memory": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",
+    "reference to a number": b"\x80\x02K\x01Q.",
+}
 """Programs that a pickle may not be."""
 
 
-@pytest.mark.parametrize("content", [*FOREIGN.values(), *NONSENSE], ids=[*FOREIGN, *map(str, range(len(NONSENSE)))])
-def test_foreign_files_are_one_line(tmp_path, content):
+@pytest.mark.parametrize("name", [*FOREIGN, *NONSENSE])
+def test_foreign_file_is_one_line(tmp_path, name):
     path = tmp_path / "x.pt"
-    path.write_bytes(content)
+    path.write_bytes({**FOREIGN, **NONSENSE}[name])
 
     with pytest.raises(UserError) as error:
         read_original(path)
 
-    one_line(error, path)
+    check_one_line(error, path)
 
 
-def test_other_zip_files_are_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("member", "compression", "word"),
+    [
+        ("readme.txt", zipfile.ZIP_STORED, r"data\.pkl"),
+        ("a/data.pkl", zipfile.ZIP_DEFLATED, "compressed"),
+    ],
+)
+def test_other_zip_file_is_refused(tmp_path, member, compression, word):
     path = tmp_path / "x.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(UserError, match=r"without a data\.pkl"):
-        read_checkpoint(path)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(member, pickle.dumps({}))
 
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/data.pkl", pickle.dumps({}))
-    with pytest.raises(UserError, match="compressed"):
+    with pytest.raises(UserError, match=word):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_file_cut_anywhere_is_one_line(tmp_path, layout):
-    path = write(tmp_path / "x.pt", {"model": {f"w{i}": torch.rand(50) for i in range(6)}}, layout)
-    whole = path.read_bytes()
-    assert len(whole) > 1500
+    tensors = {f"w{number}": torch.rand(50) for number in range(6)}
+    path = write(tmp_path / "x.pt", {"model": tensors}, layout)
+    content = path.read_bytes()
+    assert len(content) > 1500
 
-    for length in range(1, len(whole), len(whole) // 23):
-        path.write_bytes(whole[:length])
+    for length in range(1, len(content), len(content) // 23):
+        path.write_bytes(content[:length])
         with pytest.raises(UserError) as error:
             read_original(path)
-        one_line(error, path)
-
-
-def test_tensor_beyond_its_storage_is_an_error(tmp_path):
-    data = torch.arange(4.0)
-    storage = data.untyped_storage()
-    for numbers in ((0, (5,), (1,)), (1, (4,), (1,)), (0, (2, 2), (3, 1)), (-1, (2,), (1,)), (0, (10**9,), (0,)),
-                    (0, (2,), (-1,)), (0, (2, 2), (1,))):  # fmt: skip
-        args = (
-            torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True),
-            *numbers,
-            False,
-            {},
-        )
-        path = bare_pickle(tmp_path / "x.pkl", {"model": {"w": Payload(torch._utils._rebuild_tensor_v2, *args)}})
-        with pytest.raises(UserError, match="tensor"):
-            read_checkpoint(path)
+        check_one_line(error, path)
 
 
 @pytest.mark.parametrize(
-    ("layout", "protocol"), [("zip", 2), ("legacy", 2), ("pickle", 3), ("pickle", 4), ("pickle", 5)]
+    ("start", "shape", "stride"),
+    [
+        (0, (5,), (1,)),
+        (1, (4,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (-1, (2,), (1,)),
+        (0, (10**9,), (0,)),
+        (0, (2,), (-1,)),
+        (0, (2, 2), (1,)),
+    ],
+)
+def test_tensor_beyond_its_storage_is_an_error(tmp_path, start, shape, stride):
+    storage = torch.arange(4.0)._typed_storage()
+    tensor = Payload(torch._utils._rebuild_tensor_v2, storage, start, shape, stride, False, {})
+    path = bare_pickle(tmp_path / "x.pkl", {"model": {"w": tensor}})
+
+    with pytest.raises(UserError, match="tensor"):
+        read_checkpoint(path)
+
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "protocol"),
+    [
+        ("zip", 2),
+        ("legacy", 2),
+        ("pickle", 3),
+        ("pickle", 4),
+        ("pickle", 5),
+    ],
 )
 def test_tensors_are_what_torch_reads(tmp_path, layout, protocol):
     base = torch.randn(6)
+    numbers = 9 * torch.randn(3, 4)
     tensors = {
-        **{str(dtype): (torch.randn(3, 4) * 9).to(dtype) for dtype in (torch.float32, torch.float64, torch.float16,
-           torch.bfloat16, torch.int64, torch.int32, torch.uint8)},
+        **{str(dtype): numbers.to(dtype) for dtype in DTYPES},
         "transposed": torch.randn(3, 4).t(),
         "part of a storage": base[2:5],
         "same storage": base[::2],
@@ -233,47 +263,64 @@ def test_tensors_are_what_torch_reads(tmp_path, layout, protocol):
         "nothing": torch.zeros(0, 3),
         "parameter": torch.nn.Parameter(torch.randn(2)),
         "truth": torch.tensor([True, False]),
-    }  # fmt: skip
+    }
     path = write(tmp_path / "x.pt", {"model": collections.OrderedDict(tensors)}, layout, protocol)
 
-    found = read_checkpoint(path)["model"]
+    stored_tensors = read_checkpoint(path)["model"]
 
-    assert list(found) == list(tensors)
-    for name, tensor in tensors.items():
-        assert isinstance(found[name], StoredTensor)
-        result = found[name].read()
-        assert result.dtype == tensor.dtype
-        assert result.is_contiguous()
-        assert torch.equal(result, tensor.detach()), name
+    assert list(stored_tensors) == list(tensors)
+    for name, stored in stored_tensors.items():
+        assert isinstance(stored, StoredTensor)
+        tensor = stored.read()
+        assert tensor.dtype == tensors[name].dtype
+        assert tensor.is_contiguous()
+        assert torch.equal(tensor, tensors[name].detach()), name
 
 
-def test_trainer_configuration_of_any_kind_becomes_plain(tmp_path, monkeypatch):
-    package, module = types.ModuleType("omegaconf"), types.ModuleType("omegaconf.dictconfig")
-    monkeypatch.setitem(sys.modules, "omegaconf", package)
-    monkeypatch.setitem(sys.modules, "omegaconf.dictconfig", module)
+@pytest.fixture
+def omegaconf(monkeypatch):
+    """As much of omegaconf as its files name."""
+    module = types.ModuleType("omegaconf.dictconfig")
     for name in ("DictConfig", "ListConfig", "AnyNode"):
         setattr(module, name, type(name, (), {"__module__": "omegaconf.dictconfig"}))
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    monkeypatch.setitem(sys.modules, "omegaconf.dictconfig", module)
+    return module
 
-    def node(kind: str, **state):
-        result = getattr(module, kind)()
-        result.__dict__.update(state, _parent=None, _metadata={"ref_type": int})
+
+def test_trainer_configuration_of_omegaconf_becomes_plain(tmp_path, omegaconf):
+    def node(kind, **fields):
+        result = getattr(omegaconf, kind)()
+        vars(result).update(fields, _parent=None, _metadata={"ref_type": int})
         return result
 
     layers = node("AnyNode", _val=40)
-    bounds = node("ListConfig", _content=[node("AnyNode", _val=0.9), node("AnyNode", _val=0.98)])
-    settings = node("DictConfig", _content={"layers": layers, "betas": bounds, "lr": None})
+    beta = node("AnyNode", _val=0.9)
+    betas = node("ListConfig", _content=[beta, beta])
+    settings = node("DictConfig", _content={"layers": layers, "betas": betas, "lr": None})
     layers._parent = settings
-    torch.save(wrapper(released(), settings), tmp_path / "a.pt")
-    old_trainer_file(tmp_path / "b.pt", released())
+    torch.save(wrapper(released(), settings), tmp_path / "x.pt")
 
-    assert read_original(tmp_path / "a.pt")[0] == {"layers": 40, "betas": [0.9, 0.98], "lr": None}
-    assert read_original(tmp_path / "b.pt")[0] == {"arch": "one_peace", "task": "x"}
+    plain_settings, *_ = read_original(tmp_path / "x.pt")
+    assert plain_settings == {"layers": 40, "betas": [0.9, 0.9], "lr": None}
+
+
+def test_trainer_configuration_of_old_fairseq_becomes_plain(tmp_path):
+    path = old_trainer_file(tmp_path / "x.pt", released())
+    assert read_original(path)[0] == {"arch": "one_peace", "task": "x"}
 
 
 @pytest.mark.parametrize(
-    "content", [[1, 2], {"a": 1}, {"model": {"w": 1}}, {"model": {"w": torch.ones(1), "x": "y"}}, 7]
+    "content",
+    [
+        7,
+        [1, 2],
+        {"a": 1},
+        {"model": {"w": 1}},
+        {"model": {"w": torch.ones(1), "x": "y"}},
+    ],
 )
-def test_files_without_weights_say_what_they_hold(tmp_path, content):
+def test_file_without_weights_says_what_it_holds(tmp_path, content):
     path = write(tmp_path / "x.pt", content, "zip")
 
     with pytest.raises(UserError, match=r"holds|not tensors"):

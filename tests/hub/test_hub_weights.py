@@ -14,94 +14,122 @@ from onepeace.config import Config, MaskedDecoderConfig, read_yaml
 from onepeace.errors import UserError
 from onepeace.files import sums
 from onepeace.hub import weights
-from onepeace.hub.convert.unpickle import read_checkpoint
+from onepeace.hub.convert.unpickle import StoredTensor, read_checkpoint
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import open_weights
-from onepeace.model import OnePeace
 from onepeace.train.folder import model_folder
 
-KEYS = ("text", "image", "audio")
-CLASSIFIER = {"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}}
 
-
-def random_model(*keys: str, **changes) -> tuple[OnePeace, Config]:
-    """A model of these modalities, all by default, and its configuration."""
-    decoder = MaskedDecoderConfig(16, 1, 2, 24, {"text": {"num_positions": 12}, "image": {"grid": 2}})
-    variants = [{"audio": "audio with mel stem"}.get(key, key) for key in keys or KEYS]
-    module = small_model(*variants, **{"decoder": None if keys else decoder, **changes})
+def make(*modalities, decoder=None, **changes):
+    """A random model and its configuration."""
+    module = small_model(*modalities, decoder=decoder, **changes)
     return module, Config(module.config, {"image": {"size": 48}})
+
+
+def make_full():
+    """One with everything that a model can have."""
+    positions = {"text": {"num_positions": 12}, "image": {"grid": 2}}
+    decoder = MaskedDecoderConfig(16, 1, 2, 24, positions)
+    classifier = {"kind": "classifier", "on": "image", "num_classes": 5}
+    return make("text", "image", "audio with mel stem", decoder=decoder, heads={"classifier": classifier})
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "a tokenizer.json"
+    path.write_text("{}" + 100 * " ")
+    return path
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return weights.save(tmp_path / "model", *random_model(), card="a card\n")
+    return weights.save(tmp_path / "models" / "m", *make_full(), card="a card\n")
 
 
-def rewrite(folder, change) -> None:
+@pytest.fixture
+def image_folder(tmp_path, tokenizer):
+    """A small one, with a tokenizer."""
+    return weights.save(tmp_path / "models" / "m", *make("image"), tokenizer=tokenizer)
+
+
+def rewrite(folder, change):
     """Change the content of a folder's config.yaml."""
     content = read_yaml(folder / "config.yaml")
     change(content)
     (folder / "config.yaml").write_text(json.dumps(content))
 
 
-def edit(folder, change) -> None:
-    """Rewrite the tensors of a folder, which then has no checksums."""
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+def siblings(folder):
+    return [path.name for path in folder.parent.iterdir()]
 
 
-def test_saved_model_loads_bit_equal(tmp_path):
-    module, config = random_model(heads=CLASSIFIER)
-    tokenizer = tmp_path / "t.json"
-    tokenizer.write_text("{}")
+def assert_same_state(state, expected):
+    assert list(state) == list(expected)
+    for name, tensor in state.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_saved_model_loads_bit_equal(tmp_path, tokenizer):
+    module, config = make_full()
 
     folder = weights.save(tmp_path / "deep" / "model", module, config, tokenizer=tokenizer, card="# Card\n")
     loaded = weights.load(folder)
 
     assert loaded.config == config.model
     assert not loaded.training
-    state = module.state_dict()
-    assert list(loaded.state_dict()) == list(state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    assert_same_state(loaded.state_dict(), module.state_dict())
     assert (folder / "MODEL_CARD.md").read_text() == "# Card\n"
-    assert (folder / "tokenizer.json").read_text() == "{}"
+    assert (folder / "tokenizer.json").read_text() == tokenizer.read_text()
 
 
-def test_missing_unexpected_and_misshapen_tensors_are_named_in_one_line(folder):
-    def change(tensors):
-        tensors["extra.weight"] = torch.zeros(2)
-        tensors["heads.text.bias"] = torch.zeros(17)
-        for name in [name for name in tensors if ".ffn.audio." in name and name.startswith("blocks.1")]:
-            del tensors[name]
+def test_wrong_tensors_are_named_in_one_line(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["extra.weight"] = torch.zeros(2)
+    tensors["heads.text.bias"] = torch.zeros(17)
+    del tensors["blocks.1.ffn.audio.norm.bias"]
+    (folder / "SHA256SUMS").unlink()
+    save_file(tensors, folder / "model.safetensors")
 
-    edit(folder, change)
     with pytest.raises(UserError) as error:
         weights.load(folder)
-    for part in (str(folder), "blocks.1.ffn.audio.", "extra.weight", "heads.text.bias", "(17,)", "(24,)"):
-        assert part in str(error.value)
-    assert "\n" not in str(error.value)
+
+    message = str(error.value)
+    assert "\n" not in message
+    for part in (
+        str(folder),
+        "blocks.1.ffn.audio.norm.bias",
+        "extra.weight",
+        "heads.text.bias",
+        "(17,)",
+        "(24,)",
+    ):
+        assert part in message
 
 
 def test_only_the_requested_modalities_are_read(folder, monkeypatch):
-    read = []
+    names_read = []
 
-    def spied(folder):
-        def spy(name, tensor):
-            return tensor._replace(read=lambda: read.append(name) or tensor.read())
+    def spied_weights(folder):
+        spied = {}
+        for name, tensor in open_weights(folder).items():
 
-        return {name: spy(name, tensor) for name, tensor in open_weights(folder).items()}
+            def read(name=name, tensor=tensor):
+                names_read.append(name)
+                return tensor.read()
 
-    monkeypatch.setattr(weights, "open_weights", spied)
+            spied[name] = tensor._replace(read=read)
+        return spied
+
+    monkeypatch.setattr(weights, "open_weights", spied_weights)
 
     module = weights.load(folder, modalities=["image"])
 
-    assert read
-    assert not [name for name in read if ".text." in name or ".audio." in name]
-    assert set(read) == set(module.state_dict())
-    assert (list(module.config.adapters), module.config.projections) == (["image"], ("image",))
+    assert set(names_read) == set(module.state_dict())
+    assert "adapters.image.cls_token" in names_read
+    assert not [name for name in names_read if ".text." in name or ".audio." in name]
+    assert list(module.config.adapters) == ["image"]
+    assert module.config.projections == ("image",)
     assert list(module.config.decoder.options) == ["image"]
 
 
@@ -109,205 +137,237 @@ def test_only_the_requested_modalities_are_read(folder, monkeypatch):
 def test_loaded_weights_are_the_mapped_file(folder):
     module = weights.load(folder)
 
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    spans = [line.split()[0].split("-") for line in lines if str(folder / "model.safetensors") in line]
-    places = [(int(start, 16), int(end, 16)) for start, end in spans]
-    outside = [
-        name
-        for name, parameter in module.named_parameters()
-        if not any(start <= parameter.data_ptr() < end for start, end in places)
-    ]
-    assert outside == []
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if str(folder / "model.safetensors") in line:
+            start, end = line.split()[0].split("-")
+            spans.append(range(int(start, 16), int(end, 16)))
+    for name, parameter in module.named_parameters():
+        assert any(parameter.data_ptr() in span for span in spans), name
 
 
-def test_saving_again_replaces_all_that_was_saved(tmp_path):
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text("{}")
-    folder = weights.save(tmp_path / "models" / "m", *random_model(), tokenizer=tokenizer)
-    (folder / "calibration.safetensors").write_text("of somebody")
-    module, config = random_model("image")
+def test_saving_again_replaces_all_that_was_saved(image_folder):
+    (image_folder / "calibration.safetensors").write_text("of somebody")
+    module, config = make("text")
 
-    weights.save(folder, module, config)
+    weights.save(image_folder, module, config)
 
-    assert weights.load(folder).config == config.model
-    assert not (folder / "tokenizer.json").exists()
-    assert (folder / "calibration.safetensors").exists()
-    assert [path.name for path in folder.parent.iterdir()] == ["m"]
+    assert weights.load(image_folder).config == config.model
+    assert not (image_folder / "tokenizer.json").exists()
+    assert (image_folder / "calibration.safetensors").exists()
+    assert siblings(image_folder) == ["m"]
 
 
-@pytest.mark.parametrize("find", [weights.load, resolve, lambda folder: model_folder(str(folder.parent))])
-def test_model_comes_back_when_its_replacement_was_cut_off(folder, find):
+def load_run(folder):
+    return model_folder(str(folder.parent))
+
+
+@pytest.mark.parametrize("open_model", [weights.load, resolve, load_run])
+def test_model_comes_back_when_its_replacement_was_cut_off(image_folder, open_model):
     """A killed process left it between its two renames."""
+    folder = image_folder.rename(image_folder.with_name("model"))
     folder.rename(folder.with_name(".model.77.old"))
-    find(folder)
+
+    open_model(folder)
+
     assert (folder / "model.safetensors").exists()
 
 
-def test_folder_holds_a_model_if_configuration_and_weights_are_equal(tmp_path):
-    module, config = random_model()
-    folder = weights.save(tmp_path / "model", module, config)
-    assert weights.holds(folder, module, config)
+def test_folder_holds_a_model_if_configuration_and_weights_are_equal(tmp_path, image_folder):
+    module, config = make("image")
+    assert weights.holds(image_folder, module, config)
     assert not weights.holds(tmp_path / "none", module, config)
-    assert not weights.holds(folder, *random_model("image"))
+    assert not weights.holds(image_folder, *make("text"))
+
     with torch.no_grad():
         module.logit_scale += 1e-6
-    assert not weights.holds(folder, module, config)
+    assert not weights.holds(image_folder, module, config)
 
 
-def test_saving_over_the_file_one_has_loaded_is_safe(folder):
-    module = weights.load(folder)
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+def test_saving_over_the_loaded_file_is_safe(image_folder):
+    module = weights.load(image_folder)
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
-    weights.save(folder, module, read_config(folder))
+    weights.save(image_folder, module, read_config(image_folder))
 
-    again = weights.load(folder).state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert_same_state(weights.load(image_folder).state_dict(), expected)
+    assert_same_state(module.state_dict(), expected)
 
 
-def test_interrupted_saving_keeps_the_old_folder(folder, monkeypatch):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+def test_interrupted_saving_keeps_the_old_folder(image_folder, monkeypatch):
+    contents = {path.name: path.read_bytes() for path in image_folder.iterdir()}
 
-    def interrupted(*args):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onepeace.hub.contents.write_config", interrupted)
+    monkeypatch.setattr("onepeace.hub.contents.write_config", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        weights.save(folder, *random_model("image"))
+        weights.save(image_folder, *make("text"))
 
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert {path.name: path.read_bytes() for path in image_folder.iterdir()} == contents
+    assert siblings(image_folder) == ["m"]
 
 
 def test_saving_the_wrong_tensors_is_refused(tmp_path):
-    module, config = random_model()
+    module, config = make("image")
     state = module.state_dict()
     state.pop("logit_scale")
 
-    with pytest.raises(UserError, match="weights lack 1"):
+    with pytest.raises(UserError, match="lack 1"):
         weights.save(tmp_path / "model", state, config)
-    with pytest.raises(UserError, match="dtype 'int8' is not known"):
+    with pytest.raises(UserError, match="int8"):
         weights.save(tmp_path / "model", module, config, dtype="int8")
     assert not (tmp_path / "model").exists()
 
 
-def test_incomplete_and_damaged_folders_are_one_line(folder, tmp_path):
+def test_absent_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such model folder"):
         weights.load(tmp_path / "absent")
-    (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match="it is empty"):
-        weights.load(tmp_path / "other")
-    (tmp_path / "other" / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no config\.yaml, so this is no model folder \(it has notes\.txt\)"):
-        weights.load(tmp_path / "other")
 
-    (folder / "SHA256SUMS").unlink()
-    file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    for length in (0, 5, 8, 200, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:length])
+
+def test_empty_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="empty"):
+        weights.load(tmp_path)
+
+
+def test_folder_of_other_files_names_them(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"config\.yaml.*notes\.txt"):
+        weights.load(tmp_path)
+
+
+def test_damaged_weights_without_sums_are_refused(image_folder):
+    (image_folder / "SHA256SUMS").unlink()
+    file = image_folder / "model.safetensors"
+    content = file.read_bytes()
+
+    half = len(content) // 2
+    cut = [content[:length] for length in (0, 5, 8, 200, half, -1)]
+    for damaged in (*cut, b"<html>" * 1000):
+        file.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged or cut off"):
-            weights.load(folder)
-    file.write_bytes(b"<html>" * 1000)
-    with pytest.raises(UserError, match="damaged or cut off"):
-        weights.load(folder)
-    file.unlink()
+            weights.load(image_folder)
+
+
+def test_missing_weights_are_refused(image_folder):
+    (image_folder / "SHA256SUMS").unlink()
+    (image_folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: missing"):
-        weights.load(folder)
-    (folder / "model.safetensors.index.json").write_text("[1")
+        weights.load(image_folder)
+
+
+def test_damaged_index_is_refused(image_folder):
+    (image_folder / "model.safetensors.index.json").write_text("[1")
     with pytest.raises(UserError, match="not an index"):
+        weights.load(image_folder)
+
+
+def test_index_cannot_point_outside_its_folder(folder, tmp_path):
+    (tmp_path / "elsewhere.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    index = {"weight_map": {"logit_scale": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(UserError, match=r"m/elsewhere\.safetensors: missing"):
         weights.load(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("place", [0, 0.37, 0.99])
-def test_one_changed_bit_is_refused(tmp_path, name, place):
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text("{}" + 100 * " ")
-    folder = weights.save(tmp_path / "m", *random_model("image"), tokenizer=tokenizer)
-    content = bytearray((folder / name).read_bytes())
-    content[int(place * len(content))] ^= 1
-    (folder / name).write_bytes(content)
+@pytest.mark.parametrize("part", [0, 0.37, 0.99])
+def test_changed_bit_is_refused(image_folder, name, part):
+    content = bytearray((image_folder / name).read_bytes())
+    content[int(part * len(content))] ^= 1
+    (image_folder / name).write_bytes(content)
+
     with pytest.raises(UserError, match=f"{name}: damaged"):
-        weights.load(folder)
+        weights.load(image_folder)
 
 
-def test_weights_are_read_once_to_compare_them(folder, monkeypatch):
+def test_sums_are_compared_once_per_change(folder, monkeypatch):
     compared = []
-    real = sums.sha256_of
-    monkeypatch.setattr(sums, "sha256_of", lambda path: compared.append(path.name) or real(path))
-    for _ in range(2):
-        weights.load(folder)
+    real_sha256_of = sums.sha256_of
+
+    def sha256_of(path):
+        compared.append(path.name)
+        return real_sha256_of(path)
+
+    monkeypatch.setattr(sums, "sha256_of", sha256_of)
+
+    weights.load(folder)
+    weights.load(folder)
     assert compared == ["model.safetensors"]
+
     os.utime(folder / "model.safetensors", (1, 1))
     weights.load(folder)
     assert compared == 2 * ["model.safetensors"]
 
 
-def test_changed_settings_are_no_damage(folder):
-    rewrite(folder, lambda content: content["processors"]["image"].update(size=32))
-    weights.load(folder)
+def test_changed_settings_are_no_damage(image_folder):
+    rewrite(image_folder, lambda content: content["processors"]["image"].update(size=32))
+    weights.load(image_folder)
 
 
 @pytest.mark.parametrize(
-    ("section", "changes", "said"),
+    ("field", "value", "words"),
     [
-        ("", {"depth": 1_000_000_000}, r"model\.depth is 1000000000; it should be from 1 to 1,000"),
-        ("", {"depth": -1}, r"model\.depth is -1; it should be"),
-        ("", {"num_heads": 0}, r"model\.num_heads is 0; it should be 1 or more"),
-        ("", {"embed_dim": 0}, r"model\.embed_dim is 0"),
-        ("audio", {"num_mel": 16}, "cannot be built .*'num_mel'"),
-        ("audio", {"stem": "mell"}, "no stem 'mell'"),
-        ("audio", {"num_mels": "x"}, "cannot be built"),
-        ("image", {"patch_size": 0}, "patches of 16, not 0"),
-        ("text", {"vocab_size": -1}, "cannot be built"),
+        ("depth", 1_000_000_000, r"model\.depth is 1000000000"),
+        ("depth", -1, r"model\.depth is -1"),
+        ("num_heads", 0, r"model\.num_heads is 0"),
+        ("embed_dim", 0, r"model\.embed_dim is 0"),
+        ("audio.num_mel", 16, "num_mel"),
+        ("audio.stem", "mell", "mell"),
+        ("audio.num_mels", "x", "cannot be built"),
+        ("image.patch_size", 0, "patches of 16, not 0"),
+        ("text.vocab_size", -1, "cannot be built"),
     ],
 )
-def test_settings_of_no_model_are_one_line(folder, section, changes, said):
-    rewrite(folder, lambda content: _part(content["model"], section).update(changes))
-    with pytest.raises(UserError, match=said) as error:
+def test_settings_of_no_model_are_one_line(folder, field, value, words):
+    def change(content):
+        adapter, _, name = field.rpartition(".")
+        section = content["model"]["adapters"][adapter] if adapter else content["model"]
+        section[name] = value
+
+    rewrite(folder, change)
+
+    with pytest.raises(UserError, match=words) as error:
         weights.load(folder)
+
     assert str(error.value).startswith(str(folder))
     assert "\n" not in str(error.value)
 
 
-def _part(model, section):
-    return model["adapters"][section] if section else model
-
-
-def test_index_cannot_point_outside_its_folder(folder, tmp_path):
-    (tmp_path / "elsewhere.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    index = '{"weight_map": {"logit_scale": "../elsewhere.safetensors"}}'
-    (folder / "model.safetensors.index.json").write_text(index)
-
-    with pytest.raises(UserError, match=r"model/elsewhere\.safetensors: missing"):
-        weights.load(folder)
-
-
-def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
-    found = weights.describe(folder)
-    assert (found.layout, found.config) == ("model folder", read_config(folder))
-    assert found.tensors["logit_scale"][:2] == ((), torch.float32)
-    assert sum(math.prod(shape) for shape in found.shapes.values()) == sum(
-        parameter.numel() for parameter in weights.load(folder).parameters()
-    )
-
-    from support.hub_layouts import cfg, released, wrapper
-
-    from onepeace.hub.convert.unpickle import StoredTensor
-
-    torch.save(wrapper(released(), cfg()), tmp_path / "one-peace.pt")
-    monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))
-    found = weights.describe(tmp_path / "one-peace.pt")
-    assert found.layout == "original layout"
-    assert found.tensors["adapters.text.token_embed.weight"][:2] == ((160, 32), torch.float32)
-    assert list(found.config.model.adapters) == ["text", "image", "audio"]
-    assert len(read_checkpoint(tmp_path / "one-peace.pt")["model"]) > len(found.tensors)
-
-
 @pytest.mark.parametrize("name", ["twopeace", ["onepeace"], 3])
-def test_unknown_architecture_lists_the_known(folder, name):
-    rewrite(folder, lambda content: content.update(architecture=name))
+def test_unknown_architecture_lists_the_known(image_folder, name):
+    rewrite(image_folder, lambda content: content.update(architecture=name))
 
-    with pytest.raises(UserError, match=r"config\.yaml: architecture .* is not known; known: onepeace"):
-        weights.load(folder)
+    with pytest.raises(UserError, match=r"config\.yaml: architecture .*known: onepeace"):
+        weights.load(image_folder)
+
+
+def test_folder_of_a_newer_version_is_refused(image_folder):
+    rewrite(image_folder, lambda content: content.update(format=2))
+
+    with pytest.raises(UserError, match="format 2"):
+        weights.load(image_folder)
+
+
+def test_description_of_a_folder(folder):
+    description = weights.describe(folder)
+    assert description.layout == "model folder"
+    assert description.config == read_config(folder)
+    assert description.tensors["logit_scale"].shape == ()
+    assert description.tensors["logit_scale"].dtype == torch.float32
+    num_numbers = sum(math.prod(shape) for shape in description.shapes.values())
+    assert num_numbers == sum(parameter.numel() for parameter in weights.load(folder).parameters())
+
+
+def test_description_of_a_checkpoint_needs_no_tensor(checkpoint, monkeypatch):
+    monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))
+
+    description = weights.describe(checkpoint)
+
+    assert description.layout == "original layout"
+    table = description.tensors["adapters.text.token_embed.weight"]
+    assert table.shape == (160, 32)
+    assert table.dtype == torch.float32
+    assert list(description.config.model.adapters) == ["text", "image", "audio"]
+    assert len(read_checkpoint(checkpoint)["model"]) > len(description.tensors)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from support.embedding import assert_same
 from support.hub_layouts import small_vocabulary
 from support.small_shards import COLOURS, square, write_shard
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 import onepeace
 from onepeace.config import Config, Options
@@ -27,8 +29,7 @@ from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
 
-SIDE, PATCH = 32, 16
-PROCESSORS = {"text": {"max_tokens": 12}, "image": {"size": SIDE}}
+PROCESSORS = {"text": {"max_tokens": 12}, "image": {"size": 32}}
 
 
 @dataclass(frozen=True)
@@ -69,37 +70,52 @@ class Patches(Words):
 
     def token_lengths(self, inputs):
         pixels = inputs["pixels"]
-        return torch.full((len(pixels),), (pixels.shape[-1] // self.embed.stride[0]) ** 2)
+        side = pixels.shape[-1] // self.embed.stride[0]
+        return torch.full((len(pixels),), side**2)
+
+
+ADAPTERS = {"text": Words, "image": Patches}
 
 
 class Toy(Encoder):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        kinds = {"text": Words, "image": Patches}
-        self.adapters = nn.ModuleDict({k: kinds[k](config.width, **options) for k, options in config.adapters.items()})
-        self.heads = nn.ModuleDict({key: nn.Linear(config.width, config.embed_dim) for key in config.projections})
+        self.adapters = nn.ModuleDict()
+        for modality, options in config.adapters.items():
+            self.adapters[modality] = ADAPTERS[modality](config.width, **options)
+        self.heads = nn.ModuleDict()
+        for modality in config.projections:
+            self.heads[modality] = nn.Linear(config.width, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
         self.blocks = []
 
     def stems(self, inputs):
-        return {key: self.adapters[key].stem_tokens(inputs[key]) for key in self.adapters if key in inputs}
+        return {
+            modality: adapter.stem_tokens(inputs[modality])
+            for modality, adapter in self.adapters.items()
+            if modality in inputs
+        }
 
     def encode(self, stems, keep=None):
-        features = {}
-        for key, stem in stems.items():
-            mask = stem.tokens.new_zeros(stem.tokens.shape[:2]) if stem.padding_mask is None else stem.padding_mask
-            shares = F.normalize(1 - mask.float(), p=1, dim=1)[..., None]
-            cls = (stem.tokens * shares).sum(1, keepdim=True)
-            mask = None if stem.padding_mask is None else F.pad(stem.padding_mask, (1, 0))
-            features[key] = Features(torch.cat([cls, stem.tokens], 1), mask, stem.grid)
-        return features
+        return {modality: with_mean(stem) for modality, stem in stems.items()}
 
-    def embed(self, key, features):
-        return F.normalize(self.heads[key](features.cls), dim=-1)
+    def embed(self, modality, features):
+        return F.normalize(self.heads[modality](features.cls), dim=-1)
 
 
-# As another code would write them.
+def with_mean(stem):
+    """The tokens of a stem after their mean, which is the CLS."""
+    if stem.padding_mask is None:
+        cls = stem.tokens.mean(1, keepdim=True)
+        return Features(torch.cat([cls, stem.tokens], 1), None, stem.grid)
+    is_token = (~stem.padding_mask).float()
+    shares = F.normalize(is_token, p=1, dim=1).unsqueeze(2)
+    cls = (stem.tokens * shares).sum(1, keepdim=True)
+    mask = F.pad(stem.padding_mask, (1, 0))
+    return Features(torch.cat([cls, stem.tokens], 1), mask, stem.grid)
+
+
 ORIGINAL_NAMES = {
     "word_table": "adapters.text.embed.weight",
     "patches.weight": "adapters.image.embed.weight",
@@ -112,22 +128,22 @@ ORIGINAL_NAMES = {
     "image_out.bias": "heads.image.bias",
     "step": None,
 }
+"""As another code would write them."""
 
 
 def infer_config(path, shapes, cfg):
     vocab_size, width = shapes["adapters.text.embed.weight"]
-    adapters = {"text": {"vocab_size": vocab_size}, "image": {"patch_size": cfg.get("patch", PATCH)}}
+    adapters = {"text": {"vocab_size": vocab_size}, "image": {"patch_size": cfg["patch"]}}
     return Config(ToyConfig(width, adapters), PROCESSORS, "toy")
 
 
 SMALL = {
     "width": 16,
     "projections": ("text", "image"),
-    "adapters": {"text": {"vocab_size": 260}, "image": {"patch_size": PATCH}},
+    "adapters": {"text": {"vocab_size": 260}, "image": {"patch_size": 16}},
 }
-TOY = Architecture(
-    ToyConfig, Toy, {"small": SMALL}, conversion=Conversion(ORIGINAL_NAMES.__getitem__, infer_config, credit="Ours.")
-)
+CONVERSION = Conversion(ORIGINAL_NAMES.__getitem__, infer_config, credit="Ours.")
+TOY = Architecture(ToyConfig, Toy, {"small": SMALL}, conversion=CONVERSION)
 
 
 @pytest.fixture(autouse=True)
@@ -136,53 +152,53 @@ def _registered(monkeypatch):
 
 
 @pytest.fixture
-def bpe(tmp_path):
-    return small_vocabulary(tmp_path / "bpe", size=260)
+def toy():
+    return Toy(ToyConfig(**SMALL)).eval()
 
 
 @pytest.fixture
-def original(tmp_path):
-    """A checkpoint of the other code, and the module that it holds."""
-    module = Toy(ToyConfig(**SMALL))
-    tensors = module.state_dict()
+def folder(toy, tmp_path):
+    """A checkpoint of the other code, converted."""
+    tensors = toy.state_dict()
     content = {"step": torch.tensor(7)}
     for theirs, ours in ORIGINAL_NAMES.items():
-        name, _, row = (ours or "").rstrip("]").partition("[")
-        if ours is not None:
-            content[theirs] = tensors[name][int(row)] if row else tensors[name]
-    path = tmp_path / "toy.pt"
-    torch.save({"model": content, "cfg": {"patch": PATCH}}, path)
-    return path, module.eval()
+        if theirs.startswith("image_out.") and theirs != "image_out.bias":
+            row = int(theirs.removeprefix("image_out."))
+            content[theirs] = tensors["heads.image.weight"][row]
+        elif ours is not None:
+            content[theirs] = tensors[ours]
+    torch.save({"model": content, "cfg": {"patch": 16}}, tmp_path / "toy.pt")
+    bpe = small_vocabulary(tmp_path / "bpe", size=260)
+    return convert(tmp_path / "toy.pt", tmp_path / "toy", bpe=bpe)
 
 
-@pytest.fixture
-def folder(original, tmp_path, bpe):
-    return convert(original[0], tmp_path / "toy", bpe=bpe)
-
-
-def test_checkpoint_is_converted_through_its_key_map(original, folder):
+def test_checkpoint_is_converted_through_its_key_map(toy, folder):
     config = read_config(folder)
-    assert (config.architecture, config.model, config.processors) == ("toy", ToyConfig(**SMALL), PROCESSORS)
-    loaded, wanted = weights.read_state(folder), original[1].state_dict()
-    assert set(loaded) == set(wanted)
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items())
+    assert config.architecture == "toy"
+    assert config.model == ToyConfig(**SMALL)
+    assert config.processors == PROCESSORS
+    tensors = weights.read_state(folder)
+    expected = toy.state_dict()
+    assert set(tensors) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
     assert (folder / "MODEL_CARD.md").read_text().endswith("Ours.\n")
 
 
-def test_saved_model_embeds_as_before(folder, original, tmp_path, samples):
-    config = replace(read_config(folder), model=replace(read_config(folder).model, embed_dim=8))
-    module = original[1]
-    again = weights.save(tmp_path / "again", module, config, tokenizer=folder / "tokenizer.json")
+@torch.no_grad()
+def test_saved_model_embeds_as_before(folder, toy, tmp_path, samples):
+    tokenizer = folder / "tokenizer.json"
+    saved = weights.save(tmp_path / "saved", toy, read_config(folder), tokenizer=tokenizer)
 
-    model = onepeace.load(again)
+    model = onepeace.load(saved)
 
     assert isinstance(model.module, Toy)
-    assert (model.modalities, model.embed_dim) == (("text", "image"), 8)
-    processor = model.processors["text"]
+    assert model.modalities == ("text", "image")
+    assert model.embed_dim == 8
     texts = ["a dog", "two cats on a mat"]
-    with torch.no_grad():
-        wanted = module({"text": processor.collate([processor.decode(text) for text in texts])})["text"]
-    torch.testing.assert_close(model.encode_text(texts), wanted)
+    processor = model.processors["text"]
+    inputs = processor.collate([processor.decode(text) for text in texts])
+    assert_same(model.encode_text(texts), toy({"text": inputs})["text"])
     assert model.encode_image([samples / "images" / "cat.jpg"]).shape == (1, 8)
 
 
@@ -199,16 +215,20 @@ run: {batch_size: 4, workers: 0, log_every: 1, precision: float32}
 """
 
 
-def test_training_loop_trains_it(tmp_path):
-    colours, rng = ("red", "green", "blue", "white"), np.random.default_rng(0)
-    write_shard(tmp_path / "pairs.tar", {c: (square(COLOURS[c], rng), {"captions": [f"all {c}"]}) for c in colours})
+def test_training_loop_lowers_its_loss(tmp_path):
+    generator = np.random.default_rng(0)
+    samples = {}
+    for name in ("red", "green", "blue", "white"):
+        samples[name] = (square(COLOURS[name], generator), {"captions": [f"all {name}"]})
+    write_shard(tmp_path / "pairs.tar", samples)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
     recipe = read_recipe(tmp_path / "recipe.yaml", [f"data.root={tmp_path}", f"run.out={tmp_path / 'run'}"])
     folder = loop.train(recipe)
 
     assert read_config(folder).architecture == "toy"
-    first, last = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    first, last = [entry["loss"] for entry in log if "loss" in entry]
     assert last < first
     assert onepeace.load(folder).encode_text(["all red"]).shape == (1, 8)
 
@@ -221,11 +241,11 @@ class Awkward(Toy):
         steps = torch.linspace(1, 2, config.width)
         self.last_step = steps[-1].item()  # cannot be read on the meta device
         self.register_buffer("steps", steps, persistent=False)
-        self.register_buffer("places", torch.arange(config.width).flip(0))
+        self.register_buffer("order", torch.arange(config.width).flip(0))
 
-    def embed(self, key, features):
-        rows = features.cls[:, self.places] * self.steps * self.last_step
-        return F.normalize(self.heads[key](rows), dim=-1)
+    def embed(self, modality, features):
+        rows = features.cls[:, self.order] * self.steps * self.last_step
+        return F.normalize(self.heads[modality](rows), dim=-1)
 
 
 class Shout(TextReader):
@@ -235,38 +255,45 @@ class Shout(TextReader):
         self.seed = seed
 
     def decode(self, item):
-        return torch.tensor([4 + self.seed + ord(letter) % 64 for letter in self.load(item).upper()])
+        text = self.load(item).upper()
+        return torch.tensor([4 + self.seed + ord(letter) % 64 for letter in text])
 
     def collate(self, samples):
-        return {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=1)}
+        return {"ids": pad_sequence(samples, batch_first=True, padding_value=1)}
 
 
 @pytest.fixture
-def awkward(tmp_path, monkeypatch):
-    """The folder of a model with an awkward module and a processor of its own, and the module."""
+def awkward(monkeypatch):
     shout = {"text": lambda settings, folder: Shout(**settings)}
     monkeypatch.setitem(ARCHITECTURES, "toy", replace(TOY, module=Awkward, processors=shout))
-    module = Awkward(ToyConfig(**SMALL)).eval()
-    processors = {"text": {"seed": 2}, "image": {"size": SIDE}}
-    return weights.save(tmp_path / "awkward", module, Config(module.config, processors, "toy")), module
+    return Awkward(ToyConfig(**SMALL)).eval()
 
 
-def test_computed_buffers_and_whole_numbers_are_loaded(awkward):
-    folder, module = awkward
-    model = onepeace.load(folder, device="cpu", dtype="bfloat16")
-    assert torch.equal(model.module.places, module.places)  # not as floats
-    assert torch.equal(model.module.steps, module.steps)
-    model = onepeace.load(folder, device="cpu")
-    ids = torch.tensor([[4 + 2 + ord(letter) % 64 for letter in "A DOG"]])
-    torch.testing.assert_close(model.encode_text(["a dog"]), module({"text": {"ids": ids}})["text"])
+@pytest.fixture
+def awkward_folder(awkward, tmp_path):
+    processors = {"text": {"seed": 2}, "image": {"size": 32}}
+    return weights.save(tmp_path / "awkward", awkward, Config(awkward.config, processors, "toy"))
 
 
-def test_processors_are_those_of_the_model(awkward, tiny):
-    model = onepeace.load(awkward[0], device="cpu")
+def test_computed_buffers_and_whole_numbers_are_loaded(awkward, awkward_folder):
+    module = onepeace.load(awkward_folder, device="cpu", dtype="bfloat16").module
+    assert torch.equal(module.order, awkward.order)  # not as floats
+    assert torch.equal(module.steps, awkward.steps)
+
+
+@torch.no_grad()
+def test_processors_are_those_of_the_model(awkward, awkward_folder):
+    model = onepeace.load(awkward_folder, device="cpu")
+
     assert isinstance(model.processors["text"], Shout)
-    assert isinstance(onepeace.load("tiny", device="cpu", modalities=["text"]).processors["text"], TextProcessor)
+    ids = Shout(seed=2).decode("a dog").unsqueeze(0)
+    expected = awkward({"text": {"ids": ids}})["text"]
+    assert_same(model.encode_text(["a dog"]), expected)
+    bundled = onepeace.load("tiny", device="cpu", modalities=["text"])
+    assert isinstance(bundled.processors["text"], TextProcessor)
 
 
-def test_an_index_of_many_files_asks_for_no_width(awkward, monkeypatch):
+def test_index_of_many_files_asks_for_no_width(awkward_folder, monkeypatch):
     monkeypatch.setattr("onepeace.compiling.compile_blocks", None)
-    assert load_model(awkward[0], Settings(device="cpu"), num_new=COMPILE_FROM).modalities == ("text", "image")
+    model = load_model(awkward_folder, Settings(device="cpu"), num_new=COMPILE_FROM)
+    assert model.modalities == ("text", "image")

@@ -130,10 +130,10 @@ def test_hits_after_a_change(folder, candidate_counts, check_hits):
     assert set(candidate_counts) == {8}
 
     with Index.open(folder) as index:
-        removed = [item.id for item in index.items()][:30]
+        removed = [item.id for item in index.items()][:20]
     with closing(Store(folder, write=True)) as store, store.transaction():
         store.remove(removed)
-    added = make_items(100, 20)
+    added = make_items(100, 20)  # as many as were removed
     add_items(folder, added, unit_vectors(20))
     paths = check_hits(folder, warning=LITE)  # as after a crash
     assert not paths.isdisjoint(item.path for item in added)

@@ -4,6 +4,7 @@ By default the actors are objects in this process; slow tests start Ray's proces
 """
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from support import deadly
 from support.broken_files import write_broken, write_good
 from support.indexes import check_same, content
+from support.media import TWO_SCENES
 from support.small_shards import square, write_tar
 
 from onepeace.embed import embedder
@@ -61,11 +63,16 @@ def deadly_model(random_folder, monkeypatch):
     return str(random_folder)
 
 
+def reasons_of(report):
+    return {os.path.basename(problem.path): problem.reason for problem in report.problems}
+
+
 @pytest.mark.usefixtures("_ray")
 def test_index_is_the_same_as_in_one_process(random_folder, tmp_path, samples):
     files = tmp_path / "files"
     write_good(files, samples, 15)
     write_broken(files / "broken", samples)
+    shutil.copy(TWO_SCENES, files)
     red = square((200, 0, 0), np.random.default_rng(0))
     shard = write_tar(tmp_path / "shard.tar", {"a.png": red, "a.txt": b"a red square"})
     paths = [files, shard]
@@ -77,7 +84,7 @@ def test_index_is_the_same_as_in_one_process(random_folder, tmp_path, samples):
     check_same(tmp_path / "ray", tmp_path / "plain")
     assert ray_report.added == plain_report.added
     assert ray_report.vectors == plain_report.vectors
-    assert len(ray_report.problems) == len(plain_report.problems)
+    assert reasons_of(ray_report) == reasons_of(plain_report)
     assert ray.is_initialized()  # the plug-in did not start it and leaves it as it is
 
 
@@ -93,7 +100,7 @@ def test_file_that_kills_is_named(deadly_model, tmp_path):
     index = tmp_path / "index"
     report = build(index, [folder], deadly_model, engine="ray:2", batch_size=4, progress=False)
 
-    reasons = {os.path.basename(problem.path): problem.reason for problem in report.problems}
+    reasons = reasons_of(report)
     assert set(reasons) == {"20.txt", "3.txt"}
     assert "crashes" in reasons["3.txt"]
     assert len(content(index)) == 30

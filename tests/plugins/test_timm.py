@@ -263,6 +263,7 @@ def test_img_size_of_a_square_resizes_the_table(folder, branch):
     (table, *_) = large.trunk.adapters["image"].bias_tables
     assert table.shape == (7 * 7 + 3, 4)
     assert torch.equal(branch(pixels), large(pixels))
+    assert branch.trunk.config == large.trunk.config
     assert input_size(branch) == (3, 64, 64)
 
 
@@ -417,6 +418,14 @@ def test_saved_model_keeps_size_and_pooling(folder, save_for_hf):
     assert torch.equal(loaded(pixels), model(pixels))
     assert loaded.trunk.adapters["image"].bias_grid == 4
     assert loaded.global_pool == "avg"
+
+
+def test_saved_model_keeps_a_size_that_was_set_later(branch, save_for_hf):
+    branch.set_input_size(64)
+    loaded = timm.create_model(save_for_hf(branch), pretrained=True).eval()
+
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(pixels), branch(pixels))
 
 
 def test_saved_model_with_other_classes(folder, pixels, save_for_hf):

@@ -5,6 +5,7 @@ import torch
 from support.embedding import assert_same
 
 import onepeace.plugins.transformers as plugin
+from onepeace.errors import UserError
 
 
 @pytest.fixture
@@ -117,6 +118,11 @@ def test_configuration_without_a_model_is_of_the_size_base():
     assert config.num_hidden_layers == 12
     assert config.out_indices == [1, 12]
     assert list(plugin.OnePeaceAudioConfig().to_onepeace().model.adapters) == ["audio"]
+
+
+def test_whole_model_needs_a_configuration():
+    with pytest.raises(UserError, match="from_onepeace"):
+        plugin.OnePeaceConfig().to_onepeace()
 
 
 def test_backbone_of_a_configuration_without_a_model(pixels):

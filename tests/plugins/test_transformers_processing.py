@@ -8,6 +8,7 @@ from support.embedding import assert_same
 from support.random_model import MEDIA, save_random_model
 
 import onepeace.plugins.transformers as plugin
+from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.processors import AudioProcessor, ImageProcessor, TextProcessor
 from onepeace.processors.tokenizer import read_tokenizer
@@ -77,6 +78,11 @@ def test_truncation_and_its_absence(processor):
     assert short == [*whole[:4], 2]
 
 
+def test_pair_of_texts_is_refused(processor):
+    with pytest.raises(UserError, match="pairs"):
+        processor.tokenizer("a question", "an answer")
+
+
 def test_ids_become_text_again(processor):
     ids = processor.tokenizer("A dog barking")["input_ids"]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True) == " a dog barking"
@@ -111,8 +117,15 @@ def test_pixels_of_pictures_arrays_and_tensors(processor, image_processor, pictu
     for image in (picture, array, torch.from_numpy(array).movedim(2, 0)):
         (pixels,) = processor.image_processor(image, return_tensors="pt")["pixel_values"]
         assert torch.equal(pixels, expected)
-    for row in processor.image_processor(np.stack([array, array]), return_tensors="np")["pixel_values"]:
+    rows = processor.image_processor(np.stack([array, array]))["pixel_values"]
+    assert isinstance(rows, list)
+    for row in rows:
         assert_same(row, expected, atol=0)
+
+
+def test_unknown_option_is_refused(processor, pictures):
+    with pytest.raises(UserError, match="do_resize"):
+        processor.image_processor(pictures, do_resize=False)
 
 
 def test_fields_of_the_image_processor(processor, image_processor):
@@ -212,3 +225,16 @@ def test_processor_of_two_modalities(modality, cls, tmp_path):
     assert type(processor) is cls
     assert type(loaded) is cls
     assert loaded(text=TEXTS)["input_ids"] == processor(text=TEXTS)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (plugin.OnePeaceProcessor, "OnePeaceTokenizer"),
+        (plugin.OnePeaceImageProcessor, "image"),
+    ],
+)
+def test_processor_of_a_missing_modality_is_refused(cls, words, tmp_path):
+    folder = save_random_model(tmp_path / "model", ("text",))
+    with pytest.raises(UserError, match=words):
+        cls.from_onepeace(str(folder))

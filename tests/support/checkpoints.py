@@ -29,12 +29,12 @@ def read_checkpoint(folder):
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     saved = Saved(read_header(folder).step, {}, {}, {})
     for name, tensor in tensors.items():
-        part, _, name = name.partition(".")
+        part, _, parameter = name.partition(".")
         if part == "optimizer":
-            name, _, field = name.rpartition(".")
-            saved.optimizer.setdefault(name, {})[field] = tensor
+            parameter, _, field = parameter.rpartition(".")
+            saved.optimizer.setdefault(parameter, {})[field] = tensor
         else:
-            getattr(saved, part)[name] = tensor
+            getattr(saved, part)[parameter] = tensor
     return saved
 
 

@@ -5,10 +5,13 @@ import json
 import numpy as np
 from PIL import Image
 
+PHOTO = (500, 333)
+
 
 def picture(seed, size=(60, 48), mode="RGB"):
     """A picture of coarse random blocks: nothing like another seed's."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, len(mode)), dtype=np.uint8)
+    generator = np.random.default_rng(seed)
+    blocks = generator.integers(0, 256, (6, 8, len(mode)), dtype=np.uint8)
     if mode == "RGBA":
         blocks[..., 3] = 255
     return Image.fromarray(blocks, mode).resize(size, Image.Resampling.NEAREST)
@@ -18,8 +21,9 @@ def sound(path, seconds, rate=8000, channels=1):
     """A file of noise."""
     import soundfile
 
+    generator = np.random.default_rng(len(path.name))
+    wave = 0.1 * generator.normal(size=(int(seconds * rate), channels))
     path.parent.mkdir(parents=True, exist_ok=True)
-    wave = np.random.default_rng(len(path.name)).normal(size=(int(seconds * rate), channels)) * 0.1
     soundfile.write(path, wave, rate)
 
 
@@ -50,26 +54,36 @@ def lines(*rows):
 
 
 def tiny_imagenet():
-    wnids, rows = ("n01443537", "n02509815"), ("n01443537", "n02509815", "n02509815")
     folder = "tiny-imagenet-200"
-    words = ("n01443537\tgoldfish, Carassius auratus", "n02509815\tlesser panda, red panda, bear cat")
-    return {
-        f"{folder}/words.txt": lines(*words),
-        **{
-            f"{folder}/train/{wnid}/images/{wnid}_{j}.JPEG": picture(10 * i + j, (64, 64))
-            for i, wnid in enumerate(wnids)
-            for j in range(3)
-        },
-        **{f"{folder}/val/images/val_{i}.JPEG": picture(100 + i, (64, 64)) for i in range(3)},
-        f"{folder}/val/val_annotations.txt": lines(*(f"val_{i}.JPEG\t{row}\t0\t0\t9\t9" for i, row in enumerate(rows))),
+    words = lines(
+        "n01443537\tgoldfish, Carassius auratus",
+        "n02509815\tlesser panda, red panda, bear cat",
+    )
+    annotations = lines(
+        "val_0.JPEG\tn01443537\t0\t0\t9\t9",
+        "val_1.JPEG\tn02509815\t0\t0\t9\t9",
+        "val_2.JPEG\tn02509815\t0\t0\t9\t9",
+    )
+    files = {
+        f"{folder}/words.txt": words,
+        f"{folder}/val/val_annotations.txt": annotations,
     }
+    for i in range(3):
+        files[f"{folder}/train/n01443537/images/n01443537_{i}.JPEG"] = picture(i, (64, 64))
+        files[f"{folder}/train/n02509815/images/n02509815_{i}.JPEG"] = picture(10 + i, (64, 64))
+        files[f"{folder}/val/images/val_{i}.JPEG"] = picture(100 + i, (64, 64))
+    return files
 
 
 def flickr8k():
-    names = ("train_a", "dev_a", "dev_b", "test_a", "other_a")
+    files = {}
+    sentences = []
+    for seed, name in enumerate(("train_a", "dev_a", "dev_b", "test_a", "other_a")):
+        files[f"Flicker8k_Dataset/{name}.jpg"] = picture(seed, PHOTO)
+        sentences += [f"{name}.jpg#{i}\t Sentence {i} of  {name} ." for i in range(5)]
     return {
-        **{f"Flicker8k_Dataset/{name}.jpg": picture(i, (500, 333)) for i, name in enumerate(names)},
-        "text/Flickr8k.token.txt": lines(*(f"{n}.jpg#{i}\t Sentence {i} of  {n} ." for n in names for i in range(5))),
+        **files,
+        "text/Flickr8k.token.txt": lines(*sentences),
         "text/Flickr_8k.trainImages.txt": "train_a.jpg\n",
         "text/Flickr_8k.devImages.txt": "dev_a.jpg\ndev_b.jpg\n",
         "text/Flickr_8k.testImages.txt": "test_a.jpg\n",
@@ -77,66 +91,94 @@ def flickr8k():
 
 
 def flickr30k():
-    def row(i, split):
-        sentences = [{"raw": f"Sentence {j} of {i} , here ."} for j in range(5)]
-        return {"filename": f"{i}.jpg", "split": split, "sentences": sentences}
-
-    rows = [row(i, split) for i, split in enumerate(("train", "val", "test", "test"), 1)]
-    files = {f"flickr30k-images/{i}.jpg": picture(i, (500, 333)) for i in (1, 2, 3)}
-    return {**files, "dataset_flickr30k.json": {"images": rows}}
+    """Of the last picture there is no file."""
+    rows = []
+    for number, split in enumerate(("train", "val", "test", "test"), 1):
+        sentences = [{"raw": f"Sentence {j} of {number} , here ."} for j in range(5)]
+        rows.append({"filename": f"{number}.jpg", "split": split, "sentences": sentences})
+    files = {f"flickr30k-images/{number}.jpg": picture(number, PHOTO) for number in (1, 2, 3)}
+    files["dataset_flickr30k.json"] = {"images": rows}
+    return files
 
 
 def coco_karpathy():
     """Of a picture the sixth caption and an empty one do not count."""
-    files = {
-        "train": "COCO_train2014_1",
-        "restval": "COCO_val2014_2",
-        "test": "COCO_val2014_3",
-        "val": "COCO_val2014_4",
+    texts = ["Sentence  0 .", " ", *(f"Sentence {i}." for i in range(1, 6))]
+    sentences = [{"raw": text} for text in texts]
+    names = {
+        "train": "train2014/COCO_train2014_1.jpg",
+        "restval": "val2014/COCO_val2014_2.jpg",
+        "test": "val2014/COCO_val2014_3.jpg",
+        "val": "val2014/COCO_val2014_4.jpg",
     }
-    sentences = [{"raw": text} for text in ("Sentence  0 .", " ", *(f"Sentence {i}." for i in range(1, 6)))]
-    rows = [{"filename": f"{name}.jpg", "split": split, "sentences": sentences} for split, name in files.items()]
-    pictures = {f"{name.split('_')[1]}/{name}.jpg": picture(i, (500, 333)) for i, name in enumerate(files.values())}
-    return {**pictures, "dataset_coco.json": {"images": rows}}
+    files = {}
+    rows = []
+    for seed, (split, path) in enumerate(names.items()):
+        files[path] = picture(seed, PHOTO)
+        filename = path.partition("/")[2]
+        rows.append({"filename": filename, "split": split, "sentences": sentences})
+    files["dataset_coco.json"] = {"images": rows}
+    return files
 
 
 def coco():
     files = {}
-    for split, numbers in {"train2017": (9, 25, 234748), "val2017": (139,)}.items():
-        files |= {f"{split}/{number:012d}.jpg": picture(number, (640, 480)) for number in numbers}
-        rows = [{"image_id": n, "caption": f"Caption {i} \n of {n}."} for n in numbers for i in range(5)]
+    numbers_by_split = {"train2017": (9, 25, 234748), "val2017": (139,)}
+    for split, numbers in numbers_by_split.items():
+        rows = []
+        for number in numbers:
+            files[f"{split}/{number:012d}.jpg"] = picture(number, (640, 480))
+            for i in range(5):
+                rows.append({"image_id": number, "caption": f"Caption {i} \n of {number}."})
         files[f"annotations/captions_{split}.json"] = {"annotations": rows}
     return files
 
 
 VIDEOS = [f"{letter}-_bcdefghij"[:11] for letter in "ABCDEFGYZ"]
+AUDIOCAPS_NAMES = [
+    "{}.wav",
+    "Y{}.wav",
+    "{}_30.flac",
+    "{}_30_40.wav",
+    "Y{}_30000_40000.wav",
+    "{}_30.000_40.000.ogg",
+    None,
+    "{}.wav",
+    "{}_99.wav",
+]
 
 
 def audiocaps():
     """Nine training clips of which seven are there, under all kinds of names; one clip each in val and test."""
-    names = ["{}.wav", "Y{}.wav", "{}_30.flac", "{}_30_40.wav", "Y{}_30000_40000.wav", "{}_30.000_40.000.ogg", None,
-             "{}.wav", "{}_99.wav"]  # fmt: skip
-    head = "audiocap_id,youtube_id,start_time,caption"
-    files = {
-        f"sounds/{name.format(video)}": 1 + i / 10
-        for i, (video, name) in enumerate(zip(VIDEOS, names, strict=True))
-        if name
-    }
-    rows = (f'{91000 + i},{video},30,"Sound {i}, and so on ."' for i, video in enumerate(VIDEOS))
-    files["dataset/train.csv"] = lines(head, *rows)
+    header = "audiocap_id,youtube_id,start_time,caption"
+    files = {}
+    rows = []
+    for i, (video, name) in enumerate(zip(VIDEOS, AUDIOCAPS_NAMES, strict=True)):
+        rows.append(f'{91000 + i},{video},30,"Sound {i}, and so on ."')
+        if name:
+            files[f"sounds/{name.format(video)}"] = 1 + i / 10
+    files["dataset/train.csv"] = lines(header, *rows)
     for split, video in {"val": "v" * 11, "test": "t" * 11}.items():
+        rows = [f"{455000 + i},{video},0,{split} {i}" for i in range(5)]
         files[f"sounds/{split}/{video}.wav"] = 12.0
-        files[f"dataset/{split}.csv"] = lines(head, *(f"{455000 + i},{video},0,{split} {i}" for i in range(5)))
+        files[f"dataset/{split}.csv"] = lines(header, *rows)
     return files
 
 
 def clotho():
+    header = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5"
+    captions = ",".join(f"It rains {i}." for i in range(5))
+    names_by_split = {
+        "development": ("Rain, 1.wav", "b.wav"),
+        "evaluation": ("c.wav",),
+        "validation": (),
+    }
     files = {}
-    for split, names in {"development": ("Rain, 1.wav", "b.wav"), "evaluation": ("c.wav",), "validation": ()}.items():
-        files |= {f"{split}/{name}": 2.0 for name in names}
-        rows = [f'"{name}",' + ",".join(f"It rains {i}." for i in range(5)) for name in names]
-        head = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5"
-        files[f"clotho_captions_{split}.csv"] = lines(head, *rows)
+    for split, names in names_by_split.items():
+        rows = [f'"{name}",{captions}' for name in names]
+        files[f"clotho_captions_{split}.csv"] = lines(header, *rows)
+        for name in names:
+            files[f"{split}/{name}"] = 2.0
     return files
 
 
@@ -150,33 +192,45 @@ files:
 
 
 def vggsound():
-    rows = ("---g-f_I2yQ,1,people marching,test", '--0PQM4-hqg,30,"playing violin, fiddle",train',
-            "ttttttttttt,0,people marching,train", "gonegonegon,5,waterfall,train")  # fmt: skip
-    sounds = ("---g-f_I2yQ_000001.wav", "--0PQM4-hqg_000030.flac", "ttttttttttt_000000.wav")
+    """Three clips and a video."""
+    table = lines(
+        "---g-f_I2yQ,1,people marching,test",
+        '--0PQM4-hqg,30,"playing violin, fiddle",train',
+        "ttttttttttt,0,people marching,train",
+        "gonegonegon,5,waterfall,train",
+    )
     return {
-        "vggsound.csv": lines(*rows),
-        **{f"clips/{name}": 2.0 for name in sounds},
+        "vggsound.csv": table,
+        "clips/---g-f_I2yQ_000001.wav": 2.0,
+        "clips/--0PQM4-hqg_000030.flac": 2.0,
+        "clips/ttttttttttt_000000.wav": 2.0,
         "clips/gonegonegon_000005.mp4": "a video",
     }
 
 
 def imagenet():
     """Three of the 1,000 classes: tench (0), and the two of one name, missile (657, 744)."""
-    wnids = ("n01440764", "n03773504", "n04008634")
-    train = {f"train/{wnid}/{wnid}_{i}.JPEG": picture(10 + i, (300, 400)) for i, wnid in enumerate(wnids)}
-    return train | {f"val/{wnid}/ILSVRC2012_val_0000000{i}.JPEG": picture(i, (60, 48)) for i, wnid in enumerate(wnids)}
+    files = {}
+    for seed, wnid in enumerate(("n01440764", "n03773504", "n04008634")):
+        files[f"train/{wnid}/{wnid}_{seed}.JPEG"] = picture(10 + seed, (300, 400))
+        files[f"val/{wnid}/ILSVRC2012_val_0000000{seed}.JPEG"] = picture(seed, (60, 48))
+    return files
 
 
 def urbansound8k():
     """Three folds of two classes; one file is missing."""
-    head = "slice_file_name,fsID,start,end,salience,fold,classID,class"
+    files = {}
     rows = []
     for fold in (1, 2, 10):
-        rows += [(f"{100 + fold}-{target}-0-{i}.wav", fold, target) for target in (0, 1) for i in (0, 1)]
-    names = ("air_conditioner", "car_horn")
-    table = [f"{name},{100 + fold},0.0,4.0,1,{fold},{target},{names[target]}" for name, fold, target in rows]
-    sounds = {f"UrbanSound8K/audio/fold{fold}/{name}": 0.2 for name, fold, _ in rows[1:]}
-    return {"UrbanSound8K/metadata/UrbanSound8K.csv": lines(head, *table), **sounds}
+        for target, label in enumerate(("air_conditioner", "car_horn")):
+            for i in (0, 1):
+                name = f"{100 + fold}-{target}-0-{i}.wav"
+                rows.append(f"{name},{100 + fold},0.0,4.0,1,{fold},{target},{label}")
+                files[f"UrbanSound8K/audio/fold{fold}/{name}"] = 0.2
+    del files["UrbanSound8K/audio/fold1/101-0-0-0.wav"]
+    header = "slice_file_name,fsID,start,end,salience,fold,classID,class"
+    files["UrbanSound8K/metadata/UrbanSound8K.csv"] = lines(header, *rows)
+    return files
 
 
 def fsd50k():
@@ -192,7 +246,17 @@ def fsd50k():
 DOWNLOADS = {
     make.__name__: make
     for make in (
-        tiny_imagenet, flickr8k, flickr30k, coco_karpathy, coco, audiocaps, clotho, macs, vggsound,
-        imagenet, urbansound8k, fsd50k,
+        tiny_imagenet,
+        flickr8k,
+        flickr30k,
+        coco_karpathy,
+        coco,
+        audiocaps,
+        clotho,
+        macs,
+        vggsound,
+        imagenet,
+        urbansound8k,
+        fsd50k,
     )
-}  # fmt: skip
+}

@@ -11,17 +11,20 @@ import torch
 
 class AudioEncoder:
     def __init__(self, samples, *, sample_rate):
-        self.samples, self.rate = samples, sample_rate
+        self.samples = samples
+        self.rate = sample_rate
 
     def to_file_like(self, file, format, num_channels=None):
-        soundfile.write(file, np.atleast_2d(self.samples.numpy()).T, self.rate, format=format.upper(), subtype="FLOAT")
+        channels = np.atleast_2d(self.samples.numpy())
+        soundfile.write(file, channels.T, self.rate, format=format.upper(), subtype="FLOAT")
 
 
 class AudioDecoder:
     def __init__(self, source, *, stream_index=None, sample_rate=None, num_channels=None):
         samples, self.rate = soundfile.read(io.BytesIO(source), dtype="float32", always_2d=True)
         assert sample_rate in (None, self.rate)
-        self.samples, self.metadata = torch.from_numpy(samples.T.copy()), types.SimpleNamespace()
+        self.samples = torch.from_numpy(samples.T.copy())
+        self.metadata = types.SimpleNamespace()
 
     def get_all_samples(self):
         return types.SimpleNamespace(data=self.samples, sample_rate=self.rate)
@@ -39,8 +42,13 @@ def install(monkeypatch):
 
     decoders = types.SimpleNamespace(AudioDecoder=AudioDecoder, VideoDecoder=VideoDecoder)
     encoders = types.SimpleNamespace(AudioEncoder=AudioEncoder)
-    for name, content in {"": {"decoders": decoders}, ".decoders": vars(decoders), ".encoders": vars(encoders)}.items():
-        module = types.ModuleType(f"torchcodec{name}")
+    contents = {
+        "torchcodec": {"decoders": decoders},
+        "torchcodec.decoders": vars(decoders),
+        "torchcodec.encoders": vars(encoders),
+    }
+    for name, content in contents.items():
+        module = types.ModuleType(name)
         vars(module).update(content)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(datasets.config, "TORCHCODEC_AVAILABLE", True)

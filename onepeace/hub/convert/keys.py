@@ -116,7 +116,7 @@ ALIASES = [
 ]
 
 _FIELD = re.compile(r"\{(.+?)\}")
-_VALUES = {
+FIELD_PATTERNS = {
     "i": r"(?P<i>0|[1-9]\d*)",
     "j": r"(?P<j>0|[1-9]\d*)",
     "j+1": r"(?P<after_j>[1-9]\d*)",
@@ -128,7 +128,7 @@ _VALUES = {
 
 def to_ours(name: str) -> str | None:
     """Our name of an original parameter; None if it is dropped. LookupError for a name that the table lacks."""
-    return translate_original(name, ALIASES, DROPPED, _TO_OURS)
+    return translate_original(name, ALIASES, DROPPED, TO_OURS)
 
 
 def translate_original(
@@ -167,4 +167,4 @@ def translate(name: str, rules: Rules) -> str:
     raise LookupError(name)
 
 
-_TO_OURS = compile_table(TABLE, _VALUES)
+TO_OURS = compile_table(TABLE, FIELD_PATTERNS)

@@ -244,6 +244,7 @@ class ImageBranch(nn.Module):
         settings = {**getattr(self, "pretrained_cfg", {}), "input_size": (self.in_chans, *to_2tuple(img_size))}
         self.pretrained_cfg = settings
         self.default_cfg = settings
+        self._model_args: dict[str, Any] = {**getattr(self, "_model_args", {}), "img_size": img_size}  # timm saves them
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
