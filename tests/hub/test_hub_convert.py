@@ -28,9 +28,9 @@ from support.hub_layouts import (
 
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.convert.infer import CLIP_MEAN, CLIP_STD
+from onepeace.hub.convert.write import vocabulary
 from onepeace.hub.folder import read_config
 from onepeace.hub.one_peace import resize
 from onepeace.plugins.timm import with_image_size
@@ -293,9 +293,9 @@ def test_two_tensors_in_one_place_are_refused(convert_tensors):
 
 
 def test_vocabulary_of_another_size_is_refused(checkpoint, tmp_path):
-    vocabulary = small_vocabulary(tmp_path / "other", size=150)
+    folder = small_vocabulary(tmp_path / "other", size=150)
     with pytest.raises(UserError, match=r"150 .*160"):
-        convert(checkpoint, tmp_path / "out", bpe=vocabulary)
+        convert(checkpoint, tmp_path / "out", bpe=folder)
 
 
 def test_vocabulary_is_fetched_where_none_is_given(checkpoint, tmp_path, bpe, monkeypatch):
@@ -313,7 +313,7 @@ def test_vocabulary_that_cannot_be_fetched_names_the_option(checkpoint, tmp_path
 
 
 def test_released_vocabulary_is_accepted(shared):
-    assert convert_module.vocabulary(shared / "official_bpe", 50264).get_vocab_size() == 50264
+    assert vocabulary(shared / "official_bpe", 50264).get_vocab_size() == 50264
 
 
 @pytest.fixture(scope="module")
