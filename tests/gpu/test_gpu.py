@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from support.golden_cases import case, golden_model, place, text_batch
+from support.golden_stages import STAGES, golden_step
 from support.processes import start, train
 from support.small_shards import write_shards
-from support.training import DENOISING, MODEL, recipe, terms
-from train.test_golden_pretrain import STAGES, step
+from support.training import DENOISING, MODEL, make_recipe, terms
 
 from onepeace.config import write_config
 from onepeace.train import loop
@@ -36,13 +36,13 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_golden_losses_and_gradients(device, stage, dtype, tolerance):
-    model, batch, golden = step(stage)
-    objective = Objective(model, terms(STAGES[stage]["terms"])).to(device)
+    model, batch, golden = golden_step(stage)
+    objective = Objective(model, terms(STAGES[stage].terms)).to(device)
     with autocast(device, dtype):
         losses = objective(batch.measured(model.adapters).to(device))
     losses["loss"].backward()
 
-    for original_name, name in STAGES[stage]["names"].items():
+    for original_name, name in STAGES[stage].loss_names.items():
         assert losses[name].item() == pytest.approx(golden.outputs[original_name].item(), rel=tolerance)
     num_compared = 0
     for original_name, expected in golden.grads.items():
@@ -85,8 +85,8 @@ def assert_same_losses(folder, other, tolerance):
 
 
 def test_resumed_run_equals_one_that_was_never_stopped(root, tmp_path):
-    whole = recipe(root, tmp_path / "whole", steps=6, run={"log_every": 1}, **DENOISING)
-    stopped = recipe(root, tmp_path / "stopped", steps=6, run={"log_every": 1}, **DENOISING)
+    whole = make_recipe(root, tmp_path / "whole", steps=6, run={"log_every": 1}, **DENOISING)
+    stopped = make_recipe(root, tmp_path / "stopped", steps=6, run={"log_every": 1}, **DENOISING)
     loop.train(whole)
     loop.train(stopped, stop_at=3)
     loop.train(stopped)
@@ -105,7 +105,9 @@ def test_all_gpus_train_like_one(root, tmp_path, parallel, precision, tolerance)
             objective[name] = {**term, "keys": "global"}
     run = {"batch_size": 4 * gpus, "log_every": 1, "precision": precision}
     path = tmp_path / "recipe.yaml"
-    write_config(recipe(root, tmp_path / "one", steps=3, run=run, objective=objective, mask=DENOISING["mask"]), path)
+    write_config(
+        make_recipe(root, tmp_path / "one", steps=3, run=run, objective=objective, mask=DENOISING["mask"]), path
+    )
 
     start(1, train, path, [])
     start(gpus, train, path, [f"run.out={tmp_path / 'all'}", f"run.parallel={parallel}"])
@@ -116,5 +118,5 @@ def test_compiled_blocks_train_like_others(root, tmp_path):
     model = {**MODEL, "dim": 512, "num_heads": 8, "ffn_dim": 512}  # narrower ones are not compiled
     for name, compiled in (("eager", False), ("compiled", True)):
         run = {"batch_size": 4, "log_every": 1, "compile": compiled}
-        loop.train(recipe(root, tmp_path / name, steps=2, model=model, run=run, **DENOISING))
+        loop.train(make_recipe(root, tmp_path / name, steps=2, model=model, run=run, **DENOISING))
     assert_same_losses(tmp_path / "compiled", tmp_path / "eager", 1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.training import MODEL, terms
-from support.training import recipe as small_recipe
+from support.training import make_recipe as small_recipe
 
 from onepeace.cli import main
 from onepeace.commands import train

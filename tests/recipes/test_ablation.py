@@ -4,128 +4,173 @@ import json
 import runpy
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
 from support.small_shards import write_shards
+from support.training import logged
 
 import onepeace
-from onepeace.config import read_yaml
+from onepeace.config import read_yaml, write_config
 from onepeace.hub.architectures import ARCHITECTURES
 from onepeace.hub.folder import read_config
-from onepeace.train.log import read_log
 from onepeace.train.model_config import make_config
 from onepeace.train.recipe import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "ablation"
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml") if "variants" in read_yaml(path))
 NAME = "separate towers"
-NO_DENOISING = [f"objective.denoising/{key}=null" for key in ("text", "image", "text+image")]
+SCORE = "valid/squares/top-5 of 8"
+SQUARES = {"protocol": "zero_shot", "modality": "image", "shards": "squares.tar", "at": [5]}
+STUDY = {
+    "base": str(FOLDER / "base.yaml"),
+    "figures": {"squares top-5": SCORE},
+    "overrides": [f"objective.denoising/{on}=null" for on in ("text", "image", "text+image")],
+    "variants": {
+        NAME: {"overrides": ["model.architecture=separate_towers"]},
+        "quick": {},
+        "slow": {},
+        "as long": {"time_of": "slow", "steps_of": "quick"},
+    },
+}
+SMALL = [
+    "data.train=[{shards: squares.tar, pair: [image, text]}]",
+    "run.batch_size=8",
+    "run.eval_every=1",
+    "run.workers=0",
+    "schedule.steps=2",
+    "schedule.warmup_ratio=0.5",
+    "model.dim=32",
+    "model.ffn_dim=64",
+    "model.depth=2",
+    "tokenizer.vocab_size=300",
+    "model.adapters.text.vocab_size=300",
+]
 
 
-@pytest.fixture
-def ablation(monkeypatch):
+@pytest.fixture(scope="module")
+def ablation():
     """The variables of recipes/ablation/run.py."""
-    monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.setattr("onepeace.hub.architectures.ARCHITECTURES", dict(ARCHITECTURES))
-    monkeypatch.delitem(sys.modules, "towers", raising=False)
-    return runpy.run_path(str(FOLDER / "run.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        patch.setattr("onepeace.hub.architectures.ARCHITECTURES", dict(ARCHITECTURES))
+        patch.delitem(sys.modules, "towers", raising=False)
+        yield runpy.run_path(str(FOLDER / "run.py"))
 
 
-def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkeypatch):
-    root, evaluation = write_shards(tmp_path / "shards"), tmp_path / "evaluate.yaml"
-    evaluation.write_text("sets: {squares: {protocol: zero_shot, modality: image, shards: squares.tar, at: [5]}}")
-    study = tmp_path / "study.yaml"
-    study.write_text(
-        f"base: {FOLDER / 'base.yaml'}\n"
-        "figures: {squares top-5: valid/squares/top-5 of 8}\n"
-        f"overrides: {NO_DENOISING}\n"
-        "variants:\n"
-        f"  {NAME}: {{overrides: [model.architecture=separate_towers]}}\n"
-        "  quick: {}\n  slow: {}\n  as long: {time_of: slow, steps_of: quick}\n"
-    )
-    overrides = [
-        *(
-            f"data.root={root}",
-            "data.train=[{shards: squares.tar, pair: [image, text]}]",
-            "run.batch_size=8",
-            "run.eval_every=1",
-        ),
-        *("run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=0.5", "model.dim=32", "model.ffn_dim=64"),
-        *("model.depth=2", "tokenizer.vocab_size=300", "model.adapters.text.vocab_size=300"),
-        f"evaluate={{recipe: {evaluation}}}",
-    ]
-    runs = ablation["Runs"](study, tmp_path, overrides)
+@pytest.fixture(scope="module")
+def runs(ablation, tmp_path_factory):
+    """Of a small study, whose first variant is trained."""
+    folder = tmp_path_factory.mktemp("study")
+    write_shards(folder / "shards")
+    write_config({"sets": {"squares": SQUARES}}, folder / "evaluate.yaml")
+    write_config(STUDY, folder / "study.yaml")
+    places = [f"data.root={folder / 'shards'}", f"evaluate={{recipe: {folder / 'evaluate.yaml'}}}"]
+    runs = ablation["Runs"](folder / "study.yaml", folder / "runs", [*SMALL, *places])
     runs.train(NAME, 1)
-    folder = runs.folder(NAME, 1)
-    log = read_log(folder / "log.jsonl")
-    assert log[-1]["step"] == 2
+    return runs
 
-    config = read_config(folder / "model")
-    assert config.architecture == "separate_towers"
-    model = onepeace.load(folder / "model", device="cpu")
-    names = set(model.module.state_dict())
+
+def test_towers_replace_blocks(runs):
+    folder = runs.folder(NAME, 1) / "model"
+
+    assert read_config(folder).architecture == "separate_towers"
+    names = set(onepeace.load(folder, device="cpu").module.state_dict())
     assert {"towers.text.0.ls1.gain", "towers.image.1.ls1.gain"} <= names
     assert not any(name.startswith("blocks.") for name in names)
-    one, two = model.encode_text(["a red square", "a blue square"])
-    assert one.norm() == pytest.approx(1, abs=1e-5)
-    assert not torch.allclose(one, two)
-    with pytest.raises(ValueError, match="one modality at a time, not text with image"):
+
+
+def test_towers_encode_modalities_alone(runs):
+    model = onepeace.load(runs.folder(NAME, 1) / "model", device="cpu")
+
+    red, blue = model.encode_text(["a red square", "a blue square"])
+
+    assert red.norm() == pytest.approx(1, abs=1e-5)
+    assert not red.allclose(blue)
+    with pytest.raises(ValueError, match="not text with image"):
         model.module.encode({"text": None, "image": None})
 
-    shutil.rmtree(folder)
-    runs.train(NAME, 1)  # its result is there already
+
+def test_result_is_last_measurement(runs):
+    result = runs.results()[0]
+
+    last_line = logged(runs.folder(NAME, 1))[-1]
+    assert (result.variant, result.seed, result.step) == (NAME, 1, 2)
+    assert result.figures == {"squares top-5": last_line[SCORE]}
+    assert last_line["step"] == 2
+
+
+def test_run_with_result_is_not_trained_again(runs, tmp_path):
+    folder = runs.folder(NAME, 1)
+    shutil.move(folder, tmp_path / "aside")
+
+    runs.train(NAME, 1)
+
     assert not folder.exists()
-    (reached,) = runs.results()
-    assert (reached.variant, reached.seed, reached.step) == (NAME, 1, 2)
-    assert reached.figures == {"squares top-5": log[-1]["valid/squares/top-5 of 8"]}
-    times = [asdict(reached) | {"variant": name, "minutes": minutes} for name, minutes in (("quick", 2), ("slow", 4))]
-    with open(runs.file, "a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in times)
-    runs.train("as long", 1)  # twice the steps, and as many to choose from
-    log = read_log(runs.folder("as long", 1) / "log.jsonl")
-    assert [line["step"] for line in log if "valid/squares/top-5 of 8" in line] == [2, 4]
-    head, _, row, *others = runs.table().splitlines()
-    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["variant", "steps", "minutes", "squares top-5"]
-    assert [cell.strip() for cell in row.split("|")[1:3]] == [f"{NAME} (1 seed)", "2"]
-    assert "as long (1 seed)" in others[-1]
-    assert "±" not in row  # of one seed
+    shutil.move(tmp_path / "aside", folder)
 
 
-def test_with_early_stopping_the_best_step_on_other_data_counts(ablation, tmp_path, monkeypatch):
-    study = tmp_path / "study.yaml"
-    study.write_text(
-        f"base: {FOLDER / 'base.yaml'}\nfigures: {{R: valid/test}}\nselect: valid/dev\nvariants: {{{NAME}: {{}}}}\n"
-    )
-    runs = ablation["Runs"](study, tmp_path, [])
-    scores = iter(((0.3, 0.9), (0.5, 0.1)))
+def test_variant_of_equal_time_takes_more_steps(runs):
+    """Twice the steps, and as many to choose from."""
+    result = runs.results()[0]
+    with runs.file.open("a") as file:
+        for name, minutes in (("quick", 2), ("slow", 4)):
+            line = {**vars(result), "variant": name, "minutes": minutes}
+            file.write(f"{json.dumps(line)}\n")
 
-    def train(recipe, evaluate):
-        best, other = next(scores)
-        steps = [
-            {"step": 10, "seconds": 60.0},
-            {"step": 10, "valid/dev": 0.2, "valid/test": best},
-            {"step": 20, "valid/dev": 0.1, "valid/test": other},
-        ]
-        out = Path(recipe.run.out)
-        out.mkdir(parents=True)
-        (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    runs.train("as long", 1)
 
-    parts = ablation["Runs"].train.__globals__
-    monkeypatch.setitem(parts, "train", train)
-    monkeypatch.setitem(parts, "evaluation", lambda recipe: None)
-    for seed in (1, 2):
-        runs.train(NAME, seed)
-    *_, row = runs.table().splitlines()
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"{NAME} (2 seeds)", "10", "1.0", "40.0 ± 14.1"]
+    lines = logged(runs.folder("as long", 1))
+    assert [line["step"] for line in lines if SCORE in line] == [2, 4]
+
+
+def cells(row):
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
+EARLY_STOPPING = {
+    "base": STUDY["base"],
+    "figures": {"R": "valid/test"},
+    "select": "valid/dev",
+    "variants": {NAME: {}},
+}
+
+
+def write_log(recipe, evaluate):
+    """In place of a training whose best step is the first that is measured."""
+    lines = [
+        {"step": 10, "seconds": 60.0},
+        {"step": 10, "valid/dev": 0.2, "valid/test": 0.1 + 0.2 * recipe.seed},
+        {"step": 20, "valid/dev": 0.1, "valid/test": 0.9},
+    ]
+    out = Path(recipe.run.out)
+    out.mkdir(parents=True)
+    (out / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_table_of_early_stopped_runs(ablation, tmp_path, monkeypatch):
+    """The step that is best on other data counts."""
+    write_config(EARLY_STOPPING, tmp_path / "study.yaml")
+    runs = ablation["Runs"](tmp_path / "study.yaml", tmp_path / "runs", [])
+    variables = runs.train.__globals__
+    monkeypatch.setitem(variables, "train", write_log)
+    monkeypatch.setitem(variables, "evaluation", lambda recipe: None)
+
+    runs.train(NAME, 1)
+    titles, _, row = runs.table().splitlines()
+    assert cells(titles) == ["variant", "steps", "minutes", "R"]
+    assert cells(row) == [f"{NAME} (1 seed)", "10", "1.0", "30.0"]
+
+    runs.train(NAME, 2)
+    row = runs.table().splitlines()[-1]
+    assert cells(row) == [f"{NAME} (2 seeds)", "10", "1.0", "40.0 ± 14.1"]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_variant_of_a_study_fits_its_model(ablation, name, tmp_path):
+def test_every_variant_of_study_fits_its_model(ablation, name, tmp_path):
     runs = ablation["Runs"](FOLDER / f"{name}.yaml", tmp_path, [])
-    for variant in runs.study.variants.values():
-        make_config(read_recipe(runs.base, [*runs.study.overrides, *variant.overrides]))
-        for other in filter(None, (variant.time_of, variant.steps_of)):
-            assert other in runs.study.variants
+    study = runs.study
+
+    for variant in study.variants.values():
+        make_config(read_recipe(runs.base, [*study.overrides, *variant.overrides]))
+        assert {variant.time_of, variant.steps_of} <= {None, *study.variants}

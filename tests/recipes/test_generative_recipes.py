@@ -9,11 +9,11 @@ from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
 from support.generative import save_trainable_ofa
 from support.random_model import save_random_model
+from support.training import assert_falls, logged, with_slow
 
 import onepeace
 from onepeace.cli import main
 from onepeace.generative.answers import Box, Choice, Objects, Text
-from onepeace.train.log import read_log
 from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe
 
@@ -30,12 +30,31 @@ LAYOUTS = {
     "ofa_infilling": ["coco"],
     "ofa_pretrain": ["coco", "vqav2", "refcoco", "coco_detection"],
 }
+QUICK = {"ofa_caption", "ofa_pretrain"}
+"""The others differ in their data and kind of answer, which the pretraining and tests/train/test_generation.py try."""
+WAITS_FOR_GPU = {"ofa_caption_cider"}
+"""Its captions are searched for and compared as words, on the CPU."""
 SMALL = [
-    "run.workers=0", "run.precision=float32", "run.batch_size=3", "run.grad_cache_chunks=1", "run.log_every=1",
+    "run.workers=0",
+    "run.precision=float32",
+    "run.batch_size=3",
+    "run.grad_cache_chunks=1",
+    "run.log_every=1",
     "run.recompute=ffn",
-    "run.save_minutes=0", "schedule.steps=4", "schedule.warmup_ratio=0.1", "schedule.warmup_steps=null",
-    "optim.lr=5e-3", "model.dropout=0.0", "model.drop_path=0.0", "processors.image.size=64", "data.broken_limit=1.0",
-]  # fmt: skip
+    "run.save_minutes=0",
+    "schedule.steps=4",
+    "schedule.warmup_ratio=0.1",
+    "schedule.warmup_steps=null",
+    "optim.lr=5e-3",
+    "model.dropout=0.0",
+    "model.drop_path=0.0",
+    "processors.image.size=64",
+    "data.broken_limit=1.0",
+]
+SMALL_PRETRAINING = ["model.size=null", "tokenizer.vocab_size=8000"]
+SMALL_PRETRAINING += [
+    f"objective.generation/{task}.patches=9" for task in ("caption", "match", "answer", "ground", "describe")
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +69,8 @@ def prepared(tmp_path_factory):
 
     def shards(*layouts):
         for layout in layouts:
-            if not (download := folder / layout).exists():
+            download = folder / layout
+            if not download.exists():
                 download.mkdir()
                 fill(download, {**DOWNLOADS, **FINETUNE}[layout]())
                 main(["shards", "--layout", layout, str(download), "-o", str(folder / "data")])
@@ -59,96 +79,129 @@ def prepared(tmp_path_factory):
     return shards
 
 
-def answers_of(name, generator, image):
-    """What a model that was trained so says, by itself."""
+@pytest.fixture(scope="module")
+def small_recipe(start, prepared):
+    """Reads a recipe, shrunk, on shards of a made-up download."""
+
+    def read(name, out, *overrides, model=start):
+        places = [f"model.from={model}", f"data.root={prepared(*LAYOUTS[name])}", f"run.out={out}"]
+        small = [*SMALL, *SMALL_PRETRAINING] if name == "ofa_pretrain" else SMALL
+        return read_recipe(FOLDER / f"{name}.yaml", [*small, *places, *overrides])
+
+    return read
+
+
+@pytest.fixture
+def picture(samples):
+    return samples / "images" / "cat.jpg"
+
+
+def answers_of(name, generator, picture):
+    """The answers to one question of the kind that a model was trained for, and their type."""
     if name in ("ofa_caption", "ofa_caption_cider"):
-        return generator.caption([image]), Text
+        return generator.caption([picture]), Text
     if name == "ofa_vqav2":
-        return generator.answer([image], "what is this?"), Choice
+        return generator.answer([picture], "what is this?"), Choice
     if name == "ofa_refcoco":
-        return generator.ground([image], "the dog"), Box
+        return generator.ground([picture], "the dog"), Box
     if name == "ofa_snli_ve":
-        return generator.ask("entail_premise", [{"image": image, "text": "a cat", "premise": "a dog"}]), Choice
+        question = {"image": picture, "text": "a cat", "premise": "a dog"}
+        return generator.ask("entail_premise", [question]), Choice
     if name == "ofa_imagenet":
-        return generator.ask("classify", [{"image": image}]), Choice
+        return generator.ask("classify", [{"image": picture}]), Choice
     if name == "ofa_infilling":
         return generator.ask("infill", [{"text": "a <mask> dog"}]), Text
-    return generator.ask("detect", [{"image": image}]), Objects
-
-
-QUICK = {"ofa_caption", "ofa_pretrain"}
-"""The others differ in their data and kind of answer, which the pretraining and tests/train/test_generation.py try."""
-
-
-WAITS_FOR_GPU = {"ofa_caption_cider"}
-"""Its captions are searched for and compared as words, on the CPU."""
-
-
-def small_recipe(name, start, prepared, tmp_path):
-    """The recipe, shrunk, on shards of a made-up download."""
-    root = prepared(*LAYOUTS[name])
-    overrides = [*SMALL, f"model.from={start}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
-    if name == "ofa_pretrain":
-        overrides += ["model.size=null", "tokenizer.vocab_size=8000", *(
-            f"objective.generation/{task}.patches=9" for task in ("caption", "match", "answer", "ground", "describe")
-        )]  # fmt: skip
-    return read_recipe(FOLDER / f"{name}.yaml", overrides)
+    return generator.ask("detect", [{"image": picture}]), Objects
 
 
 @pytest.mark.parametrize("name", sorted({*RECIPES} - WAITS_FOR_GPU))
-def test_step_of_recipe_waits_for_no_gpu(start, prepared, tmp_path, monkeypatch, name):
+def test_step_of_ofa_recipe_waits_for_no_gpu(small_recipe, tmp_path, monkeypatch, name):
     check_first_step(monkeypatch, then_stop=True)
     with pytest.raises(StepChecked):
-        train(small_recipe(name, start, prepared, tmp_path))
+        train(small_recipe(name, tmp_path))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECIPES])
-def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples, name):
-    recipe = small_recipe(name, start, prepared, tmp_path)
+@pytest.mark.parametrize("name", with_slow(RECIPES, lambda name: name not in QUICK))
+def test_ofa_recipe_learns_and_answers(small_recipe, tmp_path, picture, name):
+    recipe = small_recipe(name, tmp_path)
+
     folder = train(recipe)
-    first, *_, last = read_log(tmp_path / "run" / "log.jsonl")
-    assert {options.name for options in recipe.terms} <= set(last)
+
+    lines = logged(tmp_path)
+    assert {options.name for options in recipe.terms} <= set(lines[-1])
     if name == "ofa_caption_cider":
-        assert 0 <= first["self_critical/reward"] <= 10
+        assert 0 <= lines[0]["self_critical/reward"] <= 10
     else:
-        assert last["loss"] < first["loss"]
-    generator = onepeace.load_generator(folder)
-    found, type_of = answers_of(name, generator, samples / "images" / "cat.jpg")
-    assert [type(one) for one in found] == [type_of]
+        assert_falls(tmp_path, "loss")
+    answers, type_of_answer = answers_of(name, onepeace.load_generator(folder), picture)
+    assert [type(answer) for answer in answers] == [type_of_answer]
 
 
-@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_caption_head_goes_on_by_reward(prepared, tmp_path, samples, kept):
-    head = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 16}
-    if kept:  # the stem's features are computed once, and no step sees the pictures
+HEAD = {
+    "kind": "caption",
+    "on": ["image"],
+    "vocab_size": 400,
+    "dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "ffn_dim": 16,
+}
+SMALL_CAPTIONS = [
+    "run.workers=0",
+    "run.precision=float32",
+    "run.batch_size=2",
+    "run.log_every=1",
+    "schedule.steps=2",
+    "data.train.0.keys='*'",
+    "data.train.0.shards=train/image_text/coco-*.tar*",
+    "data.broken_limit=1.0",
+]
+
+
+@pytest.mark.parametrize("uses_stem_features", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_tiny_captions_go_on_by_reward(prepared, tmp_path, picture, uses_stem_features):
+    """With features of the stem, which are computed once, no step sees the pictures."""
+    if uses_stem_features:
         start = ["model.from=tiny-captions", "data.stem_views={image: 1}"]
     else:
-        start = [f"model.from={save_random_model(tmp_path / 'captions', ('text', 'image'), heads={'caption': head})}"]
-    small = ["run.workers=0", "run.precision=float32", "run.batch_size=2", "schedule.steps=2", "run.log_every=1"]
-    keys = ["data.train.0.keys='*'", "data.train.0.shards=train/image_text/coco-*.tar*", "data.broken_limit=1.0"]
-    overrides = [*start, *small, *keys, f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
-    folder = train(read_recipe(FOLDER / "tiny_captions_cider.yaml", overrides))
-    assert all(line["self_critical/image/reward"] >= 0 for line in read_log(tmp_path / "run" / "log.jsonl"))
-    assert isinstance(onepeace.load_generator(folder).caption([samples / "images" / "cat.jpg"])[0], Text)
+        folder = save_random_model(tmp_path / "captions", ("text", "image"), heads={"caption": HEAD})
+        start = [f"model.from={folder}"]
+    places = [f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
+
+    folder = train(read_recipe(FOLDER / "tiny_captions_cider.yaml", [*start, *SMALL_CAPTIONS, *places]))
+
+    assert all(line["self_critical/image/reward"] >= 0 for line in logged(tmp_path / "run"))
+    (caption,) = onepeace.load_generator(folder).caption([picture])
+    assert isinstance(caption, Text)
 
 
-def test_the_command_answers_with_what_the_folder_stores(start, prepared, tmp_path, samples, capsys):
-    root, out = prepared("vqav2"), tmp_path / "run"
-    file = FOLDER / "ofa_vqav2.yaml"
-    folder = train(
-        read_recipe(file, [*SMALL, f"model.from={start}", f"data.root={root}", f"run.out={out}", "schedule.steps=1"])
-    )
-    capsys.readouterr()
-    picture = str(samples / "images" / "cat.jpg")
-    assert main(["answer", picture, "--question", "What is this?", "--model", str(folder), "--json"]) == 0
-    choices = json.loads((root / "val" / "vqav2" / "classes.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def choosing(small_recipe, tmp_path_factory):
+    """A folder that was trained to choose among the answers of VQA."""
+    return train(small_recipe("ofa_vqav2", tmp_path_factory.mktemp("choosing"), "schedule.steps=1"))
+
+
+def test_answers_are_choices_of_folder(choosing, prepared, picture, capsys):
+    options = ["--question", "What is this?", "--model", str(choosing), "--json"]
+    assert main(["answer", str(picture), *options]) == 0
+
+    path = prepared("vqav2") / "val" / "vqav2" / "classes.json"
+    choices = json.loads(path.read_text(encoding="utf-8"))
     assert json.loads(capsys.readouterr().out)["answer"] in choices
-    task = onepeace.load_generator(folder).tasks["answer"]
-    assert (task.decoder_prompt, task.answer, list(task.labels)) == ("source", "choice", choices)
-    again = train(
-        read_recipe(file, [*SMALL, f"model.from={out}", f"data.root={root}", f"run.out={tmp_path / 'open'}",
-                           "schedule.steps=1", "objective.generation.choices=null",
-                           "objective.generation.changes={answer: text, choices: null}"])
-    )  # fmt: skip
-    (open_answer,) = onepeace.load_generator(again).answer([picture], "what is this?")
-    assert isinstance(open_answer, Text)
+    task = onepeace.load_generator(choosing).tasks["answer"]
+    assert list(task.labels) == choices
+    assert task.answer == "choice"
+    assert task.decoder_prompt == "source"
+
+
+def test_choices_of_folder_can_be_opened_again(choosing, small_recipe, tmp_path, picture):
+    overrides = [
+        "schedule.steps=1",
+        "objective.generation.choices=null",
+        "objective.generation.changes={answer: text, choices: null}",
+    ]
+
+    folder = train(small_recipe("ofa_vqav2", tmp_path, *overrides, model=choosing))
+
+    (answer,) = onepeace.load_generator(folder).answer([picture], "what is this?")
+    assert isinstance(answer, Text)

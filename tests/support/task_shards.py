@@ -1,69 +1,81 @@
 """Shards of small tasks with targets, which a small model soon learns: answers, boxes, choices, tags, events."""
 
-import io
-
 import numpy as np
-import soundfile
-from PIL import Image
-from support.small_shards import COLOURS, TONES, square, write_shard
+from support.small_shards import COLOURS, RATE, TONES, png, sine, square, wav, write_shard
 
 FEW = ("red", "green", "blue", "white")
-RATE = 16000
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def wav(wave):
-    file = io.BytesIO()
-    soundfile.write(file, 0.3 * wave, RATE, format="WAV")
-    return file.getvalue()
+PITCHES = {name: TONES[name] for name in ("low", "middle", "piercing")}
 
 
 def boxed(colour, rng):
-    """A grey picture with a coloured box somewhere, and where: [x0, y0, x1, y1] of its sides."""
+    """A grey picture with a coloured box somewhere, and the box: [x0, y0, x1, y1] of its sides."""
     pixels = np.full((24, 24, 3), 120, np.uint8)
     x, y = rng.integers(0, 13, 2)
     width, height = rng.integers(8, 12, 2)
     pixels[y : y + height, x : x + width] = colour
-    return png(pixels), [float(side / 24) for side in (x, y, x + width, y + height)]
+    sides = np.array([x, y, x + width, y + height]) / 24
+    return png(pixels), sides.tolist()
 
 
 def burst(frequency, rng):
-    """A second of quiet noise in which a tone sounds for a while, and when."""
-    onset, length = rng.uniform(0.05, 0.4), rng.uniform(0.3, 0.5)
+    """A second of quiet noise in which a tone sounds for a while; when it starts and when it ends."""
+    onset = rng.uniform(0.05, 0.4)
+    offset = onset + rng.uniform(0.3, 0.5)
     time = np.arange(RATE) / RATE
-    sounds = (time >= onset) & (time < onset + length)
-    return wav(np.sin(2 * np.pi * frequency * time) * sounds + rng.normal(0, 0.01, RATE)), onset, onset + length
+    sounds = (time >= onset) & (time < offset)
+    noise = rng.normal(0, 0.01, RATE)
+    return wav(sine(frequency, RATE) * sounds + noise), onset, offset
+
+
+def sample(media, caption, **targets):
+    return media, {"captions": [caption], "targets": targets}
+
+
+class TaskSamples:
+    """Samples of each shard, by key."""
+
+    def __init__(self, each):
+        self.rng = np.random.default_rng(3)
+        self.answers = {}
+        self.boxes = {}
+        self.choices = {}
+        self.tags = {}
+        self.events = {}
+        for number in range(each):
+            for colour in FEW:
+                self.add_pictures(f"{colour}{number}", colour)
+            for pitch in PITCHES:
+                self.add_sounds(f"{pitch}{number}", pitch)
+
+    def add_pictures(self, key, colour):
+        picture = square(COLOURS[colour], self.rng)
+        answers = {colour: 1.0, "rare": 0.3}
+        self.answers[key] = sample(picture, "what colour is it?", answers=answers)
+
+        picture, box = boxed(COLOURS[colour], self.rng)
+        self.boxes[key] = sample(picture, "the box", box=box)
+
+    def add_sounds(self, key, pitch):
+        wave = sine(PITCHES[pitch], RATE // 2)
+        candidates = self.rng.permutation(sorted(PITCHES)).tolist()
+        self.choices[key] = sample(
+            wav(wave), "which tone is it?", candidates=candidates, choice=candidates.index(pitch)
+        )
+
+        second = str(self.rng.choice(sorted(PITCHES)))
+        both = wave + sine(PITCHES[second], RATE // 2)
+        self.tags[key] = sample(wav(both), "tones", labels=sorted({pitch, second}))
+
+        sound, onset, offset = burst(PITCHES[pitch], self.rng)
+        self.events[key] = sample(sound, "a tone", events=[[onset, offset, pitch]])
 
 
 def write_task_shards(folder, each=16):
     """answers.tar, boxes.tar, choices.tar, tags.tar and events.tar in ``folder``, which is returned."""
-    rng = np.random.default_rng(3)
-    answers, boxes, choices, tags, events = {}, {}, {}, {}, {}
-    tones = {name: TONES[name] for name in ("low", "middle", "piercing")}
-    for i in range(each):
-        for name in FEW:
-            scores = {name: 1.0, "rare": 0.3}
-            question = {"captions": ["what colour is it?"], "targets": {"answers": scores}}
-            answers[f"{name}{i}"] = (square(COLOURS[name], rng), question)
-            picture, box = boxed(COLOURS[name], rng)
-            boxes[f"{name}{i}"] = (picture, {"captions": ["the box"], "targets": {"box": box}})
-        time = np.arange(RATE // 2) / RATE
-        for name, frequency in tones.items():
-            wave = np.sin(2 * np.pi * frequency * time)
-            candidates = [str(one) for one in rng.permutation(sorted(tones))]
-            targets = {"candidates": candidates, "choice": candidates.index(name)}
-            choices[f"{name}{i}"] = (wav(wave), {"captions": ["which tone is it?"], "targets": targets})
-            other = str(rng.choice(sorted(tones)))
-            both = wav(wave + np.sin(2 * np.pi * tones[other] * time))
-            tags[f"{name}{i}"] = (both, {"captions": ["tones"], "targets": {"labels": sorted({name, other})}})
-            sound, onset, offset = burst(frequency, rng)
-            events[f"{name}{i}"] = (sound, {"captions": ["a tone"], "targets": {"events": [[onset, offset, name]]}})
-    for name, samples, suffix in (("answers", answers, "png"), ("boxes", boxes, "png"), ("choices", choices, "wav"),
-                                  ("tags", tags, "wav"), ("events", events, "wav")):  # fmt: skip
-        write_shard(folder / f"{name}.tar", samples, suffix)
+    samples = TaskSamples(each)
+    write_shard(folder / "answers.tar", samples.answers)
+    write_shard(folder / "boxes.tar", samples.boxes)
+    write_shard(folder / "choices.tar", samples.choices, "wav")
+    write_shard(folder / "tags.tar", samples.tags, "wav")
+    write_shard(folder / "events.tar", samples.events, "wav")
     return folder

@@ -1,9 +1,13 @@
-"""Recipes of small models on the shards of small_shards.py."""
+"""Recipes of small models on the shards of small_shards.py, and what their runs leave."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from onepeace.config import build
+from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
 from onepeace.train.terms.registry import read_terms
@@ -37,34 +41,53 @@ EVERY = {"modalities": ALL, "projections": ALL}
 """Fields of a model of three modalities."""
 
 
-def entries(by_name):
+def entries(options_by_name):
     """Entries of an objective: {"denoising/text+image": {"weight": 2}} is the term denoising, on text and image."""
-    parts = [(*name.partition("/")[::2], options) for name, options in by_name.items()]
-    return [{"term": term, "on": on.split("+") if on else [], **options} for term, on, options in parts]
+    result = []
+    for name, options in options_by_name.items():
+        term, _, modalities = name.partition("/")
+        on = modalities.split("+") if modalities else []
+        result.append({"term": term, "on": on, **options})
+    return result
 
 
-def terms(by_name):
+def terms(options_by_name):
     """The same as the options of terms."""
-    return read_terms(entries(by_name))
+    return read_terms(entries(options_by_name))
 
 
-def source(pair="image", **fields):
+def source(modality="image", **fields):
     """The squares, or the tones."""
-    return {"shards": {"image": "squares.tar", "audio": "tones.tar"}[pair], "pair": [pair, "text"], **fields}
+    shards = "squares.tar" if modality == "image" else "tones.tar"
+    return {"shards": shards, "pair": [modality, "text"], **fields}
 
 
-def recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fields):
+def make_recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fields):
     """Of a small model on one set; `data` and `run` hold what is other than here, `model` all of it."""
-    run = {"batch_size": 24, "workers": 0, "log_every": 4, "precision": "float32", **dict(run)}
     content = {
         "model": model or MODEL,
-        "processors": {"image": {"size": 24}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}},
+        "processors": {
+            "image": {"size": 24},
+            "text": {"max_tokens": 16},
+            "audio": {"min_seconds": 0.5},
+        },
         "tokenizer": {"vocab_size": 300},
-        "data": {"root": str(root), "train": [source(pair)], **dict(data)},
+        "data": {
+            "root": str(root),
+            "train": [source(pair)],
+            **dict(data),
+        },
         "objective": {"contrastive": {"multi_positive": True}},
         "optim": {"lr": 3e-3},
         "schedule": {"steps": steps, "warmup_steps": min(10, steps)},
-        "run": {"out": str(out), **run},
+        "run": {
+            "out": str(out),
+            "batch_size": 24,
+            "workers": 0,
+            "log_every": 4,
+            "precision": "float32",
+            **dict(run),
+        },
         **fields,
     }
     if isinstance(content["objective"], dict):
@@ -72,17 +95,92 @@ def recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fie
     return build(Recipe, content, "recipe")
 
 
-CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
+STEMS = {
+    "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
+    "image": {"stem": "timm", "name": "test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2},
+    "audio": {"stem": "aisfx", "width": 2, "num_buckets": 8, "pos_depth": 1, "pos_groups": 4},
+}
+
+
+def stem_recipe(root, out, views, data=(), freeze=("adapters.*.stem.network.*",)):
+    """A recipe of two steps with frozen stems of pictures and sounds, of which each item has ``views``."""
+    return make_recipe(
+        root,
+        out,
+        steps=2,
+        model={**MODEL, **EVERY, "adapters": STEMS, "pretrained": False},
+        data={
+            "train": [source("image"), source("audio")],
+            "stem_views": views,
+            **dict(data),
+        },
+        run={"batch_size": 8, "log_every": 1},
+        processors={
+            "image": {"size": 64},
+            "text": {"max_tokens": 16},
+            "audio": {"min_seconds": 0.5},
+        },
+        freeze=list(freeze),
+    )
+
+
+CLOCK = {"items_per_second", "data_wait", "seconds", "peak_gigabytes"}
 """Fields of a log that are not the same in two runs."""
 
 
-def logged(folder):
+def logged(out):
     """Lines of a run's log, without its times."""
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(folder / "log.jsonl")]
+    lines = read_log(out / "log.jsonl")
+    for line in lines:
+        for field in CLOCK & line.keys():
+            del line[field]
+    return lines
+
+
+def series(out, name):
+    """The values of one field of a run's log, where it has it."""
+    return [line[name] for line in logged(out) if name in line]
+
+
+def assert_falls(out, name, factor=1.0):
+    """From the first value in the log to the last, below a share of what it was."""
+    values = series(out, name)
+    assert values[-1] < factor * values[0]
+
+
+def assert_same_tensors(ours, theirs):
+    """Of two dictionaries: equal to the bit."""
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
 
 
 def assert_same_weights(folder, other):
-    """Equal to the bit."""
-    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, other))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    """Of two model folders: equal to the bit."""
+    assert_same_tensors(load_file(folder / "model.safetensors"), load_file(other / "model.safetensors"))
+
+
+def assert_resume_is_exact(make, *, stop_at, steps, torn=None):
+    """A run that is cut off and goes on is, to the bit, the one that is not; ``make`` makes its recipe, by a name.
+
+    ``steps`` have a line in the log. That of the step ``torn`` differs: it averages steps before and after the cut.
+    """
+    whole = loop.train(make("whole"))
+    loop.train(make("cut"), stop_at=stop_at)
+    resumed = loop.train(make("cut"))
+
+    assert_same_weights(resumed, whole)
+    lines = {}
+    for name in ("whole", "cut"):
+        log = logged(Path(make(name).run.out))
+        assert [line["step"] for line in log] == steps
+        lines[name] = [line for line in log if line["step"] != torn]
+    assert lines["cut"] == lines["whole"]
+
+
+def with_slow(names, is_slow):
+    """Parameters of a test, of which some are marked as slow."""
+    params = []
+    for name in names:
+        params.append(pytest.param(name, marks=pytest.mark.slow if is_slow(name) else ()))
+    return params

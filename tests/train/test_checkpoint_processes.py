@@ -4,6 +4,7 @@ import safetensors.torch
 import torch
 from support.checkpoints import read_checkpoint
 from support.processes import start
+from support.training import assert_same_tensors
 from torch import nn
 
 from onepeace.errors import UserError
@@ -31,7 +32,8 @@ class Network(nn.Module):
         self.register_buffer("count", torch.tensor([3, 5]))
 
     def forward(self, x):
-        return (self.third(self.second(self.first(x))) * self.scale).mean()
+        x = self.third(self.second(self.first(x)))
+        return (x * self.scale).mean()
 
 
 def checkpoints_of(out, layout, seed):
@@ -47,18 +49,25 @@ def checkpoints_of(out, layout, seed):
     return checkpoint.Checkpoints(out, checkpoint.State(network, optimizer, average), keep=2)
 
 
-def whole_state(state):
+def save(checkpoints, step):
+    checkpoints.save(step, "seed: 1\n", {})
+    checkpoints.wait()
+
+
+def whole_state(checkpoints):
+    """Tensors by part and name, which this process may have a shard of."""
     whole = {}
-    for part, tensors in state.tensors().items():
+    for part, tensors in checkpoints.state.tensors().items():
         for name, tensor in tensors.items():
             whole[f"{part}.{name}"] = tensor.full_tensor() if parallel.is_sharded(tensor) else tensor.clone()
     return whole
 
 
-def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+def assert_restored(folder, layout, expected):
+    """By a process of this layout, which had another state."""
+    reader = checkpoints_of(folder / "unused", layout, seed=9)
+    reader.restore(checkpoint.newest(folder))
+    assert_same_tensors(whole_state(reader), expected)
 
 
 def save_and_restore_in_each_layout(folder):
@@ -66,66 +75,60 @@ def save_and_restore_in_each_layout(folder):
         expected = {}
         for seed, layout in enumerate(LAYOUTS):
             writer = checkpoints_of(folder / layout, layout, seed)
-            writer.save(1, "seed: 1\n", {})
-            expected[layout] = whole_state(writer.state)
-            writer.wait()
+            expected[layout] = whole_state(writer)
+            save(writer, 1)
             if parallel.rank() == 0:
                 torch.save(expected[layout], folder / f"{layout}.pt")
-        for layout in LAYOUTS:
-            for written in LAYOUTS:
-                reader = checkpoints_of(folder / "none", layout, seed=9)
-                reader.restore(checkpoint.newest(folder / written))
-                assert_equal(whole_state(reader.state), expected[written])
+        for written, state in expected.items():
+            for layout in LAYOUTS:
+                assert_restored(folder / written, layout, state)
 
 
-def test_checkpoint_of_any_layout_is_restored_in_any_other(tmp_path):
+def test_checkpoint_is_restored_in_any_layout(tmp_path):
     start(4, save_and_restore_in_each_layout, tmp_path)
+
     for layout in LAYOUTS:
-        (folder,) = folders(tmp_path / layout)
         expected = torch.load(tmp_path / f"{layout}.pt")
+        assert_restored(tmp_path / layout, layout, expected)  # in this process alone
+        (folder,) = folders(tmp_path / layout)
         assert len(list(folder.glob("*.safetensors"))) == 4
-        alone = checkpoints_of(tmp_path / "none", layout, seed=9)
-        alone.restore(checkpoint.newest(tmp_path / layout))
-        assert_equal(whole_state(alone.state), expected)
         assert torch.equal(read_checkpoint(folder).model["second.weight"], expected["model.second.weight"])
-
-
-def fail_in_one_process(out):
-    with parallel.group(CPU):
-        checkpoints = checkpoints_of(out, "fsdp", seed=1)
-        checkpoints.save(1, "seed: 1\n", {})
-        checkpoints.wait()
-        if parallel.rank() == 2:
-            safetensors.torch.save_file = full_disk
-        checkpoints.save(2, "seed: 1\n", {})
-        try:
-            checkpoints.wait()
-        except UserError as error:
-            (out / f"error-{parallel.rank()}").write_text(str(error))
 
 
 def full_disk(*args):
     raise OSError(28, "No space left on device")
 
 
-def test_checkpoint_that_one_process_cannot_write_fails_in_all(tmp_path):
+def fail_in_one_process(out):
+    with parallel.group(CPU):
+        checkpoints = checkpoints_of(out, "fsdp", seed=1)
+        save(checkpoints, 1)
+        if parallel.rank() == 2:
+            safetensors.torch.save_file = full_disk
+        try:
+            save(checkpoints, 2)
+        except UserError as error:
+            (out / f"error-{parallel.rank()}").write_text(str(error))
+
+
+def test_unwritable_checkpoint_fails_in_all_processes(tmp_path):
     start(4, fail_in_one_process, tmp_path)
-    messages = {path.read_text() for path in tmp_path.glob("error-*")}
-    assert len(list(tmp_path.glob("error-*"))) == 4
-    (message,) = messages
-    assert "the checkpoint of step 2 cannot be written" in message
+
+    messages = [path.read_text() for path in tmp_path.glob("error-*")]
+    assert len(messages) == 4
+    (message,) = set(messages)
+    assert "step 2" in message
     assert "No space left" in message
-    assert checkpoint.newest(tmp_path) == folder_of(tmp_path, 1)
+    assert folders(tmp_path) == [folder_of(tmp_path, 1)]
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def look_for_the_newest(out):
+def look_for_newest(out):
     """After the part of one process was damaged, which another compares with its digest."""
     with parallel.group(CPU):
         checkpoints = checkpoints_of(out, "fsdp", seed=1)
         for step in (1, 2):
-            checkpoints.save(step, "seed: 1\n", {})
-        checkpoints.wait()
+            save(checkpoints, step)
         if parallel.rank() == 0:
             part = folder_of(out, 2) / "part-00002.safetensors"
             part.write_bytes(part.read_bytes()[:-1] + b"x")
@@ -133,7 +136,8 @@ def look_for_the_newest(out):
         (out / f"newest-{parallel.rank()}").write_text(str(checkpoint.newest(out)))
 
 
-def test_processes_agree_on_the_newest_checkpoint(tmp_path):
-    start(4, look_for_the_newest, tmp_path)
+def test_processes_agree_on_newest_checkpoint(tmp_path):
+    start(4, look_for_newest, tmp_path)
+
     answers = [path.read_text() for path in tmp_path.glob("newest-*")]
     assert answers == 4 * [str(folder_of(tmp_path, 1))]

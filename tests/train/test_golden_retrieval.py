@@ -8,9 +8,11 @@ from support.training import terms
 from onepeace.data.batch import Batch
 from onepeace.train.objective import Objective
 
+PAIRS = ["image_text", "audio_text"]
 
-def backward(name, label_smoothing):
-    batch = case(name).batch()
+
+def backward(pair, label_smoothing):
+    batch = case(f"retrieval_{pair}").batch()
     model = golden_model(" ".join(batch), projections=True, bias_per_block=True)
     term = {"weight": 1.0, "detach_keys": True, "label_smoothing": label_smoothing}
     loss = Objective(model, terms({"contrastive": term}))(Batch(batch))["loss"]
@@ -18,24 +20,40 @@ def backward(name, label_smoothing):
     return model, loss
 
 
-@pytest.mark.parametrize(("suffix", "label_smoothing"), [("", 0.0), ("_smooth01", 0.1)])
-@pytest.mark.parametrize("pair", ["image_text", "audio_text"])
-def test_retrieval_matches_golden(pair, suffix, label_smoothing):
-    found = case(f"retrieval_{pair}{suffix}")
-    model, loss = backward(f"retrieval_{pair}", label_smoothing)
-    assert_near(loss.reshape(1), found.outputs["loss"], LOSS)
-    assert_near(model.logit_scale.exp().reshape(1), found.outputs["logit_scale_exp"], 1e-5)
-    if found.grads:
-        assert_gradients_match(model, found.grads, found.info["grad_norm"])
-    with torch.no_grad():
-        text, other = model(case(f"retrieval_{pair}").batch()).values()
-    similarity, own, letter = other @ text.T, torch.arange(len(text)), pair[0]
-    assert int((similarity.argmax(1) == own).sum()) == found.outputs[f"{letter}2t_ncorrect"]
-    assert int((similarity.argmax(0) == own).sum()) == found.outputs[f"t2{letter}_ncorrect"]
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_retrieval_matches_golden(pair, label_smoothing):
+    golden = case(f"retrieval_{pair}_smooth01" if label_smoothing else f"retrieval_{pair}")
+
+    model, loss = backward(pair, label_smoothing)
+
+    assert_near(loss.reshape(1), golden.outputs["loss"], LOSS)
+    assert_near(model.logit_scale.exp().reshape(1), golden.outputs["logit_scale_exp"], 1e-5)
+    if golden.grads:
+        assert_gradients_match(model, golden.grads, golden.info["grad_norm"])
 
 
-@pytest.mark.parametrize("pair", ["image_text", "audio_text"])
+@torch.no_grad()
+@pytest.mark.parametrize("pair", PAIRS)
+def test_nearest_items_match_golden(pair):
+    golden = case(f"retrieval_{pair}")
+    model = golden_model(" ".join(golden.batch()), projections=True, bias_per_block=True)
+
+    texts, items = model(golden.batch()).values()
+
+    similarity = items @ texts.T
+    indices = torch.arange(len(texts))
+    num_texts_found = (similarity.argmax(1) == indices).sum()
+    num_items_found = (similarity.argmax(0) == indices).sum()
+    letter = pair[0]
+    assert num_texts_found == golden.outputs[f"{letter}2t_ncorrect"]
+    assert num_items_found == golden.outputs[f"t2{letter}_ncorrect"]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_every_retrieval_gradient_matches_golden(shared, pair):
-    found = case(f"retrieval_{pair}", shared / "golden")
-    model, _ = backward(f"retrieval_{pair}", 0.0)
-    assert_gradients_match(model, found.grads, found.info["grad_norm"])
+    golden = case(f"retrieval_{pair}", shared / "golden")
+
+    model, _ = backward(pair, label_smoothing=0.0)
+
+    assert_gradients_match(model, golden.grads, golden.info["grad_norm"])

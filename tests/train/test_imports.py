@@ -5,13 +5,12 @@ import sys
 import pytest
 import yaml
 from support.processes import start, train
-from support.training import recipe
+from support.training import series
 
 from onepeace.cli import main
 from onepeace.config import to_plain
 from onepeace.errors import UserError
 from onepeace.extensions import import_extension
-from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
 from onepeace.train.terms.registry import TERMS
 
@@ -43,32 +42,35 @@ def forget(monkeypatch):
     TERMS.update(terms)
 
 
-def write_recipe(root, folder, **fields):
-    """A recipe file whose only term is in terms/length_term.py."""
+@pytest.fixture
+def folder(small_recipe, tmp_path):
+    """Holds a recipe file whose only term is in terms/length_term.py."""
+    folder = tmp_path / "mine"
     (folder / "terms").mkdir(parents=True)
     (folder / "terms" / "length_term.py").write_text(TERM)
-    run = {"batch_size": 8, "log_every": 1}
-    content = to_plain(recipe(root, folder / "run", steps=2, run=run))
-    content.update(imports=["terms/length_term.py"], objective=[{"term": "length", "on": ["image"]}], **fields)
+    content = to_plain(small_recipe("mine/run", steps=2, run={"log_every": 1}))
+    content["imports"] = ["terms/length_term.py"]
+    content["objective"] = [{"term": "length", "on": ["image"]}]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
-    return folder / "recipe.yaml"
+    return folder
 
 
-def test_a_term_of_a_recipes_own_in_two_processes(root, tmp_path):
-    path = write_recipe(root, tmp_path / "mine")
-    start(2, train, path, [])
-    assert all("length/image" in line for line in read_log(tmp_path / "mine" / "run" / "log.jsonl"))
+def test_imported_term_in_two_processes(folder):
+    start(2, train, folder / "recipe.yaml", [])
+
+    assert len(series(folder / "run", "length/image")) == 2
 
 
 @pytest.mark.usefixtures("forget")
-def test_files_are_relative_to_the_recipe_that_names_them(root, tmp_path, monkeypatch):
-    base = write_recipe(root, tmp_path / "base")
+def test_imports_are_relative_to_recipe_that_names_them(folder, tmp_path, monkeypatch):
     child = tmp_path / "child.yaml"
-    child.write_text("base: base/recipe.yaml\n")
-    file = str(tmp_path / "base" / "terms" / "length_term.py")
-    assert read_recipe(base).imports == (file,)
+    child.write_text("base: mine/recipe.yaml\n")
+    file = str(folder / "terms" / "length_term.py")
+
+    assert read_recipe(folder / "recipe.yaml").imports == (file,)
     assert read_recipe(child).imports == (file,)
-    monkeypatch.chdir(tmp_path / "base" / "terms")
+
+    monkeypatch.chdir(folder / "terms")
     assert read_recipe(child, ["imports=[length_term.py, json]"]).imports == (file, "json")
 
 
@@ -77,24 +79,23 @@ def test_files_are_relative_to_the_recipe_that_names_them(root, tmp_path, monkey
     ("name", "content", "message"),
     [
         ("gone.py", None, r"gone\.py: no such file"),
-        (
-            "broken.py",
-            "import nowhere_at_all",
-            r"broken\.py: cannot be imported \(ModuleNotFoundError: .*nowhere",
-        ),
-        ("json.py", "", r"json\.py: there is another module json .*; rename the file"),
-        ("no.such.module", None, r"no\.such\.module: cannot be imported \(ModuleNotFoundError"),
+        ("broken.py", "import nowhere_at_all", r"broken\.py: .*ModuleNotFoundError: .*nowhere"),
+        ("json.py", "", r"json\.py: .* another module json"),
+        ("no.such.module", None, r"no\.such\.module: .*ModuleNotFoundError"),
     ],
 )
-def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, name, content, message):
+def test_file_that_cannot_be_imported_is_one_line(tmp_path, name, content, message):
     path = tmp_path / name if name.endswith(".py") else name
     if content is not None:
         path.write_text(content)
+
     with pytest.raises(UserError, match=message) as caught:
         import_extension(str(path))
+
     assert "\n" not in str(caught.value)
 
 
-def test_import_of_a_missing_file_is_wrong_usage(tmp_path, capsys):
+def test_import_of_missing_file_is_wrong_usage(tmp_path, capsys):
     assert main(["--import", str(tmp_path / "gone.py"), "info", "tiny"]) == 2
+
     assert "gone.py: no such file" in capsys.readouterr().err

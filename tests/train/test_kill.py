@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from support.checkpoints import read_newest
 from support.processes import preload
-from support.training import DENOISING, MODEL, assert_same_weights, logged, recipe, source
+from support.training import DENOISING, MODEL, assert_same_weights, logged, make_recipe, series, source
 
 from onepeace import cli
 from onepeace.config import write_config
@@ -33,39 +33,65 @@ from onepeace.train.step import Stepper
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
 
 STEPS = 16
+RUN = {"batch_size": 4, "log_every": 1}
 
 
 @pytest.fixture(scope="module")
 def parts(root, tmp_path_factory):
     """The squares in four shards."""
-    with new_shards(folder := tmp_path_factory.mktemp("parts"), "squares", max_bytes=45_000) as shards:
+    folder = tmp_path_factory.mktemp("parts")
+    with new_shards(folder, "squares", max_bytes=45_000) as shards:
         for sample in read_source("squares.tar", ("image", "text"), root):
-            shards.write(sample.key, {"png": sample.inputs["image"]}, sample.captions, targets={"label": sample.label})
+            shards.write(sample.key, {"png": sample.inputs["image"]}, sample.captions)
     return folder
 
 
-def hard(root, out):
-    """A recipe that uses all the chance there is: drop path, augmentation, masks; and averaged weights, a worker; and
-    windows of two shards."""
-    augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
-    data = {"train": [source(shards="squares-*.tar")], "augment": augment, "shuffle_buffer": 30}
-    run = {"batch_size": 8, "workers": 1, "log_every": 1, "save_every": 3, "ema": 0.9}
-    return recipe(root, out, STEPS, model={**MODEL, "drop_path": 0.3}, data=data, run=run, **DENOISING)
+def random_recipe(root, out):
+    """Uses all the chance there is: drop path, augmentation, masks; and averaged weights, a worker; and windows of two
+    shards."""
+    return make_recipe(
+        root,
+        out,
+        STEPS,
+        model={**MODEL, "drop_path": 0.3},
+        data={
+            "train": [source(shards="squares-*.tar")],
+            "augment": {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}},
+            "shuffle_buffer": 30,
+        },
+        run={"batch_size": 8, "workers": 1, "log_every": 1, "save_every": 3, "ema": 0.9},
+        **DENOISING,
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(parts, tmp_path_factory):
     """Folder of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    loop.train(hard(parts, out))
+    loop.train(random_recipe(parts, out))
     return out
 
 
-def assert_same(out, whole):
-    lines = logged(out)
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert lines == logged(whole)
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    return tmp_path / "recipe.yaml"
+
+
+def assert_same_run(out, whole):
+    assert logged(out) == logged(whole)
     assert_same_weights(out / "model", whole / "model")
+
+
+def test_uninterrupted_run_logs_every_step(whole):
+    assert series(whole, "step") == list(range(1, STEPS + 1))
+
+
+# Signals
 
 
 def start(path, *overrides):
@@ -81,84 +107,92 @@ def start(path, *overrides):
     )
 
 
-def wait_for(process, out, step):
-    """Until the log of a run has a step, or the process has ended."""
+def last_step(out):
+    """Of a run's log, which may not be there yet."""
     log = out / "log.jsonl"
-    while process.poll() is None and not (log.exists() and any(line["step"] == step for line in read_log(log))):
+    lines = read_log(log) if log.exists() else []
+    return max((line["step"] for line in lines), default=0)
+
+
+def wait_for_step(process, out, step):
+    """Until the log of a run has it, or the process has ended."""
+    while process.poll() is None and last_step(out) < step:
         time.sleep(0.005)
 
 
-def go_on(path, caplog, *overrides):
-    """The same command, to its end in this process; what it logs."""
-    caplog.clear()
-    assert cli.main(["train", str(path), *overrides]) == 0
-    return caplog.text
-
-
-def test_killed_and_stopped_the_same_command_gives_the_same_run(parts, whole, tmp_path, caplog):
-    """Killed anywhere in a step, then stopped by a signal to the whole group, the workers too, as a scheduler sends."""
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(hard(parts, out), path)
-    rng = np.random.default_rng(8)
-    process = start(path)
-    wait_for(process, out, rng.integers(4, 8))
-    time.sleep(rng.uniform(0, 0.04))  # a step takes so long
-    process.kill()
-    assert process.communicate()[1].count("going on from step") == 0
-    assert process.returncode == -signal.SIGKILL
-    process = start(path, "run.save_every=0")
-    wait_for(process, out, 10)
-    step, said = stopped(process, out)
-    assert "going on from step" in said
-    assert step >= 10
-    assert f"going on from step {step}" in go_on(path, caplog, "run.workers=2")  # as many as you like
-    assert_same(out, whole)
-
-
-def stopped(process, out):
-    """The step that SIGTERM to the group made it save, and what it said."""
+def stop(process, out):
+    """Send SIGTERM to the group of the process: the step that it saved, and what it wrote."""
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
     step = step_of(folders(out)[-1])
     assert step < STEPS
-    (line,) = (line for line in said.splitlines() if line.startswith("onepeace: stopped"))
+    (line,) = (line for line in stderr.splitlines() if line.startswith("onepeace: stopped"))
     assert f" {step} " in line
-    assert "Traceback" not in said
-    assert "try it" not in said  # there is no model yet
-    return step, said
+    assert "Traceback" not in stderr
+    assert "try it" not in stderr  # there is no model yet
+    return step, stderr
 
 
-def test_ctrl_c_saves_and_says_so_once(root, tmp_path, monkeypatch, capsys, caplog):
-    """Pressed while a checkpoint is being written, which is completed first."""
-    path, out, take = tmp_path / "recipe.yaml", tmp_path / "run", Stepper.forward_backward
-    write_config(recipe(root, out, steps=6, run={**RUN, "save_every": 2}), path)
+def test_resume_after_kill_and_stop_is_exact(parts, whole, out, recipe_file, caplog):
+    """Killed anywhere in a step, then stopped by a signal to the whole group, the workers too, as a scheduler sends."""
+    write_config(random_recipe(parts, out), recipe_file)
+    rng = np.random.default_rng(8)
+
+    process = start(recipe_file)
+    wait_for_step(process, out, rng.integers(4, 8))
+    time.sleep(rng.uniform(0, 0.04))  # a step takes so long
+    process.kill()
+    assert "going on from step" not in process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL
+
+    process = start(recipe_file, "run.save_every=0")
+    wait_for_step(process, out, 10)
+    step, stderr = stop(process, out)
+    assert "going on from step" in stderr
+    assert step >= 10
+
+    caplog.clear()
+    assert cli.main(["train", str(recipe_file), "run.workers=2"]) == 0  # as many workers as you like
+    assert f"going on from step {step}" in caplog.text
+    assert_same_run(out, whole)
+
+
+def test_ctrl_c_completes_checkpoint_and_says_so_once(small_recipe, out, recipe_file, monkeypatch, capsys, caplog):
+    """Pressed while a checkpoint is being written."""
+    recipe = small_recipe(out.name, steps=6, run={**RUN, "save_every": 2})
+    write_config(recipe, recipe_file)
     write = safetensors.torch.save_file
+    forward_backward = Stepper.forward_backward
 
     def write_slowly(*arguments):
         time.sleep(0.5)
         write(*arguments)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", write_slowly)
-
-    def pressed(stepper, group):
-        if len(read_log(out / "log.jsonl")) == 2:
+    def press_in_third_step(stepper, group):
+        if last_step(out) == 2:
             signal.raise_signal(signal.SIGINT)
-        return take(stepper, group)
+        return forward_backward(stepper, group)
 
-    monkeypatch.setattr(Stepper, "forward_backward", pressed)
-    assert cli.main(["train", str(path)]) == 130
-    said = [*capsys.readouterr().err.splitlines(), *caplog.messages]
-    (line,) = (line for line in said if line.removeprefix("onepeace: ").startswith("stopped"))
+    monkeypatch.setattr(safetensors.torch, "save_file", write_slowly)
+    monkeypatch.setattr(Stepper, "forward_backward", press_in_third_step)
+
+    assert cli.main(["train", str(recipe_file)]) == 130
+
+    lines = [*capsys.readouterr().err.splitlines(), *caplog.messages]
+    (line,) = (line for line in lines if line.removeprefix("onepeace: ").startswith("stopped"))
     assert " 3 " in line
     assert [step_of(folder) for folder in folders(out)] == [2, 3]
 
 
-KILLS = 20
+# Killed in the writing of a checkpoint
+
+
+NUM_KILLS = 20
 
 
 class Kill:
-    """Counts what the thread that writes checkpoints does to files, slowly, and kills the process at one of it."""
+    """Counts what the thread that writes checkpoints does to files, slowly, and kills the process at one operation."""
 
     def __init__(self, at):
         self.at = at
@@ -182,143 +216,197 @@ def write_in_pieces(write, kill):
     def slowly(tensors, path, metadata):
         write(tensors, path, metadata)
         content = path.read_bytes()
+        size = len(content) // 8
         with path.open("wb", buffering=0) as file:
             add = kill(file.write)
-            for start in range(0, len(content), len(content) // 8):
-                add(content[start : start + len(content) // 8])
+            for begin in range(0, len(content), size):
+                add(content[begin : begin + size])
 
     return slowly
 
 
-def train_killed(path, at, counted):
+def train_killed(path, at, counts):
     """Train; the process is killed at operation ``at`` of the writing, or tells how many there are."""
     kill = Kill(at)
     for name in ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"):
         setattr(os, name, kill(getattr(os, name)))
     safetensors.torch.save_file = write_in_pieces(safetensors.torch.save_file, kill)
     loop.train(read_recipe(path))
-    counted.put(kill.count)
+    counts.put(kill.count)
 
 
-def train_in_process(path, at):
+def train_in_process(path, at=None):
     """Exit code of a process that trains, and the number of operations."""
     context = multiprocessing.get_context("forkserver")
     preload()
-    counted = context.SimpleQueue()
-    process = context.Process(target=train_killed, args=(path, at, counted))
+    counts = context.SimpleQueue()
+    process = context.Process(target=train_killed, args=(path, at, counts))
     process.start()
     process.join()
-    return process.exitcode, 0 if process.exitcode else counted.get()
+    return process.exitcode, 0 if process.exitcode else counts.get()
 
 
-def test_killed_anywhere_in_the_writing_of_a_checkpoint_a_run_goes_on_to_the_bit(root, tmp_path, caplog):
-    def make(name):
-        run = {**RUN, "ema": 0.9, "save_every": 1}
-        made = recipe(root, tmp_path / name, steps=4, run=run, model={**MODEL, "drop_path": 0.3})
-        write_config(made, tmp_path / f"{name}.yaml")
-        return made
+@pytest.fixture
+def make(small_recipe, tmp_path):
+    """Makes recipes that write a checkpoint in every step, and their files."""
 
+    def write(name):
+        recipe = small_recipe(
+            name,
+            steps=4,
+            run={**RUN, "ema": 0.9, "save_every": 1},
+            model={**MODEL, "drop_path": 0.3},
+        )
+        write_config(recipe, tmp_path / f"{name}.yaml")
+        return recipe
+
+    return write
+
+
+def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog):
     make("whole")
-    code, operations = train_in_process(tmp_path / "whole.yaml", at=None)
+    code, num_operations = train_in_process(tmp_path / "whole.yaml")
     assert code == 0
-    half_written = 0
-    for at in np.random.default_rng(45).choice(operations, KILLS, replace=False):
-        wanted = make(str(at))
-        code, _ = train_in_process(tmp_path / f"{at}.yaml", at=1 + at)
+
+    num_half_written = 0
+    for operation in np.random.default_rng(45).choice(num_operations, NUM_KILLS, replace=False):
+        recipe = make(str(operation))
+        code, _ = train_in_process(tmp_path / f"{operation}.yaml", at=1 + operation)
         assert code == -signal.SIGKILL
-        out = tmp_path / str(at)
-        half_written += len(list(out.glob(".*.tmp")))
-        loop.train(wanted)
+        out = tmp_path / str(operation)
+        num_half_written += len(list(out.glob(".*.tmp")))
+
+        loop.train(recipe)
+
         assert not list(out.glob(".*.tmp"))
         assert len(folders(out)) == 2
-        assert logged(out) == logged(tmp_path / "whole")
-        assert_same_weights(out / "model", tmp_path / "whole" / "model")
-    assert half_written > KILLS / 2
+        assert_same_run(out, tmp_path / "whole")
+    assert num_half_written > NUM_KILLS / 2
     assert "going on from the one before" not in caplog.text
 
 
-def test_cut_off_checkpoint_falls_back_on_the_one_before(parts, whole, tmp_path, caplog):
-    wanted = hard(parts, tmp_path)
-    loop.train(wanted, stop_at=10)
+def test_resume_after_cut_off_checkpoint_uses_one_before(parts, whole, tmp_path, caplog):
+    recipe = random_recipe(parts, tmp_path)
+    loop.train(recipe, stop_at=10)
     newest = folders(tmp_path)[-1]
+    assert step_of(newest) == 9
     (part,) = newest.glob("*.safetensors")
     os.truncate(part, part.stat().st_size // 2)
-    loop.train(wanted)
-    assert newest.name == "step-00000009"
+
+    loop.train(recipe)
+
     assert f"{part}: damaged" in caplog.text
     assert "going on from step 6" in caplog.text
-    assert_same(tmp_path, whole)
+    assert_same_run(tmp_path, whole)
+
+
+# A full disk
 
 
 @contextmanager
 def no_file_above(size):
     """What a full disk does to a file that is being written, in the middle of it."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(parts, whole, tmp_path, capsys):
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(hard(parts, out), path)
-    loop.train(hard(parts, out), stop_at=4)
+def test_full_disk_leaves_last_checkpoint(parts, whole, out, recipe_file, capsys):
+    recipe = random_recipe(parts, out)
+    write_config(recipe, recipe_file)
+    loop.train(recipe, stop_at=4)
     (kept,) = folders(out)
     (part,) = kept.glob("*.safetensors")
     capsys.readouterr()
+
     with no_file_above(part.stat().st_size // 2):
-        code = cli.main(["train", str(path), "run.workers=0"])  # what a worker hands over would count as a file
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onepeace: ")]
+        code = cli.main(["train", str(recipe_file), "run.workers=0"])  # a worker's batches would count as files
+
     assert code == 1
-    assert f"{out}: the checkpoint of step 6 cannot be written" in said[-1]
-    assert "make room, and the same command goes on" in said[-1]
-    assert checkpoint.newest(out) == kept
+    stderr = capsys.readouterr().err
+    assert f"{out}: the checkpoint of step 6" in stderr
+    assert "make room" in stderr
     assert folders(out) == [kept]
     assert not list(out.glob(".*.tmp"))
-    assert cli.main(["train", str(path)]) == 0
-    assert_same(out, whole)
+
+    assert cli.main(["train", str(recipe_file)]) == 0
+    assert_same_run(out, whole)
 
 
-def test_full_disk_at_a_line_of_the_log_names_the_log(tmp_path):
+def test_full_disk_at_line_of_log_names_log(tmp_path):
     journal = Log(tmp_path)
     journal.write(1, {"loss": 1.0})
-    with no_file_above(30), pytest.raises(UserError, match=r"log\.jsonl: the line of step 2 cannot be written .*room"):
+
+    with no_file_above(30), pytest.raises(UserError, match=r"log\.jsonl: the line of step 2 .*room"):
         journal.write(2, {"loss": 1.0})
 
 
-def poison(monkeypatch, steps):
-    """One picture of the batch is not a number in these steps; returns the keys of each step's samples."""
-    to, keys = Batch.to, []
-
-    def move(batch, device):
-        keys.append(batch.keys)
-        if len(keys) in steps:
-            batch.inputs["image"]["pixels"][1] = torch.nan
-        return to(batch, device)
-
-    monkeypatch.setattr(Batch, "to", move)
-    return keys
+# Gradients that are no numbers
 
 
-RUN = {"batch_size": 4, "log_every": 1}
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes one picture of the batch of some steps no number; the list that it returns gets each step's keys."""
+    to = Batch.to
+
+    def begin(*steps):
+        keys = []
+
+        def move(batch, device):
+            keys.append(batch.keys)
+            if len(keys) in steps:
+                batch.inputs["image"]["pixels"][1] = torch.nan
+            return to(batch, device)
+
+        monkeypatch.setattr(Batch, "to", move)
+        return keys
+
+    return begin
 
 
-def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_path, monkeypatch, caplog):
-    keys = poison(monkeypatch, {3, 5})
-    loop.train(recipe(root, tmp_path, steps=7, run={**RUN, "ema": 0.9, "max_bad_steps": 1}))
-    warnings = [record.message for record in caplog.records if "left out" in record.message]
-    assert warnings == [
-        f"the gradient of step {step} is nan: left out; its samples: {', '.join(keys[step - 1])}" for step in (3, 5)
-    ]
-    lines = {line["step"]: line for line in read_log(tmp_path / "log.jsonl")}
-    assert [step for step, line in lines.items() if "loss" in line] == [1, 2, 4, 6, 7]
-    saved = read_newest(tmp_path)
+@pytest.fixture
+def train_with_bad_steps(small_recipe, tmp_path):
+    """Trains with a limit of bad steps in a row."""
+
+    def train(limit):
+        run = {**RUN, "ema": 0.9, "save_every": 2, "max_bad_steps": limit}
+        loop.train(small_recipe(steps=7, run=run))
+        return tmp_path
+
+    return train
+
+
+def test_nan_gradient_is_left_out_and_named(poison, train_with_bad_steps, caplog):
+    keys = poison(3, 5)
+
+    out = train_with_bad_steps(limit=1)
+
+    warnings = [message for message in caplog.messages if "left out" in message]
+    for step, warning in zip((3, 5), warnings, strict=True):
+        assert f"step {step} is nan" in warning
+        assert ", ".join(keys[step - 1]) in warning
+    assert [line["step"] for line in logged(out) if "loss" in line] == [1, 2, 4, 6, 7]
+
+
+def test_nan_gradient_changes_no_state(poison, train_with_bad_steps):
+    poison(3, 5)
+
+    saved = read_newest(train_with_bad_steps(limit=1))
+
     assert {int(state["step"]) for state in saved.optimizer.values()} == {5}
-    assert all(tensor.isfinite().all() for tensor in [*saved.model.values(), *saved.ema.values()])
-    keys.clear()
-    with pytest.raises(UserError, match=r"gradient of step 3 is nan, .*; lower optim\.lr") as caught:
-        loop.train(recipe(root, tmp_path / "stopped", steps=9, run={**RUN, "save_every": 2, "max_bad_steps": 0}))
-    assert all(key in str(caught.value) for key in keys[2])
-    assert step_of(checkpoint.newest(tmp_path / "stopped")) == 2
+    for tensor in [*saved.model.values(), *saved.ema.values()]:
+        assert tensor.isfinite().all()
+
+
+def test_run_ends_after_too_many_nan_gradients(poison, train_with_bad_steps, tmp_path):
+    keys = poison(3)
+
+    with pytest.raises(UserError, match=r"step 3 is nan, .* lower optim\.lr") as error:
+        train_with_bad_steps(limit=0)
+
+    for key in keys[2]:
+        assert key in str(error.value)
+    assert step_of(checkpoint.newest(tmp_path)) == 2

@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 import transformers
-from support.training import MODEL, recipe
+from support.training import MODEL, assert_same_tensors, make_recipe
+from torch.nn.utils.rnn import pad_sequence
+from torch.testing import assert_close
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from onepeace.embed.embedder import load
@@ -34,77 +36,110 @@ def roberta():
     alphabet = sorted(bytes_to_unicode().values())
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "re", "red", "Ġa", "<mask>"]
     vocab = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = transformers.RobertaTokenizer(vocab=vocab, merges=[("r", "e"), ("re", "d"), ("Ġ", "a")])
+    merges = [("r", "e"), ("re", "d"), ("Ġ", "a")]
+    tokenizer = transformers.RobertaTokenizer(vocab=vocab, merges=merges)
     config = transformers.RobertaConfig(vocab_size=len(pieces), max_position_embeddings=66, pad_token_id=1, **SHAPE)
     return tokenizer, config
 
 
-@pytest.fixture(params=[bert, roberta], ids=lambda made: made.__name__)
-def saved(request, tmp_path):
-    """The folder of a small encoder with random weights, the encoder and its tokenizer."""
-    torch.manual_seed(5)
-    tokenizer, config = request.param()
-    network = transformers.AutoModel.from_config(config).eval()
-    for module in (tokenizer, network):
-        module.save_pretrained(tmp_path / "encoder")
-    return tmp_path / "encoder", network, tokenizer
+class Encoder:
+    """A small encoder with random weights, in a folder."""
+
+    def __init__(self, folder, make):
+        torch.manual_seed(5)
+        self.folder = folder
+        self.tokenizer, config = make()
+        self.network = transformers.AutoModel.from_config(config).eval()
+        self.tokenizer.save_pretrained(folder)
+        self.network.save_pretrained(folder)
+
+    def stem(self, dim, layers):
+        stem = LanguageStem(dim, str(self.folder), layers)
+        stem.load_pretrained()
+        return stem
+
+    def states(self, text, layer):
+        """Of each token after the first."""
+        inputs = self.tokenizer(text, return_tensors="pt")
+        return self.network(**inputs, output_hidden_states=True).hidden_states[layer][0, 1:]
 
 
+@pytest.fixture(params=[bert, roberta], ids=lambda make: make.__name__)
+def encoder(request, tmp_path):
+    return Encoder(tmp_path / "encoder", request.param)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("layers", [1, None])
-def test_stem_is_the_encoder_and_company_never_changes_a_text(saved, layers):
-    folder, network, theirs = saved
-    ours = from_transformers(str(folder))
-    stem = LanguageStem(24, str(folder), layers).train()
-    stem.load_pretrained()
-    seen: list = []
-    stem.proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    ids = [torch.tensor(ours.encode(text).ids) for text in TEXTS]
-    together = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
-    mask = torch.arange(together.shape[1]) >= torch.tensor([len(one) for one in ids])[:, None]
-    with torch.inference_mode():
-        assert stem(together, mask).shape == (3, together.shape[1], 24)
-        for row, (text, own) in enumerate(zip(TEXTS, ids, strict=True)):
-            wanted = theirs(text, return_tensors="pt")
-            assert len(own) == wanted["input_ids"].shape[1] - 1
-            states = network(**wanted, output_hidden_states=True).hidden_states[-1 if layers is None else layers]
-            expected = stem.norm(states[0, 1:])
-            assert expected.std() > 0.1
-            torch.testing.assert_close(seen[0][row, : len(own)], expected, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(stem(own[None], None)[0], stem.proj(expected), rtol=1e-4, atol=1e-5)
+def test_language_stem_is_encoder_in_any_batch(encoder, layers):
+    tokenizer = from_transformers(str(encoder.folder))
+    stem = encoder.stem(24, layers).train()
+    ids = [torch.tensor(tokenizer.encode(text).ids) for text in TEXTS]
+    padded = pad_sequence(ids, batch_first=True, padding_value=1)
+    lengths = torch.tensor([len(text_ids) for text_ids in ids])
+    is_padding = torch.arange(padded.shape[1]) >= lengths[:, None]
+
+    together = stem(padded, is_padding)
+
+    assert together.shape == (3, padded.shape[1], 24)
+    for row, text in enumerate(TEXTS):
+        states = stem.norm(encoder.states(text, -1 if layers is None else layers))
+        assert states.std() > 0.1
+        expected = stem.proj(states)
+        count = lengths[row]
+        assert len(expected) == count
+        (alone,) = stem(ids[row][None], None)
+        assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+        assert_close(together[row, :count], expected, rtol=1e-4, atol=1e-5)
 
 
-def text_recipe(folder, root, out, **fields):
-    text = {"stem": "transformers", "name": str(folder), "layers": 2, "num_positions": 32, "num_buckets": 8}
-    adapters = {"text": text, "image": {"patch_size": 8, "grid": 3, "bias_grid": 3}}
-    model = {**MODEL, "adapters": adapters, "projections": [*adapters]}
-    run = {"batch_size": 8, "log_every": 1}
-    return recipe(root, out, steps=2, model=model, run=run, freeze=["adapters.*.stem.network.*"], **fields)
+def text_recipe(encoder, root, out, **fields):
+    name = str(encoder.folder)
+    adapters = {
+        "text": {"stem": "transformers", "name": name, "layers": 2, "num_positions": 32, "num_buckets": 8},
+        "image": {"patch_size": 8, "grid": 3, "bias_grid": 3},
+    }
+    return make_recipe(
+        root,
+        out,
+        steps=2,
+        model={**MODEL, "adapters": adapters, "projections": list(adapters)},
+        run={"batch_size": 8, "log_every": 1},
+        freeze=["adapters.*.stem.network.*"],
+        **fields,
+    )
 
 
-def test_model_folder_needs_neither_the_encoder_nor_a_network(saved, root, tmp_path):
-    folder, _, _ = saved
-    out = tmp_path / "run"
-    wanted = text_recipe(folder, root, out)
-    assert make_plan(wanted).flops_per_step > 0
-    loop.train(wanted)
-    stem = LanguageStem(8, str(folder), 2)
-    stem.load_pretrained()
-    shutil.rmtree(folder)
-    made = load(out / "model", device="cpu")
-    kept = made.module.adapters["text"].stem.network.state_dict()
-    assert kept.keys() == stem.network.state_dict().keys()
-    assert all(torch.equal(kept[key], tensor) for key, tensor in stem.network.state_dict().items())
-    alone = torch.cat([made.encode_text([text]) for text in TEXTS])
-    assert made.encode_text(TEXTS).allclose(alone, atol=1e-5)
+def test_plan_of_language_stem(encoder, root, tmp_path):
+    assert make_plan(text_recipe(encoder, root, tmp_path / "run")).flops_per_step > 0
+
+
+def test_model_folder_needs_no_encoder(encoder, root, tmp_path):
+    folder = loop.train(text_recipe(encoder, root, tmp_path / "run"))
+    stem = encoder.stem(8, layers=2)
+    shutil.rmtree(encoder.folder)
+
+    model = load(folder, device="cpu")
+
+    stem_in_model = model.module.adapters["text"].stem
+    assert_same_tensors(stem_in_model.network.state_dict(), stem.network.state_dict())
+    alone = torch.cat([model.encode_text([text]) for text in TEXTS])
+    assert model.encode_text(TEXTS).allclose(alone, atol=1e-5)
     assert (alone[0] - alone[1]).norm() > 1e-3
 
 
-def test_what_cannot_be_a_text_stem_is_named(saved, root, tmp_path):
-    folder, _, _ = saved
-    with pytest.raises(UserError, match=r"tokenizer: leave out name, the stem .*encoder has a vocabulary of"):
-        loop.train(text_recipe(folder, root, tmp_path / "run", tokenizer={"name": "clip"}))
-    transformers.Wav2Vec2Config(conv_dim=[8] * 7).save_pretrained(tmp_path / "sound")
-    with pytest.raises(ValueError, match=r"sound is a wav2vec2, no text encoder"):
-        LanguageStem(8, str(tmp_path / "sound"))
-    with pytest.raises(UserError, match=r"the tokenizer of transformers .*nothing cannot be loaded .*; check its name"):
+def test_tokenizer_beside_that_of_encoder(encoder, root, tmp_path):
+    with pytest.raises(UserError, match="tokenizer: leave out name"):
+        loop.train(text_recipe(encoder, root, tmp_path / "run", tokenizer={"name": "clip"}))
+
+
+def test_encoder_of_sound_is_no_text_stem(tmp_path):
+    transformers.Wav2Vec2Config(conv_dim=[8] * 7).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="wav2vec2"):
+        LanguageStem(8, str(tmp_path))
+
+
+def test_tokenizer_of_missing_encoder(tmp_path):
+    with pytest.raises(UserError, match="nothing cannot be loaded"):
         from_transformers(str(tmp_path / "nothing"))

@@ -3,68 +3,82 @@
 import pytest
 import torch
 from support.small_shards import COLOURS
-from support.training import recipe
+from support.training import assert_falls
 from torch.nn import functional
+from torch.testing import assert_close
 
 from onepeace import losses
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers
-from onepeace.train.log import read_log
 
-NAMES = [*COLOURS, "violet", "brown"]
+CLASSES = {
+    **COLOURS,
+    "violet": (140, 40, 170),
+    "brown": (120, 70, 20),
+}
+"""Two of them by names that no caption has."""
+
+
+def scores(pictures):
+    """The nearer a picture's mean colour is to that of a class the higher."""
+    means = torch.tensor([picture.convert("RGB").resize((1, 1)).getpixel((0, 0)) for picture in pictures])
+    colours = torch.tensor(list(CLASSES.values()))
+    differences = means[:, None] - colours
+    return -differences.float().square().sum(-1) / 500
 
 
 @pytest.fixture(autouse=True)
 def _classifier(monkeypatch):
-    """It knows the squares' colours, and calls two more classes by names that no caption has."""
-
-    def scores(pictures):
-        means = [picture.convert("RGB").resize((1, 1)).getpixel((0, 0)) for picture in pictures]
-        colours = [*COLOURS.values(), (140, 40, 170), (120, 70, 20)]
-        differences = torch.tensor(means)[:, None] - torch.tensor(colours)
-        return -differences.float().square().sum(-1) / 500
-
     def classifier(name, modality, output):
         assert (name, modality, output) == ("colours", "image", "scores")
         return scores
 
     monkeypatch.setitem(teachers.TEACHERS, "test", classifier)
-    monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", NAMES)
+    monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", list(CLASSES))
 
 
-def names_recipe(root, out, term="names/image", steps=60, **options):
-    teacher = {"library": "test", "name": "colours"}
-    objective = {"contrastive": {"multi_positive": True}, term: {"teacher": teacher, **options}}
-    return recipe(root, out, steps=steps, objective=objective)
+TEACHER = {"library": "test", "name": "colours"}
 
 
-def test_it_learns(root, tmp_path):
-    loop.train(names_recipe(root, tmp_path, steps=40, names=4, templates=["{}", "a {} square"]))
-    first, *_, last = read_log(tmp_path / "log.jsonl")
-    assert last["names/image"] < 0.6 * first["names/image"]
+def test_names_are_learned(small_recipe, tmp_path):
+    term = {"teacher": TEACHER, "names": 4, "templates": ["{}", "a {} square"]}
+    objective = {"contrastive": {"multi_positive": True}, "names/image": term}
+
+    loop.train(small_recipe(steps=40, objective=objective))
+
+    assert_falls(tmp_path, "names/image", factor=0.6)
 
 
-def test_soft_targets_are_a_cross_entropy():
-    torch.manual_seed(0)
+@pytest.fixture
+def vectors():
     items = functional.normalize(torch.randn(5, 6), dim=-1)
     texts = functional.normalize(torch.randn(3, 6), dim=-1)
+    return items, texts
+
+
+def test_soft_targets_are_a_cross_entropy(vectors):
+    items, texts = vectors
     targets = torch.rand(5, 3).softmax(-1)
+
     expected = functional.cross_entropy(9 * items @ texts.T, targets)
-    torch.testing.assert_close(losses.soft_targets(items, texts, targets, 9.0), expected)
-    torch.testing.assert_close(losses.soft_targets(items, texts, targets / 2, 9.0), expected / 2)
-    torch.testing.assert_close(losses.soft_targets(items, texts, targets, 9.0, count=10), expected / 2)
-    assert losses.soft_targets(items[:0], texts, targets[:0], 9.0) == 0
-    with pytest.raises(ValueError, match=r"targets \(3, 5\) should be \(5, 3\)"):
-        losses.soft_targets(items, texts, targets.T, 9.0)
+
+    assert_close(losses.soft_targets(items, texts, targets, 9.0), expected)
+    assert_close(losses.soft_targets(items, texts, targets / 2, 9.0), expected / 2)
+    assert_close(losses.soft_targets(items, texts, targets, 9.0, count=10), expected / 2)
 
 
-@pytest.mark.parametrize(
-    ("term", "options", "message"),
-    [
-        ("names/text", {}, r"objective\.names/text\.on"),
-        ("names", {}, r"objective\.names\.on"),
-    ],
-)
-def test_mistakes_are_one_line(root, tmp_path, term, options, message):
-    with pytest.raises(UserError, match=message):
-        loop.train(names_recipe(root, tmp_path, term, steps=1, **options))
+def test_soft_targets_of_no_items(vectors):
+    items, texts = vectors
+    assert losses.soft_targets(items[:0], texts, torch.rand(0, 3), 9.0) == 0
+
+
+def test_soft_targets_of_wrong_shape(vectors):
+    with pytest.raises(ValueError, match=r"\(3, 5\) should be \(5, 3\)"):
+        losses.soft_targets(*vectors, torch.rand(3, 5), 9.0)
+
+
+@pytest.mark.parametrize("term", ["names/text", "names"])
+def test_names_are_for_modality_with_classifier(small_recipe, term):
+    objective = {"contrastive": {}, term: {"teacher": TEACHER}}
+    with pytest.raises(UserError, match=rf"objective\.{term}\.on"):
+        loop.train(small_recipe(objective=objective))

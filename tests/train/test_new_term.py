@@ -4,16 +4,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from support.checkpoints import read_newest
 from support.small_shards import COLOURS
-from support.training import recipe, source
+from support.training import assert_falls, logged, source
 from torch import nn
 
 from onepeace.errors import UserError
 from onepeace.losses import classification
 from onepeace.train import loop
-from onepeace.train.log import read_log
 from onepeace.train.term import Term, TermOptions
 from onepeace.train.terms.registry import TERMS
 
@@ -41,27 +40,38 @@ class Labels(Term[LabelsOptions]):
         return self.head(passes.unimodal(self.options.one_modality()).cls)
 
     def loss(self, outputs, batch, model):
-        ids = torch.tensor([self.options.classes.index(label) for label in batch.targets["label"]])
+        index = self.options.classes.index
+        ids = torch.tensor([index(label) for label in batch.targets["label"]])
         return {self.options.name: classification(outputs, ids)}
 
 
-@pytest.fixture(autouse=True)
-def _labels(monkeypatch):
+@pytest.fixture
+def train_labels(small_recipe, monkeypatch):
     monkeypatch.setitem(TERMS, "labels", Labels)
 
+    def train(steps, classes):
+        objective = {
+            "contrastive": {"multi_positive": True},
+            "labels/image": {"weight": 0.5, "classes": classes},
+        }
+        data = {"train": [source(targets=["label"])]}
+        return loop.train(small_recipe(steps=steps, data=data, objective=objective))
 
-def labelled(root, out, **fields):
-    fields = {"data": {"train": [source(targets=["label"])]}, **fields}
-    objective = {"contrastive": {"multi_positive": True}, "labels/image": {"weight": 0.5, "classes": list(COLOURS)}}
-    return recipe(root, out, **{"objective": objective, **fields})
+    return train
 
 
-def test_it_learns_beside_the_others_and_its_layer_is_saved(root, tmp_path):
-    folder = loop.train(labelled(root, tmp_path, steps=40))
-    first, *_, last = read_log(tmp_path / "log.jsonl")
-    assert last["labels/image"] < 0.7 * first["labels/image"]
-    assert last["loss"] == pytest.approx(last["contrastive/text+image"] + 0.5 * last["labels/image"], rel=1e-4)
-    saved = read_newest(tmp_path).model
-    assert saved["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if "labels" in name]  # the model is the encoder alone
+def test_new_term_learns_and_its_layer_is_saved(train_labels, tmp_path):
+    folder = train_labels(steps=40, classes=list(COLOURS))
+
+    assert_falls(tmp_path, "labels/image", factor=0.7)
+    line = logged(tmp_path)[-1]
+    expected = line["contrastive/text+image"] + 0.5 * line["labels/image"]
+    assert line["loss"] == pytest.approx(expected, rel=1e-4)
+    assert read_newest(tmp_path).model["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
+    model = load_file(folder / "model.safetensors")
+    assert not [name for name in model if "labels" in name]  # the model is the encoder alone
+
+
+def test_new_term_checks_its_options(train_labels):
+    with pytest.raises(UserError, match=r"objective\.labels/image has 1 classes"):
+        train_labels(steps=1, classes=["red"])

@@ -9,14 +9,15 @@ from filelock import FileLock
 from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS, write_shards
-from support.training import DENOISING, assert_same_weights, recipe
+from support.training import DENOISING, assert_same_weights, logged, make_recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
 from onepeace.files import lock
 from onepeace.train import parallel, teachers
 from onepeace.train.checkpoint_files import folders, step_of
-from onepeace.train.log import read_log
+
+# A step
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +26,25 @@ def alone():
     return loss_and_gradients(make_objective(max_padding=1.0), whole_batch())
 
 
-def assert_same(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in theirs:
-            assert bool(torch.isfinite(ours[name]).all()), name
-            scale = max(theirs[name].abs().max().item(), 1e-2)
-            # Measured: 6e-7 in the gradient of a projection's bias, a sum of items that cancel but for 0.03.
-            assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale + 1e-6, name
+def assert_near(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert bool(torch.isfinite(tensor).all()), name
+        scale = max(expected[name].abs().max().item(), 1e-2)
+        # Measured: 6e-7 in the gradient of a projection's bias, a sum of items that cancel but for 0.03.
+        assert (tensor - expected[name]).abs().max() <= 1e-5 * scale + 1e-6, name
 
 
 @pytest.mark.parametrize(("parts", "max_padding"), [(1, 0.1), (3, 1.0)])
 def test_accumulation_equals_big_batch(alone, parts, max_padding):
     """Gradient caching and batching by length: the loss and every gradient of the whole batch."""
-    assert len(alone[0]) == 7
     objective = make_objective(max_padding=max_padding)
-    batch = whole_batch().split(parts, objective.model.adapters)
-    assert_same(loss_and_gradients(objective, batch), alone)
+
+    losses, gradients = loss_and_gradients(objective, whole_batch().split(parts, objective.model.adapters))
+
+    assert len(losses) == 7
+    assert_near(losses, alone[0])
+    assert_near(gradients, alone[1])
 
 
 @pytest.mark.parametrize(
@@ -56,58 +59,93 @@ def test_accumulation_equals_big_batch(alone, parts, max_padding):
 )
 def test_processes_equal_one(alone, tmp_path, ranks, options):
     start(ranks, spread_step, tmp_path / "step.pt", 2, **options)
-    assert_same(torch.load(tmp_path / "step.pt"), alone)
+
+    losses, gradients = torch.load(tmp_path / "step.pt")
+    assert_near(losses, alone[0])
+    assert_near(gradients, alone[1])
 
 
-def losses(folder):
-    return [
-        {name: value for name, value in line.items() if name.startswith(("loss", "contrastive", "denoising"))}
-        for line in read_log(folder / "log.jsonl")
-    ]
+# Runs
 
 
-def assert_same_losses(folder, other, steps):
+def losses(out):
+    """Of each line of the log."""
+    lines = []
+    for line in logged(out):
+        names = [name for name in line if name.startswith(("loss", "contrastive", "denoising"))]
+        lines.append({name: line[name] for name in names})
+    return lines
+
+
+def assert_same_losses(out, other, *, steps, rel=2e-4):
     """But for the order of sums."""
-    ours, theirs = losses(folder), losses(other)
-    assert len(ours) == len(theirs) == steps
-    for a, b in zip(ours, theirs, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    lines = losses(out)
+    assert len(lines) == steps
+    for line, expected in zip(lines, losses(other), strict=True):
+        assert line == pytest.approx(expected, rel=rel)
+
+
+class Distributed:
+    """Runs of one recipe, three steps of every loss term in two processes, each in a folder of its name."""
+
+    def __init__(self, root, folder):
+        self.folder = folder
+        objective = {"contrastive": {"multi_positive": True}}
+        for name in ("denoising/text", "denoising/image", "denoising/text+image"):
+            objective[name] = {**DENOISING["objective"][name], "keys": "global"}
+        recipe = make_recipe(
+            root,
+            folder,
+            steps=3,
+            objective=objective,
+            mask=DENOISING["mask"],
+            run={"batch_size": 16, "log_every": 1, "grad_cache_chunks": 2},
+        )
+        write_config(recipe, folder / "recipe.yaml")
+
+    def train(self, name, *overrides, parallel="fsdp", function=train, arguments=()):
+        out = self.folder / name
+        overrides = [f"run.out={out}", f"run.parallel={parallel}", *overrides]
+        start(2, function, self.folder / "recipe.yaml", overrides, *arguments)
+        return out
 
 
 @pytest.fixture(scope="module")
 def distributed(root, tmp_path_factory):
-    """Three steps of every loss term in two processes, with and without sharding, and the recipe they ran."""
-    folder = tmp_path_factory.mktemp("distributed")
-    terms = {name: {**term, "keys": "global"} for name, term in DENOISING["objective"].items() if "/" in name}
-    objective = {**terms, "contrastive": {"multi_positive": True}}
-    run = {"batch_size": 16, "log_every": 1, "grad_cache_chunks": 2}
-    made = recipe(root, folder, steps=3, objective=objective, mask=DENOISING["mask"], run=run)
-    write_config(made, folder / "recipe.yaml")
-    for way in ("ddp", "fsdp"):
-        start(2, train, folder / "recipe.yaml", [f"run.out={folder / way}", f"run.parallel={way}"])
-    return folder
+    return Distributed(root, tmp_path_factory.mktemp("distributed"))
 
 
-def test_sharded_training_equals_replicated(distributed):
-    assert_same_losses(distributed / "ddp", distributed / "fsdp", 3)
+@pytest.fixture(scope="module")
+def sharded(distributed):
+    """Folder of a run with shards of the weights."""
+    return distributed.train("fsdp")
 
 
-def test_weights_gathered_in_bfloat16_train_like_those_in_float32(distributed):
-    options = [f"run.out={distributed / 'bfloat16'}", "run.parallel=fsdp", "run.precision=bfloat16"]
-    start(2, train, distributed / "recipe.yaml", options)
-    for line, expected in zip(losses(distributed / "bfloat16"), losses(distributed / "fsdp"), strict=True):
-        assert line == pytest.approx(expected, rel=0.02)
+def test_sharded_training_equals_replicated(distributed, sharded):
+    assert_same_losses(sharded, distributed.train("ddp", parallel="ddp"), steps=3)
+
+
+def test_weights_gathered_in_bfloat16_train_like_float32(distributed, sharded):
+    assert_same_losses(distributed.train("bfloat16", "run.precision=bfloat16"), sharded, steps=3, rel=0.02)
+
+
+def test_sharded_resume_is_exact_to_the_bit(distributed, sharded):
+    distributed.train("cut", "run.save_every=1", arguments=[2])
+    out = distributed.train("cut", "run.save_every=1")
+
+    assert_same_weights(out / "model", sharded / "model")
+    assert losses(out) == losses(sharded)
 
 
 def train_with_one_bad_gradient(path, overrides):
     """A run in whose second step the gradient of one process is no number."""
     clip = parallel.clip
-    count = 0
+    step = 0
 
     def spoil_and_clip(objective, limit):
-        nonlocal count
-        count += 1
-        if count == 2 and parallel.rank() == 1:
+        nonlocal step
+        step += 1
+        if step == 2 and parallel.rank() == 1:
             weight = objective.model.blocks[0].norm1.weight
             weight.grad.to_local().fill_(torch.nan)
         return clip(objective, limit)
@@ -116,32 +154,32 @@ def train_with_one_bad_gradient(path, overrides):
     train(path, overrides)
 
 
-def test_sharded_step_with_a_gradient_that_is_no_number_is_left_out(distributed):
-    out = distributed / "bad"
-    start(2, train_with_one_bad_gradient, distributed / "recipe.yaml", [f"run.out={out}", "run.parallel=fsdp"])
-    lines = losses(out)
-    assert lines[0] == losses(distributed / "fsdp")[0]
-    assert lines[1] == {}  # nothing of the step counts
-    assert all(math.isfinite(value) for value in lines[2].values())
+def test_sharded_step_with_nan_gradient_is_left_out(distributed, sharded):
+    out = distributed.train("bad", function=train_with_one_bad_gradient)
+
+    first, second, third = losses(out)
+    assert first == losses(sharded)[0]
+    assert second == {}  # nothing of the step counts
+    assert all(math.isfinite(value) for value in third.values())
     assert read_newest(out).optimizer["model.logit_scale"]["step"] == 2
 
 
-def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
-    with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes; set a multiple"):
-        start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
+def test_batch_that_cannot_be_shared_is_an_error(distributed):
+    with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes"):
+        distributed.train("odd", "run.batch_size=15")
 
 
-def train_with_root_of_its_own(path, overrides, roots):
+def train_with_root_of_rank(path, overrides, roots):
     root = roots[int(os.environ["RANK"])]
     train(path, [*overrides, f"data.root={root}"])
 
 
 def test_processes_that_read_different_shards_stop(distributed, root, tmp_path):
     """Both read the one shard, which has a sample less on the second machine."""
-    write_shards(tmp_path / "there", squares=11)
-    options = [f"run.out={distributed / 'differing'}"]
-    with pytest.raises(Exception, match=r"processes 0 and 1 do not agree on lane 0 of image\+text"):
-        start(2, train_with_root_of_its_own, distributed / "recipe.yaml", options, [root, tmp_path / "there"])
+    write_shards(tmp_path / "second", squares=11)
+
+    with pytest.raises(Exception, match=r"0 and 1 do not agree on lane 0 of image\+text"):
+        distributed.train("differing", function=train_with_root_of_rank, arguments=[[root, tmp_path / "second"]])
 
 
 def train_at_once(path, overrides):
@@ -149,12 +187,13 @@ def train_at_once(path, overrides):
     train(path, overrides)
 
 
-def test_second_run_in_a_folder_is_refused_in_all_its_processes(distributed):
+def test_second_run_in_folder_is_refused(distributed):
     """Only the first process of a run locks its folder."""
-    out = distributed / "locked"
+    out = distributed.folder / "locked"
     out.mkdir()
-    with FileLock(out / ".lock"), pytest.raises(Exception, match="locked: another run is writing to this folder"):
-        start(2, train_at_once, distributed / "recipe.yaml", [f"run.out={out}"])
+
+    with FileLock(out / ".lock"), pytest.raises(Exception, match="locked: another run"):
+        distributed.train("locked", function=train_at_once)
 
 
 def leave_while_gloo_tidies_up():
@@ -165,75 +204,98 @@ def leave_while_gloo_tidies_up():
     del model
 
 
-def test_a_run_ends_while_gloo_still_tidies_up():
+def test_run_ends_while_gloo_still_tidies_up():
     start(4, leave_while_gloo_tidies_up)
 
 
-def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
-    """One process, two with a share each, two shares in four, two with all of it: the run of one process that was never
-    stopped."""
-    path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
+@pytest.fixture(scope="module")
+def respread(root, tmp_path_factory):
+    """Folders of a run by one process, two with a share each, two shares in four, two with all of it; and of the run of
+    one process that was never stopped."""
+    folder = tmp_path_factory.mktemp("respread")
+    path = folder / "recipe.yaml"
     run = {"batch_size": 16, "log_every": 1, "save_every": 2, "ema": 0.5, "keep": 9}
-    write_config(recipe(root, out, steps=8, run=run), path)
+    write_config(make_recipe(root, folder / "cut", steps=8, run=run), path)
     train(path, [], 2)
     start(2, train, path, ["run.parallel=fsdp"], 4)
     start(4, train, path, ["run.parallel=fsdp", "run.shard=2"], 6)
     start(2, train, path, [])
-    train(path, [f"run.out={tmp_path / 'whole'}"])
-    assert [step_of(saved) for saved in folders(out)] == [2, 4, 6, 8]
-    assert_same_losses(tmp_path / "whole", out, 8)
-    ours = read_newest(out)
-    theirs = read_newest(tmp_path / "whole")
-    for name, tensor in theirs.ema.items():
-        assert torch.allclose(ours.ema[name], tensor, atol=1e-4), name
-    assert ours.optimizer.keys() == theirs.optimizer.keys()
-    for name, values in theirs.optimizer.items():
-        moments = ours.optimizer[name]
-        assert moments["step"] == values["step"] == 8
-        assert torch.allclose(moments["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), name
+    train(path, [f"run.out={folder / 'whole'}"])
+    return folder / "cut", folder / "whole"
 
 
-def test_sharded_run_that_is_cut_off_goes_on_to_the_bit(distributed):
-    overrides = [f"run.out={distributed / 'cut'}", "run.parallel=fsdp", "run.save_every=1"]
-    start(2, train, distributed / "recipe.yaml", overrides, 2)
-    start(2, train, distributed / "recipe.yaml", overrides)
-    assert_same_weights(distributed / "cut" / "model", distributed / "fsdp" / "model")
-    assert losses(distributed / "cut") == losses(distributed / "fsdp")
+def test_resume_with_other_world_sizes_has_same_losses(respread):
+    cut, whole = respread
+
+    assert [step_of(folder) for folder in folders(cut)] == [2, 4, 6, 8]
+    assert_same_losses(cut, whole, steps=8)
 
 
-def train_with_teacher(path, asked):
-    """A run whose teacher notes in ``asked`` which process had it say something."""
+def test_resume_with_other_world_sizes_has_same_state(respread):
+    cut, whole = map(read_newest, respread)
 
-    def brightness(name, modality, output):
-        def encode(pictures):
-            with asked.open("a") as file:
-                file.write(f"{parallel.rank()} {len(pictures)}\n")
-            return torch.tensor([[p.convert("L").resize((1, 1)).getpixel((0, 0)) / 255] for p in pictures])
+    for name, tensor in whole.ema.items():
+        assert torch.allclose(cut.ema[name], tensor, atol=1e-4), name
+    assert cut.optimizer.keys() == whole.optimizer.keys()
+    for name, expected in whole.optimizer.items():
+        moments = cut.optimizer[name]
+        assert moments["step"] == expected["step"] == 8
+        assert torch.allclose(moments["exp_avg"], expected["exp_avg"], rtol=1e-2, atol=1e-5), name
 
-        return encode
 
-    teachers.TEACHERS["brightness"] = brightness
+def train_with_teacher(path, notes):
+    """A run whose teacher notes which process asked it about how many pictures."""
+
+    def encode(pictures):
+        with notes.open("a") as file:
+            file.write(f"{parallel.rank()} {len(pictures)}\n")
+        return torch.ones(len(pictures), 1)
+
+    teachers.TEACHERS["constant"] = lambda name, modality, output: encode
     train(path, [])
 
 
-def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path, monkeypatch):
-    monkeypatch.setitem(teachers.TEACHERS, "brightness", None)  # known here by name alone
-    terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": {"library": "brightness", "name": ""}}}
-    write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
-    start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
-    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
-    assert {rank for rank, _ in asked} == {"0"}
-    assert sum(int(count) for _, count in asked) == 12 * len(COLOURS)
+def test_first_process_asks_teacher_for_all(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(teachers.TEACHERS, "constant", None)  # known here by name alone
+    teacher = {"library": "constant", "name": ""}
+    objective = {"contrastive": {}, "distillation/image": {"teacher": teacher}}
+    write_config(small_recipe("run", steps=1, objective=objective), tmp_path / "recipe.yaml")
+    notes = tmp_path / "notes"
+
+    start(2, train_with_teacher, tmp_path / "recipe.yaml", notes)
+
+    num_pictures = 0
+    for line in notes.read_text().splitlines():
+        rank, count = line.split()
+        assert rank == "0"
+        num_pictures += int(count)
+    assert num_pictures == 12 * len(COLOURS)
 
 
-def test_the_4b_recipe_takes_its_first_step_in_two_processes(root, tmp_path):
-    """Shrunken in width, with everything else it says: every loss term, fsdp, blocks computed again."""
-    small = ["model.dim=32", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.ffn_dim=64",
-             "model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}", f"data.root={root}", "run.batch_size=8",
-             "tokenizer={vocab_size: 300}", "run.workers=0", "run.log_every=1", "schedule.steps=1",
-             "schedule.warmup_steps=1", "processors.image.size=64", f"run.out={tmp_path}",
-             "data.train=[{shards: squares.tar, pair: [image, text]}]"]  # fmt: skip
-    start(2, train, "recipes/pretrain/image_text_4b.yaml", small)
-    (line,) = read_log(tmp_path / "log.jsonl")
+SMALL_4B = [
+    "model.dim=32",
+    "model.embed_dim=32",
+    "model.depth=2",
+    "model.num_heads=2",
+    "model.ffn_dim=64",
+    "model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}",
+    "processors.image.size=64",
+    "tokenizer={vocab_size: 300}",
+    "data.train=[{shards: squares.tar, pair: [image, text]}]",
+    "schedule.steps=1",
+    "schedule.warmup_steps=1",
+    "run.batch_size=8",
+    "run.workers=0",
+    "run.log_every=1",
+]
+
+
+def test_4b_recipe_takes_first_step_in_two_processes(root, tmp_path):
+    """Shrunken in width, with all else: every loss term, fsdp, blocks computed again."""
+    places = [f"data.root={root}", f"run.out={tmp_path}"]
+
+    start(2, train, "recipes/pretrain/image_text_4b.yaml", [*SMALL_4B, *places])
+
+    (line,) = logged(tmp_path)
     for name in ("contrastive/text+image", "denoising/image", "denoising/text", "denoising/text+image:image"):
         assert math.isfinite(line[name])

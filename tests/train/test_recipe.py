@@ -39,151 +39,226 @@ def full(tmp_path):
     return path
 
 
+def weights(recipe):
+    return {term.name: term.weight for term in recipe.terms}
+
+
 def test_fields_are_typed(full):
     recipe = read_recipe(full)
+
     assert recipe.optim.lr == 1e-3  # YAML reads 1e-3 as text
     assert recipe.optim.grad_clip is None
-    assert (recipe.schedule.steps, recipe.schedule.warmup) == (20000, 2000)
+    assert recipe.schedule.steps == 20000
+    assert recipe.schedule.warmup == 2000
     assert recipe.data.train[0].pair == ("image", "text")
     assert recipe.mask["audio"].unimodal is None
-    assert (recipe.batch_size("image+text"), recipe.batch_size("audio+text")) == (256, 64)
+    assert recipe.batch_size("image+text") == 256
+    assert recipe.batch_size("audio+text") == 64
     assert recipe.freeze == {"except": ("adapters.audio.*",)}
+
+
+def test_recipe_cannot_be_changed(full):
+    recipe = read_recipe(full)
     with pytest.raises(AttributeError):
         recipe.seed = 4
 
 
 def test_overrides_replace_fields(full):
-    overrides = ["run.batch_size=8", "optim.lr=2e-4", "data.train.1.weight=3", "data.root=/x", "seed=8", "seed=9",
-                 "objective.denoising/text.weight=0.1", "model.new.deep=[1, 2]"]  # fmt: skip
+    overrides = [
+        "run.batch_size=8",
+        "optim.lr=2e-4",
+        "data.train.1.weight=3",
+        "data.root=/x",
+        "seed=8",
+        "seed=9",
+        "objective.denoising/text.weight=0.1",
+        "model.new.deep=[1, 2]",
+        "evaluate=null",
+    ]
+
     recipe = read_recipe(full, overrides)
-    assert read_recipe(full, ["evaluate=null"]).evaluate is None
+
     assert recipe.batch_size("audio+text") == 8
     assert recipe.optim.lr == 2e-4
     assert recipe.data.train[1].weight == 3
     assert recipe.data.root == "/x"
-    assert [(term.name, term.weight) for term in recipe.terms] == [("contrastive", 1.0), ("denoising/text", 0.1)]
+    assert weights(recipe) == {"contrastive": 1.0, "denoising/text": 0.1}
     assert recipe.model["new"] == {"deep": [1, 2]}
     assert recipe.seed == 9
+    assert recipe.evaluate is None
 
 
-def test_an_evaluation_is_found_from_the_working_folder_and_from_above_the_recipe(full, monkeypatch):
+def test_override_by_name_of_term(full):
+    recipe = read_recipe(full, ["objective.denoising/text.name=words", "objective.words.weight=2", "objective.0=null"])
+
+    (term,) = recipe.terms
+    assert term.on == ("text",)
+    assert weights(recipe) == {"words": 2.0}
+
+
+def test_evaluation_is_looked_for_above_recipe(full, monkeypatch):
     folder = full.parent / "recipes" / "pretrain"
     folder.mkdir(parents=True)
-    (folder / "own.yaml").write_text(FULL)
+    path = folder / "own.yaml"
+    path.write_text(FULL)
     evaluation = full.parent / "evaluate.yaml"
-    assert read_recipe(folder / "own.yaml").evaluate.recipe == "evaluate.yaml"
+    assert read_recipe(path).evaluate.recipe == "evaluate.yaml"
+
     evaluation.write_text("sets: {}")
-    assert read_recipe(folder / "own.yaml").evaluate.recipe == str(evaluation)
-    monkeypatch.chdir(full.parent)
-    assert read_recipe(folder / "own.yaml").evaluate.recipe == "evaluate.yaml"
+    assert read_recipe(path).evaluate.recipe == str(evaluation)
+
+    monkeypatch.chdir(full.parent)  # where it is found as it is
+    assert read_recipe(path).evaluate.recipe == "evaluate.yaml"
 
 
-def test_base_is_merged_field_by_field(full):
-    child = full.parent / "child.yaml"
-    child.write_text(
-        "base: full.yaml\noptim: {lr: 7.0e-4}\nobjective: [{term: denoising, on: [image], weight: 2}]\n"
-        "mask: {audio: null}\ndata: {token_dropout: {image: null}, train: [{shards: a.tar, pair: [image, text]}]}\n"
-    )
+# The base
+
+CHILD = """
+base: full.yaml
+optim: {lr: 7.0e-4}
+objective: [{term: denoising, on: [image], weight: 2}]
+mask: {audio: null}
+data: {token_dropout: {image: null}, train: [{shards: a.tar, pair: [image, text]}]}
+"""
+
+
+@pytest.fixture
+def child(full):
+    path = full.parent / "child.yaml"
+    path.write_text(CHILD)
+    return path
+
+
+def test_base_is_merged_field_by_field(child):
     recipe = read_recipe(child)
+
     assert recipe.optim.lr == 7e-4
     assert recipe.optim.grad_clip is None  # of the base
-    assert [(term.name, term.weight) for term in recipe.terms] == [("denoising/image", 2)]
+    assert weights(recipe) == {"denoising/image": 2}
     assert set(recipe.mask) == {"text"}
     assert recipe.data.token_dropout == {}
     assert len(recipe.data.train) == 1
-    grandchild = full.parent / "grandchild.yaml"
+
+
+def test_base_of_base_is_refused(child):
+    grandchild = child.parent / "grandchild.yaml"
     grandchild.write_text("base: child.yaml\n")
-    with pytest.raises(UserError, match=r"child\.yaml has a base itself"):
+
+    with pytest.raises(UserError, match=r"child\.yaml has a base"):
         read_recipe(grandchild)
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lrr=1", r"full\.yaml: optim\.lrr is not a field; did you mean optim\.lr\?"),
-        ("data.train.0.wieght=1", r"data\.train\[0\]\.wieght is not a field; did you mean data\.train\[0\]\.weight\?"),
-        ("mask.text.unit=words", "unit 'words' is not known; known: word, patch, span"),
+        ("optim.lrr=1", r"full\.yaml: optim\.lrr .* optim\.lr\?"),
+        ("data.train.0.wieght=1", r"data\.train\[0\]\.wieght .* data\.train\[0\]\.weight\?"),
+        ("mask.text.unit=words", "'words' .* word, patch, span"),
         ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
-        ("run.batch_size=0", r"run\.batch_size is 0; it should be 1 or more"),
+        ("run.batch_size=0", r"run\.batch_size is 0"),
         (
             "data.train=[{shards: a, pair: [image, text], targets: [label]}, {shards: b, pair: [image, text]}]",
             r"sources of image\+text have targets",
         ),
-        ("data.train.0.pair=[image, image]", "should be different modalities"),
+        ("data.train.0.pair=[image, image]", "different modalities"),
         ("data.train=[]", r"data\.train is empty"),
         (
             'data.train=[{shards: "a/*.tar", pair: [audio, text], targets: [label]}]',
-            r"data\.augment mixes two items of audio\+text, and a mixed item has no label",
+            r"data\.augment mixes .* audio\+text",
         ),
-        ("data.augment.image.zoom=2", r"zoom is not a field"),
+        ("data.augment.image.zoom=2", "zoom is not a field"),
         ("data.templates.image=[a photo]", r"'a photo' should have one \{\}"),
         ("data.token_dropout.image=1.5", r"data\.token_dropout\.image is 1\.5"),
-        ("optim.betas=[0.9]", r"optim\.betas should be 2 values"),
-        ("optim.name=muonn", r"optim\.name 'muonn' is not known; did you mean muon\?"),
-        ("optim={name: lion, eps: 1e-8}", r"optim\.eps is not an option of lion; it has params, lr, betas"),
-        ("optim={name: muon, options: {momentun: 0.9}}", r"optim\.options\.momentun is not an option of muon"),
-        ("optim={name: muon, options: {lr: 0.9}}", r"optim\.options\.lr is not an option of muon"),
-        ("optim.options.amsgrad=true", r"optim\.options\.amsgrad: adamw has no further options"),
-        ("schedule.decay_ratio=0.1", r"schedule\.decay_ratio is for the schedule wsd, and this is cosine"),
+        ("optim.betas=[0.9]", r"optim\.betas .* 2 values"),
+        ("optim.name=muonn", r"optim\.name 'muonn' .* muon\?"),
+        ("optim={name: lion, eps: 1e-8}", r"optim\.eps .* lion; it has params, lr, betas"),
+        ("optim={name: muon, options: {momentun: 0.9}}", r"optim\.options\.momentun .* muon"),
+        ("optim={name: muon, options: {lr: 0.9}}", r"optim\.options\.lr .* muon"),
+        ("optim.options.amsgrad=true", r"optim\.options\.amsgrad"),
+        ("schedule.decay_ratio=0.1", r"schedule\.decay_ratio .* wsd, .* cosine"),
         ("schedule={steps: 10, name: wsd, decay_ratio: 0.1, decay_steps: 1}", "decay_ratio say the same"),
-        ("schedule={steps: 10, name: wsd, warmup_steps: 6, decay_steps: 5}", "a warm-up of 6 steps and a decay of 5"),
-        ("schedule={steps: 10, warmup_steps: 11}", r"schedule\.warmup_steps 11 is more than schedule\.steps 10"),
-        ("run.shard=4", r"run\.shard 4 is for run\.parallel fsdp, and this is ddp"),
-        ("run.keep_gathered=false", r"run\.keep_gathered is for run\.parallel fsdp, and this is ddp"),
-        ("optim.lr=-1e-3", r"optim\.lr is -0\.001; it should be 0 or more"),
-        ("run.ema=1", r"run\.ema is 1\.0; it should be from 0 to below 1"),
+        ("schedule={steps: 10, name: wsd, warmup_steps: 6, decay_steps: 5}", "warm-up of 6 steps and a decay of 5"),
+        ("schedule={steps: 10, warmup_steps: 11}", r"schedule\.warmup_steps 11 .* schedule\.steps 10"),
+        ("run.shard=4", r"run\.shard 4 .* fsdp, .* ddp"),
+        ("run.keep_gathered=false", r"run\.keep_gathered .* fsdp, .* ddp"),
+        ("optim.lr=-1e-3", r"optim\.lr is -0\.001"),
+        ("run.ema=1", r"run\.ema is 1\.0"),
         ("objective=[]", "objective is empty"),
         ("objective=[{term: contrastiv}]", r"objective\.0\.term 'contrastiv' .* contrastive"),
-        ("objective=[{term: contrastive}, {term: contrastive}]", "two terms of the name contrastive"),
+        ("objective=[{term: contrastive}, {term: contrastive}]", "two terms .* contrastive"),
         ("objective.contrastiv.weight=1", r"objective\.contrastiv.* contrastive"),
         ("objective.contrastive.name=a.b", "has a dot"),
         ("objective.contrastive.weigth=1", r"objective\.contrastive: weigth .* weight"),
-        ("objective.contrastive.weight=much", r"objective\.contrastive: weight should be float, not 'much'"),
-        ("objective.contrastive.weight=.nan", "weight is nan; it should be a finite number"),
+        ("objective.contrastive.weight=much", r"objective\.contrastive: weight .* float, not 'much'"),
+        ("objective.contrastive.weight=.nan", "weight is nan"),
         ("objective=[{term: distillation, on: [image]}]", r"objective\.distillation: teacher is missing"),
         ("evaluate={sets: [flickr8k]}", r"evaluate\.recipe is missing"),
         ("data.train.7.weight=1", "7 is neither an index below 2"),
-        ("optim.lr.x=1", "lr is a value and has no fields"),
-        ("optim.lr", "is not an override; write it as a.b=value"),
-        ("optim.lr=[", "the value is not YAML"),
-        pytest.param("optim.lr=" + "[" * 5000, "the value is not YAML", id="nested"),
+        ("optim.lr.x=1", "lr is a value"),
+        ("optim.lr", r"a\.b=value"),
+        ("optim.lr=[", "not YAML"),
+        pytest.param("optim.lr=" + "[" * 5000, "not YAML", id="nested"),
     ],
 )
-def test_mistakes_are_one_line(full, override, message):
+def test_mistakes_in_overrides_are_one_line(full, override, message):
     with pytest.raises(UserError, match=message) as caught:
         read_recipe(full, [override])
     assert "\n" not in str(caught.value)
 
 
-def test_a_key_given_twice_is_refused_with_its_line(full):
-    anchors = "&a {out: x, seed: 1}\nb: &b {<<: *a, out: y}\nc: {<<: *b, out: z}\n"
-    full.write_text(f"a: {anchors}")
-    assert read_yaml(full)["c"] == {"out": "z", "seed": 1}  # a merged key may be replaced
+def test_key_given_twice_is_refused_with_its_line(full):
     full.write_text(f"{FULL}optim: {{weight_decay: 0.1}}\n")
-    with pytest.raises(UserError, match=rf"full\.yaml: line {FULL.count(chr(10)) + 1}: .*'optim'"):
+    line = FULL.count("\n") + 1
+
+    with pytest.raises(UserError, match=rf"full\.yaml: line {line}: .*'optim'"):
         read_recipe(full)
 
 
-def test_a_term_goes_by_its_name_and_null_takes_it_out(full):
-    recipe = read_recipe(full, ["objective.denoising/text.name=words", "objective.words.weight=2", "objective.0=null"])
-    assert [(term.name, term.on, term.weight) for term in recipe.terms] == [("words", ("text",), 2.0)]
+def test_merged_key_may_be_replaced(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {out: x, seed: 1}\nb: &b {<<: *a, out: y}\nc: {<<: *b, out: z}\n")
+
+    assert read_yaml(path)["c"] == {"out": "z", "seed": 1}
+
+
+def test_missing_recipe_is_named_once(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_recipe(tmp_path / "nope.yaml")
+    assert str(caught.value).count("nope.yaml") == 1
+
+
+# Resuming
+
+
+def resume(full, *overrides, step=5):
+    """A run of the recipe, with another one."""
+    saved = to_yaml(read_recipe(full))
+    check_same(saved, read_recipe(full, list(overrides)), Path("runs/x"), step)
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["run.batch_size=8", "optim.lr=2e-4", "seed=4", "data.token_dropout.image=0.25", "optim.groups.x={lr_scale: 0.1}",
-     "objective.contrastive.weight=2"],
-)  # fmt: skip
-def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, override):
-    saved = to_yaml(read_recipe(full))
-    name = re.escape(".".join(override.partition("=")[0].split(".")[:2]).replace("objective.contrastive", "objective"))
-    with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
-        check_same(saved, read_recipe(full, [override]), Path("runs/x"), step=5)
+    ("override", "field"),
+    [
+        ("run.batch_size=8", "run.batch_size"),
+        ("optim.lr=2e-4", "optim.lr"),
+        ("seed=4", "seed"),
+        ("data.token_dropout.image=0.25", "data.token_dropout"),
+        ("optim.groups.x={lr_scale: 0.1}", "optim.groups"),
+        ("objective.contrastive.weight=2", "objective"),
+    ],
+)
+def test_resume_with_recipe_that_trains_otherwise(full, override, field):
+    with pytest.raises(UserError, match=rf"runs/x .*another {re.escape(field)}, .*; give run\.out") as caught:
+        resume(full, override)
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_goes_on_although_what_does_not_train_is_another(full):
-    changes = [
+def test_resume_with_other_fields_that_do_not_train(full):
+    resume(
+        full,
         "schedule.steps=3e4",
         "run.out=y",
         "run.save_every=3",
@@ -191,25 +266,20 @@ def test_a_run_goes_on_although_what_does_not_train_is_another(full):
         "run.parallel=fsdp",
         "data.root=/y",
         "evaluate={}",
-    ]
-    check_same(to_yaml(read_recipe(full)), read_recipe(full, changes), Path("runs/x"), step=5)
+    )
 
 
-def test_resume_with_fewer_steps_than_were_taken_is_one_line(full):
-    recipe = read_recipe(full, ["schedule.steps=100"])
-    check_same(to_yaml(read_recipe(full)), recipe, Path("runs/x"), step=100)
-    with pytest.raises(UserError, match=r"its checkpoint is of step 101, and schedule\.steps is 100; raise it"):
-        check_same(to_yaml(read_recipe(full)), recipe, Path("runs/x"), step=101)
+def test_resume_with_fewer_steps_than_were_taken(full):
+    resume(full, "schedule.steps=100", step=100)
+    with pytest.raises(UserError, match=r"step 101, .* schedule\.steps is 100"):
+        resume(full, "schedule.steps=100", step=101)
 
 
-def test_a_run_of_an_older_version_goes_on(full):
-    old = yaml.safe_load(to_yaml(read_recipe(full)))
-    old["data"]["valid"] = []  # a field that is gone
-    del old["optim"]["groups"], old["run"]["max_bad_steps"], old["objective"][0]["multi_positive"]
-    check_same(yaml.safe_dump(old), read_recipe(full), Path("runs/x"), step=5)
+def test_resume_of_older_version(full):
+    saved = yaml.safe_load(to_yaml(read_recipe(full)))
+    saved["data"]["valid"] = []  # a field that is gone
+    del saved["optim"]["groups"]
+    del saved["run"]["max_bad_steps"]
+    del saved["objective"][0]["multi_positive"]
 
-
-def test_missing_recipe_is_named_once(tmp_path):
-    with pytest.raises(UserError) as refused:
-        read_recipe(tmp_path / "nope.yaml")
-    assert str(refused.value).count("nope.yaml") == 1
+    check_same(yaml.safe_dump(saved), read_recipe(full), Path("runs/x"), step=5)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.fake_gpu import StepChecked, check_first_step
 from support.small_shards import write_shards
+from support.training import logged, with_slow
 
 from onepeace.config import SIZES, ModelConfig, build, read_yaml, to_yaml
 from onepeace.embed.embedder import load
@@ -18,152 +19,170 @@ from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.model import OnePeace
 from onepeace.plan import plan
 from onepeace.train import loop, teachers
-from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
 from onepeace.train.terms.registry import TERMS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
-DOCS = ROOT.parent / "docs"
+GUIDE = ROOT.parent / "docs" / "guide"
 
 
-def trains(path):
+def is_training_recipe(path):
     content = read_yaml(path)
+    if "variants" in content:
+        return False  # a study
     base = read_yaml(path.parent / content["base"]) if "base" in content else {}
-    return "objective" in {**base, **content} and "variants" not in content  # those are studies
+    return "objective" in {**base, **content}
 
 
-RECIPES = {
-    path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.yaml")) if trains(path)
-}
+RECIPES = {}
+for _path in sorted(ROOT.rglob("*.yaml")):
+    if is_training_recipe(_path):
+        RECIPES[_path.relative_to(ROOT).with_suffix("").as_posix()] = _path
 ELSEWHERE = ("finetune/", "generative/ofa_", "generative/tiny_captions_cider")
 HERE = [name for name in RECIPES if not name.startswith(ELSEWHERE)]
 """Those that need neither the released model nor a download; the others: tests/recipes."""
 MILLIONS = {"small": 84, "base": 195, "large": 580, "4b": 2767}
 """Parameters of text and one more modality, decoder included; image and audio differ by less than 6 %."""
-SHARDS = {"image": "squares.tar", "audio": "tones.tar", "text": "squares.tar"}
-SMALL = {"dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64}
-DECODER = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 32}
 
 
-def test_every_protocol_of_an_evaluation_is_named():
-    chapter = (DOCS / "guide" / "extend.md").read_text().partition("**An evaluation protocol**")[2]
+# Documentation
+
+
+def test_every_protocol_of_evaluation_is_documented():
+    chapter = (GUIDE / "extend.md").read_text().partition("**An evaluation protocol**")[2]
+
     assert [name for name in PROTOCOLS if f"`{name}`" not in chapter] == []
 
 
-def test_every_option_of_a_term_is_named():
-    chapter = (DOCS / "guide" / "train.md").read_text().partition("## The objective")[2].partition("\n## ")[0]
-    options = {(kind, one.name) for kind, term in TERMS.items() for one in fields(term.Options) if one.name != "term"}
-    assert [option for option in sorted(options) if not all(re.search(rf"`{word}\b", chapter) for word in option)] == []
+@pytest.mark.parametrize("kind", TERMS)
+def test_every_option_of_term_is_documented(kind):
+    guide = (GUIDE / "train.md").read_text()
+    chapter = guide.partition("## The objective")[2].partition("\n## ")[0]
+    options = {field.name for field in fields(TERMS[kind].Options)}
+    words = {kind, *options} - {"term"}
+
+    assert [word for word in sorted(words) if not re.search(rf"`{word}\b", chapter)] == []
+
+
+# Files
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_reads_and_writes_itself(name, tmp_path):
     recipe = read_recipe(RECIPES[name])
+
     (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+
     assert read_recipe(tmp_path / "again.yaml") == recipe
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("ablation/") else []) for n in HERE]
-)
+# Sizes
+
+
+@pytest.mark.parametrize("name", with_slow(HERE, lambda name: name.startswith("ablation/")))
 def test_full_model_is_built_and_frozen_without_memory(name):
     recipe = read_recipe(RECIPES[name])
     if recipe.model.get("from") == "runs/tiny":
         recipe.model["from"] = "tiny"  # what this run became
-    if "from" in recipe.model and "size" not in recipe.model:
-        recipe.model["size"] = "tiny"
+    if "from" in recipe.model:
+        recipe.model.setdefault("size", "tiny")
+
     model = plan.planned_model(recipe, plan.planned_config(recipe))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert (trained < total) == bool(recipe.freeze)
+
+    parameters = list(model.parameters())
+    assert all(parameter.is_meta for parameter in parameters)
+    assert all(parameter.requires_grad for parameter in parameters) == (not recipe.freeze)
+    total = sum(parameter.numel() for parameter in parameters)
     if recipe.model["size"] in MILLIONS and len(recipe.model["modalities"]) == 2:
         assert total / 1e6 == pytest.approx(MILLIONS[recipe.model["size"]], rel=0.09)
 
 
-def test_three_modalities_of_the_largest_size_are_four_billion():
+def test_three_modalities_of_largest_size_are_four_billion():
     with torch.device("meta"):
         model = OnePeace(build(ModelConfig, SIZES["4b"], "SIZES"))
+
     # The paper's 4 B. A bucket matrix and the like, which the released code also stores, are no parameters.
-    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(3_926_288_577, rel=1e-4)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert total == pytest.approx(3_926_288_577, rel=1e-4)
 
 
 COST = re.compile(r"# Cost: ([\d.]+) TFLOP a pair, ([\d.,]+) EFLOP for the schedule \(--plan --processes (\d+)\)\.")
 
 
 def stated_cost(name):
+    """TFLOP a pair, EFLOP for the schedule, and the number of processes."""
     stated = COST.search(RECIPES[name].read_text())
     assert stated, f"{name} has no line of its cost"
-    return stated
+    teraflops, exaflops, num_processes = stated.groups()
+    return float(teraflops), float(exaflops.replace(",", "")), int(num_processes)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if re.search("pretrain/(small|base|large|.*4b)", name)])
+PRETRAINING = re.compile("pretrain/(small|base|large|.*4b)")
+
+
+@pytest.mark.parametrize("name", filter(PRETRAINING.match, RECIPES))
 def test_recipe_states_its_cost(name):
-    assert float(stated_cost(name)[1]) > 0
+    assert stated_cost(name)[0] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrain/small_image_text", "pretrain/small_audio_text", "pretrain/image_text_4b"])
-def test_stated_cost_is_that_of_the_plan(name):
-    stated = stated_cost(name)
-    wanted = read_recipe(RECIPES[name])
-    found = plan.make_plan(wanted, int(stated[3]))
-    ((pair, flops),) = found.flops_per_item.items()
-    assert flops / 1e12 == pytest.approx(float(stated[1]), rel=0.01), pair
-    assert wanted.schedule.steps * found.flops_per_step / 1e18 == pytest.approx(
-        float(stated[2].replace(",", "")), rel=0.01
-    )
+def test_stated_cost_is_that_of_plan(name):
+    teraflops, exaflops, num_processes = stated_cost(name)
+    recipe = read_recipe(RECIPES[name])
+
+    planned = plan.make_plan(recipe, num_processes)
+
+    (flops,) = planned.flops_per_item.values()
+    assert flops / 1e12 == pytest.approx(teraflops, rel=0.01)
+    assert recipe.schedule.steps * planned.flops_per_step / 1e18 == pytest.approx(exaflops, rel=0.01)
 
 
-@pytest.fixture(scope="module")
-def shrunken(tmp_path_factory):
-    """Runs a recipe shrunken, after the one it starts from; each once."""
-    root = write_shards(tmp_path_factory.mktemp("shards"), 1, 1)
-    runs = tmp_path_factory.mktemp("runs")
+# Runs of shrunken recipes
 
-    def run(name, only_check=False):
-        """Folder of the run; with ``only_check`` it ends after its first step was checked."""
-        out = runs / Path(name).name
-        if (out / "model").exists():
-            return out
-        wanted = read_recipe(RECIPES[name])
-        pairs = sorted({(source.pair, source.targets) for source in wanted.data.train})
-        sources = [
-            f"{{shards: {SHARDS[next(key for key in pair if key in SHARDS)]}, pair: [{', '.join(pair)}], "
-            f"targets: [{', '.join(targets)}]}}"
-            for pair, targets in pairs
-        ]
-        small = [f"data.root={root}", f"data.train=[{', '.join(sources)}]", "tokenizer={vocab_size: 300}",
-                 "model.pretrained=false", "evaluate={}", "run.batch_size=4", "run.workers=0",
-                 "schedule.steps=2", "schedule.warmup_ratio=null",
-                 *(f"data.stem_views.{key}=1" for key in wanted.data.stem_views),
-                 "schedule.warmup_steps=1", f"run.out={out}", f"data.frozen_folder={runs / 'stems'}"]  # fmt: skip
-        if wanted.uses_masks:
-            small += [f"model.decoder={DECODER}"]
-        if wanted.model.get("from") in BUNDLED_NAMES:
-            pass  # small enough
-        elif "from" in wanted.model:
-            # Its start is named by the folder of its run.
-            start = f"{Path(name).parent}/{Path(wanted.model['from']).name}"
-            small += [f"model.from={run(start)}"]
-        else:
-            small += [f"model.{key}={value}" for key, value in SMALL.items()]
-        if "image" in wanted.model.get("modalities", ()) and "from" not in wanted.model:
-            small += ["processors.image.size=64"]
-        audio = wanted.model.get("adapters", {}).get("audio")
-        if "audio" in wanted.model.get("modalities", ()) and audio:
-            small += ["model.adapters.audio.pos_groups=4"]
-            if audio["stem"] == "wave":
-                small += ["model.adapters.audio.convs=[[16, 10, 5], [16, 8, 8]]"]
-        with pytest.MonkeyPatch.context() as patch:
-            for library in teachers.TEACHERS:
-                patch.setitem(teachers.TEACHERS, library, stub_teacher)
-            check_first_step(patch, then_stop=only_check)
-            with pytest.raises(StepChecked) if only_check else nullcontext():
-                loop.train(read_recipe(RECIPES[name], small))
-        return out
+SHARDS = {"image": "squares.tar", "audio": "tones.tar", "text": "squares.tar"}
+SMALL = [
+    "tokenizer={vocab_size: 300}",
+    "model.pretrained=false",
+    "evaluate={}",
+    "run.batch_size=4",
+    "run.workers=0",
+    "schedule.steps=2",
+    "schedule.warmup_ratio=null",
+    "schedule.warmup_steps=1",
+]
+SMALL_MODEL = [
+    "model.dim=32",
+    "model.embed_dim=32",
+    "model.depth=2",
+    "model.num_heads=2",
+    "model.ffn_dim=64",
+]
+SMALL_DECODER = "model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}"
 
-    return run
+
+def small_sources(recipe):
+    """One of our shards for each kind of source of the recipe."""
+    sources = []
+    kinds = {(source.pair, source.targets) for source in recipe.data.train}
+    for pair, targets in sorted(kinds):
+        shards = SHARDS[next(key for key in pair if key in SHARDS)]
+        sources.append(f"{{shards: {shards}, pair: [{', '.join(pair)}], targets: [{', '.join(targets)}]}}")
+    return f"data.train=[{', '.join(sources)}]"
+
+
+def small_media(recipe):
+    """Overrides of media and their adapters."""
+    modalities = recipe.model.get("modalities", ())
+    overrides = [f"data.stem_views.{key}=1" for key in recipe.data.stem_views]
+    if "image" in modalities and "from" not in recipe.model:
+        overrides.append("processors.image.size=64")
+    audio = recipe.model.get("adapters", {}).get("audio")
+    if "audio" in modalities and audio:
+        overrides.append("model.adapters.audio.pos_groups=4")
+        if audio["stem"] == "wave":
+            overrides.append("model.adapters.audio.convs=[[16, 10, 5], [16, 8, 8]]")
+    return overrides
 
 
 def stub_teacher(name, modality, output):
@@ -171,24 +190,79 @@ def stub_teacher(name, modality, output):
     return lambda items: torch.randn(len(items), 8 if output == "features" else 1000)
 
 
+class ShrunkenRuns:
+    """Runs shrunken recipes, each after the one it starts from, and once."""
+
+    def __init__(self, root, folder):
+        self.root = root
+        self.folder = folder
+
+    def start_of(self, name, recipe):
+        """Overrides of the model that the run starts from; a run that it goes on from is run before."""
+        start = recipe.model.get("from")
+        if start is None:
+            return SMALL_MODEL
+        if start in BUNDLED_NAMES:
+            return []  # small enough
+        return [f"model.from={self.run(f'{Path(name).parent}/{Path(start).name}')}"]  # called like its folder
+
+    def overrides(self, name):
+        recipe = read_recipe(RECIPES[name])
+        overrides = [
+            *SMALL,
+            *small_media(recipe),
+            *self.start_of(name, recipe),
+            small_sources(recipe),
+            f"data.root={self.root}",
+            f"data.frozen_folder={self.folder / 'stems'}",
+            f"run.out={self.folder / Path(name).name}",
+        ]
+        if recipe.uses_masks:
+            overrides.append(SMALL_DECODER)
+        return overrides
+
+    def run(self, name, *, only_check=False):
+        """Folder of the run; with ``only_check`` it ends after its first step was checked."""
+        out = self.folder / Path(name).name
+        if (out / "model").exists():
+            return out
+        recipe = read_recipe(RECIPES[name], self.overrides(name))
+        with pytest.MonkeyPatch.context() as patch:
+            for library in teachers.TEACHERS:
+                patch.setitem(teachers.TEACHERS, library, stub_teacher)
+            check_first_step(patch, then_stop=only_check)
+            with pytest.raises(StepChecked) if only_check else nullcontext():
+                loop.train(recipe)
+        return out
+
+
+@pytest.fixture(scope="module")
+def shrunken(tmp_path_factory):
+    root = write_shards(tmp_path_factory.mktemp("shards"), 1, 1)
+    return ShrunkenRuns(root, tmp_path_factory.mktemp("runs"))
+
+
 # Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
 SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny(_captions|_longer)?)$")
 
 
-@pytest.mark.parametrize("name", [name for name in HERE if SLOW.search(name)])
+@pytest.mark.parametrize("name", filter(SLOW.search, HERE))
 def test_step_of_recipe_waits_for_no_gpu(name, shrunken):
     """Those whose run is slow; the others' steps are checked in their run."""
-    shrunken(name, only_check=True)
+    shrunken.run(name, only_check=True)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if SLOW.search(n) else []) for n in HERE])
+@pytest.mark.parametrize("name", with_slow(HERE, SLOW.search))
 def test_recipe_takes_two_steps_when_shrunken(name, shrunken):
-    wanted = read_recipe(RECIPES[name])
-    out = shrunken(name)
-    lines = read_log(out / "log.jsonl")
-    assert lines[-1]["step"] == 2
-    for options in wanted.terms:
-        losses = [value for key, value in lines[-1].items() if key.startswith(options.name)]
+    recipe = read_recipe(RECIPES[name])
+
+    out = shrunken.run(name)
+
+    line = logged(out)[-1]
+    assert line["step"] == 2
+    for options in recipe.terms:
+        losses = [value for key, value in line.items() if key.startswith(options.name)]
         assert losses, options.name
         assert all(math.isfinite(loss) for loss in losses)
-    assert set(load(out / "model").modalities) == set(wanted.model.get("modalities", ("text", "image", "audio")))
+    modalities = recipe.model.get("modalities", ("text", "image", "audio"))
+    assert set(load(out / "model").modalities) == set(modalities)

@@ -3,15 +3,13 @@
 import json
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.processes import start, train
 from support.small_shards import COLOURS
-from support.training import MODEL, recipe, source
-from test_stem_features import losses, stem_recipe
+from support.training import MODEL, make_recipe, series, source, stem_recipe
 
 from onepeace.config import write_config
 from onepeace.data.frozen_cache import FrozenCache, Output
@@ -23,6 +21,7 @@ from onepeace.train.evaluation import evaluation, share_out
 from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.recipe import read_recipe
 
+CPU = torch.device("cpu")
 PART = 20
 
 
@@ -31,169 +30,197 @@ def train_and_note(path, overrides, notes):
     stem_features.PART = PART
     compute = stem_features.StemViews._compute
 
-    def noted(self, media):
+    def compute_and_note(self, media):
         with (notes / os.environ["RANK"]).open("a") as file:
             file.write(f"{len(media)}\n")
         return compute(self, media)
 
-    stem_features.StemViews._compute = noted
+    stem_features.StemViews._compute = compute_and_note
     train(path, overrides)
 
 
-def parts_of(folder):
-    """Listing and rows of each part of a cache."""
+def parts_of(frozen):
+    """Listing and rows of each part of the one cache in the folder, and the name of the cache."""
+    (cache,) = frozen.iterdir()
     parts = {}
-    for listing in folder.glob("part-*.json"):
+    for listing in cache.glob("part-*.json"):
         rows = np.load(listing.with_suffix(".npy"))
-        parts[listing.stem] = (listing.read_text(), rows.tobytes())
+        parts[f"{cache.name}/{listing.stem}"] = (listing.read_text(), rows.tobytes())
     return parts
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_features_of_stems_are_shared_and_those_of_one_process(root, tmp_path, monkeypatch, way):
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_processes_share_stem_features(root, tmp_path, monkeypatch, parallelism):
     data = {"augment": {"image": {"crop_scale": [0.5, 1.0]}}}
-    wanted = stem_recipe(root, tmp_path / "run", {"image": 2}, data=data)
-    write_config(wanted, tmp_path / "recipe.yaml")
-    (tmp_path / "notes").mkdir()
-    overrides = [f"run.out={tmp_path / 'two'}", f"run.parallel={way}"]
-    start(2, train_and_note, tmp_path / "recipe.yaml", overrides, tmp_path / "notes")
-    computed = {}
-    for path in (tmp_path / "notes").iterdir():
-        computed[path.name] = sum(int(count) for count in path.read_text().split())
-    assert computed == {"0": 2 * 56, "1": 2 * 40}  # views of parts of 20, 20, 16 and of 20, 20 items
+    recipe = stem_recipe(root, tmp_path / "alone", {"image": 2}, data=data)
+    write_config(recipe, tmp_path / "recipe.yaml")
+    notes = tmp_path / "notes"
+    notes.mkdir()
 
+    overrides = [f"run.out={tmp_path / 'shared'}", f"run.parallel={parallelism}"]
+    start(2, train_and_note, tmp_path / "recipe.yaml", overrides, notes)
     monkeypatch.setattr(stem_features, "PART", PART)
-    loop.train(wanted)
-    (alone,) = (tmp_path / "run" / "frozen").iterdir()
-    (shared,) = (tmp_path / "two" / "frozen").iterdir()
-    assert alone.name == shared.name
-    assert parts_of(alone) == parts_of(shared)
-    assert len(parts_of(alone)) == 5
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
+    loop.train(recipe)
+
+    counts = {}
+    for path in notes.iterdir():
+        counts[path.name] = sum(int(count) for count in path.read_text().split())
+    assert counts == {"0": 2 * 56, "1": 2 * 40}  # views of parts of 20, 20, 16 and of 20, 20 items
+    parts = parts_of(tmp_path / "alone" / "frozen")
+    assert len(parts) == 5
+    assert parts == parts_of(tmp_path / "shared" / "frozen")
+    losses = series(tmp_path / "alone", "loss")
+    assert series(tmp_path / "shared", "loss") == pytest.approx(losses, rel=1e-4)
+
+
+OUTPUT = Output("a", np.zeros((1, 2), np.float16))
 
 
 def miss_differently(folder):
     """Two machines whose folders are not the same one."""
-    with parallel.group(torch.device("cpu")):
-        cache = FrozenCache(folder / str(parallel.rank()), {"a": None, "b": None})
-        if parallel.rank():
+    with parallel.group(CPU):
+        rank = parallel.rank()
+        cache = FrozenCache(folder / str(rank), dict.fromkeys("ab"))
+        if rank == 1:
             cache.folder.mkdir()
-            cache.write(0, [Output("a", np.zeros((1, 2), np.float16))])
+            cache.write(0, [OUTPUT])
             cache.refresh()
-        with pytest.raises(UserError, match=r"processes miss 1 to 2 outputs in it; set data\.frozen_folder"):
+        with pytest.raises(UserError, match=r"1 to 2 outputs .* data\.frozen_folder"):
             compute_missing(cache, lambda names: [], 1)
 
 
-def test_a_folder_that_the_processes_do_not_share_is_an_error(tmp_path):
+def test_folder_not_shared_by_processes(tmp_path):
     start(2, miss_differently, tmp_path)
-    assert not list(Path(tmp_path / "0").glob("part-*"))
+
+    assert not list((tmp_path / "0").glob("part-*"))
 
 
-def test_another_run_that_computes_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(frozen_outputs, "LOCK_SECONDS", 0.05)
-    items = {"a": None}
-    other = FrozenCache(tmp_path, items)
-    asked = threading.Event()
+@pytest.fixture
+def is_waiting(monkeypatch):
+    """An event that is set when a run has to wait for another one."""
+    event = threading.Event()
     acquired = frozen_outputs._acquired
 
-    def noted(lock):
-        if not acquired(lock):
-            asked.set()
-            return False
-        return True
+    def acquired_or_waiting(lock):
+        if acquired(lock):
+            return True
+        event.set()
+        return False
 
-    monkeypatch.setattr(frozen_outputs, "_acquired", noted)
+    monkeypatch.setattr(frozen_outputs, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(frozen_outputs, "_acquired", acquired_or_waiting)
+    return event
+
+
+def test_computing_waits_for_another_run(tmp_path, is_waiting):
+    items = {"a": None}
+    other = FrozenCache(tmp_path, items)
+    is_locked = threading.Event()
 
     def compute_slowly():
         with other.lock():
-            started.set()
-            assert asked.wait(10)
-            other.write(0, [Output("a", np.ones((1, 2), np.float16))])
+            is_locked.set()
+            assert is_waiting.wait(10)
+            other.write(0, [OUTPUT])
 
-    started = threading.Event()
     thread = threading.Thread(target=compute_slowly)
     thread.start()
-    assert started.wait(10)
+    assert is_locked.wait(10)
+
     cache = FrozenCache(tmp_path, items)
     compute_missing(cache, lambda names: pytest.fail("it is there by now"), 1)
+
     thread.join()
     assert cache.missing == []
 
 
 # Evaluation
 
-SETS = """
-sets:
-  names: {protocol: zero_shot, modality: image, shards: squares.tar, at: [1, 2]}
-  labels: {protocol: head, modality: image, shards: squares.tar, head: colours}
-"""
-HEADS = {"colours": {"kind": "classifier", "on": "image", "pool": "cls", "hidden_ratio": 0, "labels": list(COLOURS)}}
+HEAD = {
+    "kind": "classifier",
+    "on": "image",
+    "pool": "cls",
+    "hidden_ratio": 0,
+    "labels": list(COLOURS),
+}
+PICTURES = {"modality": "image", "shards": "squares.tar"}
+EVALUATION = {
+    "sets": {
+        "names": {"protocol": "zero_shot", "at": [1, 2], **PICTURES},
+        "labels": {"protocol": "head", "head": "colours", **PICTURES},
+    }
+}
 
 
 @pytest.fixture(scope="module")
 def measured(root, tmp_path_factory):
-    """A recipe with an evaluation, and the model that it has trained."""
+    """Folder of a recipe with an evaluation, and of the model that it has trained."""
     folder = tmp_path_factory.mktemp("measured")
-    (folder / "sets.yaml").write_text(SETS)
-    wanted = recipe(
+    write_config(EVALUATION, folder / "sets.yaml")
+    recipe = make_recipe(
         root,
         folder / "run",
         steps=2,
-        model={**MODEL, "heads": HEADS},
+        model={**MODEL, "heads": {"colours": HEAD}},
         data={"train": [source(targets=["label"])]},
         objective={"contrastive": {}, "classification/image": {"head": "colours"}},
         evaluate={"recipe": str(folder / "sets.yaml")},
     )
-    write_config(wanted, folder / "recipe.yaml")
-    loop.train(wanted)
+    write_config(recipe, folder / "recipe.yaml")
+    loop.train(recipe)
     return folder
 
 
-def scores_of(folder, notes):
-    """Scores of the trained model; the number of pictures that this process decodes is noted."""
+def note_scores(folder, notes):
+    """Scores of the trained model, and the number of pictures that this process decodes."""
     decode = ImageProcessor.decode
-    decoded = []
+    pictures = []
 
-    def noted(self, item):
-        decoded.append(1)
+    def decode_and_note(self, item):
+        pictures.append(item)
         return decode(self, item)
 
-    ImageProcessor.decode = noted
-    try:
-        with parallel.group(torch.device("cpu")):
-            embedder = load(folder / "run" / "model", device="cpu")
-            scores = evaluation(read_recipe(folder / "recipe.yaml"))(embedder.module, embedder.processors)
-            (notes / str(parallel.rank())).write_text(json.dumps([scores, len(decoded)]))
-    finally:
-        ImageProcessor.decode = decode
+    with pytest.MonkeyPatch.context() as patch, parallel.group(CPU):
+        patch.setattr(ImageProcessor, "decode", decode_and_note)
+        embedder = load(folder / "run" / "model", device="cpu")
+        scores = evaluation(read_recipe(folder / "recipe.yaml"))(embedder.module, embedder.processors)
+        content = json.dumps([scores, len(pictures)])
+        (notes / str(parallel.rank())).write_text(content)
 
 
-def test_evaluation_is_shared_and_every_process_has_the_scores_of_one(measured, tmp_path):
-    scores_of(measured, tmp_path)
-    expected, whole = json.loads((tmp_path / "0").read_text())
-    start(2, scores_of, measured, tmp_path)
-    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
-    assert first[0] == second[0] == expected
+def read_scores(notes, rank):
+    return json.loads((notes / str(rank)).read_text())
+
+
+def test_processes_share_evaluation(measured, tmp_path):
+    """Each has the scores of one process."""
+    note_scores(measured, tmp_path)
+    expected, num_pictures = read_scores(tmp_path, rank=0)
     assert {name.partition("/")[0] for name in expected} == {"names", "labels"}
-    assert first[1] == second[1] == whole / 2
+
+    start(2, note_scores, measured, tmp_path)
+
+    for rank in range(2):
+        assert read_scores(tmp_path, rank) == [expected, num_pictures / 2]
 
 
-def encode_with_a_broken_item(folder):
+def share_out_broken_item(folder):
     """Item 3, of the second process, fails."""
 
-    def compute(items):
+    def double(items):
         if 3 in items:
             raise UserError("item 3 is broken")
         return [2 * item for item in items]
 
-    with parallel.group(torch.device("cpu")):
-        assert share_out(compute, [0, 1, 2]) == [0, 2, 4]
-        assert share_out(compute, []) == []
+    with parallel.group(CPU):
+        assert share_out(double, [0, 1, 2]) == [0, 2, 4]
+        assert share_out(double, []) == []
         with pytest.raises(UserError, match="item 3 is broken"):
-            share_out(compute, [0, 1, 2, 3])
+            share_out(double, [0, 1, 2, 3])
         (folder / str(parallel.rank())).touch()
 
 
-def test_an_item_that_fails_in_one_process_fails_in_all(tmp_path):
-    start(2, encode_with_a_broken_item, tmp_path)
+def test_failing_item_fails_in_all_processes(tmp_path):
+    start(2, share_out_broken_item, tmp_path)
+
     assert len(list(tmp_path.iterdir())) == 2

@@ -3,36 +3,42 @@
 import pytest
 import torch
 from support.processes import start
-from support.training import recipe
 from torch import nn
 
 from onepeace.train import build, parallel
 from onepeace.train.sections import RunConfig
 
+CPU = torch.device("cpu")
+
 
 def decide(folder):
-    """Only the first process has a fast device, then only the others have one."""
-    with parallel.group(torch.device("cpu")):
+    """Only the first process has a fast device, then only the second has one."""
+    with parallel.group(CPU):
         is_first = parallel.rank() == 0
         answers = [parallel.first_decides(is_first), parallel.first_decides(not is_first)]
         (folder / f"{parallel.rank()}").write_text(str(answers))
 
 
-def test_processes_take_the_answer_of_the_first(tmp_path):
+def test_processes_take_answer_of_first(tmp_path):
     start(2, decide, tmp_path)
-    assert {path.read_text() for path in tmp_path.iterdir()} == {"[True, False]"}
+
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["[True, False]", "[True, False]"]
 
 
-@pytest.mark.parametrize(("precision", "fast", "bfloat16"), [
-    ("auto", True, True),
-    ("auto", False, False),
-    ("float32", True, False),
-    ("bfloat16", False, True),
-])  # fmt: skip
-def test_precision_auto_is_that_of_the_device(monkeypatch, tmp_path, precision, fast, bfloat16):
-    monkeypatch.setattr(build, "bfloat16_is_fast", lambda device: fast and device.type == "cuda")
-    wanted = recipe(tmp_path, tmp_path, run={"precision": precision})
-    assert build.computes_in_bfloat16(wanted, torch.device("cuda")) == bfloat16
+@pytest.mark.parametrize(
+    ("precision", "is_fast", "uses_bfloat16"),
+    [
+        ("auto", True, True),
+        ("auto", False, False),
+        ("float32", True, False),
+        ("bfloat16", False, True),
+    ],
+)
+def test_precision_auto_is_that_of_device(small_recipe, monkeypatch, precision, is_fast, uses_bfloat16):
+    monkeypatch.setattr(build, "bfloat16_is_fast", lambda device: is_fast and device.type == "cuda")
+    recipe = small_recipe(run={"precision": precision})
+
+    assert build.computes_in_bfloat16(recipe, torch.device("cuda")) == uses_bfloat16
 
 
 class WithPositions(nn.Module):
@@ -45,11 +51,10 @@ class WithPositions(nn.Module):
 
 
 def shard_with_positions():
-    with parallel.group(torch.device("cpu")):
+    with parallel.group(CPU):
         with torch.device("cpu" if parallel.rank() == 0 else "meta"):
             module = WithPositions()
-        run = RunConfig(out="", parallel="fsdp")
-        parallel.parallelize(module, [module.layer], run, torch.device("cpu"))
+        parallel.parallelize(module, [module.layer], RunConfig(out="", parallel="fsdp"), CPU)
         assert module.positions.tolist() == [0, 1, 2, 3]
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from support.clips import plain_video
 from support.random_model import ADAPTERS, save_random_model
-from support.training import recipe
+from support.training import make_recipe
 
 from onepeace.config import ModelConfig
 from onepeace.data.augment import make_augments
@@ -18,95 +18,175 @@ from onepeace.processors import VideoProcessor
 from onepeace.train.initial_weights import make_model
 from onepeace.train.model_config import make_config
 
-HEAD = {"kind": "classifier", "on": "video", "pool": "cls", "hidden_ratio": 0, "labels": ["run", "sit"]}
+LABELS = ["run", "sit"]
+HEAD = {"kind": "classifier", "on": "video", "pool": "cls", "hidden_ratio": 0, "labels": LABELS}
 
 
-def test_model_of_frames_starts_from_one_of_pictures(tmp_path, caplog):
-    start = save_random_model(tmp_path / "start")
-    model = {"from": str(start), "modalities": ["video"], "projections": [], "copy": {"video": "image"},
-             "adapters": {"video": {"frames": 2}}, "heads": {"classifier": HEAD}, "bias_per_block": True}  # fmt: skip
-    data = {"train": [{"shards": "x.tar", "pair": ["video"], "targets": ["label"]}]}
-    made = recipe(tmp_path, tmp_path / "run", model=model, data=data, processors={}, objective={"classification": {}})
-    config = make_config(made)
-    assert config.model.adapters == {"video": {**ADAPTERS["image"], "frames": 2}}
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The folder of a model of pictures, which a training of videos starts from."""
+    return save_random_model(tmp_path_factory.mktemp("pictures") / "model")
+
+
+@pytest.fixture
+def video_recipe(pictures, tmp_path):
+    model = {
+        "from": str(pictures),
+        "modalities": ["video"],
+        "projections": [],
+        "copy": {"video": "image"},
+        "adapters": {"video": {"frames": 2}},
+        "heads": {"classifier": HEAD},
+        "bias_per_block": True,
+    }
+    return make_recipe(
+        tmp_path,
+        tmp_path / "run",
+        model=model,
+        data={"train": [{"shards": "x.tar", "pair": ["video"], "targets": ["label"]}]},
+        processors={},
+        objective={"classification": {}},
+    )
+
+
+def test_video_adapter_has_options_of_image(video_recipe, caplog):
     caplog.set_level("INFO", "onepeace")
-    own, given = make_model(made, config).state_dict(), weights.read_state(start)
-    options = ", ".join(f"{name}={value}" for name, value in ADAPTERS["image"].items())
-    assert f"and options of its adapter ({options})" in caplog.text
-    fresh = set()
-    for name, tensor in own.items():
+
+    config = make_config(video_recipe)
+    make_model(video_recipe, config)
+
+    assert config.model.adapters == {"video": {**ADAPTERS["image"], "frames": 2}}
+    for name, value in ADAPTERS["image"].items():
+        assert f"{name}={value}" in caplog.text
+
+
+def test_video_weights_are_those_of_image(video_recipe, pictures):
+    image_weights = weights.read_state(pictures)
+
+    video_weights = make_model(video_recipe, make_config(video_recipe)).state_dict()
+
+    for name, tensor in video_weights.items():
+        if "clips" in name or "time_embed" in name or name.startswith("heads."):
+            continue  # pictures have no such thing
         twin = name.replace(".video.", ".image.").replace("bias_tables.1", "bias_tables.0")
-        if twin in given:
-            assert torch.equal(tensor, given[twin]), name
-        else:
-            fresh.add(name.split(".")[2] if name.startswith(("adapters", "blocks")) else name.split(".")[0])
-    assert fresh == {"clips", "time_embed", "heads"}
+        assert torch.equal(tensor, image_weights[twin]), name
+
+
+PLAIN = {
+    "frames": 2,
+    "size": 40,
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1 / 255, 1 / 255, 1 / 255],
+}
 
 
 class Ramps(VideoProcessor):
     """Clips of two equal frames, whose pixels tell their places."""
 
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.loaded_at = []
+
     def load_clip(self, item, place=0.5):
-        self.place = place
-        pixels = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
-        return [Image.fromarray(np.stack([pixels % 256, pixels // 60, pixels % 60], -1).astype(np.uint8))] * 2
+        self.loaded_at.append(place)
+        numbers = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
+        pixels = np.stack([numbers % 256, numbers // 60, numbers % 60], -1)
+        return [Image.fromarray(pixels.astype(np.uint8))] * 2
 
 
-def test_frames_of_a_clip_are_varied_alike_and_clips_are_drawn_from_the_whole_video():
-    augment, processor = (
-        make_augments({"video": {"crop_scale": [0.2, 0.5], "flip": True, "color": 0.3}})["video"],
-        Ramps(),
-    )
-    clips, places = [], []
+def varied_clips(processor):
+    """Pixels (8, T, 3, H, W) of eight variants of a video."""
+    augments = make_augments({"video": {"crop_scale": [0.2, 0.5], "flip": True, "color": 0.3}})
+    augment = augments["video"]
+    clips = []
     for seed in range(8):
         clip, _ = augment.vary("a.mp4", "", processor, np.random.default_rng(seed), None)
         clips.append(clip)
-        places.append(processor.place)
-    pixels = augment.collate(clips, processor)["pixels"]
+    return augment.collate(clips, processor)["pixels"]
+
+
+def test_frames_of_clip_are_varied_alike():
+    pixels = varied_clips(Ramps())
+
     assert pixels.shape == (8, 2, 3, 256, 256)
     assert torch.equal(pixels[:, 0], pixels[:, 1])
-    assert len({float(each.mean()) for each in pixels}) == 8
-    assert 0 <= min(places) < 0.3 < 0.7 < max(places) <= 1
+    assert len({float(clip.mean()) for clip in pixels}) == 8
 
 
-def test_views_of_a_video_are_cuts_of_clips():
+def test_varied_clips_are_from_whole_video():
+    processor = Ramps()
+
+    varied_clips(processor)
+
+    assert 0 <= min(processor.loaded_at) < 0.3
+    assert 0.7 < max(processor.loaded_at) <= 1
+
+
+def test_views_of_video_are_cuts_of_clips():
     """Pixels tell their columns: 40 x 60 is cut to its left, middle and right squares."""
-    places = []
+    processor = Ramps(**PLAIN, clips=3, crops=3)
 
-    class Placed(Ramps):
-        def load_clip(self, item, place=0.5):
-            places.append(place)
-            return super().load_clip(item, place)
+    views = processor.views("a.mp4")
 
-    plain = {"frames": 2, "size": 40, "mean": [0.0] * 3, "std": [1 / 255] * 3}
-    views = Placed(**plain, clips=3, crops=3).views("a.mp4")
     assert [view.shape for view in views] == [(2, 3, 40, 40)] * 9
-    assert places == [0.0, 0.5, 1.0]
-    assert [round(view[0, 2, 0, 0].item()) for view in views] == [0, 10, 20] * 3
-    (one,) = Placed(**plain).views("a.mp4")
-    assert torch.equal(one, Placed(**plain).decode("a.mp4"))
-    assert places[-2:] == [0.5, 0.5]
-    made = Placed(**plain, clips=3, crops=3)
-    assert VideoProcessor.from_config(made.settings).settings == made.settings
-    with pytest.raises(UserError, match="several crops need resize: crop; it is squash"):
+    assert processor.loaded_at == [0.0, 0.5, 1.0]
+    first_columns = [round(view[0, 2, 0, 0].item()) for view in views]
+    assert first_columns == [0, 10, 20] * 3
+
+
+def test_single_view_of_video_is_that_of_decode():
+    processor = Ramps(**PLAIN)
+
+    (view,) = processor.views("a.mp4")
+
+    assert torch.equal(view, processor.decode("a.mp4"))
+    assert processor.loaded_at == [0.5, 0.5]
+
+
+def test_number_of_views_is_stored():
+    settings = VideoProcessor(**PLAIN, clips=3, crops=2).settings
+    assert VideoProcessor.from_config(settings).settings == settings
+    assert (settings["clips"], settings["crops"]) == (3, 2)
+
+
+def test_several_crops_need_resize_by_crop():
+    with pytest.raises(UserError, match="crops need resize: crop"):
         VideoProcessor(crops=3, resize="squash")
 
 
-def test_a_head_averages_its_outputs_over_the_views_of_each_video(tmp_path):
-    options = {"patch_size": 16, "grid": 2, "bias_grid": 2, "frames": 2}
-    head = {**HEAD, "pool": "mean", "num_classes": 2}
-    model = ModelConfig(32, 16, 1, 4, 48, 1.0, init_std=0.3, adapters={"video": options}, heads={"acts": head})
-    module = OnePeace(model).eval()
+@pytest.fixture
+def classifier():
+    """A model of clips of two frames with one head, in eval mode."""
+    config = ModelConfig(
+        dim=32,
+        embed_dim=16,
+        depth=1,
+        num_heads=4,
+        ffn_dim=48,
+        layer_scale=1.0,
+        init_std=0.3,
+        adapters={"video": {"patch_size": 16, "grid": 2, "bias_grid": 2, "frames": 2}},
+        heads={"acts": {**HEAD, "pool": "mean", "num_classes": 2}},
+    )
+    return OnePeace(config).eval()
+
+
+def test_prediction_is_mean_over_views_of_video(classifier, tmp_path):
     processor = VideoProcessor(frames=2, stride=2, size=32, clips=3, crops=2)
-    paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
-    for path, level in zip(paths, (20, 5), strict=True):
-        path.write_bytes(plain_video(9, level=level))
-    found = Embedder(module, {"video": processor}).predict(paths, top=2)
-    for path, result in zip(paths, found, strict=True):
+    paths = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    paths[0].write_bytes(plain_video(9, level=20))
+    paths[1].write_bytes(plain_video(9, level=5))
+
+    results = Embedder(classifier, {"video": processor}).predict(paths, top=2)
+
+    for path, result in zip(paths, results, strict=True):
+        assert len(result["labels"]) == 2
         views = torch.stack(processor.views(path))
         assert len(views) == 6
         with torch.no_grad():
-            logits = module.predict({"video": {"pixels": views}}, head="acts")
+            logits = classifier.predict({"video": {"pixels": views}}, head="acts")
         assert (logits[0] - logits[-1]).abs().max() > 1e-3
-        wanted = dict(zip(HEAD["labels"], logits.mean(0).softmax(0).tolist(), strict=True))
-        assert {one["label"]: one["score"] for one in result["labels"]} == pytest.approx(wanted, abs=1e-5)
+        scores = logits.mean(0).softmax(0).tolist()
+        for entry in result["labels"]:
+            expected = scores[LABELS.index(entry["label"])]
+            assert entry["score"] == pytest.approx(expected, abs=1e-5)
