@@ -26,10 +26,11 @@ os.environ["ONEPEACE_CACHE"] = _CACHE.name
 def pytest_collection_modifyitems(items):
     # The files that take longest first, so that no process is left alone with one at the end.
     items.sort(key=lambda item: item.path.parent.name not in ("tests", "train", "recipes", "export"))
+    has_gpu = torch.cuda.is_available() or "ONEPEACE_GPU_TESTS" in os.environ
     for item in items:
         if "shared" in item.fixturenames:
             item.add_marker("shared")
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available() and "ONEPEACE_GPU_TESTS" not in os.environ:
+        if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
@@ -53,11 +54,11 @@ def samples() -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """A folder beside the checkout (or $ONEPEACE_SHARED) with data too large for the repository."""
-    given = os.environ.get("ONEPEACE_SHARED")
-    folder = Path(given) if given else ROOT.parent / "shared"
+    path = os.environ.get("ONEPEACE_SHARED")
+    folder = Path(path or ROOT.parent / "shared")
     if not folder.is_dir():
-        if given:
-            pytest.fail(f"ONEPEACE_SHARED={given} is not a folder")
+        if path:
+            pytest.fail(f"ONEPEACE_SHARED={path} is not a folder")
         pytest.skip("needs the folder ../shared beside the checkout (or $ONEPEACE_SHARED)")
     return folder
 
@@ -92,7 +93,8 @@ def command(random_folder, capsys):
     """Runs a command in this process, with that model unless told another: (exit code, stdout, stderr)."""
 
     def run(*arguments, model=random_folder):
-        code = main([str(argument) for argument in (*arguments, "--model", model, "--device", "cpu")])
+        arguments = (*arguments, "--model", model, "--device", "cpu")
+        code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return run

@@ -128,7 +128,8 @@ def test_videos_are_skipped(run_model, cat):
 def damaged_mp3():
     """An MP3 with a hole, about which libmpg123 prints notes of its own."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 32000), 16000, format="MP3")
+    noise = np.random.default_rng(0).normal(0, 0.1, 32000)
+    soundfile.write(buffer, noise, 16000, format="MP3")
     sound = buffer.getvalue()
     return sound[:2000] + bytes(1500) + sound[3500:]
 

@@ -34,7 +34,14 @@ def fake_command(body: str, *arguments: str) -> list[str]:
 
 def run_process(command, stdout=subprocess.PIPE, **environment) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "", **environment}
-    return subprocess.run(command, text=True, stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False)
+    return subprocess.run(
+        command,
+        text=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=environment,
+        check=False,
+    )
 
 
 @pytest.fixture

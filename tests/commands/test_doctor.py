@@ -46,7 +46,9 @@ def test_modules_are_those_of_requirements():
 def test_this_installation_is_sound(run):
     out = run("doctor").out
     assert out.endswith("all requirements work\n")
-    rows = {line[:20].strip(): line[20:] for line in out.splitlines()}
+    rows = {}
+    for line in out.splitlines():
+        rows[line[:20].strip()] = line[20:]
     assert "threads" in rows["cpu"]
     for package in doctor.requirements()[""]:
         assert rows[package].strip()[0].isdigit()

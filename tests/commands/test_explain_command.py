@@ -56,7 +56,8 @@ def test_png_of_a_picture_and_of_a_sound(run_model, dog, bark, tmp_path):
     drawn = Image.open(tmp_path / "maps" / "dog.jpg.png")
     assert drawn.format == "PNG"
     plain = Image.open(dog)
-    assert drawn.width / drawn.height == pytest.approx(plain.width / plain.height, abs=0.02)
+    aspect = drawn.width / drawn.height
+    assert aspect == pytest.approx(plain.width / plain.height, abs=0.02)
     resized = np.asarray(plain.convert("RGB").resize(drawn.size), dtype=float)
     assert np.abs(np.asarray(drawn, dtype=float) - resized).mean() > 10
     assert Image.open(tmp_path / "maps" / "dog.ogg.png").width == WIDTH
@@ -70,7 +71,8 @@ def test_folder_gets_a_png_of_each_file_that_can_be_read(run_model, dog, cat, tm
     (folder / "broken.jpg").write_bytes(dog.read_bytes()[:1000])
     (folder / "note.txt").write_text("a dog")
 
-    out, err = run_model("explain", folder, "--text", "a dog", "--draw", tmp_path / "maps", "--json", code=1)
+    options = ("--text", "a dog", "--draw", tmp_path / "maps", "--json")
+    out, err = run_model("explain", folder, *options, code=1)
 
     paths = {json.loads(line)["path"] for line in out.splitlines()}
     assert paths == {str(folder / "cat.jpg"), str(folder / "dog.jpg")}
@@ -108,7 +110,8 @@ def brightness(picture):
 
 def test_map_covers_its_area_and_is_brightest_at_its_largest_value():
     picture = Image.new("RGB", (80, 40), (128, 128, 128))
-    light = brightness(over_picture(picture, np.array([[0.0, 1.0], [0.0, 0.0]]), area=(0.25, 0, 0.75, 1)))
+    values = np.array([[0.0, 1.0], [0.0, 0.0]])
+    light = brightness(over_picture(picture, values, area=(0.25, 0, 0.75, 1)))
     assert (light[:, :20] == 3 * 128).all()
     assert (light[:, 60:] == 3 * 128).all()
     row, column = np.unravel_index(light.argmax(), light.shape)
@@ -132,5 +135,6 @@ def test_time_line():
 
 def test_heat_is_interpolated_between_frames():
     frames = np.array([[0.0, 1.0], [1.0, 2.0]])
-    heat = heat_at(np.array([0.1, 0.5, 1.0, 1.9]), frames, np.array([3.0, 5.0]))
+    moments = np.array([0.1, 0.5, 1.0, 1.9])
+    heat = heat_at(moments, frames, values=np.array([3.0, 5.0]))
     assert heat.tolist() == [0, 0, 0.5, 1]

@@ -11,8 +11,9 @@ def export(run, random_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("onepeace.export.folder.load", None)
 
     def call(*options, code=1):
-        (line,) = run("export", random_folder, "-o", tmp_path / "out", *options, code=code).err.splitlines()
-        assert not (tmp_path / "out").exists()
+        out = tmp_path / "out"
+        (line,) = run("export", random_folder, "-o", out, *options, code=code).err.splitlines()
+        assert not out.exists()
         return line
 
     return call

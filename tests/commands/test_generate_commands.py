@@ -82,7 +82,8 @@ def test_caption_by_a_model_of_vectors_is_refused(run, cat):
 
 def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(run_model, tmp_path, caplog):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16 * 16000), 16000)
+    noise = np.random.default_rng(0).normal(0, 0.1, 16 * 16000)
+    soundfile.write(tmp_path / "long.wav", noise, 16000)
     shutil.copy(TWO_SCENES, tmp_path / "trip.webm")
 
     out, err = run_model("caption", tmp_path, "--json", model="tiny-captions")
@@ -104,7 +105,8 @@ def test_answer_is_free(generate, cat):
 
 
 def test_answer_is_one_of_several(generate, cat):
-    answer = json.loads(generate("answer", cat, "--question", "what?", "--labels", "a cat, a bus", "--json").out)
+    options = ("--question", "what?", "--labels", "a cat, a bus", "--json")
+    answer = json.loads(generate("answer", cat, *options).out)
     scores = answer["scores"]
     assert set(scores) == {"a cat", "a bus"}
     assert answer["answer"] == max(scores, key=scores.get)
@@ -143,12 +145,15 @@ def test_ground_draws_the_box(generate, pictures, tmp_path, monkeypatch):
 def test_ground_refuses_wrong_usage(generate, cat, tmp_path, monkeypatch, text, folder, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "afile").touch()
-    assert generate("ground", cat, "--text", text, "--draw", folder, code=2).err.startswith(f"onepeace: {message}")
+    err = generate("ground", cat, "--text", text, "--draw", folder, code=2).err
+    assert err.startswith(f"onepeace: {message}")
 
 
 def test_drawings_of_files_of_one_name_are_kept_apart(tmp_path):
     drawings = Drawings(tmp_path / "out")
     picture = Image.new("RGB", (4, 4))
-    names = [drawings.save(picture, tmp_path / path).name for path in ("a/x.jpg", "b/x.jpg", "x.png", "x.jpg")]
+    names = []
+    for path in ("a/x.jpg", "b/x.jpg", "x.png", "x.jpg"):
+        names.append(drawings.save(picture, tmp_path / path).name)
     assert names == ["x.jpg.png", "x.jpg-2.png", "x.png.png", "x.jpg-3.png"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)

@@ -90,7 +90,10 @@ def test_update_says_what_moved_and_what_is_gone(run_index, built, folder):
 
 def test_stats_count_files_and_vectors(run_index, built):
     out, err = run_index("stats", built)
-    rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines())
+    rows = {}
+    for line in out.splitlines():
+        name, value = re.split(r" {2,}", line, maxsplit=1)
+        rows[name] = value
     assert err == []
     assert rows["files"] == "1 audio, 2 image, 1 text"
     assert rows["vectors"] == "6"
@@ -186,8 +189,10 @@ def test_silence_is_a_problem_of_a_file_that_is_indexed(run_index, index, tmp_pa
     ],
 )
 def test_error_is_one_line(run_index, folder, index, arguments, code, word):
-    verb, *arguments = [text.replace("FOLDER", str(folder)).replace("INDEX", str(index)) for text in arguments]
-    out, (line,) = run_index(verb, *arguments, code=code)
+    paths = []
+    for argument in arguments[1:]:
+        paths.append(argument.replace("FOLDER", str(folder)).replace("INDEX", str(index)))
+    out, (line,) = run_index(arguments[0], *paths, code=code)
     assert out == ""
     assert word in line
     assert not index.exists()

@@ -59,8 +59,9 @@ def test_rank_raw_is_the_cosine(search, model):
     scores = [hit["score"] for hit in hits]
     assert scores == sorted(scores, reverse=True)
     assert hits[0]["match"] is None
+    picture = model.encode_image([hits[0]["path"]])
     query = model.encode_text(["words in no name"])
-    expected = model.similarity(model.encode_image([hits[0]["path"]]), query).item()
+    expected = model.similarity(picture, query).item()
     assert scores[0] == pytest.approx(expected, abs=2e-5)
 
 
@@ -147,8 +148,13 @@ def hit_with(match):
     return Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0)
 
 
+def table_of_one_hit(match, relevant):
+    results = Results((hit_with(match),), compared=1, relevant=relevant)
+    return table(results, QUERY, is_filtered=False).splitlines()
+
+
 def test_table_of_cosines():
-    lines = table(Results((hit_with(None),), 1, None), QUERY, is_filtered=False).splitlines()
+    lines = table_of_one_hit(match=None, relevant=None)
     assert [line.split() for line in lines] == [
         ["rank", "cosine", "kind", "at", "path"],
         ["1", "0.250", "audio", "1:15", "/a.ogg"],
@@ -156,7 +162,7 @@ def test_table_of_cosines():
 
 
 def test_table_of_matches_says_that_nothing_is_relevant():
-    first, header, row = table(Results((hit_with(0.5),), 1, relevant=False), QUERY, is_filtered=False).splitlines()
+    first, header, row = table_of_one_hit(match=0.5, relevant=False)
     assert first.startswith("nothing relevant")
     assert header.split()[1] == "match"
     assert row.split()[1:3] == ["unlikely", "0.50"]
@@ -213,7 +219,8 @@ def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(run):
 
 def test_broken_files_are_listed_and_the_others_found(mixed, run_model):
     folder, real_files, broken_files = mixed
-    out, err = run_model("search", folder, "--text", "a dog", "--json", "--no-index", "--top", "99", code=1)
+    options = ("--text", "a dog", "--json", "--no-index", "--top", "99")
+    out, err = run_model("search", folder, *options, code=1)
     paths = {json.loads(line)["path"] for line in out.splitlines()}
     assert paths <= {str(path) for path in real_files}
     for name, reason in broken_files.items():
@@ -300,7 +307,8 @@ def test_index_of_ones_own_is_not_removed_as_a_whole(run, run_model, folder, tmp
     ],
 )
 def test_usage_error_names_the_option(run, index, samples, arguments, word):
-    out, err = run("search", index, *(text.replace("FOLDER", str(samples)) for text in arguments), code=2)
+    arguments = [argument.replace("FOLDER", str(samples)) for argument in arguments]
+    out, err = run("search", index, *arguments, code=2)
     assert out == ""
     assert err.count("\n") == 1
     assert word in err

@@ -87,7 +87,7 @@ def test_members_are_those_the_readme_names(out, shards):
         assert fields == {"captions": ["a dog"], "label": None, "source": "t.csv line 2"}
         assert tar.extractfile("set_00000000.txt").read() == b"a dog"
         for member in tar:
-            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+            assert not any([member.mtime, member.uid, member.gid, member.uname, member.gname])
 
 
 def test_equal_input_in_another_folder_gives_equal_bytes(home, out, shards, run, tmp_path):
@@ -294,7 +294,8 @@ def test_writer_ends_a_shard_before_it_is_too_large(tmp_path):
     with new_shards(tmp_path, "x", max_bytes=10) as writer:
         for i, size in enumerate((6, 4, 1, 30, 1)):
             writer.write(f"k{i}", {"jpg": bytes(size)}, ["c"])
-    assert [len(members(path)) // 3 for path in writer.paths] == [2, 1, 1, 1]
+    num_samples = [len(members(path)) // 3 for path in writer.paths]
+    assert num_samples == [2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("key", ["a.b", "a/b", "k" * 96])

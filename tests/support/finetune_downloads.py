@@ -15,14 +15,15 @@ def coco_photographs(split, *numbers):
 
 def vqa_split(split, rows):
     """`rows` are (question id, picture, question, the answer of most people, ten answers)."""
-    questions = [{"question_id": key, "image_id": image, "question": text} for key, image, text, _, _ in rows]
-    annotations = [
-        {
-            "question_id": key, "image_id": image, "multiple_choice_answer": most, "question_type": "what",
-            "answer_type": "other", "answers": [{"answer": text, "answer_id": i} for i, text in enumerate(answers, 1)],
-        }
-        for key, image, _, most, answers in rows
-    ]  # fmt: skip
+    questions = []
+    annotations = []
+    for key, image, question, most, answers in rows:
+        ids = {"question_id": key, "image_id": image}
+        questions.append({**ids, "question": question})
+        annotations.append({
+            **ids, "multiple_choice_answer": most, "question_type": "what", "answer_type": "other",
+            "answers": [{"answer": text, "answer_id": number} for number, text in enumerate(answers, 1)],
+        })  # fmt: skip
     return {
         f"v2_OpenEnded_mscoco_{split}_questions.json": {"questions": questions},
         f"v2_mscoco_{split}_annotations.json": {"annotations": annotations},
@@ -31,36 +32,37 @@ def vqa_split(split, rows):
 
 def vqav2():
     """Two questions about one picture, a third about another that is not there, and one of validation."""
+    ten_answers = ["net"] * 4 + ["the net", "Net."] + ["netting"] * 3 + ["rope"]
+    questions = [
+        (9000, 9, " What is  this?", "net", ten_answers),
+        (9001, 9, "How many?", "two", ["two"] * 2 + ["2"] + ["3"] * 7),
+        (30000, 30, "Who?", "man", ["man"] * 10),
+    ]
     return {
         **coco_photographs("train2014", 9, 25),
         **coco_photographs("val2014", 42),
-        **vqa_split(
-            "train2014",
-            [
-                (9000, 9, " What is  this?", "net", ["net"] * 4 + ["the net", "Net."] + ["netting"] * 3 + ["rope"]),
-                (9001, 9, "How many?", "two", ["two"] * 2 + ["2"] + ["3"] * 7),
-                (30000, 30, "Who?", "man", ["man"] * 10),
-            ],
-        ),
+        **vqa_split("train2014", questions),
         **vqa_split("val2014", [(42000, 42, "Which?", "net", ["net"] * 10)]),
     }
 
 
 def nlvr2():
-    rows = {
-        "train": [("train-7-0-0", "True"), ("train-8-1-0", "False")],
-        "dev": [("dev-850-0-1", "False"), ("dev-850-1-0", "True")],
+    """Two statements about pairs of pictures in each split; a picture of the second is not there."""
+    labels_by_split = {
+        "train": {"train-7-0-0": "True", "train-8-1-0": "False"},
+        "dev": {"dev-850-0-1": "False", "dev-850-1-0": "True"},
     }
-    files = {
-        f"data/{split}.json": lines(
-            *(json.dumps({"identifier": key, "label": label, "sentence": f"It is  {key}."}) for key, label in of_split)
-        )
-        for split, of_split in rows.items()
-    }
-    names = [f"{key.rpartition('-')[0]}-img{i}" for of in rows.values() for key, _ in of for i in (0, 1)]
-    pictures = {f"images/{name}.png": picture(i, (40, 30)) for i, name in enumerate(names)}
-    del pictures["images/train-8-1-img1.png"]
-    return {**files, **pictures}
+    files = {}
+    for split, labels in labels_by_split.items():
+        rows = []
+        for key, label in labels.items():
+            rows.append(json.dumps({"identifier": key, "label": label, "sentence": f"It is  {key}."}))
+            for name in ("img0", "img1"):
+                path = f"images/{key.rpartition('-')[0]}-{name}.png"
+                files[path] = picture(len(files), (40, 30))
+        files[f"data/{split}.json"] = lines(*rows)
+    del files["images/train-8-1-img1.png"]
+    return files
 
 
 def snli_ve():
@@ -72,37 +74,38 @@ def snli_ve():
             "sentence1": f"A dog  in picture {picture}.", "sentence2": statement,
         })  # fmt: skip
 
-    statements = [("entailment", "An animal."), ("contradiction", "A cat."), ("neutral", "It is  happy.")]
     return {
         "snli_ve_train.jsonl": lines(
-            *(row(7, i, *statement) for i, statement in enumerate(statements)), row(8, 0, "neutral", "Gone.")
+            row(7, 0, "entailment", "An animal."),
+            row(7, 1, "contradiction", "A cat."),
+            row(7, 2, "neutral", "It is  happy."),
+            row(8, 0, "neutral", "Gone."),
         ),
         "snli_ve_dev.jsonl": lines(row(9, 0, "entailment", "A dog.")),
-        **{f"flickr30k-images/{number}.jpg": picture(number, (60, 40)) for number in (7, 9)},
+        "flickr30k-images/7.jpg": picture(7, (60, 40)),
+        "flickr30k-images/9.jpg": picture(9, (60, 40)),
     }
 
 
 def refer(folder, splits, by="unc", protocol=2):
     """One photograph in each split, in which two expressions name a dog, as the pickle that is public."""
-    refs = [
-        {
-            "ref_id": i, "ann_id": 100 + i, "image_id": 9 + i, "category_id": 1, "split": split, "sent_ids": [2 * i],
-            "sentences": [{"sent_id": 2 * i + j, "sent": f"the {split}  dog {j}", "tokens": []} for j in (0, 1)],
-        }
-        for i, split in enumerate(splits)
-    ]  # fmt: skip
-    numbers = [ref["image_id"] for ref in refs]
+    refs = []
+    images = []
+    annotations = []
+    for i, split in enumerate(splits):
+        image = 9 + i
+        sentences = [{"sent_id": 2 * i + j, "sent": f"the {split}  dog {j}", "tokens": []} for j in (0, 1)]
+        refs.append({
+            "ref_id": i, "ann_id": 100 + i, "image_id": image, "category_id": 1, "split": split,
+            "sent_ids": [2 * i], "sentences": sentences,
+        })  # fmt: skip
+        images.append({"id": image, "width": 60, "height": 40})
+        annotations.append({"id": 100 + i, "image_id": image, "category_id": 1, "bbox": [6 * i, 4, 30, 20]})
+    categories = [{"id": 1, "name": "dog"}]
     return {
         f"{folder}/refs({by}).p": pickle.dumps(refs, protocol),
-        f"{folder}/instances.json": {
-            "images": [{"id": number, "width": 60, "height": 40} for number in numbers],
-            "categories": [{"id": 1, "name": "dog"}],
-            "annotations": [
-                {"id": 100 + i, "image_id": number, "category_id": 1, "bbox": [6 * i, 4, 30, 20]}
-                for i, number in enumerate(numbers)
-            ],
-        },
-        **coco_photographs("train2014", *numbers),
+        f"{folder}/instances.json": {"images": images, "categories": categories, "annotations": annotations},
+        **coco_photographs("train2014", *(image["id"] for image in images)),
     }
 
 
@@ -118,21 +121,22 @@ def refcocog():
     return refer("refcocog", ("train", "val", "test"), by="umd", protocol=4)
 
 
+def instances(*images):
+    """The first image has a dog, a cat that juts out, a crowd and a box without an area."""
+    annotations = [
+        {"id": 2, "category_id": 18, "bbox": [6, 4, 30, 20], "iscrowd": 0},
+        {"id": 3, "category_id": 17, "bbox": [50, -4, 20, 20], "iscrowd": 0},
+        {"id": 4, "category_id": 18, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+        {"id": 5, "category_id": 18, "bbox": [5, 5, 0, 9], "iscrowd": 0},
+    ]
+    return {
+        "images": [{"id": n, "width": 60, "height": 40, "file_name": f"{n:012d}.jpg"} for n in images],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
+        "annotations": [{**annotation, "image_id": images[0]} for annotation in annotations],
+    }
+
+
 def coco_detection():
-    """A picture with a dog, a cat that juts out, a crowd and a box without an area, and one without anything."""
-
-    def instances(*numbers):
-        boxes = [(18, 2, [6, 4, 30, 20], 0), (17, 3, [50, -4, 20, 20], 0), (18, 4, [0, 0, 60, 40], 1)]
-        boxes.append((18, 5, [5, 5, 0, 9], 0))
-        return {
-            "images": [{"id": n, "width": 60, "height": 40, "file_name": f"{n:012d}.jpg"} for n in numbers],
-            "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
-            "annotations": [
-                {"id": key, "image_id": numbers[0], "category_id": kind, "bbox": box, "iscrowd": crowd}
-                for kind, key, box, crowd in boxes
-            ],
-        }
-
     return {
         **coco_photographs("train2017", 9, 25),
         **coco_photographs("val2017", 139),
@@ -141,21 +145,25 @@ def coco_detection():
     }
 
 
+def halves(left, right):
+    """A map with the left half of one class, the right of another."""
+    numbers = np.full((40, 60), left, np.uint8)
+    numbers[:, 30:] = right
+    return Image.fromarray(numbers)
+
+
 def ade20k():
-    """Maps with the left half of one class, the right of another."""
-
-    def halves(left, right):
-        numbers = np.full((40, 60), left, np.uint8)
-        numbers[:, 30:] = right
-        return Image.fromarray(numbers)
-
-    root, names = "ADEChallengeData2016", ("wall", "building, edifice", "sky")
-    rows = [f"{i}\t0.1\t11664\t1172\t{name}" for i, name in enumerate(names, 1)]
-    files = {f"{root}/objectInfo150.txt": lines("Idx\tRatio\tTrain\tVal\tName", *rows)}
-    for split, name, numbers in (("training", "train", (0, 1)), ("validation", "val", (2, 3))):
-        files[f"{root}/images/{split}/ADE_{name}_00000001.jpg"] = picture(len(name), (60, 40))
-        files[f"{root}/annotations/{split}/ADE_{name}_00000001.png"] = halves(*numbers)
-    return files
+    root = "ADEChallengeData2016"
+    rows = ["Idx\tRatio\tTrain\tVal\tName"]
+    for number, name in enumerate(("wall", "building, edifice", "sky"), 1):
+        rows.append(f"{number}\t0.1\t11664\t1172\t{name}")
+    return {
+        f"{root}/objectInfo150.txt": lines(*rows),
+        f"{root}/images/training/ADE_train_00000001.jpg": picture(5, (60, 40)),
+        f"{root}/annotations/training/ADE_train_00000001.png": halves(0, 1),
+        f"{root}/images/validation/ADE_val_00000001.jpg": picture(3, (60, 40)),
+        f"{root}/annotations/validation/ADE_val_00000001.png": halves(2, 3),
+    }
 
 
 def avqa():
@@ -173,17 +181,18 @@ def avqa():
     }
 
 
-HEAD = "filename\tonset\toffset\tevent_label"
+HEADER = "filename\tonset\toffset\tevent_label"
 
 
 def desed():
     """Two tables have a sound of one name; one sound is silent."""
-    train, val = "train/synthetic21_train/soundscapes", "validation/validation"
+    train = "train/synthetic21_train/soundscapes"
+    val = "validation/validation"
     return {
         f"dataset/metadata/{train}.tsv": lines(
-            HEAD, "0.wav\t1.5\t2.25\tDog", "0.wav\t0.5\t12.0\tRunning_water", "0.wav\t10.5\t11.0\tCat", "1.wav\t\t\t"
+            HEADER, "0.wav\t1.5\t2.25\tDog", "0.wav\t0.5\t12.0\tRunning_water", "0.wav\t10.5\t11.0\tCat", "1.wav\t\t\t"
         ),
-        f"dataset/metadata/{val}.tsv": lines(HEAD, "0.wav\t0.0\t1.0\tSpeech"),
+        f"dataset/metadata/{val}.tsv": lines(HEADER, "0.wav\t0.0\t1.0\tSpeech"),
         f"dataset/audio/{train}/0.wav": 1.0,
         f"dataset/audio/{train}/1.wav": 0.5,
         f"dataset/audio/{val}/0.wav": 2.0,
@@ -201,12 +210,12 @@ def sound_events():
 
 
 def kinetics():
-    head = "label,youtube_id,time_start,time_end,split"
+    header = "label,youtube_id,time_start,time_end,split"
     return {
         "annotations/train.csv": lines(
-            head, "air drumming,aaaaaaaaaaa,7,17,train", "testifying,gonegonegon,0,10,train"
+            header, "air drumming,aaaaaaaaaaa,7,17,train", "testifying,gonegonegon,0,10,train"
         ),
-        "annotations/val.csv": lines(head, "testifying,bbbbbbbbbbb,0,10,val"),
+        "annotations/val.csv": lines(header, "testifying,bbbbbbbbbbb,0,10,val"),
         "train/air drumming/aaaaaaaaaaa_000007_000017.mp4": b"one video",
         "val/bbbbbbbbbbb_000000_000010.mp4": b"another video",
     }
