@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.embedding import TEXTS, assert_same
+from support.embedding import TEXTS, assert_same, varied_texts
 
 from onepeace.embed.parts import Part
 from onepeace.embed.stream import Assembly, Sample, batches_of
@@ -76,16 +76,14 @@ def test_batches_are_divided_evenly_among_workers(count, batches):
 def test_stream_gives_results_in_order_while_the_input_goes_on(model):
     taken = 0
 
-    def texts():
+    def items():
         nonlocal taken
-        for taken in range(1500):
-            if taken % 10:
-                yield f"{'word ' * (taken * 7 % 5)}{taken}"
-            else:
-                yield 7  # no text
+        for taken, text in enumerate(varied_texts(1500)):
+            yield text if taken % 10 else 7  # every tenth is no text
 
     leads = []
-    for index, result in enumerate(model.stream(texts(), modality="text", batch_size=8)):
+    results = model.stream(items(), modality="text", batch_size=8)
+    for index, result in enumerate(results):
         assert result.index == index
         assert (result.vector is None) == (index % 10 == 0)
         assert (result.reason is None) == (index % 10 != 0)
@@ -253,7 +251,7 @@ def computing_threads(model, monkeypatch):
     ],
 )
 def test_threads_that_compute_take_one_thread_each(two_threads, model, computing_threads, count, num_threads):
-    model.encode_text(f"a {'word ' * (i % 9)}" for i in range(count))
+    model.encode_text(varied_texts(count))
 
     assert {torch_threads for _, torch_threads in computing_threads} == {1}
     assert len({thread for thread, _ in computing_threads}) == num_threads
@@ -269,8 +267,7 @@ def test_threads_that_decode_take_one_thread_each(two_threads):
 
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_vectors_do_not_depend_on_the_number_of_threads(model, side_by_side, items, batch_size):
-    texts = [f"{'word ' * (i * 7 % 13)}{i}" for i in range(150)]
-    mixed = [*items, 7, *texts]
+    mixed = [*items, 7, *varied_texts(150)]
     expected, _ = model.encode(mixed, on_error="skip")
     side_by_side(3)
 

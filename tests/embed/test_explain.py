@@ -7,6 +7,7 @@ from PIL import Image
 from support.embedding import assert_same
 from support.images import noise_pixels
 from support.sounds import RATE, noise
+from torch.nn.functional import adaptive_avg_pool2d
 
 import onepeace
 from onepeace.embed.explain import Explanation
@@ -90,12 +91,13 @@ def test_bundled_model_finds_each_of_four_pictures(tiny, samples):
     mosaic = Image.new("RGB", (400, 400))
     for name, (row, column) in zip(phrases, QUARTERS, strict=True):
         picture = Image.open(samples / "images" / f"{name}.jpg").convert("RGB")
-        mosaic.paste(picture.resize((200, 200)), (200 * column, 200 * row))
+        quarter = picture.resize((200, 200))
+        mosaic.paste(quarter, (200 * column, 200 * row))
 
     num_peaks = 0
     for phrase, quarter in zip(phrases.values(), QUARTERS, strict=True):
         explanation = tiny.explain(mosaic, phrase)
-        means = torch.nn.functional.adaptive_avg_pool2d(explanation.values[None], 2)
+        means = adaptive_avg_pool2d(explanation.values[None], 2)
         assert QUARTERS[means.argmax()] == quarter, phrase
         num_peaks += quarter_of_peak(explanation) == quarter
     assert num_peaks >= 3  # one patch of the coffee fits "a parrot" best
@@ -112,8 +114,9 @@ def test_bundled_model_finds_each_of_three_sounds(tiny, samples):
         clip = tiny.processors["audio"].load(samples / "sounds" / f"{name}.ogg", seconds=4.0)
         clips.append(0.1 * clip / clip.std())
 
+    together = torch.cat(clips)
     for number, phrase in enumerate(phrases.values()):
-        explanation = tiny.explain((torch.cat(clips), RATE), phrase)
+        explanation = tiny.explain((together, RATE), phrase)
         assert 4 * number < explanation.peak[0] < 4 * number + 4, phrase
         assert explanation.values.ndim == 1
         assert explanation.unit == "second"
@@ -183,7 +186,8 @@ def test_map_of_a_short_sound_ends_with_it(model):
     sound = (noise(round(0.3 * RATE)), RATE)
     explanation = model.explain(sound, "rain")
 
-    assert 0 < len(explanation.values) < len(model.features({"audio": sound})["audio"].features)
+    features = model.features({"audio": sound})["audio"].features
+    assert 0 < len(explanation.values) < len(features)
     assert explanation.positions[-1, 1] <= 0.3
 
 
@@ -205,7 +209,9 @@ def test_text_is_explained_by_its_characters(model):
 def test_area_of_a_cropped_picture(unpositioned, monkeypatch, height, width, area):
     monkeypatch.setattr(unpositioned.processors["image"], "resize", "crop")
 
-    explanation = unpositioned.explain(np.zeros((height, width, 3), np.uint8), "a dog")
+    picture = Image.new("RGB", (width, height))
+
+    explanation = unpositioned.explain(picture, "a dog")
 
     x0, y0, x1, y1 = explanation.area
     x, y = explanation.peak

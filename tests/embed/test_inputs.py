@@ -65,7 +65,7 @@ def test_sound_in_every_form(model, sound_path, sounds, assert_all_give):
         (torch.from_numpy(samples), rate),
         (np.stack([samples, samples]), rate),
         {"array": samples, "sampling_rate": rate},
-        {"path": "x", "array": samples.astype(np.float64), "sampling_rate": rate},
+        {"path": "x", "array": np.float64(samples), "sampling_rate": rate},
     ]
     assert_all_give("audio", forms, model.encode_audio([sound_path]))
 
@@ -110,7 +110,8 @@ def test_open_files_are_read_from_their_beginning(model, image_path, image_file,
 
     assert_same(model.encode([image_file, sound_file]), expected)
     assert_same(model.encode([{"image": image_file}, {"audio": sound_file}]), expected)
-    assert_same(model.encode_image([image_file] * 9), expected[:1].expand(9, -1))
+    for vector in model.encode_image([image_file] * 9):
+        assert_same(vector, expected[0])
 
 
 def test_file_opened_as_text_is_refused(model, image_path):

@@ -6,7 +6,15 @@ A test module that has a RECIPE (text) measures that one; otherwise it is the on
 import json
 
 import pytest
-from support.evaluation import RECIPE, WORDS, KnownEmbedder, measure, recipe_of, write_recipe
+from support.evaluation import (
+    RECIPE,
+    WORDS,
+    KnownEmbedder,
+    described,
+    measure,
+    recipe_of,
+    write_recipe,
+)
 from support.small_shards import write_shard
 
 import onepeace
@@ -17,19 +25,22 @@ from onepeace.cli import main
 def root(tmp_path):
     """Three sets: two photographs with two captions each, four drawings of three names, four labelled sounds."""
     photos = {
-        "1": (b"dog", {"captions": ["a dog", "the dog"]}),
-        "2": (b"cat", {"captions": ["a cat", "one cat"]}),
+        "1": described(b"dog", "a dog", "the dog"),
+        "2": described(b"cat", "a cat", "one cat"),
     }
     write_shard(tmp_path / "val/photos/a.tar.gz", photos)
 
-    drawings = {}
-    for number, name in enumerate(["dog", "dog", "cat", "acorn"]):
-        drawings[str(number)] = (name.encode(), {"captions": [name, f"{name}: a drawing"]})
+    drawings = {
+        "1": described(b"dog", "dog", "a drawing of a dog"),
+        "2": described(b"dog", "dog", "another dog"),
+        "3": described(b"cat", "cat"),
+        "4": described(b"acorn", "acorn"),
+    }
     write_shard(tmp_path / "val/drawings/a.tar.gz", drawings)
 
     sounds = {}
     for number, word in enumerate(WORDS):
-        sounds[str(number)] = (word.encode(), {"captions": ["x"], "label": word})
+        sounds[str(number)] = described(word.encode(), label=word)
     write_shard(tmp_path / "val/sounds/a.tar.gz", sounds, "ogg")
     (tmp_path / "val/sounds/classes.json").write_text(json.dumps(WORDS))
     return tmp_path
@@ -38,8 +49,12 @@ def root(tmp_path):
 @pytest.fixture
 def pictures(root):
     """Beside the four labelled sounds: two dogs of two breeds, a cat, and an acorn no sound is matched with."""
-    words = {"pug": b"dog", "terrier": b"dog", "tabby": b"cat", "acorn": b"acorn"}
-    samples = {label: (word, {"captions": ["x"], "label": label}) for label, word in words.items()}
+    samples = {
+        "1": described(b"dog", label="pug"),
+        "2": described(b"dog", label="terrier"),
+        "3": described(b"cat", label="tabby"),
+        "4": described(b"acorn", label="acorn"),
+    }
     write_shard(root / "val/pictures/a.tar.gz", samples)
 
 
@@ -63,9 +78,11 @@ def evaluate(root, recipe_text, monkeypatch, capsys):
     """Runs the command on the recipe, with an embedder for its model: (exit code, stdout, stderr)."""
 
     def run(*arguments, embedder=None):
-        monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: embedder or KnownEmbedder())
+        loaded = embedder or KnownEmbedder()
+        monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: loaded)
         recipe = write_recipe(root, recipe_text)
-        code = main(["evaluate", str(recipe), *map(str, arguments), "--data", str(root)])
+        command = ["evaluate", recipe, *arguments, "--data", root]
+        code = main(list(map(str, command)))
         return code, *capsys.readouterr()
 
     return run

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.evaluation import KnownEmbedder, means, values
+from support.evaluation import KnownEmbedder, described, means, values
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -50,7 +50,7 @@ class Writer(KnownEmbedder):
 @pytest.fixture
 def root(tmp_path):
     for folder, photos in (("val", PHOTOS), ("train", TRAIN_PHOTOS)):
-        samples = {word: (word.encode(), {"captions": captions}) for word, captions in photos.items()}
+        samples = {word: described(word.encode(), *captions) for word, captions in photos.items()}
         write_shard(tmp_path / folder / "captioned.tar", samples)
     return tmp_path
 

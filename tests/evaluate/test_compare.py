@@ -1,11 +1,10 @@
 """Two results side by side: paired where they can be, and which differences are significant."""
 
-import json
 import re
 
 import numpy as np
 import pytest
-from support.evaluation import KnownEmbedder
+from support.evaluation import KnownEmbedder, json_lines, table_lines
 
 from onepeace.cli import main
 from onepeace.errors import UsageError, UserError
@@ -102,7 +101,7 @@ def compare_saved(saved, capsys):
 
 def test_command_prints_a_table_of_differences(saved, compare_saved):
     code, out, _ = compare_saved()
-    first, second, columns, *rows, summary = [" ".join(line.split()) for line in out.splitlines()]
+    first, second, columns, *rows, summary = table_lines(out)
 
     assert code == 0
     assert first == f"A: {saved[0]}"
@@ -124,7 +123,7 @@ def test_command_counts_differences_without_interval(saved, compare_saved):
 
 def test_command_prints_differences_as_json(compare_saved):
     _, out, _ = compare_saved("--json")
-    first = json.loads(out.splitlines()[0])
+    first, *_ = json_lines(out)
 
     assert first["metric"] == "text to image R@1"
     assert first["first"] == 1

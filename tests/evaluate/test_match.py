@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.evaluation import EqualEmbedder
+from support.evaluation import EqualEmbedder, described
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -81,9 +81,9 @@ def samples_of(noun):
     samples = {}
     for number in range(NUM_CLASSES):
         label = f"{noun} {number}"
-        description = {"captions": [f"a view of {label}"], "label": label}
         for i in range(NUM_ITEMS):
-            samples[f"{number}_{i}"] = (f"{label}/{i}".encode(), description)
+            content = f"{label}/{i}".encode()
+            samples[f"{number}_{i}"] = described(content, f"a view of {label}", label=label)
     return samples
 
 

@@ -1,7 +1,7 @@
 """Several labels for each item: mean average precision over the classes that occur."""
 
 import pytest
-from support.evaluation import EqualEmbedder, KnownEmbedder
+from support.evaluation import EqualEmbedder, KnownEmbedder, described
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -17,7 +17,7 @@ def root(tmp_path):
     (tmp_path / "names.json").write_text('["dog", "cat"]')
     samples = {}
     for key, text in enumerate(["dog rain", "dog", "cat rain", "cat"]):
-        samples[str(key)] = (text.encode(), {"targets": {"labels": text.split()}})
+        samples[str(key)] = described(text.encode(), targets={"labels": text.split()})
     write_shard(tmp_path / "val/tags.tar", samples)
     return tmp_path
 

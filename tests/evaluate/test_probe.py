@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.evaluation import described
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -34,7 +35,8 @@ def write_vectors(path, labels, noise, seed):
     samples = {}
     for i, label in enumerate(labels):
         angle = angles[label] + noise * random.normal()
-        samples[f"{i:03}"] = (f"{np.cos(angle)} {np.sin(angle)}".encode(), {"label": label})
+        vector = f"{np.cos(angle)} {np.sin(angle)}"
+        samples[f"{i:03}"] = described(vector.encode(), label=label)
     write_shard(path, samples)
 
 

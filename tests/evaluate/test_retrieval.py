@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.evaluation import FixedEmbedder
+from support.evaluation import FixedEmbedder, described
 from support.small_shards import write_shard
 
 from onepeace.evaluate.protocols import retrieval
@@ -16,8 +16,11 @@ from onepeace.evaluate.protocols import retrieval
     ],
 )
 def test_captions_belong_to_one_item_and_names_to_all(root, measured, texts, value, n):
-    caption = {"captions": ["a dog"]}
-    write_shard(root / "val/photos/a.tar.gz", {"1": (b"dog", caption), "2": (b"dog cat", caption)})
+    samples = {
+        "1": described(b"dog", "a dog"),
+        "2": described(b"dog cat", "a dog"),
+    }
+    write_shard(root / "val/photos/a.tar.gz", samples)
 
     text_to_image, *_ = measured(f"sets.photos.texts={texts}")
 

@@ -9,7 +9,10 @@ from support.evaluation import (
     SAME_CLASS,
     EqualEmbedder,
     KnownEmbedder,
+    described,
+    json_lines,
     recipe_of,
+    table_lines,
     values,
     write_recipe,
 )
@@ -134,7 +137,7 @@ def test_data_root_that_is_missing_is_an_error(root, data_root, monkeypatch):
 
 def test_command_prints_a_table(evaluate):
     code, out, _ = evaluate("sets.photos.at=[1, 2]")
-    columns, *rows = [" ".join(line.split()) for line in out.splitlines()]
+    columns, *rows = table_lines(out)
 
     assert code == 0
     assert columns == "set metric value 95% chance ratio n seconds"
@@ -144,7 +147,7 @@ def test_command_prints_a_table(evaluate):
 
 def sets_of(lines):
     """The names of the sets in lines of JSON."""
-    return {json.loads(line)["set"] for line in lines.splitlines()}
+    return {row["set"] for row in json_lines(lines)}
 
 
 def test_command_goes_on_when_a_set_fails(root, evaluate):
@@ -160,19 +163,19 @@ def test_command_goes_on_when_a_set_fails(root, evaluate):
 
 def test_command_prints_the_circumstances_as_json(evaluate):
     _, out, _ = evaluate("--json")
-    row = json.loads(out.splitlines()[0])
+    row, *_, row_of_sounds = json_lines(out)
 
     assert " ".join(row) == (
         "model model_hash dtype version set metric value chance n seconds interval ratio "
         "protocol options prompts data_hash note"
     )
-    assert json.loads(out.splitlines()[-1])["prompts"] == list(TEMPLATES["audio"])
+    assert row_of_sounds["prompts"] == list(TEMPLATES["audio"])
 
 
 def data_hash(root, measured, shard="a", key="1", content=b"dog", caption="a dog"):
     """The hash of a set of one photograph."""
     path = root / f"val/photos/{shard}.tar.gz"
-    write_shard(path, {key: (content, {"captions": [caption]})})
+    write_shard(path, {key: described(content, caption)})
     rows = measured(f"sets.photos.shards=val/photos/{path.name}", "sets.drawings=null", "sets.sounds=null")
     return rows[0].about["data_hash"]
 
@@ -233,7 +236,7 @@ def write_files(shard, *paths):
     """A shard of files, each with its name as label and as caption."""
     samples = {}
     for path in paths:
-        samples[path.stem] = (path.read_bytes(), {"captions": [path.stem], "label": path.stem})
+        samples[path.stem] = described(path.read_bytes(), path.stem, label=path.stem)
     write_shard(shard, samples, paths[0].suffix.removeprefix("."))
 
 
@@ -248,12 +251,14 @@ def evaluate_real_files(tmp_path, samples, command):
 
 def test_command_measures_a_model_folder_on_real_files(evaluate_real_files):
     code, out, _ = evaluate_real_files()
-    rows = [json.loads(line) for line in out.splitlines()]
+    _, first_three, _, _, first_two = json_lines(out)
 
     assert code == 0
-    assert [row["metric"] for row in rows][1::2] == ["text to image R@3", "image to text R@3"]
-    assert [row["value"] for row in rows][1::2] == [1, 1]  # the first three of three
-    assert [row["n"] for row in rows] == [3, 3, 3, 3, 2]
+    assert first_three["metric"] == "text to image R@3"
+    assert first_three["value"] == 1
+    assert first_three["n"] == 3
+    assert first_two["metric"] == "top-2 of 2"
+    assert first_two["n"] == 2
 
 
 def test_command_leaves_out_a_set_with_a_broken_file(evaluate_real_files, tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.evaluation import WORDS, KnownEmbedder, values
+from support.evaluation import WORDS, KnownEmbedder, described, values
 from support.small_shards import write_shard
 
 from onepeace.embed.zero_shot import TEMPLATES, fill
@@ -20,7 +20,7 @@ SOUNDS_ALONE = ("sets.photos=null", "sets.drawings=null")
     ],
 )
 def test_templates_default_to_those_of_the_modality(root, measured, modality, suffix):
-    write_shard(root / "val/sounds/a.tar.gz", {"1": (b"dog", {"label": "dog"})}, suffix)
+    write_shard(root / "val/sounds/a.tar.gz", {"1": described(b"dog", label="dog")}, suffix)
     embedder = KnownEmbedder()
 
     measured(*SOUNDS_ALONE, f"sets.sounds.modality={modality}", embedder=embedder)
@@ -61,7 +61,7 @@ def test_label_outside_the_classes_names_shard_and_key(root, measured):
 
 
 def test_sample_without_label_is_named(root, measured):
-    write_shard(root / "val/sounds/a.tar.gz", {"7": (b"dog", {"captions": ["a dog"]})}, "ogg")
+    write_shard(root / "val/sounds/a.tar.gz", {"7": described(b"dog", "a dog")}, "ogg")
 
     with pytest.raises(UserError, match=r"set sounds: .*a\.tar\.gz: 7 .*label"):
         measured()

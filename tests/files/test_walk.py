@@ -42,12 +42,12 @@ def problems(tree):
 
 
 def test_known_endings_are_taken_in_order_and_the_others_counted(tree):
-    others = Counter()
-    files, unreadable = walk([tree], SUFFIXES, others=others)
+    counts = Counter()
+    files, unreadable = walk([tree], SUFFIXES, others=counts)
 
     assert relative(files, tree) == list(zip(NAMES, ["text", "image", "image", "audio"], strict=True))
     assert unreadable == []
-    assert others == {".md": 1}
+    assert counts == {".md": 1}
 
 
 def test_named_file_is_taken_whatever_its_ending(tree):
@@ -86,10 +86,10 @@ def test_loop_of_links_ends(tree):
 def test_link_out_of_the_folder_is_followed_on_demand(tree):
     (tree.parent / "secret.txt").write_text("x")
     (tree / "sub" / "out.txt").symlink_to(tree.parent / "secret.txt")
-    others = Counter()
+    counts = Counter()
 
-    assert names(tree, others=others) == NAMES
-    assert others[LINKS] == 1
+    assert names(tree, others=counts) == NAMES
+    assert counts[LINKS] == 1
     assert names(tree, follow_links=True) == [*NAMES, "sub/out.txt"]
 
 

@@ -14,6 +14,15 @@ TEXTS = [
 ]
 
 
+def varied_texts(count):
+    """Texts of many lengths, each different."""
+    texts = []
+    for number in range(count):
+        words = ["word"] * (number * 7 % 13)
+        texts.append(" ".join([*words, str(number)]))
+    return texts
+
+
 def assert_same(actual, expected, atol=1e-5):
     assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=atol, rtol=0)
 

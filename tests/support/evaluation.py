@@ -1,5 +1,7 @@
 """Embedders whose vectors are known, recipes of the sets in tests/evaluate/conftest.py, and what measures them."""
 
+import json
+
 import torch
 
 from onepeace.evaluate.run import read_recipe, run
@@ -69,6 +71,22 @@ class FixedEmbedder:
     def __init__(self, **vectors):
         for modality, rows in vectors.items():
             setattr(self, f"encode_{modality}", lambda items, rows=rows: rows)
+
+
+def described(content, *captions, **fields):
+    """A sample of a shard: the content of a file, and what the .json beside it says."""
+    if captions:
+        fields["captions"] = captions
+    return content, fields
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def table_lines(text):
+    """The lines of a table, with one space between two columns."""
+    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def write_recipe(root, text):
