@@ -51,7 +51,10 @@ def nearest(folder, query, count, mask_of=no_mask):
         paths = {item.id: item.path for item in store.items()}
         matrix = Matrix(store)
         candidates = matrix.nearest(query, count, mask_of(matrix))
-        return {modality: [paths[matrix.file[row]] for row in found.rows] for modality, found in candidates.items()}
+        paths_by_modality = {}
+        for modality, nearest_rows in candidates.items():
+            paths_by_modality[modality] = [paths[id_] for id_ in matrix.file[nearest_rows.rows]]
+    return paths_by_modality
 
 
 def plain_nearest(folder, query, count, mask_of=no_mask):
@@ -66,7 +69,10 @@ def plain_nearest(folder, query, count, mask_of=no_mask):
         _, _, vectors = contents[item.id]
         cosine = float(vectors[0].astype(np.float64) @ query)
         ranked.setdefault(item.modality, []).append((-cosine, item.path))
-    return {modality: [path for _, path in sorted(pairs)[:count]] for modality, pairs in ranked.items()}
+    nearest_by_modality = {}
+    for modality, pairs in ranked.items():
+        nearest_by_modality[modality] = [path for _, path in sorted(pairs)[:count]]
+    return nearest_by_modality
 
 
 def check_nearest(folder, query, count, mask_of=no_mask):
@@ -77,7 +83,9 @@ def check_nearest(folder, query, count, mask_of=no_mask):
 @pytest.mark.parametrize("count", [1, 7, 500])
 def test_nearest_of_each_modality(index, share, count):
     def mask_of(matrix):
-        return None if share is None else np.random.default_rng(1).random(len(matrix)) < share
+        if share is None:
+            return None
+        return np.random.default_rng(1).random(len(matrix)) < share
 
     check_nearest(index, query_of(), count, mask_of)
 
@@ -85,9 +93,10 @@ def test_nearest_of_each_modality(index, share, count):
 def change(folder, added, removed=()):
     """A commit, of which the matrix does not know yet."""
     vectors = unit([vector for _, vector in added]).reshape(-1, WIDTH)
+    items = [(item, [Span(item.modality)]) for item, _ in added]
     with closing(Store(folder, write=True)) as store, store.transaction():
         store.remove(removed)
-        store.add([(item, [Span(item.modality)]) for item, _ in added], vectors)
+        store.add(items, vectors)
 
 
 def keep_matrix(folder):
@@ -214,7 +223,10 @@ def test_damaged_file_is_seen_by_check_and_small_ones_are_not_used(index, monkey
     content = path.read_bytes()
     monkeypatch.setattr(array_files, "VERIFIED", 1 << 23 if is_small else 0)
 
-    for damaged in (content[:-1], b"", b"x" * len(content), content[:-3] + b"abc"):
+    cut = content[:-1]
+    overwritten = b"x" * len(content)
+    other_end = content[:-3] + b"abc"
+    for damaged in (cut, b"", overwritten, other_end):
         path.write_bytes(damaged)
         assert not check(index).ok
         if is_small or len(damaged) < len(content):

@@ -56,9 +56,9 @@ def test_open_index_follows_when_it_is_refreshed(move, words, index, new_model):
         move()
         assert scores(opened) == scores_before
 
-        about = Service(opened).about()  # refreshes it
+        description = Service(opened).about()  # refreshes it
 
-        assert (about["model"], about["embed_dim"]) == (new_model.name, 24)
+        assert (description["model"], description["embed_dim"]) == (new_model.name, 24)
         assert opened.model == str(new_model)
         assert opened.search("words number 3", top=1)[0].item.path == str(words / "3.txt")
         assert {item.path: item.id for item in opened.items()} == ids_before

@@ -75,9 +75,11 @@ def test_page_fits_the_screen_and_the_finger(page):
 
 
 def test_words_find_files_as_they_are_typed(page, index):
+    hits = index.search("a dog barking", top=40)
+
     page.search("a dog barking")
 
-    assert page.names() == [os.path.basename(hit.item.path) for hit in index.search("a dog barking", top=40)]
+    assert page.names() == [os.path.basename(hit.item.path) for hit in hits]
     page.driver.refresh()
     assert page.attribute("#words", "value") == "a dog barking"
     page.answer_to_click("#clear")
@@ -91,7 +93,8 @@ def test_number_of_a_hit_is_explained(page, index):
     shown = float(page.text(".card .match span").split()[-1])
     bar_width = float(page.value_of("document.querySelector('.bar i').style.width").rstrip("%"))
 
-    assert shown == pytest.approx(hit.score if hit.match is None else hit.match, abs=0.011)
+    number = hit.score if hit.match is None else hit.match
+    assert shown == pytest.approx(number, abs=0.011)
     assert bar_width == pytest.approx(100 * max(0, shown), abs=0.51)
     assert page.attribute(".card .match span", "title")
 
@@ -146,7 +149,10 @@ GIVE = """
 
 def give(page, event, *files):
     """Pastes or drops files (path, media type)."""
-    encoded = [(path.name, kind, base64.b64encode(path.read_bytes()).decode()) for path, kind in files]
+    encoded = []
+    for path, media_type in files:
+        data = base64.b64encode(path.read_bytes()).decode()
+        encoded.append((path.name, media_type, data))
     return page.answer_to(lambda: page.driver.execute_async_script(GIVE, event, encoded))
 
 
@@ -239,7 +245,8 @@ def test_arrows_lead_from_an_open_file_to_others(page):
     names = page.names()
     assert open_first_file(page) == names[0]
 
-    for key, position in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
+    moves = [(Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)]
+    for key, position in moves:
         page.type(key)
         page.wait(lambda name=names[position]: page.text("#name") == name)
 
@@ -424,9 +431,9 @@ def test_map_shows_files_and_opens_them(wide, ids):
         "return [point.left - map.width / 2, point.top - map.height / 2]",
         ids["rain.ogg"],
     )
-    canvas = wide.one("#plane canvas")
-
-    ActionChains(wide.driver).move_to_element_with_offset(canvas, round(x), round(y)).click().perform()
+    mouse = ActionChains(wide.driver)
+    mouse.move_to_element_with_offset(wide.one("#plane canvas"), round(x), round(y))
+    mouse.click().perform()
 
     assert wide.text("#name") in ids
     wide.type(Keys.ESCAPE)

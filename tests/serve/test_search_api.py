@@ -31,8 +31,9 @@ def test_search_finds_what_the_index_finds(client, index, collection):
 
     expected = index.search(Query(image=picture.read_bytes(), **words), top=5)
     assert answer["compared"] == expected.compared == 9
-    assert [hit["path"] for hit in answer["hits"]] == [hit.item.path for hit in expected]
-    assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+    for hit, expected_hit in zip(answer["hits"], expected, strict=True):
+        assert hit["path"] == expected_hit.item.path
+        assert hit["score"] == pytest.approx(expected_hit.score, abs=1e-5)
 
 
 def test_hit_has_addresses(client):
@@ -47,9 +48,10 @@ def test_pages_are_parts_of_one_list(client, ids):
         return names(client, text="a dog", collapse=False, **options)
 
     whole = page()
+    pages = [page(top=3, offset=offset) for offset in (0, 3, 6)]
 
     assert sorted(whole) == sorted(ids)
-    assert page(top=3) + page(top=3, offset=3) + page(top=3, offset=6) == whole
+    assert pages == [whole[:3], whole[3:6], whole[6:]]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,9 @@ def test_pages_are_parts_of_one_list(client, ids):
 def test_only_some_kinds(client, ids, only, endings):
     expected = [name for name in ids if name[-3:] in endings]
 
-    assert sorted(names(client, text="a dog", collapse=False, only=only)) == sorted(expected)
+    shown = names(client, text="a dog", collapse=False, only=only)
+
+    assert sorted(shown) == sorted(expected)
 
 
 def test_nothing_asked_lists_the_newest_files(client, collection, ids):
@@ -187,19 +191,28 @@ def test_values_of_tags_are_conditions(client, where):
     assert names(client, where=[where]) == ["sea.jpg"]
 
 
+def complete(client, letters):
+    return client.get("/names", params={"q": letters}).json()
+
+
 def test_names_are_completed(client, collection):
-    files = client.get("/names", params={"q": "CAT"}).json()["files"]
-    folders = client.get("/names", params={"q": "fil"}).json()["folders"]
+    files = complete(client, "CAT")["files"]
 
     assert [file["name"] for file in files] == ["cat.jpg", "cat.ogg"]
-    assert folders == [{"name": "files", "path": str(collection)}]
-    assert client.get("/lookup", params={"path": files[0]["path"]}).json()["kind"] == "image"
-    message(client.get("/lookup", params={"path": "/etc/passwd"}), 404)
+    assert complete(client, "fil")["folders"] == [{"name": "files", "path": str(collection)}]
+
+
+def test_names_are_looked_up(client, collection):
+    def look_up(path):
+        return client.get("/lookup", params={"path": str(path)})
+
+    assert look_up(collection / "cat.jpg").json()["kind"] == "image"
+    message(look_up("/etc/passwd"), 404)
 
 
 @pytest.mark.parametrize("letters", ["", "'", '" OR "', "*", "\0", "zebra"])
 def test_names_of_no_file(client, letters):
-    assert client.get("/names", params={"q": letters}).json() == {"files": [], "folders": []}
+    assert complete(client, letters) == {"files": [], "folders": []}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection,
     temporary = tmp_path / "temporary"
     body = {"image": encoded(collection / "cat.jpg")}
     data = json.dumps(body).encode()
-    head = (
+    headers = (
         "POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         f"Content-Length: {len(data)}\r\nContent-Type: application/json\r\n\r\n"
     )
@@ -61,7 +61,7 @@ def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection,
         assert httpx.post(f"{address}/search", json=body, timeout=600).status_code == 200
         url = urlsplit(address)
         with socket.create_connection((url.hostname, url.port)) as connection:
-            connection.sendall(head.encode() + data[: len(data) // 2])
+            connection.sendall(headers.encode() + data[: len(data) // 2])
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
 
