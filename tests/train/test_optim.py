@@ -165,6 +165,11 @@ def test_wsd_decay_is_a_fifth_of_steps():
     assert ScheduleConfig(steps=10, name="wsd").decay == 2
 
 
+def test_wsd_without_decay_stays_at_peak():
+    schedule = ScheduleConfig(steps=10, name="wsd", decay_steps=0)
+    assert learning_rate(9, 0.8, schedule) == 0.8
+
+
 # Optimizers
 
 EPS = 1e-3
