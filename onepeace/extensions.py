@@ -40,7 +40,7 @@ def import_extension(name: str) -> str:
 
 
 def resolve_imports(names: object, folder: Path) -> object:
-    """Names of files relative to a folder as absolute paths; names of modules, and what is no list, stay."""
+    """Make paths of files, which are relative to a folder, absolute; names of modules stay, as does all but a list."""
     if not isinstance(names, list):
         return names
     return [str((folder / name).resolve()) if str(name).endswith(".py") else name for name in names]

@@ -214,9 +214,9 @@ def functions_of(file: Path) -> set[str]:
 
 
 def test_functions_of_a_day_in_the_life_exist():
-    rows = re.findall(r"^\| `([\w/]+\.py)` \| ([^|]+) \|", read(DOCS / "how" / "life.md"), re.MULTILINE)
-    assert len(rows) >= 15
-    for path, cell in rows:
+    steps = re.findall(r"^\d+\. `([\w/]+\.py)`: (.+)$", read(DOCS / "how" / "life.md"), re.MULTILINE)
+    assert len(steps) >= 15
+    for path, cell in steps:
         functions = functions_of(PACKAGE / path)
         owner = ""
         for name in re.findall(r"`([\w.]+)`", cell):
@@ -226,17 +226,27 @@ def test_functions_of_a_day_in_the_life_exist():
             assert name in functions, f"{path}: {name}"
 
 
-@pytest.mark.parametrize(
-    "page", ["CONTRIBUTING.md", *sorted(path.relative_to(ROOT).as_posix() for path in (DOCS / "how").glob("*.md"))]
-)
-def test_files_that_a_page_for_contributors_names_exist(page):
-    places = [ROOT, PACKAGE]
-    if page.endswith("index_files.md"):
-        places.append(PACKAGE / "index")
-    if page.endswith("how/index.md"):
-        places.append(PACKAGE / "serve")
-    paths = re.findall(r"`([\w./]+(?:\.(?:py|md|cfg|html|yaml)|/))`", read(ROOT / page))
-    missing = [path for path in paths if not any((place / path).exists() for place in places)]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (*DOCS.glob("how/*.md"), *DOCS.glob("guide/*.md")))
+PLACES = {
+    "CONTRIBUTING.md": ["", "onepeace"],
+    "docs/how/index.md": ["", "onepeace", "onepeace/serve"],
+    "docs/how/index_files.md": ["", "onepeace", "onepeace/index"],
+    "docs/how": ["", "onepeace"],
+    "docs/guide": ["", "recipes"],
+}
+"""Folders below which the paths of a page, or of the pages of a folder, lie."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page):
+    folder = page.rpartition("/")[0]
+    places = PLACES.get(page) or PLACES.get(folder, [""])
+    # Elsewhere a bare name may be that of a user's file.
+    names_our_files = page in PLACES or folder == "docs/how"
+    path = r"[\w./]+\.(?:py|md|cfg|html|yaml)|[\w./]+/" if names_our_files else r"[\w.]+/[\w./]+\.(?:py|md|yaml)"
+    named = re.findall(rf"`({path})`", read(ROOT / page))
+    missing = [name for name in named if not any((ROOT / place / name).exists() for place in places)]
     assert missing == []
 
 

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if args.template is not None and not is_zero_shot:
         raise UsageError("--template needs --labels, and no --text")
     if is_zero_shot and (args.draw or args.head):
-        raise UsageError(f"--{'draw' if args.draw else 'head'} needs a trained head; leave out --labels")
+        option = "draw" if args.draw else "head"
+        raise UsageError(f"--{option} is for a trained head, and --labels alone uses none; leave out one of them")
     drawings = Drawings(args.draw) if args.draw else None
     found_files, problems = files.find(args.paths)
     embedder = options.load(args)

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _query(args: argparse.Namespace) -> tuple[str, str]:
-    """Modality and value of the query, of which there is one.
+    """Modality and value of the query.
 
     Raises:
         UsageError: the text is empty, or there is no such file.

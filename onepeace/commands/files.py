@@ -82,8 +82,8 @@ def say_kept(missing: Sequence[Path]) -> None:
     if missing:
         folder = shown(os.path.commonpath(missing))
         say(
-            f"{counted(len(missing), 'file')} below {folder} are missing, most of what was there; in case a disk is "
-            "not mounted they are kept this once, and the next update removes them"
+            f"{counted(len(missing), 'file')} below {folder} are missing, most of what was there. They are kept "
+            "this once, in case a disk is not mounted; the next update removes them"
         )
 
 

@@ -191,7 +191,7 @@ def take_words(args: argparse.Namespace) -> None:
     if any(getattr(args, name) for name in PARTS if name != "without"):
         if words:
             raise UsageError(
-                "no such file or folder; words beside another part of the query need --text", where=words[0]
+                "no such file or folder; give words with --text if the query has other parts", where=words[0]
             )
     elif words:
         args.text = [" ".join(words)]

@@ -91,7 +91,7 @@ class ImageAugment(Augment):
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise UserError(f"crop_scale {list(self.crop_scale)} should be two shares above 0, as [0.5, 1.0]")
+            raise UserError(f"crop_scale {list(self.crop_scale)} should be two shares above 0, such as [0.5, 1.0]")
 
     @property
     def moves_pixels(self) -> bool:

@@ -56,7 +56,7 @@ class Batch:
     input_lengths: Mapping[str, Lengths] = field(default_factory=dict)
     """The input ``lengths`` of each row, such as its number of samples, by modality that has padding."""
     real: Mapping[str, Tensor] = field(default_factory=dict)
-    """(N,) int64 by modality: the tokens that are no padding among the positions after CLS, as in `Mask.masked`."""
+    """(N,) int64 by modality: the tokens that are not padding among the positions after CLS, as in `Mask.masked`."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
     """Masks by modality and pass: "contrastive" for token dropout, "unimodal" and "joint" for denoising."""
     replaced: list[str] = field(default_factory=list)

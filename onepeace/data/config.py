@@ -32,14 +32,16 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
-            raise UserError(f"pair {list(self.pair)} of {self.shards} should be different modalities, as [image, text]")
+            raise UserError(
+                f"pair {list(self.pair)} of {self.shards} should be different modalities, such as [image, text]"
+            )
         if not self.name:
             object.__setattr__(self, "name", "+".join(self.pair))
         fits = "text" in self.pair and "candidates" in self.targets
         if self.candidates is not None and not (fits and _is_template(self.candidates, "{text}", "{candidate}")):
             raise UserError(
-                f"candidates {self.candidates!r} of {self.shards} should have {{text}} and {{candidate}}, "
-                "of a pair with text whose targets have candidates"
+                f"candidates {self.candidates!r} of {self.shards} should contain {{text}} and {{candidate}}; "
+                "its pair needs text, and its targets candidates"
             )
 
 
@@ -94,7 +96,8 @@ class DataConfig:
             for template in templates:
                 if not _is_template(template, "{}"):
                     raise UserError(
-                        f"data.templates.{modality}: {template!r} should have one {{}}, for the class name, alone"
+                        f"data.templates.{modality}: {template!r} should contain {{}} once, for the class name, and "
+                        "no other field"
                     )
 
     def _check_sources(self) -> None:

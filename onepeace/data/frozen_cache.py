@@ -113,7 +113,7 @@ class FrozenCache:
         return self.read(place), partner
 
     def lock(self) -> "BaseFileLock":
-        """Lock of the folder, which whoever adds parts holds."""
+        """Lock of the folder, held while parts are added."""
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ def _captions(fields: Mapping[str, Any], members: Members, where: str) -> list[s
     """Captions in the .json, or the text of the .txt."""
     listed = fields.get("captions") or []
     if not isinstance(listed, str | list):
-        raise BrokenSample(f"{where}.json cannot be read (its captions are no list)")
+        raise BrokenSample(f"{where}.json cannot be read (its captions are not a list)")
     captions = texts_in(listed)
     if captions:
         return captions

@@ -2,7 +2,7 @@
 
 Equal samples yield equal bytes: members have no time and no owner. Shards get their names when all are written; after
 an error or Ctrl-C, no new shard is left and older ones are untouched. New shards that replace older ones wait in a
-folder ``.PREFIX.ready`` while those are deleted, and move from ``.PREFIX.moving``: a call after a kill goes on there.
+folder ``.PREFIX.ready`` while those are deleted, and move from ``.PREFIX.moving``: a call after a kill continues there.
 """
 
 import glob
@@ -31,7 +31,7 @@ UNFINISHED = ".shards-"
 REPLACING = ("ready", "moving")
 """Endings of the folder of new shards, while older ones are deleted, and while they move."""
 TEXTS = ("json", "txt")
-"""File endings of the members that are no media."""
+"""File endings of the members that are not media."""
 NAME_BYTES = 100
 """Maximum length of a member's name in webdataset's tar format."""
 
@@ -94,7 +94,7 @@ def _replace_shards(folder: Path, prefix: str, unfinished: Path) -> list[Path]:
 
 
 def finish_replacement(folder: Path, prefix: str) -> None:
-    """Replace older shards by those that are ready, or go on where a killed process has begun.
+    """Replace older shards by those that are ready, or finish what a killed process has begun.
 
     Raises:
         OSError: a file cannot be deleted or moved.

@@ -194,7 +194,7 @@ class Source:
         state = shard.file.state
         if self._states.setdefault(number, state) != state:
             raise UnreadableShard(
-                "has changed during the run; stop the run, and it goes on with the new one", where=shard.name
+                "has changed during the run; stop the run, and start it again to read the new one", where=shard.name
             )
         return shard
 

@@ -28,7 +28,7 @@ def media() -> list[str]:
 
 
 def column_names(columns: Mapping[str, str]) -> ColumnNames:
-    """The names of the columns, given those that are called differently in a table, such as {"text": "sentence"}.
+    """The possible names of each column, where a table has names of its own for some, such as {"text": "sentence"}.
 
     Raises:
         UsageError: there is no such column.
@@ -38,7 +38,7 @@ def column_names(columns: Mapping[str, str]) -> ColumnNames:
     names["label"] = ("label",)
     for key, name in columns.items():
         if key not in names:
-            raise UsageError(f"--column {key}={name}: {key} is no content of a column; known: {', '.join(names)}")
+            raise UsageError(f"--column {key}={name}: {key} is not a content of columns; known: {', '.join(names)}")
         names[key] = (name,)
     return names
 
@@ -52,7 +52,7 @@ def from_source(
     folder of the table. The caption in a .jsonl, Parquet or Arrow file is one text or a list.
 
     Args:
-        columns: names of columns that are called differently, by their content.
+        columns: names of columns by their content, where they are not the usual ones.
         split: name of the split of a data set that has several (arrow.py).
 
     Raises:
@@ -62,7 +62,7 @@ def from_source(
     if is_arrow(path):
         return _from_arrow(path, names, split)
     if split is not None:
-        raise UsageError("is no data set with splits; leave out --split", where=path)
+        raise UsageError("is not a data set with splits; leave out --split", where=path)
     if not path.is_dir():
         return _from_table(path, names)
     if columns:

@@ -42,7 +42,7 @@ class LoadedModel:
 
     @property
     def embeds(self) -> tuple[str, ...]:
-        """The modalities that have vectors: all, but for those that only a task head of the model reads."""
+        """The modalities that have vectors: all except those that only a task head reads."""
         config = getattr(self.module, "config", None)
         projections = getattr(config, "projections", self.processors)
         return tuple(key for key in self.processors if key in projections)
@@ -64,8 +64,8 @@ class LoadedModel:
 
     @property
     def identity(self) -> Identity:
-        """Name and hash by which an index knows this model: those of `load` or of whoever made the object, else a
-        digest of its weights and processors (onepeace/embed/digest.py), which is computed once."""
+        """Name and hash by which an index knows this model: as given to the constructor, or else a digest of its
+        weights and processors (onepeace/embed/digest.py), which is computed once."""
         if self._identity is None:
             module = cast(nn.Module, self.module)
             self._identity = Identity(type(module).__name__, digest(module, self.processors))
@@ -81,7 +81,7 @@ class LoadedModel:
 
     @property
     def logit_scale(self) -> float:
-        """Scale from cosines to logits of the first modality; for all models of this package it is that of all."""
+        """Scale from cosines to logits of the first modality; models of this package have one scale for all."""
         return self.logit_scale_of(self.modalities[0])
 
     def logit_scale_of(self, modality: str) -> float:

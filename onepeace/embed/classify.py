@@ -69,7 +69,7 @@ class HeadInput:
         if text is not None and head.on != "text" and head.task not in READS_TEXT:
             raise UsageError(f"the head {head.name} reads no text; leave out --text")
         if candidates and head.task != "choice":
-            raise UsageError(f"the head {head.name} does not choose among --labels; leave out either them or --text")
+            raise UsageError(f"the head {head.name} does not choose among --labels; leave out --labels or --text")
         self.head = head
         self.text = text
         self.candidates = list(candidates)
@@ -88,7 +88,7 @@ class HeadInput:
         """Yield the results of files of these modalities; some heads read several at a time (NLVR2: two pictures).
 
         Raises:
-            UsageError: the number of files is no multiple of those read at a time.
+            UsageError: the number of files is not a multiple of those read at a time.
         """
         size = self.head.config.get("inputs", 1)
         if len(files) % size:

@@ -207,7 +207,8 @@ class Embedder(LoadedModel):
 
         Args:
             labels: names to choose from. For a model's own classes see `predict`.
-            template: sentence with "{}" for the label, or "{a}" for the label with its article; several are averaged.
+            template: sentence with "{}" for the label, or "{a}" for the label with its article, such as "a photo of
+                {a}", which becomes "a photo of an owl"; several are averaged.
                 None = by the modality of the item or its first part: "a photo of a {}", "the sound of a {}" or "{}".
         """
         settings = read_options(options)

@@ -102,7 +102,7 @@ class CiderReward:
                 document.update(count_ngrams(self._words(caption)))
             self.counts.update(document)
         if self.documents < 2:
-            raise UserError(f"CIDEr-D compares 2 items or more, and this is {self.documents}")
+            raise UserError(f"CIDEr-D compares 2 items or more, not {self.documents}")
 
     def __call__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """CIDEr-D (n,), from 0 to 10, of one caption for each of n lists of references."""

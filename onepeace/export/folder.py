@@ -144,7 +144,8 @@ def _chosen(
     unknown = [key for key in chosen if key not in projections]
     if unknown or not chosen:
         embeds = ", ".join(projections) or "nothing"
-        raise UserError(f"{name} embeds {embeds}; {', '.join(unknown) or 'it'} cannot be exported")
+        what = f"{', '.join(unknown)} cannot be exported" if unknown else "nothing was chosen to be exported"
+        raise UserError(f"{name} embeds {embeds}; {what}")
     return chosen
 
 

@@ -132,8 +132,8 @@ def distances(
 ) -> dict[str, float]:
     """Largest difference between the branch and ``run``, an export of it, in each output.
 
-    Of unit vectors it is the length of the difference, of probabilities the difference itself; infinite if a value is
-    not finite.
+    For unit vectors this is the length of the difference, for probabilities the difference itself. It is infinite if a
+    value is not finite.
     """
     outputs_of_branch = _as_sequence(branch(*batch.values()))
     outputs_of_export = _as_sequence(run(*batch.values()))

@@ -21,7 +21,7 @@ EXIF_DATES = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
 """Tags of when a picture was taken, scanned, changed, and of the time zones (EXIF 2.31, sections 4.6.4 and 4.6.5)."""
 EXIF_FORMAT = "%Y:%m:%d %H:%M:%S"
 MAX_SECONDS = 1e8
-"""Three years; longer durations are of headers written before the end was known."""
+"""Three years; headers with a longer duration were written before the end was known."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
         if HEIF.match(head):
             raise UserError("the picture cannot be opened (damaged HEIC or AVIF)", where=name) from error
         if VIDEO.match(head):
-            raise UserError("is a video, not a picture; give a video of the index as `like`", where=name) from error
+            reason = "is a video, not a picture; to search by a video of an index, give it as `like`"
+            raise UserError(reason, where=name) from error
         raise UserError(f"not a picture of a known format (it begins with {head[:8]!r})", where=name) from error
     except Image.DecompressionBombError as error:
         pixels, limit = re.findall(r"\d+", str(error))[:2]

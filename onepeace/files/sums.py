@@ -20,7 +20,7 @@ SUMS = "SHA256SUMS"
 CHUNK = 1 << 20
 MARK = re.compile(r"# written by onepeace: (.+)")
 LARGE = 1 << 29
-"""Bytes from which on the comparison of a file, which then takes seconds, is announced."""
+"""Size in bytes from which the comparison of a file is announced, as it takes seconds."""
 LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 
 

@@ -158,7 +158,7 @@ def _position_of_exif(exif: "Image.Exif") -> dict[str, float]:
 
 
 def _position(latitude: float, longitude: float) -> dict[str, float]:
-    """A position; empty if it is none, or the 0, 0 of a device that did not know."""
+    """A position; empty if it is not valid, or is 0, 0, which devices write that do not know theirs."""
     is_valid = math.isfinite(latitude + longitude) and abs(latitude) <= 90 and abs(longitude) <= 180
     if not is_valid or latitude == longitude == 0:
         return {}
@@ -184,7 +184,7 @@ def _tidy(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _rating(text: str) -> dict[str, int]:
-    """A rating; empty for none, which is 0, and for what is none."""
+    """A rating of -1 (rejected) or 1 to 5 stars; empty for 0, which means no rating, and for anything else."""
     try:
         stars = round(float(text))
     except (ValueError, OverflowError):

@@ -18,7 +18,7 @@ from onepeace.model.stems import PretrainedStem
 from onepeace.train.recipe import Recipe
 
 LARGE = 300_000_000
-"""Number of parameters from which on LoRA is trained instead of all weights."""
+"""Number of parameters from which LoRA is trained instead of all weights."""
 TEMPLATES = {
     "image": ["{}", "a photo of {}", "a picture of {}"],
     "audio": ["{}", "the sound of {}", "a recording of {}"],

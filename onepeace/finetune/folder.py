@@ -91,7 +91,7 @@ def check_same(
     earlier: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> None:
-    """Raise `UsageError` if the fine-tuning in a folder is not of what is asked for."""
+    """Raise `UsageError` if the fine-tuning in a folder has another source, model or option than this call."""
     for field in FIELDS:
         if earlier[field] != identity[field]:
             held = _described(field, earlier, identity)

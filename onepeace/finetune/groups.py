@@ -112,7 +112,7 @@ def _matched_texts(pattern: str, paths: Sequence[Sequence[str]]) -> list[list[st
                 texts_of_record.append(match[compared])
         texts.append(texts_of_record)
     if not any(texts):
-        raise UsageError(f"--group {pattern!r}: matches no path, as {paths[0][0]}")
+        raise UsageError(f"--group {pattern!r}: matches no path, such as {paths[0][0]}")
     return texts
 
 

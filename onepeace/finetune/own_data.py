@@ -122,7 +122,7 @@ def _unusable(keys: Sequence[str], modalities: Sequence[str]) -> str:
         if key not in modalities:
             return f"the model has no {key}"
     if len(keys) < 2:
-        return f"has {keys[0]} alone: no caption, no label, no partner"
+        return f"has only {keys[0]}: no caption, no label, nothing to pair it with"
     return ""
 
 

@@ -75,8 +75,8 @@ def notes(summary: SplitSummary) -> list[str]:
     """How to read the figures, and for which files they hold."""
     intervals = (
         f"In parentheses: 95 % intervals, by a bootstrap over groups of {summary.meaning_of_groups} (few groups "
-        "give wide ones). That of a figure is for as many other files, that of a gain is paired. A model without a "
-        "head chooses by the class names."
+        "give wide ones). The interval of a figure is where that of as many other files would lie; the interval of a "
+        "gain is paired. A model without a head chooses by the class names."
     )
     return [intervals, LATER_FILES]
 

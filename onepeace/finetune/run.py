@@ -63,7 +63,7 @@ class FineTuning:
     * data/: the shards of the parts, and parts.json, their summary.
     * before.jsonl: answers of the initial model to the held-out part.
     * frozen/: outputs of frozen stems, computed once.
-    * For each training method, in a subfolder of its name if several are compared, else in the folder itself:
+    * For each training method, in the folder itself, or in a subfolder of its name if several are compared:
 
       * settings.json: the recipe, as the first call chose it.
       * recipe.yaml, log.jsonl, step-N/: files of the training run (train/).
@@ -248,7 +248,7 @@ class FineTuning:
         if summary.labels:
             what = f"a new classifier of {len(summary.labels)} classes and {what}"
         methods = f" ({', '.join(recipes)})" if self.compare else ""
-        self.say(f"to do: train {what}{methods}, average them with the initial weights, measure, and write a report")
+        self.say(f"to do: train {what}{methods}, average with the initial weights, measure, and write a report")
 
     def _result(
         self,

@@ -164,7 +164,7 @@ class SplitSummary:
         sizes.append(f"{self.count(VAL)} held out")
         text = f"{', '.join(sizes)}, in whole groups of {self.meaning_of_groups} ({self.groups} groups)"
         if self.not_held_out:
-            text += f"; nothing is held out of {', '.join(self.not_held_out)}, most of which is one group"
+            text += f"; nothing is held out of {', '.join(self.not_held_out)}, as most of it is one group"
         return text
 
 
@@ -207,8 +207,8 @@ def _without(
     if not kept:
         reason = "near copies of one another; give --group a" if pattern is None else "one --group; give it another"
         raise UserError(
-            f"nothing can be held out, as most files are {reason} regular expression, of what files that "
-            "belong together have in common in their paths",
+            f"nothing can be held out, as most files are {reason} regular expression that matches what the paths of "
+            "files that belong together have in common",
             where=source,
         )
     left_out = list(data.left_out)

@@ -43,7 +43,7 @@ def trained_model(recipe: Recipe, say: Callable[[str], None]) -> Path:
         say(f"training {recipe.schedule.steps} steps")
         result = train(recipe)
         if not (result / CONFIG).exists():
-            raise UserError("stopped; the same command goes on", where=out)
+            raise UserError("stopped; run the same command again to resume", where=out)
     os.replace(model, tuned)
     return tuned
 

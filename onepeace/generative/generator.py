@@ -51,7 +51,7 @@ def load_generator(
     config = read_config(folder)
     if not writes(config):
         raise UserError(
-            "writes nothing; name a model that does: tiny-captions, or one of OFA, such as ofa-base", where=name
+            "cannot write text; name a model that can: tiny-captions, or one of OFA, such as ofa-base", where=name
         )
     tokenizer = read_tokenizer(folder / TOKENIZER)
     tasks = read_tasks(folder / TASKS)

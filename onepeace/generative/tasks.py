@@ -107,7 +107,7 @@ class Task:
         words = list(self.labels.values())
         for word in words:
             if not isinstance(word, str) or not word.strip():
-                raise UserError(f"{word!r} is nothing to choose; choices and labels are texts with words in them")
+                raise UserError(f"{word!r} cannot be a choice; choices and labels are texts with at least one word")
         return Trie([vocabulary.encode(f" {word.strip()}") for word in words], words)
 
     def _normalised(self, text: str) -> str:

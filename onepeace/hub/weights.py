@@ -156,8 +156,8 @@ def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, Lazy
     base_fingerprint = fingerprint(base_folder)
     if base_fingerprint != base.fingerprint:
         raise UserError(
-            f"was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {base_folder} "
-            f"is {base_fingerprint}; get that model, or train this one again",
+            f"was made for the model {base.name} with fingerprint {base.fingerprint}, but {base_folder} has "
+            f"{base_fingerprint}; get that model, or train this one again",
             where=folder,
         )
     names = expected(config)

@@ -5,7 +5,8 @@
 
 A writer adds rows behind those that the header counts, waits until they are on the disk, and then replaces the header.
 So a header never promises more than there is, and what a killed writer has added is overwritten by the next one. Arrays
-written anew get another token; the files of the old one are removed after that, and stay with whoever has mapped them.
+written anew get another token; the files of the old one are removed after that; processes that have mapped
+them keep them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The indexes of a user's own, in the user's cache folder: what is searched without an index being named is kept there.
+"""The indexes in the user's cache folder, which keep the vectors of files that are searched without naming an index.
 
 One index for each model has all folders, files and shards that were searched; a search brings the part that it names up
 to date, and sees no other. Tables have an index for each set of paths, as their rows describe files that may also be in
@@ -138,7 +138,7 @@ def _update_part(folder: Path, paths: Paths, roots: list[Root], model: str, sett
         for root in roots:
             if root.path not in unreadable:
                 refuse_unmounted(store, root, scanned)
-        with store.transaction():  # first, so that an interrupted search goes on
+        with store.transaction():  # first, so that an interrupted search resumes
             keep_roots(store, roots, without=roots_inside(part, known.values()))
         report = fill(store, scanned, settings, model=model, part=part)
         return KeptIndex(folder, part, report, is_new)

@@ -17,7 +17,7 @@ SIDE = 32
 CELL = 4
 """Side in pixels of the squares that a thumbnail is divided into."""
 FAR = 40.0
-"""Root mean square difference of the means over squares from which on pictures are taken to be different."""
+"""Root mean square difference of the means over squares from which pictures are taken to be different."""
 STEPS = 10
 """Gauss-Newton steps that align one picture with the other."""
 MOVED = SIDE / 16

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 EXPORT_FROM = 1000
-"""Number of files from which on the model's text branch is exported in 10 s; without it a text query takes 3 s."""
+"""Number of files from which the model's text branch is exported in 10 s; without it a text query takes 3 s."""
 
 
 def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:

@@ -70,7 +70,7 @@ class Embedding:
         self.bar = bar
 
     def run(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Embed entries; returns those whose files changed meanwhile, of which nothing is kept."""
+        """Embed entries; returns those whose files changed during that, of which nothing is kept."""
         pending: deque[Pending] = deque()
         changed: list[Entry] = []
         with closing(self._inputs(entries, pending)) as inputs:

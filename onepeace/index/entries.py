@@ -43,7 +43,7 @@ def state_of(path: str) -> tuple[int, int]:
 
 
 def entry_of_file(path: str, modality: str) -> Entry:
-    """Entry of a file; with a problem if it is none, or cannot be read."""
+    """Entry of a file; with a problem if it is not a regular file, or cannot be read."""
     try:
         status = os.stat(path)
     except OSError as error:

@@ -64,7 +64,7 @@ FIELDS = {
     "place": _tag("place", "labels"),
     "rating": _tag("rating", "number"),
 }
-"""Fields by name; those of `metadata` are its keys."""
+"""Fields by name. A key of a file's metadata is a field too: metadata.NAME."""
 POSITION = "json_extract(tags, '$.latitude'), json_extract(tags, '$.longitude')"
 
 

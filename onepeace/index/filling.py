@@ -165,7 +165,7 @@ def _shape_of(model: Model) -> tuple[int, list[str]]:
 
 
 def _delete_files(folder: Path) -> None:
-    """Delete an index, but for its lock, which is held."""
+    """Delete an index except its lock, which is held."""
     with suppress(OSError):  # it was moved meanwhile
         for path in folder.iterdir():
             if path.name != LOCK:

@@ -151,7 +151,7 @@ def _matched(node: ast.expr, pattern: str) -> Condition:
         compile_globs(pattern)
     except UserError as error:
         reason = reason_at("path.match", error)
-        raise _error(node, f"has no pattern that can be read ({reason})") from error
+        raise _error(node, f"has a pattern that cannot be read ({reason})") from error
     return Condition("path_fits(path, ?)", (pattern,))
 
 
@@ -164,14 +164,14 @@ def _near(node: ast.expr, values: list[ast.expr]) -> Condition:
     radius = _value(values[2], LENGTHS)
     has_unit = not isinstance(values[2], (ast.Constant, ast.UnaryOp))
     if not has_unit or radius < 0:
-        raise _error(values[2], "is no radius; give a number of km or m, such as 20*km")
+        raise _error(values[2], "is not a radius; give a number of km or m, such as 20*km")
     return Condition(f"distance({POSITION}, ?, ?) <= ?", (latitude, longitude, radius))
 
 
 def _degrees(node: ast.expr, name: str, largest: float) -> float:
     degrees = _value(node, {})
     if not isinstance(degrees, (int, float)) or abs(degrees) > largest:
-        raise _error(node, f"is no {name}; give degrees from -{largest} to {largest}")
+        raise _error(node, f"is not a {name}; give degrees from -{largest} to {largest}")
     return float(degrees)
 
 
@@ -215,15 +215,16 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     field = _field(left)
     value = _value(right)
     if not isinstance(value, TYPES.get(field.kind, str)):
-        raise _error(right, f"is no {NAMES_OF_KINDS.get(field.kind, field.kind)}, and {ast.unparse(left)} is one")
+        kind = NAMES_OF_KINDS.get(field.kind, field.kind)
+        raise _error(right, f"is not a {kind}; compare {ast.unparse(left)} with one")
     if field.kind in SAME and sign != "=":
-        raise _error(left, "is compared with = or in, not by size")
+        raise _error(left, "is a text; compare it with = or in")
     if isinstance(value, str) and field.kind != "path":
         _check_characters(right, value)
     try:
         return _comparison_of_kind(field, sign, value)
     except (UsageError, ValueError) as error:
-        raise _error(right, f"is no {field.kind} ({one_line(error)})") from error
+        raise _error(right, f"is not a {field.kind} ({one_line(error)})") from error
 
 
 def _comparison_of_kind(field: Condition, sign: str, value: Any) -> Condition:
@@ -281,7 +282,7 @@ def _value(node: ast.expr, units: Mapping[str, float] = UNITS) -> Any:
 def _check_characters(node: ast.expr, text: str) -> None:
     """Raise `UsageError` for a character that SQLite does not take."""
     if "\0" in text or SURROGATES.search(text):
-        raise _error(node, "has a NUL or half of a surrogate pair, which no text of an index has")
+        raise _error(node, "has a NUL or half of a surrogate pair, which no text in an index can have")
 
 
 def _error(node: ast.expr, what: str) -> UsageError:

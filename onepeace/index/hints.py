@@ -52,9 +52,9 @@ FOREIGN = 1.3
 NAME = 2.0
 """Maximum Zipf frequency of a word that the list of a language lacks."""
 USUAL = 3.2
-"""Zipf frequency from which on a single word is English, whatever else it is."""
+"""Zipf frequency from which a single word is English, whatever else it is."""
 ENGLISH = 4.5
-"""Mean Zipf frequency from which on several words are English, whatever else they are."""
+"""Mean Zipf frequency from which several words are English, whatever else they are."""
 PACKAGES = ("wordfreq", "spellchecker", "jellyfish")
 MAX_CHARACTERS = 1000
 MAX_UNWANTED = 3

@@ -67,8 +67,8 @@ def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
     try:
         entries = identity(model)
     except UserError as error:
-        made_with = f"the index {store.folder} was made with {store.meta['model']}, see --model"
-        raise UserError(f"{error}; {made_with}") from error
+        made_with = f"the index {store.folder} was made with {store.meta['model']}"
+        raise UserError(f"{error}; {made_with}; if that has another name here, give it with --model") from error
     if entries["model_hash"] != store.meta["model_hash"]:
         remedy = f"leave out --model; or, to move the index to it: {_command_to_move(store, entries)}"
         raise _of_another(store, entries, "model_hash", "model", remedy)

@@ -75,8 +75,8 @@ class Index(Contents):
 
         Args:
             model: model for queries: a name, if the model of the index has another one on this machine, or an
-                `Embedder`. The index then stays with it; without it, `refresh` follows an index that is moved to
-                another model.
+                `Embedder`. Queries then always use it. With None, `refresh` loads the other model when the index
+                is moved to one.
             device, dtype: see `onepeace.load`; the model is loaded with the first query that needs it.
             part: show these files alone (part.py); None = all.
 
@@ -181,8 +181,8 @@ class Index(Contents):
             only: kind or kinds of files: image, audio, text, video.
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
             below: path or paths of files, and of the folders, tables and shards that files lie in.
-            sort: "match"; or "date" (newest first) or "path", which order the best `POOL` hits, then the next `POOL`,
-                and so on, without unlikely ones unless all are unlikely (``min_match=0`` keeps them).
+            sort: "match"; or "date" (newest first) or "path". These two sort the best 200 hits, then the next 200, and
+                so on. They leave out unlikely hits, unless all are unlikely or ``min_match`` is 0.
             rank: "match", or "raw" for the plain cosine.
             min_match: drop hits with a lower match.
             collapse: group near copies into one hit.
@@ -196,7 +196,7 @@ class Index(Contents):
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
         vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
-        if not self.matrix.is_whole():
+        if not self.matrix.is_whole():  # a file was cut short: reading past its end would kill the process
             self.drop_cached()
         searched = Searched(store=self.store, matrix=self.matrix, banks=self.banks, service=self.service)
         allowed = self.mask(kinds, condition, paths_of(below))
@@ -212,14 +212,14 @@ class Index(Contents):
     def refresh(self) -> bool:
         """Load the changes of another process; returns whether there are any.
 
-        An index that was opened without a model follows one that another process moved to another model.
+        If another process has moved the index to another model, an index opened without a model uses the new one.
 
         Raises:
             UserError: the index was moved to another model than the one it was opened with, or is damaged. The old
                 state then remains visible.
         """
         is_lost = self.store.has_lost_memory()
-        if is_lost:  # first, as opening it again would read that memory
+        if is_lost:  # close first: a new connection of this process would read the memory that was lost
             self.close()
         new = Store(self.folder)
         if new.meta == self.store.meta and not is_lost:

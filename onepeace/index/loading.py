@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 COMPILE_FROM = 5000
-"""Number of new files from which on a wide model is compiled: this takes 20 s to a minute, and saves a seventh."""
+"""Number of new files from which a wide model is compiled: this takes 20 s to a minute, and saves a seventh."""
 
 
 @dataclass(frozen=True)

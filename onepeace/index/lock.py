@@ -56,7 +56,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """UserError if a folder is no index and has files that are not of one."""
+    """UserError if a folder is not an index, and has files in it."""
     is_ours = is_index(folder) or (folder / LOCK).exists()
     if not is_ours and any(folder.iterdir()):
         raise UserError("a folder with other files in it, and no index; name a new folder", where=folder)

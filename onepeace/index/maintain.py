@@ -143,6 +143,6 @@ def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
     unreadable += [(Path(path), entry.item.problem or "") for path, entry in scanned.entries.items()]
     if unreadable:
         path, reason = unreadable[0]
-        lines.append(f"{len(unreadable)} cannot be read, as {path}: {reason}")
+        lines.append(f"{len(unreadable)} cannot be read, such as {path}: {reason}")
     lines += [f"{count} others: {name}" for name, count in scanned.others.most_common(5)]
     return "; ".join(lines)

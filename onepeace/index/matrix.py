@@ -26,7 +26,7 @@ from onepeace.threads import one_blas_thread
 log = logging.getLogger(__name__)
 
 LARGE = 250_000
-"""Number of vectors from which on lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
+"""Number of vectors from which lists are used: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 CANDIDATES = 10
 """Candidates requested per vector wanted."""
 BLOCK = 1 << 14

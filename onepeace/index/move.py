@@ -36,7 +36,7 @@ READ = 512
 
 
 def move(folder: str | os.PathLike[str], model: Model, settings: Settings) -> Report | None:
-    """Move an index to another model. An interrupted move to the same model goes on where it was.
+    """Move an index to another model. An interrupted move to the same model resumes where it stopped.
 
     Args:
         model: name of the model, or an `Embedder`.

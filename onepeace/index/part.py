@@ -1,6 +1,6 @@
 """A part of an index: the files at or below some paths, as in the index of all folders that a user searches (cache.py).
 
-A `Store` that shows a part has no other files, whoever asks it.
+A `Store` that shows a part has no other files, for any caller.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Reads the entries of an index: the hash of their content, and what their headers say.
 
-A file is hashed first and decoded later, by whoever embeds it, since known content is not decoded. In between, another
-program may write it or put another file in its place; `Reading.is_current` says afterwards whether one did.
+A file is hashed first, and decoded later if its content is new. In between, another program may write it or put another
+file in its place; `Reading.is_current` says afterwards whether one did.
 """
 
 import hashlib

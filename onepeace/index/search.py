@@ -25,7 +25,7 @@ from onepeace.index.store import Store
 from onepeace.index.words import WordSearch
 
 POOL = 200
-"""Number of files that are sorted by date or path at once, the best first; pages are cut from their sequence."""
+"""Number of files that are sorted by date or path together: first the best 200, then the next 200, and so on."""
 CANDIDATES = 4
 """Vectors fetched per requested hit, as several may belong to one file."""
 GROWTH = 4
@@ -52,7 +52,7 @@ class SearchOptions:
     def __post_init__(self) -> None:
         are_whole = isinstance(self.top, Integral) and isinstance(self.offset, Integral)
         if not are_whole or self.top < 1 or self.offset < 0:
-            raise UserError(f"top is {self.top} and offset {self.offset}; give whole numbers, at least 1, and 0")
+            raise UserError(f"top is {self.top} and offset {self.offset}; give whole numbers from 1 and from 0")
         self.top = int(self.top)
         self.offset = int(self.offset)
         if self.min_match is not None and not 0 <= self.min_match <= 1:

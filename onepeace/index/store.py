@@ -145,8 +145,8 @@ class Store:
             raise
         if not (self.folder / DATABASE).exists():  # the open files were written nevertheless
             raise UserError(
-                "the index was moved or deleted meanwhile; what was written moved with it, and the "
-                "same command goes on in the new folder",
+                "the index was moved or deleted while it was written to; what is stored moved with it, so run the same "
+                "command again with the new folder",
                 where=self.folder,
             )
 

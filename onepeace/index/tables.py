@@ -82,7 +82,7 @@ def _file_of_cell(column: str, value: str, folder: Path, modalities: Mapping[str
     modality = column if column in MEDIA else modalities.get(suffix(value), "")
     path = os.path.abspath(folder / value)
     if not modality:
-        problem = f"its ending says no kind of file; name the column {' or '.join(MEDIA)} in place of {column}"
+        problem = f"its ending is of no known kind of file; rename the column {column} to {' or '.join(MEDIA)}"
         return Entry(Item(path, modality, problem=problem))
     return entry_of_file(path, modality)
 

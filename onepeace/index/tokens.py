@@ -1,6 +1,6 @@
 """The texts by whose words a file is found: of its names, captions, tags and content.
 
-SQLite's tokenizer splits at everything that is no letter or digit, and ignores case and accents. What it does not do is
+SQLite's tokenizer splits at everything but letters and digits, and ignores case and accents. What it does not do is
 done here, to files and queries alike: names also end where a small letter is followed by a capital one, or a letter by
 a digit (MyHoliday2024), and scripts that are written without spaces are words of one character, found as phrases.
 """

@@ -1,8 +1,8 @@
-"""SQLite's log of committed transactions (-wal): what of it a damage hides.
+"""SQLite's log of committed transactions (-wal): which part of it is hidden by damage.
 
 SQLite reads the log up to the first frame whose checksum does not match, as a writer that was killed leaves an
-incomplete frame at its end. If a committed frame follows such a frame, it is no end but a damage, of which SQLite says
-nothing. The formats are those of https://sqlite.org/walformat.html.
+incomplete frame at its end. If a committed frame follows such a frame, the log is damaged there, which SQLite does
+not report. The formats are those of https://sqlite.org/walformat.html.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Files that have the words of a query: in the names of the file and its folders, its caption, its tags or its text.
 
 A word is found as a whole word, without regard to case and accents. Only if no file of the index has it, and the index
-is not large, words are found of which it is a part: "rechnung" in Stromrechnung.pdf. The ending of a file is no word,
-unless it is typed with its dot. Nothing in a query is an operator: what SQLite gets are texts in quotes.
+is not large, words are found of which it is a part: "rechnung" in Stromrechnung.pdf. The ending of a file does not
+count as a word, unless it is typed with its dot. Nothing in a query is an operator: SQLite gets texts in quotes.
 """
 
 import json

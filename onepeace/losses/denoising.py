@@ -13,7 +13,7 @@ def masked_tokens(student: Tensor, teacher: Tensor, masked: Tensor, real: Tensor
         student, teacher: (B, L, D) without CLS: predictions for every position, and the features of the same input
             without masks. The teacher is a target: no gradient flows into it.
         masked: (M,) int64: the tokens that the student did not see, in the flattened (B, L).
-        real: (N,) int64: the tokens that are no padding, in the flattened (B, L).
+        real: (N,) int64: the tokens that are not padding, in the flattened (B, L).
 
     Returns:
         (M, D) predictions of the masked tokens, and (N, D) teacher features of all real tokens.

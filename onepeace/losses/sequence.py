@@ -35,7 +35,7 @@ def token_losses(
     is ignored.
 
     Args:
-        real: (N,) int64, the targets that are no padding, in the flattened (B, T), from `real_targets`. None: they are
+        real: (N,) int64, the targets that are not padding, in the flattened (B, T), from `real_targets`. None: they are
             looked up, which waits for the device of the targets.
         allowed: (V,) or (B, T, V) bool: the ids in the softmax, e.g. the continuations in a trie of answers. Targets
             must be among them, or the loss is infinite. None: all.
@@ -59,7 +59,7 @@ def token_losses(
 
 
 def real_targets(target: Tensor) -> Tensor:
-    """(N,) int64: the targets (B, T) that are no padding, in the flattened (B, T)."""
+    """(N,) int64: the targets (B, T) that are not padding, in the flattened (B, T)."""
     return (target != PAD).flatten().nonzero().squeeze(1)
 
 

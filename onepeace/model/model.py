@@ -49,7 +49,7 @@ class OnePeace(Encoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as released: Linear weights normal, truncated at one deviation; biases and bias tables 0."""
+        """Initialise as released: Linear weights normal, truncated at one standard deviation; biases, tables 0."""
         for module in self.modules():
             self.reset_module(module)
 
@@ -94,8 +94,10 @@ class OnePeace(Encoder):
     def stems(self, inputs: Inputs) -> dict[str, StemOutput]:
         """Run the stem of each modality, the part that does not depend on the mask."""
         unknown = [key for key in inputs if key not in self.adapters]
-        if unknown or not inputs:
-            raise ValueError(f"no modality {unknown[0] if unknown else ''!r}; the model has {', '.join(self.adapters)}")
+        if unknown:
+            raise ValueError(f"no modality {unknown[0]!r}; the model has {', '.join(self.adapters)}")
+        if not inputs:
+            raise ValueError(f"the batch is empty; the model reads {', '.join(self.adapters)}")
         return {key: self.adapters[key].stem_tokens(inputs[key]) for key in self.adapters if key in inputs}
 
     def encode(

@@ -124,7 +124,7 @@ def make_tracker(stepper: Stepper, batches: Sequence[Batch]) -> PeakTracker:
 
 @contextmanager
 def processes(count: int) -> Iterator[None]:
-    """Context in which this process is the first of ``count``, of which there is no other."""
+    """Context in which this process acts as the first of ``count``, although there are no others."""
     if count == 1:
         yield
         return

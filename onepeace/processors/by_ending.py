@@ -1,4 +1,4 @@
-"""Modality of a file by its ending, without importing the processors unless somebody else did."""
+"""Modality of a file by its ending, without importing the processors, unless they are imported already."""
 
 import sys
 

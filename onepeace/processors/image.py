@@ -36,10 +36,13 @@ _READING = [threading.Lock() for _ in range(61)]
 class ImageProcessor(Processor):
     """Converts paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
 
-    size: side, or [height, width]. resize: "squash" scales both sides independently, as the released models expect,
-    "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. draft: lets
-    the JPEG decoder shrink pictures to at least twice the target size, which is two to four times faster; pixels differ
-    by about one grey level from the full decode.
+    Args:
+        size: side, or [height, width].
+        mean, std: of each channel, for pixels from 0 to 1.
+        resize: "squash" scales both sides independently, as the released models expect; "crop" keeps the aspect ratio
+            and cuts out the middle. Both use Pillow's antialiased bicubic filter.
+        draft: let the JPEG decoder shrink pictures to at least twice the target size, which is two to four times
+            faster; pixels differ by about one grey level from the full decode.
     """
 
     key: ClassVar[str] = "image"

@@ -10,9 +10,9 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 300.0
 """Seconds in which the content of a request has to arrive."""
 IDLE_SECONDS = 15.0
-"""Seconds without data in which the content of a request has to go on."""
+"""Maximum seconds without data while the content of a request arrives."""
 UNREAD_SECONDS = 60.0
-"""Seconds in which a client has to go on reading a response."""
+"""Maximum seconds in which a client reads nothing of a response."""
 DEFAULT_MOST = 1000
 """Maximum number of connections."""
 ACCEPTED = 32

@@ -45,7 +45,7 @@ class Parts(Fields):
     audio: StrictStr | None = Field(None, description="DATA")
 
     def contents(self) -> dict[str, str]:
-        """The parts that there are, by modality; an empty text is none."""
+        """The parts that there are, by modality; an empty text does not count."""
         parts = {"text": self.text or None, "image": self.image, "audio": self.audio}
         return {modality: content for modality, content in parts.items() if content is not None}
 
@@ -107,7 +107,7 @@ class SearchRequest(FilterRequest):
     collapse: bool = Field(True, description="group very similar files into one hit")
 
     def num_parts(self) -> int:
-        """Number of things to search for; empty texts are none."""
+        """Number of things to search for; empty texts do not count."""
         texts = filled(self.text) + filled(self.without)
         return len(texts) + len(as_list(self.image)) + len(as_list(self.audio)) + len(as_list(self.like))
 

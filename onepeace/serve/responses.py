@@ -111,7 +111,7 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(_: object, error: HTTPException) -> Response:
-        if error.status_code == 400:  # FastAPI's, of a body that is no text
+        if error.status_code == 400:  # FastAPI's, for a body that is not text
             return error_response(422, f"the body: must be JSON ({one_line(error.__cause__)})")
         return error_response(error.status_code, one_line(error.detail))
 

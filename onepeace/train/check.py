@@ -78,10 +78,10 @@ def _check_writer(recipe: Recipe, config: Config) -> None:
             "twice in the statistics"
         )
     if recipe.optim.layer_decay is not None:
-        raise UserError("optim.layer_decay: the blocks of a model that writes are not in one row; leave it out")
+        raise UserError("optim.layer_decay: the blocks of a generative model are not one stack; leave it out")
     for section in ("token_dropout", "stem_views"):
         if getattr(recipe.data, section):
-            raise UserError(f"data.{section} is not for models that write; take it out")
+            raise UserError(f"data.{section} is not for generative models; take it out")
     for source in recipe.data.train:
         if source.candidates is not None:
-            raise UserError(f"a model that writes reads one text of an item; take candidates from {source.shards}")
+            raise UserError(f"a generative model reads one text of an item; take candidates from {source.shards}")

@@ -62,7 +62,7 @@ class State:
         return {"model": dict(self.objective.state_dict()), "ema": dict(self.average), "optimizer": optimizer}
 
     def numbers(self) -> dict[str, Any]:
-        """Numbers of the optimizer that are no tensors: of its groups, and of each parameter with a state, by name."""
+        """Numbers of the optimizer that are not tensors: of its groups, and of each parameter with a state, by name."""
         return {
             "groups": [_numbers_in_group(group) for group in self.optimizer.param_groups],
             "state": {name: _numbers_in(values) for name, values in self._optimizer_state().items()},
@@ -122,7 +122,7 @@ def newest(out: Path) -> Path | None:
         if not problems:
             return folder
         if parallel.rank() == 0:
-            log.warning("%s; going on from the one before", problems[0])
+            log.warning("%s; resuming from the one before", problems[0])
     return None
 
 
@@ -252,8 +252,8 @@ class Checkpoints:
             if not isinstance(reason, OSError):
                 raise reason from error
             raise UserError(
-                f"the checkpoint of step {self._step} cannot be written ({reason}); make room, and the "
-                "same command goes on from the one before",
+                f"the checkpoint of step {self._step} cannot be written ({reason}); make room, then run the "
+                "same command again to resume from the one before",
                 where=self.out,
             ) from error
 
@@ -281,7 +281,7 @@ class Checkpoints:
         names = {f"{part}.{name}" for part in tensors for name in tensors[part]}
         unexpected = {index.fqn for index in reader.storage_data} - names
         if unexpected:
-            raise UserError(f"has {min(unexpected)}, which this run has not: {remedy}", where=folder)
+            raise UserError(f"has {min(unexpected)}, which this run does not have: {remedy}", where=folder)
         if parallel.rank() == 0:
             prune(folder, self.keep)  # the run may have been killed before it did
         return header

@@ -111,7 +111,7 @@ def check_files(folder: Path, header: Header, names: Iterable[str]) -> None:
         except OSError as error:
             raise UserError(f"cannot be read ({error.strerror or error})", where=path) from error
         if not is_same:
-            raise UserError("damaged, its digest is another", where=path)
+            raise UserError("damaged, its digest differs", where=path)
 
 
 def publish(folder: Path) -> None:
@@ -125,7 +125,7 @@ def publish(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; if the process is killed meanwhile, what is left is no checkpoint."""
+    """Remove a checkpoint; if the process is killed during that, what is left is not a checkpoint."""
     hidden = unfinished(folder)
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)

@@ -22,7 +22,7 @@ LOCK_SECONDS = 60
 def compute_missing(cache: FrozenCache, compute: Callable[[list[str]], Iterable[Output]], part_size: int) -> None:
     """Compute the outputs that a cache lacks, a part in each process at a time; all processes must call it.
 
-    A part has the same items for any number of processes, and so the same values. Other runs wait meanwhile.
+    A part has the same items for any number of processes, and so the same values. Other runs wait until then.
 
     Args:
         cache: cache in a folder that all processes share.

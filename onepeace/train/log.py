@@ -46,8 +46,8 @@ class Log:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
             raise UserError(
-                f"the line of step {step} cannot be written ({error.strerror or error}); make room, and "
-                "the same command goes on from the last checkpoint",
+                f"the line of step {step} cannot be written ({error.strerror or error}); make room, then run "
+                "the same command again to resume from the last checkpoint",
                 where=self.path,
             ) from error
         for logger in self._loggers:

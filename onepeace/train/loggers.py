@@ -17,7 +17,7 @@ class Logger(Protocol):
 
     Args:
         folder: folder of the run.
-        step: step from which the run goes on; 0 for a new one.
+        step: step from which the run resumes; 0 for a new one.
         recipe: the resolved recipe, as plain values.
     """
 
@@ -58,7 +58,7 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases; project and mode are set by its environment variables (WANDB_PROJECT, WANDB_MODE).
 
-    A resumed run goes on in the same run, which keeps the first of two values for a step.
+    A resumed run continues in the same run, which keeps the first of two values for a step.
     """
 
     def __init__(self, folder: Path, step: int, recipe: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ class WandB:
 
 class MLflow:
     """A run of MLflow; server and experiment are set by its environment variables (MLFLOW_TRACKING_URI,
-    MLFLOW_EXPERIMENT_NAME). A resumed run goes on in the same run."""
+    MLFLOW_EXPERIMENT_NAME). A resumed run continues in the same run."""
 
     def __init__(self, folder: Path, step: int, recipe: Mapping[str, Any]) -> None:
         self.mlflow = need("mlflow", "mlflow")

@@ -52,7 +52,7 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
             remove_unfinished(out)
         run = Run(recipe, device)
         if run.start and stop_at is None:
-            log.warning("going on from step %d of %s", run.start, run.out)
+            log.warning("resuming from step %d of %s", run.start, run.out)
         with noticed_stop() as stop_requested:  # not earlier: there is nothing to save yet
             step = train_steps(run, evaluate, stop_at, stop_requested)
         return run.write_model() if step == recipe.schedule.steps else run.out

@@ -110,7 +110,7 @@ def _with_network(key: str, options: Options) -> Options:
     if options.get("stem") != "transformers" or "network" in options:
         return options
     if "name" not in options:
-        raise UserError("model.adapters: the stem transformers needs a name, as name: facebook/wav2vec2-base")
+        raise UserError("model.adapters: the stem transformers needs a name, such as name: facebook/wav2vec2-base")
     network = network_options(options["name"])
     if is_read_like(key, "text"):
         return {**options, "network": network, "vocab_size": network.get("vocab_size", 0)}

@@ -45,7 +45,7 @@ def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
     """Names that match a shell pattern; UserError that starts with ``where`` if there is none."""
     matches = [name for name in names if fnmatchcase(name, pattern)]
     if not matches:
-        raise UserError(f"the pattern {pattern!r} matches none of {len(names)} names, as {names[0]}", where=where)
+        raise UserError(f"the pattern {pattern!r} matches none of {len(names)} names, such as {names[0]}", where=where)
     return matches
 
 

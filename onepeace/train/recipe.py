@@ -47,7 +47,7 @@ class Recipe:
     run: RunConfig
     seed: Natural = 1
     imports: tuple[str, ...] = ()
-    """Python files and modules that are imported first, for terms, modalities, stems or architectures of one's own. A
+    """Python files and modules that are imported first, for your own terms, modalities, stems or architectures. A
     file is relative to the recipe that names it, on the command line to the working folder."""
     processors: Options = field(default_factory=dict)
     """Options of processors by modality, which override those of model.from."""

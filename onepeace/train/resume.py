@@ -65,7 +65,7 @@ def check_same(saved: str, recipe: Recipe, out: Path, step: int) -> None:
     for name, value in new.items():
         if name in old and name not in MAY_CHANGE and old[name] != value:
             raise UserError(
-                f"{out} holds a run with another {name}, {old[name]!r:.200} and not {value!r:.200}; "
+                f"{out} holds a run with another {name}: {old[name]!r:.200}, not {value!r:.200}; "
                 "give run.out another folder, or remove this one"
             )
 

@@ -168,7 +168,7 @@ class ScheduleConfig:
                 raise UserError(f"schedule.{name}_steps and schedule.{name}_ratio say the same; give one of them")
         for name in ("decay_steps", "decay_ratio"):
             if getattr(self, name) is not None and self.name != "wsd":
-                raise UserError(f"schedule.{name} is for the schedule wsd, and this is {self.name}; leave it out")
+                raise UserError(f"schedule.{name} is for the schedule wsd, but this is {self.name}; leave it out")
         if self.warmup > self.steps:
             raise UserError(f"schedule.warmup_steps {self.warmup} is more than schedule.steps {self.steps}")
         if self.warmup + self.decay > self.steps:
@@ -246,9 +246,9 @@ class RunConfig:
                 raise UserError(f"run.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
         if self.parallel == "ddp":
             if self.shard is not None:
-                raise UserError(f"run.shard {self.shard} is for run.parallel fsdp, and this is ddp; leave it out")
+                raise UserError(f"run.shard {self.shard} is for run.parallel fsdp, but this is ddp; leave it out")
             if self.keep_gathered != "auto":
-                raise UserError("run.keep_gathered is for run.parallel fsdp, and this is ddp; leave it out")
+                raise UserError("run.keep_gathered is for run.parallel fsdp, but this is ddp; leave it out")
 
 
 @dataclass(frozen=True)

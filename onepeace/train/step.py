@@ -1,7 +1,7 @@
 """A training step: forward and backward passes, clipping, and the optimizer's update.
 
 Nothing here reads a value from the device. A gradient that is not finite is found by the device itself, which then
-leaves the update out; `UnusableSteps` learns of it when the log is written.
+skips the update; `UnusableSteps` learns of it when the log is written.
 """
 
 import logging
@@ -130,7 +130,7 @@ class UnusableSteps:
         self._numbers: list[Tensor] = []
 
     def add(self, step: int, batches: Sequence[Batch], result: StepResult) -> None:
-        """Keep what a message about a step would say."""
+        """Remember the samples and numbers of a step for a message."""
         self._steps.append(step)
         self._keys.append([batch.keys for batch in batches])
         losses = [batch_losses["loss"].detach() for batch_losses in result.losses]
@@ -166,8 +166,8 @@ class UnusableSteps:
         limit = self.recipe.run.max_bad_steps
         if self.in_a_row > limit:
             raise UserError(
-                f"the gradient of step {step} is {norm}, as in the {limit} steps before; lower "
-                f"optim.lr, or run.precision=float32, or look at the samples {named}",
+                f"the gradient of step {step} is {norm}, as in the {limit} steps before it; lower optim.lr, set "
+                f"run.precision=float32, or check the samples {named}",
                 where=self.recipe.run.out,
             )
-        log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm, named)
+        log.warning("the gradient of step %d is %s, so the step is skipped; its samples: %s", step, norm, named)

@@ -33,7 +33,7 @@ class TermOptions:
             about = "+".join(self.on or self.sources)
             object.__setattr__(self, "name", f"{self.term}/{about}" if about else self.term)
         if "." in self.name:
-            raise UserError(f"name {self.name!r} has a dot; take another character")
+            raise UserError(f"name {self.name!r} contains a dot; use another character")
 
     @property
     def where(self) -> str:
@@ -47,7 +47,7 @@ class TermOptions:
     def one_modality(self) -> str:
         """The only modality of ``on``; UserError if it lists none or several."""
         if len(self.on) != 1:
-            raise UserError(f"{self.where}.on is {list(self.on)}; give one modality, as on: [image]")
+            raise UserError(f"{self.where}.on is {list(self.on)}; give one modality, such as on: [image]")
         return self.on[0]
 
 

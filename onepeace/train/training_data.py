@@ -111,7 +111,7 @@ class TrainingData:
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
         """Add a task to store with the weights; UserError if another term has a different one of this name."""
         if self.tasks.setdefault(name, task) != task:
-            raise UserError(f"its task {name} is not that of another term; make them the same", where=options.where)
+            raise UserError(f"its task {name} differs from another term's; make them the same", where=options.where)
 
 
 def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:

@@ -77,7 +77,7 @@ def test_caption_of_a_name_that_is_not_utf8(generate, cat, tmp_path):
 
 
 def test_caption_by_a_model_of_vectors_is_refused(run, cat):
-    assert run("caption", cat, "--model", "tiny", code=1).err.startswith("onepeace: tiny: writes nothing")
+    assert run("caption", cat, "--model", "tiny", code=1).err.startswith("onepeace: tiny: cannot write")
 
 
 def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(run_model, tmp_path, caplog):

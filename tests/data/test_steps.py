@@ -88,9 +88,7 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
         "templates": {"audio": ["the sound of {}"]},
     }
     run_recipe = recipe(root, [IMAGES, SOUNDS], varied, **DENOISING)
-    expected = {}
-    for number in (0, 3, 4, 5):
-        expected[number] = make_steps(processors, run_recipe)[number]
+    expected = {number: make_steps(processors, run_recipe)[number] for number in (0, 3, 4, 5)}
     steps = make_steps(processors, run_recipe)
     for number in (0, 5, 3):
         assert same(steps[number], expected[number])
@@ -103,8 +101,7 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
 
 
 def test_masks_and_drop_fit_their_batch(root, processors):
-    run_recipe = recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING)
-    steps = make_steps(processors, run_recipe)
+    steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
     (batch,) = batches(steps, 0)
     assert set(batch.masks) == {"text", "image"}
     assert "contrastive" not in batch.masks["text"]
@@ -136,8 +133,7 @@ def test_templates_alone_make_captions_of_labels(tmp_path, processors):
     samples = {f"q{i}": (picture(i), {"label": "gull"}) for i in range(4)}
     write_shard(tmp_path / "a.tar", samples)
     train = [{**IMAGES, "shards": "a.tar"}]
-    templates = {"image": ["one {}"]}
-    steps = make_steps(processors, recipe(tmp_path, train, {"templates": templates}))
+    steps = make_steps(processors, recipe(tmp_path, train, {"templates": {"image": ["one {}"]}}))
     (batch,) = batches(steps, 0)
     assert batch.captions == ["one gull"] * 4
     without_templates = make_steps(processors, recipe(tmp_path, train))

@@ -292,7 +292,7 @@ def test_columns_with_other_names(tmp_path, parquet_of, shards, written, suffix)
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"columns": {"picture": "image"}}, "picture is no content of a column; known: image, audio, text, label"),
+        ({"columns": {"picture": "image"}}, "picture is not a content of columns; known: image, audio, text, label"),
         ({"columns": {"text": "words"}}, "no column 'words'; it has image, text"),
         ({"columns": {"image": "img"}}, "no column img or audio; it has image, text"),
         ({"split": "train"}, "no split 'train'"),

@@ -44,7 +44,7 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
         patch.setattr(stages, "train", lambda recipe: train(recipe, stop_at=12))
         relative_model = os.path.relpath(random_folder)
         err = finetune(captions_table, *overrides, out="out", model=relative_model, code=1).err
-    assert "the same command goes on" in err
+    assert "to resume" in err
     assert not (tmp_path / "out/report.html").exists()
     check_only_ours(tmp_path / "out")
 
@@ -52,7 +52,7 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     finetune(captions_table, *overrides, out=moved)
 
-    assert caplog.text.count("going on from step 10") == 1
+    assert caplog.text.count("resuming from step 10") == 1
     assert read_log(moved / "log.jsonl")[-1]["step"] == 30
     data = json.loads((moved / "settings.json").read_text())["data"]
     assert data["root"] == str(moved / "data")

@@ -66,7 +66,7 @@ def test_folder_with_a_base_is_converted_to_a_whole_one(small, whole, tmp_path):
 def test_changed_base_is_refused(base, small, other_model):
     weights.save(base, other_model, Config(other_model.config), dtype="float16")
 
-    with pytest.raises(UserError, match=r"small: .*base of fingerprint \w{16}"):
+    with pytest.raises(UserError, match=r"small: .*base with fingerprint \w{16}"):
         weights.load(small)
 
 

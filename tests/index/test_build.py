@@ -161,7 +161,7 @@ def test_model_in_another_folder_is_followed(build, update, words, index, tmp_pa
     with Index.open(index) as opened:
         assert opened.model == str(moved)
     shutil.rmtree(moved)
-    with pytest.raises(UserError, match=rf"{moved}, see --model"):
+    with pytest.raises(UserError, match=rf"made with {moved}; .*--model"):
         update()
 
 

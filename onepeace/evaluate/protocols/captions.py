@@ -52,7 +52,7 @@ class Captions(EvaluationProtocol):
         """
         writes = hasattr(embedder, "caption")
         if not writes and self.train is None:
-            raise UserError("the model writes no captions; give one that does, or train of the set, for baselines")
+            raise UserError("the model cannot write captions; give one that can, or set train, for the baselines")
         samples = self.read(root, "text")
         references = [sample.captions for sample in samples]
         encoder = self._encoder(embedder)

@@ -55,7 +55,7 @@ class SameClass(EvaluationProtocol):
 def _check_labels(matches: Iterable[str], items: Labelled, shards: str) -> None:
     for label in matches:
         if label not in items.labels:
-            raise UserError(f"matches names {label!r}, which is no label in {shards}")
+            raise UserError(f"matches names {label!r}, which is not a label in {shards}")
 
 
 def precisions(

@@ -268,7 +268,7 @@ class _Reader:
             storage = self.storages[key]
             (size,) = struct.unpack("<q", self.file.read(8))
             if size != storage.size:
-                raise ValueError(f"a storage has {size} numbers, announced were {storage.size}")
+                raise ValueError(f"a storage has {size} numbers, not {storage.size} as announced")
             storage.offset = self.file.tell()
             self.file.seek(size * storage.dtype.itemsize, 1)
         self.storages = outer

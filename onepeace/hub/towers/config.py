@@ -31,7 +31,7 @@ class TowerConfig:
     name: str
     """Name with its library, such as "open_clip:ViT-B-16/openai"."""
     modalities: tuple[str, ...]
-    """Those that are used, if not all are: the block of a tower that reads none is zero."""
+    """The modalities in use, perhaps not all that it reads; without any, its block of dimensions is zero."""
     embed_dim: Count
     num_parameters: Count
     digest: str

@@ -218,8 +218,8 @@ def open_tower(name: str) -> Tower:
 def from_cache() -> Iterator[None]:
     """Context in which the Hub's files are read from its cache, without progress bars.
 
-    Without it, each file of a model is asked for on the network first, and for seconds if there is none. What open_clip
-    logs about files that are not in the cache is left out: they are downloaded next.
+    Without it, each file of a model is first asked for on the network, which takes seconds if there is no network. What
+    open_clip logs about files that are not in the cache is dropped: they are downloaded next.
     """
     from huggingface_hub import constants
     from transformers.utils import logging as bars

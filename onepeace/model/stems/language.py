@@ -34,7 +34,7 @@ class LanguageStem(PretrainedStem):
         config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
         depth = getattr(config, "num_hidden_layers", 0)
         if config.is_encoder_decoder or hasattr(config, "conv_stride") or not getattr(config, "vocab_size", 0):
-            raise ValueError(f"the stem {name} is a {config.model_type}, no text encoder; bert, roberta, mpnet are")
+            raise ValueError(f"the stem {name} is a {config.model_type}, not a text encoder such as bert or mpnet")
         if layers is not None and not 1 <= layers <= depth:
             raise ValueError(f"the stem {name} has {depth} layers; layers: {layers} should be 1 to {depth}")
         config.num_hidden_layers = layers or depth

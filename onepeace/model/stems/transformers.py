@@ -30,7 +30,7 @@ class TransformersStem(PretrainedStem):
         options = dict(network or network_options(name))
         config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
         if not hasattr(config, "conv_stride"):
-            raise ValueError(f"the stem {name} is a {config.model_type}, which reads no waveform; wav2vec2, hubert do")
+            raise ValueError(f"the stem {name} is a {config.model_type}, not a reader of waveforms such as hubert")
         super().__init__(dim, config.hidden_size)
         self.name = name
         self.network = transformers.AutoModel.from_config(config).eval()

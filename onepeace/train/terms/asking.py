@@ -65,9 +65,9 @@ class TaskBatch(NamedTuple):
     weights: Tensor
     """(B,): weight of each answer."""
     real: Tensor
-    """(N,) int64: the targets that are no padding, in the flattened (B, T)."""
+    """(N,) int64: the targets that are not padding, in the flattened (B, T)."""
     num_tokens: int
-    """Number of ids and of written ids that are no padding."""
+    """Number of ids and of written ids that are not padding."""
     allowed: Tensor | None
     """(B, T, V) bool: the ids that compete; None = all."""
 

@@ -28,7 +28,7 @@ class ContrastiveOptions(TermOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.on) == 1:
-            raise UserError(f"{self.name} compares modalities and has one, {self.on[0]}; add another to on")
+            raise UserError(f"{self.name} compares modalities, and `on` has only {self.on[0]}; add another")
 
     def reads(self, source: str, present: Sequence[str]) -> bool:
         return super().reads(source, present) and len(present) > 1

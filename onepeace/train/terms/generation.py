@@ -160,7 +160,7 @@ def check_writes(options: TermOptions, config: Config) -> None:
     """UserError for a model that does not write."""
     if not architecture(config.architecture).generates:
         raise UserError(
-            f"{options.where} needs a model that writes, as architecture: ofa; a caption head learns by captioning"
+            f"{options.where} needs a generative model, such as architecture: ofa; a caption head learns by captioning"
         )
 
 
@@ -169,7 +169,7 @@ def pixels_of(batch: Batch) -> Tensor | None:
     if "image" not in batch.inputs:
         return None
     if batch.rows > 1:
-        raise UserError(f"{batch.keys[0]} has {batch.rows} pictures; a model that writes reads one")
+        raise UserError(f"{batch.keys[0]} has {batch.rows} pictures; a generative model reads one")
     return batch.inputs["image"]["pixels"]
 
 

@@ -43,7 +43,7 @@ def read_terms(content: Sequence[Mapping[str, Any] | TermOptions]) -> tuple[Term
     for index, entry in enumerate(content):
         options = entry if isinstance(entry, TermOptions) else _read(entry, index)
         if options.name in terms:
-            raise UserError(f"objective has two terms of the name {options.name}; give one of them another name")
+            raise UserError(f"objective has two terms named {options.name}; give one of them another name")
         terms[options.name] = options
     return tuple(terms.values())
 
