@@ -78,17 +78,25 @@ def at_top(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def imports(file: Path, *, top: bool = False) -> set[str]:
-    """Full names of what a file imports, relative imports resolved; `top`: only what its own import causes."""
-    package = ["onepeace", *file.relative_to(PACKAGE).parts[:-1]]
-    found = set()
-    for node in at_top(tree_of(file)) if top else ast.walk(tree_of(file)):
+    """Full names of what a file imports; `top`: only what its own import causes."""
+    nodes = at_top(tree_of(file)) if top else ast.walk(tree_of(file))
+    names = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[: len(package) - node.level + 1]] if node.level else [])
-            base = ".".join(part for part in (base, node.module) if part)
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    return found
+            module = absolute_name(file, node)
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def absolute_name(file: Path, node: ast.ImportFrom) -> str:
+    """The module of a "from" statement, which may be relative."""
+    if node.level == 0:
+        return node.module
+    package = ["onepeace", *file.relative_to(PACKAGE).parts[:-1]]
+    parts = package[: len(package) - node.level + 1]
+    return ".".join([*parts, node.module] if node.module else parts)
 
 
 MODULES = {name_of(file): file for file in FILES}
@@ -96,12 +104,12 @@ MODULES = {name_of(file): file for file in FILES}
 
 def own_imports(file: Path, *, top: bool = False) -> set[str]:
     """Modules of the package that a file imports, by their name inside it."""
-    found = set()
+    names = set()
     for full in imports(file, top=top) - {"onepeace.__version__"}:  # that is a text, whoever uses it
         if full.partition(".")[0] == "onepeace":
             name = full.removeprefix("onepeace").removeprefix(".")
-            found.add(name if name in MODULES else name.rpartition(".")[0])
-    return found
+            names.add(name if name in MODULES else name.rpartition(".")[0])
+    return names
 
 
 def row_of(part: str) -> int:
@@ -173,92 +181,101 @@ def test_part_needs_only_torch(part):
         assert {part_of(imported) for imported in own_imports(file)} <= allowed, name
 
 
-def test_first_modules_import_no_torch():
-    first = {name: file for name, file in MODULES.items() if (name or "__init__").partition(".")[0] in NO_TORCH}
-    assert len(first) >= len(NO_TORCH)
-    for name, file in first.items():
-        assert "torch" not in {full.partition(".")[0] for full in imports(file, top=True)}, name
+def packages_at_top(file: Path) -> set[str]:
+    return {full.partition(".")[0] for full in imports(file, top=True)}
+
+
+@pytest.mark.parametrize("name", sorted(NO_TORCH))
+def test_first_module_imports_no_torch(name):
+    files = [PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")]
+    present = [file for file in files if file.exists()]
+    assert present
+    assert not any("torch" in packages_at_top(file) for file in present)
 
 
 def test_costly_packages_are_imported_where_they_are_used():
-    early = [
-        f"{name}: {full}"
-        for name, file in MODULES.items()
-        for full in imports(file, top=True)
-        # A plug-in has subclasses of its package's classes.
-        if full.partition(".")[0] in COSTLY and not name.startswith(f"plugins.{full.partition('.')[0]}")
-    ]
+    early = []
+    for name, file in MODULES.items():
+        for package in packages_at_top(file) & COSTLY:
+            # A plug-in has subclasses of its package's classes.
+            if not name.startswith(f"plugins.{package}"):
+                early.append(f"{name}: {package}")
     assert not early, early
 
 
 def test_modality_names_stay_out_of_the_model():
-    found = [
-        f"{name}:{line}: {value!r}"
-        for name, file in MODULES.items()
-        if name.split(".")[0] == "model" and name != "model.adapters"
-        for value, line in strings(file)
-        if " " not in value and MODALITIES & set(re.split(r"\W", value))
-    ]
-    assert not found, found
+    named = []
+    for name, file in MODULES.items():
+        if part_of(name) != "model" or name == "model.adapters":
+            continue
+        for value, line in strings(file):
+            if " " not in value and MODALITIES & set(re.split(r"\W", value)):
+                named.append(f"{name}:{line}: {value!r}")
+    assert not named, named
+
+
+UNSAFE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "joblib.load"}
+PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+OFF_UNLESS_NAMED = {"allow_pickle", "trust_remote_code", "shell"}
+
+
+def is_unsafe(call: ast.Call) -> bool:
+    """Whether a call may run what it reads."""
+    function = ast.unparse(call.func)
+    options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+    if function == "torch.load":
+        return options.get("weights_only") != "True"
+    return function in UNSAFE or any(options.get(name, "False") != "False" for name in OFF_UNLESS_NAMED)
 
 
 def test_nothing_runs_or_unpickles_data():
-    found = []
+    unsafe = []
     for file in FILES:
-        for full in imports(file):
-            if full.partition(".")[0] in {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}:
-                found.append((file.relative_to(PACKAGE).as_posix(), full))
+        packages = {full.partition(".")[0] for full in imports(file)}
+        unsafe += [f"{file.relative_to(ROOT)}: {package}" for package in packages & PICKLES]
         for node in ast.walk(tree_of(file)):
-            if not isinstance(node, ast.Call):
-                continue
-            call = ast.unparse(node.func)
-            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-            if (
-                call in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "joblib.load")
-                or (call == "torch.load" and options.get("weights_only") != "True")
-                or options.get("allow_pickle", "False") != "False"
-                or options.get("trust_remote_code", "False") != "False"
-                or options.get("shell", "False") != "False"
-            ):
-                found.append((file.relative_to(PACKAGE).as_posix(), call))
-    assert found == []
+            if isinstance(node, ast.Call) and is_unsafe(node):
+                unsafe.append(place(file, node))
+    assert unsafe == []
 
 
 def test_no_device_is_written_into_the_code():
     chooses = {"device", "commands.doctor"}  # which device there is, is asked and told here
-    found = []
+    written = []
     for name, file in MODULES.items():
-        if name in chooses or name.split(".")[0] == "bench":
+        if name in chooses or part_of(name) == "bench":
             continue
-        found += [
-            f"{name}:{line}: {value!r}" for value, line in strings(file, keys=False) if re.match(r"cuda\b", value)
-        ]
-        found += [
-            place(file, node)
-            for node in ast.walk(tree_of(file))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"
-        ]
-    assert not found, found
+        for value, line in strings(file, keys=False):
+            if re.match(r"cuda\b", value):
+                written.append(f"{name}:{line}: {value!r}")
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
+                written.append(place(file, node))
+    assert not written, written
 
 
 def test_need_names_an_extra_that_brings_the_package():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-
-    def modules(lines: str) -> set[str]:
-        names = re.findall(r"^[\w.-]+", lines, re.MULTILINE)
-        return {IMPORTED.get(name, name.replace("-", "_")).partition(".")[0] for name in names}
-
-    core, found = modules(config["options"]["install_requires"]), []
+    core = modules_of(config["options"]["install_requires"])
+    wrong = []
     for file in FILES:
         for node in ast.walk(tree_of(file)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("need", "errors.need"):
-                module, extra = (ast.literal_eval(argument) for argument in node.args[:2])
-                # Some come with the core whatever the extra, and then the extra must still exist for its other half.
-                if extra not in extras or module.partition(".")[0] not in core | modules(extras[extra]):
-                    found.append(f"{place(file, node)}: need({module!r}, {extra!r})")
-    assert not found, found
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("need", "errors.need"):
+                continue
+            module = ast.literal_eval(node.args[0])
+            extra = ast.literal_eval(node.args[1])
+            # Some come with the core whatever the extra, and then the extra must still exist for its other half.
+            if extra not in extras or module.partition(".")[0] not in core | modules_of(extras[extra]):
+                wrong.append(f"{place(file, node)}: need({module!r}, {extra!r})")
+    assert not wrong, wrong
+
+
+def modules_of(requirements: str) -> set[str]:
+    """Modules that lines of requirements bring."""
+    names = re.findall(r"^[\w.-]+", requirements, re.MULTILINE)
+    return {IMPORTED.get(name, name.replace("-", "_")).partition(".")[0] for name in names}
 
 
 def tracked_files() -> list[Path]:
@@ -270,12 +287,12 @@ def tracked_files() -> list[Path]:
 
 def test_no_path_of_a_machine_is_written_anywhere():
     machine = re.compile(rb"(?<![\w.~-])/(work|farm|root|home/[a-z]+|Users/[a-z]+)/")
-    found = []
+    written = []
     for file in tracked_files():
         content = file.read_bytes()
         if b"\0" not in content[:4096] and file != Path(__file__).resolve():
-            found += [f"{file.relative_to(ROOT)}: {match[0].decode()}" for match in machine.finditer(content)]
-    assert not found, found
+            written += [f"{file.relative_to(ROOT)}: {match[0].decode()}" for match in machine.finditer(content)]
+    assert not written, written
 
 
 def test_files_are_named_by_what_they_hold():

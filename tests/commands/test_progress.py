@@ -51,7 +51,7 @@ def test_work_of_unknown_length_has_a_rate(lines, clock):
     assert lines() == ["90 rows, 2.0 a second"]
 
 
-def test_slow_work_that_is_resumed_has_seconds_an_item_and_a_note(lines, clock):
+def test_slow_resumed_work_has_seconds_an_item_and_a_note(lines, clock):
     with Progress(2000, "step", start=1000) as bar:
         bar.update()
         clock[0] += 40

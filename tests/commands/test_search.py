@@ -188,7 +188,7 @@ def test_table_of_no_hits(run_model, dog):
     assert out.startswith("nothing found: ")
 
 
-def test_table_of_no_hits_names_the_file_of_the_query_if_there_is_one():
+def test_table_of_no_hits_names_the_file_of_the_query():
     nothing = Results((), 0)
     query_of_file = Query(image="a.jpg")
     assert "the query's own" not in table(nothing, QUERY, is_filtered=True)
@@ -207,7 +207,7 @@ def test_table_escapes_names_that_a_terminal_cannot_show(random_folder, dog, cat
     assert r"\udcff.jpg" in text
 
 
-def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(run):
+def test_help_names_every_field_and_explains_the_match(run):
     text = " ".join(run("search", "--help").out.split())
     fields = text.partition("expression over ")[2].partition(", with the units")[0]
     assert set(fields.replace(" and ", ", ").split(", ")) == {*FIELDS, "metadata.NAME"}

@@ -41,9 +41,9 @@ def all_start(*shape):
 
 def hidden_tokens(mask, lengths):
     """(B, L) bool: the masked tokens, without CLS."""
-    flat = torch.zeros(len(lengths) * int(lengths.max()), dtype=torch.bool)
-    flat[mask.masked] = True
-    return flat.view(len(lengths), -1)
+    hidden = torch.zeros(len(lengths), lengths.max(), dtype=torch.bool)
+    hidden.view(-1)[mask.masked] = True
+    return hidden
 
 
 def check_mask(mask, lengths):
@@ -112,7 +112,8 @@ def test_audio_counts_equal_the_released_ones(shared):
     golden = json.loads((shared / "golden/preprocess/audio_mask_counts.json").read_text())
     for name, counts in golden.items():  # such as "length=100,ratio=0.55"
         length, ratio = [part.partition("=")[2] for part in name.split(",")]
-        masked = mask_spans(torch.tensor([int(length)] * 3), float(ratio), generators(3))
+        lengths = torch.tensor([int(length)] * 3)
+        masked = mask_spans(lengths, float(ratio), generators(3))
         assert masked.sum(1).tolist() == counts * 3
 
 
@@ -184,16 +185,18 @@ def test_mask_of_an_item_does_not_depend_on_its_batch(unit):
 
 
 @pytest.mark.parametrize(
-    ("pieces", "ids", "expected"),
+    ("pieces", "text", "starts"),
     [
-        (["Ġa", "Ġbark", "ing", "!"], [4, 5, 6, 7, 2, 1], [True, True, False, False, True, True]),
-        (["a</w>", "bark", "ing</w>"], [4, 5, 6, 5, 6, 2], [True, True, False, True, False, True]),
+        ("Ġa Ġbark ing !", "Ġa Ġbark ing ! </s> <pad>", [1, 1, 0, 0, 1, 1]),
+        ("a</w> bark ing</w>", "a</w> bark ing</w> bark ing</w> </s>", [1, 1, 0, 1, 0, 1]),
     ],
     ids=["byte level", "clip"],
 )
-def test_word_starts(pieces, ids, expected):
-    table = word_table(["<s>", "<pad>", "</s>", "<unk>", *pieces])
-    assert word_starts(torch.tensor([ids]), table).tolist() == [expected]
+def test_word_starts(pieces, text, starts):
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *pieces.split()]
+    ids = [vocabulary.index(piece) for piece in text.split()]
+    (row,) = word_starts(torch.tensor([ids]), word_table(vocabulary))
+    assert row.int().tolist() == starts
 
 
 def test_word_starts_equal_the_released_ones(shared):

@@ -27,7 +27,7 @@ def test_items_come_as_often_as_their_weight_says(sources, seed):
         assert abs(counts_of_source.sum() - weight * size) < 1
 
 
-def test_items_of_a_small_source_with_a_small_weight_come_at_times():
+def test_items_of_a_small_weight_come_at_times():
     num_drawn = 0
     for seed in range(1000):
         rng = np.random.default_rng(seed)

@@ -95,7 +95,10 @@ def test_batches_have_the_pictures_that_can_be_decoded(rows_of_one_process):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 3), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0)])
+@pytest.mark.parametrize(
+    ("world_size", "workers"),
+    [(1, 3), (2, 0), (2, 1), (4, 0), (4, 1), (8, 0)],
+)
 def test_batches_do_not_depend_on_processes_and_workers(
     varied_recipe, rows_of_one_process, processors, world_size, workers
 ):
@@ -246,7 +249,8 @@ def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, 
     requests = Requests()
     names = "{0.tar,1.tar,2.tar,3.tar.gz,4.tar,5.tar,6.tar,7.tar}"  # two for each of four lanes
     train = {"shards": f"pictures-{names}", "pair": ["image", "text"]}
-    expected, _ = run_processes(processors, recipe(many, [train], VARIED, batch_size=4), world_size=1, stop=2)
+    local_recipe = recipe(many, [train], VARIED, batch_size=4)
+    expected, _ = run_processes(processors, local_recipe, world_size=1, stop=2)
     for caches in (["a", "b", "c", "d"], ["one"] * 4):
         requests.counts.clear()
         with serving(requests.handler(many)) as address:

@@ -64,7 +64,7 @@ def exchange(reports):
 # Broken samples
 
 
-def test_broken_samples_of_all_processes_are_known_to_all_and_named_once(tmp_path, processors, caplog):
+def test_broken_samples_are_exchanged_and_named_once(tmp_path, processors, caplog):
     write(tmp_path, [4, 4, 4, 4], incomplete=[1, 6, 9, 14, 15])
     processes = start(tmp_path, processors, world_size=2)
     reports = reports_after(processes, range(4))
@@ -126,7 +126,7 @@ def test_shard_that_is_replaced_during_a_run_is_named(tmp_path, processors):
         steps[4]
 
 
-def test_source_that_the_windows_do_not_hold_just_now_keeps_its_size(tmp_path, processors):
+def test_source_that_no_window_holds_keeps_its_size(tmp_path, processors):
     """The limit is a share of the samples that were listed before."""
     write(tmp_path, [600, 4], incomplete=range(11))
     (steps,) = start(tmp_path, processors)

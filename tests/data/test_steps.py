@@ -88,7 +88,9 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
         "templates": {"audio": ["the sound of {}"]},
     }
     run_recipe = recipe(root, [IMAGES, SOUNDS], varied, **DENOISING)
-    expected = {number: make_steps(processors, run_recipe)[number] for number in (0, 3, 4, 5)}
+    expected = {}
+    for number in (0, 3, 4, 5):
+        expected[number] = make_steps(processors, run_recipe)[number]
     steps = make_steps(processors, run_recipe)
     for number in (0, 5, 3):
         assert same(steps[number], expected[number])
@@ -101,7 +103,8 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
 
 
 def test_masks_and_drop_fit_their_batch(root, processors):
-    steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
+    run_recipe = recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING)
+    steps = make_steps(processors, run_recipe)
     (batch,) = batches(steps, 0)
     assert set(batch.masks) == {"text", "image"}
     assert "contrastive" not in batch.masks["text"]
@@ -133,7 +136,8 @@ def test_templates_alone_make_captions_of_labels(tmp_path, processors):
     samples = {f"q{i}": (picture(i), {"label": "gull"}) for i in range(4)}
     write_shard(tmp_path / "a.tar", samples)
     train = [{**IMAGES, "shards": "a.tar"}]
-    steps = make_steps(processors, recipe(tmp_path, train, {"templates": {"image": ["one {}"]}}))
+    templates = {"image": ["one {}"]}
+    steps = make_steps(processors, recipe(tmp_path, train, {"templates": templates}))
     (batch,) = batches(steps, 0)
     assert batch.captions == ["one gull"] * 4
     without_templates = make_steps(processors, recipe(tmp_path, train))

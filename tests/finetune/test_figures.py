@@ -93,7 +93,7 @@ def test_classes_with_the_lowest_accuracy_come_first(with_errors):
     assert rows == [(3, "owl", 1, 1 / 3), (2, "cat", 1, 0.5), (1, "dog", 1, 1)]
 
 
-def test_classes_that_are_confused_and_confident_errors(with_errors):
+def test_confusions_and_confident_errors(with_errors):
     classes, counts = confusions(with_errors, 3)
     assert classes == NAMES
     assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 2, 1]]
@@ -101,18 +101,23 @@ def test_classes_that_are_confused_and_confident_errors(with_errors):
     assert confident_errors(with_errors) == [5, 0, 3]
 
 
-def test_an_interval_of_few_that_are_all_right_is_no_point_and_gains_have_their_own():
+def test_interval_of_few_that_are_all_right_is_no_point():
     ones = np.ones(20)
-    groups = np.arange(20)
-    _, after, gain = gain_of_groups(ones, ones, groups)
+    _, after, _ = gain_of_groups(ones, ones, np.arange(20))
     assert after.value == after.high == 1
     assert 0.7 < after.low < 0.95
-    assert gain == (0, 0, 0)
-    _, _, gain_of_all = gain_of_groups(0 * ones, ones, groups)
-    assert gain_of_all.low > 0.5
 
 
-def test_the_interval_holds_the_figure_of_other_files():
+def test_interval_of_a_gain_is_paired():
+    ones = np.ones(20)
+    groups = np.arange(20)
+    _, _, no_gain = gain_of_groups(ones, ones, groups)
+    assert no_gain == (0, 0, 0)
+    _, _, full_gain = gain_of_groups(0 * ones, ones, groups)
+    assert full_gain.low > 0.5
+
+
+def test_interval_holds_the_figure_of_other_files():
     """Files of a group are right or wrong together: with the groups as units the interval still holds."""
     random = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 5)

@@ -10,6 +10,12 @@ from onepeace.errors import UserError
 from onepeace.index import remove
 
 
+def write_texts(folder, count):
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        (folder / f"{number}.txt").write_text(f"{folder.name} {number}")
+
+
 def test_folder_that_cannot_be_read(build, update, words, index, monkeypatch):
     (words / "sub").mkdir()
     (words / "sub" / "deep.txt").write_text("deep words")
@@ -33,15 +39,18 @@ def test_folder_that_cannot_be_read(build, update, words, index, monkeypatch):
 
 @pytest.mark.parametrize("is_empty", [True, False])
 def test_disk_that_is_not_mounted(build, update, words, index, tmp_path, is_empty):
-    build(words)
+    beside = tmp_path / "words beside"  # a name that begins like that of the other folder
+    write_texts(beside, 1)
+    build(words, beside)
     words.rename(tmp_path / "away")
     if is_empty:
         words.mkdir()
 
-    with pytest.raises(UserError, match=f"{words}: .* onepeace index remove"):
+    with pytest.raises(UserError, match="onepeace index remove") as error:
         update()
 
-    assert len(content(index)) == 6
+    assert error.value.where == str(words)
+    assert len(content(index)) == 7
     assert remove(index, [words]) == 6
 
 
@@ -67,12 +76,6 @@ def test_folder_whose_patterns_cannot_be_read(build, update, words, index):
 
     assert [problem.path for problem in report.problems] == [words]
     assert len(content(index)) == 6
-
-
-def write_texts(folder, count):
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        (folder / f"{number}.txt").write_text(f"{folder.name} {number}")
 
 
 @pytest.fixture

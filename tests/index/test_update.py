@@ -174,6 +174,7 @@ def test_caption_that_is_gone(captioned, update, index):
 
 def test_caption_stays_when_the_file_alone_is_built_again(captioned, build, no_model, index):
     no_model()
+    captioned.write_text("image,caption,year\ndog.jpg,a running dog,2002\n")
     picture = captioned.with_name("dog.jpg")
     os.utime(picture, LONG_AGO)
 

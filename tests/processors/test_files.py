@@ -143,6 +143,7 @@ def test_guess_of_texts(item):
         "https://example.org/page",
         "data:image/png;base64,AAAA",
         np.zeros(9),
+        np.zeros((4, 4, 3), np.float32),
     ],
     ids=str,
 )

@@ -97,8 +97,9 @@ PNG = encoded_image(PIXELS)
         CHANNELS_FIRST,
         CHANNELS_FIRST / 255,
         CHANNELS_FIRST.double() / 255,
+        (CHANNELS_FIRST - 0.4).clamp(min=0) / 255,
     ],
-    ids=["bytearray", "PIL", "lazy PIL", "array", "reversed", "tensor", "floats", "doubles"],
+    ids=["bytearray", "PIL", "lazy PIL", "array", "reversed", "tensor", "floats", "doubles", "between levels"],
 )
 def test_form_of_the_picture_does_not_matter(item):
     assert (levels(item) == levels(PNG)).all()

@@ -25,14 +25,15 @@ def write_content(path: Path, content: Content) -> Path:
     return path
 
 
-def assert_refused(read: Callable[[object], object], item: object, words: str) -> None:
-    """Reading the item is an error on one line, in which the words (a regular expression) occur."""
+def assert_refused(read: Callable[[object], object], item: object, words: str) -> UserError:
+    """Reading the item is an error on one line, in which the words (a regular expression) occur; returns it."""
     with pytest.raises(UserError, match=words) as error:
         read(item)
     message = str(error.value)
     assert "\n" not in message
     assert "object at 0x" not in message
     assert len(message) < 400
+    return error.value
 
 
 def png_chunk(name: bytes, content: bytes) -> bytes:
