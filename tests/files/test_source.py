@@ -1,5 +1,6 @@
 """Where bytes come from: paths, addresses (of a server on this machine), values; and what is refused."""
 
+import os
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_path_is_read(tmp_path):
     path = tmp_path / "a b.bin"
     path.write_bytes(b"content")
 
-    assert source.read_bytes(path) == b"content"
+    assert source.read_bytes(path, max_bytes=7) == b"content"
     assert source.read_bytes(str(path)) == b"content"
 
 
@@ -98,6 +99,14 @@ def test_file_problems_are_named(tmp_path, name, words):
 
     with pytest.raises(UserError, match=words):
         source.read_bytes(tmp_path / name, max_bytes=4)
+
+
+def test_open_file_that_cannot_be_sought_is_an_error():
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+
+    with open(read_end, "rb") as file, pytest.raises(UserError, match="beginning"):
+        source.read_bytes(file)
 
 
 # Addresses
