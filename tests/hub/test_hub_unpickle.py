@@ -301,13 +301,13 @@ def test_trainer_configuration_of_omegaconf_becomes_plain(tmp_path, omegaconf):
     layers._parent = settings
     torch.save(wrapper(released(), settings), tmp_path / "x.pt")
 
-    plain_settings, *_ = read_original(tmp_path / "x.pt")
-    assert plain_settings == {"layers": 40, "betas": [0.9, 0.9], "lr": None}
+    cfg = read_original(tmp_path / "x.pt").cfg
+    assert cfg == {"layers": 40, "betas": [0.9, 0.9], "lr": None}
 
 
 def test_trainer_configuration_of_old_fairseq_becomes_plain(tmp_path):
     path = old_trainer_file(tmp_path / "x.pt", released())
-    assert read_original(path)[0] == {"arch": "one_peace", "task": "x"}
+    assert read_original(path).cfg == {"arch": "one_peace", "task": "x"}
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,15 @@ def test_damaged_weights_without_sums_are_refused(image_folder):
             weights.load(image_folder)
 
 
+def test_numbers_of_an_unknown_type_are_refused(image_folder):
+    (image_folder / "SHA256SUMS").unlink()
+    tensors = {"logit_scale": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    save_file(tensors, image_folder / "model.safetensors")
+
+    with pytest.raises(UserError, match="F8_E4M3"):
+        weights.load(image_folder)
+
+
 def test_missing_weights_are_refused(image_folder):
     (image_folder / "SHA256SUMS").unlink()
     (image_folder / "model.safetensors").unlink()

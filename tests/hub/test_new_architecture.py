@@ -233,19 +233,27 @@ def test_training_loop_lowers_its_loss(tmp_path):
     assert onepeace.load(folder).encode_text(["all red"]).shape == (1, 8)
 
 
-class Awkward(Toy):
-    """A module as others write them: with a table that is computed, a counter, and a number read from a tensor."""
+class Tabled(Toy):
+    """A module with a table that is computed, and one of whole numbers."""
+
+    scale = 1.0
 
     def __init__(self, config):
         super().__init__(config)
-        steps = torch.linspace(1, 2, config.width)
-        self.last_step = steps[-1].item()  # cannot be read on the meta device
-        self.register_buffer("steps", steps, persistent=False)
+        self.register_buffer("steps", torch.linspace(1, 2, config.width), persistent=False)
         self.register_buffer("order", torch.arange(config.width).flip(0))
 
     def embed(self, modality, features):
-        rows = features.cls[:, self.order] * self.steps * self.last_step
+        rows = features.cls[:, self.order] * self.steps * self.scale
         return F.normalize(self.heads[modality](rows), dim=-1)
+
+
+class Awkward(Tabled):
+    """A module that reads a number from a tensor, so that it cannot be built on the meta device."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = self.steps[-1].item()
 
 
 class Shout(TextReader):
@@ -262,11 +270,12 @@ class Shout(TextReader):
         return {"ids": pad_sequence(samples, batch_first=True, padding_value=1)}
 
 
-@pytest.fixture
-def awkward(monkeypatch):
+@pytest.fixture(params=[Tabled, Awkward])
+def awkward(request, monkeypatch):
+    """A module of another form, which has a processor of its own."""
     shout = {"text": lambda settings, folder: Shout(**settings)}
-    monkeypatch.setitem(ARCHITECTURES, "toy", replace(TOY, module=Awkward, processors=shout))
-    return Awkward(ToyConfig(**SMALL)).eval()
+    monkeypatch.setitem(ARCHITECTURES, "toy", replace(TOY, module=request.param, processors=shout))
+    return request.param(ToyConfig(**SMALL)).eval()
 
 
 @pytest.fixture

@@ -166,6 +166,10 @@ def test_modalities_that_are_left_out_keep_the_space(names, both, sounds):
     assert_same(model.encode(sounds), both.encode(sounds))
 
 
+def test_half_a_character_is_replaced(seeing):
+    assert_same(seeing.encode_text(["\ud800 dog"]), seeing.encode_text(["\ufffd dog"]))
+
+
 def test_silent_sound_is_called_silent(hearing):
     silence = np.zeros(4000, np.float32)
     (result,) = hearing.stream([(silence, 8000)])

@@ -13,29 +13,39 @@ def texts():
 @pytest.fixture(scope="session")
 def pictures():
     generator = np.random.default_rng(0)
-    arrays = [generator.integers(0, 256, (height, 30, 3), np.uint8) for height in (20, 21, 22)]
-    return [Image.fromarray(array) for array in arrays]
+    pictures = []
+    for height in (20, 21, 22):
+        pixels = generator.integers(0, 256, (height, 30, 3), np.uint8)
+        pictures.append(Image.fromarray(pixels))
+    return pictures
 
 
 @pytest.fixture(scope="session")
 def sounds():
     """Samples at 16 kHz, of 0.5 to 1 s."""
     generator = np.random.default_rng(0)
-    return [generator.normal(0, 0.1, length).astype(np.float32) for length in (8000, 12000, 16000)]
+    lengths = (8000, 12000, 16000)
+    return [generator.normal(0, 0.1, length).astype(np.float32) for length in lengths]
+
+
+@pytest.fixture(scope="session")
+def random_name(random_folder):
+    """The random model's name for `from_onepeace`."""
+    return str(random_folder)
 
 
 @pytest.fixture(scope="module")
-def processor(random_folder):
+def processor(random_name):
     from onepeace.plugins.transformers import OnePeaceProcessor
 
-    return OnePeaceProcessor.from_onepeace(str(random_folder))
+    return OnePeaceProcessor.from_onepeace(random_name)
 
 
 @pytest.fixture(scope="module")
-def hf_model(random_folder):
+def hf_model(random_name):
     from onepeace.plugins.transformers import OnePeaceModel
 
-    return OnePeaceModel.from_onepeace(str(random_folder)).eval()
+    return OnePeaceModel.from_onepeace(random_name).eval()
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ import json
 import sys
 
 import pytest
-import torch
 from support.clip_benchmark_folder import write_folder
-from support.embedding import assert_same
 from support.evaluation import measure, recipe_of
 from support.small_shards import write_shard
 
@@ -53,16 +51,6 @@ def metrics_of(monkeypatch, tmp_path):
 
 def our_figures(embedder, root, recipe):
     return {row.metric: row.value for row in measure(embedder, recipe_of(root, recipe))}
-
-
-def test_vectors_of_towers(model, random_folder, pictures, texts):
-    towers, transform, tokenizer = plugin.load(str(random_folder), "-", None, "cpu")
-
-    image_vectors = towers.encode_image(torch.stack([transform(picture) for picture in pictures]))
-    text_vectors = towers.encode_text(tokenizer(texts))
-
-    assert_same(image_vectors, model.encode_image(pictures))
-    assert_same(text_vectors, model.encode_text(texts))
 
 
 def test_figures_of_zero_shot_classification(tmp_path, tiny, photos, metrics_of):

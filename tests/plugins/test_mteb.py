@@ -64,7 +64,10 @@ def test_vectors_of_texts(encoder, texts, model):
 
 
 def test_vectors_of_pictures(encoder, pictures, model):
-    batches = [{"image": pictures[:2]}, {"image": pictures[2:], "label": [1]}]
+    batches = [
+        {"image": pictures[:2]},
+        {"image": pictures[2:], "label": [1]},
+    ]
     assert_same(encode(encoder, *batches), model.encode_image(pictures))
 
 

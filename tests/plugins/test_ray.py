@@ -50,7 +50,10 @@ def ray_in_process(monkeypatch):
     return instance
 
 
-@pytest.fixture(params=["ray_in_process", pytest.param("ray_processes", marks=pytest.mark.slow)])
+SLOW_PROCESSES = pytest.param("ray_processes", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["ray_in_process", SLOW_PROCESSES])
 def _ray(request):
     request.getfixturevalue(request.param)
 

@@ -26,7 +26,10 @@ TINY = "onepeace_tiny.image"
 def folder(tmp_path_factory):
     """A model of pictures and texts of 48 x 48 pixels, width 32, with three blocks and a table for each."""
     path = tmp_path_factory.mktemp("timm") / "model"
-    adapters = {"text": ADAPTERS["text"], "image": {"patch_size": 16, "grid": 3, "bias_grid": 3}}
+    adapters = {
+        "text": ADAPTERS["text"],
+        "image": {"patch_size": 16, "grid": 3, "bias_grid": 3},
+    }
     return save_random_model(path, ("text", "image"), bias_per_block=True, depth=3, adapters=adapters)
 
 
@@ -98,7 +101,7 @@ def test_intermediates_are_in_ascending_order(branch, pixels):
     final, (first, last) = branch.forward_intermediates(pixels, indices=[2, 0], norm=True)
 
     assert torch.equal(final, branch.forward_features(pixels))
-    assert_same(last.flatten(2).transpose(1, 2), final[:, 1:], atol=1e-6)
+    assert_same(last.flatten(2).mT, final[:, 1:], atol=1e-6)
     assert not torch.allclose(first, last)
     assert len(branch.forward_intermediates(pixels, intermediates_only=True)) == 3
 
@@ -107,8 +110,8 @@ def test_intermediates_without_the_norm(branch, pixels):
     _, (normed,) = branch.forward_intermediates(pixels, indices=[0], norm=True)
     (plain,) = branch.forward_intermediates(pixels, indices=[0], intermediates_only=True)
 
-    expected = branch.trunk.norms["image"](plain.movedim(1, 3)).movedim(3, 1)
-    assert_same(normed, expected, atol=1e-6)
+    norm = branch.trunk.norms["image"]
+    assert_same(normed, norm(plain.movedim(1, 3)).movedim(3, 1), atol=1e-6)
 
 
 def test_intermediates_as_tokens(branch, pixels):
@@ -378,7 +381,8 @@ def create_any(request, folder):
 def test_one_channel_counts_as_three_equal_ones(create_any):
     pixels = torch.randn(1, 1, 64, 64)
     expected = create_any()(pixels.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(create_any(in_chans=1)(pixels), expected, atol=1e-4, rtol=1e-4)
+    model = create_any(in_chans=1)
+    torch.testing.assert_close(model(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -392,27 +396,28 @@ def test_pictures_of_other_channels(create_any, channels):
 
 
 @pytest.fixture
-def save_for_hf(tmp_path):
-    """Saves a model as timm does; gives the name under which timm loads it."""
+def save_and_load(tmp_path):
+    """Saves a model as timm does, and loads it."""
 
-    def save(model):
+    def run(model, **options):
         timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
-        return f"local-dir:{tmp_path / 'saved'}"
+        return timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, **options).eval()
 
-    return save
+    return run
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_saved_model_with_other_channels(folder, branch, save_for_hf, channels):
-    loaded = timm.create_model(save_for_hf(branch), pretrained=True, in_chans=channels).eval()
+def test_saved_model_with_other_channels(folder, branch, save_and_load, channels):
+    loaded = save_and_load(branch, in_chans=channels)
+    adapted = create(folder, in_chans=channels)
 
     pixels = torch.randn(1, channels, 64, 64)
-    assert torch.equal(loaded(pixels), create(folder, in_chans=channels)(pixels))
+    assert torch.equal(loaded(pixels), adapted(pixels))
 
 
-def test_saved_model_keeps_size_and_pooling(folder, save_for_hf):
+def test_saved_model_keeps_size_and_pooling(folder, save_and_load):
     model = create(folder, num_classes=3, global_pool="avg", img_size=64)
-    loaded = timm.create_model(save_for_hf(model), pretrained=True).eval()
+    loaded = save_and_load(model)
 
     pixels = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(pixels), model(pixels))
@@ -420,17 +425,17 @@ def test_saved_model_keeps_size_and_pooling(folder, save_for_hf):
     assert loaded.global_pool == "avg"
 
 
-def test_saved_model_keeps_a_size_that_was_set_later(branch, save_for_hf):
+def test_saved_model_keeps_a_size_that_was_set_later(branch, save_and_load):
     branch.set_input_size(64)
-    loaded = timm.create_model(save_for_hf(branch), pretrained=True).eval()
+    loaded = save_and_load(branch)
 
     pixels = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(pixels), branch(pixels))
 
 
-def test_saved_model_with_other_classes(folder, pixels, save_for_hf):
+def test_saved_model_with_other_classes(folder, pixels, save_and_load):
     model = create(folder, num_classes=3)
-    loaded = timm.create_model(save_for_hf(model), pretrained=True, num_classes=7).eval()
+    loaded = save_and_load(model, num_classes=7)
 
     assert torch.equal(loaded.forward_features(pixels), model.forward_features(pixels))
     assert loaded(pixels).shape == (2, 7)

@@ -14,8 +14,8 @@ def pixels():
 
 
 @pytest.fixture
-def tower(random_folder):
-    return plugin.OnePeaceVisionModel.from_onepeace(str(random_folder))
+def tower(random_name):
+    return plugin.OnePeaceVisionModel.from_onepeace(random_name)
 
 
 def stem_output(module, pixels):
@@ -66,9 +66,9 @@ def test_hidden_states_chosen_by_configuration_or_number(tower, pixels):
 
 
 @pytest.mark.parametrize("has_norm", [True, False])
-def test_maps_of_a_backbone(random_folder, pixels, has_norm):
+def test_maps_of_a_backbone(random_name, pixels, has_norm):
     backbone = plugin.OnePeaceImageBackbone.from_onepeace(
-        str(random_folder), out_features=["stem", "stage2"], apply_layernorm=has_norm
+        random_name, out_features=["stem", "stage2"], apply_layernorm=has_norm
     )
     norm = backbone.onepeace.norms["image"] if has_norm else torch.nn.Identity()
 
@@ -86,8 +86,8 @@ def test_maps_of_a_backbone(random_folder, pixels, has_norm):
     assert_same(stem_map, patches.mT.unflatten(2, (3, 2)))
 
 
-def test_stages_of_a_backbone(random_folder):
-    backbone = plugin.OnePeaceImageBackbone.from_onepeace(str(random_folder), out_features=["stem", "stage2"])
+def test_stages_of_a_backbone(random_name):
+    backbone = plugin.OnePeaceImageBackbone.from_onepeace(random_name, out_features=["stem", "stage2"])
 
     assert backbone.stage_names == ["stem", "stage1", "stage2"]
     assert backbone.out_indices == [0, 2]
@@ -95,10 +95,8 @@ def test_stages_of_a_backbone(random_folder):
     assert backbone.channels == [32, 32]
 
 
-def test_tokens_of_a_stage_counted_from_the_end(random_folder, pixels):
-    backbone = plugin.OnePeaceImageBackbone.from_onepeace(
-        str(random_folder), out_indices=[-2], reshape_hidden_states=False
-    )
+def test_tokens_of_a_stage_counted_from_the_end(random_name, pixels):
+    backbone = plugin.OnePeaceImageBackbone.from_onepeace(random_name, out_indices=[-2], reshape_hidden_states=False)
 
     (tokens,) = backbone(pixels).feature_maps
 
@@ -107,9 +105,9 @@ def test_tokens_of_a_stage_counted_from_the_end(random_folder, pixels):
     assert backbone.out_features == ["stage1"]
 
 
-def test_unknown_stage_is_refused(random_folder):
+def test_unknown_stage_is_refused(random_name):
     with pytest.raises(ValueError, match="stage7"):
-        plugin.OnePeaceImageBackbone.from_onepeace(str(random_folder), out_features=["stage7"])
+        plugin.OnePeaceImageBackbone.from_onepeace(random_name, out_features=["stage7"])
 
 
 def test_configuration_without_a_model_is_of_the_size_base():

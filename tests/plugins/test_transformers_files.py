@@ -26,8 +26,8 @@ def _hub(monkeypatch):
 
 
 @every_class
-def test_saved_files(cls, random_folder, tmp_path):
-    model = cls.from_onepeace(str(random_folder))
+def test_saved_files(cls, random_name, tmp_path):
+    model = cls.from_onepeace(random_name)
     model.save_pretrained(tmp_path)
 
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".yaml", ".md"}
@@ -37,8 +37,8 @@ def test_saved_files(cls, random_folder, tmp_path):
 
 @pytest.mark.parametrize("by_auto_class", [False, True])
 @every_class
-def test_saved_model_computes_the_same(cls, by_auto_class, random_folder, inputs, tmp_path):
-    model = cls.from_onepeace(str(random_folder))
+def test_saved_model_computes_the_same(cls, by_auto_class, random_name, inputs, tmp_path):
+    model = cls.from_onepeace(random_name)
     model.save_pretrained(tmp_path)
 
     loader = AUTO_CLASSES[cls] if by_auto_class else cls

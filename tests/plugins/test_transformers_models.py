@@ -157,8 +157,8 @@ def test_attentions_are_refused(hf_model, inputs):
         hf_model(**inputs, output_attentions=True)
 
 
-def test_new_model_is_initialised_as_ours(random_folder):
-    config = plugin.OnePeaceConfig.from_onepeace(str(random_folder))
+def test_new_model_is_initialised_as_ours(random_name):
+    config = plugin.OnePeaceConfig.from_onepeace(random_name)
     torch.manual_seed(3)
     module = onepeace.OnePeace(config.to_onepeace().model)
     torch.manual_seed(3)
@@ -188,9 +188,9 @@ def test_vocabulary_grows(saved, inputs, tmp_path):
 
 @pytest.mark.parametrize("name", ["random", "tiny"])
 @pytest.mark.parametrize("cls", [plugin.OnePeaceVisionModel, plugin.OnePeaceAudioModel], ids=class_name)
-def test_input_embeddings_without_text_are_the_stem(cls, name, random_folder, inputs):
+def test_input_embeddings_without_text_are_the_stem(cls, name, random_name, inputs):
     """Adapters in frozen blocks get gradients under checkpointing."""
-    model = cls.from_onepeace(str(random_folder) if name == "random" else name).requires_grad_(False)
+    model = cls.from_onepeace(random_name if name == "random" else name).requires_grad_(False)
     model.enable_input_require_grads()
 
     outputs = model(**arguments_of(model, inputs), output_hidden_states=True)
@@ -199,17 +199,17 @@ def test_input_embeddings_without_text_are_the_stem(cls, name, random_folder, in
 
 
 @pytest.mark.parametrize("cls", [plugin.OnePeaceModel, plugin.OnePeaceVisionModel], ids=class_name)
-def test_input_embeddings_can_be_replaced(cls, random_folder):
-    model = cls.from_onepeace(str(random_folder))
+def test_input_embeddings_can_be_replaced(cls, random_name):
+    model = cls.from_onepeace(random_name)
     replacement = torch.nn.Linear(1, 1)
     model.set_input_embeddings(replacement)
     assert model.get_input_embeddings() is replacement
 
 
-def test_text_config_has_the_sizes_of_the_text_branch(hf_model, random_folder):
+def test_text_config_has_the_sizes_of_the_text_branch(hf_model, random_name):
     assert hf_model.config.text_config.hidden_size == 32
     assert hf_model.config.text_config.vocab_size == hf_model.config.vocab_size
-    assert plugin.OnePeaceVisionConfig.from_onepeace(str(random_folder)).text_config is None
+    assert plugin.OnePeaceVisionConfig.from_onepeace(random_name).text_config is None
 
 
 @pytest.mark.parametrize("cls", [plugin.OnePeaceModel, plugin.OnePeaceVisionModel], ids=class_name)
@@ -230,8 +230,8 @@ def test_fields_of_the_configuration_reach_ours(saved):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["random", "tiny"])
-def test_products_in_int8(name, random_folder, pictures, texts, sounds):
-    folder = str(random_folder) if name == "random" else name
+def test_products_in_int8(name, random_name, pictures, texts, sounds):
+    folder = random_name if name == "random" else name
     model = plugin.OnePeaceModel.from_onepeace(folder).eval()
     processor = plugin.OnePeaceProcessor.from_onepeace(folder)
     inputs = processor(images=pictures, text=texts, audio=sounds, return_tensors="pt")
@@ -249,8 +249,8 @@ def test_products_in_int8(name, random_folder, pictures, texts, sounds):
     not hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable"),
     reason="an older transformers",
 )
-def test_gradient_checkpointing_reaches_the_blocks(random_folder, inputs):
-    model = plugin.OnePeaceModel.from_onepeace(str(random_folder)).train()
+def test_gradient_checkpointing_reaches_the_blocks(random_name, inputs):
+    model = plugin.OnePeaceModel.from_onepeace(random_name).train()
     model(**inputs, return_loss=True).loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()

@@ -36,12 +36,12 @@ def text_settings(request):
 
 
 @pytest.fixture
-def tokenizer(random_folder, text_settings, monkeypatch):
+def tokenizer(random_name, random_folder, text_settings, monkeypatch):
     """The tokenizer of the model with other settings for its texts."""
     config = read_config(random_folder)
     config.processors["text"] |= text_settings
     monkeypatch.setattr("onepeace.plugins.transformers.tokenization.read_config", lambda folder: config)
-    return plugin.OnePeaceTokenizer.from_onepeace(str(random_folder))
+    return plugin.OnePeaceTokenizer.from_onepeace(random_name)
 
 
 @pytest.mark.parametrize("is_saved", [False, True])
@@ -57,7 +57,8 @@ def test_ids_are_those_of_the_text_processor(tokenizer, text_settings, random_fo
         assert tokenizer.encode(text) == ids.tolist()
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert torch.equal(batch["input_ids"], text_processor.collate(rows)["ids"])
-    assert batch["attention_mask"].sum(1).tolist() == [len(ids) for ids in rows]
+    lengths = [len(ids) for ids in rows]
+    assert batch["attention_mask"].sum(1).tolist() == lengths
     assert isinstance(tokenizer, transformers.PreTrainedTokenizerFast)
     special_ids = (
         tokenizer.bos_token_id,

@@ -47,8 +47,8 @@ SCORES = torch.tensor([[1.0, 0.5, 0], [0, 0, 1]])
     ],
 )
 @every_class
-def test_loss_follows_the_labels(cls, problem_type, loss, labels, random_folder, inputs):
-    model = cls.from_onepeace(str(random_folder), num_labels=3)
+def test_loss_follows_the_labels(cls, problem_type, loss, labels, random_name, inputs):
+    model = cls.from_onepeace(random_name, num_labels=3)
     if problem_type == "regression":
         model.config.problem_type = problem_type
 
@@ -60,9 +60,9 @@ def test_loss_follows_the_labels(cls, problem_type, loss, labels, random_folder,
     assert model(**arguments_of(model, inputs)).loss is None
 
 
-def test_names_of_labels_set_their_number(random_folder, inputs):
+def test_names_of_labels_set_their_number(random_name, inputs):
     labels = {0: "cat", 1: "dog", 2: "bus"}
-    model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder), id2label=labels)
+    model = plugin.OnePeaceForImageClassification.from_onepeace(random_name, id2label=labels)
 
     assert model.config.id2label == labels
     assert model(inputs["pixel_values"]).logits.shape == (2, 3)
@@ -75,8 +75,8 @@ def test_names_of_labels_set_their_number(random_folder, inputs):
         (plugin.OnePeaceForVisualQuestionAnswering, "input_ids", "attention_mask", 0),
     ],
 )
-def test_logits_do_not_depend_on_padding(cls, values, mask, row, random_folder, inputs):
-    model = cls.from_onepeace(str(random_folder), num_labels=3)
+def test_logits_do_not_depend_on_padding(cls, values, mask, row, random_name, inputs):
+    model = cls.from_onepeace(random_name, num_labels=3)
     arguments = arguments_of(model, inputs)
     logits = model(**arguments).logits
 
@@ -87,8 +87,8 @@ def test_logits_do_not_depend_on_padding(cls, values, mask, row, random_folder, 
     assert_same(model(**alone).logits[0], logits[row])
 
 
-def test_logits_of_a_question_see_both_modalities(random_folder, inputs):
-    model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace(str(random_folder), num_labels=4)
+def test_logits_of_a_question_see_both_modalities(random_name, inputs):
+    model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace(random_name, num_labels=4)
     arguments = arguments_of(model, inputs)
 
     logits = model(**arguments).logits
@@ -159,14 +159,14 @@ def make_trainer(model, rows, output, **options):
     return transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
 
 
-def test_trainer_learns_two_classes(random_folder, tmp_path):
+def test_trainer_learns_two_classes(random_name, tmp_path):
     generator = torch.Generator().manual_seed(0)
     rows = []
     for number in range(16):
         shade = 1.0 - 2 * (number % 2)
         pixels = shade + 0.1 * torch.randn(3, 32, 32, generator=generator)
         rows.append({"pixel_values": pixels, "labels": number % 2})
-    model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder), num_labels=2)
+    model = plugin.OnePeaceForImageClassification.from_onepeace(random_name, num_labels=2)
     trainer = make_trainer(
         model,
         rows,
@@ -228,11 +228,11 @@ def train_and_save(folder, rows, output):
         torch.save(trainer.model.state_dict(), output / f"{cls.__name__}-{trainer.args.process_index}.pt")
 
 
-def test_two_processes_with_gradient_checkpointing_train_as_one(random_folder, rows, tmp_path):
-    start(2, train_and_save, str(random_folder), rows, tmp_path)
+def test_two_processes_with_gradient_checkpointing_train_as_one(random_name, rows, tmp_path):
+    start(2, train_and_save, random_name, rows, tmp_path)
 
     for cls in CLASSIFIERS:
-        trainer = train_with_checkpointing(cls, str(random_folder), rows, tmp_path, batch_size=4)
+        trainer = train_with_checkpointing(cls, random_name, rows, tmp_path, batch_size=4)
         first = torch.load(tmp_path / f"{cls.__name__}-0.pt", weights_only=True)
         second = torch.load(tmp_path / f"{cls.__name__}-1.pt", weights_only=True)
         for name, tensor in trainer.model.state_dict().items():
@@ -241,11 +241,11 @@ def test_two_processes_with_gradient_checkpointing_train_as_one(random_folder, r
 
 
 @every_class
-def test_training_moves_most_tensors(cls, random_folder, rows, tmp_path):
+def test_training_moves_most_tensors(cls, random_name, rows, tmp_path):
     torch.manual_seed(0)
-    original = cls.from_onepeace(str(random_folder), num_labels=3).state_dict()
+    original = cls.from_onepeace(random_name, num_labels=3).state_dict()
 
-    trainer = train_with_checkpointing(cls, str(random_folder), rows, tmp_path, batch_size=4)
+    trainer = train_with_checkpointing(cls, random_name, rows, tmp_path, batch_size=4)
 
     trained = trainer.model.state_dict()
     moved = [name for name in trained if not torch.equal(trained[name], original[name])]
@@ -255,15 +255,15 @@ def test_training_moves_most_tensors(cls, random_folder, rows, tmp_path):
 @every_class
 def test_loss_reaches_every_parameter(cls, inputs):
     model = cls.from_onepeace("tiny", num_labels=3)
-    outputs = model(**arguments_of(model, inputs), labels=torch.tensor([0, 2]))
-    outputs.loss.backward()
+    labels = torch.tensor([0, 2])
+    model(**arguments_of(model, inputs), labels=labels).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
 
 
 @every_class
-def test_files_with_more_than_a_classifier_uses(cls, random_folder, tmp_path, inputs, caplog):
-    plugin.OnePeaceModel.from_onepeace(str(random_folder)).save_pretrained(tmp_path / "whole")
+def test_files_with_more_than_a_classifier_uses(cls, random_name, tmp_path, inputs, caplog):
+    plugin.OnePeaceModel.from_onepeace(random_name).save_pretrained(tmp_path / "whole")
 
     transformers.logging.enable_propagation()
     try:
