@@ -91,7 +91,6 @@ def test_sample_sounds_are_read(samples):
         torch.zeros(3, 4, 4),
         Image.new("L", (2, 2)),
     ],
-    ids=str,
 )
 def test_guess_of_pictures(item):
     assert guess(item, ["image", "audio", "text"]) == "image"
