@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.golden_cases import assert_near
 from support.small_models import network_of_pictures
 from torch.nn import functional as F
 
@@ -29,10 +30,12 @@ def scenes(count, height, width, seed=0):
 
     half = width // 2
     for i in range(count):
-        for label in (1, 2):  # one in the left half and one in the right
+        for label in (1, 2):
             rectangle_width = draw(half // 3, half // 4 * 3)
             rectangle_height = draw(height // 3, height // 4 * 3)
-            left = (label - 1 + i) % 2 * half + draw(0, half - rectangle_width)
+            left = draw(0, half - rectangle_width)
+            if (label + i) % 2 == 0:  # one in the left half and one in the right
+                left += half
             top = draw(0, height - rectangle_height)
             rows = slice(top, top + rectangle_height)
             columns = slice(left, left + rectangle_width)
@@ -84,25 +87,33 @@ def test_segmentation_learns_at_any_size(size):
     assert_two_steps_learn(model, lambda: F.cross_entropy(segment(model, pixels), classes), lr=2e-3)
 
 
-def test_segmentation_has_its_place_in_the_model(tmp_path):
-    """It is saved with the model, and a picture's logits are its own."""
+@pytest.fixture
+def pixels():
+    return scenes(3, 64, 64)[0]
+
+
+@torch.no_grad()
+def test_segmentation_does_not_depend_on_batch_mates(pixels):
     model = small_network().eval()
-    pixels, _ = scenes(3, 64, 64)
-    with torch.no_grad():
-        logits = segment(model, pixels)
-        assert torch.allclose(segment(model, pixels[1:2])[0], logits[1], atol=1e-5)
-        assert (logits[0] - logits[1]).abs().max() > 1e-3
-    weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
-    again = weight_files.load(tmp_path / "model")
-    with torch.no_grad():
-        assert torch.equal(segment(again, pixels), logits)
-    with pytest.raises(UserError, match=r"heads\.segmentation: classes is not a field; did you mean num_classes\?"):
+    logits = segment(model, pixels)
+    assert_near(segment(model, pixels[1:2])[0], logits[1], 1e-5)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_segmentation_is_saved_with_the_model(pixels, tmp_path):
+    model = small_network().eval()
+    folder = weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
+    assert torch.equal(segment(weight_files.load(folder), pixels), segment(model, pixels))
+
+
+def test_segmentation_with_a_misspelt_field():
+    with pytest.raises(UserError, match=r"heads\.segmentation: classes .*num_classes"):
         small_network({"kind": "segmentation", "on": "image", "classes": 3})
 
 
-def test_every_level_of_the_pyramid_counts():
+def test_every_level_of_the_pyramid_counts(pixels):
     model = small_network()
-    pixels, _ = scenes(1, 64, 64)
     segment(model, pixels).square().mean().backward()
     for name, parameter in model.heads["segmentation"].named_parameters():
         assert parameter.grad is not None, name

@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 from PIL import Image
+from support.golden_cases import assert_near
 from support.small_models import network_of_pictures
 from support.training import terms
 
 from onepeace.cli import main
 from onepeace.config import Config
 from onepeace.data.batch import Batch
+from onepeace.embed import predict
 from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UserError
 from onepeace.evaluate.detections import box_ap
@@ -43,10 +45,14 @@ def pixels(count=2):
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def test_its_losses_fall_and_reach_the_encoder():
+def training_batch(model, targets=TARGETS):
+    batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], ["", ""], [[], []], targets)
+    return batch.measured(model.adapters).split(2, model.adapters)
+
+
+def test_losses_of_training_fall():
     model = small_network().train()
-    batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], ["", ""], [[], []], TARGETS)
-    batch = batch.measured(model.adapters).split(2, model.adapters)
+    batch = training_batch(model)
     objective = Objective(model, terms({"detection/image": {}}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     totals = []
@@ -56,63 +62,104 @@ def test_its_losses_fall_and_reach_the_encoder():
         totals.append(losses["loss"].item())
         optimizer.zero_grad()
         losses["loss"].backward()
-        encoder = {name: p for name, p in model.named_parameters() if ".stem." in name or "blocks.0.attn" in name}
-        assert len(encoder) > 8
-        assert [name for name, p in encoder.items() if p.grad is None or not p.grad.any()] == []
         optimizer.step()
     assert totals[-1] < 0.5 * totals[0]
     names = {name.rpartition("/")[2] for name in losses if name.startswith("detection/image/")}
     assert names == {"objectness", "rpn_box_reg", "classifier", "box_reg"}
-    wrong = Batch(batch.inputs, batch.keys, targets={**TARGETS, "box_labels": [["cow", "dog"], []]})
-    with pytest.raises(UserError, match="a: 'cow' is not among the 2 labels of the head"):
-        objective(wrong)
 
 
-def test_torchvision_counts_in_its_own_units_and_from_the_background(monkeypatch):
-    """Of a picture 96 wide and 32 high, six patches by two."""
+def test_losses_reach_the_encoder():
+    model = small_network().train()
+    Objective(model, terms({"detection/image": {}}))(training_batch(model))["loss"].backward()
+    num_parameters = 0
+    for name, parameter in model.named_parameters():
+        if ".stem." in name or "blocks.0.attn" in name:
+            assert parameter.grad.any(), name
+            num_parameters += 1
+    assert num_parameters > 8
+
+
+def test_label_that_the_head_does_not_know():
+    model = small_network().train()
+    batch = training_batch(model, {**TARGETS, "box_labels": [["cow", "dog"], []]})
+    with pytest.raises(UserError, match="a: 'cow'"):
+        Objective(model, terms({"detection/image": {}}))(batch)
+
+
+@pytest.fixture
+def wide_pixels():
+    """Of pictures 96 wide and 32 high, six patches by two."""
+    return torch.randn(2, 3, 32, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """A network whose torchvision part finds one cat in each picture, and the arguments of its calls."""
     model = small_network()
-    wide = {"image": {"pixels": pixels()[:, :, :32].repeat(1, 1, 1, 2)[..., :96]}}
     calls = []
 
-    def regions(maps, proposals, sizes, targets=None):
+    def find_cat(maps, proposals, sizes, targets=None):
         calls.append((sizes, targets))
-        boxes = {
+        cat = {
             "boxes": torch.tensor([[24.0, 0.0, 96.0, 16.0]]),
             "scores": torch.tensor([0.7]),
             "labels": torch.tensor([2]),
         }
-        return [boxes] * len(sizes), {}
+        return [cat] * len(sizes), {}
 
-    monkeypatch.setattr(model.heads["classifier"].regions, "forward", regions)
-    Objective(model.train(), terms({"detection/image": {}}))(Batch(wide, ["a", "b"], targets=TARGETS))
-    sizes, targets = calls.pop()
+    monkeypatch.setattr(model.heads["classifier"].regions, "forward", find_cat)
+    return model, calls
+
+
+def test_torchvision_is_trained_in_its_own_units(detector, wide_pixels):
+    """Pixels, and labels that count from the background."""
+    model, calls = detector
+    batch = Batch({"image": {"pixels": wide_pixels}}, ["a", "b"], targets=TARGETS)
+    Objective(model.train(), terms({"detection/image": {}}))(batch)
+
+    sizes, (first, second) = calls.pop()
     assert sizes == [(32, 96)] * 2
-    assert torch.allclose(targets[0]["boxes"], torch.tensor([[9.6, 3.2, 48.0, 19.2]]))
-    assert targets[0]["labels"].tolist() == [2]  # the cat; the box without an area is left out
-    assert targets[1]["boxes"].shape == (0, 4)
-    with torch.no_grad():
-        detections = model.eval().predict(wide)
-    assert torch.allclose(detections[1, 0], torch.tensor([0.25, 0.0, 1.0, 0.5, 0.7, 1.0]))
+    assert_near(first["boxes"], torch.tensor([[9.6, 3.2, 48.0, 19.2]]), 1e-5)
+    assert first["labels"].tolist() == [2]  # the cat; the box without an area is left out
+    assert second["boxes"].shape == (0, 4)
+
+
+@torch.no_grad()
+def test_torchvision_answers_in_its_own_units(detector, wide_pixels):
+    model, _ = detector
+    detections = model.eval().predict({"image": {"pixels": wide_pixels}})
+    assert_near(detections[1, 0], torch.tensor([0.25, 0.0, 1.0, 0.5, 0.7, 1.0]), 1e-6)
     assert not detections[:, 1:].any()
 
 
-def test_it_has_its_place_in_the_model(tmp_path):
-    """It is saved with the model, and a picture's boxes are its own."""
-    model = small_network().eval()
-    with torch.no_grad():
-        detections = model.predict({"image": {"pixels": pixels(3)}})
-        alone = model.predict({"image": {"pixels": pixels(3)[1:2]}})
+@pytest.fixture
+def trained():
+    return small_network().eval()
+
+
+@torch.no_grad()
+def test_detections_of_a_batch(trained):
+    detections = trained.predict({"image": {"pixels": pixels(3)}})
     assert detections.shape == (3, 7, 6)
-    assert torch.allclose(alone[0], detections[1], atol=1e-4)
     x0, y0, x1, y1, score, label = detections[detections[..., 4] > 0].unbind(1)
     assert len(score) >= 3
     assert ((x0 >= 0) & (x0 <= x1) & (x1 <= 1)).all()
     assert ((y0 >= 0) & (y0 <= y1) & (y1 <= 1)).all()
     assert set(label.tolist()) <= {0.0, 1.0}
-    weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
-    again = weight_files.load(tmp_path / "model")  # built on the meta device
-    with torch.no_grad():
-        assert torch.equal(again.predict({"image": {"pixels": pixels(3)}}), detections)
+
+    alone = trained.predict({"image": {"pixels": pixels(3)[1:2]}})
+    assert_near(alone[0], detections[1], 1e-4)
+
+
+def save(model, tmp_path):
+    return weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
+
+
+@torch.no_grad()
+def test_detector_is_saved_with_the_model(trained, tmp_path):
+    batch = {"image": {"pixels": pixels(3)}}
+    loaded = weight_files.load(save(trained, tmp_path))  # built on the meta device
+    assert torch.equal(loaded.predict(batch), trained.predict(batch))
 
 
 def test_boxes_are_in_the_pixels_of_the_picture():
@@ -124,40 +171,81 @@ def test_boxes_are_in_the_pixels_of_the_picture():
     assert box["box"] == pytest.approx([20, 20, 100, 60])
 
 
-def test_command_prints_and_draws_boxes(tmp_path, capsys, monkeypatch):
-    model = small_network().eval()
-    weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (80, 40), (90, 90, 90)).save(picture)
-    from onepeace.embed import predict
+CAT = {"label": "cat", "score": 0.9, "box": [10.0, 5.0, 60.0, 30.0]}
+UNLIKELY_DOG = {"label": "dog", "score": 0.2, "box": [10.0, 5.0, 60.0, 30.0]}
 
-    cat = {"label": "cat", "score": 0.9, "box": [10.0, 5.0, 60.0, 30.0]}
-    dog = {**cat, "label": "dog", "score": 0.2}
-    monkeypatch.setattr(predict, "TASKS", {"boxes": lambda output, context: {"boxes": [cat, dog]}})
-    arguments = ["classify", str(picture), "--model", str(tmp_path / "model")]
-    assert main([*arguments, "--draw", str(tmp_path / "drawn")]) == 0
-    text = capsys.readouterr().out
-    assert "cat 0.90" in text
-    assert "dog" not in text
+
+@pytest.fixture
+def classify(trained, tmp_path, capsys, monkeypatch):
+    """Prints the boxes of a grey picture, a.png: these two."""
+    monkeypatch.setattr(predict, "TASKS", {"boxes": lambda output, context: {"boxes": [CAT, UNLIKELY_DOG]}})
+    model = save(trained, tmp_path)
+    Image.new("RGB", (80, 40), (90, 90, 90)).save(tmp_path / "a.png")
+
+    def run(*options):
+        assert main(["classify", str(tmp_path / "a.png"), "--model", str(model), *options]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_command_prints_likely_boxes(classify):
+    out = classify()
+    assert "cat 0.90" in out
+    assert "dog" not in out
+
+
+def test_command_prints_all_boxes_as_json(classify):
+    assert len(json.loads(classify("--json"))["boxes"]) == 2
+
+
+def test_command_draws_boxes(classify, tmp_path):
+    classify("--draw", str(tmp_path / "drawn"))
     drawn = Image.open(tmp_path / "drawn" / "a.png.png").convert("RGB")
     assert drawn.size == (80, 40)
     assert drawn.getpixel((60, 20)) == (230, 40, 40)
     assert drawn.getpixel((30, 20)) == (90, 90, 90)
-    assert main([*arguments, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["boxes"]) == 2
 
 
-def test_average_precision_is_that_of_coco():
+OBJECTS = [
+    [((0.0, 0.0, 0.5, 0.5), "dog"), ((0.5, 0.5, 1.0, 1.0), "cat")],
+    [((0.2, 0.2, 0.8, 0.8), "dog")],
+]
+"""Of two pictures."""
+
+
+@pytest.fixture
+def coco():
     pytest.importorskip("pycocotools")
-    targets = [[((0.0, 0.0, 0.5, 0.5), "dog"), ((0.5, 0.5, 1.0, 1.0), "cat")], [((0.2, 0.2, 0.8, 0.8), "dog")]]
-    right = [[(corners, label, 0.9) for corners, label in inside] for inside in targets]
-    assert box_ap(right, targets) == (1.0, 1.0)
-    # Of the two dogs one is found, with an overlap of 0.81: right for thresholds up to 0.8, 7 of 10.
-    moved = [[((0.0, 0.0, 0.5, 0.405), "dog", 0.8), ((0.5, 0.5, 1.0, 1.0), "cat", 0.7)], [((0, 0, 1, 1), "bird", 0.9)]]
-    every, half = box_ap(moved, targets)
+
+
+@pytest.mark.usefixtures("coco")
+def test_average_precision_of_the_right_boxes():
+    detections = []
+    for objects in OBJECTS:
+        detections.append([(corners, label, 0.9) for corners, label in objects])
+    assert box_ap(detections, OBJECTS) == (1.0, 1.0)
+
+
+@pytest.mark.usefixtures("coco")
+def test_average_precision_of_no_boxes():
+    assert box_ap([[], []], OBJECTS) == (0.0, 0.0)
+
+
+@pytest.mark.usefixtures("coco")
+def test_average_precision_is_that_of_coco():
+    """Of the two dogs one is found, with an overlap of 0.81: right for thresholds up to 0.8, 7 of 10."""
+    detections = [
+        [((0.0, 0.0, 0.5, 0.405), "dog", 0.8), ((0.5, 0.5, 1.0, 1.0), "cat", 0.7)],
+        [((0.0, 0.0, 1.0, 1.0), "bird", 0.9)],
+    ]
+    mean, at_half = box_ap(detections, OBJECTS)
     recall = 51 / 101  # of 101 points of recall those up to a half are reached
-    assert half == pytest.approx((1 + recall) / 2)
-    assert every == pytest.approx((1 + 0.7 * recall) / 2)
-    assert box_ap([[], []], targets) == (0.0, 0.0)
-    with pytest.raises(UserError, match="not one of 1 pictures has an object"):
+    assert at_half == pytest.approx((1 + recall) / 2)
+    assert mean == pytest.approx((1 + 0.7 * recall) / 2)
+
+
+@pytest.mark.usefixtures("coco")
+def test_average_precision_without_objects():
+    with pytest.raises(UserError, match="object"):
         box_ap([[]], [[]])

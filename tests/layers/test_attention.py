@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.golden_cases import assert_near
 
 from onepeace.layers import attention as module
 from onepeace.layers.attention import SelfAttention, attention, use_math_attention
@@ -20,7 +21,9 @@ BIASES = {
 
 def by_loops(q, k, v, bias):
     """Attention of one query after the other, in float64."""
-    q, k, v = q.double(), k.double(), v.double()
+    q = q.double()
+    k = k.double()
+    v = v.double()
     bias = torch.zeros(B, H, L, L) if bias is None else bias.expand(B, H, L, L)
     out = torch.zeros(B, H, L, D, dtype=torch.float64)
     for item in range(B):
@@ -40,12 +43,12 @@ def inputs_of_attention(shape):
     q = torch.randn(B, H, L, D)
     k = torch.randn(B, H, L, D)
     v = torch.randn(B, H, L, D)
-    bias = None
-    if shape is not None:
-        bias = torch.randn(shape)
-        if shape[0] == B:
-            bias[0, :, :, 7:] = -math.inf
-            bias[2, :, :, 3:] = -math.inf
+    if shape is None:
+        return q, k, v, None
+    bias = torch.randn(shape)
+    if shape[0] == B:
+        bias[0, :, :, 7:] = -math.inf
+        bias[2, :, :, 3:] = -math.inf
     return q, k, v, bias
 
 
@@ -55,16 +58,16 @@ def converted(tensors, dtype):
 
 @pytest.mark.parametrize("name", BIASES)
 @pytest.mark.parametrize("plain", [True, False])
-def test_every_path_equal(monkeypatch, plain, name):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 0.05)],
+)
+def test_every_path_equal(monkeypatch, plain, name, dtype, tolerance):
     monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
     inputs = inputs_of_attention(BIASES[name])
-    expected = by_loops(*inputs)
-    assert torch.allclose(attention(*inputs, SCALE).double(), expected, atol=2e-6, rtol=0)
-    in_double = attention(*converted(inputs, torch.float64), SCALE)
-    assert torch.allclose(in_double, expected, atol=1e-12, rtol=0)
-    in_half = attention(*converted(inputs, torch.bfloat16), SCALE)
-    assert in_half.dtype == torch.bfloat16
-    assert torch.allclose(in_half.double(), expected, atol=0.05, rtol=0)
+    attended = attention(*converted(inputs, dtype), SCALE)
+    assert attended.dtype == dtype
+    assert_near(attended.double(), by_loops(*inputs), tolerance)
 
 
 @pytest.mark.parametrize("name", BIASES)
@@ -74,26 +77,40 @@ def test_gradients_of_every_path_equal(monkeypatch, name):
 
     def gradients(plain):
         monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
-        leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
-        (attention(*leaves, SCALE) * upstream).sum().backward()
-        return [leaf.grad for leaf in leaves if leaf is not None]
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs if tensor is not None]
+        q, k, v, *bias = leaves
+        attended = attention(q, k, v, bias[0] if bias else None, SCALE)
+        (attended * upstream).sum().backward()
+        return [leaf.grad for leaf in leaves]
 
     for plain, fused in zip(gradients(True), gradients(False), strict=True):
-        assert torch.allclose(plain, fused, atol=1e-12, rtol=0)
-        assert bool(torch.isfinite(plain).all())
+        assert_near(plain, fused, 1e-12)
 
 
-def test_kernel_is_chosen_by_device_dtype_and_length(monkeypatch):
+@pytest.mark.parametrize(
+    ("has_amx", "dtype", "length", "is_math"),
+    [
+        (False, torch.float32, 64, True),
+        (False, torch.float32, 257, False),
+        (False, torch.bfloat16, 200, True),
+        (False, torch.bfloat16, 257, False),
+        (True, torch.bfloat16, 15, True),
+        (True, torch.bfloat16, 26, False),
+    ],
+)
+def test_kernel_of_a_cpu_is_chosen_by_dtype_and_length(monkeypatch, has_amx, dtype, length, is_math):
+    monkeypatch.setattr(module, "_has_amx", lambda: has_amx)
+    assert use_math_attention("cpu", dtype, length) == is_math
+
+
+def test_kernel_of_a_cpu_for_a_trained_bias(monkeypatch):
     monkeypatch.setattr(module, "_has_amx", lambda: False)
-    assert use_math_attention("cpu", torch.float32, 64)
-    assert not use_math_attention("cpu", torch.float32, 257)
-    assert use_math_attention("cpu", torch.bfloat16, 200)
-    assert not use_math_attention("cpu", torch.bfloat16, 257)
-    assert use_math_attention("cpu", torch.bfloat16, 257, True)
-    monkeypatch.setattr(module, "_has_amx", lambda: True)
-    assert use_math_attention("cpu", torch.bfloat16, 15)
-    assert not use_math_attention("cpu", torch.bfloat16, 26)
-    assert not any(use_math_attention("cuda", dtype, 8) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+    assert use_math_attention("cpu", torch.bfloat16, 257, trained_bias=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernel_of_a_gpu_is_never_plain(dtype):
+    assert not use_math_attention("cuda", dtype, 8)
 
 
 def test_padding_gets_no_weight_at_all():
@@ -103,11 +120,11 @@ def test_padding_gets_no_weight_at_all():
     assert attention(q, k, v, bias, SCALE)[0].abs().max() < 10
 
 
-def test_autocast_takes_float32_tables():
+@pytest.mark.parametrize("length", [20, 220])  # both forms in bfloat16
+def test_autocast_takes_float32_tables(length):
     layer = SelfAttention(8, 2)
-    for length in (20, 220):  # both forms in bfloat16
-        x = torch.randn(2, length, 8)
-        bias = torch.randn(1, 2, length, length)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = layer(x, bias)
-        assert torch.allclose(rough.float(), layer(x, bias), atol=0.05, rtol=0)
+    x = torch.randn(2, length, 8)
+    bias = torch.randn(1, 2, length, length)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(x, bias)
+    assert_near(rounded.float(), layer(x, bias), 0.05)

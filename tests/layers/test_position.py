@@ -66,13 +66,14 @@ def test_grid_buckets_of_any_shape(rows, columns):
     assert bool((matrix[1:, 0] == num_offsets + 1).all())
 
 
-def test_matrices_made_while_embedding_serve_training():
-    for make, sizes in ((sequence_buckets, (23, 3)), (grid_buckets, (2, 7))):
-        with torch.inference_mode():
-            make(*sizes, CPU)
-        table = torch.zeros(500, 1, requires_grad=True)
-        torch.nn.functional.embedding(make(*sizes, CPU), table).sum().backward()
-        assert table.grad.sum() == make(*sizes, CPU).numel()
+@pytest.mark.parametrize(("make", "sizes"), [(sequence_buckets, (23, 3)), (grid_buckets, (2, 7))])
+def test_matrices_made_while_embedding_serve_training(make, sizes):
+    with torch.inference_mode():
+        make(*sizes, CPU)
+    table = torch.zeros(500, 1, requires_grad=True)
+    buckets = make(*sizes, CPU)
+    torch.nn.functional.embedding(buckets, table).sum().backward()
+    assert table.grad.sum() == buckets.numel()
 
 
 def test_interpolation_matches_golden():
@@ -84,15 +85,19 @@ def test_interpolation_matches_golden():
         assert_near(positions((side, side))[0], golden[f"pos_16_to_{side}"], 1e-6)
 
 
-def test_spline_is_exact_for_cubics_and_equal_to_scipy():
-    source = torch.tensor([-5.0, -3, -1, 0, 2, 3, 7]).double()
+def test_spline_is_exact_for_cubics():
+    source = torch.tensor([-5, -3, -1, 0, 2, 3, 7]).double()
     target = torch.tensor([-5, -4.2, 0, 0.5, 6.9, 7]).double()
-    matrix = spline_matrix(source, target)
-    assert torch.allclose(matrix @ (source**3 - 2 * source), target**3 - 2 * target, rtol=0, atol=1e-11)
-    # From scipy.interpolate.RectBivariateSpline(source, source, ..., kx=3, ky=3, s=0) of 52 rows of sines.
-    table = resize_bias_table(torch.sin(torch.arange(104.0).view(52, 2)), 6)
+    interpolated = spline_matrix(source, target) @ (source**3 - 2 * source)
+    assert_near(interpolated, target**3 - 2 * target, 1e-11)
+
+
+def test_resized_table_equals_scipy():
+    """RectBivariateSpline(source, source, ..., kx=3, ky=3, s=0) of 52 rows of sines."""
+    sines = torch.arange(104.0).sin().view(52, 2)
     expected = [0.0, 0.303018, -0.768255, 0.574081, 0.983588, 0.994827]
-    assert table[[0, 7, 60, 100, 120, 123], 0].tolist() == pytest.approx(expected, abs=1e-6)
+    resized = resize_bias_table(sines, 6)[:, 0]
+    assert resized[[0, 7, 60, 100, 120, 123]].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_interpolation_matches_golden(shared):
@@ -109,7 +114,7 @@ def test_table_shrinks_too(side):
     """Offsets are whole patches: a smaller picture's table is the middle of the larger one's, near enough."""
     table = torch.randn(grid_table_rows(8), 2)
     slope = torch.linspace(-1, 1, 15)
-    table[:-3, 0] = (slope[:, None] * 2 + slope[None, :]).flatten()
+    table[:-3, 0] = (slope[:, None] * 2 + slope).flatten()
     resized = resize_bias_table(table, side)
     assert resized.shape == (grid_table_rows(side), 2)
     assert resized.dtype == torch.float32
@@ -119,41 +124,64 @@ def test_table_shrinks_too(side):
     after = resized[:-3, 0].view(2 * side - 1, -1)
     middle = slice(8 - side, 7 + side)
     # A step is worth up to 0.29 here, and the released method spreads the offsets by 1 %.
-    assert torch.allclose(after, before[middle, middle], atol=0.06)
+    assert_near(after, before[middle, middle], 0.06)
 
 
-def test_stretched_table_fits_any_picture():
-    table = torch.randn(grid_table_rows(4), 3)
-    assert stretch_grid_table(table, 4, 4, 4) is table
-    for rows, columns in ((2, 6), (5, 5), (1, 3)):
-        stretched = stretch_grid_table(table, 4, rows, columns)
-        height = 2 * rows - 1
-        width = 2 * columns - 1
-        assert stretched.shape == (height * width + 3, 3)
-        assert torch.equal(stretched[-3:], table[-3:])
-        # No offset stays no offset, and rows are not columns.
-        offsets = stretched[:-3].view(height, width, 3)
-        assert torch.allclose(offsets[rows - 1, columns - 1], table[:-3].view(7, 7, 3)[3, 3], atol=1e-5)
-        if rows > 1 and columns > 1:
-            assert torch.allclose(stretched[0], table[0], atol=1e-5)
-            assert torch.allclose(stretched[-4], table[-4], atol=1e-5)
-        turned_offsets = table[:-3].view(7, 7, 3).transpose(0, 1).reshape(49, 3)
-        turned = stretch_grid_table(torch.cat([turned_offsets, table[-3:]]), 4, columns, rows)
-        assert torch.allclose(turned[:-3].view(width, height, 3).transpose(0, 1), offsets, atol=1e-5)
+@pytest.fixture
+def bias_table():
+    """Of pictures of 4 x 4 patches: 7 x 7 offsets and three rows of CLS."""
+    return torch.randn(grid_table_rows(4), 3)
+
+
+SHAPES = pytest.mark.parametrize(("rows", "columns"), [(2, 6), (5, 5), (1, 3)])
+
+
+def stretched_offsets(table, rows, columns):
+    stretched = stretch_grid_table(table, 4, rows, columns)
+    return stretched[:-3].view(2 * rows - 1, 2 * columns - 1, 3)
+
+
+def test_stretched_table_of_its_own_size_is_the_table(bias_table):
+    assert stretch_grid_table(bias_table, 4, 4, 4) is bias_table
+
+
+@SHAPES
+def test_stretched_table_keeps_cls_and_the_centre(bias_table, rows, columns):
+    stretched = stretch_grid_table(bias_table, 4, rows, columns)
+    assert torch.equal(stretched[-3:], bias_table[-3:])
+    no_offset = stretched_offsets(bias_table, rows, columns)[rows - 1, columns - 1]
+    assert_near(no_offset, bias_table[3 * 7 + 3], 1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 6), (5, 5)])
+def test_stretched_table_keeps_its_corners(bias_table, rows, columns):
+    offsets = stretched_offsets(bias_table, rows, columns)
+    assert_near(offsets[0, 0], bias_table[0], 1e-5)
+    assert_near(offsets[-1, -1], bias_table[-4], 1e-5)
+
+
+@SHAPES
+def test_stretched_table_of_a_turned_picture(bias_table, rows, columns):
+    """Rows are not columns."""
+    turned = bias_table.clone()
+    turned[:-3] = bias_table[:-3].view(7, 7, 3).transpose(0, 1).flatten(0, 1)
+    offsets = stretched_offsets(turned, columns, rows).transpose(0, 1)
+    assert_near(offsets, stretched_offsets(bias_table, rows, columns), 1e-5)
 
 
 def test_positions_stretch_to_any_picture():
     positions = GridPositions(4, 3)
     positions.reset_parameters()
-    positions.weight.data[1:] = torch.arange(9.0)[:, None].expand(9, 4)
+    positions.weight.data[1:] = torch.arange(9.0)[:, None]
     assert torch.equal(positions((3, 3))[0], positions.weight)
+
     wide = positions((3, 6))[0].detach()
     assert wide.shape == (19, 4)
     assert torch.equal(wide[0], positions.weight[0])
-    # Rows of the wide picture are further apart than its columns: the first axis is the rows.
+    # The first axis is the rows: they are three numbers apart, and the columns two in all.
     grid = wide[1:, 0].view(3, 6)
-    assert torch.allclose(grid[1] - grid[0], torch.full((6,), 3.0), atol=0.5)
-    assert bool((grid[:, 1:] > grid[:, :-1] - 0.2).all())
+    assert_near(grid[1] - grid[0], torch.full((6,), 3.0), 0.5)
+    assert grid.diff(dim=1).min() > -0.2
     assert (grid[:, 5] - grid[:, 0]).mean().item() == pytest.approx(2.0, abs=0.5)
 
 

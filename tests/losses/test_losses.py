@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from support.golden_cases import assert_near
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import generalized_box_iou_loss
 
 from onepeace.losses.box import box, generalized_iou
 from onepeace.losses.contrastive import contrastive
@@ -69,7 +71,7 @@ def test_contrastive_gradient_reaches_both_sides_unless_detached():
     assert half_scale == pytest.approx(whole_scale.item(), rel=1e-5)
     queries = a.clone().requires_grad_()
     F.cross_entropy(5.0 * queries @ b.T, torch.arange(4)).div(2).backward()
-    assert torch.allclose(half_a, queries.grad, atol=1e-6)
+    assert_near(half_a, queries.grad, 1e-6)
     assert not torch.allclose(half_a, whole_a, atol=1e-3)
     assert half_b.abs().max() > 0
 
@@ -77,9 +79,10 @@ def test_contrastive_gradient_reaches_both_sides_unless_detached():
 # tiles
 
 
-def full_logits(queries, keys, scale, targets, groups, smoothing):
+def infonce_of_full_logits(queries, keys, scale, targets, groups, smoothing):
     group_of_key = torch.arange(len(keys)) if groups is None else groups
-    is_positive = (group_of_key[targets][:, None] == group_of_key[None, :]).float()
+    group_of_query = group_of_key[targets]
+    is_positive = (group_of_query[:, None] == group_of_key).float()
     share = is_positive / is_positive.sum(1, keepdim=True)
     target = share * (1 - smoothing) + (1 - share) * smoothing / (len(keys) - 1)
     return F.cross_entropy(scale * queries @ keys.T, target, reduction="sum")
@@ -87,20 +90,21 @@ def full_logits(queries, keys, scale, targets, groups, smoothing):
 
 @pytest.mark.parametrize(("grouped", "smoothing"), [(False, 0.0), (True, 0.1)])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_tiles_give_the_loss_and_every_gradient_of_full_logits(rows, grouped, smoothing):
+def test_tiles_give_the_loss_and_gradients_of_full_logits(rows, grouped, smoothing):
     torch.manual_seed(4)
     values = [unit(7, 5), unit(11, 5), torch.tensor(6.0)]
     targets = torch.randint(11, (7,))
     groups = torch.randint(4, (11,)) if grouped else None
-    ours = [value.clone().requires_grad_() for value in values]
+    tiled = [value.clone().requires_grad_() for value in values]
     full = [value.clone().requires_grad_() for value in values]
-    loss = tiled_infonce(*ours, targets, groups, smoothing, tile=rows * 11)
-    expected = full_logits(*full, targets, groups, smoothing)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss = tiled_infonce(*tiled, targets, groups, smoothing, tile=rows * 11)
+    expected = infonce_of_full_logits(*full, targets, groups, smoothing)
     (3 * loss).backward()
     (3 * expected).backward()
-    for a, b in zip(ours, full, strict=True):
-        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for tiled_leaf, full_leaf in zip(tiled, full, strict=True):
+        torch.testing.assert_close(tiled_leaf.grad, full_leaf.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_logits_are_never_whole():
@@ -129,10 +133,9 @@ def test_autocast_does_not_round_cosines():
     a = F.normalize(base + 0.01 * torch.randn(6, 16), dim=-1)
     b = F.normalize(base + 0.01 * torch.randn(6, 16), dim=-1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert contrastive(a, b, 90.0) == contrastive(a.float(), b.float(), 90.0)
-    expected = contrastive_by_loops(a, b, 90.0, range(6), 0.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert contrastive(a, b, 90.0).item() == pytest.approx(expected, abs=1e-4)
+        loss = contrastive(a, b, 90.0)
+    expected = contrastive_by_loops(a, b, 90.0, groups=range(6), smoothing=0.0)
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_parts_of_a_batch_give_the_loss_of_the_whole():
@@ -161,41 +164,45 @@ def positions(flags):
 
 
 def denoising_by_loops(student, teacher, masked, padding, scale, smoothing):
-    tokens = (~padding).nonzero().tolist()
-    keys = [F.normalize(teacher[item, token], dim=0) for item, token in tokens]
+    """Of each masked token among all of the batch that are no padding."""
+    real_tokens = (~padding).nonzero().tolist()
+    keys = F.normalize(teacher[~padding], dim=1)
     losses = []
-    for target, (item, token) in enumerate(tokens):
-        if masked[item, token]:
-            query = F.normalize(student[item, token], dim=0)
-            log_probs = log_softmax([scale * float(query @ key) for key in keys])
-            share = smoothing / (len(keys) - 1)
-            losses.append(-(1 - smoothing - share) * log_probs[target] - share * sum(log_probs))
+    for target, (item, token) in enumerate(real_tokens):
+        if not masked[item, token]:
+            continue
+        query = F.normalize(student[item, token], dim=0)
+        log_probs = log_softmax([scale * float(query @ key) for key in keys])
+        share = smoothing / (len(keys) - 1)
+        losses.append(-(1 - smoothing - share) * log_probs[target] - share * sum(log_probs))
     return sum(losses) / len(losses)
 
 
+@pytest.fixture
+def tokens():
+    """Features of a student and of a teacher, and which tokens are masked."""
+    return torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.rand(3, 5) < 0.5
+
+
+PADDING = torch.arange(5) >= torch.tensor([[5], [2], [4]])
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("padded", [False, True])
-def test_denoising_equals_loops(padded, smoothing):
-    student = torch.randn(3, 5, 4)
-    teacher = torch.randn(3, 5, 4)
-    masked = torch.rand(3, 5) < 0.5
-    lengths = torch.tensor([[5], [2], [4]]) if padded else torch.tensor([[5], [5], [5]])
-    padding = torch.arange(5) >= lengths
-    mask = padding if padded else None
-    loss = denoising(student, teacher, masked, mask, scale=2.5, label_smoothing=smoothing)
-    expected = denoising_by_loops(student, teacher, masked, padding, 2.5, smoothing)
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+def test_denoising_equals_loops(tokens, padding, smoothing):
+    loss = denoising(*tokens, padding, scale=2.5, label_smoothing=smoothing)
+    if padding is None:
+        padding = torch.zeros_like(PADDING)
+    expected = denoising_by_loops(*tokens, padding, 2.5, smoothing)
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_denoising_ignores_padding():
-    student = torch.randn(3, 5, 4)
-    teacher = torch.randn(3, 5, 4)
-    masked = torch.rand(3, 5) < 0.5
-    padding = torch.arange(5) >= torch.tensor([[5], [2], [4]])
-    loss = denoising(student, teacher, masked, padding, label_smoothing=0.1)
-    wild_student = student.masked_fill(padding[..., None], 1e4)
-    wild_teacher = teacher.masked_fill(padding[..., None], 1e4)
-    wild_loss = denoising(wild_student, wild_teacher, masked | padding, padding, label_smoothing=0.1)
+def test_denoising_ignores_padding(tokens):
+    student, teacher, masked = tokens
+    loss = denoising(student, teacher, masked, PADDING, label_smoothing=0.1)
+    wild_student = student.masked_fill(PADDING[..., None], 1e4)
+    wild_teacher = teacher.masked_fill(PADDING[..., None], 1e4)
+    wild_loss = denoising(wild_student, wild_teacher, masked | PADDING, PADDING, label_smoothing=0.1)
     assert wild_loss == pytest.approx(loss.item(), abs=1e-6)
 
 
@@ -255,27 +262,32 @@ def test_hinge_of_two_questions():
 
 
 def test_only_ordered_boxes_count_for_the_overlap():
-    target = torch.tensor([[0.2, 0.1, 0.6, 0.7]]).expand(3, 4)
-    predicted = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.5, 0.2, 0.1, 0.6], [0.1, 0.6, 0.5, 0.2]])
-    overlap = box(torch.logit(predicted[:1]), target[:1]) - (predicted[0] - target[0]).abs().sum()
+    target = torch.tensor([[0.2, 0.1, 0.6, 0.7]])
+    ordered = torch.tensor([[0.1, 0.2, 0.5, 0.6]])
+    x_swapped = ordered[:, [2, 1, 0, 3]]
+    y_swapped = ordered[:, [0, 3, 2, 1]]
+    predicted = torch.cat([ordered, x_swapped, y_swapped])
+    overlap = box(torch.logit(ordered), target) - (ordered - target).abs().sum()
     distance = (predicted - target).abs().sum() / 3
-    assert box(torch.logit(predicted), target).item() == pytest.approx((distance + overlap).item(), abs=1e-5)
+    loss = box(torch.logit(predicted), target.expand(3, 4))
+    assert loss.item() == pytest.approx((distance + overlap).item(), abs=1e-5)
 
 
-def test_no_valid_box():
+def test_no_ordered_box():
+    """The distance alone, with gradients."""
     logits = torch.tensor([[3.0, 3.0, -3.0, -3.0], [2.0, -2.0, -2.0, 2.0]], requires_grad=True)
     target = torch.tensor([[0.1, 0.1, 0.4, 0.4], [0.2, 0.3, 0.9, 0.9]])
     loss = box(logits, target)
     loss.backward()
-    assert loss.item() == pytest.approx((logits.sigmoid() - target).abs().sum().item() / 2, abs=1e-6)
+    distance = (logits.sigmoid() - target).abs().sum() / 2
+    assert loss.item() == pytest.approx(distance.item(), abs=1e-6)
     assert bool(torch.isfinite(logits.grad).all())
     assert bool((logits.grad != 0).all())
 
 
 def test_generalized_iou_equals_torchvision():
-    from torchvision.ops import generalized_box_iou_loss
-
     corners = torch.rand(2, 50, 2)
-    first, second = torch.cat([corners, corners + torch.rand(2, 50, 2)], dim=2)
+    sizes = torch.rand(2, 50, 2)
+    first, second = torch.cat([corners, corners + sizes], dim=2)
     expected = 1 - generalized_box_iou_loss(first, second)
-    assert torch.allclose(generalized_iou(first, second), expected, atol=1e-6)
+    assert_near(generalized_iou(first, second), expected, 1e-6)

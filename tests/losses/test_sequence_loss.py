@@ -5,103 +5,99 @@ import json
 import pytest
 import torch
 from support.golden_ofa import FOLDER, golden
+from torch.nn.functional import cross_entropy, one_hot
 
 from onepeace.losses import smoothed_cross_entropy, token_losses
+from onepeace.special_ids import PAD
 
-CASES = {
-    name: case for name, case in json.loads((FOLDER / "losses.json").read_text()).items() if "reg_alpha" not in case
-}
+ALL_CASES = json.loads((FOLDER / "losses.json").read_text())
+CASES = [name for name in sorted(ALL_CASES) if "reg_alpha" not in ALL_CASES[name]]
 """R-Drop, two passes over the same items, is not ours."""
-CODES = range(65, 97)
-"""Ids that the original restricts a case to."""
 
 
 def total(logits, target, **options):
-    return token_losses(logits, target, **options).loss.sum()
+    return token_losses(logits, target, label_smoothing=0.1, **options).loss.sum()
 
 
 def allowed_codes():
-    mask = torch.zeros(137, dtype=torch.bool)
-    mask[:4], mask[CODES.start : CODES.stop] = True, True
-    return mask
+    """What the original restricts a case to."""
+    allowed = torch.zeros(137, dtype=torch.bool)
+    allowed[:4] = True
+    allowed[65:97] = True
+    return allowed
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_loss_is_the_originals(name):
-    case = CASES[name]
+    case = ALL_CASES[name]
+    allowed = allowed_codes() if "constraint_start" in case else None
+    losses = smoothed_cross_entropy(golden("losses")["lprobs"], golden("losses")["target"], allowed, case["epsilon"])
     # The original leaves tokens out after a number of updates; who trains decides that here.
-    drops = case["update_num"] > case.get("drop_worst_after", 0)
+    if case["update_num"] > case.get("drop_worst_after", 0):
+        losses = losses.without_worst(case.get("drop_worst_ratio", 0.0))
 
-    loss = smoothed_cross_entropy(
-        golden("losses")["lprobs"],
-        golden("losses")["target"],
-        allowed_codes() if "constraint_start" in case else None,
-        case["epsilon"],
-    ).without_worst(case.get("drop_worst_ratio", 0.0) if drops else 0.0)
-
-    assert len(loss.loss) == case["ntokens"]
-    assert loss.loss.sum().item() == pytest.approx(case["loss"], rel=1e-6)
-    assert loss.nll.sum().item() == pytest.approx(case["nll_loss"], rel=1e-6)
+    assert len(losses.loss) == case["ntokens"]
+    assert losses.loss.sum().item() == pytest.approx(case["loss"], rel=1e-6)
+    assert losses.nll.sum().item() == pytest.approx(case["nll_loss"], rel=1e-6)
 
 
 @pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 5, 11, generator=generator)
-    target = torch.tensor([[4, 5, 2, 1, 1], [6, 2, 1, 1, 1], [7, 8, 9, 10, 2]])
-    return logits, target
+def logits():
+    return torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
 
-def test_smoothing_is_torchs_but_for_the_share_of_the_target(batch):
-    logits, target = batch
-    ours = total(logits, target, label_smoothing=0.1)
-    # torch spreads the mass over all ids, fairseq over the wrong ones.
-    theirs = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), target.flatten(), label_smoothing=0.1 * 11 / 10, ignore_index=1, reduction="sum"
+TARGET = torch.tensor([[4, 5, 2, 1, 1], [6, 2, 1, 1, 1], [7, 8, 9, 10, 2]])
+IS_REAL = TARGET != PAD
+
+
+def test_smoothing_is_torchs_but_for_the_share_of_the_target(logits):
+    """torch spreads the mass over all ids, fairseq over the wrong ones."""
+    expected = cross_entropy(
+        logits.flatten(0, 1),
+        TARGET.flatten(),
+        label_smoothing=0.1 * 11 / 10,
+        ignore_index=PAD,
+        reduction="sum",
     )
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(total(logits, TARGET), expected)
 
 
-def test_logits_of_padding_do_not_matter(batch):
-    logits, target = batch
-    noisy = torch.where((target == 1).unsqueeze(-1), torch.nan, logits).requires_grad_()
-    loss = total(noisy, target, label_smoothing=0.1)
+def test_logits_of_padding_do_not_matter(logits):
+    noisy = torch.where(IS_REAL[..., None], logits.detach(), torch.nan).requires_grad_()
+    loss = total(noisy, TARGET)
     loss.backward()
-    torch.testing.assert_close(loss, total(logits, target, label_smoothing=0.1))
-    assert not noisy.grad[target == 1].any()
+    torch.testing.assert_close(loss, total(logits, TARGET))
+    assert not noisy.grad[~IS_REAL].any()
     assert bool(torch.isfinite(noisy.grad).all())
 
 
-def test_weights_multiply_log_probabilities(batch):
-    logits, target = batch
-    rows = [total(logits[i : i + 1], target[i : i + 1], label_smoothing=0.1) for i in range(3)]
+def test_weights_multiply_log_probabilities(logits):
     weights = torch.tensor([1.0, 0.5, 2.0])
-    whole = total(logits, target, weights=weights, label_smoothing=0.1)
-    torch.testing.assert_close(whole, (torch.stack(rows) * weights).sum())
+    expected = 0.0
+    for row, weight in enumerate(weights):
+        expected += weight * total(logits[row, None], TARGET[row, None])
+    torch.testing.assert_close(total(logits, TARGET, weights=weights), expected)
 
 
-def test_confined_loss_is_that_of_the_allowed_ids_alone(batch):
-    logits, target = batch
-    allowed = torch.zeros(11, dtype=torch.bool)
-    allowed[2:] = True
-    confined = logits.clone().requires_grad_()
-
-    loss = total(confined, target, allowed=allowed, label_smoothing=0.1)
+def test_confined_loss_is_that_of_the_allowed_ids_alone(logits):
+    allowed = torch.arange(11) >= 2
+    loss = total(logits, TARGET, allowed=allowed)
     loss.backward()
 
-    real = target != 1
-    log_probs = logits[real][:, 2:].log_softmax(-1)
-    alone = smoothed_cross_entropy(log_probs, target[real] - 2, None, 0.1).loss.sum()
-    torch.testing.assert_close(loss, alone)
-    torch.testing.assert_close(loss, total(logits, target, allowed=allowed.expand(3, 5, 11), label_smoothing=0.1))
-    assert not confined.grad[..., :2].any()
+    log_probs = logits[IS_REAL][:, 2:].log_softmax(-1)
+    alone = smoothed_cross_entropy(log_probs, TARGET[IS_REAL] - 2, None, 0.1)
+    torch.testing.assert_close(loss, alone.loss.sum())
+    assert not logits.grad[..., :2].any()
 
 
-def test_a_token_without_alternatives_costs_nothing(batch):
-    logits, target = batch
-    only = torch.nn.functional.one_hot(target, 11).bool()
-    scores = logits.clone().requires_grad_()
-    loss = total(scores, target, allowed=only, label_smoothing=0.1)
+def test_allowed_ids_by_place(logits):
+    allowed = torch.arange(11) >= 2
+    by_place = allowed.expand(3, 5, 11)
+    torch.testing.assert_close(total(logits, TARGET, allowed=by_place), total(logits, TARGET, allowed=allowed))
+
+
+def test_token_without_alternatives_costs_nothing(logits):
+    loss = total(logits, TARGET, allowed=one_hot(TARGET, 11).bool())
     loss.backward()
     assert loss.item() == 0
-    assert not scores.grad.any()
+    assert not logits.grad.any()
