@@ -34,7 +34,10 @@ def assert_interval(interval):
 
 def test_candidates_take_turns():
     calls = []
-    candidates = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    candidates = {
+        "a": lambda: calls.append("a"),
+        "b": lambda: calls.append("b"),
+    }
     times = take_turns(candidates, 0, CPU)
 
     for name in ("a", "b"):
@@ -46,7 +49,8 @@ def test_candidates_take_turns():
 
 def test_rows_of_encoding(random_folder):
     rows = measure_encoding(random_folder, batch=3)
-    assert {key: row["tokens"] for key, row in rows.items()} == {"text": 15, "image": 5, "audio": 64}
+    num_tokens = {key: row["tokens"] for key, row in rows.items()}
+    assert num_tokens == {"text": 15, "image": 5, "audio": 64}
     for row in rows.values():
         assert row["dtype"] == "bfloat16"
         assert row["batch"] == 3
@@ -119,7 +123,8 @@ def short_clips(monkeypatch):
 @pytest.mark.usefixtures("short_clips")
 def test_rows_of_training():
     run = ["run.batch_size=16", "run.recompute=blocks"]  # of 4 items fixed costs prevail
-    (row,) = bench_train(read_recipe(STAGE_TWO, [*SHRUNKEN, *run]), [torch.bfloat16], CPU, 0)
+    recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, *run])
+    (row,) = bench_train(recipe, [torch.bfloat16], CPU, 0)
     assert row["pair"] == "audio+text"
     assert row["dtype"] == "bfloat16"
     assert row["batch"] == 16

@@ -43,15 +43,16 @@ def test_golden_losses_and_gradients(device, stage, dtype, tolerance):
     losses["loss"].backward()
 
     for original_name, name in STAGES[stage].loss_names.items():
-        assert losses[name].item() == pytest.approx(golden.outputs[original_name].item(), rel=tolerance)
+        expected = golden.outputs[original_name].item()
+        assert losses[name].item() == pytest.approx(expected, rel=tolerance)
     num_compared = 0
     for original_name, expected in golden.grads.items():
         name, _ = place(original_name)
         gradient = model.get_parameter(name).grad if name else None
         if gradient is None or gradient.shape != expected.shape:
             continue
-        difference = (gradient.cpu() - expected).norm() / expected.norm().clamp_min(1e-3)
-        assert difference < 5 * tolerance, name
+        difference = (gradient.cpu() - expected).norm()
+        assert difference < 5 * tolerance * max(expected.norm(), 1e-3), name
         num_compared += 1
     assert num_compared > 20
 
@@ -73,7 +74,8 @@ def test_golden_vectors(device, dtype, tolerance):
 def losses_of_run(folder):
     losses = []
     for line in read_log(folder / "log.jsonl"):
-        losses.append({name: value for name, value in line.items() if "/" in name or name == "loss"})
+        names = [name for name in line if name == "loss" or "/" in name]
+        losses.append({name: line[name] for name in names})
     return losses
 
 
@@ -85,8 +87,9 @@ def assert_same_losses(folder, other, tolerance):
 
 
 def test_resumed_run_equals_one_that_was_never_stopped(root, tmp_path):
-    whole = make_recipe(root, tmp_path / "whole", steps=6, run={"log_every": 1}, **DENOISING)
-    stopped = make_recipe(root, tmp_path / "stopped", steps=6, run={"log_every": 1}, **DENOISING)
+    options = {"steps": 6, "run": {"log_every": 1}, **DENOISING}
+    whole = make_recipe(root, tmp_path / "whole", **options)
+    stopped = make_recipe(root, tmp_path / "stopped", **options)
     loop.train(whole)
     loop.train(stopped, stop_at=3)
     loop.train(stopped)
@@ -105,9 +108,9 @@ def test_all_gpus_train_like_one(root, tmp_path, parallel, precision, tolerance)
             objective[name] = {**term, "keys": "global"}
     run = {"batch_size": 4 * gpus, "log_every": 1, "precision": precision}
     path = tmp_path / "recipe.yaml"
-    write_config(
-        make_recipe(root, tmp_path / "one", steps=3, run=run, objective=objective, mask=DENOISING["mask"]), path
-    )
+    mask = DENOISING["mask"]
+    one = make_recipe(root, tmp_path / "one", steps=3, run=run, objective=objective, mask=mask)
+    write_config(one, path)
 
     start(1, train, path, [])
     start(gpus, train, path, [f"run.out={tmp_path / 'all'}", f"run.parallel={parallel}"])
@@ -118,5 +121,6 @@ def test_compiled_blocks_train_like_others(root, tmp_path):
     model = {**MODEL, "dim": 512, "num_heads": 8, "ffn_dim": 512}  # narrower ones are not compiled
     for name, compiled in (("eager", False), ("compiled", True)):
         run = {"batch_size": 4, "log_every": 1, "compile": compiled}
-        loop.train(make_recipe(root, tmp_path / name, steps=2, model=model, run=run, **DENOISING))
+        compiled_recipe = make_recipe(root, tmp_path / name, steps=2, model=model, run=run, **DENOISING)
+        loop.train(compiled_recipe)
     assert_same_losses(tmp_path / "compiled", tmp_path / "eager", 1e-3)

@@ -39,7 +39,8 @@ def scenes(count, height, width, seed=0):
             top = draw(0, height - rectangle_height)
             rows = slice(top, top + rectangle_height)
             columns = slice(left, left + rectangle_width)
-            pixels[i, :, rows, columns] += 0.8 * COLOURS[label - 1][:, None, None]
+            colour = COLOURS[label - 1]
+            pixels[i, :, rows, columns] += 0.8 * colour[:, None, None]
             classes[i, rows, columns] = label
     return pixels, classes
 
@@ -103,7 +104,8 @@ def test_segmentation_does_not_depend_on_batch_mates(pixels):
 @torch.no_grad()
 def test_segmentation_is_saved_with_the_model(pixels, tmp_path):
     model = small_network().eval()
-    folder = weight_files.save(tmp_path / "model", model, Config(model.config, {"image": {"size": 64}}))
+    config = Config(model.config, {"image": {"size": 64}})
+    folder = weight_files.save(tmp_path / "model", model, config)
     assert torch.equal(segment(weight_files.load(folder), pixels), segment(model, pixels))
 
 

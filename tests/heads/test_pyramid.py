@@ -10,12 +10,14 @@ def test_pyramid_has_four_strides():
     pyramid = Pyramid(32, 12)
     x = torch.randn(2, 32, 6, 10, requires_grad=True)
     levels = pyramid(x)
-    shapes = [tuple(level.shape) for level in levels]
-    assert shapes == [(2, 12, 24, 40), (2, 12, 12, 20), (2, 12, 6, 10), (2, 12, 3, 5)]
+    sizes = [tuple(level.shape[2:]) for level in levels]
+    assert sizes == [(24, 40), (12, 20), (6, 10), (3, 5)]
     for level in levels:  # the norm at the end is over the channels of each place
-        assert torch.allclose(level.mean(1), torch.zeros(()), atol=1e-5)
-        (gradient,) = torch.autograd.grad(level.sin().sum(), x, retain_graph=True)
-        assert gradient.abs().max() > 0
+        assert level.shape[:2] == (2, 12)
+        assert level.mean(1).abs().max() < 1e-5
+        loss = level.sin().sum()
+        (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+        assert gradient.any()
     corner = levels[0][0, :, 0, 0]
     (gradient,) = torch.autograd.grad(corner.sin().sum(), x)
     is_read = gradient[0].abs().sum(0) > 0

@@ -24,17 +24,20 @@ def by_loops(q, k, v, bias):
     q = q.double()
     k = k.double()
     v = v.double()
-    bias = torch.zeros(B, H, L, L) if bias is None else bias.expand(B, H, L, L)
-    out = torch.zeros(B, H, L, D, dtype=torch.float64)
+    if bias is None:
+        bias = torch.zeros(())
+    bias = bias.expand(B, H, L, L)
+    out = torch.zeros(B, H, L, D).double()
     for item in range(B):
         for head in range(H):
             for query in range(L):
-                weights = []
+                weights = torch.zeros(L).double()
                 for key in range(L):
-                    logit = SCALE * float(q[item, head, query] @ k[item, head, key])
-                    weights.append(math.exp(logit + float(bias[item, head, query, key])))
+                    logit = SCALE * q[item, head, query] @ k[item, head, key]
+                    weights[key] = torch.exp(logit + bias[item, head, query, key])
                 for key in range(L):
-                    out[item, head, query] += weights[key] / sum(weights) * v[item, head, key]
+                    share = weights[key] / weights.sum()
+                    out[item, head, query] += share * v[item, head, key]
     return out
 
 
@@ -60,7 +63,11 @@ def converted(tensors, dtype):
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 0.05)],
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 2e-6),
+        (torch.bfloat16, 0.05),
+    ],
 )
 def test_every_path_equal(monkeypatch, plain, name, dtype, tolerance):
     monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
@@ -117,7 +124,8 @@ def test_padding_gets_no_weight_at_all():
     """Not a large negative number: values behind -inf may be anything but NaN."""
     q, k, v, bias = inputs_of_attention((B, H, L, L))
     v[0, :, 7:] = 1e30
-    assert attention(q, k, v, bias, SCALE)[0].abs().max() < 10
+    attended = attention(q, k, v, bias, SCALE)
+    assert attended[0].abs().max() < 10
 
 
 @pytest.mark.parametrize("length", [20, 220])  # both forms in bfloat16

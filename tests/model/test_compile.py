@@ -11,7 +11,8 @@ from onepeace import compiling
 
 def text_batch(count, length):
     generator = torch.Generator().manual_seed(length)
-    return {"text": {"ids": torch.randint(3, 40, (count, length), generator=generator)}}
+    ids = torch.randint(3, 40, (count, length), generator=generator)
+    return {"text": {"ids": ids}}
 
 
 @pytest.fixture

@@ -32,7 +32,10 @@ def batch(embed):
     return {
         "text": text_batch(embed.inputs["text"]),
         "image": {"pixels": embed.inputs["image"].float()},
-        "audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])},
+        "audio": {
+            "waveform": embed.inputs["audio_equal"],
+            "lengths": torch.tensor([1600, 1600]),
+        },
     }
 
 
@@ -40,8 +43,9 @@ def batch(embed):
 @pytest.mark.parametrize("key", ["text", "image", "audio"])
 def test_each_modality_matches_golden(model, embed, batch, key):
     where = text_rows(embed.inputs["text"]) if key == "text" else None
-    assert_near(model.features({key: batch[key]})[key], embed.outputs[f"{key}_tokens"], TOKENS, where)
-    assert_near(model({key: batch[key]})[key], embed.outputs[f"{key}_embed"], UNIT)
+    alone = {key: batch[key]}
+    assert_near(model.features(alone)[key], embed.outputs[f"{key}_tokens"], TOKENS, where)
+    assert_near(model(alone)[key], embed.outputs[f"{key}_embed"], UNIT)
 
 
 @torch.no_grad()
@@ -87,7 +91,8 @@ def test_enlarged_picture_matches_golden():
     """A model of 64 pixels read for 96: bias table resampled at load, positions on the fly."""
     golden = case("resized")
     batch = {"image": {"pixels": golden.inputs["image"].float()}}
-    model = golden_model("image", projections=True, options={"image": {"bias_grid": 6}}).eval()
+    options = {"image": {"bias_grid": 6}}
+    model = golden_model("image", projections=True, options=options).eval()
     adapter = model.adapters["image"]
     assert_near(adapter.bias_tables[0], golden.outputs["rel_pos_table_4_to_6"], 1e-6)
     assert_near(adapter.pos_embed((6, 6))[0], golden.outputs["pos_embed_4_to_6_on_the_fly"], 1e-6)
@@ -98,7 +103,13 @@ def test_enlarged_picture_matches_golden():
     assert_near(vectors, golden.outputs["image_embed_resized_at_load"], UNIT)
 
 
-@pytest.mark.parametrize(("stored", "used", "after"), [(5.2, 100.0, 4.605170249938965), (-0.3, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("stored", "used", "after"),
+    [
+        (5.2, 100.0, 4.605170249938965),
+        (-0.3, 1.0, 0.0),
+    ],
+)
 def test_logit_scale_is_clamped(stored, used, after):
     model = golden_model("text", projections=True)
     with torch.no_grad():

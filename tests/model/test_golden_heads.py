@@ -35,7 +35,9 @@ def backward(task):
     """The model, its logits and its loss, whose gradients the model has then."""
     passes = head_passes(task)
     head, loss_of = TASKS[task]
-    types = {"text": {"num_types": 1}, "image": {"num_types": 2}} if len(passes) > 1 else {}
+    types = {}
+    if len(passes) > 1:
+        types = {"text": {"num_types": 1}, "image": {"num_types": 2}}
     model = golden_model(
         " ".join(passes[0]),
         bias_per_block=True,

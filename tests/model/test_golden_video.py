@@ -12,12 +12,19 @@ HEAD = {"kind": "classifier", "on": "video", "num_classes": 5, "pool": "cls", "h
 
 @pytest.fixture(scope="module")
 def model():
-    return golden_model("video", logit_scale=False, heads={"classifier": HEAD}, extra=video_network()).eval()
+    model = golden_model(
+        "video",
+        logit_scale=False,
+        heads={"classifier": HEAD},
+        extra=video_network(),
+    )
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return {"pixels": case("vision_video").inputs["frames"].float().transpose(1, 2)}
+    frames = case("vision_video").inputs["frames"]
+    return {"pixels": frames.float().transpose(1, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,8 @@ def test_cls_of_each_frame_matches_golden(model, batch, cls_of_frames):
 @pytest.fixture(scope="module")
 def item_features(model, batch):
     with torch.no_grad():
-        return model.encode(model.stems({"video": batch}), out_indices=[1])["video"]
+        stems = model.stems({"video": batch})
+        return model.encode(stems, out_indices=[1])["video"]
 
 
 def test_cls_of_an_item_is_the_mean_of_its_frames(item_features, cls_of_frames):

@@ -62,7 +62,8 @@ class MeanHead(Head):
 
 def test_new_kind_of_head_is_one_entry(monkeypatch):
     monkeypatch.setitem(HEADS, "mean", MeanHead)
-    model = small_model("text", heads={"tokens": {"kind": "mean", "on": "text", "scale": 2.0}})
+    head = {"kind": "mean", "on": "text", "scale": 2.0}
+    model = small_model("text", heads={"tokens": head})
     batch = batch_of(model, [1])
     expected = 2 * model.features(batch)["text"].mean(1)
     assert torch.equal(model.predict(batch, head="tokens"), expected)
@@ -76,8 +77,12 @@ def deep_model():
 @pytest.fixture(scope="module")
 def batch():
     """A picture of 2 x 4 patches, a text and a sound."""
-    pixels = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
-    return {"text": item("text", 0), "image": {"pixels": pixels}, "audio": item("audio", 0)}
+    torch.manual_seed(0)
+    return {
+        "text": item("text", 0),
+        "image": {"pixels": torch.randn(1, 3, 32, 64)},
+        "audio": item("audio", 0),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,8 @@ def test_feature_map_has_the_grid_of_the_picture(features):
     assert patches.grid == features["image"].grid == (2, 4)
     feature_map = patches.feature_map()
     assert feature_map.shape == (1, 32, 2, 4)
-    assert torch.equal(feature_map[0, :, 1, 2], patches.tokens[0, 1 + 4 + 2])
+    token = 1 + 4 + 2  # after CLS and the first row
+    assert torch.equal(feature_map[0, :, 1, 2], patches.tokens[0, token])
     sound = features["audio"]
     assert sound.feature_map().shape == (1, 32, *sound.grid)
 
@@ -127,6 +133,7 @@ def test_feature_map_has_the_grid_of_the_picture(features):
 def test_feature_map_without_all_tokens():
     model = small_model("image")
     stems = model.stems({"image": item("image", 0)})
-    features = model.encode(stems, {"image": torch.tensor([[0, 2, 5]])})["image"]
+    keep = {"image": torch.tensor([[0, 2, 5]])}
+    features = model.encode(stems, keep)["image"]
     with pytest.raises(ValueError, match="grid"):
         features.feature_map()

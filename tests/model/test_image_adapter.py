@@ -13,13 +13,22 @@ def model():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["image", "image with conv stem"])
-@pytest.mark.parametrize(("height", "width"), [(48, 48), (32, 80), (80, 32), (16, 16)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        (48, 48),
+        (32, 80),
+        (80, 32),
+        (16, 16),
+    ],
+)
 def test_picture_of_any_shape(name, height, width):
     model = small_model(name)
     adapter = model.adapters["image"]
     batch = {"pixels": torch.randn(2, 3, height, width)}
     num_patches = (height // adapter.patch_size) * (width // adapter.patch_size)
-    assert model.features({"image": batch})["image"].shape == (2, 1 + num_patches, 32)
+    features = model.features({"image": batch})["image"]
+    assert features.shape == (2, 1 + num_patches, 32)
     assert adapter.token_lengths(batch).tolist() == [num_patches, num_patches]
 
     vectors = model({"image": batch})["image"]
@@ -38,17 +47,32 @@ def test_patches_are_read_row_by_row(model):
     changed = model.stems({"image": {"pixels": changed_pixels}})["image"]
 
     assert stem.grid == (2, 4)
-    difference = (stem.tokens - changed.tokens).abs().amax(dim=(0, 2))
-    assert difference.nonzero().flatten().tolist() == [6]
+    is_changed = (stem.tokens != changed.tokens).any(dim=2)
+    assert is_changed[0].nonzero().flatten().tolist() == [6]
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 50), (48, 50), (47, 48), (0, 48)])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        (40, 50),
+        (48, 50),
+        (47, 48),
+        (0, 48),
+    ],
+)
 def test_picture_that_patches_do_not_tile(model, height, width):
     with pytest.raises(ValueError, match=f"{height} x {width} .*16"):
         model({"image": {"pixels": torch.zeros(1, 3, height, width)}})
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 48, 48), (3, 48, 48), (1, 48, 48, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 48, 48),
+        (3, 48, 48),
+        (1, 48, 48, 3),
+    ],
+)
 def test_picture_of_wrong_channels(model, shape):
     sizes = ", ".join(str(size) for size in shape)
     with pytest.raises(ValueError, match=rf"\(B, 3, H, W\), not \({sizes}\)"):

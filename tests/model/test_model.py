@@ -20,14 +20,31 @@ from onepeace.train.objective import Objective, Passes
 RAW = {"text": "ids", "image": "pixels", "audio": "waveform"}
 SIZES = {
     "one table": {"dim": 24, "num_heads": 3, "depth": 2, "ffn_dim": 40, "embed_dim": 10},
-    "table per block": {"dim": 32, "num_heads": 2, "depth": 3, "ffn_dim": 16, "embed_dim": 32, "bias_per_block": True},
-    "no layer scale": {"dim": 16, "num_heads": 4, "depth": 1, "ffn_dim": 20, "embed_dim": 5, "layer_scale": None},
+    "table per block": {
+        "dim": 32,
+        "num_heads": 2,
+        "depth": 3,
+        "ffn_dim": 16,
+        "embed_dim": 32,
+        "bias_per_block": True,
+    },
+    "no layer scale": {
+        "dim": 16,
+        "num_heads": 4,
+        "depth": 1,
+        "ffn_dim": 20,
+        "embed_dim": 5,
+        "layer_scale": None,
+    },
 }
 
 
 def reference_of(model):
     """The reference with the same weights; sizes no shape tells are those of small_models."""
-    weights = {to_original(name): tensor for name, tensor in model.state_dict().items() if name != "logit_scale"}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name != "logit_scale":
+            weights[to_original(name)] = tensor
     return Reference(
         weights,
         heads=model.config.num_heads,
@@ -62,8 +79,8 @@ def reference_case(request):
 def reference_stems(reference, index):
     stems = {}
     for key in ALL:
-        (raw,) = in_float64({key: item(key, index)})[key][RAW[key]]
-        stems[key] = reference.stem(key, raw)
+        inputs = in_float64({key: item(key, index)})[key]
+        stems[key] = reference.stem(key, inputs[RAW[key]][0])
     return stems
 
 
@@ -82,8 +99,10 @@ def test_joint_features_equal_the_reference(reference_case):
     model, batch, _, reference = reference_case
     features = model.features(batch)
     for index in (0, 2):
-        stems = reference_stems(reference, index)
-        expected = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
+        items = []
+        for key, stem in reference_stems(reference, index).items():
+            items.append(reference.place(key, stem))
+        expected = reference.encode(items)
         for key in ALL:
             assert_equal_rows(features[key][index], expected[key])
 
@@ -147,7 +166,8 @@ def test_any_subset_of_modalities_in_any_order(keys):
     """Each gets its own features back, those of a model that was built without the others."""
     model = small_model(*ALL)
     part = small_model(*[key for key in ALL if key in keys])
-    part.load_state_dict({name: model.state_dict()[name] for name in part.state_dict()})
+    state = model.state_dict()
+    part.load_state_dict({name: state[name] for name in part.state_dict()})
     batch = batch_of(part, range(2))
     reordered = {key: batch[key] for key in keys}
     vectors = model(reordered)
@@ -155,7 +175,8 @@ def test_any_subset_of_modalities_in_any_order(keys):
     expected = part.features(batch)
     assert set(vectors) == set(features) == set(keys)
     for key in keys:
-        assert vectors[key].norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+        norms = vectors[key].norm(dim=1)
+        assert norms.tolist() == pytest.approx([1.0, 1.0])
         assert torch.equal(features[key], expected[key])
 
 
@@ -191,7 +212,13 @@ def test_every_parameter_gets_a_gradient(step_batch, bias_per_block):
 @pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
 def test_every_parameter_of_a_classifier_gets_a_gradient(pool):
     head = {"kind": "classifier", "on": "audio", "num_classes": 5, "pool": pool, "pooler": True}
-    model = small_model("audio", projections=(), logit_scale=False, decoder=None, heads={"classifier": head})
+    model = small_model(
+        "audio",
+        projections=(),
+        logit_scale=False,
+        decoder=None,
+        heads={"classifier": head},
+    )
     logits = model.predict(batch_of(model, range(6)))
     alone = model.predict({"audio": item("audio", 2)})
     assert_near(logits[2:3], alone, 1e-5)
@@ -265,7 +292,8 @@ def test_stems_and_passes_are_made_once_per_step(training_model, step_batch, ste
     Objective(training_model, TERMS, {}, max_padding=1.0)(step_batch)
     assert stem_sizes == {"text": [3], "image": [3], "audio": [3]}
     # Each modality and all together, whole and masked, where a decode encodes first.
-    assert len(passes) == len(set(passes)) == 3 + 1 + 2 * (3 + 1)
+    assert len(passes) == 3 + 1 + 2 * (3 + 1)
+    assert len(set(passes)) == len(passes)
 
 
 def test_contrastive_step_encodes_each_modality_alone(training_model, step_batch, stem_sizes, passes):
@@ -342,7 +370,16 @@ def test_weights_of_a_new_model(new_parameters):
 
 def test_spread_of_the_initial_weights_is_an_option():
     adapters = {"text": VARIANTS["text"][1]}
-    config = ModelConfig(32, 24, 2, 4, 48, init_std=0.08, adapters=adapters, projections=("text",))
+    config = ModelConfig(
+        dim=32,
+        embed_dim=24,
+        depth=2,
+        num_heads=4,
+        ffn_dim=48,
+        init_std=0.08,
+        adapters=adapters,
+        projections=("text",),
+    )
     weight = OnePeace(config).blocks[0].ffn["text"].up.weight
     assert 0.06 < weight.abs().max() <= 0.08
 
@@ -367,7 +404,8 @@ def test_drop_path_drops_whole_samples():
 def test_drop_path_grows_with_depth():
     """Equal items, 2 x 2 outcomes of the last block: no more than four different vectors."""
     model = small_model("image", drop_path=0.6).train()
-    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0.0, 0.6])
+    rates = [block.drop_path.rate for block in model.blocks]
+    assert rates == pytest.approx([0.0, 0.6])
     vectors = model(batch_of(model, [0] * 64))["image"]
     num_different = len(vectors.mul(1e4).round().unique(dim=0))
     assert 2 <= num_different <= 4
@@ -375,7 +413,8 @@ def test_drop_path_grows_with_depth():
 
 @torch.no_grad()
 def test_second_of_two_pictures_differs_by_its_kind():
-    model = small_model(adapters={"image": {**VARIANTS["image"][1], "num_types": 2}}, projections=("image",))
+    adapters = {"image": {**VARIANTS["image"][1], "num_types": 2}}
+    model = small_model("image", adapters=adapters)
     pixels = torch.cat([item("image", 0)["pixels"]] * 2)
     plain = model.features({"image": {"pixels": pixels}})["image"]
     typed_batch = {"image": {"pixels": pixels, "type_ids": torch.tensor([0, 1])}}

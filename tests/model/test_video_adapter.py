@@ -22,15 +22,17 @@ def test_new_video_model_is_the_picture_model_on_each_frame(pixels):
     state = {}
     for name, tensor in pictures.state_dict().items():
         state[name.replace(".image.", ".video.")] = tensor
-    clips = OnePeace(ModelConfig(32, 24, 2, 4, 48, adapters={"video": VARIANTS["video"][1]})).eval()
+    config = ModelConfig(32, 24, 2, 4, 48, adapters={"video": VARIANTS["video"][1]})
+    clips = OnePeace(config).eval()
     new_names = clips.load_state_dict(state, strict=False).missing_keys
     new_names.remove("adapters.video.time_embed")
     assert all(".clips." in name for name in new_names)
 
-    frames = pictures.encode(pictures.stems({"image": {"pixels": pixels[0]}}))["image"].tokens
-    clip = clips.encode(clips.stems({"video": {"pixels": pixels}}))["video"].tokens[0]
+    frames = pictures.features({"image": {"pixels": pixels[0]}})["image"]
+    (clip,) = clips.encode(clips.stems({"video": {"pixels": pixels}}))["video"].tokens
+    patches = frames[:, 1:].flatten(0, 1)
     assert_near(clip[0], frames[:, 0].mean(0), 1e-5)
-    assert_near(clip[1:], frames[:, 1:].flatten(0, 1), 1e-5)
+    assert_near(clip[1:], patches, 1e-5)
 
 
 @torch.no_grad()
