@@ -157,12 +157,6 @@ def test_choices_are_probabilities(generator, images):
         assert answer.confidence == pytest.approx(np.exp(answer.score), abs=1e-5)
 
 
-def test_choices_alone_as_together(generator, images):
-    together = generator.answer(images, "what is it?", candidates=CANDIDATES)
-    alone = generator.answer(images[1:2], "what is it?", candidates=CANDIDATES)
-    assert_same(alone[0], together[1])
-
-
 def test_choices_of_a_task(ask, images):
     answer = ask("classify", image=images[0])
     assert list(answer.scores) == ["dog", "cat", "a red bus"]

@@ -109,8 +109,8 @@ def test_all_gpus_train_like_one(root, tmp_path, parallel, precision, tolerance)
     run = {"batch_size": 4 * gpus, "log_every": 1, "precision": precision}
     path = tmp_path / "recipe.yaml"
     mask = DENOISING["mask"]
-    one = make_recipe(root, tmp_path / "one", steps=3, run=run, objective=objective, mask=mask)
-    write_config(one, path)
+    alone = make_recipe(root, tmp_path / "one", steps=3, run=run, objective=objective, mask=mask)
+    write_config(alone, path)
 
     start(1, train, path, [])
     start(gpus, train, path, [f"run.out={tmp_path / 'all'}", f"run.parallel={parallel}"])
