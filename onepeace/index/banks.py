@@ -162,5 +162,5 @@ def banks_of(store: Store) -> Banks:
     is_valid = removed == store.meta["removed"]
     banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
     for rows, vectors in read(store, int(last) if is_valid else 0):
-        banks.add(vectors, np.array(store.kinds)[rows["modality"]])
+        banks.add(vectors, np.array(store.modalities)[rows["modality"]])
     return banks

@@ -18,7 +18,7 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
     Args:
         keeps_captions: whether a file keeps its caption and other columns if the scan has none for it.
     """
-    kinds = recorder.store.kinds
+    kinds = recorder.store.modalities
     for entry in scan.entries.values():
         item = entry.item
         previous = recorder.items.get(item.path)

@@ -28,7 +28,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     latest = None
     if FOREIGN not in store.meta:
         latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
-    if latest is None and kept is None and "text" in store.kinds:
+    if latest is None and kept is None and "text" in store.modalities:
         latest = calibration_by_words(load, store.meta["model_hash"])
     if latest is not None and latest != kept:
         with store.transaction():
@@ -39,7 +39,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
 def keep_text_branch(store: Store) -> None:
     """Export the text branch of the model of an index with many files."""
     has_many = store.select("SELECT 1 FROM files WHERE problem IS NULL LIMIT 1 OFFSET ?", (EXPORT_FROM - 1,))
-    if FOREIGN not in store.meta and "text" in store.kinds and has_many:
+    if FOREIGN not in store.meta and "text" in store.modalities and has_many:
         from onepeace.export import text_branch
 
         text_branch.keep_text_branch(store.meta["model"], store.meta["model_hash"])

@@ -98,7 +98,7 @@ class Embedding:
                     if self._is_settled(item):
                         self.bar.update()
                         continue
-                    video = as_video(item, reading.value, self.recorder.store.kinds)
+                    video = as_video(item, reading.value, self.recorder.store.modalities)
                     pending.append(Pending(reading, video))
                     yield video or {item.modality: reading.value}
 

@@ -133,7 +133,7 @@ def _check_modalities(store: Store, model: Model | None) -> None:
     """UserError if an `Embedder` was loaded without modalities that the index has."""
     if model is None or is_name(model):
         return
-    lacking = [modality for modality in store.kinds if modality not in model.modalities]
+    lacking = [modality for modality in store.modalities if modality not in model.modalities]
     if lacking:
         raise UserError(f"has {', '.join(lacking)}, which this Embedder was loaded without", where=store.folder)
 
@@ -156,7 +156,7 @@ def create_store(folder: Path, model: Model) -> Store:
 def _shape_of(model: Model) -> tuple[int, list[str]]:
     """Dimension of the vectors of a model, and the modalities that have vectors."""
     if not is_name(model):
-        return model.embed_dim, list(model.embeds)
+        return model.embed_dim, list(model.modalities_with_vectors)
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 

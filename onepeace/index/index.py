@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -35,8 +35,18 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
-REMEMBERED = 16
+CACHED_MASKS = 16
 """Number of filters whose masks are cached."""
+
+T = TypeVar("T")
+
+
+class of_vectors(cached_property[T]):
+    """A cached property computed from the vectors; `Index.drop_cached` drops all that are declared by it."""
+
+
+class of_model(cached_property[T]):
+    """A cached property that depends on the model; dropped when the index has been moved to another one."""
 
 
 class Index(Contents):
@@ -46,10 +56,7 @@ class Index(Contents):
     the time of opening; another process may write meanwhile.
 
     Attributes:
-        folder: folder of the index.
-        model, model_hash: name and hash of the model that made the vectors.
-        embed_dim: dimension of the vectors.
-        kinds: modalities of the vectors, which are those of the model.
+        store: the database, in the state that is shown.
     """
 
     def __init__(
@@ -59,7 +66,8 @@ class Index(Contents):
         self._device = device
         self._dtype = dtype
         self._part = part
-        self._show(store)
+        self.store = store
+        self._prepare_store()
 
     @classmethod
     def open(
@@ -106,6 +114,30 @@ class Index(Contents):
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
 
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
+
+    @property
+    def model(self) -> str:
+        """Name of the model that made the vectors."""
+        return self.store.meta["model"]
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the model that made the vectors."""
+        return self.store.meta["model_hash"]
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of the vectors."""
+        return self.store.embed_dim
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the vectors, which are those of the model."""
+        return self.store.modalities
+
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files with vectors, and the mean unit vector of each, (n, E) float32."""
         items = {item.id: item for item in self.items()}
@@ -116,7 +148,7 @@ class Index(Contents):
         is_shown = [file_id in items for file_id in ids.tolist()]
         return [items[file_id] for file_id in ids[is_shown].tolist()], sums[is_shown]
 
-    @cached_property
+    @of_model
     def embedder(self) -> "Embedder":
         """The model of the index; loaded on first use."""
         from onepeace.embed.embedder import load
@@ -128,17 +160,17 @@ class Index(Contents):
         status(f"loading the model {name} ...")
         return load(name, device=self._device, dtype=self._dtype)
 
-    @cached_property
+    @of_vectors
     def matrix(self) -> Matrix:
         """All vectors."""
         return Matrix(self.store)
 
-    @cached_property
+    @of_vectors
     def banks(self) -> Banks:
         """The unrelated queries, which define the scale of the scores and the match."""
         return banks_of(self.store)
 
-    @cached_property
+    @of_vectors
     def service(self) -> Any:
         """Vector database for nearest-neighbour search (matrix.py), if any."""
         address = self.store.meta["store"]
@@ -147,17 +179,17 @@ class Index(Contents):
         open_store = plugin(address, "open_store")
         return open_store(address, self.store, self.matrix)
 
-    @cached_property
+    @of_model
     def text_branch(self) -> "TextBranch | None":
         """Text branch that encodes text queries without the model, if it exists."""
         from onepeace.export.text_branch import TextBranch
 
         return TextBranch.open(self.model_hash)
 
-    @cached_property
-    def mask(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], np.ndarray | None]":
-        """Cached `mask_of`: the rows of the matrix that pass the filters."""
-        return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
+    @of_vectors
+    def _cached_mask_of(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], np.ndarray | None]":
+        """A function: `mask_of` these vectors, which remembers the last masks."""
+        return lru_cache(CACHED_MASKS)(partial(mask_of, self.store, self.matrix))
 
     def search(
         self,
@@ -192,18 +224,19 @@ class Index(Contents):
                 checksum.
         """
         options = SearchOptions(top=top, offset=offset, sort=sort, rank=rank, min_match=min_match, collapse=collapse)
-        kinds = kinds_of(only, self.kinds)
+        kinds = kinds_of(only, self.modalities)
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
+        # Functions, so that a query that needs no model, or the text branch alone, loads none.
         vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
         if not self.matrix.is_whole():  # a file was cut short: reading past its end would kill the process
             self.drop_cached()
         searched = Searched(store=self.store, matrix=self.matrix, banks=self.banks, service=self.service)
-        allowed = self.mask(kinds, condition, paths_of(below))
-        allowed = without_files(self.store, self.matrix, allowed, query.paths())
-        allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
+        mask = self._cached_mask_of(kinds, condition, paths_of(below))
+        mask = without_files(self.store, self.matrix, mask, query.paths())
+        mask = without_other_spaces(self.store, self.matrix, mask, vector.vector)
         words = WordSearch(self.store, text_of(query))
-        results = run_search(searched, vector, allowed, options, words)
+        results = run_search(searched, vector, mask, options, words)
         if options.offset:  # hints stand above the first page
             return results
         lines, suggestion = hints(texts_of(query), words.has)
@@ -221,40 +254,36 @@ class Index(Contents):
         is_lost = self.store.has_lost_memory()
         if is_lost:  # close first: a new connection of this process would read the memory that was lost
             self.close()
-        new = Store(self.folder)
-        if new.meta == self.store.meta and not is_lost:
-            new.close()
+        new_store = Store(self.folder)
+        if new_store.meta == self.store.meta and not is_lost:
+            new_store.close()
             return False
-        if new.meta["model_hash"] != self.model_hash:
+        if new_store.meta["model_hash"] != self.model_hash:
             if self._model is not None:
-                new.close()
-                raise UserError(
-                    f"moved to another model, {new.meta['model']}; open it with that one", where=self.folder
-                )
-            self._drop_model()
+                new_store.close()
+                moved_to = new_store.meta["model"]
+                raise UserError(f"moved to another model, {moved_to}; open it with that one", where=self.folder)
+            self._drop_cached(of_model)
         self.close()
-        self._show(new)
+        self.store = new_store
+        self._prepare_store()
         return True
 
-    def _drop_model(self) -> None:
-        for name in ("embedder", "text_branch"):
-            self.__dict__.pop(name, None)
-
-    def _show(self, store: Store) -> None:
-        self.store = store
-        self.folder = store.folder
-        self.embed_dim = store.embed_dim
-        self.kinds = store.kinds
-        self.model = store.meta["model"]
-        self.model_hash = store.meta["model_hash"]
-        register(store.connection, self.roots())
+    def _prepare_store(self) -> None:
+        """Make a newly opened store ready for filters, and hide files that are not in the part to show."""
+        register(self.store.connection, self.roots())
         if self._part is not None:
-            store.show_only(self._part.sql())
+            self.store.show_only(self._part.sql())
 
     def drop_cached(self) -> None:
         """Drop everything computed from the vectors; it is recomputed on demand."""
-        service = self.__dict__.get("service")
+        service = self.__dict__.get("service")  # without opening it
         if service is not None:
             service.close()
-        for name in ("matrix", "banks", "service", "mask"):
-            self.__dict__.pop(name, None)
+        self._drop_cached(of_vectors)
+
+    def _drop_cached(self, declared_by: type[cached_property[Any]]) -> None:
+        """Drop the values of all cached properties of a type."""
+        for name, attribute in vars(Index).items():
+            if isinstance(attribute, declared_by):
+                self.__dict__.pop(name, None)

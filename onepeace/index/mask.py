@@ -45,7 +45,7 @@ def mask_of(
     """(n,) bool: rows that pass the filters; None = all.
 
     Args:
-        kinds: modalities of the vectors, "video" for all vectors of videos; empty = all.
+        kinds: kinds of files, by the modalities of their vectors; "video" for all vectors of videos. Empty = all.
         below: paths of files, and of the folders, tables and shards that files lie in; empty = all.
     """
     masks = []
@@ -72,7 +72,7 @@ def without_files(
 
 
 def _rows_of_kinds(store: Store, matrix: Matrix, kinds: Collection[str]) -> np.ndarray:
-    codes = [code for code, modality in enumerate(store.kinds) if modality in kinds]
+    codes = [code for code, modality in enumerate(store.modalities) if modality in kinds]
     mask = np.isin(matrix.modality, codes)
     if "video" in kinds:
         mask |= rows_of(store, matrix, "modality = 'video'")

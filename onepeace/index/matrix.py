@@ -112,24 +112,24 @@ class Matrix:
 
     @cached_property
     def modality(self) -> np.ndarray:
-        """(n,) int8: place in `Store.kinds`."""
+        """(n,) int8: place in `Store.modalities`."""
         return self._about["modality"].astype(np.int8)
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
-        """Rows of each of `Store.kinds`, ascending."""
-        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
+        """Rows of each of `Store.modalities`, ascending."""
+        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.modalities))]
 
     @cached_property
     def num_rows(self) -> list[int]:
-        """Number of rows of each of `Store.kinds`."""
-        return np.bincount(self.modality, minlength=len(self.store.kinds)).tolist()
+        """Number of rows of each of `Store.modalities`."""
+        return np.bincount(self.modality, minlength=len(self.store.modalities)).tolist()
 
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
         about = self._about[row]
         start, end = (None if np.isnan(about[name]) else float(about[name]) for name in ("start", "end"))
-        return Span(self.store.kinds[about["modality"]], start, end)
+        return Span(self.store.modalities[about["modality"]], start, end)
 
     def nearest(
         self, query: np.ndarray, count: int, allowed: np.ndarray | None = None, service: Any = None
@@ -144,7 +144,7 @@ class Matrix:
         """
         search = _Search(self, query, count, allowed, service)
         neighbours = {}
-        for code, modality in enumerate(self.store.kinds):
+        for code, modality in enumerate(self.store.modalities):
             best = search.best(code)
             if len(best.rows):
                 neighbours[modality] = best

@@ -20,7 +20,7 @@ MATRIX = "matrix"
 """Name of the files."""
 ROW = np.dtype([("id", "<i8"), ("file", "<i8"), ("start", "<f8"), ("end", "<f8"), ("modality", "<i8")])
 """What a vector is of: its id and that of its file, the seconds that it covers (NaN = the whole file), and the place of
-its modality in `Store.kinds`."""
+its modality in `Store.modalities`."""
 READ = 1 << 13
 """Vectors read from the database at once."""
 MOST_GONE = 0.1

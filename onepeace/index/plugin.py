@@ -14,8 +14,8 @@ def plugin(address: str, function: str) -> Any:
     """Function of ``onepeace.plugins.NAME`` for an address NAME:...
 
     "open_engine" returns an embedder. "open_store" returns a vector database with ``candidates(query, count, code)``:
-    ids of about ``count`` vectors of ``Store.kinds[code]`` that are nearest to a query, or None if it does not answer;
-    ``send``, which updates it from the matrix; and ``close``.
+    ids of about ``count`` vectors of ``Store.modalities[code]`` that are nearest to a query, or None if it does not
+    answer; ``send``, which updates it from the matrix; and ``close``.
 
     Raises:
         UsageError: no module of that name has the function.

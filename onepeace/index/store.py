@@ -88,7 +88,7 @@ class Store:
         return int(self.meta["embed_dim"])
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """Modalities of the model; a vector is stored with the place of its modality among them."""
         return tuple(self.meta["modalities"].split())
 
@@ -175,7 +175,7 @@ class Store:
             file_id = insert(self.connection, "files", (item.id or None, *item.to_row(), len(spans)))
             insert(self.connection, "words", (file_id, *texts))
             for span in spans:
-                modality = self.kinds.index(span.modality)
+                modality = self.modalities.index(span.modality)
                 vector = next(remaining).tobytes()
                 insert(self.connection, "vectors", (None, file_id, modality, span.start, span.end, vector))
 
@@ -219,7 +219,7 @@ class Store:
             rows = vectors_by_file[file_id]
             if len(rows) != count:
                 raise Damaged(self.folder, f"file {file_id} has {len(rows)} vectors of {count}")
-            spans = [Span(self.kinds[code], start, end) for code, start, end, _ in rows]
+            spans = [Span(self.modalities[code], start, end) for code, start, end, _ in rows]
             content = b"".join(vector for *_, vector in rows)
             vectors = np.frombuffer(content, VECTOR).reshape(-1, self.embed_dim)
             files[file_id] = Item.from_row((file_id, *values)), spans, vectors

@@ -60,7 +60,7 @@ class Service:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return self._index.kinds
+        return self._index.modalities
 
     def about(self) -> dict[str, Any]:
         """File counts by kind, the indexed folders, the model, and its tasks."""
