@@ -82,6 +82,11 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
     return dtype
 
 
+def count_parameters(module: torch.nn.Module) -> int:
+    """Number of parameters, also of a module on the meta device."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def remedy_for_nan(dtype: torch.dtype) -> str:
     """Remedy for numbers of a model, computed in `dtype`, that are not finite."""
     if dtype == torch.float32:

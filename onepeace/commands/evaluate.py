@@ -122,12 +122,12 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
 def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     """The model; a generative one if a set needs it."""
     import onepeace
-    from onepeace.generative.generator import writes
+    from onepeace.generative.generator import can_write
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
     needs_writer = any(protocol.needs_writer for protocol in recipe.sets.values())
-    if needs_writer and writes(read_config(resolve(args.model))):
+    if needs_writer and can_write(read_config(resolve(args.model))):
         return onepeace.load_generator(args.model, device=args.device)
     return options.load(args)
 

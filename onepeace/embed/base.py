@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from onepeace.device import SMALL
+from onepeace.device import SMALL, count_parameters
 from onepeace.embed.digest import digest
 from onepeace.errors import UserError
 from onepeace.hub.identity import Identity
@@ -29,20 +29,14 @@ class LoadedModel:
         self.processors = dict(processors)
         self._identity = identity
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({', '.join(self.modalities)}; embed_dim={self.embed_dim}, device={self.device}, "
-            f"dtype={str(self.dtype).removeprefix('torch.')})"
-        )
-
     @property
     def modalities(self) -> tuple[str, ...]:
         """Modalities of the model: a subset of "text", "image", "audio"."""
         return tuple(self.processors)
 
     @property
-    def embeds(self) -> tuple[str, ...]:
-        """The modalities that have vectors: all except those that only a task head reads."""
+    def modalities_with_vectors(self) -> tuple[str, ...]:
+        """The modalities that can be encoded as vectors: all but those that only a task head of the model reads."""
         config = getattr(self.module, "config", None)
         projections = getattr(config, "projections", self.processors)
         return tuple(key for key in self.processors if key in projections)
@@ -51,6 +45,40 @@ class LoadedModel:
     def embed_dim(self) -> int:
         """Dimension E of the embeddings."""
         return self.module.embed_dim
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(self.modalities)}; embed_dim={self.embed_dim}, device={self.device}, "
+            f"dtype={str(self.dtype).removeprefix('torch.')})"
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """Name and hash by which an index knows this model: those it was made with (`load` gives them), else a digest
+        of its weights and processors (onepeace/embed/digest.py), which is computed once."""
+        if self._identity is None:
+            module = cast(nn.Module, self.module)
+            self._identity = Identity(type(module).__name__, digest(module, self.processors))
+        return self._identity
+
+    @property
+    def logit_scale(self) -> float:
+        """Scale from cosines to logits of the first modality; models of this package have one scale for all."""
+        return self.logit_scale_of(self.modalities[0])
+
+    def logit_scale_of(self, modality: str) -> float:
+        """Scale from the cosines between texts and items of a modality to logits; CLIP's initial value if the model has
+        not learned one."""
+        learned = getattr(self.module, "logit_scale_of", None)  # optional, see `Embeds`
+        return INITIAL_SCALE if learned is None else learned(modality)
 
     @property
     def encoder(self) -> Encoder:
@@ -62,39 +90,11 @@ class LoadedModel:
             )
         return cast(Encoder, self.module)  # or one in a wrapper, such as peft's
 
-    @property
-    def identity(self) -> Identity:
-        """Name and hash by which an index knows this model: as given to the constructor, or else a digest of its
-        weights and processors (onepeace/embed/digest.py), which is computed once."""
-        if self._identity is None:
-            module = cast(nn.Module, self.module)
-            self._identity = Identity(type(module).__name__, digest(module, self.processors))
-        return self._identity
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
-
-    @property
-    def logit_scale(self) -> float:
-        """Scale from cosines to logits of the first modality; models of this package have one scale for all."""
-        return self.logit_scale_of(self.modalities[0])
-
-    def logit_scale_of(self, modality: str) -> float:
-        """Scale from the cosines between texts and items of a modality to logits; CLIP's initial value if the model has
-        not learned one."""
-        learned = getattr(self.module, "logit_scale_of", None)
-        return INITIAL_SCALE if learned is None else learned(modality)
-
     def processor(self, modality: str, projected: bool = False) -> Processor:
         """The processor of a modality; `projected` requires that the model has a projection for it."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
-        if projected and modality not in self.embeds:
+        if projected and modality not in self.modalities_with_vectors:
             raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
 
@@ -107,7 +107,7 @@ class LoadedModel:
             inputs[name] = values.to(self.device, dtype)
         return inputs
 
-    def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
-        """Encode batches with this model; on a CPU, several at a time."""
-        num_parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        return Computing(compute, num_workers(self.device), splits_single=num_parameters >= SMALL)
+    def workers(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
+        """A pool that calls `compute` with batches: as many at a time as suit the device, several on a CPU."""
+        is_large = count_parameters(cast(nn.Module, self.module)) >= SMALL
+        return Computing(compute, num_workers(self.device), splits_single=is_large)

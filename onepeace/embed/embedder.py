@@ -4,10 +4,10 @@ run.py encodes many items, stream.py has the steps from an item to its vector.
 """
 
 import logging
-import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from onepeace.compiling import compile_blocks
-from onepeace.device import choose_device, choose_dtype
+from onepeace.config import Config
+from onepeace.device import choose_device, choose_dtype, count_parameters
 from onepeace.embed.base import LoadedModel
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many
@@ -25,14 +26,15 @@ from onepeace.embed.run import collect, results_of
 from onepeace.embed.stream import Embedded
 from onepeace.embed.tokens import Tokens, token_features
 from onepeace.embed.vectors import unit_rows
-from onepeace.embed.zero_shot import TEMPLATE, ZeroShotClassifier
+from onepeace.embed.zero_shot import DEFAULT, TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, check_encodes, keep_modalities
-from onepeace.hub.contents import expected
+from onepeace.hub.contents import build_without_values
 from onepeace.hub.folder import read_config
 from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
+from onepeace.processors.processor import Processor
 from onepeace.processors.registry import processor_class
 
 if TYPE_CHECKING:
@@ -74,32 +76,43 @@ def load(
     folder = resolve(str(name))
     config = read_config(folder)
     check_encodes(config, str(name))
-    kind = architecture(config.architecture)
-    wanted = None
+    kept: list[str] | None = None
+    kept_config = config
     if modalities is not None:
-        wanted = [modalities] if isinstance(modalities, str) else list(modalities)
-        config = keep_modalities(config, wanted, str(folder))
-    if kind.load is not None:
+        kept = [modalities] if isinstance(modalities, str) else list(modalities)
+        kept_config = keep_modalities(config, kept, str(folder))
+
+    load_by_library = architecture(config.architecture).load
+    if load_by_library is not None:
         if compile:
             log.warning("not compiled: %s is computed by its own library", name)
-        return Embedder(*kind.load(config.model, folder, chosen_device, dtype), identify(name))
-    sizes = [math.prod(shape) for shape in expected(read_config(folder), str(name)).values()]
-    module = weight_files.load_encoder(
-        folder, device=chosen_device, dtype=choose_dtype(dtype, chosen_device, sum(sizes)), modalities=wanted
-    )
+        module_and_processors = load_by_library(kept_config.model, folder, chosen_device, dtype)
+        return Embedder(*module_and_processors, identify(name))
+
+    # By the size of the whole model, so that "auto" and the vectors do not depend on the modalities that are kept.
+    num_parameters = count_parameters(build_without_values(config, str(name)))
+    chosen_dtype = choose_dtype(dtype, chosen_device, num_parameters)
+    module = weight_files.load_encoder(folder, device=chosen_device, dtype=chosen_dtype, modalities=kept)
     if compile:
         compile_blocks(module)
+    return Embedder(module, _processors(kept_config, folder), identify(name))
+
+
+def _processors(config: Config, folder: Path) -> dict[str, Processor]:
+    """The processor of each modality of a model, with the settings and files of its folder."""
+    makers = architecture(config.architecture).processors
     processors = {}
-    for key in module.config.adapters:
-        make = kind.processors.get(key, processor_class(key).from_config)
-        processors[key] = make(config.processors.get(key, {}), folder)
-    return Embedder(module, processors, identify(name))
+    for modality in config.model.adapters:
+        make = makers.get(modality, processor_class(modality).from_config)
+        processors[modality] = make(config.processors.get(modality, {}), folder)
+    return processors
 
 
 class Embedder(LoadedModel):
     """A model with the processors of its modalities.
 
-    `stream` yields results one by one; the `encode` methods collect them. All accept any iterable, keep the order and
+    `stream` yields results one by one; the `encode` methods collect them, and their overloads say that on_error="skip"
+    returns the failures too. All accept any iterable, keep the order and
     share the keyword arguments of `onepeace.embed.options.Options`. On a CPU, each core computes its own batches.
 
     Args:
@@ -212,7 +225,7 @@ class Embedder(LoadedModel):
                 None = by the modality of the item or its first part: "a photo of a {}", "the sound of a {}" or "{}".
         """
         settings = read_options(options)
-        templates = TEMPLATE if template is None else {"text": template}
+        templates = TEMPLATE if template is None else {DEFAULT: template}
         encode_text = partial(self.encode_text, batch_size=settings.batch_size, progress=False)
         classifier = ZeroShotClassifier(encode_text, list(check_many(labels, "labels")), templates)
         collected = collect(self, items, settings)
@@ -236,11 +249,12 @@ class Embedder(LoadedModel):
             item: one picture, sound of any length or text, as in `encode`; not a composed item.
             query: any item that `encode` accepts, or a vector (E,) of this model.
         """
-        if not (isinstance(query, Tensor | np.ndarray) and query.ndim == 1):
-            return explain(self, item, self.encode([query], progress=False)[0])
-        vector = unit_rows(query, "the query", self.embed_dim)[0]
-        if not vector.any():
-            raise UserError("the query is a vector of zeros, which has no direction")
+        if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
+            vector = unit_rows(query, "the query", self.embed_dim)[0]
+            if not vector.any():
+                raise UserError("the query is a vector of zeros, which has no direction")
+        else:
+            vector = self.encode([query], progress=False)[0]
         return explain(self, item, vector)
 
     def predict(

@@ -78,7 +78,7 @@ class Predictor:
         Raises:
             UserError: ``items`` is a single item, or no memory for a batch. Errors of items are in their results.
         """
-        computing = self.embedder.computing(self._predict_block)
+        computing = self.embedder.workers(self._predict_block)
         count = computing.share(max(1, batch_size // self.num_views))
         ahead = 2 * computing.workers * count
         with closing(decode_ahead(check_many(items), partial(self._read, top=top), ahead=ahead)) as decoded, computing:

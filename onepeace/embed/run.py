@@ -65,7 +65,7 @@ def results_of(embedder: LoadedModel, items: Iterable[object], options: Options)
         embedder.processor(options.modality, projected=True)
     check_many(items)
     is_cut = options.long == "windows"
-    computing = embedder.computing(partial(_vectors, embedder))
+    computing = embedder.workers(partial(_vectors, embedder))
     queue = Queue(computing, partial(_size_of, embedder), options.batch_size, windows=is_cut)
     ahead = LONG_ITEMS_AHEAD if is_cut else 4 * options.batch_size
     with closing(decode_ahead(items, ItemReader(embedder, options), ahead=ahead)) as decoded, computing:

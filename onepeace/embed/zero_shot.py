@@ -14,7 +14,9 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 
-TEMPLATE = {"image": "a photo of a {}", "audio": "the sound of a {}", "text": "{}"}
+DEFAULT = "text"
+"""The modality whose templates are used for all that have none of their own."""
+TEMPLATE = {"image": "a photo of a {}", "audio": "the sound of a {}", DEFAULT: "{}"}
 """Prompt template by modality, for labels typed by a user."""
 TEMPLATES = {
     "image": ("{a}", "a photo of {a}", "a picture of {a}", "a small photo of {a}", "a photo of the {}"),
@@ -57,7 +59,7 @@ class ZeroShotClassifier:
 
     Args:
         encode_text: as in `prototypes`.
-        templates: templates by modality; those of "text" are for all other modalities.
+        templates: templates by modality; those of `DEFAULT` are for all other modalities.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class ZeroShotClassifier:
         logits = torch.empty(len(vectors), self.num_labels)
         for modality in set(modalities):
             rows = [row for row, modality_of_row in enumerate(modalities) if modality_of_row == modality]
-            classes = self.prototypes.get(modality, self.prototypes["text"])
+            classes = self.prototypes.get(modality, self.prototypes[DEFAULT])
             logits[rows] = scale_of(modality) * (vectors[rows] @ classes.T)
         return logits.softmax(dim=1)
 

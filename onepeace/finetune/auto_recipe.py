@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from onepeace.config import Options, merge
+from onepeace.device import count_parameters
 from onepeace.finetune.folder import FROZEN, method_folder
 from onepeace.finetune.memory import LORA
 from onepeace.finetune.split import TRAIN, SplitSummary
@@ -75,7 +76,7 @@ def auto_recipe(
     config = read_config(model)
     with torch.device("meta"):
         module = build_encoder(config)
-    is_large = sum(parameter.numel() for parameter in module.parameters()) >= LARGE
+    is_large = count_parameters(module) >= LARGE
     num_samples = {key: summary.counts[f"{TRAIN}/{key}"] for key in summary.combinations(TRAIN)}
     frozen = _frozen_stems(module.adapters, _modalities(num_samples))
     recipe: dict[str, Any] = {

@@ -1,6 +1,7 @@
-"""Generator: a generative model for captions, answers, boxes, and any task that is described as in tasks.py.
+"""Generator: a generative model for captions, answers, boxes, and any other `Task` (tasks.py).
 
-Every method applies a task to items: pipeline.py runs the model and searches for answers (search.py) or scores choices
+Every method applies a task to items. A reader (reader.py) encodes an item for the decoder: OFA with the prompt of the
+task, other models by their features. pipeline.py runs the model and searches for answers (search.py) or scores choices
 (scoring.py), and answers.py converts the output.
 """
 
@@ -13,7 +14,7 @@ import torch
 
 from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
-from onepeace.device import choose_device, choose_dtype
+from onepeace.device import choose_device, choose_dtype, count_parameters
 from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError, expect
@@ -23,7 +24,8 @@ from onepeace.generative.reader import FeatureReader, PromptReader, Reader
 from onepeace.generative.tasks import Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
-from onepeace.hub.architectures import architecture, build_module
+from onepeace.hub.architectures import architecture
+from onepeace.hub.contents import build_without_values
 from onepeace.hub.folder import TASKS, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder, Trained
@@ -49,23 +51,22 @@ def load_generator(
     """
     folder = resolve(name)
     config = read_config(folder)
-    if not writes(config):
+    if not can_write(config):
         raise UserError(
             "cannot write text; name a model that can: tiny-captions, or one of OFA, such as ofa-base", where=name
         )
     tokenizer = read_tokenizer(folder / TOKENIZER)
     tasks = read_tasks(folder / TASKS)
-    if not architecture(config.architecture).generates:
-        modalities = list(config.model.heads[_caption_head(config)]["on"])
-        if "text" in config.model.adapters:
-            modalities.append("text")
-        embedder = load(name, device=device, dtype=dtype, modalities=modalities)
-        return generator_of(config, embedder.encoder, embedder.processors, tokenizer, tasks)
-    device = choose_device(device)
-    with torch.device("meta"):
-        num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
-    module = weights.load(folder, device, choose_dtype(dtype, device, num_parameters))
-    return generator_of(config, module, {}, tokenizer, tasks)
+    if architecture(config.architecture).generates:
+        device = choose_device(device)
+        num_parameters = count_parameters(build_without_values(config))
+        module = weights.load(folder, device, choose_dtype(dtype, device, num_parameters))
+        return generator_of(config, module, {}, tokenizer, tasks)
+    modalities = list(config.model.heads[_caption_head(config)]["on"])
+    if "text" in config.model.adapters:
+        modalities.append("text")
+    embedder = load(name, device=device, dtype=dtype, modalities=modalities)
+    return generator_of(config, embedder.encoder, embedder.processors, tokenizer, tasks)
 
 
 def generator_of(
@@ -75,7 +76,7 @@ def generator_of(
     tokenizer: "Tokenizer",
     tasks: Mapping[str, Task],
 ) -> "Generator":
-    """Create a `Generator` from a module in memory, whose configuration satisfies `writes`.
+    """Create a `Generator` from a module in memory, whose configuration satisfies `can_write`.
 
     Args:
         processors: processors by modality for a caption head; OFA creates its own.
@@ -90,7 +91,7 @@ def generator_of(
     return Generator(FeatureReader(embedder, head), vocabulary, tasks)
 
 
-def writes(config: Config) -> bool:
+def can_write(config: Config) -> bool:
     """Whether models of this configuration write text."""
     return architecture(config.architecture).generates or bool(_caption_head(config))
 
@@ -207,7 +208,8 @@ def _by_modality(item: object, processors: Mapping[str, Processor]) -> Mapping[s
     for modality, processor in processors.items():
         if processor.matches(item):
             return {modality: item}
-    return {next(iter(processors)): item}
+    first_modality = next(iter(processors))
+    return {first_modality: item}
 
 
 def _with_texts(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:

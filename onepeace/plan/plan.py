@@ -13,6 +13,7 @@ import torch
 from onepeace.config import SIZES, Config
 from onepeace.data.batch import Batch
 from onepeace.data.synthetic import largest_items, synthetic_batch
+from onepeace.device import count_parameters
 from onepeace.errors import UserError, one_line
 from onepeace.files.cache import cache_folder
 from onepeace.hub.registry import find
@@ -89,7 +90,7 @@ def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], pe
 def _plan(recipe: Recipe, config: Config, processes: int, card: Card, per_machine: int) -> Plan:
     """Plan of a recipe in the first of these processes."""
     model = planned_model(recipe, config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     recipe = _with_sharding(recipe, model, card, min(per_machine, processes))
     batches = [_share(recipe, config, model, source, processes) for source in recipe.data.modalities]

@@ -16,7 +16,7 @@ from onepeace.evaluate.protocols import EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import Items, sharing
 from onepeace.evaluate.report import ReportRow, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
-from onepeace.generative.generator import generator_of, writes
+from onepeace.generative.generator import can_write, generator_of
 from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
 from onepeace.hub.folder import TASKS
@@ -45,7 +45,7 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     sets = _chosen_sets(recipe.evaluate)
     config = make_config(recipe)
     folder = DataRoot(recipe.data.root).folder()
-    written = {name: protocol for name, protocol in sets.items() if protocol.needs_writer and writes(config)}
+    written = {name: protocol for name, protocol in sets.items() if protocol.needs_writer and can_write(config)}
     encoded = {name: protocol for name, protocol in sets.items() if name not in written}
     if encoded:
         check_encodes(config, "evaluate")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onepeace.device import choose_dtype
+from onepeace.device import choose_dtype, count_parameters
 from onepeace.errors import UserError
 from onepeace.hub.towers.config import TowerConfig, TowersConfig
 from onepeace.hub.towers.libraries import Tower, open_tower
@@ -84,7 +84,7 @@ def describe(name: str, tower: Tower) -> TowerConfig:
         name=name,
         modalities=tower.modalities,
         embed_dim=embed_dim,
-        num_parameters=sum(parameter.numel() for parameter in tower.parameters()),
+        num_parameters=count_parameters(tower),
         digest=digest_of(tower),
     )
 
