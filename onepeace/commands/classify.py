@@ -44,7 +44,7 @@ COLUMNS = {
     "choice": "answer",
 }
 """Title of the results column by task, if it is not "label"."""
-DRAWN = ("box", "boxes", "mask")
+DRAWABLE = ("box", "boxes", "mask")
 """Tasks whose results can be drawn over the picture."""
 
 
@@ -64,29 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     labels = _labels(args.labels)
     is_zero_shot = bool(labels) and args.text is None
-    if args.template is not None and not is_zero_shot:
-        raise UsageError("--template needs --labels, and no --text")
-    if is_zero_shot and (args.draw or args.head):
-        option = "draw" if args.draw else "head"
-        raise UsageError(f"--{option} is for a trained head, and --labels alone uses none; leave out one of them")
+    _check_options(args, is_zero_shot)
     drawings = Drawings(args.draw) if args.draw else None
     found_files, problems = files.find(args.paths)
     embedder = options.load(args)
-    if is_zero_shot:
-        head = None
+    head = None if is_zero_shot else _head(args, embedder)
+    if head is None:
         results = _by_labels(args, embedder, found_files, labels)
     else:
-        head = _head(args, embedder)
         results = _by_head(args, head, found_files, labels)
     rows = []
     for paths, result, reason in results:
         if result is None:
             problems.append(Unreadable(paths[0], reason))
             continue
-        if drawings and head:
-            drawing = _drawn(head, paths[0], result, args.text)
-            result["picture"] = os.fspath(drawings.save(drawing, paths[0]))
-        result.pop("mask", None)
+        if drawings is not None and head is not None:
+            picture = _picture_with_result(head, paths[0], result, args.text)
+            result["picture"] = os.fspath(drawings.save(picture, paths[0]))
         if args.json:
             _print_json(paths, result)
         rows.append((_cell(result), " ".join(map(files.shown, paths))))
@@ -96,11 +90,20 @@ def run(args: argparse.Namespace) -> int:
     return files.exit_code(problems, len(rows))
 
 
+def _check_options(args: argparse.Namespace, is_zero_shot: bool) -> None:
+    """Raise `UsageError` for options without effect, before the model is loaded."""
+    if args.template is not None and not is_zero_shot:
+        raise UsageError("--template needs --labels, and no --text")
+    if is_zero_shot and (args.draw or args.head):
+        option = "draw" if args.draw else "head"
+        raise UsageError(f"--{option} is for a trained head, and --labels alone uses none; leave out one of them")
+
+
 def _head(args: argparse.Namespace, embedder: "Embedder") -> "Predictor":
     from onepeace.embed.predict import Predictor
 
     head = Predictor(embedder, args.head)
-    if args.draw and head.task not in DRAWN:
+    if args.draw and head.task not in DRAWABLE:
         raise UsageError(f"--draw needs boxes or masks, and the head {head.name} predicts none")
     return head
 
@@ -108,12 +111,15 @@ def _head(args: argparse.Namespace, embedder: "Embedder") -> "Predictor":
 def _print_json(paths: Sequence[Path], result: dict[str, Any]) -> None:
     names = [os.fspath(path) for path in paths]
     path = names[0] if len(names) == 1 else names
-    print(json.dumps({"path": path, **result}), flush=True)
+    fields = {key: value for key, value in result.items() if key != "mask"}  # a tensor, for drawing only
+    print(json.dumps({"path": path, **fields}), flush=True)
 
 
 def _labels(text: str | None) -> list[str]:
+    """The labels of the option: separated by commas, or the lines of a file."""
     if text is None:
         return []
+    # One that looks like the name of a file is not meant as a label: it is an error if there is none.
     if "," not in text and (text.endswith(".txt") or os.sep in text):
         files.check_input(text)
     names = files.lines_of(Path(text)) if os.path.isfile(text) else text.split(",")
@@ -183,7 +189,7 @@ def _sure(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [box for box in result["boxes"] if box["score"] >= THRESHOLD]
 
 
-def _drawn(head: "Predictor", path: Path, result: dict[str, Any], text: str | None) -> "Image.Image":
+def _picture_with_result(head: "Predictor", path: Path, result: dict[str, Any], text: str | None) -> "Image.Image":
     """The picture with its boxes or mask drawn."""
     processor: Any = head.embedder.processors["image"]
     picture = processor.load(path)

@@ -41,6 +41,11 @@ Another = Callable[[], tuple[Any, str]]
 class Augment:
     """The three steps from an encoded item to the model's input; this base class changes nothing."""
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether boxes and masks would no longer fit the augmented picture."""
+        return False
+
     def load(self, item: Any, processor: Any) -> Any:
         """The item, decoded."""
         return processor.decode(item)
@@ -95,7 +100,6 @@ class ImageAugment(Augment):
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether boxes and masks would no longer fit the augmented picture."""
         return self.flip or self.rand_augment is not None or self.crop_scale != (1.0, 1.0)
 
     def load(self, item: Any, processor: Any) -> Any:

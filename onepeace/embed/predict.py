@@ -99,7 +99,7 @@ class Predictor:
             labels=self.labels,
             size=self._size_in_pixels(values),
             candidates=candidates,
-            seconds_per_token=getattr(self.embedder.encoder.adapters[self.on], "seconds_per_token", 0.0),
+            seconds_per_token=self.embedder.encoder.adapters[self.on].seconds_per_token,
             top=top,
         )
         num_inputs = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)

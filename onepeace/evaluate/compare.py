@@ -1,4 +1,4 @@
-"""Comparison of two results: which differences are larger than the sampling of the queries explains."""
+"""Comparison of two results, A and B: which differences are larger than those that other queries would make."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ class Difference(NamedTuple):
 
     @property
     def better(self) -> str:
-        """ "A" or "B" if the difference is significant: its interval does not contain 0."""
+        """The better result, "A" (the first) or "B", if the difference is significant: its interval does not contain 0;
+        else "". All metrics are better the higher they are."""
         if self.interval is None:
             return ""
         low, high = self.interval

@@ -20,7 +20,7 @@ from onepeace.config import Options
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.export.examples import Batch, examples
-from onepeace.export.graph import VECTORS, Branch, Run, distances, trace, write_onnx
+from onepeace.export.graph import VECTORS, Branch, ExportedBranch, distances, trace, write_onnx
 from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
@@ -178,7 +178,7 @@ def _write(
     return largest
 
 
-def _runner(path: Path, branch: Branch) -> Run:
+def _runner(path: Path, branch: Branch) -> ExportedBranch:
     session = open_session(path)
     names = [entry.name for entry in session.get_inputs()]
 
@@ -191,13 +191,13 @@ def _runner(path: Path, branch: Branch) -> Run:
 
 
 def _check(
-    run: Run,
+    exported: ExportedBranch,
     branch: Branch,
     batch: Batch,
     form: str,
 ) -> float:
     """Largest difference of an export from the model; UserError if one is too large."""
-    differences = distances(run, branch, batch)
+    differences = distances(exported, branch, batch)
     for name, difference in differences.items():
         allowed = TOLERANCE[form] if name == VECTORS else HEAD_TOLERANCE[form]
         if not difference <= allowed:

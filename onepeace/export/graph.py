@@ -1,5 +1,8 @@
-"""Branch of one modality as a graph: raw inputs to unit vectors, and to the probabilities of the heads that classify
-items of this modality alone; with dynamic batch size and length."""
+"""Exports the branch of one modality: wraps it as a module, traces it, writes ONNX and measures what an export loses.
+
+A branch maps raw inputs to unit vectors, and to the probabilities of the heads that classify items of this modality
+alone. The batch size and the length of items are free.
+"""
 
 import math
 import warnings
@@ -22,8 +25,8 @@ VECTORS = "vectors"
 """Name of the first output, the unit vectors; every further output has the name of its head."""
 PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {"label": lambda x: x.softmax(-1), "labels": torch.sigmoid}
 """From the logits (B, C) of a head to probabilities, by its task."""
-Run = Callable[..., Tensor | Sequence[Tensor]]
-"""From the tensors of one modality to the outputs, as `Branch.forward`."""
+ExportedBranch = Callable[..., Tensor | Sequence[Tensor]]
+"""A function that computes what `Branch.forward` does, by an export."""
 
 
 def exported_heads(heads: Mapping[str, Options], modality: str) -> dict[str, Options]:
@@ -37,7 +40,7 @@ class Branch(nn.Module):
 
     Args:
         key: the modality.
-        names: names of the tensors, in the order in which `forward` takes them.
+        names: names of the model's inputs of this modality, in the order in which `forward` takes them.
     """
 
     def __init__(self, model: Encoder, key: str, names: Sequence[str]):
@@ -77,11 +80,16 @@ def trace(branch: Branch, example: Batch) -> ExportedProgram:
     Raises:
         UserError: torch cannot trace the network, for example because it branches on values.
     """
-    padded = {1: Dim.DYNAMIC} if "lengths" in example else {}
-    shapes = tuple({0: Dim.DYNAMIC, **(padded if tensor.ndim > 1 else {})} for tensor in example.values())
+    dynamic_axes = []
+    for tensor in example.values():
+        axes = {0: Dim.DYNAMIC}
+        if "lengths" in example and tensor.ndim > 1:
+            axes[1] = Dim.DYNAMIC
+        dynamic_axes.append(axes)
+    shapes = (tuple(dynamic_axes),)  # one entry, as `forward` has one parameter, *inputs
     with _export_context():
         try:
-            return torch.export.export(branch.eval(), tuple(example.values()), dynamic_shapes=(shapes,))
+            return torch.export.export(branch.eval(), tuple(example.values()), dynamic_shapes=shapes)
         except Exception as error:  # from torch's tracer, its symbolic shapes or the network
             raise UserError(f"torch cannot export the {branch.key} branch: {one_line(error)[:200]}") from error
 
@@ -118,6 +126,7 @@ def write_onnx(
 
 @contextmanager
 def _export_context() -> Iterator[None]:
+    """Context in which torch exports: without gradients, with attention that it can trace, and without its warnings."""
     # On a CPU torch's fused attention has another output layout than its meta function, which exporting uses.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's internals
@@ -126,24 +135,23 @@ def _export_context() -> Iterator[None]:
 
 @torch.no_grad()
 def distances(
-    run: Run,
+    exported: ExportedBranch,
     branch: Branch,
     batch: Batch,
 ) -> dict[str, float]:
-    """Largest difference between the branch and ``run``, an export of it, in each output.
+    """Largest difference between a branch and an export of it, by output; infinite if a value is not finite.
 
     For unit vectors this is the length of the difference, for probabilities the difference itself. It is infinite if a
     value is not finite.
     """
     outputs_of_branch = _as_sequence(branch(*batch.values()))
-    outputs_of_export = _as_sequence(run(*batch.values()))
+    outputs_of_export = _as_sequence(exported(*batch.values()))
     result = {}
-    for name, wanted, got in zip(branch.outputs, outputs_of_branch, outputs_of_export, strict=True):
-        if got.shape != wanted.shape:
-            raise UserError(
-                f"the exported {branch.key} branch returns {name} {tuple(got.shape)}, expected {tuple(wanted.shape)}"
-            )
-        difference = got - wanted
+    for name, expected, actual in zip(branch.outputs, outputs_of_branch, outputs_of_export, strict=True):
+        if actual.shape != expected.shape:
+            shapes = f"{tuple(actual.shape)}, expected {tuple(expected.shape)}"
+            raise UserError(f"the exported {branch.key} branch returns {name} {shapes}")
+        difference = actual - expected
         per_item = difference.norm(dim=1) if name == VECTORS else difference.abs().amax(dim=1)
         largest = float(per_item.max())
         result[name] = largest if math.isfinite(largest) else math.inf

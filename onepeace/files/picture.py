@@ -29,7 +29,7 @@ RAW = re.compile(rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcr
 """Raw formats whose first bytes distinguish them from TIFF: CR2, ORF, RW2, RAF, CR3."""
 TIFF = re.compile(rb"II\*\0|MM\0\*")
 DNG_VERSION = 50706
-ORIENTATION = 0x0112
+ORIENTATION_TAG = 0x0112
 EXIF_BY_FLIP = {3: 3, 5: 8, 6: 6}
 """EXIF orientation by LibRaw's `flip`."""
 MIN_PREVIEW = 256
@@ -111,7 +111,7 @@ def orientation(image: "Image.Image") -> int:
     """The EXIF orientation, from 1 (upright) to 8."""
     # Not ImageOps.exif_transpose: it rewrites the EXIF data, and fails if another of its fields is damaged.
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF data; the pixels are fine
         value = 1
     return value if value in range(1, 9) else 1
@@ -169,6 +169,6 @@ def _preview(raw: "RawPy") -> "Image.Image | None":
     except Exception:  # none, of an unknown kind, or damaged
         return None
     exif = image.getexif()  # for a JPEG, LibRaw wrote it
-    if ORIENTATION not in exif:
-        exif[ORIENTATION] = EXIF_BY_FLIP.get(raw.sizes.flip, 1)
+    if ORIENTATION_TAG not in exif:
+        exif[ORIENTATION_TAG] = EXIF_BY_FLIP.get(raw.sizes.flip, 1)
     return image if min(image.size) >= MIN_PREVIEW else None

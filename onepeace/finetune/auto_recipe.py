@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from onepeace.config import Options, merge
 from onepeace.device import count_parameters
@@ -15,6 +14,7 @@ from onepeace.finetune.memory import LORA
 from onepeace.finetune.split import TRAIN, SplitSummary
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
+from onepeace.model.adapters import Adapter
 from onepeace.model.stems import PretrainedStem
 from onepeace.train.recipe import Recipe
 
@@ -104,12 +104,11 @@ def _modalities(combinations: Iterable[str]) -> list[str]:
     return list(modalities)
 
 
-def _frozen_stems(adapters: Mapping[str, nn.Module], modalities: Sequence[str]) -> list[str]:
+def _frozen_stems(adapters: Mapping[str, Adapter], modalities: Sequence[str]) -> list[str]:
     """Modalities with a pretrained stem, whose weights are not trained."""
     frozen = []
     for modality in modalities:
-        stem = getattr(adapters[modality], "stem", None)
-        if isinstance(stem, PretrainedStem):
+        if isinstance(adapters[modality].stem, PretrainedStem):
             frozen.append(modality)
     return frozen
 

@@ -19,7 +19,10 @@ HOP = 5.0
 
 def window_options(embedder: "Embedder") -> dict[str, Any]:
     """Options of `Embedder.stream` that cut long sounds into windows that the model can read."""
-    longest = getattr(embedder.processors.get("audio"), "max_seconds", None) or WINDOW
+    longest = WINDOW
+    processor = embedder.processors.get("audio")
+    if processor is not None and processor.max_seconds is not None:
+        longest = processor.max_seconds
     return {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
 
 

@@ -29,12 +29,12 @@ class ClipBlock(Block):
     branches of frames, not of clips (released code: frames are folded into the batch).
 
     Args:
-        clips: the modalities whose rows are frames; others are treated as in `Block`.
+        over_time: the modalities whose rows are frames; others are treated as in `Block`.
     """
 
-    def __init__(self, dim: int, *args: int, clips: Sequence[str], **options: object):
+    def __init__(self, dim: int, *args: int, over_time: Sequence[str], **options: object):
         super().__init__(dim, *args, **options)  # type: ignore[arg-type]
-        self.clips = nn.ModuleDict({key: ClipAdapters(dim) for key in clips})
+        self.clips = nn.ModuleDict({key: ClipAdapters(dim) for key in over_time})
 
     def _adapters(self, spans: Sequence[TokenSpan]) -> ClipAdapters | None:
         """The adapters of the span if it is a clip, which is then the only span of its sequence."""

@@ -54,21 +54,21 @@ class OnePeace(Encoder):
             self.reset_module(module)
 
     def reset_module(self, module: nn.Module) -> None:
-        """Initialise one module of this model, without its children."""
-        # Linear layers are initialised as released, unless their class overrides reset_parameters.
-        if isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters:
-            self._reset_linear(module)
-            return
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        """Initialise one module of this model, without its children.
+
+        The plug-in of transformers calls it for the modules whose weights a file lacks. Layers of torch not named here
+        keep what their constructors have drawn.
+        """
         if module is self:
             if self.logit_scale is not None:
                 nn.init.constant_(self.logit_scale, math.log(INITIAL_SCALE))
-            return
-        # torch's layers and embeddings were initialised by their constructors; other modules initialise themselves.
-        is_of_torch = isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.")
-        if not is_of_torch and hasattr(module, "reset_parameters"):
-            module.reset_parameters()  # type: ignore[operator]
+        elif isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters:
+            self._reset_linear(module)
+        else:
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if _initialises_itself(module):
+                module.reset_parameters()  # type: ignore[operator]
 
     def _reset_linear(self, linear: nn.Linear) -> None:
         trunc_normal(linear.weight, self.config.init_std)
@@ -135,8 +135,7 @@ class OnePeace(Encoder):
         return [index % depth for index in indices]
 
     def embed(self, key: str, features: Features) -> Tensor:
-        """Map features of one modality to unit vectors (B, E), in float32 also for half-precision features (paper: the
-        CLS token aggregates the global representation).
+        """Map features of one modality to unit vectors (B, E): the projection of CLS, in float32 at least.
 
         The norm is outside the projection, so that LoRA and quantisation of Linear layers do not affect it.
         """
@@ -158,6 +157,12 @@ class OnePeace(Encoder):
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
 
 
+def _initialises_itself(module: nn.Module) -> bool:
+    """Whether a module has initial values of its own: it is neither of torch nor an embedding of a library."""
+    is_of_torch = isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.")
+    return not is_of_torch and hasattr(module, "reset_parameters")
+
+
 def _make_adapters(config: ModelConfig) -> nn.ModuleDict:
     num_tables = config.depth if config.bias_per_block else 1
     adapters = {}
@@ -168,8 +173,10 @@ def _make_adapters(config: ModelConfig) -> nn.ModuleDict:
 
 def _make_blocks(config: ModelConfig) -> nn.ModuleList:
     """The blocks, whose stochastic depth grows linearly from 0 to ``config.drop_path``."""
-    clips = [key for key in config.adapters if ADAPTERS[key].over_time]
-    make_block: Callable[..., Block] = partial(ClipBlock, clips=clips) if clips else Block
+    make_block: Callable[..., Block] = Block
+    modalities_over_time = [key for key in config.adapters if ADAPTERS[key].over_time]  # such as video
+    if modalities_over_time:
+        make_block = partial(ClipBlock, over_time=modalities_over_time)
     blocks = nn.ModuleList()
     for rate in torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist():
         block = make_block(
@@ -191,7 +198,8 @@ def _make_norms(config: ModelConfig) -> nn.ModuleDict | None:
 
 
 def _make_heads(config: ModelConfig) -> nn.ModuleDict:
-    """Projections into the shared space by modality, and task heads by name."""
+    """Projections into the shared space by modality, and task heads by name; `ModelConfig` refuses a head with the name
+    of a modality."""
     heads: dict[str, nn.Module] = {key: nn.Linear(config.dim, config.embed_dim) for key in config.projections}
     for name, options in config.heads.items():
         heads[name] = make_head(name, options, config.dim, config.num_heads)
@@ -199,17 +207,18 @@ def _make_heads(config: ModelConfig) -> nn.ModuleDict:
 
 
 def _make_decoder(config: ModelConfig) -> MaskedDecoder | None:
-    options = config.decoder
-    if options is None:
+    decoder = config.decoder
+    if decoder is None:
         return None
     positions = {}
     for key in config.adapters:
-        positions[key] = partial(ADAPTERS[key].decoder_positions, **options.options.get(key, {}))
+        options = decoder.options.get(key, {})
+        positions[key] = partial(ADAPTERS[key].decoder_positions, **options)
     return MaskedDecoder(
         encoder_dim=config.dim,
-        dim=options.dim,
-        depth=options.depth,
-        num_heads=options.num_heads,
-        ffn_dim=options.ffn_dim,
+        dim=decoder.dim,
+        depth=decoder.depth,
+        num_heads=decoder.num_heads,
+        ffn_dim=decoder.ffn_dim,
         positions=positions,
     )

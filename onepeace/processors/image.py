@@ -22,19 +22,21 @@ from onepeace.processors.processor import Processor
 if TYPE_CHECKING:
     from PIL import Image
 
-# Operation that undoes each EXIF orientation (name in PIL.Image.Transpose).
-ORIENTATION = {
+UPRIGHT_BY_ORIENTATION = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # fmt: skip
+"""Operation that undoes each EXIF orientation (name in PIL.Image.Transpose)."""
 CHANNELS = (1, 3, 4)
 """Numbers of channels: grey, colours, colours and transparency."""
-_READING = [threading.Lock() for _ in range(61)]
-"""Locks, since two threads cannot read one opened picture; many of them, so that pictures rarely share one."""
+_LOCKS = [threading.Lock() for _ in range(61)]
+"""Locks for opened pictures, which two threads cannot read at once. A picture's lock is chosen by its address, which is
+a multiple of 16 or so; the number is prime, so that pictures rarely share one."""
 
 
 class ImageProcessor(Processor):
-    """Converts paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
+    """Converts paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to the pixels
+    that a model reads. The formats of files are those of files/picture.py.
 
     Args:
         size: side, or [height, width].
@@ -80,6 +82,7 @@ class ImageProcessor(Processor):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """As `Processor.settings`; three are stored in another form than the arguments have."""
         return {
             **super().settings,
             "size": [self.height, self.width],
@@ -115,7 +118,7 @@ class ImageProcessor(Processor):
         if isinstance(item, np.ndarray):
             return _from_array(item, name)
         if _is_pil(item):
-            with _READING[id(item) % len(_READING)]:
+            with _LOCKS[id(item) % len(_LOCKS)]:
                 return self._to_rgb(item, name)
         data = source.read_bytes(item)
         if not data:
@@ -139,17 +142,17 @@ class ImageProcessor(Processor):
                 return height, width
             return width, height
 
-    def finish(self, image: "Image.Image", place: float = 0.5) -> Tensor:
+    def finish(self, image: "Image.Image", centering: float = 0.5) -> Tensor:
         """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel.
 
         Args:
-            place: position of the crop with "crop", from 0 (left or top) to 1.
+            centering: position of the crop with "crop", from 0 (left or top) to 1 (right or bottom).
         """
         from PIL import Image, ImageOps
 
         size = (self.width, self.height)
         if self.resize == "crop":
-            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC, centering=(place, place))
+            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC, centering=(centering, centering))
         else:
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -160,6 +163,7 @@ class ImageProcessor(Processor):
         return {"pixels": torch.stack(samples)}
 
     def size(self, sample: Tensor) -> int:
+        """0: all decoded pictures are of one size."""
         return 0
 
     def _to_rgb(self, image: "Image.Image", name: str) -> "Image.Image":
@@ -168,7 +172,7 @@ class ImageProcessor(Processor):
 
         try:
             image.load()
-            transpose = ORIENTATION.get(orientation(image))
+            transpose = UPRIGHT_BY_ORIENTATION.get(orientation(image))
             if image.mode.startswith("I") or image.mode == "F":
                 image = Image.fromarray(_to_eight_bits(np.asarray(image), name))
             elif image.has_transparency_data:

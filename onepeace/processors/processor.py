@@ -27,6 +27,8 @@ class Processor:
     cast_inputs: ClassVar[frozenset[str]] = frozenset()
     """Inputs of the model, by their name in a batch, that are cast to the model's precision. Ids and lengths stay
     integers, and a waveform stays float32 up to its spectrogram."""
+    max_seconds: float | None = None
+    """Length of the part of an item that `decode` reads; None = all of it."""
     num_views: int = 1
     """Number of samples that `views` returns for an item."""
 

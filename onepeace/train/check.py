@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onepeace.config import Config
+from onepeace.config.ofa import OFAConfig
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture
@@ -71,7 +72,7 @@ def _check_terms(recipe: Recipe, config: Config) -> None:
 
 def _check_writer(recipe: Recipe, config: Config) -> None:
     """Options that models which write do not support."""
-    updates_statistics = not getattr(config.model, "freeze_stem_norms", True)
+    updates_statistics = isinstance(config.model, OFAConfig) and not config.model.freeze_stem_norms
     if updates_statistics and recipe.run.grad_cache_chunks > 1:
         raise UserError(
             "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "

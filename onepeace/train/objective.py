@@ -1,4 +1,8 @@
-"""Objective: named, weighted loss terms (terms/) over the passes of a step (passes.py)."""
+"""Objective: named, weighted loss terms (terms/) over the passes of a step (passes.py).
+
+A batch that is larger than memory is computed in parts (``run.grad_cache_chunks`` of a recipe). Each term runs passes
+of the model over a part. A pass whose items differ much in length is split into groups of similar length.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +23,9 @@ from onepeace.train.terms.registry import TERMS
 class Objective(nn.Module):
     """Named losses of a batch.
 
-    A batch larger than memory is computed part by part, and again in the backward pass, with the same loss (gradient
-    caching, as in GradCache, arXiv 2101.06983, by ``torch.utils.checkpoint``).
+    The loss of a batch in parts is that of the whole batch: the terms keep only their outputs of each part, the loss is
+    computed from those of all parts, and each part is computed once more in the backward pass (gradient caching, as in
+    GradCache, arXiv 2101.06983, by ``torch.utils.checkpoint``).
 
     Args:
         model: the model to train.
@@ -57,7 +62,7 @@ class Objective(nn.Module):
         "padding" is the share of padding among the tokens, on the CPU. With several processes, each has a part of the
         batch; the mean of their losses is the loss of the whole batch.
         """
-        batch = batch.measured(self.model.adapters)
+        batch = batch.measured(self.model.adapters)  # the passes need the number of tokens of each item
         terms = self._terms_of(batch)
         outputs, counts = self._outputs_of_parts(terms, batch)
         losses: dict[str, Tensor] = {}
@@ -75,8 +80,8 @@ class Objective(nn.Module):
     def _terms_of(self, batch: Batch) -> dict[str, Term[Any]]:
         """The terms that learn from a batch, by name."""
         present = [key for key in self.model.adapters if key in batch.inputs]
-        every: dict[str, Any] = dict(self.terms.items())
-        return {name: term for name, term in every.items() if term.options.reads(batch.source, present)}
+        terms: dict[str, Any] = dict(self.terms.items())  # a ModuleDict does not know that its modules are terms
+        return {name: term for name, term in terms.items() if term.options.reads(batch.source, present)}
 
     def _outputs_of_parts(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], "TokenCounts"]:
         """Outputs of the terms for the whole batch, and the number of its tokens."""
@@ -88,13 +93,18 @@ class Objective(nn.Module):
             part_outputs, part_counts = checkpoint(self._outputs, terms, part, use_reentrant=False)
             outputs.append(part_outputs)
             counts = TokenCounts(counts.real + part_counts.real, counts.computed + part_counts.computed)
-        return tree_map(lambda *same: torch.cat(same), *outputs), counts
+        return _joined(outputs), counts
 
     def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], "TokenCounts"]:
         """Outputs of the terms for a part of the batch, and the number of its tokens."""
         passes = Passes(self.model, batch, self.max_padding, self.sharded)
         outputs = {name: term.outputs(passes) for name, term in terms.items()}
         return outputs, TokenCounts(passes.real_tokens, passes.all_tokens)
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    """Outputs of several parts as those of one batch; items or tokens are their first axis (`Term.outputs`)."""
+    return tree_map(lambda *tensors_of_parts: torch.cat(tensors_of_parts), *outputs)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, item_name
 from onepeace.errors import UserError
-from onepeace.model import Trained
+from onepeace.model import Adapter, Trained
+from onepeace.model.stems import PretrainedStem
 from onepeace.processors.processor import Processor
 from onepeace.threads import compute_alone
 from onepeace.train import parallel
@@ -28,6 +29,8 @@ from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 PART = 128
 """Items per part of the cache; the items of a part are decoded ahead."""
@@ -56,7 +59,7 @@ class StemViews:
 
     key: str
     """Modality."""
-    adapter: Any
+    adapter: Adapter
     """The model's adapter of the modality, with a frozen pretrained stem."""
     processor: Any
     options: Mapping[str, Any]
@@ -69,7 +72,8 @@ class StemViews:
     use_bfloat16: bool
 
     def __post_init__(self) -> None:
-        self.network: Any = getattr(getattr(self.adapter, "stem", None), "network", None)
+        stem = self.adapter.stem
+        self.network: Any = stem.network if isinstance(stem, PretrainedStem) else None
         if self.network is None or any(parameter.requires_grad for parameter in self.network.parameters()):
             raise UserError(
                 f"data.stem_views.{self.key}: features can be kept of a frozen network only; "
@@ -173,7 +177,7 @@ def make_stem_features(
     return features
 
 
-def with_values(module: nn.Module, device: torch.device) -> nn.Module:
+def with_values(module: M, device: torch.device) -> M:
     """The module, or if some process has it without values, a copy on the device with those of the first process."""
     is_empty = any(parameter.is_meta for parameter in module.parameters())
     if not any(parallel.gather_numbers(int(is_empty))):

@@ -86,7 +86,7 @@ def check_targets(options: TermOptions, targets: Sequence[str], sources: Sequenc
 def check_places(options: TermOptions, target: str, data: DataConfig) -> None:
     """UserError if an augmentation would move the picture relative to a target such as boxes."""
     for key, augment in make_augments(data.augment).items():
-        if getattr(augment, "moves_pixels", False):
+        if augment.moves_pixels:
             raise UserError(
                 f"data.augment.{key} would move the picture against its target {target}; set "
                 "crop_scale to [1, 1], and no flip or rand_augment",

@@ -106,7 +106,7 @@ class TrainingData:
         if modality != "audio":
             return processor.load
         sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
-        return partial(sounds.load, seconds=getattr(processor, "max_seconds", None))
+        return partial(sounds.load, seconds=processor.max_seconds)
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
         """Add a task to store with the weights; UserError if another term has a different one of this name."""

@@ -82,7 +82,10 @@ class Adapter(nn.Module):
         self.key = options.key
         self.mean_cls = options.mean_cls
         self.max_cls = options.max_cls
+        self.stem: Any = None
+        """Network from the raw input to tokens, if it is a module of its own; a subclass sets it."""
         self.cls_mlp: PooledMLP | None = None
+        self.type_embed: nn.Parameter | None = None
         self.cls_token = nn.Parameter(torch.empty(1, 1, options.dim))
         self.bias_tables = BiasTables([torch.empty(table_rows, options.num_heads) for _ in range(options.num_tables)])
         if options.num_types:
@@ -92,8 +95,13 @@ class Adapter(nn.Module):
         trunc_normal(self.cls_token)
         for table in self.bias_tables:
             nn.init.zeros_(table)
-        if hasattr(self, "type_embed"):
+        if self.type_embed is not None:
             nn.init.zeros_(self.type_embed)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds from one token to the next; 0 if tokens are not points in time."""
+        return 0.0
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> StemOutput:
         raise NotImplementedError
@@ -104,10 +112,9 @@ class Adapter(nn.Module):
 
     def pretrained_stem(self) -> Any:
         """The stem if it is a pretrained network; otherwise ValueError."""
-        stem = getattr(self, "stem", None)
-        if not isinstance(stem, PretrainedStem):
+        if not isinstance(self.stem, PretrainedStem):
             raise ValueError(f"the stem of {self.key} has no features of its own: it is trained with the model")
-        return stem
+        return self.stem
 
     def make_cls_mlp(self, dim: int, hidden: int, dropout: float, drop_path: float) -> "PooledMLP | None":
         """Create the MLP that adds the mean and maximum of a pretrained stem's features to CLS, before the blocks and
@@ -203,8 +210,8 @@ class Adapter(nn.Module):
         gathered: bool = False,
     ) -> TokenSequence:
         """Add the type embedding, drop masked tokens (unless already ``gathered``), and zero the padding."""
-        if hasattr(self, "type_embed"):
-            tokens = tokens + self._type_vectors(stem.type_ids, tokens)
+        if self.type_embed is not None:
+            tokens = tokens + _type_vectors(self.type_embed, stem.type_ids, tokens)
         grid: tuple[int, ...] | None = stem.grid
         if keep is not None:
             grid = None
@@ -218,12 +225,6 @@ class Adapter(nn.Module):
         span = TokenSpan(self.key, 0, tokens.shape[1], grid)
         return TokenSequence(tokens=tokens, padding_mask=mask, spans=(span,), buckets=(buckets,), tables=(tables,))
 
-    def _type_vectors(self, type_ids: Tensor | None, tokens: Tensor) -> Tensor:
-        """The vectors (B, 1, D) of the items' type ids, 0 if there are none."""
-        if type_ids is None:
-            type_ids = tokens.new_zeros(tokens.shape[0], dtype=torch.long)
-        return self.type_embed.cumsum(0)[type_ids].unsqueeze(1)
-
     def _add_to_cls(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Add the mean and the maximum of the other tokens to CLS, where the options say so."""
         if not (self.mean_cls or self.max_cls):
@@ -236,6 +237,13 @@ class Adapter(nn.Module):
         if self.max_cls:
             cls = cls + maximum_of_tokens(others, padded)
         return torch.cat([cls, others], dim=1)
+
+
+def _type_vectors(type_embed: Tensor, type_ids: Tensor | None, tokens: Tensor) -> Tensor:
+    """The vectors (B, 1, D) of the items' type ids, which are 0 if none are given, for tokens (B, L, D)."""
+    if type_ids is None:
+        type_ids = tokens.new_zeros(tokens.shape[0], dtype=torch.long)
+    return type_embed.cumsum(0)[type_ids].unsqueeze(1)
 
 
 def mean_of_tokens(x: Tensor, padded: Tensor | None) -> Tensor:

@@ -54,7 +54,6 @@ class TextAdapter(Adapter):
             raise TypeError(f"the token embedding has no option {', '.join(stem_options)}")
         if stem is not None and stem not in TEXT_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
-        self.stem = None
         if stem is None:
             self.token_embed = Embedding(vocab_size, options.dim, padding_idx=PAD)
         else:
