@@ -47,16 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     from onepeace.device import choose_device, choose_dtype
     from onepeace.train.recipe import read_recipe
 
-    if args.what == "train" and not args.recipe:
-        raise UsageError("train takes a recipe")
-    if args.what == "encode" and args.recipe:
-        raise UsageError("encode takes no recipe")
-    for name in ("threads", "batch"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; give at least 1")
-    if not 0 <= args.seconds < 1e6:
-        raise UsageError(f"--seconds is {args.seconds}; give a number of seconds")
+    _check(args)
     device = choose_device(args.device)
     dtypes = [choose_dtype(name, device, 0) for name in args.dtypes.split(",")]
     if args.threads:
@@ -70,6 +61,20 @@ def _run(args: argparse.Namespace) -> int:
         columns = train.columns
     print(markdown_report([columns(row) for row in rows], device))
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `UsageError` for arguments that are out of range, or that are not for what is measured."""
+    if args.what == "train" and not args.recipe:
+        raise UsageError("train takes a recipe")
+    if args.what == "encode" and args.recipe:
+        raise UsageError("encode takes no recipe")
+    for name in ("threads", "batch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; give at least 1")
+    if not 0 <= args.seconds < 1e6:
+        raise UsageError(f"--seconds is {args.seconds}; give a number of seconds")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _measure(candidate: Candidate, baseline: Any, seconds: float, batch_size: in
     config, module, key, device, dtype = candidate
     size = {"text": TEXT_TOKENS, "audio": AUDIO_SECONDS}.get(key) or picture_size(config, key)
     tokens = int(module.adapters[key].token_lengths(item_batch(config, key, size))) + 1
-    count = batch_size or max(1, 2 ** ((BATCH_TOKENS // tokens).bit_length() - 1))
+    count = batch_size or _power_of_two(BATCH_TOKENS // tokens)
     batch = _on_device(item_batch(config, key, size, count), device, dtype)
     products, product_flops = _products(config.model, count * tokens, device, dtype)
     calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
@@ -105,10 +105,17 @@ def _measure(candidate: Candidate, baseline: Any, seconds: float, batch_size: in
             calls["baseline"] = lambda: baseline(batch["pixels"])
             _check(F.normalize(baseline(batch["pixels"]).float(), dim=-1), (count, baseline.output_dim))
         times = take_turns(calls, seconds, device)
-    limits = [product_flops / seconds for seconds in times["limit"]]
-    speeds = [count / seconds for seconds in times["ours"]]
-    fractions = [speed * flops / limit for speed, limit in zip(speeds, limits, strict=True)]
-    row = {
+
+    limits = []
+    speeds = []
+    fractions = []
+    for seconds_of_products, seconds_of_ours in zip(times["limit"], times["ours"], strict=True):
+        limit = product_flops / seconds_of_products
+        speed = count / seconds_of_ours
+        limits.append(limit / 1e9)
+        speeds.append(speed)
+        fractions.append(speed * flops / limit)
+    return {
         "modality": key,
         "item": f"{size} {UNITS[key]}",
         "tokens": tokens,
@@ -116,17 +123,25 @@ def _measure(candidate: Candidate, baseline: Any, seconds: float, batch_size: in
         "dtype": str(dtype).removeprefix("torch."),
         "batch": count,
         "items_per_second": spread(speeds),
-        "limit_gflops": spread([limit / 1e9 for limit in limits]),
+        "limit_gflops": spread(limits),
         "fraction_of_limit": spread(fractions),
-        "baseline": None,
+        "baseline": None if baseline is None else _baseline_cells(baseline, batch, times),
     }
-    if baseline is not None:
-        row["baseline"] = {
-            "gflop_per_item": module_flops(baseline, batch["pixels"][:1]) / 1e9,
-            "items_per_second": spread([count / seconds for seconds in times["baseline"]]),
-            "ours_over_baseline": ratios(times, "baseline", "ours"),
-        }
-    return row
+
+
+def _baseline_cells(baseline: Any, batch: Mapping[str, Tensor], times: Mapping[str, list[float]]) -> dict[str, Any]:
+    """The part of a row about the baseline."""
+    count = len(batch["pixels"])
+    return {
+        "gflop_per_item": module_flops(baseline, batch["pixels"][:1]) / 1e9,
+        "items_per_second": spread([count / seconds for seconds in times["baseline"]]),
+        "ours_over_baseline": ratios(times, "baseline", "ours"),
+    }
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest power of two up to a limit, at least 1."""
+    return max(1, 2 ** (limit.bit_length() - 1))
 
 
 def _on_device(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

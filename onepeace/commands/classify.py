@@ -69,12 +69,8 @@ def run(args: argparse.Namespace) -> int:
     found_files, problems = files.find(args.paths)
     embedder = options.load(args)
     head = None if is_zero_shot else _head(args, embedder)
-    if head is None:
-        results = _by_labels(args, embedder, found_files, labels)
-    else:
-        results = _by_head(args, head, found_files, labels)
     rows = []
-    for paths, result, reason in results:
+    for paths, result, reason in _results(args, embedder, head, found_files, labels):
         if result is None:
             problems.append(Unreadable(paths[0], reason))
             continue
@@ -127,6 +123,19 @@ def _labels(text: str | None) -> list[str]:
     if not labels:
         raise UsageError("--labels is empty; give at least one label")
     return labels
+
+
+def _results(
+    args: argparse.Namespace,
+    embedder: "Embedder",
+    head: "Predictor | None",
+    found_files: Sequence[FoundFile],
+    labels: Sequence[str],
+) -> "Iterator[ClassifiedFiles]":
+    """The results of the files: by the head, or zero-shot by the labels without one."""
+    if head is None:
+        return _by_labels(args, embedder, found_files, labels)
+    return _by_head(args, head, found_files, labels)
 
 
 def _by_labels(

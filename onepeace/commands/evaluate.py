@@ -52,12 +52,20 @@ def run(args: argparse.Namespace) -> int:
     args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force)
+    recipe = _recipe(args)
+    failures: list[UserError] = []
+    rows = _evaluate(args, recipe, failures)
+    if not rows and not failures:
+        raise UserError(f"{args.recipe}: nothing was evaluated; the model has the modalities of none of the sets")
+    return 1 if failures else 0
+
+
+def _evaluate(args: argparse.Namespace, recipe: "EvaluationRecipe", failures: list[UserError]) -> "list[ReportRow]":
+    """Measure all sets, print the metrics and write the output file; errors of sets are added to ``failures``."""
     from onepeace.evaluate.report import as_json, as_table
 
-    recipe = _recipe(args)
     model = _load(args, recipe)
     about = _about(args.model, model)
-    failures: list[UserError] = []
     rows: list[ReportRow] = []
     try:
         for row in _measured(recipe, model, failures):
@@ -70,9 +78,7 @@ def run(args: argparse.Namespace) -> int:
         if rows and args.output:
             lines = [as_json(row, about, per_query=True) + "\n" for row in rows]
             write_text_atomic(args.output, "".join(lines))
-    if not rows and not failures:
-        raise UserError("nothing was evaluated; the model has the modalities of none of the sets", where=args.recipe)
-    return 1 if failures else 0
+    return rows
 
 
 def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError]) -> "Iterator[ReportRow]":

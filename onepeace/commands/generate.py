@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError, expect
 from onepeace.files.drawing import Drawings, with_box
 from onepeace.files.table import format_table
+from onepeace.files.walk import FoundFile
 
 if TYPE_CHECKING:
     from onepeace.generative.answers import Answer
@@ -56,31 +58,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.progress import Progress
+
     name = args.command
     text = _text(args)
     if args.model is None:
         raise UsageError(f"{name} needs --model: a folder, or one of {_models_for(name)}")
     drawings = Drawings(args.draw) if getattr(args, "draw", None) else None
     found_files, problems = files.find(args.paths)
-
-    from onepeace.progress import Progress, status
-
-    status(f"loading the model {args.model} ...")
-    from onepeace.generative.generator import load_generator
-
-    generator = load_generator(args.model, device=args.device)
+    generator = _load(args)
     task = _task(args, generator)
     readable = files.readable(found_files, generator.reader.processors(task))
-    items = [{file.modality: file.path, **({"text": text} if text else {})} for file in readable]
     rows = []
     with Progress(len(readable)) as progress:
-        for written in generator.stream(task, items, batch_size=args.batch_size):
+        for generated in generator.stream(task, _items(readable, text), batch_size=args.batch_size):
             progress.update()
-            path = readable[written.index].path
-            if not written.answers:
-                problems.append(files.Unreadable(path, str(written.reason)))
+            path = readable[generated.index].path
+            if not generated.answers:
+                problems.append(files.Unreadable(path, str(generated.reason)))
                 continue
-            answer = written.answer
+            answer = generated.answer
             result = _result(name, answer)
             if drawings:
                 result["picture"] = _draw(drawings, path, result["box"], args.text)
@@ -91,6 +88,26 @@ def run(args: argparse.Namespace) -> int:
         column = "box" if name == "ground" else name
         print(format_table((column, "confidence", "path"), rows))
     return files.exit_code(problems, len(rows))
+
+
+def _load(args: argparse.Namespace) -> "Generator":
+    from onepeace.progress import status
+
+    status(f"loading the model {args.model} ...")  # before the import, which takes seconds
+    from onepeace.generative.generator import load_generator
+
+    return load_generator(args.model, device=args.device)
+
+
+def _items(found_files: Sequence[FoundFile], text: str | None) -> list[dict[str, object]]:
+    """The inputs of the task: each file, with the text if the command has one."""
+    items = []
+    for file in found_files:
+        item: dict[str, object] = {file.modality: file.path}
+        if text is not None:
+            item["text"] = text
+        items.append(item)
+    return items
 
 
 def _text(args: argparse.Namespace) -> str | None:

@@ -3,14 +3,18 @@
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from onepeace.commands import files
 from onepeace.commands.options import positive
 from onepeace.errors import UsageError
 
+if TYPE_CHECKING:
+    from onepeace.train.recipe import Recipe
+
 SAMPLES = "data/samples"
 """Sample files of a checkout, on which to try a new model."""
-CARDS = ("a100", "h100", "h200", "b200")
+CARD_NAMES = ("a100", "h100", "h200", "b200")
 """Keys of onepeace.plan.cards.CARDS, which takes seconds to import."""
 
 
@@ -22,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print memory, traffic, FLOPs and time of a step, and stop")
     parser.add_argument("--processes", metavar="N", type=positive, help="number of GPUs for --plan (1)")
-    parser.add_argument("--card", choices=CARDS, help="the GPU for --plan (h100)")
+    parser.add_argument("--card", choices=CARD_NAMES, help="the GPU for --plan (h100)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,30 +42,39 @@ def run(args: argparse.Namespace) -> int:
         print(to_yaml(recipe), end="")
         return 0
     if args.plan:
-        from onepeace.plan import cards
-        from onepeace.plan.plan import make_plan
-        from onepeace.plan.report import plan_text
-
-        print(plan_text(make_plan(recipe, args.processes or 1, cards.CARDS[args.card or "h100"])))
+        _print_plan(recipe, args.processes or 1, args.card or "h100")
         return 0
+    _train(args, recipe)
+    return 0
+
+
+def _print_plan(recipe: "Recipe", processes: int, card: str) -> None:
+    from onepeace.plan.cards import CARDS
+    from onepeace.plan.plan import make_plan
+    from onepeace.plan.report import plan_text
+
+    print(plan_text(make_plan(recipe, processes, CARDS[card])))
+
+
+def _train(args: argparse.Namespace, recipe: "Recipe") -> None:
+    """Train, and say what there is now: a model to try, or a checkpoint to resume from."""
     from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train
 
-    prints = os.environ.get("RANK", "0") == "0"  # only one of torchrun's processes does
+    is_first_process = os.environ.get("RANK", "0") == "0"  # of torchrun's processes; only this one prints
     try:
         folder = train(recipe, evaluation(recipe))
     except KeyboardInterrupt:
-        args.kept = kept_text(recipe.run.out) if prints else None
+        args.kept = kept_text(recipe.run.out) if is_first_process else None
         raise
-    if not prints:
-        return 0
+    if not is_first_process:
+        return
     print(folder)
     if (folder / "config.yaml").exists():
-        place = SAMPLES if os.path.isdir(SAMPLES) else "FOLDER"
-        print(f"try it: onepeace search {place} --text 'a dog' --model {folder}", file=sys.stderr)
+        searched = SAMPLES if os.path.isdir(SAMPLES) else "FOLDER"
+        print(f"try it: onepeace search {searched} --text 'a dog' --model {folder}", file=sys.stderr)
     else:
         files.say(f"stopped; {kept_text(recipe.run.out)}")
-    return 0
 
 
 def kept_text(folder: str) -> str:

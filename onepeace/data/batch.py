@@ -133,13 +133,9 @@ class Batch:
         for key, tensors in self.inputs.items():
             part_lengths = input_lengths[key].tolist() if key in input_lengths else None
             inputs[key] = adapters[key].take(tensors, indices, part_lengths)
-        masks: dict[str, dict[str, Mask]] = {}
-        for key, by_pass in self.masks.items():
-            full = (len(self.lengths[key]), int(self.lengths[key].max()) - 1)
-            masks[key] = {}
-            for name, mask in by_pass.items():
-                hidden = torch.zeros(full, dtype=torch.bool).view(-1).index_fill(0, mask.masked, True).view(full)
-                masks[key][name] = make_mask(hidden[rows], lengths[key] - 1)
+        masks = {}
+        for key, masks_of_key in self.masks.items():
+            masks[key] = {name: self._mask_of_rows(key, mask, rows) for name, mask in masks_of_key.items()}
         return replace(
             self,
             inputs=inputs,
@@ -152,6 +148,14 @@ class Batch:
             real={key: real_tokens(counts - 1) for key, counts in lengths.items()},
             masks=masks,
         )
+
+    def _mask_of_rows(self, key: str, mask: Mask, rows: slice) -> Mask:
+        """A mask of the batch for some of its rows, whose longest may be shorter."""
+        lengths = self.lengths[key]
+        shape = (len(lengths), int(lengths.max()) - 1)
+        hidden = torch.zeros(shape, dtype=torch.bool)
+        hidden.view(-1)[mask.masked] = True
+        return make_mask(hidden[rows], lengths[rows] - 1)
 
 
 def make_mask(hidden: Tensor, lengths: Lengths) -> Mask:

@@ -52,34 +52,16 @@ class VGGSound(Sounds, OfficialSplits):
         target_by_label = {label: target for target, label in enumerate(classes)}
         records: dict[str, list[Record]] = {"test": [], "train": []}
         for where, row in rows:
-            video = row["video"]
-            start = whole_number(row["start"], where)
-            label = row["label"]
             split = row["split"]
             if split not in records:
                 raise UserError(f"the split is {split!r}, not train or test", where=where)
-            if split not in self.val and video in videos_of_audiocaps:
+            clip_name = f"{row['video']}_{whole_number(row['start'], where):06d}"
+            if split not in self.val and row["video"] in videos_of_audiocaps:
                 continue
-            name = f"{video}_{start:06d}"
-            inputs: dict[str, Any] = {
-                "audio": sounds.get(name),
-                "text": [caption.format(label) for caption in CAPTIONS],
-            }
+            inputs: dict[str, Any] = {"audio": sounds.get(clip_name)}
             if self.pictures:
-                inputs["image"] = pictures.get(name)
-            record = Record(
-                key=f"vgg_{name}",
-                source=f"VGGSound {split}",
-                inputs=inputs,
-                targets={"label": label},
-                about={
-                    "license": LICENSE,
-                    "target": target_by_label[label],
-                    "youtube_id": video,
-                    "start": start,
-                },
-            )
-            records[split].append(record)
+                inputs["image"] = pictures.get(clip_name)
+            records[split].append(_record(row, clip_name, inputs, target_by_label[row["label"]]))
         return {split: Table(table, records_of_split, classes) for split, records_of_split in records.items()}
 
     def encode(self, record: Record) -> Encoded:
@@ -92,6 +74,23 @@ class VGGSound(Sounds, OfficialSplits):
         else:
             picture = open_picture(path)
         return Encoded({**sound.files, "webp": webp(shrink(picture, self.size), self.quality)})
+
+
+def _record(row: Mapping[str, str], clip_name: str, media: Mapping[str, Any], target: int) -> Record:
+    """The sample of a row of vggsound.csv, with its files and the number of its class."""
+    label = row["label"]
+    return Record(
+        key=f"vgg_{clip_name}",
+        source=f"VGGSound {row['split']}",
+        inputs={**media, "text": [caption.format(label) for caption in CAPTIONS]},
+        targets={"label": label},
+        about={
+            "license": LICENSE,
+            "target": target,
+            "youtube_id": row["video"],
+            "start": int(row["start"]),
+        },
+    )
 
 
 def _pictures_below(folder: Path) -> dict[str, Path]:

@@ -1,8 +1,9 @@
 """Samples in shards that were written from layouts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from onepeace.data.parsing import MASK, media_of
 from onepeace.data.shard import content_of, open_shard
@@ -24,29 +25,38 @@ def read_shard(path: Path) -> Iterator[Record]:
     Raises:
         UserError: a sample is incomplete (names the shard and the key).
     """
+    endings = _endings()
+    shard = open_shard(str(path.absolute()))
+    for row in range(len(shard.index)):
+        yield _read_sample(path, shard.index.key(row), content_of(shard.members(row)), endings)
+    if shard.index.damages:
+        raise UserError(shard.index.damages[0])
+
+
+def _endings() -> dict[str, set[str]]:
+    """File endings of each modality but text, without the dot."""
     endings = {"video": {"mp4"}}
     for modality, processor in guessed().items():
         if modality != "text":
             endings[modality] = {suffix.removeprefix(".") for suffix in processor.suffixes}
-    shard = open_shard(str(path.absolute()))
-    for row in range(len(shard.index)):
-        key = shard.index.key(row)
-        raw = content_of(shard.members(row))
-        try:
-            media = {modality: media_of(raw, endings[modality]) for modality in endings}
-            texts = [raw["txt"].decode()] if "txt" in raw else []
-            about = json.loads(raw["json"])
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
-        inputs = {modality: content for modality, content in media.items() if content}
-        if not inputs and not texts:
-            raise UserError(f"{key} has no picture, sound or text", where=path)
-        yield Record(
-            key=key,
-            source=str(path),
-            inputs={**inputs, "text": texts},
-            targets={"mask": raw[MASK]} if MASK in raw else {},
-            about=about,
-        )
-    if shard.index.damages:
-        raise UserError(shard.index.damages[0])
+    return endings
+
+
+def _read_sample(path: Path, key: str, raw: Mapping[str, Any], endings: Mapping[str, set[str]]) -> Record:
+    """A sample, from the content of its files by their endings."""
+    try:
+        media = {modality: media_of(raw, endings[modality]) for modality in endings}
+        texts = [raw["txt"].decode()] if "txt" in raw else []
+        about = json.loads(raw["json"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
+    inputs = {modality: content for modality, content in media.items() if content}
+    if not inputs and not texts:
+        raise UserError(f"{key} has no picture, sound or text", where=path)
+    return Record(
+        key=key,
+        source=str(path),
+        inputs={**inputs, "text": texts},
+        targets={"mask": raw[MASK]} if MASK in raw else {},
+        about=about,
+    )

@@ -71,12 +71,17 @@ def describe(item: object) -> str:
         item = item.name
     if isinstance(item, (str, os.PathLike)):
         return _shortened(os.fsdecode(os.fspath(item)))
+    return _describe_value(item)
+
+
+def _describe_value(item: object) -> str:
+    """A description of an input that is neither a path nor a URL; arrays and pictures may be of any library."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         return f"bytes ({len(item)})"
-    if isinstance(item, dict) and ("path" in item or "array" in item):
-        return str(item.get("path") or describe(item.get("array")))
     if isinstance(item, tuple):
-        return f"({', '.join(describe(part) for part in item)})"
+        return f"({', '.join(map(describe, item))})"
+    if isinstance(item, dict) and ("path" in item or "array" in item):  # a sound of datasets (Hugging Face)
+        return str(item.get("path") or describe(item.get("array")))
     if hasattr(item, "shape") and hasattr(item, "dtype"):
         return f"{type(item).__name__} {tuple(item.shape)} {item.dtype}"
     file = getattr(item, "filename", None)  # of an opened PIL image

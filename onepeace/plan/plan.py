@@ -5,10 +5,12 @@ size. What is not in it: teachers, losses of task heads (large for those over ev
 kernels and waste of the allocator; `MARGIN` is added for the last two.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from onepeace.config import SIZES, Config
 from onepeace.data.batch import Batch
@@ -145,11 +147,19 @@ def _share(recipe: Recipe, config: Config, model: Trained, source: str, processe
     inputs = {}
     for key, item in largest_items(config, recipe.data.modalities[source], 1).items():
         if key in recipe.data.stem_views:  # computed once, before the steps
-            features = model.adapters[key].stem_features({name: x.to("meta") for name, x in item.items()})
-            item = {"features": torch.zeros(1).expand(features.shape)}
-        inputs[key] = {name: x.expand(rows, *x.shape[1:]) for name, x in item.items()}  # takes no memory
+            item = _features_of(model, key, item)
+        inputs[key] = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in item.items()}  # no memory
     batch = synthetic_batch(recipe.data, recipe.mask, model.adapters, inputs, rows_of_item)
     # Parts are copies: only those of whole numbers, which decide on lengths, take memory.
     for tensors in inputs.values():
-        tensors.update({name: x.to("meta") for name, x in tensors.items() if x.is_floating_point()})
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                tensors[name] = tensor.to("meta")
     return replace(batch, source=source).split(recipe.run.grad_cache_chunks, model.adapters)
+
+
+def _features_of(model: Trained, key: str, item: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The input of an adapter that gets the features of its stem: of the right shape, and without memory."""
+    inputs = {name: tensor.to("meta") for name, tensor in item.items()}
+    features = model.adapters[key].stem_features(inputs)
+    return {"features": torch.zeros(1).expand(features.shape)}

@@ -34,20 +34,22 @@ def _check_modalities(recipe: Recipe, config: Config) -> None:
     for key in recipe.processors:
         if key not in PROCESSORS:
             raise UserError(f"processors.{key}: no such modality; there are {', '.join(PROCESSORS)}")
-    pairs = recipe.data.modalities
-    for name, pair in pairs.items():
-        for key in pair:
+    modalities_by_source = recipe.data.modalities
+    present: set[str] = set()
+    for name, modalities in modalities_by_source.items():
+        present.update(modalities)
+        for key in modalities:
             if key not in config.model.adapters:
                 hint = nearest(key, config.model.adapters)
                 raise UserError(f"data.train: {name} has {key!r}, the model does not; {hint}")
-    by_modality: dict[str, Mapping[str, Any]] = {"mask": recipe.mask}
+    options_by_section: dict[str, Mapping[str, Any]] = {"mask": recipe.mask}
     for section in ("token_dropout", "augment", "templates", "stem_views"):
-        by_modality[f"data.{section}"] = getattr(recipe.data, section)
-    present = {key for pair in pairs.values() for key in pair}
-    for section, options in by_modality.items():
+        options_by_section[f"data.{section}"] = getattr(recipe.data, section)
+    for section, options in options_by_section.items():
         for key in options:
             if key not in present:
-                raise UserError(f"{section}.{key}: no pair of data.train has {key}; there are {', '.join(pairs)}")
+                sources = ", ".join(modalities_by_source)
+                raise UserError(f"{section}.{key}: no source of data.train has {key}; there are {sources}")
 
 
 def _check_terms(recipe: Recipe, config: Config) -> None:

@@ -115,17 +115,17 @@ class Loop:
         options = self.recipe.run
         is_last = step == self.recipe.schedule.steps
         is_logged = is_last or _is_due(options.log_every, step)
-        is_evaluated = self.evaluate is not None and (is_last or _is_due(options.eval_every, step))
+        evaluate = self.evaluate if is_last or _is_due(options.eval_every, step) else None
         is_stopping = self._ask_all_processes()
         if is_logged:
             self._write_log(step)
         # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
         is_saved = _is_due(options.save_every, step) or (self.is_overdue and is_logged)
-        if is_saved or is_evaluated or is_last or is_stopping:
+        if is_saved or evaluate is not None or is_last or is_stopping:
             self.run.save(step)
             self.is_overdue = False
-        if is_evaluated and self.evaluate is not None:
-            self.run.evaluate(self.evaluate, self.journal, step)
+        if evaluate is not None:
+            self.run.evaluate(evaluate, self.journal, step)
             self.averages.restart_clock()
         return is_stopping and not is_last
 

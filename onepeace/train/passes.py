@@ -24,6 +24,9 @@ from onepeace.train.groups import Rows
 T = TypeVar("T")
 P = TypeVar("P", Features, StemOutput)
 
+Run = Callable[[Mapping[str, StemOutput], Mapping[str, Tensor]], dict[str, Features]]
+"""A pass: from the stems' outputs and the visible positions, by modality, to features."""
+
 
 class Passes:
     """Forward passes of a model over a batch.
@@ -136,7 +139,7 @@ class Passes:
     def _encode(
         self,
         keys: Sequence[str],
-        run: Callable[[Mapping[str, StemOutput], Mapping[str, Tensor]], dict[str, Features]],
+        run: Run,
         mask_name: str | None = None,
         in_groups: bool = True,
     ) -> dict[str, Features]:
@@ -148,9 +151,11 @@ class Passes:
             mask_name: name of the masks that hide tokens; None = all are visible.
         """
         masks: dict[str, Mask] = {}
+        lengths_by_key = {key: self.batch.lengths[key] for key in keys}
         if mask_name is not None:
             masks = {key: self.batch.masks[key][mask_name] for key in keys}
-        lengths = np.stack([masks[key].visible if key in masks else self.batch.lengths[key] for key in keys])
+            lengths_by_key = {key: mask.visible for key, mask in masks.items()}
+        lengths = np.stack(list(lengths_by_key.values()))
         row_groups = self._groups(keys, lengths) if in_groups else groups.by_length(lengths, 1.0)
         self.real_tokens += int(lengths.sum())
         self.all_tokens += groups.padded_tokens(lengths, row_groups)
@@ -158,13 +163,18 @@ class Passes:
             stems = {key: self.stems[key] for key in keys}
             keep = {key: mask.keep for key, mask in masks.items()}
             return run(stems, keep)
-        results = []
-        for rows in row_groups:
-            index = self._index(rows)
-            stems = {key: self._stem_of_group(key, rows, index) for key in keys}
-            keep = {key: _keep_of_group(mask, rows, index) for key, mask in masks.items()}
-            results.append(run(stems, keep))
-        return {key: self._merge([result[key] for result in results], row_groups) for key in keys}
+        features_of_groups = [self._run_group(run, keys, masks, rows) for rows in row_groups]
+        merged = {}
+        for key in keys:
+            merged[key] = self._merge([features[key] for features in features_of_groups], row_groups)
+        return merged
+
+    def _run_group(self, run: Run, keys: Sequence[str], masks: Mapping[str, Mask], rows: Rows) -> dict[str, Features]:
+        """Results of ``run`` for some rows of the batch, padded to the longest of them."""
+        index = self._index(rows)
+        stems = {key: self._stem_of_group(key, rows, index) for key in keys}
+        keep = {key: _keep_of_group(mask, rows, index) for key, mask in masks.items()}
+        return run(stems, keep)
 
     def _stem_of_group(self, key: str, rows: Rows, index: Tensor) -> StemOutput:
         """The stem's output for some rows, padded to the longest of them."""
@@ -199,20 +209,32 @@ class Passes:
 
     def _merge(self, parts: Sequence[P], row_groups: list[Rows]) -> P:
         """Join the parts of a batch, each a group of its rows, in the batch's order and padded to the longest."""
-        first = parts[0]
         longest = max(part.tokens.shape[1] for part in parts)
+        missing = [longest - part.tokens.shape[1] for part in parts]
         order = self._index(np.argsort(np.concatenate(row_groups)))
-        tokens = [F.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in parts]
+        tokens = [F.pad(part.tokens, (0, 0, 0, count)) for part, count in zip(parts, missing, strict=True)]
         joined: dict[str, Any] = {"tokens": torch.cat(tokens)[order], "padding_mask": None}
-        if any(part.padding_mask is not None or part.tokens.shape[1] < longest for part in parts):
-            masks = [F.pad(_dense_mask(part), (0, longest - part.tokens.shape[1]), value=True) for part in parts]
+        if any(missing) or any(part.padding_mask is not None for part in parts):
+            masks = []
+            for part, count in zip(parts, missing, strict=True):
+                masks.append(F.pad(_dense_mask(part), (0, count), value=True))
             joined["padding_mask"] = torch.cat(masks)[order]
-        for name in ("type_ids", "pooled"):  # of a stem, one row per item
-            if getattr(first, name, None) is not None:
-                joined[name] = torch.cat([getattr(part, name) for part in parts])[order]
         grids: list[Any] = [part.grid for part in parts]
         joined["grid"] = None if None in grids else max(grids)  # None where tokens were left out
+        first = parts[0]
+        if isinstance(first, StemOutput):
+            joined |= _joined_rows(parts, order)
         return first._replace(**joined)
+
+
+def _joined_rows(stems: Sequence[Any], order: Tensor) -> dict[str, Tensor]:
+    """Those outputs of stems for the groups of a batch that have one row per item, in the batch's order."""
+    joined = {}
+    for name in ("type_ids", "pooled"):
+        rows = [getattr(stem, name) for stem in stems]
+        if rows[0] is not None:
+            joined[name] = torch.cat(rows)[order]
+    return joined
 
 
 def _keep_of_group(mask: Mask, rows: Rows, index: Tensor) -> Tensor:

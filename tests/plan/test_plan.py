@@ -466,7 +466,7 @@ def test_plan_command_prints_the_plan(tmp_path, capsys):
 
 
 def test_cards_of_the_command():
-    assert train.CARDS == tuple(CARDS)
+    assert train.CARD_NAMES == tuple(CARDS)
 
 
 @pytest.mark.parametrize(
