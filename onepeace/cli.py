@@ -139,7 +139,10 @@ def _report(failure: Exception, with_traceback: bool) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    words = os.environ.get("COMP_LINE", "").split()[1:] if COMPLETING in os.environ else arguments
+    """Parse the arguments and run the command; only the module of this command is imported."""
+    words = arguments
+    if COMPLETING in os.environ:  # the shell asks how the line goes on
+        words = os.environ.get("COMP_LINE", "").split()[1:]
     command = next((word for word in words if word in COMMANDS), None)
     module = None if command is None else _module_of(command)
     parser, _ = _parsers(command, module)
@@ -147,12 +150,7 @@ def _run(arguments: Sequence[str]) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)  # ends the process
-    args, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        options = args.parser._option_string_actions
-        has_near = bool(difflib.get_close_matches(unknown[0], options))
-        hint = f"; {_hint(unknown[0], options)}" if has_near else ""
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    args = _parse(parser, arguments)
     if module is None:
         parser.error("no command given")
     quiet = command in DECODING and "--debug" not in arguments
@@ -169,6 +167,17 @@ def _run(arguments: Sequence[str]) -> int:
             if kept:
                 _say(f"stopped; {kept}")
             raise
+
+
+def _parse(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments; an unknown one ends the program, with the nearest option if there is a near one."""
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options = args.parser._option_string_actions
+        has_near = bool(difflib.get_close_matches(unknown[0], options))
+        hint = f"; {_hint(unknown[0], options)}" if has_near else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return args
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:

@@ -35,11 +35,11 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 
     Raises `UserError`, with the available names, for any other name.
     """
-    known = available_devices()
+    names = available_devices()
     if name is None or name == "auto":
-        return torch.device(known[0])
-    if str(name) not in known:
-        raise UserError(f"device {str(name)!r} is not available here; available: {', '.join(known)}")
+        return torch.device(names[0])
+    if str(name) not in names:
+        raise UserError(f"device {str(name)!r} is not available here; available: {', '.join(names)}")
     return torch.device(name)
 
 

@@ -119,7 +119,7 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def describe() -> str:
+def describe_threads() -> str:
     """The use of threads on this machine, in one line."""
     import torch
 

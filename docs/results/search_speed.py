@@ -19,7 +19,7 @@ import numpy as np
 from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
-from onepeace.index.calibrate import FILE
+from onepeace.index.calibrate import CALIBRATION
 from onepeace.index.derived import finish
 from onepeace.index.identity import identity
 from onepeace.index.items import Item, Span
@@ -46,7 +46,7 @@ def make(folder: Path, rows: np.ndarray) -> None:
             with store.transaction():
                 store.add(items, block)
         with store.transaction():
-            store.keep_blob("calibration", (resolve("tiny") / FILE).read_bytes())
+            store.keep_blob("calibration", (resolve("tiny") / CALIBRATION).read_bytes())
         keep_text_branch("tiny", about["model_hash"])
         finish(store)
 

@@ -25,10 +25,10 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.files.atomic import write_atomic
     from onepeace.hub.resolve import resolve
     from onepeace.index import Index
-    from onepeace.index.calibrate import FILE, calibrate
+    from onepeace.index.calibrate import CALIBRATION, calibrate
 
     with Index.open(args.index) as index:
-        output = resolve(index.model) / FILE
+        output = resolve(index.model) / CALIBRATION
         files.check_output(output, args.force)
         banks = calibrate(index)
     with write_atomic(output) as temporary:

@@ -142,14 +142,14 @@ def _print_devices() -> None:
         if device.type == "cpu":
             capabilities = torch.cpu.get_capabilities()
             features = [name for name in CPU_FEATURES if capabilities.get(name) is True]
-            about = f"{torch.get_num_threads()} threads, {', '.join(features) or 'no wide vectors'}"
+            details = f"{torch.get_num_threads()} threads, {', '.join(features) or 'no wide vectors'}"
         elif device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
-            about = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+            details = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         else:
-            about = ""
-        _row(name, "native bf16" if bfloat16_is_fast(device) else "no native bf16", about)
-    _row("threads", str(torch.get_num_threads()), threads.describe())
+            details = ""
+        _row(name, "native bf16" if bfloat16_is_fast(device) else "no native bf16", details)
+    _row("threads", str(torch.get_num_threads()), threads.describe_threads())
     if torch.version.cuda is not None and not torch.cuda.is_available():
         remedy = f"pip install --force-reinstall torch torchvision --index-url {CPU_BUILDS}"
         _row("torch build", f"CUDA {torch.version.cuda}", "no CUDA device; the CPU build saves 4 GB:", remedy)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     failures: list[UserError] = []
     rows = _evaluate(args, recipe, failures)
     if not rows and not failures:
-        raise UserError(f"{args.recipe}: nothing was evaluated; the model has the modalities of none of the sets")
+        raise UserError("nothing was evaluated; the model has the modalities of none of the sets", where=args.recipe)
     return 1 if failures else 0
 
 

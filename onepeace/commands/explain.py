@@ -36,10 +36,10 @@ best.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     files.add_paths(parser)
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--text", metavar="T", help="the query is a phrase")
-    asked.add_argument("--image", metavar="F", help="the query is a picture")
-    asked.add_argument("--audio", metavar="F", help="the query is a sound")
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", metavar="T", help="the query is a phrase")
+    query.add_argument("--image", metavar="F", help="the query is a picture")
+    query.add_argument("--audio", metavar="F", help="the query is a sound")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write the heat maps over the files (PNG)")
     options.add_model(parser, batch_size=None, dtype=False)
     options.add_json(parser)

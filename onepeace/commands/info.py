@@ -43,7 +43,7 @@ PARTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onepeace.hub.registry import RELEASED
 
-    released = "\n".join(f"  {name:<26}{one.about}" for name, one in RELEASED.items())
+    released = "\n".join(f"  {name:<26}{file.about}" for name, file in RELEASED.items())
     parser.epilog = f"{EPILOG}\nbundled models: tiny, tiny-fast, tiny-captions; released ones:\n{released}"
     parser.add_argument("model", metavar="MODEL|FILE", help="tiny, a model folder, or a .pt, .pth or .pkl file of the "
                         "original code")  # fmt: skip

@@ -49,8 +49,10 @@ def add_model(
         batch_size: the default; None if the command encodes files one at a time.
         dtype: False if the results are not stored, so that the default of the device is right.
     """
-    about = f" ({default})" if default else ""
-    text = f"a bundled model, a model folder, a released model, or open_clip:NAME/WEIGHTS, clap:NAME, ...{about}"
+    shown_default = f" ({default})" if default else ""
+    text = (
+        f"a bundled model, a model folder, a released model, or open_clip:NAME/WEIGHTS, clap:NAME, ...{shown_default}"
+    )
     parser.add_argument("--model", default=default, metavar="NAME", help=text)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (best available)")
     if dtype:

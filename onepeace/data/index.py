@@ -184,8 +184,8 @@ def _members(
                     damages.append(f"{name}: unexpected end of data")
                     return
                 if member.isreg():
-                    place = (member.offset_data, member.size)
-                    yield {"fname": member.name, "data": place, "__url__": name}
+                    offset_and_size = (member.offset_data, member.size)
+                    yield {"fname": member.name, "data": offset_and_size, "__url__": name}
             if not _is_zero(file, end, tar_size):
                 damages.append(f"{name}: damaged after {last}, from byte {end} to {tar_size}")
     except tarfile.TarError as error:

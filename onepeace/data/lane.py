@@ -195,8 +195,8 @@ class Lane:
         shards, last = self._open_until_full(numbers, first)
         sizes = self._sizes(shards)
         # The first window of the first lane has the seed of data sets that fit one window.
-        place = [self.lane, first] if self.lane or first else []
-        rng = np.random.default_rng([*self.seed, ORDER, epoch, *place])
+        lane_and_shard = [self.lane, first] if self.lane or first else []
+        rng = np.random.default_rng([*self.seed, ORDER, epoch, *lane_and_shard])
         order = draw_order(sizes, self.weights, self.run, rng)
         next_cursor = {**cursor, "shard": last, "start": cursor["start"] + len(order)}
         if last >= len(numbers):

@@ -118,10 +118,10 @@ def _check_targets(
 ) -> None:
     for name in required:
         if name not in values:
-            place = "in its .json"
+            holder = "in its .json"
             if name == "mask":
-                place = f"(a .{MASK})"
-            raise BrokenSample(f"{where} has no {name} {place}")
+                holder = f"(a .{MASK})"
+            raise BrokenSample(f"{where} has no {name} {holder}")
         value = content_of(values[name])  # for a mask, its bytes
         problem = wrong_target(name, value, values)
         if problem:
@@ -189,9 +189,9 @@ def has_modalities(endings: Collection[str], modalities: Sequence[str]) -> bool:
     False only if it has files of other modalities and none of these, as in shards of several modalities.
     """
     suffixes = {f".{ending.rpartition('.')[2]}" for ending in endings if ending != MASK}
-    wanted = {*modalities} - {"text"}
+    media_modalities = {*modalities} - {"text"}
     present: set[str] = set()
     for modality, processor in PROCESSORS.items():
         if modality != "text" and processor.suffixes & suffixes:
             present.add(modality)
-    return not present or not wanted or not present.isdisjoint(wanted)
+    return not present or not media_modalities or not present.isdisjoint(media_modalities)

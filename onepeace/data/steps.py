@@ -172,10 +172,10 @@ def loader(
         )
     )
     try:
-        for made in made_steps:
-            if isinstance(made, UserError):
-                raise made
-            yield made
+        for result in made_steps:
+            if isinstance(result, UserError):
+                raise result
+            yield result
     finally:
         del made_steps  # ends the workers now, although the traceback of an error keeps this frame
 

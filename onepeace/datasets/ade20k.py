@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import Photographs, open_picture, shrink, webp
+from onepeace.datasets.pictures import Photographs, read_picture, shrink, webp
 from onepeace.datasets.reading import find, read_lines
 from onepeace.errors import UserError
 
@@ -38,7 +38,7 @@ class ADE20K(Photographs, OfficialSplits):
 
     def encode(self, record: Record) -> Encoded:
         """The picture, and the map of its classes at the same size."""
-        picture = open_picture(record.inputs["image"])
+        picture = read_picture(record.inputs["image"])
         small = shrink(picture, self.size)
         mask = class_map(
             record.targets["mask"],

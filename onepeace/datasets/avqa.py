@@ -44,16 +44,16 @@ def _table(folder: Path, split: str, sounds: Mapping[str, Path]) -> Table:
             choice = int(row["answer"])
         if not 0 <= choice < len(candidates):
             raise UserError(f"answer {choice} of {len(candidates)}, which count from 0", where=where)
-        about = {"license": LICENSE, "youtube_id": name.rpartition("_")[0], "file_name": name}
+        facts = {"license": LICENSE, "youtube_id": name.rpartition("_")[0], "file_name": name}
         for field in ("question_relation", "question_type"):
             if field in row:
-                about[field] = row[field]
+                facts[field] = row[field]
         record = Record(
             key=f"avqa_{split}_{key}",
             source=f"AVQA {split}",
             inputs={"audio": sounds.get(name), "text": [question]},
             targets={"candidates": candidates, "choice": choice},
-            about=about,
+            about=facts,
         )
         records.append(record)
     return Table(table, records)

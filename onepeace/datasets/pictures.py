@@ -37,14 +37,14 @@ class SharedPhotographs(Photographs):
         content_by_ending = {}
         for number, file in enumerate(files, 1):
             ending = "webp" if number == 1 else f"{number}.webp"
-            content_by_ending[ending] = webp(shrink(open_picture(file), self.size), self.quality)
+            content_by_ending[ending] = webp(shrink(read_picture(file), self.size), self.quality)
         return Encoded(content_by_ending)
 
 
 def photograph(record: Record, size: int, quality: int) -> Encoded:
     """The picture of a record as WebP, its short side at most `size` pixels."""
     data = record.inputs["image"].read_bytes()
-    return Encoded({"webp": webp(shrink(open_picture(data), size), quality)}, data)
+    return Encoded({"webp": webp(shrink(read_picture(data), size), quality)}, data)
 
 
 class DuplicateFilter:
@@ -61,7 +61,7 @@ class DuplicateFilter:
         return is_repeated
 
 
-def open_picture(source: Path | bytes, mode: str = "RGB") -> Any:
+def read_picture(source: Path | bytes, mode: str = "RGB") -> Any:
     """Open a PIL picture, upright and in the given mode; OSError if it is not a picture."""
     from PIL import Image, ImageOps
 

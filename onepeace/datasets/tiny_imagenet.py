@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
-from onepeace.datasets.pictures import open_picture
+from onepeace.datasets.pictures import read_picture
 from onepeace.datasets.reading import find, read_json, read_lines
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError
@@ -81,7 +81,7 @@ class PictureClass(NamedTuple):
 def stored(record: Record) -> Encoded:
     """The unchanged JPEG file of a record; OSError if it is not a picture."""
     data = record.inputs["image"].read_bytes()
-    open_picture(data)
+    read_picture(data)
     return Encoded({"jpg": data}, data)
 
 

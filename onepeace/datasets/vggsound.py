@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import open_picture, shrink, webp
+from onepeace.datasets.pictures import read_picture, shrink, webp
 from onepeace.datasets.reading import find, read_rows, whole_number
 from onepeace.datasets.sounds import CAPTIONS, HINT, Sounds, sounds_below
 from onepeace.errors import UserError
@@ -15,6 +15,7 @@ from onepeace.files.video import clip
 LICENSE = "list: CC BY 4.0; sounds belong to the owners of the videos"
 PICTURES = (".mp4", ".png", ".webp", ".jpeg", ".jpg")
 """Suffixes of files that show a clip; of two files, the one whose suffix comes later is read."""
+SPLITS = ("test", "train")
 COLUMNS = ("video", "start", "label", "split")
 
 
@@ -45,23 +46,19 @@ class VGGSound(Sounds, OfficialSplits):
         sounds = {path.stem: path for path in sounds_below(folder)}
         pictures = _pictures_below(folder) if self.pictures else {}
         videos_of_audiocaps = {record.about["youtube_id"] for record in held_out("audiocaps")}
-        rows = list(read_rows(table, *COLUMNS, columns=COLUMNS))
-        if not rows:
-            raise UserError("has no rows", where=table)
+        rows = _read_table(table)
         classes = sorted({row["label"] for _, row in rows})
         target_by_label = {label: target for target, label in enumerate(classes)}
-        records: dict[str, list[Record]] = {"test": [], "train": []}
+        records: dict[str, list[Record]] = {split: [] for split in SPLITS}
         for where, row in rows:
             split = row["split"]
-            if split not in records:
-                raise UserError(f"the split is {split!r}, not train or test", where=where)
             clip_name = f"{row['video']}_{whole_number(row['start'], where):06d}"
             if split not in self.val and row["video"] in videos_of_audiocaps:
                 continue
-            inputs: dict[str, Any] = {"audio": sounds.get(clip_name)}
+            media = {"audio": sounds.get(clip_name)}
             if self.pictures:
-                inputs["image"] = pictures.get(clip_name)
-            records[split].append(_record(row, clip_name, inputs, target_by_label[row["label"]]))
+                media["image"] = pictures.get(clip_name)
+            records[split].append(_record(row, clip_name, media, target_by_label[row["label"]]))
         return {split: Table(table, records_of_split, classes) for split, records_of_split in records.items()}
 
     def encode(self, record: Record) -> Encoded:
@@ -72,8 +69,19 @@ class VGGSound(Sounds, OfficialSplits):
         if path.suffix.lower() == ".mp4":
             picture = clip(path, 1, 1)[0].image
         else:
-            picture = open_picture(path)
+            picture = read_picture(path)
         return Encoded({**sound.files, "webp": webp(shrink(picture, self.size), self.quality)})
+
+
+def _read_table(table: Path) -> list[tuple[str, dict[str, str]]]:
+    """The rows of vggsound.csv, each with its place for messages."""
+    rows = list(read_rows(table, *COLUMNS, columns=COLUMNS))
+    if not rows:
+        raise UserError("has no rows", where=table)
+    for where, row in rows:
+        if row["split"] not in SPLITS:
+            raise UserError(f"the split is {row['split']!r}, not train or test", where=where)
+    return rows
 
 
 def _record(row: Mapping[str, str], clip_name: str, media: Mapping[str, Any], target: int) -> Record:

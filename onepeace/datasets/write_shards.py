@@ -158,6 +158,6 @@ def _write_sample(writer: ShardWriter, record: Record, encoded: Encoded) -> str 
     for name, value in record.targets.items():
         if f"{name}.png" not in encoded.files:  # a target that is a file (mask.png) is among the files
             targets[name] = value
-    about = {"source": record.source, **record.about}
-    is_new = writer.write(key, encoded.files, record.captions, targets=targets, about=about)
+    facts = {"source": record.source, **record.about}
+    is_new = writer.write(key, encoded.files, record.captions, targets=targets, about=facts)
     return None if is_new else key

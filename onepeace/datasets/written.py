@@ -47,7 +47,7 @@ def _read_sample(path: Path, key: str, raw: Mapping[str, Any], endings: Mapping[
     try:
         media = {modality: media_of(raw, endings[modality]) for modality in endings}
         texts = [raw["txt"].decode()] if "txt" in raw else []
-        about = json.loads(raw["json"])
+        facts = json.loads(raw["json"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
     inputs = {modality: content for modality, content in media.items() if content}
@@ -58,5 +58,5 @@ def _read_sample(path: Path, key: str, raw: Mapping[str, Any], endings: Mapping[
         source=str(path),
         inputs={**inputs, "text": texts},
         targets={"mask": raw[MASK]} if MASK in raw else {},
-        about=about,
+        about=facts,
     )

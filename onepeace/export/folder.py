@@ -36,7 +36,7 @@ from onepeace.processors.tokenizer import EOS, PAD
 log = logging.getLogger(__name__)
 
 RECORD = "export.json"
-FORMAT = 1
+EXPORT_FORMAT = 1
 TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
 """Largest allowed distance between the unit vectors of the model and of an export; 0.4 is a cosine of 0.92."""
 HEAD_TOLERANCE = {"onnx": 1e-4, "int8": 0.2, "torch": 1e-4}
@@ -108,7 +108,7 @@ def export_model(
     check_own_weights(config, str(name))
     chosen = _chosen(config.model.projections, modalities, str(name))
     _warn_of_other_heads(config.model.heads)
-    record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
+    record: dict[str, Any] = {"format": EXPORT_FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     exported = []
     ending = "pt2" if form == "torch" else "onnx"

@@ -6,6 +6,6 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """$ONEPEACE_CACHE, or onepeace in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    if given := os.environ.get("ONEPEACE_CACHE"):
-        return Path(given).expanduser()
+    if folder := os.environ.get("ONEPEACE_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onepeace"

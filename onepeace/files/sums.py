@@ -89,13 +89,13 @@ def is_intact(path: Path, digest: str, *, again: bool = False) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    about = os.stat(path)
-    state = f"{about.st_size} {about.st_mtime_ns} {digest}"
+    status_of_file = os.stat(path)
+    state = f"{status_of_file.st_size} {status_of_file.st_mtime_ns} {digest}"
     remembered = _memory_of(path)
     with suppress(OSError):
         if not again and remembered.read_text(encoding="ascii") == state:
             return True
-    if about.st_size >= LARGE:
+    if status_of_file.st_size >= LARGE:
         status(f"comparing {path.name} with its checksum, once ...")
     if sha256_of(path) != digest:
         return False

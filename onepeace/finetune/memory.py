@@ -32,7 +32,7 @@ def fitting_recipe(
         available: bytes; None if unknown, and then the recipe is returned without a check.
         say: called with a line about the needed and the available memory.
     """
-    said = ""
+    memory_line = ""
     for form in _forms(content):
         filled = deepcopy(form)
         for override in overrides:
@@ -41,11 +41,11 @@ def fitting_recipe(
         if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
             return recipe
         needed = make_plan(recipe).step.memory.total()
-        said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
+        memory_line = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
         if needed <= ROOM * available:
-            say(said)
+            say(memory_line)
             return recipe
-    say(f"{said}; it may not fit (give run.batch_size=..., or start from a smaller model)")
+    say(f"{memory_line}; it may not fit (give run.batch_size=..., or start from a smaller model)")
     return recipe
 
 

@@ -44,8 +44,7 @@ from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint_files
 from onepeace.train.folder import model_folder
-from onepeace.train.log import FILE as LOG
-from onepeace.train.log import read_log
+from onepeace.train.log import LOG_FILE, read_log
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -275,7 +274,7 @@ class FineTuning:
             folder=folder,
             recipe=recipe,
             average=average,
-            seconds=sum(line.get("seconds", 0.0) for line in read_log(folder / LOG)),
+            seconds=sum(line.get("seconds", 0.0) for line in read_log(folder / LOG_FILE)),
             before=read_answers(self.out / BEFORE),
             after=read_answers(folder / AFTER),
         )

@@ -217,9 +217,9 @@ def _without(
         samples = f"{len(records)} {plural(modalities, not data.labels)}"
         reason = f"{samples} are too few, or too much alike, to hold some out"
         left_out += [Skipped(record.name, reason) for record in records]
-    rest = OwnData(kept, left_out)
-    check_enough(source, rest)
-    return rest
+    remaining = OwnData(kept, left_out)
+    check_enough(source, remaining)
+    return remaining
 
 
 def _summary(

@@ -32,18 +32,18 @@ def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        about = get_hf_file_metadata(url, token=False)
-        if about.size is None or about.etag is None:
+        metadata = get_hf_file_metadata(url, token=False)
+        if metadata.size is None or metadata.etag is None:
             raise UserError(
                 "the server sends no size or ETag, so an incomplete download could not be detected", where=url
             )
-        part = path.with_name(f"{path.name}.{hashlib.sha256(about.etag.encode()).hexdigest()[:16]}.part")
+        part = path.with_name(f"{path.name}.{hashlib.sha256(metadata.etag.encode()).hexdigest()[:16]}.part")
         with open(part, "ab") as file:
             have, free = file.tell(), shutil.disk_usage(path.parent).free
-            needed = copies * about.size - have
+            needed = copies * metadata.size - have
             if needed > free:
                 raise UserError(f"{free} bytes free, {needed} needed", where=path.parent)
-            http_get(url, file, resume_size=have, expected_size=about.size, displayed_filename=path.name)
+            http_get(url, file, resume_size=have, expected_size=metadata.size, displayed_filename=path.name)
     except UserError:
         raise
     except Exception as error:  # huggingface_hub raises errors of several HTTP packages

@@ -12,16 +12,16 @@ def fingerprint(folder: Path) -> str:
 
     Different trainings differ in the samples; a change of a few bits outside of them is not detected.
     """
-    about = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     paths = [folder / "config.yaml", folder / "tokenizer.json", *sorted(folder.glob("model*.safetensors"))]
     for path in filter(Path.is_file, paths):
         size = path.stat().st_size
-        about.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{path.name} {size}\n".encode())
         with open(path, "rb") as file:
             if size <= PARTS * PART:
-                about.update(file.read())
+                digest.update(file.read())
                 continue
             for i in range(PARTS):
                 file.seek(i * (size - PART) // (PARTS - 1))
-                about.update(file.read(PART))
-    return about.hexdigest()
+                digest.update(file.read(PART))
+    return digest.hexdigest()

@@ -33,8 +33,8 @@ def read_config(folder: str | Path) -> Config:
     path = folder / CONFIG
     if not path.is_file():
         names = sorted(entry.name for entry in folder.iterdir())
-        found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-        raise UserError(f"no {CONFIG}, so this is not a model folder ({found})", where=folder)
+        content = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+        raise UserError(f"no {CONFIG}, so this is not a model folder ({content})", where=folder)
     return parse_config(read_yaml(path), str(path))
 
 

@@ -83,13 +83,13 @@ RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, a
 
 def find(name: str) -> str | None:
     """Key of RELEASED for a name (in any case, with "_" for "-", or the name of the file), or None."""
-    wanted = _plain(name)
-    if wanted in RELEASED:
-        return wanted
+    plain_name = _plain(name)
+    if plain_name in RELEASED:
+        return plain_name
     for key, released in RELEASED.items():
         file = _plain(released.file)
         stem, _, _ = file.rpartition(".")
-        if wanted in (file, stem):
+        if plain_name in (file, stem):
             return key
     return None
 

@@ -101,8 +101,8 @@ def load(
     model = build_without_values(config)
     state = {}
     for name, tensor in model.state_dict().items():
-        wanted = dtype if tensor.is_floating_point() else tensor.dtype
-        state[name] = description.tensors[name].read().to(device=device, dtype=wanted)
+        target_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+        state[name] = description.tensors[name].read().to(device=device, dtype=target_dtype)
     model.load_state_dict(state, strict=True, assign=True)
     _compute_other_buffers(model, config, device)
     return model.eval()

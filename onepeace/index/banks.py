@@ -20,7 +20,7 @@ MODALITIES = ("image", "audio", "text")
 """Modalities of items that queries are scored against."""
 SMALLEST = 1e-8
 """Lower bound of variances."""
-FORMAT = "2"
+BANKS_FORMAT = "2"
 """Version of `Banks.to_bytes`."""
 SCORES = ("best", "squares", "sums", "counts")
 """Attributes of `Banks` that an index stores."""
@@ -125,7 +125,7 @@ class Banks:
             tensors = load(content)
             header_size = int.from_bytes(content[:8], "little")
             metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__", {})
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") != BANKS_FORMAT:
                 raise UserError(f"the calibration has another format version; {remedy}")
             banks = cls({name: tensors[name] for name in json.loads(metadata["banks"])}, metadata["model"])
             if not np.isfinite(banks._queries).all():
@@ -142,7 +142,7 @@ class Banks:
         """Content of a calibration file: the vectors in float16, and the hash of the model."""
         from safetensors.numpy import save
 
-        metadata = {"format": FORMAT, "model": self.model, "banks": json.dumps([*self.vectors])}
+        metadata = {"format": BANKS_FORMAT, "model": self.model, "banks": json.dumps([*self.vectors])}
         return save({name: rows.astype(np.float16) for name, rows in self.vectors.items()}, metadata)
 
     def best_bytes(self) -> bytes:

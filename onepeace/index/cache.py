@@ -31,7 +31,7 @@ from onepeace.index.record import Recorder
 from onepeace.index.report import Report
 from onepeace.index.roots import Root, keep_roots, known_roots, listed, roots_of
 from onepeace.index.scan import Scan, scan
-from onepeace.index.store import FORMAT, Store, is_index
+from onepeace.index.store import INDEX_FORMAT, Store, is_index
 from onepeace.progress import status
 
 log = logging.getLogger(__name__)
@@ -90,14 +90,14 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
 def _folder(model: str) -> Path:
     """Folder of the index of all searches with a model; it may not exist."""
     name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(model)))[:40]
-    return indexes_folder() / f"{name}-{_digest([identity(model), FORMAT])}.index"
+    return indexes_folder() / f"{name}-{_digest([identity(model), INDEX_FORMAT])}.index"
 
 
 def _folder_of_paths(paths: Paths, model: str) -> Path:
     """Folder of the index of one set of paths and a model; it may not exist."""
     places = sorted(os.path.abspath(path) for path in paths)
     name = os.path.basename(places[0])[:40] or "root"
-    return indexes_folder() / f"{name}-{_digest([places, identity(model), FORMAT])}.index"
+    return indexes_folder() / f"{name}-{_digest([places, identity(model), INDEX_FORMAT])}.index"
 
 
 def _digest(content: object) -> str:
@@ -129,8 +129,8 @@ def _update_part(folder: Path, paths: Paths, roots: list[Root], model: str, sett
         UsageError: there is nothing to embed; UserError: a folder has become empty: its disk may not be mounted.
     """
     with writing(folder, create=True) as target, opened(target, model) as store:
-        known = known_roots(store)
-        scanned, part = _scan_part(roots, known)
+        roots_of_index = known_roots(store)
+        scanned, part = _scan_part(roots, roots_of_index)
         is_new = not store.count(part.sql())
         if is_new and all(entry.item.problem for entry in scanned.entries.values()):
             raise UsageError(nothing_in(paths, scanned))
@@ -139,16 +139,16 @@ def _update_part(folder: Path, paths: Paths, roots: list[Root], model: str, sett
             if root.path not in unreadable:
                 refuse_unmounted(store, root, scanned)
         with store.transaction():  # first, so that an interrupted search resumes
-            keep_roots(store, roots, without=roots_inside(part, known.values()))
+            keep_roots(store, roots, without=roots_inside(part, roots_of_index.values()))
         report = fill(store, scanned, settings, model=model, part=part)
         return KeptIndex(folder, part, report, is_new)
 
 
-def _scan_part(roots: list[Root], known: dict[str, Root]) -> tuple[Scan, Part]:
+def _scan_part(roots: list[Root], roots_of_index: dict[str, Root]) -> tuple[Scan, Part]:
     scanned_paths = {root.path for root in roots}
-    removed = [root for root in known.values() if root.kind == "removed" and root.path not in scanned_paths]
+    removed = [root for root in roots_of_index.values() if root.kind == "removed" and root.path not in scanned_paths]
     scanned = scan([*roots, *removed])
-    return scanned, part_of(roots, known.values(), scanned.entries)
+    return scanned, part_of(roots, roots_of_index.values(), scanned.entries)
 
 
 def _unchanged(folder: Path, roots: list[Root], model: str) -> KeptIndex | None:

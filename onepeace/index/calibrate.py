@@ -17,7 +17,7 @@ from onepeace.index.banks import Banks
 from onepeace.index.index import Index
 from onepeace.progress import status
 
-FILE = "calibration.safetensors"
+CALIBRATION = "calibration.safetensors"
 """Name of the calibration file in a model folder."""
 TEXTS = {
     "word": "names.txt",
@@ -78,7 +78,7 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
     Raises:
         UserError: the file is damaged or of another version.
     """
-    path = folder / FILE
+    path = folder / CALIBRATION
     if not path.is_file():
         return None
     try:

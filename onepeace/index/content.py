@@ -45,10 +45,10 @@ def open_content(item: Item, roots: Mapping[str, Root]) -> BinaryIO | bytes | st
     path = Path(item.path)
     if not path.is_file():
         return _part_of_whole(item)
-    place = _place_in_folder(item.path, roots)
-    if place is None or os.open not in os.supports_dir_fd:  # the latter on Windows
+    folder_and_names = _place_in_folder(item.path, roots)
+    if folder_and_names is None or os.open not in os.supports_dir_fd:  # the latter on Windows
         return open(path, "rb", opener=open_regular)
-    folder, names = place
+    folder, names = folder_and_names
 
     def opener(_: str, flags: int) -> int:
         return _open_below(folder, names, flags)

@@ -147,16 +147,16 @@ def _negation(text: str) -> Hints:
     match = NEGATION.search(text)
     if match is None:
         return Hints()
-    wanted = LOOSE_END.sub("", text[: match.start()])
-    unwanted = text[match.end() :].strip(" ,;.")
-    if not unwanted:
+    kept = LOOSE_END.sub("", text[: match.start()])
+    left_out = text[match.end() :].strip(" ,;.")
+    if not left_out:
         return Hints()
-    if len(unwanted.split()) > MAX_UNWANTED:
+    if len(left_out.split()) > MAX_UNWANTED:
         return Hints(("the model cannot negate; name what to leave out with: --without WORDS",))
-    if not wanted:
-        return Hints((f"the model cannot negate; leave something out with: --without {_quoted(unwanted)}",))
-    option = f"--text {_quoted(wanted)} --without {_quoted(unwanted)}"
-    return Hints((f"the model cannot negate; use: {option}",), Suggestion(wanted, unwanted))
+    if not kept:
+        return Hints((f"the model cannot negate; leave something out with: --without {_quoted(left_out)}",))
+    option = f"--text {_quoted(kept)} --without {_quoted(left_out)}"
+    return Hints((f"the model cannot negate; use: {option}",), Suggestion(kept, left_out))
 
 
 def _quoted(text: str) -> str:

@@ -30,7 +30,7 @@ class Hit:
     end: float | None = None
     """End of the matching part in seconds, if the file has several vectors."""
     copies: tuple[str, ...] = ()
-    """Paths of near copies, as far as they are among the nearest files, `search.CANDIDATES` for each requested hit."""
+    """Paths of near copies, as far as they are among the nearest files (`search.VECTORS_PER_HIT`)."""
     words: tuple[str, ...] = ()
     """Words of the query that the name, the caption or the metadata of the file has; empty if there are none."""
     has_all_words: bool = False

@@ -62,7 +62,9 @@ class Scale:
             if unrelated is not None:
                 self._unrelated[modality] = unrelated
         self._length = _length_of_sum(query.parts)
-        self._best_z = {name: (one.best - one.mean) / one.deviation for name, one in self._unrelated.items()}
+        self._best_z = {
+            name: (scores.best - scores.mean) / scores.deviation for name, scores in self._unrelated.items()
+        }
         first_shares = _first_shares(self._best_z)
         self._leading = max(first_shares, key=first_shares.__getitem__, default="")
         self._reliance = {name: share / first_shares[self._leading] for name, share in first_shares.items()}
@@ -122,9 +124,9 @@ def _unrelated(banks: Banks, parts: "Sequence[EncodedPart]", modality: str) -> B
 def _scores_of_sum(parts: "Sequence[EncodedPart]", unrelated: Sequence[BankScores]) -> BankScores:
     """Scores of unrelated queries that are sums like those of the parts; see the head of the file."""
     weights = np.array([part.weight for part in parts])
-    apart = np.stack([part.vector - scores.centre for part, scores in zip(parts, unrelated, strict=True)])
-    apart /= np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), SMALLEST)
-    agreement = np.outer(weights, weights) * (apart @ apart.T)
+    directions = np.stack([part.vector - scores.centre for part, scores in zip(parts, unrelated, strict=True)])
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), SMALLEST)
+    agreement = np.outer(weights, weights) * (directions @ directions.T)
     quantiles = np.linspace(0, 1, max(len(scores.best) for scores in unrelated))
     excess = np.stack([np.quantile(scores.best, quantiles) - scores.mean for scores in unrelated])
     deviations = np.array([[scores.deviation] for scores in unrelated])

@@ -60,18 +60,18 @@ class Matrix:
         """(n,) int64: place of each row in the files; None if these hold no other vectors."""
         if self.mapped is None:
             blocks = [*read(store)]
-            self._about = np.concatenate([about for about, _ in blocks])
+            self._entries = np.concatenate([entries for entries, _ in blocks])
             self._stored_vectors = np.concatenate([vectors for _, vectors in blocks])
         else:
-            self._about = self.mapped.arrays["rows"]
+            self._entries = self.mapped.arrays["rows"]
             self._stored_vectors = self.mapped.arrays["vectors"]
             self._stored_rows = rows_left(store, self.mapped)
             if self._stored_rows is not None:
-                self._about = self._about[self._stored_rows]
+                self._entries = self._entries[self._stored_rows]
         self.inverted_lists = Lists.open(store) if len(self) >= LARGE else None
 
     def __len__(self) -> int:
-        return len(self._about)
+        return len(self._entries)
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -90,12 +90,12 @@ class Matrix:
     @cached_property
     def id(self) -> np.ndarray:
         """(n,) int64: the id of each row, ascending."""
-        return np.ascontiguousarray(self._about["id"])
+        return np.ascontiguousarray(self._entries["id"])
 
     @property
     def file(self) -> np.ndarray:
         """(n,) int64: the id of the file of each row."""
-        return self._about["file"]
+        return self._entries["file"]
 
     @cached_property
     def files(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ class Matrix:
     @cached_property
     def modality(self) -> np.ndarray:
         """(n,) int8: place in `Store.modalities`."""
-        return self._about["modality"].astype(np.int8)
+        return self._entries["modality"].astype(np.int8)
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
@@ -127,9 +127,9 @@ class Matrix:
 
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
-        about = self._about[row]
-        start, end = (None if np.isnan(about[name]) else float(about[name]) for name in ("start", "end"))
-        return Span(self.store.modalities[about["modality"]], start, end)
+        entries = self._entries[row]
+        start, end = (None if np.isnan(entries[name]) else float(entries[name]) for name in ("start", "end"))
+        return Span(self.store.modalities[entries["modality"]], start, end)
 
     def nearest(
         self, query: np.ndarray, count: int, allowed: np.ndarray | None = None, service: Any = None
@@ -192,10 +192,10 @@ class _Search:
 
     def _proposed(self, code: int) -> np.ndarray:
         """Rows of a modality that the vector database or the lists propose; too few if these do not answer."""
-        wanted = CANDIDATES * self.count
+        num_candidates = CANDIDATES * self.count
         lists = self.matrix.inverted_lists
         if self.service is not None:
-            ids = self.service.candidates(self.query, wanted, code)
+            ids = self.service.candidates(self.query, num_candidates, code)
             if ids is None:
                 return np.empty(0, np.int64)
             rows, is_there = _find(self.matrix.id, ids)
@@ -206,8 +206,8 @@ class _Search:
         rows, estimates = self._near_in(lists)
         is_wanted = self._is_wanted(rows, code)
         rows = rows[is_wanted]
-        if len(rows) > wanted:
-            rows = rows[np.argpartition(-estimates[is_wanted], wanted)[:wanted]]
+        if len(rows) > num_candidates:
+            rows = rows[np.argpartition(-estimates[is_wanted], num_candidates)[:num_candidates]]
         return np.concatenate([rows, self._newer_than(lists, code)])
 
     def _near_in(self, lists: Lists) -> tuple[np.ndarray, np.ndarray]:

@@ -34,31 +34,31 @@ class Part:
         return condition
 
 
-def part_of(roots: Sequence[Root], known: Iterable[Root], found: Collection[str]) -> Part:
+def part_of(roots: Sequence[Root], known_roots: Iterable[Root], paths: Collection[str]) -> Part:
     """The part that a scan has looked at.
 
     Args:
         roots: what was scanned.
-        known: all roots of the index. One below the scanned ones of which the scan has found nothing is left out: it is
-            hidden, ignored or a shard, its disk is not mounted, or it is gone.
-        found: paths of the entries of the scan.
+        known_roots: all roots of the index. One below the scanned ones of which the scan has found nothing is left out:
+            it is hidden, ignored or a shard, its disk is not mounted, or it is gone.
+        paths: those of the entries of the scan.
     """
-    above = _with_folders_above(found)
+    above = _with_folders_above(paths)
     scanned = {root.path for root in roots}
     left_out = []
-    for root in known:
+    for root in known_roots:
         is_below = bool(_with_folders_above([root.path]) & scanned)
         if root.kind != "removed" and root.path not in scanned and is_below and root.path not in above:
             left_out.append(root)
     return Part(tuple(roots), tuple(left_out))
 
 
-def roots_inside(part: Part, known: Iterable[Root]) -> list[Root]:
+def roots_inside(part: Part, known_roots: Iterable[Root]) -> list[Root]:
     """Known roots whose files the part has by other roots."""
     kept = {root.path for root in (*part.roots, *part.left_out)}
     scanned = {root.path for root in part.roots}
     inside = []
-    for root in known:
+    for root in known_roots:
         is_below = bool(_with_folders_above([root.path]) & scanned)
         if root.kind in ("folder", "file") and root.path not in kept and is_below:
             inside.append(root)

@@ -26,7 +26,7 @@ from onepeace.index.words import WordSearch
 
 POOL = 200
 """Number of files that are sorted by date or path together: first the best 200, then the next 200, and so on."""
-CANDIDATES = 4
+VECTORS_PER_HIT = 4
 """Vectors fetched per requested hit, as several may belong to one file."""
 GROWTH = 4
 """Factor by which more vectors are fetched if they were too few."""
@@ -130,7 +130,7 @@ def ordered_groups(
     matrix = searched.matrix
     scale = Scale(searched.banks, query) if options.rank == "match" else None
     needed = options.num_ordered
-    count = CANDIDATES * needed
+    count = VECTORS_PER_HIT * needed
     while True:
         fetched = nearest(searched, query.vector, count, tiers)
         candidates = rank(scale, query, fetched)

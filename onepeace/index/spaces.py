@@ -26,19 +26,19 @@ def without_other_spaces(
     """
     if vector.all() or not names_towers(store.meta["model"]):  # there is one space
         return allowed
-    others = []
+    codes_of_other_spaces = []
     for code in range(len(store.modalities)):
         rows = np.flatnonzero(matrix.modality == code)
         some_vectors = matrix.vectors[rows[:: len(rows) // LOOKED_AT + 1]]
         if some_vectors.any() and not some_vectors[:, vector != 0].any():
-            others.append(code)
-    if not others:
+            codes_of_other_spaces.append(code)
+    if not codes_of_other_spaces:
         return allowed
-    comparable = ~np.isin(matrix.modality, others)
+    comparable = ~np.isin(matrix.modality, codes_of_other_spaces)
     if allowed is not None:
         comparable &= allowed
     if not comparable.any() and (allowed is None or allowed.any()):
-        modalities = " or ".join(store.modalities[code] for code in others)
+        modalities = " or ".join(store.modalities[code] for code in codes_of_other_spaces)
         raise UserError(
             f"this query has no space in common with {modalities} in the model {store.meta['model']}; search by words, "
             "which all its parts read"

@@ -35,7 +35,7 @@ from onepeace.index.database import (
 )
 from onepeace.index.items import NAMES, Item, Span, Words
 
-FORMAT = "7"
+INDEX_FORMAT = "7"
 """Format version on disk; an index of another version is refused."""
 VECTOR = np.dtype("<f4")
 MAX_FILES = 100_000
@@ -102,7 +102,7 @@ class Store:
         Raises:
             UserError: the disk is full or not writable.
         """
-        meta = {"format_version": FORMAT, "embed_dim": str(embed_dim), "generation": "", "removed": "0"}
+        meta = {"format_version": INDEX_FORMAT, "embed_dim": str(embed_dim), "generation": "", "removed": "0"}
         meta |= {"store": "local", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
         with failing(folder, "written"):
             make_folder(folder)
@@ -295,9 +295,11 @@ class Store:
         if content is None:
             raise Damaged(self.folder, "its metadata is missing")
         meta: dict[str, str] = json.loads(content)
-        if meta["format_version"] != FORMAT:
-            made = f"format {meta['format_version']} by {meta.get('made_by')}"
-            raise UserError(f"made in {made}, and this version reads {FORMAT}; build it again", where=self.folder)
+        if meta["format_version"] != INDEX_FORMAT:
+            origin = f"format {meta['format_version']} by {meta.get('made_by')}"
+            raise UserError(
+                f"made in {origin}, and this version reads {INDEX_FORMAT}; build it again", where=self.folder
+            )
         definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
         if not definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
             raise Damaged(self.folder, "its table definitions have changed")

@@ -35,11 +35,11 @@ def words_of(item: Item, folders: Sequence[str], text: str = "") -> Words:
         text: content of a text file.
     """
     name, ending = split_ending(_names(item.path, folders))
-    about = [item.caption or "", *_cells(item.metadata), *_cells(item.tags)]
+    texts = [item.caption or "", *_cells(item.metadata), *_cells(item.tags)]
     return Words(
         name=_with_parts(plain(name)),
         ending=plain(ending),
-        about=separated(plain(" \n ".join(about)[:LONGEST])),
+        about=separated(plain(" \n ".join(texts)[:LONGEST])),
         text=separated(plain(text[:LONGEST_TEXT])),
     )
 

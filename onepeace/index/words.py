@@ -59,10 +59,10 @@ class WordSearch:
         expressions = [expression for expression in self.expressions.values() if expression is not None]
         if not expressions or len(expressions) < len(self.expressions):
             return np.empty(0, np.int64)
-        every = " AND ".join(f"({expression})" for expression in expressions)
+        all_words = " AND ".join(f"({expression})" for expression in expressions)
         # As one text, which takes a fifth of the time of as many rows.
         sql = "SELECT group_concat(rowid) FROM word_index WHERE word_index MATCH ?"
-        ((ids,),) = self.store.select(sql, (every,))
+        ((ids,),) = self.store.select(sql, (all_words,))
         return np.sort(np.fromstring(ids or "", np.int64, sep=","))
 
     def words_by_file(self, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
@@ -106,10 +106,10 @@ class WordSearch:
 
 def text_of(query: Query) -> str:
     """The texts of a query; "" if a picture, a sound, a file or a vector is a part of it."""
-    wanted = [(name, value) for name, value, weight in query.parts() if weight > 0]
-    if any(name != "text" for name, _ in wanted):
+    positive_parts = [(name, value) for name, value, weight in query.parts() if weight > 0]
+    if any(name != "text" for name, _ in positive_parts):
         return ""
-    return " ".join(text for _, text in wanted)
+    return " ".join(text for _, text in positive_parts)
 
 
 def texts_of(query: Query) -> list[str]:

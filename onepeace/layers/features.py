@@ -28,7 +28,9 @@ class Features(NamedTuple):
     def rows(self, rows: slice) -> "Features":
         """The features of some items of the batch."""
         mask = None if self.padding_mask is None else self.padding_mask[rows]
-        return Features(self.tokens[rows], mask, self.grid, tuple(one.rows(rows) for one in self.intermediates))
+        return Features(
+            self.tokens[rows], mask, self.grid, tuple(features.rows(rows) for features in self.intermediates)
+        )
 
     def feature_map(self) -> Tensor:
         """Tokens without CLS as a channels-first map on their grid: (B, D, rows, columns) for an image."""

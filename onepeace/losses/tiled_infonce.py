@@ -79,7 +79,7 @@ class _Matching(torch.autograd.Function):
         rows = max(tile // max(len(keys), 1), 1)
         for start in range(0, len(queries), rows):
             part = queries[start : start + rows]
-            own = targets[start : start + rows, None]
+            part_targets = targets[start : start + rows, None]
             logits = part @ keys.T  # (rows, N)
             logits *= scale
             log_sum = logits.logsumexp(1, keepdim=True)
@@ -87,9 +87,9 @@ class _Matching(torch.autograd.Function):
             if smoothing:
                 total -= low * logits.sum()
             if groups is None:
-                total -= (1 - smoothing - low) * logits.gather(1, own).sum()
+                total -= (1 - smoothing - low) * logits.gather(1, part_targets).sum()
             else:
-                positive = groups[own] == groups  # (rows, N)
+                positive = groups[part_targets] == groups  # (rows, N)
                 share = positive / positive.sum(1, keepdim=True)
                 # A key's target is (1 - e) * share + low * (1 - share); its constant ``low`` is subtracted separately.
                 share = share * (1 - smoothing) - share * low
@@ -101,7 +101,11 @@ class _Matching(torch.autograd.Function):
             if smoothing:
                 gradient -= low
             if groups is None:
-                gradient.scatter_add_(1, own, own.new_full(own.shape, -(1 - smoothing - low), dtype=gradient.dtype))
+                gradient.scatter_add_(
+                    1,
+                    part_targets,
+                    part_targets.new_full(part_targets.shape, -(1 - smoothing - low), dtype=gradient.dtype),
+                )
             else:
                 gradient -= share
             if by_query is not None:
@@ -117,11 +121,11 @@ class _Matching(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         by_query, by_key, by_scale, scale = ctx.saved_tensors
         (grad,) = grads
-        wanted = ctx.needs_input_grad
+        needs_grad = ctx.needs_input_grad
         factor = grad * scale
         return (
-            by_query * factor if wanted[0] else None,
-            by_key * factor if wanted[1] else None,
-            by_scale * grad if wanted[2] else None,
+            by_query * factor if needs_grad[0] else None,
+            by_key * factor if needs_grad[1] else None,
+            by_scale * grad if needs_grad[2] else None,
             *[None] * 4,
         )

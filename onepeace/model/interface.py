@@ -165,6 +165,6 @@ class Encoder(Trained):
     def head_config(self, name: str) -> Options:
         """The options of a task head; ValueError if there is no such head."""
         if name not in self.config.heads:
-            known = ", ".join(self.config.heads) or "none"
-            raise ValueError(f"this model has no head {name!r}; its heads: {known}")
+            head_names = ", ".join(self.config.heads) or "none"
+            raise ValueError(f"this model has no head {name!r}; its heads: {head_names}")
         return self.config.heads[name]

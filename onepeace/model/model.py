@@ -140,8 +140,8 @@ class OnePeace(Encoder):
         The norm is outside the projection, so that LoRA and quantisation of Linear layers do not affect it.
         """
         if key not in self.config.projections:
-            known = ", ".join(self.config.projections)
-            raise ValueError(f"{key} has no projection into the shared space; modalities with one: {known}")
+            modalities = ", ".join(self.config.projections)
+            raise ValueError(f"{key} has no projection into the shared space; modalities with one: {modalities}")
         x = self.heads[key](features.cls)
         return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
 

@@ -107,17 +107,17 @@ def make_stepper(recipe: Recipe, objective: Objective, bfloat16: bool) -> Steppe
 
 def make_tracker(stepper: Stepper, batches: Sequence[Batch]) -> PeakTracker:
     """Tracker that knows all tensors there are before the step."""
-    others = list(stepper.average.values())
+    tensors = list(stepper.average.values())
     for batch in batches:
         for part in batch.parts or [batch]:
             for inputs in part.inputs.values():
-                others += inputs.values()
+                tensors += inputs.values()
     if stepper.objective.sharded:
         sharded = ShardedTracker(stepper.objective, stepper.optimizer)
-        sharded.track_inputs(tuple(others))
+        sharded.track_inputs(tuple(tensors))
         return sharded
     tracker = PeakTracker()
-    tracker.track_external(stepper.objective, stepper.optimizer, *others)
+    tracker.track_external(stepper.objective, stepper.optimizer, *tensors)
     tracker.track_gradients(stepper.objective)
     return tracker
 

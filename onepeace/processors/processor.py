@@ -35,10 +35,10 @@ class Processor:
     @classmethod
     def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
         """Processor with the `processors` settings of a model; further files are read from its `folder`."""
-        known = cls._names()
+        setting_names = cls._names()
         for name in settings:
-            if name not in known:
-                raise UserError(f"processors.{cls.key}.{name} is not a setting; {nearest(name, known)}")
+            if name not in setting_names:
+                raise UserError(f"processors.{cls.key}.{name} is not a setting; {nearest(name, setting_names)}")
         try:
             return cls(**cls._own_files(folder), **settings)
         except TypeError as error:  # such as a number given as a text

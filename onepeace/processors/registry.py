@@ -33,23 +33,23 @@ def guessed() -> dict[str, type[Processor]]:
     return {key: processor for key, processor in PROCESSORS.items() if processor.guessed}
 
 
-def guess(item: object, known: Collection[str]) -> str:
-    """The modality of a path or value, one of `known`, by type, file ending or first bytes.
+def guess(item: object, modalities: Collection[str]) -> str:
+    """The modality of a path or value, one of `modalities`, by type, file ending or first bytes.
 
     A string is a picture or sound if it has such a file ending, else a text. `UserError` for a URL without a known
-    ending, a value that matches no modality, and a modality that is not in `known`. A video counts as its sound,
+    ending, a value that matches no modality, and a modality that is not in `modalities`. A video counts as its sound,
     unless the model reads frames and no sound.
     """
     modality = _by_ending(item) or _first_match(item, guessed())
-    if modality not in known:
-        modality = _first_match(item, _not_guessed(known)) or modality
+    if modality not in modalities:
+        modality = _first_match(item, _not_guessed(modalities)) or modality
     if modality is None:
         raise UserError(
             f"cannot tell whether this is {' or '.join(guessed())}; say so by calling the function of that modality",
             where=describe(item),
         )
-    if modality not in known:
-        raise UserError(f"looks like {modality}; this model reads {', '.join(known)} only", where=describe(item))
+    if modality not in modalities:
+        raise UserError(f"looks like {modality}; this model reads {', '.join(modalities)} only", where=describe(item))
     return modality
 
 

@@ -197,9 +197,9 @@ def _open_with_soundfile(file: str | BinaryIO, name: str) -> "SoundFile | None":
     import soundfile
 
     # soundfile encodes a str as UTF-8, and a name may contain bytes that are not UTF-8.
-    place = os.fsencode(file) if isinstance(file, str) and os.name == "posix" else file
+    path_or_file = os.fsencode(file) if isinstance(file, str) and os.name == "posix" else file
     try:
-        return soundfile.SoundFile(place)
+        return soundfile.SoundFile(path_or_file)
     except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: "x.raw" is read as headerless
         reason = getattr(error, "error_string", "format not recognised").rstrip(".")
     if "not recognised" in reason:

@@ -172,8 +172,8 @@ def from_transformers(name: str) -> "Tokenizer":
 def _new_ids(old_ids: Mapping[str, int], first: Sequence[int]) -> dict[int, int]:
     """New ids by old ones: those of our specials first, then the others in order."""
     num_ids = max(old_ids.values()) + 1
-    others = [old for old in range(num_ids) if old not in first]
-    return {old: new for new, old in enumerate([*first, *others])}
+    other_ids = [old for old in range(num_ids) if old not in first]
+    return {old: new for new, old in enumerate([*first, *other_ids])}
 
 
 def _renumbered(vocab: Mapping[str, int], new_ids: Mapping[int, int], added: Container[str]) -> dict[str, int]:

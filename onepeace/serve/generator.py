@@ -7,7 +7,7 @@ from typing import Any
 
 from onepeace.errors import UserError
 
-TASKS = ("caption", "answer", "ground")
+SERVED_TASKS = ("caption", "answer", "ground")
 
 
 class SharedGenerator:
@@ -25,7 +25,7 @@ class SharedGenerator:
         self._lock = threading.Lock()
         self.tasks: dict[str, list[str]] = {}
         """Modalities that the model reads, by task."""
-        for task in TASKS:
+        for task in SERVED_TASKS:
             with suppress(UserError):  # the model does not support the task
                 processors = self._generator.reader.processors(self._generator.task(task))
                 if processors:

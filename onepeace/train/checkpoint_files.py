@@ -138,9 +138,9 @@ def prune(written: Path, keep: int) -> None:
     Checkpoints of later steps are removed too: they were damaged, or the run would have resumed from them.
     """
     present = folders(written.parent)
-    good = [folder for folder in present if step_of(folder) <= step_of(written)]
+    not_later = [folder for folder in present if step_of(folder) <= step_of(written)]
     for folder in present:
-        if folder not in good[-keep:]:
+        if folder not in not_later[-keep:]:
             remove(folder)
 
 

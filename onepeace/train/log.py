@@ -15,7 +15,7 @@ from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-FILE = "log.jsonl"
+LOG_FILE = "log.jsonl"
 
 
 class Log:
@@ -30,7 +30,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int = 0, steps: int | None = None, loggers: Sequence[Logger] = ()):
-        self.path = folder / FILE
+        self.path = folder / LOG_FILE
         self._loggers = loggers
         self._progress = Progress(steps, "step", start=step)
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,21 +60,21 @@ def make_config(recipe: Recipe) -> Config:
 
 def _start_of(recipe: Recipe) -> Start:
     """Configuration that the recipe changes: of ``model.from``, or of a named size."""
-    wanted = recipe.start
+    start = recipe.start
     if recipe.start_folder is not None:
         config = read_config(recipe.start_folder)
-        if wanted.architecture not in (None, config.architecture):
+        if start.architecture not in (None, config.architecture):
             raise UserError(
-                f"model.architecture is {wanted.architecture}, and {wanted.source} is a model of {config.architecture}"
+                f"model.architecture is {start.architecture}, and {start.source} is a model of {config.architecture}"
             )
         return Start(config.architecture, to_plain(config.model), config.processors)
-    name = wanted.architecture or "onepeace"
+    name = start.architecture or "onepeace"
     sizes = architecture(name, "the recipe").sizes
-    if wanted.size is None and not sizes:
+    if start.size is None and not sizes:
         return Start(name, {}, {})
-    if wanted.size is None or wanted.size not in sizes:
-        raise UserError(f"model.size {wanted.size!r} is not known; known: {', '.join(sizes)}, or model.from FOLDER")
-    return Start(name, dict(sizes[wanted.size]), {})
+    if start.size is None or start.size not in sizes:
+        raise UserError(f"model.size {start.size!r} is not known; known: {', '.join(sizes)}, or model.from FOLDER")
+    return Start(name, dict(sizes[start.size]), {})
 
 
 def _adapters(recipe: Recipe, options: dict[str, Options], start: dict[str, Options]) -> dict[str, Options]:

@@ -68,9 +68,9 @@ def new_cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:
     without a process group. All processes must call it."""
     if not dist.is_initialized():
         return None
-    made = dist.new_group(backend="gloo", timeout=timeout)
-    _former_groups.append(made)
-    return made
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    _former_groups.append(group)
+    return group
 
 
 class _Gather(torch.autograd.Function):
@@ -366,12 +366,12 @@ def is_sharded(tensor: Any) -> bool:
 def full_tensors(tensors: Mapping[str, Any], everywhere: bool = False) -> dict[str, Tensor]:
     """Full tensors; sharded ones are moved to the CPU. All processes must call it; only the first gets the tensors, or
     all of them ``everywhere``."""
-    found = {}
+    full_by_name = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if is_sharded(tensor) else tensor
         if everywhere or rank() == 0:
-            found[name] = full.detach().cpu() if is_sharded(tensor) else full.detach()
-    return found
+            full_by_name[name] = full.detach().cpu() if is_sharded(tensor) else full.detach()
+    return full_by_name
 
 
 def clip(objective: nn.Module, limit: float | None) -> Tensor:

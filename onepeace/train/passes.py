@@ -24,7 +24,7 @@ from onepeace.train.groups import Rows
 T = TypeVar("T")
 P = TypeVar("P", Features, StemOutput)
 
-Run = Callable[[Mapping[str, StemOutput], Mapping[str, Tensor]], dict[str, Features]]
+Pass = Callable[[Mapping[str, StemOutput], Mapping[str, Tensor]], dict[str, Features]]
 """A pass: from the stems' outputs and the visible positions, by modality, to features."""
 
 
@@ -139,7 +139,7 @@ class Passes:
     def _encode(
         self,
         keys: Sequence[str],
-        run: Run,
+        run: Pass,
         mask_name: str | None = None,
         in_groups: bool = True,
     ) -> dict[str, Features]:
@@ -169,7 +169,7 @@ class Passes:
             merged[key] = self._merge([features[key] for features in features_of_groups], row_groups)
         return merged
 
-    def _run_group(self, run: Run, keys: Sequence[str], masks: Mapping[str, Mask], rows: Rows) -> dict[str, Features]:
+    def _run_group(self, run: Pass, keys: Sequence[str], masks: Mapping[str, Mask], rows: Rows) -> dict[str, Features]:
         """Results of ``run`` for some rows of the batch, padded to the longest of them."""
         index = self._index(rows)
         stems = {key: self._stem_of_group(key, rows, index) for key in keys}

@@ -22,9 +22,9 @@ FIRST = 200_000
 def write_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
     """Write the run's tokenizer.json: that of the text stem, the starting model or CLIP, or one trained on captions."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = _make_tokenizer(recipe, sources)
+    tokenizer = _make_tokenizer(recipe, sources)
     with write_atomic(path) as temporary:  # an incomplete file must not get the name
-        temporary.write_text(made.to_str(pretty=True), encoding="utf-8")  # its own save raises a bare Exception
+        temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save raises a bare Exception
 
 
 def _make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> Any:

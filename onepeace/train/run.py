@@ -112,8 +112,8 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Further numbers of the log: temperature and peak memory."""
         scale = self.model.logit_scale
-        known = {} if scale is None else {"logit_scale": scale.exp().item()}
-        return {**known, "peak_gigabytes": peak_memory(self.device) / 2**30}
+        scale_of_cosines = {} if scale is None else {"logit_scale": scale.exp().item()}
+        return {**scale_of_cosines, "peak_gigabytes": peak_memory(self.device) / 2**30}
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint of a step (`checkpoint.Checkpoints.save`); all processes must call it."""

@@ -133,14 +133,14 @@ def check_optimizer(name: str, arguments: Options) -> None:
     from timm import optim
 
     names = optim.list_optimizers(exclude_filters=["bnb*", "fused*", "*hessian"])
-    known = [str(listed) for listed in names]
-    if name not in known:
-        raise UserError(f"optim.name {name!r} is not known; {nearest(name, ['adamw', *known])}")
+    optimizer_names = [str(listed) for listed in names]
+    if name not in optimizer_names:
+        raise UserError(f"optim.name {name!r} is not known; {nearest(name, ['adamw', *optimizer_names])}")
     parameters = inspect.signature(optim.get_optimizer_class(name, bind_defaults=False)).parameters
     for argument in arguments:
         if argument in ("params", "lr", "weight_decay") or argument not in parameters:
-            place = argument if argument in ("betas", "eps") else f"options.{argument}"
-            raise UserError(f"optim.{place} is not an option of {name}; it has {', '.join(parameters)}")
+            option = argument if argument in ("betas", "eps") else f"options.{argument}"
+            raise UserError(f"optim.{option} is not an option of {name}; it has {', '.join(parameters)}")
 
 
 @dataclass(frozen=True)

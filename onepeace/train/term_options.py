@@ -30,8 +30,8 @@ class TermOptions:
 
     def __post_init__(self) -> None:
         if not self.name:
-            about = "+".join(self.on or self.sources)
-            object.__setattr__(self, "name", f"{self.term}/{about}" if about else self.term)
+            subject = "+".join(self.on or self.sources)
+            object.__setattr__(self, "name", f"{self.term}/{subject}" if subject else self.term)
         if "." in self.name:
             raise UserError(f"name {self.name!r} contains a dot; use another character")
 

@@ -11,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols.match import FIRST, GAINS
 from onepeace.evaluate.run import read_recipe
 from onepeace.index.banks import Banks
-from onepeace.index.calibrate import FILE
+from onepeace.index.calibrate import CALIBRATION
 from onepeace.index.match import POSSIBLE
 
 WIDTH = 64
@@ -140,7 +140,7 @@ def test_captions_mean_their_item(rows_by_metric):
 
 
 def test_items_as_queries_are_not_their_own_answers(rows_by_metric, tmp_path):
-    path = tmp_path / FILE
+    path = tmp_path / CALIBRATION
     texts = [f"text {i}" for i in range(50)]
     vectors = dict.fromkeys(["word", "image", "audio"], NamingEmbedder().encode_text(texts))
     path.write_bytes(Banks(vectors, "naming").to_bytes())

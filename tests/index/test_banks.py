@@ -9,7 +9,7 @@ from support.indexes import fabricate, unit
 from onepeace.errors import UserError
 from onepeace.index import Index, Item
 from onepeace.index.banks import Banks
-from onepeace.index.calibrate import FILE, KEPT, TEXTS, calibrate, least_alike, read_calibration, texts_of
+from onepeace.index.calibrate import CALIBRATION, KEPT, TEXTS, calibrate, least_alike, read_calibration, texts_of
 from onepeace.index.store import Store
 
 MODALITIES = ["image"] * 30 + ["audio"] * 20
@@ -89,7 +89,7 @@ def test_calibration_file_is_that_of_its_model(banks, tmp_path):
     content = banks.to_bytes()
     assert read_calibration(tmp_path, "abc") is None
 
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / CALIBRATION).write_bytes(content)
 
     assert read_calibration(tmp_path, "abc") == content
     assert read_calibration(tmp_path, "another") is None
@@ -109,9 +109,9 @@ def test_damaged_calibration_file(banks, tmp_path, damage):
     content = banks.to_bytes()
     damaged = damage(content)
     assert damaged != content
-    (tmp_path / FILE).write_bytes(damaged)
+    (tmp_path / CALIBRATION).write_bytes(damaged)
 
-    with pytest.raises(UserError, match=FILE):
+    with pytest.raises(UserError, match=CALIBRATION):
         read_calibration(tmp_path, "abc")
 
 

@@ -14,6 +14,7 @@ from support.training import series, stem_recipe
 from onepeace.data.frozen_cache import FrozenCache, Output
 from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
+from onepeace.model.stems import PretrainedStem
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop
 from onepeace.train.frozen_outputs import compute_missing
@@ -219,7 +220,9 @@ def test_different_items_of_one_name_are_refused():
     samples = []
     for folder in ("first", "second"):
         samples.append(Sample("p", f"{folder}/pairs-00000.tar", {"image": folder.encode()}, {}))
-    adapter = SimpleNamespace(stem=SimpleNamespace(network=torch.nn.Identity()))
+    stem = PretrainedStem(dim=0, channels=1)
+    stem.network = torch.nn.Identity()
+    adapter = SimpleNamespace(stem=stem)
 
     with pytest.raises(UserError, match=r"first/pairs-00000\.tar and second/pairs-00000\.tar have different items"):
         StemViews("image", adapter, None, {}, samples, 1, CPU, False)

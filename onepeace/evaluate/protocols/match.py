@@ -20,7 +20,7 @@ from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.hub.resolve import resolve
 from onepeace.index.banks import Banks
-from onepeace.index.calibrate import FILE, TEXTS, texts_of
+from onepeace.index.calibrate import CALIBRATION, TEXTS, texts_of
 from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
@@ -287,7 +287,7 @@ def _banks(calibration: str | None, embedder: Any) -> Banks:
         return Banks({bank: encode(embedder, "text", texts_of(bank)) for bank in TEXTS})
     path = Path(os.path.expandvars(calibration)).expanduser()
     if not path.is_file():
-        path = resolve(calibration) / FILE
+        path = resolve(calibration) / CALIBRATION
     if not path.is_file():
         raise UserError("no such file; make it with: onepeace calibrate INDEX", where=path)
     return Banks.load(path.read_bytes())

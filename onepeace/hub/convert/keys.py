@@ -153,7 +153,7 @@ def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -
         parts = _FIELD.split(template)
         return re.compile("".join(values[part] if at % 2 else re.escape(part) for at, part in enumerate(parts)))
 
-    return [(pattern(given), made) for given, made in table]
+    return [(pattern(template_of_name), target) for template_of_name, target in table]
 
 
 def translate(name: str, rules: Rules) -> str:

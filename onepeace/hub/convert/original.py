@@ -56,10 +56,10 @@ def read_original(path: Path) -> Original:
     if not isinstance(state, dict) or not _tensors_in(state):
         entries = ", ".join(map(str, list(content)[:8])) or "none"
         raise UserError(f"holds no weights; its entries are {entries}", where=path)
-    others = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
-    for name, value in others.items():
+    non_tensors = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
+    for name, value in non_tensors.items():
         kind = value.name if isinstance(value, InertObject) else type(value).__name__
-        raise UserError(f"{len(others)} of its weights are not tensors ({name} is {kind})", where=path)
+        raise UserError(f"{len(non_tensors)} of its weights are not tensors ({name} is {kind})", where=path)
     around = content if state is not content else {}
     return Original(cfg=_cfg_in(around), tensors=_tensors_in(state), average=_average_in(around))
 
@@ -85,8 +85,8 @@ def _average_in(content: Mapping[Any, Any]) -> dict[str, StoredTensor]:
 
 def _conversion(names: Mapping[str, object]) -> Conversion:
     """Conversion of the architecture whose key map contains most of these names."""
-    known = [entry.conversion for entry in ARCHITECTURES.values() if entry.conversion is not None]
-    return max(known, key=lambda conversion: sum(_translate(conversion, name)[1] for name in names))
+    conversions = [entry.conversion for entry in ARCHITECTURES.values() if entry.conversion is not None]
+    return max(conversions, key=lambda conversion: sum(_translate(conversion, name)[1] for name in names))
 
 
 def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:

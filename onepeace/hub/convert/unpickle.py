@@ -364,7 +364,7 @@ class _Reader:
         path = function.path
         if path in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             storage, start, shape, stride = args[:4]
-            if not isinstance(storage, Storage) or not all(type(one) is int for one in (start, *shape, *stride)):
+            if not isinstance(storage, Storage) or not all(type(number) is int for number in (start, *shape, *stride)):
                 raise ValueError("a tensor is described wrongly")
             self.tensors.append(StoredTensor(self.path, storage, start, tuple(shape), tuple(stride)))
             return self.tensors[-1]

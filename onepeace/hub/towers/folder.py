@@ -40,12 +40,12 @@ def tower_folder(name: str, cache: Path) -> Path:
 def _make(folder: Path, names: list[str]) -> None:
     """Load the towers, and write what is known of them."""
     from onepeace.hub.towers.libraries import open_tower
-    from onepeace.hub.towers.space import describe
+    from onepeace.hub.towers.space import describe_tower
 
     towers = []
     for name in names:
         status(f"loading {name}, whose weights are hashed, once ...")
-        towers.append(describe(name, open_tower(name)))
+        towers.append(describe_tower(name, open_tower(name)))
     model = TowersConfig(tuple(towers))
     check_combination(model)
     config = Config(model, architecture=ARCHITECTURE)  # type: ignore[arg-type]

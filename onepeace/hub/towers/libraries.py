@@ -81,9 +81,9 @@ class OpenClip(Tower):
         model_name, weights = name, None
         if not name.startswith(("hf-hub:", "local-dir:")):
             model_name, _, weights = name.rpartition("/") if "/" in name else (name, "", "")
-            known = open_clip.list_pretrained_tags_by_model(model_name.replace("/", "-"))
-            if weights not in known:
-                raise UserError(_no_weights(model_name, known))
+            weight_names = open_clip.list_pretrained_tags_by_model(model_name.replace("/", "-"))
+            if weights not in weight_names:
+                raise UserError(_no_weights(model_name, weight_names))
         model, _, self.transform = open_clip.create_model_and_transforms(
             model_name, pretrained=weights, require_pretrained=True
         )
@@ -101,9 +101,9 @@ class OpenClip(Tower):
         return self.model.encode_image(pixels)
 
 
-def _no_weights(model_name: str, known: list[str]) -> str:
-    if known:
-        return f"give the name of its weights too, {model_name}/WEIGHTS; there are {', '.join(known)}"
+def _no_weights(model_name: str, weight_names: list[str]) -> str:
+    if weight_names:
+        return f"give the name of its weights too, {model_name}/WEIGHTS; there are {', '.join(weight_names)}"
     return f"open_clip has no weights of {model_name}; see open_clip.list_pretrained(), or give hf-hub:OWNER/NAME"
 
 

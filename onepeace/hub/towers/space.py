@@ -76,7 +76,7 @@ class Towers(nn.Module):
                 yield cast(Tower, tower), blocks[int(number)]
 
 
-def describe(name: str, tower: Tower) -> TowerConfig:
+def describe_tower(name: str, tower: Tower) -> TowerConfig:
     """Configuration of a tower that has just been loaded."""
     with torch.inference_mode():
         embed_dim = tower.embed("text", ["a"]).shape[1]

@@ -22,8 +22,8 @@ SHARED = {field.name for field in fields(AdapterOptions)}
 def make_adapter(key: str, options: dict[str, Any], dim: int, num_heads: int, num_tables: int) -> Adapter:
     """Create the adapter of a modality; ``options`` are fields of `AdapterOptions` or arguments of its class."""
     shared = {name: value for name, value in options.items() if name in SHARED}
-    own = {name: value for name, value in options.items() if name not in SHARED}
-    return ADAPTERS[key](AdapterOptions(key, dim, num_heads, num_tables, **shared), **own)
+    class_options = {name: value for name, value in options.items() if name not in SHARED}
+    return ADAPTERS[key](AdapterOptions(key, dim, num_heads, num_tables, **shared), **class_options)
 
 
 __all__ = ["ADAPTERS", "Adapter", "AdapterOptions", "make_adapter"]

@@ -230,13 +230,13 @@ class Adapter(nn.Module):
         if not (self.mean_cls or self.max_cls):
             return tokens
         cls = tokens[:, :1]
-        others = tokens[:, 1:]
+        other_tokens = tokens[:, 1:]
         padded = None if mask is None else mask[:, 1:]
         if self.mean_cls:
-            cls = cls + mean_of_tokens(others, padded)
+            cls = cls + mean_of_tokens(other_tokens, padded)
         if self.max_cls:
-            cls = cls + maximum_of_tokens(others, padded)
-        return torch.cat([cls, others], dim=1)
+            cls = cls + maximum_of_tokens(other_tokens, padded)
+        return torch.cat([cls, other_tokens], dim=1)
 
 
 def _type_vectors(type_embed: Tensor, type_ids: Tensor | None, tokens: Tensor) -> Tensor:

@@ -139,5 +139,5 @@ class LiteStem(PretrainedStem):
 
     def load_pretrained(self) -> None:
         network: Any = create_network(f"tf_efficientnet_{self.name}", pretrained=True, **HEADLESS)
-        given = fold_batch_norms(network).state_dict().values()  # the same layers in the same order
-        self.network.load_state_dict(dict(zip(self.network.state_dict(), given, strict=True)))
+        pretrained = fold_batch_norms(network).state_dict().values()  # the same layers in the same order
+        self.network.load_state_dict(dict(zip(self.network.state_dict(), pretrained, strict=True)))
