@@ -38,8 +38,8 @@ TRAINED_FOR = {"caption": "caption", "answer": "vqa", "ground": "refcoco"}
 """Part of the names of the released models that are trained for each command."""
 TEXT_OPTIONS = {"answer": "question", "ground": "text"}
 """Option of the text that each command has beside the files."""
-KINDS = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
-"""Answer kinds that each command supports (onepeace/generative/answers.py)."""
+ANSWER_TYPES = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
+"""Types of answers that each command supports (onepeace/generative/answers.py)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +133,8 @@ def _task(args: argparse.Namespace, generator: "Generator") -> "Task":
     choices = [label.strip() for label in labels if label.strip()]
     if choices:
         task = replace(task, answer="choice", choices=choices)
-    if task.answer not in KINDS[name]:
-        raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(KINDS[name])}")
+    if task.answer not in ANSWER_TYPES[name]:
+        raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(ANSWER_TYPES[name])}")
     return task
 
 

@@ -37,14 +37,14 @@ def build(cls: type[T], content: Any, where: str, at: str = "") -> T:
     if not isinstance(content, Mapping):
         raise UserError(f"{at or 'the file'} should be a mapping of fields, not {content!r}", where=where)
     prefix = f"{at}." if at else ""
-    kinds = typing.get_type_hints(cls, include_extras=True)
+    types_of_fields = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     values = {}
     for name, value in content.items():
         if name not in fields:
             hint = nearest(str(name), fields, prefix)
             raise UserError(f"{prefix}{name} is not a field; {hint}", where=where)
-        values[name] = _convert(kinds[name], value, Place(where, f"{prefix}{name}"))
+        values[name] = _convert(types_of_fields[name], value, Place(where, f"{prefix}{name}"))
     for name, field in fields.items():
         if name not in values and _is_required(field):
             raise UserError(f"{prefix}{name} is missing", where=where)
@@ -68,22 +68,22 @@ class Place(NamedTuple):
         raise UserError(f"{self.path} {problem}", where=self.file)
 
 
-def _convert(kind: Any, value: Any, place: Place) -> Any:
-    """A value as a declared type: a class, a dataclass, or a type with arguments."""
-    if kind is Any or dataclasses.is_dataclass(value):
+def _convert(declared: Any, value: Any, place: Place) -> Any:
+    """A value as its declared type: a class, a dataclass, or a type with arguments."""
+    if declared is Any or dataclasses.is_dataclass(value):
         return value
-    if dataclasses.is_dataclass(kind):
-        return build(cast(type, kind), value, place.file, place.path)
-    convert = CONVERSIONS.get(typing.get_origin(kind) or kind)
+    if dataclasses.is_dataclass(declared):
+        return build(cast(type, declared), value, place.file, place.path)
+    convert = CONVERSIONS.get(typing.get_origin(declared) or declared)
     if convert is None:
-        place.fail(f"should be {getattr(kind, '__name__', kind)}, not {value!r}")
-    return convert(kind, value, place)
+        place.fail(f"should be {getattr(declared, '__name__', declared)}, not {value!r}")
+    return convert(declared, value, place)
 
 
-def _to_member(kind: Any, value: Any, place: Place) -> Any:
+def _to_member(declared: Any, value: Any, place: Place) -> Any:
     """A value of a union: of its first member that fits."""
-    *first_members, last_member = [member for member in typing.get_args(kind) if member is not type(None)]
-    if value is None and type(None) in typing.get_args(kind):
+    *first_members, last_member = [member for member in typing.get_args(declared) if member is not type(None)]
+    if value is None and type(None) in typing.get_args(declared):
         return None
     for member in first_members:
         with suppress(UserError):
@@ -91,27 +91,27 @@ def _to_member(kind: Any, value: Any, place: Place) -> Any:
     return _convert(last_member, value, place)
 
 
-def _to_number_in_range(kind: Any, value: Any, place: Place) -> Any:
-    number_kind, limits = typing.get_args(kind)
-    number = _convert(number_kind, value, place)
+def _to_number_in_range(declared: Any, value: Any, place: Place) -> Any:
+    number_type, limits = typing.get_args(declared)
+    number = _convert(number_type, value, place)
     if not limits.fits(number):
         place.fail(f"is {number}; it should be {limits.words}")
     return number
 
 
-def _to_literal(kind: Any, value: Any, place: Place) -> Any:
-    choices = typing.get_args(kind)
+def _to_literal(declared: Any, value: Any, place: Place) -> Any:
+    choices = typing.get_args(declared)
     if value not in choices:
         place.fail(f"{value!r} is not known; known: {', '.join(map(str, choices))}")
     return value
 
 
-def _to_sequence(kind: Any, value: Any, place: Place) -> Any:
+def _to_sequence(declared: Any, value: Any, place: Place) -> Any:
     """A list or tuple, whose values have one type; a tuple may have a fixed length."""
     if not isinstance(value, list | tuple):
         place.fail(f"should be a list, not {value!r}")
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
+    origin = typing.get_origin(declared)
+    arguments = typing.get_args(declared)
     is_fixed = origin is tuple and Ellipsis not in arguments
     if is_fixed and len(value) != len(arguments):
         place.fail(f"should be {len(arguments)} values, not {value!r}")
@@ -121,42 +121,42 @@ def _to_sequence(kind: Any, value: Any, place: Place) -> Any:
     return origin(items)
 
 
-def _to_mapping(kind: Any, value: Any, place: Place) -> Options:
+def _to_mapping(declared: Any, value: Any, place: Place) -> Options:
     """A mapping of texts; null removes an entry, unless values may be anything."""
     if not isinstance(value, Mapping):
         place.fail(f"should be a mapping of fields, not {value!r}")
-    _, value_kind = typing.get_args(kind)
+    _, value_type = typing.get_args(declared)
     mapping = {}
     for key, item in value.items():
-        if item is not None or value_kind is Any:
-            mapping[str(key)] = _convert(value_kind, item, Place(place.file, f"{place.path}.{key}"))
+        if item is not None or value_type is Any:
+            mapping[str(key)] = _convert(value_type, item, Place(place.file, f"{place.path}.{key}"))
     return mapping
 
 
-def _to_boolean(kind: Any, value: Any, place: Place) -> bool:
+def _to_boolean(declared: Any, value: Any, place: Place) -> bool:
     if not isinstance(value, bool):
         place.fail(f"should be bool, not {value!r}")
     return value
 
 
-def _to_text(kind: Any, value: Any, place: Place) -> str:
+def _to_text(declared: Any, value: Any, place: Place) -> str:
     if not isinstance(value, str):
         place.fail(f"should be str, not {value!r}")
     return value
 
 
-def _to_number(kind: Any, value: Any, place: Place) -> int | float:
+def _to_number(declared: Any, value: Any, place: Place) -> int | float:
     """A number; texts count too, as PyYAML reads "1e-6" (no dot) as text."""
-    if isinstance(value, int) and not isinstance(value, bool) and kind is int:
+    if isinstance(value, int) and not isinstance(value, bool) and declared is int:
         return value
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-            if kind is float or number == int(number):
-                return kind(number)
+            if declared is float or number == int(number):
+                return declared(number)
         except (ValueError, OverflowError):
             pass
-    place.fail(f"should be {kind.__name__}, not {value!r}")
+    place.fail(f"should be {declared.__name__}, not {value!r}")
 
 
 CONVERSIONS: dict[Any, Callable[[Any, Any, Place], Any]] = {

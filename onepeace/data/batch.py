@@ -36,7 +36,7 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B items of one pair of modalities."""
+    """B items of the same modalities."""
 
     inputs: Mapping[str, Inputs]
     """Model inputs by modality."""

@@ -82,7 +82,7 @@ class BatchBuilder:
         """The batch of some items, without masks."""
         rows = _rows_per_item(items)
         inputs: dict[str, Inputs] = {}
-        for modality in source.pair:
+        for modality in source.modalities:
             inputs[modality] = self._collate(modality, items, rows)
         targets: dict[str, list[Any]] = {name: [] for name in source.targets}
         keys: list[str] = []

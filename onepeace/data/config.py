@@ -16,7 +16,7 @@ class SourceConfig:
     shards: str
     """Path pattern relative to data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
-    """Modalities of a sample, e.g. [image, text]."""
+    """Modalities of a sample, e.g. [image, text]; in the code they are called ``modalities``."""
     name: str = ""
     """Name by which terms of the objective choose sources; default: the pair, as "image+text". Sources of one name are
     mixed, and a batch has items of one name."""
@@ -30,14 +30,19 @@ class SourceConfig:
     weight: Positive = 1.0
     """Repetitions of an item per epoch; 2.5 = two or three, 0.1 = a random tenth of the items each epoch."""
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of a sample."""
+        return self.pair
+
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
             raise UserError(
                 f"pair {list(self.pair)} of {self.shards} should be different modalities, such as [image, text]"
             )
         if not self.name:
-            object.__setattr__(self, "name", "+".join(self.pair))
-        fits = "text" in self.pair and "candidates" in self.targets
+            object.__setattr__(self, "name", "+".join(self.modalities))
+        fits = "text" in self.modalities and "candidates" in self.targets
         if self.candidates is not None and not (fits and _is_template(self.candidates, "{text}", "{candidate}")):
             raise UserError(
                 f"candidates {self.candidates!r} of {self.shards} should contain {{text}} and {{candidate}}; "
@@ -112,7 +117,7 @@ class DataConfig:
                     raise UserError(
                         f"data.train: sources of {source.name} have {name} {expected} and {value}; give all the same"
                     )
-            is_mixed = any(self.augment.get(modality, {}).get("mix") for modality in source.pair)
+            is_mixed = any(self.augment.get(modality, {}).get("mix") for modality in source.modalities)
             if source.targets and is_mixed:
                 raise UserError(
                     f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
@@ -122,7 +127,7 @@ class DataConfig:
     @property
     def modalities(self) -> dict[str, tuple[str, ...]]:
         """Modalities of the sources by name."""
-        return {source.name: source.pair for source in self.train}
+        return {source.name: source.modalities for source in self.train}
 
 
 def _is_template(text: str, *placeholders: str) -> bool:

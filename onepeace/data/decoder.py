@@ -74,7 +74,7 @@ class Decoder:
         caption = self._choose_caption(source, sample, item.rng)
         values: dict[str, Any] = {}
         is_mixed = False
-        for modality in source.pair:
+        for modality in source.modalities:
             if modality == "text":
                 continue
             partners = Partners(self, source, modality, item)
@@ -83,7 +83,7 @@ class Decoder:
             else:
                 values[modality], caption = self._vary(sample, caption, partners)
             is_mixed = is_mixed or partners.is_used
-        if "text" in source.pair:
+        if "text" in source.modalities:
             values["text"] = self._texts(source, sample, caption)
         if is_mixed:  # label, captions and precomputed features of one clip do not fit a mix of two
             key = f"{sample.key}.{MIXED}"
@@ -161,7 +161,7 @@ class Decoder:
         """One of the captions and of the templates filled with the label; "" if there is none."""
         choices = list(sample.captions)
         if sample.label:
-            for modality in source.pair:
+            for modality in source.modalities:
                 for template in self.config.templates.get(modality, ()):
                     choices.append(template.format(sample.label))
         if not choices:

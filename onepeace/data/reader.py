@@ -205,7 +205,7 @@ class Reader:
 
 def _number_of(source: Source) -> int:
     """A number of the sources' modalities and name, the same in all runs."""
-    label = "+".join(source.config.pair)
+    label = "+".join(source.config.modalities)
     if label != source.config.name:
         label = f"{label}:{source.config.name}"
     return zlib.crc32(label.encode())

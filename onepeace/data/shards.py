@@ -117,7 +117,7 @@ class Candidates:
             key=self.shard.index.key(row),
             members=self.shard.members(row),
             source=self.shard.name,
-            modalities=self.source.config.pair,
+            modalities=self.source.config.modalities,
             targets=self.source.config.targets,
             has_templates=self.source.has_templates,
         )
@@ -166,7 +166,7 @@ class Source:
         """States of the files of shards when this process first opened them."""
         self._empty: set[int] = set()
         """Numbers of the shards that were opened last without a usable sample, or could not be."""
-        self.has_templates = any(data.templates.get(modality) for modality in config.pair)
+        self.has_templates = any(data.templates.get(modality) for modality in config.modalities)
         self._matches_key = re.compile(translate(config.keys)).match
 
     def open(self, number: int) -> Candidates:
@@ -205,7 +205,7 @@ class Source:
 
     def _rows(self, index: TarIndex) -> NDArray[np.int64]:
         """Numbers of the samples with a fitting key and files of these modalities."""
-        fits = [has_modalities(layout, self.config.pair) for layout in index.layouts]
+        fits = [has_modalities(layout, self.config.modalities) for layout in index.layouts]
         rows = np.flatnonzero(np.array(fits, bool)[index.layout_of])
         if self.config.keys == "*":
             return rows
@@ -219,8 +219,8 @@ class Source:
 
     def no_sample(self, example: str) -> UserError:
         """Error for a source without a usable sample, of which ``example`` is broken."""
-        pair = " and ".join(self.config.pair)
-        reason = example or f"no key fits {self.config.keys!r} among samples with {pair}"
+        modalities = " and ".join(self.config.modalities)
+        reason = example or f"no key fits {self.config.keys!r} among samples with {modalities}"
         return UserError(f"no usable sample; {reason}", where=self.config.shards)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -268,7 +268,7 @@ class Source:
 
 def read_source(
     pattern: str,
-    pair: Sequence[str],
+    modalities: Sequence[str],
     root: str | Path | None = None,
     *,
     targets: Sequence[str] = (),
@@ -282,7 +282,7 @@ def read_source(
     Raises:
         UserError: no file matches; no key fits; no sample is complete, or too few are.
     """
-    config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
+    config = SourceConfig(pattern, tuple(modalities), keys=keys, targets=tuple(targets))
     data = DataConfig((config,), str(root or ""), broken_limit=broken_limit)
     samples: list[Sample] = []
     for sample in Source(config, data):

@@ -66,15 +66,15 @@ def decoding(name: str, failed: str) -> Iterator[None]:
 
 
 @overload
-def choose(container: "InputContainer", kind: Literal["audio"]) -> "AudioStream | None": ...
+def choose(container: "InputContainer", stream_type: Literal["audio"]) -> "AudioStream | None": ...
 
 
 @overload
-def choose(container: "InputContainer", kind: Literal["video"]) -> "VideoStream | None": ...
+def choose(container: "InputContainer", stream_type: Literal["video"]) -> "VideoStream | None": ...
 
 
-def choose(container: "InputContainer", kind: Literal["audio", "video"]) -> "AudioStream | VideoStream | None":
-    """The stream of `kind` ("audio" or "video") that a player would choose; packets of the others are discarded.
+def choose(container: "InputContainer", stream_type: Literal["audio", "video"]) -> "AudioStream | VideoStream | None":
+    """The stream of `stream_type` ("audio" or "video") that a player would choose; packets of the others are discarded.
 
     None if there is no such stream that can be decoded. The picture of an album's cover is not a video.
     """
@@ -82,7 +82,7 @@ def choose(container: "InputContainer", kind: Literal["audio", "video"]) -> "Aud
 
     usable = (
         stream
-        for stream in (container.streams.best(kind), *getattr(container.streams, kind))
+        for stream in (container.streams.best(stream_type), *getattr(container.streams, stream_type))
         if stream is not None and stream.codec_context and not stream.disposition & Disposition.attached_pic
     )
     chosen: AudioStream | VideoStream | None = next(usable, None)

@@ -32,7 +32,7 @@ NOTHING = np.zeros(0, np.float32)
 MAX_CHANNELS = 32
 MAX_PLANES = 8
 """Maximum planar channels: PyAV 18 reads past the end of a longer list of them."""
-KINDS = {
+SAMPLE_TYPES = {
     "u8": (np.uint8, 128.0, 128.0),
     "s16": (np.int16, 0.0, 2.0**15),
     "s32": (np.int32, 0.0, 2.0**31),
@@ -133,18 +133,20 @@ def _keep_layout(frame: "AudioFrame") -> None:
 
 def _mono(frame: "AudioFrame", name: str) -> np.ndarray:
     """(n,) float32, the mean of the channels of a frame."""
-    kind, planar, channels = frame.format.name.removesuffix("p"), frame.format.is_planar, frame.layout.nb_channels
-    limit = MAX_PLANES if planar else MAX_CHANNELS
+    sample_type = frame.format.name.removesuffix("p")
+    is_planar = frame.format.is_planar
+    channels = frame.layout.nb_channels
+    limit = MAX_PLANES if is_planar else MAX_CHANNELS
     if not 1 <= channels <= limit:
         raise UserError(f"{channels} channels are above the limit of {limit}", where=name)
-    if kind not in KINDS:
-        raise UserError(f"unknown sample format {kind!r}", where=name)
-    dtype, zero, full = KINDS[kind]
+    if sample_type not in SAMPLE_TYPES:
+        raise UserError(f"unknown sample format {sample_type!r}", where=name)
+    dtype, zero, full = SAMPLE_TYPES[sample_type]
     # Not frame.to_ndarray(): for 8 planar channels it reads a ninth, which crashes the process.
-    if planar:
+    if is_planar:
         planes = frame.planes[:channels]
         samples = np.stack([np.frombuffer(bytes(plane), dtype, count=frame.samples) for plane in planes])
     else:
         samples = np.frombuffer(bytes(frame.planes[0]), dtype, count=frame.samples * channels).reshape(-1, channels).T
-    mean = samples.mean(axis=0, dtype=np.float32 if kind == "flt" else np.float64)
+    mean = samples.mean(axis=0, dtype=np.float32 if sample_type == "flt" else np.float64)
     return ((mean - zero) / full).astype(np.float32)

@@ -45,8 +45,8 @@ def parse_config(content: Options, where: str) -> Config:
             f"format {content['format']} is newer than this onepeace reads (1); upgrade onepeace", where=where
         )
     if "model" in content:
-        kind = architecture(str(content.get("architecture", Config.architecture)), where).config
-        content = {**content, "model": build(kind, content["model"], where, "model")}
+        config_class = architecture(str(content.get("architecture", Config.architecture)), where).config
+        content = {**content, "model": build(config_class, content["model"], where, "model")}
     return build(Config, content, where)
 
 

@@ -70,7 +70,7 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
     folder = _folder(name)
     _refuse_vanished(folder, paths)
     roots = roots_of(paths)
-    has_tables = any(root.kind == "table" for root in roots)
+    has_tables = any(root.type == "table" for root in roots)
     if has_tables:
         folder = _folder_of_paths(paths, name)
     while True:
@@ -146,7 +146,7 @@ def _update_part(folder: Path, paths: Paths, roots: list[Root], model: str, sett
 
 def _scan_part(roots: list[Root], roots_of_index: dict[str, Root]) -> tuple[Scan, Part]:
     scanned_paths = {root.path for root in roots}
-    removed = [root for root in roots_of_index.values() if root.kind == "removed" and root.path not in scanned_paths]
+    removed = [root for root in roots_of_index.values() if root.type == "removed" and root.path not in scanned_paths]
     scanned = scan([*roots, *removed])
     return scanned, part_of(roots, roots_of_index.values(), scanned.entries)
 

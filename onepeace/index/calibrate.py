@@ -96,13 +96,13 @@ def calibrate(index: Index) -> Banks:
     """
     vectors = {bank: rows for bank, rows in index.banks.vectors.items() if bank in TEXTS}
     items, means = index.means()
-    kinds = np.array([item.modality for item in items])
+    modalities = np.array([item.modality for item in items])
     random = np.random.default_rng(0)
-    for kind, share in KEPT.items():
-        rows = np.flatnonzero(kinds == kind)
+    for modality, share in KEPT.items():
+        rows = np.flatnonzero(modalities == modality)
         if len(rows):
             drawn = random.permutation(rows)[:DRAWN]
-            vectors[kind] = least_alike(means[drawn], share)
+            vectors[modality] = least_alike(means[drawn], share)
     if vectors.keys() <= TEXTS.keys():
         raise UserError("no picture or sound in it", where=index.folder)
     return Banks(vectors, index.model_hash)

@@ -18,7 +18,7 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
     Args:
         keeps_captions: whether a file keeps its caption and other columns if the scan has none for it.
     """
-    kinds = recorder.store.modalities
+    modalities = recorder.store.modalities
     for entry in scan.entries.values():
         item = entry.item
         previous = recorder.items.get(item.path)
@@ -30,7 +30,7 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
             )
         if item.problem is not None:
             recorder.record_problem(item, item.problem)
-        elif not modalities_of(item, kinds):
+        elif not modalities_of(item, modalities):
             recorder.report.left_out[item.modality] += 1
         elif previous is None or not _is_same_file(previous, item) or may_work_now(previous):
             yield Entry(item, entry.value)
@@ -38,10 +38,10 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
             recorder.record_unchanged(previous, item)
 
 
-def modalities_of(item: Item, kinds: tuple[str, ...]) -> list[str]:
-    """Those modalities of a model, ``kinds``, that the vectors of a file are of: for a video, of its parts."""
+def modalities_of(item: Item, modalities: tuple[str, ...]) -> list[str]:
+    """Those of a model's modalities that the vectors of a file are of: for a video, of its parts."""
     parts = PARTS.get(item.modality, (item.modality,))
-    return [modality for modality in parts if modality in kinds]
+    return [modality for modality in parts if modality in modalities]
 
 
 def may_work_now(item: Item) -> bool:

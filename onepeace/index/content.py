@@ -97,7 +97,7 @@ def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[
     """
     folders = []
     for root in roots.values():
-        if root.kind == "folder" and Path(path).is_relative_to(root.path):
+        if root.type == "folder" and Path(path).is_relative_to(root.path):
             folders.append(root)
     if not folders or any(root.follow_links for root in folders):
         return None

@@ -52,7 +52,7 @@ class Contents:
         """The indexed folders, files, tables and shards, by path."""
         if self._part is not None:
             return {root.path: root for root in self._part.roots}
-        return {path: root for path, root in known_roots(self.store).items() if root.kind != "removed"}
+        return {path: root for path, root in known_roots(self.store).items() if root.type != "removed"}
 
     def stats(self) -> dict[str, Any]:
         """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""

@@ -1,4 +1,4 @@
-"""Fields of conditions on files: names, kinds of values, units and dates; filters.py compiles conditions on them."""
+"""Fields of conditions on files: names, types of values, units and dates; filters.py compiles conditions on them."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -33,13 +33,13 @@ class Condition(NamedTuple):
 
     sql: str
     params: tuple[Any, ...] = ()
-    kind: str = ""
-    """Kind of the values of a field: number, date, text, path, kind, label (a text without regard to case), labels (a
+    type: str = ""
+    """Type of the values of a field: number, date, text, path, kind, label (a text without regard to case), labels (a
     list of them) or any."""
 
 
-def _tag(name: str, kind: str) -> Condition:
-    return Condition(f"json_extract(tags, '$.{name}')", (), kind)
+def _tag(name: str, value_type: str) -> Condition:
+    return Condition(f"json_extract(tags, '$.{name}')", (), value_type)
 
 
 FIELDS = {

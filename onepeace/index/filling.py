@@ -174,9 +174,9 @@ def _delete_files(folder: Path) -> None:
 
 def refuse_unmounted(store: Store, root: Root, scanned: Scan) -> None:
     """UserError if a folder is empty or missing, or if the folder of a file is missing: a disk may not be mounted."""
-    if root.kind == "removed":
+    if root.type == "removed":
         return
-    if root.kind == "folder":
+    if root.type == "folder":
         below = os.path.join(root.path, "")
         has_files = any(path.startswith(below) for path in scanned.entries)
         is_there = has_files or not store.count(f"problem IS NULL AND {sql_below([root.path])}")

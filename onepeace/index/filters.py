@@ -26,9 +26,9 @@ MAX_LENGTH = 10_000
 """Maximum characters of a condition."""
 LARGEST = 2**62
 """Largest number in a condition."""
-TYPES: dict[str, Any] = {"number": (int, float), "any": object}
-"""Types of the values that a field of a kind is compared with; str for the other kinds."""
-NAMES_OF_KINDS = {"path": "text", "label": "text", "labels": "text"}
+PYTHON_TYPES: dict[str, Any] = {"number": (int, float), "any": object}
+"""Python types of the values that a field of a type is compared with; str for the other types."""
+NAMES_OF_TYPES = {"path": "text", "label": "text", "labels": "text"}
 """What the values of fields are called in messages."""
 SAME = {"label": "is_same", "labels": "has_same"}
 """SQL functions that compare fields without regard to case."""
@@ -204,40 +204,40 @@ def _contained(left: ast.expr, right: ast.expr) -> Condition:
     """Condition for fields that contain a text."""
     field = _field(right)
     part = _value(left)
-    if field.kind not in CONTAINS or not isinstance(part, str):
+    if field.type not in CONTAINS or not isinstance(part, str):
         raise _error(right, "contains no text; `in` is for path, caption, tags, metadata and lists")
     _check_characters(left, part)
-    return Condition(f"{CONTAINS[field.kind]}({field.sql}, ?)", (*field.params, part))
+    return Condition(f"{CONTAINS[field.type]}({field.sql}, ?)", (*field.params, part))
 
 
 def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     """Condition that compares a field with a value."""
     field = _field(left)
     value = _value(right)
-    if not isinstance(value, TYPES.get(field.kind, str)):
-        kind = NAMES_OF_KINDS.get(field.kind, field.kind)
-        raise _error(right, f"is not a {kind}; compare {ast.unparse(left)} with one")
-    if field.kind in SAME and sign != "=":
+    if not isinstance(value, PYTHON_TYPES.get(field.type, str)):
+        type_name = NAMES_OF_TYPES.get(field.type, field.type)
+        raise _error(right, f"is not a {type_name}; compare {ast.unparse(left)} with one")
+    if field.type in SAME and sign != "=":
         raise _error(left, "is a text; compare it with = or in")
-    if isinstance(value, str) and field.kind != "path":
+    if isinstance(value, str) and field.type != "path":
         _check_characters(right, value)
     try:
-        return _comparison_of_kind(field, sign, value)
+        return _comparison_of_type(field, sign, value)
     except (UsageError, ValueError) as error:
-        raise _error(right, f"is not a {field.kind} ({one_line(error)})") from error
+        raise _error(right, f"is not a {field.type} ({one_line(error)})") from error
 
 
-def _comparison_of_kind(field: Condition, sign: str, value: Any) -> Condition:
+def _comparison_of_type(field: Condition, sign: str, value: Any) -> Condition:
     sql = field.sql
-    if field.kind in SAME:
-        return Condition(f"{SAME[field.kind]}({sql}, ?)", (*field.params, value))
-    if field.kind == "date":
+    if field.type in SAME:
+        return Condition(f"{SAME[field.type]}({sql}, ?)", (*field.params, value))
+    if field.type == "date":
         return _comparison_of_date(field, sign, value)
-    if field.kind == "path":
+    if field.type == "path":
         value = os.fsencode(value)
-    elif field.kind == "kind":
+    elif field.type == "kind":
         value = kind_of(value)
-    elif field.kind == "any" and not isinstance(value, str):
+    elif field.type == "any" and not isinstance(value, str):
         sql = f"number({sql})"
     return Condition(f"{sql} {sign} ?", (*field.params, value))
 

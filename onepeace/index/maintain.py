@@ -57,7 +57,7 @@ def build(
     new_roots = roots_of(paths, patterns, follow_links)
     with writing(folder, create=True) as target, opened(target, model) as store:
         roots = known_roots(store).values()
-        scanned = scan([*new_roots, *(root for root in roots if root.kind == "removed")])
+        scanned = scan([*new_roots, *(root for root in roots if root.type == "removed")])
         if not roots and all(entry.item.problem for entry in scanned.entries.values()):
             raise UsageError(nothing_in(paths, scanned))
         with store.transaction():  # first, so that `update` resumes an interrupted build
@@ -100,7 +100,7 @@ def update(folder: str | os.PathLike[str], model: Model | None = None, **options
         for root in readable:
             refuse_unmounted(store, root, scanned)
         # Which files a table names that cannot be read is not known.
-        is_whole = all(root in readable for root in roots if root.kind == "table")
+        is_whole = all(root in readable for root in roots if root.type == "table")
         return fill(store, scanned, settings, model=model, is_whole=is_whole)
 
 

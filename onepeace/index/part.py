@@ -15,7 +15,7 @@ CONTAINER_ENDS = (SEPARATOR,)
 ANY_ENDS = (os.sep, SEPARATOR)
 """What follows the path of a folder, or of a table or shard, or of either, in the path of a file inside it."""
 ENDS = {"folder": FOLDER_ENDS, "table": CONTAINER_ENDS, "shard": CONTAINER_ENDS, "file": (), "removed": ANY_ENDS}
-"""These by kind of root."""
+"""These by type of root."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def part_of(roots: Sequence[Root], known_roots: Iterable[Root], paths: Collectio
     left_out = []
     for root in known_roots:
         is_below = bool(_with_folders_above([root.path]) & scanned)
-        if root.kind != "removed" and root.path not in scanned and is_below and root.path not in above:
+        if root.type != "removed" and root.path not in scanned and is_below and root.path not in above:
             left_out.append(root)
     return Part(tuple(roots), tuple(left_out))
 
@@ -60,7 +60,7 @@ def roots_inside(part: Part, known_roots: Iterable[Root]) -> list[Root]:
     inside = []
     for root in known_roots:
         is_below = bool(_with_folders_above([root.path]) & scanned)
-        if root.kind in ("folder", "file") and root.path not in kept and is_below:
+        if root.type in ("folder", "file") and root.path not in kept and is_below:
             inside.append(root)
     return inside
 
@@ -81,7 +81,7 @@ def sql_below(paths: Iterable[str]) -> str:
 
 
 def _sql_of(roots: Iterable[Root]) -> str:
-    return _sql_within([(root.path, ENDS[root.kind]) for root in roots])
+    return _sql_within([(root.path, ENDS[root.type]) for root in roots])
 
 
 def _sql_within(places: Sequence[tuple[str, Sequence[str]]]) -> str:

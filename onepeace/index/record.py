@@ -60,7 +60,7 @@ class Recorder:
         self.report = report
         self.condition = "1" if part is None else part.sql()
         self.items = {item.path: item for item in store.items(self.condition)}
-        self._folders = [root.path for root in known_roots(store).values() if root.kind == "folder"]
+        self._folders = [root.path for root in known_roots(store).values() if root.type == "folder"]
         self.num_copies: Counter[bytes | None] = Counter()
         self._waiting: list[Row] = []
         self._last_write = time.monotonic()

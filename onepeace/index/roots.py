@@ -22,7 +22,7 @@ class Root:
 
     path: str
     """Absolute."""
-    kind: Literal["folder", "file", "table", "shard", "removed"]
+    type: Literal["folder", "file", "table", "shard", "removed"]
     exclude: tuple[str, ...] = ()
     """Patterns as in a .gitignore file, for a folder."""
     follow_links: bool = False
@@ -49,7 +49,7 @@ def roots_of(
         if os.path.isdir(absolute):
             roots.append(Root(absolute, "folder", tuple(exclude), follow_links))
         elif os.path.lexists(absolute):  # before patterns, as names may have brackets
-            roots.append(Root(absolute, _kind_of_file(absolute)))
+            roots.append(Root(absolute, _type_of_file(absolute)))
         elif is_shard(path) and re.search(r"[*?{\[$]", path) and not scheme(path):
             from onepeace.data.shards import expand
 
@@ -59,7 +59,7 @@ def roots_of(
     return roots
 
 
-def _kind_of_file(path: str) -> Literal["file", "table", "shard"]:
+def _type_of_file(path: str) -> Literal["file", "table", "shard"]:
     if is_shard(path):
         return "shard"
     if is_table(path):
@@ -71,8 +71,13 @@ def known_roots(store: Store) -> dict[str, Root]:
     """Paths that an index was built from, and those that were removed from it, each with its `Root`."""
     roots = {}
     for fields in json.loads(store.blob(BLOB) or b"[]"):
-        fields["exclude"] = tuple(fields["exclude"])
-        roots[fields["path"]] = Root(**fields)
+        root = Root(
+            path=fields["path"],
+            type=fields["kind"],
+            exclude=tuple(fields["exclude"]),
+            follow_links=fields.get("follow_links", False),
+        )
+        roots[root.path] = root
     return roots
 
 
@@ -86,8 +91,12 @@ def keep_roots(store: Store, roots: Iterable[Root], without: Iterable[Root] = ()
     for root in without:
         del by_path[root.path]
     by_path |= {root.path: root for root in roots}
-    content = json.dumps([asdict(by_path[path]) for path in sorted(by_path)])
-    store.keep_blob(BLOB, content.encode())
+    entries = []
+    for path in sorted(by_path):
+        fields = asdict(by_path[path])
+        fields["kind"] = fields.pop("type")  # its name in stored indexes
+        entries.append(fields)
+    store.keep_blob(BLOB, json.dumps(entries).encode())
 
 
 def listed(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:

@@ -41,9 +41,9 @@ def scan(roots: Collection[Root]) -> Scan:
     """
     result = Scan()
     modalities = modalities_by_suffix()
-    removed = {root.path for root in roots if root.kind == "removed"}
+    removed = {root.path for root in roots if root.type == "removed"}
     for root in roots:
-        if root.kind == "removed" or not os.path.lexists(root.path):
+        if root.type == "removed" or not os.path.lexists(root.path):
             continue
         left_out = removed - {root.path, *map(str, Path(root.path).parents)}
         try:
@@ -56,9 +56,9 @@ def scan(roots: Collection[Root]) -> Scan:
 
 
 def _entries(root: Root, left_out: Collection[str], modalities: Mapping[str, str], result: Scan) -> Iterator[Entry]:
-    if root.kind == "table":
+    if root.type == "table":
         return read_rows(Path(root.path), modalities)
-    if root.kind == "shard":
+    if root.type == "shard":
         return read_shard(root.path)
     return _files(root, left_out, modalities, result)
 
@@ -69,7 +69,7 @@ def _add(entry: Entry, root: Root, left_out: set[str], result: Scan) -> None:
     item = entry.item
     if left_out and places_of(item.path) & left_out:
         return
-    is_described = root.kind == "table" and (item.caption or item.metadata)
+    is_described = root.type == "table" and (item.caption or item.metadata)
     if is_described or item.path not in result.entries:
         result.entries[item.path] = entry
 

@@ -98,7 +98,7 @@ class ParquetWriter:
     def __init__(self, path: Path, columns: Mapping[str, str], embed_dim: int) -> None:
         self.arrow = need("pyarrow", "parquet")
         parquet = need("pyarrow.parquet", "parquet")
-        fields = [(name, self.arrow.type_for_alias(kind)) for name, kind in columns.items()]
+        fields = [(name, self.arrow.type_for_alias(type_name)) for name, type_name in columns.items()]
         self.schema = self.arrow.schema(fields)
         self.embed_dim = embed_dim
         vector = self.arrow.field("vector", self.arrow.list_(self.arrow.float32(), embed_dim))

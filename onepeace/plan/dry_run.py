@@ -33,7 +33,7 @@ class StepCost(NamedTuple):
     """What a step takes in one process; see `OperationCounter`."""
 
     memory: Counter[str]
-    """Bytes at the peak by kind: parameters, gradients, optimizer, gathered weights, activations, other."""
+    """Bytes at the peak by category: parameters, gradients, optimizer, gathered weights, activations, other."""
     flops: Counter[tuple[str, torch.dtype]]
     traffic: Counter[tuple[str, Group]]
     checkpoint: int

@@ -32,7 +32,7 @@ def _title(plan: Plan) -> str:
 
 def _memory_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = [("GB at the peak of a process", "")]
-    rows += [(f"  {kind}", f"{size / 1e9:.2f}") for kind, size in sorted(plan.step.memory.items())]
+    rows += [(f"  {category}", f"{size / 1e9:.2f}") for category, size in sorted(plan.step.memory.items())]
     rows.append((f"  total and a tenth, of {plan.card.memory / 1e9:.0f}", f"{plan.memory / 1e9:.2f}"))
     rows.append(("GB of a checkpoint", f"{plan.step.checkpoint / 1e9:.2f}"))
     return rows

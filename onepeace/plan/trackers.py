@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from onepeace.data.batch import Batch
 
-KINDS = {
+CATEGORIES = {
     "PARAM": "parameters",
     "SHARDED_PARAM": "parameters",
     "UNSHARDED_PARAM": "gathered weights",
@@ -65,12 +65,12 @@ class PeakTracker(MemTracker):
         self.memory_tracking = modules
 
     def peak(self) -> Counter[str]:
-        """Bytes by kind at the moment of the highest sum."""
+        """Bytes by category at the moment of the highest sum."""
         sizes: Counter[str] = Counter()
         for snapshot in self.get_tracker_snapshot("peak").values():
-            for kind, size in snapshot.items():
-                if kind != "Total":
-                    sizes[KINDS.get(kind.name, "other")] += size  # type: ignore[attr-defined]
+            for category, size in snapshot.items():
+                if category != "Total":
+                    sizes[CATEGORIES.get(category.name, "other")] += size  # type: ignore[attr-defined]
         return sizes
 
     def track_gradients(self, module: nn.Module) -> None:

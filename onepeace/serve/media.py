@@ -80,14 +80,14 @@ def body_of(item: Item, roots: Roots) -> Body:
         Refused: the file is gone (404), or has changed since it was indexed (410).
         UserError: a sound cannot be read.
     """
-    kind = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
-    if item.modality == "audio" and kind == OTHER:
+    media_type = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
+    if item.modality == "audio" and media_type == OTHER:
         with _unchanged(item, roots) as value:
             return Body(_wav(value), TYPES[".wav"])
     value = _open(item, roots)
     if isinstance(value, str):
         value = value.encode()
-    return Body(value, kind)
+    return Body(value, media_type)
 
 
 def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) -> Body:

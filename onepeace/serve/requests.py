@@ -181,7 +181,7 @@ def _inside(place: str) -> str:
 
 def _part_of_message(part: Mapping[str, Any]) -> dict[str, Any]:
     """{modality: content} of a part of a message, in the format of OpenAI's chat."""
-    kind = str(part["type"])
-    modality, key = CONTENT.get(kind, (kind, ""))
-    value = part.get(kind)
+    part_type = str(part["type"])
+    modality, key = CONTENT.get(part_type, (part_type, ""))
+    value = part.get(part_type)
     return {modality: value.get(key) if isinstance(value, Mapping) else value}

@@ -131,10 +131,10 @@ class Request:
             raise Refused(413, f"{name}: {self.seconds:.0f} s of audio, above the limit of {self.limits.seconds:.0f}")
         return samples, processor.sample_rate
 
-    def _processor(self, modality: str, kind: type[Any]) -> Any:
+    def _processor(self, modality: str, processor_class: type[Any]) -> Any:
         """The model's own processor, so that an upload gets the same vector as a file; otherwise a default one."""
         processor = self.processors().get(modality)
-        return processor if isinstance(processor, kind) else kind()
+        return processor if isinstance(processor, processor_class) else processor_class()
 
     def data(self, text: str, name: str) -> NamedBytes:
         """Decode the bytes of a file from base64 or a data: URI."""

@@ -172,12 +172,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         """Complete the checkpoint in flight; if the block failed, a second error is only logged."""
         try:
             self.wait()
         except UserError as error:
-            if kind is None:
+            if error_type is None:
                 raise
             log.warning("%s", error)
 

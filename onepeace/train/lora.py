@@ -45,14 +45,14 @@ def add_lora_and_freeze(model: nn.Module, recipe: Recipe) -> None:
 
 
 def trained_module(
-    config: Config, weights: Mapping[str, Tensor], lora: LoraConfig | None, adapter: Path | None = None
+    config: Config, weights: Mapping[str, Tensor], lora: LoraConfig | None, lora_folder: Path | None = None
 ) -> Trained:
-    """Module with the weights of a run, in evaluation mode, with the adapters merged.
+    """Module with the weights of a run, in evaluation mode, with the low-rank adapters merged.
 
     Args:
-        config: configuration of the model without adapters.
+        config: configuration of the model without them.
         weights: weights by parameter name in training; adapted ones are changed in place.
-        adapter: folder in which to save the adapters for peft's PeftModel.from_pretrained.
+        lora_folder: folder in which to save the low-rank adapters for peft's PeftModel.from_pretrained.
     """
     with torch.device("meta"):
         model = build_module(config)
@@ -62,14 +62,14 @@ def trained_module(
     with torch.device("meta"):
         adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora))
     model.load_state_dict(weights, assign=True)
-    if adapter is not None:
-        adapted.save_pretrained(str(adapter))
-        (adapter / "README.md").unlink()  # an empty template
+    if lora_folder is not None:
+        adapted.save_pretrained(str(lora_folder))
+        (lora_folder / "README.md").unlink()  # an empty template
     return adapted.merge_and_unload().eval()
 
 
 def _peft_config(model: nn.Module, lora: LoraConfig) -> Any:
-    # Subclasses of nn.Linear do more than a product, and the adapter would be added after all of it.
+    # Subclasses of nn.Linear do more than a product, and the low-rank adapter would be added after all of it.
     linear_layers = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     targets: list[str] = []
     for pattern in lora.targets:

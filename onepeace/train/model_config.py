@@ -33,8 +33,8 @@ def make_config(recipe: Recipe) -> Config:
         UserError: a field is unknown or does not fit the others.
     """
     start = _start_of(recipe)
-    kind = architecture(start.architecture).config
-    names = {field.name for field in fields(kind)}
+    config_class = architecture(start.architecture).config
+    names = {field.name for field in fields(config_class)}
     content = merge(start.model, recipe.model_fields)
     if "adapters" in names:
         content["adapters"] = _adapters(recipe, content.get("adapters", {}), start.model.get("adapters", {}))
@@ -50,7 +50,7 @@ def make_config(recipe: Recipe) -> Config:
         raise UserError(f"the objective has masked passes: models of architecture {start.architecture} have none")
     if "heads" in content:
         content["heads"] = {name: head_options(name, head, recipe) for name, head in content["heads"].items()}
-    model: Any = build(kind, content, "the recipe's model")
+    model: Any = build(config_class, content, "the recipe's model")
     settings = merge(start.processors, recipe.processors)
     processors = {key: settings.get(key, {}) for key in model.adapters}
     config = Config(model=model, processors=processors, architecture=start.architecture)

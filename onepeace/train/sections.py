@@ -56,11 +56,11 @@ class LoraConfig:
 
     rank: Count = 8
     alpha: Positive = 16.0
-    """An adapter's output is multiplied by alpha / rank."""
+    """The output of a low-rank adapter is multiplied by alpha / rank."""
     dropout: Share = 0.0
-    """Dropout of an adapter's input."""
+    """Dropout of its input."""
     targets: tuple[str, ...] = ("blocks.*.attn.[qkv]", "blocks.*.attn.proj")
-    """Patterns of module names; their linear layers get adapters: ["blocks.*.attn.*", "blocks.*.ffn.image.*"]."""
+    """Patterns of module names; their linear layers are adapted: ["blocks.*.attn.*", "blocks.*.ffn.image.*"]."""
 
     def __post_init__(self) -> None:
         if not self.targets:

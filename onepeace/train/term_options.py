@@ -80,7 +80,7 @@ def sources_of(options: TermOptions, data: DataConfig) -> list[SourceConfig]:
     for key in options.on:
         if key not in present:
             raise UserError(f"{options.where}.on: no source has {key!r}; {nearest(key, present)}")
-    sources = [source for source in data.train if options.reads(source.name, source.pair)]
+    sources = [source for source in data.train if options.reads(source.name, source.modalities)]
     if not sources:
         raise UserError(f"no source of data.train can feed {options.where}; there are {', '.join(modalities)}")
     return sources

@@ -58,8 +58,8 @@ def read_original(path: Path) -> Original:
         raise UserError(f"holds no weights; its entries are {entries}", where=path)
     non_tensors = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
     for name, value in non_tensors.items():
-        kind = value.name if isinstance(value, InertObject) else type(value).__name__
-        raise UserError(f"{len(non_tensors)} of its weights are not tensors ({name} is {kind})", where=path)
+        type_name = value.name if isinstance(value, InertObject) else type(value).__name__
+        raise UserError(f"{len(non_tensors)} of its weights are not tensors ({name} is {type_name})", where=path)
     around = content if state is not content else {}
     return Original(cfg=_cfg_in(around), tensors=_tensors_in(state), average=_average_in(around))
 

@@ -42,7 +42,7 @@ class Contrastive(Term[ContrastiveOptions]):
     @classmethod
     def check(cls, options: ContrastiveOptions, context: TermContext) -> None:
         for source in context.sources:
-            check_projections(options, options.on or source.pair, context.config)
+            check_projections(options, options.on or source.modalities, context.config)
 
     def outputs(self, passes: Passes) -> dict[str, Tensor]:
         """Unit vectors (B, E) by modality."""

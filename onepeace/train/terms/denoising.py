@@ -47,10 +47,10 @@ class Denoising(Term[DenoisingOptions]):
     @classmethod
     def check(cls, options: DenoisingOptions, context: TermContext) -> None:
         for source in context.sources:
-            keys = options.on or source.pair
+            keys = options.on or source.modalities
             student = "joint" if len(keys) > 1 else "unimodal"
             # A joint pass masks tokens of all its modalities.
-            masked = source.pair if student == "joint" else keys
+            masked = source.modalities if student == "joint" else keys
             for key in masked:
                 if getattr(context.mask.get(key), student, None) is None:
                     raise UserError(f"{options.where} needs mask.{key}.{student}, the share of the masked tokens")

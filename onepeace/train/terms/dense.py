@@ -32,7 +32,7 @@ class Events(Supervised[SupervisedOptions]):
     @classmethod
     def check(cls, options: SupervisedOptions, context: TermContext) -> None:
         super().check(options, context)
-        modalities = {key for source in context.sources for key in options.on or source.pair}
+        modalities = {key for source in context.sources for key in options.on or source.modalities}
         for modality in sorted(modalities):
             augment = context.data.augment.get(modality, {})
             for option in ("shift", "mix"):

@@ -87,14 +87,14 @@ class Generation(Term[GenerationOptions]):
         if options.writes == "boxes":
             needed.add("box_labels")
         for source in context.sources:
-            if ("image" in source.pair) != (task.image is not None):
+            if ("image" in source.modalities) != (task.image is not None):
                 reads = "no picture" if task.image is None else "a picture"
-                modalities = ", ".join(source.pair)
+                modalities = ", ".join(source.modalities)
                 raise UserError(
                     f"the task {options.task} reads {reads}, and {source.name} is of {modalities}", where=where
                 )
             available = {*source.targets, MATCH}
-            if "text" in source.pair:
+            if "text" in source.modalities:
                 available.add("text")
             missing = needed - available
             if missing:

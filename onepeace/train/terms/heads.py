@@ -53,7 +53,7 @@ class Supervised(Term[S], Generic[S]):
     def check(cls, options: S, context: TermContext) -> None:
         head = check_head(options, context.config, "task", cls.task)
         for source in context.sources:
-            if head["on"] not in (options.on or source.pair):
+            if head["on"] not in (options.on or source.modalities):
                 raise UserError(f"its head reads {head['on']}, which is not among the modalities", where=options.where)
         check_targets(options, [cls.target], context.sources)
         if cls.follows_pixels:
