@@ -29,7 +29,7 @@ class OwnData:
     """Samples by modalities, such as ("image", "text"); a class name counts as text."""
     left_out: list[Skipped]
     unpacked: Path | None = None
-    """Folder of the files, if they lay in the cells of a table."""
+    """Folder of the files, if they were stored as bytes in cells of a table."""
 
     @property
     def all_records(self) -> list[Record]:
@@ -80,7 +80,7 @@ def read_own_data(
     Args:
         modalities: those of the model.
         columns, split: see `from_source`.
-        unpacked: empty folder into which files are written that lie in cells; needed if there are such.
+        unpacked: empty folder for files that are stored as bytes in cells of the table; needed if there are such.
 
     Raises:
         UserError: there is nothing, or too little to learn from; the message says how much is needed.
