@@ -15,7 +15,7 @@ from onepeace.hub.towers.config import TowersConfig, names_towers
 from onepeace.processors.pieces import preparation
 
 if TYPE_CHECKING:
-    from onepeace.hub.contents import Description
+    from onepeace.hub.contents import ModelDescription
 
 EPILOG = """example:
   onepeace info tiny
@@ -107,7 +107,7 @@ def _path(name: str) -> Path:
     return resolve(name)
 
 
-def report_on(description: "Description") -> dict[str, Any]:
+def report_on(description: "ModelDescription") -> dict[str, Any]:
     """The report as JSON-serialisable values."""
     from onepeace.hub.architectures import architecture
 

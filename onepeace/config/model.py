@@ -102,7 +102,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Config:
-    """The content of a model folder's config.yaml."""
+    """The content of a model folder's config.yaml.
+
+    The file is part of a model's fingerprint (hub/fingerprint.py), by which indexes know their model: a field that is
+    added to the file of a model makes the indexes built with it before refuse it.
+    """
 
     model: ModelConfig
     """Instance of the configuration class of `architecture`, typed as ONE-PEACE's."""

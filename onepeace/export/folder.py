@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 RECORD = "export.json"
 EXPORT_FORMAT = 1
+"""Version of the layout of export.json, for programs that read it."""
 TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
 """Largest allowed distance between the unit vectors of the model and of an export; 0.4 is a cosine of 0.92."""
 HEAD_TOLERANCE = {"onnx": 1e-4, "int8": 0.2, "torch": 1e-4}

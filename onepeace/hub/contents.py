@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelDescription:
     """Content of a model folder or a checkpoint, from its headers only."""
 
     path: Path

@@ -12,7 +12,7 @@ from onepeace.config import Base, Config
 from onepeace.device import named_dtype
 from onepeace.errors import UserError, expect
 from onepeace.hub.architectures import build_module, check_encodes, check_own_weights, keep_modalities
-from onepeace.hub.contents import Description, build_without_values, cast, compare, expected, write_folder
+from onepeace.hub.contents import ModelDescription, build_without_values, cast, compare, expected, write_folder
 from onepeace.hub.convert.original import describe_original
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, new_folder, read_config
@@ -135,19 +135,19 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
     return {name: tensor.read() for name, tensor in _describe_folder(Path(folder)).tensors.items()}
 
 
-def describe(path: str | Path) -> Description:
+def describe(path: str | Path) -> ModelDescription:
     """Describe a model folder or a released checkpoint file, without reading tensors."""
     path = Path(path)
     return _describe_folder(path) if path.is_dir() else describe_original(path)
 
 
-def _describe_folder(folder: Path) -> Description:
+def _describe_folder(folder: Path) -> ModelDescription:
     config = read_config(folder)
     check_own_weights(config, str(folder))
     tensors = open_weights(folder)
     if config.base is not None:
         tensors = {**_tensors_of_base(folder, config.base, config), **tensors}
-    return Description(folder, MODEL_FOLDER, config, tensors)
+    return ModelDescription(folder, MODEL_FOLDER, config, tensors)
 
 
 def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:

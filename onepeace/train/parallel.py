@@ -374,7 +374,7 @@ def full_tensors(tensors: Mapping[str, Any], everywhere: bool = False) -> dict[s
     return full_by_name
 
 
-def clip(objective: nn.Module, limit: float | None) -> Tensor:
+def clip_gradients(objective: nn.Module, limit: float | None) -> Tensor:
     """Clip the gradient's norm over the whole model to ``limit``; returns the norm before, without waiting for it."""
     trained = [parameter for parameter in objective.parameters() if parameter.grad is not None]
     if not any(is_sharded(parameter) for parameter in trained):

@@ -98,7 +98,7 @@ class Stepper:
                 batch_losses["loss"].backward()
             parallel.free_gathered(parallelized)
             losses.append(batch_losses)
-        return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
+        return losses, parallel.clip_gradients(self.objective, self.recipe.optim.grad_clip)
 
     def _update(self, grad_norm: Tensor) -> None:
         """Update the weights and their average, unless the gradient is not finite."""

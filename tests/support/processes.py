@@ -141,7 +141,7 @@ def spread_step(path, parts, **options):
 
         losses, _ = loss_and_gradients(parallelized, batch)
         parallel.free_gathered(objective)
-        parallel.clip(objective, None)
+        parallel.clip_gradients(objective, None)
         losses = {name: parallel.mean(loss) for name, loss in losses.items()}
         gradients = gradients_of(objective)
         if parallel.rank() == 0:

@@ -60,13 +60,13 @@ def test_tensor_on_the_cpu_is_found(first_step, monkeypatch):
     ids=["item", "bool", "nonzero", "copy to the CPU", "copy to the GPU"],
 )
 def test_wait_for_the_gpu_is_found(first_step, monkeypatch, wait, error):
-    clip = parallel.clip
+    clip = parallel.clip_gradients
 
     def clip_and_wait(objective, limit):
         norm = clip(objective, limit)
         wait(norm)
         return norm
 
-    monkeypatch.setattr(parallel, "clip", clip_and_wait)
+    monkeypatch.setattr(parallel, "clip_gradients", clip_and_wait)
     with pytest.raises(error):
         first_step()

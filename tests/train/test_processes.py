@@ -139,7 +139,7 @@ def test_sharded_resume_is_exact_to_the_bit(distributed, sharded):
 
 def train_with_one_bad_gradient(path, overrides):
     """A run in whose second step the gradient of one process is no number."""
-    clip = parallel.clip
+    clip = parallel.clip_gradients
     step = 0
 
     def spoil_and_clip(objective, limit):
@@ -150,7 +150,7 @@ def train_with_one_bad_gradient(path, overrides):
             weight.grad.to_local().fill_(torch.nan)
         return clip(objective, limit)
 
-    parallel.clip = spoil_and_clip
+    parallel.clip_gradients = spoil_and_clip
     train(path, overrides)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
-from onepeace.hub.contents import Description
+from onepeace.hub.contents import ModelDescription
 from onepeace.hub.convert.unpickle import InertObject, StoredTensor, plain, read_checkpoint
 from onepeace.hub.tensors import LazyTensor
 
@@ -30,7 +30,7 @@ class Original(NamedTuple):
     """Moving average of the weights (fairseq's EMA); {} if the file has none."""
 
 
-def describe_original(path: Path) -> Description:
+def describe_original(path: Path) -> ModelDescription:
     """Describe a checkpoint file. UserError if it is not a checkpoint, or contains unknown tensors."""
     original = read_original(path)
     conversion = _conversion(original.tensors)
@@ -44,7 +44,7 @@ def describe_original(path: Path) -> Description:
     tensors = place(path, stored, conversion)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = conversion.infer_config(path, shapes, original.cfg or {})
-    return Description(path, layout, config, tensors)
+    return ModelDescription(path, layout, config, tensors)
 
 
 def read_original(path: Path) -> Original:

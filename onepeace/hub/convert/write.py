@@ -12,7 +12,7 @@ from onepeace import __version__
 from onepeace.config import Config
 from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture
-from onepeace.hub.contents import Description, cast, expected, write_folder
+from onepeace.hub.contents import ModelDescription, cast, expected, write_folder
 from onepeace.hub.download import from_hub
 from onepeace.hub.folder import CARD, MODEL_FOLDER, TOKENIZER, new_folder
 from onepeace.hub.tensors import LazyTensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def converted_tensors(source: Description, config: Config, dtype: torch.dtype | None) -> dict[str, LazyTensor]:
+def converted_tensors(source: ModelDescription, config: Config, dtype: torch.dtype | None) -> dict[str, LazyTensor]:
     """The tensors of a configuration, unread, in a dtype; None = that of the file."""
     tensors = {}
     for name, shape in expected(config).items():
@@ -33,7 +33,7 @@ def converted_tensors(source: Description, config: Config, dtype: torch.dtype | 
 
 
 def write_converted(
-    source: Description,
+    source: ModelDescription,
     out: Path,
     config: Config,
     tensors: Mapping[str, LazyTensor],
@@ -62,7 +62,7 @@ def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer
     return tokenizer
 
 
-def tokenizer_of(source: Description, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
+def tokenizer_of(source: ModelDescription, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
     from onepeace.processors.tokenizer import read_tokenizer
 
     if "text" not in config.model.adapters:
@@ -76,7 +76,7 @@ def _read(tensor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
     return cast(tensor.read(), dtype, where)
 
 
-def _card(source: Description, config: Config) -> str:
+def _card(source: ModelDescription, config: Config) -> str:
     """Text of MODEL_CARD.md; a model folder keeps its own."""
     if source.layout == MODEL_FOLDER:
         card = source.path / CARD
