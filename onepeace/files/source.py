@@ -75,13 +75,20 @@ def describe(item: object) -> str:
 
 
 def _describe_value(item: object) -> str:
-    """A description of an input that is neither a path nor a URL; arrays and pictures may be of any library."""
+    """A description of an input that is neither a path nor a URL."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         return f"bytes ({len(item)})"
     if isinstance(item, tuple):
         return f"({', '.join(map(describe, item))})"
     if isinstance(item, dict) and ("path" in item or "array" in item):  # a sound of datasets (Hugging Face)
         return str(item.get("path") or describe(item.get("array")))
+    if isinstance(item, (int, float)) and not hasattr(item, "dtype"):
+        return str(item)
+    return _describe_object(item)
+
+
+def _describe_object(item: object) -> str:
+    """A description of an array, a picture, both of any library, or another object."""
     if hasattr(item, "shape") and hasattr(item, "dtype"):
         return f"{type(item).__name__} {tuple(item.shape)} {item.dtype}"
     file = getattr(item, "filename", None)  # of an opened PIL image
@@ -89,7 +96,7 @@ def _describe_value(item: object) -> str:
         return describe(file)
     if hasattr(item, "mode") and hasattr(item, "size"):
         return f"{item.mode} picture {item.size}"
-    return str(item) if isinstance(item, (int, float)) else type(item).__name__
+    return type(item).__name__
 
 
 def _shortened(name: str) -> str:
