@@ -139,7 +139,7 @@ def distances(
     branch: Branch,
     batch: Batch,
 ) -> dict[str, float]:
-    """Largest difference between a branch and an export of it, by output; infinite if a value is not finite.
+    """Largest difference between a branch and an export of it, by output.
 
     For unit vectors this is the length of the difference, for probabilities the difference itself. It is infinite if a
     value is not finite.

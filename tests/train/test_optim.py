@@ -103,7 +103,7 @@ def test_groups_use_first_pattern_that_matches(small):
 
 
 def test_pattern_that_matches_no_parameter_is_an_error(small):
-    with pytest.raises(UserError, match=r"'head\.\*' matches none of the 6"):
+    with pytest.raises(UserError, match=r"'head\.\*' matches none of 6"):
         settings_by_name(small, groups={"head.*": OptimGroup(lr_scale=0.1)})
 
 
