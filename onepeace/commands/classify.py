@@ -115,7 +115,7 @@ def _labels(text: str | None) -> list[str]:
     """The labels of the option: separated by commas, or the lines of a file."""
     if text is None:
         return []
-    # One that looks like the name of a file is not meant as a label: it is an error if there is none.
+    # A value that looks like a file name is meant as one: if there is no such file, that is an error, not a label.
     if "," not in text and (text.endswith(".txt") or os.sep in text):
         files.check_input(text)
     names = files.lines_of(Path(text)) if os.path.isfile(text) else text.split(",")

@@ -103,7 +103,7 @@ def _processors(config: Config, folder: Path) -> dict[str, Processor]:
     makers = architecture(config.architecture).processors
     processors = {}
     for modality in config.model.adapters:
-        make = makers.get(modality, processor_class(modality).from_config)
+        make = makers.get(modality) or processor_class(modality).from_config
         processors[modality] = make(config.processors.get(modality, {}), folder)
     return processors
 
@@ -126,8 +126,8 @@ class Embedder(LoadedModel):
     ) -> Generator[Embedded, None, None]:
         """Yield the result of every item in order, as soon as it is available; failures are results too.
 
-        Memory is bounded for any number of items: `items` is read ahead of the results by at most 40 `batch_size`,
-        in blocks of up to 64 MB of decoded values, and only the vectors of a long sound are kept. Close or exhaust the
+        Memory is bounded for any number of items: at most 40 times `batch_size` items are read ahead of the results, in
+        blocks of up to 64 MB of decoded values, and of a long sound only the vectors are kept. Close or exhaust the
         generator to end its threads.
 
         Args:

@@ -127,7 +127,7 @@ def summary(differences: Sequence[Difference]) -> str:
     """Summary of the table in a sentence or two."""
     num_significant = sum(bool(difference.better) for difference in differences)
     num_unpaired = sum(difference.interval is None for difference in differences)
-    text = f"{num_significant} of {len(differences)} differences are significant; if nothing differed, 1 in 20 would be"
+    text = f"{num_significant} of {len(differences)} differences are significant; by chance alone, 1 in 20 is"
     if num_unpaired:
         text += f"; {num_unpaired} have no interval (other data, or no value for each query)"
     return text

@@ -46,7 +46,7 @@ RULES = {
     "text": (
         f"lower: lower case. clean: no {LEADING} at the beginning, runs of white space and tabs as one space, no "
         "spaces and line ends around it. prefix_space: a space in front. Then tokenizer.json, which appends </s>, "
-        f"{EOS}; of more than max_tokens ids before it, the first max_tokens and {EOS}. ids is padded on the right "
+        f"{EOS}. A longer text is cut to its first max_tokens ids, followed by {EOS}. ids is padded on the right "
         f"with {PAD}; lengths counts the ids of each text, {EOS} included."
     ),
     "image": (

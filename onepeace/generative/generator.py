@@ -109,8 +109,8 @@ class Generator:
 
     Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and return a
     list of answers in the same order; a single text applies to every picture. The first item that fails raises a
-    `UserError` that names it (`stream` continues). `batch_size`, the number of items in one pass, affects speed and
-    memory, not the answers.
+    `UserError` that names it; `stream` reports it and continues. `batch_size`, the number of items in one pass, affects
+    speed and memory, not the answers.
     """
 
     def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> None:

@@ -82,7 +82,7 @@ class ImageProcessor(Processor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As `Processor.settings`; three are stored in another form than the arguments have."""
+        """See `Processor.settings`. `size` is normalised to [height, width], `mean` and `std` to lists."""
         return {
             **super().settings,
             "size": [self.height, self.width],
