@@ -63,6 +63,15 @@ def test_png_of_a_picture_and_of_a_sound(run_model, dog, bark, tmp_path):
     assert Image.open(tmp_path / "maps" / "dog.ogg.png").width == WIDTH
 
 
+def test_png_of_a_large_picture_is_not_enlarged(run_model, dog, tmp_path):
+    large = tmp_path / "large.png"
+    Image.open(dog).resize((1500, 1000)).save(large)
+
+    run_model("explain", large, "--text", "a dog", "--draw", tmp_path / "maps")
+
+    assert Image.open(tmp_path / "maps" / "large.png.png").size == (768, 512)
+
+
 def test_folder_gets_a_png_of_each_file_that_can_be_read(run_model, dog, cat, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

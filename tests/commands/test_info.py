@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -134,3 +135,8 @@ def test_bundled_models_are_what_their_checksums_say(name):
     folder = resolve(name)
     assert {"model.safetensors", "tokenizer.json"} <= read_sums(folder).digests.keys()
     check_content(folder, again=True)
+
+
+def test_report_says_how_texts_are_prepared(run):
+    out, _ = run("info", "tiny")
+    assert re.search("^text preparation +lower case", out, re.MULTILINE)
