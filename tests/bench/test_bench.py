@@ -139,6 +139,7 @@ def test_rows_of_training():
 def test_steps_that_differ_are_not_timed():
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, "run.batch_size=4"])
     steps = StepPair("audio+text", recipe, CPU)
+    steps.check()
     baseline = steps.candidates["baseline"]
 
     def step_with_another_loss(batch):
