@@ -32,7 +32,7 @@ from onepeace.datasets.layout import (
     shuffled,
     skipped,
 )
-from onepeace.datasets.pictures import DuplicateFilter, Photographs, open_picture, shrink, webp
+from onepeace.datasets.pictures import DuplicateFilter, Photographs, read_picture, shrink, webp
 from onepeace.datasets.reading import find, read_json, read_lines, sentence
 from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.embed.zero_shot import fill
@@ -189,7 +189,7 @@ def _draw_svg(body: str, width: float, height: float) -> Any:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {width} {height}">{body}</svg>'
     )
-    return open_picture(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=EMOJI_SIZE)), "RGBA")
+    return read_picture(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=EMOJI_SIZE)), "RGBA")
 
 
 CLIPART_SIZE = 128
@@ -225,7 +225,7 @@ class OpenClipart(Layout):
                 if (title in apart) != validation or (validation and title in done):
                     continue
                 try:
-                    picture = open_picture(path, "RGBA")
+                    picture = read_picture(path, "RGBA")
                 except OSError as error:
                     yield skipped(path, error)
                     continue
@@ -288,7 +288,7 @@ class TuxPaint(Layout):
             if name.startswith("symbols/") or "mirror" in path.stem or name in self.exclude or not text.is_file():
                 continue
             try:
-                picture = open_picture(path, "RGBA")
+                picture = read_picture(path, "RGBA")
             except OSError as error:
                 yield skipped(path, error)
                 continue
@@ -333,13 +333,13 @@ class ImageNetSamples(Photographs):
         val = list(held_out("tiny_imagenet"))
         if not val:
             raise UserError("val/tiny_imagenet: no shards to compare with; make those of tiny_imagenet first")
-        hashes = [difference_hash(open_picture(record.inputs["image"])) for record in val]
+        hashes = [difference_hash(read_picture(record.inputs["image"])) for record in val]
         records = [self._record(path) for path in shuffled(pictures)]
         yield Split("train/image_text/imagenet_samples", records, partial(self._encode_if_new, hashes=hashes))
 
     def _encode_if_new(self, record: Record, hashes: list[int]) -> Encoded:
         """Encode a picture; UserError if it is a near copy of one with the given difference hashes."""
-        picture = open_picture(record.inputs["image"])
+        picture = read_picture(record.inputs["image"])
         bits = difference_hash(picture)
         if any((bits ^ other).bit_count() <= NEAR for other in hashes):
             raise UserError("near copy of a validation picture of tiny_imagenet")
