@@ -1,0 +1,63 @@
+"""Loss of events in sounds, compared with a loop over items, frames and classes."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from onepeace.train.terms.dense import Events
+from onepeace.train.terms.heads import SupervisedOptions
+
+SECONDS_PER_FRAME = 0.5
+LABELS = ("dog", "cat")
+
+
+@pytest.fixture
+def model():
+    head = {"on": "audio", "labels": LABELS}
+    return SimpleNamespace(
+        config=SimpleNamespace(heads={"classifier": head}),
+        adapters={"audio": SimpleNamespace(seconds_per_token=SECONDS_PER_FRAME)},
+    )
+
+
+def cross_entropy(logit: float, is_heard: bool) -> float:
+    return math.log1p(math.exp(-logit if is_heard else logit))
+
+
+def test_loss_is_the_mean_over_items_of_the_mean_over_frames(model):
+    num_frames = [4, 1]
+    batch = SimpleNamespace(
+        keys=["long", "short"],
+        lengths={"audio": np.array(num_frames) + 1},  # CLS
+        targets={"events": [[[0.0, 1.0, "dog"], [1.0, 1.5, "cat"]], []]},
+    )
+    heard = [{"dog"}, {"dog"}, {"cat"}, set(), set()]
+    logits = torch.randn(5, 2)
+
+    term = Events(SupervisedOptions(term="events"), model)
+    (loss,) = term.loss(logits, batch, model).values()
+
+    losses_of_frames = []
+    for frame_logits, labels in zip(logits.tolist(), heard, strict=True):
+        pairs = zip(frame_logits, LABELS, strict=True)
+        losses_of_frames.append(sum(cross_entropy(logit, label in labels) for logit, label in pairs))
+    long = sum(losses_of_frames[:4]) / 4
+    short = losses_of_frames[4]
+    assert loss.item() == pytest.approx((long + short) / 2, rel=1e-5)
+
+
+def test_event_shorter_than_a_frame_is_heard_in_the_nearest(model):
+    batch = SimpleNamespace(
+        keys=["a"],
+        lengths={"audio": np.array([3 + 1])},
+        targets={"events": [[[0.55, 0.6, "cat"]]]},
+    )
+    sure_and_right = torch.tensor([[-20.0, -20.0], [-20.0, 20.0], [-20.0, -20.0]])
+
+    term = Events(SupervisedOptions(term="events"), model)
+    (loss,) = term.loss(sure_and_right, batch, model).values()
+
+    assert loss.item() < 1e-6
