@@ -96,7 +96,7 @@ class SoundStream:
         """Yield non-empty blocks of samples, with silence in the gaps of the time stamps."""
         position = filled = 0
         for frame in self._frames():
-            block = _mono(frame, self.name)
+            block = mono(frame, self.name)
             seconds = None if frame.pts is None else frame.pts * tick(self._stream) - start_of(self._container)
             missing = 0 if seconds is None else round(seconds * self.rate) - position
             if missing > GAPS[0] * self.rate and filled + missing < GAPS[1] * self.rate:
@@ -131,7 +131,7 @@ def _keep_layout(frame: "AudioFrame") -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(frame.layout))
 
 
-def _mono(frame: "AudioFrame", name: str) -> np.ndarray:
+def mono(frame: "AudioFrame", name: str) -> np.ndarray:
     """(n,) float32, the mean of the channels of a frame."""
     sample_type = frame.format.name.removesuffix("p")
     is_planar = frame.format.is_planar

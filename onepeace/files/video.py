@@ -78,7 +78,7 @@ def frames(path: Source, *, every: float, change: float, step: float, stretch: f
     last_colours = None
     with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be decoded"):
         for time, frame in _candidates(container, name, stretch * every, step):
-            colours = _colours(frame)
+            colours = colour_histograms(frame)
             is_due = last_colours is None or abs(time - last_time) >= every
             if is_due or np.abs(colours - last_colours).sum() / 2 > change:
                 last_time = time
@@ -257,7 +257,7 @@ def _choose_packets(
     yield from key_frame()
 
 
-def _colours(frame: "VideoFrame") -> np.ndarray:
+def colour_histograms(frame: "VideoFrame") -> np.ndarray:
     """(4, 64) histograms of the colours in each quarter of a picture; all entries together sum to 1.
 
     A colour is divided among the levels around it by its distance from them, so that a small change of the light

@@ -422,13 +422,13 @@ def test_features_of_sounds_cover_seconds(features):
 
 
 @pytest.mark.parametrize(
-    "item",
+    ("item", "word"),
     [
-        "a",
-        {},
-        {"smell": 1},
+        ("a", "dictionary"),
+        ({}, "dictionary"),
+        ({"smell": 1}, "smell"),
     ],
 )
-def test_features_refuse_what_is_no_dictionary(model, item):
-    with pytest.raises(UserError):
+def test_features_refuse_what_is_no_item(model, item, word):
+    with pytest.raises(UserError, match=word):
         model.features(item)

@@ -159,7 +159,7 @@ def test_stream_that_is_closed_ends_its_threads(model, ends_its_threads):
         assert not torch.is_inference_mode_enabled()
 
 
-def test_error_in_the_callers_generator_is_his_own(model, ends_its_threads):
+def test_error_of_the_callers_generator_is_raised_unchanged(model, ends_its_threads):
     def texts():
         yield "a"
         raise KeyError("mine")
@@ -231,7 +231,7 @@ def two_threads():
 
 @pytest.fixture
 def computing_threads(model, monkeypatch):
-    """Of each forward pass: its thread, and the threads that torch takes in it."""
+    """The thread of each forward pass, and the number of threads that torch takes in it."""
     threads = []
     forward = model.module.forward
 

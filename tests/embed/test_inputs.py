@@ -208,8 +208,8 @@ def test_silence_is_one_value_from_beginning_to_end(model, samples, is_silent, o
     assert result.is_silent == is_silent
 
 
-def test_first_sound_that_is_cut_is_reported(model, long_sound, caplog):
-    model.processors["audio"].report_cut = True
+def test_first_sound_that_is_cut_is_reported(model, long_sound, caplog, monkeypatch):
+    monkeypatch.setattr(model.processors["audio"], "report_cut", True)
 
     with caplog.at_level(logging.WARNING, logger="onepeace"):
         model.encode_audio([long_sound], long="windows")

@@ -145,7 +145,7 @@ def assert_near(vectors, expected):
         assert cosine_similarity(vectors[key], expected[key]).min() > 0.99
 
 
-def test_bfloat16_runs(model):
+def test_bfloat16_vectors_are_near_float32(model):
     batch = batch_of(model, ITEMS)
     expected = model(batch)
     half = small_model(*ALL).to(torch.bfloat16)
@@ -159,7 +159,7 @@ def test_bfloat16_runs(model):
         assert tokens.isfinite().all()
 
 
-def test_autocast_runs(model):
+def test_autocast_vectors_are_near_float32(model):
     batch = batch_of(model, ITEMS)
     expected = model(batch)
 

@@ -13,7 +13,7 @@ RELEASED_WAVE = {
     "pos_depth": 1,
     "pos_groups": 4,
 }
-"""With the kernels and strides of the released models, so that a frame has 20 milliseconds."""
+"""The kernels and strides are those of the released models, so that a frame has 20 milliseconds."""
 AUDIO_STEMS = ["audio", "audio with mel stem"]
 
 
@@ -149,7 +149,7 @@ def test_lengths_of_padded_ids_are_counted_where_left_out():
     ],
 )
 def test_wrong_modalities_are_refused(method, inputs):
-    with pytest.raises(ValueError, match="the model has text, image"):
+    with pytest.raises(ValueError, match="text, image"):
         getattr(small_model("text", "image"), method)(inputs)
 
 

@@ -13,7 +13,7 @@ cider = pytest.importorskip("pycocoevalcap.cider.cider")
 
 ITEMS = 60
 NUM_REFERENCES = (1, 5, 3)
-"""Of the items, in turn."""
+"""Numbers of references of the items, in turn."""
 
 
 class Captioned(NamedTuple):

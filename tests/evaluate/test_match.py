@@ -17,7 +17,7 @@ from onepeace.index.match import POSSIBLE
 WIDTH = 64
 NUM_CLASSES = 12
 NUM_ITEMS = 3
-"""Of each class, in each of the two sources."""
+"""Items of each class in each of the two sources."""
 RECIPE = """
 sets:
   folder:
@@ -35,7 +35,7 @@ def queries(**kinds):
 
 
 def chance_of_first(share_of_answers):
-    """That one of the first in a random order is an answer."""
+    """The chance that one of the first in a random order is an answer."""
     return pytest.approx(1 - (1 - share_of_answers) ** FIRST)
 
 
@@ -94,6 +94,22 @@ def root(tmp_path):
     return tmp_path
 
 
+class TwinEmbedder(NamingEmbedder):
+    """Items of two classes each, such as "thing 4" and "thing 5", have one vector, and so have their names."""
+
+    def encode_image(self, items, gap=0.0):
+        texts = [item.decode().split("/")[0] for item in items]
+        return self.encode_text(texts)
+
+    def encode_text(self, texts):
+        return super().encode_text([self._without_twin(text) for text in texts])
+
+    @staticmethod
+    def _without_twin(text):
+        noun, _, number = text.rpartition(" ")
+        return f"{noun} {int(number) // 2}" if number.isdecimal() else text
+
+
 @pytest.fixture
 def rows_by_metric(measured):
     def rows(*overrides):
@@ -112,6 +128,12 @@ def test_answers_and_their_absence_are_recognised(rows_by_metric, source):
     assert figures[f"{source}: kept"] == 1
     assert figures[f"{source}: nothing relevant, of right answers"] == 0
     assert figures[f"{source}: turned away"] > 0.4
+
+
+def test_ties_count_half_in_auc(measured):
+    """With a twin of each answer, the best match is the same with and without the answer."""
+    (auc,) = [row for row in measured(embedder=TwinEmbedder()) if row.metric == "all: AUC"]
+    assert auc.value == pytest.approx(0.5)
 
 
 def test_rows_have_their_numbers_and_chances(rows_by_metric):

@@ -1,6 +1,7 @@
 """Where bytes come from: paths, addresses (of a server on this machine), values; and what is refused."""
 
 import os
+import re
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_server_that_does_not_answer_is_named():
     ],
 )
 def test_malformed_address_is_an_error(address):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=f"^{re.escape(address)}: cannot be fetched"):
         source.read_bytes(address)
 
 

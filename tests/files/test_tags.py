@@ -61,7 +61,7 @@ def tags_of_picture(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["jpg", "png", "webp"])
-def test_exif(tags_of_picture, form):
+def test_exif_becomes_tags(tags_of_picture, form):
     assert tags_of_picture(form, exif=exif()) == TAGS_OF_EXIF
 
 
@@ -95,7 +95,7 @@ def with_segment(jpeg, content):
     return jpeg[:2] + marker + segment + jpeg[2:]
 
 
-def test_iptc(tmp_path):
+def test_iptc_becomes_tags(tmp_path):
     records = [
         iptc_record(25, b"beach"),
         iptc_record(25, "Zürich".encode()),

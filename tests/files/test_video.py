@@ -26,7 +26,7 @@ KINDS = {
     "a.wmv": "-c:v wmv2",
 }
 NAVY = (0, 0, 128)
-"""Of the third scene."""
+"""The colour of the third scene."""
 
 
 def frames(path, every=10.0, change=0.35, step=1.0):
@@ -54,7 +54,7 @@ def difference(image, expected) -> float:
 
 
 def first_picture(path) -> Image.Image:
-    """As ffmpeg shows it."""
+    """The picture that ffmpeg shows first."""
     content = ffmpeg(f"-i '{path}' -frames:v 1 -f image2 -c:v png")
     return Image.open(io.BytesIO(content)).convert("RGB")
 
@@ -123,13 +123,13 @@ def test_pictures_are_upright(degrees):
 def examined(monkeypatch):
     """The times of the pictures that are decoded and compared."""
     seconds = []
-    colours = video._colours
+    colour_histograms = video.colour_histograms
 
     def noted(frame):
         seconds.append(frame.time)
-        return colours(frame)
+        return colour_histograms(frame)
 
-    monkeypatch.setattr(video, "_colours", noted)
+    monkeypatch.setattr(video, "colour_histograms", noted)
     return seconds
 
 

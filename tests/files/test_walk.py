@@ -13,7 +13,7 @@ from onepeace.files.walk import LINKS, walk
 
 SUFFIXES = {".jpg": "image", ".ogg": "audio", ".txt": "text"}
 NAMES = ["a.txt", "b.JPG", "a/deep/e.jpg", "sub/c.ogg"]
-"""Of the files in the tree that are found, in order."""
+"""The files in the tree that are found, in order."""
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def table_decoder(num_sources, vocab_size=7):
 
 
 def log_probability(answer):
-    """Of an answer, from the table of one source."""
+    """The log probability of an answer, from the table of one source."""
     step, state = table_decoder(1)
     total = 0.0
     fed = BOS
@@ -160,7 +160,7 @@ def test_nothing_allowed_gives_nothing():
 
 
 def test_blocked_repetition_lets_an_answer_end():
-    """Also where the forced prefix holds eos, as the source of a fine-tuned classifier does."""
+    """The forced prefix may hold eos, as the source of a fine-tuned classifier does."""
     options = SearchOptions(beam=2, max_len=2, no_repeat_ngram=1)
     (hypotheses,) = search(*table_decoder(1), 1, options, prefixes=[[5, EOS]])
 

@@ -31,7 +31,7 @@ def ask(generator):
 
 
 def assert_same(answer, expected):
-    """But for rounding."""
+    """Equal answers, but for rounding of scores."""
     assert type(answer) is type(expected)
     assert answer.score == pytest.approx(expected.score, abs=1e-4)
     assert answer.confidence == pytest.approx(expected.confidence, abs=1e-4)
@@ -172,8 +172,11 @@ def test_choices_of_entailment(ask, images):
     assert of_premise.scores != of_picture.scores
 
 
-def test_infill_and_detect(ask, images):
+def test_infill_answers_a_text(ask):
     assert isinstance(ask("infill", text="a <mask> on the beach"), Text)
+
+
+def test_detect_answers_objects(ask, images):
     assert isinstance(ask("detect", image=images[0]), Objects)
 
 
@@ -307,7 +310,7 @@ def cat(samples):
 
 
 def generate_caption(writer, picture, **changes):
-    """With a changed task."""
+    """A caption by the task with these changes."""
     task = replace(writer.task("caption"), **changes)
     (generated,) = writer.stream(task, [{"image": picture}])
     return generated

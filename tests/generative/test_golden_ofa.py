@@ -60,7 +60,7 @@ def test_stem_gives_the_originals_features():
 
 
 def decoder_case(name):
-    """With the inputs that it shares with the case of captions."""
+    """A golden case with the inputs that it shares with the case of captions."""
     if name not in ("closed_answers", "caption_train_mode"):
         return golden(name)
     inputs = {key: value for key, value in golden("caption").items() if "." not in key}

@@ -17,7 +17,7 @@ PARAMETERS = {
     "large": 469_842_432,
     "huge": 925_899_264,
 }
-"""Of the original's networks, less what pictures are written with: 4 D + 1,765 D and a table in each block."""
+"""Sizes of the original's networks, less what pictures are written with: 4 D + 1,765 D and a table in each block."""
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_patches_in_another_order_are_the_same_picture(ofa, case, logits):
 
 
 @torch.no_grad()
-def test_picture_without_text(ofa, case):
+def test_picture_is_encoded_without_text(ofa, case):
     encoded = ofa.encode(None, case["pixels"])
     assert encoded.tokens.shape == (3, 16, 32)
     with pytest.raises(ValueError, match="ids, pixels"):

@@ -11,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2]])
-"""Of the classes 1 and 2; the background is dark noise."""
+"""The colours of the classes 1 and 2; the background is dark noise."""
 SEGMENTATION = {"kind": "segmentation", "on": "image", "num_classes": 3, "channels": 32}
 
 

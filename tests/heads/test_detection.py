@@ -96,7 +96,7 @@ def test_label_that_the_head_does_not_know():
 
 @pytest.fixture
 def wide_pixels():
-    """Of pictures 96 wide and 32 high, six patches by two."""
+    """Pictures 96 wide and 32 high, six patches by two."""
     return torch.randn(2, 3, 32, 96)
 
 
@@ -227,7 +227,7 @@ OBJECTS = [
     ],
     [((0.2, 0.2, 0.8, 0.8), "dog")],
 ]
-"""Of two pictures."""
+"""The boxes and classes of two pictures."""
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_average_precision_of_no_boxes():
 
 @pytest.mark.usefixtures("coco")
 def test_average_precision_is_that_of_coco():
-    """Of the two dogs one is found, with an overlap of 0.81: right for thresholds up to 0.8, 7 of 10."""
+    """One of the two dogs is found, with an overlap of 0.81: right for thresholds up to 0.8, 7 of 10."""
     detections = [
         [
             ((0.0, 0.0, 0.5, 0.405), "dog", 0.8),

@@ -69,7 +69,7 @@ def converted(tensors, dtype):
         (torch.bfloat16, 0.05),
     ],
 )
-def test_every_path_equal(monkeypatch, plain, name, dtype, tolerance):
+def test_every_kernel_equals_loops(monkeypatch, plain, name, dtype, tolerance):
     monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
     inputs = inputs_of_attention(BIASES[name])
     attended = attention(*converted(inputs, dtype), SCALE)
@@ -78,7 +78,7 @@ def test_every_path_equal(monkeypatch, plain, name, dtype, tolerance):
 
 
 @pytest.mark.parametrize("name", BIASES)
-def test_gradients_of_every_path_equal(monkeypatch, name):
+def test_gradients_of_every_kernel_are_equal(monkeypatch, name):
     inputs = converted(inputs_of_attention(BIASES[name]), torch.float64)
     upstream = torch.randn(B, H, L, D, dtype=torch.float64)
 
@@ -121,7 +121,7 @@ def test_kernel_of_a_gpu_is_never_plain(dtype):
 
 
 def test_padding_gets_no_weight_at_all():
-    """Not a large negative number: values behind -inf may be anything but NaN."""
+    """A large negative number in place of -inf would leave hidden values some weight."""
     q, k, v, bias = inputs_of_attention((B, H, L, L))
     v[0, :, 7:] = 1e30
     attended = attention(q, k, v, bias, SCALE)

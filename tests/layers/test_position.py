@@ -88,7 +88,7 @@ def test_interpolation_matches_golden():
     positions = GridPositions(6, 16)
     positions.weight.data = golden["pos_16"]
     for side in (8, 14, 24):
-        assert_near(positions((side, side))[0], golden[f"pos_16_to_{side}"], 1e-6)
+        assert_near(positions((side, side))[0], golden[f"pos_16_to_{side}"], 1e-6, what=f"positions of side {side}")
 
 
 def test_spline_is_exact_for_cubics():
@@ -110,7 +110,8 @@ def test_resized_table_equals_scipy():
 def test_every_interpolation_matches_golden(shared):
     golden = case("resized", shared / "golden").outputs
     for side in (20, 24, 28, 30, 32):
-        assert_near(resize_bias_table(golden["rel_table_16"], side), golden[f"rel_table_16_to_{side}"], 1e-6)
+        resized = resize_bias_table(golden["rel_table_16"], side)
+        assert_near(resized, golden[f"rel_table_16_to_{side}"], 1e-6, what=f"tables of side {side}")
     positions = GridPositions(6, 16)
     positions.weight.data = golden["pos_16"]
     assert_near(positions((32, 32))[0], golden["pos_16_to_32"], 1e-6)
@@ -137,7 +138,7 @@ def test_table_shrinks_too(side):
 
 @pytest.fixture
 def bias_table():
-    """Of pictures of 4 x 4 patches: 7 x 7 offsets and three rows of CLS."""
+    """The table of pictures of 4 x 4 patches: 7 x 7 offsets and three rows of CLS."""
     return torch.randn(grid_table_rows(4), 3)
 
 

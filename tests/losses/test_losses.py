@@ -71,18 +71,30 @@ def contrastive_gradients(a, b, detach_keys):
     return a.grad, b.grad, scale.grad
 
 
-def test_contrastive_gradient_reaches_both_sides_unless_detached():
+def gradients_of_one_direction(queries, keys):
+    """Gradients of the queries and of the keys from their half of the loss."""
+    queries = queries.clone().requires_grad_()
+    keys = keys.clone().requires_grad_()
+    loss = F.cross_entropy(5.0 * queries @ keys.T, torch.arange(len(keys)))
+    (loss / 2).backward()
+    return queries.grad, keys.grad
+
+
+def test_contrastive_gradient_reaches_keys_unless_detached():
     a = unit(4, 6)
     b = unit(4, 6)
-    whole_a, _, whole_scale = contrastive_gradients(a, b, detach_keys=False)
-    half_a, half_b, half_scale = contrastive_gradients(a, b, detach_keys=True)
-    assert half_scale == pytest.approx(whole_scale.item(), rel=1e-5)
-    queries = a.clone().requires_grad_()
-    loss_of_rows = F.cross_entropy(5.0 * queries @ b.T, torch.arange(4))
-    (loss_of_rows / 2).backward()
-    assert_near(half_a, queries.grad, 1e-6)
-    assert not torch.allclose(half_a, whole_a, atol=1e-3)
-    assert half_b.abs().max() > 0
+    a_as_queries, b_as_keys = gradients_of_one_direction(a, b)
+    b_as_queries, a_as_keys = gradients_of_one_direction(b, a)
+
+    whole_a, whole_b, whole_scale = contrastive_gradients(a, b, detach_keys=False)
+    detached_a, detached_b, detached_scale = contrastive_gradients(a, b, detach_keys=True)
+
+    assert_near(whole_a, a_as_queries + a_as_keys, 1e-6)
+    assert_near(whole_b, b_as_queries + b_as_keys, 1e-6)
+    assert_near(detached_a, a_as_queries, 1e-6)
+    assert_near(detached_b, b_as_queries, 1e-6)
+    assert a_as_keys.abs().max() > 1e-3
+    assert detached_scale == pytest.approx(whole_scale.item(), rel=1e-5)
 
 
 # tiles
@@ -176,7 +188,7 @@ def positions(flags):
 
 
 def denoising_by_loops(student, teacher, masked, padding, scale, smoothing):
-    """Of each masked token among all of the batch that are no padding."""
+    """The loss of each masked token, found among all tokens of the batch that are no padding."""
     real_tokens = (~padding).nonzero().tolist()
     keys = F.normalize(teacher[~padding], dim=1)
     losses = []
@@ -303,8 +315,7 @@ def test_only_ordered_boxes_count_for_the_overlap():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_no_ordered_box():
-    """The distance alone, with gradients."""
+def test_unordered_box_costs_its_distance_alone():
     logits = torch.tensor([[3.0, 3.0, -3.0, -3.0]], requires_grad=True)
     target = torch.tensor([[0.1, 0.1, 0.4, 0.4]])
     loss = box(logits, target)

@@ -20,7 +20,7 @@ def total(logits, target, **options):
 
 
 def allowed_codes():
-    """What the original restricts a case to."""
+    """The codes to which the original restricts a case."""
     allowed = torch.zeros(137, dtype=torch.bool)
     allowed[:4] = True
     allowed[65:97] = True

@@ -87,7 +87,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def features(deep_model, batch):
-    """With those of the last block and of the first."""
+    """Features, with those of the last block and of the first."""
     with torch.no_grad():
         return deep_model.encode(deep_model.stems(batch), out_indices=(-1, 0))
 

@@ -8,7 +8,17 @@ import torch
 from support.golden_cases import assert_near
 from support.hub_layouts import to_original
 from support.reference import Reference
-from support.small_models import ALL, VARIANTS, WAVE, batch_of, every_other, item, small_model, training_batch
+from support.small_models import (
+    ALL,
+    VARIANTS,
+    WAVE,
+    assert_gradients_everywhere,
+    batch_of,
+    every_other,
+    item,
+    small_model,
+    training_batch,
+)
 from support.training import terms
 
 from onepeace.config import Config, MaskedDecoderConfig, ModelConfig
@@ -62,9 +72,9 @@ def in_float64(batch):
     return batch
 
 
-def assert_equal_rows(tokens, expected):
-    """Of an item: its tokens, and the padding after them is not compared."""
-    assert_near(tokens[: len(expected)], expected, 1e-10)
+def assert_equal_tokens(tokens, expected, what):
+    """The tokens of an item are equal; the padding after them is not compared."""
+    assert_near(tokens[: len(expected)], expected, 1e-10, what=what)
 
 
 @pytest.fixture(params=SIZES)
@@ -91,7 +101,7 @@ def test_vectors_equal_the_reference(reference_case):
     for index in (0, 2):
         for key, stem in reference_stems(reference, index).items():
             features = reference.encode([reference.place(key, stem)])[key]
-            assert_near(vectors[key][index], reference.embed(key, features), 1e-10)
+            assert_near(vectors[key][index], reference.embed(key, features), 1e-10, what=f"vectors of {key} {index}")
 
 
 @torch.no_grad()
@@ -104,7 +114,7 @@ def test_joint_features_equal_the_reference(reference_case):
             items.append(reference.place(key, stem))
         expected = reference.encode(items)
         for key in ALL:
-            assert_equal_rows(features[key][index], expected[key])
+            assert_equal_tokens(features[key][index], expected[key], f"features of {key} {index}")
 
 
 @torch.no_grad()
@@ -122,8 +132,8 @@ def test_masked_features_and_predictions_equal_the_reference(reference_case):
         encoded = reference.encode(visible)
         decoded = reference.decode(visible, encoded, lengths, lengths)
         for key in ALL:
-            assert_equal_rows(features[key][index], encoded[key])
-            assert_equal_rows(predictions[key][index], decoded[key])
+            assert_equal_tokens(features[key][index], encoded[key], f"features of {key} {index}")
+            assert_equal_tokens(predictions[key][index], decoded[key], f"predictions of {key} {index}")
 
 
 @torch.no_grad()
@@ -131,7 +141,7 @@ def test_masked_features_and_predictions_equal_the_reference(reference_case):
 @pytest.mark.parametrize("pool", ["mean", "max"])
 @pytest.mark.parametrize("key", ALL)
 def test_pooled_tokens_are_added_to_cls(key, pool, hide):
-    """Those that are left in, without padding."""
+    """Tokens that are left out and padding do not count."""
     model = small_model(*ALL)
     batch = batch_of(model, range(3))
     keep = every_other(model, batch)[key] if hide else None
@@ -146,7 +156,7 @@ def test_pooled_tokens_are_added_to_cls(key, pool, hide):
     for row in range(3):
         visible = without.tokens[row, 1:][is_real[row, 1:]]
         pooled = visible.mean(0) if pool == "mean" else visible.amax(0)
-        assert_near(tokens[row, 0], without.tokens[row, 0] + pooled, 1e-6)
+        assert_near(tokens[row, 0], without.tokens[row, 0] + pooled, 1e-6, what=f"CLS of item {row}")
 
 
 TERMS = terms(
@@ -162,8 +172,8 @@ TERMS = terms(
 
 @torch.no_grad()
 @pytest.mark.parametrize("keys", [["audio"], ["image", "text"]])
-def test_any_subset_of_modalities_in_any_order(keys):
-    """Each gets its own features back, those of a model that was built without the others."""
+def test_subset_of_modalities_in_any_order(keys):
+    """The features are those of a model that was built without the other modalities."""
     model = small_model(*ALL)
     part = small_model(*[key for key in ALL if key in keys])
     state = model.state_dict()
@@ -194,28 +204,32 @@ def step_batch(training_model):
 def test_every_parameter_gets_a_gradient(step_batch, bias_per_block):
     model = small_model(*ALL, bias_per_block=bias_per_block).train()
     Objective(model, TERMS, {})(step_batch)["loss"].backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(torch.isfinite(parameter.grad).all()), name
-        assert bool(parameter.grad.any()), name
+    assert_gradients_everywhere(model)
 
 
-@pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
-def test_every_parameter_of_a_classifier_gets_a_gradient(pool):
-    head = {"kind": "classifier", "on": "audio", "num_classes": 5, "pool": pool, "pooler": True}
-    model = small_model(
+@pytest.fixture(params=["attention", "mean", "cls"])
+def classifier_of_sounds(request):
+    head = {"kind": "classifier", "on": "audio", "num_classes": 5, "pool": request.param, "pooler": True}
+    return small_model(
         "audio",
         projections=(),
         logit_scale=False,
         decoder=None,
         heads={"classifier": head},
     )
-    logits = model.predict(batch_of(model, range(6)))
-    alone = model.predict({"audio": item("audio", 2)})
+
+
+@torch.no_grad()
+def test_classifier_is_independent_of_the_batch(classifier_of_sounds):
+    logits = classifier_of_sounds.predict(batch_of(classifier_of_sounds, range(6)))
+    alone = classifier_of_sounds.predict({"audio": item("audio", 2)})
     assert_near(logits[2:3], alone, 1e-5)
+
+
+def test_every_parameter_of_a_classifier_gets_a_gradient(classifier_of_sounds):
+    logits = classifier_of_sounds.predict(batch_of(classifier_of_sounds, range(6)))
     logits.square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
+    assert_gradients_everywhere(classifier_of_sounds)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -312,7 +326,7 @@ def test_joint_teachers_cost_no_graph(training_model, step_batch):
 
 @pytest.fixture(scope="module")
 def new_parameters():
-    """Of a model as a training begins with it."""
+    """The parameters of a model as a training begins with it."""
     config = ModelConfig(
         dim=32,
         embed_dim=24,

@@ -46,7 +46,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the example writes."""
+    """The folder where the example writes."""
     return tmp_path_factory.mktemp("motion")
 
 

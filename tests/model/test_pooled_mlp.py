@@ -71,7 +71,7 @@ def test_features_give_the_vectors_of_raw_input(key, cls_hidden):
 @MODALITIES
 @torch.inference_mode()
 def test_terms_are_an_mlp_of_mean_and_maximum(model, batches, key):
-    """Of the item's own features, without padding."""
+    """Padding and other items do not count."""
     mlp = model.adapters[key].cls_mlp
     terms = model.adapters[key].stem_tokens(batches[key]).pooled
 

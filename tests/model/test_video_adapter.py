@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.golden_cases import assert_near
-from support.small_models import VARIANTS, batch_of, item, small_model
+from support.small_models import VARIANTS, assert_gradients_everywhere, batch_of, item, small_model
 
 from onepeace.config import ModelConfig
 from onepeace.errors import UserError
@@ -56,8 +56,7 @@ def test_pictures_beside_clips_are_as_without():
 def test_every_weight_of_a_clip_is_trained():
     model = small_model("video", decoder=None, logit_scale=False)
     model(batch_of(model, [0, 1]))["video"].sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
+    assert_gradients_everywhere(model)
 
 
 def test_clips_are_not_encoded_jointly():

@@ -14,6 +14,7 @@ from onepeace.index import Index, Item, Query, build, matrix, remove, update
 from onepeace.index.database import DATABASE
 from onepeace.index.items import Span
 from onepeace.index.matrix import Matrix
+from onepeace.index.search import VECTORS_PER_HIT
 from onepeace.index.store import Store
 from onepeace.index.verify import check
 
@@ -22,6 +23,7 @@ pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepe
 from onepeace.plugins import milvus
 
 WIDTH = 16
+TOP = 2
 LITE = "milvus://vectors.db"
 """A file in the folder of the index."""
 NO_SERVER = "milvus://127.0.0.1:1"
@@ -80,7 +82,7 @@ def search_all(folder, *, use_milvus):
             index.service = None
         for vector in QUERIES:
             for conditions in ({}, {"where": "size >= 20", "only": "image"}):
-                hits = index.search(Query(vector=vector), top=2, **conditions)
+                hits = index.search(Query(vector=vector), top=TOP, **conditions)
                 hits_by_query.append([(hit.item.path, hit.score) for hit in hits])
     return hits_by_query
 
@@ -102,8 +104,14 @@ def check_hits(caplog):
 
 
 @pytest.fixture(autouse=True)
+def fewest_candidates(monkeypatch):
+    """Milvus is asked for as many candidates as are wanted; ten times as many would be all vectors of a modality."""
+    monkeypatch.setattr(matrix, "CANDIDATES", 1)
+
+
+@pytest.fixture
 def candidate_counts(monkeypatch):
-    """Milvus is asked although vectors are few; the number of candidates of each query, None without an answer."""
+    """The number of candidates that Milvus gave for each query; None where it did not answer."""
     counts = []
     real_candidates = milvus.Collection.candidates
 
@@ -113,7 +121,6 @@ def candidate_counts(monkeypatch):
         return ids
 
     monkeypatch.setattr(milvus.Collection, "candidates", candidates)
-    monkeypatch.setattr(matrix, "CANDIDATES", 1)
     return counts
 
 
@@ -127,7 +134,7 @@ def folder(tmp_path):
 
 def test_hits_after_a_change(folder, candidate_counts, check_hits):
     check_hits(folder)
-    assert set(candidate_counts) == {8}
+    assert set(candidate_counts) == {TOP * VECTORS_PER_HIT}
 
     with Index.open(folder) as index:
         removed = [item.id for item in index.items()][:20]
@@ -150,8 +157,12 @@ def test_vectors_missing_in_milvus_are_sent_again(folder, check_hits):
     send(folder)
     assert check_hits(folder) == paths
 
+
+def test_lost_milvus_file_is_written_again(folder, check_hits):
+    paths = check_hits(folder)
     shutil.rmtree(folder / "vectors.db")
     check_hits(folder, warning=LITE)
+
     send(folder)
     assert check_hits(folder) == paths
 

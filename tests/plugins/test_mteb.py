@@ -99,7 +99,7 @@ def test_similarity_is_the_cosine(encoder, texts):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_mock_task(encoder, name):
+def test_mteb_measures_its_mock_tasks(encoder, name):
     import mteb
     from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
 

@@ -22,7 +22,7 @@ def towers(random_folder):
 
 @pytest.fixture(scope="module")
 def transforms(random_folder):
-    """That for training, and that for all else."""
+    """The transform for training, and the one for everything else."""
     return create_model_and_transforms(random_folder)[1:]
 
 

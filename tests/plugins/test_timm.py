@@ -180,7 +180,7 @@ POOLS = {
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_pooling(folder, pixels, pool):
+def test_pooling_equals_plain_formulas(folder, pixels, pool):
     model = create(folder, global_pool=pool, num_classes=5)
     tokens = model.forward_features(pixels)
     pooled = POOLS[pool](tokens)
@@ -190,7 +190,7 @@ def test_pooling(folder, pixels, pool):
     assert_same(model(pixels), model.get_classifier()(pooled), atol=1e-6)
 
 
-def test_reset_classifier(branch, pixels):
+def test_new_classifier_has_its_classes_and_pooling(branch, pixels):
     branch.reset_classifier(3, "avg")
     assert branch(pixels).shape == (2, 3)
     assert branch.num_classes == 3
@@ -199,6 +199,8 @@ def test_reset_classifier(branch, pixels):
     branch.reset_classifier(0)
     assert_same(branch(pixels), mean_of_patches(branch.forward_features(pixels)), atol=1e-6)
 
+
+def test_new_classifier_refuses_unknown_pooling(branch):
     with pytest.raises(UserError, match="map"):
         branch.reset_classifier(2, "map")
 
@@ -355,7 +357,7 @@ def test_device_and_dtype_of_model_and_new_classifier():
     assert f"{model.default_cfg['first_conv']}.weight" in model.state_dict()
 
 
-def test_drop_rates(folder):
+def test_drop_rates_reach_blocks_and_head(folder):
     model = create(folder, drop_path_rate=0.3, drop_rate=0.2)
 
     rates = [block.drop_path.rate for block in model.trunk.blocks]

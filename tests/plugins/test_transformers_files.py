@@ -26,7 +26,7 @@ def _hub(monkeypatch):
 
 
 @every_class
-def test_saved_files(cls, random_name, tmp_path):
+def test_saved_folder_holds_the_modules_weights(cls, random_name, tmp_path):
     model = cls.from_onepeace(random_name)
     model.save_pretrained(tmp_path)
 

@@ -43,7 +43,7 @@ def test_features_of_one_modality(hf_model, outputs, inputs):
         assert features.last_hidden_state.shape[::2] == (3, 32)
 
 
-def test_logits_and_loss(outputs, model):
+def test_logits_and_loss_equal_plain_formulas(outputs, model):
     images = model.logit_scale * outputs.image_embeds @ outputs.text_embeds.T
     sounds = model.logit_scale * outputs.audio_embeds @ outputs.text_embeds.T
 

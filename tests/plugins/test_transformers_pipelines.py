@@ -37,7 +37,7 @@ def sound_paths(samples):
 
 
 def waveforms(embedder, paths):
-    """As pipelines want them: mono, at the model's rate."""
+    """Sounds as pipelines want them: mono, at the model's rate."""
     return [embedder.processors["audio"].load(path).numpy() for path in paths]
 
 

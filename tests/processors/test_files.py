@@ -39,7 +39,7 @@ def pictures():
 
 
 def sounds():
-    """Of rates that are all resampled differently."""
+    """Sounds whose rates are all resampled differently."""
     return [encoded_sound(noise(30_000, i), 16000 + 4000 * i) for i in range(9)]
 
 

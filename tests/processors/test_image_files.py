@@ -40,7 +40,6 @@ GOLDEN = golden_tensors("media_preprocess.safetensors")
     ],
 )
 def test_pixels_match_golden(name, is_reduced):
-    """As from the original's transform."""
     pixels = ImageProcessor(size=64).decode(GOLDEN[f"{name}_uint8"].numpy())
     assert_original_pixels(pixels, GOLDEN[f"{name}_hub"], is_reduced, name)
 
@@ -66,7 +65,7 @@ def test_squash_keeps_everything_and_crop_keeps_the_shape(pixels):
 
 
 def test_large_jpeg_is_shrunk_while_decoding():
-    """But never below twice the target."""
+    """It stays at least twice as large as the target."""
     content = encoded_image(smooth_pixels(640, 1000), "JPEG", quality=95)
     drafted = grey_levels(size=64)
     full = grey_levels(size=64, draft=False)

@@ -92,14 +92,14 @@ def test_windows_are_those_of_the_whole_sound(path):
 def decoded_blocks(monkeypatch):
     """The lengths of the blocks that are decoded."""
     lengths = []
-    mono = sound_stream._mono
+    mono = sound_stream.mono
 
     def counting(*arguments):
         block = mono(*arguments)
         lengths.append(len(block))
         return block
 
-    monkeypatch.setattr(sound_stream, "_mono", counting)
+    monkeypatch.setattr(sound_stream, "mono", counting)
     return lengths
 
 
@@ -152,7 +152,7 @@ print(len(samples), abs(samples).max())
     ],
 )
 def test_channels_that_crash_pyav_are_read(name, options):
-    """In a process of its own, which would not come back."""
+    """A crash would end this process, so another one reads."""
     command = [sys.executable, "-c", READ_TWENTY_TIMES, media(name, options)]
     process = subprocess.run(command, capture_output=True, text=True)
 

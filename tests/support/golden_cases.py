@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 
 def head_passes(task: str) -> list[dict]:
-    """What a model with a head takes: a batch, of two pictures another one; four questions of each sound."""
+    """The batches that a model with a head takes: one, or two for pairs of pictures; four questions a sound."""
     task_case = case("grounding" if task.startswith("grounding") else task)
     batch = task_case.batch()
     if task == "avqa":
@@ -155,16 +155,18 @@ def place(name: str) -> tuple[str | None, int | None]:
     return parameter, int(row)
 
 
-def assert_near(actual: Tensor, expected: Tensor, atol: float, where: Tensor | None = None) -> None:
+def assert_near(
+    actual: Tensor, expected: Tensor, atol: float, where: Tensor | None = None, what: str = "tensors"
+) -> None:
     """Equal shapes, finite numbers, and no difference above ``atol`` (at the rows ``where`` is True)."""
-    assert actual.shape == expected.shape
+    assert actual.shape == expected.shape, what
     if where is not None:
         actual = actual[where]
         expected = expected[where]
-    assert actual.numel() > 0
-    assert bool(torch.isfinite(actual).all())
+    assert actual.numel() > 0, what
+    assert bool(torch.isfinite(actual).all()), what
     difference = (actual - expected).abs().max().item()
-    assert difference <= atol
+    assert difference <= atol, f"{what} differ by {difference:.3g}, more than {atol}"
 
 
 def assert_gradients_match(model: torch.nn.Module, grads: dict[str, Tensor], total_norm: float) -> None:
@@ -215,4 +217,4 @@ def assert_embeds_as_golden(model, modalities, atol=UNIT):
     vectors = model({key: batch[key] for key in modalities})
     assert set(vectors) == set(modalities)
     for key in modalities:
-        assert_near(vectors[key], outputs[f"{key}_embed"], atol)
+        assert_near(vectors[key], outputs[f"{key}_embed"], atol, what=f"vectors of {key}")

@@ -67,7 +67,7 @@ LONG = 4
 RATIONAL = 5
 SIGNED_RATIONAL = 10
 LETTERS = {BYTE: "B", SHORT: "H", LONG: "I", RATIONAL: "I", SIGNED_RATIONAL: "i"}
-"""Of `struct`, for the numbers of a value; a rational has two."""
+"""The letter of `struct` for the numbers of a value; a rational has two."""
 SIZES = {BYTE: 1, TEXT: 1, SHORT: 2, LONG: 4, RATIONAL: 8, SIGNED_RATIONAL: 8}
 """Bytes of a value."""
 STRIP_OFFSETS = 273

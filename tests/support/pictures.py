@@ -18,15 +18,15 @@ PICTURES = ROOT / "docs" / "pictures"
 SAMPLES = ROOT / "data" / "samples"
 WIDTH = 1280
 HEIGHT = 900
-"""Of the window."""
+"""Size of the window."""
 GAP = 8
 """Pixels between two pictures."""
 ROW = 300
 """Height of pictures side by side."""
 COLUMNS = 6
-"""Of pictures with their captions."""
+"""Columns of pictures with their captions."""
 TEXT_COLUMNS = 3
-"""Of captions of sounds."""
+"""Columns of captions of sounds."""
 TILE_WIDTH = 200
 PICTURE_HEIGHT = 150
 LINE = 17

@@ -20,7 +20,7 @@ class Item(NamedTuple):
     tokens: Tensor
     """(K, D)"""
     positions: list[int]
-    """Of each token among all tokens of the item, CLS = 0."""
+    """The place of each token among all tokens of the item, CLS = 0."""
     real: list[bool]
     """Which tokens are no padding."""
 
@@ -305,7 +305,7 @@ def info_nce(a: list[Tensor], b: list[Tensor], scale: Tensor) -> Tensor:
 
 
 def denoising(students: list[Tensor], teachers: list[Tensor], masked: list[list[bool]]) -> Tensor:
-    """Of items without padding, CLS first (and not used); scale 2.5, smoothing 0.1; the teacher gets no gradient."""
+    """The loss of items without padding, CLS first (and not used); scale 2.5, smoothing 0.1; the teacher is fixed."""
     queries = torch.cat([student[1:] for student in students])
     keys = torch.cat([teacher[1:] for teacher in teachers]).detach()
     keys = keys / keys.norm(dim=1, keepdim=True)

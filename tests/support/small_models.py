@@ -12,7 +12,7 @@ from onepeace.data.batch import Batch, make_mask
 from onepeace.model import OnePeace
 
 Inputs = dict[str, Tensor]
-"""Of one modality."""
+"""The tensors of one modality."""
 
 WAVE = {
     "stem": "wave",
@@ -95,6 +95,14 @@ def randomise(model: OnePeace) -> OnePeace:
         else:
             parameter.copy_(noise * 0.3)
     return model
+
+
+def assert_gradients_everywhere(model: torch.nn.Module) -> None:
+    """Every parameter has a finite gradient that is not zero."""
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        assert bool(parameter.grad.any()), name
 
 
 def item(key: str, index: int) -> Inputs:
