@@ -169,6 +169,11 @@ def test_clip_vocabulary_cuts_like_open_clip(tmp_path, text):
     assert [i - 4 for i in ids_of(processor, text)[:-1]] == clip.encode(clean_text(text))
 
 
+def test_clip_vocabulary_reads_ids_back():
+    tokenizer = vocabularies.from_open_clip()
+    assert tokenizer.decode(tokenizer.encode("a dog barking").ids[:-1]) == "a dog barking"
+
+
 def without_eos() -> Tokenizer:
     tokenizer = vocabularies.train_bpe(CAPTIONS, 300)
     tokenizer.post_processor = processors.ByteLevel()
