@@ -46,7 +46,7 @@ def run_process(command, stdout=subprocess.PIPE, **environment) -> subprocess.Co
 
 @pytest.fixture
 def run_fake(monkeypatch, capfd):
-    """In this process: (exit code, stdout, stderr)."""
+    """Runs a body of `search` in this process: (exit code, stdout, stderr)."""
 
     def run(body, *arguments):
         monkeypatch.setitem(sys.modules, "onepeace.commands.search", None)  # put back at the end
@@ -152,7 +152,7 @@ def test_completion_script_of_a_shell(run, shell):
         ("raise KeyboardInterrupt", 130, ""),
     ],
 )
-def test_end_of_a_run(run_fake, body, code, message):
+def test_errors_are_one_line_with_an_exit_code(run_fake, body, code, message):
     assert run_fake(body) == (code, "", message)
 
 
@@ -220,7 +220,6 @@ def test_letters_that_stdout_cannot_encode_are_escaped(encoding):
 
 
 def test_stderr_of_c_is_hidden_during_each_run():
-    """And comes back after it."""
     body = "print('in', file=sys.stderr); import os; os.write(2, b'printed by C')"
     code = FAKE.format(body=body) + "for _ in range(2): onepeace.cli.main(); print('out', file=sys.stderr)"
     done = run_process([sys.executable, "-c", code, "search"])

@@ -23,7 +23,7 @@ def weights(monkeypatch, tmp_path):
 
 @pytest.fixture
 def requirements(monkeypatch, weights):
-    """What onepeace requires, for a doctor of packages that are cheap to import, who finds the bundled weights."""
+    """What onepeace requires, for a doctor of packages that are cheap to import, which finds the bundled weights."""
     lines = ["numpy>=2", "tqdm<9,>=4", 'pyarrow>=20; extra == "parquet"', 'pytest>=8; extra == "test"']
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
     return lines
@@ -75,11 +75,11 @@ def test_fault_is_named_with_a_remedy(requirements, monkeypatch, run, tmp_path, 
 
 
 @pytest.mark.usefixtures("requirements")
-@pytest.mark.parametrize(("build", "is_told"), [(None, False), ("13.0", True)])
-def test_build_for_cuda_without_a_device_is_told(monkeypatch, run, build, is_told):
+@pytest.mark.parametrize(("build", "has_hint"), [(None, False), ("13.0", True)])
+def test_build_for_cuda_without_a_device_has_a_hint(monkeypatch, run, build, has_hint):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", build)
-    assert ("whl/cpu" in run("doctor").out) == is_told
+    assert ("whl/cpu" in run("doctor").out) == has_hint
 
 
 @pytest.mark.usefixtures("requirements")

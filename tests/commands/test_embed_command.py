@@ -28,7 +28,7 @@ def folder(tmp_path, dog):
 
 @pytest.fixture
 def columns(folder, tmp_path, run_model):
-    """Those of the vectors of the folder."""
+    """The columns of the file with the vectors of the folder."""
     assert "broken.jpg" in run_model("embed", folder, "-o", tmp_path / "v.npz", code=1).err
     with np.load(tmp_path / "v.npz") as data:
         return {name: data[name] for name in data.files}

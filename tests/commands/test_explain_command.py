@@ -135,7 +135,7 @@ def test_map_of_equal_values_is_even():
     assert (light == light[0, 0]).all()
 
 
-def test_time_line():
+def test_ticks_and_bars_of_a_time_line():
     assert ticks(5.0) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
     assert ticks(95)[1] == 10
     assert bars(np.array([0.5, -1.0, 0.25, 0.0]), 2).tolist() == [1.0, 0.25]

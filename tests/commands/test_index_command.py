@@ -115,15 +115,17 @@ def test_remove_a_file_and_a_folder(run_index, built, folder):
 
 
 def test_check_finds_damage_and_repairs_it(run_index, built):
-    run_index("check", built)
+    assert "vectors: 4" in run_index("check", built)[0]
     database = built / "index.sqlite"
     content = bytearray(database.read_bytes())
     content[content.index(b"words.txt")] ^= 1
     database.write_bytes(content)
 
     run_index("check", built, code=1)
-    run_index("check", built, "--repair")
-    run_index("check", built)
+    assert "again: 1" in run_index("check", built, "--repair")[0]
+    assert "vectors: 3" in run_index("check", built)[0]
+    run_index("update", built)
+    assert "vectors: 4" in run_index("check", built)[0]
 
 
 def test_check_that_lost_the_paths_forgets_no_file(run_index, built, folder):

@@ -240,7 +240,7 @@ def folder(tmp_path, dog, monkeypatch):
     return path
 
 
-def test_index_in_the_cache_is_told_once_and_updated(run_model, folder, cat, monkeypatch):
+def test_index_in_the_cache_is_announced_once_and_updated(run_model, folder, cat, monkeypatch):
     loads = []
     load = embedder.load
 
@@ -274,7 +274,7 @@ def test_index_in_the_cache_is_listed_and_removed(run, run_model, folder):
     assert not os.path.exists(path)
 
 
-def test_index_of_ones_own_is_not_removed_as_a_whole(run, run_model, folder, tmp_path):
+def test_index_outside_the_cache_is_not_removed_as_a_whole(run, run_model, folder, tmp_path):
     run_model("index", "build", tmp_path / "i", folder, code=1)
     run("index", "remove", tmp_path / "i", code=2)
     assert (tmp_path / "i").is_dir()

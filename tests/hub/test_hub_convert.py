@@ -65,7 +65,7 @@ def assert_holds(folder, model):
         assert torch.equal(tensors[name], tensor), name
 
 
-def test_released_layout(converted):
+def test_released_layout_embeds_as_golden(converted):
     assert_embeds_as_golden(weight_files.load(converted), ALL)
     assert {file.name for file in converted.iterdir()} == {
         "MODEL_CARD.md",

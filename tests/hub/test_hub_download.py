@@ -33,7 +33,7 @@ class Script:
     status: int | None = None
     """The error to answer with."""
     ranges_asked: list[str | None] = field(default_factory=list)
-    """Of each request for content."""
+    """Range of each request for content."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,8 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def answer(self, status, length):
-        self.close_connection = True
         self.send_response(self.script.status or status)
+        self.send_header("Connection", "close")  # or the client would send the next request over it, now and then
         self.send_header("ETag", self.script.etag)
         self.send_header("Content-Length", str(length))
         self.end_headers()

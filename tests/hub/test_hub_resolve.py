@@ -109,7 +109,7 @@ def test_registry_has_all_that_was_released():
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_registry_entry(name):
+def test_released_name_is_found_by_its_file(name):
     assert re.fullmatch(r"https://[\w.-]+/[\w./%-]+", RELEASED[name].url)
     assert name == name.lower()
     assert find(RELEASED[name].file) == name

@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import pickletools
 import struct
 import sys
 import types
@@ -15,7 +16,6 @@ import torch
 from support.hub_layouts import bare_pickle, old_trainer_file, released, saved, wrapper
 
 from onepeace.errors import UserError
-from onepeace.hub.convert import unpickle
 from onepeace.hub.convert.original import read_original
 from onepeace.hub.convert.unpickle import StoredTensor, plain, read_checkpoint
 
@@ -112,7 +112,7 @@ def test_code_inside_an_embedded_tensor_never_runs(tmp_path):
     assert not marker.exists()
 
 
-def test_sharing_and_cycles_take_no_time(tmp_path):
+def test_sharing_and_cycles_are_read_once(tmp_path):
     doubled: list = [1]
     for _ in range(200):
         doubled = [doubled, doubled]
@@ -127,17 +127,18 @@ def test_embedded_file_mentioned_often_is_followed_once(tmp_path, monkeypatch):
     tensor = embedded(torch.ones(2))
     tensors = {f"w{number}": tensor for number in range(50)}
     path = bare_pickle(tmp_path / "x.pkl", {"model": tensors})
-    positions = []
-    real_legacy = unpickle._Reader.legacy
+    pickle_starts = []
+    real_genops = pickletools.genops
 
-    def legacy(self, position):
-        positions.append(position)
-        return real_legacy(self, position)
+    def genops(file):
+        pickle_starts.append(file.tell())
+        return real_genops(file)
 
-    monkeypatch.setattr(unpickle._Reader, "legacy", legacy)
+    monkeypatch.setattr(pickletools, "genops", genops)
 
     assert len(read_checkpoint(path)["model"]) == 50
-    assert len(positions) == 1
+    assert len(pickle_starts) == 6  # the outer pickle and the five of the embedded file
+    assert len(set(pickle_starts)) == 6
 
 
 FOREIGN = {

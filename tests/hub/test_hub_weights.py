@@ -311,8 +311,12 @@ def test_sums_are_compared_once_per_change(folder, monkeypatch):
 
 
 def test_changed_settings_are_no_damage(image_folder):
+    state = weights.load(image_folder).state_dict()
+
     rewrite(image_folder, lambda content: content["processors"]["image"].update(size=32))
-    weights.load(image_folder)
+
+    assert_same_state(weights.load(image_folder).state_dict(), state)
+    assert read_config(image_folder).processors["image"]["size"] == 32
 
 
 @pytest.mark.parametrize(

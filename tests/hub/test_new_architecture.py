@@ -128,7 +128,7 @@ ORIGINAL_NAMES = {
     "image_out.bias": "heads.image.bias",
     "step": None,
 }
-"""As another code would write them."""
+"""Names of tensors as other code would write them, and ours."""
 
 
 def infer_config(path, shapes, cfg):

@@ -26,6 +26,10 @@ from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
 from onepeace.hub.towers.config import public_name
 from onepeace.index import Index, Query, build
+from onepeace.index.calibrate import TEXTS as BANKS
+from onepeace.index.calibrate import texts_of
+from onepeace.index.match import WORDS, Scale, likelihood
+from onepeace.index.query import EncodedPart, QueryVector
 from onepeace.serve.service import Service
 
 TEXTS = ["a dog barks", "the deep low tone of the far away red square and the green", "blue"]
@@ -267,18 +271,40 @@ def mixed(both, pictures, samples, tmp_path_factory):
     return root / "index"
 
 
+def test_index_has_the_vectors_of_the_generic_words(mixed, both):
+    with Index.open(mixed, model=both) as index:
+        banks = index.banks.vectors
+
+    assert banks.keys() == BANKS.keys()
+    for name, vectors in banks.items():
+        assert_same(vectors, both.encode_text(texts_of(name)), atol=1e-3)  # they are kept in half precision
+
+
 def test_mixed_list_is_ranked_by_the_generic_words(mixed, both):
     with Index.open(mixed, model=both) as index:
         hits = index.search("a dog barks").hits
+        banks = index.banks
+    part = EncodedPart(bank="word", vector=both.encode_text(["a dog barks"])[0].numpy(), weight=1.0)
+    scale = Scale(banks, QueryVector.of([part]))
 
-    assert {hit.item.modality for hit in hits} == {"image", "audio", "text"}
+    ranks = []
     for hit in hits:
-        assert 0 <= hit.match <= 1
+        (z_score,), (match,) = scale.score(hit.item.modality, np.array([hit.score]))
+        assert hit.match == pytest.approx(match)
+        ranks.append((WORDS.index(likelihood(match)), z_score))
+    assert {hit.item.modality for hit in hits} == {"image", "audio", "text"}
+    assert ranks == sorted(ranks, reverse=True)
 
 
 def test_generic_words_are_encoded_once(mixed, both, monkeypatch, tmp_path):
-    monkeypatch.setattr(both, "encode_text", None)
+    encoded = []
+    monkeypatch.setattr(both, "encode_text", encoded.append)
+
     build(tmp_path / "index", mixed.parent / "red.txt", both)
+
+    assert encoded == []
+    with Index.open(tmp_path / "index", model=both) as index:
+        assert index.banks.vectors.keys() == BANKS.keys()
 
 
 def test_query_finds_only_what_shares_a_space_with_it(mixed, both, pictures):

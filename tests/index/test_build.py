@@ -54,7 +54,7 @@ def test_headers_of_files_are_kept(build, index, tmp_path, samples):
 
 
 def test_silence_is_noted_of_the_sound_that_is_silent(build, index, tmp_path):
-    """Of five of the same length in a shard, in which no file has a path."""
+    """The five sounds of a shard have the same length, and none has a path."""
     rng = np.random.default_rng(0)
     sounds = {f"{number}.wav": tone(500.0, rng) for number in range(5)}
     soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
@@ -173,7 +173,7 @@ def test_other_preprocessing_is_refused(build, words, monkeypatch):
         build(words)
 
 
-def test_second_writer_is_told(build, words, index):
+def test_second_writer_is_refused(build, words, index):
     build(words)
 
     with writing(index), pytest.raises(UserError, match="another process"):

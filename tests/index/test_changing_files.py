@@ -19,13 +19,13 @@ TIME = 1_000_000_000
 
 
 def rewrite(path: Path) -> None:
-    """As long as before, and with the same time."""
+    """Write other content of the same length and time."""
     path.write_bytes(NEW)
     os.utime(path, (TIME, TIME))
 
 
 def rewrite_at_once(path: Path) -> None:
-    """As a change within the same tick of the clock, after which the file has the same times."""
+    """Write other content within the same tick of the clock, so that the file has the same times."""
     path.write_bytes(NEW)
 
 

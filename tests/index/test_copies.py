@@ -64,7 +64,7 @@ def other_dogs(dog):
     }
 
 
-def test_changed_pictures(samples, same_dogs, other_dogs):
+def test_edited_pictures_are_copies_or_others(samples, same_dogs, other_dogs):
     original = copies.picture(samples / "images" / "dog.jpg")
     looks = {}
     for name, image in {**same_dogs, **other_dogs}.items():
@@ -150,7 +150,7 @@ def test_long_sounds_have_few_numbers(look_at_sound, seconds, cut):
         ("audio", "sounds"),
     ],
 )
-def test_different_files(samples, modality, folder):
+def test_samples_are_no_copies_of_each_other(samples, modality, folder):
     look, same = copies.LOOKS[modality]
     looks = [look(path) for path in sorted((samples / folder).iterdir())]
 
@@ -180,7 +180,7 @@ def look_at_video(samples, tmp_path):
     return look
 
 
-def test_scaled_videos(look_at_video):
+def test_scaled_video_is_a_copy(look_at_video):
     names = ["dog", "cat", "bus", "sea"]
     original = look_at_video(names, size=128, crf="20")
     looks = {

@@ -228,7 +228,7 @@ TAGS = [
         ("camera = 'X100V' and near(48.1, 11.6, 20*km) and keyword = 'beach'", [0]),
     ],
 )
-def test_tags(where, numbers):
+def test_conditions_on_tags_find_files(where, numbers):
     database = database_of([], *((number, {"tags": json.dumps(tags)}) for number, tags in enumerate(TAGS)))
 
     assert ids_where(database, where) == numbers

@@ -62,7 +62,7 @@ def test_word_of_the_index_is_meant_as_it_is():
         ("собака", "script"),
     ],
 )
-def test_other_language_is_told(text, language):
+def test_other_language_is_named(text, language):
     (line,) = hints_of(text).lines
     assert language in line
     assert "English words" in line

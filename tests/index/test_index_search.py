@@ -190,7 +190,7 @@ def test_below_keeps_files_at_and_inside_paths(fill, below, expected):
         ("path", "a.jpg b.jpg c.jpg"),
     ],
 )
-def test_sort(fill, sort, expected):
+def test_sort_by_match_date_or_path(fill, sort, expected):
     index = fill({"b.jpg": 6, "c.jpg": 18, "a.jpg": 45}, date={"a.jpg": 20.0, "b.jpg": 10.0, "c.jpg": 30.0})
 
     assert search(index, sort=sort) == expected

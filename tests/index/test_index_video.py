@@ -33,7 +33,7 @@ def video_of(*scenes: tuple[str, float], name="scenes.mp4", sound=""):
 
 
 def spans_by_name(index):
-    """By the names of files, (modality, start, end) of their vectors."""
+    """(modality, start, end) of the vectors of each file, by its name."""
     spans = {}
     for path, file in content(index).items():
         spans[path.rpartition("/")[2]] = [(span.modality, span.start, span.end) for span in file.fields["spans"]]
@@ -193,7 +193,7 @@ def test_pictures_of_a_long_video_are_from_all_of_it(build, index, long_video):
 
 
 def test_pictures_of_a_long_video_in_a_shard_are_its_first(build, index, long_video, tmp_path):
-    """As it is not known how long it is."""
+    """The length of a video in a shard is not known."""
     build(write_tar(tmp_path / "a.tar", {"a.mp4": long_video.read_bytes()}))
 
     assert [start for _, start, _ in only_spans(index)] == list(range(8))

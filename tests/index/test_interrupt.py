@@ -51,7 +51,7 @@ def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, index, t
 
 
 def test_build_that_failed_at_its_first_write_can_be_repeated(build, words, monkeypatch):
-    """What it leaves does not make the folder somebody else's."""
+    """What the failed build leaves does not make the folder pass for another program's."""
 
     def fail(*_):
         raise UserError("the disk is full")

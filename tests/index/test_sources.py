@@ -119,7 +119,7 @@ def test_rows_with_files(tree):
     assert (items["sub/b.txt"].modality, items["sub/b.txt"].caption) == ("text", "a text in a file")
 
 
-def test_row_of_words(tree):
+def test_row_of_a_text_may_hold_half_characters_and_nan(tree):
     words = "only \ud800 words"
     table = write_rows(
         tree / "table.jsonl",
@@ -170,7 +170,7 @@ def test_row_that_names_no_file_is_one_problem(tree, row, words):
     assert (whole.caption, whole.problem) == ("words", None)
 
 
-def test_row_of_a_wide_table_is_told_in_few_words(tree):
+def test_problem_of_a_wide_row_is_short(tree):
     columns = [f"column{number}" for number in range(80_000)]  # compared with each other, they would take a minute
     (tree / "t.csv").write_text(",".join(columns) + "\n1,2\n" + 79_999 * "," + "1\n")
 

@@ -98,7 +98,7 @@ def names_with(folder, query):
         ("*.png", "京都の猫.png"),
     ],
 )
-def test_query_and_files(folder, query, expected):
+def test_query_finds_files_with_its_words(folder, query, expected):
     assert names_with(folder, query) == expected
 
 

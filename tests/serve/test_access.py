@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 from fastapi.testclient import TestClient
-from support.api import LIMITS, client_of, message
+from support.api import LIMITS, assert_error, client_of
 
 from onepeace.serve import guesses
 
@@ -29,7 +29,7 @@ def test_names_of_this_machine_are_answered(client, host):
     "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://127.0.0.1:7860.evil.example"]
 )
 def test_page_of_another_site_is_refused(client, origin):
-    message(
+    assert_error(
         client.post(
             "/search",
             json={"text": "a"},
@@ -59,7 +59,7 @@ def test_password_is_not_asked_for_health(locked):
 def test_password_is_asked_for_everywhere_else(locked, address):
     answer = locked.get(address)
 
-    message(answer, 401)
+    assert_error(answer, 401)
     assert answer.headers["www-authenticate"].startswith("Basic realm=")
     for authorization in (f"Basic {BASIC}", f"Bearer {PASSWORD}"):
         answer = locked.get(address, headers={"authorization": authorization})
@@ -71,7 +71,7 @@ def test_password_is_asked_for_everywhere_else(locked, address):
     ["", "Bearer correct", "Basic !", "Basic Y29ycmVjdA==", f"Digest {PASSWORD}", "Bearer ", "Basic é"],
 )
 def test_password_that_is_wrong(locked, authorization):
-    message(locked.get("/about", headers={"authorization": authorization.encode()}), 401)
+    assert_error(locked.get("/about", headers={"authorization": authorization.encode()}), 401)
 
 
 def test_password_with_umlauts(index):
@@ -127,13 +127,13 @@ def test_guesses_of_all_clients_lock_out_who_did_not_know_it(clients, monkeypatc
 
 
 def test_request_that_is_too_large_or_of_unknown_length(client):
-    message(client.post("/search", content=b"x" * (LIMITS.body + 1)), 413)
-    message(client.post("/search", content=iter([b"{}"])), 411)
+    assert_error(client.post("/search", content=b"x" * (LIMITS.body + 1)), 413)
+    assert_error(client.post("/search", content=iter([b"{}"])), 411)
 
 
 def test_address_or_method_that_does_not_exist(client):
-    message(client.get("/nothing"), 404)
-    message(client.put("/search", json={}), 405)
+    assert_error(client.get("/nothing"), 404)
+    assert_error(client.put("/search", json={}), 405)
 
 
 @pytest.mark.parametrize("address", ["/", "/page/app.js", "/nothing", "/about"])

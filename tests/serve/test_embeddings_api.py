@@ -9,7 +9,7 @@ from support.embedding import assert_same
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 
-from support.api import ADDRESS, encoded, message, png, post, wav
+from support.api import ADDRESS, assert_error, encoded, png, post, wav
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_vectors_in_base64(embed, model):
     assert_same(vector[None], model.encode(["a dog"]))
 
 
-def test_model_card(client, model):
+def test_models_list_names_the_dimension(client, model):
     (card,) = client.get("/v1/models").json()["data"]
 
     assert card["embed_dim"] == model.embed_dim
@@ -79,7 +79,7 @@ def test_model_card(client, model):
     ],
 )
 def test_wrong_input_is_refused_in_one_line_and_the_next_is_answered(client, embed, inputs, status, field):
-    assert field in message(post(client, "/v1/embeddings", {"input": inputs}), status)
+    assert field in assert_error(post(client, "/v1/embeddings", {"input": inputs}), status)
     assert embed("a dog")
 
 
@@ -92,14 +92,14 @@ def test_wrong_input_is_refused_in_one_line_and_the_next_is_answered(client, emb
     ],
 )
 def test_wrong_option_is_refused(client, body, field):
-    assert field in message(post(client, "/v1/embeddings", body), 422)
+    assert field in assert_error(post(client, "/v1/embeddings", body), 422)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"input": NaN}', b'{"input": 1e999}'])
 def test_body_that_is_no_json_is_refused(client, body):
     answer = client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
 
-    message(answer, 422)
+    assert_error(answer, 422)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_body_that_is_no_json_is_refused(client, body):
     ],
 )
 def test_error_of_the_whole_body_names_the_body_and_json(client, body, content_type):
-    error = message(
+    error = assert_error(
         client.post(
             "/search",
             content=body,

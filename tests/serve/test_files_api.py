@@ -17,7 +17,7 @@ from support.small_shards import write_tar
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 
-from support.api import client_of, encoded, message, names, search
+from support.api import assert_error, client_of, encoded, names, search
 
 from onepeace.index import Index, build, remove, update
 from onepeace.index.roots import Root, keep_roots
@@ -74,7 +74,7 @@ def test_thumbnail_of_a_sound(client, ids):
 
 
 def test_thumbnail_of_a_text(client, ids):
-    message(client.get(f"/files/{ids['note.txt']}/thumbnail"), 404)
+    assert_error(client.get(f"/files/{ids['note.txt']}/thumbnail"), 404)
 
 
 @pytest.fixture
@@ -211,13 +211,13 @@ def test_file_that_is_not_what_was_indexed_is_refused(changing, change, name, su
     answer = changing.client.get(address)
 
     assert answer.status_code in (404, 410)
-    assert "secret" not in message(answer, answer.status_code)
+    assert "secret" not in assert_error(answer, answer.status_code)
 
 
 @pytest.mark.parametrize("suffix", ["", "/thumbnail"])
 @pytest.mark.parametrize("name", ["cat.jpg", "sub/cat.jpg", "sub"])
 def test_link_that_comes_after_the_check_is_not_followed(tmp_path, samples, monkeypatch, name, suffix):
-    """Of a picture, or of its folder: a copy with the same size and time lies elsewhere."""
+    """A picture, or its folder, is replaced by a link to a copy elsewhere with the same size and time."""
     folder = tmp_path / "files"
     elsewhere = tmp_path / "elsewhere"
     for path in ("cat.jpg", "sub/cat.jpg"):
@@ -267,9 +267,9 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
     assert sorted(names(client, text="a")) == ["cat.jpg", "dog.ogg"]
     assert sorted(names(client)) == ["cat.jpg", "dog.ogg"]
     assert (num_points(), num_sounds()) == (2, 1)
-    message(client.get(f"/files/{changing.ids['note.txt']}"), 404)
+    assert_error(client.get(f"/files/{changing.ids['note.txt']}"), 404)
     remove(tmp_path / "index", changing.folder)
-    message(client.get("/points"), 422)
+    assert_error(client.get("/points"), 422)
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,7 @@ def test_thumbnail_of_a_moment_of_a_video(videos, samples, moment, shows):
 def test_thumbnail_of_no_moment_of_a_video(videos, moment):
     client, hits = videos
 
-    message(client.get(f"/files/{hits['a.webm']['id']}/thumbnail?at={moment}"), 422)
+    assert_error(client.get(f"/files/{hits['a.webm']['id']}/thumbnail?at={moment}"), 422)
 
 
 def test_thumbnail_of_a_video_without_pictures(videos):
@@ -386,4 +386,4 @@ def test_picture_of_a_shard_until_it_changes(odd, samples):
     assert odd.client.get(f"/{hit['file']}").content == (samples / "images" / "cat.jpg").read_bytes()
     assert odd.client.get(f"/{hit['thumbnail']}").headers["content-type"] == "image/webp"
     os.utime(odd.folder / "shard.tar", (1, 1))
-    message(odd.client.get(f"/{hit['file']}"), 410)
+    assert_error(odd.client.get(f"/{hit['file']}"), 410)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import anyio
 import pytest
 from PIL import Image
+from support.python_process import run_python
 
 pytest.importorskip("mcp", reason="the server needs mcp")
 
@@ -199,7 +200,7 @@ class Process:
         return self.request("tools/call", {"name": tool, "arguments": arguments})
 
     def end(self):
-        """What was logged."""
+        """Ends the server, which must end well, and returns its log."""
         unread, log = self.process.communicate()
         assert (self.process.returncode, unread) == (0, ""), log
         return log
@@ -230,13 +231,13 @@ import sys
 from onepeace.index import Index
 from onepeace.serve import mcp, service
 mcp.create_server(service.Service(Index.open(sys.argv[1])))
-sys.exit("torch" in sys.modules)
+sys.exit("torch is loaded" if "torch" in sys.modules else 0)
 """
 
 
 @pytest.mark.slow
 def test_server_is_ready_before_torch_is_loaded(index_folder):
-    assert subprocess.run([sys.executable, "-c", START, str(index_folder)]).returncode == 0
+    run_python(START, index_folder)
 
 
 def test_thumbnails_come_where_they_are_asked_for(index):

@@ -14,7 +14,7 @@ pytest.importorskip("selenium", reason="drives the browser")
 
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
-from support.browser import CHROMIUM, DRIVER, Page, chromium, window
+from support.browser import CHROMIUM, DRIVER, Page, chromium, complaints, hosts_asked, window
 from support.media import TWO_SCENES
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
@@ -27,6 +27,16 @@ AXE = Path(os.environ.get("AXE_CORE") or axe.__path__[0], "axe.min.js")
 def driver(tmp_path_factory):
     with chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
+
+
+@pytest.fixture(autouse=True)
+def _check_browser(driver, server, ids):
+    """Each test asks this server alone, and its page makes the browser complain of nothing."""
+    yield
+    on_purpose = ("422", "favicon.ico", f"files/{ids['cat.jpg']}")  # the last is gone for a while
+    unexpected = [message for message in complaints(driver) if not any(part in message for part in on_purpose)]
+    assert unexpected == []
+    assert hosts_asked(driver) == {urlsplit(server).netloc}
 
 
 @pytest.fixture(params=[1280, 390])
@@ -116,10 +126,10 @@ def test_camera_searches(wide):
     wide.click("#camera")
     wide.wait(lambda: wide.value_of("document.querySelector('#shutter video').videoWidth"))
 
-    heading = wide.answer_to_click(".take")
+    wide.answer_to_click(".take")
 
-    assert len(heading) > 3
-    assert wide.one(".part img").is_displayed()
+    assert wide.attribute(".part img", "src").startswith("blob:")
+    assert wide.all(".card .match")
     assert not wide.all("#heading.wrong")
 
 
@@ -331,7 +341,7 @@ def gone(wide, collection):
 
 
 @pytest.mark.usefixtures("gone")
-def test_file_that_is_gone_is_said_to_be(wide):
+def test_missing_file_is_marked_on_its_card_and_opened(wide):
     wide.driver.refresh()
 
     wide.wait(lambda: "no longer there" in wide.text(".card .gone").lower())
@@ -374,7 +384,7 @@ def test_more_like_a_file(wide, ids):
     wide.wait(lambda: name in wide.names())
 
 
-def test_labels_of_ones_own_are_chosen(wide):
+def test_labels_are_typed_and_compared(wide):
     wide.answer_to_click("#kinds [data-kind=image]")
     open_first_file(wide)
 
@@ -435,7 +445,7 @@ def test_map_shows_files_and_opens_them(wide, ids):
     mouse.move_to_element_with_offset(wide.one("#plane canvas"), round(x), round(y))
     mouse.click().perform()
 
-    assert wide.text("#name") in ids
+    assert wide.text("#name") == "rain.ogg"
     wide.type(Keys.ESCAPE)
     wide.wait_without("#viewer[open]")
     wide.click("#map")
@@ -474,24 +484,3 @@ def test_nothing_serious_is_wrong_for_a_screen_reader(page):
     page.click("#map")
     page.one("#plane canvas")
     assert serious_violations() == []
-
-
-def test_nothing_came_from_another_host(driver, server):
-    """Of all tests above: the requests that the browser was made to send."""
-    urls = []
-    for entry in driver.get_log("performance"):
-        event = json.loads(entry["message"])["message"]
-        if event["method"] == "Network.requestWillBeSent":
-            urls.append(event["params"]["request"]["url"])
-    requested = [url for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss", "ftp")]
-
-    assert any(url.startswith(f"{server}/files/") for url in requested)
-    assert [url for url in requested if not url.startswith(f"{server}/")] == []
-
-
-def test_browser_complained_of_nothing(driver, ids):
-    """In all tests above, but for what they did on purpose."""
-    expected = ("422", "favicon.ico", f"files/{ids['cat.jpg']}")  # the last was gone for a while
-    complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-    assert [complaint for complaint in complaints if not any(part in complaint for part in expected)] == []

@@ -116,7 +116,7 @@ def test_address_that_is_open_to_others(index):
         run(index, host="0.0.0.0")  # noqa: S104
 
 
-def test_loading_of_the_model_is_said_once(index_folder, monkeypatch, caplog):
+def test_loading_of_the_model_is_logged_once(index_folder, monkeypatch, caplog):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
 
     with Index.open(index_folder, device="cpu") as opened, caplog.at_level("INFO"):

@@ -60,7 +60,7 @@ def wav(seconds):
 
 
 def search(client, **body):
-    """What the index answers to a search."""
+    """The answer of the index to a search."""
     answer = client.post("/search", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -75,8 +75,8 @@ def status_of(client, path, **body):
     return client.post(path, json=body).status_code
 
 
-def message(answer, status):
-    """What is wrong, in one line."""
+def assert_error(answer, status):
+    """The answer is an error with this status and a message of one line, which is returned."""
     assert answer.status_code == status, answer.text
     text = answer.json()["error"]["message"]
     assert text
@@ -86,4 +86,4 @@ def message(answer, status):
 
 
 ADDRESS = "http://127.0.0.1:1/dog.jpg"
-"""Of nobody: nothing may be fetched from it."""
+"""Address of nobody: nothing may be fetched from it."""

@@ -1,13 +1,15 @@
 """A headless Chromium, and the page of `onepeace serve` in it as a visitor sees and uses it."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -49,15 +51,30 @@ def chromium(profile: Path, width: int = 1280, height: int = 1000) -> Iterator[A
 
 
 def window(driver: Any, width: int, height: int = 900, *, dark: bool = False) -> None:
-    """What the browser shows is so large, on a narrow screen as on a telephone, light or dark."""
+    """Set the size of what the browser shows, on a narrow screen as on a telephone, light or dark."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
+def hosts_asked(driver: Any) -> set[str]:
+    """Hosts and ports that the browser sent requests to since this was last called."""
+    urls = []
+    for entry in driver.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.requestWillBeSent":
+            urls.append(urlsplit(event["params"]["request"]["url"]))
+    return {url.netloc for url in urls if url.scheme in ("http", "https", "ws", "wss", "ftp")}
+
+
+def complaints(driver: Any) -> list[str]:
+    """Errors that the browser logged since this was last called."""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 class Page:
-    """What a visitor sees and does."""
+    """The page as a visitor sees and uses it."""
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver = driver
@@ -78,7 +95,11 @@ class Page:
 
     def one(self, selector: str) -> Any:
         """The first such element that is shown; waits for it."""
-        return self.wait(lambda: next(filter(lambda element: element.is_displayed(), self.all(selector)), None))
+
+        def first_displayed() -> Any:
+            return next((element for element in self.all(selector) if element.is_displayed()), None)
+
+        return self.wait(first_displayed, f"{selector} is shown")
 
     def click(self, selector: str) -> None:
         self.one(selector).click()
@@ -101,17 +122,27 @@ class Page:
 
     def wait_without(self, selector: str) -> None:
         """Waits until there is no such element."""
-        self.wait(lambda: not self.all(selector))
+        self.wait(lambda: not self.all(selector), f"{selector} is gone")
 
-    def wait(self, condition: Callable[[], Any]) -> Any:
+    def wait(self, condition: Callable[[], Any], awaited: str = "this condition") -> Any:
+        """Wait until a condition is true, and return its value.
+
+        Args:
+            awaited: the condition in words, for the message of a failure.
+        """
         waiting = WebDriverWait(self.driver, PATIENCE, 0.1, [StaleElementReferenceException])
-        return waiting.until(lambda _: condition())
+        try:
+            return waiting.until(lambda _: condition())
+        except TimeoutException:
+            text = self.value_of("document.body.innerText")
+            url = self.driver.current_url
+            raise AssertionError(f"not within {PATIENCE} seconds: {awaited}; at {url}: {text[:1000]}") from None
 
     def answer_to(self, action: Callable[[], Any]) -> str:
         """The heading of the files that are found after an action; waits until they are there."""
         self.script("document.querySelector('#heading').textContent = ''")
         action()
-        self.wait(lambda: not self.all("#cards[aria-busy]") and self.all("#heading:not(:empty)"))
+        self.wait(lambda: not self.all("#cards[aria-busy]") and self.all("#heading:not(:empty)"), "an answer")
         return self.one("#heading").text
 
     def answer_to_click(self, selector: str) -> str:
@@ -140,4 +171,4 @@ class Page:
         """Waits until every picture of the cards is drawn, also those further down."""
         self.script("for (const i of document.querySelectorAll('.card img')) i.loading = 'eager'")
         drawn = "return [...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth > 0)"
-        return self.wait(lambda: self.script(drawn))
+        return self.wait(lambda: self.script(drawn), "every picture is drawn")

@@ -94,7 +94,7 @@ def embed(path: Path, dim: int) -> SimpleNamespace:
 
 
 class Embedder:
-    """As far as building an index asks for one."""
+    """An embedder, as far as building an index asks for one."""
 
     modalities = ("text",)
     processors: Mapping[str, Any] = {}
@@ -255,7 +255,7 @@ def state(index: Path) -> State:
 
 
 def answers(index: Path) -> list[Any]:
-    """What searching gives, with the numbers; equal ones by path, as their rows may have been written again."""
+    """Hits of a search with their numbers; equal ones by path, as their rows may have been written again."""
     with Index.open(index) as opened:
         results = opened.search(
             Query(vector=np.ones(opened.embed_dim)),
@@ -311,7 +311,7 @@ def flip(path: Path, draw: random.Random) -> None:
 
 
 def finish(command: str, index: Path, files: Path) -> State:
-    """What the index says when the command is given again."""
+    """The state of the index after the command is given again."""
     run(command, index, files)
     if command == "repair":
         run("build", index, files)

@@ -93,7 +93,7 @@ def whole_batch():
 
 
 def make_objective(**options):
-    """Of a model whose weights are the same in every process. The teacher does not know item 2."""
+    """The objective of a model whose weights are the same in every process. The teacher does not know item 2."""
     model = small_model("text", "audio").train()
     torch.manual_seed(0)
     rows = {f"item{row}": row for row in (0, 1, 3, 4, 5, 6, 7)}

@@ -21,8 +21,8 @@ def serving(handler):
 
 
 class Requests:
-    """What a server was asked for, and how it answers: below /error-once/ and /cut-once/, the first request of a file
-    fails; below /cut/ a file always ends too early; below /stall/ its last byte does not come."""
+    """The requests that a server got, and how it answers them: below /error-once/ and /cut-once/, the first request of
+    a file fails; below /cut/ a file always ends too early; below /stall/ its last byte does not come."""
 
     def __init__(self):
         self.counts = Counter()
