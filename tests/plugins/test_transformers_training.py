@@ -6,6 +6,7 @@ import transformers
 from support.embedding import assert_same
 from support.processes import start
 from support.random_model import save_random_model
+from support.small_models import assert_gradients_everywhere
 from support.transformers_classes import arguments_of, check_same_outputs
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
@@ -252,13 +253,26 @@ def test_training_moves_most_tensors(cls, random_name, rows, tmp_path):
     assert len(moved) > len(trained) / 2
 
 
-@every_class
+@pytest.mark.parametrize("cls", CLASSIFIERS[:2], ids=lambda cls: cls.__name__)
 def test_loss_reaches_every_parameter(cls, inputs):
+    """The items have more than one token each: a pooling of one token would give its queries no gradient."""
     model = cls.from_onepeace("tiny", num_labels=3)
-    labels = torch.tensor([0, 2])
-    model(**arguments_of(model, inputs), labels=labels).loss.backward()
+    inputs["pixel_values"] = torch.randn(2, 3, 64, 64)
+    inputs["input_values"] = torch.randn(2, 18000)
+    inputs["padding_mask"] = torch.ones(2, 18000, dtype=torch.int64)
+    model(**arguments_of(model, inputs), labels=torch.tensor([0, 2])).loss.backward()
+    assert_gradients_everywhere(model)
+
+
+def test_loss_of_an_answer_reaches_pictures_and_questions(inputs):
+    """The answer is read off the question's tokens, so nothing after the last attention of pictures has an effect."""
+    model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace("tiny", num_labels=3)
+    inputs["pixel_values"] = torch.randn(2, 3, 64, 64)
+    model(**arguments_of(model, inputs), labels=torch.tensor([0, 2])).loss.backward()
+    last_block = f"blocks.{len(model.onepeace.blocks) - 1}.ffn"
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()) or "norms.image" in name or f"{last_block}.image" in name, name
 
 
 @every_class
