@@ -66,12 +66,18 @@ class ArrayFiles:
 
     def is_whole(self) -> bool:
         """Whether the files still have their full length; reading past the end of a shortened one is a bus error."""
-        return not any(_is_shorter(self.paths[name], array.nbytes) for name, array in self.arrays.items())
+        for name, array in self.arrays.items():
+            if _is_shorter(self.paths[name], array.nbytes):
+                return False
+        return True
 
     def damaged(self) -> list[str]:
         """Names of the arrays that differ from what was written; reads all of them."""
-        checksums = self.header.checksums
-        return [name for name, array in self.arrays.items() if _checksum(array) != checksums[name]]
+        names = []
+        for name, array in self.arrays.items():
+            if _checksum(array) != self.header.checksums[name]:
+                names.append(name)
+        return names
 
 
 def _is_shorter(path: Path, size: int) -> bool:
@@ -174,7 +180,13 @@ class ArrayWriter:
         OSError: the disk is full or not writable.
     """
 
-    def __init__(self, folder: Path, name: str, types: Types, before: ArrayFiles | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        types: Types,
+        before: ArrayFiles | None = None,
+    ) -> None:
         self.folder = folder
         self.name = name
         self.types = types
@@ -207,7 +219,8 @@ class ArrayWriter:
 
     def add(self, array: str, rows: np.ndarray) -> None:
         """Add rows to an array."""
-        content = np.ascontiguousarray(rows, self.types[array].base).view(np.uint8).reshape(-1)
+        contiguous = np.ascontiguousarray(rows, self.types[array].base)
+        content = contiguous.view(np.uint8).reshape(-1)
         self._files[array].write(content.data)
         self.checksums[array] = zlib.crc32(content.data, self.checksums[array])
         self.lengths[array] += len(rows)
@@ -226,7 +239,12 @@ class ArrayWriter:
                 path.unlink(missing_ok=True)
 
 
-def faults(folder: Path, name: str, types: Types, key: State) -> Iterator[str]:
+def faults(
+    folder: Path,
+    name: str,
+    types: Types,
+    key: State,
+) -> Iterator[str]:
     """Yield one line for each file that is not what was written; reads all of them. Files with another key, of before
     the index was moved to another model, are left to the next writer."""
     if not header_of(folder, name).exists():
@@ -238,4 +256,5 @@ def faults(folder: Path, name: str, types: Types, key: State) -> Iterator[str]:
     if files is None:
         yield f"{name}.json, or an array that it names, is not what was written"
         return
-    yield from (f"{files.paths[array].name} is not what was written" for array in files.damaged())
+    for array in files.damaged():
+        yield f"{files.paths[array].name} is not what was written"

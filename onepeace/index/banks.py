@@ -59,7 +59,9 @@ class Banks:
         for name, bank_vectors in self.vectors.items():
             self._rows[name] = slice(first, first + len(bank_vectors))
             first += len(bank_vectors)
-        self._queries = np.concatenate([*self.vectors.values()]) if vectors else np.empty((0, 0), np.float32)
+        self._queries = np.empty((0, 0), np.float32)
+        if vectors:
+            self._queries = np.concatenate(list(self.vectors.values()))
         num_queries, embed_dim = self._queries.shape
         self.best = np.full((num_queries, len(MODALITIES)), -np.inf, np.float32)
         self.squares = np.zeros((num_queries, len(MODALITIES)))
@@ -81,7 +83,8 @@ class Banks:
             for first in range(0, len(rows), BLOCK):
                 block = np.asarray(vectors[rows[first : first + BLOCK]], np.float32)
                 cosines = self._queries @ block.T
-                self.best[:, code] = np.maximum(self.best[:, code], cosines.max(axis=1))
+                best_of_block = cosines.max(axis=1)
+                self.best[:, code] = np.maximum(self.best[:, code], best_of_block)
                 self.squares[:, code] += np.square(cosines).sum(axis=1)
                 self.sums[code] += block.sum(axis=0, dtype=np.float64)
                 self.counts[code] += len(block)
@@ -127,22 +130,33 @@ class Banks:
             metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__", {})
             if metadata.get("format") != BANKS_FORMAT:
                 raise UserError(f"the calibration has another format version; {remedy}")
-            banks = cls({name: tensors[name] for name in json.loads(metadata["banks"])}, metadata["model"])
+            names = json.loads(metadata["banks"])
+            banks = cls({name: tensors[name] for name in names}, metadata["model"])
             if not np.isfinite(banks._queries).all():
                 raise ValueError("not all of its numbers are finite")
             scores = {} if best is None else load(best)
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"the calibration is damaged or cut off ({one_line(error)}); {remedy}") from error
-        if "best" in scores and scores["best"].shape == banks.best.shape and scores["sums"].shape == banks.sums.shape:
+        if banks._has_shapes_of(scores):
             for name in SCORES:
                 setattr(banks, name, scores[name].copy())
         return banks
+
+    def _has_shapes_of(self, scores: Mapping[str, NDArray]) -> bool:
+        """Whether stored scores are of as many queries and dimensions."""
+        if "best" not in scores:
+            return False
+        return scores["best"].shape == self.best.shape and scores["sums"].shape == self.sums.shape
 
     def to_bytes(self) -> bytes:
         """Content of a calibration file: the vectors in float16, and the hash of the model."""
         from safetensors.numpy import save
 
-        metadata = {"format": BANKS_FORMAT, "model": self.model, "banks": json.dumps([*self.vectors])}
+        metadata = {
+            "format": BANKS_FORMAT,
+            "model": self.model,
+            "banks": json.dumps(list(self.vectors)),
+        }
         return save({name: rows.astype(np.float16) for name, rows in self.vectors.items()}, metadata)
 
     def best_bytes(self) -> bytes:

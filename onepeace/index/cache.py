@@ -89,7 +89,8 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
 
 def _folder(model: str) -> Path:
     """Folder of the index of all searches with a model; it may not exist."""
-    name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(model)))[:40]
+    base_name = os.path.basename(os.path.abspath(model))
+    name = re.sub(r"[^\w.-]+", "-", base_name)[:40]
     return indexes_folder() / f"{name}-{_digest([identity(model), INDEX_FORMAT])}.index"
 
 
@@ -115,14 +116,25 @@ def _refuse_vanished(folder: Path, paths: Paths) -> None:
                 refuse_unmounted(store, Root(path, "folder"), Scan())
 
 
-def _update_whole(folder: Path, paths: Paths, model: str, options: dict[str, Any]) -> KeptIndex:
+def _update_whole(
+    folder: Path,
+    paths: Paths,
+    model: str,
+    options: dict[str, Any],
+) -> KeptIndex:
     """Build or update an index that has these paths alone."""
     if is_index(folder):
         return KeptIndex(folder, None, update(folder, model, **options), is_new=False)
     return KeptIndex(folder, None, build(folder, paths, model, **options), is_new=True)
 
 
-def _update_part(folder: Path, paths: Paths, roots: list[Root], model: str, settings: Settings) -> KeptIndex:
+def _update_part(
+    folder: Path,
+    paths: Paths,
+    roots: list[Root],
+    model: str,
+    settings: Settings,
+) -> KeptIndex:
     """Build or update a part of an index.
 
     Raises:
@@ -146,7 +158,10 @@ def _update_part(folder: Path, paths: Paths, roots: list[Root], model: str, sett
 
 def _scan_part(roots: list[Root], roots_of_index: dict[str, Root]) -> tuple[Scan, Part]:
     scanned_paths = {root.path for root in roots}
-    removed = [root for root in roots_of_index.values() if root.type == "removed" and root.path not in scanned_paths]
+    removed = []
+    for root in roots_of_index.values():
+        if root.type == "removed" and root.path not in scanned_paths:
+            removed.append(root)
     scanned = scan([*roots, *removed])
     return scanned, part_of(roots, roots_of_index.values(), scanned.entries)
 

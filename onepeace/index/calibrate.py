@@ -39,7 +39,8 @@ DRAWN = 1000
 
 def texts_of(bank: str) -> list[str]:
     """Texts of a bank, which are part of the package."""
-    return resources.files("onepeace.index").joinpath(TEXTS[bank]).read_text(encoding="utf-8").splitlines()
+    file = resources.files("onepeace.index") / TEXTS[bank]
+    return file.read_text(encoding="utf-8").splitlines()
 
 
 def calibration_by_words(load: Callable[[], Any], model: str) -> bytes:
@@ -94,7 +95,10 @@ def calibrate(index: Index) -> Banks:
     Raises:
         UserError: the index has no pictures or sounds.
     """
-    vectors = {bank: rows for bank, rows in index.banks.vectors.items() if bank in TEXTS}
+    vectors = {}
+    for bank, bank_vectors in index.banks.vectors.items():
+        if bank in TEXTS:
+            vectors[bank] = bank_vectors
     items, means = index.means()
     modalities = np.array([item.modality for item in items])
     random = np.random.default_rng(0)

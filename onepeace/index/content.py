@@ -110,7 +110,9 @@ def _place_in_folder(path: str, roots: Mapping[str, Root]) -> tuple[Path, tuple[
 
 
 def map_content(
-    items: Sequence[Item], roots: Mapping[str, Root], function: Callable[[Any], Result]
+    items: Sequence[Item],
+    roots: Mapping[str, Root],
+    function: Callable[[Any], Result],
 ) -> Iterator[tuple[int, Result]]:
     """Yield (place, result) of a function for each item whose file is unchanged.
 
@@ -126,8 +128,8 @@ def map_content(
             return None
         with suppress(UserError, OSError):
             value = content(item, roots)
-            is_unchanged = not isinstance(value, Path) or state_of(str(value)) == (item.size, item.mtime_ns)
-            if is_unchanged:
+            is_changed = isinstance(value, Path) and state_of(str(value)) != (item.size, item.mtime_ns)
+            if not is_changed:
                 return function(value)
         return None
 

@@ -33,7 +33,8 @@ class Contents:
         """Files with vectors that satisfy a condition, newest first, and their total number."""
         condition = _embedded(where)
         order = "date DESC, id LIMIT ? OFFSET ?"
-        items = [*self.store.items(condition.sql, (*condition.params, top, offset), order)]
+        parameters = (*condition.params, top, offset)
+        items = list(self.store.items(condition.sql, parameters, order))
         return items, self.store.count(condition.sql, condition.params)
 
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
@@ -46,13 +47,15 @@ class Contents:
 
     def problems(self) -> list[Unreadable]:
         """Files that could not be embedded, with the reasons."""
-        return [Unreadable(Path(item.path), item.problem or "") for item in self.store.items("problem IS NOT NULL")]
+        items = self.store.items("problem IS NOT NULL")
+        return [Unreadable(Path(item.path), item.problem or "") for item in items]
 
     def roots(self) -> dict[str, Root]:
         """The indexed folders, files, tables and shards, by path."""
         if self._part is not None:
             return {root.path: root for root in self._part.roots}
-        return {path: root for path, root in known_roots(self.store).items() if root.type != "removed"}
+        roots = known_roots(self.store)
+        return {path: root for path, root in roots.items() if root.type != "removed"}
 
     def stats(self) -> dict[str, Any]:
         """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
@@ -60,12 +63,13 @@ class Contents:
         counts_by_kind = store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
         ((num_vectors,),) = store.select("SELECT coalesce(sum(vectors), 0) FROM files")
         problems = Counter(problem.reason for problem in self.problems())
+        paths_on_disk = filter(Path.is_file, store.folder.rglob("*"))
         return {
             "files": dict(counts_by_kind),
             "vectors": num_vectors,
             "captions": store.count("caption IS NOT NULL"),
             "problems": dict(problems),
-            "bytes": sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file()),
+            "bytes": sum(path.stat().st_size for path in paths_on_disk),
             "model": store.meta["model"],
             "model_hash": store.meta["model_hash"],
             "made_by": store.meta.get("made_by"),

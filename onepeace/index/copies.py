@@ -136,7 +136,11 @@ def video(value: Path) -> np.ndarray:
         seconds = declared_duration(container)
     if seconds is None:
         raise UserError("no length")
-    return np.stack([_small(frame_at(value, part * seconds).image) for part in MOMENTS])
+    thumbnails = []
+    for part in MOMENTS:
+        frame = frame_at(value, part * seconds)
+        thumbnails.append(_small(frame.image))
+    return np.stack(thumbnails)
 
 
 def _small(image: Any) -> np.ndarray:
@@ -208,7 +212,8 @@ def _moved(pictures: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.nda
     sources = pixels + shifts[:, :, :1] + shifts[:, :, 1:] * _across()  # (n, 2, SIDE)
     distances = np.abs(sources.clip(0, SIDE - 1)[..., None] - pixels)
     weights = np.maximum(0, 1 - distances).astype(np.float32)  # (n, 2, SIDE, SIDE)
-    along_y = (weights[:, 1] @ pictures.reshape(len(pictures), SIDE, -1)).reshape(pictures.shape)
+    rows = pictures.reshape(len(pictures), SIDE, -1)
+    along_y = (weights[:, 1] @ rows).reshape(pictures.shape)
     moved = weights[:, :1] @ along_y
     is_in = (sources > -0.01) & (sources < SIDE - 0.99)
     inside = is_in[:, 1, :, None] & is_in[:, 0, None, :]
@@ -233,7 +238,10 @@ def same_sounds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
     At the best alignment in time, the changes over time and pitch are compared, as in music fingerprinting (Haitsma and
     Kalker 2002), and so are the levels.
     """
-    return np.array([_is_same_sound(left, right) for left, right in zip(first, second, strict=True)], np.bool_)
+    is_copy = np.zeros(len(first), np.bool_)
+    for number, (left, right) in enumerate(zip(first, second, strict=True)):
+        is_copy[number] = _is_same_sound(left, right)
+    return is_copy
 
 
 def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
@@ -247,7 +255,9 @@ def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
     least = max(LONGER * longest, LEAST_FRAMES)
     if min(len(left), len(right)) < least:
         return False
-    lag = _lag(_changes(left, left > -HEARD), _changes(right, right > -HEARD), round((1 - LONGER) * longest))
+    left_changes = _changes(left, left > -HEARD)
+    right_changes = _changes(right, right > -HEARD)
+    lag = _lag(left_changes, right_changes, most=round((1 - LONGER) * longest))
     left = left[max(0, lag) :]
     right = right[max(0, -lag) :]
     count = min(len(left), len(right))
@@ -274,13 +284,15 @@ def _halved(levels: np.ndarray) -> np.ndarray:
     """Mean power of every two frames, in decibels: a slightly longer sound may have frames of twice the length."""
     even = levels[: len(levels) // 2 * 2]
     power = 10 ** (even / 10)
-    return 10 * np.log10(power.reshape(-1, 2, BANDS).mean(axis=1))
+    mean_power = power.reshape(-1, 2, BANDS).mean(axis=1)
+    return 10 * np.log10(mean_power)
 
 
 def _changes(levels: np.ndarray, heard: np.ndarray) -> np.ndarray:
     """Band-to-band differences of the change over time, (frames - 2, BANDS - 1); 0 where nothing is audible."""
     is_heard = heard[2:] | heard[:-2]
-    return np.diff(levels[2:] - levels[:-2], axis=1) * (is_heard[:, 1:] | is_heard[:, :-1])
+    differences = np.diff(levels[2:] - levels[:-2], axis=1)
+    return differences * (is_heard[:, 1:] | is_heard[:, :-1])
 
 
 def _lag(left: np.ndarray, right: np.ndarray, most: int) -> int:
@@ -296,7 +308,9 @@ def same_videos(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
     """Whether the videos of n pairs are copies, (n,) bool; one may be scaled or re-encoded, but not cut."""
     num_agreed = np.zeros(len(first), np.int64)
     for moment in range(len(MOMENTS)):
-        num_agreed += same_pictures([frames[moment] for frames in first], [frames[moment] for frames in second])
+        first_pictures = [frames[moment] for frames in first]
+        second_pictures = [frames[moment] for frames in second]
+        num_agreed += same_pictures(first_pictures, second_pictures)
     return num_agreed >= AGREED
 
 

@@ -52,5 +52,7 @@ def spans_and_vectors(
     vectors = np.asarray(windows.vectors)
     if len(vectors) == 1:
         return [Span(item.modality)], vectors
-    spans = [Span(item.modality, start, end) for start, end in zip(windows.starts, windows.ends, strict=True)]
+    spans = []
+    for start, end in zip(windows.starts, windows.ends, strict=True):
+        spans.append(Span(item.modality, start, end))
     return spans, vectors

@@ -140,11 +140,19 @@ def reader(path: Path) -> sqlite3.Connection:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
     except sqlite3.OperationalError as error:
         connection.close()
-        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in LOGS)
-        if has_log or not EXTERNAL.search(str(error)):
+        if _has_log(path) or not EXTERNAL.search(str(error)):
             raise
         return connect(path, "mode=ro&immutable=1")
     return connection
+
+
+def _has_log(path: Path) -> bool:
+    """Whether a writer has left a log that is not empty."""
+    for ending in LOGS:
+        log = f"{path}{ending}"
+        if os.path.exists(log) and os.path.getsize(log):
+            return True
+    return False
 
 
 @contextmanager
@@ -172,7 +180,8 @@ def write_database(path: Path) -> Iterator[sqlite3.Connection]:
 
 def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> int:
     """Write a row of COLUMNS with its checksum, computed over the values as SQLite stores them; returns its id."""
-    names, marks = ", ".join(COLUMNS[table]), ", ".join("?" * len(values))
+    names = ", ".join(COLUMNS[table])
+    marks = ", ".join("?" * len(values))
     cursor = connection.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608
     id_ = cursor.lastrowid or 0
     connection.execute(f"UPDATE {table} SET crc = checksum({names}) WHERE rowid = ?", (id_,))  # noqa: S608

@@ -105,7 +105,9 @@ def _write_blocks(writer: Writer, first: _Row, rows: Iterator[_Row]) -> None:
 
 
 def _write_block(writer: Writer, block: list[_Row]) -> None:
-    writer.write([row.columns for row in block], np.stack([row.vector for row in block]))
+    columns = [row.columns for row in block]
+    vectors = np.stack([row.vector for row in block])
+    writer.write(columns, vectors)
 
 
 class _Run:
@@ -154,10 +156,11 @@ class _Run:
         with ThreadPoolExecutor(2, "onepeace-read") as pool:
             for start in range(0, len(entries), AHEAD):
                 for reading in pool.map(read_entry, entries[start : start + AHEAD]):
-                    if reading.item.problem is None:
-                        yield self._input(reading.item, reading.value)
+                    item = reading.item
+                    if item.problem is None:
+                        yield self._input(item, reading.value)
                     else:
-                        self.report.problems.append(Unreadable(Path(reading.item.path), reading.item.problem))
+                        self.report.problems.append(Unreadable(Path(item.path), item.problem))
 
     def _input(self, item: Item, value: Any) -> object:
         video = as_video(item, value, self.embedder.modalities)

@@ -78,7 +78,11 @@ class Embedding:
             if first is None:  # nothing to embed, so the model is not loaded
                 return changed
             embedder = self.load()
-            stream = embedder.stream(chain([first], inputs), batch_size=self.batch_size, **window_options(embedder))
+            stream = embedder.stream(
+                chain([first], inputs),
+                batch_size=self.batch_size,
+                **window_options(embedder),
+            )
             with closing(stream) as results:
                 for result in results:
                     reading, video = pending.popleft()
@@ -89,7 +93,11 @@ class Embedding:
                     self.bar.update()
         return changed
 
-    def _inputs(self, entries: Sequence[Entry], pending: deque[Pending]) -> Generator[object, None, None]:
+    def _inputs(
+        self,
+        entries: Sequence[Entry],
+        pending: deque[Pending],
+    ) -> Generator[object, None, None]:
         """Yield inputs for the embedder and add their readings to ``pending``; record items that need no embedding."""
         with ThreadPoolExecutor(READERS, "onepeace-read") as pool:
             for start in range(0, len(entries), READ_AHEAD):

@@ -55,7 +55,12 @@ def entry_of_file(path: str, modality: str) -> Entry:
     return Entry(Item(path, modality, status.st_size, mtime_of(status)), Path(path))
 
 
-def described(item: Item, value: Any, captions: Sequence[str], columns: Mapping[str, Any]) -> Entry:
+def described(
+    item: Item,
+    value: Any,
+    captions: Sequence[str],
+    columns: Mapping[str, Any],
+) -> Entry:
     """Entry of a file or of the text ``value``, with the captions and other columns of its row or sample."""
     if isinstance(value, str):
         item = replace(item, size=len(value.encode("utf-8", "surrogatepass")))

@@ -41,7 +41,10 @@ def export(index: Index, target: Path) -> int:
         count = len(index.matrix)
         for start in range(0, count, BLOCK):
             rows = range(start, min(start + BLOCK, count))
-            described = [_row_of(index, row, items[int(index.matrix.file[row])]) for row in rows]
+            described = []
+            for row in rows:
+                file_id = int(index.matrix.file[row])
+                described.append(_row_of(index, row, items[file_id]))
             writer.write(described, index.matrix.vectors_of(slice(rows.start, rows.stop)))
     return count
 

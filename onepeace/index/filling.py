@@ -70,7 +70,8 @@ def embed_scan(
         part: what was scanned, if it is a part of an index; files that it lacks are removed.
     """
     report = Report(problems=[*scanned.problems], other_kinds=scanned.others)
-    num_new = len(scanned.entries) - store.count("1" if part is None else part.sql())
+    condition = "1" if part is None else part.sql()
+    num_new = len(scanned.entries) - store.count(condition)
     if model is None or is_name(model):
         model = store.meta["model"]
     with model_on_demand(model, settings, num_new, report) as load:

@@ -47,7 +47,10 @@ OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: a
 
 
 def short_forms(
-    where: str | None = None, after: str | None = None, before: str | None = None, path: str | None = None
+    where: str | None = None,
+    after: str | None = None,
+    before: str | None = None,
+    path: str | None = None,
 ) -> str | None:
     """Combine `where` with its short forms `after`, `before` and `path` into one condition.
 

@@ -81,7 +81,12 @@ def number(value: Any) -> float | None:
     return None
 
 
-def distance(latitude: float | None, longitude: float | None, latitude2: float, longitude2: float) -> float | None:
+def distance(
+    latitude: float | None,
+    longitude: float | None,
+    latitude2: float,
+    longitude2: float,
+) -> float | None:
     """Metres between two positions in degrees, on a sphere (haversine formula)."""
     if latitude is None or longitude is None:
         return None

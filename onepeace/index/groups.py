@@ -85,9 +85,11 @@ def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
         groups_of_contents = [[position] for position in range(len(contents))]  # positions in `contents`
         if kind in LOOKS and not exact:
             look, same = LOOKS[kind]
-            groups_of_contents = _near(index, [items[number] for number in firsts], vectors[firsts], look, same)
+            first_items = [items[number] for number in firsts]
+            groups_of_contents = _near(index, first_items, vectors[firsts], look, same)
         for positions in groups_of_contents:
-            members = _distinct(_members(items, vectors, [contents[position] for position in positions]))
+            same_content = [contents[position] for position in positions]
+            members = _distinct(_members(items, vectors, same_content))
             if len(members) > 1:
                 groups.append(Group(members))
     return sorted(groups, key=lambda group: (-group.surplus, group.members[0].item.path))
@@ -103,7 +105,11 @@ def _by_content(items: Sequence[Item], kind: str) -> list[list[int]]:
     return list(by_content.values())
 
 
-def _members(items: Sequence[Item], vectors: np.ndarray, same_content: Sequence[Sequence[int]]) -> list[Member]:
+def _members(
+    items: Sequence[Item],
+    vectors: np.ndarray,
+    same_content: Sequence[Sequence[int]],
+) -> list[Member]:
     """Members of a group: the files of each content, by number, the content of the first file first."""
     members = []
     for position, numbers in enumerate(same_content):
@@ -115,7 +121,9 @@ def _members(items: Sequence[Item], vectors: np.ndarray, same_content: Sequence[
 
 def _worth(item: Item) -> tuple[Any, ...]:
     """Sort key: the best copy first."""
-    return -(item.width or 0) * (item.height or 0), -(item.duration or 0.0), -item.size, item.path
+    num_pixels = (item.width or 0) * (item.height or 0)
+    seconds = item.duration or 0.0
+    return -num_pixels, -seconds, -item.size, item.path
 
 
 def _distinct(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -134,7 +142,13 @@ def _distinct(members: Sequence[Member]) -> tuple[Member, ...]:
     return tuple(members[position] for position in positions)
 
 
-def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, same: Same) -> list[list[int]]:
+def _near(
+    index: Index,
+    items: Sequence[Item],
+    vectors: np.ndarray,
+    look: Look,
+    same: Same,
+) -> list[list[int]]:
     """Positions of the files of each group, including groups of one file; ``items`` are in the order of preference."""
     pairs = _candidates(vectors)
     looks = _looks(index, items, np.unique(pairs).tolist(), look)
@@ -146,10 +160,16 @@ def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, look: Look, 
     return groups
 
 
-def _looks(index: Index, items: Sequence[Item], positions: Sequence[int], look: Look) -> dict[int, np.ndarray]:
+def _looks(
+    index: Index,
+    items: Sequence[Item],
+    positions: Sequence[int],
+    look: Look,
+) -> dict[int, np.ndarray]:
     """Looks of the files at some positions, without those that cannot be read, by position."""
+    to_read = [items[position] for position in positions]
     looks = {}
-    for number, value in map_content([items[position] for position in positions], index.roots(), look):
+    for number, value in map_content(to_read, index.roots(), look):
         looks[positions[number]] = value
     _warn_of_missing([items[position] for position in positions if position not in looks])
     return looks
@@ -161,7 +181,8 @@ def _around_first(members: list[int], looks: dict[int, np.ndarray], same: Same) 
     while members:
         first = members[0]
         remaining = np.array(members[1:], np.int64)
-        is_copy = _compared(same, looks, np.array([(first, other) for other in remaining]))
+        pairs = np.array([(first, other) for other in remaining])
+        is_copy = _compared(same, looks, pairs)
         groups.append([first, *remaining[is_copy].tolist()])
         members = remaining[~is_copy].tolist()
     return groups
@@ -199,8 +220,10 @@ def _compared(same: Same, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np
     is_copy = np.zeros(len(pairs), np.bool_)
     for start in range(0, len(pairs), PAIRS):
         block = slice(start, start + PAIRS)
-        first, second = pairs[block].T.tolist()
-        is_copy[block] = same([looks[position] for position in first], [looks[position] for position in second])
+        first_positions, second_positions = pairs[block].T.tolist()
+        first = [looks[position] for position in first_positions]
+        second = [looks[position] for position in second_positions]
+        is_copy[block] = same(first, second)
     return is_copy
 
 
@@ -225,15 +248,18 @@ def clusters(index: Index, count: int | None = None) -> list[Group]:
     """
     sklearn = need("sklearn.cluster", "eval")
     items, vectors = index.means()
-    number = count or max(2, min(LARGEST_NUMBER, round(math.sqrt(len(items) / 2))))
+    default = round(math.sqrt(len(items) / 2))
+    number = count or max(2, min(LARGEST_NUMBER, default))
     if number > len(items):
         raise UserError(f"{len(items)} files are too few for {number} clusters", where=index.folder)
     centred = without_kind(vectors, np.array([item.modality for item in items]))
-    fitted = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH).fit(centred)
+    estimator = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH)
+    fitted = estimator.fit(centred)
     groups = []
     for label in np.unique(fitted.labels_):
         rows = np.flatnonzero(fitted.labels_ == label)
-        groups.append(_cluster(index, [items[row] for row in rows], centred[rows]))
+        items_of_label = [items[row] for row in rows]
+        groups.append(_cluster(index, items_of_label, centred[rows]))
     return sorted(groups, key=lambda group: -len(group.members))
 
 
@@ -249,7 +275,8 @@ def _cluster(index: Index, items: Sequence[Item], vectors: np.ndarray) -> Group:
 
 def _names(index: Index, centre: np.ndarray) -> tuple[str, ...]:
     """Generic words nearest to a centre (E,), best first."""
-    words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
+    no_words = np.empty((0, index.embed_dim))
+    words = index.banks.vectors.get("word", no_words)
     names = texts_of("word")
     nearest = np.argsort(-(words @ centre), kind="stable")[:NAMES]
     return tuple(names[position] for position in nearest)
@@ -294,4 +321,5 @@ def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Normalise rows to length 1; zero rows stay zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -115,7 +115,8 @@ def _hints_of_text(text: str, occurs: Callable[[str], bool]) -> Hints:
         return _foreign(f"this looks like {language}")
     if not corrections:
         return _negation(text)
-    corrected = WORD.sub(lambda word: corrections.get(word[0], word[0]), text)
+
+    corrected = WORD.sub(lambda match: corrections.get(match[0], match[0]), text)
     question = f'did you mean "{corrected}"?'
     negation = _negation(corrected)
     return Hints((question, *negation.lines), negation.suggestion or Suggestion(corrected))
@@ -203,8 +204,7 @@ def _are_english(words: Sequence[str]) -> bool:
 
 def _corrections(words: Sequence[str], occurs: Callable[[str], bool]) -> dict[str, str]:
     """Corrections of the words that are not English, by word; those with a capital letter are taken for names."""
-    unknown = [word for word in words if word.islower() and word.isalpha() and len(word) >= SHORTEST]
-    unknown = [word for word in unknown if not _zipf(word, "en", "small") and not _is_listed(word)]
+    unknown = list(filter(_is_unknown, words))
     corrections = {}
     for word in unknown[:MAX_UNKNOWN]:
         is_meant = _zipf(word, "en", "large") >= UNKNOWN or occurs(word)
@@ -212,6 +212,13 @@ def _corrections(words: Sequence[str], occurs: Callable[[str], bool]) -> dict[st
         if correction is not None:
             corrections[word] = correction
     return corrections
+
+
+def _is_unknown(word: str) -> bool:
+    """Whether a word in small letters is in no list of English words."""
+    if not (word.islower() and word.isalpha() and len(word) >= SHORTEST):
+        return False
+    return not _zipf(word, "en", "small") and not _is_listed(word)
 
 
 def _correction(word: str) -> str | None:

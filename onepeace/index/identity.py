@@ -85,7 +85,13 @@ def _command_to_move(store: Store, entries: dict[str, str]) -> str:
     return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(entries['model'])}"
 
 
-def _of_another(store: Store, entries: dict[str, str], key: str, what: str, remedy: str) -> UserError:
+def _of_another(
+    store: Store,
+    entries: dict[str, str],
+    key: str,
+    what: str,
+    remedy: str,
+) -> UserError:
     made_with = f"{store.meta['model']} ({store.meta[key]})"
     not_with = f"{entries['model']} ({entries[key]})"
     return UserError(

@@ -60,7 +60,12 @@ class Index(Contents):
     """
 
     def __init__(
-        self, store: Store, model: Model | None, device: str | None, dtype: str, part: Part | None = None
+        self,
+        store: Store,
+        model: Model | None,
+        device: str | None,
+        dtype: str,
+        part: Part | None = None,
     ) -> None:
         self._model = model
         self._device = device
@@ -144,7 +149,8 @@ class Index(Contents):
         ids, file_of_row = self.matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
         np.add.at(sums, file_of_row, self.matrix.vectors)
-        sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        sums /= np.maximum(lengths, 1e-12)
         is_shown = [file_id in items for file_id in ids.tolist()]
         return [items[file_id] for file_id in ids[is_shown].tolist()], sums[is_shown]
 
@@ -223,7 +229,14 @@ class Index(Contents):
             UserError: the query cannot be encoded, or a condition or option is invalid; Damaged: a hit fails its
                 checksum.
         """
-        options = SearchOptions(top=top, offset=offset, sort=sort, rank=rank, min_match=min_match, collapse=collapse)
+        options = SearchOptions(
+            top=top,
+            offset=offset,
+            sort=sort,
+            rank=rank,
+            min_match=min_match,
+            collapse=collapse,
+        )
         kinds = kinds_of(only, self.modalities)
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
@@ -231,7 +244,12 @@ class Index(Contents):
         vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
         if not self.matrix.is_whole():  # a file was cut short: reading past its end would kill the process
             self.drop_cached()
-        searched = Searched(store=self.store, matrix=self.matrix, banks=self.banks, service=self.service)
+        searched = Searched(
+            store=self.store,
+            matrix=self.matrix,
+            banks=self.banks,
+            service=self.service,
+        )
         mask = self._cached_mask_of(kinds, condition, paths_of(below))
         mask = without_files(self.store, self.matrix, mask, query.paths())
         mask = without_other_spaces(self.store, self.matrix, mask, vector.vector)

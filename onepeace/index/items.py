@@ -61,7 +61,8 @@ class Item:
     def to_dict(self) -> dict[str, Any]:
         """Fields for JSON, with the modality of the file as `kind`; without id, mtime_ns, hash, problem and note."""
         names = ("caption", "date", "width", "height", "duration", "size", "metadata", "tags")
-        return {"path": as_text(self.path), "kind": self.modality, **{name: getattr(self, name) for name in names}}
+        fields_by_name = {name: getattr(self, name) for name in names}
+        return {"path": as_text(self.path), "kind": self.modality, **fields_by_name}
 
 
 def mtime_of(status: os.stat_result) -> int:

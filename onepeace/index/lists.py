@@ -93,14 +93,19 @@ class Lists:
             parts = [self._part(number) for number in np.sort(probed)]
             weights = (self.steps * query).astype(np.float32)
             estimates = [self.codes[part].astype(np.float32) @ weights for part in parts]
-        return np.concatenate([self.ids[part] for part in parts]), np.concatenate(estimates) - MIDDLE * weights.sum()
+        ids = np.concatenate([self.ids[part] for part in parts])
+        return ids, np.concatenate(estimates) - MIDDLE * weights.sum()
 
     def _part(self, number: int) -> slice:
-        return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
+        start = 0
+        if number:
+            start = int(self.ends[number - 1])
+        return slice(start, int(self.ends[number]))
 
     def numbers(self) -> np.ndarray:
         """(n,) number of the list of each of `ids`."""
-        return np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
+        sizes = np.diff(self.ends, prepend=0)
+        return np.repeat(np.arange(len(self.ends)), sizes)
 
 
 def keep_lists(matrix: Vectors) -> None:
@@ -110,7 +115,9 @@ def keep_lists(matrix: Vectors) -> None:
         OSError: the disk is full or not writable.
     """
     lists = Lists.open(matrix.store)
-    first_new = 0 if lists is None else int(np.searchsorted(matrix.id, lists.last, "right"))
+    first_new = 0
+    if lists is not None:
+        first_new = int(np.searchsorted(matrix.id, lists.last, "right"))
     if (
         lists is not None
         and len(matrix.id) - first_new <= NOT_LISTED * len(matrix.id)
@@ -140,13 +147,15 @@ def _is_stale(lists: Lists, listed: int) -> bool:
 
 def _write_anew(matrix: Vectors, number: int, faiss: Any) -> None:
     count = len(matrix.id)
-    chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
+    random = np.random.default_rng(0)
+    chosen = random.choice(count, min(TRAINED, count), replace=False)
     sample = np.ascontiguousarray(matrix.vectors_of(np.sort(chosen)))
     index = faiss.index_factory(matrix.store.embed_dim, f"IVF{number},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(sample)
     centroids = index.quantizer.reconstruct_n(0, number)
     steps = np.maximum(np.abs(sample).max(axis=0), 1e-12) / (MIDDLE - 1)
-    _write(matrix, centroids, steps.astype(np.float32), *_listed(matrix, centroids, steps, 0, faiss))
+    numbers, ids, codes = _listed(matrix, centroids, steps, 0, faiss)
+    _write(matrix, centroids, steps.astype(np.float32), numbers, ids, codes)
 
 
 def _write_more(matrix: Vectors, lists: Lists, first_new: int, faiss: Any) -> None:
@@ -174,7 +183,8 @@ def _listed(
     codes = np.empty((count, matrix.store.embed_dim), np.uint8)
     for start in range(0, count, READ):
         block = slice(start, min(start + READ, count))
-        vectors = np.ascontiguousarray(matrix.vectors_of(slice(first + block.start, first + block.stop)))
+        rows = slice(first + block.start, first + block.stop)
+        vectors = np.ascontiguousarray(matrix.vectors_of(rows))
         numbers[block] = quantizer.search(vectors, 1)[1][:, 0]
         codes[block] = np.clip(np.rint(vectors / steps) + MIDDLE, 0, 255)
     return numbers, matrix.id[first:], codes
@@ -196,7 +206,8 @@ def _write(
     order = np.argsort(numbers, kind="stable")
     with ArrayWriter(matrix.store.folder, LISTS, types_of(matrix.store)) as writer:
         writer.add("centroids", centroids)
-        writer.add("ends", np.cumsum(np.bincount(numbers, minlength=len(centroids))))
+        sizes = np.bincount(numbers, minlength=len(centroids))
+        writer.add("ends", np.cumsum(sizes))
         writer.add("steps", steps)
         writer.add("ids", ids[order])
         for start in range(0, len(order), READ):

@@ -57,7 +57,8 @@ def build(
     new_roots = roots_of(paths, patterns, follow_links)
     with writing(folder, create=True) as target, opened(target, model) as store:
         roots = known_roots(store).values()
-        scanned = scan([*new_roots, *(root for root in roots if root.type == "removed")])
+        removed_roots = [root for root in roots if root.type == "removed"]
+        scanned = scan([*new_roots, *removed_roots])
         if not roots and all(entry.item.problem for entry in scanned.entries.values()):
             raise UsageError(nothing_in(paths, scanned))
         with store.transaction():  # first, so that `update` resumes an interrupted build
@@ -104,7 +105,10 @@ def update(folder: str | os.PathLike[str], model: Model | None = None, **options
         return fill(store, scanned, settings, model=model, is_whole=is_whole)
 
 
-def remove(folder: str | os.PathLike[str], paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> int:
+def remove(
+    folder: str | os.PathLike[str],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> int:
     """Remove files, and all files of folders, from an index. The files on disk are not touched; `update` leaves them
     out from now on, and `build` with their own path adds them again.
 
@@ -140,7 +144,8 @@ def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
     places = ", ".join(os.fspath(path) for path in paths)
     lines = [f"no image, audio, video or text files in {places}"]
     unreadable = [(problem.path, problem.reason) for problem in scanned.problems]
-    unreadable += [(Path(path), entry.item.problem or "") for path, entry in scanned.entries.items()]
+    for entry in scanned.entries.values():
+        unreadable.append((Path(entry.item.path), entry.item.problem or ""))
     if unreadable:
         path, reason = unreadable[0]
         lines.append(f"{len(unreadable)} cannot be read, such as {path}: {reason}")

@@ -34,13 +34,22 @@ def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
     return np.isin(file_ids, np.fromiter(ids, np.int64))[file_of_row]
 
 
-def rows_of(store: Store, matrix: Matrix, sql: str, parameters: Sequence[Any] = ()) -> np.ndarray:
+def rows_of(
+    store: Store,
+    matrix: Matrix,
+    sql: str,
+    parameters: Sequence[Any] = (),
+) -> np.ndarray:
     """(n,) bool: rows of the files that satisfy a condition."""
     return rows_of_files(matrix, store.ids(sql, parameters))
 
 
 def mask_of(
-    store: Store, matrix: Matrix, kinds: Collection[str], where: Condition | None, below: Collection[str]
+    store: Store,
+    matrix: Matrix,
+    kinds: Collection[str],
+    where: Condition | None,
+    below: Collection[str],
 ) -> np.ndarray | None:
     """(n,) bool: rows that pass the filters; None = all.
 
@@ -81,5 +90,6 @@ def _rows_of_kinds(store: Store, matrix: Matrix, kinds: Collection[str]) -> np.n
 
 def _ids_below(store: Store, paths: Collection[str]) -> set[int]:
     """Ids of the files at or below paths, which may be relative, or links."""
-    forms = {form(path) for path in paths for form in (os.path.abspath, os.path.realpath)}
-    return set(store.ids(sql_below(forms)))
+    absolute = map(os.path.abspath, paths)
+    real = map(os.path.realpath, paths)
+    return set(store.ids(sql_below({*absolute, *real})))

@@ -62,12 +62,14 @@ class Scale:
             if unrelated is not None:
                 self._unrelated[modality] = unrelated
         self._length = _length_of_sum(query.parts)
-        self._best_z = {
-            name: (scores.best - scores.mean) / scores.deviation for name, scores in self._unrelated.items()
-        }
+        self._best_z: dict[str, NDArray] = {}
+        for modality, scores in self._unrelated.items():
+            self._best_z[modality] = (scores.best - scores.mean) / scores.deviation
         first_shares = _first_shares(self._best_z)
         self._leading = max(first_shares, key=first_shares.__getitem__, default="")
-        self._reliance = {name: share / first_shares[self._leading] for name, share in first_shares.items()}
+        self._reliance: dict[str, float] = {}
+        for modality, share in first_shares.items():
+            self._reliance[modality] = share / first_shares[self._leading]
 
     def score(self, modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
         """z-scores and matches of the cosines (n,) of the query with items of one modality.
@@ -84,7 +86,8 @@ class Scale:
         matches = _share_below(unrelated.best, cosines)
         reliance = self._reliance[modality]
         if reliance < 1:
-            matches = reliance * matches + (1 - reliance) * _share_below(self._best_z[self._leading], z_scores)
+            matches_by_z = _share_below(self._best_z[self._leading], z_scores)
+            matches = reliance * matches + (1 - reliance) * matches_by_z
         return z_scores, matches
 
 
@@ -124,7 +127,9 @@ def _unrelated(banks: Banks, parts: "Sequence[EncodedPart]", modality: str) -> B
 def _scores_of_sum(parts: "Sequence[EncodedPart]", unrelated: Sequence[BankScores]) -> BankScores:
     """Scores of unrelated queries that are sums like those of the parts; see the head of the file."""
     weights = np.array([part.weight for part in parts])
-    directions = np.stack([part.vector - scores.centre for part, scores in zip(parts, unrelated, strict=True)])
+    vectors = np.stack([part.vector for part in parts])
+    centres = np.stack([scores.centre for scores in unrelated])
+    directions = vectors - centres
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), SMALLEST)
     agreement = np.outer(weights, weights) * (directions @ directions.T)
     quantiles = np.linspace(0, 1, max(len(scores.best) for scores in unrelated))
@@ -135,7 +140,7 @@ def _scores_of_sum(parts: "Sequence[EncodedPart]", unrelated: Sequence[BankScore
         best=np.sort(mean + _combined(excess, agreement)),
         mean=mean,
         deviation=float(_combined(deviations, agreement)[0]),
-        centre=weights @ np.stack([scores.centre for scores in unrelated]),
+        centre=weights @ centres,
     )
 
 
@@ -149,4 +154,5 @@ def _length_of_sum(parts: "Sequence[EncodedPart]") -> float:
     """Length of the weighted sum of the parts, by which the query vector was divided."""
     if len(parts) == 1:  # weights of single parts change nothing
         return 1.0
-    return float(np.linalg.norm(np.sum([part.weight * part.vector for part in parts], axis=0)))
+    weighted = [part.weight * part.vector for part in parts]
+    return float(np.linalg.norm(np.sum(weighted, axis=0)))

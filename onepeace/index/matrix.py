@@ -128,11 +128,15 @@ class Matrix:
     def span(self, row: int) -> Span:
         """The part of a file that a row stands for."""
         entries = self._entries[row]
-        start, end = (None if np.isnan(entries[name]) else float(entries[name]) for name in ("start", "end"))
-        return Span(self.store.modalities[entries["modality"]], start, end)
+        modality = self.store.modalities[entries["modality"]]
+        return Span(modality, _seconds(entries["start"]), _seconds(entries["end"]))
 
     def nearest(
-        self, query: np.ndarray, count: int, allowed: np.ndarray | None = None, service: Any = None
+        self,
+        query: np.ndarray,
+        count: int,
+        allowed: np.ndarray | None = None,
+        service: Any = None,
     ) -> dict[str, Neighbours]:
         """The rows of each modality that are nearest to a unit vector.
 
@@ -157,10 +161,22 @@ class Matrix:
         return self.inverted_lists is None or self.inverted_lists.mapped.is_whole()
 
 
+def _seconds(value: np.float64) -> float | None:
+    """A time of the matrix, where NaN stands for none."""
+    return None if np.isnan(value) else float(value)
+
+
 class _Search:
     """One query, and what was computed for it."""
 
-    def __init__(self, matrix: Matrix, query: np.ndarray, count: int, allowed: np.ndarray | None, service: Any) -> None:
+    def __init__(
+        self,
+        matrix: Matrix,
+        query: np.ndarray,
+        count: int,
+        allowed: np.ndarray | None,
+        service: Any,
+    ) -> None:
         self.matrix = matrix
         self.query = query
         self.count = count
@@ -172,9 +188,11 @@ class _Search:
         """The best rows of a modality, by float64 sums that depend only on the row, so that equal rows have equal
         cosines."""
         near = self._near(code)
-        cosines = (self.matrix.vectors_of(near) * self.query.astype(np.float64)).sum(axis=1)
+        vectors = self.matrix.vectors_of(near)
+        cosines = (vectors * self.query.astype(np.float64)).sum(axis=1)
         order = np.lexsort((near, -cosines))[: self.count]
-        return Neighbours(near[order], np.clip(cosines[order], -1, 1).astype(np.float32))
+        best_cosines = np.clip(cosines[order], -1, 1)
+        return Neighbours(near[order], best_cosines.astype(np.float32))
 
     def _near(self, code: int) -> np.ndarray:
         """Rows of a modality among which the best are, few of them."""

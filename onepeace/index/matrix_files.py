@@ -40,7 +40,11 @@ def last_id(store: Store) -> int:
 
 def key_of(store: Store) -> State:
     """What tells whether derived files are of this database: ids of another one mean nothing in it."""
-    return {"index": store.meta.get("id"), "model": store.meta["model_hash"], "embed_dim": store.embed_dim}
+    return {
+        "index": store.meta.get("id"),
+        "model": store.meta["model_hash"],
+        "embed_dim": store.embed_dim,
+    }
 
 
 def open_matrix(store: Store) -> ArrayFiles | None:
@@ -77,7 +81,8 @@ def keep_matrix(store: Store) -> None:
         for rows, vectors in read(store, last_row_id):
             writer.add("rows", rows)
             writer.add("vectors", vectors)
-        writer.commit({**key_of(store), "last": last_id(store), "removed": store.meta["removed"]})
+        state = {"last": last_id(store), "removed": store.meta["removed"]}
+        writer.commit(key_of(store) | state)
 
 
 def _can_be_added_to(store: Store, files: ArrayFiles) -> bool:
@@ -101,8 +106,9 @@ def _open(store: Store) -> ArrayFiles | None:
     if files is None:
         return None
     gone = files.arrays["gone"]
-    is_possible = not len(gone) or 0 <= gone.min() <= gone.max() < len(files.arrays["rows"])
-    return files if is_possible else None
+    if len(gone) and (gone.min() < 0 or gone.max() >= len(files.arrays["rows"])):
+        return None
+    return files
 
 
 def _has_removals_of(store: Store, files: ArrayFiles) -> bool:
@@ -111,7 +117,9 @@ def _has_removals_of(store: Store, files: ArrayFiles) -> bool:
 
 def _is_current(store: Store) -> bool:
     files = _open(store)
-    return files is not None and _has_removals_of(store, files) and files.header.state["last"] == last_id(store)
+    if files is None or not _has_removals_of(store, files):
+        return False
+    return files.header.state["last"] == last_id(store)
 
 
 def _last_row_id(files: ArrayFiles) -> int:
@@ -124,7 +132,8 @@ def _newly_gone(store: Store, files: ArrayFiles) -> np.ndarray:
     if _has_removals_of(store, files):
         return np.empty(0, np.int64)
     ids = store.select("SELECT id FROM vectors ORDER BY id")  # from an SQL index, so vectors are not read
-    is_left = np.isin(files.arrays["rows"]["id"], np.array(ids, np.int64).reshape(-1), assume_unique=True)
+    ids_left = np.array(ids, np.int64).reshape(-1)
+    is_left = np.isin(files.arrays["rows"]["id"], ids_left, assume_unique=True)
     is_left[files.arrays["gone"]] = True  # these are known
     return np.flatnonzero(~is_left)
 
@@ -144,7 +153,8 @@ def read(store: Store, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
             records = np.array(values, record)  # None is NaN in a float column
         except (TypeError, ValueError, OverflowError) as error:
             raise Damaged(store.folder, error) from error
-        vectors = np.ascontiguousarray(records["vector"]).view(VECTOR).reshape(-1, store.embed_dim)
+        blobs = np.ascontiguousarray(records["vector"])
+        vectors = blobs.view(VECTOR).reshape(-1, store.embed_dim)
         yield records[[*(ROW.names or ())]].astype(ROW), vectors
         if len(values) < READ:
             return

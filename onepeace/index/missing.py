@@ -58,15 +58,23 @@ def lost_by_folders(store: Store, scan: Scan) -> list[Item]:
     """Files with vectors that a folder seems to have lost only for now, as it lacks most of its files."""
     missing = [item for item in store.items("problem IS NULL") if item.path not in scan.entries]
     kept_before = set(kept_ids(store))
-    suspects = _suspects(missing, {*(item.path for item in store.items()), *scan.entries})
+    paths_in_index = {item.path for item in store.items()}
+    suspects = _suspects(missing, paths_in_index | scan.entries.keys())
     return [item for item in suspects if item.id not in kept_before]
 
 
 def missing_in(scan: Scan, items: Iterable[Item]) -> list[Item]:
     """Items that a scan has not found, except in folders or shards that could not be read."""
     unread = {str(problem.path) for problem in scan.problems}
-    unread |= {path for path, entry in scan.entries.items() if entry.item.problem is not None}
-    return [item for item in items if item.path not in scan.entries and not places_of(item.path) & unread]
+    for path, entry in scan.entries.items():
+        if entry.item.problem is not None:
+            unread.add(path)
+    missing = []
+    for item in items:
+        is_found = item.path in scan.entries
+        if not is_found and places_of(item.path).isdisjoint(unread):
+            missing.append(item)
+    return missing
 
 
 def _not_moved(missing: Sequence[Item], num_copies: Counter[bytes | None]) -> list[Item]:
@@ -88,7 +96,11 @@ def _suspects(lost: Sequence[Item], paths: Iterable[str]) -> list[Item]:
         lost: files that are missing; those that exist, but are left out by now, do not count.
         paths: of all files, lost or not.
     """
-    gone = [item for item in lost if whole_of(item.path) is None and not os.path.lexists(item.path)]
+    gone = []
+    for item in lost:
+        is_file = whole_of(item.path) is None
+        if is_file and not os.path.lexists(item.path):
+            gone.append(item)
     num_lost = _count_by_folder(item.path for item in gone)
     if max(num_lost.values(), default=0) < MANY:
         return []
@@ -97,12 +109,16 @@ def _suspects(lost: Sequence[Item], paths: Iterable[str]) -> list[Item]:
     for folder, number in num_lost.items():
         if number >= MANY and number > num_files[folder] / 2 and os.path.isdir(folder):
             emptied.add(folder)
-    return [item for item in gone if emptied & set(map(str, Path(item.path).parents))]
+    return [item for item in gone if not emptied.isdisjoint(_folders_above(item.path))]
 
 
 def _count_by_folder(paths: Iterable[str]) -> Counter[str]:
     """Number of paths below each folder."""
     counts: Counter[str] = Counter()
     for path in paths:
-        counts.update(map(str, Path(path).parents))
+        counts.update(_folders_above(path))
     return counts
+
+
+def _folders_above(path: str) -> list[str]:
+    return [str(folder) for folder in Path(path).parents]

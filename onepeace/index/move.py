@@ -59,7 +59,8 @@ def move(folder: str | os.PathLike[str], model: Model, settings: Settings) -> Re
         with opened(next_folder, model) as new:
             with new.transaction():
                 keep_roots(new, known_roots(store).values())
-            report = embed_scan(new, scanned, replace(settings, store=None), model=model, is_whole=True)
+            local_settings = replace(settings, store=None)
+            report = embed_scan(new, scanned, local_settings, model=model, is_whole=True)
             score(new)
             report.vanished = _count_vanished(store, scanned)
             status("putting the new vectors in place of the old ones ...")
@@ -140,7 +141,12 @@ def _replace_all(store: Store, new: Store) -> None:
         store.meta["scored"] = vectors_state(store)
 
 
-def _copy(new_ids: Sequence[int], new: Store, store: Store, ids: Mapping[str, int]) -> None:
+def _copy(
+    new_ids: Sequence[int],
+    new: Store,
+    store: Store,
+    ids: Mapping[str, int],
+) -> None:
     """Add files of one index to another; what is read is verified by its checksums.
 
     Args:
@@ -150,7 +156,8 @@ def _copy(new_ids: Sequence[int], new: Store, store: Store, ids: Mapping[str, in
     words = new.words(new_ids)
     files = []
     for item, spans, _ in intact.values():
-        files.append((replace(item, id=ids.get(item.path, 0)), spans))
+        numbered_item = replace(item, id=ids.get(item.path, 0))
+        files.append((numbered_item, spans))
     vectors = np.concatenate([rows for _, _, rows in intact.values()])
     store.add(files, vectors, [words[new_id] for new_id in intact])
 

@@ -68,10 +68,13 @@ def roots_inside(part: Part, known_roots: Iterable[Root]) -> list[Root]:
 def _with_folders_above(paths: Iterable[str]) -> set[str]:
     """Paths, the shards and tables that they are in, and all folders above them."""
     places = set(paths)
-    waiting = {path.partition(SEPARATOR)[0] for path in places} | {os.path.dirname(path) for path in places}
+    waiting = set()
+    for path in places:
+        container, _, _ = path.partition(SEPARATOR)
+        waiting |= {container, os.path.dirname(path)}
     while waiting:
         places |= waiting
-        waiting = {os.path.dirname(path) for path in waiting} - places
+        waiting = set(map(os.path.dirname, waiting)) - places
     return places
 
 
@@ -86,7 +89,8 @@ def _sql_of(roots: Iterable[Root]) -> str:
 
 def _sql_within(places: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Condition for paths, and what follows them after one of some endings."""
-    conditions = [f"path IN ({', '.join(_literal(os.fsencode(path)) for path, _ in places)})"]
+    paths = ", ".join(_literal(os.fsencode(path)) for path, _ in places)
+    conditions = [f"path IN ({paths})"]
     for path, ends in places:
         for end in ends:
             first = os.fsencode(path.removesuffix(end) + end)

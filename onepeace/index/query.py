@@ -68,7 +68,8 @@ class Query:
         """Paths of the files in the query, which are excluded from its hits."""
         paths = []
         for part in self.parts():
-            if part.field in ("image", "audio", "like") and isinstance(part.value, (str, os.PathLike)):
+            may_be_path = part.field in ("image", "audio", "like")
+            if may_be_path and isinstance(part.value, (str, os.PathLike)):
                 paths += [os.path.realpath(part.value), os.path.abspath(part.value)]
         return [os.fsencode(path) for path in paths]
 
@@ -97,7 +98,8 @@ class Query:
             if not value.strip():
                 raise UsageError(f"{name} is empty; give words")
         if name == "without":
-            return QueryPart(field="text", value=value, weight=-self.weights.get(name, WITHOUT))
+            weight = self.weights.get(name, WITHOUT)
+            return QueryPart(field="text", value=value, weight=-weight)
         return QueryPart(field=name, value=value, weight=self.weights.get(name, 1.0))
 
 
@@ -134,7 +136,8 @@ class QueryVector(NamedTuple):
         Raises:
             UserError: the parts cancel out.
         """
-        total = np.sum([part.weight * part.vector.astype(np.float64) for part in parts], axis=0)
+        weighted = [part.weight * part.vector.astype(np.float64) for part in parts]
+        total = np.sum(weighted, axis=0)
         return cls(_unit(total, "the parts of the query cancel out; change their weights"), tuple(parts))
 
 
@@ -177,7 +180,8 @@ def _encoded(
     text_branch = branch() if is_text else None
     if text_branch is not None:
         return np.asarray(text_branch.encode([part.value for part in to_encode]))
-    return np.asarray(load().encode([{part.field: part.value} for part in to_encode], progress=False))
+    inputs = [{part.field: part.value} for part in to_encode]
+    return np.asarray(load().encode(inputs, progress=False))
 
 
 def bank_of_text(text: str) -> str:

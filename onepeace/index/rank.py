@@ -48,10 +48,15 @@ def rank(scale: Scale | None, query: QueryVector, fetched: Sequence[FetchedRows]
     Without a scale, or if any modality has no matches, the rows are ordered by tier and cosine, and have no matches.
     """
     if not fetched:
-        return Candidates(rows=np.empty(0, np.int64), cosines=np.empty(0, np.float32), matches=None)
+        return Candidates(
+            rows=np.empty(0, np.int64),
+            cosines=np.empty(0, np.float32),
+            matches=None,
+        )
     rows = np.concatenate([near.rows for near in fetched])
     cosines = np.concatenate([near.cosines for near in fetched])
-    tiers = np.repeat([near.tier for near in fetched], [len(near.rows) for near in fetched])
+    sizes = [len(near.rows) for near in fetched]
+    tiers = np.repeat([near.tier for near in fetched], sizes)
     scores = None if scale is None else _scores(scale, query, fetched)
     if scores is None:
         order = np.lexsort((rows, -cosines, tiers))
@@ -61,7 +66,11 @@ def rank(scale: Scale | None, query: QueryVector, fetched: Sequence[FetchedRows]
     return Candidates(rows=rows[order], cosines=cosines[order], matches=matches[order])
 
 
-def _scores(scale: Scale, query: QueryVector, fetched: Sequence[FetchedRows]) -> tuple[np.ndarray, np.ndarray] | None:
+def _scores(
+    scale: Scale,
+    query: QueryVector,
+    fetched: Sequence[FetchedRows],
+) -> tuple[np.ndarray, np.ndarray] | None:
     """z-scores and matches of all fetched rows; None if a modality has no matches. A copy of the query has match 1."""
     z_scores = []
     matches = []
@@ -91,7 +100,8 @@ def group_files(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[Group]
         block = vectors[start : start + BLOCK]
         is_alike = block @ vectors[: start + len(block)].T >= ALIKE
         for i in range(start, start + len(block)):
-            earlier = np.flatnonzero(is_alike[i - start, :i] & (modality[:i] == modality[i]))
+            is_same_kind = modality[:i] == modality[i]
+            earlier = np.flatnonzero(is_alike[i - start, :i] & is_same_kind)
             leader = next((place for place in earlier.tolist() if place in groups), i)
             groups.setdefault(leader, []).append(int(best[i]))
     return list(groups.values())

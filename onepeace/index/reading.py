@@ -82,7 +82,8 @@ def read_entry(entry: Entry) -> Reading:
         if isinstance(value, str):
             content = value.encode("utf-8", "surrogatepass")
         digest = hashlib.blake2b(content, digest_size=16).digest()
-        return Reading(entry, _described(replace(entry.item, hash=digest), Description()), value)
+        item = replace(entry.item, hash=digest)
+        return Reading(entry, _described(item, Description()), value)
     except (OSError, UserError) as error:
         return failed(entry, getattr(error, "strerror", None) or str(error))
 

@@ -60,7 +60,8 @@ class Recorder:
         self.report = report
         self.condition = "1" if part is None else part.sql()
         self.items = {item.path: item for item in store.items(self.condition)}
-        self._folders = [root.path for root in known_roots(store).values() if root.type == "folder"]
+        roots = known_roots(store).values()
+        self._folders = [root.path for root in roots if root.type == "folder"]
         self.num_copies: Counter[bytes | None] = Counter()
         self._waiting: list[Row] = []
         self._last_write = time.monotonic()
@@ -68,7 +69,8 @@ class Recorder:
     def renew_names(self) -> None:
         """Write anew by which names files are found, if the indexed folders have changed: names begin at the outermost
         one."""
-        folders = hashlib.blake2b(json.dumps(sorted(self._folders)).encode(), digest_size=8).hexdigest()
+        content = json.dumps(sorted(self._folders)).encode()
+        folders = hashlib.blake2b(content, digest_size=8).hexdigest()
         if self.store.meta.get(NAMED_FROM) == folders:
             return
         items = [item for item in self.items.values() if item.problem is None]
@@ -82,7 +84,13 @@ class Recorder:
                         self.store.replace_words(item.id, words)
             self.store.meta[NAMED_FROM] = folders
 
-    def record_vectors(self, item: Item, spans: Sequence[Span], vectors: np.ndarray, text: str = "") -> None:
+    def record_vectors(
+        self,
+        item: Item,
+        spans: Sequence[Span],
+        vectors: np.ndarray,
+        text: str = "",
+    ) -> None:
         """A file that was embedded.
 
         Args:
@@ -128,12 +136,14 @@ class Recorder:
         """A file that cannot be embedded."""
         item = replace(item, problem=without_surrogates(reason))
         previous = self.items.get(item.path)
-        if previous is not None and (previous.problem, previous.hash) == (item.problem, item.hash):
+        is_known = previous is not None and previous.problem == item.problem and previous.hash == item.hash
+        if is_known:
             self.report.known_problems += 1
         else:
             self.report.problems.append(Unreadable(Path(item.path), reason))
         if previous is None or replace(previous, id=0) != item:
-            self._add(Row(item, [], np.empty((0, self.store.embed_dim), np.float32)))
+            no_vectors = np.empty((0, self.store.embed_dim), np.float32)
+            self._add(Row(item, [], no_vectors))
 
     @property
     def has_rows(self) -> bool:
@@ -145,9 +155,11 @@ class Recorder:
         rows = self._waiting
         self._waiting = []
         if rows:
+            files = [(row.item, row.spans) for row in rows]
             vectors = np.concatenate([row.vectors for row in rows])
+            words = [row.words for row in rows]
             with self.store.transaction():
-                self.store.add([(row.item, row.spans) for row in rows], vectors, [row.words for row in rows])
+                self.store.add(files, vectors, words)
         self._last_write = time.monotonic()
 
     def _add_with_vectors_of(self, item: Item, original: Item) -> None:

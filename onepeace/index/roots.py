@@ -30,7 +30,9 @@ class Root:
 
 
 def roots_of(
-    paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = (), follow_links: bool = False
+    paths: Iterable[str | os.PathLike[str]],
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
 ) -> list[Root]:
     """Roots of an index for paths given on a command line.
 

@@ -55,7 +55,12 @@ def scan(roots: Collection[Root]) -> Scan:
     return result
 
 
-def _entries(root: Root, left_out: Collection[str], modalities: Mapping[str, str], result: Scan) -> Iterator[Entry]:
+def _entries(
+    root: Root,
+    left_out: Collection[str],
+    modalities: Mapping[str, str],
+    result: Scan,
+) -> Iterator[Entry]:
     if root.type == "table":
         return read_rows(Path(root.path), modalities)
     if root.type == "shard":
@@ -63,7 +68,12 @@ def _entries(root: Root, left_out: Collection[str], modalities: Mapping[str, str
     return _files(root, left_out, modalities, result)
 
 
-def _add(entry: Entry, root: Root, left_out: set[str], result: Scan) -> None:
+def _add(
+    entry: Entry,
+    root: Root,
+    left_out: set[str],
+    result: Scan,
+) -> None:
     """Add an entry of a root to a scan, unless it is left out or another root has it; the description of a file in a
     table wins."""
     item = entry.item
@@ -74,14 +84,25 @@ def _add(entry: Entry, root: Root, left_out: set[str], result: Scan) -> None:
         result.entries[item.path] = entry
 
 
-def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str], result: Scan) -> Iterator[Entry]:
+def _files(
+    root: Root,
+    left_out: Collection[str],
+    modalities: Mapping[str, str],
+    result: Scan,
+) -> Iterator[Entry]:
     """Entries of a named file or of the files of a folder; problems and other files are added to ``result``."""
     ignored = Ignore(Path(root.path), root.exclude)
 
     def skip(path: Path, is_folder: bool) -> bool:
         return (is_folder and is_index(path)) or str(path) in left_out or ignored(path, is_folder)
 
-    files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=result.others)
+    files, problems = walk(
+        [root.path],
+        modalities,
+        skip,
+        follow_links=root.follow_links,
+        others=result.others,
+    )
     for path, known_modality in files:
         modality = known_modality or _sniffed(path)
         if modality:

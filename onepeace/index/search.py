@@ -113,7 +113,11 @@ def search(
     return Results(hits=hits, compared=count_files(matrix, allowed), relevant=is_relevant)
 
 
-def tiers_of(matrix: Matrix, allowed: np.ndarray | None, first_ids: np.ndarray) -> list[np.ndarray | None]:
+def tiers_of(
+    matrix: Matrix,
+    allowed: np.ndarray | None,
+    first_ids: np.ndarray,
+) -> list[np.ndarray | None]:
     """Masks of the rows to order, one after the other: those of the files that come first, then the rest."""
     if not len(first_ids):
         return [allowed]
@@ -157,10 +161,16 @@ def nearest(
     return fetched
 
 
-def count_first(matrix: Matrix, candidates: Candidates, groups: list[Group], first_ids: np.ndarray) -> int:
+def count_first(
+    matrix: Matrix,
+    candidates: Candidates,
+    groups: list[Group],
+    first_ids: np.ndarray,
+) -> int:
     """Number of groups that are led by a file of those that come first."""
     leaders = [group[0] for group in groups]
-    return int(np.isin(matrix.file[candidates.rows[leaders]], first_ids).sum())
+    files = matrix.file[candidates.rows[leaders]]
+    return int(np.isin(files, first_ids).sum())
 
 
 def drop_below(
@@ -200,7 +210,8 @@ def hits_of_page(
     if options.sort != "match":
         leaders = [files[file_of[group[0]]][0] for group in groups]
         order = sorted_in_pools(leaders, options.sort)
-        groups = [groups[number] for number in order[options.offset : options.offset + options.top]]
+        page = slice(options.offset, options.offset + options.top)
+        groups = [groups[number] for number in order[page]]
     words_by_file = words.words_by_file([file_of[group[0]] for group in groups])
     hits = []
     for rank_of_hit, (place, *copies) in enumerate(groups, options.offset + 1):
@@ -241,7 +252,9 @@ def checked_item(searched: Searched, file: tuple[Item, list[Span], np.ndarray], 
     item, spans, vectors = file
     span = searched.matrix.span(row)
     same_span = [number for number, own_span in enumerate(spans) if own_span == span]
-    if not (vectors[same_span] == searched.matrix.vectors_of(row)).all(axis=1).any():
+    vector = searched.matrix.vectors_of(row)
+    is_same = (vectors[same_span] == vector).all(axis=1)
+    if not is_same.any():
         raise Damaged(searched.store.folder, f"the matrix, at a vector of {item.path}")
     return item
 

@@ -43,7 +43,10 @@ def read_shard(shard: str) -> Iterator[Entry]:
 
 
 def _entries_of_sample(
-    sample_item: Item, members: Mapping[str, Any], captions: Sequence[str], columns: Mapping[str, Any]
+    sample_item: Item,
+    members: Mapping[str, Any],
+    captions: Sequence[str],
+    columns: Mapping[str, Any],
 ) -> Iterator[Entry]:
     """Entries of a sample with the path "SHARD::KEY".
 

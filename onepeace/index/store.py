@@ -102,8 +102,16 @@ class Store:
         Raises:
             UserError: the disk is full or not writable.
         """
-        meta = {"format_version": INDEX_FORMAT, "embed_dim": str(embed_dim), "generation": "", "removed": "0"}
-        meta |= {"store": "local", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
+        now = datetime.now(timezone.utc)
+        meta = {
+            "format_version": INDEX_FORMAT,
+            "embed_dim": str(embed_dim),
+            "generation": "",
+            "removed": "0",
+            "store": "local",
+            "created": now.isoformat(timespec="seconds"),
+            **about,
+        }
         with failing(folder, "written"):
             make_folder(folder)
             with write_database(folder / DATABASE) as connection:
@@ -172,12 +180,14 @@ class Store:
         remaining = iter(np.ascontiguousarray(vectors, VECTOR))
         for (item, spans), texts in zip(files, words, strict=True):
             self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
-            file_id = insert(self.connection, "files", (item.id or None, *item.to_row(), len(spans)))
+            row = (item.id or None, *item.to_row(), len(spans))
+            file_id = insert(self.connection, "files", row)
             insert(self.connection, "words", (file_id, *texts))
             for span in spans:
                 modality = self.modalities.index(span.modality)
-                vector = next(remaining).tobytes()
-                insert(self.connection, "vectors", (None, file_id, modality, span.start, span.end, vector))
+                content = next(remaining).tobytes()
+                vector_row = (None, file_id, modality, span.start, span.end, content)
+                insert(self.connection, "vectors", vector_row)
 
     def remove(self, ids: Iterable[int]) -> None:
         for id_ in ids:
@@ -189,7 +199,12 @@ class Store:
         """Number of files that an SQL condition with "?" for parameters selects."""
         return self.select(f"SELECT count(*) FROM files WHERE {where}", parameters)[0][0]  # noqa: S608 (our own code)
 
-    def items(self, where: str = "1", parameters: Sequence[Any] = (), order: str = "id") -> Iterator[Item]:
+    def items(
+        self,
+        where: str = "1",
+        parameters: Sequence[Any] = (),
+        order: str = "id",
+    ) -> Iterator[Item]:
         """Files that an SQL condition with "?" for parameters selects."""
         sql = f"SELECT id, {', '.join(NAMES)} FROM files WHERE {where} ORDER BY {order}"  # noqa: S608 (our own code)
         with failing(self.folder, "read"):
@@ -200,7 +215,8 @@ class Store:
 
     def ids(self, where: str, parameters: Sequence[Any] = ()) -> list[int]:
         """Ids of the files that a condition selects."""
-        return [id_ for (id_,) in self.select(f"SELECT id FROM files WHERE {where}", parameters)]  # noqa: S608
+        rows = self.select(f"SELECT id FROM files WHERE {where}", parameters)  # noqa: S608 (our own code)
+        return [id_ for (id_,) in rows]
 
     def intact(self, ids: Sequence[int]) -> dict[int, tuple[Item, list[Span], np.ndarray]]:
         """Files with the spans and (n, E) float32 rows of their vectors, all verified by checksum.
@@ -236,7 +252,8 @@ class Store:
         if (last_id or 0) > MAX_FILES:
             return ""
         self.select("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, word_index, row)")
-        return "\n".join(term for (term,) in self.select("SELECT term FROM temp.vocabulary WHERE term >= 'a'"))
+        rows = self.select("SELECT term FROM temp.vocabulary WHERE term >= 'a'")
+        return "\n".join(term for (term,) in rows)
 
     def replace_words(self, file_id: int, words: Words) -> None:
         """Store other texts by whose words a file is found; call it in a transaction."""
@@ -249,14 +266,16 @@ class Store:
         Raises:
             Damaged: a row is damaged.
         """
-        return {file_id: Words(*texts) for file_id, *texts in self._sound("words", "file", ids)}
+        rows = self._sound("words", "file", ids)
+        return {file_id: Words(*texts) for file_id, *texts in rows}
 
     def _sound(self, table: str, column: str, values: Sequence[int | str]) -> Iterator[list[Any]]:
         """Yield the rows of a table whose ``column`` has one of the values; Damaged if a checksum differs."""
         names = ", ".join(COLUMNS[table])
         chosen = "IN (SELECT value FROM json_each(?)) ORDER BY rowid"  # any number of values
         sql = f"SELECT {names}, crc IS checksum({names}) FROM {table} WHERE {column} {chosen}"  # noqa: S608
-        for *row, is_sound in self.select(sql, (json.dumps([*values]),)):
+        values_as_json = json.dumps(list(values))
+        for *row, is_sound in self.select(sql, (values_as_json,)):
             if not is_sound:
                 raise Damaged(self.folder, f"row {row[0]} of {table}")
             yield row
@@ -267,7 +286,8 @@ class Store:
         Raises:
             Damaged: the content is damaged.
         """
-        return next((content for _, content in self._sound("blobs", "name", [name])), None)
+        rows = self._sound("blobs", "name", [name])
+        return next((content for _, content in rows), None)
 
     def keep_blob(self, name: str, content: bytes) -> None:
         """Store content for `blob`; call it in a transaction."""

@@ -47,12 +47,18 @@ def read_rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
 
 
 def _entries_of_row(
-    row: Mapping[str, Any], row_item: Item, folder: Path, modalities: Mapping[str, str]
+    row: Mapping[str, Any],
+    row_item: Item,
+    folder: Path,
+    modalities: Mapping[str, str],
 ) -> Iterator[Entry]:
     """Entries of a row of a table in a folder; ``row_item`` is the item of the row itself."""
     from onepeace.datasets.tables import some_names
 
-    cells = {name: value for name, value in row.items() if value not in (None, "")}
+    cells = {}
+    for name, value in row.items():
+        if value not in (None, ""):
+            cells[name] = value
     captions = []
     for name in CAPTIONS:
         captions += _texts(cells.pop(name, []))
@@ -78,7 +84,12 @@ def _file_columns(cells: Mapping[str, Any]) -> list[str]:
     return media or places[:1]
 
 
-def _file_of_cell(column: str, value: str, folder: Path, modalities: Mapping[str, str]) -> Entry:
+def _file_of_cell(
+    column: str,
+    value: str,
+    folder: Path,
+    modalities: Mapping[str, str],
+) -> Entry:
     modality = column if column in MEDIA else modalities.get(suffix(value), "")
     path = os.path.abspath(folder / value)
     if not modality:

@@ -67,8 +67,13 @@ def separated(text: str) -> str:
 def parts_of_name(name: str) -> str:
     """A name with spaces where words within it end: MyHoliday2024 is My Holiday 2024."""
     shape = "".join(map(_shape, name))
-    ends = [match.start() for match in NAME_ENDS.finditer(shape)]
-    pieces = [name[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
+    pieces = []
+    start = 0
+    for match in NAME_ENDS.finditer(shape):
+        end = match.start()
+        pieces.append(name[start:end])
+        start = end
+    pieces.append(name[start:])
     return separated(" ".join(pieces))
 
 
@@ -96,8 +101,13 @@ def _with_parts(names: str) -> str:
 def _names(path: str, folders: Iterable[str]) -> str:
     """The part of a path that names a file: from the outermost indexed folder on, and without lines of a table."""
     shard_or_table = whole_of(path)
-    above = [os.path.dirname(folder) for folder in folders if path.startswith(os.path.join(folder, ""))]
-    start = min(map(len, above), default=len(os.path.dirname(shard_or_table or path)))
+    above = []
+    for folder in folders:
+        if path.startswith(os.path.join(folder, "")):
+            above.append(os.path.dirname(folder))
+    if not above:
+        above.append(os.path.dirname(shard_or_table or path))
+    start = min(map(len, above))
     names = path[start:]
     if shard_or_table is not None:
         container, _ = split_ending(shard_or_table[start:])

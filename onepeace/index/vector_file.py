@@ -84,7 +84,12 @@ def _dtype_of(strings: Sequence[str]) -> np.dtype:
 
 
 @contextmanager
-def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+def _array(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+) -> Iterator[IO[bytes]]:
     """Open an array of an archive for writing its content."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -98,10 +103,13 @@ class ParquetWriter:
     def __init__(self, path: Path, columns: Mapping[str, str], embed_dim: int) -> None:
         self.arrow = need("pyarrow", "parquet")
         parquet = need("pyarrow.parquet", "parquet")
-        fields = [(name, self.arrow.type_for_alias(type_name)) for name, type_name in columns.items()]
+        fields = []
+        for name, type_name in columns.items():
+            fields.append((name, self.arrow.type_for_alias(type_name)))
         self.schema = self.arrow.schema(fields)
         self.embed_dim = embed_dim
-        vector = self.arrow.field("vector", self.arrow.list_(self.arrow.float32(), embed_dim))
+        vector_type = self.arrow.list_(self.arrow.float32(), embed_dim)
+        vector = self.arrow.field("vector", vector_type)
         self.file = parquet.ParquetWriter(path, self.schema.append(vector))
 
     def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
@@ -161,7 +169,11 @@ def check_extension(target: Path) -> None:
 
 
 @contextmanager
-def write_vectors(target: Path, embed_dim: int, columns: Mapping[str, str] = COLUMNS) -> Iterator[Writer]:
+def write_vectors(
+    target: Path,
+    embed_dim: int,
+    columns: Mapping[str, str] = COLUMNS,
+) -> Iterator[Writer]:
     """Write a file of vectors atomically, by its file extension.
 
     Args:

@@ -139,7 +139,9 @@ def _faults_of_pages(store: Store) -> Iterator[str]:
 
 
 def _faults_of_rows(store: Store) -> Iterator[str]:
-    conditions = [(table, f"crc IS NOT checksum({', '.join(names)})") for table, names in COLUMNS.items()]
+    conditions = []
+    for table, columns in COLUMNS.items():
+        conditions.append((table, f"crc IS NOT checksum({', '.join(columns)})"))
     conditions += [("files", INCOMPLETE), ("vectors", ORPHANS), ("words", ORPHANS)]
     for table, condition in conditions:
         ((number,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)

@@ -49,7 +49,10 @@ class Video(CompositeItem):
     copied = ("troubles", "num_pictures")
 
     def __init__(
-        self, value: str | PathLike[str] | bytes, modalities: Sequence[str], duration: float | None = None
+        self,
+        value: str | PathLike[str] | bytes,
+        modalities: Sequence[str],
+        duration: float | None = None,
     ) -> None:
         self.value = value
         self.name = describe(value)
@@ -71,7 +74,10 @@ class Video(CompositeItem):
             raise UserError("; ".join(self.troubles))
         return parts
 
-    def _pictures(self, pieces: Callable[[str, object], Pieces]) -> Iterator[tuple[float, float, "Tensor"]]:
+    def _pictures(
+        self,
+        pieces: Callable[[str, object], Pieces],
+    ) -> Iterator[tuple[float, float, "Tensor"]]:
         step = max(STEP, (self.duration or 0.0) / MOST)
         for frame in frames(self.value, every=max(EVERY, step), change=CHANGE, step=step, stretch=STRETCH):
             if self.num_pictures == MOST:
@@ -114,4 +120,7 @@ class Video(CompositeItem):
             return []
         last_picture = windows.starts[self.num_pictures - 1]
         ends = [*starts[1:], max(self.duration or 0.0, last_picture)]
-        return [Span("image", start, end) for start, end in zip(starts, ends, strict=True)]
+        spans = []
+        for start, end in zip(starts, ends, strict=True):
+            spans.append(Span("image", start, end))
+        return spans

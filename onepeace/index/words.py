@@ -68,10 +68,11 @@ class WordSearch:
     def words_by_file(self, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """The words that files have, by id; files without any are left out."""
         sql = "SELECT rowid FROM word_index WHERE word_index MATCH ? AND rowid IN (SELECT value FROM json_each(?))"
+        ids_as_json = json.dumps(list(ids))
         words = defaultdict(list)
         for word, expression in self.expressions.items():
             if expression is not None:
-                for (file_id,) in self.store.select(sql, (expression, json.dumps([*ids]))):
+                for (file_id,) in self.store.select(sql, (expression, ids_as_json)):
                     words[file_id].append(word)
         return {file_id: tuple(texts) for file_id, texts in words.items()}
 
@@ -106,15 +107,23 @@ class WordSearch:
 
 def text_of(query: Query) -> str:
     """The texts of a query; "" if a picture, a sound, a file or a vector is a part of it."""
-    positive_parts = [(name, value) for name, value, weight in query.parts() if weight > 0]
-    if any(name != "text" for name, _ in positive_parts):
-        return ""
-    return " ".join(text for _, text in positive_parts)
+    texts = []
+    for part in query.parts():
+        if part.weight <= 0:
+            continue
+        if part.field != "text":
+            return ""
+        texts.append(part.value)
+    return " ".join(texts)
 
 
 def texts_of(query: Query) -> list[str]:
     """The texts of a query that hits should fit, whatever its other parts are."""
-    return [part.value for part in query.parts() if part.field == "text" and part.weight > 0]
+    texts = []
+    for part in query.parts():
+        if part.field == "text" and part.weight > 0:
+            texts.append(part.value)
+    return texts
 
 
 def words_of_query(query: str) -> list[str]:
