@@ -170,13 +170,14 @@ def test_wrong_options_are_errors():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("modality", "options"),
     [
-        {"image": {"crop_scale": [1.0, 0.5]}},
-        {"audio": {"mix": 2.0}},
-        {"image": {"color": 1.0}},
+        ("image", {"crop_scale": [1.0, 0.5]}),
+        ("audio", {"mix": 2.0}),
+        ("image", {"color": 1.0}),
     ],
 )
-def test_values_out_of_range_are_errors(options):
-    with pytest.raises(UserError):
-        make_augments(options)
+def test_values_out_of_range_are_errors(modality, options):
+    (name,) = options
+    with pytest.raises(UserError, match=name):
+        make_augments({modality: options})

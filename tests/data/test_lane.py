@@ -108,13 +108,17 @@ def test_order_is_a_function_of_seed_and_position(folder):
 
 
 def test_window_is_shuffled_as_a_whole(tmp_path):
-    """And holds no more shards than it needs."""
     write_shards(tmp_path, [20] * 4)
-    lane = make_lane(tmp_path, buffer=40)
-    keys_of_lane = keys(lane, 80)
+    keys_of_lane = keys(make_lane(tmp_path, buffer=40), 80)
     for length in (10, 40):
         for run in runs_of(length, keys_of_lane):
             assert len(first_letters(run)) == 2
+
+
+def test_windows_are_released(tmp_path):
+    write_shards(tmp_path, [20] * 4)
+    lane = make_lane(tmp_path, buffer=40)
+    keys(lane, 80)
     assert len(lane.windows) == 2
     lane.release(79)
     assert len(lane.windows) == 1

@@ -137,6 +137,11 @@ def test_read_that_fails_once_in_a_process_changes_nothing(varied_recipe, rows_o
     assert len(calls) > 100
 
 
+def source_of_key(key):
+    """In the folder ``root`` the numbers of more.tar begin at 100."""
+    return "more.tar" if int(key.removeprefix("p")) >= 100 else "pictures"
+
+
 def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
     train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
     run_recipe = recipe(root, train, {"batches": "by_source"}, batch_size=4)
@@ -146,7 +151,8 @@ def test_batches_by_source_are_of_one_source_over_all_processes(root, processors
         for steps in ranks:
             (batch,) = batches(steps, number)
             keys += batch.keys
-        assert len({len(key) for key in keys}) == 1  # p7, p100
+        sources = {source_of_key(key) for key in keys}
+        assert len(sources) == 1, keys
 
 
 def test_batches_by_source_need_one_lane(root):
@@ -155,17 +161,32 @@ def test_batches_by_source_need_one_lane(root):
         recipe(root, train, {"batches": "by_source", "lanes": 2}, 4)
 
 
-def test_batches_of_two_names_have_lanes_of_their_own(root, processors):
-    run_recipe = recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
-    steps = list(loader(make_steps(processors, run_recipe), 0, 8, workers=0))
-    assert set(steps[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
-    assert (steps[3].digests != 0).tolist() == [True] * 5
-    steps_by_workers = list(loader(make_steps(processors, run_recipe), 0, 8, workers=2))
-    assert same(steps_by_workers, steps)
+@pytest.fixture(scope="module")
+def recipe_of_two_names(root):
+    """Two lanes of image+text and one of audio+text."""
+    return recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
 
-    first_process = make_steps(processors, run_recipe, 0, 2)
-    second_process = make_steps(processors, run_recipe, 1, 2)
-    for number, step in enumerate(steps):
+
+@pytest.fixture(scope="module")
+def steps_of_two_names(recipe_of_two_names, processors):
+    """Its first eight steps, read by one process without workers."""
+    return list(loader(make_steps(processors, recipe_of_two_names), 0, 8, workers=0))
+
+
+def test_cursors_and_digests_of_two_names(steps_of_two_names):
+    assert set(steps_of_two_names[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
+    assert (steps_of_two_names[3].digests != 0).tolist() == [True] * 5  # three lanes, two lists of shards
+
+
+def test_batches_of_two_names_by_workers(recipe_of_two_names, steps_of_two_names, processors):
+    steps_by_workers = list(loader(make_steps(processors, recipe_of_two_names), 0, 8, workers=2))
+    assert same(steps_by_workers, steps_of_two_names)
+
+
+def test_batches_of_two_names_in_two_processes(recipe_of_two_names, steps_of_two_names, processors):
+    first_process = make_steps(processors, recipe_of_two_names, 0, 2)
+    second_process = make_steps(processors, recipe_of_two_names, 1, 2)
+    for number, step in enumerate(steps_of_two_names):
         for whole, first_half, second_half in zip(
             step.batches, batches(first_process, number), batches(second_process, number), strict=True
         ):
@@ -175,18 +196,27 @@ def test_batches_of_two_names_have_lanes_of_their_own(root, processors):
 # Lanes
 
 
-def test_lanes_of_the_cursors_are_kept(many, processors):
-    two_lanes = recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8)
-    steps = make_steps(processors, two_lanes)
-    assert steps.readers[NAME].num_lanes == 2
-    cursors = steps[3].cursors
-    default = recipe(many, [IMAGES], VARIED, batch_size=8)
-    assert make_steps(processors, default).readers[NAME].num_lanes == 8
-    resumed = make_steps(processors, default, cursors=cursors)
-    assert same(resumed[4], steps[4])
+@pytest.fixture(scope="module")
+def steps_of_two_lanes(many, processors):
+    """The steps of a run whose recipe asks for two lanes."""
+    return make_steps(processors, recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8))
+
+
+def test_number_of_lanes(steps_of_two_lanes, varied_recipe, processors):
+    assert steps_of_two_lanes.readers[NAME].num_lanes == 2
+    assert make_steps(processors, varied_recipe).readers[NAME].num_lanes == 8
+
+
+def test_lanes_of_the_cursors_are_kept(steps_of_two_lanes, varied_recipe, processors):
+    cursors = steps_of_two_lanes[3].cursors
+    resumed = make_steps(processors, varied_recipe, cursors=cursors)
+    assert same(resumed[4], steps_of_two_lanes[4])
+
+
+def test_lanes_other_than_those_of_the_cursors_are_refused(many, steps_of_two_lanes, processors):
     four_lanes = recipe(many, [IMAGES], {**VARIED, "lanes": 4}, batch_size=8)
-    with pytest.raises(UserError, match=r"data\.lanes is 4.*written with 2"):
-        make_steps(processors, four_lanes, cursors=cursors)
+    with pytest.raises(UserError, match=r"data\.lanes is 4.*2"):
+        make_steps(processors, four_lanes, cursors=steps_of_two_lanes[3].cursors)
 
 
 @pytest.mark.parametrize(("lanes", "batch_size"), [(3, 8), (16, 32)])

@@ -126,19 +126,33 @@ def test_shard_that_is_replaced_during_a_run_is_named(tmp_path, processors):
         steps[4]
 
 
-def test_source_that_no_window_holds_keeps_its_size(tmp_path, processors):
-    """The limit is a share of the samples that were listed before."""
-    write(tmp_path, [600, 4], incomplete=range(11))
-    (steps,) = start(tmp_path, processors)
-    (report,) = reports_after([steps], [0])
-    numbers, _ = exchanged([report])
+COUNTS_OF_LISTED = slice(-2, None)
+"""Columns of `DataReport.numbers`: how many samples of the one source the windows list, and of how many shards."""
+
+
+def merge_broken_while_no_window_is_open(folder, processors, broken_limit):
+    """A report that has seen the 604 samples of a source learns of 11 that are broken when no window lists any."""
+    write(folder, [600, 4])
+    processes = start(folder, processors, broken_limit=broken_limit)
+    (report,) = reports_after(processes, [0])
+    numbers, no_news = exchanged([report])
+    report.merge(numbers, no_news)
+
     news = b""
     for number in range(11):
         broken = Broken(source=0, shard="pictures-0.tar", key=f"p{number}", reason="")
         news += json.dumps(broken).encode() + b"\n"
+    numbers[:, COUNTS_OF_LISTED] = 0
     report.merge(numbers, news)
-    numbers[:, -2:] = 0
-    report.merge(numbers, b"")
+
+
+def test_limit_is_a_share_of_samples_listed_before(tmp_path, processors):
+    with pytest.raises(UserError, match="11 broken and 593 usable"):
+        merge_broken_while_no_window_is_open(tmp_path, processors, broken_limit=0.01)
+
+
+def test_limit_above_share_of_samples_listed_before(tmp_path, processors):
+    merge_broken_while_no_window_is_open(tmp_path, processors, broken_limit=0.02)
 
 
 def test_news_are_plain_json(tmp_path, processors):
@@ -152,7 +166,7 @@ def test_news_are_plain_json(tmp_path, processors):
 # Agreement
 
 
-def test_processes_that_read_other_shards_are_told(tmp_path, processors):
+def test_different_shards_of_two_processes_are_refused(tmp_path, processors):
     """Two processes that share a lane, each with shards of its own."""
     shards_of_first = tmp_path / "first"
     shards_of_second = tmp_path / "second"
@@ -160,11 +174,11 @@ def test_processes_that_read_other_shards_are_told(tmp_path, processors):
     write(shards_of_second, [4, 3])
     first, _ = start(shards_of_first, processors, world_size=2, lanes=1)
     _, second = start(shards_of_second, processors, world_size=2, lanes=1)
-    with pytest.raises(UserError, match=r"processes 0 and 1 do not agree on lane 0 of image\+text"):
+    with pytest.raises(UserError, match=r"0 and 1 .* lane 0 of image\+text"):
         exchange(reports_after([first, second], [0]))
     write(shards_of_second, [4, 4, 4])
     _, second = start(shards_of_second, processors, world_size=2, lanes=1)
-    with pytest.raises(UserError, match=r"processes 0 and 1 do not agree on the list of shards of image\+text"):
+    with pytest.raises(UserError, match=r"0 and 1 .* list of shards of image\+text"):
         exchange(reports_after([first, second], [0]))
 
 
@@ -173,5 +187,5 @@ def test_agreement_is_between_those_that_read():
     digests = np.array([[1, 0], [1, 5], [0, 5]])
     check_agreement(digests, names)
     digests[2, 1] = 6
-    with pytest.raises(UserError, match="processes 1 and 2 do not agree on second"):
+    with pytest.raises(UserError, match=r"1 and 2 .* second"):
         check_agreement(digests, names)

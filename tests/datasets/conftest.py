@@ -1,25 +1,10 @@
-import sys
-
 import pytest
 from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
 from support.layouts import Prepared
 
 from onepeace.cli import main
-from onepeace.datasets import LAYOUTS
 from onepeace.datasets.written import read_shard
-
-
-@pytest.fixture
-def layouts_restored(monkeypatch):
-    """Files that add layouts are imported anew by the next test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    layouts = dict(LAYOUTS)
-    yield
-    LAYOUTS.clear()
-    LAYOUTS.update(layouts)
-    for module in ("mine", "own_layouts"):
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_vggsound_without_pictures(prepare):
 # ------------------------------------------------------------------ pictures and words
 
 
-def test_vqav2(prepare):
+def test_vqav2_scores_answers_of_ten_people(prepare):
     shards = prepare("vqav2", "size=20")
 
     samples = shards.samples("train/vqav2/*.tar", "image", "text", targets=("answers", "annotations"))
@@ -60,12 +60,17 @@ def test_vqav2(prepare):
     assert two.targets["answers"] == {"2": 0.9}
     assert two.inputs["image"] == net.inputs["image"]
     assert picture_of(net.inputs["image"]).size == (30, 20)
+
+
+def test_vqav2_validation_has_the_classes_of_training(prepare):
+    shards = prepare("vqav2")
+
     assert set(shards.samples("val/vqav2/vqav2_val2014-*.tar")) == {"vqav2_42000"}
     assert "questions.json: 1 of 3 image files are missing (vqav2_30000)" in shards.err
     assert shards.classes("val/vqav2") == shards.classes("train/vqav2") == ["net", "2", "man"]
 
 
-def test_vqav2_with_one_answer(prepare):
+def test_vqav2_with_one_class(prepare):
     shards = prepare("vqav2", "answers=1")
     assert shards.classes("val/vqav2") == ["net"]
     assert shards.samples("train/vqav2/*.tar")["vqav2_9001"].targets["answers"] == {}
@@ -157,7 +162,7 @@ def test_snli_ve_has_a_premise_and_a_label_for_each_statement(prepare):
         ("refcocog", ("train", "val", "test")),
     ],
 )
-def test_refcoco(prepare, name, splits):
+def test_refcoco_has_a_box_in_each_split(prepare, name, splits):
     shards = prepare(name, "size=20")
 
     prefix = name.replace("_", "")
@@ -191,7 +196,7 @@ def test_refcoco_without_a_split_is_named(prepare):
     assert "no split 'testA'; it has train, val" in err
 
 
-def test_coco_detection(prepare):
+def test_coco_detection_has_boxes_of_objects_alone(prepare):
     shards = prepare("coco_detection")
 
     samples = shards.samples("train/coco_detection/*.tar", targets=("boxes", "box_labels"))
@@ -209,8 +214,8 @@ def test_coco_detection(prepare):
 
 
 @pytest.mark.parametrize(("split", "left", "right"), [("train", 255, 0), ("val", 1, 2)])
-def test_ade20k(prepare, split, left, right):
-    """Classes count from 0 (wall), and 255 is no class."""
+def test_ade20k_classes_count_from_zero(prepare, split, left, right):
+    """0 is wall, and 255 is no class."""
     shards = prepare("ade20k", "size=20")
 
     sample = shards.sample(f"{split}/ade20k/*.tar", targets=("mask",))
@@ -242,7 +247,7 @@ def test_ade20k_map_that_does_not_fit_is_left_out(prepare, content, word):
 # ------------------------------------------------------------------ sounds and videos
 
 
-def test_avqa(prepare):
+def test_avqa_has_candidates_and_choice(prepare):
     shards = prepare("avqa")
 
     sample = shards.sample("train/avqa/*.tar", "audio", "text", targets=("candidates", "choice"))
@@ -254,7 +259,7 @@ def test_avqa(prepare):
     assert "train_qa.json: 1 of 2 audio files are missing (avqa_train_2)" in shards.err
 
 
-def test_desed(prepare):
+def test_desed_has_events_with_times(prepare):
     shards = prepare("desed")
 
     samples = shards.samples("train/desed/*.tar", "audio", targets=("events",))
@@ -272,7 +277,7 @@ def test_desed_without_a_table_is_named(prepare):
     assert "metadata/eval/public.tsv: " in prepare("desed", "val=[eval/public]", code=1).err
 
 
-def test_sound_events_of_ones_own(prepare):
+def test_sound_events_of_own_tables(prepare):
     shards = prepare("sound_events", "name=door", "license=CC0")
 
     samples = shards.samples("train/door/door_train-*.tar", "audio", targets=("events",))

@@ -49,7 +49,7 @@ def test_list_of_layouts_in_message_and_readme(capsys):
 
 
 def names_of_shards():
-    """Those that layouts write as training data, such as train/image_text/coco."""
+    """Names of the shards that layouts write as training data, such as train/image_text/coco."""
     files = {ROOT / "recipes/own_layouts.py"}
     names = set()
     for layout in LAYOUTS.values():

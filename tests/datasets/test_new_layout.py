@@ -47,7 +47,7 @@ class Pets(Photographs):
 
 @pytest.fixture
 def options(tmp_path, layouts_restored):
-    """Those that import it."""
+    """Options that import the layout."""
     code = "import sys\nfrom onepeace.datasets import LAYOUTS\nLAYOUTS['pets'] = sys.modules[%r].Pets()\n"
     (tmp_path / "mine.py").write_text(code % __name__)
     return ("--import", str(tmp_path / "mine.py"))

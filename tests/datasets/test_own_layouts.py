@@ -94,8 +94,8 @@ def test_emoji_need_resvg(prepare_own, monkeypatch):
     assert "pip install resvg-py" in prepare_own("emoji", files=emoji(), code=1).err
 
 
-def test_openclipart(prepare_own):
-    """An author that follows several titles is not part of them; plain, narrow and broken pictures are left out."""
+def test_openclipart_titles_are_without_authors(prepare_own):
+    """Plain, narrow and broken pictures are left out."""
     held_out = (RECIPES / "openclipart_val.txt").read_text(encoding="utf-8").splitlines()[0]
     names = [
         "animals/wild_cat_jane_doe_01",
@@ -162,7 +162,7 @@ def test_imagenet_samples_leave_out_near_copies_of_validation(prepare_own):
     ]
 
 
-def test_macs(prepare_own):
+def test_macs_has_captions_and_place(prepare_own):
     shards = prepare_own("macs")
     (record,) = shards.train.values()
     assert captions(record) == ["people talk", "a child laughs"]
@@ -170,7 +170,7 @@ def test_macs(prepare_own):
     assert "MACS.yaml: 1 of 2 audio files are missing (macs_public_square-paris-1-2-a" in shards.err
 
 
-def test_macs_with_a_broken_table(prepare_own):
+def test_macs_table_without_sentence_is_refused(prepare_own):
     table = macs()["MACS.yaml"].replace("sentence: footsteps", "text: x")
     assert "MACS.yaml: file 2 " in prepare_own("macs", files={"MACS.yaml": table}, code=1).err
 

@@ -49,7 +49,7 @@ def run_quickly():
 
 
 @pytest.mark.usefixtures("no_near_copies")
-def test_captions_in_a_table(captions_table, finetune, out):
+def test_table_becomes_model_answers_and_report(captions_table, finetune, out):
     text, err = finetune(captions_table)
 
     assert "text to image R@1" in text
@@ -80,7 +80,7 @@ def write_parquet_files(folder):
     return folder
 
 
-def test_captions_in_cells_of_a_data_set(finetune, tmp_path):
+def test_data_set_is_divided_by_group(finetune, tmp_path):
     source = write_parquet_files(tmp_path / "data")
     out = tmp_path / "runs/out"
     options = ("--split", "train", "--group", "^([^/]+)/")
@@ -94,13 +94,14 @@ def test_captions_in_cells_of_a_data_set(finetune, tmp_path):
     summary = read_summary(out / "data")
     assert summary.groups == 4
     assert sum(summary.counts.values()) == 48
+
+    # Another column in the same folder, whose data are of the first one.
     err = finetune(source, *options, "--column", "text=caption", out=out, code=2).err
     assert "--column text=sentence" in err
 
 
 @pytest.mark.usefixtures("no_near_copies")
-def test_classes_in_folders(sounds_in_classes, finetune, out, capsys):
-    """The head learns them, and predicts from the command line."""
+def test_head_learns_classes_of_folders_and_predicts(sounds_in_classes, finetune, out, capsys):
     text = finetune(sounds_in_classes, "schedule.steps=60").out
 
     assert "audio by head" in text
@@ -118,7 +119,7 @@ def test_classes_in_folders(sounds_in_classes, finetune, out, capsys):
 
 
 def test_near_copies_lie_in_one_part(samples, finetune, tmp_path, out):
-    """Of photographs and copies of them, stored anew, by the real vectors."""
+    """Photographs and copies of them that are stored anew, compared by the vectors of the model."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     rows = []
@@ -244,15 +245,16 @@ def test_compare_trains_each_way_on_the_same_parts(comparison, random_folder):
 
 
 @pytest.mark.usefixtures("no_near_copies")
-def test_compare_proposes_the_best_way(comparison, sounds_in_classes, finetune):
+def test_compare_proposes_the_best_way(comparison, sounds_in_classes, finetune, tmp_path):
     """The answers of LoRA are made the right ones; nothing is trained anew."""
-    out, results = comparison
+    original, results = comparison
+    out = shutil.copytree(original, tmp_path / "comparison")
     for result in results:
         answers_of_method = []
         for answers in result.after:
             rank = 1 if result.method == "lora" else 2
             answers_of_method.append(replace(answers, ranks=[rank for _ in answers.ranks]))
-        write_answers(result.folder / "after.jsonl", answers_of_method)
+        write_answers(out / result.folder.relative_to(original) / "after.jsonl", answers_of_method)
 
     text, err = finetune(sounds_in_classes, "--compare", out=out)
 

@@ -128,7 +128,7 @@ def test_folder_of_something_else_is_refused(captions_table, finetune, tmp_path)
 
 
 def test_failed_call_leaves_no_folder(captions_table, finetune, out, tmp_path):
-    """Else the right call would find that of another model there."""
+    """If it stayed, the next call would find data of another model in it."""
     err = finetune(captions_table, model=tmp_path / "nomodel", code=1).err
     assert "nomodel" in err
     assert not out.exists()

@@ -86,7 +86,7 @@ def test_memory_unknown(content, planned_forms):
 
 
 def test_memory_of_real_plan(content):
-    """Of a recipe whose terms read targets."""
+    """The recipe has terms that read targets."""
     lines = []
     recipe = memory.fitting_recipe(content, [], 10**12, lines.append)
 

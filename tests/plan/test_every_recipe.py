@@ -80,7 +80,7 @@ def test_inputs_made_of_words_cannot_be_planned():
 
 @pytest.mark.slow
 def test_whole_recipe_of_512_processes():
-    """As large as it is; takes about a minute."""
+    """The recipe is not shrunk; this takes about a minute."""
     plan = make_plan(read_recipe(RECIPES["pretrain/image_text_4b"]), processes=512)
     assert plan.memory < plan.card.memory
     gathered = 0

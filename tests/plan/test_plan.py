@@ -85,7 +85,7 @@ ADAPTERS = {
 }
 
 
-def recipe(modality, batch=4, depth=1, **run):
+def planned_recipe(modality, batch=4, depth=1, **run):
     """Contrast and denoising of texts and another modality."""
     content = {
         "model": {
@@ -107,7 +107,7 @@ def recipe(modality, batch=4, depth=1, **run):
 
 def contrastive(modality="audio", **fields):
     """Without masked passes: the fewest operations."""
-    return replace(recipe(modality, **fields), objective=terms({"contrastive": {}}), mask={}, freeze=())
+    return replace(planned_recipe(modality, **fields), objective=terms({"contrastive": {}}), mask={}, freeze=())
 
 
 # Memory
@@ -122,6 +122,7 @@ def training_batch(recipe, model, config, processes):
 
 
 def make_stepper(recipe, model, modalities):
+    """The step of a run, as `onepeace.train.loop` assembles it, but of an objective whose data are made up."""
     bfloat16 = recipe.run.precision == "bfloat16"
     objective = synthetic_objective(recipe, model, modalities).train()
     if objective.sharded:
@@ -195,7 +196,7 @@ def attention_of_a_gpu(monkeypatch):
     ],
 )
 def test_memory_is_that_of_a_step_of_real_tensors(modality, processes, run):
-    planned = recipe(modality, **run)
+    planned = planned_recipe(modality, **run)
     plan = make_plan(planned, processes, per_machine=2)
     with dry_run.processes(processes), dry_run.as_on_a_gpu():
         peak = peak_of_real_tensors(planned, processes)
@@ -224,7 +225,7 @@ def test_memory_of_weights_and_optimizer(one_process):
 
 
 def test_memory_of_gradients_of_few_items():
-    """It is then more than what the items need."""
+    """With few items the gradients need more memory than the activations, and thus make the peak."""
     small_items = {"image": {"size": 16}, "text": {"max_tokens": 2}}
     plan = make_plan(replace(contrastive("image", batch=1), processors=small_items))
     assert plan.step.memory["gradients"] == pytest.approx(4 * plan.trained, rel=0.1)
@@ -264,7 +265,7 @@ def test_size_of_a_checkpoint(processes, run):
 
 @pytest.fixture(scope="module")
 def traffic_of_shards():
-    """Of four machines with two GPUs each, by whether weights are kept or gathered again for the backward pass."""
+    """Plans of four machines with two GPUs each, by whether weights are kept for the backward pass."""
     plans = {}
     for keep_gathered in (True, False):
         run = {"parallel": "fsdp", "shard": 2, "batch": 16, "keep_gathered": keep_gathered}
@@ -310,7 +311,7 @@ def time_of_a_step(flops, operation, size, group):
         traffic=Counter({(operation, group): size}),
         checkpoint=0,
     )
-    return step_time(cost, recipe("audio", batch=64), processes=8, card=CARDS["h100"])
+    return step_time(cost, planned_recipe("audio", batch=64), processes=8, card=CARDS["h100"])
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ SFX_STEM = {"stem": "aisfx", "width": 4, "num_buckets": 8, "pos_depth": 1, "pos_
 
 
 def flops_with_views(folder, views):
-    """Of an item, whose stem is computed in every step or kept in so many views."""
+    """Operations per item, whose stem is computed in every step, or kept in so many views."""
     adapters = {"text": TEXT, "audio": SFX_STEM}
     planned = small_recipe(
         folder,
@@ -480,11 +481,17 @@ def test_start_that_is_not_there_is_planned_by_size(name, dim):
         planned_config(read_recipe(file, ["model.size=null"]))
 
 
-@pytest.mark.parametrize("name", ["pretrain/tiny_longer", "finetune/avqa"])
-def test_size_that_does_not_fit_the_recipe(name):
-    """Another stem's patches, and longer texts than the size has positions."""
+@pytest.mark.parametrize(
+    ("name", "mismatch"),
+    [
+        ("pretrain/tiny_longer", "patches of 32, not 16"),
+        ("finetune/avqa", "513 text tokens .* limit of 79"),
+    ],
+)
+def test_size_that_does_not_fit_the_recipe(name, mismatch):
+    """Patches of another stem, and texts longer than the size has positions."""
     planned = read_recipe(RECIPES / f"{name}.yaml", ["model.size=tiny", "run.batch_size=2"])
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=mismatch):
         make_plan(planned)
 
 
@@ -493,8 +500,7 @@ def test_batch_that_processes_cannot_share():
         make_plan(contrastive(), 3)
 
 
-def test_released_start_is_not_downloaded(tmp_path, monkeypatch):
-    """Nor locked for a download."""
+def test_released_start_is_neither_downloaded_nor_locked(tmp_path, monkeypatch):
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"model\.size"):
         planned_config(read_recipe(RECIPES / "finetune" / "nlvr2.yaml"))

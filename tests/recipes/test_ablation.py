@@ -60,7 +60,7 @@ def ablation():
 
 @pytest.fixture(scope="module")
 def runs(ablation, tmp_path_factory):
-    """Of a small study, whose first variant is trained."""
+    """The runs of a small study, whose first variant is trained."""
     folder = tmp_path_factory.mktemp("study")
     write_shards(folder / "shards")
     write_config({"sets": {"squares": SQUARES}}, folder / "evaluate.yaml")
@@ -137,7 +137,7 @@ EARLY_STOPPING = {
 
 
 def write_log(recipe, evaluate):
-    """In place of a training whose best step is the first that is measured."""
+    """Writes the log of a training whose best step is the first that is measured."""
     lines = [
         {"step": 10, "seconds": 60.0},
         {"step": 10, "valid/dev": 0.2, "valid/test": 0.1 + 0.2 * recipe.seed},

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from support.downloads import DOWNLOADS, fill
 from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
 from support.generative import save_trainable_ofa
 from support.random_model import save_random_model
-from support.training import assert_falls, logged, with_slow
+from support.training import assert_falls, logged, series, with_slow
 
 import onepeace
 from onepeace.cli import main
+from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.answers import Box, Choice, Objects, Text
+from onepeace.hub.weights import read_state
 from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe
 
@@ -152,25 +155,46 @@ SMALL_CAPTIONS = [
     "run.batch_size=2",
     "run.log_every=1",
     "schedule.steps=2",
+    "optim.weight_decay=0.0",  # weights change by the reward alone
     "data.train.0.keys='*'",
     "data.train.0.shards=train/image_text/coco-*.tar*",
     "data.broken_limit=1.0",
 ]
 
 
+def number_of_letters(self, candidates, references):
+    """A reward that captions of random weights get; their CIDEr-D is always zero."""
+    return [float(len(caption)) for caption in candidates]
+
+
+def changed_weights(folder, other):
+    """Names of weights that differ between two model folders, each cut to its first two parts."""
+    theirs = read_state(other)
+    changed = set()
+    for name, weight in read_state(folder).items():
+        if not torch.equal(weight, theirs[name]):
+            changed.add(".".join(name.split(".")[:2]))
+    return changed
+
+
 @pytest.mark.parametrize("uses_stem_features", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_tiny_captions_go_on_by_reward(prepared, tmp_path, picture, uses_stem_features):
+def test_tiny_captions_go_on_by_reward(prepared, tmp_path, monkeypatch, picture, uses_stem_features):
     """With features of the stem, which are computed once, no step sees the pictures."""
+    monkeypatch.setattr(CiderReward, "__call__", number_of_letters)
     if uses_stem_features:
-        start = ["model.from=tiny-captions", "data.stem_views={image: 1}"]
+        start = ROOT / "onepeace" / "weights" / "tiny-captions"
+        overrides = ["data.stem_views={image: 1}"]
     else:
-        folder = save_random_model(tmp_path / "captions", ("text", "image"), heads={"caption": HEAD})
-        start = [f"model.from={folder}"]
-    places = [f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
+        start = save_random_model(tmp_path / "captions", ("text", "image"), heads={"caption": HEAD})
+        overrides = []
+    overrides += [f"model.from={start}", f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
 
-    folder = train(read_recipe(FOLDER / "tiny_captions_cider.yaml", [*start, *SMALL_CAPTIONS, *places]))
+    folder = train(read_recipe(FOLDER / "tiny_captions_cider.yaml", [*SMALL_CAPTIONS, *overrides]))
 
-    assert all(line["self_critical/image/reward"] >= 0 for line in logged(tmp_path / "run"))
+    rewards = series(tmp_path / "run", "self_critical/image/reward")
+    assert len(rewards) == 2
+    assert min(rewards) > 0
+    assert changed_weights(start, folder) == {"heads.caption"}
     (caption,) = onepeace.load_generator(folder).caption([picture])
     assert isinstance(caption, Text)
 

@@ -63,7 +63,7 @@ def source(modality="image", **fields):
 
 
 def make_recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fields):
-    """Of a small model on one set; `data` and `run` hold what is other than here, `model` all of it."""
+    """A recipe for a small model on one set; `data` and `run` are merged into those here, `model` replaces it."""
     content = {
         "model": model or MODEL,
         "processors": {
@@ -143,25 +143,25 @@ def series(out, name):
 
 
 def assert_falls(out, name, factor=1.0):
-    """From the first value in the log to the last, below a share of what it was."""
+    """That the last value in the log is below a share of the first."""
     values = series(out, name)
     assert values[-1] < factor * values[0]
 
 
 def assert_same_tensors(ours, theirs):
-    """Of two dictionaries: equal to the bit."""
+    """That two dictionaries of tensors are bit-identical."""
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
 
 
 def assert_same_weights(folder, other):
-    """Of two model folders: equal to the bit."""
+    """That the weights of two model folders are bit-identical."""
     assert_same_tensors(load_file(folder / "model.safetensors"), load_file(other / "model.safetensors"))
 
 
 def assert_resume_is_exact(make, *, stop_at, steps, torn=None):
-    """A run that is cut off and goes on is, to the bit, the one that is not; ``make`` makes its recipe, by a name.
+    """That a run that is cut off and resumed is bit-identical to one that is not; ``make`` makes its recipe, by a name.
 
     ``steps`` have a line in the log. That of the step ``torn`` differs: it averages steps before and after the cut.
     """

@@ -117,7 +117,7 @@ def test_nothing_is_unpickled(run, other, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "lamb", "adafactorbv"])
-def test_optimizer_goes_on_to_the_bit(tmp_path, optimizer):
+def test_resumed_optimizer_is_bit_identical(tmp_path, optimizer):
     run = Run(tmp_path, optimizer=optimizer)
     for _ in range(3):
         run.take_step()

@@ -64,7 +64,7 @@ def whole_state(checkpoints):
 
 
 def assert_restored(folder, layout, expected):
-    """By a process of this layout, which had another state."""
+    """A process of this layout that had another state restores the expected one."""
     reader = checkpoints_of(folder / "unused", layout, seed=9)
     reader.restore(checkpoint.newest(folder))
     assert_same_tensors(whole_state(reader), expected)

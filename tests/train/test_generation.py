@@ -97,7 +97,7 @@ def closed_answers_case(model):
 
 
 def assert_golden_gradients(model, expected):
-    """But for what is nothing beside the largest."""
+    """Gradients that are negligible beside the largest are not compared."""
     parameters = dict(model.named_parameters())
     largest = max(grad.abs().max() for grad in expected.values())
     for name, expected_grad in expected.items():

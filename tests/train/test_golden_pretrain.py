@@ -7,7 +7,7 @@ from support.golden_stages import STAGES, golden_step
 
 
 def our_names(names):
-    """Of the original's tensors, but for those that nothing reads."""
+    """Our names of the original's tensors, without those that nothing reads."""
     return {place(name)[0] for name in names} - {None}
 
 

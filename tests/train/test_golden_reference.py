@@ -115,7 +115,7 @@ class ReferenceStep:
             self.hidden[name].append(inputs[f"{name}_mask_indices"][index, real].tolist())
 
     def losses(self):
-        """By the original's names."""
+        """The losses under the names of the original code."""
         letter = self.stage[0]
         other = self.stage.partition("_")[0]
         scale = self.reference.w["logit_scale"].clamp(0, 4.605170186).exp()

@@ -108,7 +108,7 @@ def start(path, *overrides):
 
 
 def last_step(out):
-    """Of a run's log, which may not be there yet."""
+    """The last step in a run's log; 0 if there is no log yet."""
     log = out / "log.jsonl"
     lines = read_log(log) if log.exists() else []
     return max((line["step"] for line in lines), default=0)
@@ -211,7 +211,7 @@ class Kill:
 
 
 def write_in_pieces(write, kill):
-    """Of save_file: the content comes piece by piece, so that a killed process leaves a part of a file."""
+    """A save_file that writes piece by piece, so that a killed process leaves a part of a file."""
 
     def slowly(tensors, path, metadata):
         write(tensors, path, metadata)
@@ -305,7 +305,7 @@ def test_resume_after_cut_off_checkpoint_uses_one_before(parts, whole, tmp_path,
 
 @contextmanager
 def no_file_above(size):
-    """What a full disk does to a file that is being written, in the middle of it."""
+    """The disk becomes full in the middle of a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -59,7 +59,7 @@ class Encoder:
         return stem
 
     def states(self, text, layer):
-        """Of each token after the first."""
+        """The hidden states of a layer for each token after the first."""
         inputs = self.tokenizer(text, return_tensors="pt")
         return self.network(**inputs, output_hidden_states=True).hidden_states[layer][0, 1:]
 

@@ -207,7 +207,7 @@ def test_adamw_matches_golden_but_for_eps():
 
 
 def test_muon_trains_matrices_of_blocks():
-    """And leaves the rest to AdamW."""
+    """AdamW trains everything else."""
     model = network().to_empty(device="cpu")
     parameters = dict(model.named_parameters())
     for parameter in parameters.values():

@@ -10,6 +10,7 @@ from support.checkpoints import read_newest
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS, write_shards
 from support.training import DENOISING, assert_same_weights, logged, make_recipe
+from torch.multiprocessing import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
@@ -69,7 +70,7 @@ def test_processes_equal_one(alone, tmp_path, ranks, options):
 
 
 def losses(out):
-    """Of each line of the log."""
+    """The losses of each line of the log."""
     lines = []
     for line in logged(out):
         names = [name for name in line if name.startswith(("loss", "contrastive", "denoising"))]
@@ -78,7 +79,7 @@ def losses(out):
 
 
 def assert_same_losses(out, other, *, steps, rel=2e-4):
-    """But for the order of sums."""
+    """Losses agree up to the order in which they are summed."""
     lines = losses(out)
     assert len(lines) == steps
     for line, expected in zip(lines, losses(other), strict=True):
@@ -129,7 +130,7 @@ def test_weights_gathered_in_bfloat16_train_like_float32(distributed, sharded):
     assert_same_losses(distributed.train("bfloat16", "run.precision=bfloat16"), sharded, steps=3, rel=0.02)
 
 
-def test_sharded_resume_is_exact_to_the_bit(distributed, sharded):
+def test_sharded_resume_is_bit_identical(distributed, sharded):
     distributed.train("cut", "run.save_every=1", arguments=[2])
     out = distributed.train("cut", "run.save_every=1")
 
@@ -165,7 +166,7 @@ def test_sharded_step_with_nan_gradient_is_left_out(distributed, sharded):
 
 
 def test_batch_that_cannot_be_shared_is_an_error(distributed):
-    with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes"):
+    with pytest.raises(ProcessRaisedException, match=r"run\.batch_size 15 .* 2 processes"):
         distributed.train("odd", "run.batch_size=15")
 
 
@@ -178,7 +179,7 @@ def test_processes_that_read_different_shards_stop(distributed, root, tmp_path):
     """Both read the one shard, which has a sample less on the second machine."""
     write_shards(tmp_path / "second", squares=11)
 
-    with pytest.raises(Exception, match=r"0 and 1 do not agree on lane 0 of image\+text"):
+    with pytest.raises(ProcessRaisedException, match=r"0 and 1 .* lane 0 of image\+text"):
         distributed.train("differing", function=train_with_root_of_rank, arguments=[[root, tmp_path / "second"]])
 
 
@@ -192,7 +193,7 @@ def test_second_run_in_folder_is_refused(distributed):
     out = distributed.folder / "locked"
     out.mkdir()
 
-    with FileLock(out / ".lock"), pytest.raises(Exception, match="locked: another run"):
+    with FileLock(out / ".lock"), pytest.raises(ProcessRaisedException, match="locked: another run"):
         distributed.train("locked", function=train_at_once)
 
 

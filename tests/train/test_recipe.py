@@ -233,8 +233,8 @@ def test_missing_recipe_is_named_once(tmp_path):
 # Resuming
 
 
-def resume(full, *overrides, step=5):
-    """A run of the recipe, with another one."""
+def check_resume(full, *overrides, step=5):
+    """Raises unless a run of the recipe may be resumed with these overrides."""
     saved = to_yaml(read_recipe(full))
     check_same(saved, read_recipe(full, list(overrides)), Path("runs/x"), step)
 
@@ -252,12 +252,12 @@ def resume(full, *overrides, step=5):
 )
 def test_resume_with_recipe_that_trains_otherwise(full, override, field):
     with pytest.raises(UserError, match=rf"runs/x .*another {re.escape(field)}: .*; give run\.out") as caught:
-        resume(full, override)
+        check_resume(full, override)
     assert "\n" not in str(caught.value)
 
 
 def test_resume_with_other_fields_that_do_not_train(full):
-    resume(
+    check_resume(
         full,
         "schedule.steps=3e4",
         "run.out=y",
@@ -270,12 +270,13 @@ def test_resume_with_other_fields_that_do_not_train(full):
 
 
 def test_resume_with_fewer_steps_than_were_taken(full):
-    resume(full, "schedule.steps=100", step=100)
+    check_resume(full, "schedule.steps=100", step=100)
     with pytest.raises(UserError, match=r"step 101, .* schedule\.steps is 100"):
-        resume(full, "schedule.steps=100", step=101)
+        check_resume(full, "schedule.steps=100", step=101)
 
 
 def test_resume_of_older_version(full):
+    """Fields that only one of the two versions has are not compared; others are."""
     saved = yaml.safe_load(to_yaml(read_recipe(full)))
     saved["data"]["valid"] = []  # a field that is gone
     del saved["optim"]["groups"]
@@ -283,3 +284,5 @@ def test_resume_of_older_version(full):
     del saved["objective"][0]["multi_positive"]
 
     check_same(yaml.safe_dump(saved), read_recipe(full), Path("runs/x"), step=5)
+    with pytest.raises(UserError, match="another optim"):
+        check_same(yaml.safe_dump(saved), read_recipe(full, ["optim.lr=2e-4"]), Path("runs/x"), step=5)

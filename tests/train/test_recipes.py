@@ -186,7 +186,7 @@ def small_media(recipe):
 
 
 def stub_teacher(name, modality, output):
-    """In place of networks whose weights may not be here."""
+    """Replaces networks whose weights may not be on this machine."""
     return lambda items: torch.randn(len(items), 8 if output == "features" else 1000)
 
 
@@ -248,7 +248,7 @@ SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|di
 
 @pytest.mark.parametrize("name", filter(SLOW.search, HERE))
 def test_step_of_recipe_waits_for_no_gpu(name, shrunken):
-    """Those whose run is slow; the others' steps are checked in their run."""
+    """Only recipes whose run is slow; the steps of the others are checked in their run."""
     shrunken.run(name, only_check=True)
 
 

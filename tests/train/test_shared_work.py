@@ -26,16 +26,16 @@ PART = 20
 
 
 def train_and_note(path, overrides, notes):
-    """A run whose processes note the number of views that they computed."""
+    """A run whose processes note the number of views that each computed and wrote."""
     stem_features.PART = PART
-    compute = stem_features.StemViews._compute
+    write = FrozenCache.write
 
-    def compute_and_note(self, media):
+    def write_and_note(self, number, outputs):
         with (notes / os.environ["RANK"]).open("a") as file:
-            file.write(f"{len(media)}\n")
-        return compute(self, media)
+            file.write(f"{len(outputs)}\n")
+        write(self, number, outputs)
 
-    stem_features.StemViews._compute = compute_and_note
+    FrozenCache.write = write_and_note
     train(path, overrides)
 
 
@@ -99,16 +99,15 @@ def test_folder_not_shared_by_processes(tmp_path):
 def is_waiting(monkeypatch):
     """An event that is set when a run has to wait for another one."""
     event = threading.Event()
-    acquired = frozen_outputs._acquired
+    first_decides = parallel.first_decides
 
-    def acquired_or_waiting(lock):
-        if acquired(lock):
-            return True
-        event.set()
-        return False
+    def note_and_decide(is_locked):
+        if not is_locked:
+            event.set()
+        return first_decides(is_locked)
 
     monkeypatch.setattr(frozen_outputs, "LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(frozen_outputs, "_acquired", acquired_or_waiting)
+    monkeypatch.setattr(parallel, "first_decides", note_and_decide)
     return event
 
 

@@ -224,7 +224,7 @@ def test_different_items_of_one_name_are_refused():
     stem.network = torch.nn.Identity()
     adapter = SimpleNamespace(stem=stem)
 
-    with pytest.raises(UserError, match=r"first/pairs-00000\.tar and second/pairs-00000\.tar have different items"):
+    with pytest.raises(UserError, match=r"first/pairs-00000\.tar and second/pairs-00000\.tar"):
         StemViews("image", adapter, None, {}, samples, 1, CPU, False)
 
 

@@ -44,7 +44,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def sounds():
-    """Of 0.2 to 0.9 seconds, one of them twice as long as CLAP reads."""
+    """Tones of 0.2 to 0.9 seconds, and one twice as long as CLAP reads."""
     generator = torch.Generator().manual_seed(0)
     waveforms = []
     for number, length in enumerate([3200, 14400, 8000, 3200, 32000]):
@@ -58,7 +58,7 @@ def sounds():
 
 
 def make_teacher(folder, modality):
-    """That of a folder of transformers."""
+    """The teacher that a model folder of transformers makes."""
     return TEACHERS["transformers"](str(folder), modality, "features")
 
 
@@ -67,7 +67,7 @@ def assert_near(vectors, expected, tolerance=1e-4):
 
 
 def assert_stored(table, names, expected):
-    """As float16."""
+    """The rows of these names are the expected vectors, rounded to float16."""
     rows = [table.row[name] for name in names]
     assert_near(table.features[rows].float(), expected, tolerance=2e-3)
 
@@ -128,7 +128,7 @@ def test_texts_of_siglip_have_its_padding(tmp_path):
 
 @torch.no_grad()
 def test_sounds_of_clap(tmp_path, sounds):
-    """Of the first second, at its own rate."""
+    """CLAP hears the first second of a sound, at its own sample rate."""
     model = outside_models.clap(tmp_path)
     extractor = transformers.ClapFeatureExtractor.from_pretrained(tmp_path)
     rate = outside_models.SOUND_RATE
