@@ -156,4 +156,9 @@ def read_choice(log_probs: Sequence[float], labels: Sequence[str], remedy: str) 
         raise UserError(f"the scores of the choices are not finite; {remedy}")
     scores = dict(zip(labels, log_probs, strict=True))
     best = max(scores, key=scores.__getitem__)
-    return Choice(choice=best, score=scores[best], confidence=exp(scores[best]), scores=scores)
+    return Choice(
+        choice=best,
+        score=scores[best],
+        confidence=exp(scores[best]),
+        scores=scores,
+    )

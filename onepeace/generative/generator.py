@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 
 def load_generator(
-    name: str | os.PathLike[str], *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
 ) -> "Generator":
     """Load a generative model by name.
 
@@ -156,12 +159,24 @@ class Generator:
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
         return self.ask(task, _with_texts(images, "questions", questions), batch_size=batch_size)
 
-    def ground(self, images: Iterable[object], phrases: str | Iterable[str], *, batch_size: int = 8) -> list[Answer]:
+    def ground(
+        self,
+        images: Iterable[object],
+        phrases: str | Iterable[str],
+        *,
+        batch_size: int = 8,
+    ) -> list[Answer]:
         """Locate a phrase in each picture with a `Box`. A box is always returned, even if the object is not in the
         picture; its confidence may then be low."""
         return self.ask("ground", _with_texts(images, "phrases", phrases), batch_size=batch_size)
 
-    def ask(self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8) -> list[Answer]:
+    def ask(
+        self,
+        task: str | Task,
+        items: Iterable[Mapping[str, object]],
+        *,
+        batch_size: int = 8,
+    ) -> list[Answer]:
         """Apply any task to items: `ask("entail", [{"image": "cat.jpg", "text": "a cat sleeps"}])`.
 
         Args:
@@ -177,7 +192,11 @@ class Generator:
         return self.tasks[name]
 
     def stream(
-        self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8
+        self,
+        task: str | Task,
+        items: Iterable[Mapping[str, object]],
+        *,
+        batch_size: int = 8,
     ) -> Iterator[Generated]:
         """Apply a task to items in bounded memory; yields results in order, with errors as values.
 
@@ -216,8 +235,12 @@ def _with_texts(images: Iterable[object], name: str, texts: str | Iterable[str])
     """Items from pictures and texts, called `name` in messages; UserError if their numbers differ."""
     pictures = list(check_many(images, "images"))
     if isinstance(texts, str):
-        return [{"image": picture, "text": texts} for picture in pictures]
-    texts = list(check_many(texts, name))
+        texts = [texts] * len(pictures)
+    else:
+        texts = list(check_many(texts, name))
     if len(texts) != len(pictures):
         raise UserError(f"{len(texts)} {name} for {len(pictures)} images; give as many of each")
-    return [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]
+    items: list[dict[str, object]] = []
+    for picture, text in zip(pictures, texts, strict=True):
+        items.append({"image": picture, "text": text})
+    return items

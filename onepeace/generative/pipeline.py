@@ -88,7 +88,8 @@ class Pipeline:
 
     def stream(self, items: Iterable[Mapping[str, object]], batch_size: int) -> Iterator[Generated]:
         """The result of every item, see `Generator.stream`."""
-        with closing(decode_ahead(_mappings(items), self.item_decoder.decode, ahead=2 * batch_size)) as decoded:
+        decoding = decode_ahead(_mappings(items), self.item_decoder.decode, ahead=2 * batch_size)
+        with closing(decoding) as decoded:
             while batch := list(islice(decoded, batch_size)):
                 yield from self._results(batch)
 
@@ -96,9 +97,11 @@ class Pipeline:
         self, batch: Sequence[tuple[int, Mapping[str, object], DecodedItem | Exception]]
     ) -> Iterator[Generated]:
         """The results of (index, item, decoded item or error)."""
-        answers_by_index = self._answers(
-            {index: decoded for index, _, decoded in batch if isinstance(decoded, DecodedItem)}
-        )
+        decoded_items = {}
+        for index, _, decoded in batch:
+            if isinstance(decoded, DecodedItem):
+                decoded_items[index] = decoded
+        answers_by_index = self._answers(decoded_items)
         for index, item, decoded in batch:
             name = self.item_decoder.name(index, item)
             answers = decoded if isinstance(decoded, Exception) else answers_by_index[index]
@@ -174,7 +177,10 @@ class Pipeline:
             allowed=_allowed_in_box(self.vocabulary) if self.task.answer == "box" else None,
             device=decoder.token_embed.weight.device,
         )
-        return [self._read(hypotheses, item) for item, hypotheses in zip(items, hypotheses_by_item, strict=True)]
+        answers = []
+        for item, hypotheses in zip(items, hypotheses_by_item, strict=True):
+            answers.append(self._read(hypotheses, item))
+        return answers
 
     def _start(self, items: Sequence[DecodedItem], encoded: EncoderOutput) -> DecoderCache:
         """The state of the decoder before bos, with room for the longest prefix and answer."""
@@ -200,23 +206,29 @@ class Pipeline:
 
     def _ranked(self, answers: Sequence[Answers], vectors: Tensor, modality: str) -> list[Answers]:
         """Texts ranked by their score plus their cosine with the item, weighted as in the task."""
-        texts_by_item = [_texts(item_answers) for item_answers in answers]
-        cosines_by_item = expect(self.reader, FeatureReader).agreement(
-            vectors, [[text.text for text in texts] for texts in texts_by_item]
-        )
+        texts_by_item = []
+        captions_by_item = []
+        for item_answers in answers:
+            texts = _texts(item_answers)
+            texts_by_item.append(texts)
+            captions_by_item.append([text.text for text in texts])
+        cosines_by_item = expect(self.reader, FeatureReader).agreement(vectors, captions_by_item)
         threshold = self.task.unsure_below.get(modality, -1.0)
         ranked: list[Answers] = []
         for item_answers, texts, cosines in zip(answers, texts_by_item, cosines_by_item, strict=True):
             if isinstance(item_answers, UserError):
                 ranked.append(item_answers)
                 continue
-            compared = [
-                replace(text, agreement=cosine, is_sure=cosine >= threshold)
-                for text, cosine in zip(texts, cosines, strict=True)
-            ]
-            compared.sort(key=lambda text: -text.score - self.task.agreement * (text.agreement or 0.0))
+            compared = []
+            for text, cosine in zip(texts, cosines, strict=True):
+                compared.append(replace(text, agreement=cosine, is_sure=cosine >= threshold))
+            compared.sort(key=self._rank)
             ranked.append(tuple(compared))
         return ranked
+
+    def _rank(self, text: Text) -> float:
+        """Lower is better."""
+        return -text.score - self.task.agreement * (text.agreement or 0.0)
 
 
 def _mappings(items: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:

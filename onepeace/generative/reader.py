@@ -52,7 +52,8 @@ class PromptReader:
     def encode(self, ids: Sequence[Sequence[int]], modality: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
         """Encode prompts, with bos and eos, and a decoded sample of a modality for each, if there are any."""
         weight = self.decoder.token_embed.weight
-        prompts = pad_sequence([torch.tensor(prompt) for prompt in ids], batch_first=True, padding_value=PAD)
+        rows = list(map(torch.tensor, ids))
+        prompts = pad_sequence(rows, batch_first=True, padding_value=PAD)
         pixels = None
         if samples:
             pixels = torch.stack(list(samples)).to(weight.device, weight.dtype)
@@ -81,7 +82,8 @@ class FeatureReader:
 
     def encode(self, ids: Sequence[Sequence[int]], modality: str | None, samples: Sequence[Tensor]) -> EncoderOutput:
         modality = expect(modality, str)
-        stems = self.module.stems({modality: self.embedder.inputs(modality, list(samples))})
+        inputs = self.embedder.inputs(modality, list(samples))
+        stems = self.module.stems({modality: inputs})
         features = self.module.encode(stems)[modality]
         encoded = self.head.encoded(features)
         projections = self.module.config.projections
@@ -95,7 +97,7 @@ class FeatureReader:
         all_texts = list(chain.from_iterable(texts))
         text_vectors = expect(self.embedder.encode_text(all_texts, progress=False), Tensor)
         cosines = []
-        texts_of_source = text_vectors.split([len(source_texts) for source_texts in texts])
+        texts_of_source = text_vectors.split(list(map(len, texts)))
         for source, source_texts in zip(vectors.float().cpu(), texts_of_source, strict=True):
             cosines.append((source_texts @ source).tolist())
         return cosines

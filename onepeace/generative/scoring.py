@@ -114,7 +114,14 @@ def score_answers(
     if trie.root.num_answers > 1:
         rows = []
         for source in range(num_sources):
-            rows.append(_Row(source=source, token=BOS, node=trie.root, total=0.0, parent=source))
+            row = _Row(
+                source=source,
+                token=BOS,
+                node=trie.root,
+                total=0.0,
+                parent=source,
+            )
+            rows.append(row)
         _Scoring(step, prefixes, max_rows, device, scores).follow(rows, state, length=0)
     return scores
 
@@ -147,7 +154,8 @@ class _Scoring(Generic[S]):
 
     def _advance(self, rows: Sequence[_Row], logits: Tensor, length: int) -> list[_Row]:
         """Score the answers that are certain after one more token; returns the prefixes that several answers share."""
-        log_probs = _log_probabilities(logits, [self._next_tokens(row, length) for row in rows])
+        next_tokens = [self._next_tokens(row, length) for row in rows]
+        log_probs = _log_probabilities(logits, next_tokens)
         children = []
         for number, row in enumerate(rows):
             prefix = self.prefixes[row.source]
@@ -160,7 +168,14 @@ class _Scoring(Generic[S]):
                 if node.num_answers == 1:
                     self.scores[row.source, node.first_answer()] = total
                 else:
-                    children.append(_Row(source=row.source, token=token, node=node, total=total, parent=number))
+                    child = _Row(
+                        source=row.source,
+                        token=token,
+                        node=node,
+                        total=total,
+                        parent=number,
+                    )
+                    children.append(child)
         return children
 
     def _next_tokens(self, row: _Row, length: int) -> list[int]:
@@ -174,7 +189,7 @@ def _log_probabilities(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[
 
     Values after a row's tokens are undefined.
     """
-    rows = [torch.tensor(row) for row in tokens]
+    rows = list(map(torch.tensor, tokens))
     ids = pad_sequence(rows, batch_first=True, padding_value=-1).to(logits.device)
     logits = logits.gather(1, ids.clamp(min=0))
     logits = logits.masked_fill(ids < 0, -torch.inf)

@@ -132,7 +132,9 @@ def search(
         live = []
         for source, candidates in candidates_by_source.items():
             live += _unfinished(candidates, finished[source], len(prefixes[source]), options)
-    return [sorted(hypotheses, key=lambda hypothesis: -hypothesis.score) for hypotheses in finished]
+    for hypotheses in finished:
+        hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
+    return finished
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,12 @@ def _repeats(tokens: tuple[int, ...], n: int) -> list[int]:
         return []
     newest = tokens[len(tokens) - n + 1 :]
     num_ngrams = len(tokens) - n + 1
-    ngrams = (tokens[start : start + n] for start in range(num_ngrams))
-    return [ngram[-1] for ngram in ngrams if ngram[:-1] == newest and ngram[-1] != EOS]
+    repeating = []
+    for start in range(num_ngrams):
+        ngram = tokens[start : start + n]
+        if ngram[:-1] == newest and ngram[-1] != EOS:
+            repeating.append(ngram[-1])
+    return repeating
 
 
 def _candidates(log_probs: Tensor, live: Sequence[_Live], beam: int) -> dict[int, list[_Live]]:

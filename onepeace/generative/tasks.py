@@ -67,8 +67,11 @@ class Task:
     @property
     def fields(self) -> tuple[str, ...]:
         """Fields of an item that are in the prompt, in its order."""
-        names = [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None]
-        return tuple(dict.fromkeys(names))
+        names = []
+        for _, name, _, _ in string.Formatter().parse(self.prompt):
+            if name is not None and name not in names:
+                names.append(name)
+        return tuple(names)
 
     @property
     def has_boxes(self) -> bool:
@@ -139,8 +142,8 @@ def read_tasks(file: Path | None = None) -> dict[str, Task]:
             sections = merge(sections, {name: {"choices": None} if has_choices else {}})
         sections = merge(sections, content)
         path_of_task |= dict.fromkeys(content, str(path))
-    return {
-        name: build(Task, section, path_of_task[name], name)
-        for name, section in sections.items()
-        if section is not None
-    }
+    tasks = {}
+    for name, section in sections.items():
+        if section is not None:
+            tasks[name] = build(Task, section, path_of_task[name], name)
+    return tasks

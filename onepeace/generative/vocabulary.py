@@ -61,7 +61,13 @@ class Vocabulary:
     @classmethod
     def of(cls, config: OFAConfig, tokenizer: "Tokenizer") -> "Vocabulary":
         """Vocabulary of an OFA model."""
-        return cls(tokenizer, config.num_words, mask=True, num_codes=config.num_codes, num_bins=config.num_bins)
+        return cls(
+            tokenizer,
+            config.num_words,
+            mask=True,
+            num_codes=config.num_codes,
+            num_bins=config.num_bins,
+        )
 
     def __len__(self) -> int:
         return self.bins.stop
@@ -82,7 +88,8 @@ class Vocabulary:
         text = ""
         for is_word, group in groupby(ids, lambda token: token < self.num_words):
             if is_word:
-                text += self.tokenizer.decode([token for token in group if token not in (BOS, PAD, EOS)])
+                words = [token for token in group if token not in (BOS, PAD, EOS)]
+                text += self.tokenizer.decode(words)
             else:
                 text += "".join(map(self._name, group))
         return text
@@ -96,7 +103,8 @@ class Vocabulary:
             resized: size of the picture that the model reads.
         """
         last_bin = self._last_bin()
-        x_scale, y_scale = (new / old / self.box_side * last_bin for new, old in zip(resized, size, strict=True))
+        x_scale = resized[0] / size[0] / self.box_side * last_bin
+        y_scale = resized[1] / size[1] / self.box_side * last_bin
         scales = (x_scale, y_scale, x_scale, y_scale)
         # round() rounds half to even, like the released code.
         numbers = [round(corner * scale) for corner, scale in zip(box, scales, strict=True)]
@@ -112,7 +120,8 @@ class Vocabulary:
         if len(ids) != 4 or not all(token in self.bins for token in ids):
             raise ValueError(f"{self.decode(ids)!r} is not a box of four bins")
         last_bin = self._last_bin()
-        x_scale, y_scale = (self.box_side / last_bin * old / new for new, old in zip(resized, size, strict=True))
+        x_scale = self.box_side / last_bin * size[0] / resized[0]
+        y_scale = self.box_side / last_bin * size[1] / resized[1]
         x0, y0, x1, y1 = (token - self.bins.start for token in ids)
         return [x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale]
 
