@@ -34,7 +34,10 @@ class ADE20K(Photographs, OfficialSplits):
     def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         table = find(folder, "objectInfo150.txt", what="the classes")
         classes = _classes(table)
-        return {name: Table(table, _records(folder, name, classes), classes) for name in self.chosen_splits}
+        tables = {}
+        for name in self.chosen_splits:
+            tables[name] = Table(table, _records(folder, name, classes), classes)
+        return tables
 
     def encode(self, record: Record) -> Encoded:
         """The picture, and the map of its classes at the same size."""

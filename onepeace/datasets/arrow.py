@@ -86,7 +86,8 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(path: Path) -> str:
-    for word in re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower()):
+    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
+    for word in words:
         if word in SPLIT_OF_WORD:
             return SPLIT_OF_WORD[word]
     return ""
@@ -173,7 +174,11 @@ def _opened(file: Path, arrow: Any, is_parquet: bool) -> Any:
 
 
 def _row(
-    number: int, batch: Any, index: int, columns: Collection[str], class_names: Mapping[str, Sequence[str]]
+    number: int,
+    batch: Any,
+    index: int,
+    columns: Collection[str],
+    class_names: Mapping[str, Sequence[str]],
 ) -> Row | BadRow:
     cells = {}
     for name in columns:
@@ -194,6 +199,10 @@ def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
     """Names of the classes by column, which datasets stores in the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        class_names = {}
+        for name, feature in features.items():
+            if feature.get("_type") == "ClassLabel":
+                class_names[name] = feature["names"]
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
+    return class_names

@@ -59,7 +59,11 @@ class Clip(NamedTuple):
 
     def sound_names(self) -> list[SoundName]:
         """Names that its sound file may have, the most specific first."""
-        names: list[SoundName] = [(self.video, self.start), (self.video, self.start * 1000), (self.video, None)]
+        names: list[SoundName] = [
+            (self.video, self.start),
+            (self.video, self.start * 1000),
+            (self.video, None),
+        ]
         return names + [(number, None) for number in self.numbers]
 
 
@@ -90,7 +94,9 @@ def _clips(table: Path) -> Iterable[Clip]:
         start = whole_number(row["start_time"], where)
         if not re.fullmatch(r"[\w-]{11}", video):
             raise UserError(f"{video!r} is not the id of a video", where=where)
-        clip = clips.setdefault((video, start), Clip(video, start, captions=[], numbers=[]))
+        if (video, start) not in clips:
+            clips[video, start] = Clip(video, start, captions=[], numbers=[])
+        clip = clips[video, start]
         clip.captions.append(sentence(row["caption"]))
         clip.numbers.append(row["audiocap_id"].strip())
     return clips.values()

@@ -36,7 +36,8 @@ def _table(folder: Path, split: str) -> Table:
     # A split that was not downloaded has no folder, and so no sound.
     sounds = {}
     for split_folder in sorted(folder.rglob(split)):
-        sounds.update({path.name: path for path in sounds_below(split_folder)})
+        for path in sounds_below(split_folder):
+            sounds[path.name] = path
     records = []
     for number, (_, row) in enumerate(read_rows(table, "file_name", *CAPTIONS)):
         name = row["file_name"]

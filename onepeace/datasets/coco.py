@@ -156,7 +156,9 @@ def read_instances(path: Path) -> Instances:
     objects = []
     for where, row in json_rows(path, "images", content):
         with fields(where, row, "id, width and height"):
-            sizes[int(row["id"])] = (int(row["width"]), int(row["height"]))
+            width = int(row["width"])
+            height = int(row["height"])
+            sizes[int(row["id"])] = (width, height)
     for where, row in json_rows(path, "categories", content):
         with fields(where, row, "id and name"):
             names[int(row["id"])] = str(row["name"])
@@ -174,12 +176,18 @@ def read_instances(path: Path) -> Instances:
         x0, y0, x1, y1 = instance.box
         if x0 < x1 and y0 < y1:
             objects.append(instance)
-    return Instances(sizes, [names[key] for key in sorted(names)], objects)
+    classes = [names[key] for key in sorted(names)]
+    return Instances(sizes, classes, objects)
 
 
 def relative_box(pixels: Sequence[float], size: tuple[int, int]) -> list[float]:
     """Convert a box (x, y, width, height) in pixels to [x0, y0, x1, y1] from 0 to 1, clipped to the picture."""
     x, y, width, height = pixels
     picture_width, picture_height = size
-    edges = (x / picture_width, y / picture_height, (x + width) / picture_width, (y + height) / picture_height)
+    edges = (
+        x / picture_width,
+        y / picture_height,
+        (x + width) / picture_width,
+        (y + height) / picture_height,
+    )
     return [round(min(max(edge, 0.0), 1.0), 6) for edge in edges]

@@ -30,13 +30,22 @@ class ESC50(Layout):
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         captions = read_json(Path(__file__).with_name("esc50_captions.json"))  # in the order of the targets
-        clips = list(_clips(folder, captions))
-        misnamed = [clip for clip in clips if isinstance(clip, Skipped)]
-        records = shuffled(clip for clip in clips if isinstance(clip, Record))
+        misnamed = []
+        records = []
+        for clip in _clips(folder, captions):
+            if isinstance(clip, Skipped):
+                misnamed.append(clip)
+            else:
+                records.append(clip)
         if not records:
             raise UserError("no sounds named FOLD-CLIP-TAKE-TARGET.wav, such as audio/1-100032-A-0.wav", where=folder)
-        val = [record for record in records if record.about["fold"] == 5]
-        train = [record for record in records if record.about["fold"] != 5]
+        val = []
+        train = []
+        for record in shuffled(records):
+            if record.about["fold"] == 5:
+                val.append(record)
+            else:
+                train.append(record)
         yield Split("val/esc50_fold5/esc50_fold5", [*misnamed, *val], self.encode, classes=list(captions))
         yield Split("train/audio_text/esc50", train, self.encode)
 

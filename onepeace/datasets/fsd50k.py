@@ -39,20 +39,23 @@ def _table(folder: Path, split: str, classes: Sequence[str]) -> Table:
     sounds = {}
     for split_folder in sorted(folder.rglob(f"FSD50K.{split}_audio")):
         if split_folder.is_dir():
-            sounds.update({path.stem: path for path in sounds_below(split_folder)})
+            for path in sounds_below(split_folder):
+                sounds[path.stem] = path
     records = []
     for where, row in read_rows(table, "fname", "labels"):
-        labels = [label.strip().replace("_", " ") for label in row["labels"].split(",")]
+        names = row["labels"].split(",")
+        labels = [name.strip().replace("_", " ") for name in names]
         unknown = {*labels} - {*classes}
         if unknown:
             raise UserError(f"label {min(unknown)!r} is not in vocabulary.csv", where=where)
-        name = row["fname"].strip()
+        freesound_id = row["fname"].strip()
+        captions = [f"the sound of {label}" for label in labels]
         record = Record(
-            key=f"fsd50k_{name}",
+            key=f"fsd50k_{freesound_id}",
             source=f"FSD50K {split}",
-            inputs={"audio": sounds.get(name), "text": [f"the sound of {label}" for label in labels]},
+            inputs={"audio": sounds.get(freesound_id), "text": captions},
             targets={"labels": labels},
-            about={"license": LICENSE, "freesound_id": name},
+            about={"license": LICENSE, "freesound_id": freesound_id},
         )
         records.append(record)
     return Table(table, records, classes)

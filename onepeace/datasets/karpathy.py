@@ -101,7 +101,15 @@ def read_karpathy(name: str, folder: Path) -> list[ListedPicture]:
     pictures = []
     for where, row in json_rows(table, "images"):
         with fields(where, row, "filename, split and sentences"):
-            captions = [" ".join(entry["raw"].split()) for entry in row["sentences"]]
-            captions = [caption for caption in captions if caption]
-            pictures.append(ListedPicture(str(row["filename"]), str(row["split"]), captions[:CAPTIONS]))
+            captions = []
+            for entry in row["sentences"]:
+                caption = " ".join(entry["raw"].split())
+                if caption:
+                    captions.append(caption)
+            picture = ListedPicture(
+                file=str(row["filename"]),
+                split=str(row["split"]),
+                captions=captions[:CAPTIONS],
+            )
+        pictures.append(picture)
     return pictures

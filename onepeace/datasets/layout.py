@@ -8,6 +8,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -193,13 +194,21 @@ def shuffled(items: Iterable[T]) -> list[T]:
 
 def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Record | Skipped]:
     """Yield a `Skipped` with the number of missing files in `table`, if any, then the complete records, shuffled."""
-    for modality in dict.fromkeys(key for record in records for key in record.inputs if key != "text"):
-        missing = [record.key for record in records if record.inputs[modality] is None]
+    modalities = dict.fromkeys(chain.from_iterable(record.inputs for record in records))
+    modalities.pop("text", None)
+    for modality in modalities:
+        complete = []
+        missing = []
+        for record in records:
+            if record.inputs[modality] is None:
+                missing.append(record.key)
+            else:
+                complete.append(record)
         if len(missing) == len(records):
             yield skipped(table, f"none of its {len(records)} {modality} files is there; {hint}")
         elif missing:
             examples = [*missing[:3], "..."] if len(missing) > 3 else missing
             count = f"{len(missing)} of {len(records)} {modality} files are missing"
             yield skipped(table, f"{count} ({', '.join(examples)})")
-        records = [record for record in records if record.inputs[modality] is not None]
+        records = complete
     yield from shuffled(records)

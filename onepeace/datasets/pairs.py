@@ -89,9 +89,9 @@ def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[R
 
         def choose(columns: Sequence[str], file: Path = file) -> list[str]:
             _check_columns(file, columns, names)
-            lower_names = set()
+            lower_names: set[str] = set()
             for names_of_content in names.values():
-                lower_names |= {name.lower() for name in names_of_content}
+                lower_names.update(map(str.lower, names_of_content))
             return [column for column in columns if column.lower() in lower_names]
 
         for row in read_arrow(file, choose):
@@ -157,11 +157,11 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
 
 def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> None:
     """Raise UserError if a table has no column of files, or lacks one that is named by an option."""
-    lower = {name.lower() for name in columns}
+    lower = set(map(str.lower, columns))
     files: list[str] = []
     for key in media():
         files += names[key]
-    if lower.isdisjoint(name.lower() for name in files):
+    if lower.isdisjoint(map(str.lower, files)):
         raise UserError(
             f"no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
             f"files, or name it with --column {media()[0]}=NAME",
@@ -174,9 +174,16 @@ def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> No
             raise UserError(f"no column {first!r}; it has {', '.join(columns)}", where=path)
 
 
-def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str, names: ColumnNames) -> Record:
+def _record(
+    cells: Mapping[str, Any],
+    folder: Path,
+    where: str,
+    source_name: str,
+    names: ColumnNames,
+) -> Record:
     """The sample of a row; `UserError` if the row is invalid."""
-    cells = {name.lower(): value for name, value in cells.items()} | dict(cells)
+    lower_cells = {name.lower(): value for name, value in cells.items()}
+    cells = {**lower_cells, **cells}
 
     def cell(key: str) -> tuple[str, Any]:
         """Name and value of the first column that is filled."""

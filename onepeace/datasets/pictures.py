@@ -80,7 +80,8 @@ def shrink(picture: Any, short: int) -> Any:
         return picture
     from PIL import Image
 
-    return picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def webp(picture: Any, quality: int) -> bytes:

@@ -46,7 +46,9 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
                 instance = instance_by_key[row["ann_id"]]
                 split = str(row["split"])
                 reference = row["ref_id"]
-                texts = {int(entry["sent_id"]): " ".join(entry["sent"].split()) for entry in row["sentences"]}
+                texts = {}
+                for entry in row["sentences"]:
+                    texts[int(entry["sent_id"])] = " ".join(entry["sent"].split())
             for sentence_id, text in texts.items():
                 record = Record(
                     key=f"{self.key}_{sentence_id}",

@@ -39,7 +39,10 @@ def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
     table = find(folder, f"snli_ve_{split}.jsonl", what="the statements")
     records = []
     for where, row in read_json_lines(table):
-        values = {name: " ".join(str(row.get(name, "")).split()) for name in FIELDS}
+        values = {}
+        for name in FIELDS:
+            text = str(row.get(name, ""))
+            values[name] = " ".join(text.split())
         label = values["gold_label"]
         if not all(values.values()) or label not in CLASSES:
             raise UserError(f"expected {', '.join(FIELDS)}, and gold_label one of {', '.join(CLASSES)}", where=where)

@@ -55,7 +55,8 @@ class SoundEvents(Sounds, OfficialSplits):
     def _table(self, split: str, table: Path, sounds: Path) -> Table:
         sound_by_stem = {_stem(path.name): path for path in sounds_below(sounds)}
         records = []
-        for file_number, (file, events) in enumerate(_events(table, self.seconds).items()):
+        events_by_file = _events(table, self.seconds)
+        for file_number, (file, events) in enumerate(events_by_file.items()):
             sound: Path | None = sounds / file
             if not (sounds / file).is_file():
                 sound = sound_by_stem.get(_stem(Path(file).name))
@@ -100,9 +101,9 @@ def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
     """The events within the first `seconds`, in the order of their onsets, by file."""
     events_by_file: dict[str, list[list[Any]]] = {}
     for where, row in read_rows(table, "filename"):
-        missing = [name for name in COLUMNS if name not in row]
-        if missing:
-            raise UserError(f"no column {missing[0]}; expected {', '.join(COLUMNS)}", where=where)
+        for name in COLUMNS:
+            if name not in row:
+                raise UserError(f"no column {name}; expected {', '.join(COLUMNS)}", where=where)
         events = events_by_file.setdefault(row["filename"], [])
         if not any(row[name] for name in COLUMNS[1:]):
             continue

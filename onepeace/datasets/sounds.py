@@ -28,7 +28,8 @@ class Sounds(Layout):
 
     def encode(self, record: Record) -> Encoded:
         """The first `seconds` of the sound of a record."""
-        return Encoded({"ogg": ogg(load_sound(record.inputs["audio"], self.seconds), self.level)})
+        samples = load_sound(record.inputs["audio"], self.seconds)
+        return Encoded({"ogg": ogg(samples, self.level)})
 
 
 def sounds_below(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """tiny-ImageNet, the dataset of the course CS231n."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,8 @@ class TinyImageNet(Layout):
         words = find(folder, "words.txt", what="WordNet ids and names")
         folder = words.parent
         synonyms = _synonyms(words)
-        wnids = sorted(path.name for path in (folder / "train").glob("n*") if path.is_dir())
+        class_folders = sorted((folder / "train").glob("n*"))
+        wnids = [path.name for path in class_folders if path.is_dir()]
         if not wnids:
             raise UserError("no folder of a class (n01443537, ...)", where=folder / "train")
         for wnid in wnids:
@@ -44,7 +45,7 @@ class TinyImageNet(Layout):
         for target, wnid in enumerate(wnids):
             classes.append(PictureClass(wnid, target, names[wnid], synonyms[wnid]))
 
-        val_paths: dict[str, list[Path]] = {wnid: [] for wnid in wnids}
+        val_paths: dict[str, list[Path]] = defaultdict(list)
         for path, wnid in shuffled(_annotations(folder / "val/val_annotations.txt", wnids)):
             val_paths[wnid].append(path)
         val = []
@@ -75,7 +76,11 @@ class PictureClass(NamedTuple):
 
     def to_dict(self) -> dict[str, str]:
         """Its entry in classes.json."""
-        return {"wnid": self.wnid, "name": self.name, "synonyms": ", ".join(self.synonyms)}
+        return {
+            "wnid": self.wnid,
+            "name": self.name,
+            "synonyms": ", ".join(self.synonyms),
+        }
 
 
 def stored(record: Record) -> Encoded:

@@ -33,10 +33,11 @@ class UrbanSound8K(Sounds):
             label = row["class"].strip().replace("_", " ")
             name_by_target[target] = label
             file_name = row["slice_file_name"].strip()
+            captions = [caption.format(label) for caption in CAPTIONS]
             record = Record(
                 key=f"us8k_{Path(file_name).stem}",
                 source="UrbanSound8K",
-                inputs={"audio": sounds.get(file_name), "text": [caption.format(label) for caption in CAPTIONS]},
+                inputs={"audio": sounds.get(file_name), "text": captions},
                 targets={"label": label},
                 about={
                     "license": LICENSE,
@@ -49,8 +50,13 @@ class UrbanSound8K(Sounds):
         targets = sorted(name_by_target)
         if targets != list(range(len(targets))) or not targets:
             raise UserError(f"has the classes {targets}, not all from 0", where=table)
-        val = [record for record in records if record.about["fold"] == self.val_fold]
-        train = [record for record in records if record.about["fold"] != self.val_fold]
+        val = []
+        train = []
+        for record in records:
+            if record.about["fold"] == self.val_fold:
+                val.append(record)
+            else:
+                train.append(record)
         classes = [name_by_target[target] for target in targets]
         shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
         yield Split(shards, present(val, table, HINT), self.encode, classes=classes)

@@ -70,7 +70,8 @@ class VGGSound(Sounds, OfficialSplits):
             picture = clip(path, 1, 1)[0].image
         else:
             picture = read_picture(path)
-        return Encoded({**sound.files, "webp": webp(shrink(picture, self.size), self.quality)})
+        small = shrink(picture, self.size)
+        return Encoded({**sound.files, "webp": webp(small, self.quality)})
 
 
 def _read_table(table: Path) -> list[tuple[str, dict[str, str]]]:
@@ -104,4 +105,5 @@ def _record(row: Mapping[str, str], clip_name: str, media: Mapping[str, Any], ta
 def _pictures_below(folder: Path) -> dict[str, Path]:
     """Pictures and videos of clips by their names."""
     files = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
-    return {path.stem: path for path in sorted(files, key=lambda path: PICTURES.index(path.suffix.lower()))}
+    files.sort(key=lambda path: PICTURES.index(path.suffix.lower()))
+    return {path.stem: path for path in files}

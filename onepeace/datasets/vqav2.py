@@ -52,7 +52,8 @@ class VQAv2(SharedPhotographs, OfficialSplits):
             if split not in UNANSWERED:
                 answers_by_split[split] = _answers(folder, split)
                 counts.update(answers.common for answers in answers_by_split[split].values())
-        classes = sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.answers]
+        by_frequency = sorted(counts, key=lambda answer: (-counts[answer], answer))
+        classes = by_frequency[: self.answers]
         tables = {}
         for split in self.chosen_splits:
             tables[split] = _table(folder, split, answers_by_split.get(split), classes)
@@ -73,7 +74,12 @@ def _answers(folder: Path, split: str) -> dict[int, Answers]:
     return answers
 
 
-def _table(folder: Path, split: str, answers: Mapping[int, Answers] | None, classes: Sequence[str]) -> Table:
+def _table(
+    folder: Path,
+    split: str,
+    answers: Mapping[int, Answers] | None,
+    classes: Sequence[str],
+) -> Table:
     table = find(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", what="the questions")
     photographs = photographs_by_id(folder, split.replace("-dev", ""))
     class_names = set(classes)

@@ -28,7 +28,8 @@ def read_shard(path: Path) -> Iterator[Record]:
     endings = _endings()
     shard = open_shard(str(path.absolute()))
     for row in range(len(shard.index)):
-        yield _read_sample(path, shard.index.key(row), content_of(shard.members(row)), endings)
+        content = content_of(shard.members(row))
+        yield _read_sample(path, shard.index.key(row), content, endings)
     if shard.index.damages:
         raise UserError(shard.index.damages[0])
 
@@ -42,15 +43,23 @@ def _endings() -> dict[str, set[str]]:
     return endings
 
 
-def _read_sample(path: Path, key: str, raw: Mapping[str, Any], endings: Mapping[str, set[str]]) -> Record:
+def _read_sample(
+    path: Path,
+    key: str,
+    raw: Mapping[str, Any],
+    endings: Mapping[str, set[str]],
+) -> Record:
     """A sample, from the content of its files by their endings."""
+    inputs = {}
     try:
-        media = {modality: media_of(raw, endings[modality]) for modality in endings}
+        for modality, endings_of_modality in endings.items():
+            media = media_of(raw, endings_of_modality)
+            if media:
+                inputs[modality] = media
         texts = [raw["txt"].decode()] if "txt" in raw else []
         facts = json.loads(raw["json"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
-    inputs = {modality: content for modality, content in media.items() if content}
     if not inputs and not texts:
         raise UserError(f"{key} has no picture, sound or text", where=path)
     return Record(
