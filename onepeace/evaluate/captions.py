@@ -41,7 +41,9 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
         references: (n) lists of captions by people, with any number of captions per item.
     """
     candidate_words = [_joined_words(caption) for caption in candidates]
-    reference_words = [[_joined_words(caption) for caption in captions] for captions in references]
+    reference_words = []
+    for captions in references:
+        reference_words.append([_joined_words(caption) for caption in captions])
     rouge = _rouge(candidate_words, reference_words)
     bleu = _bleu(candidate_words, reference_words)
     cider = CiderReward(references)(candidates, references)
@@ -120,7 +122,7 @@ class CiderReward:
 
         scorer = Scorer()
         for candidate, captions in zip(candidates, references, strict=True):
-            scorer += (self._words(candidate), [self._words(caption) for caption in captions])
+            scorer += (self._words(candidate), list(map(self._words, captions)))
         scorer.document_frequency = self.counts
         return np.array(scorer.compute_cider(), dtype=np.float64)
 

@@ -36,10 +36,12 @@ def event_f1(predicted: Sequence[Sequence[Event]], targets: Sequence[Sequence[Ev
     """
     classes: set[str] = set()
     for events in targets:
-        classes.update(label for _, _, label in events)
+        for _, _, label in events:
+            classes.add(label)
     if not classes:
         raise UserError(f"not one of {len(targets)} sounds has an event")
-    return float(np.mean([_class_f1(label, predicted, targets) for label in sorted(classes)]))
+    f1_by_class = [_class_f1(label, predicted, targets) for label in sorted(classes)]
+    return float(np.mean(f1_by_class))
 
 
 def _class_f1(label: str, predicted: Sequence[Sequence[Event]], targets: Sequence[Sequence[Event]]) -> float:
@@ -57,7 +59,10 @@ def _num_matched(predicted: Sequence[Event], targets: Sequence[Event]) -> int:
     """Number of pairs in a maximum matching of the events that fit each other."""
     sparse = need("scipy.sparse", "eval")
     csgraph = need("scipy.sparse.csgraph", "eval")
-    fits = np.array([[_fits(event, target) for target in targets] for event in predicted], dtype=np.int8)
+    fits_of_events = []
+    for event in predicted:
+        fits_of_events.append([_fits(event, target) for target in targets])
+    fits = np.array(fits_of_events, dtype=np.int8)
     if not fits.any():
         return 0
     matches = csgraph.maximum_bipartite_matching(sparse.csr_array(fits), perm_type="column")
@@ -90,7 +95,8 @@ def box_ap(
     """
     labels: set[str] = set()
     for objects in targets:
-        labels.update(label for _, label in objects)
+        for _, label in objects:
+            labels.add(label)
     if not labels:
         raise UserError(f"not one of {len(targets)} pictures has an object")
     category_ids = {label: number for number, label in enumerate(sorted(labels), 1)}

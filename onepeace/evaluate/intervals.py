@@ -25,7 +25,8 @@ def draws(n: int, count: int = DRAWS) -> Iterator[NDArray[np.int64]]:
 
 def middle(figures: Sequence[float]) -> tuple[float, float]:
     """The central 95 % interval of the figures of all draws."""
-    low, high = np.quantile(figures, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    outside = (1 - LEVEL) / 2
+    low, high = np.quantile(figures, [outside, 1 - outside])
     return float(low), float(high)
 
 
@@ -81,9 +82,11 @@ def gain_of_groups(before: NDArray, after: NDArray, groups: NDArray[np.int64]) -
     means_before = counts @ sums_before / num_queries
     means_after = counts @ sums_after / num_queries
     differences = (means_after - means_before)[:DRAWS]
+    mean_before = sums_before.sum() / sizes.sum()
+    mean_after = sums_after.sum() / sizes.sum()
     return (
-        _estimate(before.mean(), _other_samples(means_before, sums_before.sum() / sizes.sum())),
-        _estimate(after.mean(), _other_samples(means_after, sums_after.sum() / sizes.sum())),
+        _estimate(before.mean(), _other_samples(means_before, mean_before)),
+        _estimate(after.mean(), _other_samples(means_after, mean_after)),
         _estimate(after.mean() - before.mean(), differences),
     )
 
@@ -93,7 +96,8 @@ def _group_counts(num_groups: int) -> NDArray[np.int64]:
     shape = (2 * DRAWS, num_groups)
     drawn = np.random.default_rng(SEED).integers(num_groups, size=shape)
     first_of_row = num_groups * np.arange(len(drawn))[:, None]
-    return np.bincount((first_of_row + drawn).ravel(), minlength=drawn.size).reshape(shape)
+    numbers = (first_of_row + drawn).ravel()
+    return np.bincount(numbers, minlength=drawn.size).reshape(shape)
 
 
 def _other_samples(means: NDArray, mean: float) -> NDArray:
@@ -101,6 +105,7 @@ def _other_samples(means: NDArray, mean: float) -> NDArray:
     return (means[:DRAWS] + means[DRAWS:] - mean).clip(0, 1)
 
 
-def _estimate(value: float, figures: NDArray) -> Estimate:
+def _estimate(mean: float, figures: NDArray) -> Estimate:
+    value = float(mean)
     low, high = middle(figures.tolist())
-    return Estimate(float(value), min(float(value), low), max(float(value), high))
+    return Estimate(value, min(value, low), max(value, high))

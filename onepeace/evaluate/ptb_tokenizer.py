@@ -74,7 +74,10 @@ CASELESS = [
     r"\S",
 ]
 CASED = [rf"{_any(CAPITALISED)}\.", rf"{_any(CAPITALISED.upper())}\.", r"[A-Z]+(?:[&+][A-Z]+)+", r"[A-Z]{1,2}\$"]
-RULES = [*(re.compile(rule, re.IGNORECASE) for rule in CASELESS), *map(re.compile, CASED)]
+RULES = [
+    *(re.compile(rule, re.IGNORECASE) for rule in CASELESS),
+    *map(re.compile, CASED),
+]
 """The longest match at a position is a token, or one token per group if it has groups."""
 
 PLAIN = re.compile(r"[A-Za-z]+(?!\S)")
@@ -156,7 +159,8 @@ def _words_of(match: re.Match[str]) -> tuple[str, ...]:
     """The words that one match stands for."""
     if match.lastindex:
         # A negation: "can't" is ("ca", "n't").
-        return match[1].lower(), match[2].lower().replace("\u2019", "'")
+        negation = match[2].lower().replace("\u2019", "'")
+        return match[1].lower(), negation
     token = match[0].lower()
     if token in SPLIT:
         return SPLIT[token]

@@ -72,7 +72,8 @@ def as_json(row: ReportRow, about: Mapping[str, Any], *, per_query: bool = False
 def as_table(rows: Sequence[ReportRow]) -> str:
     """The rows as aligned text, with values in percent."""
     columns = ("set", "metric", "value", "95%", "chance", "ratio", "n", "seconds")
-    return format_table(columns, [_cells(row) for row in rows], right=range(2, len(columns)))
+    cells_by_row = list(map(_cells, rows))
+    return format_table(columns, cells_by_row, right=range(2, len(columns)))
 
 
 def _cells(row: ReportRow) -> list[str]:

@@ -69,15 +69,17 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRe
         sets_not_null = {name: options for name, options in sets.items() if options is not None}
         content = {**content, "sets": sets_not_null}
     written = build(_Content, content, where)
-    protocols = {name: _protocol(options, f"{where}: sets.{name}") for name, options in written.sets.items()}
+    protocols = {}
+    for name, options in written.sets.items():
+        protocols[name] = _protocol(options, f"{where}: sets.{name}")
     return EvaluationRecipe(sets=protocols, data=written.data)
 
 
 def _protocol(options: Options, where: str) -> EvaluationProtocol:
-    key = options.get("protocol")
+    protocol_options = dict(options)
+    key = protocol_options.pop("protocol", None)
     if not isinstance(key, str) or key not in PROTOCOLS:
         raise UserError(f"protocol is {key!r}; known: {', '.join(PROTOCOLS)}", where=where)
-    protocol_options = {name: value for name, value in options.items() if name != "protocol"}
     protocol: EvaluationProtocol = build(PROTOCOLS[key], protocol_options, where)
     if not all(items.shards for items in protocol.sides):
         raise UserError("give shards, a pattern of files below data.root", where=where)
@@ -146,5 +148,8 @@ def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] 
     """The modalities of a set that a model lacks; empty if the modalities of the model are None (unknown)."""
     if modalities is None:
         return []
-    needed = dict.fromkeys(side.modality for side in protocol.sides)
-    return [modality for modality in needed if modality not in modalities]
+    lacking: list[str] = []
+    for side in protocol.sides:
+        if side.modality not in modalities and side.modality not in lacking:
+            lacking.append(side.modality)
+    return lacking

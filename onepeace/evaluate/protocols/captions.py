@@ -106,7 +106,9 @@ def _first_captions_of_next(references: Sequence[Sequence[str]]) -> list[str]:
 
 def _captions_of(writer: Any, modality: str, samples: Sequence[Sample]) -> list[str]:
     answers = results_of(writer.caption, [sample.inputs[modality] for sample in samples])
-    texts = [answer if isinstance(answer, str) else answer.text for answer in answers]
+    texts = []
+    for answer in answers:
+        texts.append(answer if isinstance(answer, str) else answer.text)
     if len(texts) != len(samples):
         raise ValueError(f"caption returned {len(texts)} texts for {len(samples)} items")
     return texts

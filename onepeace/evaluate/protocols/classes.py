@@ -52,7 +52,9 @@ def read_class_names(path: Path) -> list[str]:
     """Read a JSON list of names, or of objects with a "name"; UserError if the names are not distinct texts."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
+        names = []
+        for entry in entries:
+            names.append(entry["name"] if isinstance(entry, dict) else entry)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=path) from error
     except (ValueError, KeyError, TypeError) as error:

@@ -76,17 +76,22 @@ class Pool:
         """The pool of sources and of their samples, both by the names of the sources."""
         pool_samples: list[Sample] = []
         source_names: list[str] = []
+        queries: list[str] = []
         query_names: list[str] = []
+        modalities: list[str] = []
         for name, source in sources.items():
-            pool_samples += samples[name]
-            source_names += [name] * len(samples[name])
-            query_names += [source.name(sample) for sample in samples[name]]
+            for sample in samples[name]:
+                pool_samples.append(sample)
+                source_names.append(name)
+                queries.append(source.queries)
+                query_names.append(source.name(sample))
+                modalities.append(source.modality)
         return cls(
             samples=pool_samples,
             sources=np.array(source_names),
-            queries=np.array([sources[name].queries for name in source_names]),
+            queries=np.array(queries),
             query_names=np.array(query_names),
-            modalities=np.array([sources[name].modality for name in source_names]),
+            modalities=np.array(modalities),
             vectors=vectors,
         )
 
@@ -134,7 +139,8 @@ class Match(EvaluationProtocol):
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("sources is empty")
-        if self.calibration is None and any(source.queries == "items" for source in self.sources.values()):
+        has_item_queries = any(source.queries == "items" for source in self.sources.values())
+        if has_item_queries and self.calibration is None:
             raise UserError("queries that are items need a calibration, a file or a model that has one")
 
     @property
@@ -144,7 +150,9 @@ class Match(EvaluationProtocol):
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples = {name: source.samples(root) for name, source in self.sources.items()}
         banks = _banks(self.calibration, embedder)
-        vectors = [source.encode(embedder, samples[name]) for name, source in self.sources.items()]
+        vectors = []
+        for name, source in self.sources.items():
+            vectors.append(source.encode(embedder, samples[name]))
         pool = Pool.of(self.sources, samples, np.concatenate(vectors))
         questions = [*_text_questions(pool, embedder), *_item_questions(pool)]
         banks.add(pool.vectors, pool.modalities)
@@ -191,8 +199,9 @@ def _text_questions(pool: Pool, embedder: Any) -> list[Question]:
     everywhere = np.ones(len(pool.samples), dtype=bool)
     questions = []
     for number, vector in enumerate(encode(embedder, "text", texts)):
+        part = EncodedPart(bank_of_text(texts[number]), vector, 1.0)
         question = Question(
-            query=QueryVector.of([EncodedPart(bank_of_text(texts[number]), vector, 1.0)]),
+            query=QueryVector.of([part]),
             answers=answers[number],
             inside=everywhere,
             sources=frozenset(pool.sources[origins[number]].tolist()),
@@ -208,8 +217,9 @@ def _item_questions(pool: Pool) -> list[Question]:
         inside = np.arange(len(pool.samples)) != row
         answers = inside & (pool.query_names == pool.query_names[row])
         if answers.any():
+            part = EncodedPart(str(pool.modalities[row]), pool.vectors[row], 1.0)
             question = Question(
-                query=QueryVector.of([EncodedPart(str(pool.modalities[row]), pool.vectors[row], 1.0)]),
+                query=QueryVector.of([part]),
                 answers=answers,
                 inside=inside,
                 sources=frozenset([str(pool.sources[row])]),
@@ -258,9 +268,10 @@ def _figures(name: str, results: Sequence[QueryResult]) -> list[Figure]:
     ndcg_chance = np.mean([result.ndcg_chance for result in results])
     matches = np.array([result.match for result in results if result.answered])
     without = np.array([result.without for result in results])
+    ndcg = [result.ndcg for result in results]
     return [
         Figure.mean_of(f"{name}: answered by the first {FIRST}", answered, float(chance)),
-        Figure.mean_of(f"{name}: NDCG@{len(GAINS)}", [result.ndcg for result in results], float(ndcg_chance)),
+        Figure.mean_of(f"{name}: NDCG@{len(GAINS)}", ndcg, float(ndcg_chance)),
         Figure.mean_of(f"{name}: AUC", _shares_below(without, matches), 0.5),
         _share(f"{name}: kept", matches >= POSSIBLE, 1 - POSSIBLE),
         _share(f"{name}: turned away", without < POSSIBLE, POSSIBLE),

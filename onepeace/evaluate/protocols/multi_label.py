@@ -33,8 +33,10 @@ class MultiLabel(ClassNames):
         if not labels:
             raise UserError(f"not one of {len(samples)} samples has a label", where=self.shards)
         scores = self.class_vectors(embedder, names) @ self.encode(embedder, samples).T
-        correct = np.array([[name in sample_labels for sample_labels in labels_by_sample] for name in names])
-        return [mean_average_precision(scores, correct)]
+        correct = []
+        for name in names:
+            correct.append([name in sample_labels for sample_labels in labels_by_sample])
+        return [mean_average_precision(scores, np.array(correct))]
 
 
 def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figure:

@@ -169,7 +169,8 @@ def ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int])
 
 def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:
     """Add a sample to a hash, each part after its length."""
-    description = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True, default=bytes.hex)
+    fields = [sample.key, sample.targets, sample.captions]
+    description = json.dumps(fields, sort_keys=True, default=bytes.hex)
     _add_part(digest, description.encode())
     for modality in modalities:
         if modality != "text":

@@ -59,7 +59,11 @@ def _check_labels(matches: Iterable[str], items: Labelled, shards: str) -> None:
 
 
 def precisions(
-    name: str, queries: Labelled, candidates: Labelled, matches: Mapping[str, Sequence[str]], at: Sequence[int]
+    name: str,
+    queries: Labelled,
+    candidates: Labelled,
+    matches: Mapping[str, Sequence[str]],
+    at: Sequence[int],
 ) -> list[Figure]:
     """The precision in one direction for each k of ``at``.
 

@@ -28,7 +28,7 @@ class TaskHead(EvaluationProtocol):
 
     @property
     def sides(self) -> tuple[Items, ...]:
-        return (self, *(self.of(modality) for modality in self.others))
+        return (self, *map(self.of, self.others))
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         from onepeace.embed.predict import Predictor
@@ -95,5 +95,5 @@ def _consistency(right: Sequence[float], groups: Sequence[Any]) -> Figure:
         all_right[group] = all_right.get(group, True) and value == 1
     # A guess is right with probability 1/2 for each sample of a group.
     guessed = [0.5**size for size in Counter(groups).values()]
-    values = [float(group_right) for group_right in all_right.values()]
+    values = list(map(float, all_right.values()))
     return Figure.mean_of("consistency", values, float(np.mean(guessed)))

@@ -54,7 +54,10 @@ def _tags(predictions: Predictions) -> list[Figure]:
     for column, result in enumerate(results):
         for entry in result["labels"]:
             scores[rows[entry["label"]], column] = entry["score"]
-    correct = np.array([[label in target for target in targets] for label in labels])
+    rows_of_correct = []
+    for label in labels:
+        rows_of_correct.append([label in target for target in targets])
+    correct = np.array(rows_of_correct)
     if not correct.any():
         raise UserError(f"not one of {len(targets)} samples has one of the {len(labels)} labels of the head")
     return [mean_average_precision(scores, correct)]
@@ -143,9 +146,11 @@ def _choices(predictions: Predictions) -> list[Figure]:
 def _events(predictions: Predictions) -> list[Figure]:
     predicted_events = []
     for result in predictions.results:
-        events = [(event["onset"], event["offset"], event["label"]) for event in result["events"]]
+        events = []
+        for event in result["events"]:
+            events.append((event["onset"], event["offset"], event["label"]))
         predicted_events.append(events)
-    target_events = [[tuple(event) for event in target] for target in predictions.targets]
+    target_events = [list(map(tuple, target)) for target in predictions.targets]
     f1 = detections.event_f1(predicted_events, target_events)
     return [Figure("event F1", f1, chance=0.0, n=len(predicted_events))]
 

@@ -25,10 +25,11 @@ class ZeroShot(ClassNames):
         samples = self.read_labelled(root)
         names = self.listed_names(root) or sorted({sample.label for sample in samples})
         numbers = {name: i for i, name in enumerate(names)}
+        targets = []
         for sample in samples:
             if sample.label not in numbers:
                 raise UserError(f"{sample.key}: label {sample.label!r} is not in {self.classes}", where=sample.source)
-        targets = [numbers[sample.label] for sample in samples]
+            targets.append(numbers[sample.label])
         vectors = self.encode(embedder, samples)
         class_vectors = self.class_vectors(embedder, names)
         ranks = ranks_of_classes(vectors, class_vectors, targets)
