@@ -41,10 +41,12 @@ class Averages:
         for batch_losses in losses:
             for name, value in batch_losses.items():
                 by_name.setdefault(name, []).append(value.detach())
-        numbers = {name: torch.stack(tensors).mean() for name, tensors in by_name.items() if name != "loss"}
-        total = torch.stack(by_name["loss"]).sum()
-        numbers |= {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
-        self._steps.append({"loss": total, **numbers})
+        numbers = {"loss": torch.stack(by_name.pop("loss")).sum()}
+        for name, tensors in by_name.items():
+            numbers[name] = torch.stack(tensors).mean()
+        for name, number in values.items():
+            numbers[name] = torch.as_tensor(number, dtype=torch.float32)
+        self._steps.append(numbers)
 
     def take(self, left_out: Sequence[bool] = ()) -> tuple[dict[str, float], dict[str, float]]:
         """Means by name, also over processes, and the speed: items per second, share of time spent waiting for data,
@@ -60,8 +62,9 @@ class Averages:
                     values.setdefault(name, []).append(value)
         means = {}
         if values:
-            over_steps = torch.stack([torch.stack(tensors).double().mean().cpu() for tensors in values.values()])
-            means = dict(zip(values, mean(over_steps).tolist(), strict=True))
+            over_steps = [torch.stack(tensors).double().mean().cpu() for tensors in values.values()]
+            over_processes = mean(torch.stack(over_steps))
+            means = dict(zip(values, over_processes.tolist(), strict=True))
         spent = time.perf_counter() - self._since
         speed = {
             "items_per_second": round(self.items / spent, 1),

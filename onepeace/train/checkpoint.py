@@ -59,7 +59,11 @@ class State:
             for field, value in values.items():
                 if isinstance(value, Tensor):
                     optimizer[f"{name}.{field}"] = value
-        return {"model": dict(self.objective.state_dict()), "ema": dict(self.average), "optimizer": optimizer}
+        return {
+            "model": dict(self.objective.state_dict()),
+            "ema": dict(self.average),
+            "optimizer": optimizer,
+        }
 
     def numbers(self) -> dict[str, Any]:
         """Numbers of the optimizer that are not tensors: of its groups, and of each parameter with a state, by name."""
@@ -210,7 +214,13 @@ class Checkpoints:
         merged: dict[str, Cursor] = {}
         for part in parallel.gather_objects(dict(cursors)):
             merged.update(part)
-        header = Header(step=step, recipe=recipe, cursors=merged, optimizer=self.state.numbers(), digests={})
+        header = Header(
+            step=step,
+            recipe=recipe,
+            cursors=merged,
+            optimizer=self.state.numbers(),
+            digests={},
+        )
         _silence_single_process()
         self._step = step
         self._writing = dcp.async_save(  # type: ignore[assignment]
@@ -229,7 +239,9 @@ class Checkpoints:
 
     def has_failed(self) -> bool:
         """Whether a checkpoint could not be written; does not wait."""
-        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+        if self._writing is None or not self._writing.done():
+            return False
+        return self._writing.exception() is not None
 
     def wait(self) -> None:
         """Wait until the checkpoint in flight is complete on the disk, in all processes.

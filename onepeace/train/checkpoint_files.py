@@ -58,7 +58,8 @@ def step_of(folder: Path) -> int:
 
 def folders(out: str | Path) -> list[Path]:
     """The checkpoints of a run, whole or damaged, oldest first."""
-    return sorted((path for path in Path(out).glob("step-*") if NAME.fullmatch(path.name)), key=step_of)
+    checkpoints = [path for path in Path(out).glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(checkpoints, key=step_of)
 
 
 def digest_of(path: Path) -> str:

@@ -47,7 +47,11 @@ class Writer(HuggingFaceStorageWriter):
             return results
         path = Path(self.path) / f"part-{plan.storage_data['shard_index']:05d}.safetensors"
         _write_part(path, plan, planner)
-        result = WriteResult(plan.items[0].index, path.stat().st_size, (path.name, digest_of(path)))
+        result = WriteResult(
+            index=plan.items[0].index,
+            size_in_bytes=path.stat().st_size,
+            storage_data=(path.name, digest_of(path)),
+        )
         results.set_result([result])
         return results
 

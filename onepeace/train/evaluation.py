@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,13 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     sets = _chosen_sets(recipe.evaluate)
     config = make_config(recipe)
     folder = DataRoot(recipe.data.root).folder()
-    written = {name: protocol for name, protocol in sets.items() if protocol.needs_writer and can_write(config)}
-    encoded = {name: protocol for name, protocol in sets.items() if name not in written}
+    written = {}
+    encoded = {}
+    for name, protocol in sets.items():
+        if protocol.needs_writer and can_write(config):
+            written[name] = protocol
+        else:
+            encoded[name] = protocol
     if encoded:
         check_encodes(config, "evaluate")
     for name, protocol in sets.items():
@@ -104,11 +110,13 @@ def share_out(compute: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> 
     if world_size == 1:
         return compute(items)
     results = _computed_everywhere(compute, items[parallel.rank() :: world_size])
-    order = [index for first in range(world_size) for index in range(first, len(items), world_size)]
+    order: list[int] = []
+    for first in range(world_size):
+        order += range(first, len(items), world_size)
     if isinstance(results, Tensor):
         rows, _ = parallel.gather_ragged(results)
         return rows[torch.tensor(order).argsort()]
-    gathered = [result for part in parallel.gather_objects(list(results)) for result in part]
+    gathered = list(chain.from_iterable(parallel.gather_objects(list(results))))
     by_index = dict(zip(order, gathered, strict=True))
     return [by_index[index] for index in range(len(items))]
 

@@ -38,18 +38,21 @@ def compute_missing(cache: FrozenCache, compute: Callable[[list[str]], Iterable[
         cache.refresh()  # another run may have computed some
         missing = cache.missing
         _check_shared(cache, len(missing))
-        parts = [missing[start : start + part_size] for start in range(0, len(missing), part_size)]
+        starts = range(0, len(missing), part_size)
+        parts = [missing[start : start + part_size] for start in starts]
         first_number = max(cache.parts, default=-1) + 1
         is_first = parallel.rank() == 0
         if is_first and missing:
             log.warning("%s: computing %d items, once", cache.folder, len(missing))
         with Progress(len(missing), "item", shown=None if is_first else False) as progress:
-            for begin in range(0, len(parts), parallel.world_size()):
+            world_size = parallel.world_size()
+            for begin in range(0, len(parts), world_size):
                 index = begin + parallel.rank()
                 if index < len(parts):
                     _write_part(cache, first_number + index, compute(parts[index]))
                 parallel.barrier()
-                progress.update(sum(len(names) for names in parts[begin : begin + parallel.world_size()]))
+                computed_now = parts[begin : begin + world_size]
+                progress.update(sum(map(len, computed_now)))
         cache.refresh()
 
 

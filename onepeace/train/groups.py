@@ -25,14 +25,18 @@ def by_length(lengths: Rows, max_padding: float) -> list[Rows]:
     if max_padding >= 1:
         return [np.arange(lengths.shape[1])]
     rows = np.argsort(-lengths.sum(0), kind="stable")
-    groups = _fill(lengths[0], rows, max_padding) if len(lengths) == 1 else _halve(lengths, rows, max_padding)
+    if len(lengths) == 1:
+        groups = _fill(lengths[0], rows, max_padding)
+    else:
+        groups = _halve(lengths, rows, max_padding)
     return [np.sort(group) for group in groups]
 
 
 def in_equal_parts(lengths: Rows, count: int) -> list[Rows]:
     """Up to ``count`` groups of about equal size: the longest rows, the next ones, and so on."""
     rows = np.argsort(-lengths.sum(0), kind="stable")
-    return [np.sort(group) for group in np.array_split(rows, min(count, len(rows)))]
+    groups = np.array_split(rows, min(count, len(rows)))
+    return [np.sort(group) for group in groups]
 
 
 def _fill(lengths: Rows, rows: Rows, max_padding: float) -> list[Rows]:

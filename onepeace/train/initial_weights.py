@@ -123,7 +123,10 @@ def _log_copy(recipe: Recipe, config: Config, new: str, old: str, weights: Colle
     message = f"model.copy: {new} starts with weights of {old} ({listed})"
     if is_read_like(new, old):
         set_here = recipe.model_fields.get("adapters", {}).get(new, {})
-        options = [f"{name}={value}" for name, value in config.model.adapters[new].items() if name not in set_here]
+        options = []
+        for name, value in config.model.adapters[new].items():
+            if name not in set_here:
+                options.append(f"{name}={value}")
         message += f" and options of its adapter ({', '.join(options)})"
     log.info("%s", message)
 

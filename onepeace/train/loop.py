@@ -64,7 +64,8 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     loop = Loop(run, evaluate, stop_requested)
     step = run.start
     # Closing ends the workers, which ignore SIGTERM.
-    with closing(loader(run.steps, run.start, last, run.recipe.run.workers)) as loaded, run.checkpoints:
+    loading = loader(run.steps, run.start, last, run.recipe.run.workers)
+    with closing(loading) as loaded, run.checkpoints:
         for step in range(run.start + 1, last + 1):
             with loop.averages.waiting():
                 step_data = next(loaded)
@@ -106,7 +107,8 @@ class Loop:
         self.run.cursors = step_data.cursors
         self.data_report.add(step_data)
         self.unusable.add(step, batches, result)
-        self.averages.items += sum(len(batch.keys) for batch in batches) * parallel.world_size()
+        num_items = sum(len(batch.keys) for batch in batches)
+        self.averages.items += num_items * parallel.world_size()
         replaced = sum(len(batch.replaced) for batch in batches)
         self.averages.add_step(result.losses, grad_norm=result.grad_norm, replaced=float(replaced))
 
@@ -158,7 +160,12 @@ class Loop:
         """Write the means of the steps since the last line; all processes must call it."""
         _exchange(self.data_report)
         means, speed = self.averages.take(left_out=self.unusable.check())
-        line = {**means, "lr": self._learning_rate(step), **speed, **self.run.figures()}
+        line = {
+            **means,
+            "lr": self._learning_rate(step),
+            **speed,
+            **self.run.figures(),
+        }
         if self.journal is not None:
             self.journal.write(step, line)
 

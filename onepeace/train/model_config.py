@@ -37,7 +37,8 @@ def make_config(recipe: Recipe) -> Config:
     names = {field.name for field in fields(config_class)}
     content = merge(start.model, recipe.model_fields)
     if "adapters" in names:
-        content["adapters"] = _adapters(recipe, content.get("adapters", {}), start.model.get("adapters", {}))
+        adapters = content.get("adapters", {})
+        content["adapters"] = _adapters(recipe, adapters, start.model.get("adapters", {}))
     elif recipe.start.modalities:
         raise UserError(
             f"model.modalities: models of architecture {start.architecture} have no choice of them; leave it out"
@@ -49,7 +50,10 @@ def make_config(recipe: Recipe) -> Config:
     elif recipe.uses_masks:
         raise UserError(f"the objective has masked passes: models of architecture {start.architecture} have none")
     if "heads" in content:
-        content["heads"] = {name: head_options(name, head, recipe) for name, head in content["heads"].items()}
+        heads = {}
+        for name, head in content["heads"].items():
+            heads[name] = head_options(name, head, recipe)
+        content["heads"] = heads
     model: Any = build(config_class, content, "the recipe's model")
     settings = merge(start.processors, recipe.processors)
     processors = {key: settings.get(key, {}) for key in model.adapters}
@@ -123,5 +127,8 @@ def _decoder(recipe: Recipe, decoder: Options | None, modalities: Collection[str
         return None
     if not decoder:
         raise UserError("the objective has masked passes: give model.decoder {dim, depth, num_heads, ffn_dim}")
-    options = {key: value for key, value in decoder.get("options", {}).items() if key in modalities}
+    options = {}
+    for key, value in decoder.get("options", {}).items():
+        if key in modalities:
+            options[key] = value
     return {**decoder, "options": options}

@@ -49,7 +49,9 @@ class Objective(nn.Module):
         self.sharded = sharded
         self.terms = nn.ModuleDict()
         for options in terms:
-            self.terms[options.name] = TERMS[options.term](options, model, (prepared or {}).get(options.name))
+            term_class = TERMS[options.term]
+            prepared_of_term = (prepared or {}).get(options.name)
+            self.terms[options.name] = term_class(options, model, prepared_of_term)
 
     def at_step(self, step: int) -> None:
         """Set the number of the current step, counted from 1, in all terms."""
@@ -68,7 +70,8 @@ class Objective(nn.Module):
         losses: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for term_name, term in terms.items():
-            for name, loss in term.loss(outputs[term_name], batch, self.model).items():
+            term_losses = term.loss(outputs[term_name], batch, self.model)
+            for name, loss in term_losses.items():
                 if isinstance(loss, Logged):
                     losses[name] = loss.value
                 else:

@@ -101,8 +101,12 @@ def _is_matrix_of_block(name: str, parameter: Tensor) -> bool:
 
 def _depth(names: Sequence[str]) -> int:
     """Number of blocks of a model with these parameters."""
-    numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in names) if match]
-    return max(numbers, default=-1) + 1
+    depth = 0
+    for name in names:
+        match = re.match(r"blocks\.(\d+)\.", name)
+        if match:
+            depth = max(depth, int(match[1]) + 1)
+    return depth
 
 
 def _without_decay(model: nn.Module) -> set[str]:
@@ -180,4 +184,5 @@ def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float
         return
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.values()), [parameters[name] for name in average], 1 - decay)
+        weights: list[Tensor] = [parameters[name] for name in average]
+        torch._foreach_lerp_(list(average.values()), weights, 1 - decay)

@@ -101,7 +101,8 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
         return x, 0
     x = x.detach().contiguous()
     counts = gather_numbers(len(x))
-    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
+    padding = x.new_zeros(max(counts) - len(x), *x.shape[1:])
+    padded = torch.cat([x, padding])
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     rows = [part[:count] for part, count in zip(parts, counts, strict=True)]
@@ -221,7 +222,11 @@ def replicate(objective: nn.Module, compute_loss: Callable[[], Tensor]) -> nn.Mo
 
 
 def _shard_and_load(
-    objective: nn.Module, units: list[nn.Module], config: RunConfig, device: torch.device, bfloat16: bool
+    objective: nn.Module,
+    units: list[nn.Module],
+    config: RunConfig,
+    device: torch.device,
+    bfloat16: bool,
 ) -> None:
     """Shard the parameters of the objective; the first process has their values."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -250,7 +255,11 @@ def _restore_buffers(objective: nn.Module, buffers: Mapping[str, Tensor]) -> Non
 
 
 def shard(
-    objective: nn.Module, units: list[nn.Module], config: RunConfig, device: torch.device, bfloat16: bool
+    objective: nn.Module,
+    units: list[nn.Module],
+    config: RunConfig,
+    device: torch.device,
+    bfloat16: bool,
 ) -> None:
     """Shard the parameters of the objective where they are; ``config.keep_gathered`` has been decided."""
     from torch.distributed.fsdp import fully_shard
@@ -289,7 +298,8 @@ def sharding_mesh(device: torch.device, shard: int | None) -> "DeviceMesh":
         raise UserError(f"run.shard {shard} does not divide the {world_size()} processes; set a divisor of them")
     if shard == world_size():
         return init_device_mesh(device.type, (shard,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (world_size() // shard, shard), mesh_dim_names=("replicate", "shard"))
+    shape = (world_size() // shard, shard)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def precision_policy(bfloat16: bool) -> "MixedPrecisionPolicy":

@@ -92,7 +92,8 @@ class Passes:
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
         """Outputs of a task head for these modalities, one row per input; see `fused`."""
-        return self.encoder.apply_head(name, self.fused(keys, self.encoder.head_blocks(name)))
+        features = self.fused(keys, self.encoder.head_blocks(name))
+        return self.encoder.apply_head(name, features)
 
     @cached_property
     def joint(self) -> dict[str, Features]:
@@ -129,7 +130,8 @@ class Passes:
         outputs = []
         for rows in row_groups:
             group_lengths = None if input_lengths is None else input_lengths[rows].tolist()
-            outputs.append(adapter.stem_tokens(adapter.take(inputs, self._index(rows), group_lengths)))
+            group_inputs = adapter.take(inputs, self._index(rows), group_lengths)
+            outputs.append(adapter.stem_tokens(group_inputs))
         return self._merge(outputs, row_groups)
 
     def _reconstruct(self, stems: Mapping[str, StemOutput], keep: Mapping[str, Tensor]) -> dict[str, Features]:
@@ -212,7 +214,9 @@ class Passes:
         longest = max(part.tokens.shape[1] for part in parts)
         missing = [longest - part.tokens.shape[1] for part in parts]
         order = self._index(np.argsort(np.concatenate(row_groups)))
-        tokens = [F.pad(part.tokens, (0, 0, 0, count)) for part, count in zip(parts, missing, strict=True)]
+        tokens = []
+        for part, count in zip(parts, missing, strict=True):
+            tokens.append(F.pad(part.tokens, (0, 0, 0, count)))
         joined: dict[str, Any] = {"tokens": torch.cat(tokens)[order], "padding_mask": None}
         if any(missing) or any(part.padding_mask is not None for part in parts):
             masks = []

@@ -179,6 +179,9 @@ def _named(term: Any) -> Any:
     """Entry of the objective, with its default name if it has none."""
     if not isinstance(term, dict) or term.get("name"):
         return term
-    on = tuple(str(key) for key in term.get("on") or ())
-    sources = tuple(str(name) for name in term.get("sources") or ())
-    return {**term, "name": TermOptions(term=str(term.get("term")), on=on, sources=sources).name}
+    options = TermOptions(
+        term=str(term.get("term")),
+        on=tuple(map(str, term.get("on") or ())),
+        sources=tuple(map(str, term.get("sources") or ())),
+    )
+    return {**term, "name": options.name}

@@ -72,7 +72,10 @@ def check_same(saved: str, recipe: Recipe, out: Path, step: int) -> None:
 
 def _settings(content: Mapping[str, Any]) -> Options:
     """Fields of a recipe by name; those of a section are separate, as "optim.lr"."""
-    sections = {field.name for field in fields(Recipe) if isinstance(field.type, type) and is_dataclass(field.type)}
+    sections = set()
+    for field in fields(Recipe):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            sections.add(field.name)
     settings: Options = {}
     for name, value in content.items():
         if name not in sections:

@@ -80,7 +80,9 @@ class StemViews:
                 f"add adapters.{self.key}.stem.network.* to freeze"
             )
         self.items = by_name(self.samples, self.key, "features of a stem", item_name)
-        self.augment = make_augments({self.key: self.options})[self.key] if self.options else Augment()
+        self.augment = Augment()
+        if self.options:
+            self.augment = make_augments({self.key: self.options})[self.key]
 
     def keep(self, root: Path) -> FrozenCache:
         """Compute missing features, together with the other processes; they are in a folder in ``root``."""
@@ -100,7 +102,8 @@ class StemViews:
             if isinstance(value, int | float | str) and name != "training":
                 stem[name] = value
         processor = {name: str(value) for name, value in vars(self.processor).items()}
-        return fingerprint([stem, processor, dict(self.options), self.views], self.network.state_dict())
+        settings = [stem, processor, dict(self.options), self.views]
+        return fingerprint(settings, self.network.state_dict())
 
     def _outputs(self, samples: Sequence[Sample], map_ahead: Callable[..., Iterable[list[View]]]) -> Iterator[Output]:
         views = chain.from_iterable(map_ahead(self._views, samples))
@@ -112,7 +115,8 @@ class StemViews:
     def _views(self, sample: Sample) -> list[View]:
         """The views of an item; empty if it cannot be decoded."""
         name = item_name(sample)
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        digest = hashlib.sha256(name.encode()).digest()
+        seed = int.from_bytes(digest[:8], "big")
         rng = np.random.default_rng([seed])
         count = self.views if self.options else 1
         try:
@@ -136,7 +140,8 @@ class StemViews:
                 return media, ""
 
         # The view must fit any caption that is drawn later.
-        media, _ = self.augment.vary(loaded, " ".join(sample.captions), self.processor, rng, another)
+        captions = " ".join(sample.captions)
+        media, _ = self.augment.vary(loaded, captions, self.processor, rng, another)
         return media, partners[0] if partners else None
 
     @torch.no_grad()

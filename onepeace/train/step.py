@@ -6,6 +6,7 @@ skips the update; `UnusableSteps` learns of it when the log is written.
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -80,7 +81,11 @@ class Stepper:
         """The objective, wrapped for all processes; one that is sharded needs no wrapper."""
         if self.recipe.run.parallel == "fsdp":
             return self.objective
-        return parallel.replicate(self.objective, lambda: self._losses(self.objective, last_batch)["loss"])
+
+        def compute_loss() -> Tensor:
+            return self._losses(self.objective, last_batch)["loss"]
+
+        return parallel.replicate(self.objective, compute_loss)
 
     def _losses(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch by name."""
@@ -133,8 +138,10 @@ class UnusableSteps:
         """Remember the samples and numbers of a step for a message."""
         self._steps.append(step)
         self._keys.append([batch.keys for batch in batches])
-        losses = [batch_losses["loss"].detach() for batch_losses in result.losses]
-        self._numbers.append(torch.stack([result.grad_norm.detach().float(), *(loss.float() for loss in losses)]))
+        numbers = [result.grad_norm.detach().float()]
+        for batch_losses in result.losses:
+            numbers.append(batch_losses["loss"].detach().float())
+        self._numbers.append(torch.stack(numbers))
 
     def check(self) -> list[bool]:
         """For each step since the last call, whether it was left out, which is logged; this waits for the device.
@@ -158,8 +165,11 @@ class UnusableSteps:
         """Log a step that was left out, with the samples of the batches whose loss is not finite, or else of all."""
         norm = numbers[0].item()
         losses = numbers[1:]
-        suspects = [keys for keys, loss in zip(keys_of_batches, losses, strict=True) if not loss.isfinite()]
-        keys = [key for batch_keys in suspects or keys_of_batches for key in batch_keys]
+        suspects = []
+        for batch_keys, loss in zip(keys_of_batches, losses, strict=True):
+            if not loss.isfinite():
+                suspects.append(batch_keys)
+        keys = list(chain.from_iterable(suspects or keys_of_batches))
         named = ", ".join(keys[:NAMED_SAMPLES])
         if len(keys) > NAMED_SAMPLES:
             named += f" and {len(keys) - NAMED_SAMPLES} more"

@@ -42,7 +42,9 @@ class TermOptions:
 
     def reads(self, source: str, present: Sequence[str]) -> bool:
         """Whether the term is computed for batches of a source with this name and these modalities."""
-        return source in (self.sources or (source,)) and set(self.on) <= set(present)
+        if self.sources and source not in self.sources:
+            return False
+        return set(self.on) <= set(present)
 
     def one_modality(self) -> str:
         """The only modality of ``on``; UserError if it lists none or several."""

@@ -26,7 +26,10 @@ PART = 1024
 """Items per part of the cache: less than the ten minutes that processes wait for each other."""
 BATCH = 64
 """Items per forward pass of a teacher."""
-TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {"timm": timm_teacher, "transformers": transformers_teacher}
+TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {
+    "timm": timm_teacher,
+    "transformers": transformers_teacher,
+}
 """Constructors by library: (name of a model, modality, "features" or "scores") -> teacher."""
 
 

@@ -44,7 +44,8 @@ def timm_teacher(name: str, modality: str, output: str = "features") -> Teacher:
     transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
 
     def encode(pictures: list[Any]) -> Tensor:
-        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures]).to(device)
+        transformed = [transform(picture.convert("RGB")) for picture in pictures]
+        pixels = torch.stack(transformed).to(device)
         with torch.inference_mode(), autocast(device):
             features = model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
             return model.forward_head(features, pre_logits=output == "features").float().cpu()
@@ -156,8 +157,8 @@ def _prepare_texts(library: Any, folder: str) -> Prepare:
     options: dict[str, Any] = {"padding": True}
     if library.AutoConfig.from_pretrained(folder).model_type.startswith("siglip"):  # was trained with its padding
         options = {"padding": "max_length", "return_attention_mask": False}
-    limit = min(tokenizer.model_max_length, MAX_TOKENS)
-    return lambda texts: [tokenizer(texts, truncation=True, max_length=limit, return_tensors="pt", **options)]
+    options["max_length"] = min(tokenizer.model_max_length, MAX_TOKENS)
+    return lambda texts: [tokenizer(texts, truncation=True, return_tensors="pt", **options)]
 
 
 PREPARES: dict[str, Callable[[Any, str], Prepare]] = {

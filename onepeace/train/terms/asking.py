@@ -181,7 +181,12 @@ class Asking:
         num_tokens = max(num_read, num_written)
         if num_tokens > self.num_positions:
             raise UserError(f"{num_tokens} tokens, and the model has {self.num_positions} places; lower max_words")
-        return _AskedItem(source=[BOS, *source, EOS], prefix=prefix, answer=answer, weight=weight)
+        return _AskedItem(
+            source=[BOS, *source, EOS],
+            prefix=prefix,
+            answer=answer,
+            weight=weight,
+        )
 
     def _values(self, batch: Batch) -> list[dict[str, Any]]:
         """The caption and the targets of each item by name, including the target match."""
@@ -206,7 +211,11 @@ class Asking:
         is_swapped = (torch.rand(count) < self.options.swap).tolist()
         distances = torch.randint(1, count, (count,))
         partners = ((torch.arange(count) + distances) % count).tolist()
-        return [captions[partners[i] if is_swapped[i] else i] for i in range(count)]
+        swapped = list(captions)
+        for i, partner in enumerate(partners):
+            if is_swapped[i]:
+                swapped[i] = captions[partner]
+        return swapped
 
     def _question(self, values: Mapping[str, Any], size: Size) -> tuple[list[int], list[int]]:
         """The tokens of the source, and those that the decoder starts with."""
@@ -286,8 +295,10 @@ def _allow(allowed: Tensor, items: Sequence[_AskedItem], trie: Trie) -> None:
     """Mark, in (B, T, V), the ids that continue a choice after each token of the answers."""
     for row, item in enumerate(items):
         for length in range(len(item.answer) + 1):
-            allowed[row, len(item.prefix) + length, trie(item.answer[:length])] = True
+            position = len(item.prefix) + length
+            allowed[row, position, trie(item.answer[:length])] = True
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
+    tensors = list(map(torch.tensor, rows))
+    return pad_sequence(tensors, batch_first=True, padding_value=PAD)

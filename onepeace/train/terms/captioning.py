@@ -57,7 +57,8 @@ class Captioning(Supervised[CaptioningOptions]):
 
     @classmethod
     def prepare(cls, options: CaptioningOptions, data: TrainingData) -> None:
-        data.keep_task(options, cls.task, read_task(options, cls.task, options.changes, data.start_folder))
+        task = read_task(options, cls.task, options.changes, data.start_folder)
+        data.keep_task(options, cls.task, task)
 
     def outputs(self, passes: Passes) -> TokenLosses:
         head = expect(passes.encoder.heads[self.options.head], Caption)

@@ -72,7 +72,8 @@ class Denoising(Term[DenoisingOptions]):
             student = passes.joint_masked[key] if mask_name == "joint" else passes.unimodal_masked(key)
             mask = passes.batch.masks[key][mask_name]
             real = passes.batch.real[key]
-            tokens[key] = MaskedTokens(*losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], mask.masked, real))
+            masked_tokens = losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], mask.masked, real)
+            tokens[key] = MaskedTokens(*masked_tokens)
         return tokens
 
     def loss(self, outputs: dict[str, MaskedTokens], batch: Batch, model: Trained) -> dict[str, Tensor]:

@@ -44,14 +44,16 @@ class Events(Supervised[SupervisedOptions]):
     def outputs(self, passes: Passes) -> Tensor:
         """Logits (N, C) of all frames of all items, without padding."""
         key = passes.model.config.heads[self.options.head]["on"]
-        return super().outputs(passes).flatten(0, 1)[passes.batch.real[key]]
+        padded = super().outputs(passes)
+        return padded.flatten(0, 1)[passes.batch.real[key]]
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         key = model.config.heads[self.options.head]["on"]
         adapter: Any = model.adapters[key]
         lengths = batch.lengths[key] - 1
         frames = []
-        for events, name, length in zip(batch.targets[self.target], batch.keys, lengths.tolist(), strict=True):
+        events_of_items = batch.targets[self.target]
+        for events, name, length in zip(events_of_items, batch.keys, lengths.tolist(), strict=True):
             frames.append(self._frames(events, name, length, adapter.seconds_per_token))
         target = upload(torch.cat(frames), outputs.device)
         loss = F.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none").sum(1)
@@ -81,7 +83,8 @@ class Segmentation(Supervised[SupervisedOptions]):
     follows_pixels = True
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
-        size = tuple(batch.inputs[model.config.heads[self.options.head]["on"]]["pixels"].shape[-2:])
+        modality = model.config.heads[self.options.head]["on"]
+        size = tuple(batch.inputs[modality]["pixels"].shape[-2:])
         masks = []
         for encoded, key in zip(batch.targets[self.target], batch.keys, strict=True):
             masks.append(self._mask(encoded, key, size))
@@ -126,11 +129,17 @@ class Detection(Supervised[SupervisedOptions]):
     def loss(self, outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
         device = outputs["0"].device
         targets = []
-        for boxes, labels, key in zip(batch.targets[BOXES], batch.targets[self.target], batch.keys, strict=True):
+        boxes_of_items = batch.targets[BOXES]
+        labels_of_items = batch.targets[self.target]
+        for boxes, labels, key in zip(boxes_of_items, labels_of_items, batch.keys, strict=True):
             corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-            numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long)
+            label_numbers = [self.number_of(label, key) for label in labels]
+            numbers = torch.tensor(label_numbers, dtype=torch.long)
             has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of the sides is learned
-            target = {"boxes": upload(corners[has_area], device), "labels": upload(numbers[has_area], device)}
+            target = {
+                "boxes": upload(corners[has_area], device),
+                "labels": upload(numbers[has_area], device),
+            }
             targets.append(target)
         head = expect(expect(model, Encoder).heads[self.options.head], DetectionHead)
         losses = head.losses(outputs, targets)

@@ -30,7 +30,8 @@ class Distillation(Term[DistillationOptions]):
         super().__init__(options, model)
         features = prepared.features.float()
         # Pooled features share a large mean, without which cosines separate pictures better.
-        self.teacher = prepared._replace(features=(features - features.mean(0)) / (features.std(0) + 1e-6))
+        normalized = (features - features.mean(0)) / (features.std(0) + 1e-6)
+        self.teacher = prepared._replace(features=normalized)
         self.head = nn.Linear(model.config.dim, features.shape[1])
 
     @classmethod
@@ -40,14 +41,17 @@ class Distillation(Term[DistillationOptions]):
 
     @classmethod
     def prepare(cls, options: DistillationOptions, data: TrainingData) -> TeacherTable:
-        return data.features(options.teacher, "text" if options.teacher.reads == "captions" else options.one_modality())
+        if options.teacher.reads == "captions":
+            return data.features(options.teacher, "text")
+        return data.features(options.teacher, options.one_modality())
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Features (n, F) of the items in the teacher's table, and the teacher's features of them."""
         batch = passes.batch
         # Items that are not in the table, such as mixed clips, are left out.
         names = batch.captions if self.options.teacher.reads == "captions" else batch.keys
-        vectors, features = self.teacher.known(names, passes.unimodal(self.options.one_modality()).cls)
+        cls_tokens = passes.unimodal(self.options.one_modality()).cls
+        vectors, features = self.teacher.known(names, cls_tokens)
         return self.head(vectors), features
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:

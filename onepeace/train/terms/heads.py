@@ -117,10 +117,12 @@ class MultiLabel(Supervised[SupervisedOptions]):
     task = "labels"
 
     def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
+        score_by_label = []
         for labels, key in zip(batch.targets[self.target], batch.keys, strict=True):
             for label in labels:
                 self.number_of(label, key)
-        scores = multi_hot([dict.fromkeys(labels, 1.0) for labels in batch.targets[self.target]], self.number)
+            score_by_label.append(dict.fromkeys(labels, 1.0))
+        scores = multi_hot(score_by_label, self.number)
         return {self.options.name: losses.multilabel(outputs, upload(scores, outputs.device))}
 
 

@@ -36,7 +36,8 @@ class Names(Term[NamesOptions]):
     def __init__(self, options: NamesOptions, model: Trained, prepared: tuple[TeacherTable, list[Inputs]]):
         super().__init__(options, model)
         scores, self.names = prepared
-        self.scores = scores._replace(features=scores.features.float().softmax(-1).half())
+        probabilities = scores.features.float().softmax(-1)
+        self.scores = scores._replace(features=probabilities.half())
 
     @classmethod
     def check(cls, options: NamesOptions, context: TermContext) -> None:
@@ -62,7 +63,8 @@ class Names(Term[NamesOptions]):
 
     def outputs(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Unit vectors (n, E) of the items in the classifier's table, and its probabilities (n, K)."""
-        vectors, scores = self.scores.known(passes.batch.keys, passes.embedding(self.options.one_modality()))
+        embeddings = passes.embedding(self.options.one_modality())
+        vectors, scores = self.scores.known(passes.batch.keys, embeddings)
         return vectors, scores.float()
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:

@@ -143,7 +143,8 @@ class SelfCritical(Term[SelfCriticalOptions]):
         count_tokens(passes, None, len(real_targets(target)), target.numel(), key=self.key)
         decoder = self._decoder(model)
         device = decoder.token_embed.weight.device
-        written = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
+        bos = torch.full_like(target[:, :1], BOS)
+        written = torch.cat([bos, target[:, :-1]], dim=1)
         encoded = self._encode(model, batch).rows(_item_of_each(captions_by_item, device))
         logits = decoder(written.to(device), encoded)
         lengths = torch.tensor([len(tokens) for tokens in captions])
@@ -170,7 +171,8 @@ class SelfCritical(Term[SelfCriticalOptions]):
         if self.options.head is None:
             writer = expect(model, Writer)
             prompt = self.vocabulary.encode(self.prepared.task.source({}))
-            ids = torch.tensor([[BOS, *prompt, EOS]], device=writer.decoder.token_embed.weight.device)
+            device = writer.decoder.token_embed.weight.device
+            ids = torch.tensor([[BOS, *prompt, EOS]], device=device)
             return writer.encode(ids.expand(len(batch.keys), -1), pixels_of(batch))
         encoder = expect(model, Encoder)
         stems = encoder.stems({self.key: batch.inputs[self.key]})
@@ -190,11 +192,15 @@ class SelfCritical(Term[SelfCriticalOptions]):
             hypotheses_by_item = search(decoder.step, state, len(batch.keys), options, device=device)
         finally:
             model.train(was_training)
-        return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in hypotheses_by_item]
+        captions_by_item = []
+        for hypotheses in hypotheses_by_item:
+            captions_by_item.append([hypothesis.tokens for hypothesis in hypotheses])
+        return captions_by_item
 
     def _rewards(self, batch: Batch, captions_by_item: Sequence[Captions]) -> list[Tensor]:
         """Rewards of the captions of each item."""
-        texts = [self.vocabulary.decode(tokens).strip() for tokens in chain.from_iterable(captions_by_item)]
+        all_tokens = chain.from_iterable(captions_by_item)
+        texts = [self.vocabulary.decode(tokens).strip() for tokens in all_tokens]
         references: list[list[str]] = []
         for key, caption, captions in zip(batch.keys, batch.captions, captions_by_item, strict=True):
             # An item mixed with another one has a caption made for both.
