@@ -48,6 +48,16 @@ def test_accumulation_equals_big_batch(alone, parts, max_padding):
     assert_near(gradients, alone[1])
 
 
+@torch.no_grad()
+def test_padding_of_parts_is_at_most_that_of_whole_batch():
+    objective = make_objective(max_padding=1.0)
+
+    whole = objective(whole_batch())["padding"]
+    parts = objective(whole_batch().split(3, objective.model.adapters))["padding"]
+
+    assert 0 < parts <= whole < 1
+
+
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
