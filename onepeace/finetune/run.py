@@ -145,7 +145,7 @@ class FineTuning:
         return self._start_new(identity, overwrite)
 
     def _identity(self) -> dict[str, object]:
-        """What finetune.json holds: all that the result depends on."""
+        """Content of finetune.json: everything that the result depends on."""
         return {
             "source": os.path.abspath(self.source),
             "columns": dict(self.columns),

@@ -39,7 +39,7 @@ def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool) -> 
 
 
 def modalities_of(item: Item, modalities: tuple[str, ...]) -> list[str]:
-    """Those of a model's modalities that the vectors of a file are of: for a video, of its parts."""
+    """Modalities of the vectors that a model makes of a file; a video has those of its parts."""
     parts = PARTS.get(item.modality, (item.modality,))
     return [modality for modality in parts if modality in modalities]
 

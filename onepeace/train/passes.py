@@ -232,7 +232,7 @@ class Passes:
 
 
 def _joined_rows(stems: Sequence[Any], order: Tensor) -> dict[str, Tensor]:
-    """Those outputs of stems for the groups of a batch that have one row per item, in the batch's order."""
+    """Outputs of the stems with one row per item: those of all groups together, in the order of the batch."""
     joined = {}
     for name in ("type_ids", "pooled"):
         rows = [getattr(stem, name) for stem in stems]

@@ -10,7 +10,7 @@ from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
 from support.generative import save_trainable_ofa
 from support.random_model import save_random_model
-from support.training import assert_falls, logged, series, with_slow
+from support.training import CAPTION_HEAD, assert_falls, logged, series, with_slow
 
 import onepeace
 from onepeace.cli import main
@@ -140,15 +140,6 @@ def test_ofa_recipe_learns_and_answers(small_recipe, tmp_path, picture, name):
     assert [type(answer) for answer in answers] == [type_of_answer]
 
 
-HEAD = {
-    "kind": "caption",
-    "on": ["image"],
-    "vocab_size": 400,
-    "dim": 16,
-    "depth": 1,
-    "num_heads": 2,
-    "ffn_dim": 16,
-}
 SMALL_CAPTIONS = [
     "run.workers=0",
     "run.precision=float32",
@@ -185,7 +176,7 @@ def test_tiny_captions_go_on_by_reward(prepared, tmp_path, monkeypatch, picture,
         start = ROOT / "onepeace" / "weights" / "tiny-captions"
         overrides = ["data.stem_views={image: 1}"]
     else:
-        start = save_random_model(tmp_path / "captions", ("text", "image"), heads={"caption": HEAD})
+        start = save_random_model(tmp_path / "captions", ("text", "image"), heads={"caption": CAPTION_HEAD})
         overrides = []
     overrides += [f"model.from={start}", f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
 

@@ -36,6 +36,15 @@ DENOISING = {
 }
 
 
+CAPTION_HEAD = {
+    "kind": "caption",
+    "on": ["image"],
+    "vocab_size": 400,
+    "dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "ffn_dim": 16,
+}
 ALL = ["text", "image", "audio"]
 EVERY = {"modalities": ALL, "projections": ALL}
 """Fields of a model of three modalities."""

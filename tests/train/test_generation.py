@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from support.golden_ofa import GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
 from support.random_model import save_random_model
-from support.training import assert_resume_is_exact, series, terms
+from support.training import CAPTION_HEAD, assert_resume_is_exact, series, terms
 
 import onepeace
 from onepeace.config import read_yaml
@@ -229,22 +229,12 @@ def test_folder_keeps_tasks_it_was_trained_for(writing):
 
 # Rewards
 
-HEAD = {
-    "kind": "caption",
-    "on": ["image"],
-    "vocab_size": 400,
-    "dim": 16,
-    "depth": 1,
-    "num_heads": 2,
-    "ffn_dim": 16,
-}
-
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
     """A model folder with a caption head."""
     folder = tmp_path_factory.mktemp("captioner") / "model"
-    return save_random_model(folder, ("text", "image"), heads={"caption": HEAD})
+    return save_random_model(folder, ("text", "image"), heads={"caption": CAPTION_HEAD})
 
 
 @pytest.mark.usefixtures("graded")
