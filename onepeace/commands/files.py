@@ -113,12 +113,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts.
-
-    What a killed command left of writing it is removed.
-    """
-    from onepeace.files.atomic import remove_leftovers
-
+    """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist", where=path)
     if path.is_dir():
@@ -127,7 +122,6 @@ def check_output(path: Path, force: bool) -> None:
         raise UsageError("is not a regular file; give a file name", where=path)
     if path.exists() and not force:
         raise UsageError("already exists; choose another name, or overwrite it with --force", where=path)
-    remove_leftovers(path)
 
 
 def check_input(value: str) -> None:

@@ -22,11 +22,11 @@ from typing import Any
 from onepeace.data.parsing import MASK
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
-from onepeace.files.leftovers import held, is_left_over
+from onepeace.files.lock import held, is_left_over
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
 """End of a shard's name, after the prefix; older shards may be compressed."""
-UNFINISHED = ".shards-"
+UNFINISHED = ".onepeace-shards-"
 """Beginning of the name of the folder in which shards are written."""
 REPLACING = ("ready", "moving")
 """Endings of the folder of new shards, while older ones are deleted, and while they move."""

@@ -1,12 +1,17 @@
 """Atomic writes: a reader finds the old content or all of the new one, also after a crash."""
 
-import glob
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from onepeace.files.leftovers import held, is_left_over
+from onepeace.files.lock import held, is_left_over
+
+UNFINISHED = "tmp"
+"""Ending of what is being written."""
 
 
 @contextmanager
@@ -14,19 +19,22 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to ``path``, which is synced to disk and renamed to ``path`` when the block ends.
 
     If the block fails, the temporary file is removed and ``path`` is as it was. If ``path`` is a link, all this happens
-    to the file that it leads to.
+    to the file that it leads to. The file gets the permissions of new files. What killed processes left of writing it
+    is removed.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    # In a container, a killed run with the same process id may have left a partial file; it is deleted.
-    temporary.unlink(missing_ok=True)
+    remove_unfinished(target)
+    temporary = marked(target, UNFINISHED)
     temporary.touch()
+    mode = temporary.stat().st_mode
     try:
         with held(temporary):
             yield temporary
+        if temporary.stat().st_mode != mode:  # a library put another file in its place
+            temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, target)
         sync(target.parent)
@@ -38,21 +46,34 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of writing a file (`write_atomic`).
-
-    It looks through the whole folder of the file, so it is called once for a command, not for each of many files.
-    """
-    target = Path(os.path.realpath(path))
-    for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if is_left_over(temporary):
-            temporary.unlink(missing_ok=True)
-
-
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8; see `write_atomic`."""
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def marked(target: Path, ending: str) -> Path:
+    """A new hidden name beside ``target``, with our mark: nobody else gives such names."""
+    return target.with_name(f".{target.name}.onepeace-{secrets.token_hex(4)}.{ending}")
+
+
+def left_over(target: Path, ending: str) -> list[Path]:
+    """The files and folders that processes named by `marked` and left when they were killed."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.onepeace-[0-9a-f]{{8}}\.{ending}")
+    names: list[str] = []
+    with suppress(OSError):  # there is no such folder, or it cannot be listed
+        names = os.listdir(target.parent)
+    paths = [target.with_name(name) for name in names if pattern.fullmatch(name)]
+    return [path for path in paths if is_left_over(path)]
+
+
+def remove_unfinished(target: Path) -> None:
+    """Remove what killed processes left of writing a file or a folder."""
+    for path in left_over(target, UNFINISHED):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A folder that one process at a time writes to."""
+"""Locks: on a folder that one process at a time writes to, and on temporary files, whose writer may have been killed.
+
+The system drops the locks of a killed process.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onepeace.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 PATIENCE = 6.0
@@ -16,8 +24,7 @@ PATIENCE = 6.0
 def locked(folder: Path) -> Iterator[None]:
     """Context in which other processes cannot lock the folder; this process may lock it again.
 
-    The folder is created, and removed again if nothing is written into it. The system drops the lock of a killed
-    process; the empty file ``.lock`` stays.
+    The folder is created, and removed again if nothing is written into it. The empty file ``.lock`` stays.
 
     Raises:
         UserError: another process has locked it, or it cannot be written.
@@ -43,3 +50,38 @@ def locked(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
         lock.release()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Context in which `is_left_over` is False for a temporary file or folder, also after it is renamed.
+
+    filelock would need a second file, which a killed process leaves behind too, so the file itself is locked.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether the process that wrote a temporary file or folder has ended; False where the system cannot tell."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # gone meanwhile, or of another user
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

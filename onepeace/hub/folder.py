@@ -1,6 +1,5 @@
 """Model folders: reading the configuration, and writing a new folder atomically."""
 
-import glob
 import logging
 import os
 import shutil
@@ -10,8 +9,8 @@ from pathlib import Path
 
 from onepeace.config import Config, Options, build, read_yaml
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import sync
-from onepeace.files.leftovers import held, is_left_over
+from onepeace.files.atomic import UNFINISHED, left_over, marked, remove_unfinished, sync
+from onepeace.files.lock import held
 from onepeace.files.sums import SUMS, is_intact, read_sums, write_sums
 from onepeace.hub.architectures import architecture
 
@@ -23,19 +22,29 @@ TASKS = "tasks.yaml"
 CARD = "MODEL_CARD.md"
 INDEX = "model.safetensors.index.json"
 MODEL_FOLDER = "model folder"
+REPLACED = "old"
+"""Ending of a folder while another is put in its place."""
 
 
 def read_config(folder: str | Path) -> Config:
     """Read the configuration of a model folder; UserError if it is missing or its architecture is unknown."""
     folder = Path(folder)
-    if not folder.is_dir() and not put_back(folder):
-        raise UserError("no such model folder", where=folder)
+    if not folder.is_dir():
+        raise no_folder(folder)
     path = folder / CONFIG
     if not path.is_file():
         names = sorted(entry.name for entry in folder.iterdir())
         content = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
         raise UserError(f"no {CONFIG}, so this is not a model folder ({content})", where=folder)
     return parse_config(read_yaml(path), str(path))
+
+
+def no_folder(folder: Path) -> UserError:
+    """Error for a folder that does not exist."""
+    replaced = left_over(folder, REPLACED)
+    if replaced:
+        return UserError(f"was being replaced when the process was killed; rename {replaced[0]} to it", where=folder)
+    return UserError("no such model folder", where=folder)
 
 
 def parse_config(content: Options, where: str) -> Config:
@@ -104,11 +113,10 @@ def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER)
     """
     target = Path(os.path.realpath(folder))
     check_free(target, replace=replace, what=what)
-    temporary = _beside(target, ".part")
+    temporary = marked(target, UNFINISHED)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        put_back(target)
-        shutil.rmtree(temporary, ignore_errors=True)
+        finish_replacement(target)
         temporary.mkdir()
         with held(temporary):
             yield temporary
@@ -117,31 +125,20 @@ def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER)
             check_free(target, replace=replace, what=what)
             _put_in_place(temporary, target)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot be written ({error.strerror or error})", where=folder) from error
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
-def put_back(folder: Path) -> bool:
-    """Put back, or take apart, what a killed process left of a folder that it replaced; returns whether it exists."""
-    for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-        if is_left_over(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
-    for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
-        if not is_left_over(old):
-            continue
+def finish_replacement(folder: Path) -> None:
+    """Put back, or take apart, what a killed process left of a folder that it replaced."""
+    remove_unfinished(folder)
+    for old in left_over(folder, REPLACED):
         if folder.exists():
             _take_apart(old, folder)
         else:
             old.rename(folder)
             sync(folder.parent)
-    return folder.is_dir()
-
-
-def _beside(folder: Path, ending: str) -> Path:
-    return folder.with_name(f".{folder.name}.{os.getpid()}{ending}")
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -150,7 +147,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         temporary.rename(target)
         sync(target.parent)
         return
-    old = _beside(target, ".old")
+    old = marked(target, REPLACED)
     with held(target):
         target.rename(old)
         try:

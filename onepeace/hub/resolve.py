@@ -11,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.files.cache import cache_folder
 from onepeace.files.sums import SUMS
 from onepeace.hub.download import fetch, from_hub
-from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, put_back, read_config
+from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, no_folder, read_config
 from onepeace.hub.registry import RELEASED, find
 from onepeace.hub.towers.config import EXAMPLES, names_towers, tower_names
 from onepeace.hub.towers.folder import tower_folder
@@ -42,7 +42,7 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
         return _complete(BUNDLED / text)
     if names_towers(text):
         return tower_folder(text, downloads)
-    if text and (path.is_dir() or put_back(path)):
+    if text and path.is_dir():
         return _complete(path)
     if path.is_file():
         raise UserError(f"is a file; make a model folder of it with: onepeace convert {text} -o OUT", where=text)
@@ -59,7 +59,7 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
 def _unknown(name: str) -> UserError:
     """Error for a name that no model has, with those that are near."""
     if os.sep in name or name.startswith((".", "~")):
-        return UserError("no such folder", where=name)
+        return no_folder(Path(name).expanduser())
     near = difflib.get_close_matches(name.lower(), [*BUNDLED_NAMES, *RELEASED], n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(near)}?"

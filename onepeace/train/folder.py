@@ -6,7 +6,6 @@ from pathlib import Path
 
 from onepeace.errors import UserError
 from onepeace.files.lock import locked
-from onepeace.hub.folder import put_back
 from onepeace.train import parallel
 
 
@@ -20,7 +19,7 @@ def model_folder(name: str) -> Path:
         if name in BUNDLED_NAMES or registry.find(name):
             return resolve(name)
     model = folder / "model"
-    if not (folder / "config.yaml").exists() and (model.is_dir() or put_back(model)):
+    if not (folder / "config.yaml").exists() and model.is_dir():
         return model
     return folder
 

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from onepeace.commands.files import check_output
 from onepeace.files.atomic import write_atomic, write_text_atomic
 
 
@@ -58,23 +57,41 @@ with write_atomic(sys.argv[1]) as temporary:
 """
 
 
-@pytest.fixture
-def leftover(target):
-    """What a process left that was killed while it wrote."""
+def test_leftover_of_a_killed_process_is_removed_by_the_next_writer(target):
     subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False)
-    (path,) = target.parent.iterdir()
-    return path
+    assert len(os.listdir(target.parent)) == 1
 
+    write_text_atomic(target, "whole")
 
-def test_leftover_of_a_killed_process_is_removed_by_the_next_command(target, leftover):
-    check_output(target, force=False)
-    assert not leftover.exists()
-
-
-def test_file_that_is_being_written_is_no_leftover(target, leftover):
-    with write_atomic(target) as temporary:
-        check_output(target, force=False)
-        temporary.write_bytes(b"whole")
-
-    assert target.read_bytes() == b"whole"
     assert os.listdir(target.parent) == ["v.npz"]
+
+
+def test_file_that_is_being_written_is_no_leftover(target):
+    with write_atomic(target) as first:
+        first.write_text("first")
+        write_text_atomic(target, "second")
+        assert first.exists()
+    assert target.read_text() == "first"
+
+
+def test_similar_files_of_others_stay(target):
+    others = [".v.npz.mybackup.tmp", ".v.npz.4711.tmp", ".v.npz.onepeace-backup.tmp", ".v.npz.onepeace-0a1b2c3d.old"]
+    for name in others:
+        target.with_name(name).touch()
+
+    write_text_atomic(target, "whole")
+
+    assert sorted(os.listdir(target.parent)) == sorted([*others, "v.npz"])
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_new_files(target, umask):
+    """Also when a library replaces the temporary file by one that nobody else may read."""
+    before = os.umask(umask)
+    try:
+        with write_atomic(target) as temporary:
+            temporary.unlink()
+            temporary.touch(0o600)
+    finally:
+        os.umask(before)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -16,9 +16,7 @@ from onepeace.files import sums
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import StoredTensor, read_checkpoint
 from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import open_weights
-from onepeace.train.folder import model_folder
 
 
 def make(*modalities, decoder=None, **changes):
@@ -156,21 +154,6 @@ def test_saving_again_replaces_all_that_was_saved(image_folder):
     assert not (image_folder / "tokenizer.json").exists()
     assert (image_folder / "calibration.safetensors").exists()
     assert siblings(image_folder) == ["m"]
-
-
-def load_run(folder):
-    return model_folder(str(folder.parent))
-
-
-@pytest.mark.parametrize("open_model", [weights.load, resolve, load_run])
-def test_model_comes_back_when_its_replacement_was_cut_off(image_folder, open_model):
-    """A killed process left it between its two renames."""
-    folder = image_folder.rename(image_folder.with_name("model"))
-    folder.rename(folder.with_name(".model.77.old"))
-
-    open_model(folder)
-
-    assert (folder / "model.safetensors").exists()
 
 
 def test_folder_holds_a_model_if_configuration_and_weights_are_equal(tmp_path, image_folder):
