@@ -6,7 +6,9 @@ of a model never names code.
 
 import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from onepeace.errors import UsageError, UserError, one_line
 
@@ -23,12 +25,8 @@ def import_extension(name: str) -> str:
     Raises:
         UserError: there is no such file or module, it fails, or another module has the name of the file.
     """
-    file = Path(name).resolve() if name.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise UsageError("no such file, so it cannot be imported", where=name)
+    file = _python_file(name) if name.endswith(".py") else None
     module_name = name if file is None else file.stem
-    if file is not None and str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
     try:
         module = import_module(module_name)
     except Exception as error:  # whatever the file does
@@ -37,6 +35,35 @@ def import_extension(name: str) -> str:
     if file is not None and (origin is None or Path(origin).resolve() != file):
         raise UserError(f"there is another module {module_name} ({origin or 'built in'}); rename the file", where=name)
     return name
+
+
+def run_file(name: str) -> ModuleType:
+    """Run a Python file as a module of its own, whatever other modules are called; it can import files beside it.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    file = _python_file(name)
+    spec = spec_from_file_location(f"onepeace_file_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UsageError("not a Python file (FILE.py)", where=name)
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look up their annotations
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file does
+        raise UserError(f"cannot be imported ({type(error).__name__}: {one_line(error)})", where=name) from error
+    return module
+
+
+def _python_file(name: str) -> Path:
+    """A Python file that exists; its folder is added to the end of sys.path."""
+    file = Path(name).resolve()
+    if not file.is_file():
+        raise UsageError("no such file, so it cannot be imported", where=name)
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    return file
 
 
 def resolve_imports(names: object, folder: Path) -> object:

@@ -1,5 +1,4 @@
 import os
-import sys
 import tempfile
 
 # Also of the processes that tests start. The models here are small, and two threads that wait for each other at every
@@ -16,7 +15,6 @@ from support.random_model import save_random_model
 
 import onepeace
 from onepeace.cli import main
-from onepeace.datasets import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,18 +79,6 @@ def random_folder(tmp_path_factory) -> Path:
 def model(random_folder):
     """That model. Who changes it puts it back."""
     return onepeace.load(random_folder, device="cpu")
-
-
-@pytest.fixture
-def layouts_restored(monkeypatch):
-    """After a test, the layouts that it added are gone, and the next test imports their files anew."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    layouts = dict(LAYOUTS)
-    yield
-    LAYOUTS.clear()
-    LAYOUTS.update(layouts)
-    for module in ("mine", "own_layouts"):
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ SOURCE is one of
                            `parquet`)
   a folder                 a.jpg, a.wav or both, with a.txt beside it, one caption per line; if no file has a .txt, the
                            name of its folder is its label
-  a public dataset         with --layout NAME; -o is the folder for train/ and val/. Older shards are overwritten
+  a public dataset         with --layout FILE.py; -o is the folder for train/ and val/. Older shards are overwritten
 
   onepeace shards captions.csv -o shards/pairs
   onepeace shards pictures_by_class -o shards/animals
   onepeace shards downloads/common_voice --split train --column text=sentence -o shards/voice
-  onepeace shards --layout coco --help
-  onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
+  onepeace shards --layout recipes/layouts/coco.py --help
+  onepeace shards --layout recipes/layouts/coco.py ~/downloads/coco -o $ONEPEACE_DATA size=160
 
 exit code: 0, 1 when a row or file of yours was skipped (they are listed at the end), 2 for wrong usage"""
 
@@ -38,15 +38,14 @@ LISTED = 10
 
 
 class _Layout(argparse.Action):
-    """Stores the name of a layout; a following --help describes that layout."""
+    """Stores a layout; a following --help describes it."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        from onepeace.datasets import LAYOUTS
+        from onepeace.datasets.layout import load_layout
 
-        if values not in LAYOUTS:
-            raise UsageError(f"no layout {values!r}; there are {', '.join(LAYOUTS)}")
-        namespace.layout = values
-        parser.epilog = LAYOUTS[values].help()
+        namespace.layout = load_layout(values)
+        namespace.layout_file = values
+        parser.epilog = namespace.layout.help()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help=text)
     parser.add_argument("--force", action="store_true", help="overwrite older shards of the same name")
     options.add_table(parser)
-    text = "SOURCE is a downloaded public dataset (see data/README.md); --import FILE.py, before it, adds layouts"
-    parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
+    text = "SOURCE is a downloaded public dataset, which this Python file reads (see data/README.md)"
+    parser.add_argument("--layout", action=_Layout, metavar="FILE.py", help=text)
     text = f"megabytes of media per shard ({SHARD_MEGABYTES}; with --layout {LAYOUT_SHARD_MEGABYTES})"
     parser.add_argument("--shard-size", type=positive, metavar="MB", help=text)
 
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.source.exists():
         raise UsageError("no such file or folder", where=args.source)
     if args.overrides and args.layout is None:
-        raise UsageError("one SOURCE at a time; option=value needs --layout NAME", where=args.overrides[0])
+        raise UsageError("one SOURCE at a time; option=value needs --layout FILE.py", where=args.overrides[0])
     if args.layout is not None and (args.column or args.split):
         raise UsageError("--column and --split are for tables and data sets of yours; leave them out with --layout")
     if args.layout is None:
@@ -78,12 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_layout(args: argparse.Namespace) -> int:
-    from onepeace.datasets import LAYOUTS
     from onepeace.datasets.write_shards import write_layout
 
     if not args.source.is_dir():
         raise UsageError("not a folder; give the folder of the download", where=args.source)
-    layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
+    layout = args.layout.with_options(args.overrides, args.layout_file)
     shard_megabytes = args.shard_size or LAYOUT_SHARD_MEGABYTES
     for written in write_layout(layout, args.source, args.output, shard_megabytes):
         _list_skipped(written, LISTED)

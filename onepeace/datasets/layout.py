@@ -1,6 +1,6 @@
 """Layout: reads a public dataset in its downloaded form as samples.
 
-Each layout has a file in this folder, and an entry in `onepeace.datasets.LAYOUTS`.
+A layout is a Python file that names it `layout`: ``layout = Coco()``. Those of our recipes are in recipes/layouts.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from onepeace.config import apply_override, build, to_plain
 from onepeace.data.sample import Sample
-from onepeace.errors import UserError, one_line, reason_at
+from onepeace.errors import UsageError, UserError, one_line, reason_at
+from onepeace.extensions import run_file
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ HeldOut = Callable[[str], Iterable[Record]]
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of a layout that `onepeace shards --layout NAME ... field=value` sets."""
+    """A field of a layout that `onepeace shards --layout FILE.py ... field=value` sets."""
     return field(default=default, metadata={"help": text})
 
 
@@ -119,6 +120,18 @@ class Layout:
             setting = f"{option.name}={text}"
             lines.append(f"  {setting:<20} {option.metadata['help']}")
         return "\n".join(lines)
+
+
+def load_layout(file: str) -> Layout:
+    """The `layout` that a Python file defines.
+
+    Raises:
+        UsageError: there is no such file, or it defines none; UserError: the file fails.
+    """
+    layout = getattr(run_file(file), "layout", None)
+    if not isinstance(layout, Layout):
+        raise UsageError("defines no layout; its last line is like: layout = MyDataset()", where=file)
+    return layout
 
 
 class Table(NamedTuple):

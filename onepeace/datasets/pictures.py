@@ -16,7 +16,7 @@ CAPTIONS = ("a photo of {a}", "a picture of {a}", "{a}")
 class Photographs(Layout):
     """A layout whose pictures are stored as small WebP files."""
 
-    size: int = option(144, "short side of the pictures in pixels")
+    size: int = option(256, "short side of the pictures in pixels")
     quality: int = option(78, "quality of the WebP files, up to 100")
 
     def encode(self, record: Record) -> Encoded:
@@ -27,8 +27,6 @@ class Photographs(Layout):
 @dataclass(frozen=True)
 class SharedPhotographs(Photographs):
     """A layout in which several samples have the same picture, each with its own targets, or a sample has several."""
-
-    size: int = option(256, "short side of the pictures in pixels")
 
     def encode(self, record: Record) -> Encoded:
         """The pictures of a record at the size and quality of this layout, the second as "2.webp"."""

@@ -7,6 +7,7 @@ from support.clips import plain_video
 from support.downloads import DOWNLOADS, fill, picture
 from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
+from support.layouts import layout_file
 from support.random_model import ADAPTERS, save_random_model
 from support.training import assert_falls, with_slow
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "finetune"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "base")
 SETS = {
-    "coco_retrieval": ["coco"],
+    "coco_retrieval": ["coco_karpathy"],
     "flickr30k_retrieval": ["flickr30k"],
     "audio_retrieval": ["audiocaps", "clotho", "macs"],
     "sound_events": ["desed"],
@@ -126,7 +127,7 @@ def write_shards(name, root, downloads):
             files.update(OPTIONAL_FILES[layout]())
         download.mkdir()
         fill(download, files)
-        options = ["--import", "recipes/own_layouts.py", "--layout", layout, "-o", str(root)]
+        options = ["--layout", layout_file(layout), "-o", str(root)]
         main(["shards", *options, str(download), *OPTIONS.get(name, [])])  # 1 where files are not there on purpose
 
 
@@ -144,7 +145,7 @@ def small_overrides(content):
 
 
 @pytest.fixture
-def small_recipe(released, tmp_path, monkeypatch, layouts_restored):
+def small_recipe(released, tmp_path, monkeypatch):
     """Reads a recipe, shrunk, on shards of a made-up download."""
     monkeypatch.chdir(ROOT)
 

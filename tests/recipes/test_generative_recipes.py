@@ -9,6 +9,7 @@ from support.downloads import DOWNLOADS, fill
 from support.fake_gpu import StepChecked, check_first_step
 from support.finetune_downloads import FINETUNE
 from support.generative import save_trainable_ofa
+from support.layouts import layout_file
 from support.random_model import save_random_model
 from support.training import CAPTION_HEAD, assert_falls, logged, series, with_slow
 
@@ -24,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "generative"
 RECIPES = sorted(path.stem for path in FOLDER.glob("ofa_*.yaml") if path.stem != "ofa_base")
 LAYOUTS = {
-    "ofa_caption": ["coco"],
-    "ofa_caption_cider": ["coco"],
+    "ofa_caption": ["coco_karpathy"],
+    "ofa_caption_cider": ["coco_karpathy"],
     "ofa_vqav2": ["vqav2"],
     "ofa_refcoco": ["refcoco"],
     "ofa_snli_ve": ["snli_ve"],
@@ -76,7 +77,7 @@ def prepared(tmp_path_factory):
             if not download.exists():
                 download.mkdir()
                 fill(download, {**DOWNLOADS, **FINETUNE}[layout]())
-                main(["shards", "--layout", layout, str(download), "-o", str(folder / "data")])
+                main(["shards", "--layout", layout_file(layout), str(download), "-o", str(folder / "data")])
         return folder / "data"
 
     return shards

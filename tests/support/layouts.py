@@ -12,6 +12,14 @@ from onepeace.data.sample import Sample
 from onepeace.data.shards import read_source
 from onepeace.datasets.layout import Record
 
+FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "layouts"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "\nlayout = " in path.read_text())
+"""Names of all layouts; the other files are what several share."""
+
+
+def layout_file(name: str) -> str:
+    return str(FOLDER / f"{name}.py")
+
 
 @dataclass(frozen=True)
 class Prepared:

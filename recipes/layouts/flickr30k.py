@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
-from onepeace.datasets.pictures import Photographs, photograph
+from onepeace.datasets.pictures import Photographs
 from onepeace.datasets.reading import fields, find, json_rows, sentence
 from onepeace.errors import UserError
 
@@ -33,7 +32,6 @@ class Flickr30k(Photographs):
     license: ClassVar[str] = "Flickr photographs; research and educational use (Flickr30k terms)"
     shared: ClassVar[str] = "flickr8k"
     """Dataset that shares photographs, identified by the first part of their names."""
-    val_size: int = option(160, "short side of the validation pictures")
     train: tuple[str, ...] = option(("train",), "Karpathy's splits that are training data")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
@@ -42,8 +40,7 @@ class Flickr30k(Photographs):
         if not files:
             raise UserError("no .jpg files", where=folder)
         test = [picture for picture in listed if picture.split == "test"]
-        encode = partial(photograph, size=self.val_size, quality=85)
-        yield Split(f"val/{self.name}/{self.name}_test", self._records(test, folder, files), encode)
+        yield Split(f"val/{self.name}/{self.name}_test", self._records(test, folder, files), self.encode)
         held_out_stems = set()
         if self.shared:
             held_out_stems = {record.key.split("_")[1] for record in held_out(self.shared)}
@@ -68,22 +65,6 @@ class Flickr30k(Photographs):
                 targets={},
                 about={"license": self.license},
             )
-
-
-@dataclass(frozen=True)
-class CocoKarpathy(Flickr30k):
-    """MS-COCO captions (Chen et al., arXiv 1504.00325) in Karpathy's splits: 5,000 photographs are validation data.
-
-    SOURCE holds the JPEGs of train2014.zip and val2014.zip, at any depth, and dataset_coco.json (caption_datasets.zip).
-    Its test split is validation data, its val split goes nowhere.
-    """
-
-    name = "coco_karpathy"
-    prefix = "cocok"
-    title = "MS-COCO, Karpathy's"
-    license = "annotations CC BY 4.0; photographs under their Flickr licences"
-    shared = ""
-    train: tuple[str, ...] = option(("train", "restval"), "Karpathy's splits that are training data")
 
 
 class ListedPicture(NamedTuple):
@@ -113,3 +94,6 @@ def read_karpathy(name: str, folder: Path) -> list[ListedPicture]:
             )
         pictures.append(picture)
     return pictures
+
+
+layout = Flickr30k()

@@ -110,3 +110,6 @@ def _records(folder: Path, split: str, classes: Sequence[str]) -> list[Record]:
     if not records:
         raise UserError("no photographs (*.jpg)", where=images / split)
     return records
+
+
+layout = ADE20K()

@@ -24,6 +24,7 @@ class Flickr8k(Photographs):
     are validation data of Flickr30k below the same root: Flickr30k holds most of Flickr8k.
     """
 
+    size: int = option(144, "short side of the pictures in pixels")
     val_size: int = option(160, "short side of the validation pictures")
     keep_out: int = option(200, "pictures of the dev split that go into no shard")
 
@@ -79,3 +80,6 @@ def _captions(path: Path) -> dict[str, list[str]]:
         if len(caption) > 5:
             captions.setdefault(name.partition("#")[0], []).append(caption)
     return captions
+
+
+layout = Flickr8k()

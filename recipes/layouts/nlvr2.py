@@ -56,3 +56,6 @@ def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
         )
         records.append(record)
     return Table(table, records, CLASSES)
+
+
+layout = NLVR2()

@@ -1,4 +1,4 @@
-"""A layout that the package does not know: registered from outside, written by the command, read by the trainer."""
+"""A layout that the package does not know: a file of one's own, written by the command, read by the trainer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,20 +46,20 @@ class Pets(Photographs):
 
 
 @pytest.fixture
-def options(tmp_path, layouts_restored):
-    """Options that import the layout."""
-    code = "import sys\nfrom onepeace.datasets import LAYOUTS\nLAYOUTS['pets'] = sys.modules[%r].Pets()\n"
-    (tmp_path / "mine.py").write_text(code % __name__)
-    return ("--import", str(tmp_path / "mine.py"))
+def layout(tmp_path):
+    """The file of the layout."""
+    file = tmp_path / "pets.py"
+    file.write_text(f"import sys\nlayout = sys.modules[{__name__!r}].Pets()\n")
+    return file
 
 
-def test_new_layout_becomes_shards_that_the_trainer_reads(prepare, options):
+def test_new_layout_becomes_shards_that_the_trainer_reads(prepare, layout):
     files = {"nobody_1.png": "", "cat_1.png": "no picture"}
     for name in ("dog", "parrot"):
         for i in range(3):
             files[f"{name}_{i}.png"] = picture(len(name) + i, (64, 32))
 
-    shards = prepare("pets", "val=2", files=files, layouts=options)
+    shards = prepare("pets", "val=2", files=files, layout=layout)
 
     assert "nobody_1.png: it is nobody" in shards.err
     assert "cat_1.png: " in shards.err
@@ -72,11 +72,6 @@ def test_new_layout_becomes_shards_that_the_trainer_reads(prepare, options):
     assert set(shards.samples("val/pets/*.tar")) == {"pets_dog_2", "pets_parrot_2"}
 
 
-def test_new_layout_has_its_help(options, capsys):
-    assert main(["shards", *options, "--layout", "pets", "--help"]) == 0
+def test_new_layout_has_its_help(layout, capsys):
+    assert main(["shards", "--layout", str(layout), "--help"]) == 0
     assert "val=0 " in capsys.readouterr().out
-
-
-def test_import_of_a_missing_file_is_refused(tmp_path, capsys):
-    assert main(["shards", "--import", str(tmp_path / "gone.py"), "--layout", "pets"]) == 2
-    assert "gone.py: " in capsys.readouterr().err

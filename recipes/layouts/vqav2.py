@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onepeace.datasets.coco import photographs_by_id
+from coco_files import photographs_by_id
+
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
@@ -41,6 +42,7 @@ class VQAv2(SharedPhotographs, OfficialSplits):
 
     prefix = "vqav2"
     hint = "its questions are about other photographs"
+    size: int = option(480, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train2014",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2014",), "official splits that are validation data")
     answers: int = option(3129, "number of answers kept, the most frequent first; 3129 were given 9 times or more")
@@ -114,3 +116,6 @@ def _targets(answers: Answers, class_names: Collection[str]) -> dict[str, Any]:
         "answers": {answer: score for answer, score in scores.items() if answer in class_names},
         "annotations": answers.of_people,
     }
+
+
+layout = VQAv2()

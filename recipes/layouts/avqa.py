@@ -57,3 +57,6 @@ def _table(folder: Path, split: str, sounds: Mapping[str, Path]) -> Table:
         )
         records.append(record)
     return Table(table, records)
+
+
+layout = AVQA()

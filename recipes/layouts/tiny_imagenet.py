@@ -141,3 +141,6 @@ def _names(wnids: Sequence[str], synonyms: dict[str, list[str]]) -> dict[str, st
         if count > 1:
             raise UserError(f"two classes are named {name!r}; add a name for one to tiny_imagenet_names.json")
     return names
+
+
+layout = TinyImageNet()

@@ -21,7 +21,7 @@ class ImageNet(Photographs):
     names are OpenAI's, through open_clip; two pairs of classes share a name (missile, sunglasses).
     """
 
-    size: int = option(224, "short side of the pictures in pixels")
+    size: int = option(480, "short side of the pictures in pixels")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         from open_clip import IMAGENET_CLASSNAMES
@@ -63,3 +63,6 @@ def _records(folder: Path, split: str, class_names: Mapping[str, str]) -> list[R
             )
             records.append(record)
     return shuffled(records)
+
+
+layout = ImageNet()

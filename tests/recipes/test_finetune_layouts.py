@@ -9,10 +9,10 @@ from PIL import Image
 from support.clips import plain_video
 from support.downloads import picture
 from support.finetune_downloads import refer
-from support.layouts import picture_of
+from support.layouts import layout_file, picture_of
 
 from onepeace.data.shard import content_of, open_shard
-from onepeace.datasets import LAYOUTS
+from onepeace.datasets.layout import load_layout
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 
 # ------------------------------------------------------------------ sounds and pictures
@@ -296,7 +296,7 @@ def test_sound_events_of_own_tables(prepare):
 
 def test_sound_events_finds_files_by_path_or_name(prepare, source):
     prepare("sound_events")
-    _, split = LAYOUTS["sound_events"].splits(source, lambda name: ())
+    _, split = load_layout(layout_file("sound_events")).splits(source, lambda name: ())
     paths = {record.key: record.inputs["audio"] for record in split.records}
     assert paths == {
         "events_train_000000": source / "a/1.wav",

@@ -113,3 +113,6 @@ def _sounds(folder: Path) -> dict[SoundName, Path]:
         elif path.stem.isdecimal():
             sounds.setdefault((path.stem, None), path)
     return sounds
+
+
+layout = AudioCaps()

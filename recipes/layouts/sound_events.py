@@ -71,32 +71,6 @@ class SoundEvents(Sounds, OfficialSplits):
         return Table(table, records)
 
 
-@dataclass(frozen=True)
-class DESED(SoundEvents):
-    """DESED: ten-second sounds of ten kinds of domestic events, whose beginnings and ends are known, from
-    project.inria.fr/desed.
-
-    SOURCE holds the folders metadata and audio of its download. A split is the path of a table below metadata, without
-    ending: train/synthetic21_train/soundscapes, train/audioset_strong (sounds in audio/train/strong_label_real),
-    validation/validation, eval/public; its sounds are in the folder of that path below audio. Tables without onset and
-    offset (weak labels) are not read. The target "events" is a list of [onset, offset, label], in seconds.
-    """
-
-    key = "desed"
-    name: str = option("desed", "name of the shards and their folders")
-    license: str = option("DESED's (synthetic: CC BY 4.0; others by their sources)", "licence of the sounds")
-    train: tuple[str, ...] = option(("train/synthetic21_train/soundscapes",), "tables that are training data")
-    val: tuple[str, ...] = option(("validation/validation",), "tables that are validation data")
-
-    def files_of_split(self, folder: Path, split: str) -> tuple[Path, Path]:
-        metadata = find(folder, "metadata", what="the tables")
-        table = metadata / f"{split}.tsv"
-        if not table.is_file():
-            raise UserError(f"no such table; train and val name tables below {metadata}, without .tsv", where=table)
-        sounds = metadata.parent / "audio" / split.replace("audioset_strong", "strong_label_real")
-        return table, sounds
-
-
 def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
     """The events within the first `seconds`, in the order of their onsets, by file."""
     events_by_file: dict[str, list[list[Any]]] = {}
@@ -123,3 +97,6 @@ def _stem(name: str) -> str:
     """The name of a sound without its suffix; "Y-id_30.000_40.000" has none."""
     path = Path(name)
     return path.stem if path.suffix.lower() in SOUNDS else name
+
+
+layout = SoundEvents()

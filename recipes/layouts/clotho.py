@@ -51,3 +51,6 @@ def _table(folder: Path, split: str) -> Table:
         )
         records.append(record)
     return Table(table, records)
+
+
+layout = Clotho()

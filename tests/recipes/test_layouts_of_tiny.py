@@ -1,26 +1,16 @@
-"""The layouts of recipes/own_layouts.py, added on the command line."""
+"""The layouts that only the recipes of the bundled model read."""
 
 import io
 import sys
 import types
-from functools import partial
-from pathlib import Path
 
 import pytest
 from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from support.downloads import macs, picture
-from support.layouts import captions, size_of
+from support.layouts import FOLDER, captions, size_of
 
 from onepeace.datasets.written import read_shard
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-pytestmark = pytest.mark.usefixtures("layouts_restored")
-
-
-@pytest.fixture
-def prepare_own(prepare):
-    return partial(prepare, layouts=("--import", str(RECIPES / "own_layouts.py")))
 
 
 def drawing_set(folder, prefix, icons, chars=None, **more):
@@ -75,9 +65,9 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_emoji_are_divided_by_name(prepare_own):
+def test_emoji_are_divided_by_name(prepare):
     """dog face is training data, B button validation data; a flag, a family and a man are left out."""
-    shards = prepare_own("emoji", files=emoji())
+    shards = prepare("emoji", files=emoji())
 
     assert set(shards.val) == {"emoji_noto_1f171"}
     assert captions(shards.val["emoji_noto_1f171"]) == ["B button (blood type)"]
@@ -89,14 +79,14 @@ def test_emoji_are_divided_by_name(prepare_own):
     assert "dog-face-broken: not SVG" in shards.err
 
 
-def test_emoji_need_resvg(prepare_own, monkeypatch):
+def test_emoji_need_resvg(prepare, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    assert "pip install resvg-py" in prepare_own("emoji", files=emoji(), code=1).err
+    assert "pip install resvg-py" in prepare("emoji", files=emoji(), code=1).err
 
 
-def test_openclipart_titles_are_without_authors(prepare_own):
+def test_openclipart_titles_are_without_authors(prepare):
     """Plain, narrow and broken pictures are left out."""
-    held_out = (RECIPES / "openclipart_val.txt").read_text(encoding="utf-8").splitlines()[0]
+    held_out = (FOLDER / "openclipart_val.txt").read_text(encoding="utf-8").splitlines()[0]
     names = [
         "animals/wild_cat_jane_doe_01",
         "animals/sleepy-dog_jane_doe",
@@ -114,7 +104,7 @@ def test_openclipart_titles_are_without_authors(prepare_own):
     for seed, name in enumerate(names):
         files[f"{name}.png"] = picture(seed, (300, 200), "RGBA")
 
-    shards = prepare_own("openclipart", files=files)
+    shards = prepare("openclipart", files=files)
 
     titles = {captions(record)[0]: record for record in shards.train.values()}
     assert set(titles) == {"wild cat", "sleepy dog", "red apple"}
@@ -123,7 +113,7 @@ def test_openclipart_titles_are_without_authors(prepare_own):
     assert "broken_bottle.png" in shards.err
 
 
-def test_stamps_of_tuxpaint(prepare_own):
+def test_stamps_of_tuxpaint(prepare):
     names = ("animals/frog", "animals/cat", "symbols/letter", "food/fig_mirror", "food/pear", "food/dot")
     files = {}
     for seed, name in enumerate(names):
@@ -134,24 +124,24 @@ def test_stamps_of_tuxpaint(prepare_own):
     files |= {"animals-cat.png": picture(9, (99, 99), "RGBA"), "animals-cat.txt": "Another cat"}  # the same key
     files |= {"food/soup.png": "no picture", "food/soup.txt": "A soup"}
 
-    shards = prepare_own("tuxpaint", "exclude=[animals/frog]", files=files)
+    shards = prepare("tuxpaint", "exclude=[animals/frog]", files=files)
 
     assert set(shards.train) == {"tux_animals_cat"}
     assert "soup.png" in shards.err
     assert "tux_animals_cat: " in shards.err
 
 
-def test_imagenet_samples_need_tiny_imagenet(prepare_own):
+def test_imagenet_samples_need_tiny_imagenet(prepare):
     files = {"n02123045_tabby_cat.JPEG": picture(7, (300, 200))}
-    assert "tiny_imagenet first" in prepare_own("imagenet_samples", files=files, code=1).err
+    assert "tiny_imagenet first" in prepare("imagenet_samples", files=files, code=1).err
 
 
-def test_imagenet_samples_leave_out_near_copies_of_validation(prepare_own):
-    prepare_own("tiny_imagenet")
+def test_imagenet_samples_leave_out_near_copies_of_validation(prepare):
+    prepare("tiny_imagenet")
     larger_val_1 = picture(101, (64, 64)).resize((256, 256))
     files = {"n02123045_tabby_cat.JPEG": picture(7, (300, 200)), "n02509815_red_panda.JPEG": larger_val_1}
 
-    shards = prepare_own("imagenet_samples", files=files)
+    shards = prepare("imagenet_samples", files=files)
 
     assert "ins_n02509815" not in shards.train
     assert "n02509815_red_panda.JPEG: near copy" in shards.err
@@ -162,22 +152,22 @@ def test_imagenet_samples_leave_out_near_copies_of_validation(prepare_own):
     ]
 
 
-def test_macs_has_captions_and_place(prepare_own):
-    shards = prepare_own("macs")
+def test_macs_has_captions_and_place(prepare):
+    shards = prepare("macs")
     (record,) = shards.train.values()
     assert captions(record) == ["people talk", "a child laughs"]
     assert record.about["label"] == "airport"
     assert "MACS.yaml: 1 of 2 audio files are missing (macs_public_square-paris-1-2-a" in shards.err
 
 
-def test_macs_table_without_sentence_is_refused(prepare_own):
+def test_macs_table_without_sentence_is_refused(prepare):
     table = macs()["MACS.yaml"].replace("sentence: footsteps", "text: x")
-    assert "MACS.yaml: file 2 " in prepare_own("macs", files={"MACS.yaml": table}, code=1).err
+    assert "MACS.yaml: file 2 " in prepare("macs", files={"MACS.yaml": table}, code=1).err
 
 
-def test_words_come_alone_and_in_sentences(prepare_own):
+def test_words_come_alone_and_in_sentences(prepare):
     vocabulary = "[PAD]\n[unused0]\n##ing\nit\ndog\nkite\nsnow\ndog2\n1990\nÉté\n"
-    shards = prepare_own("words", files={"vocab.txt": vocabulary})
+    shards = prepare("words", files={"vocab.txt": vocabulary})
 
     words = set()
     for record in shards.train.values():
@@ -188,8 +178,8 @@ def test_words_come_alone_and_in_sentences(prepare_own):
     assert words == {"dog", "kite", "snow", *IMAGENET_CLASSNAMES}
 
 
-def test_words_need_a_vocabulary(prepare_own):
-    assert "no vocab.txt" in prepare_own("words", code=1).err
+def test_words_need_a_vocabulary(prepare):
+    assert "no vocab.txt" in prepare("words", code=1).err
 
 
 def read_all(folder, pattern):
@@ -198,7 +188,7 @@ def read_all(folder, pattern):
 
 
 def test_held_out_emoji_are_those_of_the_shards(shared):
-    lines = (RECIPES / "emoji_val.txt").read_text(encoding="utf-8").splitlines()
+    lines = (FOLDER / "emoji_val.txt").read_text(encoding="utf-8").splitlines()
     listed = {tuple(line.split("\t")) for line in lines}
     records = read_all(shared / "data/val", "emoji-*.tar.gz")
     assert {(record.about["hexcode"], record.about["name"]) for record in records} == listed
@@ -208,4 +198,4 @@ def test_held_out_emoji_are_those_of_the_shards(shared):
 
 def test_held_out_clipart_is_that_of_the_shards(shared):
     titles = {captions(record)[0] for record in read_all(shared / "data/val/openclipart", "*.gz")}
-    assert titles == set((RECIPES / "openclipart_val.txt").read_text(encoding="utf-8").splitlines())
+    assert titles == set((FOLDER / "openclipart_val.txt").read_text(encoding="utf-8").splitlines())

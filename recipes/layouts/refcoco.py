@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from onepeace.datasets.coco import photographs_by_id, read_instances
+from coco_files import photographs_by_id, read_instances
+
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
@@ -29,7 +30,7 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
     prefix = "refcoco"
     folder_name: ClassVar[str] = "refcoco"
     hint = "unpack COCO's"
-    size: int = option(384, "short side of the pictures in pixels")
+    size: int = option(512, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val", "testA", "testB"), "official splits that are validation data")
     split_by: str = option("unc", "who split it: unc, google or umd, as the name of the list says")
@@ -66,30 +67,4 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
         return {split: Table(table, records) for split, records in records_by_split.items()}
 
 
-@dataclass(frozen=True)
-class RefCOCOPlus(RefCOCO):
-    """RefCOCO+: expressions that name one object in a photograph of COCO without saying where it is, from
-    github.com/lichengunc/refer.
-
-    SOURCE holds a folder refcoco+ with "refs(unc).p" and instances.json, and COCO's photographs in a folder train2014,
-    at any depth. Otherwise as refcoco.
-    """
-
-    key = "refcocoplus"
-    prefix = "refcoco_plus"
-    folder_name = "refcoco+"
-
-
-@dataclass(frozen=True)
-class RefCOCOg(RefCOCO):
-    """RefCOCOg: longer expressions that name one object in a photograph of COCO, from github.com/lichengunc/refer.
-
-    SOURCE holds a folder refcocog with "refs(umd).p" and instances.json, and COCO's photographs in a folder train2014,
-    at any depth. Otherwise as refcoco.
-    """
-
-    key = "refcocog"
-    prefix = "refcocog"
-    folder_name = "refcocog"
-    val: tuple[str, ...] = option(("val", "test"), "official splits that are validation data")
-    split_by: str = option("umd", "who split it: umd or google, as the name of the list says")
+layout = RefCOCO()

@@ -59,3 +59,6 @@ def _table(folder: Path, split: str, classes: Sequence[str]) -> Table:
         )
         records.append(record)
     return Table(table, records, classes)
+
+
+layout = FSD50K()

@@ -1,7 +1,7 @@
 import pytest
 from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
-from support.layouts import Prepared
+from support.layouts import Prepared, layout_file
 
 from onepeace.cli import main
 from onepeace.datasets.written import read_shard
@@ -22,14 +22,15 @@ def prepare(tmp_path, source, capsys):
     """
     filled = set()
 
-    def run(name, *options, files=(), code=0, layouts=()):
+    def run(name, *options, files=(), code=0, layout=None):
         make_download = {**DOWNLOADS, **FINETUNE}.get(name, dict)
         if name not in filled:
             fill(source, make_download())
         filled.add(name)
         fill(source, dict(files))
         root = tmp_path / "root"
-        arguments = ["shards", *layouts, "--layout", name, str(source), "-o", str(root), *options]
+        file = str(layout or layout_file(name))
+        arguments = ["shards", "--layout", file, str(source), "-o", str(root), *options]
         assert main(arguments) == code
         out, err = capsys.readouterr()
         return Prepared(root, train=read_all(root / "train"), val=read_all(root / "val"), out=out, err=err)

@@ -61,3 +61,6 @@ class UrbanSound8K(Sounds):
         shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
         yield Split(shards, present(val, table, HINT), self.encode, classes=classes)
         yield Split("train/audio_text/urbansound8k", present(train, table, HINT), self.encode)
+
+
+layout = UrbanSound8K()

@@ -26,6 +26,7 @@ class SnliVE(SharedPhotographs, OfficialSplits):
 
     prefix = "snli_ve"
     hint = "ask the authors of Flickr30k for them"
+    size: int = option(480, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test, or both")
 
@@ -57,3 +58,6 @@ def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
         )
         records.append(record)
     return Table(table, records, CLASSES)
+
+
+layout = SnliVE()

@@ -107,3 +107,6 @@ def _pictures_below(folder: Path) -> dict[str, Path]:
     files = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
     files.sort(key=lambda path: PICTURES.index(path.suffix.lower()))
     return {path.stem: path for path in files}
+
+
+layout = VGGSound()

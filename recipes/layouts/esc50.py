@@ -79,3 +79,6 @@ def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Sk
                 "freesound_id": recording,
             },
         )
+
+
+layout = ESC50()

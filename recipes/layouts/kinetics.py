@@ -55,3 +55,6 @@ def _table(folder: Path, split: str, videos: Mapping[str, Path]) -> Table:
         )
         records.append(record)
     return Table(table, records)
+
+
+layout = Kinetics()
