@@ -9,22 +9,36 @@ from onepeace.datasets.arrow import data_files, is_arrow, read_arrow
 from onepeace.datasets.embedded import EmbeddedFile, embedded_file
 from onepeace.datasets.layout import Record, Skipped, skipped
 from onepeace.datasets.reading import plain_name
-from onepeace.datasets.tables import BadRow, Row, read_table
+from onepeace.datasets.tables import (
+    CAPTIONS,
+    LABEL,
+    PLACES,
+    TEXT,
+    BadRow,
+    Cell,
+    ColumnNames,
+    Row,
+    content_of,
+    read_table,
+    some_names,
+)
 from onepeace.errors import UsageError, UserError
 from onepeace.files import source
 from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
 
-CAPTIONS = ("text", "caption", "captions")
-"""Possible names of the column of captions; the first that is filled is used."""
-
-ColumnNames = Mapping[str, Sequence[str]]
-"""Possible names of each column by its content: a modality of files, "text" or "label"."""
-
 
 def media() -> list[str]:
     """The modalities whose columns hold files."""
     return [key for key in guessed() if key != "text"]
+
+
+def _media_by_suffix() -> dict[str, str]:
+    """Modality by file ending."""
+    modalities: dict[str, str] = {}
+    for modality in media():
+        modalities |= dict.fromkeys(PROCESSORS[modality].suffixes, modality)
+    return modalities
 
 
 def column_names(columns: Mapping[str, str]) -> ColumnNames:
@@ -34,8 +48,7 @@ def column_names(columns: Mapping[str, str]) -> ColumnNames:
         UsageError: there is no such column.
     """
     names: dict[str, Sequence[str]] = {key: (key,) for key in media()}
-    names["text"] = CAPTIONS
-    names["label"] = ("label",)
+    names |= {TEXT: CAPTIONS, LABEL: (LABEL,)}
     for key, name in columns.items():
         if key not in names:
             raise UsageError(f"--column {key}={name}: {key} is not a content of columns; known: {', '.join(names)}")
@@ -48,8 +61,8 @@ def from_source(
 ) -> Iterator[Record | Skipped]:
     """A sample, or a `Skipped` with the reason, for each row of a table or data set, or for the files of a folder.
 
-    Columns are image, audio, text (or as in `CAPTIONS`) and label; empty cells are ignored. Paths are relative to the
-    folder of the table. The caption in a .jsonl, Parquet or Arrow file is one text or a list.
+    Columns are image, audio (or as in `PLACES`), text (or as in `CAPTIONS`) and label; empty cells are ignored. Paths
+    are relative to the folder of the table. The caption in a .jsonl, Parquet or Arrow file is one text or a list.
 
     Args:
         columns: names of columns by their content, where they are not the usual ones.
@@ -89,7 +102,7 @@ def _from_arrow(path: Path, names: ColumnNames, split: str | None) -> Iterator[R
 
         def choose(columns: Sequence[str], file: Path = file) -> list[str]:
             _check_columns(file, columns, names)
-            lower_names: set[str] = set()
+            lower_names = set(PLACES)
             for names_of_content in names.values():
                 lower_names.update(map(str.lower, names_of_content))
             return [column for column in columns if column.lower() in lower_names]
@@ -118,10 +131,7 @@ def from_folder(folder: Path) -> Iterator[Record | Skipped]:
     Each line of the .txt is a caption. If no file has a .txt, the name of a file's folder is its label. Links are
     followed, as class folders may hold links to files elsewhere.
     """
-    modality_by_suffix = {".txt": "text"}
-    for modality in media():
-        modality_by_suffix.update(dict.fromkeys(PROCESSORS[modality].suffixes, modality))
-    files, unreadable = walk([folder], modality_by_suffix, follow_links=True)
+    files, unreadable = walk([folder], {".txt": "text", **_media_by_suffix()}, follow_links=True)
     for path, reason in unreadable:
         yield Skipped(_shown(path), reason)
     texts: dict[Path, Path] = {}
@@ -161,9 +171,9 @@ def _check_columns(path: Path, columns: Sequence[str], names: ColumnNames) -> No
     files: list[str] = []
     for key in media():
         files += names[key]
-    if lower.isdisjoint(map(str.lower, files)):
+    if lower.isdisjoint(map(str.lower, (*files, *PLACES))):
         raise UserError(
-            f"no column {' or '.join(files)}; it has {', '.join(columns)}; rename the one that holds the "
+            f"no column {', '.join((*files, *PLACES))}; it has {some_names(columns)}; rename the one that holds the "
             f"files, or name it with --column {media()[0]}=NAME",
             where=path,
         )
@@ -182,26 +192,16 @@ def _record(
     names: ColumnNames,
 ) -> Record:
     """The sample of a row; `UserError` if the row is invalid."""
-    lower_cells = {name.lower(): value for name, value in cells.items()}
-    cells = {**lower_cells, **cells}
-
-    def cell(key: str) -> tuple[str, Any]:
-        """Name and value of the first column that is filled."""
-        for name in names[key]:
-            for spelling in (name, name.lower()):
-                if cells.get(spelling) not in (None, "", []):
-                    return spelling, cells[spelling]
-        return "", None
-
+    content = content_of(cells, names, _media_by_suffix())
     files = {}
-    for key in media():
-        name, value = cell(key)
-        if value is not None:
-            files[key] = _file(key, name, value, folder, where)
+    for key, (column, value) in content.files.items():
+        files[key] = _file(key, column, value, folder, where)
     if not files:
         raise UserError(f"has no {' and no '.join(media())}")
-    captions = _captions(*cell("text"))
-    label = _label(*cell("label"))
+    captions: list[str] = []
+    for cell in content.captions:
+        captions += _captions(cell)
+    label = _label(content.label)
     if len(files) == 1 and not captions and label is None:
         raise UserError(f"has no caption and no label for its {next(iter(files))}")
     targets = {} if label is None else {"label": label}
@@ -229,22 +229,21 @@ def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> P
     return file
 
 
-def _captions(column: str, value: Any) -> list[str]:
-    if value is None:
-        return []
-    texts = value if isinstance(value, list) else [value]
-    captions = [_text(column, text) for text in texts]
+def _captions(cell: Cell) -> list[str]:
+    texts = cell.value if isinstance(cell.value, list) else [cell.value]
+    captions = [_text(cell.column, text) for text in texts]
     if not all(captions):
-        raise UserError(f"{column} has an empty caption")
+        raise UserError(f"{cell.column} has an empty caption")
     return captions
 
 
-def _label(column: str, value: Any) -> str | None:
-    if value is None:
+def _label(cell: Cell | None) -> str | None:
+    if cell is None:
         return None
+    value = cell.value
     if isinstance(value, int) and not isinstance(value, bool):  # classes are often numbered
         value = str(value)
-    return _text(column, value) or None
+    return _text(cell.column, value) or None
 
 
 def _text(column: str, value: Any) -> str:

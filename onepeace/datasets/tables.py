@@ -1,4 +1,6 @@
-"""Rows of a .csv, .tsv or .jsonl file with their line numbers; an invalid row is returned as `BadRow`.
+"""Tables of users: the rows of a .csv, .tsv or .jsonl file with their line numbers, and what their columns hold.
+
+An invalid row is returned as `BadRow`.
 
 A .csv file is quoted as in spreadsheets, so a row may span lines. A .tsv file has no quoting, as in its specification:
 a line is a row, and `"` is an ordinary character. Both begin with the names of their columns. A .jsonl file has one
@@ -9,16 +11,26 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from onepeace.errors import UserError
 from onepeace.files.regular import open_regular
+from onepeace.files.source import describe, suffix
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 NAMED = 10
 """Maximum number of columns that a message names."""
+TEXT = "text"
+CAPTIONS = (TEXT, "caption", "captions")
+"""Columns that describe the picture or sound of a row."""
+LABEL = "label"
+PLACES = ("path", "file", "file_name", "filename", "url")
+"""Columns with the path of a file whose ending says what it is; read if no column of a modality is filled."""
+
+ColumnNames = Mapping[str, Sequence[str]]
+"""Possible names of each column by its content: a modality of files, `TEXT` or `LABEL`."""
 
 
 class Row(NamedTuple):
@@ -35,6 +47,69 @@ class BadRow(NamedTuple):
 
     line: int
     reason: str
+
+
+class Cell(NamedTuple):
+    """A cell that is not empty."""
+
+    column: str
+    value: Any
+
+
+class Content(NamedTuple):
+    """What a row holds."""
+
+    files: dict[str, Cell]
+    """Cells with a file, by modality."""
+    captions: list[Cell]
+    label: Cell | None
+    others: dict[str, Any]
+    """Values of the other columns that are not empty."""
+
+
+def content_of(cells: Mapping[str, Any], names: ColumnNames, modalities: Mapping[str, str]) -> Content:
+    """What the cells of a row hold; capitals in the names of columns make no difference.
+
+    Args:
+        names: possible names of each column.
+        modalities: modality by file ending, for columns such as "path".
+
+    Raises:
+        UserError: the modality of a file is not known.
+    """
+    filled = {column: value for column, value in cells.items() if value not in (None, "", [])}
+    media = [content for content in names if content not in (TEXT, LABEL)]
+    files: dict[str, Cell] = {}
+    for modality in media:
+        for cell in _cells_of(filled, names[modality])[:1]:
+            files[modality] = cell
+    if not files:
+        for cell in _cells_of(filled, PLACES)[:1]:
+            files[_modality_by_ending(cell, modalities, media)] = cell
+    captions = _cells_of(filled, names[TEXT])
+    labels = _cells_of(filled, names.get(LABEL, ()))[:1]
+    used = {cell.column for cell in (*files.values(), *captions, *labels)}
+    others = {column: value for column, value in filled.items() if column not in used}
+    return Content(files, captions, labels[0] if labels else None, others)
+
+
+def _cells_of(filled: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
+    """The cells of the columns with these names; of several that differ in capitals, the one that is spelt as here."""
+    columns = {column.lower(): column for column in filled}
+    cells = []
+    for name in names:
+        column = name if name in filled else columns.get(name.lower())
+        if column is not None:
+            cells.append(Cell(column, filled[column]))
+    return cells
+
+
+def _modality_by_ending(cell: Cell, modalities: Mapping[str, str], media: Sequence[str]) -> str:
+    ending = suffix(str(cell.value))
+    if ending not in modalities:
+        reason = f"its ending is of no known kind of file; rename the column {cell.column} to {' or '.join(media)}"
+        raise UserError(reason, where=describe(str(cell.value)))
+    return modalities[ending]
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:

@@ -12,6 +12,8 @@ from support.python_process import run_python
 from onepeace.data.shard_writer import ShardWriter, new_shards, older_shards
 from onepeace.data.shards import expand, read_source
 from onepeace.errors import UserError
+from onepeace.index.entries import modalities_by_suffix
+from onepeace.index.tables import read_rows
 
 
 @pytest.fixture
@@ -111,6 +113,18 @@ def test_tsv_has_no_quoting(home, shards, read):
     (sample,) = read("image", "audio", "text")
     assert sample.captions == ['"a dog']
     assert sample.inputs["audio"] == (home / "sounds/dog.ogg").read_bytes()
+
+
+@pytest.mark.parametrize("column", ["file_name", "Path"])
+def test_file_is_known_by_its_ending_as_in_an_index(home, shards, read, column):
+    shards("t.csv", f"{column},caption,taken by\nimages/dog.jpg,a dog,Ann\nsounds/cat.ogg,a cat,Ben\n")
+    (dog,) = read("image", "text")
+    (cat,) = read("audio", "text")
+    assert (dog.captions, cat.captions) == (["a dog"], ["a cat"])
+    entries = list(read_rows(home / "t.csv", modalities_by_suffix()))
+    assert [entry.item.path for entry in entries] == [str(home / "images/dog.jpg"), str(home / "sounds/cat.ogg")]
+    assert [entry.item.caption for entry in entries] == ["a dog", "a cat"]
+    assert entries[0].item.metadata == {"taken by": "Ann"}
 
 
 UNUSABLE_ROWS = {
