@@ -1,6 +1,6 @@
 """What a user or a new contributor looks for is documented: commands, options, recipes, names, fields, folders.
 
-Other tests ask for options of terms, protocols (train/test_recipes.py), layouts (datasets/test_layouts.py) and released
+Other tests ask for options of terms, protocols (train/test_recipes.py), layouts (recipes/test_layouts.py) and released
 checkpoints (hub/test_hub_resolve.py).
 """
 

@@ -28,18 +28,18 @@ CASES = {
         [r"/train_a\.jpg: ", r"/test_a\.jpg: No such file", "val/flickr8k/flickr8k_test: nothing to write"],
     ),
     "flickr30k": (
-        [], {"flickr30k-images/1.jpg": None, "flickr30k-images/in/1.jpg": picture(1, (500, 333))},
+        ["size=144"], {"flickr30k-images/1.jpg": None, "flickr30k-images/in/1.jpg": picture(1, (500, 333))},
         {"f30k_1": {"captions": [f"Sentence {i} of 1, here" for i in range(5)], "size": (216, 144)}},
-        {"f30k_3": {"size": (240, 160)}}, [r"4\.jpg: No such file"],
+        {"f30k_3": {"size": (216, 144)}}, [r"4\.jpg: No such file"],
     ),
     "coco_karpathy": (
-        [], {},
+        ["size=144"], {},
         {"cocok_COCO_train2014_1": {"size": (216, 144)}, "cocok_COCO_val2014_2": {}},
-        {"cocok_COCO_val2014_3": {"captions": [f"Sentence {i}" for i in range(5)], "size": (240, 160)}}, [],
+        {"cocok_COCO_val2014_3": {"captions": [f"Sentence {i}" for i in range(5)], "size": (216, 144)}}, [],
     ),
     # 234748 is a picture of data/samples
     "coco": (
-        [], {"train2017/000000000025.jpg": "no picture"},
+        ["size=144"], {"train2017/000000000025.jpg": "no picture"},
         {"coco_000000000009": {"size": (192, 144)}},
         {"coco_000000000139": {"captions": [f"Caption {i} of 139" for i in range(5)]}}, [r"000000000025\.jpg"],
     ),
