@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from onepeace import __version__, threads
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, printable
 from onepeace.extensions import import_extension
 
 COMMANDS = {
@@ -158,7 +158,9 @@ def _run(arguments: Sequence[str]) -> int:
         if quiet:  # about large and damaged pictures, without their names
             warnings.filterwarnings("ignore", module="PIL")
         # The package only writes to its loggers; their messages are enabled here, but not those of other packages.
-        logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PrintableLines("onepeace: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("onepeace").setLevel(logging.INFO)
         try:
             return module.run(args)
@@ -277,4 +279,11 @@ def _reader_is_gone() -> bool:
 
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):
-        print("onepeace:", " ".join(message.splitlines()), file=sys.stderr)
+        print("onepeace:", printable(" ".join(message.splitlines())), file=sys.stderr)
+
+
+class _PrintableLines(logging.Formatter):
+    """Formatter of the log on the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).splitlines())

@@ -1,5 +1,6 @@
 """Errors for the user, and `need`, which imports an optional package."""
 
+import os
 import re
 from functools import partial
 from importlib import import_module
@@ -22,7 +23,8 @@ class UserError(Exception):
     def __init__(self, reason: str, *, where: object = ""):
         self.reason = reason
         self.where = str(where)
-        super().__init__(f"{self.where}: {reason}" if self.where else reason)
+        message = " ".join(str(reason).splitlines())
+        super().__init__(printable(f"{self.where}: {message}" if self.where else message))
 
 
 class UsageError(UserError):
@@ -60,9 +62,21 @@ def expect(value: object, kind: type[T]) -> T:
     return value
 
 
+def printable(name: object) -> str:
+    """A name or text given by others, for one line of a terminal: control and unprintable characters are escaped.
+
+    Every `UserError`, line of the log and cell of a table goes through it.
+    """
+    text = os.fsdecode(name) if isinstance(name, os.PathLike) else str(name)
+    if text.isprintable():
+        return text
+    escaped = [letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text]
+    return "".join(escaped)
+
+
 def one_line(error: object) -> str:
     """The message of an error or another reason on one line, or the type name if the message is empty."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def reason_at(where: object, error: Exception) -> str:

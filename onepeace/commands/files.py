@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, printable
 from onepeace.files.walk import LINKS, FoundFile, Unreadable, walk
 
 EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
@@ -147,9 +147,4 @@ def counted(count: int, thing: str) -> str:
 
 def shown(path: Path | str) -> str:
     """A path for one line of a terminal; control and unprintable characters are escaped."""
-    characters = []
-    for character in os.fspath(path):
-        if not character.isprintable():
-            character = character.encode("unicode_escape").decode()
-        characters.append(character)
-    return "".join(characters)
+    return printable(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.config import to_plain
-from onepeace.errors import UserError
+from onepeace.errors import UserError, printable
 from onepeace.hub.towers.config import TowersConfig, names_towers
 from onepeace.processors.pieces import preparation
 
@@ -177,7 +177,7 @@ def text_of(report: Mapping[str, Any]) -> str:
 
 def _aligned(lines: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines)
+    return "\n".join(printable(f"{name:<{width}}{value}").rstrip() for name, value in lines)
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
+from onepeace.errors import printable
+
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """A table with columns two spaces apart; the first line has the names of the columns.
@@ -9,7 +11,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Coll
     Args:
         right: numbers of the right-aligned columns; the last column is padded only if it is one of them.
     """
-    lines = [head, *rows]
+    lines = [[printable(text) for text in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -22,7 +24,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Coll
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose source is aligned too."""
-    lines = [head, *rows]
+    lines = [[printable(text) for text in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
     rule = ["-" * width for width in widths]
