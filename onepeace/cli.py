@@ -35,7 +35,6 @@ COMMANDS = {
     "ground": "locate a phrase in pictures, as a bounding box",
     "explain": "show where in pictures, or when in sounds, a query is found",
     "evaluate": "evaluate a model on datasets",
-    "calibrate": "create a model's match calibration from an index of generic files",
     "finetune": "fine-tune a model on your own files, and report the improvement",
     "train": "train a model from a recipe",
     "shards": "create training shards from a public dataset, a table or a folder of files",
@@ -49,7 +48,7 @@ MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
 """Module by command, for commands that share one."""
 DECODING = {
     "search", "index", "embed", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
-    "calibrate", "finetune",
+    "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be damaged, and report the damage themselves."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}

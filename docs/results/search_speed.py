@@ -19,7 +19,7 @@ import numpy as np
 from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
-from onepeace.index.calibrate import CALIBRATION
+from onepeace.index.banks import CALIBRATION
 from onepeace.index.derived import finish
 from onepeace.index.identity import identity
 from onepeace.index.items import Item, Span

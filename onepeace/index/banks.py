@@ -1,31 +1,61 @@
-"""Banks of unrelated queries, and their scores against the files of an index.
+"""Unrelated queries of a model in banks, their file, and their scores against the files of an index.
 
 Each index is scored in advance against a few hundred unrelated queries: generic words and sentences in the package, and
-pictures and sounds, whose vectors are stored with a model (calibrate.py). match.py compares the scores of a query with
+pictures and sounds, whose vectors are stored with a model (`CALIBRATION`). match.py compares the scores of a query with
 theirs.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
+from onepeace.files.atomic import make_folder, write_atomic
+from onepeace.files.cache import cache_folder
 from onepeace.index.matrix_files import read
 from onepeace.index.store import Store
+from onepeace.progress import status
+
+if TYPE_CHECKING:
+    from onepeace.index.index import Index
 
 MODALITIES = ("image", "audio", "text")
 """Modalities of items that queries are scored against."""
 SMALLEST = 1e-8
 """Lower bound of variances."""
-BANKS_FORMAT = "2"
-"""Version of `Banks.to_bytes`."""
+FORMAT = "3"
+"""Version of the files of `_sealed`."""
 SCORES = ("best", "squares", "sums", "counts")
 """Attributes of `Banks` that an index stores."""
 BLOCK = 1 << 14
 """Items compared at once: bounds the memory."""
+CALIBRATION = "calibration.safetensors"
+"""Name of the calibration file in a model folder."""
+TEXTS = {
+    "word": "names.txt",
+    "word/audio": "sounds.txt",
+    "sentence": "sentences.txt",
+    "sentence/audio": "sound_sentences.txt",
+}
+"""Name of the file with the texts of each bank, one per line.
+
+Sounds have their own texts: most things make no sound, so a query for a sound outscores their names too easily."""
+KEPT = {"image": 0.7, "audio": 0.2}
+"""Share of the generic files kept per bank of a model folder: the files least similar to all others.
+
+A file that resembles other generic files resembles files in many folders, where it is not an unrelated query. There are
+fewer kinds of sounds than of pictures, so fewer sounds are kept."""
+DRAWN = 1000
+"""Number of pictures, and of sounds, to select a bank from."""
+FEWEST = 100
+"""Least number of them: fewer have no generic files among them."""
 
 
 class BankScores(NamedTuple):
@@ -112,58 +142,73 @@ class Banks:
         return self._bank_scores[bank, modality]
 
     @classmethod
-    def load(cls, content: bytes | None, best: bytes | None = None) -> "Banks":
-        """Load the output of `to_bytes` and `best_bytes`; None = no banks, no items.
+    def load(cls, content: bytes | None, scores: bytes | None = None) -> "Banks":
+        """Load the output of `to_bytes` and `scores_to_bytes`; None = no banks, no items.
+
+        Scores that are damaged, or of other banks, are left out.
 
         Raises:
             UserError: the content is damaged or of another version.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
         if content is None:
             return cls({})
-        remedy = "make it again: onepeace calibrate INDEX --force"
-        try:
-            tensors = load(content)
-            header_size = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__", {})
-            if metadata.get("format") != BANKS_FORMAT:
-                raise UserError(f"the calibration has another format version; {remedy}")
-            names = json.loads(metadata["banks"])
-            banks = cls({name: tensors[name] for name in names}, metadata["model"])
-            if not np.isfinite(banks._queries).all():
-                raise ValueError("not all of its numbers are finite")
-            scores = {} if best is None else load(best)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"the calibration is damaged or cut off ({one_line(error)}); {remedy}") from error
-        if banks._has_shapes_of(scores):
-            for name in SCORES:
-                setattr(banks, name, scores[name].copy())
+        vectors, about = _opened(content)
+        banks = cls(vectors, about["model"])
+        with suppress(UserError):
+            stored, about_scores = _opened(scores or b"")
+            if about_scores["of"] == about["digest"]:
+                for name in SCORES:
+                    setattr(banks, name, stored[name].copy())
         return banks
-
-    def _has_shapes_of(self, scores: Mapping[str, NDArray]) -> bool:
-        """Whether stored scores are of as many queries and dimensions."""
-        if "best" not in scores:
-            return False
-        return scores["best"].shape == self.best.shape and scores["sums"].shape == self.sums.shape
 
     def to_bytes(self) -> bytes:
         """Content of a calibration file: the vectors in float16, and the hash of the model."""
-        from safetensors.numpy import save
+        vectors = {name: rows.astype(np.float16) for name, rows in self.vectors.items()}
+        return _sealed(vectors, {"model": self.model})
 
-        metadata = {
-            "format": BANKS_FORMAT,
-            "model": self.model,
-            "banks": json.dumps(list(self.vectors)),
-        }
-        return save({name: rows.astype(np.float16) for name, rows in self.vectors.items()}, metadata)
-
-    def best_bytes(self) -> bytes:
+    def scores_to_bytes(self) -> bytes:
         """Scores of the queries in one index, for `load`."""
-        from safetensors.numpy import save
+        _, about = _opened(self.to_bytes())
+        return _sealed({name: getattr(self, name) for name in SCORES}, {"of": about["digest"]})
 
-        return save({name: np.ascontiguousarray(getattr(self, name)) for name in SCORES})
+
+def _sealed(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> bytes:
+    """A file of arrays whose header has their digest."""
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    entries = {**about, "format": FORMAT, "names": json.dumps(list(arrays))}
+    return save(arrays, {**entries, "digest": _digest(arrays, entries)})
+
+
+def _opened(content: bytes) -> tuple[dict[str, NDArray], dict[str, str]]:
+    """The arrays of a file of `_sealed`, in their order, and what its header says of them.
+
+    Raises:
+        UserError: it is damaged or of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        stored = load(content)
+        header_size = int.from_bytes(content[:8], "little")
+        entries: dict[str, str] = json.loads(content[8 : 8 + header_size])["__metadata__"]
+        arrays = {name: stored[name] for name in json.loads(entries["names"])}
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the calibration is damaged, cut off or of another version ({one_line(error)})") from error
+    digest = entries.pop("digest", "")
+    if entries.get("format") != FORMAT or digest != _digest(arrays, entries):
+        raise UserError("the calibration is damaged or of another version")
+    return arrays, {**entries, "digest": digest}
+
+
+def _digest(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def banks_of(store: Store) -> Banks:
@@ -171,10 +216,111 @@ def banks_of(store: Store) -> Banks:
 
     The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
     may have deleted a best hit, all vectors are scored again.
+
+    Raises:
+        UserError: the stored queries are damaged.
     """
     last, _, removed = store.meta.get("scored", "").partition("-")
     is_valid = removed == store.meta["removed"]
-    banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
-    for rows, vectors in read(store, int(last) if is_valid else 0):
+    try:
+        banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
+    except UserError as error:
+        raise UserError(f"{error}; make it again: onepeace index update {store.folder}", where=store.folder) from error
+    has_scores = is_valid and banks.counts.any()
+    for rows, vectors in read(store, int(last) if has_scores else 0):
         banks.add(vectors, np.array(store.modalities)[rows["modality"]])
     return banks
+
+
+def texts_of(bank: str) -> list[str]:
+    """Texts of a bank, which are part of the package."""
+    file = resources.files("onepeace.index") / TEXTS[bank]
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def calibration_by_words(load: Callable[[], Any], model: str) -> bytes:
+    """Content of a calibration file with the text banks alone, which a model encodes once; the cache folder keeps them.
+
+    Args:
+        load: returns the model, an `Embedder` or a pool of them; called only if the banks are not kept.
+        model: hash of the model.
+    """
+    all_texts = [text for bank in TEXTS for text in texts_of(bank)]
+    digest = hashlib.sha256("\n".join(all_texts).encode()).hexdigest()
+    path = cache_folder() / "banks" / f"{model}-{digest[:8]}.safetensors"
+    with suppress(OSError, UserError):  # there is none, or it is damaged
+        content = path.read_bytes()
+        if Banks.load(content).model == model:
+            return content
+    embedder = load()
+    status("encoding the generic words that the match compares with, once for this model ...")
+    vectors = {bank: np.asarray(embedder.encode_text(texts_of(bank))) for bank in TEXTS}
+    content = Banks(vectors, model).to_bytes()
+    with suppress(OSError):  # it only saves time
+        make_folder(path.parent)
+        with write_atomic(path) as temporary:
+            temporary.write_bytes(content)
+    return content
+
+
+def read_calibration(folder: Path, model: str) -> bytes | None:
+    """Content of the calibration file of a model folder; None if it does not exist or belongs to another model.
+
+    Args:
+        model: hash of the model (onepeace/hub/fingerprint.py).
+
+    Raises:
+        UserError: the file is damaged or of another version.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        content = path.read_bytes()
+        return content if Banks.load(content).model == model else None
+    except (UserError, OSError) as error:
+        raise UserError(f"{one_line(error)}; put the original in its place, or delete it", where=path) from error
+
+
+def undamaged(content: bytes | None) -> bytes | None:
+    """The content of a calibration file; None if it is damaged or of another version."""
+    try:
+        Banks.load(content)
+    except UserError:
+        return None
+    return content
+
+
+def calibrate(index: "Index") -> Banks:
+    """The banks of an index's model from generic words and from pictures and sounds of the index (deterministic).
+
+    The index is one of generic files of many kinds. ``calibrate(index).to_bytes()`` is the content of the file
+    `CALIBRATION` in the folder of the model; indexes that are built later have a match for pictures and sounds as
+    queries.
+
+    Raises:
+        UserError: the index has too few pictures, or too few sounds.
+    """
+    vectors = {name: rows for name, rows in index.banks.vectors.items() if name in TEXTS}
+    items, means = index.means()
+    modalities = np.array([item.modality for item in items])
+    random = np.random.default_rng(0)
+    for modality, share in KEPT.items():
+        rows = np.flatnonzero(modalities == modality)
+        if 0 < len(rows) < FEWEST:
+            raise UserError(f"{len(rows)} {modality} files; {FEWEST} generic ones are needed", where=index.folder)
+        if len(rows):
+            drawn = random.permutation(rows)[:DRAWN]
+            vectors[modality] = least_alike(means[drawn], share)
+    if vectors.keys() <= TEXTS.keys():
+        raise UserError(f"no picture or sound; {FEWEST} generic ones are needed", where=index.folder)
+    return Banks(vectors, index.model_hash)
+
+
+def least_alike(vectors: NDArray, share: float) -> NDArray:
+    """The given share of the unit vectors (n, E) whose nearest neighbours are farthest away, at least one."""
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -1)
+    number = max(1, round(share * len(vectors)))
+    farthest = np.argsort(cosines.max(axis=1), kind="stable")[:number]
+    return vectors[np.sort(farthest)]

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from onepeace.index.banks import banks_of
-from onepeace.index.calibrate import calibration_by_words, read_calibration
+from onepeace.index.banks import banks_of, calibration_by_words, read_calibration, undamaged
 from onepeace.index.identity import FOREIGN
 from onepeace.index.matrix import Matrix, keep
 from onepeace.index.matrix_files import vectors_state
@@ -24,7 +23,7 @@ def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     """Store the unrelated queries of the model: those in its folder, else generic words, which it encodes now."""
     from onepeace.hub.resolve import resolve
 
-    kept = store.blob("calibration")
+    kept = undamaged(store.blob("calibration"))
     latest = None
     if FOREIGN not in store.meta:
         latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
@@ -60,7 +59,7 @@ def score(store: Store) -> None:
     """Score the unrelated queries against the vectors that are new since the last time."""
     state = vectors_state(store)
     if store.meta.get("scored") != state:
-        best = banks_of(store).best_bytes()
+        best = banks_of(store).scores_to_bytes()
         with store.transaction():
             store.keep_blob("best", best)
             store.meta["scored"] = state

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError, need
-from onepeace.index.calibrate import texts_of
+from onepeace.index.banks import texts_of
 from onepeace.index.content import map_content
 from onepeace.index.copies import LOOKS, Look, Same
 from onepeace.index.index import Index

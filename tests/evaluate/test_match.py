@@ -10,8 +10,7 @@ from support.small_shards import write_shard
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.match import FIRST, GAINS
 from onepeace.evaluate.run import read_recipe
-from onepeace.index.banks import Banks
-from onepeace.index.calibrate import CALIBRATION
+from onepeace.index.banks import CALIBRATION, Banks
 from onepeace.index.match import POSSIBLE
 
 WIDTH = 64

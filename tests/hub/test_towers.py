@@ -26,8 +26,8 @@ from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
 from onepeace.hub.towers.config import public_name
 from onepeace.index import Index, Query, build
-from onepeace.index.calibrate import TEXTS as BANKS
-from onepeace.index.calibrate import texts_of
+from onepeace.index.banks import TEXTS as BANKS
+from onepeace.index.banks import texts_of
 from onepeace.index.match import WORDS, Scale, likelihood
 from onepeace.index.query import EncodedPart, QueryVector
 from onepeace.serve.service import Service

@@ -4,12 +4,22 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from support.indexes import fabricate, unit
+from support.indexes import fabricate, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item
-from onepeace.index.banks import Banks
-from onepeace.index.calibrate import CALIBRATION, KEPT, TEXTS, calibrate, least_alike, read_calibration, texts_of
+from onepeace.index.banks import (
+    CALIBRATION,
+    KEPT,
+    TEXTS,
+    Banks,
+    banks_of,
+    calibrate,
+    calibration_by_words,
+    least_alike,
+    read_calibration,
+    texts_of,
+)
 from onepeace.index.store import Store
 
 MODALITIES = ["image"] * 30 + ["audio"] * 20
@@ -65,7 +75,7 @@ def test_scores_go_on_after_they_were_stored(banks, vectors, monkeypatch):
     whole = Banks.load(banks.to_bytes())
     whole.add(vectors, MODALITIES)
 
-    stored = Banks.load(banks.to_bytes(), banks.best_bytes())
+    stored = Banks.load(banks.to_bytes(), banks.scores_to_bytes())
     stored.add(vectors[35:], MODALITIES[35:])
 
     assert stored.model == "abc"
@@ -79,7 +89,7 @@ def test_scores_of_other_banks_are_forgotten(banks, vectors):
     banks.add(vectors, MODALITIES)
     shorter = Banks({"word": banks.vectors["word"][:5]}, "abc")
 
-    loaded = Banks.load(shorter.to_bytes(), banks.best_bytes())
+    loaded = Banks.load(shorter.to_bytes(), banks.scores_to_bytes())
 
     assert loaded.scores("word", "image") is None
     assert Banks.load(banks.to_bytes()).scores("word", "image") is None
@@ -95,24 +105,60 @@ def test_calibration_file_is_that_of_its_model(banks, tmp_path):
     assert read_calibration(tmp_path, "another") is None
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-1],
-        lambda content: content[:50],
-        lambda content: b"",
-        lambda content: content.replace(b'"format":"2"', b'"format":"1"'),
-    ],
-    ids=["cut", "cut in its head", "empty", "of an earlier format"],
-)
-def test_damaged_calibration_file(banks, tmp_path, damage):
-    content = banks.to_bytes()
-    damaged = damage(content)
-    assert damaged != content
-    (tmp_path / CALIBRATION).write_bytes(damaged)
+@pytest.fixture(scope="module")
+def damages():
+    """Numbers of a cut and of sixty flipped bits, from 0 to 1."""
+    return np.random.default_rng(0).random(60)
 
-    with pytest.raises(UserError, match=CALIBRATION):
-        read_calibration(tmp_path, "abc")
+
+def flipped(content, part):
+    """The content with one bit flipped."""
+    damaged = bytearray(content)
+    damaged[int(part * len(content))] ^= 1 << int(part * 1e6) % 8
+    return bytes(damaged)
+
+
+def test_damaged_calibration_file_is_refused(banks, tmp_path, damages):
+    content = banks.to_bytes()
+    cut = [content[:-1], content[:50], b""]
+    earlier = content.replace(b'"format":"3"', b'"format":"2"')
+    for damaged in (earlier, *cut, *(flipped(content, part) for part in damages)):
+        assert damaged != content
+        (tmp_path / CALIBRATION).write_bytes(damaged)
+
+        with pytest.raises(UserError, match=CALIBRATION):
+            read_calibration(tmp_path, "abc")
+
+
+def test_damaged_scores_are_made_again(banks, vectors, damages):
+    banks.add(vectors, MODALITIES)
+    content = banks.to_bytes()
+    scores = banks.scores_to_bytes()
+    for part in damages:
+        loaded = Banks.load(content, flipped(scores, part))
+
+        assert not loaded.counts.any()
+
+
+def test_damaged_words_in_the_cache_are_encoded_again(monkeypatch, tmp_path, model):
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
+    content = calibration_by_words(lambda: model, "abc")
+    (path,) = (tmp_path / "banks").iterdir()
+    path.write_bytes(flipped(content, 0.9))
+
+    assert calibration_by_words(lambda: model, "abc") == content
+    assert path.read_bytes() == content
+    assert calibration_by_words(pytest.fail, "abc") == content
+
+
+def test_damaged_queries_of_an_index_are_refused_in_one_line(tmp_path, banks):
+    folder = fabricate(tmp_path / "index", [(Item("/a.png", "image"), np.ones(8))])
+    with closing(Store(folder, write=True)) as store:
+        with store.transaction():
+            store.keep_blob("calibration", flipped(banks.to_bytes(), 0.9))
+
+        with pytest.raises(UserError, match="index update"):
+            banks_of(store)
 
 
 @pytest.mark.parametrize("bank", TEXTS)
@@ -138,7 +184,8 @@ def test_least_alike_vectors_are_kept():
 
 
 def test_calibrate_draws_pictures_of_an_index(tmp_path, banks, monkeypatch):
-    monkeypatch.setattr("onepeace.index.calibrate.DRAWN", 10)
+    monkeypatch.setattr("onepeace.index.banks.DRAWN", 10)
+    monkeypatch.setattr("onepeace.index.banks.FEWEST", 104)
     vectors = unit(np.random.default_rng(0).normal(size=(104, 8)))
     members = [(Item(f"/{number}.png", "image"), vector) for number, vector in enumerate(vectors)]
     folder = fabricate(tmp_path / "index", members)
@@ -156,8 +203,9 @@ def test_calibrate_draws_pictures_of_an_index(tmp_path, banks, monkeypatch):
     assert again["image"].tolist() == calibrated["image"].tolist()
 
 
-def test_calibrate_needs_pictures_or_sounds(tmp_path):
-    texts = fabricate(tmp_path / "texts", [(Item("/a.txt", "text"), [1, 0])])
+@pytest.mark.parametrize("name", ["a.txt", "a.png"])
+def test_calibrate_needs_generic_pictures_or_sounds(tmp_path, name):
+    folder = fabricate(tmp_path / "index", [(Item(f"/{name}", modality_of(name)), [1, 0])])
 
-    with Index.open(texts) as index, pytest.raises(UserError, match="texts"):
+    with Index.open(folder) as index, pytest.raises(UserError, match="100"):
         calibrate(index)

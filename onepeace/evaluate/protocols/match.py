@@ -19,8 +19,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.hub.resolve import resolve
-from onepeace.index.banks import Banks
-from onepeace.index.calibrate import CALIBRATION, TEXTS, texts_of
+from onepeace.index.banks import CALIBRATION, TEXTS, Banks, texts_of
 from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
