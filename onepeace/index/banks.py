@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,6 @@ from onepeace.files.cache import cache_folder
 from onepeace.index.matrix_files import read
 from onepeace.index.store import Store
 from onepeace.progress import status
-
-if TYPE_CHECKING:
-    from onepeace.index.index import Index
 
 MODALITIES = ("image", "audio", "text")
 """Modalities of items that queries are scored against."""
@@ -291,10 +288,10 @@ def undamaged(content: bytes | None) -> bytes | None:
     return content
 
 
-def calibrate(index: "Index") -> Banks:
+def calibrate(index: Any) -> Banks:
     """The banks of an index's model from generic words and from pictures and sounds of the index (deterministic).
 
-    The index is one of generic files of many kinds. ``calibrate(index).to_bytes()`` is the content of the file
+    The `Index` is one of generic files of many kinds. ``calibrate(index).to_bytes()`` is the content of the file
     `CALIBRATION` in the folder of the model; indexes that are built later have a match for pictures and sounds as
     queries.
 
