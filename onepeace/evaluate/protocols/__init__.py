@@ -5,7 +5,6 @@ subclass of `EvaluationProtocol` under a new key: ``PROTOCOLS["mine"] = Mine``.
 """
 
 from onepeace.evaluate.protocols.captions import Captions
-from onepeace.evaluate.protocols.match import Match
 from onepeace.evaluate.protocols.multi_label import MultiLabel
 from onepeace.evaluate.protocols.probe import Probe
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
@@ -20,7 +19,6 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "same_class": SameClass,
     "multi_label": MultiLabel,
     "probe": Probe,
-    "match": Match,
     "head": TaskHead,
     "captions": Captions,
 }
