@@ -130,10 +130,6 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
     def points() -> Any:
         return AsciiJSON(service.points())
 
-    @app.get("/uploads/{key}/thumbnail", summary="Thumbnail of a picture of a recent search", response_class=Response)
-    async def upload(key: str) -> Response:
-        return await decoding(lambda: thumbnail_response(endpoints.upload_thumbnail(service, key)))
-
 
 def _add_files(app: FastAPI, service: Service) -> None:
     """Endpoints that send files of the index."""

@@ -1,9 +1,12 @@
-"""What an index offers to the page besides hits: numbers of files over time, and names to complete."""
+"""What an index offers to the page besides hits: files over time, names to complete, tags, points of the map."""
 
 import os
 import re
 from typing import Any
 
+import numpy as np
+
+from onepeace.errors import UserError
 from onepeace.index import Index
 from onepeace.index.fields import Condition
 from onepeace.index.filters import compile_condition
@@ -11,6 +14,7 @@ from onepeace.index.items import as_text
 from onepeace.index.paths import name_and_place
 from onepeace.index.tokens import plain, separated
 from onepeace.index.words import quoted
+from onepeace.serve.media import readable
 
 UNITS = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m-%d"}
 """Periods of a timeline, and their formats in SQLite's strftime."""
@@ -37,6 +41,11 @@ VALUES = 20
 """Maximum number of values of a field that are listed."""
 TAGGED = 50_000
 """Maximum number of files whose tags are counted, in half a second."""
+CAPTION = 200
+"""Maximum number of characters shown of a caption on the map."""
+DIGITS = 4
+"""Decimals of a coordinate on the map, between 0 and 1."""
+KINDS = ("image", "audio", "text", "video")
 NOT_IN_WORDS = re.compile(r"[\W_]+")
 
 
@@ -117,6 +126,38 @@ def values(index: Index) -> dict[str, list[tuple[str, int]]]:
         if tag in FIELDS and len(by_field[FIELDS[tag]]) < VALUES:
             by_field[FIELDS[tag]].append((str(value), number))
     return {field: listed for field, listed in by_field.items() if listed}
+
+
+def points(index: Index) -> dict[str, Any]:
+    """The files as 2-D points, which page/map.js draws.
+
+    Returns:
+        {"kinds", "places", "points": [[x, y, kind, name, place, id], ...], "captions"}.
+
+    Raises:
+        UserError: the index has no files.
+    """
+    from onepeace.index.groups import plane
+
+    items, vectors = index.means()
+    if not items:
+        raise UserError("no files in it", where=index.folder)
+    modalities = [item.modality for item in items]
+    positions = plane(vectors, np.array(modalities)).tolist()
+    kinds = [kind for kind in KINDS if kind in modalities]
+    folder_numbers: dict[str, int] = {}
+    rows = []
+    for item, (x, y) in zip(items, positions, strict=True):
+        name, folder = map(readable, name_and_place(item.path))
+        folder_number = folder_numbers.setdefault(folder, len(folder_numbers))
+        kind_number = kinds.index(item.modality)
+        rows.append([round(x, DIGITS), round(1 - y, DIGITS), kind_number, name, folder_number, item.id])
+    return {
+        "kinds": kinds,
+        "places": list(folder_numbers),
+        "points": rows,
+        "captions": {i: item.caption[:CAPTION] for i, item in enumerate(items) if item.caption},
+    }
 
 
 def _as_words(name: str) -> str:

@@ -10,19 +10,19 @@ from onepeace.errors import UserError
 from onepeace.index import Hit, Item, Query
 from onepeace.index.fields import kind_of
 from onepeace.serve import media
-from onepeace.serve.recent import PREFIX
 from onepeace.serve.requests import (
     AskRequest,
     ClassifyRequest,
+    Decoder,
     EmbeddingsRequest,
     FilterRequest,
+    Refused,
     SearchRequest,
     as_list,
     filled,
     parts_of,
 )
 from onepeace.serve.service import Service, unranked
-from onepeace.serve.uploads import Refused, Request
 
 
 def models(service: Service) -> dict[str, Any]:
@@ -38,13 +38,11 @@ def models(service: Service) -> dict[str, Any]:
 
 
 def search(service: Service, request: SearchRequest) -> dict[str, Any]:
-    """Hits of a query, and the keys by which later queries can name its uploads; without a query, the newest files."""
+    """Hits of a query; without a query, the newest files."""
     _check_page(service, request)
-    uploads: dict[str, list[str]] = {}
     if request.num_parts():
-        query, uploads = _query(service, request)
         results = service.search(
-            query,
+            _query(service, request),
             top=request.top,
             offset=request.offset,
             only=_kinds(request),
@@ -58,7 +56,7 @@ def search(service: Service, request: SearchRequest) -> dict[str, Any]:
         results = service.newest(
             top=request.top, offset=request.offset, only=_kinds(request), where=request.condition()
         )
-    return {**results.to_dict(), "hits": [hit_fields(hit) for hit in results], "uploads": uploads}
+    return {**results.to_dict(), "hits": [hit_fields(hit) for hit in results]}
 
 
 def timeline(service: Service, request: FilterRequest) -> dict[str, Any]:
@@ -69,7 +67,7 @@ def timeline(service: Service, request: FilterRequest) -> dict[str, Any]:
 def classify(service: Service, request: ClassifyRequest) -> dict[str, Any]:
     """Probabilities of labels."""
     contents = request.contents()
-    decoder = service.request()
+    decoder = service.decoder()
     if len(contents) + (request.like is not None) != 1:
         raise Refused(422, "give one of text, image, audio and like")
     if request.like is not None:
@@ -86,7 +84,7 @@ def ask(service: Service, request: AskRequest) -> dict[str, Any]:
     if service.generator is None:
         raise Refused(404, "no generative model; start the server with --generator NAME")
     task = "answer" if request.question else "caption"
-    question = service.request().text(request.question, "question")
+    question = service.decoder().text(request.question, "question")
     output = service.generator(task, service.value(service.item(request.id)), question)
     return {"text": str(output), "confidence": round(output.confidence, 3)}
 
@@ -101,7 +99,7 @@ def embeddings(service: Service, request: EmbeddingsRequest) -> dict[str, Any]:
         raise Refused(422, f"input: 0 items; give 1 to {limit}")
     if len(entries) > limit:
         raise Refused(413, f"input: {len(entries)} items; give 1 to {limit}")
-    decoder = service.request()
+    decoder = service.decoder()
     items = [_decoded_entry(decoder, entry, f"input[{i}]") for i, entry in enumerate(entries)]
     data = []
     for i, vector in enumerate(service.encode(items).astype("<f4")):
@@ -109,12 +107,6 @@ def embeddings(service: Service, request: EmbeddingsRequest) -> dict[str, Any]:
         data.append({"object": "embedding", "index": i, "embedding": embedding})
     usage = {"prompt_tokens": 0, "total_tokens": 0}  # not counted, but clients read them
     return {"object": "list", "data": data, "model": service.model, "usage": usage}
-
-
-def upload_thumbnail(service: Service, key: str) -> media.Body:
-    """Thumbnail of a picture that a recent search has sent."""
-    image: Any = service.request().picture(service.recent.get(key), "upload")
-    return media.Body(media.webp(image, media.THUMBNAIL), "image/webp")
 
 
 def about_item(item: Item) -> dict[str, Any]:
@@ -151,34 +143,22 @@ def _kinds(request: FilterRequest) -> list[str]:
         raise Refused(422, f"only: {error}") from error
 
 
-def _query(service: Service, request: SearchRequest) -> tuple[Query, dict[str, list[str]]]:
-    """The query of a request, and the keys of its uploads by modality."""
+def _query(service: Service, request: SearchRequest) -> Query:
     limit = service.limits.inputs
     if request.num_parts() > limit:
         raise Refused(413, f"{request.num_parts()} parts; at most {limit}")
-    decoder = service.request()
-    images = [_upload(service, decoder, value, "image") for value in as_list(request.image)]
-    sounds = [_upload(service, decoder, value, "audio") for value in as_list(request.audio)]
-    query = Query(
+    decoder = service.decoder()
+    return Query(
         text=[decoder.text(text, "text") for text in filled(request.text)],
-        image=[decoder.picture(data, "image") for data in images],
-        audio=[decoder.sound(data, "audio") for data in sounds],
+        image=[decoder.decode("image", data, "image") for data in as_list(request.image)],
+        audio=[decoder.decode("audio", data, "audio") for data in as_list(request.audio)],
         like=[service.item(key).path for key in as_list(request.like)],
         without=[decoder.text(text, "without") for text in filled(request.without)],
         weights={str(name): weight for name, weight in request.weights.items()},
     )
-    keep = service.recent.keep
-    return query, {"image": list(map(keep, images)), "audio": list(map(keep, sounds))}
 
 
-def _upload(service: Service, decoder: Request, value: str, name: str) -> bytes:
-    """Bytes of an uploaded file, sent now or with a recent search."""
-    if value.startswith(PREFIX):
-        return service.recent.get(value.removeprefix(PREFIX))
-    return decoder.data(value, name)
-
-
-def _decoded_entry(decoder: Request, entry: Any, name: str) -> Mapping[str, object]:
+def _decoded_entry(decoder: Decoder, entry: Any, name: str) -> Mapping[str, object]:
     decoded = {}
     for modality, content in parts_of(entry, name).items():
         decoded[modality] = decoder.decode(modality, content, f"{name}.{modality}")

@@ -32,10 +32,8 @@ from onepeace.index.fields import FIELDS
 from onepeace.index.filters import short_forms
 from onepeace.index.paths import without_surrogates
 from onepeace.serve import media
-from onepeace.serve.generator import SharedGenerator
-from onepeace.serve.requests import first_error
-from onepeace.serve.service import Service
-from onepeace.serve.uploads import Refused
+from onepeace.serve.requests import Refused, first_error
+from onepeace.serve.service import Service, SharedGenerator
 
 logger = logging.getLogger(__name__)
 

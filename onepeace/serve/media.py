@@ -22,8 +22,7 @@ from onepeace.index.content import open_content
 from onepeace.index.items import mtime_of
 from onepeace.index.paths import shard_of
 from onepeace.index.roots import Root
-from onepeace.serve.memory import MANY_PIXELS, room_for
-from onepeace.serve.uploads import Refused
+from onepeace.serve.requests import Refused
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,25 +123,15 @@ def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Im
         Refused: as `body_of`.
         UserError: the file cannot be read; NoPictures: a video without frames.
     """
+    from onepeace.processors import ImageProcessor
+
     with _unchanged(item, roots) as value:
         if item.modality == "image":
-            return _scaled_if_large(item, value, side)
+            return ImageProcessor(size=side).load(value)
         try:
             return frame_at(value, at).image
         except UserError as error:
             raise NoPictures(str(error)) from error
-
-
-def _scaled_if_large(item: Item, value: object, side: int) -> "Image.Image":
-    """A picture, decoded at ``side`` or larger if it is that large; of a large one not the whole is kept."""
-    from onepeace.processors import ImageProcessor
-
-    pixels = (item.width or 0) * (item.height or 0)
-    with room_for(pixels):
-        image = ImageProcessor(size=side).load(value)
-        if pixels > MANY_PIXELS:
-            image.thumbnail((2 * side, 2 * side))
-        return image
 
 
 def webp(image: "Image.Image", side: int) -> bytes:

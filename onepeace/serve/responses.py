@@ -17,8 +17,7 @@ from starlette.types import Receive, Scope, Send
 from onepeace.errors import UserError, one_line
 from onepeace.index.database import Damaged
 from onepeace.serve import media
-from onepeace.serve.requests import first_error
-from onepeace.serve.uploads import Refused
+from onepeace.serve.requests import Refused, first_error
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,57 @@
 """The server of an index: listens on an address, and runs the application until it is stopped."""
 
+import asyncio
 import contextlib
 import ipaddress
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from onepeace.errors import UsageError
 from onepeace.index import Index
 from onepeace.serve.app import create_app
-from onepeace.serve.generator import SharedGenerator
-from onepeace.serve.service import Service
+from onepeace.serve.service import Service, SharedGenerator
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+MOST_CONNECTIONS = 100
+"""Connections above which requests are answered with 503; it bounds the memory of uploads."""
+ARRIVAL_SECONDS = 60.0
+"""Seconds in which a request has to arrive. uvicorn itself waits without end, until no file can be opened any more."""
+
+
+class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection of uvicorn that is closed if a request does not arrive in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        is_between_requests = self.cycle is None or self.cycle.response_complete
+        if is_between_requests or self.cycle.more_body:
+            self._expect_request()
+        else:
+            self._stop_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(ARRIVAL_SECONDS, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def run(
@@ -29,15 +67,10 @@ def run(
     Raises:
         UsageError: the address is in use or not local, or it needs a password and there is none.
     """
-    import uvicorn
-
-    from onepeace.serve.connections import ACCEPTED, Connection
-
     if auth is None and not is_loopback(host):
         raise UsageError("other machines can reach this address; give --password", where=host)
-    hosts = ["*"]
-    if is_loopback(host):
-        hosts = [*LOOPBACK, host]
+    # A password keeps out pages of other sites, and lets a proxy on this machine pass its own host name.
+    hosts = ["*"] if auth else [*LOOPBACK, host]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     with _listening(host, port) as listener:
         service = Service(index, SharedGenerator(generator) if generator else None)
@@ -48,9 +81,7 @@ def run(
             access_log=False,
             server_header=False,
             http=Connection,
-            backlog=ACCEPTED,
-            # The address of a client that a proxy on this machine names; elsewhere by $FORWARDED_ALLOW_IPS.
-            proxy_headers=True,
+            limit_concurrency=MOST_CONNECTIONS,
             ws="none",
             timeout_graceful_shutdown=1,
         )

@@ -6,10 +6,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
-from fastapi.testclient import TestClient
 from support.api import LIMITS, assert_error, client_of
-
-from onepeace.serve import guesses
 
 PASSWORD = "correct horse"  # noqa: S105
 BASIC = base64.b64encode(b"anybody:correct horse").decode()
@@ -78,52 +75,6 @@ def test_password_with_umlauts(index):
     client = client_of(index, password="pässwört")  # noqa: S106
 
     assert client.get("/about", headers={"authorization": "Bearer pässwört".encode()}).status_code == 200
-
-
-class Clients:
-    """Clients at many addresses of a server with a password, and the time."""
-
-    def __init__(self, app):
-        self.app = app
-        self.now = 1000.0
-
-    def status(self, password, address):
-        client = TestClient(self.app, base_url="http://127.0.0.1:7860", client=(address, 1))
-        return client.get("/about", headers={"authorization": f"Bearer {password}"}).status_code
-
-
-@pytest.fixture
-def clients(locked, monkeypatch):
-    clients = Clients(locked.app)
-    monkeypatch.setattr(guesses.time, "monotonic", lambda: clients.now)
-    return clients
-
-
-@pytest.mark.parametrize("network", ["10.0.1.7", "2001:db8::{}"])
-def test_guesses_of_a_client_lock_nobody_else_out(clients, network):
-    statuses = []
-    for number in range(guesses.GUESSES + 5):
-        statuses.append(clients.status(f"guess {number}", network.format(number)))
-
-    assert statuses == [401] * guesses.GUESSES + [429] * 5
-    assert clients.status(PASSWORD, network.format("ffff")) == 429  # the right one is not told from others
-    assert clients.status(PASSWORD, "10.0.2.1") == 200
-    assert clients.status(PASSWORD, "2001:db8:0:1::1") == 200
-    clients.now += guesses.WINDOW + 1
-    assert clients.status(PASSWORD, network.format("ffff")) == 200
-
-
-def test_guesses_of_all_clients_lock_out_who_did_not_know_it(clients, monkeypatch):
-    monkeypatch.setattr(guesses, "ALL_GUESSES", guesses.ALL_GUESSES // 20)
-    assert clients.status(PASSWORD, "10.0.0.1") == 200
-
-    statuses = {clients.status("a guess", f"10.1.{number}.1") for number in range(guesses.ALL_GUESSES + 1)}
-
-    assert statuses == {401, 429}
-    assert clients.status(PASSWORD, "10.0.2.1") == 429
-    assert clients.status(PASSWORD, "10.0.0.1") == 200
-    clients.now += guesses.WINDOW + 1
-    assert clients.status(PASSWORD, "10.0.2.1") == 200
 
 
 def test_request_that_is_too_large_or_of_unknown_length(client):

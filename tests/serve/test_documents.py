@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import pytest
 
 from onepeace.index import Index, Query, build
+from onepeace.serve.browse import points
 from onepeace.serve.gallery import InlineMedia, write_gallery
-from onepeace.serve.map import points
 
 EVIL = "</script><img src=x onerror=gallery.title='run'>"
 

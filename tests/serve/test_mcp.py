@@ -20,9 +20,8 @@ from mcp import Client
 
 from onepeace.errors import UserError
 from onepeace.generative.answers import Box, Text
-from onepeace.serve.generator import SharedGenerator
 from onepeace.serve.mcp import create_server
-from onepeace.serve.service import Service
+from onepeace.serve.service import Service, SharedGenerator
 
 RUN = """
 import os, sys

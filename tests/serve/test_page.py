@@ -173,29 +173,35 @@ def test_dropped_and_pasted_files_search(wide, collection, event):
     assert wide.one(".part [title='cat.jpg']").is_displayed()
 
 
-def test_files_of_all_kinds_are_one_query_which_its_link_restores(wide, collection):
+def test_files_of_all_kinds_are_one_query_to_which_one_goes_back(wide, collection):
     def parts():
-        return [part.get_attribute("title") for part in wide.all(".part .seen")]
-
-    def cards():
-        return wide.value_of("[...document.querySelectorAll('.card')].map((card) => card.innerText)")
+        return sorted(part.get_attribute("title") for part in wide.all(".part .seen"))
 
     picture = (collection / "cat.jpg", "image/jpeg")
     sound = (collection / "dog.ogg", "audio/ogg")
     give(wide, "drop", picture, sound, (TWO_SCENES, "video/webm"), (collection / "note.txt", "text/plain"))
     wide.search("in the snow")
-    assert parts() == ["cat.jpg", "dog.ogg", "two_scenes.webm", "note.txt"]
-    cards_before = cards()
-    link = wide.driver.current_url
-    wide.driver.get("about:blank")
+    given = ["cat.jpg", "dog.ogg", "note.txt", "two_scenes.webm"]
+    assert parts() == given
+    names = wide.names()
 
-    wide.driver.get(link)
+    wide.answer_to_click("#clear")
+    assert parts() == []
+    wide.answer_to(wide.driver.back)
 
-    wide.wait(lambda: len(wide.all(".card")) == len(cards_before))
-    assert sorted(parts()) == ["cat.jpg", "dog.ogg", "note.txt", "two_scenes.webm"]
-    are_drawn = "[...document.querySelectorAll('.part img')].every(i => i.naturalWidth)"
-    assert wide.wait(lambda: wide.value_of(are_drawn))
-    assert cards() == cards_before
+    assert parts() == given
+    assert wide.names() == names
+
+
+def test_link_to_a_query_whose_picture_is_not_here_says_so(wide, collection):
+    give(wide, "drop", (collection / "cat.jpg", "image/jpeg"))
+
+    wide.driver.refresh()
+
+    wide.wait(lambda: "add it again" in wide.text("#heading.wrong"))
+    assert wide.names() == []
+    wide.search("a dog")
+    assert wide.names()
 
 
 def test_words_that_are_typed_are_in_the_history_at_each_pause(wide):

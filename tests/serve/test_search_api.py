@@ -1,6 +1,5 @@
 """Search, filters, names, dates and classification by the JSON API."""
 
-import io
 import os
 import sqlite3
 import threading
@@ -8,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from PIL import Image
 from support.indexes import fabricate
 
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
@@ -19,8 +17,7 @@ from support.api import ADDRESS, assert_error, client_of, encoded, names, post, 
 from onepeace.index import Index, Query
 from onepeace.index.database import DATABASE
 from onepeace.index.items import Item
-from onepeace.serve.recent import RecentUploads
-from onepeace.serve.uploads import Refused, Request
+from onepeace.serve.requests import Decoder
 
 
 def test_search_finds_what_the_index_finds(client, index, collection):
@@ -95,47 +92,15 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
     assert search(client, like=[str(collection / "cat.jpg")])["hits"] == hits
 
 
-@pytest.fixture
-def uploaded(client, collection):
-    """A search by a picture, a sound and words, and its answer."""
-    body = {"text": ["a dog", "in the snow"]}
-    body["image"] = encoded(collection / "cat.jpg")
-    body["audio"] = encoded(collection / "dog.ogg")
-    return body, search(client, **body)
+def test_picture_sound_and_words_are_one_query(client, index, collection):
+    picture = collection / "cat.jpg"
+    sound = collection / "dog.ogg"
+    texts = ["a dog", "in the snow"]
 
+    hits = search(client, text=texts, image=encoded(picture), audio=encoded(sound))["hits"]
 
-def test_uploads_are_named_by_key_in_later_searches(client, uploaded):
-    body, answer = uploaded
-    for name, keys in answer["uploads"].items():
-        body[name] = [f"upload:{key}" for key in keys]
-
-    assert search(client, **body) == answer
-    small = client.get(f"/uploads/{answer['uploads']['image'][0]}/thumbnail")
-    with Image.open(io.BytesIO(small.content)) as image:
-        assert image.format == "WEBP"
-
-
-def test_uploads_that_are_not_there_or_of_another_kind(client, uploaded):
-    _, answer = uploaded
-    sound = f"upload:{answer['uploads']['audio'][0]}"
-
-    assert_error(client.get("/uploads/0123/thumbnail"), 410)
-    assert_error(post(client, "/search", {"image": "upload:0123"}), 410)
-    assert_error(post(client, "/search", {"image": sound}), 422)
-
-
-def test_uploads_are_kept_up_to_a_number_of_bytes():
-    recent = RecentUploads(most_bytes=10)
-    first = recent.keep(b"1234")
-    second = recent.keep(b"5678")
-    assert recent.get(first) == b"1234"  # is now the last used
-
-    third = recent.keep(b"90ab")
-
-    assert recent.get(first) == b"1234"
-    assert recent.get(third) == b"90ab"
-    with pytest.raises(Refused):
-        recent.get(second)
+    expected = index.search(Query(text=texts, image=picture.read_bytes(), audio=sound.read_bytes()))
+    assert [hit["path"] for hit in hits] == [hit.item.path for hit in expected]
 
 
 @pytest.mark.parametrize("below", ["{}", "{}/", "/"])
@@ -327,14 +292,14 @@ def test_question_without_a_generator(client, ids):
 def test_requests_that_take_long_to_decode_hold_nobody_up(index, collection, monkeypatch):
     may_go_on = threading.Event()
     is_decoding = threading.Event()
-    picture = Request.picture
+    picture = Decoder.picture
 
     def slow(self, *arguments):
         is_decoding.set()
         assert may_go_on.wait(120)
         return picture(self, *arguments)
 
-    monkeypatch.setattr(Request, "picture", slow)
+    monkeypatch.setattr(Decoder, "picture", slow)
     image = encoded(collection / "cat.jpg")
     with client_of(index) as client, ThreadPoolExecutor() as pool:
         searches = [pool.submit(status_of, client, "/search", image=image) for _ in range(8)]

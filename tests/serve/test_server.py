@@ -2,18 +2,16 @@
 
 import json
 import os
-import platform
 import signal
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from serve.conftest import serving_index
 from support.api import encoded
 
@@ -68,40 +66,32 @@ def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection,
         assert not list(temporary.iterdir())
 
 
-DECODE = """
-import base64, io, resource
-from concurrent.futures import ThreadPoolExecutor
-from PIL import Image
-from onepeace.serve.uploads import Limits, Request
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-def decode(side):
-    picture = io.BytesIO()
-    Image.new("RGB", (side, side)).save(picture, "PNG")
-    data = base64.b64encode(picture.getvalue()).decode()
-    Request(Limits(), lambda: {}).decode("image", data, "a picture")
-
-with ThreadPoolExecutor(4) as pool:
-    list(pool.map(decode, [100] * 4))
-    before = resident()
-    list(pool.map(decode, [7000] * 4))
-    print(resident() - before)
-"""
+@pytest.fixture(scope="module")
+def impatient(index_folder, tmp_path_factory):
+    """The address of a server that waits half a second for a request."""
+    hasty = "Index.embedder = None; server.ARRIVAL_SECONDS = 0.5"
+    with serving_index(index_folder, tmp_path_factory.mktemp("server") / "temporary", hasty) as (_, address):
+        yield address
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists() or platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_memory_of_large_pictures_is_given_back():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DECODE],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize(
+    ("start", "num_answers"),
+    [
+        ("", 0),
+        ("GET /health HTTP/1.1\r\n", 0),
+        ("POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{", 0),
+        ("GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /health", 1),
+    ],
+)
+def test_request_that_does_not_arrive_is_ended(impatient, start, num_answers):
+    url = urlsplit(impatient)
+    received = b""
+    with socket.create_connection((url.hostname, url.port), timeout=60) as connection, suppress(ConnectionResetError):
+        connection.sendall(start.encode())
+        received = connection.makefile("rb").read()
 
-    assert int(done.stdout) < 256 << 20  # a picture takes 392 MB, and without giving back 600 to 1,100 MB stay
+    assert received.count(b"HTTP/1.1 200") == num_answers
+    assert httpx.get(f"{impatient}/health", timeout=60, trust_env=False).status_code == 200
 
 
 def test_port_that_is_taken(index, server):
@@ -114,6 +104,17 @@ def test_port_that_is_taken(index, server):
 def test_address_that_is_open_to_others(index):
     with pytest.raises(UsageError, match=r"0\.0\.0\.0"):
         run(index, host="0.0.0.0")  # noqa: S104
+
+
+@pytest.mark.parametrize(("password", "is_answered"), [(None, False), ("battery staple", True)])
+def test_host_name_of_a_proxy_needs_a_password(index, monkeypatch, password, is_answered):
+    apps = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, **_: apps.append(server.config.app))
+
+    run(index, port=0, auth=password)
+
+    with TestClient(apps[0], base_url="https://photos.example.org") as client:
+        assert client.get("/health").is_success == is_answered
 
 
 def test_loading_of_the_model_is_logged_once(index_folder, monkeypatch, caplog):

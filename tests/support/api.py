@@ -15,8 +15,8 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from fastapi.testclient import TestClient
 
 from onepeace.serve.app import create_app
+from onepeace.serve.requests import Limits
 from onepeace.serve.service import Service
-from onepeace.serve.uploads import Limits
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 LIMITS = Limits(

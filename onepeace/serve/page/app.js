@@ -47,23 +47,15 @@ async function look(next = false) {
 }
 
 async function search(offset, signal) {
-  const send = () => ask("search", { ...query.request(), top: TOP, offset }, signal);
-  try {
-    return await send();
-  } catch (error) {
-    if (error.status !== 410) throw error;
-    if (!query.forget()) throw new Error("A file of this link is no longer kept by the server; add it again.");
-    return send();
-  }
+  if (query.isIncomplete) throw new Error("A picture or sound of this link is not here any more; add it again.");
+  return ask("search", { ...query.request(), top: TOP, offset }, signal);
 }
 
 function showAnswer(answer, offset) {
   compared = answer.compared;
   hasMore = answer.hits.length === TOP && offset + TOP < MOST;
   showFiles(answer.hits, offset);
-  query.keep(answer.uploads);
   if (offset) return;
-  if (!viewer.isOpen()) history.replaceState(history.state, "", addressOf());  // which has the uploads' keys now
   searched = query.address();
   scrollTo({ top: 0 });
   serverHeading = answer.heading;
@@ -133,6 +125,7 @@ function addressOf(file) {
 // Show and search a query that has changed, as a new entry of the history or in place of the last one.
 function changed(isNew = true) {
   if (isNew) typedAt = -Infinity;
+  query.isIncomplete = false;
   history[isNew ? "pushState" : "replaceState"](null, "", addressOf());
   drawQuery();
   look();
@@ -157,7 +150,7 @@ async function fromAddress() {
   const path = params.get("file");
   params.delete("file");
   const next = Query.fromAddress(params);
-  if (next.address() !== searched) {
+  if (next.address() !== searched || next.isIncomplete) {
     query = next;
     typedAt = -Infinity;
     drawQuery();

@@ -23,15 +23,7 @@ export function icon(name) {
   return svg;
 }
 
-// An error that the server has answered with, in one line.
-export class Refusal extends Error {
-  constructor(status, message) {
-    super(message ?? `The server failed (${status}).`);
-    this.status = status;
-  }
-}
-
-// Response of the server as JSON; throws a Refusal, or an Error if it cannot be reached.
+// Response of the server as JSON; throws an Error in one line if it refuses, or cannot be reached.
 export async function ask(path, body, signal) {
   const options = { signal };
   if (body) {
@@ -46,6 +38,6 @@ export async function ask(path, body, signal) {
     throw error.name === "AbortError" ? error : new Error("The server does not answer.");
   }
   const content = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Refusal(response.status, content.error?.message);
+  if (!response.ok) throw new Error(content.error?.message ?? `The server failed (${response.status}).`);
   return content;
 }

@@ -33,13 +33,13 @@ export async function partsOf(files) {
 async function picturePart(file, isOneOfSeveral) {
   const isScaled = isOneOfSeveral && file.size > LARGE_PICTURE;
   const sent = isScaled ? await scaled(file).catch(() => file) : file;
-  return partOf("image", file.name ?? "picture", { url: URL.createObjectURL(sent), images: [await upload(sent)] });
+  return partOf("image", file.name ?? "picture", { url: URL.createObjectURL(sent), images: [await encoded(sent)] });
 }
 
 // A large sound is cut to its beginning, if the browser can decode it.
 async function soundPart(file) {
   const sent = file.size > LARGE_SOUND ? await wavOf(file).catch(() => file) : file;
-  return partOf("audio", file.name ?? "recording", { sounds: [await upload(sent)] });
+  return partOf("audio", file.name ?? "recording", { sounds: [await encoded(sent)] });
 }
 
 async function textPart(file) {
@@ -52,8 +52,8 @@ async function textPart(file) {
 async function videoPart(file) {
   const blobs = await framesOf(file);
   const sound = file.size > LARGE_VIDEO ? null : await wavOf(file, SILENCE).catch(() => null);
-  const images = await Promise.all(blobs.map(upload));
-  const sounds = sound ? [await upload(sound)] : [];
+  const images = await Promise.all(blobs.map(encoded));
+  const sounds = sound ? [await encoded(sound)] : [];
   return partOf("video", file.name, { url: URL.createObjectURL(blobs[0]), images, sounds });
 }
 
@@ -92,9 +92,10 @@ function drawn(source, width, height, side) {
   return canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
 }
 
-const upload = (blob) => new Promise((resolve, reject) => {
+// The content of a file in base64.
+const encoded = (blob) => new Promise((resolve, reject) => {
   const reader = new FileReader();
-  reader.onload = () => resolve({ data: reader.result.slice(reader.result.indexOf(",") + 1), key: null });
+  reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
   reader.onerror = () => reject(reader.error);
   reader.readAsDataURL(blob);
 });

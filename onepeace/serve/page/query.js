@@ -1,12 +1,12 @@
 // The query: words, files and filters, as the body of a request and as the part of an address after "#".
 
-// An upload: { data: base64 or null, key: by which the server knows it, or null }.
-// A part of the query: { kind, name, url: of its picture or null, images, sounds: uploads, texts, likes: numbers }.
+// A part of the query: { kind, name, url: of its picture or null, images, sounds: base64, texts, likes: numbers }.
 export const partOf = (kind, name, rest) =>
   ({ kind, name, url: null, images: [], sounds: [], texts: [], likes: [], ...rest });
 
+const kept = new Map();  // parts with content of files, by the keys that stand for them in addresses
+
 const FIELDS = ["after", "before", "path", "without", "where", "sort", "below"];
-const PART = /^(\w+)~([\w,]*)~([\w,]*)~(.*)$/s;  // kind, keys of the images and of the sounds, name
 
 export class Query {
   words = "";
@@ -15,6 +15,7 @@ export class Query {
   fields = {};  // by name, see FIELDS
   values = [];  // [field, value] of each condition chosen by a chip, such as ["camera", "X100V"]
   near = "";  // "latitude, longitude, kilometres"
+  isIncomplete = false;  // its address names files that this window does not have
 
   isAsked() {
     return Boolean(this.words.trim() || this.parts.length || this.fields.without);
@@ -32,7 +33,7 @@ export class Query {
     this.near = "";
   }
 
-  uploads(name) {
+  allOf(name) {
     return this.parts.flatMap((part) => part[name]);
   }
 
@@ -52,13 +53,12 @@ export class Query {
 
   // Body of a request to /search.
   request() {
-    const sent = ({ data, key }) => (key ? `upload:${key}` : data);
-    const images = this.uploads("images");
+    const images = this.allOf("images");
     const body = {
-      text: [this.words.trim(), ...this.uploads("texts")].filter(Boolean),
-      image: images.map(sent),
-      audio: this.uploads("sounds").map(sent),
-      like: this.uploads("likes"),
+      text: [this.words.trim(), ...this.allOf("texts")].filter(Boolean),
+      image: images,
+      audio: this.allOf("sounds"),
+      like: this.allOf("likes"),
       ...this.filters(),
     };
     if (this.fields.without) body.without = this.fields.without;
@@ -66,19 +66,6 @@ export class Query {
     // The frames of a video count together as much as its sound.
     if (this.parts.some(({ kind }) => kind === "video")) body.weights = { image: 1 / images.length };
     return body;
-  }
-
-  // Note the keys that the server has returned for the uploads.
-  keep(keys) {
-    this.uploads("images").forEach((upload, i) => { upload.key = keys.image?.[i] ?? upload.key; });
-    this.uploads("sounds").forEach((upload, i) => { upload.key = keys.audio?.[i] ?? upload.key; });
-  }
-
-  // Send all uploads again; returns whether there is one whose content is here.
-  forget() {
-    const uploads = [...this.uploads("images"), ...this.uploads("sounds")];
-    for (const upload of uploads) if (upload.data) upload.key = null;
-    return uploads.some(({ key }) => key === null);
   }
 
   address() {
@@ -103,8 +90,9 @@ export class Query {
     query.parts = [
       ...params.getAll("like").map((id) => partOf("like", `file ${id}`, { likes: [Number(id)] })),
       ...params.getAll("text").filter((value) => value.includes("=")).map(textPart),
-      ...params.getAll("part").filter((value) => PART.test(value)).map(uploadedPart),
+      ...params.getAll("part").map((key) => kept.get(key)).filter(Boolean),
     ];
+    query.isIncomplete = params.getAll("part").some((key) => !kept.has(key));
     return query;
   }
 }
@@ -119,18 +107,11 @@ function textPart(value) {
   return partOf("text", name, { texts: [text] });
 }
 
-function uploadedPart(value) {
-  const [, kind, images, sounds, name] = PART.exec(value);
-  const uploads = (keys) => keys.split(",").filter(Boolean).map((key) => ({ data: null, key }));
-  const url = images ? `uploads/${images.split(",")[0]}/thumbnail` : null;
-  return partOf(kind, name, { url, images: uploads(images), sounds: uploads(sounds) });
-}
-
 function addPart(params, part) {
   for (const id of part.likes) params.append("like", id);
   for (const text of part.texts) params.append("text", `${part.name.replaceAll("=", "-")}=${text}`);
-  const uploads = [...part.images, ...part.sounds];
-  if (!uploads.length || uploads.some(({ key }) => !key)) return;  // not sent yet
-  const keys = (list) => list.map(({ key }) => key).join();
-  params.append("part", `${part.kind}~${keys(part.images)}~${keys(part.sounds)}~${part.name}`);
+  if (!part.images.length && !part.sounds.length) return;
+  part.key ??= `${Date.now().toString(36)}-${kept.size}`;  // of no other window
+  kept.set(part.key, part);
+  params.append("part", part.key);
 }
