@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 
 import onepeace
 from onepeace.data.sample import Sample
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.datasets.layout import Record
 from onepeace.evaluate.intervals import gain_of_groups, interval
 from onepeace.evaluate.protocols.probe import probe

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.index.hints import hints
 
 COUNT = 500

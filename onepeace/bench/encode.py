@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
-from onepeace.data.synthetic import UNITS, item_batch, picture_size
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder
+from onepeace.plan.synthetic import UNITS, item_batch, picture_size
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
-from onepeace.data.synthetic import SAMPLE_RATE, largest_items, synthetic_batch
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute
 from onepeace.plan.dry_run import measure_step
 from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.plan import planned_config, planned_model
+from onepeace.plan.synthetic import SAMPLE_RATE, largest_items, synthetic_batch
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.objective import Objective

@@ -14,10 +14,6 @@ NAMED = 3
 """Maximum number of broken samples that are named at a time; others are only counted."""
 
 
-class BrokenSample(UserError):
-    """A sample lacks a part or has a wrong one; the message names shard and key."""
-
-
 class Broken(NamedTuple):
     """A sample, or a whole shard, that cannot be read."""
 

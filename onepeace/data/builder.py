@@ -11,8 +11,7 @@ from torch import Tensor
 from onepeace.data.batch import Batch, Inputs, Mask
 from onepeace.data.broken import ALLOWED_BROKEN, Broken
 from onepeace.data.config import DataConfig, SourceConfig
-from onepeace.data.decoder import DecodedItem, Decoder
-from onepeace.data.frozen_cache import FrozenCache, collate
+from onepeace.data.decode import DecodedItem, Decoder
 from onepeace.data.masking import MaskRates, draw_masks, word_starts, word_table
 from onepeace.data.reader import Item
 from onepeace.data.sample import Sample
@@ -32,7 +31,7 @@ class BatchBuilder:
         processors: processors by modality.
         adapters: the model's adapters by modality, which count tokens and select rows; they may be on the meta device.
         masks: rates of the masked passes by modality.
-        features: features of augmented views by modality, with the samples by `item_name`, read instead of the media.
+        features: see `Decoder`.
         parts: number of parts in which a process computes its batch.
     """
 
@@ -42,7 +41,7 @@ class BatchBuilder:
         processors: Mapping[str, Any],
         adapters: Mapping[str, Any],
         masks: Mapping[str, MaskRates] | None = None,
-        features: Mapping[str, FrozenCache] | None = None,
+        features: Mapping[str, Any] | None = None,
         parts: int = 1,
     ):
         self.config = config
@@ -139,7 +138,7 @@ class BatchBuilder:
             else:
                 values += [value] * rows
         if modality in self.decoder.features:
-            return collate(values)
+            return _collate_features(values)
         augment = self.decoder.augments[modality]
         inputs = augment.collate(values, self.processors[modality])
         if has_several and modality != "text":
@@ -168,6 +167,17 @@ class BatchBuilder:
                 lengths = batch.lengths[modality] - 1
                 masks[modality] = draw_masks(rates, dropout, lengths, generators, starts)
         return masks
+
+
+def _collate_features(maps: Sequence[np.ndarray]) -> Inputs:
+    """{"features": (B, *grid, channels)}, and "lengths" (B,) in tokens where sequences differ."""
+    tensors = [torch.from_numpy(np.array(features)) for features in maps]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    batch = {"features": padded}
+    if len({tensor.shape for tensor in tensors}) > 1:
+        lengths = [len(tensor) for tensor in tensors]
+        batch["lengths"] = torch.tensor(lengths)
+    return batch
 
 
 def _rows_per_item(items: Sequence[DecodedItem]) -> int:

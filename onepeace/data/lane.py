@@ -21,7 +21,7 @@ from onepeace.data.index import digest_of
 from onepeace.data.order import ORDER, draw_order, lane_shards, num_drawn
 from onepeace.data.sample import Sample
 from onepeace.data.shard import UnreadableShard
-from onepeace.data.shards import Candidates, Source
+from onepeace.data.source import Candidates, Source
 from onepeace.errors import UserError
 
 Cursor = Mapping[str, int]

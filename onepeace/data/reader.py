@@ -19,7 +19,7 @@ from onepeace.data.config import DataConfig
 from onepeace.data.index import digest_of
 from onepeace.data.lane import Cursor, Lane, Window
 from onepeace.data.order import MASK, VARY, default_lanes
-from onepeace.data.shards import Source
+from onepeace.data.source import Source
 from onepeace.errors import UserError
 
 __all__ = ["Cursor", "Item", "Reader", "Source", "open_sources"]

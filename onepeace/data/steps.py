@@ -21,7 +21,7 @@ from onepeace.data.broken import Broken
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.prefetch import THREADS, Prefetch
 from onepeace.data.reader import Cursor, Reader
-from onepeace.data.shards import Source
+from onepeace.data.source import Source
 from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)

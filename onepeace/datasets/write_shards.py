@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from onepeace.data.shard_writer import ShardWriter, new_shards, older_shards
+from onepeace.data.write import ShardWriter, new_shards, older_shards
 from onepeace.datasets.layout import Encoded, Layout, Record, Skipped, Split, skipped
 from onepeace.datasets.pairs import from_source
 from onepeace.datasets.pictures import DuplicateFilter

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace.data.parsing import MASK, media_of
+from onepeace.data.sample import MASK, media_of
 from onepeace.data.shard import content_of, open_shard
 from onepeace.datasets.layout import Record
 from onepeace.errors import UserError

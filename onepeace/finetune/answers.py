@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.embed.embedder import Embedder
 from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.evaluate.metrics import best_ranks

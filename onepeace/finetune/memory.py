@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 
 from onepeace.config import Options, apply_override, build, merge
-from onepeace.data.synthetic import UNITS
 from onepeace.plan.plan import make_plan
+from onepeace.plan.synthetic import UNITS
 from onepeace.train.recipe import Recipe
 
 ROOM = 0.8

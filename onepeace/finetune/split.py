@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.config import build
-from onepeace.data.shard_writer import ShardWriter, new_shards
+from onepeace.data.write import ShardWriter, new_shards
 from onepeace.datasets.layout import Record, Skipped
 from onepeace.datasets.pairs import media
 from onepeace.errors import UserError

@@ -53,7 +53,7 @@ def roots_of(
         elif os.path.lexists(absolute):  # before patterns, as names may have brackets
             roots.append(Root(absolute, _type_of_file(absolute)))
         elif is_shard(path) and re.search(r"[*?{\[$]", path) and not scheme(path):
-            from onepeace.data.shards import expand
+            from onepeace.data.source import expand
 
             roots += [Root(shard, "shard") for shard in expand(path)]
         else:

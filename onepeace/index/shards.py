@@ -14,8 +14,7 @@ from onepeace.index.items import Item
 def read_shard(shard: str) -> Iterator[Entry]:
     """Entries of a webdataset shard, "SHARD::KEY.ENDING": pictures, sounds, videos, and the text of samples that have
     nothing else. Samples that cannot be read are reported as the problem of an entry for the shard."""
-    from onepeace.data.broken import BrokenSample
-    from onepeace.data.parsing import parse_sample
+    from onepeace.data.sample import BrokenSample, parse_sample
     from onepeace.data.shard import UnreadableShard, open_shard
 
     shard_item = entry_of_file(shard, "text").item

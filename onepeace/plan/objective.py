@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from onepeace.data.batch import Batch
-from onepeace.data.synthetic import FIRST_WORD_ID
 from onepeace.errors import UserError
 from onepeace.model import Trained
+from onepeace.plan.synthetic import FIRST_WORD_ID
 from onepeace.train.build import build_objective
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe

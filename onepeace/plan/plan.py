@@ -14,7 +14,6 @@ from torch import Tensor
 
 from onepeace.config import SIZES, Config
 from onepeace.data.batch import Batch
-from onepeace.data.synthetic import largest_items, synthetic_batch
 from onepeace.device import count_parameters
 from onepeace.errors import UserError, one_line
 from onepeace.files.cache import cache_folder
@@ -25,6 +24,7 @@ from onepeace.plan import dry_run
 from onepeace.plan.cards import CARDS, Card
 from onepeace.plan.dry_run import StepCost
 from onepeace.plan.objective import synthetic_objective
+from onepeace.plan.synthetic import largest_items, synthetic_batch
 from onepeace.train import parallel
 from onepeace.train.folder import model_folder
 from onepeace.train.initial_weights import make_model

@@ -13,7 +13,6 @@ import torch
 from onepeace.compiling import compile_always, pays_off
 from onepeace.config import Config
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.frozen_cache import FrozenCache
 from onepeace.data.reader import Cursor, Source, open_sources
 from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
@@ -23,6 +22,7 @@ from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
 from onepeace.processors.processor import Processor
 from onepeace.train import parallel
+from onepeace.train.frozen_cache import FrozenCache
 from onepeace.train.initial_weights import make_model
 from onepeace.train.labels import label_heads
 from onepeace.train.lora import add_lora_and_freeze

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config import Config
-from onepeace.data.shards import expand
+from onepeace.data.source import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols import EvaluationProtocol

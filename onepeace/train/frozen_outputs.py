@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from onepeace.data.frozen_cache import FrozenCache, Output
 from onepeace.errors import UserError
 from onepeace.progress import Progress
 from onepeace.train import parallel
+from onepeace.train.frozen_cache import FrozenCache, Output
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

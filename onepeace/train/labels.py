@@ -8,7 +8,7 @@ from typing import Any
 
 from onepeace.config import Config, Options
 from onepeace.data.reader import Source
-from onepeace.data.targets import LABELS
+from onepeace.data.sample import LABELS
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe

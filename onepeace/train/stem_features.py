@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.data.augment import Augment, make_augments
-from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, item_name
 from onepeace.errors import UserError
@@ -25,6 +24,7 @@ from onepeace.model.stems import PretrainedStem
 from onepeace.processors.processor import Processor
 from onepeace.threads import compute_alone
 from onepeace.train import parallel
+from onepeace.train.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.recipe import Recipe
 

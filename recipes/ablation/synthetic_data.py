@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onepeace.data.shard_writer import new_shards
+from onepeace.data.write import new_shards
 
 CLASSES, OTHERS, SIDE, PATCH = 40, 400, 4, 8
 SYLLABLES = ("bel", "dax", "fim", "gor", "kul", "mip", "nev", "tos")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.python_process import run_python
 
-from onepeace.data.shard_writer import ShardWriter, new_shards, older_shards
-from onepeace.data.shards import expand, read_source
+from onepeace.data.source import expand, read_source
+from onepeace.data.write import ShardWriter, new_shards, older_shards
 from onepeace.errors import UserError
 from onepeace.index.entries import modalities_by_suffix
 from onepeace.index.tables import read_rows
@@ -362,7 +362,7 @@ def test_writer_leaves_the_folder_of_another_that_still_writes(tmp_path):
 REPLACE = """
 import os, sys
 from pathlib import Path
-from onepeace.data.shard_writer import new_shards
+from onepeace.data.write import new_shards
 count = 0
 def counted(function):
     def call(*arguments, **options):

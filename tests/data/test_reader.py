@@ -10,7 +10,7 @@ from support.small_shards import write_tar
 
 from onepeace.data import shard as shard_module
 from onepeace.data import shard_cache
-from onepeace.data import shards as shards_module
+from onepeace.data import source as shards_module
 from onepeace.data.shard import Extent
 from onepeace.data.steps import loader
 from onepeace.errors import UserError

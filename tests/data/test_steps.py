@@ -217,7 +217,7 @@ def test_cache_of_sounds_changes_nothing_and_has_a_limit(root, processors, monke
     assert num_loads.total() == 6
 
     num_loads.clear()
-    monkeypatch.setattr("onepeace.data.decoder.SOUND_BYTES", 0)
+    monkeypatch.setattr("onepeace.data.decode.SOUND_BYTES", 0)
     steps = make_steps(processors, run_recipe)
     assert same([steps[number] for number in range(4)], with_cache)
     assert num_loads.total() == 16

@@ -10,7 +10,7 @@ from PIL import Image
 from support.small_shards import COLOURS, TONES, square, tone
 
 from onepeace.cli import main
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.datasets import arrow
 from onepeace.datasets.layout import Skipped
 from onepeace.datasets.pairs import from_source

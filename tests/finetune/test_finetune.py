@@ -17,7 +17,7 @@ from support.small_shards import COLOURS, square
 import onepeace
 from onepeace.cli import main
 from onepeace.config import build, read_yaml
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.finetune import groups
 from onepeace.finetune import run as running
 from onepeace.finetune.answers import HEAD, WORDS, read_answers, write_answers

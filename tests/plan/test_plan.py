@@ -13,7 +13,6 @@ from support.training import make_recipe as small_recipe
 from onepeace.cli import main
 from onepeace.commands import train
 from onepeace.config import SIZES, Config, ModelConfig, build, write_config
-from onepeace.data.synthetic import item_batch, largest_items, synthetic_batch
 from onepeace.errors import UserError
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import OnePeace
@@ -23,6 +22,7 @@ from onepeace.plan.dry_run import StepCost
 from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.plan import make_plan, planned_config
 from onepeace.plan.report import plan_text
+from onepeace.plan.synthetic import item_batch, largest_items, synthetic_batch
 from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
 from onepeace.train import parallel
 from onepeace.train.build import build_optimizer

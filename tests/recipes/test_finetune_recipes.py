@@ -14,7 +14,7 @@ from support.training import assert_falls, with_slow
 import onepeace
 from onepeace.cli import main
 from onepeace.config import read_yaml
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.train.evaluation import evaluation
 from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe

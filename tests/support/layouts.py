@@ -9,7 +9,7 @@ import soundfile
 from PIL import Image
 
 from onepeace.data.sample import Sample
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.datasets.layout import Record
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "layouts"

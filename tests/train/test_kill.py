@@ -21,8 +21,8 @@ from support.training import DENOISING, MODEL, assert_same_weights, logged, make
 from onepeace import cli
 from onepeace.config import write_config
 from onepeace.data.batch import Batch
-from onepeace.data.shard_writer import new_shards
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
+from onepeace.data.write import new_shards
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.checkpoint_files import folders, step_of

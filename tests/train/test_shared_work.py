@@ -12,12 +12,12 @@ from support.small_shards import COLOURS
 from support.training import MODEL, make_recipe, series, source, stem_recipe
 
 from onepeace.config import write_config
-from onepeace.data.frozen_cache import FrozenCache, Output
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import frozen_outputs, loop, parallel, stem_features
 from onepeace.train.evaluation import evaluation, share_out
+from onepeace.train.frozen_cache import FrozenCache, Output
 from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.recipe import read_recipe
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from support.training import series, stem_recipe
 
-from onepeace.data.frozen_cache import FrozenCache, Output
 from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
 from onepeace.model.stems import PretrainedStem
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop
+from onepeace.train.frozen_cache import FrozenCache, Output
 from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.run import Run
 from onepeace.train.stem_features import StemViews

@@ -9,7 +9,7 @@ from support.task_shards import FEW, write_task_shards
 from support.training import MODEL, assert_falls, make_recipe, with_slow
 
 import onepeace
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.train import loop

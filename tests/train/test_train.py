@@ -25,7 +25,7 @@ from support.training import (
 from onepeace import cli
 from onepeace.config import write_config
 from onepeace.data.reader import open_sources
-from onepeace.data.shard_writer import new_shards
+from onepeace.data.write import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers

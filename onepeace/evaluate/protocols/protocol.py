@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
-from onepeace.data.shards import read_source
+from onepeace.data.source import read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, as_array, class_ranks
 from onepeace.files.source import read_bytes

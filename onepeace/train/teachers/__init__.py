@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from onepeace.config.reader import nearest
-from onepeace.data.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.device import upload
 from onepeace.errors import UserError
+from onepeace.train.frozen_cache import FrozenCache, Output, fingerprint
 from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
 

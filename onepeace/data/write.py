@@ -1,4 +1,4 @@
-"""Writer of webdataset shards in the form that shards.py reads.
+"""Writer of webdataset shards in the form that source.py reads.
 
 Equal samples yield equal bytes: members have no time and no owner. Shards get their names when all are written; after
 an error or Ctrl-C, no new shard is left and older ones are untouched. New shards that replace older ones wait in a
@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from onepeace.data.parsing import MASK
+from onepeace.data.sample import MASK
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
 from onepeace.files.lock import held, is_left_over

@@ -14,7 +14,6 @@ from torch import Tensor
 from onepeace.data.augment import AudioAugment, Augment, join_captions, make_augments
 from onepeace.data.broken import ALLOWED_BROKEN
 from onepeace.data.config import DataConfig, SourceConfig
-from onepeace.data.frozen_cache import FrozenCache
 from onepeace.data.reader import Item
 from onepeace.data.sample import Sample, item_name
 from onepeace.data.shard import content_of
@@ -44,14 +43,15 @@ class Decoder:
     Args:
         config: the recipe's data section.
         processors: processors by modality.
-        features: features of augmented views by modality, with the samples by `item_name`, read instead of the media.
+        features: caches of the features of augmented views by modality, which are read instead of the media
+            (`onepeace.train.frozen_cache`, with the samples by `item_name`).
     """
 
     def __init__(
         self,
         config: DataConfig,
         processors: Mapping[str, Any],
-        features: Mapping[str, FrozenCache] | None = None,
+        features: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.processors = processors

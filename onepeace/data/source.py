@@ -1,6 +1,6 @@
 """Patterns of webdataset shards, and the samples of a source.
 
-A shard is a .tar or .tar.gz, whose samples parsing.py describes. A partly broken shard yields its usable samples.
+A shard is a .tar or .tar.gz, whose samples sample.py describes. A partly broken shard yields its usable samples.
 """
 
 import glob
@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.data.broken import Broken, BrokenCount, BrokenSample, log_broken
+from onepeace.data.broken import Broken, BrokenCount, log_broken
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.index import TarIndex
-from onepeace.data.parsing import has_modalities, parse_sample
-from onepeace.data.sample import Sample
+from onepeace.data.sample import BrokenSample, Sample, has_modalities, parse_sample
 from onepeace.data.shard import FileState, Shard, UnreadableShard, content_of, open_shard
-from onepeace.data.shard_writer import check_replaced
+from onepeace.data.write import check_replaced
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
 

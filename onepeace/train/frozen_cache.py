@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from onepeace.data.sample import Sample, source_states
@@ -142,17 +141,6 @@ class FrozenCache:
             with open(temporary, "wb") as file:
                 np.save(file, np.concatenate(rows))
         write_text_atomic(self.folder / f"part-{part}.json", json.dumps(entries))
-
-
-def collate(maps: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """{"features": (B, *grid, channels)}, and "lengths" (B,) in tokens where sequences differ."""
-    tensors = [torch.from_numpy(np.array(features)) for features in maps]
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-    batch = {"features": padded}
-    if len({tensor.shape for tensor in tensors}) > 1:
-        lengths = [len(tensor) for tensor in tensors]
-        batch["lengths"] = torch.tensor(lengths)
-    return batch
 
 
 def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> str:

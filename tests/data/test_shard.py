@@ -13,7 +13,7 @@ from onepeace.data import shard_cache
 from onepeace.data.prefetch import Prefetch
 from onepeace.data.shard import UnreadableShard, content_of, open_shard
 from onepeace.data.shard_cache import CacheFailure
-from onepeace.data.shards import expand
+from onepeace.data.source import expand
 from onepeace.errors import UserError
 
 

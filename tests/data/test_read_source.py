@@ -8,8 +8,8 @@ import pytest
 from support.batches import picture, pictures
 from support.small_shards import write_tar
 
-from onepeace.data.shard_writer import new_shards
-from onepeace.data.shards import expand, read_source
+from onepeace.data.source import expand, read_source
+from onepeace.data.write import new_shards
 from onepeace.errors import UserError
 
 PAIR = ("image", "text")
