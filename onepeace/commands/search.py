@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
     shown.add_argument("--min-match", type=options.probability, metavar="P", help="drop hits with a lower match")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as an HTML page")
-    shown.add_argument("--force", action="store_true", help="overwrite FILE of --html if it exists")
+    shown.add_argument("--force", action="store_true", help="overwrite FILE of --html, if it is such a page")
     options.add_json(parser)
     parser.add_argument("--no-index", action="store_true", help="keep no index of the files and folders")
     options.add_model(parser, None, batch_size=None, dtype=False)
@@ -119,6 +119,9 @@ def run(args: argparse.Namespace) -> int:
     query = _query_of(args)
     filters = _filters_of(args)
     if args.html:
+        from onepeace.serve.gallery import check_gallery
+
+        check_gallery(args.html)
         files.check_output(args.html, args.force)
     with open_index(args) as (index, problems):
         results = index.search(

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes, suffix
 from onepeace.index import Hit, Item, Query, Results
@@ -23,20 +23,23 @@ from onepeace.serve import media
 from onepeace.serve.media import VIDEO_TYPES, readable
 
 FOLDER = Path(__file__).parent
-STYLE = FOLDER / "page" / "app.css"
+MARK = b'<meta name="generator" content="onepeace search">'
+"""Line of gallery.html by which a page of ours is told from other files."""
 EMBEDDED = 4 << 20
 """Maximum bytes of one embedded sound or video; larger ones are linked."""
-EMBEDDED_TOTAL = 24 << 20
-"""Maximum bytes of all embedded sounds and videos."""
+EMBEDDED_TOTAL = 32 << 20
+"""Maximum length of the addresses of all embedded sounds and videos."""
 EXCERPT = 280
 """Maximum number of characters shown of a text."""
-MATCH = "share of unrelated queries that score lower here"
-COSINE = "cosine similarity"
 
 
-class Well(NamedTuple):
-    """What a card shows of its file: a text, or a picture with or without a player."""
+class Card(NamedTuple):
+    """A hit, as gallery.html shows it: a text, or a picture with or without a player."""
 
+    hit: Hit
+    name: str
+    folder: str
+    link: str
     text: str = ""
     image: str = ""
     """Address of a picture."""
@@ -46,128 +49,82 @@ class Well(NamedTuple):
     """Address for the player."""
 
 
-class Card(NamedTuple):
-    """A hit, as gallery.html shows it."""
-
-    hit: Hit
-    name: str
-    folder: str
-    link: str
-    well: Well
-    word: str
-    """likely, possible, unlikely, or "" without a match."""
-    number: str
-    share: float
-    """Length of the bar, 0 to 1."""
-    scale: str
-    """Explanation of the number."""
-
-
-class InlineMedia:
-    """Sounds and videos as data: URIs, or as links once the HTML file would become too large.
-
-    Args:
-        folder: folder of the HTML file.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bytes_left = EMBEDDED_TOTAL
-
-    def address(self, value: Path | bytes, media_type: str) -> str:
-        """Address of a file or of the content of one; "" for a large sample of a shard, which no link leads to."""
-        limit = min(EMBEDDED, self.bytes_left)
-        if isinstance(value, Path):
-            if value.stat().st_size > limit:
-                return _link_to(value, self.folder)
-            value = read_bytes(value)
-        elif len(value) > limit:
-            return ""
-        self.bytes_left -= len(value)
-        return _data_uri(media_type, value)
+def check_gallery(file: Path) -> None:
+    """Raise `UsageError` unless `file` is new or a page of ours, and has the ending of a page."""
+    if file.suffix.lower() != ".html":
+        raise UsageError("the hits are written as HTML; give a name that ends in .html", where=file)
+    if not file.is_file():
+        return
+    with open(file, "rb") as opened:
+        if MARK not in opened.read(1000):
+            raise UsageError("not a page of onepeace search, so it is not replaced; choose another name", where=file)
 
 
 def write_gallery(results: Results, query: Query, file: Path) -> None:
-    """Write the hits of a query to a self-contained HTML file.
+    """Write the hits of a query to a self-contained HTML file; one that is there is replaced if it is a page of ours.
 
     Raises:
+        UsageError: see `check_gallery`.
         UserError: the disk is full or not writable.
     """
-    inline = InlineMedia(file.parent)
+    check_gallery(file)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    html = environment.get_template("gallery.html").render(
-        style=STYLE.read_text(encoding="utf-8"),
-        query=", ".join(_words(query)),
-        results=results,
-        cards=[_card(hit, inline) for hit in results],
-    )
+    template = environment.get_template("gallery.html")
+    cards = []
+    left = EMBEDDED_TOTAL
+    for hit in results:
+        card = _card(hit, file.parent, min(EMBEDDED, left))
+        cards.append(card)
+        left -= len(card.source)
+    html = template.render(query=", ".join(_described(query)), results=results, cards=cards)
     write_text_atomic(file, html.encode("utf-8", "replace").decode())  # a path may contain bytes that are not text
 
 
-def _words(query: Query) -> list[str]:
+def _described(query: Query) -> list[str]:
     """The parts of a query as readable text."""
-    words = []
-    for name in ("text", "image", "audio", "like", "without"):
-        values = getattr(query, name)
-        if isinstance(values, str | Path):
-            values = [values]
-        for value in values:
-            if name in ("text", "without"):
-                shown = readable(value)
-            elif isinstance(value, str | Path):
-                shown = readable(Path(value).name)
-            else:
-                shown = name
-            if name in ("like", "without"):
-                shown = f"{name} {shown}"
-            words.append(shown)
-    return words
+    described = []
+    for part in query.parts():
+        if part.field == "text":
+            shown = readable(part.value)
+        elif isinstance(part.value, str | os.PathLike):
+            shown = readable(Path(part.value).name)
+        else:
+            shown = f"a given {part.field}"
+        if part.field == "like":
+            shown = f"like {shown}"
+        if part.weight < 0:
+            shown = f"without {shown}"
+        described.append(shown)
+    return described
 
 
-def _card(hit: Hit, inline: InlineMedia) -> Card:
-    name, folder = map(readable, name_and_place(hit.item.path))
-    word, _, number = hit.value.rpartition(" ")
-    if hit.match is None:
-        share = max(0.0, hit.score)
-        scale = COSINE
-    else:
-        share = hit.match
-        scale = MATCH
-    return Card(
-        hit=hit,
-        name=name,
-        folder=folder,
-        link=_link_to(Path(hit.item.path), inline.folder),
-        well=_well(hit, name, inline),
-        word=word,
-        number=number,
-        share=share,
-        scale=scale,
-    )
+def _card(hit: Hit, folder: Path, most_bytes: int) -> Card:
+    """The card of a hit for a page in a folder.
 
-
-def _well(hit: Hit, name: str, inline: InlineMedia) -> Well:
-    """Picture, player or text of a hit, or its name if the file is gone or cannot be shown."""
+    Args:
+        most_bytes: maximum bytes of an embedded sound or video.
+    """
     item = hit.item
+    name, place = map(readable, name_and_place(item.path))
+    card = Card(hit, name, place, _link_to(Path(item.path), folder))
     try:
         if item.modality == "text":
-            return Well(text=_excerpt(item))
+            return card._replace(text=_excerpt(item))
         thumbnail = media.thumbnail(item, {}, at=hit.start or 0.0)
-        image = _data_uri(thumbnail.type, thumbnail.read())
-        player = _player(item)
-        source = _source(item, inline) if player else ""
+        card = card._replace(image=_data_uri(thumbnail.type, thumbnail.read()))
+        is_played = item.modality == "audio" or suffix(item.path) in VIDEO_TYPES
+        source = _source(item, folder, most_bytes) if is_played else ""
     except (UserError, OSError):  # gone or changed since it was compared
-        return Well(text=name)
+        return card._replace(text=name)
     if not source:
-        return Well(image=image)
-    if hit.start:
-        source += f"#t={hit.start:.3f}"
-    return Well(image=image, player=player, source=source)
+        return card
+    moment = f"#t={hit.start:.3f}" if hit.start else ""
+    return card._replace(player=item.modality, source=source + moment)
 
 
 def _excerpt(item: Item) -> str:
@@ -177,20 +134,18 @@ def _excerpt(item: Item) -> str:
     return value.strip()[:EXCERPT]
 
 
-def _player(item: Item) -> str:
-    """Kind of player for a file: audio, video, or "" if browsers do not play it."""
-    is_played = item.modality == "audio" or suffix(item.path) in VIDEO_TYPES
-    return item.modality if is_played else ""
-
-
-def _source(item: Item, inline: InlineMedia) -> str:
-    """Address of a sound or video for a player, or "" if there is none."""
+def _source(item: Item, folder: Path, most_bytes: int) -> str:
+    """Address of a sound or video for a player; "" for a large sample of a shard, which no link leads to."""
     value = content(item, {})
-    if isinstance(value, str):
+    if isinstance(value, Path):
+        if value.stat().st_size > most_bytes:
+            return _link_to(value, folder)
+        value = read_bytes(value)
+    if isinstance(value, str) or len(value) > most_bytes:
         return ""
     ending = suffix(item.path)
     media_type = VIDEO_TYPES.get(ending) or mimetypes.guess_type(f"_{ending}")[0] or "audio/wav"
-    return inline.address(value, media_type)
+    return _data_uri(media_type, value)
 
 
 def _data_uri(media_type: str, data: bytes) -> str:

@@ -302,7 +302,7 @@ def test_index_outside_the_cache_is_not_removed_as_a_whole(run, run_model, folde
         (["--text", "a", "--where", "wdith > 3"], "--where: 'wdith'"),
         (["--text", "a", "--after", "May"], "--after"),
         (["--text", "a", "--html", "FOLDER/no/page.html"], "page.html"),
-        (["--text", "a", "--html", "FOLDER"], "folder"),
+        (["--text", "a", "--html", "FOLDER"], ".html"),
         (["--text", "a", "FOLDER"], "one index"),
     ],
 )
@@ -316,16 +316,28 @@ def test_usage_error_names_the_option(run, index, samples, arguments, word):
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "link.html"])
-def test_html_overwrites_a_file_only_with_force(run, index, tmp_path, name):
-    photo = tmp_path / "photo.jpg"
+def test_html_replaces_no_file_that_is_not_its_own(run, index, tmp_path, name):
+    photo = tmp_path / name.replace("link.html", "photo.jpg")
     photo.write_bytes(b"a photo")
-    (tmp_path / "link.html").symlink_to(photo)
-    command = ("search", index, "--text", "a", "--html", tmp_path / name)
-    (line,) = run(*command, code=2).err.splitlines()
-    assert "--force" in line
+    if name == "link.html":
+        (tmp_path / name).symlink_to(photo)
+
+    (line,) = run("search", index, "--text", "a", "--html", tmp_path / name, "--force", code=2).err.splitlines()
+
+    assert name in line
     assert photo.read_bytes() == b"a photo"
-    run(*command, "--force")
-    assert photo.read_bytes().startswith(b"<!doctype html>")
+
+
+def test_html_replaces_its_own_page_with_force(run, index, tmp_path):
+    page = tmp_path / "hits.html"
+    command = ("search", index, "--html", page, "--text")
+    run(*command, "first")
+    (line,) = run(*command, "second", code=2).err.splitlines()
+    assert "--force" in line
+
+    run(*command, "second", "--force")
+
+    assert "<h1>second</h1>" in page.read_text()
 
 
 def test_other_model_is_refused_also_where_no_model_is_needed(run, index, dog):
