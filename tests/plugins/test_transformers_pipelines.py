@@ -3,7 +3,6 @@
 import pytest
 import torch
 import transformers
-from PIL import Image
 from support.embedding import assert_same
 
 import onepeace
@@ -77,19 +76,6 @@ def test_features_of_pictures(folder, embedder, image_paths):
     results = transformers.pipeline("image-feature-extraction", folder)(image_paths)
     vectors = torch.tensor(results).squeeze(1)
     assert_same(vectors, embedder.encode_image(image_paths), atol=1e-4)
-
-
-def test_features_of_a_vision_tower(folder, embedder, image_paths):
-    tower = plugin.OnePeaceVisionModel.from_pretrained(folder)
-    processor = plugin.OnePeaceImageProcessor.from_pretrained(folder)
-    pipeline = transformers.pipeline("image-feature-extraction", tower, image_processor=processor)
-
-    (tokens,) = torch.tensor(pipeline(image_paths[0]))
-    (pooled,) = torch.tensor(pipeline(image_paths[0], pool=True))
-
-    features = embedder.features({"image": Image.open(image_paths[0])})["image"]
-    assert_same(tokens[1:], features.features, atol=1e-4)
-    assert_same(pooled, features.cls, atol=1e-4)
 
 
 def random_classifier(cls, folder):

@@ -16,23 +16,19 @@ from onepeace.hub import weights
 CLASSIFIERS = [
     plugin.OnePeaceForImageClassification,
     plugin.OnePeaceForAudioClassification,
-    plugin.OnePeaceForVisualQuestionAnswering,
 ]
 every_class = pytest.mark.parametrize("cls", CLASSIFIERS, ids=lambda cls: cls.__name__)
 
 
 @pytest.fixture
 def inputs():
-    """Two items; the first text and the second sound are padded."""
+    """Two items; the second sound is padded."""
     padding_mask = torch.ones(2, 9000, dtype=torch.int64)
     padding_mask[1, 6000:] = 0
-    ids = torch.tensor([[5, 9, 2, 1], [7, 8, 20, 2]])
     return {
         "pixel_values": torch.randn(2, 3, 32, 32),
         "input_values": torch.randn(2, 9000),
         "padding_mask": padding_mask,
-        "input_ids": ids,
-        "attention_mask": (ids != 1).long(),
     }
 
 
@@ -69,38 +65,10 @@ def test_names_of_labels_set_their_number(random_name, inputs):
     assert model(inputs["pixel_values"]).logits.shape == (2, 3)
 
 
-@pytest.mark.parametrize(
-    ("cls", "values", "mask", "row"),
-    [
-        (plugin.OnePeaceForAudioClassification, "input_values", "padding_mask", 1),
-        (plugin.OnePeaceForVisualQuestionAnswering, "input_ids", "attention_mask", 0),
-    ],
-)
-def test_logits_do_not_depend_on_padding(cls, values, mask, row, random_name, inputs):
-    model = cls.from_onepeace(random_name, num_labels=3)
-    arguments = arguments_of(model, inputs)
-    logits = model(**arguments).logits
-
-    length = int(arguments.pop(mask)[row].sum())
-    alone = {name: tensor[row : row + 1] for name, tensor in arguments.items()}
-    alone[values] = alone[values][:, :length]
-
-    assert_same(model(**alone).logits[0], logits[row])
-
-
-def test_logits_of_a_question_see_both_modalities(random_name, inputs):
-    model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace(random_name, num_labels=4)
-    arguments = arguments_of(model, inputs)
-
-    logits = model(**arguments).logits
-
-    our_inputs = {
-        "text": {"ids": inputs["input_ids"]},
-        "image": {"pixels": inputs["pixel_values"]},
-    }
-    assert_same(logits, model.onepeace.predict(our_inputs))
-    arguments["pixel_values"] = arguments["pixel_values"].flip(0)
-    assert (model(**arguments).logits - logits).abs().max() > 1e-3
+def test_logits_do_not_depend_on_padding(random_name, inputs):
+    model = plugin.OnePeaceForAudioClassification.from_onepeace(random_name, num_labels=3)
+    logits = model(inputs["input_values"], inputs["padding_mask"]).logits
+    assert_same(model(inputs["input_values"][1:, :6000]).logits[0], logits[1])
 
 
 HEAD = {"kind": "classifier", "on": "image", "num_classes": 5, "pool": "mean", "hidden_ratio": 0}
@@ -241,19 +209,7 @@ def test_two_processes_with_gradient_checkpointing_train_as_one(random_name, row
             torch.testing.assert_close(first[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-@every_class
-def test_training_moves_most_tensors(cls, random_name, rows, tmp_path):
-    torch.manual_seed(0)
-    original = cls.from_onepeace(random_name, num_labels=3).state_dict()
-
-    trainer = train_with_checkpointing(cls, random_name, rows, tmp_path, batch_size=4)
-
-    trained = trainer.model.state_dict()
-    moved = [name for name in trained if not torch.equal(trained[name], original[name])]
-    assert len(moved) > len(trained) / 2
-
-
-@pytest.mark.parametrize("cls", CLASSIFIERS[:2], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", CLASSIFIERS, ids=lambda cls: cls.__name__)
 def test_loss_reaches_every_parameter(cls, inputs):
     """The items have more than one token each: a pooling of one token would give its queries no gradient."""
     model = cls.from_onepeace("tiny", num_labels=3)
@@ -262,17 +218,6 @@ def test_loss_reaches_every_parameter(cls, inputs):
     inputs["padding_mask"] = torch.ones(2, 18000, dtype=torch.int64)
     model(**arguments_of(model, inputs), labels=torch.tensor([0, 2])).loss.backward()
     assert_gradients_everywhere(model)
-
-
-def test_loss_of_an_answer_reaches_pictures_and_questions(inputs):
-    """The answer is read off the question's tokens, so nothing after the last attention of pictures has an effect."""
-    model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace("tiny", num_labels=3)
-    inputs["pixel_values"] = torch.randn(2, 3, 64, 64)
-    model(**arguments_of(model, inputs), labels=torch.tensor([0, 2])).loss.backward()
-    last_block = f"blocks.{len(model.onepeace.blocks) - 1}.ffn"
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.any()) or "norms.image" in name or f"{last_block}.image" in name, name
 
 
 @every_class

@@ -10,19 +10,15 @@
     model, processor = AutoModel.from_pretrained("tiny-hf"), AutoProcessor.from_pretrained("tiny-hf")
     model(**processor(text=["a cat"], images=["cat.jpg"], return_tensors="pt")).logits_per_image
 
-Every class wraps our module and adds no computation. A part of a model can be loaded from the files of the whole:
-`OnePeaceForImageClassification.from_pretrained("tiny-hf", num_labels=10)`, or `OnePeaceVisionModel`.
+Every class wraps our module and adds no computation. A classifier can be loaded from the files of the whole model:
+`OnePeaceForImageClassification.from_pretrained("tiny-hf", num_labels=10)`. Feature maps of images, for dense heads, are
+those of `TimmBackbone` (see `onepeace.plugins.timm`).
 """
 
 import transformers
 
-from .backbones import OnePeaceAudioModel, OnePeaceImageBackbone, OnePeaceVisionModel
-from .classification import (
-    OnePeaceForAudioClassification,
-    OnePeaceForImageClassification,
-    OnePeaceForVisualQuestionAnswering,
-)
-from .configuration import OnePeaceAudioConfig, OnePeaceConfig, OnePeaceVisionConfig
+from .classification import OnePeaceForAudioClassification, OnePeaceForImageClassification
+from .configuration import OnePeaceConfig
 from .modeling import OnePeaceModel, OnePeaceOutput, OnePeacePreTrainedModel
 from .processing import (
     OnePeaceAudioTextProcessor,
@@ -34,15 +30,11 @@ from .processing import (
 from .tokenization import OnePeaceTokenizer
 
 __all__ = [
-    "OnePeaceAudioConfig",
-    "OnePeaceAudioModel",
     "OnePeaceAudioTextProcessor",
     "OnePeaceConfig",
     "OnePeaceFeatureExtractor",
     "OnePeaceForAudioClassification",
     "OnePeaceForImageClassification",
-    "OnePeaceForVisualQuestionAnswering",
-    "OnePeaceImageBackbone",
     "OnePeaceImageProcessor",
     "OnePeaceImageTextProcessor",
     "OnePeaceModel",
@@ -50,28 +42,20 @@ __all__ = [
     "OnePeacePreTrainedModel",
     "OnePeaceProcessor",
     "OnePeaceTokenizer",
-    "OnePeaceVisionConfig",
-    "OnePeaceVisionModel",
 ]
 
-for config in (OnePeaceConfig, OnePeaceVisionConfig, OnePeaceAudioConfig):
-    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
-for auto, models in {
-    transformers.AutoModel: (OnePeaceModel, OnePeaceVisionModel, OnePeaceAudioModel),
-    transformers.AutoModelForZeroShotImageClassification: (OnePeaceModel,),
-    transformers.AutoModelForImageClassification: (OnePeaceForImageClassification,),
-    transformers.AutoModelForAudioClassification: (OnePeaceForAudioClassification,),
-    transformers.AutoModelForVisualQuestionAnswering: (OnePeaceForVisualQuestionAnswering,),
-    transformers.AutoBackbone: (OnePeaceImageBackbone,),
-}.items():
-    for model in models:
-        auto.register(model.config_class, model, exist_ok=True)
+transformers.AutoConfig.register(OnePeaceConfig.model_type, OnePeaceConfig, exist_ok=True)
+for auto, model in (
+    (transformers.AutoModel, OnePeaceModel),
+    (transformers.AutoModelForZeroShotImageClassification, OnePeaceModel),
+    (transformers.AutoModelForImageClassification, OnePeaceForImageClassification),
+    (transformers.AutoModelForAudioClassification, OnePeaceForAudioClassification),
+):
+    auto.register(OnePeaceConfig, model, exist_ok=True)
 transformers.AutoTokenizer.register(OnePeaceConfig, fast_tokenizer_class=OnePeaceTokenizer, exist_ok=True)
-for config in (OnePeaceConfig, OnePeaceVisionConfig):
-    transformers.AutoImageProcessor.register(config, OnePeaceImageProcessor, exist_ok=True)
-for config in (OnePeaceConfig, OnePeaceAudioConfig):
-    transformers.AutoFeatureExtractor.register(config, OnePeaceFeatureExtractor, exist_ok=True)
+transformers.AutoImageProcessor.register(OnePeaceConfig, OnePeaceImageProcessor, exist_ok=True)
+transformers.AutoFeatureExtractor.register(OnePeaceConfig, OnePeaceFeatureExtractor, exist_ok=True)
 transformers.AutoProcessor.register(OnePeaceConfig, OnePeaceProcessor, exist_ok=True)
-# A processor's class is looked up by its name among the registered ones, regardless of the configuration.
-transformers.AutoProcessor.register(OnePeaceVisionConfig, OnePeaceImageTextProcessor, exist_ok=True)
-transformers.AutoProcessor.register(OnePeaceAudioConfig, OnePeaceAudioTextProcessor, exist_ok=True)
+for processor in (OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
+    # A saved processor is looked up by its name among the registered ones, whatever they are registered for.
+    transformers.AutoProcessor.register(processor, processor, exist_ok=True)

@@ -1,25 +1,24 @@
-"""Classifiers of images, sounds, and questions about images, with the head "classifier" of our model."""
+"""Classifiers of images and of sounds, with the head "classifier" of our model."""
 
 from copy import deepcopy
 from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple
 
 from .configuration import HEAD, OnePeaceConfig
 from .modeling import Inputs, OnePeacePreTrainedModel, model_inputs
 
 
 class _Classifier(OnePeacePreTrainedModel):
-    """Model with only the modalities it needs, and with the model's own head or a new one on ``head_on``.
+    """Model with only its modality, and with the model's own head or a new one.
 
     ``num_labels`` or ``id2label`` of the configuration sets the number of classes. The loss reaches every parameter,
     so that DistributedDataParallel needs no search for unused ones.
     """
 
-    modalities: ClassVar[tuple[str, ...]]
-    head_on: ClassVar[str]
+    modality: ClassVar[str]
     output_class: ClassVar[Any] = SequenceClassifierOutput
     # Files of a larger model load too.
     _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
@@ -28,24 +27,25 @@ class _Classifier(OnePeacePreTrainedModel):
         config = deepcopy(config)
         whole = config.to_onepeace().model
         head = dict(whole.heads.get(HEAD, {}))
-        if head.get("on") not in self.modalities:
-            head = {"kind": "classifier", "on": self.head_on}
+        if head.get("on") != self.modality:
+            head = {"kind": "classifier", "on": self.modality}
         labels = head.get("labels")
         if labels and len(labels) != config.num_labels:  # the names are of other classes
             del head["labels"]
-        config.keep(self.modalities)
-        config.remove_shared_space()
+        config.keep(self.modality)
         config.model = {
             **(config.model or {}),
+            # What embeddings and pretraining use is never trained here.
+            "projections": [],
+            "logit_scale": False,
+            "decoder": None,
             "heads": {HEAD: {**head, "num_classes": config.num_labels}},
-            # The head does not read the features of other modalities.
-            "final_norm": [head["on"]] if whole.has_final_norm(head["on"]) else False,
         }
         super().__init__(config)
         self.num_labels = config.num_labels
         self.loss_type = "ForSequenceClassification"  # the library cannot derive it from the name of every subclass
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def _classify(self, inputs: Inputs, labels: Tensor | None, **kwargs: Any) -> Any:
         logits = self.onepeace.predict(inputs, head=HEAD)
         loss = None
@@ -59,8 +59,7 @@ class OnePeaceForImageClassification(_Classifier):
     """Images to logits (B, num_labels)."""
 
     main_input_name = "pixel_values"
-    modalities = ("image",)
-    head_on = "image"
+    modality = "image"
     output_class = ImageClassifierOutput
 
     def forward(
@@ -78,8 +77,7 @@ class OnePeaceForAudioClassification(_Classifier):
     """Sounds to logits (B, num_labels)."""
 
     main_input_name = "input_values"
-    modalities = ("audio",)
-    head_on = "audio"
+    modality = "audio"
 
     def forward(
         self,
@@ -94,27 +92,4 @@ class OnePeaceForAudioClassification(_Classifier):
             labels: class numbers (B,), or (B, num_labels) for multi-label classification or regression.
         """
         inputs = model_inputs(self, kwargs, input_values=input_values, padding_mask=padding_mask)
-        return self._classify(inputs, labels, **kwargs)
-
-
-class OnePeaceForVisualQuestionAnswering(_Classifier):
-    """Question and image to logits (B, num_labels) of answers, in one joint pass."""
-
-    modalities = ("text", "image")
-    head_on = "text"
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """
-        Args:
-            input_ids, attention_mask, pixel_values: see `OnePeaceModel`.
-            labels: numbers of answers (B,), or scores of all answers (B, num_labels).
-        """
-        inputs = model_inputs(self, kwargs, input_ids, attention_mask, pixel_values)
         return self._classify(inputs, labels, **kwargs)

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
 
 from onepeace.config import write_config
 from onepeace.errors import UserError, expect
@@ -26,8 +24,6 @@ from onepeace.losses import contrastive
 from onepeace.model import INITIAL_SCALE, OnePeace
 from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
-from onepeace.model.block import Block
-from onepeace.model.clip_block import ClipBlock
 from onepeace.model.stems import PretrainedStem
 
 from .configuration import OnePeaceConfig
@@ -37,18 +33,6 @@ README = """A model of onepeace. `pip install onepeace`, then
 `import onepeace.plugins.transformers` before `AutoModel.from_pretrained(...)` and its siblings;
 or `onepeace.load(...)` without transformers.
 """
-
-
-class OnePeaceBlock(Block, GradientCheckpointingLayer):
-    """Block with the library's gradient checkpointing and its options (``offload``, ``use_reentrant``)."""
-
-    forward = Block.compute
-
-
-class OnePeaceClipBlock(ClipBlock, GradientCheckpointingLayer):
-    """`OnePeaceBlock` for models that read clips."""
-
-    forward = ClipBlock.compute
 
 
 class OnePeacePreTrainedModel(PreTrainedModel):
@@ -61,21 +45,14 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     config_class = OnePeaceConfig
     base_model_prefix = "onepeace"
     supports_gradient_checkpointing = True
-    gradient_checkpointing = False
     _supports_sdpa = True
-    _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
-    _no_split_modules = [  # noqa: RUF012
-        *("OnePeaceBlock", "OnePeaceClipBlock"),
-        *(adapter.__name__ for adapter in ADAPTERS.values()),
-    ]
+    _no_split_modules = ["Block", "ClipBlock", *(adapter.__name__ for adapter in ADAPTERS.values())]  # noqa: RUF012
 
     onepeace: OnePeace
 
     def __init__(self, config: OnePeaceConfig) -> None:
         super().__init__(config)
         self.onepeace = expect(build_encoder(config.to_onepeace()), OnePeace)
-        for block in self.onepeace.blocks:
-            block.__class__ = OnePeaceClipBlock if isinstance(block, ClipBlock) else OnePeaceBlock
         for module in self.onepeace.modules():
             # Modules are initialised, except on the meta device: they wait for a file or `_init_weights`.
             module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))  # type: ignore
@@ -120,26 +97,14 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding; in a model without text, the stem of its first modality, as in ViT."""
-        owner, name = self._input_embeddings_slot()
-        return owner.get_input_embeddings() if name is None else getattr(owner, name)
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        owner, name = self._input_embeddings_slot()
-        if name is None:
-            owner.set_input_embeddings(value)
-        else:
-            setattr(owner, name, value)
-
-    def _input_embeddings_slot(self) -> tuple[Any, str | None]:
-        """Module with the input embeddings, and their attribute; None if it is a model of transformers."""
+        """The token embedding; in a model without text, the stem of its modality, as in ViT."""
         adapters: Any = self.onepeace.adapters
         if "text" in adapters:
             adapter = adapters["text"]
-            return (adapter, "token_embed") if adapter.stem is None else (adapter.stem.network, None)
-        adapter = next(iter(adapters.values()))
+            return adapter.token_embed if adapter.stem is None else adapter.stem.network.get_input_embeddings()
+        stem = next(iter(adapters.values())).stem
         # Of a pretrained stem only the projection is always called.
-        return (adapter.stem, "proj") if isinstance(adapter.stem, PretrainedStem) else (adapter, "stem")
+        return stem.proj if isinstance(stem, PretrainedStem) else stem
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a module whose weights were not in the file."""
@@ -167,8 +132,6 @@ class OnePeaceOutput(ModelOutput):
         logits_per_image, logits_per_audio: (images or sounds, texts), cosines times the logit scale.
         logits_per_text: (texts, images), or (texts, sounds) without images.
         text_embeds, image_embeds, audio_embeds: unit vectors (B, E).
-        text_model_output, vision_model_output, audio_model_output: with ``output_hidden_states``, the outputs of
-            `OnePeaceModel.get_text_features` and its siblings.
     """
 
     loss: Tensor | None = None
@@ -178,12 +141,6 @@ class OnePeaceOutput(ModelOutput):
     text_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     audio_embeds: Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-    audio_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class OnePeaceModel(OnePeacePreTrainedModel):
@@ -209,15 +166,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             return_loss: compute the contrastive loss; rows are pairs.
         """
         inputs = model_inputs(self, options, input_ids, attention_mask, pixel_values, input_values, padding_mask)
-        outputs: dict[str, BaseModelOutputWithPooling] = {}
-        output_hidden_states = options.get("output_hidden_states", self.config.output_hidden_states)
-        if output_hidden_states:
-            options = {**options, "output_hidden_states": output_hidden_states, "return_dict": True}
-            for modality, values in inputs.items():
-                outputs[modality] = self._features({modality: values}, **options)
-            embeds: dict[str, Any] = {modality: output.pooler_output for modality, output in outputs.items()}
-        else:
-            embeds = self.onepeace(inputs)
+        embeds = self.onepeace(inputs)
         logits = self._logits(embeds)
         loss = None
         if return_loss:
@@ -234,9 +183,6 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             text_embeds=embeds.get("text"),
             image_embeds=embeds.get("image"),
             audio_embeds=embeds.get("audio"),
-            text_model_output=outputs.get("text"),
-            vision_model_output=outputs.get("image"),
-            audio_model_output=outputs.get("audio"),
         )
 
     def _logits(self, embeds: dict[str, Tensor]) -> dict[str, Any]:
@@ -250,8 +196,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
-        """``pooler_output``: unit vectors (B, E); ``last_hidden_state``: (B, 1 + L, D), CLS first; ``hidden_states``:
-        input of the first block and output of each, before the final norm."""
+        """``pooler_output``: unit vectors (B, E); ``last_hidden_state``: (B, 1 + L, D), CLS first."""
         return self._features(model_inputs(self, options, input_ids, attention_mask), **options)
 
     def get_image_features(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
@@ -265,7 +210,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         inputs = model_inputs(self, options, input_values=input_values, padding_mask=padding_mask)
         return self._features(inputs, **options)
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def _features(self, inputs: Inputs, **_: Any) -> BaseModelOutputWithPooling:
         ((modality, features),) = self.onepeace.encode(self.onepeace.stems(inputs)).items()
         return BaseModelOutputWithPooling(features.tokens, self.onepeace.embed(modality, features))
@@ -283,25 +228,27 @@ def model_inputs(
     """Arguments of `OnePeaceModel.forward` as the input of our module.
 
     Raises:
-        UserError: ``output_attentions`` is set in ``options`` (other arguments of the call) or in the configuration.
+        UserError: attentions or hidden states are asked for in ``options`` (other arguments of the call) or in the
+            configuration, or padding is not on the right.
     """
-    if options.get("output_attentions", model.config.output_attentions):
-        raise UserError(
-            "output_attentions: the attention kernels keep no weights; onepeace.load(...).explain shows where a "
-            "picture or a sound fits a query"
-        )
+    for name in ("output_attentions", "output_hidden_states"):
+        if options.get(name, getattr(model.config, name)):
+            raise UserError(
+                f"{name} is not supported: outputs of blocks are those of model.onepeace.encode(..., out_indices=...), "
+                "and onepeace.load(...).explain shows where a picture or a sound fits a query"
+            )
     inputs: Inputs = {}
     if input_ids is not None:
-        inputs["text"] = _padded_right("ids", input_ids, attention_mask)
+        inputs["text"] = _with_lengths("ids", input_ids, attention_mask)
     if pixel_values is not None:
         inputs["image"] = {"pixels": pixel_values.to(model.dtype)}
     if input_values is not None:
-        inputs["audio"] = _padded_right("waveform", input_values, padding_mask)
+        inputs["audio"] = _with_lengths("waveform", input_values, padding_mask)
     return inputs
 
 
-def _padded_right(name: str, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """{name: (B, L)}, and "lengths": (B,) if the mask (B, L) marks padding, which is moved to the right."""
+def _with_lengths(name: str, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """{name: (B, L)}, and "lengths": (B,) if the mask (B, L) marks padding on the right."""
     if mask is None:
         return {name: values}
     lengths = mask.sum(1).long()
@@ -310,8 +257,6 @@ def _padded_right(name: str, values: Tensor, mask: Tensor | None) -> dict[str, T
     longest = mask.shape[1]
     if bool((lengths == longest).all()):
         return {name: values}
-    padded_right = torch.arange(longest, device=mask.device) < lengths[:, None]
-    if not torch.equal(mask.bool(), padded_right):
-        order = mask.bool().int().argsort(dim=1, descending=True, stable=True)
-        values = values.gather(1, order)
+    if not torch.equal(mask.bool(), torch.arange(longest, device=mask.device) < lengths[:, None]):
+        raise UserError("padding is in front of an item or inside it; give the processor's inputs, padded on the right")
     return {name: values, "lengths": lengths}
