@@ -7,8 +7,10 @@ from pathlib import Path
 
 from onepeace.errors import UserError
 from onepeace.files.globs import Globs
+from onepeace.files.regular import open_regular
 
 NAME = ".onepeaceignore"
+MAX_CHARS = 1 << 20
 
 
 class Ignore:
@@ -22,7 +24,7 @@ class Ignore:
         patterns: like the lines of a .gitignore file in ``root``.
 
     Raises:
-        UserError: a pattern is invalid, or a .onepeaceignore file in a folder of the path cannot be read.
+        UserError: a pattern is invalid; when it is called: a .onepeaceignore file in a folder of the path cannot be used.
     """
 
     def __init__(self, root: Path, patterns: Sequence[str] = ()) -> None:
@@ -52,11 +54,14 @@ def _verdict(globs: Globs, folder: Path, path: Path, is_folder: bool) -> bool | 
 def _read(folder: Path) -> Globs | None:
     path = folder / NAME
     try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", opener=open_regular) as file:
+            text = file.read(MAX_CHARS + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         if not os.access(folder, os.X_OK):  # nothing in it can be read
             return None
-        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from error
-    return Globs(lines, str(path))
+        raise UserError(f"cannot be read ({error.strerror or error})", where=NAME) from error
+    if len(text) > MAX_CHARS:
+        raise UserError(f"has more than {MAX_CHARS} characters", where=NAME)
+    return Globs(text.splitlines(), NAME)

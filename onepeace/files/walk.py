@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, UserError
 
 LINKS = "links that lead out of the folder"
 """Key of such links in the counts of what is left out."""
@@ -43,7 +43,8 @@ def walk(
 
     Args:
         modality_by_suffix: modality of each known ending, lower case, with the dot.
-        skip: called with a path inside a folder and whether it is a folder itself; True = skip it.
+        skip: called with a path inside a folder and whether it is a folder itself; True = skip it. If it raises a
+            UserError, the folder cannot be read.
         follow_links: follow links that lead out of the folder too.
         others: counts what is left out: files by their endings, and links.
 
@@ -92,10 +93,13 @@ class _Walk:
                 if not self._is_new(folder):
                     folders.clear()
                     continue
-                folders[:] = sorted(name for name in folders if self._is_wanted(Path(folder, name), True, real))
+                try:
+                    folders[:] = sorted(name for name in folders if self._is_wanted(Path(folder, name), True, real))
+                    self._take_of_folder([Path(folder, name) for name in sorted(names)], real)
+                except UserError as error:
+                    self.unreadable.append(Unreadable(Path(folder), str(error)))
+                    folders.clear()
                 starts += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
-                for name in sorted(names):
-                    self._take_of_folder(Path(folder, name), real)
 
     def take(self, path: Path, modality: str) -> None:
         """Take a file, or note why it cannot be read."""
@@ -104,13 +108,18 @@ class _Walk:
         else:
             self.unreadable.append(Unreadable(path, _why_not(path)))
 
-    def _take_of_folder(self, path: Path, real: str) -> None:
-        suffix = path.suffix.lower()
-        if suffix in self.modality_by_suffix:
-            if self._is_wanted(path, False, real):
-                self.take(path, self.modality_by_suffix[suffix])
-        elif self._is_named(path, False):
-            self.others[suffix or "no ending"] += 1
+    def _take_of_folder(self, paths: Iterable[Path], real: str) -> None:
+        """Take the files of a folder, or none of them if `skip` raises an error."""
+        wanted = []
+        for path in paths:
+            suffix = path.suffix.lower()
+            if suffix in self.modality_by_suffix:
+                if self._is_wanted(path, False, real):
+                    wanted.append(path)
+            elif self._is_named(path, False):
+                self.others[suffix or "no ending"] += 1
+        for path in wanted:
+            self.take(path, self.modality_by_suffix[path.suffix.lower()])
 
     def _is_new(self, folder: str) -> bool:
         """Whether a folder can be read and was not entered before."""

@@ -1,6 +1,7 @@
 """Which files are left out: as git does it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,13 +94,30 @@ def test_invalid_pattern_is_an_error(tree, pattern, words):
         Ignore(tree, [pattern])
 
 
-def test_invalid_pattern_in_a_file_is_an_error(tree):
-    (tree / "sub" / ".onepeaceignore").write_text("!\n")
-    with pytest.raises(UserError, match=r"sub/\.onepeaceignore: .*'!'"):
-        kept(tree)
+def write_pattern(path):
+    path.write_text("*.jpg\n!\n")
 
 
-def test_unreadable_file_is_an_error(tree):
-    (tree / "sub" / ".onepeaceignore").mkdir()
-    with pytest.raises(UserError, match=r"sub/\.onepeaceignore: cannot be read"):
-        kept(tree)
+def write_sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(3 << 30)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_pattern, "'!'"),
+        (write_sparse, "has more than 1048576 characters"),
+        (os.mkfifo, "cannot be read .*not a regular file"),
+        (os.mkdir, "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("patterns", [(), ("d.txt",)])
+def test_folder_whose_file_cannot_be_used_is_named_and_left_out(tree, write, words, patterns):
+    write(tree / "sub" / ".onepeaceignore")
+    files, unreadable = walk([tree], {".txt": "text"}, Ignore(tree, patterns))
+
+    assert [path.relative_to(tree).as_posix() for path, _ in files] == ["a.txt", "b.txt", "build/c.txt"]
+    ((folder, reason),) = unreadable
+    assert folder == tree / "sub"
+    assert re.search(rf"^\.onepeaceignore: .*{words}", reason)
