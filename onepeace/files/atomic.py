@@ -15,12 +15,15 @@ UNFINISHED = "tmp"
 
 
 @contextmanager
-def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_atomic(path: str | os.PathLike[str], *, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to ``path``, which is synced to disk and renamed to ``path`` when the block ends.
 
     If the block fails, the temporary file is removed and ``path`` is as it was. If ``path`` is a link, all this happens
     to the file that it leads to. The file gets the permissions of new files. What killed processes left of writing it
     is removed.
+
+    Args:
+        synced: False for a file that is checked when it is read, as a power cut may leave zeros of it.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -35,9 +38,11 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
         if temporary.stat().st_mode != mode:  # a library put another file in its place
             temporary.chmod(mode)
-        sync(temporary)
+        if synced:
+            sync(temporary)
         os.replace(temporary, target)
-        sync(target.parent)
+        if synced:
+            sync(target.parent)
     except OSError as error:
         if error.errno is not None:  # an error of the system, not of a caller's own words
             error.filename = os.fspath(target)  # none after a failed write; the temporary file says nothing to users

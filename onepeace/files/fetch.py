@@ -5,12 +5,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from functools import partial
+from typing import Any
 
 from onepeace.errors import UserError, reason_of
+from onepeace.files.deadline import within
 
 TIMEOUT = 30.0
-"""Seconds without an answer before a download is given up."""
+"""Seconds in which a server must answer, and in which more of the content must come."""
 MAX_SECONDS = 600.0
+"""Seconds in which all of the content must come."""
 CHUNK = 1 << 20
 
 
@@ -29,29 +33,35 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
         max_bytes: maximum size.
 
     Raises:
-        UserError: it cannot be fetched, is too large, or takes too long.
+        UserError: it cannot be fetched, is too large, or takes too long, whatever the server does meanwhile.
     """
-    deadline = time.monotonic() + MAX_SECONDS
-    data = bytearray()
+    # Pasted URLs often contain spaces and letters outside ASCII; existing escapes are kept.
+    address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    open_url = urllib.request.build_opener(NoFTP).open
     try:
-        # Pasted URLs often contain spaces and letters outside ASCII; existing escapes are kept.
-        request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
-            urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
-        )
-        with urllib.request.build_opener(NoFTP).open(request, timeout=TIMEOUT) as answer:
-            length = int(answer.headers.get("Content-Length") or 0)
-            if length > max_bytes:
-                raise UserError(f"{length} bytes are above the limit of {max_bytes}", where=name)
-            while chunk := answer.read1(CHUNK):  # partial data, so that the deadline below is checked
-                data += chunk
-                if len(data) > max_bytes:
-                    raise UserError(f"more than the limit of {max_bytes} bytes", where=name)
-                if time.monotonic() > deadline:
-                    raise UserError(f"not complete after {MAX_SECONDS:.0f} seconds", where=name)
+        request = urllib.request.Request(address, headers={"User-Agent": "onepeace"})  # noqa: S310 (checked by callers)
+        answer = within(TIMEOUT, partial(open_url, request, timeout=TIMEOUT))
+        return within(MAX_SECONDS, partial(_read, answer, name, max_bytes))
     except urllib.error.HTTPError as error:
         raise UserError(f"the server answered {error.code} {error.reason}", where=name) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"cannot be fetched ({reason_of(error)})", where=name) from error
-    if length and len(data) < length:
+
+
+def _read(answer: Any, name: str, max_bytes: int) -> bytes:
+    """The content of an answer, which is closed."""
+    deadline = time.monotonic() + MAX_SECONDS
+    data = bytearray()
+    with answer:
+        length = int(answer.headers.get("Content-Length") or 0)
+        if length > max_bytes:
+            raise UserError(f"{length} bytes are above the limit of {max_bytes}", where=name)
+        while chunk := answer.read1(CHUNK):
+            data += chunk
+            if len(data) > max_bytes:
+                raise UserError(f"more than the limit of {max_bytes} bytes", where=name)
+            if time.monotonic() > deadline:  # nobody waits for the rest
+                break
+    if len(data) < length:
         raise UserError(f"the connection ended after {len(data)} of {length} bytes", where=name)
     return bytes(data)

@@ -24,7 +24,7 @@ class Ignore:
         patterns: like the lines of a .gitignore file in ``root``.
 
     Raises:
-        UserError: a pattern is invalid; when it is called: a .onepeaceignore file in a folder of the path cannot be used.
+        UserError: a pattern is invalid; when called: a .onepeaceignore file in a folder of the path cannot be used.
     """
 
     def __init__(self, root: Path, patterns: Sequence[str] = ()) -> None:

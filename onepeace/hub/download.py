@@ -3,11 +3,16 @@
 import hashlib
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import sync
+from onepeace.files.deadline import within
+
+TIMEOUT = 60.0
+"""Seconds in which a server must say what it has."""
 
 
 def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
@@ -32,7 +37,7 @@ def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        metadata = get_hf_file_metadata(url, token=False)
+        metadata = within(TIMEOUT, partial(get_hf_file_metadata, url, token=False))
         if metadata.size is None or metadata.etag is None:
             raise UserError(
                 "the server sends no size or ETag, so an incomplete download could not be detected", where=url

@@ -2,6 +2,8 @@
 
 import os
 import re
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from support.server import serving
 
 from onepeace.errors import UserError
-from onepeace.files import source
+from onepeace.files import fetch, source
 from onepeace.processors import ImageProcessor
 
 ANSWERS = {
@@ -26,9 +28,20 @@ ANSWERS = {
 """Status, headers and body by path; other pages hold their own path."""
 
 
+DRIPPED = {
+    "/slow-header": b"HTTP/1.0 200 OK\r\nX-Dripped: " + b"x" * 1000,
+    "/slow-content": b"x" * 1000,
+    "/slow-chunk": b"0" * 1000,
+}
+"""What is sent a byte at a time, by path."""
+
+
 class Site(BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
+        if path in DRIPPED:
+            self.drip(path)
+            return
         own_path = (200, {}, self.path.encode())
         status, headers, body = ANSWERS.get(path, own_path)
         self.send_response(status)
@@ -36,6 +49,15 @@ class Site(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def drip(self, path):
+        if path != "/slow-header":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            self.wfile.write(b"Transfer-Encoding: chunked\r\n\r\n" if path == "/slow-chunk" else b"\r\n")
+        with suppress(OSError):  # nobody listens any longer
+            for byte in DRIPPED[path]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
 
     def log_message(self, *args):
         pass
@@ -136,6 +158,14 @@ def test_redirect_within_http_is_followed(site):
 def test_answer_that_is_refused_names_the_address(site, page, words):
     with pytest.raises(UserError, match=f"{site}/{page}: .*{words}"):
         source.read_bytes(f"{site}/{page}?token=secret", max_bytes=1000)
+
+
+@pytest.mark.parametrize("page", DRIPPED)
+def test_server_that_sends_a_byte_now_and_then_is_given_up(site, monkeypatch, page):
+    monkeypatch.setattr(fetch, "TIMEOUT", 1.0)
+    monkeypatch.setattr(fetch, "MAX_SECONDS", 0.2)
+    with pytest.raises(UserError, match=rf"{page}: cannot be fetched \(not answered within"):
+        source.read_bytes(f"{site}{page}")
 
 
 def test_secrets_of_an_address_stay_out_of_messages():
