@@ -44,8 +44,8 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and how to fix the rest",
     "completion": "print the shell completion script",
 }
-MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
-"""Module by command, for commands that share one."""
+MODULES = dict.fromkeys(("caption", "answer", "ground"), "onepeace.generative.command")
+"""Module by command, for commands whose module is not that of their name in onepeace/commands."""
 DECODING = {
     "search", "index", "embed", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
     "finetune",
@@ -188,7 +188,7 @@ def command_parser(command: str) -> argparse.ArgumentParser:
 
 
 def _module_of(command: str) -> ModuleType:
-    return import_module(f"onepeace.commands.{MODULES.get(command, command)}")
+    return import_module(MODULES.get(command, f"onepeace.commands.{command}"))
 
 
 def _parsers(command: str | None, module: ModuleType | None) -> tuple[_Parser, dict[str, _Parser]]:

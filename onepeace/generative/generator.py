@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from onepeace.config import Config
-from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype, count_parameters
 from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError, expect
 from onepeace.generative.answers import Answer
+from onepeace.generative.config import OFAConfig
+from onepeace.generative.model import OFA
 from onepeace.generative.pipeline import Generated, Pipeline
 from onepeace.generative.reader import FeatureReader, PromptReader, Reader
 from onepeace.generative.tasks import Task, read_tasks
@@ -29,7 +30,6 @@ from onepeace.hub.contents import build_without_values
 from onepeace.hub.folder import TASKS, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder, Trained
-from onepeace.ofa.model import OFA
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import read_tokenizer
 

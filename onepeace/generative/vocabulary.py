@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
-from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
+from onepeace.generative.config import OFAConfig
 from onepeace.processors.pieces import LEADING, SURROGATES
 from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
 

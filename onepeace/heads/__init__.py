@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from onepeace.errors import UserError
+from onepeace.generative.caption_head import Caption
 
-from .caption import Caption
 from .classifier import Classifier
 from .detection import Detection
 from .frames import Frames

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.config import SIZES, Config, ModelConfig, Options
-from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError, expect, one_line
 from onepeace.extensions import HINT
+from onepeace.generative import convert as ofa
+from onepeace.generative.config import OFA_SIZES, OFAConfig
 from onepeace.hub import one_peace
-from onepeace.hub.convert import ofa
 from onepeace.hub.convert.infer import infer_config
 from onepeace.hub.convert.keys import KEPT_AXES, to_ours
 from onepeace.hub.towers.config import TowersConfig
@@ -52,7 +52,7 @@ class Conversion:
 class Architecture:
     """A kind of network: how to configure, build, change and convert it.
 
-    The module is an `onepeace.model.Encoder`, or an `onepeace.ofa.model.Writer` if it generates text. All its
+    The module is an `onepeace.model.Encoder`, or an `onepeace.generative.model.Writer` if it generates text. All its
     tensors are in its state_dict.
     """
 
@@ -79,7 +79,7 @@ class Architecture:
 
 
 def _ofa(config: OFAConfig) -> "Trained":
-    from onepeace.ofa.model import OFA
+    from onepeace.generative.model import OFA
 
     return OFA(config)
 

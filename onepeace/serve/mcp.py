@@ -27,13 +27,14 @@ from pydantic import ValidationError
 from onepeace import __version__
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import describe
+from onepeace.generative.shared import SharedGenerator
 from onepeace.index import Hit, Index, Item, Query
 from onepeace.index.fields import FIELDS
 from onepeace.index.filters import short_forms
 from onepeace.index.paths import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.requests import Refused, first_error
-from onepeace.serve.service import Service, SharedGenerator
+from onepeace.serve.service import Service
 
 logger = logging.getLogger(__name__)
 

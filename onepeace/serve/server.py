@@ -13,9 +13,10 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from onepeace.errors import UsageError
+from onepeace.generative.shared import SharedGenerator
 from onepeace.index import Index
 from onepeace.serve.app import create_app
-from onepeace.serve.service import Service, SharedGenerator
+from onepeace.serve.service import Service
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MOST_CONNECTIONS = 100

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from onepeace.errors import UserError
 from onepeace.files.source import NamedBytes
+from onepeace.generative.shared import SharedGenerator
 from onepeace.hub.towers.config import names_towers, public_name
 from onepeace.index import Hit, Index, Item, Query, Results
 from onepeace.index.items import as_text
@@ -20,8 +20,6 @@ from onepeace.serve.requests import Decoder, Limits, Refused
 
 TIMELINES = 64
 """Number of filters whose timelines are kept until the index changes."""
-SERVED_TASKS = ("caption", "answer", "ground")
-"""Tasks of a generative model that clients can ask for."""
 CHUNK = 16
 """Items encoded before other requests get access to the model."""
 
@@ -35,7 +33,7 @@ class Service:
         limits: limits of one request.
     """
 
-    def __init__(self, index: Index, generator: "SharedGenerator | None" = None, limits: Limits | None = None) -> None:
+    def __init__(self, index: Index, generator: SharedGenerator | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.generator = generator
         self._index = index
@@ -208,48 +206,6 @@ class Service:
                 self._values = None
                 self._timeline.cache_clear()
             yield self._index
-
-
-class SharedGenerator:
-    """A generative model by name, which answers one thread at a time.
-
-    Raises:
-        UserError: there is no such model, or it is not generative.
-    """
-
-    def __init__(self, name: str) -> None:
-        from onepeace.generative.generator import load_generator
-
-        self.name = name
-        self._generator = load_generator(name)
-        self._lock = threading.Lock()
-        self.tasks: dict[str, list[str]] = {}
-        """Modalities that the model reads, by task."""
-        for task in SERVED_TASKS:
-            with suppress(UserError):  # the model does not support the task
-                processors = self._generator.reader.processors(self._generator.task(task))
-                if processors:
-                    self.tasks[task] = list(processors)
-
-    def __call__(self, task: str, value: Mapping[str, object], words: str = "") -> Any:
-        """The answer about a file, with a ``confidence`` and a ``text``, ``choice`` or ``box``.
-
-        Args:
-            task: "caption", "answer" or "ground".
-            value: {modality: content}.
-            words: the question, or the phrase to ground.
-
-        Raises:
-            UserError: the model does not support the task for this modality, or the file cannot be read.
-        """
-        (modality,) = value
-        if modality not in self.tasks.get(task, ()):
-            supported = ", ".join(f"{name} ({' or '.join(names)})" for name, names in self.tasks.items())
-            raise UserError(f"{self.name} does not support {task} for {modality} files; it supports {supported}")
-        with self._lock:
-            if task == "caption":
-                return self._generator.caption([value])[0]
-            return getattr(self._generator, task)([value[modality]], [words])[0]
 
 
 def _noting_modalities(items: Iterable[Mapping[str, object]], modalities: list[str]) -> Iterator[Mapping[str, object]]:

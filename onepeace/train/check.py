@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from onepeace.config import Config
-from onepeace.config.ofa import OFAConfig
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError, need
+from onepeace.generative.config import OFAConfig
 from onepeace.hub.architectures import architecture
 from onepeace.processors.registry import PROCESSORS, processor_class
 from onepeace.train.loggers import LOGGERS

@@ -70,7 +70,7 @@ def test_help_lists_every_command(run):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command(run, name):
     assert run(name, "--help").out.startswith(f"usage: onepeace {name}")
-    module = import_module(f"onepeace.commands.{MODULES.get(name, name)}")
+    module = import_module(MODULES.get(name, f"onepeace.commands.{name}"))
     assert callable(module.run)
 
 

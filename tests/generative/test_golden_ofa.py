@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.golden_ofa import BATCH_STATISTICS, GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
 
-from onepeace.hub.convert.ofa import to_ours
+from onepeace.generative.convert import to_ours
 from onepeace.layers.position import grid_buckets, sequence_buckets
 from onepeace.losses import token_losses
 from onepeace.special_ids import PAD

@@ -5,9 +5,9 @@ import torch
 from support.golden_ofa import SIZES, assert_near, golden, golden_ofa
 from torch.nn.functional import pad
 
-from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
-from onepeace.ofa.model import OFA
+from onepeace.generative.config import OFA_SIZES, OFAConfig
+from onepeace.generative.model import OFA
 from onepeace.special_ids import PAD
 
 PARAMETERS = {

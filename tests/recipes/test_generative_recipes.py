@@ -15,8 +15,8 @@ from support.training import CAPTION_HEAD, assert_falls, logged, series, with_sl
 
 import onepeace
 from onepeace.cli import main
-from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.answers import Box, Choice, Objects, Text
+from onepeace.generative.caption_scores import CiderReward
 from onepeace.hub.weights import read_state
 from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe

@@ -20,8 +20,9 @@ from mcp import Client
 
 from onepeace.errors import UserError
 from onepeace.generative.answers import Box, Text
+from onepeace.generative.shared import SharedGenerator
 from onepeace.serve.mcp import create_server
-from onepeace.serve.service import Service, SharedGenerator
+from onepeace.serve.service import Service
 
 RUN = """
 import os, sys

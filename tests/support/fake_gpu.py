@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from onepeace.generative.asking import Asking
 from onepeace.train.averages import Averages
 from onepeace.train.build import build_optimizer
 from onepeace.train.step import Stepper, UnusableSteps
-from onepeace.train.terms.asking import Asking
 
 NAME = "fakegpu"
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}

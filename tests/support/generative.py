@@ -11,14 +11,14 @@ from support import golden_ofa
 from tokenizers import Tokenizer
 
 from onepeace.config import Config
-from onepeace.config.ofa import OFAConfig
+from onepeace.generative.config import OFAConfig
 from onepeace.generative.generator import Generator
+from onepeace.generative.model import OFA
 from onepeace.generative.reader import PromptReader
 from onepeace.generative.tasks import read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.resolve import BUNDLED
-from onepeace.ofa.model import OFA
 from onepeace.processors.tokenizer import read_tokenizer, train_bpe
 from onepeace.special_ids import PAD
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from onepeace.config.ofa import OFAConfig
-from onepeace.hub.convert.ofa import to_ours
-from onepeace.ofa.model import OFA
+from onepeace.generative.config import OFAConfig
+from onepeace.generative.convert import to_ours
+from onepeace.generative.model import OFA
 
 FOLDER = Path(__file__).parents[1] / "golden" / "ofa"
 SIZES = {

@@ -1,5 +1,4 @@
 import pytest
-from support.generative import save_trainable_ofa
 from support.small_shards import write_shards
 from support.training import make_recipe
 
@@ -18,9 +17,3 @@ def small_recipe(root, tmp_path):
         return make_recipe(root, tmp_path / name, **fields)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def ofa_folder(tmp_path_factory):
-    """A small model that writes, with fresh weights."""
-    return save_trainable_ofa(tmp_path_factory.mktemp("models") / "ofa")

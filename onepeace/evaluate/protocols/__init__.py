@@ -4,7 +4,6 @@ A set of a recipe has ``protocol: KEY``; its other fields are the options of tha
 subclass of `EvaluationProtocol` under a new key: ``PROTOCOLS["mine"] = Mine``.
 """
 
-from onepeace.evaluate.protocols.captions import Captions
 from onepeace.evaluate.protocols.multi_label import MultiLabel
 from onepeace.evaluate.protocols.probe import Probe
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
@@ -12,6 +11,7 @@ from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass
 from onepeace.evaluate.protocols.task_head import TaskHead
 from onepeace.evaluate.protocols.zero_shot import ZeroShot
+from onepeace.generative.captions_protocol import Captions
 
 PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "zero_shot": ZeroShot,

@@ -7,16 +7,16 @@ from onepeace.config import build
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.extensions import HINT
+from onepeace.generative.captioning import Captioning
+from onepeace.generative.generation import Generation
+from onepeace.generative.self_critical import SelfCritical
 from onepeace.train.term import Term, TermOptions
-from onepeace.train.terms.captioning import Captioning
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.dense import Detection, Events, Segmentation
 from onepeace.train.terms.distillation import Distillation
-from onepeace.train.terms.generation import Generation
 from onepeace.train.terms.heads import Answers, Box, Choice, Classification, MultiLabel
 from onepeace.train.terms.names import Names
-from onepeace.train.terms.self_critical import SelfCritical
 
 TERMS: dict[str, type[Term[Any]]] = {
     "answers": Answers,

@@ -1,4 +1,4 @@
-"""Captions written by a model: similarity to those of people (evaluate/captions.py), and retrieval of their item."""
+"""Captions written by a model: similarity to those of people (caption_scores.py), and retrieval of their item."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
-from onepeace.evaluate.captions import CaptionScores, most_frequent, score_captions
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode, results_of
 from onepeace.evaluate.protocols.retrieval import recalls
+from onepeace.generative.caption_scores import CaptionScores, most_frequent, score_captions
 
 
 @dataclass(frozen=True, kw_only=True)

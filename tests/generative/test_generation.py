@@ -13,15 +13,15 @@ import onepeace
 from onepeace.config import read_yaml
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.evaluate.captions import CiderReward
+from onepeace.generative.caption_scores import CiderReward
+from onepeace.generative.convert import to_ours
+from onepeace.generative.generation import Generation, Prepared
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
-from onepeace.hub.convert.ofa import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
 from onepeace.train.model_config import make_config
 from onepeace.train.passes import Passes
-from onepeace.train.terms.generation import Generation, Prepared
 
 CAPTION = {"task": "caption", "label_smoothing": 0.1}
 

@@ -10,7 +10,7 @@ import shutil
 import pytest
 from support.golden import golden_json
 
-from onepeace.evaluate.ptb_tokenizer import ptb_words
+from onepeace.generative.ptb_tokenizer import ptb_words
 
 GOLDEN = golden_json("ptb_words.json")
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onepeace.config.ofa import OFAConfig
+from onepeace.generative.config import OFAConfig
+from onepeace.generative.decoder import EncoderOutput, TextDecoder
+from onepeace.generative.encoder import PATCH_PIXELS, OFAEncoder
+from onepeace.generative.initialisation import normal_init
 from onepeace.layers.gather import take_rows
-from onepeace.layers.initialisation import normal_init
-from onepeace.layers.text_decoder import EncoderOutput, TextDecoder
 from onepeace.model import Trained
 from onepeace.model.adapters.base import values_are_known
-from onepeace.ofa.encoder import PATCH_PIXELS, OFAEncoder
 from onepeace.special_ids import PAD
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.errors import expect
+from onepeace.generative.initialisation import normal_init
+from onepeace.generative.token_kinds import PositionBias, SequenceTokens
 from onepeace.layers.attention import HeadScaledAttention, KeysValues
 from onepeace.layers.feedforward import FeedForward
-from onepeace.layers.initialisation import normal_init
 from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath
-from onepeace.layers.token_kinds import PositionBias, SequenceTokens
 
 
 class EncoderOutput(NamedTuple):

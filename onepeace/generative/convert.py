@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.config import Config, build
-from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
+from onepeace.generative.config import OFAConfig
 from onepeace.hub.convert.infer import Shapes, section
 from onepeace.hub.convert.keys import compile_table, translate_original
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from onepeace.errors import UserError
+from onepeace.generative.decoder import EncoderOutput, TextDecoder
+from onepeace.heads.head import Head
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
-from onepeace.layers.text_decoder import EncoderOutput, TextDecoder
 from onepeace.special_ids import PAD
-
-from .head import Head
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class CaptionOptions:
 
 
 class Caption(Head):
-    """OFA's decoder (onepeace/layers/text_decoder.py) on the features of any modality.
+    """OFA's decoder (onepeace/generative/decoder.py) on the features of any modality.
 
     All modalities share all of its weights.
     """

@@ -10,13 +10,13 @@ from support.hub_layouts import small_vocabulary, wrapper
 
 import onepeace
 from onepeace.cli import main
-from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
+from onepeace.generative.config import OFA_SIZES, OFAConfig
+from onepeace.generative.convert import infer_config, to_ours
+from onepeace.generative.model import OFA
 from onepeace.hub import weights
 from onepeace.hub.convert.convert import convert
-from onepeace.hub.convert.ofa import infer_config, to_ours
 from onepeace.hub.folder import read_config
-from onepeace.ofa.model import OFA
 
 NAMES = json.loads((FOLDER / "names.json").read_text())
 MODEL_SETTINGS = {

@@ -13,16 +13,16 @@ from onepeace.config.limits import Count, Share
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
+from onepeace.generative.asking import MATCH, Asking, AskingOptions, read_task
+from onepeace.generative.model import Writer
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
 from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
-from onepeace.ofa.model import Writer
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Term, TermContext, TermOptions, check_places
-from onepeace.train.terms.asking import MATCH, Asking, AskingOptions, read_task
 from onepeace.train.training_data import TrainingData
 
 if TYPE_CHECKING:

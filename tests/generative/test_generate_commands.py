@@ -28,6 +28,11 @@ def generate(run_model, generator):
 
 
 @pytest.fixture
+def cat(samples):
+    return samples / "images" / "cat.jpg"
+
+
+@pytest.fixture
 def pictures(tmp_path, samples):
     """Two, a broken one and a text."""
     folder = tmp_path / "pictures"
@@ -76,8 +81,8 @@ def test_caption_of_a_name_that_is_not_utf8(generate, cat, tmp_path):
     assert json.loads(out)["path"] == str(path)
 
 
-def test_caption_by_a_model_of_vectors_is_refused(run, cat):
-    assert run("caption", cat, "--model", "tiny", code=1).err.startswith("onepeace: tiny: cannot write")
+def test_caption_by_a_model_of_vectors_is_refused(run_model, cat):
+    assert run_model("caption", cat, model="tiny", code=1).err.startswith("onepeace: tiny: cannot write")
 
 
 def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(run_model, tmp_path, caplog):

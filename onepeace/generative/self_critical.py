@@ -10,25 +10,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options
-from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
 from onepeace.data.sample import by_name
 from onepeace.errors import UserError, expect
-from onepeace.evaluate.captions import CiderReward
+from onepeace.generative.asking import check_caption_head, read_task
+from onepeace.generative.caption_head import CaptionOptions
+from onepeace.generative.caption_scores import CiderReward
+from onepeace.generative.config import OFAConfig
+from onepeace.generative.decoder import EncoderOutput, TextDecoder
+from onepeace.generative.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
+from onepeace.generative.model import Writer
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
-from onepeace.heads.caption import CaptionOptions
-from onepeace.layers.text_decoder import EncoderOutput, TextDecoder
 from onepeace.losses import real_targets, token_losses
 from onepeace.model import Encoder, Trained
-from onepeace.ofa.model import Writer
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
 from onepeace.train.term import Logged, Term, TermContext, TermOptions
-from onepeace.train.terms.asking import check_caption_head, read_task
-from onepeace.train.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
 from onepeace.train.training_data import TrainingData
 
 if TYPE_CHECKING:

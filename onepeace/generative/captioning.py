@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from onepeace.data.batch import Batch, real_tokens
 from onepeace.device import upload
 from onepeace.errors import UserError, expect
+from onepeace.generative.asking import check_caption_head, read_task
+from onepeace.generative.generation import mean_over_tokens
 from onepeace.heads import Caption
 from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
 from onepeace.train.term import TermContext
-from onepeace.train.terms.asking import check_caption_head, read_task
-from onepeace.train.terms.generation import mean_over_tokens
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
 from onepeace.train.training_data import TrainingData
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, need
-from onepeace.evaluate.ptb_tokenizer import ptb_words
+from onepeace.generative.ptb_tokenizer import ptb_words
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.errors import UserError
-from onepeace.layers.initialisation import STD
+from onepeace.generative.initialisation import STD
 from onepeace.layers.position import grid_buckets, grid_table_rows, sequence_buckets
 
 

@@ -5,17 +5,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
+from onepeace.generative.config import OFAConfig
+from onepeace.generative.decoder import EncoderOutput, padding_bias
+from onepeace.generative.initialisation import STD
+from onepeace.generative.stem import ResNetStem
+from onepeace.generative.token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
 from onepeace.layers.attention import HeadScaledAttention
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.gather import gather_pairs, gather_tokens
-from onepeace.layers.initialisation import STD
 from onepeace.layers.recompute import RecomputedBlock
 from onepeace.layers.residual import DropPath
-from onepeace.layers.text_decoder import EncoderOutput, padding_bias
-from onepeace.layers.token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
-from onepeace.ofa.stem import ResNetStem
 
 PATCH_PIXELS = 16
 WORD = 0
