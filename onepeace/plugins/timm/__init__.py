@@ -31,11 +31,11 @@ from onepeace.config import Config, to_plain
 from onepeace.errors import UserError, expect
 from onepeace.hub.folder import parse_config, read_config
 from onepeace.hub.resolve import BUNDLED, resolve
+from onepeace.processors import ImageProcessor
 
-from .branch import ImageBranch
-from .settings import KEY, data_config, own_classes, with_image_size
+from .branch import KEY, ImageBranch, own_classes
 
-__all__ = ["CONFIGS", "ImageBranch", "default_cfgs", "own_classes", "with_image_size"]
+__all__ = ["CONFIGS", "ImageBranch", "default_cfgs"]
 
 
 def _create(
@@ -45,13 +45,11 @@ def _create(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     out_indices: int | Sequence[int] = 3,
     config: Any = None,
-    device: Any = None,
-    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a registered model for `timm.create_model`; ``config`` is that of a model saved by timm."""
     cfg = models.resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
-    config = CONFIGS[name] if config is None else parse_config(config, "config.json")
+    config = CONFIGS.get(name) if config is None else parse_config(config, "config.json")
     overlay: dict[str, Any] = {}
     if cfg.file and cfg.source is None:  # with a source, timm reads weights it saved itself
         folder = resolve(cfg.file)
@@ -63,30 +61,45 @@ def _create(
         raise UserError(f'{name} has no default weights: give pretrained_cfg_overlay={{"file": FOLDER}}')
     img_size = options.get("img_size")
     if img_size is not None:
-        overlay["input_size"] = (options.get("in_chans", 3), *to_2tuple(img_size))
-    with torch.device(device or torch.get_default_device()):
-        model = models.build_model_with_cfg(
-            ImageBranch,
-            name,
-            pretrained,
-            pretrained_cfg=replace(cfg, **overlay).to_dict(),
-            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-            config=config,
-            empty=pretrained and bool(overlay.get("custom_load")),
-            **options,
-        )
+        overlay["input_size"] = (3, *to_2tuple(img_size))
+    model = models.build_model_with_cfg(
+        ImageBranch,
+        name,
+        pretrained,
+        pretrained_cfg=replace(cfg, **overlay).to_dict(),
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        config=config,
+        empty=pretrained and bool(overlay.get("custom_load")),
+        **options,
+    )
     model._model_args = {"config": to_plain(config)}  # type: ignore[assignment]  # timm saves them
-    return model if dtype is None else model.to(dtype)
+    return model
 
 
-CONFIGS: dict[str, Config | None] = {"onepeace": None, "onepeace_tiny": read_config(BUNDLED / "tiny")}
-"""Configurations by name of the functions below; None: read from the given folder."""
+def data_config(config: Config) -> dict[str, Any]:
+    """Settings that make `timm.data.create_transform` equal our processor, and settings of the classifier."""
+    with torch.device("cpu"):  # also while a model is built on the meta device
+        processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
+    return {
+        "input_size": (3, processor.height, processor.width),
+        "mean": tuple(processor.mean.flatten().tolist()),
+        "std": tuple(processor.std.flatten().tolist()),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "squash" if processor.resize == "squash" else "center",
+        "num_classes": own_classes(config.model),
+        "classifier": "head",
+    }
+
+
+CONFIGS = {"onepeace_tiny": read_config(BUNDLED / "tiny")}
+"""Configurations by name of the functions below; others read that of the given folder."""
 
 default_cfgs = models.generate_default_cfgs(
     {
         "onepeace": {"num_classes": 0, "classifier": "head"},
         "onepeace_tiny.image": {
-            **data_config(expect(CONFIGS["onepeace_tiny"], Config)),
+            **data_config(CONFIGS["onepeace_tiny"]),
             "file": str(BUNDLED / "tiny"),
             "custom_load": True,
         },
