@@ -16,7 +16,7 @@ to resume an interrupted fine-tuning.
 
   onepeace finetune holidays/captions.csv -o runs/holidays
   onepeace finetune sounds_by_class -o runs/sounds schedule.steps=300
-  onepeace finetune birds -o runs/birds --group "recording(\\d+)" --compare
+  onepeace finetune birds -o runs/birds --group "recording(\\d+)"
 
 exit code: 0, 1 when nothing can be learned, 2 for wrong usage"""
 
@@ -30,15 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", metavar="NAME", help="initial model (tiny)")
     text = "hold out files together if their paths match this with the same text, instead of near copies"
     parser.add_argument("--group", metavar="REGEX", help=text)
-    text = "train heads only, LoRA and all weights on the same split, and compare them"
-    parser.add_argument("--compare", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.finetune.folder import IDENTITY
-    from onepeace.finetune.report import as_text, best, commands_to_try, notes
-    from onepeace.finetune.run import FineTuning
-    from onepeace.finetune.split import read_summary
+    from onepeace.finetune.report import as_text, commands_to_try, note
+    from onepeace.finetune.run import IDENTITY, FineTuning
 
     tuning = FineTuning(
         source=args.source,
@@ -46,25 +42,21 @@ def run(args: argparse.Namespace) -> int:
         model=args.model,
         overrides=tuple(args.overrides),
         group=args.group,
-        compare=args.compare,
         columns=dict(args.column),
         split=args.split,
         say=files.say,
     )
     try:
-        results = tuning.run(args.force)
+        result = tuning.run(args.force)
     except KeyboardInterrupt:
         args.kept = "nothing was written"
         if (args.output / IDENTITY).exists():
             without = " without --force" if args.force else ""
             args.kept = f"finished stages and checkpoints are kept; run the same command again{without} to resume"
         raise
-    print(as_text(results))
-    summary = read_summary(tuning.data)
-    for note in notes(summary):
-        print(note)
-    for result in results:
-        print(f"report: {result.report}")
-    for line in commands_to_try(best(results), args.source, summary):
+    print(as_text(result))
+    print(note(result.summary))
+    print(f"report: {result.report}")
+    for line in commands_to_try(result, args.source):
         print(f"try it: {line}")
     return 0

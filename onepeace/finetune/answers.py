@@ -1,4 +1,4 @@
-"""The answers of a model to a part of the data: the ranks of the right classes, texts or items.
+"""The answers of a model to a part of the data, as ranks of the right classes, texts or items, and their figures.
 
 A model answers with its trained head if it has one, otherwise by the class names (zero-shot).
 """
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from onepeace.data.sample import Sample
 from onepeace.data.source import read_source
 from onepeace.embed.embedder import Embedder
 from onepeace.embed.zero_shot import TEMPLATES
+from onepeace.evaluate.intervals import Estimate, gain_of_groups
 from onepeace.evaluate.metrics import best_ranks
 from onepeace.evaluate.protocols.protocol import encode
 from onepeace.files.atomic import write_text_atomic
-from onepeace.finetune.groups import GROUP
+from onepeace.finetune.groups import FILE, GROUP
 from onepeace.finetune.split import VAL
 from onepeace.index.groups import connected
 
@@ -27,6 +28,8 @@ WORDS = "words"
 """A class was chosen by the vectors of the class names."""
 HEAD = "head"
 """A class was chosen by a trained head."""
+AT = (1, 5, 10)
+"""The k of the accuracies and recalls."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Answers:
     """Rank of the best right candidate of each query, from 1."""
     groups: list[int]
     """Group of each query's item (groups.py)."""
+    queries: list[str]
+    """The query: its text, or the name of its file."""
     labels: list[str] = field(default_factory=list)
     """Right class of each query, in a set of classes."""
     predicted: list[str] = field(default_factory=list)
@@ -74,21 +79,12 @@ def answers(
     """
     results: list[Answers] = []
     for modalities in combinations:
-        samples = samples_of(data, modalities, part)
+        samples = read_source(f"{part}/{modalities}-*.tar", modalities.split("+"), data, broken_limit=1.0)
         if labels:
             results += _class_answers(model, modalities, samples, labels, heads)
         else:
             results += _caption_answers(model, modalities, samples)
     return results
-
-
-def samples_of(
-    data: Path,
-    modalities: str,
-    part: str = VAL,
-) -> list[Sample]:
-    """The samples of a part with these modalities."""
-    return read_source(f"{part}/{modalities}-*.tar", modalities.split("+"), data, broken_limit=1.0)
 
 
 def _caption_answers(
@@ -106,9 +102,13 @@ def _caption_answers(
     text_vectors = encode(model, other, texts)
     scores = item_vectors @ text_vectors.T
     text_groups = _groups_of_texts(has_text, item_groups)
+    files = [sample.targets[FILE] for sample in samples]
+    text_names = []
+    for text, has_it in zip(texts, has_text.T, strict=True):
+        text_names.append(text if isinstance(text, str) else files[has_it.argmax()])
     return [
-        _search(modalities, other, modality, scores.T, has_text.T, text_groups),
-        _search(modalities, modality, other, scores, has_text, item_groups),
+        _search(modalities, other, modality, scores.T, has_text.T, text_groups, text_names),
+        _search(modalities, modality, other, scores, has_text, item_groups, files),
     ]
 
 
@@ -150,6 +150,7 @@ def _search(
     scores: NDArray,
     is_right: NDArray[np.bool_],
     groups: list[int],
+    queries: list[str],
 ) -> Answers:
     """Answers to n queries of a modality, by the scores (n, M) of M candidates and which of them are right."""
     ranks = []
@@ -164,6 +165,7 @@ def _search(
         candidates=scores.shape[1],
         ranks=ranks,
         groups=groups,
+        queries=queries,
     )
 
 
@@ -194,6 +196,7 @@ def _class_answers(
                 candidates=len(labels),
                 ranks=best_ranks(probabilities, right, range(len(labels))).tolist(),
                 groups=[sample.targets[GROUP] for sample in samples],
+                queries=[sample.targets[FILE] for sample in samples],
                 labels=[labels[number] for number in right],
                 predicted=[labels[number] for number in probabilities.argmax(axis=1)],
                 confidence=probabilities.max(axis=1).tolist(),
@@ -233,3 +236,58 @@ def read_answers(path: Path) -> list[Answers]:
     """Read the answers written by `write_answers`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Answers(**json.loads(line)) for line in lines]
+
+
+class Gain(NamedTuple):
+    """A figure before and after the fine-tuning."""
+
+    set: str
+    metric: str
+    before: Estimate
+    after: Estimate
+    gain: Estimate
+
+
+def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
+    """The metrics of every set, except those that are always 100 %, such as top-5 of five classes."""
+    results = []
+    for first, second in zip(before, after, strict=True):
+        queries = np.arange(len(first.ranks))
+        for k in AT:
+            if k == 1 or k < first.candidates:
+                gain = _gain(_metric(first, k), first, second, k=k, queries=queries)
+                results.append(gain)
+    return results
+
+
+def _metric(answers: Answers, k: int) -> str:
+    if answers.labels:
+        return f"top-{k} of {answers.candidates}"
+    return f"{answers.direction} R@{k}"
+
+
+def by_class(before: Answers, after: Answers) -> list[tuple[str, int, int, Gain]]:
+    """Name, number of files and groups, and accuracy of each class; the lowest after the fine-tuning first."""
+    labels = np.array(before.labels)
+    results = []
+    for label in np.unique(labels).tolist():
+        queries = np.flatnonzero(labels == label)
+        num_groups = len({before.groups[query] for query in queries})
+        results.append((label, len(queries), num_groups, _gain(label, before, after, k=1, queries=queries)))
+    return sorted(results, key=lambda result: result[3].after.value)
+
+
+def _gain(
+    metric: str,
+    before: Answers,
+    after: Answers,
+    k: int,
+    queries: NDArray[np.int64],
+) -> Gain:
+    """The gain in the share of these queries whose rank is k or better."""
+    estimates = gain_of_groups(
+        np.array(before.ranks)[queries] <= k,
+        np.array(after.ranks)[queries] <= k,
+        np.array(before.groups)[queries],
+    )
+    return Gain(before.set, metric, *estimates)

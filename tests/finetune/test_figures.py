@@ -1,14 +1,16 @@
 """Figures of answers: which are reported, and how often their intervals hold the figure of other files."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from onepeace.data.sample import Sample
 from onepeace.evaluate.intervals import gain_of_groups
 from onepeace.finetune import answers
-from onepeace.finetune.answers import Answers
-from onepeace.finetune.figures import by_class, confident_errors, confusions, gains
-from onepeace.finetune.groups import GROUP
+from onepeace.finetune.answers import Answers, by_class, gains
+from onepeace.finetune.groups import FILE, GROUP
+from onepeace.finetune.report import _tables
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -22,6 +24,7 @@ def classified(right, predicted, confidence=None, candidates=3):
         candidates=candidates,
         ranks=[1 + (label != prediction) for label, prediction in zip(right, predicted, strict=True)],
         groups=list(range(len(right))),
+        queries=[f"{number}.jpg" for number in range(len(right))],
         labels=right,
         predicted=predicted,
         confidence=confidence or [0.5] * len(right),
@@ -47,6 +50,7 @@ def test_recalls_of_a_search():
         candidates=7,
         ranks=[1, 7, 3],
         groups=[0, 0, 1],
+        queries=["a", "b", "c"],
     )
     first, fifth = gains([search], [search])
     assert first.metric == "text to image R@1"
@@ -60,15 +64,17 @@ def test_equal_captions_are_one_text_that_all_their_items_have(monkeypatch):
     for number, captions in enumerate(["red", "red warm", "blue", "red", "green", "blue"]):
         first, *_ = captions.split()
         inputs = {"image": first, "text": captions.split()}
-        samples.append(Sample("", "", inputs, {GROUP: number // 2}))
+        samples.append(Sample("", "", inputs, {GROUP: number // 2, FILE: f"{number}.jpg"}))
     names = ["red", "blue", "green", "warm"]
 
     def encode(model, modality, items):
         return np.eye(4)[[names.index(item) for item in items]]
 
-    monkeypatch.setattr(answers, "samples_of", lambda *_: samples)
+    monkeypatch.setattr(answers, "read_source", lambda *_, **__: samples)
     monkeypatch.setattr(answers, "encode", encode)
     texts, images = answers.answers(None, None, ["image+text"], [], {})
+    assert texts.queries == ["red", "warm", "blue", "green"]
+    assert images.queries == [f"{number}.jpg" for number in range(6)]
     assert texts.candidates == 6
     assert images.candidates == 4
     assert images.ranks == [1] * 6
@@ -88,17 +94,19 @@ def with_errors():
 def test_classes_with_the_lowest_accuracy_come_first(with_errors):
     before = classified(with_errors.labels, with_errors.labels)
     rows = []
-    for num_files, gain in by_class(before, with_errors):
-        rows.append((num_files, gain.metric, gain.before.value, gain.after.value))
-    assert rows == [(3, "owl", 1, 1 / 3), (2, "cat", 1, 0.5), (1, "dog", 1, 1)]
+    for label, num_files, _, gain in by_class(before, with_errors):
+        rows.append((label, num_files, gain.before.value, gain.after.value))
+    assert rows == [("owl", 3, 1, 1 / 3), ("cat", 2, 1, 0.5), ("dog", 1, 1, 1)]
 
 
-def test_confusions_and_confident_errors(with_errors):
-    classes, counts = confusions(with_errors, 3)
-    assert classes == NAMES
-    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 2, 1]]
-    assert confusions(with_errors, 2)[0] == ["dog", "owl"]
-    assert confident_errors(with_errors) == [5, 0, 3]
+def test_report_has_no_interval_of_a_class_with_one_file(with_errors):
+    result = SimpleNamespace(before=[with_errors], after=[with_errors])
+    by_class, errors = _tables(result)
+    assert by_class.rows[-1] == ("dog", "1", "1", "100.0%", "100.0%", "+0.0%")
+    assert "(" in by_class.rows[1][3]
+    assert errors.title.startswith("3 errors, the most confident first")
+    assert errors.rows[1] == ("5.jpg", "owl", "dog", "80%")
+    assert [file for file, *_ in errors.rows[2:]] == ["0.jpg", "3.jpg"]
 
 
 def test_interval_of_few_right_answers_has_width():

@@ -12,7 +12,7 @@ from support.finetuning import QUICK, write_table
 from onepeace.files import lock
 from onepeace.finetune import run as running
 from onepeace.finetune import stages
-from onepeace.finetune.folder import FIELDS, IDENTITY, check_only_ours
+from onepeace.finetune.run import FIELDS, IDENTITY
 from onepeace.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("no_near_copies")
@@ -46,7 +46,6 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
         err = finetune(captions_table, *overrides, out="out", model=relative_model, code=1).err
     assert "to resume" in err
     assert not (tmp_path / "out/report.html").exists()
-    check_only_ours(tmp_path / "out")
 
     monkeypatch.chdir(captions_table.parent)
     moved = (tmp_path / "out").rename(tmp_path / "moved")
@@ -200,17 +199,13 @@ def test_force_with_a_wrong_model_removes_nothing(captions_table, finetune, begu
     assert sorted(path.name for path in begun.iterdir()) == names
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "data/thesis.txt", "model/thesis.txt", "adapter/thesis.txt"])
-def test_force_keeps_files_of_others(captions_table, finetune, begun, name):
-    thesis = begun / name
-    thesis.parent.mkdir(exist_ok=True)
-    thesis.write_text("three years of work")
-    paths = sorted(begun.rglob("*"))
-
-    err = finetune(captions_table, "--force", code=2).err
-
-    assert_one_line(err, str(thesis))
-    assert sorted(begun.rglob("*")) == paths
+def test_force_replaces_the_whole_folder(captions_table, finetune, begun):
+    (begun / "step-9").mkdir()
+    (begun / "data" / "left.tar").touch()
+    finetune(captions_table, "--force", code=1)
+    assert not (begun / "step-9").exists()
+    assert not (begun / "data" / "left.tar").exists()
+    assert (begun / IDENTITY).exists()
 
 
 def test_force_needs_the_mark_of_a_fine_tuning(captions_table, finetune, out):

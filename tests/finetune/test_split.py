@@ -11,7 +11,7 @@ from onepeace.errors import UsageError, UserError
 from onepeace.finetune import groups
 from onepeace.finetune.groups import assign_groups, near_copies
 from onepeace.finetune.own_data import OwnData, plural
-from onepeace.finetune.report import notes
+from onepeace.finetune.report import note
 from onepeace.finetune.split import divide
 
 TABLE = Path("/files/table.csv")
@@ -113,7 +113,7 @@ def test_split_does_not_depend_on_order_and_folder():
 @pytest.mark.parametrize("pattern", [PATTERN, None])
 def test_words_for_groups_follow_the_pattern(pattern):
     _, summary = divide(own_data(frames(10, 10)), TABLE, pattern)
-    words = " ".join([summary.described(), *notes(summary)])
+    words = f"{summary.described()} {note(summary)}"
     assert ("--group" in words) == (pattern is not None)
     assert ("near copies" in words) == (pattern is None)
 

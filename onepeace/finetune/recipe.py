@@ -1,22 +1,25 @@
-"""The recipe of a fine-tuning, by its data and model; each of its fields can be overridden on the command line."""
+"""The recipe of a fine-tuning, by its data, its model and the memory; the command line can override each field."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from onepeace.config import Options, merge
+from onepeace.config import Options, apply_override, build, merge
 from onepeace.device import count_parameters
-from onepeace.finetune.folder import FROZEN, method_folder
-from onepeace.finetune.memory import LORA
 from onepeace.finetune.split import TRAIN, SplitSummary
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.adapters import Adapter
 from onepeace.model.stems import PretrainedStem
+from onepeace.plan.plan import make_plan
+from onepeace.plan.synthetic import UNITS
 from onepeace.train.recipe import Recipe
+
+FROZEN = "frozen"
+"""Folder of the outputs of frozen stems."""
 
 LARGE = 300_000_000
 """Number of parameters from which LoRA is trained instead of all weights."""
@@ -49,29 +52,25 @@ AUGMENT: dict[str, Options] = {
     "audio": {"shift": True, "gain_db": 6.0, "noise": 0.2},
 }
 HEAD: Options = {"kind": "classifier", "task": "label", "pool": "cls", "hidden_ratio": 0}
-METHODS: dict[str, Options] = {
-    "probe": {"freeze": {"except": ["heads.*", "logit_scale"]}},
-    "lora": LORA,
-    "full": {},
+LORA: Options = {
+    "lora": {"rank": 16, "alpha": 32},
+    "freeze": {"except": ["heads.*", "logit_scale"]},
+    "run": {"recompute": "blocks"},
 }
-"""Training methods: only heads and projections, low-rank adapters as well, or all weights."""
+SPARING: Options = {"run": {"recompute": "blocks", "grad_cache_chunks": 16}}
+"""Settings that need less memory and give the same result: activations are recomputed, each step is in parts."""
+ROOM = 0.8
+"""Share of the available memory that a plan may fill: kernels need workspace that is not in the plan."""
 
 
-def auto_recipe(
-    model: Path,
-    data: Path,
-    out: Path,
-    summary: SplitSummary,
-    method: str = "",
-) -> Options:
+def auto_recipe(model: Path, data: Path, out: Path, summary: SplitSummary) -> Options:
     """The recipe of a fine-tuning, as plain values.
 
     Args:
         model: folder of the model to start from.
         data: folder of the shards.
-        out: folder of the fine-tuning, which has a subfolder for each of several methods.
+        out: folder of the fine-tuning.
         summary: contents of the shards.
-        method: one of `METHODS`, or "" for the one that suits the size of the model.
     """
     config = read_config(model)
     with torch.device("meta"):
@@ -86,14 +85,44 @@ def auto_recipe(
         "optim": _optim_options(summary.labels),
         **_schedule_and_run(num_samples, LARGEST_BATCH_OF_LARGE if is_large else LARGEST_BATCH),
     }
-    recipe["run"]["out"] = str(method_folder(out, method))
+    recipe["run"]["out"] = str(out)
     if frozen and not is_large:
         recipe["freeze"] = [STEM.format(modality) for modality in frozen]
     if summary.labels:
         _add_heads(recipe, summary, config.model.heads)
-    if not method:
-        method = "lora" if is_large else "full"
-    return merge(recipe, METHODS[method])
+    return merge(recipe, LORA) if is_large else recipe
+
+
+def fitting_recipe(
+    content: Options, overrides: Sequence[str], available: int | None, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe; with `SPARING` settings if it would not fit into memory without them.
+
+    Args:
+        content: as `auto_recipe` returns it.
+        overrides: the user's; they override all choices made here.
+        available: bytes; None if unknown, and then the recipe is returned without a check.
+        say: called with a line about the needed and the available memory.
+    """
+    recipe = _overridden(content, overrides)
+    if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
+        return recipe
+    needed = make_plan(recipe).step.memory.total()
+    if needed > ROOM * available:
+        recipe = _overridden(merge(content, SPARING), overrides)
+        needed = make_plan(recipe).step.memory.total()
+    memory = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
+    if needed > ROOM * available:
+        memory += "; it may not fit (give run.batch_size=..., or start from a smaller model)"
+    say(memory)
+    return recipe
+
+
+def _overridden(content: Options, overrides: Sequence[str]) -> Recipe:
+    filled = deepcopy(content)
+    for override in overrides:
+        apply_override(filled, override)
+    return build(Recipe, filled, "the recipe of the fine-tuning")
 
 
 def _modalities(combinations: Iterable[str]) -> list[str]:
@@ -213,16 +242,21 @@ def head_names(summary: SplitSummary) -> dict[str, str]:
     return {modality: f"classifier_{modality}" for modality in media}
 
 
-def trained(recipe: Recipe) -> str:
+def described(recipe: Recipe) -> str:
+    """The main settings, in words."""
+    items = ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities)
+    text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {_trained(recipe)}"
+    if recipe.run.recompute == "blocks":
+        text += ", activations computed again"
+    if recipe.run.grad_cache_chunks > 1:
+        text += f", each step in {recipe.run.grad_cache_chunks} parts"
+    return f"{text} (change them by a.b=value)"
+
+
+def _trained(recipe: Recipe) -> str:
     """The weights that are trained, in words."""
     if recipe.lora is not None:
         return "LoRA"
-    if recipe.freeze == METHODS["probe"]["freeze"]:
-        return "heads and projections"
-    if not recipe.freeze:
-        return "all weights"
-    modalities = chain.from_iterable(recipe.data.modalities.values())
-    stems = {STEM.format(modality) for modality in modalities}
-    if not isinstance(recipe.freeze, Mapping) and stems.issuperset(recipe.freeze):
-        return "all but frozen stems"
-    return "what freeze leaves"
+    if isinstance(recipe.freeze, Mapping):
+        return "only " + ", ".join(recipe.freeze["except"])
+    return f"all weights but {', '.join(recipe.freeze)}" if recipe.freeze else "all weights"
