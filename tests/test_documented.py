@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -107,6 +107,25 @@ def test_filter_field_is_in_the_description_of_the_search_tool():
     description = describe_tool(Tools.search)
     where = re.search(r"where: (.*)\n +after:", description, re.DOTALL)[1]
     assert [field for field in FIELDS if not re.search(rf"\b{field}\b", where)] == []
+
+
+def test_routes_of_the_api_are_those_of_the_guide():
+    api = pytest.importorskip("support.api")
+    paths = api.create_app(SimpleNamespace(limits=api.LIMITS)).openapi()["paths"]
+    routes = {f"{method.upper()} {path.replace('{id_}', 'ID')}" for path in paths for method in paths[path]}
+    documented_routes = set()
+    for row in re.findall(r"^\| (`(?:GET|POST) /.*?) \|", read(DOCS / "guide" / "serve.md"), re.MULTILINE):
+        (method,) = re.findall(r"GET|POST", row)
+        documented_routes |= {f"{method} {path}" for path in re.findall(r"[` ](/[\w/]+)", row)}
+    assert documented_routes == routes
+
+
+def test_tools_for_language_models_are_in_the_guide():
+    pytest.importorskip("mcp")
+    from onepeace.serve.mcp import Tools
+
+    tools = {name for name in vars(Tools) if not name.startswith("_")} - {"item"}
+    assert [tool for tool in sorted(tools) if f"`{tool}`" not in read(DOCS / "guide" / "mcp.md")] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide/install.md"])

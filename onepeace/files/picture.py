@@ -25,6 +25,8 @@ RAW_SUFFIXES = frozenset(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef".split())
 HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1|avi[fs])", re.DOTALL)
 VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|\0\0\x01[\xb3\xba]", re.DOTALL)
 """MP4 (HEIC and CR3 are recognised before), Matroska and WebM, AVI, FLV, ASF, MPEG."""
+OTHERS = {b"%PDF": "but a PDF document", b"PK\x03\x04": "but a ZIP archive or an office document"}
+"""What files that are no pictures begin with, and what they are."""
 RAW = re.compile(rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcrx ", re.DOTALL)
 """Raw formats whose first bytes distinguish them from TIFF: CR2, ORF, RW2, RAF, CR3."""
 TIFF = re.compile(rb"II\*\0|MM\0\*")
@@ -63,7 +65,8 @@ def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
         if VIDEO.match(head):
             reason = "is a video, not a picture; to search by a video of an index, give it as `like`"
             raise UserError(reason, where=name) from error
-        raise UserError(f"not a picture of a known format (it begins with {head[:8]!r})", where=name) from error
+        kinds = [f" ({kind})" for start, kind in OTHERS.items() if head.startswith(start)]
+        raise UserError(f"not a picture of a known format{''.join(kinds)}", where=name) from error
     except Image.DecompressionBombError as error:
         pixels, limit = re.findall(r"\d+", str(error))[:2]
         raise UserError(f"{pixels} pixels are above the limit of {limit}; shrink the picture", where=name) from error

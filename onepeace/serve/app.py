@@ -114,7 +114,7 @@ def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:
     def about() -> Any:
         return AsciiJSON(service.about())
 
-    @app.post("/timeline", summary="Numbers of files by year, month or day")
+    @app.post("/timeline", summary="Numbers of files by year, month or day, and by kind")
     def timeline(request: FilterRequest) -> Any:
         return AsciiJSON(endpoints.timeline(service, request))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, printable
 from onepeace.index import Index
 from onepeace.index.fields import Condition
 from onepeace.index.filters import compile_condition
@@ -14,7 +14,6 @@ from onepeace.index.items import as_text
 from onepeace.index.paths import name_and_place
 from onepeace.index.tokens import plain, separated
 from onepeace.index.words import quoted
-from onepeace.serve.media import readable
 
 UNITS = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m-%d"}
 """Periods of a timeline, and their formats in SQLite's strftime."""
@@ -57,9 +56,9 @@ def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
     Args:
         where: a condition on the files (filters.py).
     """
-    condition = Condition("1") if where is None else compile_condition(where)
-    dated = f"FROM files WHERE problem IS NULL AND date IS NOT NULL AND ({condition.sql})"
-    ((first, last),) = index.store.select(f"SELECT min(date), max(date) {dated}", condition.params)
+    passing = _files_that_pass(where)
+    dated = f"{passing.sql} AND date IS NOT NULL"
+    ((first, last),) = index.store.select(f"SELECT min(date), max(date) {dated}", passing.params)
     if first is None:
         return {"unit": "day", "periods": []}
     if last - first > BY_YEAR:
@@ -71,9 +70,19 @@ def timeline(index: Index, where: str | None = None) -> dict[str, Any]:
     period = "strftime(?, date, 'unixepoch', 'localtime')"
     rows = index.store.select(
         f"SELECT {period} AS period, count(*) {dated} GROUP BY period ORDER BY period",
-        (UNITS[unit], *condition.params),
+        (UNITS[unit], *passing.params),
     )
     return {"unit": unit, "periods": [[period, count] for period, count in rows if period is not None]}
+
+
+def kinds(index: Index, where: str | None = None) -> dict[str, int]:
+    """Numbers of files with vectors by kind.
+
+    Args:
+        where: a condition on the files.
+    """
+    passing = _files_that_pass(where)
+    return dict(index.store.select(f"SELECT modality, count(*) {passing.sql} GROUP BY modality", passing.params))
 
 
 def names(index: Index, words: str) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def points(index: Index) -> dict[str, Any]:
     folder_numbers: dict[str, int] = {}
     rows = []
     for item, (x, y) in zip(items, positions, strict=True):
-        name, folder = map(readable, name_and_place(item.path))
+        name, folder = map(printable, name_and_place(item.path))
         folder_number = folder_numbers.setdefault(folder, len(folder_numbers))
         kind_number = kinds.index(item.modality)
         rows.append([round(x, DIGITS), round(1 - y, DIGITS), kind_number, name, folder_number, item.id])
@@ -158,6 +167,12 @@ def points(index: Index) -> dict[str, Any]:
         "points": rows,
         "captions": {i: item.caption[:CAPTION] for i, item in enumerate(items) if item.caption},
     }
+
+
+def _files_that_pass(where: str | None) -> Condition:
+    """The end of a SELECT of the files with vectors that satisfy a condition, from FROM on."""
+    condition = Condition("1") if where is None else compile_condition(where)
+    return Condition(f"FROM files WHERE problem IS NULL AND ({condition.sql})", condition.params)
 
 
 def _as_words(name: str) -> str:

@@ -60,7 +60,7 @@ def search(service: Service, request: SearchRequest) -> dict[str, Any]:
 
 
 def timeline(service: Service, request: FilterRequest) -> dict[str, Any]:
-    """Numbers of files that pass the filters, by time."""
+    """Numbers of files that pass the filters, by time and by kind."""
     return service.timeline(only=_kinds(request), where=request.condition())
 
 

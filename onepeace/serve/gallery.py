@@ -13,14 +13,14 @@ from urllib.parse import quote
 
 import jinja2
 
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, printable
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes, suffix
 from onepeace.index import Hit, Item, Query, Results
 from onepeace.index.content import content
 from onepeace.index.paths import name_and_place
 from onepeace.serve import media
-from onepeace.serve.media import VIDEO_TYPES, readable
+from onepeace.serve.media import VIDEO_TYPES
 
 FOLDER = Path(__file__).parent
 MARK = b'<meta name="generator" content="onepeace search">'
@@ -90,9 +90,9 @@ def _described(query: Query) -> list[str]:
     described = []
     for part in query.parts():
         if part.field == "text":
-            shown = readable(part.value)
+            shown = printable(part.value)
         elif isinstance(part.value, str | os.PathLike):
-            shown = readable(Path(part.value).name)
+            shown = printable(Path(part.value).name)
         else:
             shown = f"a given {part.field}"
         if part.field == "like":
@@ -110,7 +110,7 @@ def _card(hit: Hit, folder: Path, most_bytes: int) -> Card:
         most_bytes: maximum bytes of an embedded sound or video.
     """
     item = hit.item
-    name, place = map(readable, name_and_place(item.path))
+    name, place = map(printable, name_and_place(item.path))
     card = Card(hit, name, place, _link_to(Path(item.path), folder))
     try:
         if item.modality == "text":

@@ -154,11 +154,6 @@ def waveform(value: object) -> str:
     return f'<svg viewBox="{view}" preserveAspectRatio="none" aria-hidden="true">{"".join(rectangles)}</svg>'
 
 
-def readable(path: str | os.PathLike[str]) -> str:
-    """A path for display, with unprintable characters replaced."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))
-
-
 @contextlib.contextmanager
 def _unchanged(item: Item, roots: Roots) -> Iterator[BinaryIO | bytes | str]:
     """Context of the content of an item, see `_open`; an open file is closed at its end."""

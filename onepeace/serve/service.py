@@ -19,7 +19,7 @@ from onepeace.serve import browse, media
 from onepeace.serve.requests import Decoder, Limits, Refused
 
 TIMELINES = 64
-"""Number of filters whose timelines are kept until the index changes."""
+"""Number of filters whose counts of files are kept until the index changes."""
 CHUNK = 16
 """Items encoded before other requests get access to the model."""
 
@@ -43,6 +43,7 @@ class Service:
         self._points: dict[str, Any] | None = None
         self._values: dict[str, Any] | None = None
         self._timeline = lru_cache(TIMELINES)(partial(browse.timeline, index))
+        self._kinds = lru_cache(TIMELINES)(partial(browse.kinds, index))
 
     @property
     def model(self) -> str:
@@ -95,9 +96,9 @@ class Service:
         return Results(tuple(hits), count)
 
     def timeline(self, *, only: Sequence[str] = (), where: str | None = None) -> dict[str, Any]:
-        """Numbers of files that pass the filters, by time, see `browse.timeline`."""
+        """Numbers of files that pass the filters, by time, see `browse.timeline`; by kind also of the other kinds."""
         with self._current():
-            return self._timeline(with_kinds(where, only))
+            return {**self._timeline(with_kinds(where, only)), "kinds": self._kinds(where)}
 
     def names(self, words: str) -> dict[str, Any]:
         """Files and folders whose names contain a text, see `browse.names`."""
@@ -205,6 +206,7 @@ class Service:
                 self._points = None
                 self._values = None
                 self._timeline.cache_clear()
+                self._kinds.cache_clear()
             yield self._index
 
 

@@ -24,10 +24,12 @@ with Index.open(sys.argv[1], device="cpu") as index:
 
 
 def add_tags(path):
-    """Write a camera, keywords and a position into a picture."""
+    """Write a camera, a lens, an artist, keywords and a position into a picture."""
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "X100V"
     exif[ExifTags.Base.XPKeywords] = "beach;waves\0".encode("utf-16-le")
+    exif[ExifTags.Base.Artist] = "Ann Example"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.LensModel] = "23mm F2"
     gps = ExifTags.GPS
     position = {
         gps.GPSLatitudeRef: "N",

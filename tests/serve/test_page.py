@@ -84,6 +84,22 @@ def test_page_fits_the_screen_and_the_finger(page):
     assert min(heights) >= 33
 
 
+@pytest.mark.parametrize("width", [360, 640, 820, 1060, 1600])
+def test_chips_and_their_lists_make_no_page_too_wide(driver, server, width):
+    window(driver, width)
+    page = Page(driver, server)
+
+    def overflow():
+        return page.value_of("document.documentElement.scrollWidth - innerWidth")
+
+    page.one("#values [data-field=artist]")
+    assert overflow() <= 0
+    for summary in page.all(".filters summary"):
+        summary.click()
+        page.wait(lambda: overflow() <= 0)
+        assert page.value_of("document.querySelector('.popover[open] > div').getBoundingClientRect().left") >= 0
+
+
 def test_words_find_files_as_they_are_typed(page, index):
     hits = index.search("a dog barking", top=40)
 
@@ -173,6 +189,12 @@ def test_dropped_and_pasted_files_search(wide, collection, event):
     assert wide.one(".part [title='cat.jpg']").is_displayed()
 
 
+def test_dropped_document_is_named_in_plain_words(wide):
+    wide.driver.execute_async_script(GIVE, "drop", [("letter.pdf", "application/pdf", "JVBERi0xLjQ=")])
+
+    wide.wait(lambda: "letter.pdf is a PDF file" in wide.text("#heading.wrong"))
+
+
 def test_files_of_all_kinds_are_one_query_to_which_one_goes_back(wide, collection):
     def parts():
         return sorted(part.get_attribute("title") for part in wide.all(".part .seen"))
@@ -241,6 +263,18 @@ def test_filter_of_kinds(wide):
 
     wide.answer_to_click("#kinds [data-kind=text]")
     assert len(wide.names()) == 5
+
+
+def test_kinds_are_counted_as_the_other_filters_leave_them(wide):
+    def counts():
+        return [int(text.split()[-1]) for text in wide.texts("#kinds .chip")]
+
+    wide.answer_to_click("#kinds [data-kind=audio]")
+    assert counts() == [4, 4, 1]
+    wide.click("#more")
+    wide.answer_to_keys("cat.*", into="[name=path]")
+
+    wide.wait(lambda: counts() == [1, 1, 0])
 
 
 def test_filter_of_paths_and_the_way_out_of_it(wide):

@@ -1,5 +1,6 @@
 """Search, filters, names, dates and classification by the JSON API."""
 
+import base64
 import os
 import sqlite3
 import threading
@@ -136,18 +137,22 @@ def test_timeline_counts_files_that_pass_the_filters(client, filters, count):
     assert sum(number for _, number in periods) == count
 
 
-def test_timeline_of_one_file_has_its_day(client):
-    years = client.post("/timeline", json={"before": "2022"}).json()
+def test_timeline_of_one_file_has_its_day_and_kind(client):
+    counted = client.post("/timeline", json={"before": "2022", "only": "audio"}).json()
+    assert counted == {"unit": "day", "periods": [], "kinds": {"text": 1}}
 
-    assert years == {"unit": "day", "periods": [["2021-05-05", 1]]}
+    counted = client.post("/timeline", json={"before": "2022"}).json()
+    assert counted == {"unit": "day", "periods": [["2021-05-05", 1]], "kinds": {"text": 1}}
 
 
 def test_values_of_tags_are_counted(client):
     values = client.get("/values").json()
 
     assert values == {
+        "artist": [["Ann Example", 1]],
         "camera": [["X100V", 1]],
         "keyword": [["beach", 1], ["waves", 1]],
+        "lens": [["23mm F2", 1]],
     }
 
 
@@ -205,6 +210,12 @@ def test_wrong_search_is_refused_in_one_line(client, body, status, field):
 
     assert field in error
     assert not any(word in error for word in ("Extra inputs", "Input should", "instance of", "literal[", "--"))
+
+
+def test_document_is_named_in_plain_words(client):
+    pdf = base64.b64encode(b"%PDF-1.4 a letter").decode()
+
+    assert "PDF document" in assert_error(post(client, "/search", {"image": pdf}), 422)
 
 
 def test_damaged_index_is_an_error_of_the_server(tmp_path):

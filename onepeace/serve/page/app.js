@@ -3,7 +3,7 @@
 import { card, moveByKeys } from "./cards.js";
 import { ask, button, byId, element, icon } from "./elements.js";
 import { nameOf } from "./files.js";
-import { capitalized, readFields, showFilters, showKinds, showValues } from "./filters.js";
+import { capitalized, countKinds, readFields, showFilters, showKinds, showValues } from "./filters.js";
 import { listen, partsOf } from "./inputs.js";
 import { Query, partOf } from "./query.js";
 import { completeNames, hideNames, suggestNames } from "./suggestions.js";
@@ -61,7 +61,7 @@ function showAnswer(answer, offset) {
   serverHeading = answer.heading;
   say(title());
   showHints(answer.hints, answer.suggestion);
-  showTimeline(query.filters(), compared, between).catch(fail);
+  showTimeline(query.filters(), compared, between).then(countKinds).catch(fail);
 }
 
 function showFiles(hits, offset) {

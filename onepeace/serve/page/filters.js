@@ -11,6 +11,15 @@ const fields = [...document.querySelectorAll(".popover [name]")];
 
 export const capitalized = (text) => text[0].toUpperCase() + text.slice(1);
 
+let counted = null;  // numbers of files by kind that the other filters leave
+
+// Show the numbers of files by kind in the chips; null leaves them as they are.
+export function countKinds(numbers) {
+  counted = numbers ?? counted;
+  if (!counted) return;
+  for (const chip of byId("kinds").children) chip.lastChild.textContent = ` ${counted[chip.dataset.kind] ?? 0}`;
+}
+
 // A chip for each kind of file in the index; chosen(kind) is called when one is clicked.
 export function showKinds(counts, chosen) {
   const kinds = Object.keys(KINDS).filter((kind) => counts[kind]);
@@ -20,6 +29,7 @@ export function showKinds(counts, chosen) {
     chip.onclick = () => chosen(kind);
     return chip;
   }));
+  countKinds(null);
 }
 
 // A list of the most frequent values of each field, { camera: [["X100V", 12], ...] }.
@@ -113,6 +123,14 @@ export function readFields(query, changed) {
     };
   }
 }
+
+// A popover near the right edge opens to the left of its chip.
+document.addEventListener("toggle", ({ target }) => {
+  if (!target.matches(".popover[open]") || getComputedStyle(target).position === "static") return;
+  const list = target.lastElementChild;
+  list.style.left = "";
+  list.style.left = `${Math.min(0, document.documentElement.clientWidth - list.getBoundingClientRect().right)}px`;
+}, true);
 
 // A popover closes by a click elsewhere and by Escape.
 document.addEventListener("click", ({ target }) => {

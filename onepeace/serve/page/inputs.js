@@ -20,7 +20,11 @@ const ENDINGS = {
 function kindOf(file) {
   const kind = file.type.split("/")[0];
   if (kind === "image" || kind === "audio" || kind === "video" || kind === "text") return kind;
-  return Object.keys(ENDINGS).find((name) => ENDINGS[name].test(file.name)) ?? "image";
+  const byEnding = Object.keys(ENDINGS).find((name) => ENDINGS[name].test(file.name));
+  const isUnknown = !file.type || file.type === "application/octet-stream";
+  if (byEnding || isUnknown) return byEnding ?? "image";
+  const ending = file.name.split(".").pop().toUpperCase();
+  throw new Error(`${file.name} is a ${ending} file; search by a picture, a sound, a video or a text file.`);
 }
 
 // The parts of the query for some files; throws an Error for one that cannot be read.

@@ -42,15 +42,16 @@ function filled(periods) {
 
 let shown = null;  // the filters, and the number of files, for which the bars are drawn
 
-// choose(after, before) is called with the first day of a period and the first day after it.
+// choose(after, before) is called with the first day of a period and the first day after it. Returns the numbers of files
+// by kind, or null if nothing has changed.
 export async function showTimeline(filters, numFiles, choose) {
   const key = JSON.stringify([filters, numFiles]);
-  if (key === shown) return;
-  const { unit, periods } = await ask("timeline", filters);
+  if (key === shown) return null;
+  const { unit, periods, kinds } = await ask("timeline", filters);
   shown = key;
   const timeline = byId("timeline");
   timeline.hidden = periods.length < 2;
-  if (timeline.hidden) return;
+  if (timeline.hidden) return kinds;
   const bars = filled(periods);
   timeline.style.setProperty("--bars", bars.length);
   const most = Math.max(...bars.map(([, count]) => count));
@@ -59,6 +60,7 @@ export async function showTimeline(filters, numFiles, choose) {
   timeline.querySelector("div").replaceChildren(...buttons);
   const ends = [bars[0][0], bars.at(-1)[0]].map((period) => element("span", {}, named(period)));
   timeline.querySelector("p").replaceChildren(ends[0], element("span", {}, `files by ${unit}`), ends[1]);
+  return kinds;
 }
 
 function barOf(period, count, most, choose) {
