@@ -246,6 +246,8 @@ def test_nothing_runs_or_unpickles_data():
     unsafe = []
     for file in FILES:
         packages = {full.partition(".")[0] for full in imports(file)}
+        if file.name == "unpickle.py":  # knows no names but inert ones: tests/hub/test_hub_unpickle.py
+            packages -= {"pickle"}
         unsafe += [f"{file.relative_to(ROOT)}: {package}" for package in packages & PICKLES]
         for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.Call) and is_unsafe(node):

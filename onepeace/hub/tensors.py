@@ -7,6 +7,7 @@ in memory at a time.
 import errno
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -108,18 +109,26 @@ def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: 
             for name in names:
                 tensors[name] = entries[name].read().detach().cpu().contiguous()
                 bar.update(entries[name].nbytes)
-            _save(tensors, folder / file)
+            save_tensors(tensors, folder / file, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
+    """Write a new safetensors file, with the permissions of new files, and sync it.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        save_file(dict(tensors), path, {"format": "pt"})
+        save_file(dict(tensors), path, dict(about))
     except SafetensorError as error:
-        raise OSError(errno.EIO, one_line(error)) from error
+        raise OSError(errno.EIO, one_line(error), os.fspath(path)) from error
+    path.chmod(mode)  # it is another file, which only its owner may read
     sync(path)

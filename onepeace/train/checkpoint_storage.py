@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from onepeace.files.atomic import sync
+from onepeace.hub.tensors import save_tensors
 from onepeace.train.checkpoint_files import Header, digest_of, prune, publish, unfinished, write_header
 
 Reader = HuggingFaceStorageReader
@@ -69,9 +69,6 @@ def _write_part(path: Path, plan: SavePlan, planner: SavePlanner) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {}
     offsets = {}
     for item in plan.items:
@@ -83,8 +80,4 @@ def _write_part(path: Path, plan: SavePlan, planner: SavePlanner) -> None:
             raise TypeError(f"{name}: not a tensor, and nothing is pickled")
         tensors[name] = tensor.detach().contiguous()
         offsets[name] = {SAVED_OFFSETS_KEY: list(item.tensor_data.chunk.offsets)}
-    try:
-        save_file(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
-    sync(path)
+    save_tensors(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})

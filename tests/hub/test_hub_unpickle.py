@@ -4,7 +4,6 @@ import collections
 import io
 import os
 import pickle
-import pickletools
 import struct
 import sys
 import types
@@ -17,7 +16,7 @@ from support.hub_layouts import bare_pickle, old_trainer_file, released, saved, 
 
 from onepeace.errors import UserError
 from onepeace.hub.convert.original import read_original
-from onepeace.hub.convert.unpickle import StoredTensor, plain, read_checkpoint
+from onepeace.hub.convert.unpickle import plain, read_checkpoint
 
 
 class Payload:
@@ -123,24 +122,6 @@ def test_sharing_and_cycles_are_read_once(tmp_path):
     assert set(plain(read_checkpoint(path)["cfg"])) == {"doubled", "loop"}
 
 
-def test_embedded_file_mentioned_often_is_followed_once(tmp_path, monkeypatch):
-    tensor = embedded(torch.ones(2))
-    tensors = {f"w{number}": tensor for number in range(50)}
-    path = bare_pickle(tmp_path / "x.pkl", {"model": tensors})
-    pickle_starts = []
-    real_genops = pickletools.genops
-
-    def genops(file):
-        pickle_starts.append(file.tell())
-        return real_genops(file)
-
-    monkeypatch.setattr(pickletools, "genops", genops)
-
-    assert len(read_checkpoint(path)["model"]) == 50
-    assert len(pickle_starts) == 6  # the outer pickle and the five of the embedded file
-    assert len(set(pickle_starts)) == 6
-
-
 FOREIGN = {
     "empty": b"",
     "jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(100),
@@ -227,8 +208,8 @@ def test_tensor_beyond_its_storage_is_an_error(tmp_path, start, shape, stride):
     tensor = Payload(torch._utils._rebuild_tensor_v2, storage, start, shape, stride, False, {})
     path = bare_pickle(tmp_path / "x.pkl", {"model": {"w": tensor}})
 
-    with pytest.raises(UserError, match="tensor"):
-        read_checkpoint(path)
+    with pytest.raises(UserError, match=r"tensor of shape|longer than|shorter than"):
+        read_original(path)
 
 
 DTYPES = (
@@ -271,11 +252,8 @@ def test_tensors_are_what_torch_reads(tmp_path, layout, protocol):
 
     assert list(stored_tensors) == list(tensors)
     for name, stored in stored_tensors.items():
-        assert isinstance(stored, StoredTensor)
-        tensor = stored.read()
-        assert tensor.dtype == tensors[name].dtype
-        assert tensor.is_contiguous()
-        assert torch.equal(tensor, tensors[name].detach()), name
+        assert stored.dtype == tensors[name].dtype
+        assert torch.equal(stored, tensors[name]), name
 
 
 @pytest.fixture

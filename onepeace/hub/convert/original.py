@@ -12,7 +12,7 @@ from torch import Tensor
 from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
 from onepeace.hub.contents import ModelDescription
-from onepeace.hub.convert.unpickle import InertObject, StoredTensor, plain, read_checkpoint
+from onepeace.hub.convert.unpickle import InertObject, plain, read_checkpoint
 from onepeace.hub.tensors import LazyTensor
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")
@@ -25,8 +25,8 @@ class Original(NamedTuple):
 
     cfg: dict[str, Any] | None
     """The trainer's configuration; None if the file has none."""
-    tensors: dict[str, StoredTensor]
-    average: dict[str, StoredTensor]
+    tensors: dict[str, Tensor]
+    average: dict[str, Tensor]
     """Moving average of the weights (fairseq's EMA); {} if the file has none."""
 
 
@@ -56,7 +56,7 @@ def read_original(path: Path) -> Original:
     if not isinstance(state, dict) or not _tensors_in(state):
         entries = ", ".join(map(str, list(content)[:8])) or "none"
         raise UserError(f"holds no weights; its entries are {entries}", where=path)
-    non_tensors = {name: value for name, value in state.items() if not isinstance(value, StoredTensor)}
+    non_tensors = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     for name, value in non_tensors.items():
         type_name = value.name if isinstance(value, InertObject) else type(value).__name__
         raise UserError(f"{len(non_tensors)} of its weights are not tensors ({name} is {type_name})", where=path)
@@ -64,8 +64,8 @@ def read_original(path: Path) -> Original:
     return Original(cfg=_cfg_in(around), tensors=_tensors_in(state), average=_average_in(around))
 
 
-def _tensors_in(state: Mapping[Any, Any]) -> dict[str, StoredTensor]:
-    return {str(name): value for name, value in state.items() if isinstance(value, StoredTensor)}
+def _tensors_in(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _cfg_in(content: Mapping[Any, Any]) -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ def _cfg_in(content: Mapping[Any, Any]) -> dict[str, Any] | None:
     return cfg if isinstance(cfg, dict) else None
 
 
-def _average_in(content: Mapping[Any, Any]) -> dict[str, StoredTensor]:
+def _average_in(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The moving average of the weights among the entries of a checkpoint; {} if there is none."""
     extra_state = content.get("extra_state")
     if not isinstance(extra_state, dict):
@@ -97,9 +97,9 @@ def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:
         return None, False
 
 
-def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, LazyTensor]:
+def place(path: Path, tensors: Mapping[str, Tensor], conversion: Conversion) -> dict[str, LazyTensor]:
     """Translate the names of all tensors to ours. UserError for names that are not in the key map."""
-    rows_by_name: dict[str, dict[int, StoredTensor]] = {}
+    rows_by_name: dict[str, dict[int, Tensor]] = {}
     original_names: dict[str, str] = {}
     unknown = []
     for original_name, tensor in tensors.items():
@@ -122,10 +122,10 @@ def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversio
     return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in rows_by_name.items()}
 
 
-def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyTensor:
+def _assembled(rows: Mapping[int, Tensor], kept_axes: int | None) -> LazyTensor:
     """One of our tensors: one stored tensor, or several whose values become its rows."""
     tensors = [rows[index] for index in sorted(rows)]
-    shape = tensors[0].shape
+    shape = tuple(tensors[0].shape)
     if WHOLE not in rows:
         shape = (len(tensors), shape[-1])
     elif kept_axes is not None:
@@ -133,7 +133,6 @@ def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyT
     return LazyTensor(shape, tensors[0].dtype, partial(_read, tensors, shape))
 
 
-def _read(tensors: list[StoredTensor], shape: tuple[int, ...]) -> Tensor:
-    values = [tensor.read() for tensor in tensors]
-    whole = values[0] if len(values) == 1 else torch.stack(values)
+def _read(tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    whole = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
     return whole.reshape(shape)
