@@ -283,23 +283,48 @@ def test_changed_bit_is_refused(image_folder, name, part):
         weights.load(image_folder)
 
 
-def test_sums_are_compared_once_per_change(folder, monkeypatch):
-    compared = []
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the files whose SHA-256 was computed."""
+    names = []
     real_sha256_of = sums.sha256_of
 
     def sha256_of(path):
-        compared.append(path.name)
+        names.append(path.name)
         return real_sha256_of(path)
 
     monkeypatch.setattr(sums, "sha256_of", sha256_of)
+    return names
 
-    weights.load(folder)
-    weights.load(folder)
-    assert compared == ["model.safetensors"]
 
-    os.utime(folder / "model.safetensors", (1, 1))
+def test_damage_that_changes_no_time_is_refused(folder, hashed):
     weights.load(folder)
-    assert compared == 2 * ["model.safetensors"]
+    weights.load(folder)
+    assert hashed == ["model.safetensors"]
+
+    path = folder / "model.safetensors"
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="damaged"):
+        weights.load(folder)
+
+
+def test_large_files_are_read_again_once_they_change(folder, hashed, monkeypatch):
+    monkeypatch.setattr(sums, "LARGE", 0)
+    monkeypatch.setattr(sums, "_crc_of", lambda path: pytest.fail("it was read"))
+    weights.load(folder)
+    weights.load(folder)
+    assert len(hashed) == 1
+
+    path = folder / "model.safetensors"
+    times = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    weights.load(folder)
+    assert len(hashed) == 2
 
 
 def test_changed_settings_are_no_damage(image_folder):
