@@ -25,8 +25,8 @@ from onepeace.layers.position import SequencePositions, sequence_buckets, sequen
 from onepeace.model import ADAPTERS, Adapter, AdapterOptions, StemOutput, TokenSequence
 from onepeace.model.sequence import padding
 from onepeace.processors import PROCESSORS, Processor
-from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe
+from onepeace.train.trainer import train
 
 
 class MotionAdapter(Adapter):

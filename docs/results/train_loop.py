@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from onepeace.device import choose_device
-from onepeace.train.averages import Averages
+from onepeace.train.logging import Averages
 from onepeace.train.recipe import read_recipe
-from onepeace.train.run import Run
 from onepeace.train.step import UnusableSteps
+from onepeace.train.trainer import Trainer
 
 STEPS = 6
 ROUNDS = 4
@@ -28,7 +28,7 @@ def main() -> None:
     path, *overrides = sys.argv[1:]
     with TemporaryDirectory() as out:
         recipe = read_recipe(path, [*overrides, f"run.out={Path(out) / 'run'}"])
-        run = Run(recipe, choose_device())
+        run = Trainer(recipe, choose_device())
         run.objective.train()
         steps = [run.steps[number] for number in range(STEPS)]
         seconds: dict[str, list[float]] = {"onepeace": [], "by hand": []}
@@ -40,7 +40,7 @@ def main() -> None:
     print(f"items per second, by hand = 1: {medians['by hand'] / medians['onepeace']:.3f}")
 
 
-def take_our_steps(run: Run, steps: list) -> list[float]:
+def take_our_steps(run: Trainer, steps: list) -> list[float]:
     """Seconds of each step as the training loop takes it, with the log's averages every tenth step."""
     averages = Averages()
     unusable = UnusableSteps(run.recipe)
@@ -56,7 +56,7 @@ def take_our_steps(run: Run, steps: list) -> list[float]:
     return seconds
 
 
-def take_plain_steps(run: Run, steps: list) -> list[float]:
+def take_plain_steps(run: Trainer, steps: list) -> list[float]:
     """Seconds of each step of a loop of ten lines."""
     parameters = [parameter for parameter in run.objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)

@@ -68,7 +68,7 @@ def load(args: argparse.Namespace) -> "Embedder":
 
     status(f"loading the model {args.model} ...")
     import onepeace
-    from onepeace.train.folder import model_folder
+    from onepeace.train.recipe import model_folder
 
     # The folder of a training run stands for the model in it.
     name = model_folder(args.model) if Path(args.model).is_dir() else args.model

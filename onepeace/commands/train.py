@@ -59,7 +59,7 @@ def _print_plan(recipe: "Recipe", processes: int, card: str) -> None:
 def _train(args: argparse.Namespace, recipe: "Recipe") -> None:
     """Train, and say what there is now: a model to try, or a checkpoint to resume from."""
     from onepeace.train.evaluation import evaluation
-    from onepeace.train.loop import train
+    from onepeace.train.trainer import train
 
     is_first_process = os.environ.get("RANK", "0") == "0"  # of torchrun's processes; only this one prints
     try:

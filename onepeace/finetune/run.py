@@ -34,9 +34,8 @@ from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint_files
-from onepeace.train.folder import model_folder
-from onepeace.train.log import LOG_FILE, read_log
-from onepeace.train.recipe import Recipe
+from onepeace.train.logging import LOG_FILE, read_log
+from onepeace.train.recipe import Recipe, model_folder
 
 log = logging.getLogger(__name__)
 

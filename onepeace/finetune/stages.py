@@ -15,8 +15,8 @@ from onepeace.hub import weights
 from onepeace.hub.contents import expected
 from onepeace.hub.folder import CARD, CONFIG, TASKS, TOKENIZER, read_config
 from onepeace.train.initial_weights import start_weights
-from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
+from onepeace.train.trainer import train
 
 TUNED = "tuned"
 """Folder of the trained model before the averaging."""

@@ -18,9 +18,8 @@ from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
-from onepeace.train.term import TermContext
+from onepeace.train.term import TermContext, TrainingData
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
-from onepeace.train.training_data import TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)

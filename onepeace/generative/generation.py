@@ -22,8 +22,7 @@ from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.term import Term, TermContext, TermOptions, check_places
-from onepeace.train.training_data import TrainingData
+from onepeace.train.term import Term, TermContext, TermOptions, TrainingData, check_places
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -28,8 +28,7 @@ from onepeace.losses import real_targets, token_losses
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
-from onepeace.train.term import Logged, Term, TermContext, TermOptions
-from onepeace.train.training_data import TrainingData
+from onepeace.train.term import Logged, Term, TermContext, TermOptions, TrainingData
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from onepeace.data.batch import Batch
 from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
 from onepeace.train import parallel
-from onepeace.train.build import build_optimizer
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
+from onepeace.train.setup import build_optimizer
 from onepeace.train.step import Stepper
 
 CPU = torch.device("cpu")

@@ -11,13 +11,12 @@ from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.plan.synthetic import FIRST_WORD_ID
-from onepeace.train.build import build_objective
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
+from onepeace.train.setup import build_objective
 from onepeace.train.teachers import TeacherOptions, TeacherTable
-from onepeace.train.term_options import TermOptions
+from onepeace.train.term import TermOptions, TrainingData
 from onepeace.train.terms.heads import Supervised
-from onepeace.train.training_data import TrainingData
 
 NOT_PLANNED = "a term of the objective makes its inputs of the words of the data, so the run cannot be planned"
 NAME_TOKENS = 8

@@ -26,11 +26,10 @@ from onepeace.plan.dry_run import StepCost
 from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.synthetic import largest_items, synthetic_batch
 from onepeace.train import parallel
-from onepeace.train.folder import model_folder
 from onepeace.train.initial_weights import make_model
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import make_config
-from onepeace.train.recipe import Recipe
+from onepeace.train.recipe import Recipe, model_folder
 
 MARGIN = 1.1
 """Factor on the counted memory."""

@@ -25,15 +25,15 @@ from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe
-from onepeace.train.run import Evaluate
 from onepeace.train.sections import EvaluateConfig
+from onepeace.train.trainer import Evaluate
 
 Sets = Mapping[str, EvaluationProtocol]
 """Sets of an evaluation recipe by name."""
 
 
 def evaluation(recipe: Recipe) -> Evaluate | None:
-    """The ``evaluate`` argument of `loop.train`; None if the recipe has no evaluation.
+    """The ``evaluate`` argument of `trainer.train`; None if the recipe has no evaluation.
 
     The function returns scores as {"set/metric": value} and prints them as a table. Sets are read from the data root.
     All processes must call it: each encodes a part of the items, and all get all scores.

@@ -1,19 +1,28 @@
 """The configuration of a recipe's model: that of a named size or of ``model.from``, with the recipe's own fields."""
 
-from collections.abc import Collection
-from dataclasses import fields
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.reader import nearest
-from onepeace.errors import UserError
+from onepeace.data.reader import Source
+from onepeace.data.sample import LABELS
+from onepeace.errors import UserError, need
+from onepeace.evaluate.protocols.classes import read_class_names
+from onepeace.generative.config import OFAConfig
 from onepeace.hub.architectures import architecture
 from onepeace.hub.folder import read_config
 from onepeace.model import ADAPTERS
 from onepeace.model.stems import network_options
-from onepeace.train.check import check
-from onepeace.train.labels import head_options
+from onepeace.processors.registry import PROCESSORS, processor_class
+from onepeace.train.loggers import LOGGERS
 from onepeace.train.recipe import Recipe
+from onepeace.train.term import TermContext, sources_of
+from onepeace.train.terms.heads import Supervised, SupervisedOptions
+from onepeace.train.terms.registry import TERMS
 
 
 class Start(NamedTuple):
@@ -132,3 +141,154 @@ def _decoder(recipe: Recipe, decoder: Options | None, modalities: Collection[str
         if key in modalities:
             options[key] = value
     return {**decoder, "options": options}
+
+
+AUTO = "auto"
+"""Value of a head's ``labels`` that stands for all labels in the training data."""
+
+
+def head_options(name: str, options: Options, recipe: Recipe) -> Options:
+    """Options of a head, completed by its labels and by the task and the number of outputs of the term that trains it.
+
+    For ``labels: auto`` they have two empty labels until the data is read (`label_heads`).
+    """
+    completed = dict(options)
+    for term_options, term in _supervised(recipe):
+        if term_options.head == name:
+            completed.setdefault("task", term.task)
+            if term.num_outputs is not None:
+                completed.setdefault("num_classes", term.num_outputs)
+    labels = completed.get("labels")
+    if labels == AUTO:
+        completed["labels"] = ["", ""]
+    elif isinstance(labels, str):
+        completed["labels"] = _labels_of_file(name, labels, recipe.data.root)
+    if labels is not None:
+        completed["num_classes"] = len(completed["labels"])
+    return completed
+
+
+def _labels_of_file(head: str, file: str, root: str) -> list[str]:
+    path = Path(os.path.expandvars(root), file)
+    if not path.exists():
+        raise UserError(
+            f"model.heads.{head}.labels: {path} is not there; give data.root=FOLDER (it is {root}), or list the labels"
+        )
+    return read_class_names(path)
+
+
+def _supervised(recipe: Recipe) -> Iterator[tuple[SupervisedOptions, type[Supervised[Any]]]]:
+    """Options and class of each term that trains a head."""
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if issubclass(term, Supervised) and isinstance(options, SupervisedOptions):
+            yield options, term
+
+
+def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
+    """The configuration; heads with ``labels: auto`` get the labels in the targets of the samples.
+
+    Raises:
+        UserError: the samples have fewer than two labels.
+    """
+    heads = dict(config.model.heads)
+    for options, term in _supervised(recipe):
+        name = options.head
+        if recipe.model.get("heads", {}).get(name, {}).get("labels") != AUTO:
+            continue
+        labels = _labels_of_data(term.target, sources)
+        if len(labels) < 2:
+            raise UserError(
+                f"model.heads.{name}: the target {term.target} has one label ({labels[0] if labels else 'none'}); it "
+                "needs two or more"
+            )
+        heads[name] = {**heads[name], "labels": labels, "num_classes": len(labels)}
+    if not heads:
+        return config
+    return replace(config, model=replace(config.model, heads=heads))
+
+
+def _labels_of_data(target: str, sources: Sequence[Source]) -> list[str]:
+    """All labels in a target of the samples, sorted."""
+    labels_in = LABELS.get(target, lambda value: [value])
+    labels: set[str] = set()
+    for source in sources:
+        for sample in source.samples:
+            if target in sample.targets:
+                labels.update(labels_in(sample.targets[target]))
+    return sorted(labels)
+
+
+def check(recipe: Recipe, config: Config) -> None:
+    """UserError for options that would fail later or have no effect."""
+    if recipe.lora is not None:
+        need("peft", "lora")
+    for name in recipe.run.loggers:
+        LOGGERS[name].check()
+    _check_modalities(recipe, config)
+    _check_terms(recipe, config)
+    if architecture(config.architecture).generates:
+        _check_writer(recipe, config)
+
+
+def _check_modalities(recipe: Recipe, config: Config) -> None:
+    """Data has only the model's modalities, and options are of modalities that the data has."""
+    for key in config.model.adapters:
+        processor_class(key)
+    for key in recipe.processors:
+        if key not in PROCESSORS:
+            raise UserError(f"processors.{key}: no such modality; there are {', '.join(PROCESSORS)}")
+    modalities_by_source = recipe.data.modalities
+    present: set[str] = set()
+    for name, modalities in modalities_by_source.items():
+        present.update(modalities)
+        for key in modalities:
+            if key not in config.model.adapters:
+                hint = nearest(key, config.model.adapters)
+                raise UserError(f"data.train: {name} has {key!r}, the model does not; {hint}")
+    options_by_section: dict[str, Mapping[str, Any]] = {"mask": recipe.mask}
+    for section in ("token_dropout", "augment", "templates", "stem_views"):
+        options_by_section[f"data.{section}"] = getattr(recipe.data, section)
+    for section, options in options_by_section.items():
+        for key in options:
+            if key not in present:
+                sources = ", ".join(modalities_by_source)
+                raise UserError(f"{section}.{key}: no source of data.train has {key}; there are {sources}")
+
+
+def _check_terms(recipe: Recipe, config: Config) -> None:
+    """Each source feeds a term, each term has a source, and its options fit them."""
+    read = {source.name for options in recipe.terms for source in sources_of(options, recipe.data)}
+    for name in recipe.data.modalities:
+        if name not in read:
+            raise UserError(f"data.train: no term of the objective reads {name}; add one, or take its sources out")
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if term.needs_whole_model and recipe.run.parallel == "fsdp":
+            raise UserError(f"{options.where} needs the whole model; set run.parallel=ddp")
+        context = TermContext(
+            config=config,
+            data=recipe.data,
+            sources=sources_of(options, recipe.data),
+            mask=recipe.mask,
+            start_folder=recipe.start_folder,
+        )
+        term.check(options, context)
+
+
+def _check_writer(recipe: Recipe, config: Config) -> None:
+    """Options that models which write do not support."""
+    updates_statistics = isinstance(config.model, OFAConfig) and not config.model.freeze_stem_norms
+    if updates_statistics and recipe.run.grad_cache_chunks > 1:
+        raise UserError(
+            "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
+            "twice in the statistics"
+        )
+    if recipe.optim.layer_decay is not None:
+        raise UserError("optim.layer_decay: the blocks of a generative model are not one stack; leave it out")
+    for section in ("token_dropout", "stem_views"):
+        if getattr(recipe.data, section):
+            raise UserError(f"data.{section} is not for generative models; take it out")
+    for source in recipe.data.train:
+        if source.candidates is not None:
+            raise UserError(f"a generative model reads one text of an item; take candidates from {source.shards}")

@@ -7,17 +7,19 @@ together.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import Options, apply_override, build, merge, read_yaml
+import yaml
+
+from onepeace.config import Options, apply_override, build, merge, read_yaml, to_plain
 from onepeace.config.limits import Natural
 from onepeace.data.config import DataConfig
 from onepeace.data.masking import MaskRates, check_unit
 from onepeace.errors import UserError
 from onepeace.extensions import import_extension, resolve_imports
-from onepeace.train.folder import model_folder
 from onepeace.train.sections import (
     EvaluateConfig,
     LoraConfig,
@@ -27,7 +29,7 @@ from onepeace.train.sections import (
     StartConfig,
     TokenizerConfig,
 )
-from onepeace.train.term_options import TermOptions
+from onepeace.train.term import TermOptions
 from onepeace.train.terms.registry import TERMS, read_terms
 
 START_FIELDS = {field.name for field in fields(StartConfig)} - {"source"} | {"from"}
@@ -185,3 +187,91 @@ def _named(term: Any) -> Any:
         sources=tuple(map(str, term.get("sources") or ())),
     )
     return {**term, "name": options.name}
+
+
+MAY_CHANGE = frozenset(
+    {
+        "evaluate",
+        "imports",
+        "schedule.steps",
+        "data.root",
+        "data.frozen_folder",
+        "data.cache_gigabytes",
+        "run.out",
+        "run.log_every",
+        "run.eval_every",
+        "run.save_every",
+        "run.save_minutes",
+        "run.keep",
+        "run.workers",
+        "run.loggers",
+        "run.parallel",
+        "run.shard",
+        "run.keep_gathered",
+        "run.compile",
+        "run.recompute",
+    }
+)
+"""Fields that do not affect the result of a step, except for rounding, and schedule.steps, which affects its rate."""
+
+
+def check_same(saved: str, recipe: Recipe, out: Path, step: int) -> None:
+    """Check that a run may resume with a recipe.
+
+    Args:
+        saved: the recipe of the checkpoint, as YAML. Fields in MAY_CHANGE, and fields that only one of two versions of
+            the program has, may differ.
+        recipe: the recipe to resume with.
+        out: folder of the run.
+        step: step of the checkpoint.
+
+    Raises:
+        UserError: another field differs, or schedule.steps is below the step.
+    """
+    if recipe.schedule.steps < step:
+        raise UserError(
+            f"its checkpoint is of step {step}, and schedule.steps is {recipe.schedule.steps}; raise it, or "
+            "give run.out another folder",
+            where=out,
+        )
+    old = _settings(yaml.safe_load(saved))
+    new = _settings(to_plain(recipe))
+    with suppress(UserError):  # with the defaults of the terms' options
+        old["objective"] = to_plain(read_terms(old["objective"]))
+    for name, value in new.items():
+        if name in old and name not in MAY_CHANGE and old[name] != value:
+            raise UserError(
+                f"{out} holds a run with another {name}: {old[name]!r:.200}, not {value!r:.200}; "
+                "give run.out another folder, or remove this one"
+            )
+
+
+def _settings(content: Mapping[str, Any]) -> Options:
+    """Fields of a recipe by name; those of a section are separate, as "optim.lr"."""
+    sections = set()
+    for entry in fields(Recipe):
+        if isinstance(entry.type, type) and is_dataclass(entry.type):
+            sections.add(entry.name)
+    settings: Options = {}
+    for name, value in content.items():
+        if name not in sections:
+            settings[name] = value
+            continue
+        for field_name, field_value in value.items():
+            settings[f"{name}.{field_name}"] = field_value
+    return settings
+
+
+def model_folder(name: str) -> Path:
+    """Folder of a model, given this folder, that of a finished run, or the name of a bundled or released model."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from onepeace.hub import registry
+        from onepeace.hub.resolve import BUNDLED_NAMES, resolve
+
+        if name in BUNDLED_NAMES or registry.find(name):
+            return resolve(name)
+    model = folder / "model"
+    if not (folder / "config.yaml").exists() and model.is_dir():
+        return model
+    return folder

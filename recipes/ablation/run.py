@@ -18,9 +18,9 @@ import towers  # noqa: F401  beside this file; registers the architecture
 from onepeace.config import build, read_yaml
 from onepeace.files.table import markdown_table
 from onepeace.train.evaluation import evaluation
-from onepeace.train.log import read_log
-from onepeace.train.loop import train
+from onepeace.train.logging import read_log
 from onepeace.train.recipe import read_recipe
+from onepeace.train.trainer import train
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onepeace.files import lock
 from onepeace.finetune import run as running
 from onepeace.finetune import stages
 from onepeace.finetune.run import FIELDS, IDENTITY
-from onepeace.train.log import read_log
+from onepeace.train.logging import read_log
 
 pytestmark = pytest.mark.usefixtures("no_near_copies")
 

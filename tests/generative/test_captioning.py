@@ -10,7 +10,7 @@ import onepeace
 from onepeace.config import write_config
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.train import loop
+from onepeace.train import trainer
 from onepeace.train.evaluation import evaluation
 from onepeace.train.initial_weights import make_model
 from onepeace.train.model_config import make_config
@@ -55,7 +55,7 @@ def captioning(head=HEAD, **fields):
 def trained(root, tmp_path_factory):
     """Folder of the run."""
     out = tmp_path_factory.mktemp("captions")
-    loop.train(make_recipe(root, out, steps=24, run={"batch_size": 12}, **captioning()))
+    trainer.train(make_recipe(root, out, steps=24, run={"batch_size": 12}, **captioning()))
     return out
 
 
@@ -70,7 +70,7 @@ def test_captions_and_vectors_are_measured_during_run(small_recipe, tmp_path):
     write_config(EVALUATION, path)
     recipe = small_recipe("run", steps=1, evaluate={"recipe": str(path)}, **captioning())
 
-    loop.train(recipe, evaluation(recipe))
+    trainer.train(recipe, evaluation(recipe))
 
     names = set()
     for line in logged(tmp_path / "run"):
@@ -108,8 +108,8 @@ def test_task_of_head_survives_second_run(small_recipe):
     pictures = {"train": [source("image")]}
     fields = captioning(data=pictures, objective={"captioning/image": SHORT})
 
-    first = loop.train(small_recipe("first", steps=1, **fields))
-    second = loop.train(small_recipe("second", steps=1, model={"from": str(first)}, data=pictures))
+    first = trainer.train(small_recipe("first", steps=1, **fields))
+    second = trainer.train(small_recipe("second", steps=1, model={"from": str(first)}, data=pictures))
 
     assert max_len(first) == 7
     assert max_len(second) == 7
@@ -143,4 +143,4 @@ def test_caption_loss_is_mean_over_words(small_recipe):
 )
 def test_caption_recipe_that_does_not_fit(small_recipe, fields, message):
     with pytest.raises(UserError, match=message):
-        loop.train(small_recipe(**captioning(**fields)))
+        trainer.train(small_recipe(**captioning(**fields)))

@@ -19,7 +19,7 @@ from onepeace.generative.generation import Generation, Prepared
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
 from onepeace.losses import TokenLosses
-from onepeace.train import loop
+from onepeace.train import trainer
 from onepeace.train.model_config import make_config
 from onepeace.train.passes import Passes
 
@@ -193,7 +193,7 @@ def test_chunks_have_loss_and_gradient_of_whole_batch(writing, tmp_path):
     objective = {"generation": {**CAPTION, "drop_worst": 0.3}}
     for name, chunks in (("whole", 1), ("chunked", 2)):
         run = {"grad_cache_chunks": chunks}
-        loop.train(writing(name, steps=2, objective=objective, run=run))
+        trainer.train(writing(name, steps=2, objective=objective, run=run))
 
     for field, tolerance in (("generation", 1e-5), ("grad_norm", 1e-4)):
         expected = series(tmp_path / "whole", field)
@@ -204,7 +204,7 @@ def test_chunks_have_loss_and_gradient_of_whole_batch(writing, tmp_path):
 def test_stem_statistics_move_only_unless_frozen(writing, ofa_folder, frozen):
     recipe = writing(steps=1, model={"freeze_stem_norms": frozen}, freeze=["decoder.token*"])
 
-    folder = loop.train(recipe)
+    folder = trainer.train(recipe)
 
     before = load_file(ofa_folder / "model.safetensors")
     after = load_file(folder / "model.safetensors")
@@ -217,8 +217,8 @@ def test_stem_statistics_move_only_unless_frozen(writing, ofa_folder, frozen):
 def test_folder_keeps_tasks_it_was_trained_for(writing):
     named = {"task": "name it", "changes": {"prompt": " what?", "search": {"max_len": 2}}}
 
-    first = loop.train(writing("first", steps=1, objective={"generation": named}))
-    second = loop.train(writing("second", steps=1, start=first))
+    first = trainer.train(writing("first", steps=1, objective={"generation": named}))
+    second = trainer.train(writing("second", steps=1, start=first))
 
     assert list(read_yaml(first / "tasks.yaml")) == ["name it"]
     assert list(read_yaml(second / "tasks.yaml")) == ["name it", "caption"]
@@ -246,7 +246,7 @@ def test_reward_trains_caption_head(writing, captioner, tmp_path):
         freeze={"except": ["heads.caption.*"]},
     )
 
-    folder = loop.train(recipe)
+    folder = trainer.train(recipe)
 
     assert series(tmp_path, "self_critical/image/reward") == [0.5, 0.5]
     assert min(series(tmp_path, "grad_norm")) > 0
@@ -266,7 +266,7 @@ def test_captions_become_what_is_rewarded(writing, tmp_path, monkeypatch):
     monkeypatch.setattr(CiderReward, "__call__", length)
     objective = {"self_critical": self_critical(3, 3)}
 
-    loop.train(writing(steps=12, objective=objective, optim={"lr": 5e-3}))
+    trainer.train(writing(steps=12, objective=objective, optim={"lr": 5e-3}))
 
     rewards = series(tmp_path, "self_critical/reward")
     assert min(rewards[-3:]) > 1.2 * max(rewards[:2])

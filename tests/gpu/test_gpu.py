@@ -14,8 +14,8 @@ from support.small_shards import write_shards
 from support.training import DENOISING, MODEL, make_recipe, terms
 
 from onepeace.config import write_config
-from onepeace.train import loop
-from onepeace.train.log import read_log
+from onepeace.train import trainer
+from onepeace.train.logging import read_log
 from onepeace.train.objective import Objective
 
 pytestmark = pytest.mark.gpu
@@ -90,9 +90,9 @@ def test_resumed_run_equals_one_that_was_never_stopped(root, tmp_path):
     options = {"steps": 6, "run": {"log_every": 1}, **DENOISING}
     whole = make_recipe(root, tmp_path / "whole", **options)
     stopped = make_recipe(root, tmp_path / "stopped", **options)
-    loop.train(whole)
-    loop.train(stopped, stop_at=3)
-    loop.train(stopped)
+    trainer.train(whole)
+    trainer.train(stopped, stop_at=3)
+    trainer.train(stopped)
     assert_same_losses(tmp_path / "stopped", tmp_path / "whole", 1e-3)
 
 
@@ -122,5 +122,5 @@ def test_compiled_blocks_train_like_others(root, tmp_path):
     for name, compiled in (("eager", False), ("compiled", True)):
         run = {"batch_size": 4, "log_every": 1, "compile": compiled}
         compiled_recipe = make_recipe(root, tmp_path / name, steps=2, model=model, run=run, **DENOISING)
-        loop.train(compiled_recipe)
+        trainer.train(compiled_recipe)
     assert_same_losses(tmp_path / "compiled", tmp_path / "eager", 1e-3)

@@ -25,8 +25,8 @@ from onepeace.index.loading import COMPILE_FROM, Settings, load_model
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput
 from onepeace.processors import TextProcessor, TextReader, registry
-from onepeace.train import loop
-from onepeace.train.log import read_log
+from onepeace.train import trainer
+from onepeace.train.logging import read_log
 from onepeace.train.recipe import read_recipe
 
 PROCESSORS = {"text": {"max_tokens": 12}, "image": {"size": 32}}
@@ -224,7 +224,7 @@ def test_training_loop_lowers_its_loss(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
     recipe = read_recipe(tmp_path / "recipe.yaml", [f"data.root={tmp_path}", f"run.out={tmp_path / 'run'}"])
-    folder = loop.train(recipe)
+    folder = trainer.train(recipe)
 
     assert read_config(folder).architecture == "toy"
     log = read_log(tmp_path / "run" / "log.jsonl")

@@ -25,10 +25,10 @@ from onepeace.plan.report import plan_text
 from onepeace.plan.synthetic import item_batch, largest_items, synthetic_batch
 from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
 from onepeace.train import parallel
-from onepeace.train.build import build_optimizer
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import make_config
 from onepeace.train.recipe import Recipe, read_recipe
+from onepeace.train.setup import build_optimizer
 from onepeace.train.step import Stepper
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def training_batch(recipe, model, config, processes):
 
 
 def make_stepper(recipe, model, modalities):
-    """The step of a run, as `onepeace.train.loop` assembles it, but of an objective whose data are made up."""
+    """The step of a run, as `onepeace.train.trainer` assembles it, but of an objective whose data are made up."""
     bfloat16 = recipe.run.precision == "bfloat16"
     objective = synthetic_objective(recipe, model, modalities).train()
     if objective.sharded:

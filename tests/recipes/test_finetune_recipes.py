@@ -16,8 +16,8 @@ from onepeace.cli import main
 from onepeace.config import read_yaml
 from onepeace.data.source import read_source
 from onepeace.train.evaluation import evaluation
-from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe
+from onepeace.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "finetune"

@@ -18,8 +18,8 @@ from onepeace.cli import main
 from onepeace.generative.answers import Box, Choice, Objects, Text
 from onepeace.generative.caption_scores import CiderReward
 from onepeace.hub.weights import read_state
-from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe
+from onepeace.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "generative"

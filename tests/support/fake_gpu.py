@@ -14,8 +14,8 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onepeace.generative.asking import Asking
-from onepeace.train.averages import Averages
-from onepeace.train.build import build_optimizer
+from onepeace.train.logging import Averages
+from onepeace.train.setup import build_optimizer
 from onepeace.train.step import Stepper, UnusableSteps
 
 NAME = "fakegpu"

@@ -13,7 +13,7 @@ from support.training import terms
 from onepeace.data.batch import Batch, make_mask
 from onepeace.data.builder import names_of
 from onepeace.data.sample import Sample
-from onepeace.train import loop, parallel
+from onepeace.train import parallel, trainer
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import RunConfig, read_recipe
 from onepeace.train.teachers import TeacherTable
@@ -33,7 +33,7 @@ def preload():
     """Have processes forked from one that has imported torch and done nothing: an import costs more than most tests."""
     multiprocessing.set_forkserver_preload(
         [
-            "onepeace.train.loop",
+            "onepeace.train.trainer",
             "torch._dynamo",
             "torch.distributed.checkpoint.state_dict_saver",
             "pytest",
@@ -150,4 +150,4 @@ def spread_step(path, parts, **options):
 
 def train(path, overrides, stop_at=None):
     """A run of the recipe at ``path``."""
-    loop.train(read_recipe(path, overrides), stop_at=stop_at)
+    trainer.train(read_recipe(path, overrides), stop_at=stop_at)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from onepeace.config import build
-from onepeace.train import loop
-from onepeace.train.log import read_log
+from onepeace.train import trainer
+from onepeace.train.logging import read_log
 from onepeace.train.recipe import Recipe
 from onepeace.train.terms.registry import read_terms
 
@@ -174,9 +174,9 @@ def assert_resume_is_exact(make, *, stop_at, steps, torn=None):
 
     ``steps`` have a line in the log. That of the step ``torn`` differs: it averages steps before and after the cut.
     """
-    whole = loop.train(make("whole"))
-    loop.train(make("cut"), stop_at=stop_at)
-    resumed = loop.train(make("cut"))
+    whole = trainer.train(make("whole"))
+    trainer.train(make("cut"), stop_at=stop_at)
+    resumed = trainer.train(make("cut"))
 
     assert_same_weights(resumed, whole)
     lines = {}

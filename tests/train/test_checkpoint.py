@@ -14,7 +14,7 @@ from torch import nn
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, checkpoint_files
 from onepeace.train.checkpoint_files import HEADER, folder_of, folders, step_of, unfinished
-from onepeace.train.log import Log, read_log
+from onepeace.train.logging import Log, read_log
 from onepeace.train.optim import make_optimizer
 from onepeace.train.sections import OptimConfig
 

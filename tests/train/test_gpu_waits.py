@@ -9,7 +9,7 @@ from support.fake_gpu import StepChecked, check_first_step
 from support.training import DENOISING, make_recipe
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from onepeace.train import loop, parallel
+from onepeace.train import parallel, trainer
 from onepeace.train.passes import Passes
 
 MIXED_DEVICES = RuntimeError
@@ -23,7 +23,7 @@ def first_step(root, tmp_path, monkeypatch):
     run = {"batch_size": 4, "grad_cache_chunks": 2, "ema": 0.5, "max_padding": 0.0}
 
     def take():
-        loop.train(make_recipe(root, tmp_path / "run", steps=1, run=run, **DENOISING))
+        trainer.train(make_recipe(root, tmp_path / "run", steps=1, run=run, **DENOISING))
 
     return take
 

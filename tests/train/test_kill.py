@@ -24,9 +24,9 @@ from onepeace.data.batch import Batch
 from onepeace.data.source import read_source
 from onepeace.data.write import new_shards
 from onepeace.errors import UserError
-from onepeace.train import checkpoint, loop
+from onepeace.train import checkpoint, trainer
 from onepeace.train.checkpoint_files import folders, step_of
-from onepeace.train.log import Log, read_log
+from onepeace.train.logging import Log, read_log
 from onepeace.train.recipe import read_recipe
 from onepeace.train.step import Stepper
 
@@ -68,7 +68,7 @@ def random_recipe(root, out):
 def whole(parts, tmp_path_factory):
     """Folder of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    loop.train(random_recipe(parts, out))
+    trainer.train(random_recipe(parts, out))
     return out
 
 
@@ -96,7 +96,7 @@ def test_uninterrupted_run_logs_every_step(whole):
 
 def start(path, *overrides):
     """`onepeace train` in a process group of its own."""
-    package = str(Path(loop.__file__).parents[2])
+    package = str(Path(trainer.__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, "-m", "onepeace", "train", str(path), *overrides],
         stdout=subprocess.DEVNULL,
@@ -231,7 +231,7 @@ def train_killed(path, at, counts):
     for name in ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"):
         setattr(os, name, kill(getattr(os, name)))
     safetensors.torch.save_file = write_in_pieces(safetensors.torch.save_file, kill)
-    loop.train(read_recipe(path))
+    trainer.train(read_recipe(path))
     counts.put(kill.count)
 
 
@@ -276,7 +276,7 @@ def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog):
         out = tmp_path / str(operation)
         num_half_written += len(list(out.glob(".*.tmp")))
 
-        loop.train(recipe)
+        trainer.train(recipe)
 
         assert not list(out.glob(".*.tmp"))
         assert len(folders(out)) == 2
@@ -287,13 +287,13 @@ def test_resume_after_kill_anywhere_in_writing_is_exact(make, tmp_path, caplog):
 
 def test_resume_after_cut_off_checkpoint_uses_one_before(parts, whole, tmp_path, caplog):
     recipe = random_recipe(parts, tmp_path)
-    loop.train(recipe, stop_at=10)
+    trainer.train(recipe, stop_at=10)
     newest = folders(tmp_path)[-1]
     assert step_of(newest) == 9
     (part,) = newest.glob("*.safetensors")
     os.truncate(part, part.stat().st_size // 2)
 
-    loop.train(recipe)
+    trainer.train(recipe)
 
     assert f"{part}: damaged" in caplog.text
     assert "resuming from step 6" in caplog.text
@@ -317,7 +317,7 @@ def no_file_above(size):
 def test_full_disk_leaves_last_checkpoint(parts, whole, out, recipe_file, capsys):
     recipe = random_recipe(parts, out)
     write_config(recipe, recipe_file)
-    loop.train(recipe, stop_at=4)
+    trainer.train(recipe, stop_at=4)
     (kept,) = folders(out)
     (part,) = kept.glob("*.safetensors")
     capsys.readouterr()
@@ -373,7 +373,7 @@ def train_with_bad_steps(small_recipe, tmp_path):
 
     def train(limit):
         run = {**RUN, "ema": 0.9, "save_every": 2, "max_bad_steps": limit}
-        loop.train(small_recipe(steps=7, run=run))
+        trainer.train(small_recipe(steps=7, run=run))
         return tmp_path
 
     return train

@@ -16,7 +16,7 @@ from onepeace.errors import UserError
 from onepeace.model.stems.language import LanguageStem
 from onepeace.plan.plan import make_plan
 from onepeace.processors.tokenizer import from_transformers
-from onepeace.train import loop
+from onepeace.train import trainer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
@@ -115,7 +115,7 @@ def test_plan_of_language_stem(encoder, root, tmp_path):
 
 
 def test_model_folder_needs_no_encoder(encoder, root, tmp_path):
-    folder = loop.train(text_recipe(encoder, root, tmp_path / "run"))
+    folder = trainer.train(text_recipe(encoder, root, tmp_path / "run"))
     stem = encoder.stem(8, layers=2)
     shutil.rmtree(encoder.folder)
 
@@ -130,7 +130,7 @@ def test_model_folder_needs_no_encoder(encoder, root, tmp_path):
 
 def test_tokenizer_beside_that_of_encoder(encoder, root, tmp_path):
     with pytest.raises(UserError, match="tokenizer: leave out name"):
-        loop.train(text_recipe(encoder, root, tmp_path / "run", tokenizer={"name": "clip"}))
+        trainer.train(text_recipe(encoder, root, tmp_path / "run", tokenizer={"name": "clip"}))
 
 
 def test_encoder_of_sound_is_no_text_stem(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 from support.training import make_recipe
 
 from onepeace.errors import MissingPackage, UserError
-from onepeace.train import loop
-from onepeace.train.log import read_log
+from onepeace.train import trainer
 from onepeace.train.loggers import LOGGERS
+from onepeace.train.logging import read_log
 from onepeace.train.model_config import make_config
 
 
@@ -20,8 +20,8 @@ def train_in_two_parts(small_recipe, tmp_path):
     def train(logger):
         run = {"batch_size": 8, "log_every": 1, "save_every": 2, "loggers": [logger]}
         recipe = small_recipe("birds", steps=5, run=run)
-        loop.train(recipe, stop_at=3)
-        loop.train(recipe)
+        trainer.train(recipe, stop_at=3)
+        trainer.train(recipe)
         return read_log(tmp_path / "birds" / "log.jsonl")
 
     return train
@@ -147,7 +147,7 @@ def test_logger_that_cannot_start_is_one_line(small_recipe, monkeypatch):
     monkeypatch.setitem(LOGGERS, "offline", Offline)
 
     with pytest.raises(UserError, match=r"offline .*\(no route to host\)"):
-        loop.train(small_recipe(steps=1, run={"loggers": ["offline"]}))
+        trainer.train(small_recipe(steps=1, run={"loggers": ["offline"]}))
 
 
 class ShakyWandb(FakeWandb):

@@ -21,10 +21,9 @@ from onepeace.embed.embedder import load
 from onepeace.errors import MissingPackage, UserError
 from onepeace.hub.weights import expected
 from onepeace.plan.plan import make_plan, planned_model
-from onepeace.train import loop
-from onepeace.train.loop import train_steps
+from onepeace.train import trainer
 from onepeace.train.model_config import make_config
-from onepeace.train.run import Run
+from onepeace.train.trainer import Trainer
 
 peft = pytest.importorskip("peft")
 
@@ -43,7 +42,7 @@ TEXTS = ["a red square", "a blue square"]
 def base(root, tmp_path_factory):
     """A model that knows the squares a little."""
     out = tmp_path_factory.mktemp("base")
-    return loop.train(make_recipe(root, out, steps=6, run={"batch_size": 8}))
+    return trainer.train(make_recipe(root, out, steps=6, run={"batch_size": 8}))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_lora_resume_is_exact_to_the_bit(small_recipe, adapting, tmp_path):
     adapters = {name: load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "cut")}
     assert_same_tensors(adapters["cut"], adapters["whole"])
     with pytest.raises(UserError, match="another lora"):
-        loop.train(make("cut", lora={**LORA, "rank": 8}))
+        trainer.train(make("cut", lora={**LORA, "rank": 8}))
 
 
 @pytest.fixture(scope="module", params=[None, 0.5], ids=["weights", "average"])
@@ -83,7 +82,7 @@ def trained(request, root, adapting, tmp_path_factory):
     """Recipe of a run that trained only adapters, with and without averaged weights."""
     fields = adapting(freeze=(), run={"ema": request.param})
     recipe = make_recipe(root, tmp_path_factory.mktemp("trained"), **fields)
-    loop.train(recipe)
+    trainer.train(recipe)
     return recipe
 
 
@@ -146,16 +145,16 @@ def test_adapters_alone_are_loaded_by_peft(base, out):
 
 
 def test_only_adapters_and_exceptions_train(small_recipe, adapting):
-    run = Run(small_recipe(**adapting(steps=2)), CPU)
+    run = Trainer(small_recipe(**adapting(steps=2)), CPU)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
-    assert train_steps(run, None, None, lambda: False) == 2
+    assert run.take_steps() == 2
 
     trainable = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
     num_adapters = 2 * 2 * len(TARGETED_LAYERS)  # two matrices in two blocks
     assert len(trainable) == num_adapters + 3
     assert {"heads.image.weight", "heads.image.bias", "logit_scale"} <= trainable
-    assert sum(len(group["params"]) for group in run.optimizer.param_groups) == len(trainable)
+    assert sum(len(group["params"]) for group in run.stepper.optimizer.param_groups) == len(trainable)
     moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {"heads.image.weight", "blocks.0.attn.v.lora_A.default.weight"} <= moved <= trainable
 
@@ -169,14 +168,14 @@ def test_evaluation_gets_merged_model(small_recipe, adapting):
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"a": 1.0}
 
-    folder = loop.train(small_recipe("measured", **adapting(run={"eval_every": 4})), evaluate)
+    folder = trainer.train(small_recipe("measured", **adapting(run={"eval_every": 4})), evaluate)
 
     in_the_middle, at_the_end = states
     assert_same_tensors(at_the_end, load_file(folder / "model.safetensors"))
     assert in_the_middle.keys() == at_the_end.keys()
     name = "blocks.0.attn.q.weight"
     assert not torch.equal(in_the_middle[name], at_the_end[name])
-    assert_same_weights(loop.train(small_recipe("quiet", **adapting())), folder)
+    assert_same_weights(trainer.train(small_recipe("quiet", **adapting())), folder)
 
 
 def test_target_is_not_an_ending_of_longer_names(small_recipe):
@@ -205,14 +204,14 @@ def test_target_is_not_an_ending_of_longer_names(small_recipe):
 )
 def test_mistakes_in_lora(small_recipe, adapting, fields, message):
     with pytest.raises(UserError, match=message):
-        loop.train(small_recipe(**adapting(**fields)))
+        trainer.train(small_recipe(**adapting(**fields)))
 
 
 def test_lora_without_peft_writes_nothing(small_recipe, adapting, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
 
     with pytest.raises(MissingPackage) as caught:
-        loop.train(small_recipe(**adapting()))
+        trainer.train(small_recipe(**adapting()))
 
     assert caught.value.extra == "lora"
     assert not (tmp_path / "tokenizer.json").exists()
@@ -224,13 +223,13 @@ def num_bytes(tensors):
 
 def test_plan_counts_lora(small_recipe, adapting, base):
     recipe = small_recipe(**adapting(steps=2, run={"ema": 0.9}))
-    run = Run(recipe, CPU)
-    train_steps(run, None, None, lambda: False)
+    run = Trainer(recipe, CPU)
+    run.take_steps()
 
     plan = make_plan(recipe)
 
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    states = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
+    states = [tensor for state in run.stepper.optimizer.state.values() for tensor in state.values()]
     memory = plan.step.memory
     assert plan.trained == sum(parameter.numel() for parameter in trained)
     assert memory["parameters"] == num_bytes(run.model.parameters())

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from onepeace import losses
 from onepeace.errors import UserError
-from onepeace.train import loop, teachers
+from onepeace.train import teachers, trainer
 
 CLASSES = {
     **COLOURS,
@@ -44,7 +44,7 @@ def test_names_are_learned(small_recipe, tmp_path):
     term = {"teacher": TEACHER, "names": 4, "templates": ["{}", "a {} square"]}
     objective = {"contrastive": {"multi_positive": True}, "names/image": term}
 
-    loop.train(small_recipe(steps=40, objective=objective))
+    trainer.train(small_recipe(steps=40, objective=objective))
 
     assert_falls(tmp_path, "names/image", factor=0.6)
 
@@ -81,4 +81,4 @@ def test_soft_targets_of_wrong_shape(vectors):
 def test_names_are_for_modality_with_classifier(small_recipe, term):
     objective = {"contrastive": {}, term: {"teacher": TEACHER}}
     with pytest.raises(UserError, match=rf"objective\.{term}\.on"):
-        loop.train(small_recipe(objective=objective))
+        trainer.train(small_recipe(objective=objective))

@@ -12,7 +12,7 @@ from torch import nn
 
 from onepeace.errors import UserError
 from onepeace.losses import classification
-from onepeace.train import loop
+from onepeace.train import trainer
 from onepeace.train.term import Term, TermOptions
 from onepeace.train.terms.registry import TERMS
 
@@ -55,7 +55,7 @@ def train_labels(small_recipe, monkeypatch):
             "labels/image": {"weight": 0.5, "classes": classes},
         }
         data = {"train": [source(targets=["label"])]}
-        return loop.train(small_recipe(steps=steps, data=data, objective=objective))
+        return trainer.train(small_recipe(steps=steps, data=data, objective=objective))
 
     return train
 

@@ -6,8 +6,7 @@ import yaml
 
 from onepeace.config import read_yaml, to_yaml
 from onepeace.errors import UserError
-from onepeace.train.recipe import read_recipe
-from onepeace.train.resume import check_same
+from onepeace.train.recipe import check_same, read_recipe
 
 FULL = """
 seed: 3

@@ -7,10 +7,9 @@ from onepeace.config import build
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import read_tokenizer
-from onepeace.train.build import TOKENIZER, build_processors
 from onepeace.train.model_config import make_config
-from onepeace.train.processing import make_processors, write_tokenizer
 from onepeace.train.recipe import Recipe
+from onepeace.train.setup import TOKENIZER, build_processors, make_processors, write_tokenizer
 
 SMALL = {
     "size": "tiny",

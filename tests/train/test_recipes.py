@@ -18,7 +18,7 @@ from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.model import OnePeace
 from onepeace.plan import plan
-from onepeace.train import loop, teachers
+from onepeace.train import teachers, trainer
 from onepeace.train.recipe import read_recipe
 from onepeace.train.terms.registry import TERMS
 
@@ -232,7 +232,7 @@ class ShrunkenRuns:
                 patch.setitem(teachers.TEACHERS, library, stub_teacher)
             check_first_step(patch, then_stop=only_check)
             with pytest.raises(StepChecked) if only_check else nullcontext():
-                loop.train(recipe)
+                trainer.train(recipe)
         return out
 
 

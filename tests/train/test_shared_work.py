@@ -15,10 +15,10 @@ from onepeace.config import write_config
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
-from onepeace.train import frozen_outputs, loop, parallel, stem_features
+from onepeace.train import frozen, parallel, trainer
 from onepeace.train.evaluation import evaluation, share_out
+from onepeace.train.frozen import compute_missing
 from onepeace.train.frozen_cache import FrozenCache, Output
-from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ PART = 20
 
 def train_and_note(path, overrides, notes):
     """A run whose processes note the number of views that each computed and wrote."""
-    stem_features.PART = PART
+    frozen.PART = PART
     write = FrozenCache.write
 
     def write_and_note(self, number, outputs):
@@ -59,8 +59,8 @@ def test_processes_share_stem_features(root, tmp_path, monkeypatch, parallelism)
 
     overrides = [f"run.out={tmp_path / 'shared'}", f"run.parallel={parallelism}"]
     start(2, train_and_note, tmp_path / "recipe.yaml", overrides, notes)
-    monkeypatch.setattr(stem_features, "PART", PART)
-    loop.train(recipe)
+    monkeypatch.setattr(frozen, "PART", PART)
+    trainer.train(recipe)
 
     counts = {}
     for path in notes.iterdir():
@@ -106,7 +106,7 @@ def is_waiting(monkeypatch):
             event.set()
         return first_decides(is_locked)
 
-    monkeypatch.setattr(frozen_outputs, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(frozen, "LOCK_SECONDS", 0.05)
     monkeypatch.setattr(parallel, "first_decides", note_and_decide)
     return event
 
@@ -166,7 +166,7 @@ def measured(root, tmp_path_factory):
         evaluate={"recipe": str(folder / "sets.yaml")},
     )
     write_config(recipe, folder / "recipe.yaml")
-    loop.train(recipe)
+    trainer.train(recipe)
     return folder
 
 

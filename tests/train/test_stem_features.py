@@ -15,11 +15,10 @@ from onepeace.data.sample import Sample, item_name
 from onepeace.errors import UserError
 from onepeace.model.stems import PretrainedStem
 from onepeace.processors import ImageProcessor
-from onepeace.train import loop
+from onepeace.train import trainer
+from onepeace.train.frozen import StemViews, compute_missing
 from onepeace.train.frozen_cache import FrozenCache, Output
-from onepeace.train.frozen_outputs import compute_missing
-from onepeace.train.run import Run
-from onepeace.train.stem_features import StemViews
+from onepeace.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -30,8 +29,8 @@ def features_of(run, modality):
 
 
 def test_features_without_augmentation_train_as_items(root, tmp_path):
-    loop.train(stem_recipe(root, tmp_path / "live", {}))
-    loop.train(stem_recipe(root, tmp_path / "kept", {"image": 1, "audio": 1}))
+    trainer.train(stem_recipe(root, tmp_path / "live", {}))
+    trainer.train(stem_recipe(root, tmp_path / "kept", {"image": 1, "audio": 1}))
 
     losses = series(tmp_path / "live", "loss")
     assert series(tmp_path / "kept", "loss") == pytest.approx(losses, rel=2e-4)  # kept as float16
@@ -66,7 +65,7 @@ def stems(root, tmp_path):
             return stem_recipe(root, tmp_path / name, {"image": views}, data=data)
 
         def losses(self, name):
-            loop.train(self.recipe(name))
+            trainer.train(self.recipe(name))
             return series(tmp_path / name, "loss")
 
         def part_names(self):
@@ -100,7 +99,7 @@ def test_refused_run_computes_no_features(stems, tmp_path):
     folders = list(stems.folder.iterdir())
 
     with pytest.raises(UserError, match=r"another data\.stem_views"):
-        Run(stems.recipe("first", views=3), CPU)
+        Trainer(stems.recipe("first", views=3), CPU)
 
     assert list(stems.folder.iterdir()) == folders
 
@@ -109,7 +108,7 @@ def test_refused_run_computes_no_features(stems, tmp_path):
 def mixed_run(root, tmp_path):
     """A run whose sounds have three views, each with a second sound mixed in."""
     data = {"augment": {"audio": {"mix": 1.0, "shift": True}}}
-    return Run(stem_recipe(root, tmp_path / "mixed", {"audio": 3}, data=data), CPU)
+    return Trainer(stem_recipe(root, tmp_path / "mixed", {"audio": 3}, data=data), CPU)
 
 
 def test_views_of_item_differ(mixed_run):
@@ -194,7 +193,7 @@ def views_of(run, samples):
 
 
 def test_two_runs_at_once_write_different_parts(root, tmp_path, monkeypatch):
-    run = Run(stem_recipe(root, tmp_path / "run", {"image": 1}), CPU)
+    run = Trainer(stem_recipe(root, tmp_path / "run", {"image": 1}), CPU)
     samples = list(features_of(run, "image").items.values())[:16]
     write = FrozenCache.write
     together = threading.Barrier(2)
@@ -237,4 +236,4 @@ def test_different_items_of_one_name_are_refused():
 )
 def test_mistakes_in_stem_views(root, tmp_path, views, fields, message):
     with pytest.raises(UserError, match=message):
-        loop.train(stem_recipe(root, tmp_path, views, **fields))
+        trainer.train(stem_recipe(root, tmp_path, views, **fields))

@@ -12,7 +12,7 @@ import onepeace
 from onepeace.data.source import read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS
-from onepeace.train import loop
+from onepeace.train import trainer
 
 PROCESSORS = {
     "image": {"size": 24},
@@ -166,7 +166,7 @@ def numbers(value):
 def test_task_is_learned_and_predicts(tasks, tmp_path, name):
     task = TASKS[name]
 
-    folder = loop.train(task_recipe(tasks, tmp_path, task, steps=task.steps))
+    folder = trainer.train(task_recipe(tasks, tmp_path, task, steps=task.steps))
 
     assert_falls(tmp_path, "loss", factor=0.7)
     model = onepeace.load(folder)
@@ -199,7 +199,7 @@ WITHOUT_CANDIDATES = {"shards": "choices.tar", "pair": ["audio", "text"], "targe
 )
 def test_task_recipe_that_does_not_fit(tasks, tmp_path, name, fields, message):
     with pytest.raises(UserError, match=message):
-        loop.train(task_recipe(tasks, tmp_path, TASKS[name], **fields))
+        trainer.train(task_recipe(tasks, tmp_path, TASKS[name], **fields))
 
 
 def test_label_that_is_no_class_is_named(root, tmp_path):
@@ -207,4 +207,4 @@ def test_label_that_is_no_class_is_named(root, tmp_path):
     labels.write_text(json.dumps([name for name in COLOURS if name != "red"]))
 
     with pytest.raises(UserError, match=r"red\d+: 'red' is not among the 7 labels"):
-        loop.train(task_recipe(root, tmp_path / "run", TASKS["label"], steps=30, labels=str(labels)))
+        trainer.train(task_recipe(root, tmp_path / "run", TASKS["label"], steps=30, labels=str(labels)))

@@ -16,7 +16,7 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
-from onepeace.train import loop
+from onepeace.train import trainer
 from onepeace.train.teachers import TEACHERS, TeacherOptions, teacher_table
 from onepeace.train.teachers.networks import SAMPLE_RATE
 
@@ -209,7 +209,7 @@ def distilled(root, tmp_path_factory):
         objective=objective,
         run={"batch_size": 6, "log_every": 1},
     )
-    loop.train(recipe)
+    trainer.train(recipe)
     return folder
 
 

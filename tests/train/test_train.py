@@ -28,18 +28,17 @@ from onepeace.data.reader import open_sources
 from onepeace.data.write import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.train import loop, teachers
-from onepeace.train.build import build_steps
+from onepeace.train import teachers, trainer
 from onepeace.train.evaluation import evaluation
 from onepeace.train.initial_weights import make_model
 from onepeace.train.model_config import make_config
-from onepeace.train.processing import make_processors, write_tokenizer
+from onepeace.train.setup import build_steps, make_processors, write_tokenizer
 
 
 @pytest.fixture(scope="module")
 def stage_one(root, tmp_path_factory):
     """A model of squares and words, trained with every term of the paper's first stage."""
-    return loop.train(make_recipe(root, tmp_path_factory.mktemp("stage1"), steps=60, **DENOISING))
+    return trainer.train(make_recipe(root, tmp_path_factory.mktemp("stage1"), steps=60, **DENOISING))
 
 
 def recall(embedder, make, value_by_class, sentence):
@@ -96,7 +95,7 @@ def test_stage_two_aligns_audio_to_frozen_text(small_recipe, stage_one):
         freeze={"except": trained},
     )
 
-    folder = loop.train(recipe)
+    folder = trainer.train(recipe)
 
     before = load_file(stage_one / "model.safetensors")
     after = load_file(folder / "model.safetensors")
@@ -154,7 +153,7 @@ def test_texts_alone_feed_terms_of_text(small_recipe, tmp_path):
     )
 
     batches = build(recipe, tmp_path / "run")[0].batches
-    loop.train(recipe)
+    trainer.train(recipe)
 
     assert [list(batch.inputs) for batch in batches] == [["image", "text"], ["text"]]
     (line,) = logged(tmp_path / "run")
@@ -197,16 +196,16 @@ def test_resume_equals_uninterrupted_run(small_recipe):
 
 def test_finished_run_writes_its_model_only_if_broken(small_recipe):
     recipe = small_recipe(steps=2)
-    folder = loop.train(recipe)
+    folder = trainer.train(recipe)
     weights = folder / "model.safetensors"
     (folder / "notes.txt").write_text("mine")
     inode = weights.stat().st_ino
 
-    loop.train(recipe)
+    trainer.train(recipe)
     assert weights.stat().st_ino == inode
 
     os.truncate(weights, 100)
-    loop.train(recipe)
+    trainer.train(recipe)
     assert weights.stat().st_size > 100
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -219,7 +218,7 @@ def test_finished_run_goes_on_when_steps_are_raised(small_recipe, tmp_path):
             schedule={"steps": steps, "name": "wsd", "warmup_steps": 2, "decay_steps": 0},
             run={"log_every": 1},
         )
-        return loop.train(recipe)
+        return trainer.train(recipe)
 
     train("raised", 3)
     raised = train("raised", 5)
@@ -254,7 +253,7 @@ def distill(small_recipe):
     def train(name, library="brightness", steps=1, **data):
         teacher = {"library": library, "name": ""}
         objective = {"contrastive": {}, "distillation/image": {"teacher": teacher}}
-        loop.train(small_recipe(name, steps=steps, objective=objective, data=data))
+        trainer.train(small_recipe(name, steps=steps, objective=objective, data=data))
 
     return train
 
@@ -329,7 +328,7 @@ def test_set_of_lacking_modality_is_left_out(evaluate):
 )
 def test_mistakes_in_a_recipe(small_recipe, fields, message):
     with pytest.raises(UserError, match=message):
-        loop.train(small_recipe(**fields))
+        trainer.train(small_recipe(**fields))
 
 
 # The command

@@ -5,7 +5,7 @@ import torch
 from support.processes import start
 from torch import nn
 
-from onepeace.train import build, parallel
+from onepeace.train import parallel, setup
 from onepeace.train.sections import RunConfig
 
 CPU = torch.device("cpu")
@@ -35,10 +35,10 @@ def test_processes_take_answer_of_first(tmp_path):
     ],
 )
 def test_precision_auto_is_that_of_device(small_recipe, monkeypatch, precision, is_fast, uses_bfloat16):
-    monkeypatch.setattr(build, "bfloat16_is_fast", lambda device: is_fast and device.type == "cuda")
+    monkeypatch.setattr(setup, "bfloat16_is_fast", lambda device: is_fast and device.type == "cuda")
     recipe = small_recipe(run={"precision": precision})
 
-    assert build.computes_in_bfloat16(recipe, torch.device("cuda")) == uses_bfloat16
+    assert setup.computes_in_bfloat16(recipe, torch.device("cuda")) == uses_bfloat16
 
 
 class WithPositions(nn.Module):

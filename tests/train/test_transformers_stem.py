@@ -10,7 +10,7 @@ from support.training import MODEL, assert_same_tensors, make_recipe, source
 
 from onepeace.embed.embedder import load
 from onepeace.model.stems.transformers import TransformersStem, network_options
-from onepeace.train import loop
+from onepeace.train import trainer
 
 SMALL = {
     "hidden_size": 32,
@@ -92,7 +92,7 @@ def audio_recipe(root, out, encoder):
 def test_model_folder_needs_no_audio_encoder(root, tmp_path):
     encoder = tmp_path / "encoder"
     save_encoder(encoder, "wavlm")
-    folder = loop.train(audio_recipe(root, tmp_path / "run", encoder))
+    folder = trainer.train(audio_recipe(root, tmp_path / "run", encoder))
     options = network_options(str(encoder))
     stem = TransformersStem(8, str(encoder))
     stem.load_pretrained()

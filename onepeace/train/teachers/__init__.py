@@ -16,8 +16,8 @@ from torch import Tensor
 from onepeace.config.reader import nearest
 from onepeace.device import upload
 from onepeace.errors import UserError
+from onepeace.train.frozen import compute_missing
 from onepeace.train.frozen_cache import FrozenCache, Output, fingerprint
-from onepeace.train.frozen_outputs import compute_missing
 from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
 
 log = logging.getLogger(__name__)

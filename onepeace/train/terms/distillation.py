@@ -11,8 +11,7 @@ from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
-from onepeace.train.term import Term, TermContext, TermOptions
-from onepeace.train.training_data import TrainingData
+from onepeace.train.term import Term, TermContext, TermOptions, TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ from onepeace.model import INITIAL_SCALE, Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
-from onepeace.train.term import Term, TermContext, TermOptions, check_projections
-from onepeace.train.training_data import TrainingData
+from onepeace.train.term import Term, TermContext, TermOptions, TrainingData, check_projections
 
 
 @dataclass(frozen=True, kw_only=True)

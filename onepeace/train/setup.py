@@ -3,8 +3,9 @@
 Nothing is trained here; run.py takes the steps, and a checkpoint is loaded into these parts afterwards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,29 @@ from onepeace.compiling import compile_always, pays_off
 from onepeace.config import Config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.sample import Sample
 from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
+from onepeace.errors import UserError
+from onepeace.files.atomic import write_atomic
 from onepeace.generative.tasks import Task
 from onepeace.hub.architectures import build_module
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
+from onepeace.processors import TextProcessor, tokenizer
 from onepeace.processors.processor import Processor
+from onepeace.processors.registry import processor_class
 from onepeace.train import parallel
+from onepeace.train.frozen import make_stem_features
 from onepeace.train.frozen_cache import FrozenCache
 from onepeace.train.initial_weights import make_model
-from onepeace.train.labels import label_heads
 from onepeace.train.lora import add_lora_and_freeze
-from onepeace.train.model_config import make_config
+from onepeace.train.model_config import label_heads, make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
-from onepeace.train.processing import make_processors, write_tokenizer
 from onepeace.train.recipe import Recipe
-from onepeace.train.stem_features import make_stem_features
-from onepeace.train.term_options import TermOptions
+from onepeace.train.term import TermOptions, TrainingData, captions_of
 from onepeace.train.terms.registry import TERMS
-from onepeace.train.training_data import TrainingData
 
 TOKENIZER = "tokenizer.json"
 """File in the run's folder."""
@@ -84,7 +87,15 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
     objective = build_objective(recipe, model, data)
     add_lora_and_freeze(model, recipe)
     use_bfloat16 = computes_in_bfloat16(recipe, device)
-    features = make_stem_features(recipe, sources, processors, model, device, use_bfloat16)
+    features = make_stem_features(
+        config=recipe.data,
+        folder=recipe.frozen_folder,
+        sources=sources,
+        processors=processors,
+        model=model,
+        device=device,
+        use_bfloat16=use_bfloat16,
+    )
     parallelize(recipe, objective, device, use_bfloat16)
     return Parts(
         config=config,
@@ -194,3 +205,54 @@ def build_steps(
         rank=parallel.rank(),
         world_size=parallel.world_size(),
     )
+
+
+FIRST = 200_000
+"""Number of samples of each source that the vocabulary is trained on."""
+
+
+def write_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
+    """Write the run's tokenizer.json: that of the text stem, the starting model or CLIP, or one trained on captions."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = _make_tokenizer(recipe, sources)
+    with write_atomic(path) as temporary:  # an incomplete file must not get the name
+        temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save raises a bare Exception
+
+
+def _make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> Any:
+    options = recipe.tokenizer
+    text = recipe.model_fields.get("adapters", {}).get("text", {})
+    if text.get("stem") == "transformers":
+        if options.name is not None:
+            raise UserError(f"tokenizer: leave out name, the stem {text['name']} has a vocabulary of its own")
+        return tokenizer.from_transformers(text["name"])
+    start_folder = recipe.start_folder
+    if start_folder is not None and (start_folder / "tokenizer.json").exists():
+        return tokenizer.read_tokenizer(start_folder / "tokenizer.json")
+    if options.name == "clip":
+        return tokenizer.from_open_clip()
+    captions: set[str] = set()
+    for source in sources:
+        captions.update(captions_of(recipe.data, islice(source, FIRST)))
+    return tokenizer.train_bpe(sorted(captions), options.vocab_size)
+
+
+def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
+    """Processors by modality; ``folder`` holds the tokenizer.
+
+    Raises:
+        UserError: the vocabulary is larger than the model's.
+    """
+    processors = {
+        key: processor_class(key).from_config(config.processors[key], folder) for key in config.model.adapters
+    }
+    text = processors.get("text")
+    if not isinstance(text, TextProcessor):
+        return processors
+    rows = config.model.adapters["text"].get("vocab_size")
+    if rows is not None and text.vocab_size > rows:
+        raise UserError(
+            f"{folder / 'tokenizer.json'} has {text.vocab_size} entries, more than model.adapters.text.vocab_size "
+            f"{rows}; raise that, or lower tokenizer.vocab_size"
+        )
+    return processors

@@ -1,34 +1,120 @@
-"""Features of a frozen stem for several augmented views of every training item, computed once, so that training runs
-only the Transformer. They are stored on disk under a fingerprint of everything they depend on."""
+"""Outputs of frozen networks for all training items, computed once before the first step by all processes together.
+
+`compute_missing` fills a cache, for teachers (teachers/) and for the frozen stems of `make_stem_features`, which keep
+several augmented views of every item, so that training runs only the Transformer.
+"""
 
 import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onepeace.data.augment import Augment, make_augments
+from onepeace.data.config import DataConfig
 from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, item_name
 from onepeace.errors import UserError
 from onepeace.model import Adapter, Trained
 from onepeace.model.stems import PretrainedStem
 from onepeace.processors.processor import Processor
+from onepeace.progress import Progress
 from onepeace.threads import compute_alone
 from onepeace.train import parallel
 from onepeace.train.frozen_cache import FrozenCache, Output, fingerprint
-from onepeace.train.frozen_outputs import compute_missing
-from onepeace.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 60
+"""Seconds after which the processes ask each other again whether the folder is free; below the timeout of a message."""
+
+
+def compute_missing(cache: FrozenCache, compute: Callable[[list[str]], Iterable[Output]], part_size: int) -> None:
+    """Compute the outputs that a cache lacks, a part in each process at a time; all processes must call it.
+
+    A part has the same items for any number of processes, and so the same values. Other runs wait until then.
+
+    Args:
+        cache: cache in a folder that all processes share.
+        compute: returns the outputs of the named items, any number for each; none for one that cannot be decoded.
+        part_size: items per part: what is lost if the run is killed, and what a process computes while others wait.
+
+    Raises:
+        UserError: the processes see different outputs in the folder.
+    """
+    if not any(parallel.gather_numbers(len(cache.missing))):
+        return
+    with _locked(cache):
+        cache.refresh()  # another run may have computed some
+        missing = cache.missing
+        _check_shared(cache, len(missing))
+        starts = range(0, len(missing), part_size)
+        parts = [missing[start : start + part_size] for start in starts]
+        first_number = max(cache.parts, default=-1) + 1
+        is_first = parallel.rank() == 0
+        if is_first and missing:
+            log.warning("%s: computing %d items, once", cache.folder, len(missing))
+        with Progress(len(missing), "item", shown=None if is_first else False) as progress:
+            world_size = parallel.world_size()
+            for begin in range(0, len(parts), world_size):
+                index = begin + parallel.rank()
+                if index < len(parts):
+                    _write_part(cache, first_number + index, compute(parts[index]))
+                parallel.barrier()
+                computed_now = parts[begin : begin + world_size]
+                progress.update(sum(map(len, computed_now)))
+        cache.refresh()
+
+
+def _write_part(cache: FrozenCache, number: int, computed: Iterable[Output]) -> None:
+    outputs = list(computed)
+    if outputs:
+        cache.write(number, outputs)
+
+
+@contextmanager
+def _locked(cache: FrozenCache) -> Iterator[None]:
+    """Context in which the first process holds the cache's lock, for all."""
+    lock = cache.lock()
+    try:
+        while not parallel.first_decides(parallel.rank() > 0 or _acquired(lock)):
+            pass
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: "BaseFileLock") -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        return False
+    return True
+
+
+def _check_shared(cache: FrozenCache, num_missing: int) -> None:
+    counts = parallel.gather_numbers(num_missing)
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"processes miss {min(counts)} to {max(counts)} outputs in it; set data.frozen_folder to a "
+            "folder that all machines share",
+            where=cache.folder,
+        )
+
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -158,27 +244,36 @@ class StemViews:
 
 
 def make_stem_features(
-    recipe: Recipe,
+    config: DataConfig,
+    folder: Path,
     sources: Sequence[Source],
     processors: Mapping[str, Processor],
     model: Trained,
     device: torch.device,
     use_bfloat16: bool,
 ) -> dict[str, FrozenCache]:
-    """Features of the items from the frozen stems of data.stem_views, computed by all processes."""
+    """Features of the items from the frozen stems of data.stem_views, computed by all processes.
+
+    Args:
+        config: the recipe's data section.
+        folder: folder of the caches.
+        sources, processors, model: those of the run.
+        device: device of this process.
+        use_bfloat16: whether the stems compute under autocast to bfloat16.
+    """
     features = {}
-    for key, views in recipe.data.stem_views.items():
+    for key, views in config.stem_views.items():
         stem_views = StemViews(
             key=key,
             adapter=with_values(model.adapters[key], device),
             processor=processors[key],
-            options=recipe.data.augment.get(key, {}),
+            options=config.augment.get(key, {}),
             samples=[sample for source in sources for sample in source.samples if key in sample.inputs],
             views=views,
             device=device,
             use_bfloat16=use_bfloat16,
         )
-        features[key] = stem_views.keep(recipe.frozen_folder)
+        features[key] = stem_views.keep(folder)
     return features
 
 
