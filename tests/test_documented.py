@@ -1,6 +1,6 @@
 """What a user or a new contributor looks for is documented: commands, options, recipes, names, fields, folders.
 
-Other tests ask for options of terms, protocols (train/test_recipes.py), layouts (recipes/test_layouts.py) and released
+Other tests ask for options of terms (train/test_recipes.py), layouts (recipes/test_layouts.py) and released
 checkpoints (hub/test_hub_resolve.py).
 """
 
@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Literal, get_args, get_origin, get_type_hints
 from xml.etree import ElementTree
 
 import pytest
@@ -22,7 +23,9 @@ from test_layers import ROWS
 
 from onepeace.cli import COMMANDS, command_parser
 from onepeace.evaluate.protocols import PROTOCOLS
+from onepeace.evaluate.protocols.task_metrics import METRICS
 from onepeace.index.fields import FIELDS
+from onepeace.train.sections import ScheduleConfig
 
 PACKAGE = ROOT / "onepeace"
 DOCS = ROOT / "docs"
@@ -95,8 +98,38 @@ def test_recipe_is_in_the_list():
     assert [name for name in listed if name not in recipes] == []
 
 
+def section(page: str, title: str) -> str:
+    """A section of a guide."""
+    return read(DOCS / "guide" / page).partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def first_cells(text: str, header: str) -> list[str]:
+    """The names in the first column of the table with this header."""
+    rows = text.partition(f"| {header} |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
+
+
+def test_protocols_and_metrics_are_those_of_the_guide():
+    text = section("train.md", "Evaluation")
+    assert first_cells(text, "`protocol`") == [*PROTOCOLS]
+    assert set(first_cells(text, "task of the head")) == {*METRICS}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values())
+def test_choices_of_a_protocol_are_in_the_guide(protocol):
+    text = section("train.md", "Evaluation")
+    for name, kind in get_type_hints(protocol).items():
+        if get_origin(kind) is Literal:
+            assert [choice for choice in get_args(kind) if f"`{choice}`" not in text] == [], name
+
+
+def test_schedules_are_those_of_the_guide():
+    text = section("train.md", "Optimizer and schedule")
+    assert first_cells(text, "`schedule.name`") == [*get_args(get_type_hints(ScheduleConfig)["name"])]
+
+
 def test_filter_field_is_in_the_guide():
-    table = read(DOCS / "guide" / "search.md").partition("## Filters")[2].partition("\n## ")[0]
+    table = section("search.md", "Filters")
     assert [field for field in FIELDS if f"`{field}`" not in table] == []
 
 

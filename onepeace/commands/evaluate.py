@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two such files")
     options.add_model(parser, None, batch_size=None, dtype=False)
+    text = "float32, bfloat16, float16 or auto (float32, as published figures are compared in it)"
+    parser.add_argument("--dtype", default="float32", metavar="NAME", help=text)
     options.add_json(parser)
 
 
@@ -134,7 +136,7 @@ def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
 
     needs_writer = any(protocol.needs_writer for protocol in recipe.sets.values())
     if needs_writer and can_write(read_config(resolve(args.model))):
-        return onepeace.load_generator(args.model, device=args.device)
+        return onepeace.load_generator(args.model, device=args.device, dtype=args.dtype)
     return options.load(args)
 
 

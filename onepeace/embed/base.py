@@ -1,7 +1,7 @@
 """Model on its device, with the processors of its modalities: what encoding, heat maps and heads compute with."""
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import NoReturn, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,15 @@ class LoadedModel:
         self.module = module.eval()
         self.processors = dict(processors)
         self._identity = identity
+
+    def eval(self) -> "Self":
+        """Set the module to evaluation mode, as it is when it is loaded."""
+        self.module.eval()
+        return self
+
+    def to(self, *_: object, **__: object) -> NoReturn:
+        """UserError: a loaded model stays on its device and in its precision."""
+        raise UserError("a loaded model is not moved; load it where it should be: onepeace.load(NAME, device=...)")
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ Its command line has no plug-ins; this module registers the model type "onepeace
 
 --model is as for `onepeace.load`; --pretrained is only used in the name of the output file. From Python, call
 `register()` before clip_benchmark.cli parses its arguments, or give `load` the arguments of a CLIP_benchmark loader.
---no_amp computes in float32, as `onepeace evaluate` does on a CPU.
+--no_amp computes in float32, as `onepeace evaluate` does. Nothing in a data set is executed.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def load(
     model_name: str = "tiny", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[ClipModel, Transform, Tokenizer]:
     """Load (model, transform, tokenizer), as CLIP_benchmark's loaders do."""
-    model, _, transform = create_model_and_transforms(model_name, precision="auto", device=device, cache_dir=cache_dir)
+    model, _, transform = create_model_and_transforms(model_name, device=device, cache_dir=cache_dir)
     return model, transform, get_tokenizer(model_name, cache_dir=cache_dir)
 
 
@@ -36,6 +36,9 @@ def register() -> None:
     models.TYPE2FUNC[MODEL_TYPE] = load
     if MODEL_TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(MODEL_TYPE)
+    # The library decodes whatever lies in a shard; what would be unpickled stays bytes.
+    decoders: Any = need("webdataset.autodecode", "eval").decoders
+    decoders.update(dict.fromkeys(("pkl", "pickle", "pyd", "pth"), bytes))
     # Version 1.6.2 converts an array of one element to a float, which numpy 2.4 refuses.
     metrics: Any = need("clip_benchmark.metrics.zeroshot_classification", "eval")
     metrics.accuracy = _accuracy

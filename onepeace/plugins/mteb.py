@@ -23,12 +23,20 @@ from onepeace.errors import need
 
 
 class MtebEncoder:
-    """Implementation of mteb's `EncoderProtocol`."""
+    """Implementation of mteb's `EncoderProtocol`; it computes in float32 unless told otherwise."""
 
-    def __init__(self, model_name: str = "tiny", revision: str | None = None, *, device: str | None = None, **_: Any):
+    def __init__(
+        self,
+        model_name: str = "tiny",
+        revision: str | None = None,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        **_: Any,
+    ):
         self.model_name = model_name
         self.revision = revision
-        self.model = load(model_name, device=device)
+        self.model = load(model_name, device=device, dtype=dtype)
 
     @cached_property
     def mteb_model_meta(self) -> Any:

@@ -23,7 +23,7 @@ class ESC50(Layout):
 
     SOURCE is the checkout: audio/FOLD-CLIP-TAKE-TARGET.wav. The sounds become 16 kHz mono Ogg Vorbis of exactly five
     seconds. Fold 5 is validation data, folds 1 to 4 are training data. Captions are three sentences per class
-    (onepeace/datasets/esc50_captions.json).
+    (esc50_captions.json).
     """
 
     level: float = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")

@@ -103,3 +103,10 @@ def test_cuda_agrees_with_the_cpu(random_folder, model, items, monkeypatch, dtyp
 
     assert vectors.device.type == "cpu"
     assert (vectors * model.encode(items)).sum(dim=1).min() > least
+
+
+def test_habits_of_torch(model):
+    assert model.eval() is model
+    assert not model.module.training
+    with pytest.raises(UserError, match="device="):
+        model.to("cpu")

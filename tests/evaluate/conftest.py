@@ -79,7 +79,12 @@ def evaluate(root, recipe_text, monkeypatch, capsys):
 
     def run(*arguments, embedder=None):
         loaded = embedder or KnownEmbedder()
-        monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: loaded)
+
+        def load(name, device=None, dtype="auto"):
+            loaded.dtype = f"torch.{dtype}"
+            return loaded
+
+        monkeypatch.setitem(vars(onepeace), "load", load)
         recipe = write_recipe(root, recipe_text)
         command = ["evaluate", recipe, *arguments, "--data", root]
         code = main(list(map(str, command)))

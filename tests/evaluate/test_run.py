@@ -18,7 +18,6 @@ from support.evaluation import (
 )
 from support.small_shards import write_shard
 
-from onepeace.datasets import esc50
 from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.errors import UserError
 from onepeace.evaluate.run import read_recipe
@@ -172,6 +171,14 @@ def test_command_prints_the_circumstances_as_json(evaluate):
     assert row_of_sounds["prompts"] == list(TEMPLATES["audio"])
 
 
+def test_figures_are_of_float32_unless_told_otherwise(evaluate):
+    _, out, _ = evaluate("--json")
+    _, out_in_bfloat16, _ = evaluate("--json", "--dtype", "bfloat16")
+
+    assert {row["dtype"] for row in json_lines(out)} == {"float32"}
+    assert {row["dtype"] for row in json_lines(out_in_bfloat16)} == {"bfloat16"}
+
+
 def data_hash(root, measured, shard="a", key="1", content=b"dog", caption="a dog"):
     """The hash of a set of one photograph."""
     path = root / f"val/photos/{shard}.tar.gz"
@@ -275,7 +282,7 @@ def test_command_leaves_out_a_set_with_a_broken_file(evaluate_real_files, tmp_pa
 
 def test_shipped_matches_are_classes_of_esc50_and_distinct_pictures():
     matches = read_recipe(SHIPPED).sets["esc50_tiny_imagenet"].matches
-    sounds = json.loads(Path(esc50.__file__).with_name("esc50_captions.json").read_text(encoding="utf-8"))
+    sounds = json.loads((SHIPPED.parents[1] / "layouts" / "esc50_captions.json").read_text(encoding="utf-8"))
 
     assert set(matches) <= set(sounds)
     for partners in matches.values():

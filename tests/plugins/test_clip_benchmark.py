@@ -1,6 +1,7 @@
 """The CLIP_benchmark loader, against its own command: the figures are those of `onepeace evaluate`."""
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -93,3 +94,24 @@ def test_figures_of_retrieval(tmp_path, tiny, photos, metrics_of):
     for k in (1, 2):
         assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(figures[f"text to image R@{k}"])
         assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(figures[f"image to text R@{k}"])
+
+
+class Touch:
+    """What writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+def test_nothing_in_a_shard_is_executed(tmp_path, photos, metrics_of):
+    trace = tmp_path / "executed"
+    pickled = dict.fromkeys(("pkl", "pickle", "pyd"), pickle.dumps(Touch(trace)))
+    folder = write_folder(
+        tmp_path / "classes", [{"jpg": photos[0], "cls": b"0", **pickled}], classes=NAMES, templates=["a {c}"]
+    )
+
+    assert metrics_of(folder, "--task", "zeroshot_classification")["acc5"] == 1
+    assert not trace.exists()
