@@ -71,12 +71,6 @@ def test_password_that_is_wrong(locked, authorization):
     assert_error(locked.get("/about", headers={"authorization": authorization.encode()}), 401)
 
 
-def test_password_with_umlauts(index):
-    client = client_of(index, password="pässwört")  # noqa: S106
-
-    assert client.get("/about", headers={"authorization": "Bearer pässwört".encode()}).status_code == 200
-
-
 def test_request_that_is_too_large_or_of_unknown_length(client):
     assert_error(client.post("/search", content=b"x" * (LIMITS.body + 1)), 413)
     assert_error(client.post("/search", content=iter([b"{}"])), 411)
@@ -93,8 +87,3 @@ def test_policy_forbids_scripts_of_others_and_inline_ones(client, address):
 
     assert policy.startswith("default-src 'none'; script-src 'self';")
     assert "unsafe" not in policy
-
-
-@pytest.mark.parametrize("inline", ["<script>", " style=", "http://"])
-def test_page_needs_nothing_that_the_policy_forbids(client, inline):
-    assert inline not in client.get("/").text.replace("http://www.w3.org", "")

@@ -50,12 +50,6 @@ def test_vectors_in_base64(embed, model):
     assert_same(vector[None], model.encode(["a dog"]))
 
 
-def test_models_list_names_the_dimension(client, model):
-    (card,) = client.get("/v1/models").json()["data"]
-
-    assert card["embed_dim"] == model.embed_dim
-
-
 @pytest.mark.parametrize(
     ("inputs", "status", "field"),
     [
@@ -81,25 +75,6 @@ def test_models_list_names_the_dimension(client, model):
 def test_wrong_input_is_refused_in_one_line_and_the_next_is_answered(client, embed, inputs, status, field):
     assert field in assert_error(post(client, "/v1/embeddings", {"input": inputs}), status)
     assert embed("a dog")
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"input": "a", "dimensions": 3}, "dimensions"),
-        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
-        ({}, "input"),
-    ],
-)
-def test_wrong_option_is_refused(client, body, field):
-    assert field in assert_error(post(client, "/v1/embeddings", body), 422)
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"input": NaN}', b'{"input": 1e999}'])
-def test_body_that_is_no_json_is_refused(client, body):
-    answer = client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
-
-    assert_error(answer, 422)
 
 
 @pytest.mark.parametrize(

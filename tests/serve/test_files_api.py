@@ -43,26 +43,20 @@ def test_files_are_served_by_their_numbers(client, collection, ids, name, conten
     assert "sandbox" in answer.headers["content-security-policy"]
 
 
-@pytest.mark.parametrize("path", ["/", "/files/1"])
-def test_head_has_the_length(client, path):
-    answer = client.head(path)
+def test_part_of_a_file(client, collection, ids):
+    data = (collection / "dog.ogg").read_bytes()
 
-    assert (answer.status_code, answer.content) == (200, b"")
-    assert answer.headers["content-length"] == client.get(path).headers["content-length"]
+    answer = client.get(f"/files/{ids['dog.ogg']}", headers={"range": "bytes=100-109"})
+
+    assert (answer.status_code, answer.content) == (206, data[100:110])
+    assert answer.headers["content-range"] == f"bytes 100-109/{len(data)}"
 
 
-@pytest.mark.parametrize(
-    ("options", "longest"),
-    [
-        ({}, 480),
-        ({"large": True}, 1600),
-    ],
-)
-def test_thumbnail_of_a_picture(client, ids, options, longest):
-    answer = client.get(f"/files/{ids['cat.jpg']}/thumbnail", params=options)
+def test_thumbnail_of_a_picture(client, ids):
+    answer = client.get(f"/files/{ids['cat.jpg']}/thumbnail")
 
     with Image.open(io.BytesIO(answer.content)) as image:
-        assert max(image.size) <= longest
+        assert max(image.size) <= 480
         assert image.format == "WEBP"
 
 
@@ -75,44 +69,6 @@ def test_thumbnail_of_a_sound(client, ids):
 
 def test_thumbnail_of_a_text(client, ids):
     assert_error(client.get(f"/files/{ids['note.txt']}/thumbnail"), 404)
-
-
-@pytest.fixture
-def get_range(client, ids):
-    """Asks for a part of the sound."""
-
-    def get(byte_range):
-        return client.get(f"/files/{ids['dog.ogg']}", headers={"range": f"bytes={byte_range}"})
-
-    return get
-
-
-@pytest.mark.parametrize(
-    ("byte_range", "part"),
-    [
-        ("0-9", slice(0, 10)),
-        ("100-", slice(100, None)),
-        ("-7", slice(-7, None)),
-        ("5-99999999", slice(5, None)),
-    ],
-)
-def test_part_of_a_file(get_range, collection, byte_range, part):
-    data = (collection / "dog.ogg").read_bytes()
-    positions = range(len(data))[part]
-
-    answer = get_range(byte_range)
-
-    assert (answer.status_code, answer.content) == (206, data[part])
-    assert answer.headers["content-range"] == f"bytes {positions[0]}-{positions[-1]}/{len(data)}"
-
-
-def test_part_behind_the_end_of_a_file(get_range, collection):
-    size = (collection / "dog.ogg").stat().st_size
-
-    answer = get_range(f"{size}-")
-
-    assert (answer.status_code, answer.content) == (416, b"")
-    assert answer.headers["content-range"] == f"bytes */{size}"
 
 
 TRAVERSALS = [
@@ -162,26 +118,17 @@ def changing(tmp_path, samples, random_folder):
         yield SimpleNamespace(folder=folder, client=client_of(index), ids=ids, secret=tmp_path / "secret.txt")
 
 
-def link_to_secret(path, secret):
-    path.unlink()
-    path.symlink_to(secret)
-
-
 def link_to_same_size_and_time(path, secret):
     status = path.stat()
     secret.write_bytes(b"secret".ljust(status.st_size, b"s"))
     os.utime(secret, ns=(status.st_atime_ns, status.st_mtime_ns))
-    link_to_secret(path, secret)
+    path.unlink()
+    path.symlink_to(secret)
 
 
 def replace_by_pipe(path, secret):
     path.unlink()
     os.mkfifo(path)
-
-
-def replace_by_folder(path, secret):
-    path.unlink()
-    path.mkdir()
 
 
 def rewrite(path, secret):
@@ -201,7 +148,7 @@ def delete(path, secret):
 )
 @pytest.mark.parametrize(
     "change",
-    [link_to_secret, link_to_same_size_and_time, replace_by_pipe, replace_by_folder, rewrite, delete],
+    [link_to_same_size_and_time, replace_by_pipe, rewrite, delete],
 )
 def test_file_that_is_not_what_was_indexed_is_refused(changing, change, name, suffix):
     address = f"/files/{changing.ids[name]}{suffix}"
@@ -214,17 +161,15 @@ def test_file_that_is_not_what_was_indexed_is_refused(changing, change, name, su
     assert "secret" not in assert_error(answer, answer.status_code)
 
 
-@pytest.mark.parametrize("suffix", ["", "/thumbnail"])
-@pytest.mark.parametrize("name", ["cat.jpg", "sub/cat.jpg", "sub"])
-def test_link_that_comes_after_the_check_is_not_followed(tmp_path, samples, monkeypatch, name, suffix):
+@pytest.mark.parametrize("name", ["sub/cat.jpg", "sub"])
+def test_link_that_comes_after_the_check_is_not_followed(tmp_path, samples, monkeypatch, name):
     """A picture, or its folder, is replaced by a link to a copy elsewhere with the same size and time."""
     folder = tmp_path / "files"
     elsewhere = tmp_path / "elsewhere"
-    for path in ("cat.jpg", "sub/cat.jpg"):
-        for target in (folder / path, elsewhere / path):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(samples / "images" / "cat.jpg", target)
-    picture = folder / ("sub/cat.jpg" if name == "sub" else name)
+    for parent in (folder, elsewhere):
+        (parent / "sub").mkdir(parents=True)
+        shutil.copy2(samples / "images" / "cat.jpg", parent / "sub")
+    picture = folder / "sub" / "cat.jpg"
     index = fabricate(tmp_path / "index", [(item_of(picture), [1, 0])])
     with closing(Store(index, write=True)) as store, store.transaction():
         keep_roots(store, [Root(str(folder), "folder")])
@@ -239,12 +184,12 @@ def test_link_that_comes_after_the_check_is_not_followed(tmp_path, samples, monk
 
     with Index.open(index, device="cpu") as opened:
         client = client_of(opened)
-        assert client.get(f"/files/1{suffix}").status_code == 200
+        assert client.get("/files/1").status_code == 200
         monkeypatch.setattr(os.path, "realpath", resolve_and_swap)
-        answers = [client.get(f"/files/1{suffix}") for _ in range(3)]
+        answers = [client.get("/files/1"), client.get("/files/1/thumbnail")]
 
     assert (folder / name).is_symlink()
-    assert [answer.status_code for answer in answers] == [404] * 3
+    assert [answer.status_code for answer in answers] == [404] * 2
 
 
 def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
@@ -324,13 +269,6 @@ def test_thumbnail_of_a_moment_of_a_video(videos, samples, moment, shows):
     with Image.open(io.BytesIO(answer.content)) as image:
         shown = np.asarray(image.convert("RGB")).astype(int)
     assert np.abs(shown - expected).mean() < 15
-
-
-@pytest.mark.parametrize("moment", ["-1", "inf", "nan"])
-def test_thumbnail_of_no_moment_of_a_video(videos, moment):
-    client, hits = videos
-
-    assert_error(client.get(f"/files/{hits['a.webm']['id']}/thumbnail?at={moment}"), 422)
 
 
 def test_thumbnail_of_a_video_without_pictures(videos):

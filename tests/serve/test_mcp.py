@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import anyio
 import pytest
 from PIL import Image
-from support.python_process import run_python
 
 pytest.importorskip("mcp", reason="the server needs mcp")
 
@@ -124,18 +123,6 @@ def test_classify_by_labels(call, model, paths):
     assert (picture["kind"], sound["kind"]) == ("image", "audio")
 
 
-def test_calls_leave_the_index_as_it_was(call, index_folder, paths):
-    def state():
-        files = [path for path in index_folder.rglob("*") if path.is_file()]
-        return {path: path.read_bytes() for path in files if not path.name.endswith(("-shm", "-wal"))}
-
-    before = state()
-    call("search", text="a dog")
-    call("classify", paths=[paths.picture], labels=["cat", "sea"])
-
-    assert state() == before
-
-
 @pytest.mark.parametrize(
     ("tool", "arguments", "field"),
     [
@@ -224,20 +211,6 @@ def test_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(index
     for noise in ("noise of Python", "noise of C", "noise of a child"):
         assert noise in log
     assert "Traceback" not in log
-
-
-START = """
-import sys
-from onepeace.index import Index
-from onepeace.serve import mcp, service
-mcp.create_server(service.Service(Index.open(sys.argv[1])))
-sys.exit("torch is loaded" if "torch" in sys.modules else 0)
-"""
-
-
-@pytest.mark.slow
-def test_server_is_ready_before_torch_is_loaded(index_folder):
-    run_python(START, index_folder)
 
 
 def test_thumbnails_come_where_they_are_asked_for(index):

@@ -1,8 +1,5 @@
 """A server in a process of its own: many clients at once, and a kill."""
 
-import json
-import os
-import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -44,26 +41,6 @@ def test_many_clients_at_once_lose_nothing(server, model, collection):
     with httpx.Client(base_url=server, timeout=600.0, limits=limits, trust_env=False) as client:
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:
             assert [*pool.map(use, range(NUM_CLIENTS))] == [*range(NUM_CLIENTS)]
-
-
-@pytest.mark.slow  # the quick one: the fixture `server` looks for files that are left
-def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection, tmp_path):
-    temporary = tmp_path / "temporary"
-    body = {"image": encoded(collection / "cat.jpg")}
-    data = json.dumps(body).encode()
-    headers = (
-        "POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        f"Content-Length: {len(data)}\r\nContent-Type: application/json\r\n\r\n"
-    )
-    with serving_index(index_folder, temporary) as (process, address):
-        assert httpx.post(f"{address}/search", json=body, timeout=600).status_code == 200
-        url = urlsplit(address)
-        with socket.create_connection((url.hostname, url.port)) as connection:
-            connection.sendall(headers.encode() + data[: len(data) // 2])
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-
-        assert not list(temporary.iterdir())
 
 
 @pytest.fixture(scope="module")
