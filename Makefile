@@ -100,12 +100,12 @@ docs: $(CORE)  ## build the documentation in build/site; a warning, such as a br
 gpu: $(READY)  ## on a machine with GPUs: golden numbers, every recipe's step, processes, compile, resume, speed
 	nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
 	$(BIN)/python -m pytest -q tests/gpu tests/train/test_processes.py tests/train/test_recipes.py tests/recipes
-	$(BIN)/python -m onepeace.bench encode --device cuda
-	$(BIN)/python -m onepeace.bench train recipes/pretrain/small_image_text.yaml --device cuda
-	$(BIN)/python -m onepeace.bench train recipes/pretrain/base_audio_text.yaml run.batch_size=64 --device cuda
+	$(BIN)/python docs/results/bench.py encode --device cuda
+	$(BIN)/python docs/results/bench.py train recipes/pretrain/small_image_text.yaml --device cuda
+	$(BIN)/python docs/results/bench.py train recipes/pretrain/base_audio_text.yaml run.batch_size=64 --device cuda
 
 bench: $(READY)  ## measure the encoders on this machine
-	$(BIN)/python -m onepeace.bench encode
+	$(BIN)/python docs/results/bench.py encode
 
 readme: $(READY)  ## write what commands print into README.md and docs/, and docs/reference/commands.md; with chromium, draw pictures
 	PYTHONPATH=tests $(BIN)/python -m support.command_reference

@@ -34,7 +34,7 @@ ROWS = [
     {"evaluate"},
     {"train"},
     {"serve", "plan", "plugins"},
-    {"bench", "finetune"},
+    {"finetune"},
     {"commands"},
     {"cli"},
 ]
@@ -259,7 +259,7 @@ def test_no_device_is_written_into_the_code():
     chooses = {"device", "commands.doctor"}  # which device there is, is asked and told here
     written = []
     for name, file in MODULES.items():
-        if name in chooses or part_of(name) == "bench":
+        if name in chooses:
             continue
         for value, line in strings(file, keys=False):
             if re.match(r"cuda\b", value):

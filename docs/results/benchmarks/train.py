@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.bench.comparison import check_equal, compare, compared, short
+from benchmarks.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute

@@ -1,4 +1,4 @@
-"""``python -m onepeace.bench encode|train``: speed on this machine, against a baseline in the same run.
+"""``python docs/results/bench.py encode|train``: speed on this machine, against a baseline in the same run.
 
 encode  The model on inputs in memory: the bundled model, and one of base size with random weights. Each is compared
         with the matrix products of one block at the same size, the upper limit; for pictures at base size also with the
@@ -21,7 +21,7 @@ from onepeace.threads import sleep_while_waiting
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark and print its table; returns the exit code."""
     parser = argparse.ArgumentParser(
-        "python -m onepeace.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python docs/results/bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("encode", "train"), help="what to measure")
     parser.add_argument("recipe", nargs="*", metavar="RECIPE a.b=value", help="train: a recipe and changes to it")
@@ -34,16 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(parser.parse_args(arguments))
     except UserError as error:
-        print(f"onepeace.bench: {error}", file=sys.stderr)
+        print(f"bench: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
 def _run(args: argparse.Namespace) -> int:
     sleep_while_waiting()
     import torch
+    from benchmarks import encode, train
+    from benchmarks.comparison import markdown_report
 
-    from onepeace.bench import encode, train
-    from onepeace.bench.comparison import markdown_report
     from onepeace.device import choose_device, choose_dtype
     from onepeace.train.recipe import read_recipe
 

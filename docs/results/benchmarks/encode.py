@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from onepeace.bench.comparison import ratios, short, spread, take_turns
+from benchmarks.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder

@@ -1,17 +1,17 @@
-"""`python -m onepeace.bench` measures what it says; how fast that is, is nobody's promise."""
+"""`python docs/results/bench.py` measures what it says; how fast that is, is nobody's promise."""
 
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
+from bench import main
+from benchmarks import encode
+from benchmarks.comparison import MIN_ROUNDS, take_turns
+from benchmarks.encode import bench_encode
+from benchmarks.train import StepPair, bench_train
 from torch import nn
 
-from onepeace.bench import encode
-from onepeace.bench.__main__ import main
-from onepeace.bench.comparison import MIN_ROUNDS, take_turns
-from onepeace.bench.encode import bench_encode
-from onepeace.bench.train import StepPair, bench_train
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")
@@ -115,8 +115,8 @@ def test_wrong_options_are_named_on_the_last_line(capsys, arguments, code, words
 
 @pytest.fixture
 def short_clips(monkeypatch):
-    monkeypatch.setattr("onepeace.bench.train.SHORTEST_CLIP", 0.2)
-    monkeypatch.setattr("onepeace.bench.train.LONGEST_CLIP", 1.0)
+    monkeypatch.setattr("benchmarks.train.SHORTEST_CLIP", 0.2)
+    monkeypatch.setattr("benchmarks.train.LONGEST_CLIP", 1.0)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Speed benchmarks: ``python docs/results/bench.py``."""

@@ -1,1 +1,0 @@
-"""Speed benchmarks: ``python -m onepeace.bench``."""
