@@ -46,17 +46,20 @@ name, or if the query has other parts.
 Several parts make one query: their weighted sum. A query's own file is not among its hits. A video is found by its
 frames and by its audio track; "at" is the position of the hit.
 
-The match of a file is the share of unrelated queries whose best hit of its kind scores lower. Above 0.95 the file is
+The match of a file is the share of unrelated queries whose best hit of its kind scores lower. From 0.95 on the file is
 likely to be what was meant, from 0.7 on it is possible; for a copy of the query it is 1. It depends on the query, the
-file and the index, not on filters or other hits. Likely files come first, then possible ones, then unlikely ones; each
-of these three is ordered by how far the score lies above those of unrelated queries (z). If the model has no unrelated
-queries of the query's modality, the cosine of all hits is shown instead.
+file and the index, not on filters or other hits. Likely files come first, then possible ones, then weak ones, which
+have no number and are ordered by how far the score lies above those of unrelated queries (z). If the model has no
+unrelated queries of the query's modality, the cosine of all hits is shown instead.
 
 {WHERE}
 "width >= 1000 and duration < 2*min", "'beach' in path or caption is None", "kind in ('image', 'video')",
 "camera = 'X100V' and near(48.1, 11.6, 20*km) and keyword = 'beach'"
 
-Files that have all words of a short text in their names, captions, tags or texts come first.
+A file that has all words of a short text in its name, caption, tags or text comes first if few files have them: no
+more than three, or no more than 20 and one in twenty of the index; if it is weak, it is called named. If more have
+them, it is lifted by one level, from weak to possible or from possible to likely. The column "words" says "(rare)" or
+"(lifted)".
 
   onepeace search my.index "a dog barking"
   onepeace search my.index --image dog.jpg --without people --only pictures --after 2024-05
@@ -86,13 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("output")
     shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="number of hits (10)")
     shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="skip the first N hits")
-    text = (
-        "match, date (newest first) or path; date and path sort the best 200 hits (K, if larger) that are not unlikely"
-    )
+    text = "match, date (newest first) or path; date and path sort the best 200 hits (K, if larger) that are not weak"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
     text = "match, or raw: rank by plain cosine (match)"
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
-    shown.add_argument("--min-match", type=options.probability, metavar="P", help="drop hits with a lower match")
+    text = "drop hits with a lower match, but for files with rare words"
+    shown.add_argument("--min-match", type=options.probability, metavar="P", help=text)
+    shown.add_argument("--all", action="store_true", help="show very similar files one by one")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as an HTML page")
     shown.add_argument("--force", action="store_true", help="overwrite FILE of --html, if it is such a page")
     options.add_json(parser)
@@ -132,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
             sort=args.sort,
             rank=args.rank,
             min_match=args.min_match,
+            collapse=not args.all,
         )
         if args.html:
             from onepeace.serve.gallery import write_gallery
@@ -150,9 +154,7 @@ def _query_of(args: argparse.Namespace) -> "Query":
     for name in args.weights:
         if not getattr(args, name):
             raise UsageError(f"--weights: the query has no {name}")
-    query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
-    query.parts()  # an empty text is refused
-    return query
+    return Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
 
 
 def _filters_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -280,15 +282,23 @@ def _columns(results: "Results") -> dict[str, list[str]]:
     if any(hit.start is not None for hit in results):
         columns["at"] = [hit.at for hit in results]
     if any(hit.words for hit in results):
-        columns["words"] = [" ".join(hit.words) for hit in results]
+        columns["words"] = [_words(hit) for hit in results]
     columns["path"] = [_place(hit) for hit in results]
     return columns
+
+
+def _words(hit: "Hit") -> str:
+    """The words that a file has, and what they did."""
+    words = " ".join(hit.words)
+    if hit.named:
+        return f"{words} (rare)"
+    return f"{words} (lifted)" if hit.lifted else words
 
 
 def _why_nothing(results: "Results", query: "Query", is_filtered: bool) -> str:
     if results.compared:
         return "nothing found"
-    other_files = "no file but the query's own" if query.paths() else "no file"
+    other_files = "no file but the query's own" if query.paths else "no file"
     missing = "meets the filters" if is_filtered else "is in the index"
     return f"nothing found: {other_files} {missing}"
 

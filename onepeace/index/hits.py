@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
-from onepeace.index.match import UNLIKELY, likelihood
+from onepeace.index.match import WEAK, WORDS, level
 
 NAMED = "named"
 NOTHING = "nothing relevant found; the nearest are:"
@@ -26,6 +28,10 @@ class Hit:
     match: float | None = None
     """Share of unrelated queries whose best hit of this kind in this index scores lower (match.py); 1 for a copy of the
     query. None if hits are ranked by cosine."""
+    named: bool = False
+    """Whether the file comes first because few files have all words of the query, as it has."""
+    lifted: bool = False
+    """Whether the likelihood is one level above the match, as the file has all words of the query, like many."""
     start: float | None = None
     end: float | None = None
     """End of the matching part in seconds, if the file has several vectors."""
@@ -33,14 +39,23 @@ class Hit:
     """Paths of near copies, as far as they are among the nearest files (`search.VECTORS_PER_HIT`)."""
     words: tuple[str, ...] = ()
     """Words of the query that the name, the caption or the metadata of the file has; empty if there are none."""
-    has_all_words: bool = False
 
     @property
     def value(self) -> str:
-        """The match, or the cosine if there is no match, as displayed."""
+        """The match as displayed, with a number if it is likely or possible; or the cosine if there is no match."""
         if self.match is None:
             return f"{self.score:.3f}"
+        if self.likelihood in (WEAK, NAMED):
+            return self.likelihood
         return f"{self.likelihood} {math.floor(100 * self.match) / 100:.2f}"  # rounded up, it could contradict the word
+
+    @property
+    def likelihood(self) -> str | None:
+        """The match as a word: likely, possible or weak, or `NAMED` for a weak file that comes first by its words."""
+        if self.match is None:
+            return None
+        word = WORDS[level(np.array(self.match), self.lifted)]
+        return NAMED if self.named and word == WEAK else word
 
     @property
     def at(self) -> str:
@@ -52,14 +67,6 @@ class Hit:
             return f"{minutes}:{seconds:02}"
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
-    @property
-    def likelihood(self) -> str | None:
-        """The match as a word: likely, possible, unlikely, or named if it is unlikely but the file has all words."""
-        if self.match is None:
-            return None
-        word = likelihood(self.match)
-        return NAMED if word == UNLIKELY and self.has_all_words else word
-
     def to_dict(self) -> dict[str, Any]:
         """The hit as a JSON dictionary, the same in every interface."""
         file_fields = self.item.to_dict()
@@ -70,6 +77,8 @@ class Hit:
             "modality": self.modality,
             "match": self.match,
             "likelihood": self.likelihood,
+            "named": self.named,
+            "lifted": self.lifted,
             "score": self.score,
             "start": self.start,
             "end": self.end,

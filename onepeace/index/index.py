@@ -19,16 +19,14 @@ from onepeace.index.hints import hints
 from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
-from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files
+from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files, without_other_spaces
 from onepeace.index.matrix import Matrix
 from onepeace.index.part import Part
 from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.query import Query, encode
-from onepeace.index.search import Searched, SearchOptions
-from onepeace.index.search import search as run_search
-from onepeace.index.spaces import without_other_spaces
+from onepeace.index.search import Search, SearchOptions
 from onepeace.index.store import Store
-from onepeace.index.words import WordSearch, text_of, texts_of
+from onepeace.index.words import WordSearch
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -220,14 +218,13 @@ class Index(Contents):
             where: a condition on the metadata of the files, such as ``"width >= 1000"`` (filters.py).
             below: path or paths of files, and of the folders, tables and shards that files lie in.
             sort: "match"; or "date" (newest first) or "path". These two sort the best 200 hits, then the next 200, and
-                so on. They leave out unlikely hits, unless all are unlikely or ``min_match`` is 0.
+                so on. They leave out weak hits, unless all are weak or ``min_match`` is 0.
             rank: "match", or "raw" for the plain cosine.
-            min_match: drop hits with a lower match.
+            min_match: drop hits with a lower match, but for files with rare words (words.py).
             collapse: group near copies into one hit.
 
         Raises:
-            UserError: the query cannot be encoded, or a condition or option is invalid; Damaged: a hit fails its
-                checksum.
+            UserError: the query cannot be encoded, or a condition or option is invalid.
         """
         options = SearchOptions(
             top=top,
@@ -241,23 +238,19 @@ class Index(Contents):
         condition = None if where is None else compile_condition(where)
         query = Query(text=query) if isinstance(query, str) else query
         # Functions, so that a query that needs no model, or the text branch alone, loads none.
-        vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
+        vector = encode(query, self.store, self.matrix, lambda: self.embedder, lambda: self.text_branch)
         if not self.matrix.is_whole():  # a file was cut short: reading past its end would kill the process
             self.drop_cached()
-        searched = Searched(
-            store=self.store,
-            matrix=self.matrix,
-            banks=self.banks,
-            service=self.service,
-        )
-        mask = self._cached_mask_of(kinds, condition, paths_of(below))
-        mask = without_files(self.store, self.matrix, mask, query.paths())
-        mask = without_other_spaces(self.store, self.matrix, mask, vector.vector)
-        words = WordSearch(self.store, text_of(query))
-        results = run_search(searched, vector, mask, options, words)
+        allowed = self._cached_mask_of(kinds, condition, paths_of(below))
+        allowed = without_files(self.store, self.matrix, allowed, query.paths)
+        allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
+        text = " ".join(query.texts) if query.is_text else ""
+        words = WordSearch(self.store, text, self.matrix.num_files)
+        search = Search(self.store, self.matrix, self.banks, self.service, vector, words, allowed, options)
+        results = search.results()
         if options.offset:  # hints stand above the first page
             return results
-        lines, suggestion = hints(texts_of(query), words.has)
+        lines, suggestion = hints(query.texts, words.has)
         return replace(results, hints=lines, suggestion=suggestion)
 
     def refresh(self) -> bool:

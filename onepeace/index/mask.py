@@ -1,4 +1,5 @@
-"""Which rows of the matrix may be hits: filters by kind, by a condition on the files, and by folder."""
+"""Which rows of the matrix may be hits: filters by kind, by a condition on the files, and by folder; without the files
+of the query, and without what it cannot be compared with."""
 
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -6,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from onepeace.errors import UserError
+from onepeace.hub.towers.config import names_towers
 from onepeace.index.fields import Condition, kind_of
 from onepeace.index.matrix import Matrix
 from onepeace.index.part import sql_below
 from onepeace.index.store import Store
+
+LOOKED_AT = 16
+"""Vectors of a modality that are looked at: all are zero in the same blocks, and few are zero altogether."""
 
 
 def kinds_of(only: str | Iterable[str], modalities: Collection[str]) -> tuple[str, ...]:
@@ -54,7 +60,7 @@ def mask_of(
     """(n,) bool: rows that pass the filters; None = all.
 
     Args:
-        kinds: kinds of files, by the modalities of their vectors; "video" for all vectors of videos. Empty = all.
+        kinds: kinds of files; empty = all.
         below: paths of files, and of the folders, tables and shards that files lie in; empty = all.
     """
     masks = []
@@ -63,7 +69,7 @@ def mask_of(
     if where is not None:
         masks.append(rows_of(store, matrix, where.sql, where.params))
     if kinds:
-        masks.append(_rows_of_kinds(store, matrix, kinds))
+        masks.append(rows_of(store, matrix, f"modality IN ({_placeholders(kinds)})", [*kinds]))
     if below:
         masks.append(rows_of_files(matrix, _ids_below(store, below)))
     return np.logical_and.reduce(masks) if masks else None
@@ -75,17 +81,12 @@ def without_files(
     """A mask of rows, (n,) bool or None for all, without the rows of some files."""
     if not paths:
         return allowed
-    placeholders = ", ".join("?" for _ in paths)
-    remaining = ~rows_of(store, matrix, f"path IN ({placeholders})", paths)
+    remaining = ~rows_of(store, matrix, f"path IN ({_placeholders(paths)})", paths)
     return remaining if allowed is None else allowed & remaining
 
 
-def _rows_of_kinds(store: Store, matrix: Matrix, kinds: Collection[str]) -> np.ndarray:
-    codes = [code for code, modality in enumerate(store.modalities) if modality in kinds]
-    mask = np.isin(matrix.modality, codes)
-    if "video" in kinds:
-        mask |= rows_of(store, matrix, "modality = 'video'")
-    return mask
+def _placeholders(values: Collection[object]) -> str:
+    return ", ".join("?" for _ in values)
 
 
 def _ids_below(store: Store, paths: Collection[str]) -> set[int]:
@@ -93,3 +94,39 @@ def _ids_below(store: Store, paths: Collection[str]) -> set[int]:
     absolute = map(os.path.abspath, paths)
     real = map(os.path.realpath, paths)
     return set(store.ids(sql_below({*absolute, *real})))
+
+
+def without_other_spaces(
+    store: Store, matrix: Matrix, allowed: np.ndarray | None, vector: np.ndarray
+) -> np.ndarray | None:
+    """(n,) bool: the allowed rows of modalities that have dimensions in common with a query; None = all.
+
+    In a space joined from those of several models (onepeace/hub/towers), a picture and a sound may have none.
+
+    Args:
+        allowed: (n,) bool, the rows that may be hits; None = all.
+        vector: (E,) unit vector of the query.
+
+    Raises:
+        UserError: there are allowed rows, and none of them can be compared with the query.
+    """
+    if vector.all() or not names_towers(store.meta["model"]):  # there is one space
+        return allowed
+    codes_of_other_spaces = []
+    for code in range(len(store.modalities)):
+        rows = np.flatnonzero(matrix.modality == code)
+        some_vectors = matrix.vectors_of(rows[:: len(rows) // LOOKED_AT + 1])
+        if some_vectors.any() and not some_vectors[:, vector != 0].any():
+            codes_of_other_spaces.append(code)
+    if not codes_of_other_spaces:
+        return allowed
+    comparable = ~np.isin(matrix.modality, codes_of_other_spaces)
+    if allowed is not None:
+        comparable &= allowed
+    if not comparable.any() and (allowed is None or allowed.any()):
+        modalities = " or ".join(store.modalities[code] for code in codes_of_other_spaces)
+        raise UserError(
+            f"this query has no space in common with {modalities} in the model {store.meta['model']}; search by words, "
+            "which all its parts read"
+        )
+    return comparable

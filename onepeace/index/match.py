@@ -11,7 +11,7 @@ fitted (docs/results/match.md).
   unrelated queries whose best hit of the leading modality, the one they find first most often, has a lower z.
 
 Both depend on the query, the file and the index, but not on filters and other hits. A list is ordered by the match as a
-word, and by z among files with the same word.
+word, then as a number; weak files by z (`worth`).
 
 A query of several parts is q = sum of w_p v_p. Unrelated queries of this form are not scored; their distribution is
 derived from those of the parts. Their mean cosine is the sum of w_p r_p, with r_p the mean of part p. An excess e_p
@@ -31,25 +31,32 @@ if TYPE_CHECKING:
     from onepeace.index.query import EncodedPart, QueryVector
 
 LIKELY = 0.95
-"""Match above which a hit is likely relevant: 19 of 20 unrelated queries find nothing as near."""
+"""Match from which a hit is likely relevant: 19 of 20 unrelated queries find nothing as near."""
 POSSIBLE = 0.7
 """Match from which a hit is possibly relevant: 7 of 10 unrelated queries find nothing as near."""
 RELEVANT = 0.2
 """Match of the best hit below which nothing relevant was found: 4 of 5 unrelated queries do better."""
-UNLIKELY = "unlikely"
-WORDS = (UNLIKELY, "possible", "likely")
+WEAK = "weak"
+WORDS = (WEAK, "possible", "likely")
 SMALLEST = 1e-8
 """Lower bound of divisors."""
 
 
-def level(matches: NDArray) -> NDArray:
-    """(n,) place of each match in `WORDS`."""
-    return (matches >= POSSIBLE).astype(np.int8) + (matches > LIKELY)
+def level(matches: NDArray, lifted: NDArray | bool = False) -> NDArray:
+    """Place of each match in `WORDS`, one higher if it is lifted."""
+    levels = np.add(matches >= POSSIBLE, matches >= LIKELY, dtype=np.int8)
+    return np.minimum(levels + lifted, len(WORDS) - 1)
 
 
-def likelihood(match: float) -> str:
-    """The match as a word."""
-    return WORDS[level(np.array([match]))[0]]
+def worth(matches: NDArray, z_scores: NDArray, levels: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Keys by which hits are compared: by level; likely and possible ones by the match, then by z.
+
+    Weak ones are compared by z: what their matches say is mostly which kind of file they are of.
+
+    Returns:
+        The last key first, as `numpy.lexsort` takes them.
+    """
+    return z_scores, np.where(levels > 0, matches, 0.0), levels
 
 
 class Scale:

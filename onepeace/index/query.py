@@ -2,20 +2,23 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from onepeace.errors import UsageError, UserError
+from onepeace.index.matrix import Matrix
 from onepeace.index.store import Store
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
+FIELDS = ("text", "image", "audio", "like", "without", "vector")
+"""Fields of a query that have values to search by."""
 WITHOUT = 0.5
 """Default weight of texts to move away from."""
 SHORT = 3
@@ -29,6 +32,9 @@ class Query:
     """A query of one or more parts. Each field is one value or a list; the query vector is the weighted sum of all.
 
     ``Query(text="a beach", without="people")``, ``Query(image="dog.jpg", text="in the snow", weights={"image": 0.7})``.
+
+    Raises:
+        UsageError: the query is empty, or a weight is not from 0 to 1e6, or names an unknown or empty field.
     """
 
     text: str | Sequence[str] = ()
@@ -45,16 +51,13 @@ class Query:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each field, at least 0; the default is 1, and 0.5 for `without`."""
 
-    def parts(self) -> "list[QueryPart]":
-        """The parts of the query; the weight of `without` is below 0.
+    parts: "tuple[QueryPart, ...]" = field(init=False, repr=False, compare=False)
+    """What the fields say, part by part; the weight of `without` is below 0."""
 
-        Raises:
-            UsageError: the query is empty, or a weight is not from 0 to 1e6, or names an unknown or empty field.
-        """
-        names = [column.name for column in fields(self) if column.name != "weights"]
-        self._check_weights(names)
+    def __post_init__(self) -> None:
+        self._check_weights()
         parts = []
-        for name in names:
+        for name in FIELDS:
             values = self._values(name)
             if not values and name in self.weights:
                 raise UsageError(f"weights has {name}, but the query has no {name}")
@@ -62,21 +65,32 @@ class Query:
                 parts.append(self._part(name, value))
         if not any(part.weight > 0 for part in parts):
             raise UsageError("nothing to search for; give words, a picture, a sound or a file of the index")
-        return parts
+        object.__setattr__(self, "parts", tuple(parts))
 
+    @property
     def paths(self) -> list[bytes]:
         """Paths of the files in the query, which are excluded from its hits."""
         paths = []
-        for part in self.parts():
+        for part in self.parts:
             may_be_path = part.field in ("image", "audio", "like")
             if may_be_path and isinstance(part.value, (str, os.PathLike)):
                 paths += [os.path.realpath(part.value), os.path.abspath(part.value)]
         return [os.fsencode(path) for path in paths]
 
-    def _check_weights(self, names: Collection[str]) -> None:
+    @property
+    def texts(self) -> list[str]:
+        """The texts that hits should fit, whatever the other parts are."""
+        return [part.value for part in self.parts if part.field == "text" and part.weight > 0]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether hits should fit texts alone, not a picture, a sound, a file or a vector too."""
+        return all(part.field == "text" for part in self.parts if part.weight > 0)
+
+    def _check_weights(self) -> None:
         for name, weight in self.weights.items():
-            if name not in names:
-                raise UsageError(f"weights has {name!r}; it can have {', '.join(names)}")
+            if name not in FIELDS:
+                raise UsageError(f"weights has {name!r}; it can have {', '.join(FIELDS)}")
             is_number = isinstance(weight, (int, float))
             if not is_number or not 0 <= weight <= 1e6:  # also rejects nan and huge ints
                 raise UsageError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
@@ -142,24 +156,27 @@ class QueryVector(NamedTuple):
 
 
 def encode(
-    query: Query, store: Store, load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
+    query: Query,
+    store: Store,
+    matrix: Matrix,
+    load: "Callable[[], Embedder]",
+    branch: "Callable[[], TextBranch | None]",
 ) -> QueryVector:
     """Encode a query.
 
     Args:
-        store: store of the index, for `like`.
+        store, matrix: the index, for `like`.
         load: returns the model of the index; called only if a part needs it.
         branch: returns the text branch, which encodes text without the model, if it exists.
 
     Raises:
         UserError: the query is empty, a part cannot be read, or the parts cancel out.
     """
-    query_parts = query.parts()
-    vectors = iter(_encoded(query_parts, load, branch))
+    vectors = iter(_encoded(query.parts, load, branch))
     encoded_parts = []
-    for part in query_parts:
+    for part in query.parts:
         if part.field == "like":
-            encoded_parts += _of_index(os.fspath(part.value), part.weight, store)
+            encoded_parts += _of_index(os.fspath(part.value), part.weight, store, matrix)
         elif part.field == "vector":
             vector = _checked(part.value, store.embed_dim)
             encoded_parts.append(EncodedPart(bank="sentence", vector=vector, weight=part.weight))
@@ -208,18 +225,18 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
     return _unit(vector, problem)
 
 
-def _of_index(path: str, weight: float, store: Store) -> list[EncodedPart]:
+def _of_index(path: str, weight: float, store: Store, matrix: Matrix) -> list[EncodedPart]:
     """The mean vector of a file; for a video, one of its frames and one of its audio track."""
     paths = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
     item = next(store.items("path IN (?, ?) AND problem IS NULL", paths), None)
     if item is None:
         raise UserError(f"not in the index {store.folder}; give it as a picture or sound, or add it first", where=path)
-    _, spans, vectors = store.intact([item.id])[item.id]
-    modalities = [span.modality for span in spans]
+    rows = np.flatnonzero(matrix.file == item.id)
+    codes = matrix.modality[rows]
     parts = []
-    for modality in dict.fromkeys(modalities):
-        is_of_modality = [other == modality for other in modalities]
-        mean = vectors[is_of_modality].mean(axis=0, dtype=np.float64)
+    for code in dict.fromkeys(codes.tolist()):
+        modality = store.modalities[code]
+        mean = matrix.vectors_of(rows[codes == code]).mean(axis=0, dtype=np.float64)
         vector = _unit(mean, f"{path}: its vectors cancel out; search for a part of it")
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
         parts.append(EncodedPart(bank=bank, vector=vector, weight=weight))

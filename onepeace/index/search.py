@@ -1,9 +1,15 @@
 """The steps from a query vector to a page of hits.
 
-`search` runs them: the nearest rows of each modality -> all of them in one order -> one group for each file and its
-near copies -> the groups of the page -> their files, loaded and verified.
+`Search` runs them: the nearest rows of each modality -> all of them in one order -> one group for each file and its
+near copies -> the groups of the page -> their files.
+
+Words are evidence by their rarity. A file that has all words of the query comes first if few files have them
+(`WordSearch.are_rare`); if many have, it is lifted by one level, from weak to possible or from possible to likely.
 """
 
+import itertools
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -13,14 +19,12 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.index.banks import Banks
-from onepeace.index.database import Damaged
 from onepeace.index.hits import Hit, Results
-from onepeace.index.items import Item, Span
+from onepeace.index.items import Item
 from onepeace.index.mask import rows_of_files
-from onepeace.index.match import POSSIBLE, RELEVANT, Scale
+from onepeace.index.match import RELEVANT, Scale, level, worth
 from onepeace.index.matrix import Matrix
 from onepeace.index.query import QueryVector
-from onepeace.index.rank import Candidates, FetchedRows, Group, group_files, rank
 from onepeace.index.store import Store
 from onepeace.index.words import WordSearch
 
@@ -32,6 +36,12 @@ GROWTH = 4
 """Factor by which more vectors are fetched if they were too few."""
 CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
 """Values of options."""
+ALIKE = 0.98
+"""Minimum cosine of two files of one kind to be shown as near copies."""
+SAME = 0.9999
+"""Minimum cosine of a query and a file of its kind for the file to count as a copy of it."""
+BLOCK = 256
+"""Files compared at once with those ranked above them, to find near copies."""
 
 
 @dataclass(kw_only=True)
@@ -71,165 +81,262 @@ class SearchOptions:
         return num_pools * POOL
 
 
-class Searched(NamedTuple):
-    """What a search reads: one state of an index."""
+class Nearest(NamedTuple):
+    """The rows of one modality that are nearest to the query, k of them, best first."""
 
-    store: Store
-    matrix: Matrix
-    banks: Banks
-    service: Any
-    """Vector database that proposes candidates, or None."""
+    modality: str
+    have_words: bool
+    """Whether they are rows of files that have all words of the query, or of all others."""
+    rows: np.ndarray
+    """(k,) int64 rows of the matrix."""
+    cosines: np.ndarray
+    """(k,) float32."""
 
 
-def search(
-    searched: Searched,
-    query: QueryVector,
-    allowed: np.ndarray | None,
-    options: SearchOptions,
-    words: WordSearch,
-) -> Results:
-    """The hits of an encoded query.
+class Candidates(NamedTuple):
+    """Rows of the matrix in the order of their files, c of them."""
+
+    rows: np.ndarray
+    """(c,) int64."""
+    cosines: np.ndarray
+    """(c,) float32."""
+    have_words: np.ndarray
+    """(c,) bool: whether their files have all words of the query."""
+    matches: np.ndarray | None
+    """(c,) float64; None if the rows are ordered by cosine."""
+    levels: np.ndarray
+    """(c,) int8: place of each match in `match.WORDS`, lifted by the words; 0 without matches."""
+
+
+class Search:
+    """One search of an index.
 
     Args:
-        searched: the state of the index.
+        store, matrix, banks: one state of the index.
+        service: a vector database that proposes candidates, or None.
         query: the query as a vector.
+        words: its words.
         allowed: (n,) bool, the rows of the matrix that may be hits; None = all.
         options: order and page.
-        words: the words of the query; files that have all of them come first, unless hits are ranked by plain cosine.
-
-    Raises:
-        Damaged: a hit fails its checksum.
     """
-    matrix = searched.matrix
-    first_ids = words.file_ids if options.rank == "match" else np.empty(0, np.int64)
-    tiers = tiers_of(matrix, allowed, first_ids)
-    candidates, groups = ordered_groups(searched, query, tiers, options)
-    num_with_words = count_first(matrix, candidates, groups, first_ids)
-    groups = drop_below(groups, candidates.matches, options, num_with_words)
-    hits = hits_of_page(searched, candidates, groups, words, options)
-    is_relevant = None
-    if candidates.matches is not None:
-        is_relevant = num_with_words > 0 or bool(candidates.matches.max() >= RELEVANT)
-    return Results(hits=hits, compared=count_files(matrix, allowed), relevant=is_relevant)
 
+    def __init__(
+        self,
+        store: Store,
+        matrix: Matrix,
+        banks: Banks,
+        service: Any,
+        query: QueryVector,
+        words: WordSearch,
+        allowed: np.ndarray | None,
+        options: SearchOptions,
+    ) -> None:
+        self.store = store
+        self.matrix = matrix
+        self.service = service
+        self.query = query
+        self.words = words
+        self.allowed = allowed
+        self.options = options
+        self.scale = Scale(banks, query) if options.rank == "match" else None
+        self.are_named = options.rank == "match" and words.are_rare
+        """Whether files with all words of the query come first."""
 
-def tiers_of(
-    matrix: Matrix,
-    allowed: np.ndarray | None,
-    first_ids: np.ndarray,
-) -> list[np.ndarray | None]:
-    """Masks of the rows to order, one after the other: those of the files that come first, then the rest."""
-    if not len(first_ids):
-        return [allowed]
-    is_first = rows_of_files(matrix, first_ids)
-    if allowed is None:
-        return [is_first, ~is_first]
-    return [allowed & is_first, allowed & ~is_first]
-
-
-def ordered_groups(
-    searched: Searched, query: QueryVector, tiers: Sequence[np.ndarray | None], options: SearchOptions
-) -> tuple[Candidates, list[Group]]:
-    """Candidates and their groups, of which the first `num_ordered` are final: more rows would change nothing there."""
-    matrix = searched.matrix
-    scale = Scale(searched.banks, query) if options.rank == "match" else None
-    needed = options.num_ordered
-    count = VECTORS_PER_HIT * needed
-    while True:
-        fetched = nearest(searched, query.vector, count, tiers)
-        candidates = rank(scale, query, fetched)
-        groups = group_files(matrix, candidates.rows, options.collapse)
-        last_rows = [near.rows[-1] for near in fetched if len(near.rows) == count]
-        if not last_rows or count >= len(matrix):  # every row was fetched
-            return candidates, groups
-        # The rows that were not fetched come after the last one of their modality and tier.
-        first_uncertain = np.flatnonzero(np.isin(candidates.rows, last_rows))[0]
-        if len(groups) >= needed and groups[needed - 1][0] <= first_uncertain:
-            return candidates, groups
-        count *= GROWTH
-
-
-def nearest(
-    searched: Searched, vector: np.ndarray, count: int, tiers: Sequence[np.ndarray | None]
-) -> list[FetchedRows]:
-    """Up to ``count`` rows of each modality in each tier that are nearest to a unit vector (E,)."""
-    fetched = []
-    for tier, mask in enumerate(tiers):
-        by_modality = searched.matrix.nearest(vector, count, mask, searched.service)
-        for modality, (rows, cosines) in by_modality.items():
-            fetched.append(FetchedRows(tier=tier, modality=modality, rows=rows, cosines=cosines))
-    return fetched
-
-
-def count_first(
-    matrix: Matrix,
-    candidates: Candidates,
-    groups: list[Group],
-    first_ids: np.ndarray,
-) -> int:
-    """Number of groups that are led by a file of those that come first."""
-    leaders = [group[0] for group in groups]
-    files = matrix.file[candidates.rows[leaders]]
-    return int(np.isin(files, first_ids).sum())
-
-
-def drop_below(
-    groups: list[Group], matches: np.ndarray | None, options: SearchOptions, num_with_words: int
-) -> list[Group]:
-    """The groups that reach the minimum match.
-
-    If hits are sorted by date or path, unlikely ones would hide the best, so they are dropped, unless they are among
-    the first ``num_with_words``, all are unlikely, or a minimum was given.
-    """
-    minimum = options.min_match
-    if matches is None:
-        return groups
-    if minimum is None:
-        are_all_unlikely = matches.max() < POSSIBLE
-        if options.sort == "match" or are_all_unlikely:
-            return groups
-        likely = [group for group in groups[num_with_words:] if matches[group[0]] >= POSSIBLE]
-        return groups[:num_with_words] + likely
-    return [group for group in groups if matches[group[0]] >= minimum]
-
-
-def hits_of_page(
-    searched: Searched,
-    candidates: Candidates,
-    groups: list[Group],
-    words: WordSearch,
-    options: SearchOptions,
-) -> tuple[Hit, ...]:
-    """The hits from `offset` on, `top` of them."""
-    groups = groups[: options.num_ordered]
-    if options.sort == "match":
-        groups = groups[options.offset :]
-    file_of = searched.matrix.file[candidates.rows].tolist()
-    ids = {file_of[place] for group in groups for place in group}
-    files = searched.store.intact(sorted(ids))
-    if options.sort != "match":
-        leaders = [files[file_of[group[0]]][0] for group in groups]
-        order = sorted_in_pools(leaders, options.sort)
-        page = slice(options.offset, options.offset + options.top)
-        groups = [groups[number] for number in order[page]]
-    words_by_file = words.words_by_file([file_of[group[0]] for group in groups])
-    hits = []
-    for rank_of_hit, (place, *copies) in enumerate(groups, options.offset + 1):
-        item = checked_item(searched, files[file_of[place]], int(candidates.rows[place]))
-        words_of_file = words_by_file.get(item.id, ())
-        hits.append(
-            _hit(
-                searched,
-                candidates,
-                place,
-                rank=rank_of_hit,
-                item=item,
-                copies=tuple(files[file_of[copy]][0].path for copy in copies),
-                words=words_of_file,
-                has_all_words=0 < len(words_of_file) == len(words.expressions),
-            )
+    def results(self) -> Results:
+        """The page of hits, and what they were chosen from."""
+        candidates, groups = self._ordered()
+        is_relevant = None
+        if candidates.matches is not None:
+            is_relevant = bool(candidates.have_words.any() or candidates.matches.max() >= RELEVANT)
+        return Results(
+            hits=self._page(candidates, self._without_weak(candidates, groups)),
+            compared=count_files(self.matrix, self.allowed),
+            relevant=is_relevant,
         )
-    return tuple(hits)
+
+    def _ordered(self) -> tuple[Candidates, list[list[int]]]:
+        """Candidates and their groups, of which the first `num_ordered` are final: more rows change nothing there.
+
+        A group has the places among the candidates of the best row of a file, then of its near copies.
+        """
+        masks = self._masks()
+        needed = self.options.num_ordered
+        count = VECTORS_PER_HIT * needed
+        while True:
+            nearest = self._nearest(masks, count)
+            candidates = self._in_order(nearest)
+            groups = self._groups(candidates)
+            cut = [near for near in nearest if len(near.rows) == count]
+            if not cut or count >= len(self.matrix):  # every row was fetched
+                return candidates, groups
+            # The rows that were not fetched come after the last one of their modality, and match no better.
+            places = np.flatnonzero(np.isin(candidates.rows, [near.rows[-1] for near in cut]))
+            first_uncertain = places[0]
+            is_full = len(groups) >= needed and groups[needed - 1][0] <= first_uncertain
+            if is_full or not self._reach_minimum(candidates)[places].any():
+                return candidates, groups
+            count *= GROWTH
+
+    def _masks(self) -> list[tuple[bool, np.ndarray | None]]:
+        """Masks of the rows of files that have all words of the query, and of all others."""
+        if self.scale is None or not len(self.words.file_ids):
+            return [(False, self.allowed)]
+        have_words = rows_of_files(self.matrix, self.words.file_ids)
+        if self.allowed is None:
+            return [(True, have_words), (False, ~have_words)]
+        return [(True, self.allowed & have_words), (False, self.allowed & ~have_words)]
+
+    def _nearest(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> list[Nearest]:
+        """Up to ``count`` rows of each modality in each mask."""
+        nearest = []
+        for have_words, mask in masks:
+            by_modality = self.matrix.nearest(self.query.vector, count, mask, self.service)
+            for modality, (rows, cosines) in by_modality.items():
+                nearest.append(Nearest(modality, have_words, rows, cosines))
+        return nearest
+
+    def _in_order(self, nearest: Sequence[Nearest]) -> Candidates:
+        """All rows in one order: named ones first, then by `worth`, and those with words first where it is equal.
+
+        Without a scale, or if any modality has no matches, the rows are ordered by cosine and have no matches.
+        """
+        rows = np.concatenate([near.rows for near in nearest]) if nearest else np.empty(0, np.int64)
+        cosines = np.concatenate([near.cosines for near in nearest]) if nearest else np.empty(0, np.float32)
+        have_words = np.repeat([near.have_words for near in nearest], [len(near.rows) for near in nearest]).astype(bool)
+        is_first = have_words & self.are_named
+        scores = self._scores(nearest)
+        levels = np.zeros(len(rows), np.int8)
+        if scores is None:
+            order = np.lexsort((rows, -cosines, ~is_first))
+            return Candidates(rows[order], cosines[order], have_words[order], None, levels)
+        z_scores, matches = scores
+        levels = level(matches, lifted=have_words & ~is_first)
+        keys = (-key for key in worth(matches, z_scores, levels))
+        order = np.lexsort((rows, ~have_words, *keys, ~is_first))
+        return Candidates(rows[order], cosines[order], have_words[order], matches[order], levels[order])
+
+    def _scores(self, nearest: Sequence[Nearest]) -> tuple[np.ndarray, np.ndarray] | None:
+        """z-scores and matches of all rows; None if a modality has no matches. A copy of the query has match 1."""
+        if self.scale is None or not nearest:
+            return None
+        z_scores = []
+        matches = []
+        for near in nearest:
+            z_scores_of_rows, matches_of_rows = self.scale.score(near.modality, near.cosines)
+            if matches_of_rows is None:
+                return None
+            if len(self.query.parts) == 1 and self.query.parts[0].bank == near.modality:
+                is_copy = near.cosines >= SAME
+                z_scores_of_rows = np.where(is_copy, np.inf, z_scores_of_rows)
+                matches_of_rows = np.where(is_copy, 1.0, matches_of_rows)
+            z_scores.append(z_scores_of_rows)
+            matches.append(matches_of_rows)
+        return np.concatenate(z_scores), np.concatenate(matches)
+
+    def _reach_minimum(self, candidates: Candidates) -> np.ndarray:
+        """(c,) bool: whether a row has the minimum match, or is of a file that is named."""
+        minimum = self.options.min_match
+        if minimum is None or candidates.matches is None:
+            return np.ones(len(candidates.rows), bool)
+        return (candidates.matches >= minimum) | (candidates.have_words & self.are_named)
+
+    def _groups(self, candidates: Candidates) -> list[list[int]]:
+        """Groups of the candidates that reach the minimum, best first; near copies share one if `collapse`."""
+        places = np.flatnonzero(self._reach_minimum(candidates))
+        _, first = np.unique(self.matrix.file[candidates.rows[places]], return_index=True)
+        best = places[np.sort(first)]  # of each file
+        if not self.options.collapse:
+            return [[place] for place in best.tolist()]
+        rows = candidates.rows[best]
+        groups: dict[int, list[int]] = {}  # by the place of their first row in `best`
+        alike = self._alike(rows)
+        for number, place in enumerate(best.tolist()):
+            leader = next((earlier for earlier in alike.get(number, ()) if earlier in groups), number)
+            groups.setdefault(leader, []).append(place)
+        return list(groups.values())
+
+    def _alike(self, rows: np.ndarray) -> dict[int, list[int]]:
+        """Earlier rows that are near copies of a row, both by their places in ``rows``; files are of one kind."""
+        vectors = self.matrix.vectors_of(rows)
+        modality = self.matrix.modality[rows]
+        pairs: list[tuple[int, int]] = []
+        for start in range(0, len(rows), BLOCK):
+            block = vectors[start : start + BLOCK]
+            is_alike = np.tril(block @ vectors[: start + len(block)].T >= ALIKE, start - 1)
+            places, others = np.nonzero(is_alike & (modality[start : start + BLOCK, None] == modality[: start + BLOCK]))
+            pairs += zip((start + places).tolist(), others.tolist(), strict=True)
+        if not pairs:
+            return {}
+        files = self.matrix.file[rows].tolist()
+        items = self._items([files[place] for place in {*itertools.chain(*pairs)}])
+        alike = defaultdict(list)
+        for place, other in pairs:
+            if items[files[place]].modality == items[files[other]].modality:
+                alike[place].append(other)
+        return alike
+
+    def _without_weak(self, candidates: Candidates, groups: list[list[int]]) -> list[list[int]]:
+        """The groups to sort by date or path: weak ones would hide the best, so they are left out, but for those that
+        are named, and unless all are weak or a minimum was given."""
+        if self.options.sort == "match" or self.options.min_match is not None or candidates.matches is None:
+            return groups
+        is_kept = candidates.levels > 0
+        if self.are_named:
+            is_kept = is_kept | candidates.have_words
+        return [group for group in groups if is_kept[group[0]]] or groups
+
+    def _page(self, candidates: Candidates, groups: list[list[int]]) -> tuple[Hit, ...]:
+        """The hits from `offset` on, `top` of them."""
+        groups = groups[: self.options.num_ordered]
+        page = slice(self.options.offset, self.options.offset + self.options.top)
+        if self.options.sort == "match":
+            groups = groups[page]
+        file_of = self.matrix.file[candidates.rows].tolist()
+        ids = {file_of[place] for group in groups for place in group}
+        items = self._items(sorted(ids))
+        if self.options.sort != "match":
+            leaders = [items[file_of[group[0]]] for group in groups]
+            groups = [groups[number] for number in sorted_in_pools(leaders, self.options.sort)[page]]
+        words_by_file = self.words.words_by_file([file_of[group[0]] for group in groups])
+        hits = []
+        for rank, (place, *copies) in enumerate(groups, self.options.offset + 1):
+            item = items[file_of[place]]
+            hits.append(
+                self._hit(
+                    candidates,
+                    place,
+                    rank=rank,
+                    item=item,
+                    copies=tuple(items[file_of[copy]].path for copy in copies),
+                    words=words_by_file.get(item.id, ()),
+                )
+            )
+        return tuple(hits)
+
+    def _items(self, ids: Sequence[int]) -> dict[int, Item]:
+        """Items by the ids of files."""
+        items = self.store.items("id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))  # any number of ids
+        return {item.id: item for item in items}
+
+    def _hit(self, candidates: Candidates, place: int, **fields: Any) -> Hit:
+        """The hit at a place among the candidates; ``fields`` are those that do not depend on the row."""
+        span = self.matrix.span(int(candidates.rows[place]))
+        has_words = bool(candidates.have_words[place])
+        is_lifted = False
+        match = None
+        if candidates.matches is not None:
+            match = float(candidates.matches[place])
+            is_lifted = bool(candidates.levels[place] > level(candidates.matches[place]))
+        return Hit(
+            modality=span.modality,
+            score=float(candidates.cosines[place]),
+            match=match,
+            named=has_words and self.are_named,
+            lifted=is_lifted,
+            start=span.start,
+            end=span.end,
+            **fields,
+        )
 
 
 def sorted_in_pools(items: Sequence[Item], sort: str) -> list[int]:
@@ -241,39 +348,6 @@ def sorted_in_pools(items: Sequence[Item], sort: str) -> list[int]:
         return number // POOL, age, item.path
 
     return sorted(range(len(items)), key=key)
-
-
-def checked_item(searched: Searched, file: tuple[Item, list[Span], np.ndarray], row: int) -> Item:
-    """The item of a file.
-
-    Raises:
-        Damaged: the row of the matrix is none of the file's vectors in the database.
-    """
-    item, spans, vectors = file
-    span = searched.matrix.span(row)
-    same_span = [number for number, own_span in enumerate(spans) if own_span == span]
-    vector = searched.matrix.vectors_of(row)
-    is_same = (vectors[same_span] == vector).all(axis=1)
-    if not is_same.any():
-        raise Damaged(searched.store.folder, f"the matrix, at a vector of {item.path}")
-    return item
-
-
-def _hit(searched: Searched, candidates: Candidates, place: int, **fields: Any) -> Hit:
-    """The hit at a place among the candidates; ``fields`` are those that do not depend on the row."""
-    row = int(candidates.rows[place])
-    span = searched.matrix.span(row)
-    match = None
-    if candidates.matches is not None:
-        match = float(candidates.matches[place])
-    return Hit(
-        modality=span.modality,
-        score=float(candidates.cosines[place]),
-        match=match,
-        start=span.start,
-        end=span.end,
-        **fields,
-    )
 
 
 def count_files(matrix: Matrix, allowed: np.ndarray | None) -> int:

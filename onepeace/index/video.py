@@ -12,7 +12,7 @@ from onepeace.errors import UserError, need, reason_at
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
 from onepeace.index.items import Span
-from onepeace.index.rank import ALIKE
+from onepeace.index.search import ALIKE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 
 from onepeace.index.entries import modalities_by_suffix
-from onepeace.index.query import Query
 from onepeace.index.store import Store
 from onepeace.index.tokens import parts_of_name, plain, separated, split_ending
 
@@ -31,6 +30,10 @@ MIN_PART = 6
 """Minimum characters of a part of a word; shorter ones are parts of unrelated words, as phone is of saxophone."""
 MAX_WHOLES = 100
 """Maximum number of different words that are found by one part."""
+ALWAYS_FEW = 3
+FEW = 20
+FEW_OF_ALL = 0.05
+"""Words are rare if no more than three files have all of them, or no more than 20 and one in twenty of the index."""
 EDGES = re.compile(r"^[^\w.]+|[\W_]+$")
 TEXTS = "{name about text}"
 """Columns of `word_index` in which a word is found; `ending` is the other one."""
@@ -41,6 +44,8 @@ class WordSearch:
 
     Args:
         store: open for reading.
+        query: its words; "" for none.
+        num_files: number of files of the index.
 
     Attributes:
         expressions: expression of FTS5 by word, as typed; None for a word that no file has.
@@ -49,8 +54,9 @@ class WordSearch:
         Damaged: the index of words is damaged.
     """
 
-    def __init__(self, store: Store, query: str) -> None:
+    def __init__(self, store: Store, query: str, num_files: int) -> None:
         self.store = store
+        self.num_files = num_files
         self.expressions = {word: self._expression(word) for word in words_of_query(query)}
 
     @cached_property
@@ -64,6 +70,11 @@ class WordSearch:
         sql = "SELECT group_concat(rowid) FROM word_index WHERE word_index MATCH ?"
         ((ids,),) = self.store.select(sql, (all_words,))
         return np.sort(np.fromstring(ids or "", np.int64, sep=","))
+
+    @property
+    def are_rare(self) -> bool:
+        """Whether a file has all words, and few files do."""
+        return 0 < len(self.file_ids) <= max(ALWAYS_FEW, min(FEW, FEW_OF_ALL * self.num_files))
 
     def words_by_file(self, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """The words that files have, by id; files without any are left out."""
@@ -103,27 +114,6 @@ class WordSearch:
         if len(part) < MIN_PART or not part.isalnum():
             return []
         return re.findall(f"^.*{part}.*$", self.store.vocabulary, re.MULTILINE)[:MAX_WHOLES]
-
-
-def text_of(query: Query) -> str:
-    """The texts of a query; "" if a picture, a sound, a file or a vector is a part of it."""
-    texts = []
-    for part in query.parts():
-        if part.weight <= 0:
-            continue
-        if part.field != "text":
-            return ""
-        texts.append(part.value)
-    return " ".join(texts)
-
-
-def texts_of(query: Query) -> list[str]:
-    """The texts of a query that hits should fit, whatever its other parts are."""
-    texts = []
-    for part in query.parts():
-        if part.field == "text" and part.weight > 0:
-            texts.append(part.value)
-    return texts
 
 
 def words_of_query(query: str) -> list[str]:

@@ -165,22 +165,46 @@ def test_table_of_matches_says_that_nothing_is_relevant():
     first, header, row = table_of_one_hit(match=0.5, relevant=False)
     assert first.startswith("nothing relevant")
     assert header.split()[1] == "match"
-    assert row.split()[1:3] == ["unlikely", "0.50"]
+    assert row.split()[1:3] == ["weak", "audio"]
 
 
 @pytest.mark.parametrize(
     ("match", "value"),
     [
-        (0.699, "unlikely 0.69"),
+        (0.699, "weak"),
         (0.7, "possible 0.70"),
-        (0.95, "possible 0.95"),
-        (0.951, "likely 0.95"),
+        (0.9499, "possible 0.94"),
+        (0.95, "likely 0.95"),
         (0.999, "likely 0.99"),
         (1.0, "likely 1.00"),
     ],
 )
 def test_match_is_rounded_down(match, value):
     assert hit_with(match).value == value
+
+
+def test_table_says_which_words_named_or_lifted_a_file():
+    found = {"words": ("dog",), "item": Item("/a.ogg", "audio"), "modality": "audio", "score": 0.25, "match": 0.5}
+    hits = (Hit(1, named=True, **found), Hit(2, lifted=True, **found), Hit(3, **found))
+    results = Results(hits, compared=3)
+
+    rows = [line.split()[1:-1] for line in table(results, QUERY, is_filtered=False).splitlines()]
+
+    assert rows[1:] == [
+        ["named", "audio", "dog", "(rare)"],
+        ["possible", "0.50", "audio", "dog", "(lifted)"],
+        ["weak", "audio", "dog"],
+    ]
+
+
+def test_all_shows_copies_one_by_one(run_model, dog, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copyfile(dog, tmp_path / name)
+    num_copies = {}
+    for option in ("--top=9", "--all"):
+        out, _ = run_model("search", tmp_path, "--text", "a dog", "--no-index", "--json", option)
+        num_copies[option] = [len(json.loads(line)["copies"]) for line in out.splitlines()]
+    assert num_copies == {"--top=9": [1], "--all": [0, 0]}
 
 
 def test_table_of_no_hits(run_model, dog):

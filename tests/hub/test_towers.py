@@ -28,7 +28,7 @@ from onepeace.hub.towers.config import public_name
 from onepeace.index import Index, Query, build
 from onepeace.index.banks import TEXTS as BANKS
 from onepeace.index.banks import texts_of
-from onepeace.index.match import WORDS, Scale, likelihood
+from onepeace.index.match import Scale, level
 from onepeace.index.query import EncodedPart, QueryVector
 from onepeace.serve.service import Service
 
@@ -291,7 +291,7 @@ def test_mixed_list_is_ranked_by_the_generic_words(mixed, both):
     for hit in hits:
         (z_score,), (match,) = scale.score(hit.item.modality, np.array([hit.score]))
         assert hit.match == pytest.approx(match)
-        ranks.append((WORDS.index(likelihood(match)), z_score))
+        ranks.append((int(level(np.array(match))), z_score))
     assert {hit.item.modality for hit in hits} == {"image", "audio", "text"}
     assert ranks == sorted(ranks, reverse=True)
 

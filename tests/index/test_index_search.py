@@ -11,9 +11,8 @@ from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.banks import Banks
 from onepeace.index.items import Item, Span
-from onepeace.index.matrix import derived, keep
-from onepeace.index.query import QueryVector, encode
-from onepeace.index.rank import FetchedRows, rank
+from onepeace.index.matrix import keep
+from onepeace.index.query import encode
 from onepeace.index.store import Store
 
 WIDTH = 8
@@ -111,7 +110,7 @@ def test_near_copies_are_one_hit_of_each_modality(fill):
 
 
 def test_near_copies_across_blocks(fill, monkeypatch):
-    monkeypatch.setattr("onepeace.index.rank.BLOCK", 2)
+    monkeypatch.setattr("onepeace.index.search.BLOCK", 2)
     # From one to the next the cosine is 0.985, over two 0.94.
     index = fill({"0.jpg": 6, "1.jpg": 16, "2.jpg": 26, "3.jpg": 36, "4.jpg": 6.1})
 
@@ -239,7 +238,7 @@ def test_parts_of_a_query_are_one_vector_with_weights(fill):
         weights={"like": 2.0},
     )
 
-    encoded = encode(query, index.store, pytest.fail, pytest.fail)
+    encoded = encode(query, index.store, index.matrix, pytest.fail, pytest.fail)
 
     np.testing.assert_allclose(encoded.vector, unit(3 * at(0) + 2 * at(90)), atol=1e-6)
     assert [part.bank for part in encoded.parts] == ["image", "image", "sentence"]
@@ -249,7 +248,7 @@ def test_parts_of_a_query_are_one_vector_with_weights(fill):
 def test_samples_and_rate_are_one_sound():
     samples = (np.zeros(9), np.int64(16000))
 
-    assert Query(audio=samples).parts() == [("audio", samples, 1.0)]
+    assert Query(audio=samples).parts == (("audio", samples, 1.0),)
 
 
 def test_copy_of_the_query_has_a_match_of_1(fill):
@@ -311,60 +310,50 @@ def test_match_depends_on_no_filter_and_no_other_hit(mixed, options):
 class SoundsMatchBetter:
     """A scale on which a sound has a higher match than a picture of the same z."""
 
+    def __init__(self, *_):
+        pass
+
     def score(self, modality, cosines):
+        cosines = cosines.astype(float)
         if modality == "audio":
-            return cosines, cosines + 0.2
+            return cosines, np.minimum(cosines + 0.2, 1)
         return cosines, cosines
 
 
-def test_rank_is_by_tier_then_by_likelihood_then_by_z():
-    pictures = FetchedRows(
-        tier=0,
-        modality="image",
-        rows=np.array([0, 1]),
-        cosines=np.array([0.8, 0.6]),
-    )
-    sounds = FetchedRows(
-        tier=0,
-        modality="audio",
-        rows=np.array([2, 3]),
-        cosines=np.array([0.78, 0.55]),
-    )
-    next_tier = FetchedRows(
-        tier=1,
-        modality="image",
-        rows=np.array([4]),
-        cosines=np.array([0.9]),
-    )
+def test_order_is_by_likelihood_then_by_match_and_of_weak_ones_by_z(fill, monkeypatch):
+    monkeypatch.setattr("onepeace.index.search.Scale", SoundsMatchBetter)
+    angles = {"a.jpg": 0.8, "b.jpg": 0.6, "c.ogg": 0.78, "d.ogg": 0.65, "e.ogg": 0.45}
+    index = fill({name: float(np.degrees(np.arccos(cosine))) for name, cosine in angles.items()})
 
-    ranked = rank(SoundsMatchBetter(), QueryVector(at(0), ()), [next_tier, pictures, sounds])
+    results = index.search(QUERY, collapse=False)
 
-    assert ranked.rows.tolist() == [2, 0, 3, 1, 4]
-    assert ranked.matches == pytest.approx([0.98, 0.8, 0.75, 0.6, 0.9])
+    assert names(results) == "c.ogg d.ogg a.jpg b.jpg e.ogg"
+    assert [hit.likelihood for hit in results] == ["likely", "possible", "possible", "weak", "weak"]
+    assert [hit.match for hit in results] == pytest.approx([0.98, 0.85, 0.8, 0.6, 0.65])
 
 
 @pytest.mark.parametrize(
     ("query", "word"),
     [
-        (Query(), "nothing"),
-        (Query(text=" "), "empty"),
-        (Query(text=7), "int"),
-        (Query(without="people"), "nothing"),
-        (Query(like=["/p/a.jpg", "/p/b.jpg"]), "cancel"),
-        (Query(like="/p/none.jpg"), "/p/none.jpg"),
-        (Query(vector=np.zeros(WIDTH)), "not all 0"),
-        (Query(vector=np.ones(WIDTH + 1)), r"\(9,\)"),
-        (Query(text="a", weights={"txt": 1.0}), "'txt'"),
-        (Query(text="a", weights={"vector": 2.0}), "vector"),
-        (Query(text="a", weights={"text": 10**400}), "weight of text"),
-        (Query(text="a", weights={"text": float("nan")}), "weight of text"),
+        ({}, "nothing"),
+        ({"text": " "}, "empty"),
+        ({"text": 7}, "int"),
+        ({"without": "people"}, "nothing"),
+        ({"like": ["/p/a.jpg", "/p/b.jpg"]}, "cancel"),
+        ({"like": "/p/none.jpg"}, "/p/none.jpg"),
+        ({"vector": np.zeros(WIDTH)}, "not all 0"),
+        ({"vector": np.ones(WIDTH + 1)}, r"\(9,\)"),
+        ({"text": "a", "weights": {"txt": 1.0}}, "'txt'"),
+        ({"text": "a", "weights": {"vector": 2.0}}, "vector"),
+        ({"text": "a", "weights": {"text": 10**400}}, "weight of text"),
+        ({"text": "a", "weights": {"text": float("nan")}}, "weight of text"),
     ],
 )
 def test_query_that_cannot_be_searched_for(fill, query, word):
     index = fill({"a.jpg": 0, "b.jpg": 180})
 
     with pytest.raises(UserError, match=word):
-        index.search(query)
+        index.search(Query(**query))
 
 
 @pytest.mark.parametrize(
@@ -381,15 +370,6 @@ def test_query_that_cannot_be_searched_for(fill, query, word):
 def test_option_that_cannot_be_read(two, options, word):
     with pytest.raises(UserError, match=word):
         two.search(QUERY, **options)
-
-
-def test_damaged_vector_is_noticed(two):
-    derived(two.folder)[0].write_bytes(b"")
-    with sqlite3.connect(two.folder / "index.sqlite") as connection:
-        connection.execute("UPDATE vectors SET vector = zeroblob(32) WHERE file = 1")
-
-    with Index.open(two.folder) as damaged, pytest.raises(UserError, match="--repair"):
-        damaged.search(QUERY)
 
 
 def test_index_of_an_earlier_version_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from support.indexes import unit
 
 from onepeace.index.banks import Banks
-from onepeace.index.match import LIKELY, POSSIBLE, Scale, likelihood
+from onepeace.index.match import LIKELY, POSSIBLE, WORDS, Scale, level
 from onepeace.index.query import EncodedPart, QueryVector
 
 WIDTH = 32
@@ -205,15 +205,18 @@ def test_no_banks_at_all_mean_no_match():
 
 
 @pytest.mark.parametrize(
-    ("match", "word"),
+    ("match", "is_lifted", "word"),
     [
-        (1.0, "likely"),
-        (LIKELY + 1e-6, "likely"),
-        (LIKELY, "possible"),
-        (POSSIBLE, "possible"),
-        (POSSIBLE - 1e-6, "unlikely"),
-        (0.0, "unlikely"),
+        (1.0, False, "likely"),
+        (1.0, True, "likely"),
+        (LIKELY, False, "likely"),
+        (LIKELY - 1e-6, False, "possible"),
+        (POSSIBLE, False, "possible"),
+        (POSSIBLE, True, "likely"),
+        (POSSIBLE - 1e-6, False, "weak"),
+        (0.0, False, "weak"),
+        (0.0, True, "possible"),
     ],
 )
-def test_likelihood_in_words(match, word):
-    assert likelihood(match) == word
+def test_likelihood_in_words(match, is_lifted, word):
+    assert WORDS[level(np.array(match), is_lifted)] == word

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +60,7 @@ def names_with(folder, query):
     """Names of the files that have all words of a query."""
     with closing(Store(folder)) as store:
         paths = {item.id: item.path for item in store.items()}
-        ids = WordSearch(store, query).file_ids.tolist()
+        ids = WordSearch(store, query, len(paths)).file_ids.tolist()
     return ", ".join(os.path.basename(paths[id_]) for id_ in ids)
 
 
@@ -143,7 +143,7 @@ def test_cells_in_any_depth_are_words():
 
 def test_words_of_each_file(folder):
     with closing(Store(folder)) as store:
-        search = WordSearch(store, "a dog of Bob in 2024")
+        search = WordSearch(store, "a dog of Bob in 2024", len(ITEMS))
         assert search.file_ids.tolist() == []
         assert search.words_by_file([1, 2, 3, 5]) == {
             1: ("dog", "2024"),
@@ -184,51 +184,70 @@ def test_damaged_words_are_seen_and_repaired(copy, damage):
     assert names_with(copy, "elephant") == ""
 
 
+WIDTH = 128
+
+
 class TextBranch:
     """Encodes any text as the same vector."""
 
     def encode(self, texts):
-        return np.array([[1, 0]] * len(texts), np.float32)
+        return np.eye(1, WIDTH, dtype=np.float32).repeat(len(texts), axis=0)
 
 
 @pytest.fixture
-def opened(tmp_path, monkeypatch):
-    """100 pictures, from the nearest to every text to the furthest; every tenth has "dog" in its name, 95 a caption."""
-    items = []
-    for number in range(100):
-        animal = "dog" if number % 10 == 5 else "cat"
-        items.append(Item(f"/disk/ann/Pictures/{number % 4}/{animal}{number}.jpg", "image"))
-    items[95] = replace(items[95], caption="on the beach")
-    angles = np.linspace(0, 2, 100)
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    with closing(Store.create(tmp_path / "index", 2, META)) as store:
-        add(store, items, vectors)
+def make(tmp_path, monkeypatch):
+    """Makes an index of pictures by their paths, from the nearest to every text to the furthest, and opens it.
+
+    Pictures at angles from the text are alike, unless they lie towards other dimensions.
+    """
     monkeypatch.setattr(Index, "text_branch", TextBranch())
-    with Index.open(tmp_path / "index") as index:
-        yield index
+    with ExitStack() as opened:
+
+        def make(paths, captions=(), dates=(), angles=None, towards=1):
+            items = []
+            for path in paths:
+                item = Item(f"/disk/ann/Pictures/{path}.jpg", "image", date=dict(dates).get(path))
+                items.append(replace(item, caption=dict(captions).get(path)))
+            if angles is None:
+                angles = np.linspace(0, 1.5, len(items))
+            vectors = np.zeros((len(items), WIDTH), np.float32)
+            vectors[:, 0] = np.cos(angles)
+            vectors[np.arange(len(items)), towards] = np.sin(angles)
+            with closing(Store.create(tmp_path / "index", WIDTH, META)) as store:
+                add(store, items, vectors)
+            return opened.enter_context(Index.open(tmp_path / "index"))
+
+        yield make
+
+
+NAMES = [f"{'dog' if i % 20 == 5 else 'cat'}{i}" for i in range(100)]
+DOGS = [name for name in NAMES if name.startswith("dog")]
+CATS = [name for name in NAMES if name.startswith("cat")]
+
+
+@pytest.fixture
+def opened(make):
+    """100 pictures in four folders; every twentieth has "dog" in its name, dog85 a caption."""
+    return make([f"{number % 4}/{name}" for number, name in enumerate(NAMES)], {"1/dog85": "on the beach"})
 
 
 def names(hits):
     return [hit.item.path.rpartition("/")[2].removesuffix(".jpg") for hit in hits]
 
 
-DOGS = [f"dog{i}" for i in range(5, 100, 10)]
-CATS = [f"cat{i}" for i in range(100) if i % 10 != 5]
+def test_files_with_rare_words_come_first(opened):
+    hits = opened.search("a dog", top=7, collapse=False)
 
-
-def test_search_shows_files_with_all_words_first(opened):
-    hits = opened.search("a dog", top=12, collapse=False)
-
-    scores_of_dogs = [hit.score for hit in hits][:10]
+    scores_of_dogs = [hit.score for hit in hits][:5]
     assert names(hits) == [*DOGS, *CATS[:2]]
-    assert [hit.words for hit in hits] == [("dog",)] * 10 + [()] * 2
+    assert [hit.words for hit in hits] == [("dog",)] * 5 + [()] * 2
     assert scores_of_dogs == sorted(scores_of_dogs, reverse=True)
 
 
 def test_search_finds_words_beyond_the_nearest(opened):
     hits = opened.search("Dog, beach", top=2, collapse=False)
 
-    assert names(hits) == ["dog95", "cat0"]
+    assert names(hits) == ["dog85", "cat0"]
     assert [hit.words for hit in hits] == [("Dog", "beach"), ()]
 
 
@@ -240,11 +259,11 @@ def test_search_marks_files_with_some_words(opened):
 
 def test_search_pages_with_words(opened):
     hits = []
-    for offset in range(0, 16, 4):
+    for offset in range(0, 12, 4):
         hits += opened.search("dog", top=4, offset=offset, collapse=False)
 
-    assert names(hits) == [*DOGS, *CATS[:6]]
-    assert [hit.rank for hit in hits] == [*range(1, 17)]
+    assert names(hits) == [*DOGS, *CATS[:7]]
+    assert [hit.rank for hit in hits] == [*range(1, 13)]
 
 
 @pytest.mark.parametrize(
@@ -254,19 +273,17 @@ def test_search_pages_with_words(opened):
 def test_search_filters_files_with_words(opened, filters):
     hits = opened.search("dog", top=100, collapse=False, **filters)
 
-    dogs = {f"dog{number}" for number in range(5, 100, 20)}
-    files_of_folder = {name for name in [*DOGS, *CATS] if int(name[3:]) % 4 == 1}
-    assert set(names(hits)) == files_of_folder
-    assert len(hits) == len(files_of_folder)
-    assert set(names(hit for hit in hits if hit.words)) == dogs
+    assert set(names(hits)) == {name for number, name in enumerate(NAMES) if number % 4 == 1}
+    assert len(hits) == 25
+    assert set(names(hit for hit in hits if hit.words)) == set(DOGS)
 
 
 @pytest.mark.parametrize(
     "query",
     [
-        Query(vector=[1, 0]),
-        Query(text="dog", vector=[1, 0]),
-        Query(vector=[1, 0], without="dog"),
+        Query(vector=np.eye(WIDTH)[0]),
+        Query(text="dog", vector=np.eye(WIDTH)[0]),
+        Query(vector=np.eye(WIDTH)[0], without="dog"),
     ],
 )
 def test_search_by_other_than_texts_has_no_words(opened, query):
@@ -276,7 +293,100 @@ def test_search_by_other_than_texts_has_no_words(opened, query):
     assert not any(hit.words for hit in hits)
 
 
-class Unlikely(Scale):
+@pytest.mark.parametrize(
+    ("num_with_word", "num_files", "are_rare"),
+    [
+        (0, 100, False),
+        (3, 3, True),
+        (4, 79, False),
+        (4, 80, True),
+        (20, 400, True),
+        (20, 399, False),
+        (21, 10_000, False),
+    ],
+)
+def test_words_are_rare_if_few_files_have_them(make, num_with_word, num_files, are_rare):
+    index = make([f"dog{number}" for number in range(num_with_word)] or ["cat"])
+
+    assert WordSearch(index.store, "dog", num_files).are_rare == are_rare
+
+
+class Cosine(Scale):
+    """The match is the cosine."""
+
+    def score(self, modality, cosines):
+        return cosines, cosines.astype(np.float64)
+
+
+@pytest.fixture
+def _match_is_cosine(monkeypatch):
+    monkeypatch.setattr("onepeace.index.search.Scale", Cosine)
+
+
+def at(*matches):
+    """Angles of pictures that have these matches."""
+    return np.arccos(matches)
+
+
+@pytest.mark.usefixtures("_match_is_cosine")
+def test_common_words_lift_by_one_level(make):
+    """A folder "motorcycle" with other pictures, and photographs of motorcycles elsewhere."""
+    paths = [*"abc", *(f"motorcycle/{number}" for number in range(7))]
+    index = make(paths, angles=at(0.97, 0.8, 0.6, 0.96, 0.75, 0.69, *np.linspace(0.1, 0.2, 4)))
+
+    hits = index.search("motorcycle", collapse=False)
+
+    expected = ["a likely", "0 likely", "1 likely", "b possible", "2 possible"]
+    assert [f"{name} {hit.likelihood}" for name, hit in zip(names(hits), hits, strict=True)][:5] == expected
+    assert names(hits)[5:] == ["6", "5", "4", "3", "c"]
+    assert [hit.lifted for hit in hits] == [False, False, True, False, *[True] * 5, False]
+    assert [bool(hit.words) for hit in hits][:4] == [False, True, True, False]
+    assert hits[2].to_dict()["lifted"] is True
+
+
+@pytest.mark.usefixtures("_match_is_cosine")
+def test_rare_words_are_named_whatever_the_match(make):
+    index = make(["a", "invoice1", "invoice2"], angles=at(0.99, 0.97, 0.1))
+
+    hits = index.search("invoice", collapse=False)
+
+    assert [hit.value for hit in hits] == ["likely 0.97", "named", "likely 0.99"]
+    assert [hit.named for hit in hits] == [True, True, False]
+    assert not any(hit.lifted for hit in hits)
+
+
+@pytest.mark.usefixtures("_match_is_cosine")
+@pytest.mark.parametrize("options", [{"min_match": 0.7}, {"sort": "date"}, {"sort": "date", "min_match": 0.7}])
+@pytest.mark.parametrize("best", [0.8, 0.1])
+def test_named_file_is_dropped_by_neither_minimum_nor_sorting(make, options, best):
+    dates = {"invoice": 1, **{str(number): 2 + number for number in range(20)}}
+    index = make([*dates], dates=dates, angles=at(0.05, best, *np.linspace(0.06, 0.09, 19)))
+
+    hits = index.search("invoice", top=3, collapse=False, **options)
+
+    assert set(names(hits)) == ({"invoice", "0"} if best >= 0.7 else {"invoice"})
+
+
+@pytest.mark.usefixtures("_match_is_cosine")
+def test_minimum_looks_on_until_the_page_is_full(make):
+    """Neither files with the word nor a burst of copies are all that reaches the minimum."""
+    with_word = [f"cat{number}" for number in range(12)]
+    burst = [f"burst{number}" for number in range(60)]
+    good = [f"good{number}" for number in range(20)]
+    index = make(
+        [*with_word, *burst, *good],
+        angles=at(*[0.3] * 12, *[0.95] * 60, *np.linspace(0.9, 0.72, 20)),
+        towards=[*range(1, 13), *[13] * 60, *range(14, 34)],
+    )
+
+    hits = index.search("cat", top=10, min_match=0.7)
+
+    assert names(hits) == ["burst0", *good[:9]]
+    assert len(hits[0].copies) == 59
+    assert names(index.search("cat", top=40, min_match=0.7)) == ["burst0", *good]
+
+
+class Weak(Scale):
     """No file is relevant by what it is about."""
 
     def score(self, modality, cosines):
@@ -284,16 +394,17 @@ class Unlikely(Scale):
 
 
 @pytest.fixture
-def _unlikely(monkeypatch):
-    monkeypatch.setattr("onepeace.index.search.Scale", Unlikely)
+def _weak(monkeypatch):
+    monkeypatch.setattr("onepeace.index.search.Scale", Weak)
 
 
-@pytest.mark.usefixtures("_unlikely")
+@pytest.mark.usefixtures("_weak")
 @pytest.mark.parametrize(
     ("query", "options", "has_heading"),
     [
         ("elephant", {}, True),
         ("dog", {}, False),
+        ("cat", {}, False),
         ("dog", {"only": "text"}, False),  # there is none
         ("dog", {"where": "not 'dog' in path"}, True),
     ],
@@ -302,23 +413,17 @@ def test_heading_calls_no_file_with_all_words_irrelevant(opened, query, options,
     assert bool(opened.search(query, **options).heading) == has_heading
 
 
-@pytest.mark.usefixtures("_unlikely")
+@pytest.mark.usefixtures("_weak")
 @pytest.mark.parametrize(
     ("query", "likelihood"),
     [
-        ("dog cat", "unlikely"),
+        ("dog cat", "weak"),
         ("dog", "named"),
+        ("cat", "possible"),
     ],
 )
 def test_likelihood_of_a_file_with_all_words(opened, query, likelihood):
     assert [hit.likelihood for hit in opened.search(query, top=2)] == [likelihood] * 2
-
-
-@pytest.mark.usefixtures("_unlikely")
-def test_search_by_path_leaves_no_file_out(opened):
-    by_path = opened.search("dog", sort="path", top=100, collapse=False)
-
-    assert {*names(by_path)} == {*DOGS, *CATS}
 
 
 def test_names_begin_at_the_outermost_folder(build, index, tmp_path):
@@ -337,7 +442,7 @@ def test_names_begin_at_the_outermost_folder(build, index, tmp_path):
 
 def test_words_of_a_part_of_an_index(folder):
     with closing(Store(folder)) as store:
-        assert WordSearch(store, "holiday").file_ids.tolist() == [2]
+        assert WordSearch(store, "holiday", 1).file_ids.tolist() == [2]
         store.show_only("id = 3")
-        assert WordSearch(store, "stromrechnung rechnung").file_ids.tolist() == [3]
-        assert not WordSearch(store, "").has("holiday")
+        assert WordSearch(store, "stromrechnung rechnung", 1).file_ids.tolist() == [3]
+        assert not WordSearch(store, "", 1).has("holiday")
