@@ -19,7 +19,7 @@ from onepeace.data.sample import Sample
 from onepeace.evaluate.protocols.protocol import Items, encode
 from onepeace.hub.resolve import resolve
 from onepeace.index.banks import CALIBRATION, TEXTS, Banks, texts_of
-from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level
+from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level, worth
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
 FIRST = 5
@@ -200,7 +200,7 @@ class QueryResult(NamedTuple):
 
 
 def result_of(question: Question, pool: Pool, banks: Banks) -> QueryResult:
-    """Search the folder as an index does: by the match as a word, then by z; among ties, the wrong ones come first."""
+    """Search the folder as an index does: by `worth`; among ties, the wrong ones come first."""
     scale = Scale(banks, question.query)
     cosines = pool.vectors @ question.query.vector
     z_scores = np.zeros(len(pool.samples))
@@ -210,7 +210,8 @@ def result_of(question: Question, pool: Pool, banks: Banks) -> QueryResult:
         z_scores[rows], matches[rows] = scale.score(modality, cosines[rows])
     z_scores[~question.inside] = -np.inf
     matches[~question.inside] = 0.0
-    order = np.lexsort((question.answers, -z_scores, -level(matches)))
+    keys = (-key for key in worth(matches, z_scores, level(matches)))
+    order = np.lexsort((question.answers, *keys))
     first_are_right = question.answers[order[: len(GAINS)]]
     largest_dcg = GAINS[: question.answers.sum()].sum()
     return QueryResult(

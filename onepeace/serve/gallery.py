@@ -88,7 +88,7 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
 def _described(query: Query) -> list[str]:
     """The parts of a query as readable text."""
     described = []
-    for part in query.parts():
+    for part in query.parts:
         if part.field == "text":
             shown = printable(part.value)
         elif isinstance(part.value, str | os.PathLike):

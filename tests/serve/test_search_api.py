@@ -217,7 +217,7 @@ def test_damaged_index_is_an_error_of_the_server(tmp_path):
         ],
     )
     with closing(sqlite3.connect(index / DATABASE)) as connection:
-        connection.execute("UPDATE files SET size = size + 1")
+        connection.execute("UPDATE files SET metadata = 'no JSON'")
         connection.commit()
 
     with Index.open(index) as opened:
