@@ -44,7 +44,8 @@ LOCK_SECONDS = 60
 def compute_missing(cache: FrozenCache, compute: Callable[[list[str]], Iterable[Output]], part_size: int) -> None:
     """Compute the outputs that a cache lacks, a part in each process at a time; all processes must call it.
 
-    A part has the same items for any number of processes, and so the same values. Other runs wait until then.
+    The processes first read all that is there, each a share of the parts; what is damaged is missing. A part has the
+    same items for any number of processes, and so the same values. Other runs wait until then.
 
     Args:
         cache: cache in a folder that all processes share.
@@ -54,6 +55,9 @@ def compute_missing(cache: FrozenCache, compute: Callable[[list[str]], Iterable[
     Raises:
         UserError: the processes see different outputs in the folder.
     """
+    cache.remove_damaged(cache.parts[parallel.rank() :: parallel.world_size()])
+    parallel.barrier()
+    cache.refresh()
     if not any(parallel.gather_numbers(len(cache.missing))):
         return
     with _locked(cache):

@@ -1,13 +1,14 @@
 """Disk cache of the outputs of frozen networks (stems, teachers).
 
-A folder holds parts: ``part-N.npy``, the concatenated rows of many outputs (float16), and ``part-N.json``, the place of
-each output. A part without its .json is incomplete and ignored. Several runs may share a folder.
+A folder holds parts, ``part-N``: derived files (`onepeace.files.derived`) with the concatenated rows of many outputs
+(float16), and the place of each output. Several runs may share a folder.
 """
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from onepeace.data.sample import Sample, source_states
 from onepeace.errors import UserError
-from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.files.derived import Derived, read_derived, write_derived
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -67,14 +70,15 @@ class FrozenCache:
     def refresh(self) -> None:
         """Look for parts in the folder."""
         self.parts: list[int] = []
-        for path in self.folder.glob("part-*.json"):
-            self.parts.append(int(path.stem.removeprefix("part-")))
+        for path in self.folder.glob("part-*"):
+            if path.name.removeprefix("part-").isdecimal():
+                self.parts.append(int(path.name.removeprefix("part-")))
         self.parts.sort()
         self.places: dict[str, list[Place]] = {}
         item_names = {self._stored_name(name): name for name in self.items}
         for part in self.parts:
-            entries = json.loads((self.folder / f"part-{part}.json").read_text())
-            for stored_name, start, grid, stored_partner in entries:
+            content = self._open(part)
+            for stored_name, start, grid, stored_partner in content.about if content else []:
                 partner = item_names.get(stored_partner)
                 lacks_partner = stored_partner is not None and partner is None
                 if stored_name not in item_names or lacks_partner:
@@ -82,6 +86,19 @@ class FrozenCache:
                 place = Place(part, start, tuple(grid), partner)
                 name = item_names[stored_name]
                 self.places.setdefault(name, []).append(place)
+
+    def remove_damaged(self, parts: Iterable[int]) -> None:
+        """Read all of some parts, and remove those that are not as they were written."""
+        for part in parts:
+            if read_derived(self._path(part), self.folder.name) is None:
+                log.warning("%s: damaged; its outputs are computed again", self._path(part))
+                self._path(part).unlink(missing_ok=True)
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part-{part}"
+
+    def _open(self, part: int) -> Derived | None:
+        return read_derived(self._path(part), self.folder.name, checked=False)
 
     def _stored_name(self, name: str) -> str:
         return self._stored_names.get(name, name)
@@ -94,8 +111,10 @@ class FrozenCache:
     def read(self, place: Place) -> np.ndarray:
         """An output (*grid, channels) float16, memory-mapped."""
         if place.part not in self._arrays:  # per object: the folder may be deleted and filled again
-            path = self.folder / f"part-{place.part}.npy"
-            self._arrays[place.part] = np.load(path, mmap_mode="r")
+            content = self._open(place.part)
+            if content is None:
+                raise UserError("was removed or replaced while it was read", where=self._path(place.part))
+            self._arrays[place.part] = content.arrays["rows"]
         end = place.start + math.prod(place.grid)
         rows = self._arrays[place.part][place.start : end]
         return rows.reshape(*place.grid, rows.shape[-1])
@@ -119,7 +138,7 @@ class FrozenCache:
         return FileLock(self.folder / ".lock")
 
     def write(self, part: int, outputs: Sequence[Output]) -> None:
-        """Write a part's two files, the .json last: it marks the part as complete.
+        """Write a part.
 
         Args:
             part: number of the part, which does not exist yet.
@@ -137,10 +156,7 @@ class FrozenCache:
             entries.append((name, start, grid, partner))
             rows.append(output.values.reshape(-1, channels))
             start += len(rows[-1])
-        with write_atomic(self.folder / f"part-{part}.npy") as temporary:
-            with open(temporary, "wb") as file:
-                np.save(file, np.concatenate(rows))
-        write_text_atomic(self.folder / f"part-{part}.json", json.dumps(entries))
+        write_derived(self._path(part), self.folder.name, {"rows": np.concatenate(rows)}, entries)
 
 
 def fingerprint(settings: Any, weights: Mapping[str, Tensor] | None = None) -> str:

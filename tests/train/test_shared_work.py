@@ -40,12 +40,11 @@ def train_and_note(path, overrides, notes):
 
 
 def parts_of(frozen):
-    """Listing and rows of each part of the one cache in the folder, and the name of the cache."""
+    """Content of each part of the one cache in the folder, and the name of the cache."""
     (cache,) = frozen.iterdir()
     parts = {}
-    for listing in cache.glob("part-*.json"):
-        rows = np.load(listing.with_suffix(".npy"))
-        parts[f"{cache.name}/{listing.stem}"] = (listing.read_text(), rows.tobytes())
+    for path in cache.glob("part-*"):
+        parts[f"{cache.name}/{path.name}"] = path.read_bytes()
     return parts
 
 
