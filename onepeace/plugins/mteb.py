@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.device import count_parameters
 from onepeace.embed.embedder import load
 from onepeace.errors import need
 
@@ -44,21 +45,15 @@ class MtebEncoder:
         name = self.model_name
         if name.count("/") != 1:
             name = f"onepeace/{Path(name).name}"
-        parameters = list(self.model.module.parameters())
-        text: Any = self.model.processors.get("text")
         return need("mteb.models.model_meta", "eval").ModelMeta.create_empty(
             {
                 "loader": type(self),
                 "name": name,
                 "revision": self.revision or "local",
-                "languages": ["eng-Latn"],
-                "n_parameters": sum(parameter.numel() for parameter in parameters),
-                "memory_usage_mb": sum(parameter.nbytes for parameter in parameters) / 2**20,
-                "max_tokens": text.max_tokens if text else None,
+                "n_parameters": count_parameters(self.model.encoder),
                 "embed_dim": self.model.embed_dim,
                 "framework": ["PyTorch"],
                 "similarity_fn_name": "cosine",
-                "use_instructions": False,
                 "modalities": list(self.model.modalities),
             }
         )

@@ -12,8 +12,9 @@ weights), so a program only changes its import.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 from onepeace.data.augment import ImageAugment
 from onepeace.embed.embedder import Embedder, load
-from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import INITIAL_SCALE
@@ -43,24 +43,13 @@ class ClipModel(nn.Module):
         self._processors = embedder.processors
 
     @property
-    def visual(self) -> "Visual":
-        """Image tower."""
-        return Visual(self, self._processors["image"])
-
-    @property
-    def context_length(self) -> int | None:
-        """Maximum number of ids of a text, including the end token; None: unlimited."""
-        return Tokenizer(self._processors["text"]).context_length
+    def visual(self) -> SimpleNamespace:
+        """What programs read of an image tower: ``image_size`` (height, width) and ``output_dim``."""
+        processor: Any = self._processors["image"]
+        return SimpleNamespace(image_size=(processor.height, processor.width), output_dim=self.module.embed_dim)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.module.set_grad_checkpointing(enable)
-
-    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freeze all parameters of the image tower, including the attention, which texts share."""
-        if unlocked_groups:
-            raise UserError(f"unlocked_groups is {unlocked_groups}; only the whole tower can be locked: 0")
-        for _, parameter in self.visual.named_parameters():
-            parameter.requires_grad_(False)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -96,27 +85,6 @@ class ClipModel(nn.Module):
                 inputs[name] = inputs[name].to(dtype)
         vectors = self.module({modality: inputs})[modality]
         return F.normalize(vectors.float(), dim=-1) if normalize else vectors
-
-
-class Visual(nn.Module):
-    """Image tower: pixels (B, 3, H, W) to vectors (B, E). It shares the parameters of the model."""
-
-    def __init__(self, model: ClipModel, processor: Any) -> None:
-        super().__init__()
-        self._encode = model.encode_image  # a bound method, so the model's modules are not registered here
-        self.image_size = (processor.height, processor.width)
-        self.output_dim = model.module.config.embed_dim
-        not_of_images = {"decoder", "logit_scale", *model.module.adapters} - {"image"}
-        self._parameters_by_name = {}
-        for name, parameter in model.module.named_parameters():
-            if not_of_images.isdisjoint(name.split(".")):
-                self._parameters_by_name[name] = parameter
-
-    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self._parameters_by_name.items()
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self._encode(image)
 
 
 Transform: TypeAlias = Callable[[Any], Tensor]

@@ -26,7 +26,7 @@ from onepeace.embed.embedder import load as load_embedder
 from onepeace.embed.items import parts_of
 from onepeace.errors import UserError, need
 from onepeace.hub import weights
-from onepeace.hub.folder import CARD, INDEX, TOKENIZER, read_config
+from onepeace.hub.folder import INDEX, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.processors import TextProcessor
 
@@ -54,11 +54,7 @@ class OnePeaceModule(_modules.InputModule):
         embedder = load_embedder(name, device=device, dtype=dtype)
         self.model = embedder.encoder
         self.processors = embedder.processors
-        folder = resolve(str(name))
-        self.config = read_config(folder)
-        self.card = ""
-        if (folder / CARD).is_file():
-            self.card = (folder / CARD).read_text(encoding="utf-8")
+        self.config = read_config(resolve(str(name)))
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> "OnePeaceModule":
@@ -157,7 +153,6 @@ class OnePeaceModule(_modules.InputModule):
                 self.model,
                 self.config,
                 tokenizer=tokenizer,
-                card=self.card,
                 dtype=next(self.model.parameters()).dtype,
             )
             (folder / INDEX).unlink(missing_ok=True)

@@ -1,13 +1,11 @@
 """Two results side by side: paired where they can be, and which differences are significant."""
 
-import re
-
 import numpy as np
 import pytest
 from support.evaluation import KnownEmbedder, json_lines, table_lines
 
 from onepeace.cli import main
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UserError
 from onepeace.evaluate.compare import compare, read_results
 
 RIGHT_500 = [1] * 500 + [0] * 500
@@ -73,11 +71,6 @@ def test_file_without_results_is_refused(content, word, tmp_path):
         read_results(path)
 
 
-def test_missing_file_is_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match=r"y\.jsonl"):
-        read_results(tmp_path / "y.jsonl")
-
-
 @pytest.fixture
 def saved(root, evaluate):
     """Results of an embedder that is always right and of one that never is, written by the command."""
@@ -110,15 +103,6 @@ def test_command_prints_a_table_of_differences(saved, compare_saved):
     assert rows[0] == "photos text to image R@1 100.0% 0.0% -100.0% -100.0%..-100.0% A"
     # only with ten candidates of four a wrong order is as good
     assert summary.startswith("6 of 8 differences")
-
-
-def test_command_counts_differences_without_interval(saved, compare_saved):
-    second = saved[1].read_text()
-    saved[1].write_text(re.sub(r'"per_query": \[.*?\]', '"per_query": []', second))
-
-    _, out, _ = compare_saved()
-
-    assert "8 have no interval" in out
 
 
 def test_command_prints_differences_as_json(compare_saved):

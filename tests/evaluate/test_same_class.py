@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.evaluation import SAME_CLASS, EqualEmbedder, KnownEmbedder, worst_order
+from support.evaluation import SAME_CLASS, worst_order
 
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.same_class import Labelled, precisions
@@ -81,18 +81,6 @@ def test_matched_items_are_searched_among_all(measured, pictures):
     assert to_audio.chance == pytest.approx(1 / 4)
     assert to_audio.n == 3
     assert to_audio.ratio == pytest.approx(2)
-
-
-def test_ties_count_against_the_model(measured, pictures):
-    assert [row.value for row in measured(embedder=EqualEmbedder())] == [0, 0]
-
-
-@pytest.mark.parametrize("missing", ["image", "audio"])
-def test_both_modalities_are_needed(measured, pictures, caplog, missing):
-    embedder = KnownEmbedder(modalities={"text", "image", "audio"} - {missing})
-
-    assert measured(embedder=embedder) == []
-    assert f"both: left out, the model has no {missing}" in caplog.text
 
 
 @pytest.mark.parametrize(

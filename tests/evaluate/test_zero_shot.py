@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.evaluation import WORDS, KnownEmbedder, described, values
+from support.evaluation import WORDS, KnownEmbedder, described
 from support.small_shards import write_shard
 
 from onepeace.embed.zero_shot import TEMPLATES, fill
@@ -36,20 +36,11 @@ def test_templates_of_the_recipe_take_their_place(measured):
     assert embedder.texts == ["hear a dog", "hear a cat", "hear an acorn", "hear a rain"]
 
 
-def test_classes_default_to_the_labels_of_the_shards(measured):
-    assert values(measured("sets.sounds.classes=null"))["sounds", "top-1 of 4"] == 1
-
-
 def test_keys_choose_samples_and_not_classes(measured):
     row, _ = measured(*SOUNDS_ALONE, "sets.sounds.keys='[01]'")
 
     assert row.n == 2
     assert row.chance == 1 / 4
-
-
-def test_keys_of_no_sample_are_an_error(measured):
-    with pytest.raises(UserError, match="no key"):
-        measured("sets.sounds.keys='x*'")
 
 
 def test_label_outside_the_classes_names_shard_and_key(root, measured):

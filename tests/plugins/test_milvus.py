@@ -1,8 +1,6 @@
 """An index whose vectors are in Milvus Lite too: the same hits as without, after every change and every stop."""
 
 import logging
-import shutil
-import sqlite3
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -11,12 +9,10 @@ from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item, Query, build, matrix, remove, update
-from onepeace.index.database import DATABASE
 from onepeace.index.items import Span
 from onepeace.index.matrix import Matrix
 from onepeace.index.search import VECTORS_PER_HIT
 from onepeace.index.store import Store
-from onepeace.index.verify import check
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 
@@ -156,30 +152,6 @@ def test_vectors_missing_in_milvus_are_sent_again(folder, check_hits):
 
     send(folder)
     assert check_hits(folder) == paths
-
-
-def test_lost_milvus_file_is_written_again(folder, check_hits):
-    paths = check_hits(folder)
-    shutil.rmtree(folder / "vectors.db")
-    check_hits(folder, warning=LITE)
-
-    send(folder)
-    assert check_hits(folder) == paths
-
-
-def test_vector_of_a_reused_id_after_repair(folder, check_hits):
-    with closing(sqlite3.connect(folder / DATABASE)) as database, database:
-        database.execute("UPDATE vectors SET crc = 0 WHERE id = (SELECT max(id) FROM vectors)")
-    assert check(folder, repair=True).lost == 1
-    vectors = unit_vectors(1)
-    add_items(folder, [Item("/p/new", "text", size=99)], vectors)
-
-    send(folder)
-
-    with Index.open(folder) as index:
-        (hit,) = index.search(Query(vector=vectors[0]), top=1)
-    assert hit.item.path == "/p/new"
-    check_hits(folder)
 
 
 def test_no_answer_warns_queries_and_fails_sending(tmp_path, monkeypatch, check_hits):

@@ -58,24 +58,6 @@ def test_description_of_the_model(encoder, model):
     assert description.n_parameters == sum(parameter.numel() for parameter in model.module.parameters())
 
 
-def test_vectors_of_texts(encoder, texts, model):
-    batches = [{"text": texts[:2]}, {"text": texts[2:]}]
-    assert_same(encode(encoder, *batches), model.encode_text(texts))
-
-
-def test_vectors_of_pictures(encoder, pictures, model):
-    batches = [
-        {"image": pictures[:2]},
-        {"image": pictures[2:], "label": [1]},
-    ]
-    assert_same(encode(encoder, *batches), model.encode_image(pictures))
-
-
-def test_vectors_of_sounds(encoder, recordings, model):
-    vectors = encode(encoder, {"audio": recordings})
-    assert_same(vectors, model.encode_audio(recordings))
-
-
 def test_vectors_of_pairs(encoder, texts, recordings, model):
     """In a data set of mixed modalities a row may lack one."""
     batches = [

@@ -138,14 +138,6 @@ def test_actors_end_with_the_run(deadly_model, ray_in_process, tmp_path):
     assert ray_in_process.killed == ray_in_process.actors
 
 
-def test_actors_end_if_the_model_cannot_be_loaded(deadly_model, ray_in_process):
-    with pytest.raises(UserError, match="precision"):
-        open_engine("ray:2", deadly_model, device=None, dtype="none")
-
-    assert len(ray_in_process.actors) == 2
-    assert ray_in_process.killed == ray_in_process.actors
-
-
 @pytest.mark.parametrize(
     ("address", "resources", "num_actors", "share"),
     [

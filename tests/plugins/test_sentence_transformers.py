@@ -76,16 +76,6 @@ def test_length_of_texts_is_set_and_saved(small, tmp_path):
     assert load(tmp_path, device="cpu").max_seq_length == 4
 
 
-def test_truncated_and_int8_vectors(small):
-    vectors = small.encode(SENTENCES)
-    assert_same(small.encode(SENTENCES, truncate_dim=6), vectors[:, :6])
-
-    quantized = small.encode(SENTENCES, precision="int8")
-    assert quantized.dtype == np.int8
-    assert quantized.shape == (4, 16)
-    assert len(np.unique(quantized)) > 10
-
-
 def test_prompt_goes_before_texts_only(small):
     small.prompts = {"query": "a photo of ", "document": ""}
     picture = Image.new("RGB", (30, 20), "red")
@@ -116,11 +106,6 @@ def test_saved_model_keeps_weights_and_settings(small, items, tmp_path):
     vectors = onepeace.load(tmp_path, device="cpu").encode(items)
     assert_same(small.encode(items), vectors)
     assert not np.allclose(vectors, original_vectors, atol=1e-2)
-
-
-def test_module_alone_gives_unit_vectors(small, items):
-    alone = library.SentenceTransformer(modules=[small[0]], device="cpu")
-    assert_same(alone.encode(items), small.encode(items))
 
 
 def test_saved_model_with_more_modules_is_refused(small, tmp_path):

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-import transformers
 from support.embedding import assert_same
 from torch.nn.functional import cross_entropy, pad
 
-import onepeace
 import onepeace.plugins.transformers as plugin
 from onepeace.errors import UserError
 
@@ -58,25 +56,6 @@ def test_outputs_of_texts_alone(hf_model, inputs):
         hf_model(ids, return_loss=True)
 
 
-def test_logits_of_texts_without_pictures(hf_model, inputs):
-    outputs = hf_model(**{name: inputs[name] for name in inputs if name != "pixel_values"})
-    assert torch.equal(outputs.logits_per_text, outputs.logits_per_audio.T)
-
-
-def test_vector_alone_is_that_of_a_batch(hf_model, processor, outputs, pictures, texts, sounds):
-    for row in range(3):
-        item = processor(
-            images=pictures[row],
-            text=texts[row],
-            audio=sounds[row],
-            sampling_rate=16000,
-            return_tensors="pt",
-        )
-        alone = hf_model(**item)
-        for name in EMBEDS:
-            assert_same(outputs[name][row : row + 1], alone[name])
-
-
 def test_padding_changes_no_vector(hf_model, inputs, outputs):
     padded = {
         "input_ids": pad(inputs["input_ids"], (0, 3), value=5),
@@ -87,18 +66,6 @@ def test_padding_changes_no_vector(hf_model, inputs, outputs):
     padded_outputs = hf_model(**{**inputs, **padded})
     for name in EMBEDS:
         assert_same(padded_outputs[name], outputs[name])
-
-
-def test_new_model_is_initialised_as_ours(random_name):
-    config = plugin.OnePeaceConfig.from_onepeace(random_name)
-    torch.manual_seed(3)
-    module = onepeace.OnePeace(config.to_onepeace().model)
-    torch.manual_seed(3)
-    model = transformers.AutoModel.from_config(config)
-
-    tensors = model.onepeace.state_dict()
-    for name, tensor in module.state_dict().items():
-        assert torch.equal(tensors[name], tensor), name
 
 
 @pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])

@@ -66,18 +66,6 @@ def test_zero_shot_audio_classification(folder, embedder, sound_paths):
     assert_same(scores(results), expected, atol=1e-4)
 
 
-def test_features_of_texts(folder, embedder, texts):
-    results = transformers.pipeline("feature-extraction", folder)(texts, batch_size=1)
-    vectors = torch.tensor(results).squeeze(1)
-    assert_same(vectors, embedder.encode_text(texts), atol=1e-4)
-
-
-def test_features_of_pictures(folder, embedder, image_paths):
-    results = transformers.pipeline("image-feature-extraction", folder)(image_paths)
-    vectors = torch.tensor(results).squeeze(1)
-    assert_same(vectors, embedder.encode_image(image_paths), atol=1e-4)
-
-
 def random_classifier(cls, folder):
     model = cls.from_pretrained(folder, num_labels=len(LABELS))
     model.config.id2label = dict(enumerate(LABELS))

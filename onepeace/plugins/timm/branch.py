@@ -19,7 +19,6 @@ from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
 
 KEY = "image"
-POOLS = ("token", "avg", "avgmax", "max", "")
 
 
 class ImageBranch(nn.Module):
@@ -116,8 +115,6 @@ class ImageBranch(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one, or by none for 0; `global_pool` None keeps the pooling."""
         if global_pool is not None:
-            if global_pool not in POOLS:
-                raise UserError(f"global_pool is {global_pool!r}; it can be {', '.join(map(repr, POOLS))}")
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head: nn.Module = nn.Identity()

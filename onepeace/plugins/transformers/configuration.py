@@ -10,7 +10,6 @@ from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model.adapters import ADAPTERS
-from onepeace.processors.tokenizer import BOS, EOS, PAD
 
 HEAD = "classifier"
 """Name of the head that the classifiers use."""
@@ -62,7 +61,3 @@ class OnePeaceConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         return (self.model or {}).get("dim", 0)
-
-    bos_token_id = BOS
-    pad_token_id = PAD
-    eos_token_id = EOS

@@ -69,8 +69,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         Raises:
             UserError: unknown name, or missing tensors or modalities.
         """
-        dtype = kwargs.pop("torch_dtype", torch.float32)  # the older name
-        loading = {"dtype": kwargs.pop("dtype", dtype), "device_map": kwargs.pop("device_map", None)}
+        loading = {"dtype": kwargs.pop("dtype", torch.float32), "device_map": kwargs.pop("device_map", None)}
         config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
         tensors = weights.load_encoder(resolve(name)).state_dict()
         with torch.device("meta"):

@@ -1,6 +1,5 @@
 """Processors of images, sounds and texts; `onepeace.processors` does the work."""
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,19 +52,6 @@ class OnePeaceImageProcessor(_FromModel, BaseImageProcessor):
         self.settings = dict(settings or {})
         _ = self.processor  # raises at once if a setting is wrong
 
-    @property
-    def size(self) -> dict[str, int]:
-        processor = self.processor
-        return {"height": processor.height, "width": processor.width}
-
-    @property
-    def image_mean(self) -> list[float]:
-        return self.processor.mean.flatten().tolist()
-
-    @property
-    def image_std(self) -> list[float]:
-        return self.processor.std.flatten().tolist()
-
     def preprocess(self, images: Any, return_tensors: Any = None, **options: Any) -> BatchFeature:
         """
         Args:
@@ -102,33 +88,23 @@ class OnePeaceFeatureExtractor(_FromModel, SequenceFeatureExtractor):
         """
         Args:
             raw_speech: one or a list of arrays or tensors of samples (n,), (channels, n) or (n, channels), of paths,
-                URLs or bytes; a list of numbers is one sound.
+                URLs or bytes.
             sampling_rate: rate of arrays in Hz, which are resampled to the model's; None if they have the model's.
             return_tensors: "pt" or "np"; None returns a list of arrays.
         """
         _refuse(options)
         processor = self.processor
         rate = sampling_rate or self.sampling_rate
-        samples = [processor.decode(_with_rate(sound, rate)) for sound in _sounds(raw_speech)]
+        sounds = raw_speech if isinstance(raw_speech, list | tuple) else [raw_speech]
+        samples = [processor.decode(_with_rate(sound, rate)) for sound in sounds]
         waveform = processor.collate(samples)["waveform"]
         lengths = torch.tensor([len(sound) for sound in samples])
         mask = (torch.arange(waveform.shape[1]) < lengths[:, None]).long()
         return _feature({"input_values": waveform, "padding_mask": mask}, return_tensors)
 
 
-def _sounds(raw_speech: Any) -> Iterable[Any]:
-    """The sounds in the argument of a feature extractor; a list of numbers is one sound."""
-    if not isinstance(raw_speech, list | tuple):
-        return [raw_speech]
-    if all(isinstance(sample, float | int) for sample in raw_speech):
-        return [np.asarray(raw_speech, dtype=np.float32)]
-    return raw_speech
-
-
 def _with_rate(sound: Any, rate: int) -> Any:
     """A sound as our processor takes it: (samples, rate), or a path, URL or bytes."""
-    if isinstance(sound, list):
-        sound = np.asarray(sound)
     return (sound, rate) if isinstance(sound, np.ndarray | Tensor) else sound
 
 
@@ -198,9 +174,4 @@ def _refuse(options: dict[str, Any]) -> None:
 
 
 def _feature(batch: dict[str, Tensor], return_tensors: Any) -> BatchFeature:
-    if return_tensors == "pt":
-        return BatchFeature(batch)
-    arrays = {name: value.numpy() for name, value in batch.items()}
-    if return_tensors:
-        return BatchFeature(arrays)
-    return BatchFeature({name: list(array) for name, array in arrays.items()})
+    return BatchFeature({name: list(value.numpy()) for name, value in batch.items()}, tensor_type=return_tensors)
