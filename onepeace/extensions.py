@@ -5,15 +5,35 @@ of a model never names code.
 """
 
 import sys
+from collections import UserDict
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Generic, TypeVar
 
 from onepeace.errors import UsageError, UserError, one_line
 
+T = TypeVar("T")
+
 HINT = "--import FILE.py, or imports in a recipe, adds one"
 """Remedy for an entry that no registry has."""
+
+
+class Table(UserDict[str, Any], Generic[T]):
+    """A registry by name. An entry may be a dotted name ("package.module.Name"), imported when it is asked for."""
+
+    def __getitem__(self, key: str) -> T:
+        entry = self.data[key]
+        if isinstance(entry, str):
+            entry = self.data[key] = imported(entry)
+        return entry
+
+
+def imported(name: str) -> Any:
+    """What a dotted name stands for, such as "onepeace.generative.model.OFA"."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
 
 
 def import_extension(name: str) -> str:

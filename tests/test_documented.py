@@ -155,9 +155,9 @@ def test_routes_of_the_api_are_those_of_the_guide():
 
 def test_tools_for_language_models_are_in_the_guide():
     pytest.importorskip("mcp")
-    from onepeace.serve.mcp import Tools
+    from onepeace.generative.tools import WritingTools
 
-    tools = {name for name in vars(Tools) if not name.startswith("_")} - {"item"}
+    tools = {name for name in dir(WritingTools) if not name.startswith("_")} - {"item"}
     assert [tool for tool in sorted(tools) if f"`{tool}`" not in read(DOCS / "guide" / "mcp.md")] == []
 
 

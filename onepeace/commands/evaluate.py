@@ -130,7 +130,7 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
 def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     """The model; a generative one if a set needs it."""
     import onepeace
-    from onepeace.generative.generator import can_write
+    from onepeace.hub.architectures import can_write
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 

@@ -17,11 +17,11 @@ from onepeace.device import upload
 from onepeace.errors import UserError
 from onepeace.generative.answers import PUNCTUATION
 from onepeace.generative.infilling import mask_words
+from onepeace.generative.losses import real_targets
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import Task, read_tasks
 from onepeace.generative.vocabulary import Size, Vocabulary
 from onepeace.hub.folder import TASKS
-from onepeace.losses import real_targets
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.term import TermOptions
 from onepeace.train.terms.heads import check_head

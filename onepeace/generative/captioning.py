@@ -12,9 +12,9 @@ from onepeace.data.batch import Batch, real_tokens
 from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.generative.asking import check_caption_head, read_task
+from onepeace.generative.caption_head import Caption
 from onepeace.generative.generation import mean_over_tokens
-from onepeace.heads import Caption
-from onepeace.losses import TokenLosses, token_losses
+from onepeace.generative.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes

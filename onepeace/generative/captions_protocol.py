@@ -1,6 +1,6 @@
 """Captions written by a model: similarity to those of people (caption_scores.py), and retrieval of their item."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.config import Config
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode, results_of
 from onepeace.evaluate.protocols.retrieval import recalls
 from onepeace.generative.caption_scores import CaptionScores, most_frequent, score_captions
+from onepeace.generative.generator import Generator, generator_of
+from onepeace.generative.tasks import read_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class Captions(EvaluationProtocol):
     """
 
     needs_writer: ClassVar[bool] = True
+
+    @staticmethod
+    def writer(config: Config, module: Any, processors: Mapping[str, Any], tasks: Path) -> Generator:
+        return generator_of(config, module, processors, processors["text"].tokenizer, read_tasks(tasks))
 
     train: Items | None = None
     """Training items with captions, for two baselines without a language model: the most frequent caption of the

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from onepeace.config import Config, Options
+from onepeace.config import Options
 from onepeace.config.limits import Count, Share
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.generative.asking import MATCH, Asking, AskingOptions, read_task
+from onepeace.generative.config import OFAConfig
+from onepeace.generative.losses import TokenLosses, token_losses
 from onepeace.generative.model import Writer
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
-from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
@@ -79,7 +80,7 @@ class Generation(Term[GenerationOptions]):
     def check(cls, options: GenerationOptions, context: TermContext) -> None:
         where = options.where
         task = read_task(options, options.task, options.changes, context.start_folder)
-        check_writes(options, context.config)
+        check_writes(options, context)
         if options.weighted and options.writes != "answers":
             raise UserError(f"{where}.weighted is for answers with scores, and writes is {options.writes}")
         needed = {*task.fields, options.writes}
@@ -155,12 +156,27 @@ def _answers_of_data(options: GenerationOptions, data: TrainingData) -> list[str
     return sorted(answers)
 
 
-def check_writes(options: TermOptions, config: Config) -> None:
-    """UserError for a model that does not write."""
+def check_writes(options: TermOptions, context: TermContext) -> None:
+    """UserError for a model that does not write, or options of the recipe that models which write do not support."""
+    config = context.config
     if not architecture(config.architecture).generates:
         raise UserError(
             f"{options.where} needs a generative model, such as architecture: ofa; a caption head learns by captioning"
         )
+    updates_statistics = isinstance(config.model, OFAConfig) and not config.model.freeze_stem_norms
+    if updates_statistics and context.run.grad_cache_chunks > 1:
+        raise UserError(
+            "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
+            "twice in the statistics"
+        )
+    if context.optim.layer_decay is not None:
+        raise UserError("optim.layer_decay: the blocks of a generative model are not one stack; leave it out")
+    for section in ("token_dropout", "stem_views"):
+        if getattr(context.data, section):
+            raise UserError(f"data.{section} is not for generative models; take it out")
+    for source in context.sources:
+        if source.candidates is not None:
+            raise UserError(f"a generative model reads one text of an item; take candidates from {source.shards}")
 
 
 def pixels_of(batch: Batch) -> Tensor | None:

@@ -25,7 +25,7 @@ from onepeace.generative.reader import FeatureReader, PromptReader, Reader
 from onepeace.generative.tasks import Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
-from onepeace.hub.architectures import architecture
+from onepeace.hub.architectures import architecture, can_write, writing_head
 from onepeace.hub.contents import build_without_values
 from onepeace.hub.folder import TASKS, TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
@@ -65,7 +65,7 @@ def load_generator(
         num_parameters = count_parameters(build_without_values(config))
         module = weights.load(folder, device, choose_dtype(dtype, device, num_parameters))
         return generator_of(config, module, {}, tokenizer, tasks)
-    modalities = list(config.model.heads[_caption_head(config)]["on"])
+    modalities = list(config.model.heads[writing_head(config)]["on"])
     if "text" in config.model.adapters:
         modalities.append("text")
     embedder = load(name, device=device, dtype=dtype, modalities=modalities)
@@ -88,23 +88,10 @@ def generator_of(
         vocabulary = Vocabulary.of(expect(config.model, OFAConfig), tokenizer)
         prompt_reader = PromptReader(expect(module, OFA), config.processors.get("image", {}))
         return Generator(prompt_reader, vocabulary, tasks)
-    head = _caption_head(config)
+    head = writing_head(config)
     vocabulary = Vocabulary(tokenizer, config.model.heads[head]["vocab_size"])
     embedder = Embedder(expect(module, Encoder), processors)
     return Generator(FeatureReader(embedder, head), vocabulary, tasks)
-
-
-def can_write(config: Config) -> bool:
-    """Whether models of this configuration write text."""
-    return architecture(config.architecture).generates or bool(_caption_head(config))
-
-
-def _caption_head(config: Config) -> str:
-    """Name of the model's caption head; "" if it has none."""
-    for name, head in config.model.heads.items():
-        if head["kind"] == "caption":
-            return name
-    return ""
 
 
 class Generator:

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from onepeace.generative.config import OFAConfig
+from onepeace.generative import convert
+from onepeace.generative.config import OFA_SIZES, OFAConfig
 from onepeace.generative.decoder import EncoderOutput, TextDecoder
 from onepeace.generative.encoder import PATCH_PIXELS, OFAEncoder
 from onepeace.generative.initialisation import normal_init
+from onepeace.hub.architectures import Architecture, Conversion
 from onepeace.layers.gather import take_rows
 from onepeace.model import Trained
 from onepeace.model.adapters.base import values_are_known
@@ -120,3 +122,12 @@ class OFA(Writer):
             ids, pixels, keep: input of the encoder, see `encode`.
         """
         return self.decoder(written, self.encode(ids, pixels, keep))
+
+
+ARCHITECTURE = Architecture(
+    config=OFAConfig,
+    module=OFA,
+    sizes=OFA_SIZES,
+    conversion=Conversion(convert.to_ours, convert.infer_config, convert.CREDIT, has_average=True),
+    generates=True,
+)

@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from onepeace.config import Options, merge
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
+from onepeace.generative.caption_head import Caption
 from onepeace.generative.decoder import EncoderOutput
 from onepeace.generative.model import OFA
 from onepeace.generative.tasks import Task
-from onepeace.heads import Caption
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import PAD

@@ -14,17 +14,16 @@ from onepeace.data.batch import Batch
 from onepeace.data.sample import by_name
 from onepeace.errors import UserError, expect
 from onepeace.generative.asking import check_caption_head, read_task
-from onepeace.generative.caption_head import CaptionOptions
+from onepeace.generative.caption_head import Caption, CaptionOptions
 from onepeace.generative.caption_scores import CiderReward
 from onepeace.generative.config import OFAConfig
 from onepeace.generative.decoder import EncoderOutput, TextDecoder
 from onepeace.generative.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
+from onepeace.generative.losses import real_targets, token_losses
 from onepeace.generative.model import Writer
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
-from onepeace.heads import Caption
-from onepeace.losses import real_targets, token_losses
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
@@ -104,7 +103,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         if task.search.beam < 2:
             raise UserError("captions are compared with each other; give changes: {search: {beam: 5}}", where=where)
         if options.head is None:
-            check_writes(options, context.config)
+            check_writes(options, context)
             num_positions = expect(context.config.model, OFAConfig).num_positions
         else:
             head = check_caption_head(options, context.config)

@@ -6,20 +6,20 @@ from contextlib import suppress
 from typing import Any
 
 from onepeace.errors import UserError
+from onepeace.generative.generator import load_generator
 
 SERVED_TASKS = ("caption", "answer", "ground")
+"""Tasks of a generative model that clients can ask for."""
 
 
 class SharedGenerator:
-    """A generative model by name.
+    """A generative model by name, which answers one thread at a time.
 
     Raises:
         UserError: there is no such model, or it is not generative.
     """
 
     def __init__(self, name: str) -> None:
-        from onepeace.generative.generator import load_generator
-
         self.name = name
         self._generator = load_generator(name)
         self._lock = threading.Lock()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onepeace.errors import UserError
-from onepeace.generative.caption_head import Caption
+from onepeace.extensions import Table
 
 from .classifier import Classifier
 from .detection import Detection
@@ -13,13 +13,15 @@ from .head import Head
 from .pyramid import Pyramid
 from .segmentation import Segmentation
 
-HEADS: dict[str, type[Head]] = {
-    "caption": Caption,
-    "classifier": Classifier,
-    "detection": Detection,
-    "frames": Frames,
-    "segmentation": Segmentation,
-}
+HEADS: Table[type[Head]] = Table(
+    {
+        "caption": "onepeace.generative.caption_head.Caption",
+        "classifier": Classifier,
+        "detection": Detection,
+        "frames": Frames,
+        "segmentation": Segmentation,
+    }
+)
 
 ABOUT = ("kind", "on", "blocks", "task", "labels")
 """Entries of a head's configuration that say what it reads and what its outputs mean; all others are its options."""
@@ -27,7 +29,6 @@ ABOUT = ("kind", "on", "blocks", "task", "labels")
 __all__ = [
     "ABOUT",
     "HEADS",
-    "Caption",
     "Classifier",
     "Detection",
     "Frames",

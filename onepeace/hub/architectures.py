@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.errors import UserError, expect, one_line
-from onepeace.extensions import HINT
-from onepeace.generative import convert as ofa
-from onepeace.generative.config import OFA_SIZES, OFAConfig
+from onepeace.extensions import HINT, Table
 from onepeace.hub import one_peace
 from onepeace.hub.convert.infer import infer_config
 from onepeace.hub.convert.keys import KEPT_AXES, to_ours
@@ -52,8 +50,7 @@ class Conversion:
 class Architecture:
     """A kind of network: how to configure, build, change and convert it.
 
-    The module is an `onepeace.model.Encoder`, or an `onepeace.generative.model.Writer` if it generates text. All its
-    tensors are in its state_dict.
+    The module is an `onepeace.model.Encoder`, unless it generates text. All its tensors are in its state_dict.
     """
 
     config: type
@@ -78,41 +75,31 @@ class Architecture:
     of the dtype; None if they are."""
 
 
-def _ofa(config: OFAConfig) -> "Trained":
-    from onepeace.generative.model import OFA
-
-    return OFA(config)
-
-
 def _load_towers(config: TowersConfig, folder: Path, device: "torch.device", dtype: "str | torch.dtype") -> Loaded:
     from onepeace.hub.towers.space import load_towers
 
     return load_towers(config, folder, device, dtype)
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "onepeace": Architecture(
-        config=ModelConfig,
-        module=one_peace.module,
-        sizes=SIZES,
-        keep_modalities=one_peace.keep_modalities,
-        resize=one_peace.resize,
-        conversion=Conversion(to_ours, infer_config, one_peace.CREDIT, KEPT_AXES),
-    ),
-    "ofa": Architecture(
-        config=OFAConfig,
-        module=_ofa,
-        sizes=OFA_SIZES,
-        conversion=Conversion(ofa.to_ours, ofa.infer_config, ofa.CREDIT, has_average=True),
-        generates=True,
-    ),
-    "towers": Architecture(
-        config=TowersConfig,
-        module=None,
-        keep_modalities=keep_modalities_of_towers,
-        load=_load_towers,
-    ),
-}
+ARCHITECTURES: Table[Architecture] = Table(
+    {
+        "onepeace": Architecture(
+            config=ModelConfig,
+            module=one_peace.module,
+            sizes=SIZES,
+            keep_modalities=one_peace.keep_modalities,
+            resize=one_peace.resize,
+            conversion=Conversion(to_ours, infer_config, one_peace.CREDIT, KEPT_AXES),
+        ),
+        "ofa": "onepeace.generative.model.ARCHITECTURE",
+        "towers": Architecture(
+            config=TowersConfig,
+            module=None,
+            keep_modalities=keep_modalities_of_towers,
+            load=_load_towers,
+        ),
+    }
+)
 
 
 def architecture(name: str, where: str = "") -> Architecture:
@@ -160,6 +147,19 @@ def build_encoder(config: Config, where: str = "") -> "Encoder":
 
     check_encodes(config, where)
     return expect(build_module(config, where), Encoder)
+
+
+def can_write(config: Config) -> bool:
+    """Whether models of this configuration write text (`onepeace.load_generator`)."""
+    return architecture(config.architecture).generates or bool(writing_head(config))
+
+
+def writing_head(config: Config) -> str:
+    """Name of the model's head that writes text; "" if it has none."""
+    for name, head in config.model.heads.items():
+        if head["kind"] == "caption":
+            return name
+    return ""
 
 
 def check_encodes(config: Config, where: str = "") -> None:

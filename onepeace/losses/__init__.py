@@ -1,7 +1,5 @@
 """Losses: one per file, pure functions of tensors, means over items."""
 
-from onepeace.generative.losses import TokenLosses, real_targets, smoothed_cross_entropy, token_losses
-
 from .box import box
 from .classification import classification, multilabel
 from .contrastive import contrastive
@@ -12,7 +10,6 @@ from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
 __all__ = [
-    "TokenLosses",
     "box",
     "classification",
     "contrastive",
@@ -21,9 +18,6 @@ __all__ = [
     "hinge",
     "masked_tokens",
     "multilabel",
-    "real_targets",
-    "smoothed_cross_entropy",
     "soft_targets",
     "tiled_infonce",
-    "token_losses",
 ]

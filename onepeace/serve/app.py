@@ -18,10 +18,10 @@ from pydantic import FiniteFloat
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from onepeace import __version__
+from onepeace.extensions import Table
 from onepeace.serve import endpoints, media
 from onepeace.serve.guard import Guard
 from onepeace.serve.requests import (
-    AskRequest,
     ClassifyRequest,
     EmbeddingsRequest,
     FilterRequest,
@@ -37,6 +37,8 @@ HEAVY = 4
 
 Answer = Callable[[], Any]
 InTurn = Callable[[Answer], Awaitable[Any]]
+ROUTES: Table[Callable[[FastAPI, Service, InTurn], None]] = Table({"ask": "onepeace.generative.routes.add_ask"})
+"""Functions that add routes beside those of this file."""
 Second = Annotated[FiniteFloat, Parameter(ge=0, description="position in a video, in seconds")]
 Path_ = Annotated[str, Parameter(max_length=4096, description="path of a file of the index, as in a hit")]
 Words = Annotated[str, Parameter(max_length=200, description="a part of the name of a file or folder")]
@@ -65,6 +67,8 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
     _add_search(app, service, decoding)
     _add_files(app, service)
     _add_page(app)
+    for name in ROUTES:
+        ROUTES[name](app, service, decoding)
     return app
 
 
@@ -95,10 +99,6 @@ def _add_model(app: FastAPI, service: Service, decoding: InTurn) -> None:
     @app.post("/classify", summary="Zero-shot classification of an image, a sound or a text")
     async def classify(request: ClassifyRequest) -> Any:
         return AsciiJSON(await decoding(lambda: endpoints.classify(service, request)))
-
-    @app.post("/ask", summary="Caption a file of the index, or answer a question about it")
-    async def ask(request: AskRequest) -> Any:
-        return AsciiJSON(await decoding(lambda: endpoints.ask(service, request)))
 
 
 def _add_search(app: FastAPI, service: Service, decoding: InTurn) -> None:

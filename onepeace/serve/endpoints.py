@@ -11,7 +11,6 @@ from onepeace.index import Hit, Item, Query
 from onepeace.index.fields import kind_of
 from onepeace.serve import media
 from onepeace.serve.requests import (
-    AskRequest,
     ClassifyRequest,
     Decoder,
     EmbeddingsRequest,
@@ -77,16 +76,6 @@ def classify(service: Service, request: ClassifyRequest) -> dict[str, Any]:
     labels = [decoder.text(label, "labels") for label in request.labels]
     (by_label,) = service.classify([value], labels, request.template)
     return {"labels": [{"label": label, "probability": probability} for label, probability in by_label.items()]}
-
-
-def ask(service: Service, request: AskRequest) -> dict[str, Any]:
-    """A caption of a file, or the answer to a question about it."""
-    if service.generator is None:
-        raise Refused(404, "no generative model; start the server with --generator NAME")
-    task = "answer" if request.question else "caption"
-    question = service.decoder().text(request.question, "question")
-    output = service.generator(task, service.value(service.item(request.id)), question)
-    return {"text": str(output), "confidence": round(output.confidence, 3)}
 
 
 def embeddings(service: Service, request: EmbeddingsRequest) -> dict[str, Any]:

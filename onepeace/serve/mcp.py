@@ -26,8 +26,8 @@ from pydantic import ValidationError
 
 from onepeace import __version__
 from onepeace.errors import UserError, one_line
+from onepeace.extensions import imported
 from onepeace.files.source import describe
-from onepeace.generative.shared import SharedGenerator
 from onepeace.index import Hit, Index, Item, Query
 from onepeace.index.fields import FIELDS
 from onepeace.index.filters import short_forms
@@ -44,6 +44,8 @@ LABELS = 5
 """Maximum number of labels listed per file."""
 COPIES = 5
 """Maximum number of copies listed per file."""
+WRITING_TOOLS = "onepeace.generative.tools.WritingTools"
+"""Class of the tools of a server that has a generative model, named as its tasks."""
 CAPTION = 300
 """Maximum number of characters of a caption."""
 ABOUT = """\
@@ -64,8 +66,7 @@ def run(index: Index, generator: str | None = None, *, thumbnails: bool = False)
         generator: name of a generative model; adds the tools for captions, answers and boxes.
         thumbnails: send thumbnails with the hits.
     """
-    shared = SharedGenerator(generator) if generator else None
-    server = create_server(Service(index, shared), thumbnails=thumbnails)
+    server = create_server(Service(index, generator), thumbnails=thumbnails)
 
     async def serve() -> None:
         stdin = anyio.wrap_file(_Lines(sys.stdin.buffer, encoding="utf-8", errors="replace"))
@@ -112,7 +113,8 @@ def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[An
     tools = Tools(service)
     functions: list[Callable[..., Any]] = [tools.search, tools.classify]
     if service.generator is not None:
-        functions += [getattr(tools, task) for task in service.generator.tasks]
+        writing = imported(WRITING_TOOLS)(service)
+        functions += [getattr(writing, task) for task in service.generator.tasks]
     instructions = ABOUT.format(count=sum(service.about()["files"].values()))
     server = _Server("onepeace", version=__version__, instructions=instructions, log_level="WARNING")
     for tool in functions:
@@ -200,39 +202,8 @@ class Tools:
         files = []
         for item, by_label in zip(items, probabilities, strict=True):
             best = list(by_label.items())[:LABELS]
-            files.append({**_named(item), "labels": {label: round(share, 4) for label, share in best}})
+            files.append({**named(item), "labels": {label: round(share, 4) for label, share in best}})
         return {"files": files}
-
-    def caption(self, paths: list[str]) -> dict[str, Any]:
-        """Caption pictures of the index in one sentence each; also sounds, if the model supports them. "problem" is the
-        reason if a file has no caption.
-
-        Args:
-            paths: paths of pictures or sounds of the index, as returned by search
-        """
-        return {"files": [{**_named(item), **self._captioned(item)} for item in self._items(paths)]}
-
-    def answer(self, path: str, question: str) -> dict[str, Any]:
-        """Answer a question about a picture of the index.
-
-        Args:
-            path: path of a picture of the index, as returned by search
-            question: an English question, e.g. "what colour is the car?"
-        """
-        output = self._generate("answer", self.item(path), self._short(question, "question"))
-        return {"answer": str(output), "confidence": round(output.confidence, 3)}
-
-    def ground(self, path: str, phrase: str) -> dict[str, Any]:
-        """Locate an object in a picture of the index: the left, upper, right and lower edge of its box in pixels. There
-        is always a box; a low confidence may mean that the object is not there.
-
-        Args:
-            path: path of a picture of the index, as returned by search
-            phrase: the object in English, e.g. "the red car on the left"
-        """
-        output = self._generate("ground", self.item(path), self._short(phrase, "phrase"))
-        box = [round(edge, 1) for edge in output.box]
-        return {"box": box, "confidence": round(output.confidence, 3)}
 
     def item(self, path: str) -> Item:
         """The file of the index at a path in the form of the results; UserError if there is none."""
@@ -257,18 +228,6 @@ class Tools:
             raise UserError(f"paths has {len(paths)} files; give 1 to {limit}")
         return [self.item(path) for path in paths]
 
-    def _captioned(self, item: Item) -> dict[str, Any]:
-        try:
-            output = self._generate("caption", item)
-        except UserError as error:
-            return {"problem": one_line(error)}
-        return {"caption": str(output), "confidence": round(output.confidence, 3)}
-
-    def _generate(self, task: str, item: Item, words: str = "") -> Any:
-        if self.service.generator is None:
-            raise UserError(f"{task} needs a generative model; start the server with --generator NAME")
-        return self.service.generator(task, self.service.value(item), words)
-
     def _short(self, text: str, name: str) -> str:
         self._check_length(text, name, self.service.limits.characters)
         return text
@@ -283,13 +242,13 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _named(item: Item) -> dict[str, Any]:
+def named(item: Item) -> dict[str, Any]:
     return {"path": shown(item.path), "kind": item.modality}
 
 
 def _file(hit: Hit) -> dict[str, Any]:
     """A hit as a dictionary without empty fields and with rounded numbers."""
-    fields = {**hit.to_dict(), **_named(hit.item), "copies": [shown(path) for path in hit.copies[:COPIES]]}
+    fields = {**hit.to_dict(), **named(hit.item), "copies": [shown(path) for path in hit.copies[:COPIES]]}
     caption = hit.item.caption
     if caption and len(caption) > CAPTION:
         fields["caption"] = f"{caption[:CAPTION]}…"

@@ -167,13 +167,6 @@ class SearchRequest(FilterRequest):
         return len(texts) + len(as_list(self.image)) + len(as_list(self.audio)) + len(as_list(self.like))
 
 
-class AskRequest(Fields):
-    """Question about a file of the index, for the model of --generator; without a question the file is captioned."""
-
-    id: Number
-    question: StrictStr = ""
-
-
 class EmbeddingsRequest(BaseModel):
     """Request body of OpenAI's embeddings API; other fields are ignored."""
 

@@ -13,7 +13,6 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from onepeace.errors import UsageError
-from onepeace.generative.shared import SharedGenerator
 from onepeace.index import Index
 from onepeace.serve.app import create_app
 from onepeace.serve.service import Service
@@ -74,7 +73,7 @@ def run(
     hosts = ["*"] if auth else [*LOOPBACK, host]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled like Ctrl-C
     with _listening(host, port) as listener:
-        service = Service(index, SharedGenerator(generator) if generator else None)
+        service = Service(index, generator)
         _ = index.embedder  # now instead of with the first request
         config = uvicorn.Config(
             create_app(service, hosts=hosts, password=auth),

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from onepeace.extensions import imported
 from onepeace.files.source import NamedBytes
-from onepeace.generative.shared import SharedGenerator
 from onepeace.hub.towers.config import names_towers, public_name
 from onepeace.index import Hit, Index, Item, Query, Results
 from onepeace.index.items import as_text
@@ -20,6 +20,8 @@ from onepeace.serve.requests import Decoder, Limits, Refused
 
 TIMELINES = 64
 """Number of filters whose counts of files are kept until the index changes."""
+GENERATOR = "onepeace.generative.shared.SharedGenerator"
+"""Class of the generative model that a server may have."""
 CHUNK = 16
 """Items encoded before other requests get access to the model."""
 
@@ -29,13 +31,13 @@ class Service:
 
     Args:
         index: an open index; the caller closes it.
-        generator: generative model for captions, answers and boxes, if any.
+        generator: name of a generative model for captions, answers and boxes, if any.
         limits: limits of one request.
     """
 
-    def __init__(self, index: Index, generator: SharedGenerator | None = None, limits: Limits | None = None) -> None:
+    def __init__(self, index: Index, generator: str | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.generator = generator
+        self.generator: Any = imported(GENERATOR)(generator) if generator else None
         self._index = index
         self._lock = threading.Lock()  # SQLite and the model serve one thread at a time
         self.roots = index.roots()

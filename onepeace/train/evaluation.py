@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.config import Config
 from onepeace.data.source import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
@@ -17,9 +16,7 @@ from onepeace.evaluate.protocols import EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import Items, sharing
 from onepeace.evaluate.report import ReportRow, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
-from onepeace.generative.generator import can_write, generator_of
-from onepeace.generative.tasks import read_tasks
-from onepeace.hub.architectures import check_encodes
+from onepeace.hub.architectures import can_write, check_encodes
 from onepeace.hub.folder import TASKS
 from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
@@ -65,7 +62,9 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
             if encoded:
                 rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
             if written:
-                rows += run(_writer(recipe, config, model, processors), written, folder)
+                protocol = next(iter(written.values()))
+                writer = protocol.writer(config, model, processors, Path(recipe.run.out) / TASKS)
+                rows += run(writer, written, folder)
         if parallel.rank() == 0:
             print(as_table(rows), file=sys.stderr)
         return {f"{row.set}/{row.metric}": row.value for row in rows}
@@ -92,12 +91,6 @@ def _check_shards(name: str, protocol: EvaluationProtocol, folder: Path) -> None
                 expand(items.shards, folder)
     except UserError as error:
         raise UserError(f"evaluate: set {name}: {error}") from error
-
-
-def _writer(recipe: Recipe, config: Config, model: Trained, processors: dict[str, Any]) -> Any:
-    """The model with the tasks of the run, for protocols that measure what it writes."""
-    tasks = read_tasks(Path(recipe.run.out) / TASKS)
-    return generator_of(config, model, processors, processors["text"].tokenizer, tasks)
 
 
 def share_out(compute: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:

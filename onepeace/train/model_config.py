@@ -12,7 +12,6 @@ from onepeace.data.reader import Source
 from onepeace.data.sample import LABELS
 from onepeace.errors import UserError, need
 from onepeace.evaluate.protocols.classes import read_class_names
-from onepeace.generative.config import OFAConfig
 from onepeace.hub.architectures import architecture
 from onepeace.hub.folder import read_config
 from onepeace.model import ADAPTERS
@@ -227,8 +226,6 @@ def check(recipe: Recipe, config: Config) -> None:
         LOGGERS[name].check()
     _check_modalities(recipe, config)
     _check_terms(recipe, config)
-    if architecture(config.architecture).generates:
-        _check_writer(recipe, config)
 
 
 def _check_modalities(recipe: Recipe, config: Config) -> None:
@@ -272,23 +269,7 @@ def _check_terms(recipe: Recipe, config: Config) -> None:
             sources=sources_of(options, recipe.data),
             mask=recipe.mask,
             start_folder=recipe.start_folder,
+            optim=recipe.optim,
+            run=recipe.run,
         )
         term.check(options, context)
-
-
-def _check_writer(recipe: Recipe, config: Config) -> None:
-    """Options that models which write do not support."""
-    updates_statistics = isinstance(config.model, OFAConfig) and not config.model.freeze_stem_norms
-    if updates_statistics and recipe.run.grad_cache_chunks > 1:
-        raise UserError(
-            "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
-            "twice in the statistics"
-        )
-    if recipe.optim.layer_decay is not None:
-        raise UserError("optim.layer_decay: the blocks of a generative model are not one stack; leave it out")
-    for section in ("token_dropout", "stem_views"):
-        if getattr(recipe.data, section):
-            raise UserError(f"data.{section} is not for generative models; take it out")
-    for source in recipe.data.train:
-        if source.candidates is not None:
-            raise UserError(f"a generative model reads one text of an item; take candidates from {source.shards}")

@@ -20,7 +20,6 @@ from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
-from onepeace.generative.tasks import Task
 from onepeace.hub.architectures import build_module
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
@@ -51,7 +50,7 @@ class Parts:
     """Configuration of the model and its processors."""
     sources: Sequence[Source]
     processors: dict[str, Processor]
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Any]
     """Tasks of a generative model that are stored with its weights, by name."""
     objective: Objective
     """The model and the terms, with all trainable parameters."""

@@ -19,10 +19,10 @@ from onepeace.data.masking import MaskRates
 from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name
 from onepeace.errors import UserError
-from onepeace.generative.tasks import Task
 from onepeace.model import Trained
 from onepeace.processors import AudioProcessor
 from onepeace.train.passes import Passes
+from onepeace.train.sections import OptimConfig, RunConfig
 from onepeace.train.teachers import TeacherOptions, TeacherTable, teacher_table
 from onepeace.train.teachers.networks import SAMPLE_RATE
 
@@ -82,6 +82,8 @@ class TermContext:
     """Rates of the masked passes by modality."""
     start_folder: Path | None
     """Folder of the model that training starts from; None = random weights."""
+    optim: OptimConfig
+    run: RunConfig
 
 
 def sources_of(options: TermOptions, data: DataConfig) -> list[SourceConfig]:
@@ -128,7 +130,7 @@ class TrainingData:
         self.processors = processors
         self.frozen_folder = frozen_folder
         self.start_folder = start_folder
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[str, Any] = {}
         """Tasks of a generative model by name; see `keep_task`."""
 
     @property
@@ -192,7 +194,7 @@ class TrainingData:
         sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
         return partial(sounds.load, seconds=processor.max_seconds)
 
-    def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
+    def keep_task(self, options: TermOptions, name: str, task: Any) -> None:
         """Add a task to store with the weights; UserError if another term has a different one of this name."""
         if self.tasks.setdefault(name, task) != task:
             raise UserError(f"its task {name} differs from another term's; make them the same", where=options.where)

@@ -21,7 +21,6 @@ from onepeace.data.steps import Step, loader
 from onepeace.device import choose_device, peak_memory
 from onepeace.errors import UserError
 from onepeace.files.lock import locked
-from onepeace.generative.tasks import Task
 from onepeace.hub import weights
 from onepeace.hub.folder import TASKS
 from onepeace.model import Trained
@@ -149,7 +148,7 @@ class Trainer:
             return {}
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def _write_recipe(self, trained_tasks: Mapping[str, Task]) -> None:
+    def _write_recipe(self, trained_tasks: Mapping[str, Any]) -> None:
         """Write recipe.yaml and, for a generative model, tasks.yaml: tasks of the starting model and of the terms."""
         self.out.mkdir(parents=True, exist_ok=True)
         write_config(self.recipe, self.out / "recipe.yaml")

@@ -17,8 +17,8 @@ from onepeace.generative.caption_scores import CiderReward
 from onepeace.generative.convert import to_ours
 from onepeace.generative.generation import Generation, Prepared
 from onepeace.generative.infilling import mask_words
+from onepeace.generative.losses import TokenLosses
 from onepeace.generative.tasks import Task
-from onepeace.losses import TokenLosses
 from onepeace.train import trainer
 from onepeace.train.model_config import make_config
 from onepeace.train.passes import Passes

@@ -5,8 +5,8 @@ import torch
 from support.golden_ofa import BATCH_STATISTICS, GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
 
 from onepeace.generative.convert import to_ours
+from onepeace.generative.losses import token_losses
 from onepeace.layers.position import grid_buckets, sequence_buckets
-from onepeace.losses import token_losses
 from onepeace.special_ids import PAD
 
 CASES = ("caption", "closed_answers")

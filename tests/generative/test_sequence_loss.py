@@ -7,7 +7,7 @@ import torch
 from support.golden_ofa import FOLDER, golden
 from torch.nn.functional import cross_entropy, one_hot
 
-from onepeace.losses import smoothed_cross_entropy, token_losses
+from onepeace.generative.losses import smoothed_cross_entropy, token_losses
 from onepeace.special_ids import EOS, PAD
 
 ALL_CASES = json.loads((FOLDER / "losses.json").read_text())

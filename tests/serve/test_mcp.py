@@ -17,9 +17,6 @@ pytest.importorskip("mcp", reason="the server needs mcp")
 
 from mcp import Client
 
-from onepeace.errors import UserError
-from onepeace.generative.answers import Box, Text
-from onepeace.generative.shared import SharedGenerator
 from onepeace.serve.mcp import create_server
 from onepeace.serve.service import Service
 
@@ -240,64 +237,3 @@ def test_fault_of_ours_does_not_end_the_server(index, paths, caplog, monkeypatch
     assert failed.is_error
     assert r"/no/\udcff.jpg" in texts(failed)[0]
     assert classified.structured_content["files"][0]["labels"] == {"a": 1.0}
-
-
-class StubGenerator:
-    """A generator of pictures whose answers say what it was asked."""
-
-    reader = SimpleNamespace(processors=lambda task: {"image": None})
-
-    def task(self, name):
-        return name
-
-    def caption(self, files):
-        return [Text(f"a picture of {len(file['image'])} bytes", 0.0, 0.51234) for file in files]
-
-    def answer(self, images, questions):
-        pairs = zip(images, questions, strict=True)
-        return [Text(f"{len(image)} {question}", 0.0, 0.51234) for image, question in pairs]
-
-    def ground(self, images, phrases):
-        pairs = zip(images, phrases, strict=True)
-        return [Box((1.04, 2.0, len(image), len(phrase)), 0.0, 0.51234) for image, phrase in pairs]
-
-
-@pytest.fixture
-def generate(index, monkeypatch):
-    """Calls a tool of a server with that generator."""
-    monkeypatch.setattr("onepeace.generative.generator.load_generator", lambda name: StubGenerator())
-
-    def run(tool, **arguments):
-        (result,) = call_all(Service(index, SharedGenerator("stub")), (tool, arguments))
-        return result
-
-    return run
-
-
-def test_caption_of_the_bytes_of_a_file(generate, paths):
-    result = generate("caption", paths=[paths.picture, paths.sound])
-
-    described, problem = result.structured_content["files"]
-    assert described["caption"] == f"a picture of {os.path.getsize(paths.picture)} bytes"
-    assert "audio" in problem["problem"]
-
-
-def test_answer_about_the_bytes_of_a_file(generate, paths):
-    result = generate("answer", path=paths.picture, question="what?")
-
-    size = os.path.getsize(paths.picture)
-    assert result.structured_content == {"answer": f"{size} what?", "confidence": 0.512}
-
-
-def test_ground_in_the_bytes_of_a_file(generate, paths):
-    result = generate("ground", path=paths.picture, phrase="a cat")
-
-    size = os.path.getsize(paths.picture)
-    assert result.structured_content == {"box": [1.0, 2.0, size, 5.0], "confidence": 0.512}
-    assert generate("ground", path=paths.sound, phrase="a cat").is_error
-
-
-def test_tasks_are_those_that_the_model_can_do():
-    assert SharedGenerator("tiny-captions").tasks == {"caption": ["image", "audio"]}
-    with pytest.raises(UserError, match="tiny"):
-        SharedGenerator("tiny")

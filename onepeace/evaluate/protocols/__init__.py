@@ -11,14 +11,16 @@ from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass
 from onepeace.evaluate.protocols.task_head import TaskHead
 from onepeace.evaluate.protocols.zero_shot import ZeroShot
-from onepeace.generative.captions_protocol import Captions
+from onepeace.extensions import Table
 
-PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
-    "zero_shot": ZeroShot,
-    "retrieval": Retrieval,
-    "same_class": SameClass,
-    "multi_label": MultiLabel,
-    "probe": Probe,
-    "head": TaskHead,
-    "captions": Captions,
-}
+PROTOCOLS: Table[type[EvaluationProtocol]] = Table(
+    {
+        "zero_shot": ZeroShot,
+        "retrieval": Retrieval,
+        "same_class": SameClass,
+        "multi_label": MultiLabel,
+        "probe": Probe,
+        "head": TaskHead,
+        "captions": "onepeace.generative.captions_protocol.Captions",
+    }
+)

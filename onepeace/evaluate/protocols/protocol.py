@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.config import Config
 from onepeace.data.sample import Sample
 from onepeace.data.source import read_source
 from onepeace.errors import UserError
@@ -119,6 +120,15 @@ class EvaluationProtocol(Items, ABC):
 
     needs_writer: ClassVar[bool] = False
     """Whether it measures generated text, if the model can generate (`onepeace.load_generator`)."""
+
+    @staticmethod
+    def writer(config: Config, module: Any, processors: Mapping[str, Any], tasks: Path) -> Any:
+        """What is measured of a module in training that can write, for a protocol that ``needs_writer``.
+
+        Args:
+            tasks: the run's tasks.yaml, which may not exist.
+        """
+        raise NotImplementedError
 
     @property
     def sides(self) -> tuple[Items, ...]:

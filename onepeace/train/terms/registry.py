@@ -6,10 +6,7 @@ from typing import Any
 from onepeace.config import build
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
-from onepeace.extensions import HINT
-from onepeace.generative.captioning import Captioning
-from onepeace.generative.generation import Generation
-from onepeace.generative.self_critical import SelfCritical
+from onepeace.extensions import HINT, Table
 from onepeace.train.term import Term, TermOptions
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
@@ -18,23 +15,25 @@ from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.heads import Answers, Box, Choice, Classification, MultiLabel
 from onepeace.train.terms.names import Names
 
-TERMS: dict[str, type[Term[Any]]] = {
-    "answers": Answers,
-    "box": Box,
-    "captioning": Captioning,
-    "choice": Choice,
-    "classification": Classification,
-    "contrastive": Contrastive,
-    "denoising": Denoising,
-    "detection": Detection,
-    "distillation": Distillation,
-    "events": Events,
-    "generation": Generation,
-    "multi_label": MultiLabel,
-    "names": Names,
-    "segmentation": Segmentation,
-    "self_critical": SelfCritical,
-}
+TERMS: Table[type[Term[Any]]] = Table(
+    {
+        "answers": Answers,
+        "box": Box,
+        "captioning": "onepeace.generative.captioning.Captioning",
+        "choice": Choice,
+        "classification": Classification,
+        "contrastive": Contrastive,
+        "denoising": Denoising,
+        "detection": Detection,
+        "distillation": Distillation,
+        "events": Events,
+        "generation": "onepeace.generative.generation.Generation",
+        "multi_label": MultiLabel,
+        "names": Names,
+        "segmentation": Segmentation,
+        "self_critical": "onepeace.generative.self_critical.SelfCritical",
+    }
+)
 
 
 def read_terms(content: Sequence[Mapping[str, Any] | TermOptions]) -> tuple[TermOptions, ...]:

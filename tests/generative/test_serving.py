@@ -1,0 +1,119 @@
+"""A server with a generative model: its tools of MCP and its route, which give the model the bytes of a file."""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import anyio
+import pytest
+
+pytest.importorskip("mcp", reason="the tools need mcp")
+pytest.importorskip("fastapi", reason="the route needs fastapi")
+
+from fastapi.testclient import TestClient
+
+from onepeace.errors import UserError
+from onepeace.generative.answers import Box, Text
+from onepeace.generative.shared import SharedGenerator
+from onepeace.generative.tools import WritingTools
+from onepeace.index import Index, build
+from onepeace.serve.app import create_app
+from onepeace.serve.mcp import create_server
+from onepeace.serve.service import Service
+
+
+class StubGenerator:
+    """A generator of pictures whose answers say what it was asked."""
+
+    reader = SimpleNamespace(processors=lambda task: {"image": None})
+
+    def task(self, name):
+        return name
+
+    def caption(self, files):
+        return [Text(f"a picture of {len(file['image'])} bytes", 0.0, 0.51234) for file in files]
+
+    def answer(self, images, questions):
+        pairs = zip(images, questions, strict=True)
+        return [Text(f"{len(image)} {question}", 0.0, 0.51234) for image, question in pairs]
+
+    def ground(self, images, phrases):
+        pairs = zip(images, phrases, strict=True)
+        return [Box((1.04, 2.0, len(image), len(phrase)), 0.0, 0.51234) for image, phrase in pairs]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory, samples):
+    """A folder of a picture and a sound."""
+    folder = tmp_path_factory.mktemp("collection") / "files"
+    folder.mkdir()
+    shutil.copy(samples / "images" / "cat.jpg", folder)
+    shutil.copy(samples / "sounds" / "sea.ogg", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(collection, random_folder):
+    folder = collection.parent / "index"
+    build(folder, [collection], str(random_folder), device="cpu", progress=False)
+    with Index.open(folder, device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture
+def service(index, monkeypatch):
+    monkeypatch.setattr("onepeace.generative.shared.load_generator", lambda name: StubGenerator())
+    return Service(index, "stub")
+
+
+@pytest.fixture
+def tools(service):
+    return WritingTools(service)
+
+
+@pytest.fixture
+def picture(collection):
+    return collection / "cat.jpg"
+
+
+@pytest.fixture
+def sound(collection):
+    return collection / "sea.ogg"
+
+
+def test_caption_of_the_bytes_of_a_file(tools, picture, sound):
+    described, problem = tools.caption([str(picture), str(sound)])["files"]
+    assert described["caption"] == f"a picture of {os.path.getsize(picture)} bytes"
+    assert "audio" in problem["problem"]
+
+
+def test_answer_about_the_bytes_of_a_file(tools, picture):
+    answer = tools.answer(str(picture), "what?")
+    assert answer == {"answer": f"{os.path.getsize(picture)} what?", "confidence": 0.512}
+
+
+def test_ground_in_the_bytes_of_a_file(tools, picture, sound):
+    found = tools.ground(str(picture), "a cat")
+    assert found == {"box": [1.0, 2.0, os.path.getsize(picture), 5.0], "confidence": 0.512}
+    with pytest.raises(UserError, match="does not support ground for audio"):
+        tools.ground(str(sound), "a cat")
+
+
+def test_server_offers_a_tool_for_each_task(service):
+    tools = anyio.run(create_server(service).list_tools)
+    assert [tool.name for tool in tools] == ["search", "classify", "caption", "answer", "ground"]
+
+
+def test_route_captions_a_file_or_answers_a_question(service, index, picture):
+    (item,) = [item for item in index.items() if item.modality == "image"]
+    client = TestClient(create_app(service))
+    size = os.path.getsize(picture)
+    for question, text in (("", f"a picture of {size} bytes"), ("what?", f"{size} what?")):
+        answer = client.post("/ask", json={"id": item.id, "question": question})
+        assert answer.json() == {"text": text, "confidence": 0.512}
+
+
+def test_tasks_are_those_that_the_model_can_do():
+    assert SharedGenerator("tiny-captions").tasks == {"caption": ["image", "audio"]}
+    with pytest.raises(UserError, match="tiny"):
+        SharedGenerator("tiny")
