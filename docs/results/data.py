@@ -28,7 +28,8 @@ from PIL import Image
 from onepeace.config import build
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.config import DataConfig
-from onepeace.data.reader import Reader, open_sources
+from onepeace.data.reader import Reader
+from onepeace.data.source import open_sources
 from onepeace.data.steps import Steps, loader
 from onepeace.files.table import markdown_table
 from onepeace.processors import PROCESSORS
@@ -221,7 +222,6 @@ def measure_ceiling(folder: Path) -> None:
             for item in reader.items(step):
                 item.lane.read(item.position)
             reader.cursors(step)
-            reader.digests(step)
             seconds.append(time.perf_counter() - start)
         step_seconds = sum(seconds[2:]) / len(seconds[2:])
         rows.append(

@@ -1,26 +1,61 @@
 """Assembly of batches: each item's sample is read and decoded, the items are collated, and masks are drawn."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onepeace.data.batch import Batch, Inputs, Mask
-from onepeace.data.broken import ALLOWED_BROKEN, Broken
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.decode import DecodedItem, Decoder
 from onepeace.data.masking import MaskRates, draw_masks, word_starts, word_table
-from onepeace.data.reader import Item
-from onepeace.data.sample import Sample
-from onepeace.data.shard import content_of
-from onepeace.data.shard_cache import CacheFailure
+from onepeace.data.reader import Item, Unreadable
+from onepeace.data.sample import BrokenSample, Sample
+from onepeace.data.shard import CacheFailure, UnreadableShard, content_of
+from onepeace.data.source import ALLOWED_BROKEN, Candidates
 from onepeace.errors import UserError
 
 Masks = dict[str, dict[str, Mask]]
 """Masks by modality and pass."""
+
+
+class Broken(NamedTuple):
+    """A sample that cannot be read or decoded, which another has replaced."""
+
+    source: int
+    """Number of its source in data.train."""
+    key: str
+    reason: str
+    """A line that names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What became of the samples that were drawn for a batch."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    """Number of samples by the number of their source, with broken ones."""
+    broken: list[Broken] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+    """Shards that could be opened, and not be read any more."""
+
+    def add_lost(self, candidates: Candidates, candidate: int, item: Item, error: UserError) -> None:
+        """Add a sample that another one replaces, as it is broken or its shard cannot be read."""
+        source = candidates.source.number
+        if isinstance(error, UnreadableShard):
+            epoch = item.window.cursor["epoch"]
+            self.unreadable.append(Unreadable(source, candidates.number, epoch, str(error)))
+            return
+        key = candidates.key(candidate)
+        reason = str(error)
+        if not isinstance(error, BrokenSample):
+            reason = f"{candidates.shard.name}: {key} cannot be decoded ({error})"
+        self.counts[source] += 1
+        self.broken.append(Broken(source, key, reason))
 
 
 class BatchBuilder:
@@ -57,25 +92,22 @@ class BatchBuilder:
             vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
-    def batch(self, name: str, items: Sequence[Item]) -> tuple[Batch, list[Broken]]:
+    def batch(self, name: str, items: Sequence[Item]) -> tuple[Batch, Drawn]:
         """Build a batch from the sources of a name.
-
-        Returns:
-            The batch, and the broken samples that others have replaced.
 
         Raises:
             UserError: no sample in a row as long as a window can be read; items have different numbers of inputs.
         """
         source = self.sources[name]
-        broken: list[Broken] = []
+        drawn = Drawn()
         decoded: list[DecodedItem] = []
         for item in items:
-            decoded.append(self._first_readable(source, item, broken))
+            decoded.append(self._first_readable(source, item, drawn))
         batch = self._assemble(source, decoded)
-        replaced = [entry.key for entry in broken if not entry.is_shard]
+        replaced = [broken.key for broken in drawn.broken]
         masks = self._masks(batch, items)
         batch = replace(batch, replaced=replaced, masks=masks)
-        return batch.split(self.parts, self.adapters), broken
+        return batch.split(self.parts, self.adapters), drawn
 
     def _assemble(self, source: SourceConfig, items: Sequence[DecodedItem]) -> Batch:
         """The batch of some items, without masks."""
@@ -104,25 +136,23 @@ class BatchBuilder:
         )
         return batch.measured(self.adapters)
 
-    def _first_readable(
-        self,
-        source: SourceConfig,
-        item: Item,
-        broken: list[Broken],
-    ) -> DecodedItem:
+    def _first_readable(self, source: SourceConfig, item: Item, drawn: Drawn) -> DecodedItem:
         """The sample of an item, or the next in its lane that can be read and decoded."""
         limit = max(ALLOWED_BROKEN, len(item.window))
+        reason = ""
         for attempt in range(limit + 1):
             candidates, candidate = item.lane.at(item.position + attempt)
             try:
-                sample = candidates.read(candidate)
-                return self.decoder.decode(source, sample, item)
+                decoded = self.decoder.decode(source, candidates.read(candidate), item)
+                drawn.counts[candidates.source.number] += 1
+                return decoded
             except CacheFailure:
                 raise
             except UserError as error:
-                broken.append(candidates.broken(candidate, error))
+                drawn.add_lost(candidates, candidate, item, error)
+                reason = str(error)
         raise UserError(
-            f"no sample of {limit} in a row can be read ({broken[-1].reason}); repair the shards",
+            f"no sample of {limit} in a row can be read ({reason}); repair the shards",
             where=candidates.source.config.shards,
         )
 

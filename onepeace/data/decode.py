@@ -12,12 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from onepeace.data.augment import AudioAugment, Augment, join_captions, make_augments
-from onepeace.data.broken import ALLOWED_BROKEN
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.reader import Item
 from onepeace.data.sample import Sample, item_name
-from onepeace.data.shard import content_of
-from onepeace.data.shard_cache import CacheFailure
+from onepeace.data.shard import CacheFailure, content_of
+from onepeace.data.source import ALLOWED_BROKEN
 from onepeace.errors import UserError
 
 SOUND_BYTES = 512 * 2**20

@@ -1,33 +1,241 @@
 """Reader of training data: which samples a process has in a step, from any set of local or remote shards.
 
 The shards of all sources of a name are dealt to lanes anew in each epoch, and a batch has the same number of samples
-from each lane: row b of B is from lane b // (B / lanes), at a position that follows from the step. A process reads only
-the lanes under its own rows, so that each machine fetches only its part of the shards; and the number of processes
-changes neither a batch nor the order. The number of lanes is fixed when a run starts.
+from each lane: row b of B is from lane b // (B / lanes), at a position that follows from the step. A lane takes its
+shards until they hold ``buffer`` samples: a window. The samples of a window come in a seeded permutation, each as often
+as the weight of its source says; then the next window is drawn.
+
+A process reads only the lanes under its own rows, so that each machine fetches only its part of the shards; and the
+number of processes changes neither a batch nor the order. The number of lanes is fixed when a run starts. Only indexes
+are read for all this: a sample is parsed when its position is read.
 """
 
-import os
 import zlib
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.data.broken import Broken
 from onepeace.data.config import DataConfig
-from onepeace.data.index import digest_of
-from onepeace.data.lane import Cursor, Lane, Window
-from onepeace.data.order import MASK, VARY, default_lanes
-from onepeace.data.source import Source
+from onepeace.data.order import MASK, ORDER, VARY, default_lanes, draw_order, lane_shards, num_drawn
+from onepeace.data.sample import Sample
+from onepeace.data.shard import UnreadableShard, fetch_ahead
+from onepeace.data.source import Candidates, Source
 from onepeace.errors import UserError
 
-__all__ = ["Cursor", "Item", "Reader", "Source", "open_sources"]
+Cursor = Mapping[str, int]
+"""Start of a window of a lane, from which a resumed run continues: "epoch", "shard" (index among the lane's shards of
+the epoch), "start" (position of its first sample); and the number of "shards" and "lanes", which must not change."""
 
 
-def open_sources(data: DataConfig) -> list[Source]:
-    """Sources of a recipe, in its order; UserError for missing shards."""
-    return [Source(config, data, number) for number, config in enumerate(data.train)]
+class Unreadable(NamedTuple):
+    """A shard that a lane could not read."""
+
+    source: int
+    """Number of its source in data.train."""
+    shard: int
+    """Its number in the source."""
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Samples that are shuffled together."""
+
+    cursor: Cursor
+    next_cursor: Cursor
+    """Start of the next window."""
+    shards: list[Candidates]
+    """The shards that could be opened, source after source."""
+    ends: NDArray[np.int64]
+    """Number after the last sample of each shard; the samples are numbered shard after shard."""
+    order: NDArray[np.int64]
+    """Numbers of the samples in the order of reading, (D,)."""
+
+    def __len__(self) -> int:
+        """Number of samples, each counted once."""
+        return int(self.ends[-1])
+
+    def locate(self, number: int) -> tuple[Candidates, int]:
+        """The shard of a sample, and the sample's number among those that its source uses."""
+        i = int(np.searchsorted(self.ends, number, side="right"))
+        shard = self.shards[i]
+        return shard, number - int(self.ends[i]) + len(shard)
+
+    def any_sample(self, rng: np.random.Generator) -> Sample:
+        """A random sample, to be mixed into another; UserError if it is broken."""
+        number = int(rng.integers(len(self)))
+        candidates, candidate = self.locate(number)
+        return candidates.read(candidate)
+
+
+class Lane:
+    """A part of the shards of the sources of one name, as an endless sequence of samples by position.
+
+    Args:
+        sources: all sources of the name.
+        seed: seed of this run and name.
+        lane, lanes: number of this lane, and of all.
+        buffer: minimum number of samples in a window.
+        run: number of consecutive samples from one source, where possible, for batches by source.
+        cursor: window to start from; default: the first one.
+
+    Raises:
+        UserError: the number of shards or lanes is not the cursor's; on reading: no usable sample, or weights that
+            leave no sample.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: Sequence[int],
+        lane: int = 0,
+        lanes: int = 1,
+        buffer: int = 1,
+        run: int = 1,
+        cursor: Cursor | None = None,
+    ) -> None:
+        self.sources = list(sources)
+        self.seed = list(seed)
+        self.lane = lane
+        self.lanes = lanes
+        self.buffer = buffer
+        self.run = run
+        self.weights = [source.config.weight for source in sources]
+        self._ends = list(accumulate(len(source.shards) for source in sources))
+        """Number after the last shard of each source; shards are numbered source after source."""
+        self.num_shards = self._ends[-1]
+        self.begin: Cursor = {"epoch": 0, "shard": 0, "start": 0, "shards": self.num_shards, "lanes": lanes}
+        if cursor is not None:
+            self.begin = cursor
+        if self.begin["shards"] != self.num_shards:
+            raise UserError(
+                f"the checkpoint was written with {self.begin['shards']} shards, and now there are {self.num_shards} "
+                f"({sources[0].config.shards}, ...); resume with the same shards"
+            )
+        self.windows: deque[Window] = deque()
+        """Consecutive windows, from the one that `release` was last called for."""
+        self.unreadable: list[Unreadable] = []
+        """Shards that could not be opened, until somebody empties the list."""
+
+    def window(self, position: int) -> Window:
+        """The window that contains a position, reached from earlier windows or from the start."""
+        if self.windows and position < self.windows[0].cursor["start"]:
+            self.windows.clear()
+        if not self.windows:
+            self.windows.append(self._draw(self.begin))
+        while position >= self.windows[-1].next_cursor["start"]:
+            self.windows.append(self._draw(self.windows[-1].next_cursor))
+        return next(window for window in reversed(self.windows) if position >= window.cursor["start"])
+
+    def release(self, position: int) -> None:
+        """Forget the windows before a position, which will not be read again."""
+        current = self.window(position)
+        while self.windows[0] is not current:
+            self.windows.popleft()
+
+    def at(self, position: int) -> tuple[Candidates, int]:
+        """The shard at a position, and the sample's number among those that its source uses."""
+        window = self.window(position)
+        number = window.order[position - window.cursor["start"]]
+        return window.locate(int(number))
+
+    def read(self, position: int) -> Sample:
+        """The sample at a position; UserError if it is broken (see `Candidates.read`)."""
+        candidates, candidate = self.at(position)
+        return candidates.read(candidate)
+
+    def _draw(self, cursor: Cursor) -> Window:
+        """The first window from ``cursor`` on that has a sample; the shards of the next one are fetched ahead."""
+        window = self._draw_once(cursor)
+        while not len(window.order):
+            window = self._draw_once(window.next_cursor)
+        self._fetch_ahead(window)
+        return window
+
+    def _fetch_ahead(self, window: Window) -> None:
+        """Fetch as many shards as a window has, of those that follow it in its epoch: the next one deals them anew."""
+        following = window.next_cursor
+        if following["epoch"] != window.cursor["epoch"]:
+            return
+        first = following["shard"]
+        addresses: list[str] = []
+        for number in self._epoch_shards(following["epoch"])[first : first + len(window.shards)]:
+            source, shard = self._locate_shard(number)
+            addresses.append(source.shards[shard])
+        fetch_ahead(addresses, self.sources[0].cache_bytes)
+
+    def _draw_once(self, cursor: Cursor) -> Window:
+        """The window at ``cursor``, which may have no sample."""
+        epoch = cursor["epoch"]
+        first = cursor["shard"]
+        numbers = self._epoch_shards(epoch)
+        shards, last = self._open_until_full(numbers, epoch, first)
+        sizes = self._sizes(shards)
+        # The first window of the first lane has the seed of data sets that fit one window.
+        lane_and_shard = [self.lane, first] if self.lane or first else []
+        rng = np.random.default_rng([*self.seed, ORDER, epoch, *lane_and_shard])
+        order = draw_order(sizes, self.weights, self.run, rng)
+        next_cursor = {**cursor, "shard": last, "start": cursor["start"] + len(order)}
+        if last >= len(numbers):
+            next_cursor.update(epoch=epoch + 1, shard=0)
+            if first == 0 and self.lanes == 1:
+                self._check_epoch(sizes)
+        ends = np.cumsum([len(candidates) for candidates in shards])
+        return Window(cursor, next_cursor, shards, ends, order)
+
+    def _open_until_full(self, numbers: Sequence[int], epoch: int, first: int) -> tuple[list[Candidates], int]:
+        """Open shards from the first on until a window is full.
+
+        Returns:
+            Those that could be opened, source after source, and the index of the first one that was not taken.
+        """
+        opened: dict[int, Candidates] = {}
+        sizes = dict.fromkeys(self.sources, 0)
+        last = first
+        for number in numbers[first:]:
+            if sum(sizes.values()) >= self.buffer and num_drawn([*sizes.values()], self.weights) >= self.run:
+                break
+            last += 1
+            source, shard = self._locate_shard(number)
+            try:
+                opened[number] = source.open(shard)
+                sizes[source] += len(opened[number])
+            except UnreadableShard as error:
+                self.unreadable.append(Unreadable(source.number, shard, epoch, str(error)))
+        return [opened[number] for number in sorted(opened)], last
+
+    def _epoch_shards(self, epoch: int) -> list[int]:
+        """Numbers of the shards of this lane in the order of an epoch."""
+        return lane_shards(self.seed, epoch, self.lane, self.lanes, self.num_shards)
+
+    def _locate_shard(self, number: int) -> tuple[Source, int]:
+        """Source of a shard, and the shard's number there."""
+        i = bisect_right(self._ends, number)
+        source = self.sources[i]
+        return source, number - self._ends[i] + len(source.shards)
+
+    def _sizes(self, shards: Sequence[Candidates]) -> list[int]:
+        """Number of samples by source."""
+        sizes = dict.fromkeys(self.sources, 0)
+        for shard in shards:
+            sizes[shard.source] += len(shard)
+        return list(sizes.values())
+
+    def _check_epoch(self, sizes: list[int]) -> None:
+        """`UserError` if all samples together are too few."""
+        drawn = num_drawn(sizes, self.weights)
+        if drawn < self.run:
+            raise UserError(
+                f"weights {self.weights} over {sizes} samples leave {drawn} an epoch, too few for batches of "
+                f"{self.run} of one source; raise a weight, or lower run.batch_size"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +291,9 @@ class Reader:
         """Number of all lanes."""
         self.share = batch_size // self.num_lanes
         """Items of a batch from each lane."""
-        self._shards_digest = self._digest_of_shards()
         self.lanes: dict[int, Lane] = {}
         """The lanes of this process by number."""
-        first_lane = rows[0] // self.share
-        last_lane = rows[-1] // self.share
-        for number in range(first_lane, last_lane + 1):
+        for number in range(rows[0] // self.share, rows[-1] // self.share + 1):
             self.lanes[number] = Lane(
                 self.sources,
                 self.seed,
@@ -99,13 +304,6 @@ class Reader:
                 cursor=saved.get(number),
             )
 
-    def _digest_of_shards(self) -> int:
-        """Digest of seed, lanes and names of the shards, without their folders."""
-        names: list[str] = []
-        for source in self.sources:
-            names += map(os.path.basename, source.shards)
-        return digest_of(repr([self.seed, self.num_lanes, names]).encode())
-
     def _saved(self, cursors: Mapping[str, Cursor]) -> dict[int, Cursor]:
         """The cursors of this name by lane."""
         saved: dict[int, Cursor] = {}
@@ -115,12 +313,7 @@ class Reader:
                 saved[int(lane)] = cursor
         return saved
 
-    def _number_of_lanes(
-        self,
-        wanted: int | None,
-        by_source: bool,
-        saved: Mapping[int, Cursor],
-    ) -> int:
+    def _number_of_lanes(self, wanted: int | None, by_source: bool, saved: Mapping[int, Cursor]) -> int:
         shards = sum(len(source.shards) for source in self.sources)
         if saved:
             lanes = next(iter(saved.values()))["lanes"]
@@ -154,10 +347,6 @@ class Reader:
             items.append(item)
         return items
 
-    def open(self, step: int, lane: int) -> None:
-        """Draw the window of a lane at the beginning of a step."""
-        self.lanes[lane].window(step * self.share)
-
     def windows(self, step: int) -> Iterator[tuple[int, Window]]:
         """Number of each lane of this process, and its window at the beginning of a step.
 
@@ -175,32 +364,13 @@ class Reader:
         """Cursors from which this and later steps are found, by "name/lane"."""
         return {f"{self.name}/{number}": window.cursor for number, window in self.windows(step)}
 
-    def digests(self, step: int) -> NDArray[np.int64]:
-        """(1 + lanes,): digest of the list of shards, and of each lane's window; 0 for lanes of other processes."""
-        digests = np.zeros(1 + self.num_lanes, np.int64)
-        digests[0] = self._shards_digest
-        for number, window in self.windows(step):
-            digests[1 + number] = window.digest
-        return digests
-
-    def digest_names(self) -> list[str]:
-        """Name of the lane or list of shards behind each entry of `digests`."""
-        return [f"the list of shards of {self.name}"] + [f"lane {i} of {self.name}" for i in range(self.num_lanes)]
-
-    def take_broken(self) -> list[Broken]:
-        """Shards that could not be opened, and damages of others, since the last call."""
-        broken: list[Broken] = []
+    def take_unreadable(self) -> list[Unreadable]:
+        """Shards that could not be opened since the last call."""
+        unreadable: list[Unreadable] = []
         for lane in self.lanes.values():
-            broken += lane.broken
-            lane.broken = []
-        return broken
-
-    def coming_shards(self) -> list[str]:
-        """Addresses of the shards that are needed next."""
-        addresses: list[str] = []
-        for lane in self.lanes.values():
-            addresses += lane.coming_shards
-        return addresses
+            unreadable += lane.unreadable
+            lane.unreadable = []
+        return unreadable
 
 
 def _number_of(source: Source) -> int:

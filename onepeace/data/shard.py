@@ -1,44 +1,87 @@
-"""A shard on this machine: its file, its index, and reading of members.
+"""A shard: a tar that is whole, the index of its samples, and reading of their members.
 
-The file is the shard itself or its copy in the cache (shard_cache.py). Its state is compared whenever it is opened or
-read, so that a file that was replaced is never read with the index of another.
+A shard is whole if it ends as a tar ends, with two blocks of zeros, and has a sample. Anything else, such as half a
+download or the page of a proxy, is an `UnreadableShard`, and nothing of it is kept. A plain tar on the disk is read in
+place. Others (compressed, or at addresses that fsspec opens) are copied to a folder of the cache, which also holds the
+index of every shard, and which all processes of a machine share.
 """
 
+import errno
+import gzip
 import hashlib
+import io
+import json
 import os
 import stat
+import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
-from onepeace.data.index import TarIndex, index_tar, read_index, write_index
-from onepeace.data.shard_cache import (
-    CACHE_BYTES,
-    GZIP,
-    copy_shard,
-    is_of_cache,
-    make_room,
-    shard_cache_folder,
-    touch,
-    writing,
-)
+import numpy as np
+from numpy.typing import NDArray
+
 from onepeace.errors import UserError, reason_of
 from onepeace.files.atomic import write_atomic
+from onepeace.files.cache import cache_folder
 from onepeace.files.source import describe, scheme
 
+CACHE_BYTES = 20e9
+"""Default limit of the folder of the cache."""
+KEPT_SHARE = 0.9
+"""Share of the limit down to which files are removed."""
+RULES = "whole"
+"""Part of the names of copies and indexes; another text makes all of them anew."""
 READ_PAUSES = (0.1, 1.0)
 """Seconds before each further attempt to read a file on the disk."""
-READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Flags for opening a file; without O_NONBLOCK, opening a named pipe would wait for a writer."""
+FETCH_PAUSES = (1.0, 5.0, 15.0)
+"""Seconds before each further attempt to fetch a shard from its address."""
+STALLED = 60.0
+"""Seconds without data after which an attempt fails."""
+REQUEST_SECONDS = 600.0
+"""Seconds after which a request fails, and is not repeated, even if data still trickle in."""
 OPEN_FILES = 128
 """Maximum number of shards that a process keeps open."""
+FETCHING = 4
+"""Number of shards that a process fetches at the same time."""
+CHUNK_BYTES = 1 << 20
+GZIP = b"\x1f\x8b"
+"""First bytes of a compressed shard."""
+READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Flags for opening a file; without O_NONBLOCK, opening a named pipe would wait for a writer."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a disk, or a user's part of it, without room."""
+BUSY = (408, 429)
+"""Statuses of a server below 500 that may pass."""
 
 
 class UnreadableShard(UserError):
-    """A shard cannot be opened or read any more: all of its samples are lost."""
+    """A shard is not whole, or cannot be opened or read: all of its samples are lost."""
+
+
+class CacheFailure(UserError):
+    """The cache cannot be written. Unlike an unreadable shard, it ends a run."""
+
+
+class _Failure(Exception):
+    """An attempt to open a shard failed.
+
+    Args:
+        reason: why, for the message.
+        is_final: whether another attempt would fail too.
+    """
+
+    def __init__(self, reason: str, is_final: bool = False) -> None:
+        super().__init__(reason)
+        self.is_final = is_final
+
+
+# A shard and its members
 
 
 class FileState(NamedTuple):
@@ -78,32 +121,31 @@ class ShardFile:
         if self.failure is not None:
             raise self.failure
         try:
-            return _with_pauses(lambda: self._read_once(offset, size))
+            return _with_pauses(lambda: self._read_once(offset, size), READ_PAUSES)
         except UnreadableShard as error:
             self.failure = error
         except OSError as error:
-            self.failure = UnreadableShard(f"{describe(self.address)}: cannot be read ({reason_of(error)})")
+            self.failure = UnreadableShard(f"cannot be read ({reason_of(error)})", where=describe(self.address))
         raise self.failure
 
     def _read_once(self, offset: int, size: int) -> bytes:
-        try:
-            data = _opened(self).read(offset, size, self)
-        except FileNotFoundError:
-            if not self.is_copy:
-                raise
-            open_shard(self.address, self.cache_bytes)  # the copy was removed to make room
-            data = _opened(self).read(offset, size, self)
+        if self.is_copy and not os.path.exists(self.path):  # it was removed to make room
+            forget_open_files()
+            open_shard(self.address, self.cache_bytes)
+        opened = _opened(self)
+        self._check(os.fstat(opened.descriptor))
+        data = opened.read(offset, size)
+        if len(data) < size:
+            raise OSError(f"{len(data)} bytes in place of {size}")
         return data
 
-    def check(self, status: os.stat_result) -> None:
+    def _check(self, status: os.stat_result) -> None:
         """`UnreadableShard` unless this is the state of the file that was indexed."""
-        current = FileState(status.st_size)
-        if not self.is_copy:
-            current = state_of(status)
-        if current != self.state:
+        state = FileState(status.st_size) if self.is_copy else _state_of(status)
+        if state != self.state:
             raise UnreadableShard(
-                f"has changed since it was indexed ({self.state.size} bytes, now "
-                f"{current.size}); start again with shards that do not change",
+                f"has changed since it was indexed ({self.state.size} bytes, now {state.size}); start again with "
+                "shards that do not change",
                 where=describe(self.address),
             )
 
@@ -136,27 +178,46 @@ def content_of(value: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A shard whose samples can be read by their number, 0 to ``len(index) - 1``."""
+    """The N samples and M members of a shard; samples are read by their number, 0 to N - 1."""
 
     file: ShardFile
-    index: TarIndex
+    layouts: list[list[str]]
+    """Distinct lists of the file endings of a sample, e.g. ["jpg", "json"]."""
+    layout_of: NDArray[np.uint32]
+    """(N,): number of each sample's layout."""
+    member_starts: NDArray[np.int64]
+    """(N + 1,): number of each sample's first member; the last entry is M."""
+    offsets: NDArray[np.int64]
+    """(M,): first byte of each member's content."""
+    sizes: NDArray[np.int64]
+    """(M,): number of bytes of each member."""
+    key_starts: NDArray[np.int64]
+    """(N + 1,): first byte of each sample's key in ``key_bytes``."""
+    key_bytes: NDArray[np.uint8]
+    """All keys, one after another, in UTF-8."""
 
-    @cached_property
+    def __len__(self) -> int:
+        return len(self.layout_of)
+
+    @property
     def name(self) -> str:
         """Its path, or its address without what may be secret."""
         return describe(self.file.address)
 
-    @property
-    def copied_bytes(self) -> int:
-        """Size of its copy in the cache; 0 if it is read in place."""
-        return self.file.state.size if self.file.is_copy else 0
+    def key(self, row: int) -> str:
+        """Key of a sample."""
+        start, end = self.key_starts[row : row + 2].tolist()
+        return self.key_bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def members(self, row: int) -> dict[str, Extent]:
         """The members of a sample by file ending."""
-        extents: dict[str, Extent] = {}
-        for ending, (offset, size) in self.index.members(row).items():
-            extents[ending] = Extent(self.file, offset, size)
-        return extents
+        start, end = self.member_starts[row : row + 2].tolist()
+        endings = self.layouts[self.layout_of[row]]
+        places = zip(endings, self.offsets[start:end].tolist(), self.sizes[start:end].tolist(), strict=True)
+        return {ending: Extent(self.file, offset, size) for ending, offset, size in places}
+
+
+# Opening
 
 
 def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
@@ -164,94 +225,106 @@ def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
 
     Args:
         address: an absolute path or an address.
-        cache_bytes: maximum size of the cache's folder ``shards``, with copies and indexes; the least recently used
-            files are removed; those of this shard are kept in any case.
+        cache_bytes: maximum size of the cache's folder ``shards``; the least recently used files are removed, but
+            none of this shard.
 
     Raises:
-        UnreadableShard: the shard cannot be read.
+        UnreadableShard: the shard is not whole or cannot be read, after several attempts.
         CacheFailure: the cache cannot be written.
     """
-    folder = shard_cache_folder()
+    folder = shard_folder()
 
     def attempt() -> Shard:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
             return _open_once(address, cache_bytes, folder)
+        except FileNotFoundError:  # also of a file in the cache that another process has removed to make room
+            raise
+        except OSError as error:
+            if not _is_of_cache(error, folder):
+                raise
+            raise CacheFailure(
+                f"copies and indexes of shards cannot be written there ({reason_of(error)}); make room, "
+                "lower data.cache_gigabytes, or set ONEPEACE_CACHE to another folder",
+                where=folder,
+            ) from error
 
     try:
-        return _with_pauses(attempt)
-    except OSError as error:
-        raise _unreadable(address, error) from error
+        return _with_pauses(attempt, FETCH_PAUSES if scheme(address) else READ_PAUSES)
+    except (OSError, _Failure) as error:
+        raise UnreadableShard(reason_of(error), where=describe(address)) from error
 
 
-def _unreadable(address: str, error: Exception) -> UnreadableShard:
-    reason = reason_of(error)
-    if "://" in reason:  # it quotes an address, which may hold a secret
-        reason = type(error).__name__
-    return UnreadableShard(f"{reason}", where=describe(address))
+def shard_folder() -> Path:
+    """The folder of copies and indexes; it may not exist yet."""
+    return cache_folder() / "shards"
+
+
+def fetch_ahead(addresses: Sequence[str], cache_bytes: float) -> None:
+    """Open the shards at addresses in threads, so that they are in the cache when they are drawn."""
+
+    def open_all(part: Sequence[str]) -> None:
+        for address in part:
+            with suppress(Exception):  # reported when the shard is drawn
+                open_shard(address, cache_bytes)
+
+    remote = [address for address in addresses if scheme(address)]
+    for number in range(min(FETCHING, len(remote))):
+        Thread(target=open_all, args=(remote[number::FETCHING],), daemon=True).start()
 
 
 def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
-    state = FileState(0)
-    identity = address
-    is_copied = True
-    if not scheme(address):
-        opened = OpenFile(address)
-        state = state_of(opened.status)
-        identity = f"{address} {state}"
-        is_copied = opened.read_any(0, len(GZIP)) == GZIP
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    tar = Path(address)
-    if is_copied:
-        tar = folder / f"{name}.tar"
-    index = _cached_index(address, tar, folder / f"{name}.safetensors", cache_bytes)
-    if is_copied:
-        state = FileState(tar.stat().st_size)
-    return Shard(ShardFile(address, str(tar), state, cache_bytes), index)
-
-
-def _cached_index(address: str, tar: Path, path: Path, cache_bytes: float) -> TarIndex:
-    """Index of a shard from the cache; if it is missing, the shard is copied, if necessary, and indexed."""
     from filelock import FileLock
 
-    folder = path.parent
-    is_copied = tar.parent == folder
-    files = [path]
+    identity = f"{RULES} {address}"
+    state = FileState(0)
+    is_copied = bool(scheme(address))
+    if not is_copied:
+        opened = OpenFile(address)
+        state = _state_of(opened.status)
+        identity = f"{identity} {state}"
+        is_copied = opened.read(0, len(GZIP)) == GZIP
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    index = folder / f"{name}.safetensors"
+    tar = folder / f"{name}.tar" if is_copied else Path(address)
+    files = [index, tar] if is_copied else [index]
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = _read_index(files)
+    if fields is None:
+        with FileLock(folder / f"{name[:3]}.lock"):
+            fields = _read_index(files) or _make_index(address, tar, index)
+            if is_copied or name.startswith("00"):  # listing the folder for each of many indexes would take long
+                _make_room(folder, cache_bytes, keep=files)
     if is_copied:
-        files.append(tar)
-    while True:
-        try:
-            touch(*files)
-            return read_index(path)
-        except FileNotFoundError:
-            pass
-        with FileLock(folder / f"{path.name[:3]}.lock"):
-            if all(file.exists() for file in files):
-                continue
-            damages: list[str] = []
-            if is_copied:
-                damages = _copy(address, tar)
-            with open(tar, "rb", buffering=0) as file:
-                index = index_tar(file, describe(address))
-            index.damages.extend(damages)
-            write_index(path, index)
-            make_room(folder, cache_bytes, added=files)
+        state = FileState(tar.stat().st_size)
+    return Shard(ShardFile(address, str(tar), state, cache_bytes), **fields)
 
 
-def _copy(address: str, tar: Path) -> list[str]:
-    """Copy a shard; returns a line if a compressed shard ends early."""
-    with write_atomic(tar) as temporary:
+def _make_index(address: str, tar: Path, index: Path) -> dict[str, Any]:
+    """Copy a shard, unless it is read in place, and write its index."""
+    if tar.parent == index.parent:
+        with write_atomic(tar) as temporary:
+            _copy(address, temporary)
+            fields = index_tar(temporary)
+    else:
+        fields = index_tar(tar)
+    _write_index(index, fields)
+    return fields
+
+
+def _with_pauses(attempt: Callable[[], Any], pauses: Sequence[float]) -> Any:
+    """Result of a function that is tried again, after each pause, when it fails."""
+    for pause in pauses:
         try:
-            return copy_shard(address, temporary)
-        except Exception as error:  # protocol libraries raise errors of any type
-            if is_of_cache(error, tar.parent):
+            return attempt()
+        except (OSError, _Failure) as error:
+            if getattr(error, "is_final", False):
                 raise
-            raise _unreadable(address, error) from error
+        time.sleep(pause)
+        forget_open_files()
+    return attempt()
 
 
-def state_of(status: os.stat_result) -> FileState:
-    """State of a file that is not a copy."""
-    return FileState(status.st_size, status.st_mtime_ns, status.st_ino)
+# Files that are open
 
 
 class OpenFile:
@@ -267,15 +340,7 @@ class OpenFile:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
-    def read(self, offset: int, size: int, file: ShardFile) -> bytes:
-        """Bytes of the file, whose state is checked."""
-        file.check(os.fstat(self.descriptor))
-        data = self.read_any(offset, size)
-        if len(data) < size:
-            raise OSError(f"{len(data)} bytes in place of {size}")
-        return data
-
-    def read_any(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes:
         """Bytes of the file, fewer at its end."""
         if hasattr(os, "pread"):  # processes that share the descriptor do not share a position
             return os.pread(self.descriptor, size, offset)
@@ -283,28 +348,198 @@ class OpenFile:
         return os.read(self.descriptor, size)
 
 
-def _open_file(file: ShardFile) -> OpenFile:
+@lru_cache(maxsize=OPEN_FILES if hasattr(os, "pread") else 0)
+def _opened(file: ShardFile) -> OpenFile:
+    """The file, which stays open, but on Windows, where an open one can be neither removed nor replaced."""
     return OpenFile(file.path)
-
-
-_opened: Callable[[ShardFile], OpenFile] = _open_file
-"""Opens a file for reading, or returns one that is open."""
-if hasattr(os, "pread"):  # not on Windows, where an open file can be neither removed nor replaced
-    _opened = lru_cache(maxsize=OPEN_FILES)(_open_file)
-
-
-def _with_pauses(attempt: Callable[[], Any]) -> Any:
-    """Result of a function that is tried again, after a pause, when it fails with an OSError."""
-    for pause in READ_PAUSES:
-        try:
-            return attempt()
-        except OSError:
-            time.sleep(pause)
-            forget_open_files()
-    return attempt()
 
 
 def forget_open_files() -> None:
     """Close the files that this process keeps open for reading."""
-    if _opened is not _open_file:
-        _opened.cache_clear()  # type: ignore[attr-defined]
+    _opened.cache_clear()
+
+
+def _state_of(status: os.stat_result) -> FileState:
+    """State of a file that is not a copy."""
+    return FileState(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+# The index
+
+
+def index_tar(path: Path) -> dict[str, Any]:
+    """The fields of a `Shard` by name, of an uncompressed tar, of which only the headers are read.
+
+    Raises:
+        _Failure: it is not whole.
+    """
+    from webdataset.tariterators import group_by_keys
+
+    layout_numbers: dict[tuple[str, ...], int] = {}
+    layout_of: list[int] = []
+    member_counts: list[int] = []
+    places: list[tuple[int, int]] = []
+    keys: list[bytes] = []
+    with open(path, "rb", buffering=0) as file:
+        try:
+            for sample in group_by_keys(_members(file)):
+                endings = tuple(ending for ending in sample if not ending.startswith("__"))
+                layout_of.append(layout_numbers.setdefault(endings, len(layout_numbers)))
+                member_counts.append(len(endings))
+                places += [sample[ending] for ending in endings]
+                keys.append(sample["__key__"].encode("utf-8", "surrogateescape"))
+        except ValueError as error:  # of webdataset: a member comes twice
+            raise _Failure(str(error.args[0])) from error
+    if not keys:
+        raise _Failure("the tar has no sample")
+    offsets, sizes = np.array(places, np.int64).T.copy()
+    return {
+        "layouts": [list(endings) for endings in layout_numbers],
+        "layout_of": np.array(layout_of, np.uint32),
+        "member_starts": _starts(member_counts),
+        "offsets": offsets,
+        "sizes": sizes,
+        "key_starts": _starts([len(key) for key in keys]),
+        "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
+    }
+
+
+def _starts(lengths: list[int]) -> NDArray[np.int64]:
+    """Start of each of several consecutive pieces, and the end of the last one."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _members(file: io.FileIO) -> Iterator[dict[str, Any]]:
+    """Each regular file of a tar in webdataset's form, with (offset, size) in place of its data; checks the end."""
+    size = os.fstat(file.fileno()).st_size
+    last = "the beginning"
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while member := tar.next():
+                tar.members.clear()  # type: ignore[attr-defined]  # this list would keep growing
+                last = member.name
+                if member.isreg():
+                    yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": ""}
+            end = tar.offset
+    except tarfile.TarError as error:
+        if last == "the beginning":
+            raise _Failure(f"is not a tar: it has {size} bytes and begins with {_head(file)!r}") from error
+        raise _Failure(f"is cut short: it ends within {last}, after {size} bytes") from error
+    file.seek(end)
+    rest = file.read(CHUNK_BYTES)
+    if any(rest):
+        raise _Failure(f"is damaged after {last}: what begins at byte {end} of {size} is no member")
+    if len(rest) < 2 * tarfile.BLOCKSIZE:
+        raise _Failure(f"is cut short: after {last} and {size} bytes, the end of a tar is missing")
+
+
+def _head(file: io.FileIO) -> bytes:
+    """The first bytes of a file."""
+    file.seek(0)
+    return file.read(20)
+
+
+def _write_index(path: Path, fields: dict[str, Any]) -> None:
+    from safetensors.numpy import save
+
+    arrays = {name: value for name, value in fields.items() if name != "layouts"}
+    # Not synced to the disk, which would take longer than the rest: an index that is damaged is made again.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(save(arrays, metadata={"layouts": json.dumps(fields["layouts"])}))
+    os.replace(temporary, path)
+
+
+def _read_index(files: Sequence[Path]) -> dict[str, Any] | None:
+    """The fields of an index, mapped into memory; None if it is damaged, or one of the files is missing.
+
+    Args:
+        files: the index, and the copy of the shard if it has one; they are marked as used now.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for path in files:
+            os.utime(path)
+        with safe_open(files[0], framework="pt") as file:  # unlike "numpy", it does not copy
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
+            return {"layouts": json.loads(file.metadata()["layouts"]), **arrays}
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+# Copies
+
+
+def _copy(address: str, target: Path) -> None:
+    """Write the uncompressed tar of a shard."""
+    started = time.monotonic()
+    try:
+        with _open_address(address) as raw, open(target, "wb") as file:
+            source: Any = io.BufferedReader(raw, CHUNK_BYTES)
+            if source.peek(len(GZIP))[: len(GZIP)] == GZIP:
+                source = gzip.open(source)
+            while data := source.read(CHUNK_BYTES):
+                file.write(data)
+    except Exception as error:  # protocol libraries raise errors of any type
+        if _is_of_cache(error, target.parent):
+            raise
+        status = getattr(error, "status", 0)
+        is_refused = isinstance(error, FileNotFoundError | PermissionError) or 400 <= status < 500
+        is_late = time.monotonic() - started >= REQUEST_SECONDS
+        raise _Failure(_reason(error), is_final=is_late or (is_refused and status not in BUSY)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a shard cannot be fetched; addresses are left out, as they may hold a secret."""
+    status = getattr(error, "status", 0)
+    if status:
+        return f"the server answered {status} {getattr(error, 'message', '')}".rstrip()
+    if isinstance(error, FileNotFoundError):
+        return "not found"
+    if "Timeout" in type(error).__name__:
+        return f"no data for {STALLED:.0f} s, or not complete after {REQUEST_SECONDS:.0f} s"
+    reason = reason_of(error)
+    return type(error).__name__ if "://" in reason else reason
+
+
+def _open_address(address: str) -> Any:
+    """File object with the content of a path or an address."""
+    from fsspec.core import url_to_fs
+
+    if scheme(address) not in ("http", "https"):
+        filesystem, path = url_to_fs(address)
+        return filesystem.open(path, "rb")
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=REQUEST_SECONDS, sock_connect=STALLED, sock_read=STALLED)
+    options = {"trust_env": True, "timeout": timeout}
+    filesystem, path = url_to_fs(address, client_kwargs=options, encoded=False)
+    # One request for the whole file, and none for its size: there, fsspec takes any answer for "not found".
+    return filesystem.open(path, "rb", block_size=0, size=-1)
+
+
+def _is_of_cache(error: Exception, folder: Path) -> bool:
+    """Whether an error is one of the cache's disk or of a file in the cache."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in DISK_FULL or str(error.filename).startswith(str(folder))
+
+
+def _make_room(folder: Path, limit: float, keep: Sequence[Path]) -> None:
+    """Remove the least recently used files, if those of the folder are above its limit."""
+    files: list[tuple[int, int, Path]] = []
+    for path in folder.iterdir():
+        if path.suffix in (".tar", ".safetensors") and not path.name.startswith("."):
+            with suppress(FileNotFoundError):  # another process makes room too
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    if total <= limit:
+        return
+    for _, size, path in sorted(files):
+        if total <= KEPT_SHARE * limit:
+            break
+        if path not in keep:
+            with suppress(OSError):  # on Windows, one that is open cannot be removed
+                path.unlink(missing_ok=True)
+                total -= size

@@ -1,9 +1,11 @@
-"""Patterns of webdataset shards, and the samples of a source.
+"""Sources: patterns of webdataset shards, the samples that a recipe uses of them, and how much of them is lost.
 
-A shard is a .tar or .tar.gz, whose samples sample.py describes. A partly broken shard yields its usable samples.
+A shard that cannot be read is lost with all of its samples; a sample that lacks a part is left out. Both are counted,
+and too many are an error.
 """
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,14 +17,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.data.broken import Broken, BrokenCount, log_broken
 from onepeace.data.config import DataConfig, SourceConfig
-from onepeace.data.index import TarIndex
-from onepeace.data.sample import BrokenSample, Sample, has_modalities, parse_sample
+from onepeace.data.sample import Sample, has_modalities, parse_sample
 from onepeace.data.shard import FileState, Shard, UnreadableShard, content_of, open_shard
 from onepeace.data.write import check_replaced
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
+
+log = logging.getLogger(__name__)
+
+ALLOWED_BROKEN = 10
+"""Number of lost samples of a source that never stop a run, unless all are lost."""
+NAMED = 3
+"""Maximum number of lost samples and shards that are named at a time; others are only counted."""
 
 
 def expand(pattern: str, root: str | Path | None = None) -> list[str]:
@@ -93,16 +100,14 @@ class Candidates:
     """The samples of a shard that a source uses; some may turn out to be broken when they are read."""
 
     source: "Source"
+    number: int
+    """Number of the shard in the source."""
     shard: Shard
     rows: NDArray[np.int64]
     """(N,): their numbers in the shard."""
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def key(self, candidate: int) -> str:
-        """Key of a sample."""
-        return self.shard.index.key(int(self.rows[candidate]))
 
     def read(self, candidate: int) -> Sample:
         """A sample, parsed; its media are not read.
@@ -113,7 +118,7 @@ class Candidates:
         """
         row = int(self.rows[candidate])
         return parse_sample(
-            key=self.shard.index.key(row),
+            key=self.shard.key(row),
             members=self.shard.members(row),
             source=self.shard.name,
             modalities=self.source.config.modalities,
@@ -121,25 +126,9 @@ class Candidates:
             has_templates=self.source.has_templates,
         )
 
-    def broken(self, candidate: int, error: UserError) -> Broken:
-        """Report of an error of `read`, or of decoding the sample."""
-        number = self.source.number
-        name = self.shard.name
-        reason = str(error)
-        if isinstance(error, UnreadableShard):
-            return Broken(number, name, key="", reason=reason, samples=len(self))
-        key = self.key(candidate)
-        if not isinstance(error, BrokenSample):
-            reason = f"{name}: {key} cannot be decoded ({error})"
-        return Broken(number, name, key, reason)
-
-    def damages(self) -> list[Broken]:
-        """The damaged parts of the shard, each as one sample."""
-        broken: list[Broken] = []
-        number = self.source.number
-        for line in self.shard.index.damages:
-            broken.append(Broken(number, self.shard.name, key=line, reason=line))
-        return broken
+    def key(self, candidate: int) -> str:
+        """Key of a sample."""
+        return self.shard.key(int(self.rows[candidate]))
 
 
 class Source:
@@ -177,44 +166,34 @@ class Source:
             UserError: no shard of the source has a sample.
         """
         try:
-            shard = self._open(number)
+            shard = open_shard(self.shards[number], self.cache_bytes)
+            if self._states.setdefault(number, shard.file.state) != shard.file.state:
+                raise UnreadableShard(
+                    "has changed during the run; stop the run, and start it again to read the new one", where=shard.name
+                )
         except UnreadableShard as error:
             self._note_empty(number, str(error))
             raise
-        candidates = Candidates(self, shard, self._rows(shard.index))
+        candidates = Candidates(self, number, shard, self._rows(shard))
         if len(candidates):
             self._empty.discard(number)
         else:
-            self._note_empty(number, next(iter(shard.index.damages), ""))
+            self._note_empty(number, "")
         return candidates
-
-    def _open(self, number: int) -> Shard:
-        shard = open_shard(self.shards[number], self.cache_bytes)
-        state = shard.file.state
-        if self._states.setdefault(number, state) != state:
-            raise UnreadableShard(
-                "has changed during the run; stop the run, and start it again to read the new one", where=shard.name
-            )
-        return shard
 
     def _note_empty(self, number: int, example: str) -> None:
         self._empty.add(number)
         if len(self._empty) == len(self.shards):
             raise self.no_sample(example)
 
-    def _rows(self, index: TarIndex) -> NDArray[np.int64]:
+    def _rows(self, shard: Shard) -> NDArray[np.int64]:
         """Numbers of the samples with a fitting key and files of these modalities."""
-        fits = [has_modalities(layout, self.config.modalities) for layout in index.layouts]
-        rows = np.flatnonzero(np.array(fits, bool)[index.layout_of])
+        fits = [has_modalities(layout, self.config.modalities) for layout in shard.layouts]
+        rows = np.flatnonzero(np.array(fits, bool)[shard.layout_of])
         if self.config.keys == "*":
             return rows
-        fits_key = [self._matches_key(index.key(row)) is not None for row in rows.tolist()]
+        fits_key = [self._matches_key(shard.key(row)) is not None for row in rows.tolist()]
         return rows[np.array(fits_key, bool)]
-
-    def unreadable(self, number: int, error: UnreadableShard) -> Broken:
-        """Report of an error of `open`."""
-        name = describe(self.shards[number])
-        return Broken(self.number, name, key="", reason=str(error), samples=0)
 
     def no_sample(self, example: str) -> UserError:
         """Error for a source without a usable sample, of which ``example`` is broken."""
@@ -228,32 +207,32 @@ class Source:
         Raises:
             UserError: at the end, if too many samples are broken or none is usable.
         """
-        count = BrokenCount(self.config.shards, self.broken_limit)
-        broken: list[Broken] = []
-        listed = 0
+        losses = Losses(self)
+        lines: list[str] = []
         usable = 0
         for number in range(len(self.shards)):
             try:
                 candidates = self.open(number)
             except UnreadableShard as error:
-                broken.append(self.unreadable(number, error))
+                losses.add_unreadable(number, epoch=0)
+                lines.append(str(error))
                 continue
-            listed += len(candidates)
-            broken += candidates.damages()
+            losses.listed += (len(candidates), 1)
             for i in range(len(candidates)):
+                losses.drawn += 1
                 try:
                     sample = candidates.read(i)
-                except (BrokenSample, UnreadableShard) as error:
-                    broken.append(candidates.broken(i, error))
+                except UserError as error:
+                    losses.broken += 1
+                    lines.append(str(error))
                     continue
                 usable += 1
                 yield sample
-        new = [entry for entry in broken if count.add(entry)]
-        log_broken([entry.reason for entry in new], "left out")
+        log_lost(lines, "left out")
+        example = next(iter(lines), "")
         if not usable:
-            raise self.no_sample(count.example)
-        opened = len(self.shards) - len(count.shards)
-        count.check(usable, listed / max(opened, 1))
+            raise self.no_sample(example)
+        losses.check(example)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -263,6 +242,61 @@ class Source:
     def forget(self) -> None:
         """Free ``samples``."""
         vars(self).pop("samples", None)
+
+
+def open_sources(data: DataConfig) -> list[Source]:
+    """Sources of a recipe, in its order; UserError for missing shards."""
+    return [Source(config, data, number) for number, config in enumerate(data.train)]
+
+
+class Losses:
+    """How much of a source a run has lost: shards that cannot be read, of all, and broken samples, of those drawn.
+
+    Args:
+        source: the source.
+        at_least: least number of drawn samples that broken ones are compared with, at most all of the source.
+    """
+
+    def __init__(self, source: Source, at_least: int = 0) -> None:
+        self.source = source
+        self.at_least = at_least
+        self.drawn = 0
+        self.broken = 0
+        self.listed = np.zeros(2, np.int64)
+        """Samples and shards of which the mean size of a shard is known."""
+        self.unreadable: dict[int, int] = {}
+        """Epoch in which a shard could last not be read, by its number."""
+
+    def add_unreadable(self, shard: int, epoch: int) -> None:
+        """Add a shard that could not be read; those of epochs before the last one may have been mended since."""
+        kept = {number: last for number, last in self.unreadable.items() if last >= epoch - 1}
+        self.unreadable = {**kept, shard: epoch}
+
+    def check(self, example: str) -> None:
+        """`UserError` if more than the limit are lost.
+
+        Args:
+            example: line of one of them.
+        """
+        samples, shards = self.listed.tolist()
+        samples_per_shard = samples / shards if shards else 1.0
+        in_shards = samples_per_shard * len(self.source.shards)
+        compared = max(self.drawn, min(self.at_least, in_shards))
+        lost = len(self.unreadable) / len(self.source.shards) + self.broken / max(compared, 1)
+        if lost * in_shards > ALLOWED_BROKEN and lost > self.source.broken_limit:
+            raise UserError(
+                f"{len(self.unreadable)} of {len(self.source.shards)} shards cannot be read, and {self.broken} of "
+                f"{self.drawn} samples are broken ({example}); repair the shards, or raise data.broken_limit",
+                where=self.source.config.shards,
+            )
+
+
+def log_lost(lines: Sequence[str], what_happens: str) -> None:
+    """Log the first few of several lines about what is lost, and the number of the others."""
+    for line in lines[:NAMED]:
+        log.warning("lost and %s: %s", what_happens, line)
+    if len(lines) > NAMED:
+        log.warning("%d more are lost and %s", len(lines) - NAMED, what_happens)
 
 
 def read_source(

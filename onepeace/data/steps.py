@@ -1,15 +1,18 @@
-"""Batches by step, and a loader that builds them ahead in worker processes.
+"""Batches by step, a loader that builds them ahead in worker processes, and the account of what is lost.
 
 A step's batches are a pure function of seed and step (reader.py). A run can therefore resume at any step, with any
 number of workers and processes.
 """
 
 import logging
+import os
 import signal
+import zlib
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +20,18 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from onepeace.data.batch import Batch
-from onepeace.data.broken import Broken
-from onepeace.data.builder import BatchBuilder
-from onepeace.data.prefetch import THREADS, Prefetch
-from onepeace.data.reader import Cursor, Reader
-from onepeace.data.source import Source
+from onepeace.data.builder import BatchBuilder, Broken
+from onepeace.data.reader import Cursor, Lane, Reader, Unreadable
+from onepeace.data.shard import FETCHING
+from onepeace.data.source import Losses, Source, log_lost
 from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)
+
+COUNTS = "counts"
+"""Name, among the cursors of a checkpoint, of the numbers of samples that were drawn and broken."""
+TOLD = 1000
+"""Maximum number of broken samples that a process names; others are only counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +42,13 @@ class Step:
     """One for each name of sources."""
     cursors: dict[str, Cursor]
     """Cursor of each lane of this process, by "name/lane"."""
-    digests: NDArray[np.int64]
-    """(D,): digests of what each lane reads in this step; see `Steps.digest_names`. 0 for lanes of other processes."""
-    listed: NDArray[np.int64]
-    """(S, 2): for each source, number of samples and of shards in the windows of this step."""
+    counts: NDArray[np.int64]
+    """(S, 4): for each source, number of samples that were drawn, and of those that were broken; number of samples and
+    of shards in the windows of this step."""
     broken: list[Broken]
-    """Broken samples and shards that were met."""
+    """Samples that others have replaced."""
+    unreadable: list[Unreadable]
+    """Shards that could not be opened or read."""
 
     def pin_memory(self) -> "Step":
         """The step with batches in page-locked memory; torch's DataLoader calls it."""
@@ -74,9 +82,7 @@ class Steps:
     ):
         self.builder = builder
         self.sources = list(sources)
-        self.batch_size = batch_size
         self.readers: dict[str, Reader] = {}
-        self._prefetch = Prefetch(builder.config.cache_gigabytes * 1e9)
         for name in builder.sources:
             size = batch_size[name]
             if size % world_size:
@@ -93,56 +99,40 @@ class Steps:
                 cursors=cursors,
             )
 
-    @property
-    def digest_names(self) -> list[str]:
-        """Name of the lane or list of shards behind each of a step's digests."""
-        return [name for reader in self.readers.values() for name in reader.digest_names()]
-
     def __getitem__(self, step: int) -> Step:
         batches: list[Batch] = []
         cursors: dict[str, Cursor] = {}
-        digests: list[NDArray[np.int64]] = []
+        counts = np.zeros((len(self.sources), 4), np.int64)
         broken: list[Broken] = []
-        coming_shards: list[str] = []
+        unreadable: list[Unreadable] = []
         for name, reader in self.readers.items():
             reader.release(step)
-            batch, broken_samples = self.builder.batch(name, reader.items(step))
+            batch, drawn = self.builder.batch(name, reader.items(step))
             batches.append(batch)
             cursors.update(reader.cursors(step))
-            digests.append(reader.digests(step))
-            broken += reader.take_broken()
-            broken += broken_samples
-            coming_shards += reader.coming_shards()
-        self._prefetch.ask(coming_shards)
-        return Step(
-            batches=batches,
-            cursors=cursors,
-            digests=np.concatenate(digests),
-            listed=self._listed(step),
-            broken=broken,
-        )
-
-    def _listed(self, step: int) -> NDArray[np.int64]:
-        listed = np.zeros((len(self.sources), 2), np.int64)
-        for reader in self.readers.values():
+            for source, count in drawn.counts.items():
+                counts[source, 0] += count
+            for sample in drawn.broken:
+                counts[sample.source, 1] += 1
+            broken += drawn.broken
+            unreadable += drawn.unreadable + reader.take_unreadable()
             for _, window in reader.windows(step):
                 for candidates in window.shards:
-                    listed[candidates.source.number] += (len(candidates), 1)
-        return listed
+                    counts[candidates.source.number, 2:] += (len(candidates), 1)
+        return Step(batches, cursors, counts, broken, unreadable)
 
     def open(self, step: int) -> None:
-        """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads."""
-        with ThreadPoolExecutor(THREADS) as threads:
-            for reader in self.readers.values():
-                list(threads.map(partial(reader.open, step), reader.lanes))
-        self._check_cache(step)
+        """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads.
 
-    def _check_cache(self, step: int) -> None:
-        """Warn of a cache that does not hold the copies of the shards that are read at a time, and of the next ones."""
+        Warns of a cache that does not hold the copies of the shards that are read at a time, and of the next ones.
+        """
         copied_bytes = 0
-        for reader in self.readers.values():
-            for _, window in reader.windows(step):
-                copied_bytes += sum(candidates.shard.copied_bytes for candidates in window.shards)
+        with ThreadPoolExecutor(FETCHING) as threads:
+            for reader in self.readers.values():
+                list(threads.map(partial(Lane.window, position=step * reader.share), reader.lanes.values()))
+                for _, window in reader.windows(step):
+                    files = [candidates.shard.file for candidates in window.shards]
+                    copied_bytes += sum(file.state.size for file in files if file.is_copy)
         gigabytes = 2 * copied_bytes / 1e9
         if gigabytes > self.builder.config.cache_gigabytes:
             log.warning(
@@ -192,3 +182,102 @@ def _leave_signals(worker: int) -> None:
     """Ignore SIGTERM and Ctrl-C, which reach every process of a job: the run needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Account:
+    """Account of what all processes of a run have lost: ``add`` each step; every few steps ``merge`` what all ``own``.
+
+    Each process merges the same, so that all of them stop at the same step with the same message if too much is lost,
+    or if they read different data.
+
+    Args:
+        steps: the steps of this process.
+        cursors: cursors of the checkpoint that the run continues from, with its counts.
+    """
+
+    def __init__(self, steps: Steps, cursors: Mapping[str, Cursor]) -> None:
+        self.losses = [Losses(source, steps.builder.config.shuffle_buffer) for source in steps.sources]
+        """What all processes have lost, by source."""
+        for number, losses in enumerate(self.losses):
+            losses.drawn = cursors.get(COUNTS, {}).get(f"{number} drawn", 0)
+            losses.broken = cursors.get(COUNTS, {}).get(f"{number} broken", 0)
+        self._names = [[os.path.basename(shard) for shard in source.shards] for source in steps.sources]
+        self._cursors: dict[str, Cursor] = {}
+        self._counts = np.zeros((len(self.losses), 4), np.int64)
+        self._unreadable: list[Unreadable] = []
+        self._examples: dict[int, str] = {}
+        """Line of the first loss of each source in this process."""
+        self._lines: list[str] = []
+        """Lines that are not logged yet."""
+        self._told: set[str] = set()
+
+    def add(self, step: Step) -> None:
+        """Add the next step of this process."""
+        self._cursors = step.cursors
+        self._counts[:, :2] += step.counts[:, :2]
+        self._counts[:, 2:] = step.counts[:, 2:]
+        self._unreadable += step.unreadable
+        lost: list[Unreadable | Broken] = [*step.unreadable, *step.broken]
+        for entry in lost:
+            self._examples.setdefault(entry.source, entry.reason)
+            if entry.reason not in self._told and len(self._told) < TOLD:
+                self._told.add(entry.reason)
+                self._lines.append(entry.reason)
+
+    def own(self) -> dict[str, Any]:
+        """What this process has to tell, as plain numbers and text."""
+        return {
+            "names": zlib.crc32(repr(self._names).encode()),
+            "cursors": self._cursors,
+            "counts": self._counts.tolist(),
+            "unreadable": self._unreadable,
+            "examples": self._examples,
+        }
+
+    def merge(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what each process has told; its own losses that are new are logged.
+
+        Raises:
+            UserError: too much of a source is lost, or two processes read different data.
+        """
+        _check_agreement(told)
+        log_lost(self._lines, "replaced by others")
+        counts = np.sum([part["counts"] for part in told], axis=0)
+        for losses, (drawn, broken, *listed) in zip(self.losses, counts, strict=True):
+            losses.drawn += int(drawn)
+            losses.broken += int(broken)
+            if any(listed):
+                losses.listed = np.array(listed)
+        for part in told:
+            for source, shard, epoch, _ in part["unreadable"]:
+                self.losses[source].add_unreadable(shard, epoch)
+        self._counts[:] = 0
+        self._unreadable = []
+        self._lines = []
+        for number, losses in enumerate(self.losses):
+            examples = [part["examples"][number] for part in told if number in part["examples"]]
+            losses.check(next(iter(examples), "see the log"))
+
+    def state(self) -> dict[str, Cursor]:
+        """The counts, for a checkpoint."""
+        counts: dict[str, int] = {}
+        for number, losses in enumerate(self.losses):
+            counts[f"{number} drawn"] = losses.drawn
+            counts[f"{number} broken"] = losses.broken
+        return {COUNTS: counts}
+
+
+def _check_agreement(told: Sequence[Mapping[str, Any]]) -> None:
+    """`UserError` if two processes have other shards, or if windows of a lane that they share begin elsewhere."""
+    first_of_lane: dict[str, int] = {}
+    for rank, part in enumerate(told):
+        differs_from = 0 if part["names"] != told[0]["names"] else rank
+        for lane, cursor in part["cursors"].items():
+            first = first_of_lane.setdefault(lane, rank)
+            if cursor != told[first]["cursors"][lane]:
+                differs_from = first
+        if differs_from != rank:
+            raise UserError(
+                f"processes {differs_from} and {rank} read different data: the shards of their machines differ, or one "
+                "cannot read them; compare the shards, and resume from the last checkpoint"
+            )

@@ -27,11 +27,9 @@ def read_shard(path: Path) -> Iterator[Record]:
     """
     endings = _endings()
     shard = open_shard(str(path.absolute()))
-    for row in range(len(shard.index)):
+    for row in range(len(shard)):
         content = content_of(shard.members(row))
-        yield _read_sample(path, shard.index.key(row), content, endings)
-    if shard.index.damages:
-        raise UserError(shard.index.damages[0])
+        yield _read_sample(path, shard.key(row), content, endings)
 
 
 def _endings() -> dict[str, set[str]]:

@@ -23,9 +23,9 @@ def read_shard(shard: str) -> Iterator[Entry]:
     except UnreadableShard as error:
         yield _problem_of(shard_item, [reason_at(shard_item.path, error)])
         return
-    problems = [*opened.index.damages]
-    for row in range(len(opened.index)):
-        key = opened.index.key(row)
+    problems: list[str] = []
+    for row in range(len(opened)):
+        key = opened.key(row)
         members = opened.members(row)
         captions: list[str] = []
         columns: dict[str, Any] = {}

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from onepeace.data.augment import Augment, make_augments
 from onepeace.data.config import DataConfig
-from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, item_name
+from onepeace.data.source import Source
 from onepeace.errors import UserError
 from onepeace.model import Adapter, Trained
 from onepeace.model.stems import PretrainedStem

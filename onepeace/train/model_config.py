@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.reader import nearest
-from onepeace.data.reader import Source
 from onepeace.data.sample import LABELS
+from onepeace.data.source import Source
 from onepeace.errors import UserError, need
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.hub.architectures import architecture

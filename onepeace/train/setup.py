@@ -14,8 +14,9 @@ import torch
 from onepeace.compiling import compile_always, pays_off
 from onepeace.config import Config
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.reader import Cursor
 from onepeace.data.sample import Sample
+from onepeace.data.source import Source, open_sources
 from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError

@@ -16,8 +16,8 @@ from onepeace.data.augment import make_augments
 from onepeace.data.batch import Batch, Inputs
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.masking import MaskRates
-from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name
+from onepeace.data.source import Source
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.processors import AudioProcessor

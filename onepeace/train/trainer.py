@@ -16,8 +16,7 @@ from torch import Tensor
 
 from onepeace.config import read_yaml, to_yaml, write_config
 from onepeace.data.reader import Cursor
-from onepeace.data.report import DataReport
-from onepeace.data.steps import Step, loader
+from onepeace.data.steps import Account, Step, loader
 from onepeace.device import choose_device, peak_memory
 from onepeace.errors import UserError
 from onepeace.files.lock import locked
@@ -80,7 +79,7 @@ class Trainer:
 
     Attributes:
         start: number of steps already done.
-        cursors: this process's position in the data: the cursors of its lanes.
+        cursors: this process's position in the data: the cursors of its lanes, and what the run has lost.
         steps: the data of this process.
 
     Raises:
@@ -137,7 +136,7 @@ class Trainer:
             self.steps.open(self.start)
         self.averages = Averages()
         self.journal = open_log(recipe, self.start) if parallel.rank() == 0 else None
-        self.data_report = DataReport(self.steps)
+        self.account = Account(self.steps, self.cursors)
         self.unusable = UnusableSteps(recipe)
         self.signals = parallel.AnyProcess()
         self.is_overdue = False
@@ -189,8 +188,8 @@ class Trainer:
         """Train on the batches of a step, and add its numbers to those of the next line of the log."""
         batches = step_data.batches
         result = self.stepper(step, batches, self._learning_rate(step))
-        self.cursors = step_data.cursors
-        self.data_report.add(step_data)
+        self.account.add(step_data)
+        self.cursors = {**step_data.cursors, **self.account.state()}
         self.unusable.add(step, batches, result)
         num_items = sum(len(batch.keys) for batch in batches)
         self.averages.items += num_items * parallel.world_size()
@@ -235,7 +234,9 @@ class Trainer:
 
     def _write_log(self, step: int) -> None:
         """Write the means of the steps since the last line; all processes must call it."""
-        _exchange(self.data_report)
+        told = parallel.gather_objects(self.account.own())
+        self.account.merge(told)
+        self.cursors.update(self.account.state())
         means, speed = self.averages.take(left_out=self.unusable.check())
         scale = self.model.logit_scale
         temperature = {} if scale is None else {"logit_scale": scale.exp().item()}
@@ -296,14 +297,6 @@ class Trainer:
 def _is_due(every: int, step: int) -> bool:
     """Whether something that happens every so many steps happens at this one; 0 = never."""
     return bool(every) and step % every == 0
-
-
-def _exchange(report: DataReport) -> None:
-    """Exchange the reports of all processes; UserError if too many samples are broken, or if their orders differ."""
-    numbers = parallel.gather(torch.from_numpy(report.numbers())[None])
-    own_news = torch.tensor(list(report.news()), dtype=torch.uint8)
-    news, _ = parallel.gather_ragged(own_news)
-    report.merge(numbers.numpy(), bytes(news.tolist()))
 
 
 @contextmanager

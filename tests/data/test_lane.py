@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.numbered import write, write_shards
+from support.small_shards import write_tar
 
 from onepeace.config import build
 from onepeace.data.config import DataConfig
-from onepeace.data.lane import Lane
-from onepeace.data.reader import open_sources
+from onepeace.data.reader import Lane
+from onepeace.data.source import open_sources
 from onepeace.errors import UserError
 
 
@@ -207,10 +208,14 @@ def test_memory_does_not_grow_with_shards(tmp_path):
 # What breaks
 
 
-def test_shards_without_a_sample_are_passed_over(tmp_path):
+def test_shards_without_a_usable_sample_are_passed_over(tmp_path):
     write(tmp_path / "a.tar", ["x", "y"])
-    write(tmp_path / "b.tar", [])
-    assert set(keys(make_lane(tmp_path, buffer=1), 12)) == {"x", "y"}
+    write_tar(tmp_path / "b.tar", {"sound.ogg": b"of another modality"})
+    write(tmp_path / "c.tar", [])
+    lane = make_lane(tmp_path, buffer=1)
+    assert set(keys(lane, 12)) == {"x", "y"}
+    assert lane.unreadable[0][:3] == (0, 2, 0)
+    assert "c.tar: the tar has no sample" in lane.unreadable[0].reason
 
 
 def test_source_without_a_sample_is_an_error(tmp_path):

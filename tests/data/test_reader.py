@@ -9,8 +9,7 @@ from support.server import Requests, serving
 from support.small_shards import write_tar
 
 from onepeace.data import shard as shard_module
-from onepeace.data import shard_cache
-from onepeace.data import source as shards_module
+from onepeace.data import source as source_module
 from onepeace.data.shard import Extent
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
@@ -123,7 +122,7 @@ def test_resume_with_another_number_of_processes(many, processors, before, after
 def test_read_that_fails_once_in_a_process_changes_nothing(varied_recipe, rows_of_one_process, processors, monkeypatch):
     monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0,))
     calls = []
-    read = shard_module.OpenFile.read_any
+    read = shard_module.OpenFile.read
 
     def read_or_fail(file, offset, size):
         calls.append(offset)
@@ -131,7 +130,7 @@ def test_read_that_fails_once_in_a_process_changes_nothing(varied_recipe, rows_o
             raise OSError(5, "Input/output error")
         return read(file, offset, size)
 
-    monkeypatch.setattr(shard_module.OpenFile, "read_any", read_or_fail)
+    monkeypatch.setattr(shard_module.OpenFile, "read", read_or_fail)
     rows_by_step, _ = run_processes(processors, varied_recipe, world_size=2)
     assert rows_by_step == rows_of_one_process
     assert len(calls) > 100
@@ -173,9 +172,8 @@ def steps_of_two_names(recipe_of_two_names, processors):
     return list(loader(make_steps(processors, recipe_of_two_names), 0, 8, workers=0))
 
 
-def test_cursors_and_digests_of_two_names(steps_of_two_names):
+def test_cursors_of_two_names(steps_of_two_names):
     assert set(steps_of_two_names[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
-    assert (steps_of_two_names[3].digests != 0).tolist() == [True] * 5  # three lanes, two lists of shards
 
 
 def test_batches_of_two_names_by_workers(recipe_of_two_names, steps_of_two_names, processors):
@@ -231,13 +229,13 @@ def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_s
 
 def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatch):
     opened = []
-    open_shard = shards_module.open_shard
+    open_shard = source_module.open_shard
 
     def open_and_note(address, cache_bytes):
         opened.append(address)
         return open_shard(address, cache_bytes)
 
-    monkeypatch.setattr(shards_module, "open_shard", open_and_note)
+    monkeypatch.setattr(source_module, "open_shard", open_and_note)
     run_recipe = recipe(many, [IMAGES], {"shuffle_buffer": 8}, batch_size=8)
     shards_by_rank = []
     for rank in range(4):
@@ -251,7 +249,7 @@ def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatc
 def test_samples_not_drawn_are_neither_parsed_nor_read(many, processors, monkeypatch):
     parsed = []
     read = []
-    parse_sample = shards_module.parse_sample
+    parse_sample = source_module.parse_sample
     read_extent = Extent.read
 
     def parse_and_note(key, **options):
@@ -262,20 +260,20 @@ def test_samples_not_drawn_are_neither_parsed_nor_read(many, processors, monkeyp
         read.append(extent)
         return read_extent(extent)
 
-    monkeypatch.setattr(shards_module, "parse_sample", parse_and_note)
+    monkeypatch.setattr(source_module, "parse_sample", parse_and_note)
     monkeypatch.setattr(Extent, "read", read_and_note)
     step = make_steps(processors, recipe(many, [IMAGES], batch_size=4))[0]
     (batch,) = step.batches
     drawn = batch.keys + batch.replaced
     assert sorted(parsed) == sorted(drawn)
     assert len(read) == 2 * len(drawn)  # the .json and the picture
-    assert step.listed.tolist() == [[36, 8]]  # although all are shuffled
+    assert step.counts.tolist() == [[len(drawn), len(batch.replaced), 36, 8]]  # although all are shuffled
 
 
 def test_remote_shards_are_requested_once_in_all(many, processors, monkeypatch, tmp_path):
     """By four processes with a cache each, as machines have, and by four that share one."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(shard_cache, "PAUSES", ())
+    monkeypatch.setattr(shard_module, "FETCH_PAUSES", ())
     requests = Requests()
     names = "{0.tar,1.tar,2.tar,3.tar.gz,4.tar,5.tar,6.tar,7.tar}"  # two for each of four lanes
     train = {"shards": f"pictures-{names}", "pair": ["image", "text"]}

@@ -1,6 +1,7 @@
-"""Shards that cannot be read where they are: compressed, at addresses; and the cache of their copies."""
+"""Shards: what is whole, what their index holds, reading of members, and the cache of those that are elsewhere."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -8,20 +9,25 @@ import fsspec
 import pytest
 from support.numbered import write, write_shards
 from support.server import Requests, serving
+from support.small_shards import write_tar
 
-from onepeace.data import shard_cache
-from onepeace.data.prefetch import Prefetch
-from onepeace.data.shard import UnreadableShard, content_of, open_shard
-from onepeace.data.shard_cache import CacheFailure
+from onepeace.data import shard as shard_module
+from onepeace.data.shard import CacheFailure, UnreadableShard, content_of, fetch_ahead, index_tar, open_shard
 from onepeace.data.source import expand
 from onepeace.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(shard_module, "FETCH_PAUSES", (0.0, 0.0))
+    shard_module.forget_open_files()
 
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A folder, its address over HTTP, and the requests."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(shard_cache, "PAUSES", (0.0,))
     folder = tmp_path / "served"
     folder.mkdir()
     requests = Requests()
@@ -39,12 +45,191 @@ def cached(tmp_path, monkeypatch):
 
 def contents(shard):
     """Keys and members of a shard."""
-    rows = range(len(shard.index))
-    return [(shard.index.key(row), content_of(shard.members(row))) for row in rows]
+    return [(shard.key(row), content_of(shard.members(row))) for row in range(len(shard))]
 
 
 def keys(shard):
-    return [shard.index.key(row) for row in range(len(shard.index))]
+    return [shard.key(row) for row in range(len(shard))]
+
+
+# What is whole
+
+
+END = 1024
+"""Bytes of the two blocks of zeros that end a tar."""
+
+
+def without_padding(tar):
+    """A tar up to its two blocks of zeros."""
+    blocks = -(-len(tar.rstrip(b"\0")) // 512)
+    return tar[: 512 * blocks + END]
+
+
+@pytest.mark.parametrize(
+    ("alter", "told"),
+    [
+        (lambda tar: tar[: len(tar) // 2], "is cut short: it ends within k5.jpg"),
+        (lambda tar: tar[:-END], "is cut short: after k9.json .*the end of a tar is missing"),
+        (lambda tar: tar[:-1], "is cut short: after k9.json"),
+        (lambda tar: tar[:2048] + b"x" * 512 + tar[2560:], "is damaged after k0.json: what begins at byte 2048"),
+        (lambda tar: tar + tar, "is damaged after k9.json"),
+        (lambda tar: bytes(len(tar)), "has no sample"),
+        (lambda tar: b"", "is not a tar: it has 0 bytes"),
+        (lambda tar: b"<!DOCTYPE html>" * 100, "is not a tar: it has 1500 bytes and begins with b'<!DOCTYPE html>"),
+    ],
+    ids=["half", "end", "byte", "damage", "two", "zeros", "empty", "page"],
+)
+def test_tar_that_is_not_whole_is_no_shard(tmp_path, alter, told):
+    path = Path(write(tmp_path / "a.tar", [f"k{i}" for i in range(10)]))
+    whole = without_padding(path.read_bytes())
+    path.write_bytes(whole)
+    assert len(open_shard(str(path))) == 10
+    path.write_bytes(alter(whole))
+    with pytest.raises(UnreadableShard, match=rf"a\.tar: .*{told}"):
+        open_shard(str(path))
+
+
+def test_compressed_shard_that_is_not_whole_is_no_shard(tmp_path, cached):
+    path = Path(write(tmp_path / "a.tar.gz", ["x", "y"]))
+    assert keys(cached(path)) == ["x", "y"]
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UnreadableShard, match=r"a\.tar\.gz: .*ended before the end"):
+        cached(path)
+    assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == 1
+
+
+def test_member_that_comes_twice_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.png", b"1"), ("x.png", b"2")])
+    with pytest.raises(UnreadableShard, match=r"a\.tar: x\.png: duplicate"):
+        open_shard(str(tmp_path / "a.tar"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pipe_and_folder_are_no_shards(tmp_path, make):
+    make(tmp_path / "a.tar")
+    with pytest.raises(UnreadableShard, match=r"a\.tar: it is not a regular file"):
+        open_shard(str(tmp_path / "a.tar"))
+
+
+# The index
+
+
+class Counted:
+    """A file that counts the bytes that are read of it."""
+
+    def __init__(self, file):
+        self.file = file
+        self.bytes_read = 0
+
+    def read(self, size=-1):
+        data = self.file.read(size)
+        self.bytes_read += len(data)
+        return data
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_index_reads_headers_alone(tmp_path, monkeypatch):
+    write(tmp_path / "a.tar", [f"k{i}" for i in range(10)], size=100_000)
+    opened = []
+
+    def open_counted(*arguments, **options):
+        opened.append(Counted(open(*arguments, **options)))
+        return opened[-1]
+
+    monkeypatch.setattr(shard_module, "open", open_counted, raising=False)
+    assert len(index_tar(tmp_path / "a.tar")["layout_of"]) == 10
+    assert opened[0].bytes_read < 40_000  # headers of 20 members, padding, and the end of the tar
+
+
+def test_index_finds_the_members_of_a_key(tmp_path, cached):
+    members = {"a.jpg": b"picture", "a.json": b"{", "dir/b.2.jpg": b"second", "dir/b.jpg": b"first", "ü.txt": b""}
+    path = write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # the second time, the index is read from the cache
+        assert contents(cached(path)) == [
+            ("a", {"jpg": b"picture", "json": b"{"}),
+            ("dir/b", {"2.jpg": b"second", "jpg": b"first"}),
+            ("ü", {"txt": b""}),
+        ]
+
+
+def test_damaged_index_is_made_again(tmp_path, cached):
+    path = write(tmp_path / "a.tar", ["x", "y"])
+    cached(path)
+    (index_file,) = (tmp_path / "cache/shards").glob("*.safetensors")
+    index_file.write_bytes(index_file.read_bytes()[:50])
+    assert len(cached(path)) == 2
+
+
+def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
+    for keys_of_version in (["x"], ["y", "x"]):
+        write(tmp_path / "new.tar", keys_of_version)
+        os.replace(tmp_path / "new.tar", tmp_path / "a.tar")
+        assert keys(cached(tmp_path / "a.tar")) == keys_of_version
+
+
+# Files that are not what they were
+
+
+def test_read_that_fails_once_is_tried_again(tmp_path, monkeypatch):
+    shard = open_shard(write(tmp_path / "a.tar", ["x"]))
+    failures = [OSError(5, "Input/output error")]
+    read = shard_module.OpenFile.read
+
+    def failing(file, offset, size):
+        if failures:
+            raise failures.pop()
+        return read(file, offset, size)
+
+    monkeypatch.setattr(shard_module.OpenFile, "read", failing)
+    assert b"it is x" in shard.members(0)["json"].read()
+    failures = [OSError(5, "Input/output error")]
+    assert len(open_shard(str(tmp_path / "a.tar"))) == 1
+
+
+def cut(path):
+    os.truncate(path, 700)
+
+
+def replace(path):
+    newer = path.with_suffix(".new")
+    write(newer, ["x"])
+    os.utime(newer, ns=(1, 1))
+    os.replace(newer, path)
+
+
+def make_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("alter", "reason"),
+    [
+        (cut, "has changed since"),
+        (replace, "has changed since"),
+        (os.unlink, "cannot be read"),
+        (make_a_pipe, "not a regular file"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_shard_that_changes_under_a_run_is_named(tmp_path, alter, reason):
+    path = tmp_path / "a.tar"
+    shard = open_shard(write(path, ["x"]))
+    alter(path)
+    shard_module.forget_open_files()
+    for _ in range(2):
+        with pytest.raises(UnreadableShard, match=rf"a\.tar: .*{reason}") as caught:
+            shard.members(0)["jpg"].read()
+        assert "\n" not in str(caught.value)
 
 
 # Addresses
@@ -89,63 +274,79 @@ def test_object_stores_are_listed_and_read(tmp_path):
     first, second = [open_shard(address) for address in expand("*.tar*", "memory://bucket")]
     assert keys(first) == ["0-0", "0-1", "0-2"]
     assert keys(second) == ["1-0", "1-1"]
-    assert first.index.damages + second.index.damages == []
 
 
-# Over HTTP
+# Servers
 
 
 def test_shards_over_http_equal_the_files(served, cached):
     folder, address, requests = served
     write_shards(folder, [30, 20])
-    for name in ("000.tar", "001.tar.gz"):
+    for name, count in {"000.tar": 30, "001.tar.gz": 20}.items():
         remote = cached(f"{address}/{name}")
-        local = cached(str(folder / name))
-        assert contents(remote) == contents(local)
-        assert remote.index.digest == local.index.digest
-        assert remote.index.damages == local.index.damages == []
-        assert len(remote.index) in (20, 30)
+        assert len(remote) == count
+        assert contents(remote) == contents(cached(str(folder / name)))
     write(folder / "a[1].tar", ["x"])
     assert keys(cached(f"{address}/a[1].tar")) == ["x"]  # no pattern
     assert set(requests.counts.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", ["error-once", "cut-once"])
+@pytest.mark.parametrize("kind", ["500", "cut", "half", "unsized", "login"])
 @pytest.mark.parametrize("name", ["000.tar", "001.tar.gz"])
 def test_server_that_fails_once_changes_nothing(served, cached, kind, name):
     folder, address, requests = served
     write_shards(folder, [6, 4])
-    shard = cached(f"{address}/{kind}/{name}")
+    shard = cached(f"{address}/{kind}-once/{name}")
     assert contents(shard) == contents(cached(str(folder / name)))
-    assert shard.index.damages == []
-    assert requests.counts[f"/{kind}/{name}"] == 2
+    assert requests.counts[f"/{kind}-once/{name}"] == 2
 
 
-@pytest.mark.parametrize("path", ["none.tar", "cut/000.tar", "stall/000.tar"])
-def test_failed_download_is_named(served, cached, tmp_path, monkeypatch, path):
-    folder, address, _ = served
-    monkeypatch.setattr(shard_cache, "STALLED", 0.3)
+@pytest.mark.parametrize(
+    ("kind", "attempts", "told"),
+    [
+        ("500", 3, "the server answered 500 Internal Server Error"),
+        ("403", 1, "the server answered 403 Forbidden"),
+        ("cut", 3, "not enough data|payload"),
+        ("half", 3, "is cut short"),
+        ("unsized", 3, "is cut short"),
+        ("login", 3, "is not a tar: it has 43 bytes and begins with b'<!DOCTYPE html>"),
+        ("stall", 3, "no data for 0 s"),
+        ("slow", 1, "not complete after 1 s"),
+    ],
+)
+def test_server_that_always_fails_is_named_and_nothing_is_kept(
+    served, cached, tmp_path, monkeypatch, kind, attempts, told
+):
+    folder, address, requests = served
+    monkeypatch.setattr(shard_module, "STALLED", 0.3 if kind == "stall" else 60.0)
+    monkeypatch.setattr(shard_module, "REQUEST_SECONDS", 1.0 if kind == "slow" else 600.0)
     write_shards(folder, [6])
-    with pytest.raises(UnreadableShard) as caught:
-        cached(f"{address}/{path}?key=secret")
-    assert str(caught.value).startswith(f"{address}/{path}: ")
+    with pytest.raises(UnreadableShard, match=told) as caught:
+        cached(f"{address}/{kind}/000.tar?key=secret")
+    assert str(caught.value).startswith(f"{address}/{kind}/000.tar: ")
     assert "secret" not in str(caught.value)
-    assert not list((tmp_path / "cache/shards").glob("*.tar*"))
+    assert requests.counts.total() == attempts
+    assert not list((tmp_path / "cache/shards").glob("*.*[!k]"))
 
 
-def test_shards_are_copied_ahead_and_requested_once(served, cached):
+def test_shard_that_is_missing_on_the_server_is_named(served, cached):
+    _, address, requests = served
+    with pytest.raises(UnreadableShard, match=r"none\.tar: not found"):
+        cached(f"{address}/none.tar")
+    assert requests.counts.total() == 1
+
+
+def test_shards_are_fetched_ahead_and_requested_once(served, cached):
     folder, address, requests = served
     write_shards(folder, [3, 3, 3, 3, 3])
     addresses = [f"{address}/{path.name}" for path in sorted(folder.iterdir())]
-    prefetch = Prefetch(1e6)
-    prefetch.ask(addresses)
-    prefetch.ask(addresses)
+    fetch_ahead(addresses, 1e6)
     end = time.monotonic() + 60
     while len(requests.counts) < 5 and time.monotonic() < end:
         time.sleep(0.01)
     assert len(requests.counts) == 5
     for shard in addresses:
-        assert len(cached(shard).index) == 3
+        assert len(cached(shard)) == 3
     assert set(requests.counts.values()) == {1}
 
 
@@ -192,33 +393,6 @@ def test_copy_that_is_larger_than_the_cache_stays_alone(tmp_path, cached, copies
     assert len(copies()) == 1
 
 
-def test_cache_is_not_listed_for_each_new_file(tmp_path, cached, monkeypatch):
-    folder = tmp_path / "cache/shards"
-    listed = []
-    iterdir = Path.iterdir
-
-    def counted_iterdir(path):
-        if path == folder:
-            listed.append(path)
-        return iterdir(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", counted_iterdir)
-        for i in range(5):
-            cached(write(tmp_path / f"{i}.tar", ["x"]))
-    assert len(listed) == 1  # the first time
-    total = int((folder / "total_bytes").read_text())
-    assert total == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
-    for keys_of_version in (["x"], ["y", "x"]):
-        write(tmp_path / "new.tar", keys_of_version)
-        os.replace(tmp_path / "new.tar", tmp_path / "a.tar")
-        for key, members in contents(cached(tmp_path / "a.tar")):
-            assert f"it is {key}" in str(members["json"])
-
-
 def test_cache_that_cannot_be_written_is_an_error(tmp_path, cached):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(CacheFailure, match="ONEPEACE_CACHE"):
@@ -231,7 +405,7 @@ def no_space(*arguments):
 
 @pytest.mark.parametrize(
     ("owner", "function", "name"),
-    [(shard_cache.gzip, "open", "x.tar.gz"), (Path, "write_bytes", "x.tar")],
+    [(shard_module.gzip, "open", "x.tar.gz"), (Path, "write_bytes", "x.tar")],
     ids=["copy", "index"],
 )
 def test_full_disk_is_an_error_with_its_remedy(tmp_path, cached, monkeypatch, owner, function, name):

@@ -12,7 +12,7 @@ from PIL import Image
 from onepeace.config import build
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.reader import open_sources
+from onepeace.data.source import open_sources
 from onepeace.data.steps import Step, Steps
 from onepeace.special_ids import PAD
 from onepeace.train.recipe import Recipe

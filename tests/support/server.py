@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+LOGIN = b"<!DOCTYPE html><title>Please log in</title>"
+
 
 @contextmanager
 def serving(handler):
@@ -21,8 +23,16 @@ def serving(handler):
 
 
 class Requests:
-    """The requests that a server got, and how it answers them: below /error-once/ and /cut-once/, the first request of
-    a file fails; below /cut/ a file always ends too early; below /stall/ its last byte does not come."""
+    """The requests that a server got, and how it answers those of a file below a folder of one of these names:
+
+    - "500", "403": that status;
+    - "cut": the last byte of what was promised is missing;
+    - "half": the length of half the file, and that half; "unsized": half the file, without a length;
+    - "login": a page with status 200;
+    - "stall": the last byte does not come; "slow": the header comes one byte at a time, without end.
+
+    With "-once" after the name, only the first request is answered so.
+    """
 
     def __init__(self):
         self.counts = Counter()
@@ -37,23 +47,37 @@ class Requests:
 
             def do_GET(self):
                 requests.counts[self.path] += 1
-                is_first = requests.counts[self.path] == 1
                 kind, _, name = self.path[1:].partition("?")[0].partition("/")
-                if kind == "error-once" and is_first:
-                    self.send_error(500)
-                elif name:
-                    is_cut = kind in ("cut", "stall") or (kind == "cut-once" and is_first)
-                    self.send_file(folder / name, is_cut)
+                if not name:
+                    super().do_GET()
+                    return
+                if kind.endswith("-once") and requests.counts[self.path] > 1:
+                    kind = ""
+                self.answer(kind.removesuffix("-once"), (folder / name).read_bytes())
+
+            def answer(self, kind, data):
+                half = data[: len(data) // 2]
+                if kind.isdigit():
+                    self.send_error(int(kind))
+                elif kind == "slow":
+                    self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Wait: ")
+                    while not requests.over.wait(0.02):
+                        self.wfile.write(b".")
+                elif kind in ("cut", "stall"):
+                    self.send(data[:-1], len(data))
                     if kind == "stall":
                         requests.over.wait(20)
+                elif kind == "unsized":
+                    self.send(half, None)
                 else:
-                    super().do_GET()
+                    content = {"half": half, "login": LOGIN}.get(kind, data)
+                    self.send(content, len(content))
 
-            def send_file(self, path, is_cut):
-                data = path.read_bytes()
+            def send(self, data, length):
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
+                if length is not None:
+                    self.send_header("Content-Length", str(length))
                 self.end_headers()
-                self.wfile.write(data[:-1] if is_cut else data)
+                self.wfile.write(data)
 
         return partial(Handler, directory=str(folder))

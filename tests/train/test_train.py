@@ -24,7 +24,7 @@ from support.training import (
 
 from onepeace import cli
 from onepeace.config import write_config
-from onepeace.data.reader import open_sources
+from onepeace.data.source import open_sources
 from onepeace.data.write import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
