@@ -153,10 +153,10 @@ class Tools:
         """Search pictures, sounds, texts and videos of the index by content, best hits first.
 
         Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
-        unrelated queries whose best hit here scores lower: from 0.95 on it is likely right, below 0.7 weak. A weak
-        file that has all words of the query, as few files have, is called "named". "relevant" is false when no file is
-        likely to be what is meant. "start" and "end" are seconds. "hints" say what may be wrong with the text, such as
-        a misspelt word.
+        unrelated queries whose best hit here scores lower: from 0.95 on it is likely right, below 0.7 weak. A "named"
+        file comes first because few files have all words of the text, as it has; a "lifted" one is called one level
+        higher because it has them, like many. "relevant" is false when no file is likely to be what is meant. "start"
+        and "end" are seconds. "hints" say what may be wrong with the text, such as a misspelt word.
 
         Args:
             text: an English description of what is seen or heard, e.g. "a dog barking in the snow"
@@ -254,7 +254,7 @@ def _file(hit: Hit) -> dict[str, Any]:
         fields["caption"] = f"{caption[:CAPTION]}…"
     file = {}
     for name, value in fields.items():
-        if value not in (None, [], {}, ""):
+        if value is not False and value not in (None, [], {}, ""):
             file[name] = round(value, 3) if isinstance(value, float) else value
     return file
 

@@ -79,9 +79,9 @@ export function card(file, { open, like }) {
 function labelOf(file) {
   const label = `${nameOf(file)}, ${KINDS[file.kind] ?? file.kind}`;
   if (!isRanked(file)) return label;
-  const { word, value } = sureness(file);
+  const { word, number } = sureness(file);
   const words = file.words?.length ? `, with the words ${file.words.join(", ")}` : "";
-  return `${label}${words}, ${word} ${value.toFixed(2)}`;
+  return `${label}${words}, ${word} ${number}`;
 }
 
 function nameLine(file) {

@@ -25,23 +25,35 @@ export function sizeOf(file) {
 
 export const isRanked = (file) => file.match !== null || Boolean(file.score);
 
-// The match of a hit: a word, the number, and an explanation of the number.
+// The match of a hit: a word, the share of its bar, the number of a word that has one, and what the number means.
 export function sureness(file) {
   if (file.match === null) {
-    return { word: "cosine", value: file.score, note: "cosine similarity of the file and the query" };
+    const note = "cosine similarity of the file and the query";
+    return { word: "cosine", share: file.score, number: file.score.toFixed(2), note };
   }
   const percent = Math.floor(100 * file.match);  // rounded up, it could contradict the word
-  return { word: file.likelihood, value: percent / 100, note: `${percent} of 100 unrelated queries score lower here` };
+  const hasNumber = ["likely", "possible"].includes(file.likelihood);
+  const number = hasNumber ? (percent / 100).toFixed(2) : "";
+  return { word: file.likelihood, share: file.match, number, note: `${percent} of 100 unrelated queries score lower here` };
+}
+
+// What the words of the query did to the place of a file that has all of them.
+function effectOf(file) {
+  if (file.named) return ["rare", "first, as few files have these words"];
+  if (file.lifted) return ["lifted", "one level higher, as it has these words, like many files"];
+  return null;
 }
 
 // Words of the query that stand in the name, caption or metadata of the file; then its match as a word and a bar.
 export function matchLine(file) {
-  const { word, value, note } = sureness(file);
-  const words = (file.words ?? []).map((text) => element("mark", { title: "a word of this file" }, text));
+  const { word, share, number, note } = sureness(file);
+  const line = (file.words ?? []).map((text) => element("mark", { title: "a word of this file" }, text));
+  const effect = effectOf(file);
+  if (effect) line.push(element("span", { title: effect[1] }, effect[0]));
   const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
-  bar.firstChild.style.width = `${100 * Math.max(0, value)}%`;
-  const match = element("span", { className: word, title: note }, element("b", {}, word), ` ${value.toFixed(2)}`);
-  return [...words, match, bar];
+  bar.firstChild.style.width = `${100 * Math.max(0, share)}%`;
+  line.push(element("span", { className: word, title: note }, element("b", {}, word), number && ` ${number}`), bar);
+  return line;
 }
 
 // Why a file of the index is not shown: the server compares it with what was indexed.
