@@ -271,6 +271,14 @@ def test_thumbnail_of_a_moment_of_a_video(videos, samples, moment, shows):
     assert np.abs(shown - expected).mean() < 15
 
 
+@pytest.mark.parametrize("words", [{}, {"text": "coffee"}])
+def test_only_is_the_kind_of_the_file(videos, words):
+    client, hits = videos
+
+    assert {*names(client, only="video", collapse=False, **words)} == {*hits}
+    assert names(client, only="image", **words) == []
+
+
 def test_thumbnail_of_a_video_without_pictures(videos):
     client, hits = videos
 

@@ -111,6 +111,16 @@ def test_words_find_files_as_they_are_typed(page, index):
     assert len(page.names()) == 9
 
 
+def test_hits_say_what_the_index_says(wide, index):
+    hits = index.search("rain")
+
+    wide.search("rain")
+
+    assert hits[0].named
+    assert wide.text(".card .match").split()[:2] == ["rain", "rare"]
+    assert wide.texts(".card .match span:has(b)") == [hit.value for hit in hits]
+
+
 def test_camera_searches(wide):
     wide.click("#camera")
     wide.wait(lambda: wide.value_of("document.querySelector('#shutter video').videoWidth"))
