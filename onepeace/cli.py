@@ -1,6 +1,7 @@
 """Command line: the sub-commands and exit codes. Only the module of the command that is run is imported.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or some items failed, 2 wrong usage.
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed, or some items failed; 2 wrong
+usage, such as a path on the command line that does not exist.
 """
 
 import argparse
@@ -10,11 +11,12 @@ import errno
 import io
 import logging
 import os
+import re
 import select
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
@@ -46,11 +48,6 @@ COMMANDS = {
 }
 MODULES = dict.fromkeys(("caption", "answer", "ground"), "onepeace.generative.command")
 """Module by command, for commands whose module is not that of their name in onepeace/commands."""
-DECODING = {
-    "search", "index", "embed", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
-    "finetune",
-}  # fmt: skip
-"""Commands that decode files, which may be damaged, and report the damage themselves."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Errors of the system by which an output has no room."""
 COMPLETING = "_ARGCOMPLETE"
@@ -58,43 +55,35 @@ COMPLETING = "_ARGCOMPLETE"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that also accepts options between positional arguments: `search A --text x B`, `train R --print a.b=1`."""
+    """Parser with one-line errors that name the nearest choice.
+
+    Options may stand between positional arguments: `search A --text x B`, `train R --print a.b=1`.
+    """
 
     intermixed = False
+    """True for a parser that cannot do that, and while `parse_known_intermixed_args` calls `parse_known_args`."""
+
+    def add_subparsers(self, **options: Any) -> Any:
+        self.intermixed = True
+        return super().add_subparsers(**options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # parse_known_intermixed_args calls this method again; a parser of sub-commands cannot do it.
-        if self.intermixed or self._subparsers is not None or COMPLETING in os.environ:
+        if self.intermixed or COMPLETING in os.environ:
             return super().parse_known_args(args, namespace)
         self.intermixed = True
         return self.parse_known_intermixed_args(args, namespace)
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is None or value in action.choices:
-            return
-        if isinstance(action, argparse._SubParsersAction):
-            raise UsageError(f"no {str(action.metavar).lower()} {value!r}; {_hint(value, action.choices)}")
-        raise argparse.ArgumentError(action, f"{value!r} is unknown; {_hint(value, action.choices)}")
-
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see: {self.prog} --help")
-
-
-def _hint(word: object, choices: Iterable[object]) -> str:
-    """The nearest choice, or all of them."""
-    names = [str(choice) for choice in choices]
-    nearest = difflib.get_close_matches(str(word), names, n=1)
-    if nearest:
-        return f"did you mean {nearest[0]}?"
-    return f"there are {', '.join(names)}"
-
-
-class _Listing(argparse.HelpFormatter):
-    """Formatter that leaves room for the command names, which argparse indents one level more than it counts."""
-
-    def format_help(self) -> str:
-        self._action_max_length += self._indent_increment
-        return super().format_help()
+        refused = re.fullmatch(r"(argument .*): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
+        if refused is None:
+            raise UsageError(f"{message}; see: {self.prog} --help")
+        argument, word, quoted = refused.groups()
+        choices = quoted.replace("'", "")
+        name = argument.removeprefix("argument ")
+        what = f"no {name.lower()} {word!r}" if name.isupper() else f"{argument}: {word!r} is unknown"
+        nearest = difflib.get_close_matches(word, choices.split(", "), n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {choices}"
+        raise UsageError(f"{what}; {hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,10 +128,10 @@ def _report(failure: Exception, with_traceback: bool) -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     """Parse the arguments and run the command; only the module of this command is imported."""
-    words = arguments
+    words = list(arguments)
     if COMPLETING in os.environ:  # the shell asks how the line goes on
         words = os.environ.get("COMP_LINE", "").split()[1:]
-    command = next((word for word in words if word in COMMANDS), None)
+    command = _command_in(words)
     module = None if command is None else _module_of(command)
     parser, _ = _parsers(command, module)
     if COMPLETING in os.environ:
@@ -152,9 +141,8 @@ def _run(arguments: Sequence[str]) -> int:
     args = _parse(parser, arguments)
     if module is None:
         parser.error("no command given")
-    quiet = command in DECODING and "--debug" not in arguments
-    with warnings.catch_warnings(), _only_python_writes_stderr() if quiet else contextlib.nullcontext():
-        if quiet:  # about large and damaged pictures, without their names
+    with warnings.catch_warnings():
+        if "--debug" not in arguments:  # about large and damaged pictures, without their names
             warnings.filterwarnings("ignore", module="PIL")
         # The package only writes to its loggers; their messages are enabled here, but not those of other packages.
         handler = logging.StreamHandler()
@@ -170,13 +158,22 @@ def _run(arguments: Sequence[str]) -> int:
             raise
 
 
+def _command_in(words: Sequence[str]) -> str | None:
+    """The command: the first word that is no option, nor the value of one."""
+    before = argparse.ArgumentParser(add_help=False)
+    before.add_argument("--import", action="append")
+    _, rest = before.parse_known_args(words)
+    command = next((word for word in rest if not word.startswith("-")), None)
+    return command if command in COMMANDS else None
+
+
 def _parse(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The parsed arguments; an unknown one ends the program, with the nearest option if there is a near one."""
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
-        options = args.parser._option_string_actions
-        has_near = bool(difflib.get_close_matches(unknown[0], options))
-        hint = f"; {_hint(unknown[0], options)}" if has_near else ""
+        options = re.findall(r"--[\w-]+", args.parser.format_help())
+        nearest = difflib.get_close_matches(unknown[0], options, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args
 
@@ -204,7 +201,6 @@ def _parsers(command: str | None, module: ModuleType | None) -> tuple[_Parser, d
         parents=[common],
         allow_abbrev=False,
         description="Embed pictures, sounds and text in one vector space.",
-        formatter_class=_Listing,
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"onepeace {__version__}")
@@ -224,35 +220,6 @@ def _parsers(command: str | None, module: ModuleType | None) -> tuple[_Parser, d
             module.add_arguments(child)
         by_command[name] = child
     return parser, by_command
-
-
-@contextlib.contextmanager
-def _only_python_writes_stderr() -> Iterator[None]:
-    """Drop output of C code to file descriptor 2, by giving Python's stderr a separate descriptor.
-
-    libmpg123 inside soundfile prints notes about damaged MP3 files, and its option to be quiet is not accessible. The
-    descriptor is changed once, before any thread decodes, so nothing that Python writes is lost.
-    """
-    stderr = sys.stderr
-    try:
-        shared = stderr.fileno() == 2
-    except (AttributeError, OSError):  # there is no stderr, or it is not a file
-        shared = False
-    if not shared:
-        yield
-        return
-    terminal = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    # Not closed at the end: logging may still use it.
-    sys.stderr = open(terminal, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)  # first: the stream may be closed once it is replaced
-        sys.stderr = stderr
 
 
 def _flush() -> OSError | None:

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     labels = _labels(args.labels)
     is_zero_shot = bool(labels) and args.text is None
-    _check_options(args, is_zero_shot)
+    _check_options(args, labels, is_zero_shot)
     drawings = Drawings(args.draw) if args.draw else None
     found_files, problems = files.find(args.paths)
     embedder = options.load(args)
@@ -86,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
     return files.exit_code(problems, len(rows))
 
 
-def _check_options(args: argparse.Namespace, is_zero_shot: bool) -> None:
+def _check_options(args: argparse.Namespace, labels: Sequence[str], is_zero_shot: bool) -> None:
     """Raise `UsageError` for options without effect, before the model is loaded."""
+    if is_zero_shot and len(labels) == 1:
+        raise UsageError(f"--labels has only {labels[0]!r}, which would be right for every file; give at least two")
     if args.template is not None and not is_zero_shot:
         raise UsageError("--template needs --labels, and no --text")
     if is_zero_shot and (args.draw or args.head):
@@ -121,7 +123,7 @@ def _labels(text: str | None) -> list[str]:
     names = files.lines_of(Path(text)) if os.path.isfile(text) else text.split(",")
     labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not labels:
-        raise UsageError("--labels is empty; give at least one label")
+        raise UsageError("--labels is empty; give at least two labels")
     return labels
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
+from onepeace.files.source import scheme
 
 if TYPE_CHECKING:
     from onepeace.evaluate.report import ReportRow
@@ -118,6 +119,8 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
     from onepeace.evaluate.run import read_recipe
 
     files.check_input(args.recipe)
+    if args.data and not scheme(args.data) and not Path(args.data).is_dir():
+        raise UsageError("no such folder; data/README.md says how shards are made", where=args.data)
     overrides = list(args.override)
     if args.data:
         overrides.append(f"data.root={json.dumps(args.data)}")

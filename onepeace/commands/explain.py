@@ -26,7 +26,7 @@ A heat map shows how well each part of a picture, or each moment of a sound, mat
 the lowest to the highest value in the file, so check the similarity too: if the query is not there, some part is still
 best.
 
-  onepeace explain dog.jpg --text "a dog" --draw maps
+  onepeace explain dog.jpg "a dog" --draw maps
   onepeace explain holidays --image hat.jpg --draw maps
   onepeace explain *.wav --audio bark.ogg --json
 
@@ -36,8 +36,8 @@ best.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     files.add_paths(parser)
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", metavar="T", help="the query is a phrase")
+    query = parser.add_mutually_exclusive_group()
+    query.add_argument("--text", metavar="T", help="the query is a phrase; also without --text, after the paths")
     query.add_argument("--image", metavar="F", help="the query is a picture")
     query.add_argument("--audio", metavar="F", help="the query is a sound")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write the heat maps over the files (PNG)")
@@ -76,15 +76,20 @@ def _query(args: argparse.Namespace) -> tuple[str, str]:
     """Modality and value of the query.
 
     Raises:
-        UsageError: the text is empty, or there is no such file.
+        UsageError: there is no query, or no such file.
     """
-    if args.text is not None:
-        if not args.text.strip():
-            raise UsageError("--text is empty; give a phrase to look for")
-        return "text", args.text
-    modality = "image" if args.image is not None else "audio"
-    value = getattr(args, modality)
-    files.check_input(value)
+    given = {modality: getattr(args, modality) for modality in ("text", "image", "audio")}
+    queries = [(modality, value) for modality, value in given.items() if value is not None]
+    words = files.take_words(args.paths, bool(queries))
+    if words is not None:
+        return "text", words
+    if not queries:
+        raise UsageError('no query; give words after the paths, "a dog", or --text, --image or --audio')
+    modality, value = queries[0]
+    if modality != "text":
+        files.check_input(value)
+    elif not value.strip():
+        raise UsageError("--text is empty; give a phrase to look for")
     return modality, value
 
 

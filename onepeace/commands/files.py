@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
@@ -12,9 +13,28 @@ from onepeace.files.walk import LINKS, FoundFile, Unreadable, walk
 
 EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
 
+PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{0,5}$")
+"""A separator or an ending, by which a path is told from words."""
+
 
 def add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all their contents")
+
+
+def take_words(paths: list[str], has_query: bool) -> str | None:
+    """Remove the words after the paths, which name no file or folder, and return them as one text, None without any.
+
+    Raises:
+        UsageError: there are words although a query is given by options.
+    """
+    words: list[str] = []
+    while len(paths) > 1 and not os.path.lexists(paths[-1]) and not PATH.search(paths[-1]):
+        words.insert(0, paths.pop())
+    if words and has_query:
+        raise UsageError("no such file or folder; give words with --text if the query has other parts", where=words[0])
+    if len(words) > 1:
+        say(f"searching for {' '.join(words)!r}")
+    return " ".join(words) or None
 
 
 def find(paths: Sequence[str]) -> tuple[list[FoundFile], list[Unreadable]]:

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (run_verb, text, arguments) in VERBS.items():
         child = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         child.set_defaults(run_verb=run_verb, parser=child)
+        child.formatter_class = argparse.RawDescriptionHelpFormatter
+        child.epilog = f"example:\n  onepeace index {VERB_EXAMPLES[name]}"
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name != "list":
             child.add_argument("index", type=Path, metavar="INDEX", help="folder of the index")
@@ -260,4 +262,15 @@ VERBS = {
     "duplicates": (duplicates, "list duplicate files", duplicates_arguments),
     "cluster": (cluster, "cluster similar files, and name the clusters", cluster_arguments),
     "list": (_list, "list what searches keep in the cache", None),
+}
+VERB_EXAMPLES = {
+    "build": "build my.index Pictures Music --exclude '*/thumbnails/'",
+    "update": "update my.index",
+    "remove": "remove my.index Pictures/2019",
+    "stats": "stats my.index --problems",
+    "check": "check my.index",
+    "export": "export my.index -o vectors.npz",
+    "duplicates": "duplicates my.index --exact",
+    "cluster": "cluster my.index --count 20",
+    "list": "list",
 }

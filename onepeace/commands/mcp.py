@@ -16,6 +16,8 @@ The model can search and classify and, depending on --generator, also caption pi
 about pictures and ground phrases in them. It sees the paths, captions and dates of the hits and, with --thumbnails,
 small pictures. It cannot read any other file, and cannot write.
 
+  onepeace mcp my.index --thumbnails
+
 exit code: 0 when the client closes the connection, 1 on failure, 2 for wrong usage"""
 
 

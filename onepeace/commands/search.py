@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,8 +26,6 @@ PARTS = {
     "like": ("PATH", "search by a file of the index, using its stored vector"),
     "without": ("TEXT", "move away from a text"),
 }
-PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{0,5}$")
-"""A separator or an ending, by which a path is told from words."""
 WHERE = textwrap.fill(
     f"--where takes a Python expression over {', '.join(FIELDS)} and metadata.NAME, with the units kB, MB, GB, s, min "
     "and h, and near(LATITUDE, LONGITUDE, RADIUS) with km and m:",
@@ -185,24 +182,12 @@ def _print_hits(args: argparse.Namespace, results: "Results", query: "Query", *,
 
 
 def take_words(args: argparse.Namespace) -> None:
-    """Move the words after the paths from `args.paths` to `args.text`.
-
-    Raises:
-        UsageError: there is no query, or there are words although another part of it is given.
-    """
-    words: list[str] = []
-    while len(args.paths) > 1 and not os.path.lexists(args.paths[-1]) and not PATH.search(args.paths[-1]):
-        words.insert(0, args.paths.pop())
-    if any(getattr(args, name) for name in PARTS if name != "without"):
-        if words:
-            raise UsageError(
-                "no such file or folder; give words with --text if the query has other parts", where=words[0]
-            )
-    elif words:
-        args.text = [" ".join(words)]
-        if len(words) > 1:
-            files.say(f"searching for {args.text[0]!r}")
-    else:
+    """Make the words after the paths the text of the query; UsageError if there is no query."""
+    has_query = any(getattr(args, name) for name in PARTS if name != "without")
+    words = files.take_words(args.paths, has_query)
+    if words is not None:
+        args.text = [words]
+    elif not has_query:
         raise _no_query(args.paths)
 
 

@@ -20,7 +20,7 @@ CARD_NAMES = ("a100", "h100", "h200", "b200")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a model from a recipe, or resume an interrupted run."
-    parser.epilog = "example: onepeace train recipes/pretrain/tiny_image_text.yaml data.root=shards optim.lr=5e-4"
+    parser.epilog = "example:\n  onepeace train recipes/pretrain/tiny_image_text.yaml data.root=shards optim.lr=5e-4"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/README.md")
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", default=[], help="override fields of the recipe")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.config import to_yaml
     from onepeace.train.recipe import read_recipe
 
+    files.check_input(args.recipe)
     recipe = read_recipe(args.recipe, args.overrides)
     if args.show:
         print(to_yaml(recipe), end="")

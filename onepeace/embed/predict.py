@@ -198,7 +198,10 @@ class _Member:
 def _choose(heads: Mapping[str, Any], name: str | None) -> str:
     """The name of the head to use; UserError if there is none of that name, or none is named and there are several."""
     if not heads:
-        raise UserError("this model has no heads to classify with; give --labels without --text, or another model")
+        raise UserError(
+            "this model has no heads to predict with; classify by labels of your own (classify(items, labels), or "
+            "--labels A,B), or load another model"
+        )
     if name is None and len(heads) == 1:
         return next(iter(heads))
     if name is not None and name in heads:

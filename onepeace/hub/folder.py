@@ -44,7 +44,7 @@ def no_folder(folder: Path) -> UserError:
     replaced = left_over(folder, REPLACED)
     if replaced:
         return UserError(f"was being replaced when the process was killed; rename {replaced[0]} to it", where=folder)
-    return UserError("no such model folder", where=folder)
+    return UsageError("no such model folder", where=folder)
 
 
 def parse_config(content: Options, where: str) -> Config:

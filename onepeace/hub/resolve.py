@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.cache import cache_folder
 from onepeace.files.sums import SUMS
 from onepeace.hub.download import fetch, from_hub
@@ -66,7 +66,7 @@ def _unknown(name: str) -> UserError:
     else:
         hint = f"bundled: {', '.join(BUNDLED_NAMES)};"
     more = "onepeace info --help lists all; a folder, or owner/name of the Hugging Face Hub, is a model too, and so are"
-    return UserError(f"no model {name!r}; {hint} {more} {EXAMPLES}")
+    return UsageError(f"no model {name!r}; {hint} {more} {EXAMPLES}")
 
 
 def full_name(name: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 import pytest
+from support.readme import ROOT
 
 from onepeace import __version__
 from onepeace.cli import COMMANDS, MODULES, main
@@ -103,6 +104,58 @@ def test_usage_error_is_one_line_with_a_hint(run, arguments, hint):
     assert err.startswith("onepeace: ")
     assert err.count("\n") == 1
     assert hint in err
+
+
+PATHS_THAT_ARE_MISSING = """
+search nope/x a dog
+search INDEX --image nope.jpg
+search SAMPLES --text a --model ./nope
+search SAMPLES --text a --model nope
+index build NEW nope
+embed nope.jpg -o NEW.npz
+embed --text a -o NEW.npz --model ./nope
+serve nope
+classify nope.jpg --labels a,b
+classify SAMPLES --labels a,b --model ./nope
+classify SAMPLES --labels nope.txt
+caption nope.jpg
+caption SAMPLES --model ./nope
+explain nope.jpg a dog
+explain SAMPLES --image nope.jpg
+evaluate nope.yaml
+evaluate RECIPE --data nope
+evaluate RECIPE --data SAMPLES --model ./nope
+evaluate --compare nope nope2
+finetune nope -o NEW
+finetune SAMPLES -o NEW --model ./nope
+train nope.yaml
+shards nope -o NEW/x
+convert nope.pt -o NEW
+export ./nope -o NEW
+info ./nope
+--import nope.py doctor
+"""
+
+
+@pytest.mark.parametrize("line", PATHS_THAT_ARE_MISSING.strip().splitlines())
+def test_path_that_does_not_exist_is_wrong_usage(run, samples, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
+    recipe = ROOT / "recipes/evaluate/tiny.yaml"
+    places = {"SAMPLES": str(samples / "images"), "RECIPE": str(recipe), "INDEX": str(samples / "images")}
+    arguments = [places.get(word, word) for word in line.split()]
+    last_line = run(*arguments, code=2).err.splitlines()[-1]
+    assert last_line.startswith("onepeace: ")
+    assert "nope" in last_line
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_command_is_no_value_of_import(run, tmp_path, monkeypatch):
+    """A module of one's own may be called like a command."""
+    (tmp_path / "train.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    assert run("--import", "train", "evaluate", "--help").out.startswith("usage: onepeace evaluate")
 
 
 def test_options_may_stand_between_positional_arguments(tmp_path, run):
@@ -217,13 +270,6 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept():
 def test_letters_that_stdout_cannot_encode_are_escaped(encoding):
     done = run_process(fake_command("print('dog \\u65e5 \\udcff')"), PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stdout, done.stderr) == (0, "dog \\u65e5 \\udcff\n", "")
-
-
-def test_stderr_of_c_is_hidden_during_each_run():
-    body = "print('in', file=sys.stderr); import os; os.write(2, b'printed by C')"
-    code = FAKE.format(body=body) + "for _ in range(2): onepeace.cli.main(); print('out', file=sys.stderr)"
-    done = run_process([sys.executable, "-c", code, "search"])
-    assert (done.returncode, done.stderr) == (0, "in\nout\n" * 2)
 
 
 def test_log_of_the_package_goes_to_stderr():

@@ -35,7 +35,7 @@ def test_json_of_a_sound(run_model, model, bark):
 
 
 def test_table_says_where_the_peak_is(run_model, model, dog, bark):
-    header, picture, sound = run_model("explain", dog, bark, "--text", "a dog").out.splitlines()
+    header, picture, sound = run_model("explain", dog, bark, "a dog").out.splitlines()
     assert header.split() == ["similarity", "best", "at", "path"]
     assert re.search(r"\d+% across, \d+% down .*dog.jpg", picture)
     seconds, *_ = model.explain({"audio": bark}, "a dog").peak
@@ -99,7 +99,8 @@ def test_text_file_is_refused(run_model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "one of the arguments --text --image --audio is required"),
+        ((), "no query; give words after the paths"),
+        (("a dog", "--image", "cat.jpg"), "a dog: no such file or folder"),
         (("--image", "none.jpg"), "none.jpg: no such file"),
         (("--text", "a", "--draw", "none/maps"), "no folder none"),
     ],
