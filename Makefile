@@ -107,8 +107,9 @@ gpu: $(READY)  ## on a machine with GPUs: golden numbers, every recipe's step, p
 bench: $(READY)  ## measure the encoders on this machine
 	$(BIN)/python docs/results/bench.py encode
 
-readme: $(READY)  ## write what commands print into README.md and docs/, and docs/reference/commands.md; with chromium, draw pictures
+readme: $(READY)  ## write what commands print into README.md and docs/, and pages of docs/reference; with chromium, draw pictures
 	PYTHONPATH=tests $(BIN)/python -m support.command_reference
+	PYTHONPATH=tests $(BIN)/python -m support.endings_reference
 	PYTHONPATH=tests $(BIN)/python -m support.readme
 	PYTHONPATH=tests $(BIN)/python -m support.pictures
 

@@ -17,7 +17,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from xml.etree import ElementTree
 
 import pytest
-from support import command_reference
+from support import command_reference, endings_reference
 from support.readme import ROOT
 from test_layers import ROWS
 
@@ -65,6 +65,10 @@ def test_command_is_shown_in_a_guide(command):
 
 def test_reference_of_commands_is_that_of_the_parsers():
     assert read(command_reference.PAGE) == command_reference.page(), "run make readme"
+
+
+def test_page_of_endings_is_that_of_the_tables():
+    assert read(endings_reference.PAGE) == endings_reference.page(), "run make readme"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

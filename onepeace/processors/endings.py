@@ -9,6 +9,6 @@ ENDINGS = {
         ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .m4a .m4b .m4r .aac .mka "
         ".weba .wma .ac3 .amr .wv".split()
     ),
-    "text": frozenset({".txt"}),
+    "text": frozenset(".txt .text .md .markdown .rst .adoc .org .tex .log".split()),
 }
 """Endings by built-in modality, in the order of guessing."""

@@ -17,7 +17,7 @@ NAMES = (
     "a.jpg",
     "sub/b.txt",
     "sub/.hidden.jpg",
-    "sub/c.md",
+    "sub/c.xyz",
     "sub/deep/d.ogg",
     "my.index/e.jpg",
     "my.index/index.sqlite",
@@ -82,14 +82,14 @@ def test_folder_whose_patterns_cannot_be_read(tree):
 
 def test_named_file_is_known_by_its_content(tree, samples):
     (tree / "photo.bak").write_bytes((samples / "images" / "dog.jpg").read_bytes())
-    roots = roots_of([tree / "photo.bak", tree / "sub" / "c.md", tree / "sub" / ".hidden.jpg"])
+    roots = roots_of([tree / "photo.bak", tree / "sub" / "c.xyz", tree / "sub" / ".hidden.jpg"])
 
     (problem,) = scan(roots).problems
 
     items = items_below(tree, *roots)
     assert " ".join(items) == "photo.bak sub/.hidden.jpg"
     assert items["photo.bak"].modality == items["sub/.hidden.jpg"].modality == "image"
-    assert "'.md'" in problem.reason
+    assert "'.xyz'" in problem.reason
 
 
 def write_rows(path, *rows):
@@ -143,7 +143,7 @@ def test_row_of_a_text_may_hold_half_characters_and_nan(tree):
     ("row", "words"),
     [
         ('{"url": "https://example.org/x.ogg?token=1"}', ["https://example.org/x.ogg:", "No such file"]),
-        ('{"file_name": "sub/c.md"}', ["sub/c.md", "file_name"]),
+        ('{"file_name": "sub/c.xyz"}', ["sub/c.xyz", "file_name"]),
         ('{"image": "nothing.jpg", "caption": "gone"}', ["nothing.jpg", "No such file"]),
         ('{"year": 2001}', ["no image", "it has year"]),
         ("[1]", ["a JSON list"]),
@@ -228,7 +228,7 @@ def test_samples_of_a_shard(tmp_path):
         "p/1.txt": b"words",
         "2.txt": b"only words",
         "2.json": b'{"label": "x", "captions": ["a", "b"]}',
-        "3.md": b"none",
+        "3.xyz": b"none",
         "4.jpg": b"picture",
         "4.mask.png": b"mask",
     }
