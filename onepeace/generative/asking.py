@@ -1,5 +1,6 @@
-"""Application of a task to a batch: inputs and targets of a generative model."""
+"""Application of a task to a batch: inputs and targets of a generative model, and texts with masked words."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,6 @@ from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.errors import UserError
 from onepeace.generative.answers import PUNCTUATION
-from onepeace.generative.infilling import mask_words
 from onepeace.generative.losses import real_targets
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import Task, read_tasks
@@ -302,3 +302,43 @@ def _allow(allowed: Tensor, items: Sequence[_AskedItem], trie: Trie) -> None:
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     tensors = list(map(torch.tensor, rows))
     return pad_sequence(tensors, batch_first=True, padding_value=PAD)
+
+
+MASK = "<mask>"
+MEAN_LENGTH = 3.0
+"""Mean length of a span in words (Poisson). An empty span inserts a `<mask>` between two words."""
+
+
+def mask_words(text: str, share: float) -> str:
+    """Replace random spans of words with one `<mask>` each (fairseq's rules), drawn by torch's random generator.
+
+    Args:
+        share: share of the words to mask; less where spans overlap.
+    """
+    words = text.split()
+    lengths = _span_lengths(math.ceil(share * len(words)))
+    spans = [length for length in lengths if length > 0]
+    starts = torch.randperm(len(words))[: len(spans)].tolist()
+    deleted: set[int] = set()  # words of a span after the first one, which becomes the mask
+    for start, length in zip(starts, spans, strict=True):
+        deleted.update(range(start + 1, start + length))
+    first_words = set(starts)
+    masked = []
+    for position, word in enumerate(words):
+        if position not in deleted:
+            masked.append(MASK if position in first_words else word)
+    num_insertions = len(lengths) - len(spans)
+    for _ in range(num_insertions):
+        masked.insert(int(torch.randint(len(masked) + 1, ())), MASK)
+    return " ".join(masked)
+
+
+def _span_lengths(num_words: int) -> list[int]:
+    """Random lengths of spans, 0 included, with this sum."""
+    lengths: list[int] = []
+    remaining = num_words
+    while remaining > 0:
+        length = min(int(torch.poisson(torch.tensor(MEAN_LENGTH))), remaining)
+        lengths.append(length)
+        remaining -= length
+    return lengths

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.errors import expect
-from onepeace.generative.initialisation import normal_init
-from onepeace.generative.token_kinds import PositionBias, SequenceTokens
+from onepeace.generative.token_kinds import PositionBias, SequenceTokens, normal_init
 from onepeace.layers.attention import HeadScaledAttention, KeysValues
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.recompute import RecomputedBlock

@@ -1,19 +1,24 @@
-"""Generation of answers, token by token: captions, answers to questions, boxes, classes, whole texts."""
+"""Terms that learn what people wrote, token by token: answers to tasks by OFA, captions by a caption head."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from onepeace.config import Options
 from onepeace.config.limits import Count, Share
-from onepeace.data.batch import Batch
+from onepeace.data.batch import Batch, real_tokens
+from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
-from onepeace.generative.asking import MATCH, Asking, AskingOptions, read_task
+from onepeace.generative.asking import MATCH, Asking, AskingOptions, check_caption_head, read_task
+from onepeace.generative.caption_head import Caption
 from onepeace.generative.config import OFAConfig
 from onepeace.generative.losses import TokenLosses, token_losses
 from onepeace.generative.model import Writer
@@ -21,9 +26,11 @@ from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
 from onepeace.model import Trained
+from onepeace.processors.tokenizer import BOS
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Term, TermContext, TermOptions, TrainingData, check_places
+from onepeace.train.terms.heads import Supervised, SupervisedOptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -211,3 +218,53 @@ def mean_over_tokens(losses: Tensor) -> Tensor:
     """Loss of this process whose average over all processes is the mean over the tokens of all of them."""
     counts = parallel.gather_numbers(len(losses))
     return losses.sum() / max(sum(counts) / len(counts), 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningOptions(SupervisedOptions):
+    head: str = "caption"
+    label_smoothing: float = 0.1
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Changed fields of the task "caption", which is taken from the starting model or else built in."""
+
+    def reads(self, source: str, present: Sequence[str]) -> bool:
+        return super().reads(source, present) and "text" in present
+
+
+class Captioning(Supervised[CaptioningOptions]):
+    """Cross entropy of each word of the item's caption, given the ones before and the picture or sound.
+
+    The caption is the text of the pair; the encoder does not read it. A caption that is longer than the head's
+    max_tokens is cut.
+    """
+
+    Options = CaptioningOptions
+    task = "caption"
+
+    @classmethod
+    def check(cls, options: CaptioningOptions, context: TermContext) -> None:
+        head = check_caption_head(options, context.config)
+        num_ids = context.config.model.adapters.get("text", {}).get("vocab_size")
+        if num_ids is not None and num_ids > head["vocab_size"]:
+            raise UserError(
+                f"model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
+                f"up to {num_ids - 1}",
+                where=options.where,
+            )
+
+    @classmethod
+    def prepare(cls, options: CaptioningOptions, data: TrainingData) -> None:
+        task = read_task(options, cls.task, options.changes, data.start_folder)
+        data.keep_task(options, cls.task, task)
+
+    def outputs(self, passes: Passes) -> TokenLosses:
+        head = expect(passes.encoder.heads[self.options.head], Caption)
+        ids = passes.batch.inputs["text"]["ids"][:, : head.options.max_tokens]
+        written = F.pad(ids[:, :-1], (1, 0), value=BOS)
+        logits = head(passes.unimodal(self.options.one_modality()), written)
+        lengths = np.minimum(passes.batch.lengths["text"] - 1, head.options.max_tokens)
+        real = upload(real_tokens(lengths), ids.device)
+        return token_losses(logits, ids, real=real, label_smoothing=self.options.label_smoothing)
+
+    def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
+        return {self.options.name: mean_over_tokens(outputs.loss)}

@@ -15,7 +15,7 @@ from onepeace.generative import convert
 from onepeace.generative.config import OFA_SIZES, OFAConfig
 from onepeace.generative.decoder import EncoderOutput, TextDecoder
 from onepeace.generative.encoder import PATCH_PIXELS, OFAEncoder
-from onepeace.generative.initialisation import normal_init
+from onepeace.generative.token_kinds import normal_init
 from onepeace.hub.architectures import Architecture, Conversion
 from onepeace.layers.gather import take_rows
 from onepeace.model import Trained

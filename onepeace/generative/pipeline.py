@@ -18,8 +18,7 @@ from onepeace.errors import UserError, expect, reason_at
 from onepeace.files.source import describe
 from onepeace.generative.answers import Answer, Text, read_answer, read_choice
 from onepeace.generative.decoder import DecoderCache, EncoderOutput
-from onepeace.generative.item_decoder import DecodedItem, ItemDecoder
-from onepeace.generative.reader import FeatureReader, Reader
+from onepeace.generative.reader import DecodedItem, FeatureReader, ItemDecoder, Reader
 from onepeace.generative.scoring import Trie, score_answers
 from onepeace.generative.search import Allowed, Hypothesis, search
 from onepeace.generative.tasks import Task

@@ -15,7 +15,7 @@ from onepeace.data.sample import by_name
 from onepeace.errors import UserError, expect
 from onepeace.generative.asking import check_caption_head, read_task
 from onepeace.generative.caption_head import Caption, CaptionOptions
-from onepeace.generative.caption_scores import CiderReward
+from onepeace.generative.captions import CiderReward
 from onepeace.generative.config import OFAConfig
 from onepeace.generative.decoder import EncoderOutput, TextDecoder
 from onepeace.generative.generation import check_writes, count_tokens, mean_over_tokens, pixels_of

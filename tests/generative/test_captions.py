@@ -7,7 +7,7 @@ import pytest
 from support.golden import golden_json
 
 from onepeace.errors import UserError
-from onepeace.generative.caption_scores import CiderReward, most_frequent, score_captions
+from onepeace.generative.captions import CiderReward, most_frequent, score_captions
 
 cider = pytest.importorskip("pycocoevalcap.cider.cider")
 

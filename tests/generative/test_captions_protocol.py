@@ -8,7 +8,7 @@ from support.small_shards import write_shard
 
 from onepeace.errors import UserError
 from onepeace.evaluate.run import read_recipe
-from onepeace.generative.caption_scores import score_captions
+from onepeace.generative.captions import score_captions
 
 pytest.importorskip("pycocoevalcap")
 

@@ -13,10 +13,10 @@ import onepeace
 from onepeace.config import read_yaml
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.generative.caption_scores import CiderReward
+from onepeace.generative.asking import mask_words
+from onepeace.generative.captions import CiderReward
 from onepeace.generative.convert import to_ours
 from onepeace.generative.generation import Generation, Prepared
-from onepeace.generative.infilling import mask_words
 from onepeace.generative.losses import TokenLosses
 from onepeace.generative.tasks import Task
 from onepeace.train import trainer

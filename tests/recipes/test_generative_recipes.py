@@ -16,7 +16,7 @@ from support.training import CAPTION_HEAD, assert_falls, logged, series, with_sl
 import onepeace
 from onepeace.cli import main
 from onepeace.generative.answers import Box, Choice, Objects, Text
-from onepeace.generative.caption_scores import CiderReward
+from onepeace.generative.captions import CiderReward
 from onepeace.hub.weights import read_state
 from onepeace.train.recipe import read_recipe
 from onepeace.train.trainer import train

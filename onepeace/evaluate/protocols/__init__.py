@@ -21,6 +21,6 @@ PROTOCOLS: Table[type[EvaluationProtocol]] = Table(
         "multi_label": MultiLabel,
         "probe": Probe,
         "head": TaskHead,
-        "captions": "onepeace.generative.captions_protocol.Captions",
+        "captions": "onepeace.generative.captions.Captions",
     }
 )

@@ -19,7 +19,7 @@ TERMS: Table[type[Term[Any]]] = Table(
     {
         "answers": Answers,
         "box": Box,
-        "captioning": "onepeace.generative.captioning.Captioning",
+        "captioning": "onepeace.generative.generation.Captioning",
         "choice": Choice,
         "classification": Classification,
         "contrastive": Contrastive,
