@@ -1,9 +1,8 @@
-"""Optimizer settings: frozen parameters, weight decay, and learning rates by layer and step.
+"""Optimizer settings: frozen parameters, weight decay, and factors of the learning rate by layer.
 
-Every rule depends on parameter names or on the step alone, so that a resumed run needs no further state.
+Every rule depends on parameter names alone, so that a resumed run needs no further state.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.errors import UserError
-from onepeace.train.sections import OptimConfig, OptimGroup, ScheduleConfig
+from onepeace.train.sections import OptimConfig, OptimGroup
 
 
 def freeze(model: nn.Module, patterns: Sequence[str] | Mapping[str, Sequence[str]]) -> None:
@@ -61,7 +60,7 @@ def layer_id(name: str, depth: int) -> int:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups of trainable parameters for torch.optim, with names, by factor of the learning rate and weight decay.
+    """Groups of trainable parameters for torch.optim, by pattern of ``config.groups``, factor of the rate and decay.
 
     Vectors, scalars, biases and the parameters of ``model.no_weight_decay()`` (CLS tokens, positions) do not decay,
     unless ``decay_all``. With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of
@@ -76,11 +75,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         matching(pattern, names, "optim.groups")
     depth = _depth(names)
     without_decay = _without_decay(model)
-    groups: dict[tuple[float, float, bool], list[tuple[str, nn.Parameter]]] = {}
+    groups: dict[tuple[str, float, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        settings = _settings(name, config)
+        pattern, settings = _settings(name, config)
         scale = settings.lr_scale
         if config.layer_decay is not None:
             scale *= config.layer_decay ** (depth + 1 - layer_id(name, depth))
@@ -88,10 +87,16 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         if name in without_decay and not config.decay_all:
             decay = 0.0
         use_fallback = config.is_muon and not _is_matrix_of_block(name, parameter)
-        groups.setdefault((scale, decay, use_fallback), []).append((name, parameter))
+        groups.setdefault((pattern, scale, decay, use_fallback), []).append((name, parameter))
     return [
-        {"params": members, "lr_scale": scale, "weight_decay": decay, "use_fallback": use_fallback}
-        for (scale, decay, use_fallback), members in groups.items()
+        {
+            "params": members,
+            "pattern": pattern,
+            "lr_scale": scale,
+            "weight_decay": decay,
+            "use_fallback": use_fallback,
+        }
+        for (pattern, scale, decay, use_fallback), members in groups.items()
     ]
 
 
@@ -119,11 +124,22 @@ def _without_decay(model: nn.Module) -> set[str]:
     return names
 
 
-def _settings(name: str, config: OptimConfig) -> OptimGroup:
+def _settings(name: str, config: OptimConfig) -> tuple[str, OptimGroup]:
+    """The first pattern of ``groups`` that matches a name, and its settings; "" and the defaults if none does."""
     for pattern, settings in config.groups.items():
         if fnmatchcase(name, pattern):
-            return settings
-    return OptimGroup()
+            return pattern, settings
+    return "", OptimGroup()
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Learning rate of the last step by pattern of ``optim.groups``; the highest, if it differs from layer to layer."""
+    by_pattern: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        pattern = group["pattern"]
+        if pattern:
+            by_pattern[pattern] = max(float(group["lr"]), by_pattern.get(pattern, 0.0))
+    return by_pattern
 
 
 def make_optimizer(
@@ -141,41 +157,13 @@ def make_optimizer(
     groups = parameter_groups(model, config)
     members = list(others)
     if members:
-        groups.append({"params": members, "lr_scale": 1.0, "weight_decay": 0.0, "use_fallback": config.is_muon})
+        terms = {"pattern": "", "lr_scale": 1.0, "weight_decay": 0.0, "use_fallback": config.is_muon}
+        groups.append({"params": members, **terms})
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True, **config.arguments)
     from timm.optim import create_optimizer_v2
 
     return create_optimizer_v2(groups, config.name, lr=config.lr, **config.arguments)
-
-
-def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    """Learning rate after ``step`` updates: linear warm-up from min_lr to ``peak``, then the schedule's course.
-
-    The first update (step 0) runs at min_lr, as in the released code. From ``schedule.steps`` on the rate stays at
-    min_lr, where the released code would start another cosine at a tenth.
-    """
-    low = schedule.min_lr
-    warmup = schedule.warmup
-    total = schedule.steps
-    if step < warmup:
-        return low + step * (peak - low) / warmup
-    if schedule.name == "wsd":
-        return _stable_then_decay(step, peak, schedule)
-    if step >= total:
-        return low
-    if schedule.name == "linear":
-        return low + (peak - low) * (total - step) / (total - warmup)
-    return low + (peak - low) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def _stable_then_decay(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    left = schedule.steps - step
-    if left >= schedule.decay:
-        return peak
-    if left <= 0:
-        return schedule.min_lr
-    return schedule.min_lr + (peak - schedule.min_lr) * left / schedule.decay
 
 
 def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:

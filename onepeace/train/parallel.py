@@ -4,6 +4,7 @@
 sharding take more than a second to import and are imported where they are used.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+SOCKETS = 3
+"""Open files of a process for each process of the group: gloo connects every pair, for training and checkpoints."""
+OTHER_FILES = 512
+"""Open files of a process beside those: shards, workers, the log."""
 TIMEOUT = timedelta(minutes=10)
 """Timeout of collectives: a process that hangs ends the run. The first process does alone only what takes seconds."""
 GATHERED_SHARE = 0.1
@@ -54,6 +61,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
+    allow_open_files(SOCKETS * int(os.environ["WORLD_SIZE"]) + OTHER_FILES)
     device, backend = join_device(device, int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
@@ -61,6 +69,22 @@ def group(device: torch.device) -> Iterator[torch.device]:
     finally:
         _former_groups.append(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's soft limit of open files, usually 1,024, to a number; a warning if the hard one is lower."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= count:
+        return
+    if hard != unlimited and hard < count:
+        log.warning("a process needs about %d open files, and the limit is %d; raise it: ulimit -n", count, hard)
+        count = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def new_cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:

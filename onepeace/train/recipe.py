@@ -20,12 +20,12 @@ from onepeace.data.config import DataConfig
 from onepeace.data.masking import MaskRates, check_unit
 from onepeace.errors import UserError
 from onepeace.extensions import import_extension, resolve_imports
+from onepeace.train.schedule import ScheduleConfig
 from onepeace.train.sections import (
     EvaluateConfig,
     LoraConfig,
     OptimConfig,
     RunConfig,
-    ScheduleConfig,
     StartConfig,
     TokenizerConfig,
 )

@@ -1,6 +1,6 @@
 """Sections of a recipe, as typed and frozen dataclasses; each checks itself. The data section is in data/config.py.
 
-Fields of several sections that do not fit together are found in check.py.
+Fields of several sections that do not fit together are found in model_config.py.
 """
 
 import inspect
@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onepeace.config import Options
-from onepeace.config.limits import Count, Natural, NotNegative, Positive, Probability, Share
+from onepeace.config.limits import Count, Natural, NotNegative, Positive, Share
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.layers.recompute import Recompute
 from onepeace.train.loggers import LOGGERS
-
-WSD_DECAY = 0.2
-"""Share of the steps in the decay of wsd; a fifth is enough (arXiv 2405.18392)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,13 @@ class TokenizerConfig:
     """Size of the vocabulary trained on the captions of the sources, if there is no name."""
     name: Literal["clip"] | None = None
     """clip for CLIP's tokenizer, from open_clip."""
+    file: str | None = None
+    """A tokenizer.json of a model of ours, or the model's folder, relative to the working folder. That of the released
+    one-peace has GPT-2's vocabulary (50,265, case kept), as in the paper."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.file is not None:
+            raise UserError("tokenizer.name and tokenizer.file both name a vocabulary; give one of them")
 
 
 @dataclass(frozen=True)
@@ -141,57 +145,6 @@ def check_optimizer(name: str, arguments: Options) -> None:
         if argument in ("params", "lr", "weight_decay") or argument not in parameters:
             option = argument if argument in ("betas", "eps") else f"options.{argument}"
             raise UserError(f"optim.{option} is not an option of {name}; it has {', '.join(parameters)}")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Learning rate schedule: a linear warm-up from min_lr, then a course that ends at min_lr."""
-
-    steps: Count
-    """Length of the run in updates. A run that is resumed may have more than before."""
-    name: Literal["cosine", "linear", "wsd"] = "cosine"
-    """After the warm-up: half a period of a cosine, a line, or wsd (warm-up, stable, decay: arXiv 2404.06395), which
-    keeps the peak until a line at the end."""
-    warmup_steps: Natural | None = None
-    warmup_ratio: Probability | None = None
-    """Warm-up as a share of the steps, instead of warmup_steps."""
-    decay_steps: Natural | None = None
-    """Length of the line at the end of wsd; 0 = the peak to the end."""
-    decay_ratio: Probability | None = None
-    """The same as a share of the steps; wsd without either has a fifth."""
-    min_lr: NotNegative = 1e-6
-    """Learning rate of the first update, and after the last."""
-
-    def __post_init__(self) -> None:
-        for name in ("warmup", "decay"):
-            if getattr(self, f"{name}_steps") is not None and getattr(self, f"{name}_ratio") is not None:
-                raise UserError(f"schedule.{name}_steps and schedule.{name}_ratio say the same; give one of them")
-        for name in ("decay_steps", "decay_ratio"):
-            if getattr(self, name) is not None and self.name != "wsd":
-                raise UserError(f"schedule.{name} is for the schedule wsd, but this is {self.name}; leave it out")
-        if self.warmup > self.steps:
-            raise UserError(f"schedule.warmup_steps {self.warmup} is more than schedule.steps {self.steps}")
-        if self.warmup + self.decay > self.steps:
-            raise UserError(
-                f"schedule: a warm-up of {self.warmup} steps and a decay of {self.decay} are more than the "
-                f"{self.steps} steps"
-            )
-
-    @property
-    def warmup(self) -> int:
-        """Number of updates in the warm-up."""
-        if self.warmup_steps is not None:
-            return self.warmup_steps
-        return int(self.steps * (self.warmup_ratio or 0.0))
-
-    @property
-    def decay(self) -> int:
-        """Number of updates in the decay at the end of wsd; 0 for other schedules."""
-        if self.name != "wsd":
-            return 0
-        if self.decay_steps is not None:
-            return self.decay_steps
-        return int(self.steps * (WSD_DECAY if self.decay_ratio is None else self.decay_ratio))
 
 
 @dataclass(frozen=True)

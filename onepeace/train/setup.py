@@ -3,6 +3,7 @@
 Nothing is trained here; run.py takes the steps, and a checkpoint is loaded into these parts afterwards.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -223,9 +224,12 @@ def _make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]]) -> Any:
     options = recipe.tokenizer
     text = recipe.model_fields.get("adapters", {}).get("text", {})
     if text.get("stem") == "transformers":
-        if options.name is not None:
-            raise UserError(f"tokenizer: leave out name, the stem {text['name']} has a vocabulary of its own")
+        if options.name is not None or options.file is not None:
+            raise UserError(f"tokenizer: leave out name and file, the stem {text['name']} has a vocabulary of its own")
         return tokenizer.from_transformers(text["name"])
+    if options.file is not None:
+        path = Path(os.path.expandvars(options.file))
+        return tokenizer.read_tokenizer(path / TOKENIZER if path.is_dir() else path)
     start_folder = recipe.start_folder
     if start_folder is not None and (start_folder / "tokenizer.json").exists():
         return tokenizer.read_tokenizer(start_folder / "tokenizer.json")

@@ -27,8 +27,9 @@ from onepeace.train import checkpoint, parallel
 from onepeace.train.checkpoint_files import read_header, remove_unfinished
 from onepeace.train.logging import Averages, open_log
 from onepeace.train.lora import trained_module
-from onepeace.train.optim import learning_rate
+from onepeace.train.optim import rates
 from onepeace.train.recipe import Recipe, check_same
+from onepeace.train.schedule import learning_rate
 from onepeace.train.setup import TOKENIZER, build, build_steps
 from onepeace.train.step import Stepper, UnusableSteps
 
@@ -243,6 +244,7 @@ class Trainer:
         line = {
             **means,
             "lr": self._learning_rate(step),
+            **{f"lr/{pattern}": rate for pattern, rate in rates(self.stepper.optimizer).items()},
             **speed,
             **temperature,
             "peak_gigabytes": peak_memory(self.device) / 2**30,

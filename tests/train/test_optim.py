@@ -12,8 +12,9 @@ from torch import nn
 from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
-from onepeace.train.optim import freeze, learning_rate, make_optimizer, parameter_groups
-from onepeace.train.sections import OptimConfig, OptimGroup, ScheduleConfig
+from onepeace.train.optim import freeze, make_optimizer, parameter_groups
+from onepeace.train.schedule import SCHEDULES, ScheduleConfig, learning_rate
+from onepeace.train.sections import OptimConfig, OptimGroup
 
 DECODER = MaskedDecoderConfig(
     dim=24,
@@ -168,6 +169,22 @@ def test_wsd_decay_is_a_fifth_of_steps():
 def test_wsd_without_decay_stays_at_peak():
     schedule = ScheduleConfig(steps=10, name="wsd", decay_steps=0)
     assert learning_rate(9, 0.8, schedule) == 0.8
+
+
+def test_schedule_of_ones_own(monkeypatch):
+    """The inverse square root of Vaswani et al., arXiv 1706.03762."""
+    monkeypatch.setitem(SCHEDULES, "inverse_sqrt", lambda step, schedule: (schedule.warmup / step) ** 0.5)
+    schedule = ScheduleConfig(steps=40, name="inverse_sqrt", warmup_steps=4, min_lr=0.0)
+
+    rates = rates_of(schedule, 17)
+
+    assert rates[4] == 0.8
+    assert rates[16] == pytest.approx(0.4)
+
+
+def test_unknown_schedule_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"schedule.name 'cosin' is not known; did you mean cosine"):
+        ScheduleConfig(steps=10, name="cosin")
 
 
 # Optimizers

@@ -108,3 +108,19 @@ def test_vocabulary_larger_than_model(tmp_path):
 
     with pytest.raises(UserError, match=r"300 entries, .* model\.adapters\.text\.vocab_size 280"):
         make_processors(make_config(recipe), tmp_path)
+
+
+def test_vocabulary_of_a_file(tmp_path):
+    """It may be named by the folder of its model, and no caption is read."""
+    folder = tmp_path / "model"
+    assert vocabulary_size(folder, 280, SOURCES, is_resumed=False) == 280
+    recipe = make_recipe(tokenizer={"file": str(folder)}, run={"out": str(tmp_path / "run")})
+
+    build_processors(recipe, make_config(recipe), [], is_resumed=False)
+
+    assert read_tokenizer(tmp_path / "run" / TOKENIZER).get_vocab_size() == 280
+
+
+def test_two_vocabularies_are_refused():
+    with pytest.raises(UserError, match=r"tokenizer\.name and tokenizer\.file"):
+        make_recipe(tokenizer={"name": "clip", "file": "model"})

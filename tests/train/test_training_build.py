@@ -1,5 +1,7 @@
 """What a run decides by the device is decided alike by all processes."""
 
+from multiprocessing import get_context
+
 import pytest
 import torch
 from support.processes import start
@@ -8,6 +10,7 @@ from torch import nn
 from onepeace.train import parallel, setup
 from onepeace.train.sections import RunConfig
 
+resource = pytest.importorskip("resource", reason="a limit of Unix")
 CPU = torch.device("cpu")
 
 
@@ -60,3 +63,32 @@ def shard_with_positions():
 
 def test_sharding_keeps_buffers_that_are_not_stored():
     start(2, shard_with_positions)
+
+
+def limit_in_process(soft, hard, count, folder):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.MonkeyPatch.context() as patch:
+        warnings = []
+        patch.setattr(parallel.log, "warning", lambda message, *values: warnings.append(message % values))
+        parallel.allow_open_files(count)
+    (folder / "limit").write_text(f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} {warnings}")
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "limit"),
+    [
+        (256, 4096, "2048 []"),
+        (4000, 4096, "4000 []"),
+        (
+            256,
+            1000,
+            "1000 ['a process needs about 2048 open files, and the limit is 1000; raise it: ulimit -n']",
+        ),
+    ],
+)
+def test_limit_of_open_files_is_raised(tmp_path, soft, hard, limit):
+    process = get_context("spawn").Process(target=limit_in_process, args=(soft, hard, 2048, tmp_path))
+    process.start()
+    process.join()
+
+    assert (tmp_path / "limit").read_text() == limit
