@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             result["picture"] = os.fspath(drawings.save(picture, paths[0]))
         if args.json:
             _print_json(paths, result)
-        rows.append((_cell(result), " ".join(map(files.shown, paths))))
+        rows.append((_cell(result), " ".join(map(str, paths))))
     if rows and not args.json:
         column = COLUMNS.get(head.task, "label") if head else "label"
         print(format_table((column, "path"), rows))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from onepeace.commands import options
+from onepeace.commands import files, options
 
 EPILOG = """example:
   onepeace convert one-peace.pt -o models/one-peace --bpe BPE
@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
         replace_existing=args.force,
         progress=True,
     )
-    print(folder)
+    files.show(folder)
     return 0

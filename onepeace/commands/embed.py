@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         files.say(f"{files.counted(number, f'{kind} file')} skipped: this model does not read {kind}")
     files.say_other_kinds(written.other_kinds)
     for note in written.notes:
-        files.say(f"{files.shown(note.path)}: {note.reason} (embedded)")
+        files.say(f"{note.path}: {note.reason} (embedded)")
     if written.vectors:
         files.say(f"{files.counted(written.vectors, 'vector')} of {embedder.embed_dim} dimensions in {args.output}")
     else:

@@ -151,7 +151,8 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> int:
         for difference in differences:
             print(json.dumps({**difference._asdict(), "better": difference.better}))
         return 0
-    print(f"A: {first}\nB: {second}")
+    files.show(f"A: {first}")
+    files.show(f"B: {second}")
     print(as_table(differences))
     print(summary(differences))
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, printable
 from onepeace.files.drawing import Drawings
 from onepeace.files.source import describe
 from onepeace.files.table import format_table
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         if args.json:
             print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
-        rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
+        rows.append((f"{explanation.similarity:.3f}", _where(explanation), str(file.path)))
     if rows and not args.json:
         print(format_table(("similarity", "best at", "path"), rows))
     return files.exit_code(problems, len(rows))
@@ -101,7 +101,7 @@ def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":
     from onepeace.files.heatmap import over_picture, over_sound
     from onepeace.processors import AudioProcessor, ImageProcessor
 
-    caption = f"{files.shown(query)}: {explanation.similarity:.2f}"
+    caption = f"{printable(query)}: {explanation.similarity:.2f}"
     values = explanation.values.numpy()
     if explanation.modality == "image":
         picture = ImageProcessor(size=SIDE // 2).load(path)

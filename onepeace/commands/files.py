@@ -100,7 +100,7 @@ def say_other_kinds(count: Counter[str]) -> None:
 def say_kept(missing: Sequence[Path]) -> None:
     """Print that missing files are kept once, if there are any."""
     if missing:
-        folder = shown(os.path.commonpath(missing))
+        folder = os.path.commonpath(missing)
         say(
             f"{counted(len(missing), 'file')} below {folder} are missing, most of what was there. They are kept "
             "this once, in case a disk is not mounted; the next update removes them"
@@ -112,7 +112,7 @@ def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
     if problems:
         say(f"{len(problems)} of {num_files + len(problems)} files failed:")
     for problem in problems:
-        print(f"  {shown(problem.path)}: {problem.reason}", file=sys.stderr)
+        print(printable(f"  {problem.path}: {problem.reason}"), file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -156,7 +156,13 @@ def check_input(value: str) -> None:
 
 
 def say(message: str) -> None:
-    print(f"onepeace: {message}", file=sys.stderr)
+    """Print a line about the run to stderr; control characters in names are escaped."""
+    print(printable(f"onepeace: {message}"), file=sys.stderr)
+
+
+def show(line: object) -> None:
+    """Print a line of the result to stdout; control characters in names are escaped."""
+    print(printable(line))
 
 
 def counted(count: int, thing: str) -> str:

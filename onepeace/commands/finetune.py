@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     print(as_text(result))
     print(note(result.summary))
-    print(f"report: {result.report}")
+    files.show(f"report: {result.report}")
     for line in commands_to_try(result, args.source):
-        print(f"try it: {line}")
+        files.show(f"try it: {line}")
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onepeace.commands import files, options
 from onepeace.commands.options import positive
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, printable
 
 if TYPE_CHECKING:
     from onepeace.datasets.write_shards import WrittenShards
@@ -86,7 +86,7 @@ def _write_layout(args: argparse.Namespace) -> int:
     for written in write_layout(layout, args.source, args.output, shard_megabytes):
         _list_skipped(written, LISTED)
         if written.num_samples:
-            print(written.summary)
+            files.show(written.summary)
         else:
             files.say(f"{written.path}: nothing to write; skipped")
     return 0
@@ -106,7 +106,7 @@ def _write_own(args: argparse.Namespace) -> int:
     _list_skipped(written)
     if not written.num_samples:
         raise UserError("nothing in it can be used; nothing was written", where=args.source)
-    print(written.summary)
+    files.show(written.summary)
     return 1 if written.skipped else 0
 
 
@@ -116,6 +116,6 @@ def _list_skipped(written: "WrittenShards", at_most: int | None = None) -> None:
         return
     files.say(f"{len(written.skipped)} skipped, {written.num_samples} written:")
     for entry in written.skipped[:at_most]:
-        print(f"  {entry.where}: {entry.reason}", file=sys.stderr)
+        print(printable(f"  {entry.where}: {entry.reason}"), file=sys.stderr)
     if at_most is not None and len(written.skipped) > at_most:
         print(f"  and {len(written.skipped) - at_most} more", file=sys.stderr)

@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace, recipe: "Recipe") -> None:
         raise
     if not is_first_process:
         return
-    print(folder)
+    files.show(folder)
     if (folder / "config.yaml").exists():
         searched = SAMPLES if os.path.isdir(SAMPLES) else "FOLDER"
         print(f"try it: onepeace search {searched} --text 'a dog' --model {folder}", file=sys.stderr)
