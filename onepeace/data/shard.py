@@ -10,7 +10,6 @@ import errno
 import gzip
 import hashlib
 import io
-import json
 import os
 import stat
 import tarfile
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from onepeace.errors import UserError, reason_of
 from onepeace.files.atomic import write_atomic
 from onepeace.files.cache import cache_folder
+from onepeace.files.derived import read_derived, write_derived
 from onepeace.files.source import describe, scheme
 
 CACHE_BYTES = 20e9
@@ -284,7 +284,7 @@ def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
         identity = f"{identity} {state}"
         is_copied = opened.read(0, len(GZIP)) == GZIP
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    index = folder / f"{name}.safetensors"
+    index = folder / f"{name}.index"
     tar = folder / f"{name}.tar" if is_copied else Path(address)
     files = [index, tar] if is_copied else [index]
     folder.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,8 @@ def _make_index(address: str, tar: Path, index: Path) -> dict[str, Any]:
             fields = index_tar(temporary)
     else:
         fields = index_tar(tar)
-    _write_index(index, fields)
+    arrays = {name: value for name, value in fields.items() if name != "layouts"}
+    write_derived(index, index.stem, arrays, fields["layouts"])
     return fields
 
 
@@ -439,32 +440,19 @@ def _head(file: io.FileIO) -> bytes:
     return file.read(20)
 
 
-def _write_index(path: Path, fields: dict[str, Any]) -> None:
-    from safetensors.numpy import save
-
-    arrays = {name: value for name, value in fields.items() if name != "layouts"}
-    # Not synced to the disk, which would take longer than the rest: an index that is damaged is made again.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(save(arrays, metadata={"layouts": json.dumps(fields["layouts"])}))
-    os.replace(temporary, path)
-
-
 def _read_index(files: Sequence[Path]) -> dict[str, Any] | None:
     """The fields of an index, mapped into memory; None if it is damaged, or one of the files is missing.
 
     Args:
         files: the index, and the copy of the shard if it has one; they are marked as used now.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         for path in files:
             os.utime(path)
-        with safe_open(files[0], framework="pt") as file:  # unlike "numpy", it does not copy
-            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
-            return {"layouts": json.loads(file.metadata()["layouts"]), **arrays}
-    except (FileNotFoundError, SafetensorError):
+        index = read_derived(files[0], files[0].stem)
+    except FileNotFoundError:
         return None
+    return None if index is None else {"layouts": index.about, **index.arrays}
 
 
 # Copies
@@ -529,7 +517,7 @@ def _make_room(folder: Path, limit: float, keep: Sequence[Path]) -> None:
     """Remove the least recently used files, if those of the folder are above its limit."""
     files: list[tuple[int, int, Path]] = []
     for path in folder.iterdir():
-        if path.suffix in (".tar", ".safetensors") and not path.name.startswith("."):
+        if path.suffix in (".tar", ".index") and not path.name.startswith("."):
             with suppress(FileNotFoundError):  # another process makes room too
                 status = path.stat()
                 files.append((status.st_mtime_ns, status.st_size, path))
