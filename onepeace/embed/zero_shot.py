@@ -38,12 +38,16 @@ def prototypes(
         UserError: no label, an empty label, no template, or a template without {} or {a}.
     """
     names = [str(label) for label in labels]
-    templates = [templates] if isinstance(templates, str) else list(templates)
+    templates = as_list(templates)
     _check(names, templates)
     sentences = [fill(template, name) for name in names for template in templates]
     vectors = torch.as_tensor(encode_text(sentences)).float()
     vectors_by_label = vectors.view(len(names), len(templates), -1)
     return F.normalize(vectors_by_label.mean(dim=1), dim=-1)
+
+
+def as_list(templates: str | Sequence[str]) -> list[str]:
+    return [templates] if isinstance(templates, str) else list(templates)
 
 
 def _check(names: Sequence[str], templates: Sequence[str]) -> None:
@@ -68,10 +72,11 @@ class ZeroShotClassifier:
         labels: Sequence[str],
         templates: Mapping[str, str | Sequence[str]],
     ) -> None:
-        self.num_labels = len(labels)
-        self.prototypes = {
-            modality: prototypes(encode_text, labels, sentences) for modality, sentences in templates.items()
-        }
+        for sentences in templates.values():
+            _check(labels, as_list(sentences))
+        self.encode_text = encode_text
+        self.labels = labels
+        self.templates = templates
 
     def probabilities(self, vectors: Tensor, modalities: Sequence[str], scale_of: Callable[[str], float]) -> Tensor:
         """(n, number of labels); rows sum to 1.
@@ -81,10 +86,10 @@ class ZeroShotClassifier:
             modalities: the modality of each.
             scale_of: returns the factor from cosines to logits for items of a modality.
         """
-        logits = torch.empty(len(vectors), self.num_labels)
+        logits = torch.empty(len(vectors), len(self.labels))
         for modality in set(modalities):
             rows = [row for row, modality_of_row in enumerate(modalities) if modality_of_row == modality]
-            classes = self.prototypes.get(modality, self.prototypes[DEFAULT])
+            classes = prototypes(self.encode_text, self.labels, self.templates.get(modality, self.templates[DEFAULT]))
             logits[rows] = scale_of(modality) * (vectors[rows] @ classes.T)
         return logits.softmax(dim=1)
 

@@ -33,7 +33,7 @@ from onepeace.index.fields import FIELDS
 from onepeace.index.filters import short_forms
 from onepeace.index.paths import without_surrogates
 from onepeace.serve import media
-from onepeace.serve.requests import Refused, first_error
+from onepeace.serve.requests import TOP, Refused, first_error
 from onepeace.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -172,9 +172,8 @@ class Tools:
         """
         if not (text or like):
             raise UserError("the query is empty; give text, like or both")
-        limit = self.service.limits.top
-        if not 1 <= top <= limit:
-            raise UserError(f"top is {top}; give 1 to {limit}")
+        if not 1 <= top <= TOP:
+            raise UserError(f"top is {top}; give 1 to {TOP}")
         query = Query(
             text=self._short(text or "", "text") or (),
             like=self.item(like).path if like else (),

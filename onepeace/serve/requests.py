@@ -37,6 +37,8 @@ MANY_PIXELS = 16_000_000
 """Pixels above which a picture is scaled down once decoded; scaling it for the model would take long."""
 SIDE = 2048
 """Longest side to which it is scaled down."""
+TOP = 100
+"""Maximum number of hits of one request."""
 LAST_LETTER = "\U0010ffff"
 """Comes after all that may follow a prefix of a path."""
 Weight = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
@@ -63,14 +65,10 @@ class Limits:
     all_characters: int = 200_000
     """Characters of all texts in total."""
     labels: int = 200
-    label_tokens: int = 4096
-    """Tokens of all labels."""
-    label_characters: int = 32_768
-    """Characters of all labels; these bound the time in which their tokens are counted."""
+    label_characters: int = 16_384
+    """Characters of all labels."""
     filter_characters: int = 1000
     """Characters of a condition, a date or a pattern."""
-    top: int = 100
-    offset: int = 10_000
 
     @property
     def body(self) -> int:
@@ -154,8 +152,8 @@ class SearchRequest(FilterRequest):
     like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
     without: StrictStr | list[StrictStr] = Field([], description="texts to move away from")
     weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
-    top: int = Field(10, ge=1)
-    offset: int = Field(0, ge=0)
+    top: int = Field(10, ge=1, le=TOP)
+    offset: int = Field(0, ge=0, le=10_000)
     sort: Literal["match", "date", "path"] = "match"
     rank: Literal["match", "raw"] = "match"
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)

@@ -137,12 +137,9 @@ class Service:
         """
         names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
         self._check_labels(names)
-        modalities: list[str] = []
-        vectors = self.encode(_noting_modalities(items, modalities))
-        probabilities = np.empty((len(vectors), len(names)), np.float32)
-        for modality in set(modalities):
-            rows = np.array(modalities) == modality
-            probabilities[rows] = self._probabilities(vectors[rows], names, template, modality)
+        with self._lock:
+            embedder = self._index.embedder
+            probabilities = np.asarray(embedder.classify(items, names, template=template, progress=False))
         results = []
         for row in probabilities:
             order = np.argsort(-row, kind="stable")
@@ -150,32 +147,13 @@ class Service:
         return results
 
     def _check_labels(self, names: Sequence[str]) -> None:
-        """Raise `Refused` for more labels, characters or tokens than a request may have."""
+        """Raise `Refused` for more labels or characters than a request may have."""
         limits = self.limits
         if not 1 <= len(names) <= limits.labels:
             raise Refused(422, f"labels: {len(names)} labels; give 1 to {limits.labels}")
         characters = sum(map(len, names))
-        if characters > limits.label_characters:  # before they are cut into tokens, which takes long
+        if characters > limits.label_characters:
             raise Refused(413, f"labels: {characters} characters are above the limit of {limits.label_characters}")
-        processor = self._index.embedder.processors["text"]
-        tokens = sum(processor.num_tokens(name) for name in names)
-        if tokens > limits.label_tokens:
-            raise Refused(413, f"labels: {tokens} tokens are above the limit of {limits.label_tokens}")
-
-    def _probabilities(
-        self, vectors: np.ndarray, names: Sequence[str], template: str | None, modality: str
-    ) -> np.ndarray:
-        """(n, number of names) probabilities for n items of a modality."""
-        from onepeace.embed.zero_shot import TEMPLATE, prototypes
-
-        def encode_text(sentences: Sequence[str]) -> np.ndarray:
-            return self.encode({"text": sentence} for sentence in sentences)
-
-        sentence = template or TEMPLATE.get(modality, TEMPLATE["text"])
-        classes = np.asarray(prototypes(encode_text, names, sentence))
-        logits = self._index.embedder.logit_scale_of(modality) * (vectors @ classes.T)
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponents / exponents.sum(axis=1, keepdims=True)
 
     def value(self, item: Item) -> Mapping[str, object]:
         """Model input of a file of the index, {modality: value}; for a video, its middle frame.
@@ -210,13 +188,6 @@ class Service:
                 self._timeline.cache_clear()
                 self._kinds.cache_clear()
             yield self._index
-
-
-def _noting_modalities(items: Iterable[Mapping[str, object]], modalities: list[str]) -> Iterator[Mapping[str, object]]:
-    """Yield the items, and append the modality of each."""
-    for item in items:
-        modalities.append(next(iter(item)))
-        yield item
 
 
 def with_kinds(where: str | None, kinds: Sequence[str]) -> str | None:

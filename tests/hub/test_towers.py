@@ -30,7 +30,6 @@ from onepeace.index.banks import TEXTS as BANKS
 from onepeace.index.banks import texts_of
 from onepeace.index.match import Scale, level
 from onepeace.index.query import EncodedPart, QueryVector
-from onepeace.serve.service import Service
 
 TEXTS = ["a dog barks", "the deep low tone of the far away red square and the green", "blue"]
 
@@ -327,16 +326,6 @@ def test_info_names_the_towers(names, folders, capsys):
     out = capsys.readouterr().out
     assert re.search(r"one space for +text, image, audio\n", out)
     assert f"clap:{folders['clap']}" in out
-
-
-def test_server_takes_as_many_labels_as_with_other_models(mixed, both):
-    with Index.open(mixed, model=both) as index:
-        service = Service(index)
-        labels = [f"a label of some words, {number}" for number in range(service.limits.labels)]
-        (scores,) = service.classify([{"text": "red"}], labels)
-
-    assert len(scores) == len(labels)
-    assert sum(map(len, labels)) > service.limits.label_tokens  # characters are not tokens
 
 
 def test_command_line_takes_several_names(names, pictures, capsys):

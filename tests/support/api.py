@@ -27,9 +27,7 @@ LIMITS = Limits(
     characters=200,
     all_characters=500,
     labels=3,
-    label_tokens=12,
-    label_characters=100,
-    top=20,
+    label_characters=40,
 )
 
 
