@@ -13,7 +13,7 @@ from onepeace.errors import UserError, one_line
 MODULES = {
     "open_clip_torch": "open_clip", "pillow": "PIL.Image", "pyyaml": "yaml", "pillow-heif": "pillow_heif",
     "scikit-learn": "sklearn", "pycocotools": "pycocotools.coco", "pycocoevalcap": "pycocoevalcap.cider.cider_scorer",
-    "faiss-cpu": "faiss", "pyspellchecker": "spellchecker",
+    "faiss-cpu": "faiss",
 }  # fmt: skip
 """Module to import by distribution, where the name differs or only a submodule loads the native code."""
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"

@@ -29,6 +29,9 @@ class TextBranch:
     Args:
         folder: a folder written by `keep_text_branch`.
 
+    Attributes:
+        tokenizer: of the package tokenizers.
+
     Raises:
         UserError: onnxruntime is not installed, or cannot read the file.
         OSError, KeyError, ValueError: the folder is damaged.
@@ -39,7 +42,8 @@ class TextBranch:
             if zlib.crc32((folder / name).read_bytes()) != crc:
                 raise ValueError(f"{name} is damaged")
         branch = json.loads((folder / "export.json").read_bytes())["branches"]["text"]
-        self._pieces = TextPieces(read_tokenizer(folder / "tokenizer.json"), **branch["preprocessing"])
+        self.tokenizer = read_tokenizer(folder / "tokenizer.json")
+        self._pieces = TextPieces(self.tokenizer, **branch["preprocessing"])
         self._session = open_session(folder / branch["file"], optimize=False)
 
     @classmethod

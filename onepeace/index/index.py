@@ -15,7 +15,7 @@ from onepeace.index.contents import Contents
 from onepeace.index.fields import Condition
 from onepeace.index.filters import compile_condition
 from onepeace.index.functions import register
-from onepeace.index.hints import hints
+from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
@@ -190,6 +190,13 @@ class Index(Contents):
 
         return TextBranch.open(self.model_hash)
 
+    @of_model
+    def _vocabulary(self) -> Vocabulary:
+        """The whole words of the tokenizer that encodes texts; empty for an encoder of others."""
+        pieces = self.text_branch or self.embedder.processors.get("text")
+        tokenizer = getattr(pieces, "tokenizer", None)
+        return {} if tokenizer is None else whole_words(tokenizer)
+
     @of_vectors
     def _cached_mask_of(self) -> "Callable[[tuple[str, ...], Condition | None, tuple[str, ...]], np.ndarray | None]":
         """A function: `mask_of` these vectors, which remembers the last masks."""
@@ -250,7 +257,7 @@ class Index(Contents):
         results = search.results()
         if options.offset:  # hints stand above the first page
             return results
-        lines, suggestion = hints(query.texts, words.has)
+        lines, suggestion = hints(query.texts, self._vocabulary if query.texts else {}, words.has)
         return replace(results, hints=lines, suggestion=suggestion)
 
     def refresh(self) -> bool:
