@@ -91,14 +91,3 @@ def test_image_classification(folder, embedder, image_paths):
 
     assert_same(scores(results), our_scores(model, "image", embedder, image_paths), atol=1e-4)
     assert scores(results).std() > 0.01
-
-
-def test_audio_classification(folder, embedder, sound_paths):
-    model = random_classifier(plugin.OnePeaceForAudioClassification, folder)
-    processor = plugin.OnePeaceFeatureExtractor.from_pretrained(folder)
-    pipeline = transformers.pipeline("audio-classification", model, feature_extractor=processor)
-
-    results = pipeline(waveforms(embedder, sound_paths), batch_size=2, top_k=len(LABELS))
-
-    assert_same(scores(results), our_scores(model, "audio", embedder, sound_paths), atol=1e-4)
-    assert scores(results).std() > 0.01

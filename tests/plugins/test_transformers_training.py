@@ -11,7 +11,6 @@ from support.transformers_classes import arguments_of, check_same_outputs
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 import onepeace.plugins.transformers as plugin
-from onepeace.hub import weights
 
 CLASSIFIERS = [
     plugin.OnePeaceForImageClassification,
@@ -204,20 +203,3 @@ def test_loss_reaches_every_parameter(cls, inputs):
     inputs["padding_mask"] = torch.ones(2, 18000, dtype=torch.int64)
     model(**arguments_of(model, inputs), labels=torch.tensor([0, 2])).loss.backward()
     assert_gradients_everywhere(model)
-
-
-@every_class
-def test_files_with_more_than_a_classifier_uses(cls, random_name, tmp_path, inputs, caplog):
-    plugin.OnePeaceModel.from_onepeace(random_name).save_pretrained(tmp_path / "whole")
-
-    transformers.logging.enable_propagation()
-    try:
-        model, report = cls.from_pretrained(tmp_path / "whole", num_labels=3, output_loading_info=True)
-    finally:
-        transformers.logging.disable_propagation()
-
-    assert not report["unexpected_keys"]
-    assert "UNEXPECTED" not in caplog.text
-    model.eval().save_pretrained(tmp_path / "classifier")
-    check_same_outputs(cls.from_pretrained(tmp_path / "classifier"), model, inputs)
-    assert weights.load(tmp_path / "classifier").config == model.onepeace.config
