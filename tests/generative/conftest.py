@@ -1,7 +1,6 @@
 import pytest
 from support.evaluation import KnownEmbedder, measure, recipe_of
 from support.generative import save_trainable_ofa, small_generator
-from support.hub_layouts import small_vocabulary
 from support.small_shards import write_shards
 from support.training import make_recipe
 
@@ -23,11 +22,6 @@ def images(samples):
 def ofa_folder(tmp_path_factory):
     """A small model that writes, with fresh weights."""
     return save_trainable_ofa(tmp_path_factory.mktemp("models") / "ofa")
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory):
-    return small_vocabulary(tmp_path_factory.mktemp("bpe") / "files")
 
 
 @pytest.fixture(scope="session")

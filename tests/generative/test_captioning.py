@@ -100,21 +100,6 @@ def test_caption_does_not_depend_on_batch(trained):
         assert caption.score == pytest.approx(alone.score, abs=1e-4)
 
 
-def max_len(folder):
-    return onepeace.load_generator(folder).tasks["caption"].search.max_len
-
-
-def test_task_of_head_survives_second_run(small_recipe):
-    pictures = {"train": [source("image")]}
-    fields = captioning(data=pictures, objective={"captioning/image": SHORT})
-
-    first = trainer.train(small_recipe("first", steps=1, **fields))
-    second = trainer.train(small_recipe("second", steps=1, model={"from": str(first)}, data=pictures))
-
-    assert max_len(first) == 7
-    assert max_len(second) == 7
-
-
 def test_caption_loss_is_mean_over_words(small_recipe):
     recipe = small_recipe(**captioning())
     model = make_model(recipe, make_config(recipe)).eval()

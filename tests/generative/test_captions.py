@@ -94,17 +94,6 @@ def test_reward_counts_the_end_as_a_word(items):
     assert_equal(reward(*texts), expected)
 
 
-def test_reward_with_end_punishes_a_cut_caption():
-    corpus = [["a dog runs on a field", "the dog runs"], ["a cat sleeps"], ["two men talk"]]
-    candidates = ["a dog runs on a field", "a dog runs on a"]
-    references = [corpus[0], corpus[0]]
-
-    whole, cut = CiderReward(corpus)(candidates, references)
-    whole_with_end, cut_with_end = CiderReward(corpus, end="<eos>")(candidates, references)
-
-    assert cut_with_end / whole_with_end < cut / whole
-
-
 def test_empty_caption_scores_0():
     scores = score_captions(["", "a dog"], [["a dog", "..."], ["a dog runs"]])
 
@@ -117,10 +106,6 @@ def test_one_item_is_too_few_for_cider():
         score_captions(["a"], [["a"]])
 
 
-def test_most_frequent_counts_equal_words_as_one():
-    captions = ["A cat.", "A dog runs!", "a cat", "the sky", "a dog runs", "A DOG, runs"]
-    assert most_frequent(captions) == "A dog runs!"
-
-
-def test_most_frequent_is_the_first_of_ties():
-    assert most_frequent(["one", "two", "two", "one"]) == "one"
+def test_most_frequent_counts_equal_words_as_one_and_takes_the_first_of_ties():
+    captions = ["A cat.", "A dog runs!", "a cat", "the sky", "a dog runs"]
+    assert most_frequent(captions) == "A cat."

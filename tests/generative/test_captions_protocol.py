@@ -98,14 +98,6 @@ def test_baselines_need_no_writer(measured, baseline, captions):
     assert len(figures) == 6
 
 
-def test_baselines_are_the_same_beside_a_writer(measured):
-    alone = values(measured(BASELINES))
-    beside = values(measured(BASELINES, embedder=Writer("a dog", "a cat", "an acorn")))
-
-    assert len(beside) == len(METRICS) + len(alone)
-    assert beside == {**beside, **alone}
-
-
 def test_captions_find_their_items(measured):
     rows = measured(BASELINES, "sets.photos.at=[1, 3]", embedder=Writer("a dog", "a dog", "an acorn"))
     rows_by_metric = {row.metric: row for row in rows}

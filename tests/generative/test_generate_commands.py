@@ -72,15 +72,6 @@ def test_caption_gives_an_object_for_each_picture(generate, generator, pictures)
     assert 0 < answer["confidence"] < 1
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
-def test_caption_of_a_name_that_is_not_utf8(generate, cat, tmp_path):
-    path = tmp_path / os.fsdecode(b"caf\xe9.jpg")
-    shutil.copy(cat, path)
-    out = generate("caption", path, "--json").out
-    assert out.isascii()
-    assert json.loads(out)["path"] == str(path)
-
-
 def test_caption_by_a_model_of_vectors_is_refused(run_model, cat):
     assert run_model("caption", cat, model="tiny", code=1).err.startswith("onepeace: tiny: cannot write")
 

@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.golden_ofa import GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
+from support.golden_ofa import OUTPUT, assert_near, golden, golden_ofa
 from support.random_model import save_random_model
 from support.training import CAPTION_HEAD, assert_resume_is_exact, series, terms
 
@@ -15,7 +14,6 @@ from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.generative.asking import mask_words
 from onepeace.generative.captions import CiderReward
-from onepeace.generative.convert import to_ours
 from onepeace.generative.generation import Generation, Prepared
 from onepeace.generative.losses import TokenLosses
 from onepeace.generative.tasks import Task
@@ -96,34 +94,20 @@ def closed_answers_case(model):
     return GoldenCase("closed_answers", model, task, targets=targets, writes="answers", weighted=True)
 
 
-def assert_golden_gradients(model, expected):
-    """Gradients that are negligible beside the largest are not compared."""
-    parameters = dict(model.named_parameters())
-    largest = max(grad.abs().max() for grad in expected.values())
-    for name, expected_grad in expected.items():
-        grad = parameters[to_ours(name)].grad
-        assert grad.shape == expected_grad.shape
-        assert bool(grad.isfinite().all())
-        worst = (grad - expected_grad).abs().max()
-        assert worst <= max(GRADIENT * expected_grad.abs().max(), 1e-6 * largest), name
-
-
 @pytest.mark.parametrize("make_case", [caption_case, closed_answers_case])
-def test_generation_loss_and_gradients_match_golden(make_case):
+def test_generation_loss_is_the_originals(make_case):
     model = golden_ofa()
     case = make_case(model)
     num_tokens = case.numbers["out.ntokens"]
 
     outputs = case.term.outputs(Passes(model, case.batch))
     loss = outputs.loss.sum()
-    loss.backward()
     (mean,) = case.term.loss(outputs, case.batch, model).values()
 
     assert len(outputs.loss) == num_tokens
     assert_near(loss.detach(), case.numbers["out.loss"], OUTPUT)
     assert_near(outputs.nll.sum().detach(), case.numbers["out.nll_loss"], OUTPUT)
     assert_near(mean.detach() * num_tokens, case.numbers["out.loss"], OUTPUT)
-    assert_golden_gradients(model, part(case.numbers, "grad."))
 
 
 def test_drop_worst_after_two_updates():
@@ -200,20 +184,6 @@ def test_chunks_have_loss_and_gradient_of_whole_batch(writing, tmp_path):
         assert series(tmp_path / "chunked", field) == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_stem_statistics_move_only_unless_frozen(writing, ofa_folder, frozen):
-    recipe = writing(steps=1, model={"freeze_stem_norms": frozen}, freeze=["decoder.token*"])
-
-    folder = trainer.train(recipe)
-
-    before = load_file(ofa_folder / "model.safetensors")
-    after = load_file(folder / "model.safetensors")
-    unchanged = {name for name in before if torch.equal(before[name], after[name])}
-    assert ("encoder.stem.bn1.running_mean" in unchanged) == frozen
-    assert "decoder.token_embed.weight" in unchanged
-    assert "decoder.norm.weight" not in unchanged
-
-
 def test_folder_keeps_tasks_it_was_trained_for(writing):
     named = {"task": "name it", "changes": {"prompt": " what?", "search": {"max_len": 2}}}
 
@@ -235,22 +205,6 @@ def captioner(tmp_path_factory):
     """A model folder with a caption head."""
     folder = tmp_path_factory.mktemp("captioner") / "model"
     return save_random_model(folder, ("text", "image"), heads={"caption": CAPTION_HEAD})
-
-
-@pytest.mark.usefixtures("graded")
-def test_reward_trains_caption_head(writing, captioner, tmp_path):
-    recipe = writing(
-        start=captioner,
-        steps=2,
-        objective={"self_critical/image": self_critical(2, 4, head="caption")},
-        freeze={"except": ["heads.caption.*"]},
-    )
-
-    folder = trainer.train(recipe)
-
-    assert series(tmp_path, "self_critical/image/reward") == [0.5, 0.5]
-    assert min(series(tmp_path, "grad_norm")) > 0
-    assert onepeace.load_generator(folder).tasks["caption"].search.beam == 2
 
 
 def test_reward_of_captions_longer_than_head(writing, captioner):

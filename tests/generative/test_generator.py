@@ -8,12 +8,10 @@ from PIL import Image
 from support.generative import save_small_ofa
 
 import onepeace
-from onepeace.config import write_config
 from onepeace.errors import UserError
-from onepeace.generative.answers import Box, Choice, Objects, Text, read_answer
-from onepeace.generative.search import Hypothesis, SearchOptions
+from onepeace.generative.answers import Box, Choice, Text, read_answer
+from onepeace.generative.search import Hypothesis
 from onepeace.generative.tasks import Task, read_tasks
-from onepeace.hub.folder import TASKS
 from onepeace.special_ids import EOS
 
 CANDIDATES = ["a dog", "a bus", "the sea", "yes"]
@@ -48,20 +46,6 @@ def test_captions_alone_as_together(generator, ask, images):
         assert answer.text == answer.text.strip()
         assert 0 < answer.confidence < 1
         assert_same(ask("caption", image=image), answer)
-
-
-def test_questions_of_different_lengths(generator, ask, images):
-    questions = [
-        "what is it?",
-        "How many people are standing on the left side of it?",
-        "who",
-        "is it red",
-        "is it red",
-    ]
-    together = generator.answer(images, questions)
-
-    for image, question, answer in zip(images, questions, together, strict=True):
-        assert_same(ask("answer", image=image, text=question), answer)
 
 
 def test_custom_prompt(generator, ask, images):
@@ -155,29 +139,6 @@ def test_choices_are_probabilities(generator, images):
         probabilities = np.exp(list(answer.scores.values()))
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
         assert answer.confidence == pytest.approx(np.exp(answer.score), abs=1e-5)
-
-
-def test_choices_of_a_task(ask, images):
-    answer = ask("classify", image=images[0])
-    assert list(answer.scores) == ["dog", "cat", "a red bus"]
-
-
-def test_choices_of_entailment(ask, images):
-    item = {"image": images[0], "text": "a cat", "premise": "an animal sleeps"}
-    of_picture = ask("entail", **item)
-    of_premise = ask("entail_premise", **item)
-
-    assert list(of_picture.scores) == ["entailment", "contradiction", "neutral"]
-    assert list(of_premise.scores) == list(of_picture.scores)
-    assert of_premise.scores != of_picture.scores
-
-
-def test_infill_answers_a_text(ask):
-    assert isinstance(ask("infill", text="a <mask> on the beach"), Text)
-
-
-def test_detect_answers_objects(ask, images):
-    assert isinstance(ask("detect", image=images[0]), Objects)
 
 
 @pytest.fixture
@@ -283,14 +244,6 @@ def test_folder_with_built_in_tasks(tmp_path, ask, images, generator):
     task = generator.task("caption")
     (answer,) = loaded.ask(task, [{"image": images[0]}])
     assert_same(answer, ask("caption", image=images[0]))
-
-
-def test_folder_with_tasks(tmp_path):
-    folder = save_small_ofa(tmp_path / "model")
-    task = Task("what is there?", search=SearchOptions(max_len=3))
-    write_config({"caption": task}, folder / TASKS)
-
-    assert onepeace.load_generator(folder, device="cpu").task("caption") == task
 
 
 def test_model_of_vectors_is_refused():

@@ -53,12 +53,6 @@ def test_encoder_gives_the_originals_tokens(name):
         assert_near(encoded.positions.expand_as(encoded.tokens), case["out.position_embeddings"], OUTPUT)
 
 
-@torch.no_grad()
-def test_stem_gives_the_originals_features():
-    case = encoder_case("encode")
-    assert_near(golden_ofa().encoder.stem(case["pixels"]), case["out.stem"], OUTPUT)
-
-
 def decoder_case(name):
     """A golden case with the inputs that it shares with the case of captions."""
     if name not in ("closed_answers", "caption_train_mode"):
@@ -146,12 +140,3 @@ def test_buckets_of_patches_are_the_originals():
     rows = golden("buckets")["image_42_row_index"].long()
     buckets = grid_buckets(42, 42, CPU, 42)[0]
     assert torch.equal(buckets[rows], golden("buckets")["image_42_rows"].int())
-
-
-def test_buckets_of_a_smaller_grid_are_those_of_its_corner():
-    tokens = [0]  # CLS
-    for row in range(3):
-        for column in range(5):
-            tokens.append(1 + row * 42 + column)
-    buckets = grid_buckets(42, 42, CPU, 42)[0]
-    assert torch.equal(grid_buckets(3, 5, CPU, 42)[0], buckets[tokens][:, tokens])

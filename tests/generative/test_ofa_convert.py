@@ -9,7 +9,6 @@ from support.golden_ofa import FOLDER, OUTPUT, SIZES, assert_near, golden
 from support.hub_layouts import small_vocabulary, wrapper
 
 import onepeace
-from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.generative.config import OFA_SIZES, OFAConfig
 from onepeace.generative.convert import infer_config, to_ours
@@ -119,34 +118,6 @@ def test_names_of_the_released_base_model(tmp_path):
     assert weights.expected(config) == shapes
 
 
-@pytest.fixture
-def original_names():
-    return {*NAMES["fairseq_base"], *golden("weights")}
-
-
-def test_key_map_is_a_bijection(original_names):
-    kept = [to_ours(name) for name in original_names if to_ours(name)]
-    assert len(set(kept)) == len(kept) > 800
-
-
-def test_dropped_tensors_are_of_known_names(original_names):
-    dropped = [name for name in original_names if to_ours(name) is None]
-    assert {name.rpartition(".")[2] for name in dropped} == {
-        "version",
-        "token_rp_bucket",
-        "image_rp_bucket",
-        "image_position_idx",
-        "num_batches_tracked",
-        "weight",
-        "bias",
-    }
-
-
-def test_unknown_name_is_an_error():
-    with pytest.raises(LookupError):
-        to_ours("encoder.layers.0.adapter.weight")
-
-
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
@@ -186,9 +157,3 @@ def test_generator_has_no_vectors(folder):
         onepeace.load(folder)
     with pytest.raises(UserError, match="ofa"):
         weights.load_encoder(folder)
-
-
-def test_search_with_a_generator_is_refused(folder, capsys):
-    command = ["search", "--text", "x", str(folder / "index"), "--model", str(folder)]
-    assert main(command) != 0
-    assert "Traceback" not in capsys.readouterr().err
