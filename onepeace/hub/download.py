@@ -64,14 +64,19 @@ def fetch(url: str, path: Path, *, copies: int = 1) -> Path:
 
 
 def from_hub(
-    repository: str, patterns: list[str], what: str, remedy: str, cache: str | os.PathLike[str] | None = None
+    repository: str,
+    patterns: list[str],
+    what: str,
+    remedy: str,
+    cache: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
 ) -> Path:
     """Local folder of a Hugging Face repository's files, downloaded if needed; UserError names `what` and `remedy`."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = None if cache is None else Path(cache)
-        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=folder))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, cache_dir=folder))
     except Exception as error:  # huggingface_hub raises errors of several HTTP packages
         reason = one_line(error)[:200]
         raise UserError(

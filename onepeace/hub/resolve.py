@@ -18,7 +18,7 @@ from onepeace.hub.towers.folder import tower_folder
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED_NAMES = ("tiny", "tiny-fast", "tiny-captions")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml", SUMS]
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     Args:
         name: a bundled model (`BUNDLED_NAMES`), an existing folder (never touches the network), a released name
             (`registry.RELEASED`; downloaded and converted the first time), a model of another library or several
-            joined by " + " (onepeace/hub/towers), or a Hugging Face repository "owner/name" that holds a model folder.
+            joined by " + " (onepeace/hub/towers), or a Hugging Face repository "owner/name", or "owner/name@revision",
+            that holds a model folder.
         cache: folder for downloads, instead of `cache_folder` and the Hub's cache.
 
     Raises:
@@ -49,10 +50,11 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     released = find(text)
     if released:
         return _released(released, downloads)
-    if _REPOSITORY.fullmatch(text) and not text.startswith("."):
+    repository = _REPOSITORY.fullmatch(text)
+    if repository and not text.startswith("."):
         what = f"{text}: no such folder here, and the model"
         remedy = "check the name and the network, or give a folder"
-        return _complete(from_hub(text, _HUB_FILES, what, remedy, cache))
+        return _complete(from_hub(repository[1], _HUB_FILES, what, remedy, cache, revision=repository[2]))
     raise _unknown(text)
 
 

@@ -149,18 +149,20 @@ def test_model_without_text_needs_no_vocabulary(cache, requests):
     assert requests == [RELEASED["one-peace-vggsound"].url]
 
 
-def test_hub_repository_is_fetched(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("suffix", "revision"), [("", None), ("@v1.0", "v1.0"), ("@refs/pr/3", "refs/pr/3")])
+def test_hub_repository_is_fetched(folder, tmp_path, monkeypatch, suffix, revision):
     calls = []
 
-    def snapshot_download(repository, allow_patterns, cache_dir):
-        calls.append((repository, allow_patterns, cache_dir))
+    def snapshot_download(repository, *, revision, allow_patterns, cache_dir):
+        calls.append((repository, revision, allow_patterns, cache_dir))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
 
-    assert resolve("owner/my-model.v2", tmp_path / "elsewhere") == folder
-    ((repository, patterns, cache_folder),) = calls
+    assert resolve(f"owner/my-model.v2{suffix}", tmp_path / "elsewhere") == folder
+    ((repository, asked_revision, patterns, cache_folder),) = calls
     assert repository == "owner/my-model.v2"
+    assert asked_revision == revision
     assert cache_folder == tmp_path / "elsewhere"
     assert not [pattern for pattern in patterns if "pt" in pattern or "pkl" in pattern or pattern == "*"]
 

@@ -25,6 +25,7 @@ from onepeace.hub.folder import read_config
 from onepeace.hub.identity import identify
 from onepeace.hub.resolve import resolve
 from onepeace.hub.towers.config import public_name
+from onepeace.hub.towers.libraries import open_tower
 from onepeace.index import Index, Query, build
 from onepeace.index.banks import TEXTS as BANKS
 from onepeace.index.banks import texts_of
@@ -215,6 +216,20 @@ def test_names_hold_from_any_working_folder(folders, names, monkeypatch):
     monkeypatch.chdir(folders["clip"].parent)
     assert identify("transformers:clip") == identify(names["clip"])
     assert identify("open_clip:local-dir:open_clip  +  clap:clap") == identify(names["both"])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("owner/a", ("owner/a", None)), ("owner/a@v1", ("owner/a", "v1"))])
+def test_name_may_have_a_revision(monkeypatch, name, expected):
+    asked = []
+
+    def from_pretrained(repository, *, revision, **_):
+        asked.append((repository, revision))
+        raise UserError("asked")
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", from_pretrained)
+    with pytest.raises(UserError, match="asked"):
+        open_tower(f"transformers:{name}")
+    assert asked == [expected]
 
 
 def test_public_name_has_no_folders(names):

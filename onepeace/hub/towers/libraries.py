@@ -1,6 +1,7 @@
 """One model of another library, loaded and fed by the library's own code."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -114,12 +115,13 @@ class Transformers(Tower):
         super().__init__()
         from transformers import AutoModel, AutoProcessor
 
-        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
+        repository, revision = _with_revision(name)
+        model, loading = AutoModel.from_pretrained(repository, revision=revision, output_loading_info=True)
         missing = sorted(loading["missing_keys"])
         if missing:  # the library gives them random numbers
             raise UserError(f"its files lack {len(missing)} of its weights, such as {missing[0]}")
         self.model: Any = model
-        self.processor: Any = AutoProcessor.from_pretrained(name)
+        self.processor: Any = AutoProcessor.from_pretrained(repository, revision=revision)
         methods = {"text": "get_text_features", "image": "get_image_features", "audio": "get_audio_features"}
         self.modalities = tuple(key for key, method in methods.items() if hasattr(self.model, method))
         if len(self.modalities) < 2:
@@ -167,10 +169,17 @@ class SentenceTransformers(Tower):
     def __init__(self, name: str) -> None:
         super().__init__()
         library: Any = need("sentence_transformers", "sbert", name)
-        self.model = library.SentenceTransformer(name, device="cpu")
+        repository, revision = _with_revision(name)
+        self.model = library.SentenceTransformer(repository, revision=revision, device="cpu")
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         return self.model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+
+
+def _with_revision(name: str) -> tuple[str, str | None]:
+    """A name on the Hub, and the branch, tag or commit after its "@"; a folder as it is."""
+    repository, _, revision = name.partition("@")
+    return (name, None) if os.path.isdir(name) or not revision else (repository, revision)
 
 
 KINDS: dict[str, Callable[[str], Tower]] = {
