@@ -9,7 +9,7 @@ from support.embedding import assert_same
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 
-from support.api import ADDRESS, assert_error, encoded, png, post, wav
+from support.api import assert_error, encoded, png, post, wav
 
 
 @pytest.fixture
@@ -53,20 +53,16 @@ def test_vectors_in_base64(embed, model):
 @pytest.mark.parametrize(
     ("inputs", "status", "field"),
     [
-        ([{"image": ADDRESS}], 422, "input[0].image"),
         ([{"audio": "file:///etc/passwd"}], 422, "input[0].audio"),
         (["a", {"image": "/etc/passwd"}], 422, "input[1].image"),
-        ([{"image": "bm8gcGljdHVyZQ=="}], 422, "input[0].image"),
         (["a", {"audio": "bm8gc291bmQ="}], 422, "input[1].audio"),
         ([{"image": "A" * 300_000}], 413, "input[0].image"),
         ([{"image": png(700, 900)}] * 2, 413, "input[1].image"),
         ([{"audio": wav(5)}] * 3, 413, "input[2].audio"),
         (["a" * 201], 413, "input[0].text"),
-        (["a"] * 6, 413, "input"),
         (["a" * 200] * 3, 413, "input[2].text"),
         ([], 422, "input"),
         ([{"image": png(20_000, 20_000)}], 413, "1000000"),
-        ([""], 422, "input[0]"),
         ([[1, 2]], 422, "input[0]"),
         ({"text": 5}, 422, "input[0]: text"),
         ({"text": "a", "weights": {"text": 1}}, 422, "weights"),

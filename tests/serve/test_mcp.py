@@ -98,14 +98,6 @@ def test_search_by_words(call, index):
     assert None not in files[0].values()
 
 
-def test_search_like_a_file_leaves_it_out(call, paths):
-    result = call("search", like=paths.sound, top=2, where="", path=None)
-
-    files = result.structured_content["files"]
-    assert len(files) == 2
-    assert paths.sound not in [file["path"] for file in files]
-
-
 def test_classify_by_labels(call, model, paths):
     (shares,) = model.classify([paths.picture], ["cat", "sea"]).tolist()
 
