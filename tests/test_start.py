@@ -33,7 +33,7 @@ def loaded_by(code: str) -> set[str]:
 def test_index_is_opened_without_torch():
     """A query of words may be answered without it."""
     modules = [f"onepeace.index.{file.stem}" for file in (ROOT / "onepeace" / "index").glob("[!_]*.py")]
-    assert {"onepeace.index.index", "onepeace.index.search", "onepeace.index.store"} <= {*modules}
+    assert {"onepeace.index.index", "onepeace.index.search", "onepeace.index.database"} <= {*modules}
     assert "torch" not in loaded_by(f"import {', '.join(modules)}")
 
 

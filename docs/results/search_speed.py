@@ -20,10 +20,10 @@ from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
 from onepeace.index.banks import CALIBRATION
-from onepeace.index.derived import finish
+from onepeace.index.database import Store
 from onepeace.index.identity import identity
 from onepeace.index.items import Item, Span
-from onepeace.index.store import Store
+from onepeace.index.maintain import finish
 
 E, BATCH = 256, 10_000
 

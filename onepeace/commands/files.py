@@ -43,7 +43,7 @@ def find(paths: Sequence[str]) -> tuple[list[FoundFile], list[Unreadable]]:
     Raises:
         UsageError: a path does not exist, or nothing was found.
     """
-    from onepeace.index.entries import modalities_by_suffix
+    from onepeace.index.sources import modalities_by_suffix
     from onepeace.processors import sniff
 
     others: Counter[str] = Counter()

@@ -19,10 +19,10 @@ EXAMPLES = """\
   onepeace index build my.index Pictures Music --exclude "*/thumbnails/"
   onepeace search my.index --text "a dog on the beach"
   onepeace index update my.index                # new, changed, moved and deleted files
-  onepeace index build my.index --model one-peace    # without PATHS: move the index to another model
+  onepeace index build my.index --model one-peace    # without PATHS: all files of the index, with another model
   onepeace index stats my.index --problems
 
-A move embeds all files of the index beside the old vectors, which searches use until the new ones replace them at once.
+With another model all files are embedded beside the old vectors, which searches use until the new ones replace them.
 A folder may contain a file .onepeaceignore with .gitignore patterns. Run the same command again to resume a stopped
 run.
 
@@ -69,6 +69,8 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow-links", action="store_true", help=text)
     text = "vector database that also stores and searches the vectors: milvus://HOST"
     parser.add_argument("--store", metavar="PLACE", help=text)
+    text = "delete the index that is there first, such as a damaged one"
+    parser.add_argument("--force", action="store_true", help=text)
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -76,7 +78,7 @@ def _build(args: argparse.Namespace) -> int:
 
     if not args.paths:
         _refuse_to_move_kept(args.index)
-    more = {name: getattr(args, name) for name in ("exclude", "follow_links", "store")}
+    more = {name: getattr(args, name) for name in ("exclude", "follow_links", "store", "force")}
     return _say_report(args, build(args.index, args.paths or None, **more, **_embedding(args)))
 
 
@@ -105,8 +107,6 @@ def _say_report(args: argparse.Namespace, report: "Report") -> int:
     files.say_other_kinds(report.other_kinds)
     files.say(_summary(report))
     files.say_kept(report.kept)
-    if report.vanished:
-        files.say(f"{files.counted(report.vanished, 'file')} gone from disk, and with the old vectors from the index")
     listing = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
         files.say(f"{files.counted(report.known_problems, 'file')} of them failed before; list them with: {listing}")
@@ -130,7 +130,7 @@ def _summary(report: "Report") -> str:
     if unchanged:
         changes.append(f"{unchanged:,} unchanged")
     summary = ", ".join(changes) or "nothing new"
-    summary += f"; {files.counted(report.vectors, 'vector')} in {report.seconds:.1f} s"
+    summary += f"; {files.counted(report.vectors, 'vector')} computed in {report.seconds:.1f} s"
     if report.embedded:
         summary += f", {report.embedded / report.seconds:.1f} files a second"
     return summary
@@ -224,17 +224,12 @@ def _print_stats(args: argparse.Namespace, stats: dict[str, Any]) -> None:
     print(format_table(rows[0], rows[1:]))
 
 
-def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "repair a damaged index; the next update embeds the lost files again"
-    parser.add_argument("--repair", action="store_true", help=text)
-
-
 def _check(args: argparse.Namespace) -> int:
     from onepeace.index import check
 
-    report = check(args.index, repair=args.repair)
+    report = check(args.index)
     print(report)
-    return 0 if report.ok or report.repaired else 1
+    return 0 if report.ok else 1
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,7 +252,7 @@ VERBS = {
     "update": (_update, "pick up new, changed, moved and deleted files in the folders of an index", _update_arguments),
     "remove": (_remove, "remove files or folders from an index", _remove_arguments),
     "stats": (_stats, "show the contents of an index", _stats_arguments),
-    "check": (_check, "check an index for damage, and repair it", _check_arguments),
+    "check": (_check, "check an index for damage", None),
     "export": (_export, "export the vectors and the metadata of their files for other programs", _export_arguments),
     "duplicates": (duplicates, "list duplicate files", duplicates_arguments),
     "cluster": (cluster, "cluster similar files, and name the clusters", cluster_arguments),

@@ -17,7 +17,6 @@ from onepeace.index.fields import FIELDS
 
 if TYPE_CHECKING:
     from onepeace.index import Hit, Index, Query, Report, Results
-    from onepeace.index.part import Part
 
 PARTS = {
     "text": ("TEXT", "search by text"),
@@ -32,9 +31,9 @@ WHERE = textwrap.fill(
     width=120,
 )
 EXAMPLES = f"""\
-PATHS is one index (see: onepeace index build), or files and folders. Their vectors are kept in one index in the user's
-cache folder for the next search (see: onepeace index list). A search updates, and sees, only the files and folders that
-it names; --no-index keeps nothing.
+PATHS is one index (see: onepeace index build), or files and folders. These have an index in the user's cache folder,
+which each search brings up to date (see: onepeace index list); --no-index keeps nothing. Files that another search has
+read are not embedded again.
 
 Words after PATHS that name no file or folder are the text: search Pictures "a cat". An argument with a separator or an
 ending, such as 2024/may or cat.jpg, is a path. Give words with --text if they look like a path, if a file has that
@@ -209,8 +208,8 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
 
     opening = {"model": args.model, "device": args.device}
     with ExitStack() as stack:
-        folder, part, report = _updated(args, stack, opening)
-        index = stack.enter_context(Index.open(folder, part=part, **opening))
+        folder, report = _updated(args, stack, opening)
+        index = stack.enter_context(Index.open(folder, **opening))
         if args.model is not None:
             check_model(index.store, args.model)  # now instead of once torch is loaded
         if report is not None and report.embedder is not None:
@@ -220,10 +219,8 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
         yield index, index.problems() if is_empty else problems
 
 
-def _updated(
-    args: argparse.Namespace, stack: ExitStack, opening: dict[str, Any]
-) -> "tuple[Path, Part | None, Report | None]":
-    """Folder of an index, the part of it to open, and what was embedded for it.
+def _updated(args: argparse.Namespace, stack: ExitStack, opening: dict[str, Any]) -> "tuple[Path, Report | None]":
+    """Folder of an index, and what was embedded for it.
 
     Args:
         stack: removes what is not kept.
@@ -235,17 +232,17 @@ def _updated(
     if indexes and len(args.paths) > 1:
         raise UsageError(f"{indexes[0]} is an index; give one index, or only files and folders")
     if indexes:
-        return Path(indexes[0]), None, None
+        return Path(indexes[0]), None
     if getattr(args, "no_index", False):
         args.kept = "nothing is kept"
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
-        return folder, None, build(folder, args.paths, **opening)
+        return folder, build(folder, args.paths, **opening)
     index = kept_index(args.paths, **opening)
     if index.is_new:
         hint = "; --no-index keeps none" if "no_index" in args else ""
         files.say(f"an index of these files is kept for the next search (see: onepeace index list{hint})")
     files.say_kept(index.report.kept)
-    return index.folder, index.part, index.report
+    return index.folder, index.report
 
 
 def table(results: "Results", query: "Query", is_filtered: bool) -> str:

@@ -6,7 +6,8 @@ none, and it is made again. Line 1 is the SHA-256 of all that follows, line 2 de
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,7 +30,19 @@ class Derived(NamedTuple):
     """What else was written, as from JSON."""
 
 
-def write_derived(path: Path, key: object, arrays: Mapping[str, np.ndarray], about: object = None) -> None:
+class Blocks(NamedTuple):
+    """An array that is written a part at a time, as it may not fit into the memory."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Iterable[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_derived(path: Path, key: object, arrays: Mapping[str, np.ndarray | Blocks], about: object = None) -> None:
     """Write a derived file; readers find the old or the new one.
 
     It is not synced to the disk: what a power cut leaves of it does not have its digest.
@@ -51,16 +64,21 @@ def write_derived(path: Path, key: object, arrays: Mapping[str, np.ndarray], abo
     digest = hashlib.sha256()
     with write_atomic(path, synced=False) as temporary, open(temporary, "wb") as file:
         file.seek(DIGEST_LINE)
-        parts: list[Any] = [header, b" " * padding + b"\n"]
-        for array in arrays.values():
-            parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            parts.append(bytes(_aligned(array.nbytes) - array.nbytes))
-        parts.append(bytes(ALIGNED))  # nothing at all could not be mapped
-        for part in parts:
+        for part in _content(header + b" " * padding + b"\n", arrays.values()):
             digest.update(part)
             file.write(part)
         file.seek(0)
         file.write(f"{digest.hexdigest()}\n".encode())
+
+
+def _content(header: bytes, arrays: Iterable[np.ndarray | Blocks]) -> Iterator[Any]:
+    """Yield the parts of a file after its digest."""
+    yield header
+    for array in arrays:
+        for part in array.parts if isinstance(array, Blocks) else [array]:
+            yield np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        yield bytes(_aligned(array.nbytes) - array.nbytes)
+    yield bytes(ALIGNED)  # nothing at all could not be mapped
 
 
 def read_derived(path: Path, key: object, *, checked: bool = True) -> Derived | None:

@@ -2,14 +2,16 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from onepeace.errors import need
 from onepeace.files.container import choose, counted_duration, declared_duration, open_container
 from onepeace.files.picture import TIFF, is_raw, open_picture, orientation
-from onepeace.files.source import suffix
+from onepeace.files.source import describe, is_open_file, suffix
 from onepeace.files.tags import tags_of_container, tags_of_exif, tags_of_picture
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ EXIF_DATES = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
 EXIF_FORMAT = "%Y:%m:%d %H:%M:%S"
 MAX_SECONDS = 1e8
 """Three years; headers with a longer duration were written before the end was known."""
+
+
+Source = str | os.PathLike[str] | BinaryIO
+"""Path of a file, or a file that is open and can be read from its start again."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ class Description:
     """Tags that cameras, programs and people wrote into it, by the names of tags.py."""
 
 
-def describe_media(path: str | os.PathLike[str], modality: str) -> Description:
-    """Facts in the headers of a local file, whose modality is "image", "audio", "video" or "text".
+def describe_media(source: Source, modality: str) -> Description:
+    """Facts in the headers of a file on this machine or in memory, whose modality is "image", "audio", "video" or
+    "text".
 
     Nothing is decoded, except a video's first picture for its orientation; a file whose header has no duration (AAC
     without a container, recordings of browsers) is read to its end. No error is raised: the description of a file that
@@ -49,22 +56,33 @@ def describe_media(path: str | os.PathLike[str], modality: str) -> Description:
     """
     reader = {"image": _picture, "audio": _sound, "video": _video}.get(modality)
     try:
-        return Description() if reader is None else reader(path)
+        return Description() if reader is None else reader(source)
     except Exception:  # damaged files raise many types of error; the reason is reported when the file is embedded
         return Description()
 
 
-def _picture(path: str | os.PathLike[str]) -> Description:
-    with open(path, "rb") as file:
+def _picture(source: Source) -> Description:
+    with _opened(source) as file:
         head = file.read(64)
         file.seek(0)
-        if is_raw(file, head, suffix(path)):
+        if is_raw(file, head, suffix(source)):
             return _raw_picture(file, head)
-        with open_picture(file, os.fspath(path), suffix(path)) as image:
+        with open_picture(file, describe(source), suffix(source)) as image:
             width, height = image.size
             if orientation(image) >= 5:
                 width, height = height, width
             return Description(width, height, date=_exif_date(image), tags=tags_of_picture(image))
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[BinaryIO]:
+    """Context of an open file at its start."""
+    if is_open_file(source):
+        source.seek(0)
+        yield source
+    else:
+        with open(cast("str", source), "rb") as file:
+            yield file
 
 
 def _raw_picture(file: BinaryIO, head: bytes) -> Description:
@@ -108,15 +126,15 @@ def _exif_date(image: "Image.Image") -> float | None:
     return None
 
 
-def _sound(path: str | os.PathLike[str]) -> Description:
+def _sound(source: Source) -> Description:
     import soundfile
 
     try:
-        with soundfile.SoundFile(os.fspath(path)) as sound:
+        with _opened(source) as file, soundfile.SoundFile(file) as sound:
             seconds = sound.frames / sound.samplerate
             return Description(duration=_plausible(seconds), tags=tags_of_container(sound.copy_metadata()))
     except Exception:  # PyAV may read what soundfile does not
-        with open_container(path, os.fspath(path)) as container:
+        with open_container(source, describe(source)) as container:
             stream = choose(container, "audio")
             if stream is None:
                 return Description()
@@ -128,15 +146,15 @@ def _sound(path: str | os.PathLike[str]) -> Description:
             )
 
 
-def _video(path: str | os.PathLike[str]) -> Description:
-    with open_container(path, os.fspath(path)) as container:
+def _video(source: Source) -> Description:
+    with open_container(source, describe(source)) as container:
         stream = choose(container, "video")
         try:
             first = None if stream is None else next(container.decode(stream))
         except Exception:  # no picture can be decoded
             first = None
         if stream is None or first is None:
-            return _sound(path)
+            return _sound(source)
         width = stream.width
         height = stream.height
         is_turned = round(first.rotation / 90) % 2 == 1

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import make_folder, write_atomic
 from onepeace.files.cache import cache_folder
-from onepeace.index.matrix_files import read
-from onepeace.index.store import Store
+from onepeace.index.database import Store
+from onepeace.index.vectors import read
 from onepeace.progress import status
 
 MODALITIES = ("image", "audio", "text")

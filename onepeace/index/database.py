@@ -1,22 +1,39 @@
-"""The SQLite database of an index: its tables, checksums and connections, and its errors as words for users."""
+"""The SQLite database of an index, the source of truth: its tables and connections, and `Store`, which reads and writes
+files, vectors, words and blobs.
+
+A batch of files and vectors is one transaction (WAL, synchronous=FULL), so a kill or a full disk costs that batch.
+"""
 
 import json
 import os
 import re
+import secrets
+import shlex
 import sqlite3
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from onepeace.errors import UserError
-from onepeace.files.atomic import sync, write_atomic
-from onepeace.index.items import NAMES
+import numpy as np
+
+from onepeace.errors import UsageError, UserError
+from onepeace.files.atomic import make_folder, write_atomic
+from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
 
 DATABASE = "index.sqlite"
+INDEX_FORMAT = "8"
+"""Format version on disk; an index of another version is refused."""
+LOCK = "lock"
+"""Name of the lock file in the folder of an index."""
+VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
+MAX_FILES = 100_000
+"""Number of files above which no parts of words are found."""
 SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
 """Settings of the writing connection: commits are durable, and readers do not wait."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -26,30 +43,29 @@ LOGS = ("-wal", "-journal")
 EXTERNAL = re.compile(
     "permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed|no such module"
 )
-"""SQLite error messages for faults outside the file, which a repair cannot fix and could make worse."""
+"""SQLite error messages for faults outside the file."""
 
-WORDS = """CREATE TABLE words (
-    file INTEGER PRIMARY KEY REFERENCES files ON DELETE CASCADE, name TEXT NOT NULL, ending TEXT NOT NULL,
-    about TEXT NOT NULL, text TEXT NOT NULL, crc INTEGER
-)"""
-WORD_INDEX = """CREATE VIRTUAL TABLE word_index USING fts5 (
-    name, ending, about, text, content = 'words', content_rowid = 'file', tokenize = 'unicode61 remove_diacritics 2'
-)"""
 SCHEMA = (
-    "CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER)",
+    "CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, digest BLOB NOT NULL)",
     """CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL, caption TEXT,
-    metadata TEXT NOT NULL, tags TEXT NOT NULL, problem TEXT, note TEXT, vectors INTEGER NOT NULL, crc INTEGER
+    mtime_ns INTEGER NOT NULL, "offset" INTEGER, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL,
+    caption TEXT, metadata TEXT NOT NULL, tags TEXT NOT NULL, problem TEXT, note TEXT
 )""",
     "CREATE INDEX files_hash ON files (hash)",
     """CREATE TABLE vectors (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL REFERENCES files ON DELETE CASCADE,
-    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL, crc INTEGER
+    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL
 )""",
     "CREATE INDEX vectors_file ON vectors (file)",
-    WORDS,
-    WORD_INDEX,
+    "CREATE TABLE gone (id INTEGER PRIMARY KEY)",
+    """CREATE TABLE words (
+    file INTEGER PRIMARY KEY REFERENCES files ON DELETE CASCADE, name TEXT NOT NULL, ending TEXT NOT NULL,
+    about TEXT NOT NULL, text TEXT NOT NULL
+)""",
+    """CREATE VIRTUAL TABLE word_index USING fts5 (
+    name, ending, about, text, content = 'words', content_rowid = 'file', tokenize = 'unicode61 remove_diacritics 2'
+)""",
     """CREATE TRIGGER words_added AFTER INSERT ON words BEGIN
     INSERT INTO word_index (rowid, name, ending, about, text)
     VALUES (new.file, new.name, new.ending, new.about, new.text);
@@ -59,22 +75,27 @@ END""",
     VALUES ('delete', old.file, old.name, old.ending, old.about, old.text);
 END""",
 )
-"""Statements that make the tables. `word_index` finds the rows of `words` by their words, and is derived from them."""
-WORD_TABLES = ("word_index_data", "word_index_idx", "word_index_docsize", "word_index_config")
-"""Tables that FTS5 makes for `word_index`."""
-SPARE = "CREATE TABLE IF NOT EXISTS spare (content BLOB NOT NULL, crc INTEGER)"
-"""Table of a second copy of the blob "meta", on a page of its own: without it an index could not be repaired."""
-COLUMNS = {
-    "blobs": ("name", "content"),
-    "files": ("id", *NAMES, "vectors"),
-    "vectors": ("id", "file", "modality", '"start"', '"end"', "vector"),
-    "words": ("file", "name", "ending", "about", "text"),
-}
-"""Columns of each table, without the checksum over them."""
+"""Statements that make the tables. `gone` has the vectors that were removed since they were copied (vectors.py);
+`word_index` finds the rows of `words` by their words, and is derived from them."""
+EARLIER = {"meta", "kept", "spare"}
+"""Tables that only earlier versions made."""
+FILE_COLUMNS = ", ".join(f'"{name}"' for name in ("id", *NAMES))
+INSERT_FILE = f"INSERT INTO files ({FILE_COLUMNS}) VALUES ({', '.join('?' * (len(NAMES) + 1))})"  # noqa: S608
+INSERT_VECTOR = 'INSERT INTO vectors (file, modality, "start", "end", vector) VALUES (?, ?, ?, ?, ?)'
+INSERT_WORDS = "INSERT OR REPLACE INTO words VALUES (?, ?, ?, ?, ?)"
+ANY_ENDS = (os.sep, SEPARATOR)
+"""What follows the path of a folder, or of a table or shard, in the path of a file inside it."""
+IN_LIST = "IN (SELECT value FROM json_each(?))"
+"""Condition for any number of values, given as one list in JSON."""
+
+
+def build_again(folder: Path) -> str:
+    """What to type for an index that cannot be read."""
+    return f"build it again: onepeace index build {shlex.quote(str(folder))} PATHS --force"
 
 
 class Damaged(UserError):
-    """Error for an index that differs from what was written; `onepeace index check --repair` repairs it.
+    """Error for an index that differs from what was written.
 
     Args:
         folder: folder of the index.
@@ -82,9 +103,12 @@ class Damaged(UserError):
     """
 
     def __init__(self, folder: Path, reason: object) -> None:
-        repair = f"onepeace index check {folder} --repair"
-        super().__init__(f"the index is damaged ({reason}); run: {repair}", where=folder)
+        super().__init__(f"the index is damaged ({reason}); {build_again(folder)}", where=folder)
         self.damage = str(reason)
+
+
+class Locked(UserError):
+    """Another process is writing to an index."""
 
 
 @contextmanager
@@ -102,7 +126,8 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the second if a message quotes damaged text
-        if is_cut(folder / DATABASE):  # which SQLite calls a disk I/O error
+        database = folder / DATABASE
+        if database.is_file() and database.stat().st_size % PAGE:  # which SQLite calls a disk I/O error
             raise Damaged(folder, "the database has been cut off") from error
         if EXTERNAL.search(str(error)):
             raise UserError(f"cannot be {doing} ({error})", where=folder) from error
@@ -111,13 +136,8 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
         raise UserError(f"cannot be {doing} ({error.strerror or error})", where=folder) from error
 
 
-def is_cut(database: Path) -> bool:
-    """Whether a database ends within a page."""
-    return database.is_file() and database.stat().st_size % PAGE != 0
-
-
 def connect(path: Path, how: str) -> sqlite3.Connection:
-    """Connection that several threads may use, with `checksum` as an SQL function.
+    """Connection that several threads may use.
 
     Args:
         how: parameters of SQLite's URI, such as mode=ro.
@@ -125,7 +145,6 @@ def connect(path: Path, how: str) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?{how}"
     connection = sqlite3.connect(address, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
     connection.execute("PRAGMA temp_store = MEMORY")  # a reader needs no space on the disk
-    connection.create_function("checksum", -1, checksum, deterministic=True)
     return connection
 
 
@@ -155,83 +174,413 @@ def _has_log(path: Path) -> bool:
     return False
 
 
-@contextmanager
-def write_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """Context of a new database with empty tables, which replaces the one at ``path`` when the block ends.
-
-    The log of the old database is deleted first, as SQLite would apply it to the new one.
+def write_database(path: Path, meta: dict[str, str]) -> None:
+    """Write a new database with empty tables.
 
     Raises:
-        OSError, sqlite3.Error: the disk is full or not writable; ``path`` is unchanged, but its log may be gone.
+        OSError, sqlite3.Error: the disk is full or not writable; there is then no database.
     """
+    for ending in SIDE_FILES:  # of one that is gone: SQLite would apply its log to the new one
+        Path(f"{path}{ending}").unlink(missing_ok=True)
     with write_atomic(path) as temporary:
-        with closing(connect(temporary, "mode=rwc")) as connection:
+        connection = connect(temporary, "mode=rwc")
+        try:
             connection.execute(f"PRAGMA page_size = {PAGE}")
             connection.execute("BEGIN")
             for statement in SCHEMA:
                 connection.execute(statement)
-            yield connection
+            _insert_blob(connection, "meta", json.dumps(meta).encode())
             connection.commit()
             connection.execute("PRAGMA journal_mode = WAL")  # now, as a writer killed meanwhile would lock out readers
-        for ending in SIDE_FILES:
-            Path(f"{path}{ending}").unlink(missing_ok=True)
-        sync(path.parent)
+        finally:
+            connection.close()
 
 
-def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> int:
-    """Write a row of COLUMNS with its checksum, computed over the values as SQLite stores them; returns its id."""
-    names = ", ".join(COLUMNS[table])
-    marks = ", ".join("?" * len(values))
-    cursor = connection.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608
-    id_ = cursor.lastrowid or 0
-    connection.execute(f"UPDATE {table} SET crc = checksum({names}) WHERE rowid = ?", (id_,))  # noqa: S608
-    return id_
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
 
 
-def keep_spare(connection: sqlite3.Connection, content: bytes) -> None:
-    """Replace the second copy of the metadata."""
-    connection.execute(SPARE)
-    connection.execute("DELETE FROM spare")
-    connection.execute("INSERT INTO spare (content, crc) VALUES (?, ?)", (content, checksum(content)))
+def _insert_blob(connection: sqlite3.Connection, name: str, content: bytes) -> None:
+    connection.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (name, content, _digest(content)))
 
 
-def read_spare(connection: sqlite3.Connection) -> bytes | None:
-    """The second copy of the metadata; None if there is none, or it is damaged."""
-    try:
-        rows = connection.execute("SELECT content, crc FROM spare").fetchall()
-    except sqlite3.DatabaseError:  # also of an index that no version with this table has written
-        return None
-    return next((content for content, crc in rows if crc == checksum(content)), None)
+class Store:
+    """An index folder, open for reading, or for writing inside `transaction`.
 
+    Each statement of a reader sees the latest state; inside `snapshot` all of them see one.
 
-def is_word_index_intact(connection: sqlite3.Connection) -> bool:
-    """Whether `word_index` has the words of all rows of `words`.
+    Args:
+        write: open it for writing; the caller holds the write lock (`writing`).
 
-    Checked in a temporary copy, as the check of FTS5 is a command that writes, which a reader may not do.
+    Attributes:
+        meta: the model, counters, and a random id of the state; stored by `transaction`.
+
+    Raises:
+        UserError: there is no index, it has another format, or it cannot be read; Damaged.
     """
-    with closing(sqlite3.connect("")) as copy:
-        copy.execute(WORDS)
-        copy.execute(WORD_INDEX)
-        for table in ("words", *WORD_TABLES):
-            rows = connection.execute(f"SELECT * FROM {table}")  # noqa: S608 (fixed names)
-            marks = ", ".join("?" * len(rows.description))
-            copy.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)  # noqa: S608
-        try:
-            copy.execute("INSERT INTO word_index (word_index, rank) VALUES ('integrity-check', 1)")
-        except sqlite3.DatabaseError as error:
-            if EXTERNAL.search(str(error)):
+
+    def __init__(self, folder: Path, write: bool = False) -> None:
+        self.folder = folder
+        self._num_readers = 0
+        path = folder / DATABASE
+        with failing(folder, "read"):
+            if not path.is_file():
+                raise no_index(folder)
+            self._file = _file_at(path)
+            self.connection = connect(path, "mode=rw") if write else reader(path)
+            try:
+                if write:
+                    self.connection.executescript(SETTINGS)
+                self._check_schema()
+                self.meta = self._known()
+            except BaseException:
+                self.close()
                 raise
-            return False
-    return True
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a `snapshot` is held."""
+        return self._num_readers > 0
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Context in which all reads see one state, of which `meta` is; for a reader, which may enter it again."""
+        if not self.is_reading:
+            with failing(self.folder, "read"):
+                self.connection.execute("BEGIN")
+        self._num_readers += 1
+        try:
+            if self._num_readers == 1:
+                self.meta = self._known()
+                self.__dict__.pop("vocabulary", None)
+            yield
+        finally:
+            self._num_readers -= 1
+            if not self.is_reading:
+                with suppress(sqlite3.Error):  # closed meanwhile
+                    self.connection.rollback()
+
+    def is_replaced(self) -> bool:
+        """Whether another database has taken the place of this one, or none is there."""
+        try:
+            return _file_at(self.folder / DATABASE) != self._file
+        except OSError:
+            return True
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self.meta["embed_dim"])
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the model; a vector is stored with the place of its modality among them."""
+        return tuple(self.meta["modalities"].split())
+
+    @classmethod
+    def create(cls, folder: Path, embed_dim: int, about: dict[str, str]) -> "Store":
+        """New, empty index, open for writing.
+
+        Args:
+            about: further entries of `meta`, which identify the model.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        now = datetime.now(timezone.utc)
+        meta = {
+            "format_version": INDEX_FORMAT,
+            "embed_dim": str(embed_dim),
+            "generation": "",
+            "removed": "0",
+            "store": "local",
+            "created": now.isoformat(timespec="seconds"),
+            "id": secrets.token_hex(8),
+            **about,
+        }
+        with failing(folder, "written"):
+            make_folder(folder)
+            write_database(folder / DATABASE, meta)
+        return cls(folder, write=True)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Context of one transaction: committed durably when it ends, or rolled back on an error.
+
+        Raises:
+            UserError: the disk is full or not writable, or the folder was moved; Damaged.
+        """
+        meta = dict(self.meta)
+        try:
+            with failing(self.folder, "written"), self.connection:
+                self.connection.execute("BEGIN IMMEDIATE")
+                before = self.connection.total_changes
+                yield
+                if self.connection.total_changes != before or self.meta != meta:
+                    self.meta["generation"] = secrets.token_hex(8)
+                    self.keep_blob("meta", json.dumps(self.meta).encode())
+        except BaseException:
+            self.meta = meta
+            raise
+        if not (self.folder / DATABASE).exists():  # the open files were written nevertheless
+            raise UserError(
+                "the index was moved or deleted while it was written to; what is stored moved with it, so run the same "
+                "command again with the new folder",
+                where=self.folder,
+            )
+
+    def add(
+        self,
+        files: Sequence[tuple[Item, Sequence[Span]]],
+        vectors: np.ndarray,
+        words: Sequence[Words] | None = None,
+    ) -> None:
+        """Store files with their vectors, replacing older ones of the same path; call it in a transaction.
+
+        Args:
+            files: items, each with the spans of its vectors; an item with a problem has none. An item with an id keeps
+                it.
+            vectors: (n, E) finite unit rows, in the order of the spans.
+            words: texts by whose words each file is found; None = none.
+        """
+        count = sum(len(spans) for _, spans in files)
+        if vectors.shape != (count, self.embed_dim) or not np.isfinite(vectors).all():
+            raise ValueError(f"vectors of shape {vectors.shape} for {count} x {self.embed_dim}, or not finite")
+        if words is None:
+            words = [Words()] * len(files)
+        remaining = iter(np.ascontiguousarray(vectors, VECTOR))
+        for (item, spans), texts in zip(files, words, strict=True):
+            self.remove(self.ids("path = ?", (os.fsencode(item.path),)))
+            file_id = self.connection.execute(INSERT_FILE, (item.id or None, *item.to_row())).lastrowid
+            self.connection.execute(INSERT_WORDS, (file_id, *texts))
+            for span in spans:
+                modality = self.modalities.index(span.modality)
+                content = next(remaining).tobytes()
+                self.connection.execute(INSERT_VECTOR, (file_id, modality, span.start, span.end, content))
+
+    def remove(self, ids: Iterable[int]) -> None:
+        """Remove files; call it in a transaction."""
+        for id_ in ids:
+            gone = self.connection.execute("INSERT INTO gone SELECT id FROM vectors WHERE file = ?", (id_,))
+            self.meta["removed"] = str(int(self.meta["removed"]) + gone.rowcount)
+            self.connection.execute("DELETE FROM files WHERE id = ?", (id_,))
+
+    def count(self, where: str = "1", parameters: Sequence[Any] = ()) -> int:
+        """Number of files that an SQL condition with "?" for parameters selects."""
+        return self.select(f"SELECT count(*) FROM files WHERE {where}", parameters)[0][0]  # noqa: S608 (our own code)
+
+    def items(
+        self,
+        where: str = "1",
+        parameters: Sequence[Any] = (),
+        order: str = "id",
+    ) -> Iterator[Item]:
+        """Files that an SQL condition with "?" for parameters selects."""
+        sql = f"SELECT {FILE_COLUMNS} FROM files WHERE {where} ORDER BY {order}"  # noqa: S608 (our own code)
+        with failing(self.folder, "read"):
+            try:
+                yield from map(Item.from_row, self.connection.execute(sql, parameters))
+            except (ValueError, TypeError) as error:
+                raise Damaged(self.folder, error) from error
+
+    def ids(self, where: str, parameters: Sequence[Any] = ()) -> list[int]:
+        """Ids of the files that a condition selects."""
+        rows = self.select(f"SELECT id FROM files WHERE {where}", parameters)  # noqa: S608 (our own code)
+        return [id_ for (id_,) in rows]
+
+    def items_of(self, ids: Iterable[int]) -> dict[int, Item]:
+        """Files by their ids.
+
+        Raises:
+            Damaged: there is no file of one of these ids, of which the index has vectors.
+        """
+        wanted = set(ids)
+        items = {item.id: item for item in self.items(f"id {IN_LIST}", [json.dumps(sorted(wanted))])}
+        missing = wanted - items.keys()
+        if missing:
+            raise Damaged(self.folder, f"file {min(missing)} is missing")
+        return items
+
+    def vectors_of(self, id_: int) -> tuple[list[Span], np.ndarray]:
+        """The spans of the vectors of a file, and these (n, E) float32.
+
+        Raises:
+            Damaged: a vector has another length or modality.
+        """
+        rows = self.select('SELECT modality, "start", "end", vector FROM vectors WHERE file = ? ORDER BY id', (id_,))
+        try:
+            spans = [Span(self.modalities[code], start, end) for code, start, end, _ in rows]
+            content = b"".join(vector for *_, vector in rows)
+            return spans, np.frombuffer(content, VECTOR).reshape(len(rows), self.embed_dim)
+        except (ValueError, TypeError, IndexError) as error:
+            raise Damaged(self.folder, error) from error
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """All words by which files are found that begin with a letter, a line each; "" above `MAX_FILES` files, as it
+        takes about 1 s for a million."""
+        ((last_id,),) = self.select("SELECT max(file) FROM words")
+        if (last_id or 0) > MAX_FILES:
+            return ""
+        self.select("CREATE VIRTUAL TABLE IF NOT EXISTS temp.vocabulary USING fts5vocab (main, word_index, row)")
+        rows = self.select("SELECT term FROM temp.vocabulary WHERE term >= 'a'")
+        return "\n".join(term for (term,) in rows)
+
+    def replace_words(self, file_id: int, words: Words) -> None:
+        """Store other texts by whose words a file is found; call it in a transaction."""
+        self.connection.execute("DELETE FROM words WHERE file = ?", (file_id,))
+        self.connection.execute(INSERT_WORDS, (file_id, *words))
+
+    def words(self, ids: Sequence[int]) -> dict[int, Words]:
+        """The texts by whose words files are found."""
+        rows = self.select(f"SELECT * FROM words WHERE file {IN_LIST}", [json.dumps(list(ids))])  # noqa: S608
+        return {file_id: Words(*texts) for file_id, *texts in rows}
+
+    def blob(self, name: str) -> bytes | None:
+        """Content that was stored under a name, such as the calibration; None if there is none.
+
+        Raises:
+            Damaged: the content has another digest.
+        """
+        for content, digest in self.select("SELECT content, digest FROM blobs WHERE name = ?", (name,)):
+            if not isinstance(content, bytes) or _digest(content) != digest:
+                raise Damaged(self.folder, f"its {name} is not what was written")
+            return content
+        return None
+
+    def keep_blob(self, name: str, content: bytes) -> None:
+        """Store content for `blob`; call it in a transaction."""
+        if self.blob(name) != content:
+            _insert_blob(self.connection, name, content)
+
+    def drop_blob(self, name: str) -> None:
+        """Delete what `keep_blob` stored, if anything; call it in a transaction."""
+        self.connection.execute("DELETE FROM blobs WHERE name = ?", (name,))
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query.
+
+        Raises:
+            UserError: the database cannot be read; Damaged.
+        """
+        with failing(self.folder, "read"):
+            return self.connection.execute(sql, parameters).fetchall()
+
+    def _check_schema(self) -> None:
+        """UserError for another format, Damaged if the tables have changed."""
+        definitions = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
+        if definitions.issuperset(SCHEMA):  # there are also those of the tables that FTS5 makes
+            return
+        tables = {name for (name,) in self.select("SELECT name FROM sqlite_schema")}
+        if EARLIER & tables:
+            raise UserError(f"made by an earlier version; {build_again(self.folder)}", where=self.folder)
+        raise Damaged(self.folder, "its table definitions have changed")
+
+    def _known(self) -> dict[str, str]:
+        """Metadata of the index."""
+        content = self.blob("meta")
+        if content is None:
+            raise Damaged(self.folder, "its metadata is missing")
+        meta: dict[str, str] = json.loads(content)
+        if meta["format_version"] != INDEX_FORMAT:
+            origin = f"format {meta['format_version']} by {meta.get('made_by')}"
+            raise UserError(
+                f"made in {origin}, and this version reads {INDEX_FORMAT}; {build_again(self.folder)}",
+                where=self.folder,
+            )
+        return meta
 
 
-def checksum(*values: Any) -> int:
-    """CRC-32 of values of SQLite, the same in every version of Python.
+def _file_at(path: Path) -> tuple[int, int]:
+    """What tells a file from one that has taken its place."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
-    Computed over JSON, not repr: the characters that repr escapes depend on the interpreter's Unicode tables.
+
+def is_index(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an index folder."""
+    return os.path.isfile(Path(path) / DATABASE)  # unlike Path.is_file, does not raise for a folder without permission
+
+
+def no_index(folder: Path) -> UserError:
+    return UserError(f"no index there; make one with: onepeace index build {folder} FILES", where=folder)
+
+
+@contextmanager
+def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Path]:
+    """Context with the write lock of an index; yields its folder.
+
+    Args:
+        create: create the folder if it does not exist; it is removed again if no index was written.
+
+    Raises:
+        UserError: there is no index, or the folder has other files in it; Locked: another process is writing.
     """
-    crc = zlib.crc32(json.dumps(values, default=lambda blob: [len(blob)]).encode())  # a list, unlike any number
-    for value in values:
-        if isinstance(value, bytes):
-            crc = zlib.crc32(value, crc)
-    return crc
+    from filelock import FileLock, Timeout
+
+    target = Path(folder)
+    if os.path.exists(target) and not os.path.isdir(target):  # False without permission, unlike those of Path
+        raise UsageError("is a file; name a folder", where=target)
+    if not create and not is_index(target):
+        raise no_index(target)
+    lock = FileLock(target / LOCK, timeout=0)
+    try:
+        is_new = not os.path.exists(target)
+        if not is_new:
+            _refuse_other_files(target)
+        make_folder(target)
+        lock.acquire()
+        for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
+            leftover.unlink(missing_ok=True)
+    except Timeout:
+        raise Locked("another process is writing to this index; wait until it has ended", where=target) from None
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
+    try:
+        yield target
+    finally:
+        lock.release()
+        if is_new:
+            _remove_without_index(target)
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """UserError if a folder is not an index, and has files in it."""
+    is_ours = is_index(folder) or (folder / LOCK).exists()
+    if not is_ours and any(folder.iterdir()):
+        raise UserError("a folder with other files in it, and no index; name a new folder", where=folder)
+
+
+def _remove_without_index(folder: Path) -> None:
+    """Remove a new folder in which no index was written."""
+    with suppress(OSError):  # it was moved meanwhile
+        if {path.name for path in folder.iterdir()} == {LOCK}:
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
+def sql_below(paths: Iterable[str]) -> str:
+    """SQL condition for files at these paths, and in folders, tables and shards at these paths."""
+    listed = list(paths)
+    conditions = [f"path IN ({', '.join(map(_literal, map(os.fsencode, listed)))})"]
+    for path in listed:
+        for end in ANY_ENDS:
+            first = os.fsencode(path.removesuffix(end) + end)
+            after_last = first[:-1] + bytes([first[-1] + 1])
+            conditions.append(f"path >= {_literal(first)} AND path < {_literal(after_last)}")
+    return _any_of(conditions)
+
+
+def _literal(content: bytes) -> str:
+    return f"X'{content.hex()}'"
+
+
+def _any_of(conditions: Sequence[str]) -> str:
+    """One condition of several; halved, as SQLite limits how deep a condition is nested."""
+    if len(conditions) == 1:
+        return f"({conditions[0]})"
+    middle = len(conditions) // 2
+    return f"({_any_of(conditions[:middle])} OR {_any_of(conditions[middle:])})"

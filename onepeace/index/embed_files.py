@@ -17,13 +17,11 @@ import numpy as np
 
 from onepeace.errors import UsageError
 from onepeace.files.walk import Unreadable
-from onepeace.index.classify import modalities_of
-from onepeace.index.cutting import as_video, spans_and_vectors, window_options
-from onepeace.index.entries import Entry
+from onepeace.index.content import read_entry
+from onepeace.index.embed import as_video, spans_and_vectors, window_options
 from onepeace.index.items import Item
-from onepeace.index.reading import read_entry
-from onepeace.index.roots import listed, roots_of
-from onepeace.index.scan import scan
+from onepeace.index.scan import modalities_of, scan
+from onepeace.index.sources import Entry, listed, roots_of
 from onepeace.index.vector_file import BLOCK, Writer, check_extension, write_vectors
 from onepeace.index.video import Video
 from onepeace.progress import Progress

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from onepeace.errors import UserError
-from onepeace.index.store import Store
+from onepeace.index.database import Store
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -1,17 +1,20 @@
 """`Index`, the public interface of an index folder. Importing it does not import torch."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.files.walk import Unreadable
 from onepeace.index.banks import Banks, banks_of
-from onepeace.index.contents import Contents
+from onepeace.index.database import Store
 from onepeace.index.fields import Condition
 from onepeace.index.filters import compile_condition
 from onepeace.index.functions import register
@@ -20,12 +23,11 @@ from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, without_files, without_other_spaces
-from onepeace.index.matrix import Matrix
-from onepeace.index.part import Part
 from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.search import Search, SearchOptions
-from onepeace.index.store import Store
+from onepeace.index.sources import Root, known_roots
+from onepeace.index.vectors import Matrix
 from onepeace.index.words import WordSearch
 from onepeace.progress import status
 
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
+
 CACHED_MASKS = 16
 """Number of filters whose masks are cached."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class of_vectors(cached_property[T]):
@@ -44,17 +48,28 @@ class of_vectors(cached_property[T]):
 
 
 class of_model(cached_property[T]):
-    """A cached property that depends on the model; dropped when the index has been moved to another one."""
+    """A cached property that depends on the model; dropped when the index has been built anew with another one."""
 
 
-class Index(Contents):
+def of_one_state(method: "Callable[Concatenate[Index, P], T]") -> "Callable[Concatenate[Index, P], T]":
+    """Make all that a method of `Index` reads of one state."""
+
+    @wraps(method)
+    def reading(self: "Index", *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.reading():
+            return method(self, *args, **kwargs)
+
+    return reading
+
+
+class Index:
     """Vectors and metadata of files, stored in a folder.
 
-    ``with Index.open("photos.index") as index: index.search("dog")``. The object is read-only and shows the state at
-    the time of opening; another process may write meanwhile.
+    ``with Index.open("photos.index") as index: index.search("dog")``. The object is read-only. Another process may
+    write meanwhile: each call sees the latest state, and ``with index.reading():`` makes several calls see one.
 
     Attributes:
-        store: the database, in the state that is shown.
+        store: the database.
     """
 
     def __init__(
@@ -63,14 +78,13 @@ class Index(Contents):
         model: Model | None,
         device: str | None,
         dtype: str,
-        part: Part | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._dtype = dtype
-        self._part = part
         self.store = store
-        self._prepare_store()
+        self._made_with = self.model_hash
+        register(store.connection, self.roots())
 
     @classmethod
     def open(
@@ -80,16 +94,14 @@ class Index(Contents):
         model: Model | None = None,
         device: str | None = None,
         dtype: str = "auto",
-        part: Part | None = None,
     ) -> "Index":
         """Open an existing index.
 
         Args:
             model: model for queries: a name, if the model of the index has another one on this machine, or an
-                `Embedder`. Queries then always use it. With None, `refresh` loads the other model when the index
-                is moved to one.
+                `Embedder`. Queries then always use it. With None, an index that is built anew with another model is
+                searched with that.
             device, dtype: see `onepeace.load`; the model is loaded with the first query that needs it.
-            part: show these files alone (part.py); None = all.
 
         Raises:
             UserError: there is no index, it is damaged, or it has another format version; the `Embedder` is not the
@@ -102,7 +114,7 @@ class Index(Contents):
             except BaseException:
                 store.close()
                 raise
-        return cls(store, model, device, dtype, part)
+        return cls(store, model, device, dtype)
 
     def __enter__(self) -> "Index":
         return self
@@ -113,6 +125,42 @@ class Index(Contents):
     def close(self) -> None:
         self.drop_cached()
         self.store.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[bool]:
+        """Context in which all calls see one state, the latest when it begins; yields whether that differs from the one
+        seen before. Between calls nothing is held that lets the log of a writer grow.
+
+        Raises:
+            UserError: the index is gone or damaged, or was built anew with another model than the one it was opened
+                with.
+        """
+        if self.store.is_reading:
+            yield False
+            return
+        is_replaced = self.store.is_replaced()
+        if is_replaced:
+            new_store = Store(self.folder)
+            self.close()
+            self.store = new_store
+        matrix = self.__dict__.get("matrix")
+        if matrix is not None and not matrix.is_whole():  # reading past the end of its file would kill the process
+            self.drop_cached()
+        before = self.store.meta["generation"]
+        with self.store.snapshot():
+            has_changed = is_replaced or self.store.meta["generation"] != before
+            if has_changed:
+                self.drop_cached()
+                register(self.store.connection, self.roots())
+            if self.model_hash != self._made_with:
+                self._follow_model()
+            yield has_changed
+
+    def _follow_model(self) -> None:
+        if self._model is not None:
+            raise UserError(f"built anew with another model, {self.model}; open it with that one", where=self.folder)
+        self._drop_cached(of_model)
+        self._made_with = self.model_hash
 
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
@@ -141,6 +189,63 @@ class Index(Contents):
         """Modalities of the vectors, which are those of the model."""
         return self.store.modalities
 
+    def __len__(self) -> int:
+        return self.store.count("problem IS NULL")
+
+    def items(self, where: str | None = None) -> Iterator[Item]:
+        """Files with vectors that satisfy a condition (filters.py), in the order in which they were added."""
+        condition = _embedded(where)
+        return self.store.items(condition.sql, condition.params)
+
+    @of_one_state
+    def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
+        """Files with vectors that satisfy a condition, newest first, and their total number."""
+        condition = _embedded(where)
+        order = "date DESC, id LIMIT ? OFFSET ?"
+        parameters = (*condition.params, top, offset)
+        items = list(self.store.items(condition.sql, parameters, order))
+        return items, self.store.count(condition.sql, condition.params)
+
+    def item(self, key: str | os.PathLike[str] | int) -> Item | None:
+        """The file with this path or id, if it is in the index and has vectors."""
+        if isinstance(key, int):
+            items = self.store.items("id = ? AND problem IS NULL", (key,))
+        else:
+            items = self.store.items("path = ? AND problem IS NULL", (os.fsencode(key),))
+        return next(items, None)
+
+    def problems(self) -> list[Unreadable]:
+        """Files that could not be embedded, with the reasons."""
+        items = self.store.items("problem IS NOT NULL")
+        return [Unreadable(Path(item.path), item.problem or "") for item in items]
+
+    def roots(self) -> dict[str, Root]:
+        """The indexed folders, files, tables and shards, by path."""
+        roots = known_roots(self.store)
+        return {path: root for path, root in roots.items() if root.type != "removed"}
+
+    @of_one_state
+    def stats(self) -> dict[str, Any]:
+        """Counts of files by kind, vectors, captions, problems and bytes on disk, and the model."""
+        store = self.store
+        counts_by_kind = store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
+        ((num_vectors,),) = store.select("SELECT count(*) FROM vectors")
+        problems = Counter(problem.reason for problem in self.problems())
+        paths_on_disk = filter(Path.is_file, store.folder.rglob("*"))
+        return {
+            "files": dict(counts_by_kind),
+            "vectors": num_vectors,
+            "captions": store.count("caption IS NOT NULL"),
+            "problems": dict(problems),
+            "bytes": sum(path.stat().st_size for path in paths_on_disk),
+            "model": store.meta["model"],
+            "model_hash": store.meta["model_hash"],
+            "made_by": store.meta.get("made_by"),
+            "created": store.meta["created"],
+            "roots": list(self.roots()),
+        }
+
+    @of_one_state
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files with vectors, and the mean unit vector of each, (n, E) float32."""
         items = {item.id: item for item in self.items()}
@@ -149,8 +254,7 @@ class Index(Contents):
         np.add.at(sums, file_of_row, self.matrix.vectors)
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         sums /= np.maximum(lengths, 1e-12)
-        is_shown = [file_id in items for file_id in ids.tolist()]
-        return [items[file_id] for file_id in ids[is_shown].tolist()], sums[is_shown]
+        return [items[file_id] for file_id in ids.tolist()], sums
 
     @of_model
     def embedder(self) -> "Embedder":
@@ -167,16 +271,18 @@ class Index(Contents):
     @of_vectors
     def matrix(self) -> Matrix:
         """All vectors."""
-        return Matrix(self.store)
+        with self.reading():
+            return Matrix(self.store)
 
     @of_vectors
     def banks(self) -> Banks:
         """The unrelated queries, which define the scale of the scores and the match."""
-        return banks_of(self.store)
+        with self.reading():
+            return banks_of(self.store)
 
     @of_vectors
     def service(self) -> Any:
-        """Vector database for nearest-neighbour search (matrix.py), if any."""
+        """Vector database for nearest-neighbour search (vectors.py), if any."""
         address = self.store.meta["store"]
         if address == LOCAL:
             return None
@@ -202,6 +308,7 @@ class Index(Contents):
         """A function: `mask_of` these vectors, which remembers the last masks."""
         return lru_cache(CACHED_MASKS)(partial(mask_of, self.store, self.matrix))
 
+    @of_one_state
     def search(
         self,
         query: str | Query,
@@ -246,8 +353,6 @@ class Index(Contents):
         query = Query(text=query) if isinstance(query, str) else query
         # Functions, so that a query that needs no model, or the text branch alone, loads none.
         vector = encode(query, self.store, self.matrix, lambda: self.embedder, lambda: self.text_branch)
-        if not self.matrix.is_whole():  # a file was cut short: reading past its end would kill the process
-            self.drop_cached()
         allowed = self._cached_mask_of(kinds, condition, paths_of(below))
         allowed = without_files(self.store, self.matrix, allowed, query.paths)
         allowed = without_other_spaces(self.store, self.matrix, allowed, vector.vector)
@@ -259,39 +364,6 @@ class Index(Contents):
             return results
         lines, suggestion = hints(query.texts, self._vocabulary if query.texts else {}, words.has)
         return replace(results, hints=lines, suggestion=suggestion)
-
-    def refresh(self) -> bool:
-        """Load the changes of another process; returns whether there are any.
-
-        If another process has moved the index to another model, an index opened without a model uses the new one.
-
-        Raises:
-            UserError: the index was moved to another model than the one it was opened with, or is damaged. The old
-                state then remains visible.
-        """
-        is_lost = self.store.has_lost_memory()
-        if is_lost:  # close first: a new connection of this process would read the memory that was lost
-            self.close()
-        new_store = Store(self.folder)
-        if new_store.meta == self.store.meta and not is_lost:
-            new_store.close()
-            return False
-        if new_store.meta["model_hash"] != self.model_hash:
-            if self._model is not None:
-                new_store.close()
-                moved_to = new_store.meta["model"]
-                raise UserError(f"moved to another model, {moved_to}; open it with that one", where=self.folder)
-            self._drop_cached(of_model)
-        self.close()
-        self.store = new_store
-        self._prepare_store()
-        return True
-
-    def _prepare_store(self) -> None:
-        """Make a newly opened store ready for filters, and hide files that are not in the part to show."""
-        register(self.store.connection, self.roots())
-        if self._part is not None:
-            self.store.show_only(self._part.sql())
 
     def drop_cached(self) -> None:
         """Drop everything computed from the vectors; it is recomputed on demand."""
@@ -305,3 +377,9 @@ class Index(Contents):
         for name, attribute in vars(Index).items():
             if isinstance(attribute, declared_by):
                 self.__dict__.pop(name, None)
+
+
+def _embedded(where: str | None) -> Condition:
+    """Condition for files with vectors that also satisfy ``where``."""
+    condition = Condition("1") if where is None else compile_condition(where)
+    return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)

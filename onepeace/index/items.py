@@ -1,7 +1,8 @@
-"""Files of an index, and the parts of them that vectors represent."""
+"""Files of an index and their paths, and the parts of files that vectors stand for."""
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,9 @@ class Item:
     size: int = 0
     """Bytes."""
     mtime_ns: int = 0
+    """Of a sample or row, that of the shard or table."""
+    offset: int | None = None
+    """Place of the first byte of a sample in the uncompressed shard."""
     hash: bytes | None = None
     """blake2b of the content, 16 bytes."""
     date: float | None = None
@@ -101,3 +105,49 @@ class Words(NamedTuple):
     """Caption, cells of its row of a table, and tags."""
     text: str = ""
     """Content of a text file."""
+
+
+SHARDS = (".tar", ".tar.gz", ".tgz")
+TABLES = (".csv", ".tsv", ".jsonl")
+SEPARATOR = "::"
+_ENDINGS = "|".join(map(re.escape, (*SHARDS, *TABLES)))
+_CONTAINER = re.compile(rf"(.+?(?:{_ENDINGS})){SEPARATOR}", re.IGNORECASE | re.DOTALL)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def is_shard(path: str) -> bool:
+    return path.lower().endswith(SHARDS)
+
+
+def is_table(path: str) -> bool:
+    return path.lower().endswith(TABLES)
+
+
+def places_of(path: str) -> set[str]:
+    """An item's path, the folders above it, and the shard or table it is part of."""
+    return {path, whole_of(path) or path, *map(str, Path(path).parents)}
+
+
+def whole_of(path: str) -> str | None:
+    """Path of the shard or table that an item is a sample or row of; None for a file."""
+    match = _CONTAINER.match(path)
+    return match[1] if match else None
+
+
+def shard_of(path: str) -> str | None:
+    """Path of the shard that an item is a sample of, else None."""
+    whole = whole_of(path)
+    return whole if whole and is_shard(whole) else None
+
+
+def name_and_place(path: str) -> tuple[str, str]:
+    """Name of an item, and the folder or shard it is in."""
+    shard = shard_of(path)
+    if shard:
+        return path[len(shard) + len(SEPARATOR) :], shard
+    return os.path.basename(path), os.path.dirname(path)
+
+
+def without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON and file names may contain, but UTF-8 cannot encode."""
+    return _SURROGATES.sub("\ufffd", text)

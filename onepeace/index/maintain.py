@@ -1,23 +1,40 @@
-"""`build`, `update` and `remove`, which modify an index: scan -> classify -> embed -> write."""
+"""`build`, `update` and `remove`, which change an index: scan -> classify -> embed -> write, and what follows from new
+vectors: the scores of the unrelated queries, the files derived from them, a vector database."""
 
 import os
-from collections.abc import Sequence
-from contextlib import closing
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index.derived import finish
-from onepeace.index.filling import fill, opened, refuse_unmounted
-from onepeace.index.identity import Model
-from onepeace.index.loading import Settings
-from onepeace.index.lock import writing
-from onepeace.index.move import move
-from onepeace.index.paths import places_of
-from onepeace.index.report import Report
-from onepeace.index.roots import Root, keep_roots, known_roots, listed, roots_of
-from onepeace.index.scan import Scan, scan
-from onepeace.index.store import Store, is_index
+from onepeace.index.banks import banks_of, calibration_by_words, read_calibration, undamaged
+from onepeace.index.database import DATABASE, SIDE_FILES, Store, is_index, sql_below, writing
+from onepeace.index.embed import Settings, embed_entries, model_on_demand
+from onepeace.index.identity import FOREIGN, Model, check_model, identity, is_name
+from onepeace.index.items import places_of
+from onepeace.index.plugin import LOCAL, plugin
+from onepeace.index.record import Recorder, Report
+from onepeace.index.reuse import opened_elsewhere
+from onepeace.index.scan import Scan, at_risk, entries_to_read, remove_missing, scan
+from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
+from onepeace.index.vectors import Matrix, keep, remove_derived, vectors_state
+from onepeace.progress import status
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+
+DEFAULT_MODEL = "tiny"
+EXPORT_FROM = 1000
+"""Number of files from which the model's text branch is exported in 10 s; without it a text query takes 3 s."""
+NEXT = "next"
+"""Folder inside an index with the index of the same files by another model, until that is complete."""
+TABLES = ("files", "vectors", "words", "blobs")
+"""Tables of a database, those first that others refer to."""
 
 
 def build(
@@ -27,55 +44,49 @@ def build(
     *,
     exclude: str | Sequence[str] = (),
     follow_links: bool = False,
+    force: bool = False,
     **options: Any,
 ) -> Report:
-    """Build an index of files, add files to one, or move one to another model.
+    """Build an index of files, add files to one, or build one anew with another model.
 
     Args:
         folder: folder of the index; created if it does not exist.
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces);
             one, or several. None = all files of the index are embedded with another ``model``, and its vectors replace
-            the old ones at once when they are complete; see `onepeace.index.move.move`.
+            the old ones at once when they are complete; an interrupted call resumes.
         model: name or folder, see `onepeace.load`, or an `Embedder`; None = the model of the index, or "tiny" for a new
             one.
         exclude: patterns as in a .gitignore file.
         follow_links: follow links that lead out of the folders.
+        force: delete the index that is there first, such as a damaged one.
         options: ``device``, ``dtype`` (as for `onepeace.load`; not for an `Embedder`), ``batch_size``, ``progress``
             (False = silent); ``engine``, where to embed, "ray" or "ray:4"; ``store``, a vector database that finds the
-            nearest vectors, "milvus://HOST", which later calls reuse. Both are modules of onepeace.plugins.
+            nearest vectors, "milvus://HOST", which later calls reuse (both are modules of onepeace.plugins); ``reuse``,
+            folders of other indexes, from which vectors of equal files by the same model are taken.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
     settings = Settings(**options).checked_for(model)
     if paths is None:
-        if exclude or follow_links:
-            raise UsageError("exclude and follow_links are for new paths; name them")
-        return _moved(folder, model, settings)
+        if exclude or follow_links or force:
+            raise UsageError("exclude, follow_links and force are for new paths; name them")
+        return _built_anew(folder, model, settings)
     paths = listed(paths)
     patterns = [exclude] if isinstance(exclude, str) else exclude
     new_roots = roots_of(paths, patterns, follow_links)
-    with writing(folder, create=True) as target, opened(target, model) as store:
-        roots = known_roots(store).values()
-        removed_roots = [root for root in roots if root.type == "removed"]
-        scanned = scan([*new_roots, *removed_roots])
-        if not roots and all(entry.item.problem for entry in scanned.entries.values()):
-            raise UsageError(nothing_in(paths, scanned))
-        with store.transaction():  # first, so that `update` resumes an interrupted build
-            keep_roots(store, new_roots)
-        return fill(store, scanned, settings, model=model)
-
-
-def _moved(folder: str | os.PathLike[str], model: Model | None, settings: Settings) -> Report:
-    """Move an index to a model; update it, if it has this model."""
-    if not is_index(folder):
-        raise UsageError("no index there; name the PATHS to build it of", where=os.fspath(folder))
-    if model is None:
-        raise UsageError(f"name PATHS to add to {os.fspath(folder)}, or with --model the model to move it to")
-    report = move(folder, model, settings)
-    if report is None:
-        return update(folder, model, **vars(settings))
-    return report
+    with writing(folder, create=True) as target:
+        if force:
+            _delete_index(target)
+        with opened(target, model) as store:
+            roots = known_roots(store).values()
+            removed_roots = [root for root in roots if root.type == "removed"]
+            scanned = scan([*new_roots, *removed_roots])
+            if not roots and all(entry.item.problem for entry in scanned.entries.values()):
+                raise UsageError(nothing_in(paths, scanned))
+            with store.transaction():  # first, so that `update` resumes an interrupted build
+                keep_roots(store, new_roots)
+            return fill(store, scanned, settings, model=model)
 
 
 def update(folder: str | os.PathLike[str], model: Model | None = None, **options: Any) -> Report:
@@ -86,22 +97,16 @@ def update(folder: str | os.PathLike[str], model: Model | None = None, **options
 
     Raises:
         UserError: as for `build`; a folder is missing or has become empty: its disk may not be mounted, so no files
-            are removed. Where most files of a folder are missing, they are kept once (missing.py).
+            are removed. Where most files of a folder are missing, they are kept once (scan.py).
     """
     settings = Settings(**options).checked_for(model)
     with writing(folder) as target, opened(target, model) as store:
         roots = known_roots(store).values()
-        if not roots and store.count():
-            raise UserError(
-                f"the paths it was built from are lost; run: onepeace index build {folder} PATHS", where=folder
-            )
         scanned = scan(roots)
-        unreadable = {str(problem.path) for problem in scanned.problems}
-        readable = [root for root in roots if root.path not in unreadable]
-        for root in readable:
-            refuse_unmounted(store, root, scanned)
+        refuse_unmounted(store, roots, scanned)
         # Which files a table names that cannot be read is not known.
-        is_whole = all(root in readable for root in roots if root.type == "table")
+        unreadable = {str(problem.path) for problem in scanned.problems}
+        is_whole = not any(root.type == "table" and root.path in unreadable for root in roots)
         return fill(store, scanned, settings, model=model, is_whole=is_whole)
 
 
@@ -128,7 +133,8 @@ def remove(
             removed_paths |= places
             if places:
                 ids.append(item.id)
-        if unknown := as_typed.keys() - roots.keys() - removed_paths:
+        unknown = as_typed.keys() - roots.keys() - removed_paths
+        if unknown:
             raise UserError(f"not in the index {folder}", where=os.fspath(as_typed[min(unknown)]))
         # Roots below a removed folder too: `update` would add their files again.
         roots_below = {path for path in roots if places_of(path) & as_typed.keys()}
@@ -137,6 +143,88 @@ def remove(
             store.remove(ids)
         finish(store)
         return len(ids)
+
+
+def _built_anew(folder: str | os.PathLike[str], model: Model | None, settings: Settings) -> Report:
+    """Embed all files of an index with another model, in an index inside it, and replace its content by that."""
+    if not is_index(folder):
+        raise UsageError("no index there; name the PATHS to build it of", where=os.fspath(folder))
+    if model is None:
+        raise UsageError(f"name PATHS to add to {os.fspath(folder)}, or with --model another model for all its files")
+    entries = identity(model)
+    with writing(folder) as target, closing(Store(target, write=True)) as store:
+        next_folder = target / NEXT
+        if not _is_made_with(store, entries):
+            _drop_other(next_folder, entries)
+            report = _build_next(store, next_folder, model, settings)
+            status("putting the new vectors in place of the old ones ...")
+            _replace_all(store, next_folder)
+            keep_text_branch(store)
+            finish(store, settings.store)
+            shutil.rmtree(next_folder)
+            return report
+        shutil.rmtree(next_folder, ignore_errors=True)  # of a call that was killed at its end, or given up
+    return update(folder, model, **vars(settings))
+
+
+def _is_made_with(store: Store, entries: dict[str, str]) -> bool:
+    return all(store.meta[key] == entries[key] for key in ("model_hash", "preprocessing"))
+
+
+def _drop_other(next_folder: Path, entries: dict[str, str]) -> None:
+    """Delete what was embedded for a third model, or is damaged."""
+    if not next_folder.exists():
+        return
+    try:
+        with closing(Store(next_folder)) as started:
+            if _is_made_with(started, entries):
+                return
+    except UserError:
+        pass
+    shutil.rmtree(next_folder)
+
+
+def _build_next(store: Store, next_folder: Path, model: Model, settings: Settings) -> Report:
+    """Build an index of the same paths with another model.
+
+    Raises:
+        UserError: files of the index cannot be read now, so that their vectors would be lost.
+    """
+    roots = known_roots(store).values()
+    scanned = scan(roots)
+    refuse_unmounted(store, roots, scanned)
+    lost = at_risk(store, scanned)
+    if lost:
+        remedy = f"if they are gone for good, run first, twice: onepeace index update {shlex.quote(str(store.folder))}"
+        raise UserError(
+            f"cannot be read now, and {len(lost)} files in all, perhaps of a disk that is not mounted; the index keeps "
+            f"its model; {remedy}",
+            where=lost[0].path,
+        )
+    with opened(next_folder, model) as new:
+        with new.transaction():
+            keep_roots(new, roots)
+        local_settings = replace(settings, store=None)
+        report = embed_scan(new, scanned, local_settings, model=model, is_whole=True)
+        score(new)
+    report.removed = sum(item.path not in scanned.entries for item in store.items("problem IS NULL"))
+    return report
+
+
+def _replace_all(store: Store, next_folder: Path) -> None:
+    """Put the content of another index in place of that of an index, in one transaction, so that readers see either."""
+    with closing(Store(next_folder)) as new:
+        meta = {**new.meta, "store": store.meta["store"]}
+    database = os.fspath(next_folder.absolute() / DATABASE)
+    store.connection.execute("ATTACH ? AS next", (database,))
+    with store.transaction():
+        for table in ("files", "blobs", "gone"):
+            store.connection.execute(f"DELETE FROM {table}")  # noqa: S608 (fixed names)
+        for table in TABLES:
+            store.connection.execute(f"INSERT INTO {table} SELECT * FROM next.{table}")  # noqa: S608 (fixed names)
+        store.meta.clear()
+        store.meta.update(meta)
+    store.connection.execute("DETACH next")
 
 
 def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
@@ -151,3 +239,200 @@ def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
         lines.append(f"{len(unreadable)} cannot be read, such as {path}: {reason}")
     lines += [f"{count} others: {name}" for name, count in scanned.others.most_common(5)]
     return "; ".join(lines)
+
+
+def fill(
+    store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
+) -> Report:
+    """Embed the entries of a scan in an index open for writing, and update what is derived from its vectors.
+
+    Args: see `embed_scan`.
+    """
+    if settings.store is not None:
+        send(store, settings.store)
+    report = embed_scan(store, scanned, settings, model=model, is_whole=is_whole)
+    keep_text_branch(store)
+    finish(store)
+    return report
+
+
+def embed_scan(
+    store: Store, scanned: Scan, settings: Settings, *, model: Model | None = None, is_whole: bool = False
+) -> Report:
+    """Embed the entries of a scan in an index open for writing. Finished ones stay even if the call is interrupted.
+
+    Args:
+        model: None = the model of the index, by its name.
+        is_whole: whether the scan has all that the paths of the index have, so that files and captions that it lacks
+            are removed.
+    """
+    report = Report(problems=[*scanned.problems], other_kinds=scanned.others)
+    num_new = len(scanned.entries) - store.count()
+    if model is None or is_name(model):
+        model = store.meta["model"]
+    with model_on_demand(model, settings, num_new, report) as load, opened_elsewhere(store, settings.reuse) as others:
+        keep_calibration(store, load)
+        recorder = Recorder(store, report)
+        recorder.renew_names()
+        # A table that cannot be read may still have the captions.
+        keeps_captions = not is_whole or bool(scanned.problems)
+        start = time.perf_counter()
+        try:
+            entries = list(entries_to_read(recorder, scanned, keeps_captions=keeps_captions, elsewhere=others))
+            embed_entries(recorder, entries, load, others, settings)
+        finally:
+            recorder.flush()
+            report.seconds += time.perf_counter() - start
+        if is_whole:
+            remove_missing(recorder, scanned)
+    return report
+
+
+@contextmanager
+def opened(folder: Path, model: Model | None) -> Iterator[Store]:
+    """Context of an index open for writing, made if there is none; a new one is deleted if it is empty at the end, for
+    example if the model does not load.
+
+    Args:
+        model: None = that of the index, or `DEFAULT_MODEL` for a new one.
+
+    Raises:
+        UserError: the index was built with another model, or its model cannot be found, or lacks modalities.
+    """
+    if is_index(folder):
+        with closing(Store(folder, write=True)) as store:
+            entries = check_model(store, model)
+            _check_modalities(store, model)
+            if model is not None and FOREIGN not in entries:
+                with store.transaction():
+                    store.meta["model"] = entries["model"]  # its location may have changed
+                    store.meta.pop(FOREIGN, None)
+            yield store
+        return
+    store = create_store(folder, DEFAULT_MODEL if model is None else model)
+    try:
+        yield store
+    finally:
+        with closing(store):
+            is_empty = not store.count()
+        if is_empty:
+            _delete_index(folder)
+
+
+def _check_modalities(store: Store, model: Model | None) -> None:
+    """UserError if an `Embedder` was loaded without modalities that the index has."""
+    if model is None or is_name(model):
+        return
+    lacking = [modality for modality in store.modalities if modality not in model.modalities]
+    if lacking:
+        raise UserError(f"has {', '.join(lacking)}, which this Embedder was loaded without", where=store.folder)
+
+
+def create_store(folder: Path, model: Model) -> Store:
+    """New, empty index of a model."""
+    from onepeace import __version__
+
+    entries = identity(model)
+    embed_dim, modalities = _shape_of(model)
+    entries |= {
+        "made_by": f"onepeace {__version__}",
+        "modalities": " ".join(modalities),
+    }
+    return Store.create(folder, embed_dim, entries)
+
+
+def _shape_of(model: Model) -> tuple[int, list[str]]:
+    """Dimension of the vectors of a model, and the modalities that have vectors."""
+    if not is_name(model):
+        return model.embed_dim, list(model.modalities_with_vectors)
+    from onepeace.hub.folder import read_config
+    from onepeace.hub.resolve import resolve
+
+    config = read_config(resolve(model)).model
+    return config.embed_dim, [modality for modality in config.adapters if modality in config.projections]
+
+
+def _delete_index(folder: Path) -> None:
+    """Delete an index except its lock, which is held."""
+    with suppress(OSError):  # it was moved meanwhile
+        for ending in ("", *SIDE_FILES):
+            Path(f"{folder / DATABASE}{ending}").unlink(missing_ok=True)
+        remove_derived(folder)
+        shutil.rmtree(folder / NEXT, ignore_errors=True)
+
+
+def refuse_unmounted(store: Store, roots: Iterable[Root], scanned: Scan) -> None:
+    """UserError if a folder is empty or missing, or if the folder of a file is missing: a disk may not be mounted."""
+    unreadable = {str(problem.path) for problem in scanned.problems}
+    for root in roots:
+        if root.path not in unreadable and not _is_mounted(store, root, scanned):
+            remedy = f"if it is gone for good: onepeace index remove {store.folder} {shlex.quote(root.path)}"
+            raise UserError(
+                f"missing or empty, perhaps not mounted; its files stay in the index; {remedy}", where=root.path
+            )
+
+
+def _is_mounted(store: Store, root: Root, scanned: Scan) -> bool:
+    if root.type == "removed":
+        return True
+    if root.type == "folder":
+        below = os.path.join(root.path, "")
+        has_files = any(path.startswith(below) for path in scanned.entries)
+        return has_files or not store.count(f"problem IS NULL AND {sql_below([root.path])}")
+    return os.path.isdir(os.path.dirname(root.path))
+
+
+def keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
+    """Store the unrelated queries of the model: those in its folder, else generic words, which it encodes now."""
+    from onepeace.hub.resolve import resolve
+
+    kept = undamaged(store.blob("calibration"))
+    latest = None
+    if FOREIGN not in store.meta:
+        latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
+    if latest is None and kept is None and "text" in store.modalities:
+        latest = calibration_by_words(load, store.meta["model_hash"])
+    if latest is not None and latest != kept:
+        with store.transaction():
+            store.keep_blob("calibration", latest)
+            store.meta["scored"] = ""  # the old scores are of other queries
+
+
+def keep_text_branch(store: Store) -> None:
+    """Export the text branch of the model of an index with many files."""
+    has_many = store.select("SELECT 1 FROM files WHERE problem IS NULL LIMIT 1 OFFSET ?", (EXPORT_FROM - 1,))
+    if FOREIGN not in store.meta and "text" in store.modalities and has_many:
+        from onepeace.export import text_branch
+
+        text_branch.keep_text_branch(store.meta["model"], store.meta["model_hash"])
+
+
+def finish(store: Store, address: str | None = None) -> None:
+    """Update what is derived from the vectors: the scores of the unrelated queries, the files, a vector database.
+
+    Args:
+        address: of another vector database than that of the index.
+    """
+    score(store)
+    keep(store)
+    send(store, address or store.meta["store"])
+
+
+def score(store: Store) -> None:
+    """Score the unrelated queries against the vectors that are new since the last time."""
+    state = vectors_state(store)
+    if store.meta.get("scored") != state:
+        best = banks_of(store).scores_to_bytes()
+        with store.transaction():
+            store.keep_blob("best", best)
+            store.meta["scored"] = state
+
+
+def send(store: Store, address: str) -> None:
+    """Update a vector database, "local" for none; its address is stored in the index once it has answered."""
+    if address != LOCAL:
+        matrix = Matrix(store)
+        with closing(plugin(address, "open_store")(address, store, matrix)) as service:
+            service.send()
+    with store.transaction():
+        store.meta["store"] = address

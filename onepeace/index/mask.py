@@ -9,10 +9,9 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.hub.towers.config import names_towers
+from onepeace.index.database import Store, sql_below
 from onepeace.index.fields import Condition, kind_of
-from onepeace.index.matrix import Matrix
-from onepeace.index.part import sql_below
-from onepeace.index.store import Store
+from onepeace.index.vectors import Matrix
 
 LOOKED_AT = 16
 """Vectors of a modality that are looked at: all are zero in the same blocks, and few are zero altogether."""
@@ -64,8 +63,6 @@ def mask_of(
         below: paths of files, and of the folders, tables and shards that files lie in; empty = all.
     """
     masks = []
-    if store.is_restricted:
-        masks.append(rows_of(store, matrix, "1"))
     if where is not None:
         masks.append(rows_of(store, matrix, where.sql, where.params))
     if kinds:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index.matrix import Matrix
-from onepeace.index.store import Store
+from onepeace.index.database import Store
+from onepeace.index.vectors import Matrix
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder

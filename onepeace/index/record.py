@@ -8,28 +8,66 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from onepeace.files.walk import Unreadable
-from onepeace.index.items import Item, Span, Words
-from onepeace.index.part import Part
-from onepeace.index.paths import without_surrogates
-from onepeace.index.report import Report
-from onepeace.index.roots import known_roots
-from onepeace.index.store import Store
+from onepeace.index.database import Store
+from onepeace.index.items import Item, Span, Words, is_table, whole_of, without_surrogates
+from onepeace.index.reuse import Known
+from onepeace.index.sources import known_roots
 from onepeace.index.tokens import words_of
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
 
 BATCH_SECONDS = 2.0
 BATCH_VECTORS = 512
 """Limits of a transaction: the most work that is lost if the process is killed."""
-
-
 NAMED_FROM = "named_from"
 """Entry of an index for the folders that the names of its files begin at."""
+
+
+@dataclass
+class Report:
+    """Counts of what a run changed in an index."""
+
+    added: int = 0
+    """Files embedded for the first time."""
+    changed: int = 0
+    """Files embedded again, because their content changed."""
+    copied: int = 0
+    """Files with known content, whose vectors were reused."""
+    moved: int = 0
+    """Copied files whose old path is gone."""
+    unchanged: int = 0
+    recaptioned: int = 0
+    """Unchanged files whose caption or other columns have changed."""
+    removed: int = 0
+    kept: list[Path] = field(default_factory=list)
+    """Files that are missing, and kept until the next update, as a disk may not be mounted."""
+    vectors: int = 0
+    """Vectors computed; copied files have vectors too."""
+    problems: list[Unreadable] = field(default_factory=list)
+    """Files that could not be embedded this time, with the reasons."""
+    known_problems: int = 0
+    """Unchanged files that could not be embedded in an earlier run either."""
+    noted: int = 0
+    """Files embedded with a note, such as a video that ends early."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files of kinds that the model does not support, by modality."""
+    other_kinds: Counter[str] = field(default_factory=Counter)
+    """Files with unsupported extensions, by extension, and links that were not followed."""
+    seconds: float = 0.0
+    embedder: "Embedder | None" = field(default=None, repr=False)
+    """The model, if it was loaded in this process: a search after the build need not load it again."""
+
+    @property
+    def embedded(self) -> int:
+        return self.added + self.changed
 
 
 class Row(NamedTuple):
@@ -45,21 +83,16 @@ class Row(NamedTuple):
 class Recorder:
     """Writes files into a store that is open for writing.
 
-    Args:
-        part: what is looked at; None = all.
-
     Attributes:
-        items: the latest `Item` of each path of the part, also those that are not written yet.
-        condition: SQL condition for the files of the part.
+        items: the latest `Item` of each path, also those that are not written yet.
         report: counts of the run.
         num_copies: number of new paths that reused the vectors of known content, by hash of the content.
     """
 
-    def __init__(self, store: Store, report: Report, part: Part | None = None) -> None:
+    def __init__(self, store: Store, report: Report) -> None:
         self.store = store
         self.report = report
-        self.condition = "1" if part is None else part.sql()
-        self.items = {item.path: item for item in store.items(self.condition)}
+        self.items = {item.path: item for item in store.items()}
         roots = known_roots(store).values()
         self._folders = [root.path for root in roots if root.type == "folder"]
         self.num_copies: Counter[bytes | None] = Counter()
@@ -101,9 +134,9 @@ class Recorder:
             self.report.added += 1
         else:
             self.report.changed += 1
-        self.report.vectors += len(vectors)
         if item.note is not None:
             self.report.noted += 1
+        self.report.vectors += len(vectors)
         self._add(Row(item, spans, vectors, words_of(item, self._folders, text)))
 
     def record_copy(self, item: Item, original: Item) -> None:
@@ -111,13 +144,17 @@ class Recorder:
         item = replace(item, note=original.note)
         if original.problem is not None:
             self.record_problem(item, original.problem)
-            return
-        if original.path == item.path:
+        elif original.path == item.path:
             self.report.unchanged += 1
+            self._add_as(item, self._known(original))
         else:
-            self.report.copied += 1
-            self.num_copies[item.hash] += 1
-        self._add_with_vectors_of(item, original)
+            self.record_known(item, self._known(original))
+
+    def record_known(self, item: Item, known: Known) -> None:
+        """A file whose vectors are those of a file with the same content."""
+        self.report.copied += 1
+        self.num_copies[item.hash] += 1
+        self._add_as(item, known)
 
     def record_unchanged(self, previous: Item, item: Item) -> None:
         """A file that is as it was, though its caption and other columns may have changed."""
@@ -130,10 +167,10 @@ class Recorder:
         if described != previous:
             if has_vectors:
                 self.report.recaptioned += 1
-            self._add_with_vectors_of(described, previous)
+            self._add_as(described, self._known(previous))
 
     def record_problem(self, item: Item, reason: str) -> None:
-        """A file that cannot be embedded."""
+        """A file that cannot be embedded. One that could not even be read keeps the vectors that it has."""
         item = replace(item, problem=without_surrogates(reason))
         previous = self.items.get(item.path)
         is_known = previous is not None and previous.problem == item.problem and previous.hash == item.hash
@@ -141,14 +178,11 @@ class Recorder:
             self.report.known_problems += 1
         else:
             self.report.problems.append(Unreadable(Path(item.path), reason))
+        if previous is not None and previous.problem is None and _was_not_read(item):
+            return
         if previous is None or replace(previous, id=0) != item:
             no_vectors = np.empty((0, self.store.embed_dim), np.float32)
             self._add(Row(item, [], no_vectors))
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether files wait to be written."""
-        return bool(self._waiting)
 
     def flush(self) -> None:
         """Write the files that wait, in one transaction."""
@@ -162,11 +196,14 @@ class Recorder:
                 self.store.add(files, vectors, words)
         self._last_write = time.monotonic()
 
-    def _add_with_vectors_of(self, item: Item, original: Item) -> None:
+    def _known(self, item: Item) -> Known:
+        """A file of the index with its vectors and text."""
+        spans, vectors = self.store.vectors_of(item.id)
+        return Known(item, spans, vectors, self.store.words([item.id])[item.id].text)
+
+    def _add_as(self, item: Item, known: Known) -> None:
         """Add a file with the vectors and the text of a file with the same content."""
-        _, spans, vectors = self.store.intact([original.id])[original.id]
-        text = self.store.words([original.id])[original.id].text
-        self._add(Row(item, spans, vectors, words_of(item, self._folders, text)))
+        self._add(Row(item, known.spans, known.vectors, words_of(item, self._folders, known.text)))
 
     def _add(self, row: Row) -> None:
         self.items[row.item.path] = row.item
@@ -174,3 +211,10 @@ class Recorder:
         num_vectors = sum(max(1, len(waiting.spans)) for waiting in self._waiting)
         if num_vectors >= BATCH_VECTORS or time.monotonic() - self._last_write > BATCH_SECONDS:
             self.flush()
+
+
+def _was_not_read(item: Item) -> bool:
+    """Whether the content of a file or sample is not known, so that it may be what it was; a row of a table was read
+    with its table."""
+    whole = whole_of(item.path)
+    return item.hash is None and (whole is None or not is_table(whole))

@@ -1,22 +1,31 @@
-"""Step "scan" of a run: roots -> entries of their files, rows and samples."""
+"""Steps "scan" and "classify" of a run: what the roots have now, which of it must be read, and which files are missing.
 
+A disk that is not mounted leaves an empty folder in its place, or one with a few files that were written meanwhile. So
+where an existing folder has lost `MANY` files or more, and more than half of its files, they are kept by the first
+update that misses them and removed by the next. A file that cannot be read is not missing.
+"""
+
+import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from onepeace.errors import UserError, reason_at
+from onepeace.errors import MissingPackage, UserError, reason_at
 from onepeace.files.ignore import Ignore
 from onepeace.files.source import suffix
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.entries import Entry, entry_of_file, modalities_by_suffix
-from onepeace.index.items import Item
-from onepeace.index.paths import places_of
-from onepeace.index.roots import Root
-from onepeace.index.shards import read_shard
-from onepeace.index.store import is_index
-from onepeace.index.tables import read_rows
+from onepeace.index.database import Store, is_index
+from onepeace.index.items import Item, places_of, whole_of
+from onepeace.index.record import Recorder
+from onepeace.index.reuse import Elsewhere
+from onepeace.index.sources import PARTS, Entry, Root, entry_of_file, modalities_by_suffix, read_rows, read_shard
+
+MANY = 10
+MISSING = "missing"
+"""Name in the database of the ids of the files that the last update has kept."""
 
 
 @dataclass
@@ -123,3 +132,165 @@ def _sniffed(path: Path) -> str | None:
     from onepeace.processors import sniff  # imports torch
 
     return sniff(path)
+
+
+def entries_to_read(recorder: Recorder, scan: Scan, *, keeps_captions: bool, elsewhere: Elsewhere) -> Iterator[Entry]:
+    """Yield new entries, those whose size, time or kind has changed, and those that a retry may mend. The others are
+    recorded.
+
+    Args:
+        keeps_captions: whether a file keeps its caption and other columns if the scan has none for it.
+        elsewhere: indexes that may have the vectors of new and changed files.
+    """
+    modalities = recorder.store.modalities
+    for entry in scan.entries.values():
+        item = entry.item
+        previous = recorder.items.get(item.path)
+        if previous is not None and keeps_captions:
+            item = replace(
+                item,
+                caption=item.caption or previous.caption,
+                metadata=item.metadata or previous.metadata,
+            )
+        if item.problem is not None:
+            recorder.record_problem(item, item.problem)
+        elif not modalities_of(item, modalities):
+            recorder.report.left_out[item.modality] += 1
+        elif previous is not None and _is_same_file(previous, item) and not may_work_now(previous):
+            recorder.record_unchanged(previous, item)
+        else:
+            known = elsewhere.same_file(item)
+            if known is None:
+                yield Entry(item, entry.value)
+            else:
+                described = replace(known.item, id=0, caption=item.caption, metadata=item.metadata)
+                recorder.record_known(described, known)
+
+
+def modalities_of(item: Item, modalities: tuple[str, ...]) -> list[str]:
+    """Modalities of the vectors that a model makes of a file; a video has those of its parts."""
+    parts = PARTS.get(item.modality, (item.modality,))
+    return [modality for modality in parts if modality in modalities]
+
+
+def may_work_now(item: Item) -> bool:
+    """Whether to retry an unchanged file with a problem: it could not be opened (permissions may have changed), or a
+    package was missing that is now installed."""
+    if item.problem is None:
+        return False
+    if item.hash is None:
+        return True
+    package = MissingPackage.named_in(item.problem)
+    return package is not None and find_spec(package) is not None
+
+
+def _is_same_file(previous: Item, item: Item) -> bool:
+    before = (previous.size, previous.mtime_ns, previous.modality)
+    return before == (item.size, item.mtime_ns, item.modality)
+
+
+def remove_missing(recorder: Recorder, scan: Scan) -> None:
+    """Remove files that a scan has not found, except in folders or shards that could not be read, and the files that
+    are kept once."""
+    store = recorder.store
+    report = recorder.report
+    items = list(store.items())
+    missing = missing_in(scan, items)
+    report.moved = (Counter(item.hash for item in missing) & recorder.num_copies).total()
+    report.copied -= report.moved
+    suspects = _suspects(_not_moved(missing, recorder.num_copies), [item.path for item in items])
+    kept_before = set(kept_ids(store))
+    kept = {item.id: item for item in suspects if item.id not in kept_before}
+    report.kept = [Path(item.path) for item in kept.values()]
+    report.removed = len(missing) - report.moved - len(kept)
+    with store.transaction():
+        store.remove([item.id for item in missing if item.id not in kept])
+        _keep_ids(store, kept.keys())
+
+
+def _keep_ids(store: Store, ids: Set[int]) -> None:
+    if ids:
+        store.keep_blob(MISSING, json.dumps(sorted(ids)).encode())
+    else:
+        store.drop_blob(MISSING)
+
+
+def kept_ids(store: Store) -> list[int]:
+    """Numbers of the missing files that the last update has kept."""
+    return json.loads(store.blob(MISSING) or b"[]")
+
+
+def at_risk(store: Store, scan: Scan) -> list[Item]:
+    """Files with vectors that may only be missing for now, or that cannot be read."""
+    items = list(store.items())
+    missing = missing_in(scan, items)
+    removed = {item.id for item in missing} - {item.id for item in _suspects(missing, [item.path for item in items])}
+    readable = {path for path, entry in scan.entries.items() if entry.item.problem is None}
+    kept_before = set(kept_ids(store))
+    lost = []
+    for item in items:
+        is_gone = item.id in removed or item.id in kept_before
+        if item.problem is None and item.path not in readable and not is_gone:
+            lost.append(item)
+    return lost
+
+
+def missing_in(scan: Scan, items: Iterable[Item]) -> list[Item]:
+    """Items that a scan has not found, except in folders or shards that could not be read."""
+    unread = {str(problem.path) for problem in scan.problems}
+    for path, entry in scan.entries.items():
+        if entry.item.problem is not None:
+            unread |= {path, entry.file or path}
+    missing = []
+    for item in items:
+        is_found = item.path in scan.entries
+        if not is_found and places_of(item.path).isdisjoint(unread):
+            missing.append(item)
+    return missing
+
+
+def _not_moved(missing: Sequence[Item], num_copies: Counter[bytes | None]) -> list[Item]:
+    """Missing files with vectors whose content no new path has."""
+    remaining = Counter(num_copies)
+    lost = []
+    for item in missing:
+        if remaining[item.hash] > 0:
+            remaining[item.hash] -= 1
+        elif item.problem is None:
+            lost.append(item)
+    return lost
+
+
+def _suspects(lost: Sequence[Item], paths: Iterable[str]) -> list[Item]:
+    """Files below an existing folder that lost `MANY` files or more, and more than half of its files.
+
+    Args:
+        lost: files that are missing; those that exist, but are left out by now, do not count.
+        paths: of all files, lost or not.
+    """
+    gone = []
+    for item in lost:
+        is_file = whole_of(item.path) is None
+        if is_file and not os.path.lexists(item.path):
+            gone.append(item)
+    num_lost = _count_by_folder(item.path for item in gone)
+    if max(num_lost.values(), default=0) < MANY:
+        return []
+    num_files = _count_by_folder(paths)
+    emptied = set()
+    for folder, number in num_lost.items():
+        if number >= MANY and number > num_files[folder] / 2 and os.path.isdir(folder):
+            emptied.add(folder)
+    return [item for item in gone if not emptied.isdisjoint(_folders_above(item.path))]
+
+
+def _count_by_folder(paths: Iterable[str]) -> Counter[str]:
+    """Number of paths below each folder."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        counts.update(_folders_above(path))
+    return counts
+
+
+def _folders_above(path: str) -> list[str]:
+    return [str(folder) for folder in Path(path).parents]

@@ -19,13 +19,13 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.index.banks import Banks
+from onepeace.index.database import Store
 from onepeace.index.hits import Hit, Results
 from onepeace.index.items import Item
 from onepeace.index.mask import rows_of_files
 from onepeace.index.match import RELEVANT, Scale, level, worth
-from onepeace.index.matrix import Matrix
 from onepeace.index.query import QueryVector
-from onepeace.index.store import Store
+from onepeace.index.vectors import Matrix
 from onepeace.index.words import WordSearch
 
 POOL = 200

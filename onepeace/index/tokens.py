@@ -11,8 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from onepeace.index.items import Item, Words
-from onepeace.index.paths import SEPARATOR, whole_of, without_surrogates
+from onepeace.index.items import SEPARATOR, Item, Words, whole_of, without_surrogates
 
 LONGEST = 100_000
 """Maximum characters of a caption with the other things said about a file."""

@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from onepeace.index.entries import modalities_by_suffix
-from onepeace.index.store import Store
+from onepeace.index.database import Store
+from onepeace.index.sources import modalities_by_suffix
 from onepeace.index.tokens import parts_of_name, plain, separated, split_ending
 
 MAX_WORDS = 8
@@ -104,10 +104,8 @@ class WordSearch:
         return None
 
     def _finds(self, expression: str) -> bool:
-        """Whether an expression finds a file that the store shows."""
-        shown = "JOIN files ON files.id = word_index.rowid" if self.store.is_restricted else ""
-        sql = f"SELECT 1 FROM word_index {shown} WHERE word_index MATCH ? LIMIT 1"  # noqa: S608 (fixed names)
-        return bool(self.store.select(sql, (expression,)))
+        """Whether an expression finds a file."""
+        return bool(self.store.select("SELECT 1 FROM word_index WHERE word_index MATCH ? LIMIT 1", (expression,)))
 
     def _words_with(self, part: str) -> list[str]:
         """Words of the index that have a part."""

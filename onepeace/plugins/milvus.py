@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UsageError, UserError, need, one_line
-from onepeace.index.matrix import Matrix
-from onepeace.index.matrix_files import vectors_state
-from onepeace.index.store import Store
+from onepeace.index.database import Store
+from onepeace.index.vectors import Matrix, vectors_state
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Embedding in Ray actors, on this machine or a cluster: ``onepeace index build --engine ray``.
 
-`open_engine` is the hook of `onepeace.index.loading`. Its `Embedder` has a `stream` that sends chunks of items to the
+`open_engine` is the hook of `onepeace.index.maintain`. Its `Embedder` has a `stream` that sends chunks of items to the
 actors and yields the results in order. Ray restarts an actor that died and retries its chunk once; a chunk that kills
 it again is embedded item by item, and an item that kills it on its own fails. Paths and the name of the model must mean
 the same on every machine.

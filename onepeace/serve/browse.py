@@ -10,8 +10,7 @@ from onepeace.errors import UserError, printable
 from onepeace.index import Index
 from onepeace.index.fields import Condition
 from onepeace.index.filters import compile_condition
-from onepeace.index.items import as_text
-from onepeace.index.paths import name_and_place
+from onepeace.index.items import as_text, name_and_place
 from onepeace.index.tokens import plain, separated
 from onepeace.index.words import quoted
 

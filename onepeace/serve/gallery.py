@@ -18,7 +18,7 @@ from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes, suffix
 from onepeace.index import Hit, Item, Query, Results
 from onepeace.index.content import content
-from onepeace.index.paths import name_and_place
+from onepeace.index.items import name_and_place
 from onepeace.serve import media
 from onepeace.serve.media import VIDEO_TYPES
 

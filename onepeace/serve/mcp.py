@@ -31,7 +31,7 @@ from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
 from onepeace.index.fields import FIELDS
 from onepeace.index.filters import short_forms
-from onepeace.index.paths import without_surrogates
+from onepeace.index.items import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.requests import TOP, Refused, first_error
 from onepeace.serve.service import Service

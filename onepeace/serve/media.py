@@ -19,9 +19,8 @@ from onepeace.files.source import is_open_file, suffix
 from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import open_content
-from onepeace.index.items import mtime_of
-from onepeace.index.paths import shard_of
-from onepeace.index.roots import Root
+from onepeace.index.items import mtime_of, shard_of
+from onepeace.index.sources import Root
 from onepeace.serve.requests import Refused
 
 if TYPE_CHECKING:

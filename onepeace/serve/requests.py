@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, Valid
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import NamedBytes, scheme
+from onepeace.index.database import ANY_ENDS
 from onepeace.index.filters import compile_condition, short_forms
-from onepeace.index.part import ANY_ENDS
 
 CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
 """Modality and data field by the type of a content part of OpenAI's chat messages."""

@@ -179,9 +179,9 @@ class Service:
 
     @contextmanager
     def _current(self) -> Iterator[Index]:
-        """Lock the index for this thread and refresh it from disk."""
-        with self._lock:
-            if self._index.refresh():
+        """Lock the index for this thread, in its latest state."""
+        with self._lock, self._index.reading() as has_changed:
+            if has_changed:
                 self.roots = self._index.roots()
                 self._points = None
                 self._values = None

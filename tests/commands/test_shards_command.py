@@ -12,8 +12,7 @@ from support.python_process import run_python
 from onepeace.data.source import expand, read_source
 from onepeace.data.write import ShardWriter, new_shards, older_shards
 from onepeace.errors import UserError
-from onepeace.index.entries import modalities_by_suffix
-from onepeace.index.tables import read_rows
+from onepeace.index.sources import modalities_by_suffix, read_rows
 
 
 @pytest.fixture

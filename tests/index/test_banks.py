@@ -20,7 +20,7 @@ from onepeace.index.banks import (
     read_calibration,
     texts_of,
 )
-from onepeace.index.store import Store
+from onepeace.index.database import Store
 
 MODALITIES = ["image"] * 30 + ["audio"] * 20
 

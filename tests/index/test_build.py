@@ -14,13 +14,13 @@ from support.small_shards import tone, write_tar
 
 from onepeace import compiling
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, check, cutting, is_index, loading, maintain, remove
-from onepeace.index.lock import writing
+from onepeace.index import Index, check, embed, is_index, maintain, remove
+from onepeace.index.database import writing
 
 
 def test_long_sound_has_a_vector_for_every_window(build, index, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cutting, "WINDOW", 1.5)
-    monkeypatch.setattr(cutting, "HOP", 1.0)
+    monkeypatch.setattr(embed, "WINDOW", 1.5)
+    monkeypatch.setattr(embed, "HOP", 1.0)
     path = tmp_path / "long.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000 * 5), 16000)
     (result,) = model.stream(
@@ -90,7 +90,7 @@ def test_modality_that_the_model_does_not_read_is_counted(build, tmp_path, sampl
 
 def test_wide_model_is_compiled_for_many_new_files(build, words, index, monkeypatch):
     compiled = []
-    monkeypatch.setattr(loading, "COMPILE_FROM", 2)
+    monkeypatch.setattr(embed, "COMPILE_FROM", 2)
     monkeypatch.setattr(compiling, "compile_blocks", compiled.append)
     build(words, into=index / "narrow")
     assert not compiled
@@ -219,8 +219,8 @@ def test_no_index_where_there_is_something_else(build, words):
         build(words, into=words / "0.txt")
 
 
-@pytest.mark.parametrize("change", [maintain.update, lambda folder: check(folder, repair=True)])
-def test_no_index_to_update_or_repair(tmp_path, change):
+@pytest.mark.parametrize("change", [maintain.update, check])
+def test_no_index_to_update_or_check(tmp_path, change):
     with pytest.raises(UserError, match="no index"):
         change(tmp_path)
     assert not os.listdir(tmp_path)

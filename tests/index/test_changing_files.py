@@ -11,7 +11,8 @@ import pytest
 from support import crash
 from support.indexes import content
 
-from onepeace.index import maintain, reading
+from onepeace.index import maintain
+from onepeace.index.content import FileState
 
 OLD = b"an old text"
 NEW = b"another one"
@@ -104,8 +105,8 @@ def test_file_that_changes_once_is_read_again(build, text, change):
 
 
 def test_change_that_no_time_shows_is_seen(build, monkeypatch):
-    state = reading.FileState(len(OLD), time.time_ns(), time.time_ns())
-    monkeypatch.setattr(reading.FileState, "of", lambda status: state)
+    state = FileState(len(OLD), time.time_ns(), time.time_ns())
+    monkeypatch.setattr(FileState, "of", lambda status: state)
 
     indexed = build(rewrite_at_once)
 

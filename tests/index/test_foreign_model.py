@@ -10,7 +10,7 @@ from support.indexes import content
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UsageError, UserError
 from onepeace.hub.identity import Identity
-from onepeace.index import Index, Query, loading, maintain
+from onepeace.index import Index, Query, embed, maintain
 from onepeace.processors.processor import Processor
 
 EMBED_DIM = 8
@@ -75,7 +75,7 @@ def check_vectors(index, embedder):
 
 
 def test_build_search_and_update(build, update, words, index, monkeypatch):
-    monkeypatch.setattr(loading, "COMPILE_FROM", 1)
+    monkeypatch.setattr(embed, "COMPILE_FROM", 1)
 
     report = build(foreign())
 

@@ -5,15 +5,15 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
-from support.indexes import META, modality_of, unit
+from support.indexes import META, fabricate, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.banks import Banks
+from onepeace.index.database import DATABASE, Store
 from onepeace.index.items import Item, Span
-from onepeace.index.matrix import keep
 from onepeace.index.query import encode
-from onepeace.index.store import Store
+from onepeace.index.vectors import keep
 
 WIDTH = 8
 
@@ -220,14 +220,33 @@ def test_sort_by_path_has_pages_of_one_list(fill, monkeypatch):
         assert " ".join(page(top, offset) for offset in range(0, 5, top)) == whole
 
 
-def test_reader_keeps_its_state_when_files_are_removed(two):
-    with closing(Store(two.folder, write=True)) as store, store.transaction():
-        store.remove([1])
+def test_calls_see_the_latest_state_and_those_inside_reading_one(two):
+    with two.reading():
+        assert search(two) == "a.jpg b.jpg"
+        with closing(Store(two.folder, write=True)) as store, store.transaction():
+            store.remove([1])
 
-    assert search(two) == "a.jpg b.jpg"
-    with Index.open(two.folder) as later:
-        assert search(later) == "b.jpg"
-        assert len(later) == 1
+        assert search(two) == "a.jpg b.jpg"
+        assert len(two) == 2
+    assert search(two) == "b.jpg"
+    assert len(two) == 1
+
+
+def test_idle_reader_lets_the_log_of_a_writer_end(two):
+    search(two)
+    log = two.folder / f"{DATABASE}-wal"
+    with closing(Store(two.folder, write=True)) as store:
+        for number in range(1000):
+            with store.transaction():
+                store.meta["number"] = str(number)
+        assert log.stat().st_size < 20_000_000  # 33 MB where a reader holds a transaction
+
+
+def test_index_that_is_replaced_while_it_is_open(two):
+    (two.folder / DATABASE).unlink()
+    fabricate(two.folder, [(Item("/c.jpg", "image"), at(0))])
+
+    assert search(two) == "/c.jpg"
 
 
 def test_parts_of_a_query_are_one_vector_with_weights(fill):

@@ -5,12 +5,12 @@ from support.broken_files import write_good
 from support.indexes import content, counts
 
 from onepeace.errors import UserError
-from onepeace.index import check, embedding
+from onepeace.index import check, embed
 
 
 def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samples, monkeypatch):
     write_good(tmp_path / "files", samples, 20)
-    take = embedding.Embedding.take
+    take = embed.Embedding.take
     taken_paths = []
 
     def take_eight(self, result, reading, video):
@@ -20,7 +20,7 @@ def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samp
         take(self, result, reading, video)
 
     with monkeypatch.context() as context:
-        context.setattr(embedding.Embedding, "take", take_eight)
+        context.setattr(embed.Embedding, "take", take_eight)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "files", batch_size=4)
 
@@ -31,7 +31,7 @@ def test_interrupt_keeps_what_is_done(build, check_as_new, index, tmp_path, samp
 
 def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, index, tmp_path, monkeypatch):
     moved = tmp_path / "moved"
-    take = embedding.Embedding.take
+    take = embed.Embedding.take
 
     def take_and_move(self, *args):
         take(self, *args)
@@ -40,7 +40,7 @@ def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, index, t
         self.recorder.flush()
 
     with monkeypatch.context() as context:
-        context.setattr(embedding.Embedding, "take", take_and_move)
+        context.setattr(embed.Embedding, "take", take_and_move)
         with pytest.raises(UserError, match=f"{index}: .* moved"):
             build(words, batch_size=1)
 
@@ -57,7 +57,7 @@ def test_build_that_failed_at_its_first_write_can_be_repeated(build, words, monk
         raise UserError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("onepeace.index.store.write_database", fail)
+        patch.setattr("onepeace.index.database.write_database", fail)
         with pytest.raises(UserError, match="disk"):
             build(words)
 

@@ -8,10 +8,9 @@ import pytest
 from support.small_shards import write_tar
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index.roots import Root, keep_roots, known_roots, roots_of
+from onepeace.index.database import Store
 from onepeace.index.scan import scan
-from onepeace.index.shards import read_shard
-from onepeace.index.store import Store
+from onepeace.index.sources import Root, keep_roots, known_roots, read_shard, roots_of
 
 NAMES = (
     "a.jpg",

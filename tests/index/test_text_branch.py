@@ -9,7 +9,7 @@ from support.random_model import save_random_model
 from onepeace.embed.embedder import load
 from onepeace.export.text_branch import TextBranch, text_branch_folder
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.index import Index, derived, maintain
+from onepeace.index import Index, maintain
 
 pytest.importorskip("onnxscript")
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
         path.write_text(f"words {path.name}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONEPEACE_CACHE", str(folder / "cache"))
-        patch.setattr(derived, "EXPORT_FROM", 2)
+        patch.setattr(maintain, "EXPORT_FROM", 2)
         maintain.build(folder / "index", texts[:1], str(model), progress=False)
         assert TextBranch.open(fingerprint(model)) is None
         maintain.build(folder / "index", texts, str(model), progress=False)
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def model_hash(folder, monkeypatch):
     monkeypatch.setenv("ONEPEACE_CACHE", str(folder / "cache"))
-    monkeypatch.setattr(derived, "EXPORT_FROM", 2)
+    monkeypatch.setattr(maintain, "EXPORT_FROM", 2)
     return fingerprint(folder / "model")
 
 

@@ -10,8 +10,8 @@ import pytest
 from support.broken_files import write_broken, write_good
 from support.indexes import counts
 
-from onepeace.index import Index, maintain, reading
-from onepeace.index.store import Store
+from onepeace.index import Index, content, maintain
+from onepeace.index.database import Store
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_file_that_could_not_be_opened_is_tried_again(build, words, monkeypatch)
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as context:
-        context.setattr(reading, "open", refuse, raising=False)
+        context.setattr(content, "open", refuse, raising=False)
         report = build(words)
         assert {problem.reason for problem in report.problems} == {"Permission denied"}
         assert counts(build(words)) == {"known_problems": 6}
@@ -87,8 +87,8 @@ def test_pipe_that_replaces_a_file_after_the_scan_is_not_waited_for(build, words
 
 
 def test_file_that_is_too_large_is_not_hashed(build, words, monkeypatch):
-    monkeypatch.setattr(reading, "LIMITS", {"text": 20})
-    monkeypatch.setattr(reading, "_hash", None)
+    monkeypatch.setattr(content, "LIMITS", {"text": 20})
+    monkeypatch.setattr(content, "_hash", None)
     for path in words.iterdir():
         path.write_text("words above the limit of a text")
 

@@ -9,7 +9,7 @@ from support.broken_files import write_broken, write_good
 from support.indexes import content, counts, items_by_name
 from support.small_shards import square, write_tar
 
-from onepeace.index import Index, embedding, remove
+from onepeace.index import Index, embed, remove
 
 NUM_FILES = 30
 LONG_AGO = (1e9, 1e9)
@@ -83,7 +83,7 @@ def test_nothing_new_is_not_loaded_read_or_written(build, update, no_model, fold
     build(folder)
     generation_before = generation()
     no_model()
-    monkeypatch.setattr(embedding, "read_entry", None)
+    monkeypatch.setattr(embed, "read_entry", None)
 
     for report in (build(folder), update()):
         assert counts(report) == {"unchanged": NUM_FILES, "known_problems": len(broken)}

@@ -8,11 +8,11 @@ import pytest
 from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, Item, Query, build, matrix, remove, update
+from onepeace.index import Index, Item, Query, build, remove, update, vectors
+from onepeace.index.database import Store
 from onepeace.index.items import Span
-from onepeace.index.matrix import Matrix
 from onepeace.index.search import VECTORS_PER_HIT
-from onepeace.index.store import Store
+from onepeace.index.vectors import Matrix
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 
@@ -102,7 +102,7 @@ def check_hits(caplog):
 @pytest.fixture(autouse=True)
 def fewest_candidates(monkeypatch):
     """Milvus is asked for as many candidates as are wanted; ten times as many would be all vectors of a modality."""
-    monkeypatch.setattr(matrix, "CANDIDATES", 1)
+    monkeypatch.setattr(vectors, "CANDIDATES", 1)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from support.small_shards import square, write_tar
 
 from onepeace.embed import embedder
 from onepeace.errors import UsageError, UserError
-from onepeace.index import build, filling
+from onepeace.index import build, maintain
 from onepeace.plugins.ray import open_engine
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
@@ -62,7 +62,7 @@ def _ray(request):
 def deadly_model(random_folder, monkeypatch):
     """A model folder for which support/deadly.py is loaded."""
     monkeypatch.setattr(embedder, "load", deadly.load)
-    monkeypatch.setattr(filling, "keep_calibration", lambda *_: None)
+    monkeypatch.setattr(maintain, "keep_calibration", lambda *_: None)
     return str(random_folder)
 
 

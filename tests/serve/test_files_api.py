@@ -20,8 +20,8 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from support.api import assert_error, client_of, encoded, names, search
 
 from onepeace.index import Index, build, remove, update
-from onepeace.index.roots import Root, keep_roots
-from onepeace.index.store import Store
+from onepeace.index.database import Store
+from onepeace.index.sources import Root, keep_roots
 
 
 def hits_by_name(client, **body):

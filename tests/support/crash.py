@@ -1,20 +1,17 @@
-"""Index commands that are killed, run into a full disk, or find flipped bits: without a model, so that hundreds of them
-take seconds.
+"""Index commands that are killed or run into a full disk: without a model, so that hundreds of them take seconds.
 
 A text of a file stands for its vectors: `vectors_of`.
 """
 
 import multiprocessing
 import os
-import random
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
 from multiprocessing import forkserver
@@ -27,27 +24,12 @@ import pytest
 from support.indexes import content, unit
 
 from onepeace.errors import UserError
-from onepeace.index import (
-    Index,
-    Query,
-    check,
-    database,
-    filling,
-    loading,
-    maintain,
-    move,
-    record,
-    remove,
-    scan,
-    store,
-    verify,
-)
-from onepeace.index.database import DATABASE
-from onepeace.index.store import Store
+from onepeace.index import Index, Query, database, embed, maintain, record, remove, scan
+from onepeace.index.database import Store
 
 DIM = 16
 OTHER_DIM = 12
-"""Dimension of the model that `move` moves an index to."""
+"""Dimension of another model."""
 META = {
     "model": "none",
     "model_hash": "0",
@@ -56,7 +38,7 @@ META = {
     "modalities": "text",
     "store": "local",
 }
-COMMANDS = ("build", "update", "remove", "repair", "move")
+COMMANDS = ("build", "update", "remove", "anew")
 State = dict[str, tuple[Any, ...]]
 """Hash, problem, spans and vectors of each file by its path."""
 
@@ -68,7 +50,7 @@ def vectors_of(text: bytes, dim: int = DIM) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(count, dim)))
 
 
-def embed(path: Path, dim: int) -> SimpleNamespace:
+def embedded(path: Path, dim: int) -> SimpleNamespace:
     """What the embedder says of a text, as far as building an index asks."""
     text = path.read_bytes()
     if b"bad" in text:
@@ -104,7 +86,7 @@ class Embedder:
 
     def stream(self, values: Iterator[dict[str, Any]], **_: Any) -> Iterator[SimpleNamespace]:
         for value in values:
-            yield embed(value["text"], self.embed_dim)
+            yield embedded(value["text"], self.embed_dim)
 
 
 def identity(model: str | Embedder) -> dict[str, str]:
@@ -123,11 +105,11 @@ def create_store(folder: Path, model: str | Embedder) -> Store:
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filling, "create_store", create_store)
-        patch.setattr(filling, "check_model", lambda store, _: store.meta)
-        patch.setattr(filling, "keep_calibration", lambda *_: None)
-        patch.setattr(move, "identity", identity)
-        patch.setattr(loading, "load_model", lambda *_: Embedder())
+        patch.setattr(maintain, "create_store", create_store)
+        patch.setattr(maintain, "check_model", lambda store, _: store.meta)
+        patch.setattr(maintain, "keep_calibration", lambda *_: None)
+        patch.setattr(maintain, "identity", identity)
+        patch.setattr(embed, "load_model", lambda *_: Embedder())
         patch.setattr(scan, "modalities_by_suffix", lambda: {".txt": "text"})
         patch.setattr(record, "BATCH_VECTORS", 3)
         patch.setattr(record, "BATCH_SECONDS", float("inf"))
@@ -135,8 +117,8 @@ def without_model() -> Iterator[None]:
 
 
 def run(command: str, index: Path, files: Path, limit: int | None = None) -> None:
-    """`build` or `update` an index of the texts in a folder, `remove` half of them, `repair` it, or `move` it to
-    another model.
+    """`build` or `update` an index of the texts in a folder, `remove` half of them, or build it "anew" with another
+    model.
 
     Args:
         limit: bytes that a file may have; more is refused, as by a full disk.
@@ -151,10 +133,8 @@ def run(command: str, index: Path, files: Path, limit: int | None = None) -> Non
             maintain.update(index, progress=False)
         elif command == "remove":
             remove(index, sorted(files.glob("*.txt"))[::2])
-        elif command == "move":
-            maintain.build(index, model=Embedder(OTHER_DIM), progress=False)
         else:
-            check(index, repair=True)
+            maintain.build(index, model=Embedder(OTHER_DIM), progress=False)
 
 
 @cache
@@ -209,13 +189,14 @@ def count_operations(operations: Any, kill_at: int | None) -> None:
         if is_change:
             count()
 
+    plain_connect = database.connect
+
     def connect(*arguments: Any) -> sqlite3.Connection:
-        connection = database.connect(*arguments)
+        connection = plain_connect(*arguments)
         connection.set_trace_callback(count)
         return connection
 
-    for module in (store, verify):
-        module.connect = connect
+    database.connect = connect
     sys.addaudithook(count_event)
 
 
@@ -295,37 +276,10 @@ def prepare(folder: Path, command: str, num_texts: int = 24) -> tuple[Path, Path
         run("build", index, files)
     if command == "update":
         change_texts(files)
-    if command == "repair":
-        with closing(sqlite3.connect(index / DATABASE)) as connection:
-            connection.execute("UPDATE files SET size = size + 1 WHERE id % 5 = 0")
-            connection.commit()
     return index, files
-
-
-def flip(path: Path, draw: random.Random) -> None:
-    """Turn one bit of a file, of a byte that is not 0: most that are lie in no row."""
-    data = bytearray(path.read_bytes())
-    positions = [position for position, byte in enumerate(data) if byte]
-    data[draw.choice(positions)] ^= 1 << draw.randrange(8)
-    path.write_bytes(data)
 
 
 def finish(command: str, index: Path, files: Path) -> State:
     """The state of the index after the command is given again."""
     run(command, index, files)
-    if command == "repair":
-        run("build", index, files)
     return state(index)
-
-
-def mend(index: Path, files: Path) -> int:
-    """Repair a damaged index, or build it again if that cannot be done; gives how many files were embedded again."""
-    if check(index).ok:
-        return 0
-    try:
-        lost = check(index, repair=True).lost
-    except UserError:
-        shutil.rmtree(index)
-        lost = len(list(files.glob("*.txt")))
-    run("build", index, files)
-    return lost

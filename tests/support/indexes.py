@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onepeace.index.database import Store
 from onepeace.index.index import Index
 from onepeace.index.items import Item, Span
-from onepeace.index.matrix import keep
-from onepeace.index.report import Report
-from onepeace.index.store import Store
+from onepeace.index.record import Report
+from onepeace.index.vectors import keep
 
 MODALITIES = {"jpg": "image", "png": "image", "ogg": "audio", "wav": "audio", "txt": "text"}
 META = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio", "store": "local"}
@@ -30,7 +30,7 @@ def content(folder: Path) -> dict[str, Content]:
     contents = {}
     with closing(Store(folder)) as store:
         for item in store.items():
-            _, spans, vectors = store.intact([item.id])[item.id]
+            spans, vectors = store.vectors_of(item.id)
             words = store.words([item.id])[item.id]
             fields = {**vars(item), "id": None, "spans": spans, "words": words}
             contents[item.path] = Content(fields, vectors)

@@ -1,4 +1,4 @@
-"""An index that is moved to another model, while it is open."""
+"""An index that is built anew with another model, while it is open."""
 
 import shutil
 
@@ -8,8 +8,8 @@ from support.indexes import content
 from support.random_model import save_random_model
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, check, embedding, maintain
-from onepeace.index.move import NEXT
+from onepeace.index import Index, check, embed, maintain
+from onepeace.index.maintain import NEXT
 from onepeace.serve.service import Service
 
 
@@ -20,7 +20,7 @@ def new_model(tmp_path_factory):
 
 
 @pytest.fixture
-def move(new_model, index):
+def build_anew(new_model, index):
     def run(model=str(new_model), **options):
         return maintain.build(index, model=model, device="cpu", progress=False, **options)
 
@@ -36,45 +36,44 @@ def scores(opened):
     return [hit.score for hit in opened.search("words number 3")]
 
 
-def test_moved_index_is_as_a_new_one(move, update, check_as_new, words, index, new_model):
+def test_index_is_as_a_new_one(build_anew, update, check_as_new, words, index, new_model):
     (words / "5.txt").unlink()
     (words / "new.txt").write_text("new words")
 
-    report = move()
+    report = build_anew()
 
-    assert (report.added, report.vanished) == (6, 1)
+    assert (report.added, report.removed) == (6, 1)
     assert check(index).ok
     assert not (index / NEXT).exists()
     assert update().unchanged == 6
     check_as_new(words, model=new_model)
 
 
-def test_open_index_follows_when_it_is_refreshed(move, words, index, new_model):
+def test_open_index_follows(build_anew, words, index, new_model):
     with Index.open(index) as opened:
-        ids_before = {item.path: item.id for item in opened.items()}
         scores_before = scores(opened)
-        move()
-        assert scores(opened) == scores_before
-
-        description = Service(opened).about()  # refreshes it
+        with opened.reading():
+            build_anew()
+            assert scores(opened) == scores_before
+        description = Service(opened).about()
 
         assert (description["model"], description["embed_dim"]) == (new_model.name, 24)
         assert opened.model == str(new_model)
         assert opened.search("words number 3", top=1)[0].item.path == str(words / "3.txt")
-        assert {item.path: item.id for item in opened.items()} == ids_before
 
 
-def test_open_index_with_a_model_of_its_own_does_not_follow(move, index, random_folder):
+def test_open_index_with_a_model_of_its_own_does_not_follow(build_anew, index, random_folder):
     with Index.open(index, model=str(random_folder)) as opened:
-        move()
+        build_anew()
 
-        with pytest.raises(UserError, match="moved"):
-            opened.refresh()
+        for _ in range(2):
+            with pytest.raises(UserError, match="another model"):
+                opened.search("words")
 
 
-def test_interrupted_move_goes_on_where_it_was(move, index, monkeypatch):
+def test_interrupted_build_goes_on_where_it_was(build_anew, index, monkeypatch):
     content_before = content(index)
-    take = embedding.Embedding.take
+    take = embed.Embedding.take
     taken_paths = []
 
     def take_four(self, result, reading, video):
@@ -84,24 +83,24 @@ def test_interrupted_move_goes_on_where_it_was(move, index, monkeypatch):
         take(self, result, reading, video)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedding.Embedding, "take", take_four)
+        patch.setattr(embed.Embedding, "take", take_four)
         with pytest.raises(KeyboardInterrupt):
-            move()
+            build_anew()
     np.testing.assert_equal(content(index), content_before)
 
-    report = move()
+    report = build_anew()
 
     assert (report.unchanged, report.added) == (4, 2)
-    assert move().unchanged == 6
+    assert build_anew().unchanged == 6
 
 
-def test_move_to_a_third_model_starts_anew(move, index):
+def test_third_model_starts_anew(build_anew, index):
     shutil.copytree(index, index / NEXT)
 
-    assert move().added == 6
+    assert build_anew().added == 6
 
 
-def test_build_with_another_model_does_not_move_an_index(build, words, index, new_model):
+def test_build_of_paths_refuses_another_model(build, words, index, new_model):
     with pytest.raises(UserError, match=f"onepeace index build {index} --model {new_model}"):
         build(words, model=new_model)
 
@@ -113,37 +112,37 @@ def test_build_with_another_model_does_not_move_an_index(build, words, index, ne
         ({"model": None}, "PATHS"),
     ],
 )
-def test_options_of_a_build_do_not_move_an_index(move, options, word):
+def test_options_that_are_for_paths(build_anew, options, word):
     with pytest.raises(UsageError, match=word):
-        move(**options)
+        build_anew(**options)
 
 
-def test_move_waits_for_a_disk_that_is_not_mounted(move, words, index, tmp_path):
+def test_build_anew_waits_for_a_disk_that_is_not_mounted(build_anew, words, index, tmp_path):
     content_before = content(index)
     words.rename(tmp_path / "elsewhere")
     words.mkdir()
 
     with pytest.raises(UserError, match="mounted"):
-        move()
+        build_anew()
     np.testing.assert_equal(content(index), content_before)
 
 
-def test_move_waits_for_a_folder_that_cannot_be_read(move, words, index):
+def test_build_anew_waits_for_a_folder_that_cannot_be_read(build_anew, words, index):
     content_before = content(index)
     (words / ".onepeaceignore").write_text("!\n")
 
-    with pytest.raises(UserError, match="lost"):
-        move()
+    with pytest.raises(UserError, match="cannot be read"):
+        build_anew()
     np.testing.assert_equal(content(index), content_before)
 
 
-def test_move_waits_if_most_files_are_missing(build, move, words, index):
+def test_build_anew_waits_if_most_files_are_missing(build, build_anew, words, index):
     for number in range(6, 15):
         (words / f"{number}.txt").write_text(f"words number {number}")
     build(words)
     for path in sorted(words.iterdir())[3:]:
         path.unlink()
 
-    with pytest.raises(UserError, match="12 files are missing"):
-        move()
+    with pytest.raises(UserError, match="12 files in all"):
+        build_anew()
     assert len(content(index)) == 15

@@ -1,0 +1,283 @@
+"""Step "embed" of a run: entries -> readers -> decoder threads -> model -> recorder, in bounded memory.
+
+Each content is embedded once: files that equal one of the index, or of this run, get its vectors.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from onepeace.errors import UsageError
+from onepeace.index.content import CHANGES, TRIES, Reading, failed, read_entry
+from onepeace.index.identity import Model, is_name
+from onepeace.index.items import Item, Span, without_surrogates
+from onepeace.index.plugin import plugin
+from onepeace.index.record import Recorder, Report
+from onepeace.index.reuse import Elsewhere
+from onepeace.index.scan import may_work_now, modalities_of
+from onepeace.index.sources import Entry
+from onepeace.index.video import Video
+from onepeace.progress import Progress, status
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedded, Embedder
+    from onepeace.embed.stream import Windows
+
+READ_AHEAD = 64
+"""Number of files that are read and hashed ahead of the decoders."""
+READERS = 2
+"""Number of threads that read and hash."""
+WINDOW = 10.0
+HOP = 5.0
+"""Window and hop in seconds; a sound that is longer than the window gets one vector per window."""
+COMPILE_FROM = 5000
+"""Number of new files from which a wide model is compiled: this takes 20 s to a minute, and saves a seventh."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `build` and `update`, which documents them."""
+
+    device: str | None = None
+    dtype: str = "auto"
+    engine: str | None = None
+    store: str | None = None
+    batch_size: int = 32
+    progress: bool | None = None
+    reuse: Sequence[Path] = ()
+
+    def checked_for(self, model: Model | None) -> "Settings":
+        """These settings, if they have an effect on a model.
+
+        Raises:
+            UsageError: the model is an `Embedder`, which is loaded already.
+        """
+        is_loaded = not (model is None or is_name(model))
+        if is_loaded and (self.device is not None or self.dtype != "auto"):
+            raise UsageError("device and dtype are those of the Embedder; leave them out")
+        if is_loaded and self.engine is not None:
+            raise UsageError(
+                f"the engine {self.engine} loads a model by its name; give a name in place of the Embedder"
+            )
+        return self
+
+
+@contextmanager
+def model_on_demand(
+    model: Model, settings: Settings, num_new: int, report: Report
+) -> "Iterator[Callable[[], Embedder]]":
+    """Context of a function that loads the model, or starts the engine, when it is first called.
+
+    Args:
+        num_new: number of files to embed.
+        report: gets the model, if it is used in this process.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def load() -> "Embedder":
+            if not is_name(model):
+                report.embedder = model
+                return model
+            if settings.engine is None:
+                report.embedder = load_model(model, settings, num_new)
+                return report.embedder
+            status(f"loading the model {model} ...")
+            open_engine = plugin(settings.engine, "open_engine")
+            engine = open_engine(settings.engine, model, settings.device, settings.dtype)
+            return stack.enter_context(closing(engine))
+
+        yield load
+
+
+def load_model(name: str | os.PathLike[str], settings: Settings, num_new: int) -> "Embedder":
+    """Load the model; a wide one is compiled if there are many files to embed."""
+    from onepeace import compiling
+    from onepeace.embed import embedder
+
+    status(f"loading the model {name} ...")
+    model = embedder.load(name, device=settings.device, dtype=settings.dtype)
+    if num_new >= COMPILE_FROM and compiling.width(model.module) >= compiling.MIN_WIDTH:
+        status("compiling the model's blocks, about a minute ...")
+        compiling.compile_blocks(model.encoder)
+    return model
+
+
+def embed_entries(
+    recorder: Recorder,
+    entries: Sequence[Entry],
+    load: "Callable[[], Embedder]",
+    elsewhere: Elsewhere,
+    settings: Settings,
+) -> None:
+    """Embed entries; again those whose files change while they are read.
+
+    Args:
+        load: returns the model of the index; called only if there is something to embed.
+        elsewhere: other indexes that may have vectors of the same content.
+    """
+    if not entries:
+        return
+    with Progress(len(entries), shown=settings.progress) as bar:
+        for _ in range(TRIES):
+            entries = Embedding(recorder, load, elsewhere, settings.batch_size, bar).run(entries)
+        for entry in entries:
+            recorder.record_problem(failed(entry, CHANGES).item, CHANGES)
+            bar.update()
+
+
+class Pending(NamedTuple):
+    """An entry whose vectors are being computed."""
+
+    reading: Reading
+    video: Video | None
+
+
+class Embedding:
+    """Embeds entries once, and records them."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        load: "Callable[[], Embedder]",
+        elsewhere: Elsewhere,
+        batch_size: int,
+        bar: Progress,
+    ) -> None:
+        self.recorder = recorder
+        self.load = load
+        self.elsewhere = elsewhere
+        self.batch_size = batch_size
+        self.bar = bar
+        self._pending: deque[Pending] = deque()
+        self._contents: set[tuple[bytes | None, str]] = set()
+        """Hash and kind of each content that was given to the model."""
+        self._copies: list[Reading] = []
+        """Files with one of these contents."""
+
+    def run(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Embed entries; returns those whose files changed during that, of which nothing is kept."""
+        changed: list[Entry] = []
+        with closing(self._inputs(entries)) as inputs:
+            first = next(inputs, None)
+            if first is None:  # nothing to embed, so the model is not loaded
+                return changed
+            embedder = self.load()
+            stream = embedder.stream(
+                chain([first], inputs),
+                batch_size=self.batch_size,
+                **window_options(embedder),
+            )
+            with closing(stream) as results:
+                for result in results:
+                    reading, video = self._pending.popleft()
+                    if not reading.is_current():
+                        changed.append(reading.entry)
+                        continue
+                    self.take(result, reading, video)
+                    self.bar.update()
+        self.recorder.flush()
+        for reading in self._copies:
+            if self._is_settled(reading.item):
+                self.bar.update()
+            else:  # the file that it equals has changed
+                changed.append(reading.entry)
+        return changed
+
+    def _inputs(self, entries: Sequence[Entry]) -> Generator[object, None, None]:
+        """Yield inputs for the embedder, which are pending then; record items that need no embedding."""
+        with ThreadPoolExecutor(READERS, "onepeace-read") as pool:
+            for start in range(0, len(entries), READ_AHEAD):
+                for reading in pool.map(read_entry, entries[start : start + READ_AHEAD]):
+                    item = reading.item
+                    content = (item.hash, item.modality)
+                    if content in self._contents:
+                        self._copies.append(reading)
+                    elif self._is_settled(item):
+                        self.bar.update()
+                    else:
+                        self._contents.add(content)
+                        video = as_video(item, reading.value, self.recorder.store.modalities)
+                        self._pending.append(Pending(reading, video))
+                        yield video or {item.modality: reading.value}
+
+    def _is_settled(self, item: Item) -> bool:
+        """Record an item that needs no embedding, as it cannot be read or its content is known; False for others."""
+        if item.problem is not None:
+            self.recorder.record_problem(item, item.problem)
+            return True
+        same_content = self.recorder.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
+        originals = {original.path: original for original in same_content if not may_work_now(original)}
+        if originals:
+            original = originals.get(item.path) or next(iter(originals.values()))
+            self.recorder.record_copy(item, original)
+            return True
+        known = self.elsewhere.same_content(item)
+        if known is None:
+            return False
+        self.recorder.record_known(replace(item, note=known.item.note), known)
+        return True
+
+    def take(self, result: "Embedded", reading: Reading, video: Video | None) -> None:
+        """Record the vectors of an entry, or the reason why there are none."""
+        notes = []
+        if result.is_silent:
+            notes.append("digital silence")
+        if video is not None:
+            notes += video.troubles
+        item = replace(reading.item, note=without_surrogates("; ".join(notes)) or None)
+        if result.windows is None:
+            self.recorder.record_problem(item, str(result.reason))
+            return
+        spans, vectors = spans_and_vectors(result.windows, item, video, is_silent=result.is_silent)
+        self.recorder.record_vectors(item, spans, vectors, reading.text)
+
+
+def window_options(embedder: "Embedder") -> dict[str, Any]:
+    """Options of `Embedder.stream` that cut long sounds into windows that the model can read."""
+    longest = WINDOW
+    processor = embedder.processors.get("audio")
+    if processor is not None and processor.max_seconds is not None:
+        longest = processor.max_seconds
+    return {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
+
+
+def as_video(item: Item, value: Any, modalities: tuple[str, ...]) -> Video | None:
+    """The input of the embedder for a video, and None for another file.
+
+    Args:
+        modalities: those of the model.
+    """
+    if item.modality != "video":
+        return None
+    return Video(value, modalities_of(item, modalities), item.duration)
+
+
+def spans_and_vectors(
+    windows: "Windows", item: Item, video: Video | None, *, is_silent: bool
+) -> tuple[list[Span], np.ndarray]:
+    """The parts of a file that its vectors stand for, and these vectors (n, E).
+
+    Args:
+        windows: the result of the embedder.
+        video: the input, if the file is a video.
+        is_silent: whether its sound is digital silence.
+    """
+    if video is not None:
+        return video.vectors(windows, is_silent)
+    vectors = np.asarray(windows.vectors)
+    if len(vectors) == 1:
+        return [Span(item.modality)], vectors
+    spans = []
+    for start, end in zip(windows.starts, windows.ends, strict=True):
+        spans.append(Span(item.modality, start, end))
+    return spans, vectors
