@@ -333,7 +333,7 @@ def test_writer_leaves_out_equal_keys(tmp_path):
 def test_writer_on_a_full_disk_leaves_the_older_shards(tmp_path):
     def write_all():
         with new_shards(tmp_path, "x", max_bytes=1) as writer:
-            (folder,) = tmp_path.glob(".shards-*")
+            (folder,) = tmp_path.glob(".onepeace-shards-*")
             (folder / "x-00001.tar").symlink_to("/dev/full")
             writer.write("a", {"jpg": b"1"}, ["c"])
             writer.write("b", {"jpg": bytes(1 << 20)}, ["c"])
