@@ -8,12 +8,14 @@ import ast
 import configparser
 import inspect
 import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from xml.etree import ElementTree
 
 import pytest
@@ -25,7 +27,9 @@ from onepeace.cli import COMMANDS, command_parser
 from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.evaluate.protocols.task_metrics import METRICS
 from onepeace.index.fields import FIELDS
+from onepeace.train.recipe import Recipe
 from onepeace.train.schedule import SCHEDULES
+from onepeace.train.terms.registry import TERMS
 
 PACKAGE = ROOT / "onepeace"
 DOCS = ROOT / "docs"
@@ -130,6 +134,24 @@ def test_choices_of_a_protocol_are_in_the_guide(protocol):
 def test_schedules_are_those_of_the_guide():
     text = section("train.md", "Optimizer and schedule")
     assert first_cells(text, "`schedule.name`") == [*SCHEDULES]
+
+
+def literals(kind: Any, path: str = "", seen: frozenset[Any] = frozenset()) -> Iterator[tuple[str, str]]:
+    """The fields with a fixed choice of words, of a class and those in its fields, and the words."""
+    if get_origin(kind) is Literal:
+        yield from ((path, word) for word in get_args(kind) if isinstance(word, str))
+    elif is_dataclass(kind) and kind not in seen:
+        for name, type_of_field in get_type_hints(kind).items():
+            yield from literals(type_of_field, f"{path}.{name}".strip("."), seen | {kind})
+    else:
+        for inner in get_args(kind):
+            yield from literals(inner, path, seen)
+
+
+@pytest.mark.parametrize("options", [Recipe, *(term.Options for term in TERMS.values())])
+def test_choices_of_recipes_are_in_the_guide(options):
+    code = " ".join(re.findall(r"`[^`\n]+`", read(DOCS / "guide" / "train.md")))
+    assert [choice for choice in literals(options) if not re.search(rf"\b{choice[1]}\b", code)] == []
 
 
 def test_filter_field_is_in_the_guide():

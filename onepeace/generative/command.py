@@ -26,12 +26,12 @@ Videos are skipped. Only the beginning of a long sound is read.
   onepeace caption data/samples
   onepeace caption pictures --model ofa-base-caption --json > captions.jsonl""",
     "answer": """\
-  onepeace answer street.jpg --question "how many buses are there?" --model ofa-base-vqa
+  onepeace answer street.jpg "how many buses are there?" --model ofa-base-vqa
   onepeace answer pictures --question "is it day or night?" --labels day,night --model ofa-base-vqa --json""",
     "ground": """\
 The box is x0, y0, x1, y1 in pixels, from the top left corner of the picture.
 
-  onepeace ground street.jpg --text "the bus on the left" --model ofa-base-refcoco
+  onepeace ground street.jpg "the bus on the left" --model ofa-base-refcoco
   onepeace ground pictures --text "a red umbrella" --model ofa-base-refcoco --draw umbrellas --json""",
 }
 TRAINED_FOR = {"caption": "caption", "answer": "vqa", "ground": "refcoco"}
@@ -47,10 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{EXAMPLES[name]}\n\nreleased models for it: {_models_for(name)}\n{files.EXIT_CODES}"
     files.add_paths(parser)
     if name == "answer":
-        parser.add_argument("--question", required=True, metavar="Q", help="question about each picture")
+        text = "question about each picture; also without --question, after the paths"
+        parser.add_argument("--question", "--text", metavar="Q", help=text)
         parser.add_argument("--labels", metavar="A,B,C", help="answers to choose from (free text)")
     if name == "ground":
-        parser.add_argument("--text", required=True, metavar="T", help="phrase to locate")
+        text = "phrase to locate; also without --text, after the paths"
+        parser.add_argument("--text", metavar="T", help=text)
         parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with boxes drawn (PNG)")
     default = "tiny-captions" if name == "caption" else None
     options.add_model(parser, default, batch_size=8, dtype=False)
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
                 result["picture"] = _draw(drawings, path, result["box"], args.text)
             if args.json:
                 _print_json(args, path, result, answer)
-            rows.append((str(answer), f"{answer.confidence:.2f}", files.shown(path)))
+            rows.append((str(answer), f"{answer.confidence:.2f}", str(path)))
     if rows and not args.json:
         column = "box" if name == "ground" else name
         print(format_table((column, "confidence", "path"), rows))
@@ -115,9 +117,11 @@ def _text(args: argparse.Namespace) -> str | None:
     option = TEXT_OPTIONS.get(args.command)
     if option is None:
         return None
-    text: str = getattr(args, option)
-    if not text.strip():
-        raise UsageError(f"--{option} is empty")
+    given: str | None = getattr(args, option)
+    text = files.take_words(args.paths, has_query=given is not None) or given
+    if text is None or not text.strip():
+        raise UsageError(f"no {option}; give words after the paths, or --{option}")
+    setattr(args, option, text)
     return text
 
 

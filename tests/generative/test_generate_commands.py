@@ -95,8 +95,10 @@ def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(run_model, tmp
 # ------------------------------------------------------------------ answers
 
 
-def test_answer_is_free(generate, cat):
-    answer = json.loads(generate("answer", cat, "--question", "what is it?", "--json").out)
+@pytest.mark.parametrize("question", [["--question", "what is it?"], ["--text", "what is it?"], ["what", "is", "it?"]])
+def test_answer_is_free(generate, cat, question):
+    answer = json.loads(generate("answer", cat, *question, "--json").out)
+    assert answer["question"] == "what is it?"
     assert set(answer) == {"path", "question", "answer", "score", "confidence"}
 
 
@@ -108,8 +110,10 @@ def test_answer_is_one_of_several(generate, cat):
     assert answer["answer"] == max(scores, key=scores.get)
 
 
-def test_answer_needs_a_question(generate, cat):
-    assert "--question" in generate("answer", cat, "--question", " ", code=2).err
+@pytest.mark.parametrize("question", [[], ["--question", " "], ["what?", "--question", "what?"]])
+def test_answer_needs_a_question(generate, cat, question):
+    (line,) = generate("answer", cat, *question, code=2).err.splitlines()
+    assert "give words" in line
 
 
 # ------------------------------------------------------------------ boxes
@@ -135,7 +139,7 @@ def test_ground_draws_the_box(generate, pictures, tmp_path, monkeypatch):
     [
         ("the bus", "no/such", "no/such: there is no folder no"),
         ("the bus", "afile", "afile: is a file"),
-        ("", "boxes", "--text is empty"),
+        ("", "boxes", "no text; give words"),
     ],
 )
 def test_ground_refuses_wrong_usage(generate, cat, tmp_path, monkeypatch, text, folder, message):
