@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch import nn
 
 from onepeace.model.interface import Trained
 
@@ -43,9 +44,36 @@ def width(module: object) -> int:
 
 def compile_always(model: Trained) -> None:
     """Compile each block on its first use: one graph for all lengths and batch sizes."""
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    _allow_graphs()
     for block in model.blocks:
         block.compile(dynamic=True)
+
+
+def compile_sharded(model: Trained) -> None:
+    """Compile the parts of each block between the points where fsdp gathers weights: its units, and what holds none.
+
+    A graph over the whole block would break at each of its units. The forward pass is compiled without the hooks of the
+    module, which gather the weights. To be called before the model is sharded.
+    """
+    _allow_graphs()
+    units = set(model.sharding_units())
+    for block in model.blocks:
+        for part in _parts_without_units(block, units):
+            part.forward = torch.compile(part.forward, dynamic=True, fullgraph=True)
+
+
+def _parts_without_units(module: nn.Module, units: set[nn.Module]) -> list[nn.Module]:
+    """The module itself if no unit lies inside of it; else these parts of its children that multiply matrices."""
+    if not units.intersection(module.modules()) - {module}:
+        return [module] if any(parameter.ndim > 1 for parameter in module.parameters()) else []
+    parts = []
+    for child in module.children():
+        parts += _parts_without_units(child, units)
+    return parts
+
+
+def _allow_graphs() -> None:
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
 
 
 def has_cpp_compiler() -> bool:

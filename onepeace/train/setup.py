@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from onepeace.compiling import compile_always, pays_off
+from onepeace.compiling import compile_always, compile_sharded, pays_off
 from onepeace.config import Config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.reader import Cursor
@@ -162,7 +162,8 @@ def parallelize(recipe: Recipe, objective: Objective, device: torch.device, use_
     model = objective.model
     set_recompute(model, recipe.run.recompute)
     if recipe.run.compile and parallel.first_decides(pays_off(model, device)):
-        compile_always(model)
+        compile_blocks = compile_sharded if objective.sharded else compile_always
+        compile_blocks(model)
     parallel.parallelize(
         objective=objective,
         units=model.sharding_units(),
