@@ -62,8 +62,6 @@ class Limits:
     """Items of /v1/embeddings, or parts of a query."""
     characters: int = 20_000
     """Characters per text; models read far fewer."""
-    all_characters: int = 200_000
-    """Characters of all texts in total."""
     labels: int = 200
     label_characters: int = 16_384
     """Characters of all labels."""
@@ -247,7 +245,6 @@ class Decoder:
         self.processors = processors
         self.pixels = 0
         self.seconds = 0.0
-        self.characters = 0
 
     def decode(self, modality: str, value: str | bytes, name: str) -> object:
         """A text, or a picture or sound in base64 or as bytes, in the form that `Embedder.encode` takes."""
@@ -262,10 +259,6 @@ class Decoder:
     def text(self, value: str, name: str) -> str:
         if len(value) > self.limits.characters:
             raise Refused(413, f"{name}: {len(value)} characters are above the limit of {self.limits.characters}")
-        self.characters += len(value)
-        limit = self.limits.all_characters
-        if self.characters > limit:
-            raise Refused(413, f"{name}: {self.characters} characters in this request, above the limit of {limit}")
         return value
 
     def picture(self, data: bytes, name: str) -> object:

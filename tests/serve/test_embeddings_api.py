@@ -60,7 +60,6 @@ def test_vectors_in_base64(embed, model):
         ([{"image": png(700, 900)}] * 2, 413, "input[1].image"),
         ([{"audio": wav(5)}] * 3, 413, "input[2].audio"),
         (["a" * 201], 413, "input[0].text"),
-        (["a" * 200] * 3, 413, "input[2].text"),
         ([], 422, "input"),
         ([{"image": png(20_000, 20_000)}], 413, "1000000"),
         ([[1, 2]], 422, "input[0]"),

@@ -25,7 +25,6 @@ LIMITS = Limits(
     seconds=12.0,
     inputs=5,
     characters=200,
-    all_characters=500,
     labels=3,
     label_characters=40,
 )
