@@ -103,8 +103,8 @@ class ImageAugment(Augment):
         return self.flip or self.rand_augment is not None or self.crop_scale != (1.0, 1.0)
 
     def load(self, item: Any, processor: Any) -> Any:
-        """The picture as the processor opens it: upright RGB, in its own size."""
-        return processor.load(item)
+        """The encoded picture: `vary` decodes it, as detailed as the crop that it draws needs."""
+        return item
 
     def vary(
         self,
@@ -113,14 +113,30 @@ class ImageAugment(Augment):
         processor: Any,
         rng: np.random.Generator,
         another: Another,
-    ) -> tuple[Picture, str]:
+    ) -> tuple[Any, str]:
         """A random crop in the model's size, randomly changed and mirrored, and the colour factors for `collate`."""
-        box = (0.0, 0.0, *item.size)
+        width, height = processor.size_in_pixels(item)
+        left, top, right, bottom = self._box(width, height, processor, rng)
+        picture = processor.load(item, kept=min((right - left) / width, (bottom - top) / height))
+        across = picture.width / width  # a large JPEG is decoded smaller than its header says
+        down = picture.height / height
+        box = (left * across, top * down, right * across, bottom * down)
+        return self._varied(picture, box, text, processor, rng), text
+
+    def _box(self, width: int, height: int, processor: Any, rng: np.random.Generator) -> Box:
+        """The part of a picture that is kept: a random crop, or without crops the part that `processor` keeps."""
         if self.crop_scale != (1.0, 1.0):
-            width, height = item.size
-            box = self._random_box(width, height, rng)
-        size = (processor.width, processor.height)
-        picture = item.resize(size, BICUBIC, box=box)
+            return self._random_box(width, height, rng)
+        if processor.resize != "crop":
+            return 0.0, 0.0, width, height
+        scale = min(width / processor.width, height / processor.height)
+        left = (width - scale * processor.width) / 2
+        top = (height - scale * processor.height) / 2
+        return left, top, width - left, height - top
+
+    def _varied(self, picture: Any, box: Box, text: str, processor: Any, rng: np.random.Generator) -> Picture:
+        """A part of a decoded picture in the model's size, randomly changed and mirrored."""
+        picture = picture.resize((processor.width, processor.height), BICUBIC, box=box)
         if self.rand_augment is not None:
             picture = self._rand_augment(picture, rng)
         if self.blur and rng.random() < self.blur:
@@ -132,7 +148,7 @@ class ImageAugment(Augment):
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
         factors = rng.uniform(1 - self.color, 1 + self.color, 3)
-        return Picture(pixels, factors), text
+        return Picture(pixels, factors)
 
     def _random_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """A crop of random area and shape."""
@@ -183,11 +199,7 @@ class ImageAugment(Augment):
 class VideoAugment(ImageAugment):
     """A clip at a random position in its video, with the same image augmentation for all frames."""
 
-    def load(self, item: Any, processor: Any) -> Any:
-        """The encoded video: `vary` decodes the clip that it draws."""
-        return item
-
-    def vary(  # type: ignore[override]
+    def vary(
         self,
         item: Any,
         text: str,
@@ -201,8 +213,9 @@ class VideoAugment(ImageAugment):
         pictures: list[Picture] = []
         for frame in frames:
             frame_rng = np.random.default_rng(seed)  # every frame sees the same random numbers
-            picture, _ = super().vary(frame, text, processor, frame_rng, another)
-            pictures.append(picture)
+            width, height = frame.size
+            box = self._box(width, height, processor, frame_rng)
+            pictures.append(self._varied(frame, box, text, processor, frame_rng))
         return tuple(pictures), text
 
     def collate(self, samples: list[tuple[Picture, ...]], processor: Any) -> dict[str, Tensor]:  # type: ignore[override]

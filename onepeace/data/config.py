@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onepeace.config import Options
-from onepeace.config.limits import Count, Positive, Probability, Share
+from onepeace.config.limits import Count, NotNegative, Positive, Probability, Share
 from onepeace.data.augment import make_augments
 from onepeace.errors import UserError
 
@@ -16,7 +16,7 @@ class SourceConfig:
     shards: str
     """Path pattern relative to data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
-    """Modalities of a sample, e.g. [image, text]; in the code they are called ``modalities``."""
+    """Modalities of a sample in any order, e.g. [image, text]; in the code they are called ``modalities``."""
     name: str = ""
     """Name by which terms of the objective choose sources; default: the pair, as "image+text". Sources of one name are
     mixed, and a batch has items of one name."""
@@ -40,6 +40,7 @@ class SourceConfig:
             raise UserError(
                 f"pair {list(self.pair)} of {self.shards} should be different modalities, such as [image, text]"
             )
+        object.__setattr__(self, "pair", tuple(sorted(self.pair, key=lambda modality: (modality == "text", modality))))
         if not self.name:
             object.__setattr__(self, "name", "+".join(self.modalities))
         fits = "text" in self.modalities and "candidates" in self.targets
@@ -82,6 +83,9 @@ class DataConfig:
     cache_gigabytes: Positive = 20.0
     """Maximum size of $ONEPEACE_CACHE/shards: copies of compressed and remote shards, and the index of every shard; the
     least recently used files are removed."""
+    sound_megabytes: NotNegative = 0.0
+    """Decoded sounds that each worker keeps for later epochs, where data.augment.audio varies them; the least recently
+    used ones give way. Decoding takes seven times as long as varying, so that it pays for a set that fits."""
     broken_limit: Probability = 0.02
     """Share of a source above which losses stop the run: unreadable shards, of all, and broken samples, of those drawn
     since the run began."""

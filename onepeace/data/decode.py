@@ -4,6 +4,7 @@ All random numbers come from the generator of the item, so that it depends neith
 batch.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,8 +20,6 @@ from onepeace.data.shard import CacheFailure, content_of
 from onepeace.data.source import ALLOWED_BROKEN
 from onepeace.errors import UserError
 
-SOUND_BYTES = 512 * 2**20
-"""Maximum size of each worker's cache of decoded sounds, which is used only with ``data.augment.audio``."""
 MIXED = "mixed"
 """Suffix of the key, after a dot, of an item with another one mixed in; no sample's key has a dot."""
 
@@ -57,8 +56,9 @@ class Decoder:
         self.features = features or {}
         self.augments = dict.fromkeys(processors, Augment())
         self.augments.update(make_augments(config.augment))
-        self._sounds: dict[Any, Tensor] = {}
-        self._free_sound_bytes = SOUND_BYTES
+        self._sounds: OrderedDict[Any, Tensor] = OrderedDict()
+        """Decoded sounds, the one that was used last at the end."""
+        self._free_sound_bytes = round(config.sound_megabytes * 1e6)
 
     def decode(self, source: SourceConfig, sample: Sample, item: Item) -> DecodedItem:
         """Decode an item.
@@ -140,15 +140,18 @@ class Decoder:
         )
 
     def _load(self, modality: str, content: Any) -> Any:
-        """Load an input, from the cache if possible. Only sounds are cached: decoding Vorbis takes seven times as
-        long as augmenting it; pictures decode faster and need far more memory."""
-        if content in self._sounds:
-            return self._sounds[content]
+        """Load an input; sounds come from their cache, if they are in it."""
         augment = self.augments[modality]
-        loaded = augment.load(content_of(content), self.processors[modality])
-        if isinstance(augment, AudioAugment) and loaded.nbytes <= self._free_sound_bytes:
-            self._free_sound_bytes -= loaded.nbytes
-            self._sounds[content] = loaded
+        if not (self.config.sound_megabytes and isinstance(augment, AudioAugment)):
+            return augment.load(content_of(content), self.processors[modality])
+        if content not in self._sounds:
+            self._sounds[content] = augment.load(content_of(content), self.processors[modality])
+            self._free_sound_bytes -= self._sounds[content].nbytes
+        self._sounds.move_to_end(content)
+        loaded = self._sounds[content]
+        while self._free_sound_bytes < 0:
+            _, oldest = self._sounds.popitem(last=False)
+            self._free_sound_bytes += oldest.nbytes
         return loaded
 
     def _choose_caption(

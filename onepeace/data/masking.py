@@ -51,12 +51,20 @@ def check_unit(modality: str, unit: Unit) -> None:
 def word_table(pieces: Sequence[str]) -> Tensor:
     """(V, 2) bool for the pieces of a vocabulary in the order of their ids: begins a word, ends a word.
 
-    Byte-level pieces mark a preceding space by "Ġ"; CLIP's mark the end of a word by "</w>". Specials and fillers
-    ("madeupword0000") begin a word, as in the released code.
+    Byte-level pieces mark a preceding space by "Ġ", SentencePiece's by "▁"; CLIP's mark the end of a word by "</w>";
+    WordPiece's mark by "##" that they go on with one. The mark that most pieces have is the vocabulary's. Specials and
+    fillers ("madeupword0000") begin a word, as in the released code.
     """
-    special = ("<s>", "<pad>", "</s>", "<unk>", "madeupword")
-    begins = [piece.startswith("Ġ") or piece.startswith(special) for piece in pieces]
-    return torch.tensor([begins, [piece.endswith("</w>") for piece in pieces]]).T.contiguous()
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "madeupword")
+    marked = {mark: [piece.startswith(mark) for piece in pieces] for mark in ("Ġ", "▁", "##")}
+    marked["</w>"] = [piece.endswith("</w>") for piece in pieces]
+    mark = max(marked, key=lambda name: sum(marked[name]))
+    begins = [piece.startswith(special) for piece in pieces]
+    if mark in ("Ġ", "▁"):
+        begins = [begin or marks for begin, marks in zip(begins, marked[mark], strict=True)]
+    elif mark == "##":
+        begins = [not marks for marks in marked[mark]]
+    return torch.tensor([begins, marked["</w>"]]).T.contiguous()
 
 
 def word_starts(ids: Tensor, table: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def parse_sample(
     for modality in modalities:
         if modality != "text":
             inputs[modality] = _media(modality, members, where)
+    _check_told_apart(inputs, members, where)
     _check_targets(values, targets, where)
     return Sample(key=key, source=source, inputs=inputs, targets=values)
 
@@ -212,7 +214,7 @@ def _check_targets(
 
 def _media(modality: str, members: Members, where: str) -> Any:
     try:
-        media = media_of(members, _endings(PROCESSORS[modality].suffixes))
+        media = media_of(members, _endings(PROCESSORS[modality].suffixes), _all_endings())
     except ValueError as error:
         raise BrokenSample(f"{error}", where=where) from error
     if media is None:
@@ -220,19 +222,56 @@ def _media(modality: str, members: Members, where: str) -> Any:
     return media
 
 
+def _check_told_apart(inputs: Mapping[str, Any], members: Members, where: str) -> None:
+    """`BrokenSample` if two modalities read one file although there is another for one of them."""
+    for first, second in combinations([modality for modality in inputs if modality != "text"], 2):
+        if inputs[first] != inputs[second]:
+            continue
+        endings = _endings(PROCESSORS[first].suffixes) | _endings(PROCESSORS[second].suffixes)
+        others: list[str] = []
+        for name in members:
+            if members[name] != inputs[first] and name != MASK and ending_of(name, endings):
+                others.append(name)
+        if others:
+            raise BrokenSample(
+                f"{first} and {second} would both read one file, and none {others[0]}; give a processor its ending in "
+                f"full, such as .{others[0]}",
+                where=where,
+            )
+
+
 @lru_cache
 def _endings(suffixes: frozenset[str]) -> frozenset[str]:
-    """File endings without dots."""
+    """File endings without dots in front."""
     return frozenset(suffix[1:] for suffix in suffixes)
 
 
-def media_of(members: Members, endings: Collection[str]) -> Any:
+def _all_endings() -> frozenset[str]:
+    """File endings of all modalities but text."""
+    endings = [_endings(processor.suffixes) for key, processor in PROCESSORS.items() if key != "text"]
+    return frozenset().union(*endings)
+
+
+def ending_of(member: str, known: Collection[str]) -> str:
+    """The longest of the known endings that a member has, "depth.png" rather than "png"; "" for none."""
+    parts = member.split(".")
+    for first in range(len(parts)):
+        ending = ".".join(parts[first:])
+        if ending in known:
+            return ending
+    return ""
+
+
+def media_of(members: Members, endings: Collection[str], known: Collection[str] = ()) -> Any:
     """File of a sample with one of the endings, given without dots; a list if KEY.2.jpg, ... follow KEY.jpg.
+
+    Args:
+        known: all known endings; a file belongs to the longest one that it has.
 
     Raises:
         ValueError: one of several files is empty, or a number is missing.
     """
-    files = _numbered_files(members, endings)
+    files = _numbered_files(members, endings, {*endings, *known})
     if 1 not in files:
         return None
     contents = [files[number] for number in sorted(files)]
@@ -244,25 +283,21 @@ def media_of(members: Members, endings: Collection[str]) -> Any:
     return contents
 
 
-def _numbered_files(members: Members, endings: Collection[str]) -> dict[int, Any]:
+def _numbered_files(members: Members, endings: Collection[str], known: Collection[str]) -> dict[int, Any]:
     """Files with one of the endings by their number, that of KEY.jpg being 1. Only numbered ones may be empty."""
+    named: list[tuple[str, str]] = []
+    for member in members:
+        ending = ending_of(member, known)
+        if ending in endings and member != MASK:
+            named.append((member.removesuffix(ending), member))
     files: dict[int, Any] = {}
-    for member in sorted(members, key=_name_and_ending):
-        name, ending = _name_and_ending(member)
-        if ending not in endings or member == MASK:
-            continue
+    for name, member in sorted(named):  # KEY.jpg before KEY.thumb.jpg
         number = 1
-        if re.fullmatch("[2-9]", name):
-            number = int(name)
+        if re.fullmatch(r"([2-9]|[1-9]\d+)\.", name):
+            number = int(name[:-1])
         if members[member] or number > 1:
             files.setdefault(number, members[member])
     return files
-
-
-def _name_and_ending(member: str) -> tuple[str, str]:
-    """The parts before and after the last dot: KEY.jpg is sorted before KEY.thumb.jpg."""
-    name, _, ending = member.rpartition(".")
-    return name, ending
 
 
 def has_modalities(endings: Collection[str], modalities: Sequence[str]) -> bool:
@@ -270,11 +305,12 @@ def has_modalities(endings: Collection[str], modalities: Sequence[str]) -> bool:
 
     False only if it has files of other modalities and none of these, as in shards of several modalities.
     """
-    suffixes = {f".{ending.rpartition('.')[2]}" for ending in endings if ending != MASK}
+    known = _all_endings()
+    present_endings = {ending_of(ending, known) for ending in endings if ending != MASK}
     media_modalities = {*modalities} - {"text"}
     present: set[str] = set()
     for modality, processor in PROCESSORS.items():
-        if modality != "text" and processor.suffixes & suffixes:
+        if modality != "text" and _endings(processor.suffixes) & present_endings:
             present.add(modality)
     return not present or not media_modalities or not present.isdisjoint(media_modalities)
 

@@ -4,6 +4,7 @@ Opening (`load`) and scaling (`finish`) are separate steps, so that training can
 """
 
 import io
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -110,8 +111,12 @@ class ImageProcessor(Processor):
         """(3, height, width) float32 of one picture; `UserError` names it if it cannot be read."""
         return self.finish(self.load(item))
 
-    def load(self, item: object) -> "Image.Image":
-        """One picture as an upright RGB image of its own size (a large JPEG may be smaller, see `draft`)."""
+    def load(self, item: object, kept: float = 1.0) -> "Image.Image":
+        """One picture as an upright RGB image of its own size (a large JPEG may be smaller, see `draft`).
+
+        Args:
+            kept: share of its sides that is cut out afterwards; this part has at least twice the model's size.
+        """
         name = source.describe(item)
         if isinstance(item, Tensor):
             return _from_tensor(item, name)
@@ -126,7 +131,7 @@ class ImageProcessor(Processor):
         with open_picture(io.BytesIO(data), name, source.suffix(item)) as image:
             if self.draft and image.format in ("JPEG", "MPO"):
                 # A square, since the orientation is not known yet; Pillow never goes below the requested size.
-                side = 2 * max(self.height, self.width)
+                side = math.ceil(2 * max(self.height, self.width) / kept)
                 image.draft(None, (side, side))
             return self._to_rgb(image, name)
 

@@ -282,8 +282,15 @@ def check_targets(options: TermOptions, targets: Sequence[str], sources: Sequenc
                 raise UserError(f"{options.where} reads the target {target}; add it to targets of {source.shards}")
 
 
-def check_places(options: TermOptions, target: str, data: DataConfig) -> None:
-    """UserError if an augmentation would move the picture relative to a target such as boxes."""
+def check_places(options: TermOptions, target: str, data: DataConfig, config: Config) -> None:
+    """UserError if an augmentation or the processor would move the picture relative to a target such as boxes."""
+    for key, settings in config.processors.items():
+        if settings.get("resize") == "crop":
+            raise UserError(
+                f"processors.{key}.resize is crop, which would cut the picture away from its target {target}; set "
+                "it to squash",
+                where=options.where,
+            )
     for key, augment in make_augments(data.augment).items():
         if augment.moves_pixels:
             raise UserError(

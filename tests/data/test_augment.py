@@ -50,18 +50,41 @@ def strength(waveform, hertz):
     return spectrum[round(hertz / 2)].item()
 
 
-def test_nothing_varied_equals_the_decoder():
+def encoded(picture, kind="PNG"):
     file = io.BytesIO()
-    ramp().save(file, "PNG")
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_nothing_varied_equals_the_decoder(resize):
+    processor = PROCESSORS["image"](size=[16, 24], resize=resize)
     augment = ImageAugment(crop_scale=(1.0, 1.0))
-    # With the whole area asked for, only the aspect of the crop is left to chance: undo it.
-    whole = augment.load(file.getvalue(), IMAGE)
-    resized = whole.resize((24, 16), Image.Resampling.BICUBIC)
-    sample = vary(augment, whole)._replace(pixels=np.asarray(resized))
-    pixels = augment.collate([sample], IMAGE)["pixels"]
-    assert pixels.shape == (1, 3, 16, 24)
-    expected = IMAGE.decode(file.getvalue())
-    assert torch.allclose(pixels[0], expected, atol=1e-5)
+    for size in ((60, 40), (40, 60)):
+        file = encoded(ramp(*size))
+        sample, _ = augment.vary(file, "a gull", processor, rng(), never)
+        (pixels,) = augment.collate([sample], processor)["pixels"]
+        assert torch.allclose(pixels, processor.decode(file), atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "factor"), [(0.04, 1), (0.2, 4), (0.9, 8)])
+def test_jpeg_is_decoded_as_detailed_as_its_crop_needs(monkeypatch, share, factor):
+    """A JPEG is decoded smaller by a power of two, as long as the crop has twice the model's size."""
+    sizes = []
+    varied = ImageAugment._varied
+
+    def note_and_vary(self, picture, *arguments):
+        sizes.append(picture.size)
+        return varied(self, picture, *arguments)
+
+    monkeypatch.setattr(ImageAugment, "_varied", note_and_vary)
+    augment = ImageAugment(crop_scale=(share, share))
+    processor = PROCESSORS["image"](size=24)
+    picture = ramp(480, 480)
+    sample, _ = augment.vary(encoded(picture, "JPEG"), "", processor, rng(), never)
+    assert sizes == [(480 // factor, 480 // factor)]
+    whole, _ = augment.vary(picture, "", processor, rng(), never)
+    assert np.abs(sample.pixels.astype(int) - whole.pixels).max() < 12  # the same crop
 
 
 def test_crops_keep_the_share_of_the_area_that_is_asked_for():

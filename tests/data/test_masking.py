@@ -189,8 +189,10 @@ def test_mask_of_an_item_does_not_depend_on_its_batch(unit):
     [
         ("Ġa Ġbark ing !", "Ġa Ġbark ing ! </s> <pad>", [1, 1, 0, 0, 1, 1]),
         ("a</w> bark ing</w>", "a</w> bark ing</w> bark ing</w> </s>", [1, 1, 0, 1, 0, 1]),
+        ("a bark ##ing ##s !", "a bark ##ing ##s a ! </s>", [1, 1, 0, 0, 1, 1, 1]),
+        ("▁a ▁bark ing !", "▁a ▁bark ing ! ▁a </s>", [1, 1, 0, 0, 1, 1]),
     ],
-    ids=["byte level", "clip"],
+    ids=["byte level", "clip", "WordPiece", "SentencePiece"],
 )
 def test_word_starts(pieces, text, starts):
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *pieces.split()]

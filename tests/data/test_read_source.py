@@ -12,6 +12,7 @@ from onepeace.data import shard as shard_module
 from onepeace.data.source import expand, read_source
 from onepeace.data.write import new_shards
 from onepeace.errors import UserError
+from onepeace.processors import PROCESSORS
 
 PAIR = ("image", "text")
 
@@ -122,6 +123,38 @@ def test_written_targets_come_back(tmp_path):
     assert second.inputs["image"] == picture(4)
     assert second.targets == {"label": "cat"}
     assert read_source("a-*.tar", PAIR, tmp_path, targets=tuple(targets)) == [first]
+
+
+def test_more_than_nine_pictures_of_a_sample(tmp_path):
+    members = {f"x.{number}.png": picture(number) for number in range(12, 1, -1)}
+    members |= {"x.png": picture(1), "x.thumb.png": picture(0), "x.json": b"{}"}
+    write_tar(tmp_path / "a.tar", members)
+    (sample,) = read_source("a.tar", ("image",), tmp_path)
+    assert sample.inputs["image"] == [picture(number) for number in range(1, 13)]
+
+
+def depth_of(*suffixes):
+    """The processor of a modality for maps of depth, with these endings."""
+    return type("Depth", (PROCESSORS["image"],), {"key": "depth", "suffixes": frozenset(suffixes)})
+
+
+def test_modality_reads_the_files_of_its_ending_in_full(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROCESSORS, "depth", depth_of(".depth.png"))
+    names = ("x.depth.png", "x.png", "x.2.depth.png", "y.depth.png", "z.png")
+    members = {name: name.encode() for name in names} | {f"{key}.json": b"{}" for key in "xyz"}
+    write_tar(tmp_path / "a.tar", members)
+    (sample,) = read_source("a.tar", ("image", "depth"), tmp_path)
+    assert sample.inputs["image"] == b"x.png"
+    assert sample.inputs["depth"] == [b"x.depth.png", b"x.2.depth.png"]
+    assert [sample.key for sample in read_source("a.tar", ("image",), tmp_path)] == ["x", "z"]
+    assert [sample.key for sample in read_source("a.tar", ("depth",), tmp_path)] == ["x", "y"]
+
+
+def test_two_modalities_that_would_read_one_file_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROCESSORS, "depth", depth_of(".png"))
+    write_tar(tmp_path / "a.tar", {"x.png": b"1", "x.depth.png": b"2", "x.json": b"{}"})
+    with pytest.raises(UserError, match=r"a\.tar: x: depth and image would both read one file.*\.depth\.png"):
+        read_source("a.tar", ("image", "depth"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,8 @@ def test_loader_leaves_the_global_generator_alone(root, processors):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_cache_of_sounds_changes_nothing_and_has_a_limit(root, processors, monkeypatch):
-    """With it, each of the six sounds is decoded once in 16 items."""
+def test_sounds_are_kept_up_to_a_limit(root, processors, monkeypatch):
+    """By default none; 16 items are of six sounds of 40 kB, of which a cache has room for all, for two, or for none."""
     num_loads = Counter()
     load = AudioAugment.load
 
@@ -211,13 +211,19 @@ def test_cache_of_sounds_changes_nothing_and_has_a_limit(root, processors, monke
         return load(augment, *arguments)
 
     monkeypatch.setattr(AudioAugment, "load", counted_load)
-    run_recipe = recipe(root, [SOUNDS], {"augment": {"audio": {"shift": True}}})
-    steps = make_steps(processors, run_recipe)
-    with_cache = [steps[number] for number in range(4)]
-    assert num_loads.total() == 6
+    expected = None
+    for megabytes, fewest, most in ((0.0, 16, 16), (0.3, 6, 6), (0.09, 7, 15), (0.01, 16, 16)):
+        num_loads.clear()
+        varied = {"augment": {"audio": {"shift": True}}, "sound_megabytes": megabytes}
+        steps = make_steps(processors, recipe(root, [SOUNDS], varied))
+        items = [steps[number] for number in range(4)]
+        expected = expected or items
+        assert same(items, expected)
+        assert fewest <= num_loads.total() <= most, megabytes
+        assert sum(sound.nbytes for sound in steps.builder.decoder._sounds.values()) <= megabytes * 1e6
 
-    num_loads.clear()
-    monkeypatch.setattr("onepeace.data.decode.SOUND_BYTES", 0)
-    steps = make_steps(processors, run_recipe)
-    assert same([steps[number] for number in range(4)], with_cache)
-    assert num_loads.total() == 16
+
+def test_order_of_a_pair_does_not_matter(root, processors):
+    steps = make_steps(processors, recipe(root, [IMAGES, {**IMAGES, "shards": "more.tar", "pair": ["text", "image"]}]))
+    (batch,) = batches(steps, 0)
+    assert list(batch.inputs) == ["image", "text"]

@@ -61,3 +61,15 @@ def test_event_shorter_than_a_frame_is_heard_in_the_nearest(model):
     (loss,) = term.loss(sure_and_right, batch, model).values()
 
     assert loss.item() < 1e-6
+
+
+def test_event_after_the_decoded_part_is_heard_in_no_frame(model):
+    batch = SimpleNamespace(
+        keys=["a"],
+        lengths={"audio": np.array([3 + 1])},
+        targets={"events": [[[4.0, 5.0, "cat"], [1.5, 1.6, "dog"]]]},
+    )
+    silence = torch.full((3, 2), -20.0)
+    term = Events(SupervisedOptions(term="events"), model)
+    (loss,) = term.loss(silence, batch, model).values()
+    assert loss.item() < 1e-6

@@ -42,9 +42,9 @@ def loaded(monkeypatch):
     pictures = []
     load = ImageProcessor.load
 
-    def load_and_note(self, item):
+    def load_and_note(self, item, **options):
         pictures.append(item)
-        return load(self, item)
+        return load(self, item, **options)
 
     monkeypatch.setattr(ImageProcessor, "load", load_and_note)
     return pictures

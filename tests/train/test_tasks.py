@@ -191,6 +191,11 @@ WITHOUT_CANDIDATES = {"shards": "choices.tar", "pair": ["audio", "text"], "targe
         ("label", {"data": {"train": [{"shards": "squares.tar", "pair": ["image"]}]}}, "the target label"),
         (
             "box",
+            {"processors": {"image": {"resize": "crop"}}},
+            r"processors\.image\.resize is crop",
+        ),
+        (
+            "box",
             {"data": {"train": [TASKS["box"].source], "augment": {"image": {"flip": True}}}},
             r"data\.augment\.image would move",
         ),

@@ -65,6 +65,8 @@ class Events(Supervised[SupervisedOptions]):
         target = np.zeros((count, len(self.labels)), dtype=np.float32)
         middles = (np.arange(count) + 0.5) * seconds
         for onset, offset, label in events:
+            if onset >= count * seconds:  # after the part that was decoded
+                continue
             inside = (middles >= onset) & (middles < offset)
             if not inside.any():  # shorter than a frame: the nearest one
                 inside = np.arange(count) == np.abs(middles - (onset + offset) / 2).argmin()

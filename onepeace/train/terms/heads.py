@@ -57,7 +57,7 @@ class Supervised(Term[S], Generic[S]):
                 raise UserError(f"its head reads {head['on']}, which is not among the modalities", where=options.where)
         check_targets(options, [cls.target], context.sources)
         if cls.follows_pixels:
-            check_places(options, cls.target, context.data)
+            check_places(options, cls.target, context.data, context.config)
 
     def outputs(self, passes: Passes) -> Any:
         """Outputs of the head for a part of the batch, a row per input."""
