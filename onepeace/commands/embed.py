@@ -19,7 +19,7 @@ of stdin. Arrays of an .npz file: vectors, paths, kinds, modalities, starts, end
 
   onepeace embed Pictures Music -o vectors.npz
   onepeace embed captions.csv -o vectors.parquet --model one-peace
-  onepeace embed --text "a dog" --text "a cat" -o words.jsonl
+  onepeace embed --text "a dog" --text "a cat" -o words.npz
   sort -u words.txt | onepeace embed - -o words.npz
 
 {files.EXIT_CODES}"""
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "files, folders, tables or shards, and - for lines of stdin"
     parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
     parser.add_argument("--text", action="append", default=[], metavar="TEXT", help="a text (repeatable)")
-    options.add_output(parser, "FILE", "output file: .npz, .parquet or .jsonl")
+    options.add_output(parser, "FILE", "output file: .npz or .parquet")
     options.add_model(parser)
 
 

@@ -233,7 +233,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_output(parser, "FILE", "output file: .npz, .parquet or .jsonl")
+    options.add_output(parser, "FILE", "output file: .npz or .parquet")
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -5,13 +5,13 @@ Memory is bounded but for the names of the files.
 """
 
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +22,13 @@ from onepeace.index.embed import as_video, spans_and_vectors, window_options
 from onepeace.index.items import Item
 from onepeace.index.scan import modalities_of, scan
 from onepeace.index.sources import Entry, listed, roots_of
-from onepeace.index.vector_file import BLOCK, Writer, check_extension, write_vectors
+from onepeace.index.vector_file import check_extension, write_vectors
 from onepeace.index.video import Video
 from onepeace.progress import Progress
 
 if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedded, Embedder
+    from onepeace.embed.embedder import Embedder
+    from onepeace.embed.stream import Windows
 
 AHEAD = 64
 """Files that are read ahead of the decoders."""
@@ -65,7 +66,7 @@ def embed_files(
 
     Args:
         paths: as for `onepeace.index.build`; may be empty if there are texts.
-        target: .npz, .parquet or .jsonl (vector_file.py). It is not written if nothing can be embedded.
+        target: .npz or .parquet (vector_file.py). It is not written if nothing can be embedded.
         texts: read as they are needed; text number N has the path "text::N".
         progress: False = silent; None = a bar on a terminal.
 
@@ -76,36 +77,14 @@ def embed_files(
     check_extension(target)
     run = _Run(embedder, batch_size)
     entries = run.entries_of(paths)
-    with closing(run.rows(texts, entries, progress)) as rows:
-        first = next(rows, None)
-        if first is None:
-            return run.report
-        with write_vectors(target, embedder.embed_dim) as writer:
-            _write_blocks(writer, first, rows)
+    write = None
+    with ExitStack() as stack:
+        results = stack.enter_context(closing(run.results(texts, entries, progress)))
+        for rows, vectors in results:
+            if write is None:
+                write = stack.enter_context(write_vectors(target, embedder.embed_dim))
+            write(rows, vectors)
     return run.report
-
-
-class _Row(NamedTuple):
-    """The columns of a vector, and the vector (E,)."""
-
-    columns: dict[str, Any]
-    vector: np.ndarray
-
-
-def _write_blocks(writer: Writer, first: _Row, rows: Iterator[_Row]) -> None:
-    block = [first]
-    for row in rows:
-        if len(block) == BLOCK:
-            _write_block(writer, block)
-            block = []
-        block.append(row)
-    _write_block(writer, block)
-
-
-def _write_block(writer: Writer, block: list[_Row]) -> None:
-    columns = [row.columns for row in block]
-    vectors = np.stack([row.vector for row in block])
-    writer.write(columns, vectors)
 
 
 class _Run:
@@ -126,7 +105,9 @@ class _Run:
         self.report.other_kinds = scanned.others
         entries = []
         for entry in scanned.entries.values():
-            if modalities_of(entry.item, self.embedder.modalities):
+            if entry.item.problem is not None:
+                self._fail(entry.item, entry.item.problem)
+            elif modalities_of(entry.item, self.embedder.modalities):
                 entries.append(entry)
             else:
                 self.report.left_out[entry.item.modality] += 1
@@ -135,15 +116,20 @@ class _Run:
             raise UsageError(f"no image, audio, video or text files in {names}")
         return entries
 
-    def rows(
+    def results(
         self, texts: Iterable[str], entries: Sequence[Entry], progress: bool | None
-    ) -> Generator[_Row, None, None]:
-        """Yield the rows of the texts, then those of the entries."""
+    ) -> Generator[tuple[list[Mapping[str, Any]], np.ndarray], None, None]:
+        """Yield the columns and vectors (n, E) of the texts, then those of the entries."""
         inputs = self._inputs(texts, entries)
         stream = self.embedder.stream(inputs, batch_size=self.batch_size, **window_options(self.embedder))
         with closing(stream) as results, Progress(len(entries) or None, shown=progress) as bar:
             for result in results:
-                yield from self._rows_of(result)
+                item, video = self._embedding.popleft()
+                windows = result.windows
+                if windows is None:
+                    self._fail(item, str(result.reason))
+                else:
+                    yield self._rows_of(item, video, windows, is_silent=result.is_silent)
                 bar.update()
 
     def _inputs(self, texts: Iterable[str], entries: Sequence[Entry]) -> Iterator[object]:
@@ -158,27 +144,24 @@ class _Run:
                     if item.problem is None:
                         yield self._input(item, reading.value)
                     else:
-                        self.report.problems.append(Unreadable(Path(item.path), item.problem))
+                        self._fail(item, item.problem)
 
     def _input(self, item: Item, value: Any) -> object:
         video = as_video(item, value, self.embedder.modalities)
         self._embedding.append((item, video))
         return video or {item.modality: value}
 
-    def _rows_of(self, result: "Embedded") -> Iterator[_Row]:
-        """Yield the rows of a result, or note why there are none."""
-        item, video = self._embedding.popleft()
-        path = Path(item.path)
-        windows = result.windows
-        if windows is None:
-            self.report.problems.append(Unreadable(path, str(result.reason)))
-            return
-        notes = ["digital silence"] if result.is_silent else []
+    def _rows_of(
+        self, item: Item, video: Video | None, windows: "Windows", *, is_silent: bool
+    ) -> tuple[list[Mapping[str, Any]], np.ndarray]:
+        """Columns and vectors (n, E) of an item."""
+        notes = ["digital silence"] if is_silent else []
         notes += video.troubles if video else []
-        self.report.notes += [Unreadable(path, note) for note in notes]
-        spans, vectors = spans_and_vectors(windows, item, video, is_silent=result.is_silent)
+        self.report.notes += [Unreadable(Path(item.path), note) for note in notes]
+        spans, vectors = spans_and_vectors(windows, item, video, is_silent=is_silent)
         self.report.files += 1
         self.report.vectors += len(vectors)
-        for span, vector in zip(spans, vectors, strict=True):
-            columns = {"path": item.path, "kind": item.modality, **vars(span)}
-            yield _Row(columns, vector)
+        return [{"path": item.path, "kind": item.modality, **vars(span)} for span in spans], vectors
+
+    def _fail(self, item: Item, reason: str) -> None:
+        self.report.problems.append(Unreadable(Path(item.path), reason))

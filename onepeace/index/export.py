@@ -1,4 +1,4 @@
-"""Export of the vectors of an index and the metadata of their files to .npz, .parquet or .jsonl."""
+"""Export of the vectors of an index and the metadata of their files to .npz or .parquet."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from onepeace.index.index import Index
 from onepeace.index.items import Item
-from onepeace.index.vector_file import BLOCK, COLUMNS, write_vectors
+from onepeace.index.vector_file import COLUMNS, ROW_GROUP, write_vectors
 
 FILE_COLUMNS = {
     "size": "int64",
@@ -28,7 +28,7 @@ def export(index: Index, target: Path) -> int:
     """Write all vectors of an index atomically, in the order in which they were added.
 
     Args:
-        target: .npz, .parquet or .jsonl (vector_file.py); the last two also have `FILE_COLUMNS`.
+        target: .npz or .parquet (vector_file.py), which also has `FILE_COLUMNS`.
 
     Returns:
         The number of vectors.
@@ -36,16 +36,16 @@ def export(index: Index, target: Path) -> int:
     Raises:
         UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
     """
-    with write_vectors(target, index.embed_dim, {**COLUMNS, **FILE_COLUMNS}) as writer:
+    with write_vectors(target, index.embed_dim, {**COLUMNS, **FILE_COLUMNS}) as write:
         items = {item.id: item for item in index.items()}
         count = len(index.matrix)
-        for start in range(0, count, BLOCK):
-            rows = range(start, min(start + BLOCK, count))
+        for start in range(0, count, ROW_GROUP):
+            rows = range(start, min(start + ROW_GROUP, count))
             described = []
             for row in rows:
                 file_id = int(index.matrix.file[row])
                 described.append(_row_of(index, row, items[file_id]))
-            writer.write(described, index.matrix.vectors_of(slice(rows.start, rows.stop)))
+            write(described, index.matrix.vectors_of(slice(rows.start, rows.stop)))
     return count
 
 

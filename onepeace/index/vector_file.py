@@ -1,158 +1,53 @@
-"""Files of vectors for other programs, written block by block: .npz, .parquet and .jsonl.
+"""Files of vectors for other programs, written row by row: .npz and .parquet.
 
-Memory holds one block of vectors; of an .npz file also the paths and kinds of all rows, whose arrays come last.
+Vectors do not stay in memory; what else the rows of an .npz file have does until its end.
 """
 
-import json
-import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from onepeace.errors import UsageError, UserError, need
 from onepeace.files.atomic import write_atomic
-from onepeace.index.items import as_text
 
 COLUMNS = {"path": "string", "kind": "string", "modality": "string", "start": "float64", "end": "float64"}
 """Columns of every vector, with Arrow's names of their types: path and kind of the file, modality of the vector, and
 the seconds that it covers, none for a whole file."""
 ARRAYS = {"path": "paths", "kind": "kinds", "modality": "modalities", "start": "starts", "end": "ends"}
 """Arrays of an .npz file by column."""
-BLOCK = 1024
-"""Vectors per block, which is a row group of a .parquet file."""
+ROW_GROUP = 1024
+"""Rows of a .parquet file that are written at once."""
 
-Row = Mapping[str, Any]
-"""Values of the columns of one vector."""
-
-
-class Writer(Protocol):
-    """Writes blocks of rows to a file with these columns."""
-
-    def __init__(self, path: Path, columns: Mapping[str, str], embed_dim: int) -> None: ...
-
-    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
-        """Write n rows and their vectors (n, E), float32."""
-
-    def finish(self) -> None:
-        """Write what comes last."""
-
-    def close(self) -> None:
-        """Close the files, finished or not."""
-
-
-class NpzWriter:
-    """Writes a zip file of arrays for `numpy.load`: vectors (n, E), and paths, kinds, modalities, starts and ends (n,).
-
-    An array begins with its length, so the vectors wait in a temporary file without a name.
-    """
-
-    def __init__(self, path: Path, columns: Mapping[str, str], embed_dim: int) -> None:
-        self.path = path
-        self.embed_dim = embed_dim
-        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self.vectors = tempfile.TemporaryFile(dir=path.parent)
-
-    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
-        for name, values in self.columns.items():
-            values.extend(row[name] for row in rows)
-        self.vectors.write(np.ascontiguousarray(vectors, "<f4").data)
-
-    def finish(self) -> None:
-        shape = len(self.columns["path"]), self.embed_dim
-        self.vectors.seek(0)
-        with zipfile.ZipFile(self.path, "w") as archive:
-            with _array(archive, "vectors", np.dtype("<f4"), shape) as member:
-                shutil.copyfileobj(self.vectors, member)
-            for name, values in self.columns.items():
-                dtype = np.dtype("<f8") if COLUMNS[name] == "float64" else _dtype_of(values)
-                with _array(archive, ARRAYS[name], dtype, shape[:1]) as member:
-                    for start in range(0, len(values), BLOCK):
-                        member.write(np.array(values[start : start + BLOCK], dtype).tobytes())  # None is NaN
-
-    def close(self) -> None:
-        self.vectors.close()
-
-
-def _dtype_of(strings: Sequence[str]) -> np.dtype:
-    """Type of an array of strings, which all have room for the longest."""
-    return np.dtype(f"<U{max(map(len, strings), default=1)}")
+Write = Callable[[Sequence[Mapping[str, Any]], np.ndarray], None]
+"""Writes the columns of n rows and their vectors (n, E)."""
 
 
 @contextmanager
-def _array(
-    archive: zipfile.ZipFile,
-    name: str,
-    dtype: np.dtype,
-    shape: tuple[int, ...],
-) -> Iterator[IO[bytes]]:
-    """Open an array of an archive for writing its content."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        yield member
+def write_vectors(
+    target: Path,
+    embed_dim: int,
+    columns: Mapping[str, str] = COLUMNS,
+) -> Iterator[Write]:
+    """Write a file of vectors atomically, by its file extension, with the function that this context gives.
 
+    Args:
+        target: .npz, with the arrays vectors (n, E) and `ARRAYS` (n,); or .parquet, with the columns and "vector".
+        columns: columns of a .parquet file, with Arrow's names of their types.
 
-class ParquetWriter:
-    """Writes a table with the columns and a column of vectors, lists of E float32 numbers."""
-
-    def __init__(self, path: Path, columns: Mapping[str, str], embed_dim: int) -> None:
-        self.arrow = need("pyarrow", "parquet")
-        parquet = need("pyarrow.parquet", "parquet")
-        fields = []
-        for name, type_name in columns.items():
-            fields.append((name, self.arrow.type_for_alias(type_name)))
-        self.schema = self.arrow.schema(fields)
-        self.embed_dim = embed_dim
-        vector_type = self.arrow.list_(self.arrow.float32(), embed_dim)
-        vector = self.arrow.field("vector", vector_type)
-        self.file = parquet.ParquetWriter(path, self.schema.append(vector))
-
-    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
-        encoded = [{**row, "path": _as_utf8(row["path"])} for row in rows]
-        numbers = self.arrow.array(np.ascontiguousarray(vectors, np.float32).ravel())
-        column = self.arrow.FixedSizeListArray.from_arrays(numbers, self.embed_dim)
-        table = self.arrow.Table.from_pylist(encoded, self.schema)
-        self.file.write_table(table.append_column("vector", column))
-
-    def finish(self) -> None:
-        self.file.close()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _as_utf8(path: str) -> str:
-    """A path as Parquet's UTF-8: other bytes of it become escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
-class JsonlWriter:
-    """Writes one JSON object a line, with the columns that have a value, and the vector as numbers."""
-
-    def __init__(self, path: Path, columns: Mapping[str, str], embed_dim: int) -> None:
-        self.file = open(path, "w", encoding="utf-8")
-
-    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
-        for row, vector in zip(rows, vectors, strict=True):
-            values = {name: value for name, value in row.items() if value is not None}
-            values["path"] = as_text(row["path"])
-            values["vector"] = [float(str(number)) for number in vector]  # the shortest text of a float32
-            self.file.write(json.dumps(values) + "\n")
-
-    def finish(self) -> None:
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-WRITERS: dict[str, type[Writer]] = {".npz": NpzWriter, ".parquet": ParquetWriter, ".jsonl": JsonlWriter}
-"""Writers by file extension."""
+    Raises:
+        UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
+    """
+    check_extension(target)
+    writer = WRITERS[target.suffix.lower()]
+    try:
+        with write_atomic(target) as temporary, writer(temporary, columns, embed_dim) as write:
+            yield write
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
 
 
 def check_extension(target: Path) -> None:
@@ -169,25 +64,55 @@ def check_extension(target: Path) -> None:
 
 
 @contextmanager
-def write_vectors(
-    target: Path,
-    embed_dim: int,
-    columns: Mapping[str, str] = COLUMNS,
-) -> Iterator[Writer]:
-    """Write a file of vectors atomically, by its file extension.
+def _npz(path: Path, columns: Mapping[str, str], embed_dim: int) -> Iterator[Write]:
+    values: dict[str, list[Any]] = {name: [] for name in ARRAYS}
+    with tempfile.TemporaryFile(dir=path.parent) as vectors_file:
 
-    Args:
-        target: .npz, .parquet or .jsonl; see the writers for what is in them.
-        columns: columns of the rows, with Arrow's names of their types; an .npz file has those of `COLUMNS`.
+        def write(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+            for name, column in values.items():
+                column.extend(row[name] for row in rows)
+            vectors_file.write(np.ascontiguousarray(vectors, "<f4").data)
 
-    Raises:
-        UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
-    """
-    check_extension(target)
-    writer_class = WRITERS[target.suffix.lower()]
-    try:
-        with write_atomic(target) as temporary, closing(writer_class(temporary, columns, embed_dim)) as writer:
-            yield writer
-            writer.finish()
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
+        yield write
+        vectors_file.flush()
+        shape = (len(values["path"]), embed_dim)
+        arrays: dict[str, np.ndarray] = {"vectors": np.memmap(vectors_file, "<f4", "r", shape=shape)}
+        for name, column in values.items():
+            arrays[ARRAYS[name]] = np.array(column, np.float64 if columns[name] == "float64" else None)
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _parquet(path: Path, columns: Mapping[str, str], embed_dim: int) -> Iterator[Write]:
+    arrow = need("pyarrow", "parquet")
+    parquet = need("pyarrow.parquet", "parquet")
+    fields = [(name, arrow.type_for_alias(type_name)) for name, type_name in columns.items()]
+    schema = arrow.schema([*fields, ("vector", arrow.list_(arrow.float32(), embed_dim))])
+    waiting: list[dict[str, Any]] = []
+    with parquet.ParquetWriter(path, schema) as file:
+
+        def write(rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+            for row, vector in zip(rows, vectors, strict=True):
+                waiting.append({**row, "path": _as_utf8(row["path"]), "vector": vector})
+            if len(waiting) >= ROW_GROUP:
+                flush()
+
+        def flush() -> None:
+            file.write_table(arrow.Table.from_pylist(waiting, schema))
+            waiting.clear()
+
+        yield write
+        flush()
+
+
+def _as_utf8(path: str) -> str:
+    """A path as Parquet's UTF-8: other bytes of it become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+WRITERS: dict[str, Callable[[Path, Mapping[str, str], int], AbstractContextManager[Write]]] = {
+    ".npz": _npz,
+    ".parquet": _parquet,
+}
+"""Writers by file extension."""

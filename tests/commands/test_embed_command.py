@@ -1,7 +1,6 @@
 """`onepeace embed`: vectors of files, tables and texts, streamed to a file."""
 
 import io
-import json
 import shutil
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 import soundfile
 from support.indexes import content
 
-from onepeace.index import embed_files, vector_file
+from onepeace.index import vector_file
 
 
 @pytest.fixture
@@ -61,19 +60,32 @@ def test_times_are_those_of_an_index(columns, indexed, folder):
 
 
 def test_texts_come_first_and_are_read_as_they_are_needed(tmp_path, run_model, monkeypatch, model):
-    monkeypatch.setattr(vector_file, "BLOCK", 2)
-    monkeypatch.setattr(embed_files, "BLOCK", 2)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(vector_file, "ROW_GROUP", 2)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\n  a tree\r\n")))
     table = tmp_path / "t.csv"
     table.write_text("caption,n\na river,1\n")
 
-    run_model("embed", "-", "--text", "a dog", table, "-o", tmp_path / "v.jsonl")
+    run_model("embed", "-", "--text", "a dog", table, "-o", tmp_path / "v.parquet")
 
-    lines = (tmp_path / "v.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
     assert [row["path"] for row in rows] == ["text::1", "text::2", "text::3", f"{table}::2"]
     expected = model.encode_text(["a dog", "a cat", "a tree", "a river"])
     np.testing.assert_allclose([row["vector"] for row in rows], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [["dog.jpg", "gone.jpg"], ["gone.jpg"]])
+def test_row_of_a_table_without_its_file_is_named_and_left_out(folder, tmp_path, run_model, names):
+    table = folder / "t.csv"
+    table.write_text("\n".join(["file,caption", *(f"{name},a dog" for name in names)]))
+
+    err = run_model("embed", table, "-o", tmp_path / "v.npz", code=1).err
+
+    assert "gone.jpg" in err
+    assert (tmp_path / "v.npz").exists() == (len(names) == 2)
+    if len(names) == 2:
+        with np.load(tmp_path / "v.npz") as arrays:
+            assert arrays["paths"].tolist() == [str(folder / "dog.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +96,18 @@ def test_texts_come_first_and_are_read_as_they_are_needed(tmp_path, run_model, m
         (["--text", " ", "-o", "v.npz"], "--text"),
         (["--text", "a", "-o", "v.csv"], ".csv"),
         (["EMPTY", "-o", "v.npz"], "no image"),
+        (["words.jsonl", "-o", "words.jsonl", "--force"], ".jsonl"),
     ],
 )
 def test_wrong_usage_is_named_and_nothing_is_written(tmp_path, run_model, monkeypatch, arguments, word):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "words.jsonl").write_text('{"text": "a dog"}')
     out, err = run_model("embed", *arguments, code=2)
     assert out == ""
     assert word in err.splitlines()[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["EMPTY"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "words.jsonl"]
+    assert (tmp_path / "words.jsonl").read_text() == '{"text": "a dog"}'
 
 
 def test_file_is_not_written_if_all_fails(tmp_path, run_model):

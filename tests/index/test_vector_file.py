@@ -44,9 +44,9 @@ def test_arrays_have_vectors_paths_and_times(tmp_path):
         {"path": PATHS[1], "kind": "audio", "modality": "image", "start": 0.0, "end": 2.5},
         {"path": PATHS[2], "kind": "text", "modality": "image", "start": None, "end": None},
     ]
-    with write_vectors(tmp_path / "v.npz", 3) as writer:
-        writer.write(rows[:2], VECTORS[:2])
-        writer.write(rows[2:], VECTORS[2:])
+    with write_vectors(tmp_path / "v.npz", 3) as write:
+        write(rows[:2], VECTORS[:2])
+        write(rows[2:], VECTORS[2:])
 
     expected = {
         "vectors": VECTORS,
@@ -63,14 +63,12 @@ def test_arrays_have_vectors_paths_and_times(tmp_path):
     assert os.listdir(tmp_path) == ["v.npz"]  # nothing temporary is left
 
 
-def test_lines_have_fields_of_files(opened, tmp_path):
-    assert export(opened, tmp_path / "v.jsonl") == 3
+def test_arrays_of_an_index(opened, tmp_path):
+    assert export(opened, tmp_path / "v.npz") == 3
 
-    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
-    np.testing.assert_array_equal([row["vector"] for row in rows], VECTORS)
-    assert [row["path"] for row in rows] == [*PATHS[:2], "/a/caf\ufffd.txt"]
-    assert rows[0].items() >= {"kind": "image", "modality": "image", "width": 3}.items()
-    assert "start" not in rows[0]
+    with np.load(tmp_path / "v.npz") as arrays:
+        np.testing.assert_array_equal(arrays["vectors"], VECTORS)
+        assert arrays["paths"].tolist() == PATHS
 
 
 def test_parquet_has_columns(opened, tmp_path):
@@ -100,7 +98,7 @@ def test_parquet_has_columns(opened, tmp_path):
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("v.csv", UsageError),
+        ("v.jsonl", UsageError),
         ("none/v.npz", UserError),
     ],
 )
