@@ -48,13 +48,18 @@ class TextBranch:
 
     @classmethod
     def open(cls, model_hash: str) -> "TextBranch | None":
-        """Open the branch of a model; None if there is none or, after a warning, if it cannot be used."""
+        """Open the branch of a model; None if there is none or, after a warning, if it cannot be used.
+
+        A damaged one is written again by `keep_text_branch`, after the next update of an index.
+        """
         folder = text_branch_folder(model_hash)
         try:
             # Another environment, which has onnxruntime, may have written it.
             return cls(folder) if (folder / CHECKSUMS).is_file() and find_spec("onnxruntime") else None
         except (UserError, OSError, KeyError, ValueError) as error:
-            log.warning("%s: not used (%s), so the model is loaded; delete this folder", folder, one_line(error))
+            log.warning("%s: not used (%s), so the model is loaded", folder, one_line(error))
+            if isinstance(error, KeyError | ValueError):
+                (folder / CHECKSUMS).unlink(missing_ok=True)
             return None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from support.random_model import save_random_model
 
 from onepeace.embed.embedder import load
-from onepeace.export.text_branch import TextBranch, text_branch_folder
+from onepeace.export.text_branch import TextBranch, keep_text_branch, text_branch_folder
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.index import Index, maintain
 
@@ -62,7 +62,7 @@ def test_search_needs_neither_a_model_nor_a_second_export(folder, build, no_mode
         assert len(opened.search("words", collapse=False)) == 2
 
 
-def test_damaged_branch_is_not_used(model_hash, caplog):
+def test_damaged_branch_is_not_used_but_written_again(model_hash, folder, caplog):
     path = text_branch_folder(model_hash) / "tokenizer.json"
     content = path.read_bytes()
     path.write_bytes(content.replace(b"a", b"b", 1))
@@ -70,5 +70,7 @@ def test_damaged_branch_is_not_used(model_hash, caplog):
     with caplog.at_level(logging.WARNING, "onepeace"):
         assert TextBranch.open(model_hash) is None
 
-    path.write_bytes(content)
     assert "tokenizer.json" in caplog.text
+    keep_text_branch(str(folder / "model"), model_hash)
+    assert TextBranch.open(model_hash) is not None
+    assert path.read_bytes() == content
