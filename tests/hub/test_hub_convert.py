@@ -33,7 +33,7 @@ from onepeace.hub.convert.infer import CLIP_MEAN, CLIP_STD
 from onepeace.hub.convert.write import vocabulary
 from onepeace.hub.folder import read_config
 from onepeace.hub.one_peace import resize
-from onepeace.plugins.timm.branch import with_image_size
+from onepeace.plugins.timm import with_image_size
 
 ALL = ["text", "image", "audio"]
 

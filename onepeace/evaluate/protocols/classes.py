@@ -1,4 +1,4 @@
-"""Sets whose items belong to named classes, and the vectors of the classes."""
+"""Sets whose items belong to named classes, which are put into sentences: one class for each item, or several."""
 
 import json
 from collections.abc import Sequence
@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.embed.zero_shot import TEMPLATES, prototypes
 from onepeace.errors import UserError
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, encode
+from onepeace.evaluate.metrics import (
+    Figure,
+    accuracies,
+    average_precisions,
+    chance_average_precision,
+    class_ranks,
+)
+from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +73,73 @@ def read_class_names(path: Path) -> list[str]:
         if not isinstance(name, str) or names.count(name) > 1:
             raise UserError(f"class names must be distinct texts; found {name!r}", where=path)
     return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(ClassNames):
+    """Top-k accuracy; classes are ranked by the similarity of their prototypes to the item."""
+
+    at: tuple[int, ...] = (1, 5)
+    """The k of the accuracies."""
+
+    def __post_init__(self) -> None:
+        check_at(self.at)
+        super().__post_init__()
+
+    def run(self, embedder: Any, root: Path) -> list[Figure]:
+        samples = self.read_labelled(root)
+        names = self.listed_names(root) or sorted({sample.label for sample in samples})
+        numbers = {name: i for i, name in enumerate(names)}
+        targets = []
+        for sample in samples:
+            if sample.label not in numbers:
+                raise UserError(f"{sample.key}: label {sample.label!r} is not in {self.classes}", where=sample.source)
+            targets.append(numbers[sample.label])
+        vectors = self.encode(embedder, samples)
+        class_vectors = self.class_vectors(embedder, names)
+        ranks = _ranks_of_classes(vectors, class_vectors, targets)
+        return accuracies(ranks, self.at, len(names))
+
+
+def _ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int]) -> NDArray[np.int64]:
+    """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), targets (N,)."""
+    ranks = []
+    for start in range(0, len(vectors), BLOCK):
+        block = slice(start, start + BLOCK)
+        ranks.append(class_ranks(vectors[block] @ classes.T, targets[block]))
+    return np.concatenate(ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel(ClassNames):
+    """Mean average precision of classes that are put into sentences (FSD50K, VOC); see `mean_average_precision`.
+
+    The target "labels" of a sample has its classes (`targets: {labels: [...]}` in its .json).
+    """
+
+    def run(self, embedder: Any, root: Path) -> list[Figure]:
+        samples = self.read(root)
+        for sample in samples:
+            if not isinstance(sample.targets.get("labels"), list):
+                raise UserError(f"{sample.key} has no list of labels in its targets", where=sample.source)
+        labels_by_sample = [set(sample.targets["labels"]) for sample in samples]
+        labels = set().union(*labels_by_sample)
+        names = self.listed_names(root) or sorted(labels)
+        unlisted = labels - set(names)
+        if unlisted:
+            raise UserError(f"label {min(unlisted)!r} is not among the {len(names)} classes", where=self.shards)
+        if not labels:
+            raise UserError(f"not one of {len(samples)} samples has a label", where=self.shards)
+        scores = self.class_vectors(embedder, names) @ self.encode(embedder, samples).T
+        correct = []
+        for name in names:
+            correct.append([name in sample_labels for sample_labels in labels_by_sample])
+        return [mean_average_precision(scores, np.array(correct))]
+
+
+def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figure:
+    """Mean over the classes that have items, each of which is a query for all items; scores and correct are (C, N)."""
+    present = correct.any(axis=1)
+    precisions = average_precisions(scores[present], correct[present])
+    chance = chance_average_precision(correct[present].sum(axis=1), scores.shape[1])
+    return Figure.mean_of(f"mAP of {len(precisions)} classes", precisions, chance)

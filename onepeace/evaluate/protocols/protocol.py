@@ -17,7 +17,7 @@ from onepeace.config import Config
 from onepeace.data.sample import Sample
 from onepeace.data.source import read_source
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, as_array, class_ranks
+from onepeace.evaluate.metrics import Figure, as_array
 from onepeace.files.source import read_bytes
 
 BLOCK = 1024
@@ -166,15 +166,6 @@ def check_at(at: Sequence[int]) -> None:
     """UserError unless ``at`` lists one k or more, each at least 1."""
     if not at or min(at) < 1:
         raise UserError(f"at is {list(at)}; give at least one k, each at least 1")
-
-
-def ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int]) -> NDArray[np.int64]:
-    """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), targets (N,)."""
-    ranks = []
-    for start in range(0, len(vectors), BLOCK):
-        block = slice(start, start + BLOCK)
-        ranks.append(class_ranks(vectors[block] @ classes.T, targets[block]))
-    return np.concatenate(ranks)
 
 
 def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
 from onepeace.evaluate import detections
 from onepeace.evaluate.metrics import Figure, accuracies, box_iou
-from onepeace.evaluate.protocols.multi_label import mean_average_precision
+from onepeace.evaluate.protocols.classes import mean_average_precision
 from onepeace.processors import ImageProcessor
 
 Results = Sequence[Mapping[str, Any]]
