@@ -1,6 +1,6 @@
 """Embedder: `load` a model, embed pictures, sounds and texts in one vector space, compare and classify.
 
-run.py encodes many items, stream.py has the steps from an item to its vector.
+encode.py has the steps from items to their vectors.
 """
 
 import logging
@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from onepeace.compiling import compile_blocks
 from onepeace.config import Config
 from onepeace.device import choose_device, choose_dtype, count_parameters
 from onepeace.embed.base import LoadedModel
+from onepeace.embed.encode import Embedded, collect, results_of
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many
-from onepeace.embed.options import Keywords, Options, Raising, Skipping, names_options, read_options
+from onepeace.embed.options import Keywords, Options, names_options, read_options
 from onepeace.embed.predict import Predictor
-from onepeace.embed.run import collect, results_of
-from onepeace.embed.stream import Embedded
 from onepeace.embed.tokens import Tokens, token_features
 from onepeace.embed.vectors import unit_rows
 from onepeace.embed.zero_shot import DEFAULT, TEMPLATE, ZeroShotClassifier
@@ -43,10 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WithFailures: TypeAlias = tuple[Tensor, list[Embedded]]
-"""Vectors of the items that succeeded, and the results of those that failed."""
-Encoded: TypeAlias = Tensor | WithFailures
-"""float32 vectors on the CPU; with on_error="skip", also the results of the failed items."""
+Encoded: TypeAlias = Any
+"""A Tensor of float32 vectors on the CPU; with on_error="skip", a tuple: the vectors of the items that succeeded, and a
+list of `Embedded` of those that failed."""
 
 
 def load(
@@ -111,9 +109,9 @@ def _processors(config: Config, folder: Path) -> dict[str, Processor]:
 class Embedder(LoadedModel):
     """A model with the processors of its modalities.
 
-    `stream` yields results one by one; the `encode` methods collect them, and their overloads say that on_error="skip"
-    returns the failures too. All accept any iterable, keep the order and
-    share the keyword arguments of `onepeace.embed.options.Options`. On a CPU, each core computes its own batches.
+    `stream` yields results one by one; the `encode` methods collect them, with the failures if on_error="skip". All
+    accept any iterable, keep the order and share the keyword arguments of `onepeace.embed.options.Options`. On a CPU,
+    each core computes its own batches.
 
     Args:
         module: a model of this package, or any `torch.nn.Module` of the form of `onepeace.model.Embeds`.
@@ -139,39 +137,23 @@ class Embedder(LoadedModel):
         """
         return results_of(self, items, read_options(options, modality))
 
-    @overload
-    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Raising]") -> Tensor: ...
-    @overload
-    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Skipping]") -> WithFailures: ...
     @names_options
     def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files."""
         return self._encode(texts, read_options(options, "text"))
 
-    @overload
-    def encode_image(self, images: Iterable[object], **options: "Unpack[Raising]") -> Tensor: ...
-    @overload
-    def encode_image(self, images: Iterable[object], **options: "Unpack[Skipping]") -> WithFailures: ...
     @names_options
     def encode_image(self, images: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, files opened for reading bytes, PIL images,
         uint8 arrays (H, W, 3), tensors (3, H, W)."""
         return self._encode(images, read_options(options, "image"))
 
-    @overload
-    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Raising]") -> Tensor: ...
-    @overload
-    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Skipping]") -> WithFailures: ...
     @names_options
     def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, files opened for reading bytes, (samples, rate),
         {"array": ..., "sampling_rate": ...}."""
         return self._encode(sounds, read_options(options, "audio"))
 
-    @overload
-    def encode(self, items: Iterable[object], **options: "Unpack[Raising]") -> Tensor: ...
-    @overload
-    def encode(self, items: Iterable[object], **options: "Unpack[Skipping]") -> WithFailures: ...
     @names_options
     def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of any mix of items.
@@ -189,24 +171,6 @@ class Embedder(LoadedModel):
         right = unit_rows(b, "the second argument of similarity", left.shape[1])
         return left @ right.T
 
-    @overload
-    def classify(
-        self,
-        items: Iterable[object],
-        labels: Sequence[str],
-        *,
-        template: str | Sequence[str] | None = None,
-        **options: "Unpack[Raising]",
-    ) -> Tensor: ...
-    @overload
-    def classify(
-        self,
-        items: Iterable[object],
-        labels: Sequence[str],
-        *,
-        template: str | Sequence[str] | None = None,
-        **options: "Unpack[Skipping]",
-    ) -> WithFailures: ...
     @names_options
     def classify(
         self,

@@ -12,32 +12,15 @@ from onepeace.errors import UserError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Reading(TypedDict, total=False):
-    """Keyword arguments that do not change what a function returns; `Options` documents them."""
+class Keywords(TypedDict, total=False):
+    """The options as keyword arguments; `Options` documents them."""
 
     long: Literal["truncate", "windows"]
     window: float | None
     hop: float | None
     batch_size: int
     progress: bool | None
-
-
-class Keywords(Reading, total=False):
-    """All options as keyword arguments."""
-
     on_error: Literal["raise", "skip"]
-
-
-class Raising(Reading, total=False):
-    """Keyword arguments with which vectors alone are returned."""
-
-    on_error: Literal["raise"]
-
-
-class Skipping(Reading):
-    """Keyword arguments with which the failures are returned too."""
-
-    on_error: Literal["skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +51,7 @@ class Options:
             raise UserError("window and hop need long='windows'; long is 'truncate'")
 
 
-def read_options(keywords: Keywords | Raising | Skipping, modality: str | None = None) -> Options:
+def read_options(keywords: Keywords, modality: str | None = None) -> Options:
     """The options of a call; UserError for an unknown name or a value that is not allowed."""
     return build(Options, {"modality": modality, **keywords}, "options of encoding")
 

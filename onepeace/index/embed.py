@@ -30,7 +30,7 @@ from onepeace.progress import Progress, status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
-    from onepeace.embed.stream import Windows
+    from onepeace.embed.encode import Windows
 
 READ_AHEAD = 64
 """Number of files that are read and hashed ahead of the decoders."""

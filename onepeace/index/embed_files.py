@@ -28,7 +28,7 @@ from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.embed.stream import Windows
+    from onepeace.embed.encode import Windows
 
 AHEAD = 64
 """Files that are read ahead of the decoders."""

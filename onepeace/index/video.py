@@ -17,7 +17,7 @@ from onepeace.index.search import ALIKE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from onepeace.embed.stream import Windows
+    from onepeace.embed.encode import Windows
 
 EVERY = 5.0
 """Seconds between two pictures of an unchanging scene."""

@@ -114,8 +114,8 @@ class RayEmbedder:
         self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
         """See `Embedder.stream`; a chunk has ``batch_size`` items, and `Embedded.index` counts within its chunk."""
+        from onepeace.embed.encode import Embedded
         from onepeace.embed.items import name_of
-        from onepeace.embed.stream import Embedded
 
         chunks = _chunks(items, batch_size)
         actors = cycle(self._actors)

@@ -10,7 +10,7 @@ from support.sounds import RATE, noise
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 
-from onepeace.embed.stream import Embedded
+from onepeace.embed.encode import Embedded
 from onepeace.errors import UserError
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from support.embedding import TEXTS, assert_same, varied_texts
 
+from onepeace.embed.encode import Item, Sample, batches_of
 from onepeace.embed.parts import Part
-from onepeace.embed.stream import Assembly, Sample, batches_of
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.threads import decode_ahead
@@ -41,8 +41,8 @@ def size_of(sample):
 
 def sizes_of_batches(sizes, batch_size, workers=1):
     """The sizes in each batch that samples of one modality, of these sizes, are divided into."""
-    assembly = Assembly(0, "", torch.float32)
-    samples = [Sample("text", torch.empty(size), assembly, row=0) for size in sizes]
+    item = Item(0, "", torch.float32)
+    samples = [Sample("text", torch.empty(size), item, row=0) for size in sizes]
     batches = batches_of(samples, size_of, batch_size, workers)
     return [list(map(size_of, batch)) for batch in batches]
 
@@ -104,12 +104,12 @@ def counts_of_items(monkeypatch):
     alive = weakref.WeakSet()
 
     def counted(*arguments):
-        assembly = Assembly(*arguments)
-        alive.add(assembly)
+        item = Item(*arguments)
+        alive.add(item)
         counts.append(len(alive))
-        return assembly
+        return item
 
-    monkeypatch.setattr("onepeace.embed.run.Assembly", counted)
+    monkeypatch.setattr("onepeace.embed.encode.Item", counted)
     return counts
 
 
@@ -182,17 +182,17 @@ def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
 
 
 def test_assembly_is_done_when_all_its_rows_are_filled():
-    assembly = Assembly(0, "a", torch.float32)
+    item = Item(0, "a", torch.float32)
     waveform = torch.zeros(1)
     pieces = [(0, 1, waveform), (1, 2, waveform)]
-    first, second = assembly.samples([Part("audio", pieces)])
+    first, second = item.samples([Part("audio", pieces)])
 
-    assembly.fill(second.row, torch.tensor([0.0, 1.0]))
-    assert not assembly.done
-    assembly.fill(first.row, torch.tensor([1.0, 0.0]))
-    assert assembly.done
+    item.fill(second.row, torch.tensor([0.0, 1.0]))
+    assert not item.done
+    item.fill(first.row, torch.tensor([1.0, 0.0]))
+    assert item.done
 
-    result = assembly.result(windows=True)
+    result = item.result(windows=True)
     assert_same(result.vector, [0.5**0.5, 0.5**0.5])
     assert_same(result.windows.vectors, torch.eye(2))
     assert result.windows.starts == [0, 1]
@@ -213,11 +213,11 @@ def broken():
     ],
 )
 def test_item_without_anything_to_compute_fails(pieces, word):
-    assembly = Assembly(0, "a", torch.float32)
+    item = Item(0, "a", torch.float32)
 
-    assert list(assembly.samples([Part("audio", pieces)])) == []
-    assert assembly.done
-    assert word in assembly.result().reason
+    assert list(item.samples([Part("audio", pieces)])) == []
+    assert item.done
+    assert word in item.result().reason
 
 
 # Several batches at once

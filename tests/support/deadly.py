@@ -16,7 +16,7 @@ class _Deadly(Embedder):
     def stream(self, values, **options):
         import torch
 
-        from onepeace.embed.stream import Embedded, Windows
+        from onepeace.embed.encode import Embedded, Windows
 
         for index, result in enumerate(super().stream(self._read(values))):
             if result.error:
