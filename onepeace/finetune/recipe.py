@@ -151,23 +151,18 @@ def _data_options(
     combinations = summary.combinations(TRAIN)
     media = [modality for modality in _modalities(combinations) if modality != "text"]
     templates = {}
+    targets = {}
     if summary.labels:
+        targets = {"targets": ["label"]}
         templates = {modality: TEMPLATES[modality] for modality in media if modality in TEMPLATES}
     return {
         "root": str(data),
-        "train": [_source(combination, summary.labels) for combination in combinations],
+        "train": [{"shards": f"{TRAIN}/{name}-*.tar", "pair": name.split("+"), **targets} for name in combinations],
         "augment": {modality: AUGMENT[modality] for modality in media if modality in AUGMENT},
         "templates": templates,
         "stem_views": {modality: STEM_VIEWS for modality in media if modality in frozen},
         "frozen_folder": str(out / FROZEN),
     }
-
-
-def _source(combination: str, labels: Sequence[str]) -> Options:
-    source: Options = {"shards": f"{TRAIN}/{combination}-*.tar", "pair": combination.split("+")}
-    if labels:
-        source["targets"] = ["label"]
-    return source
 
 
 def _optim_options(labels: Sequence[str]) -> Options:
@@ -187,7 +182,10 @@ def _schedule_and_run(num_samples: Mapping[str, int], largest_batch: int) -> dic
     """The sections schedule and run, by the number of training samples of each combination of modalities."""
     total = sum(num_samples.values())
     # At most half of the items, so that the items of a batch vary from step to step.
-    batch_size = {key: _power_of_two(min(count // 2, largest_batch)) for key, count in num_samples.items()}
+    batch_size = {}
+    for key, count in num_samples.items():
+        half = min(count // 2, largest_batch)
+        batch_size[key] = 2 ** max(1, half.bit_length() - 1)
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, ITEMS_SEEN / total))
     steps_per_epoch = max(count / batch_size[key] for key, count in num_samples.items())
     steps = max(FEWEST_STEPS, round(epochs * steps_per_epoch))
@@ -200,10 +198,6 @@ def _schedule_and_run(num_samples: Mapping[str, int], largest_batch: int) -> dic
             "workers": 1 if total > MANY else 0,
         },
     }
-
-
-def _power_of_two(count: int) -> int:
-    return 2 ** max(1, count.bit_length() - 1)
 
 
 def _add_heads(
@@ -245,18 +239,16 @@ def head_names(summary: SplitSummary) -> dict[str, str]:
 def described(recipe: Recipe) -> str:
     """The main settings, in words."""
     items = ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities)
-    text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {_trained(recipe)}"
+    trained = "all weights"
+    if recipe.lora is not None:
+        trained = "LoRA"
+    elif isinstance(recipe.freeze, Mapping):
+        trained = f"only {', '.join(recipe.freeze['except'])}"
+    elif recipe.freeze:
+        trained += f" but {', '.join(recipe.freeze)}"
+    text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {trained}"
     if recipe.run.recompute == "blocks":
         text += ", activations computed again"
     if recipe.run.grad_cache_chunks > 1:
         text += f", each step in {recipe.run.grad_cache_chunks} parts"
     return f"{text} (change them by a.b=value)"
-
-
-def _trained(recipe: Recipe) -> str:
-    """The weights that are trained, in words."""
-    if recipe.lora is not None:
-        return "LoRA"
-    if isinstance(recipe.freeze, Mapping):
-        return "only " + ", ".join(recipe.freeze["except"])
-    return f"all weights but {', '.join(recipe.freeze)}" if recipe.freeze else "all weights"

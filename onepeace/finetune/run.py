@@ -41,8 +41,15 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "finetune.json"
 """What the fine-tuning is of; the mark by which --force knows a folder that it may replace."""
-FIELDS = ("source", "columns", "split", "model", "set", "group")
-"""Fields of `IDENTITY` that must be the same for a call to resume."""
+FIELDS = {
+    "source": "SOURCE",
+    "columns": "--column",
+    "split": "--split",
+    "model": "--model",
+    "set": "a.b=value",
+    "group": "--group",
+}
+"""Fields of `IDENTITY` that must be the same for a call to resume, and the options that set them."""
 RECIPE = "settings.json"
 BEFORE = "before.jsonl"
 AFTER = "after.jsonl"
@@ -278,7 +285,7 @@ def read_identity(out: Path) -> dict[str, Any] | None:
         identity = json.loads((out / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         identity = None
-    if not isinstance(identity, dict) or not set(FIELDS) <= identity.keys():
+    if not isinstance(identity, dict) or not FIELDS.keys() <= identity.keys():
         raise UsageError(
             f"holds no {IDENTITY} of a fine-tuning, so it will not be replaced; name another folder", where=out
         )
@@ -287,25 +294,14 @@ def read_identity(out: Path) -> dict[str, Any] | None:
 
 def check_same(out: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise `UsageError` if the fine-tuning in a folder has another source, model or option than this call."""
-    for field in FIELDS:
+    for field, option in FIELDS.items():
         if earlier[field] != identity[field]:
-            held = _as_typed(field, earlier)
-            remedy = "give the same, choose another name, or overwrite it with --force"
-            raise UsageError(f"holds a fine-tuning with {held}; {remedy}", where=out)
-
-
-def _as_typed(field: str, earlier: Mapping[str, Any]) -> str:
-    """The value of a field of an earlier fine-tuning, as typed on the command line."""
-    value = earlier[field]
-    if field == "source":
-        return f"the SOURCE {value}"
-    if field == "columns":
-        return " ".join(f"--column {key}={name}" for key, name in value.items()) or "no --column"
-    if field == "model":
-        return f"--model {earlier.get('name')} (fingerprint {value})"
-    if field == "set":
-        return " ".join(value or ["no a.b=value"])
-    return f"--{field} {value}" if value else f"no --{field}"
+            name = "name" if field == "model" else field  # whose fingerprint says nothing to a user
+            raise UsageError(
+                f"holds a fine-tuning with another {option} ({json.dumps(earlier.get(name))}); give the same, choose "
+                "another name, or overwrite it with --force",
+                where=out,
+            )
 
 
 def clear(out: Path) -> None:

@@ -65,7 +65,7 @@ def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeyp
 
     finetune(captions_table)
     err = finetune(captions_table, "schedule.steps=9", code=2).err
-    assert f" {' '.join(QUICK)};" in err  # what the folder holds
+    assert f"another a.b=value ({json.dumps(QUICK)});" in err
 
 
 def test_second_process_in_a_folder_is_refused(captions_table, finetune, out, monkeypatch):
@@ -142,7 +142,7 @@ def test_failed_call_leaves_the_folder_of_the_right_one(captions_table, random_f
     assert sorted(path.name for path in begun.iterdir()) == names
 
     err = finetune(captions_table, model="tiny", code=2).err
-    assert f"--model {random_folder}" in err
+    assert f'another --model ("{random_folder}")' in err
 
 
 def test_full_disk_names_the_file(captions_table, finetune, out, monkeypatch):
