@@ -27,6 +27,10 @@ ARRIVAL_SECONDS = 60.0
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """A connection of uvicorn that is closed if a request does not arrive in time."""
 
+    transport: Any
+    cycle: Any
+    """The request that is answered, or was answered last; None before the first."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
@@ -34,8 +38,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        is_between_requests = self.cycle is None or self.cycle.response_complete
-        if is_between_requests or self.cycle.more_body:
+        request = self.cycle
+        if request is None or request.response_complete or request.more_body:
             self._expect_request()
         else:
             self._stop_timer()
