@@ -36,7 +36,7 @@ def export(index: Index, target: Path) -> int:
     Raises:
         UsageError: an unknown file extension; UserError: the disk is full, or pyarrow is not installed.
     """
-    with write_vectors(target, index.embed_dim, {**COLUMNS, **FILE_COLUMNS}) as write:
+    with index.reading(), write_vectors(target, index.embed_dim, {**COLUMNS, **FILE_COLUMNS}) as write:
         items = {item.id: item for item in index.items()}
         count = len(index.matrix)
         for start in range(0, count, ROW_GROUP):

@@ -21,7 +21,7 @@ from onepeace.hub import weights
 from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
-from onepeace.index.maintain import COMPILE_FROM, Settings, load_model
+from onepeace.index.embed import COMPILE_FROM, Settings, load_model
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput
 from onepeace.processors import TextProcessor, TextReader, registry

@@ -1,5 +1,6 @@
 """Folders, tables and disks that are missing for a while: no file leaves an index because of them."""
 
+import errno
 import os
 import shutil
 
@@ -76,6 +77,81 @@ def test_folder_whose_patterns_cannot_be_read(build, update, words, index):
 
     assert [problem.path for problem in report.problems] == [words]
     assert len(content(index)) == 6
+
+
+@pytest.fixture
+def linked(build, tmp_path):
+    """A folder of links to 15 files on a disk; the folder is in the index."""
+    write_texts(tmp_path / "disk", 15)
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in (tmp_path / "disk").iterdir():
+        (links / path.name).symlink_to(path)
+    build(links, follow_links=True)
+    return links
+
+
+def test_links_to_a_disk_that_is_off_keep_their_vectors(linked, update, index, tmp_path):
+    before = content(index)
+    (tmp_path / "disk").rename(tmp_path / "off")
+
+    for _ in range(3):
+        report = update()
+        assert (report.removed, len(report.problems)) == (0, 15)
+    assert content(index).keys() == before.keys()
+    assert all(len(file.vectors) == 1 for file in content(index).values())
+
+    (tmp_path / "off").rename(tmp_path / "disk")
+    assert counts(update()) == {"unchanged": 15}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_files_whose_state_cannot_be_read_keep_their_vectors(build, update, words, index, monkeypatch, number):
+    build(words)
+    stat = os.stat
+
+    def fail(path, *args, **options):
+        if str(path).endswith(".txt"):
+            raise OSError(number, os.strerror(number), path)
+        return stat(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        report = update()
+
+    assert (report.removed, len(report.problems)) == (0, 6)
+    assert counts(update()) == {"unchanged": 6}
+
+
+def test_changed_file_that_cannot_be_opened_keeps_its_vectors(build, update, words, index, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    build(words)
+    (words / "0.txt").write_text("other words")
+    with monkeypatch.context() as patch:
+        patch.setattr("onepeace.index.content.open", refuse, raising=False)
+        (problem,) = update().problems
+
+    assert problem == (words / "0.txt", "Permission denied")
+    assert len(content(index)[str(words / "0.txt")].vectors) == 1
+    assert counts(update()) == {"changed": 1, "unchanged": 5}
+
+
+def test_files_of_a_table_on_a_disk_that_is_off_keep_their_vectors(build, update, index, tmp_path):
+    disk = tmp_path / "disk"
+    write_texts(disk, 3)
+    table = tmp_path / "t.csv"
+    table.write_text("path\n" + "".join(f"{path}\n" for path in sorted(disk.iterdir())))
+    build(table)
+    disk.rename(tmp_path / "off")
+
+    report = update()
+
+    assert (report.removed, len(report.problems)) == (0, 3)
+    assert {str(disk / f"{number}.txt") for number in range(3)} < content(index).keys()
+    (tmp_path / "off").rename(disk)
+    assert counts(update()) == {"unchanged": 3, "removed": 3}
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from support.broken_files import write_broken, write_good
 from support.indexes import content, counts, items_by_name
 from support.small_shards import square, write_tar
 
+from onepeace.errors import UserError
 from onepeace.index import Index, embed, remove
+from onepeace.index.content import open_content
 
 NUM_FILES = 30
 LONG_AGO = (1e9, 1e9)
@@ -103,6 +105,17 @@ def test_renamed_touched_and_copied_files_need_no_model(build, update, no_model,
     assert counts(update()) == {"moved": 2, "copied": 2, "unchanged": 4}
     build(words)
     assert len(content(index)) == 8
+
+
+def test_equal_files_are_embedded_once(build, words, index):
+    for number in range(100):
+        (words / f"copy {number}.txt").write_text("equal words")
+
+    report = build(words)
+
+    assert (report.added, report.copied, report.vectors) == (7, 99, 7)
+    with Index.open(index) as opened:
+        assert opened.stats()["vectors"] == 106
 
 
 def test_chain_of_renames_loses_nothing(build, update, check_as_new, words):
@@ -210,6 +223,21 @@ def shard(build, pictures, tmp_path):
     assert counts(report) == {"added": 4}
     assert "broken.json" in problem.reason
     return path
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz"])
+def test_sample_of_a_shard_has_a_size_and_is_read_at_its_place(build, index, pictures, tmp_path, monkeypatch, name):
+    build(write_tar(tmp_path / name, pictures))
+    monkeypatch.setattr("onepeace.index.sources.read_shard", None)
+
+    with Index.open(index) as opened:
+        items = list(opened.items("width > 4 and height > 4"))
+        assert len(items) == 4
+        for item in items:
+            assert open_content(item, opened.roots()) == pictures[item.path.partition("::")[2]]
+        os.utime(tmp_path / name, LONG_AGO)
+        with pytest.raises(UserError, match="changed"):
+            open_content(items[0], opened.roots())
 
 
 def test_unchanged_shard_needs_no_model(shard, update, no_model):
