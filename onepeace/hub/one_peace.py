@@ -70,8 +70,13 @@ def classifies_items(head: Options) -> bool:
 
 
 def resize(table: "Tensor", shape: tuple[int, ...]) -> "Tensor":
-    """Resample a table of relative-position biases to ``shape``; no other tensor depends on the size of pictures."""
+    """Resample a table of relative-position biases to ``shape``; no other tensor depends on the size of pictures.
+
+    A table that is not of a grid, such as that of texts, stays as it is.
+    """
     from onepeace.layers.position import grid_table_rows, resize_bias_table
 
-    side = next(side for side in range(1, shape[0]) if grid_table_rows(side) == shape[0])
-    return resize_bias_table(table, side)
+    rows = [grid_table_rows(side) for side in range(1, shape[0])]
+    if table.shape[0] not in rows or shape[0] not in rows:
+        return table
+    return resize_bias_table(table, rows.index(shape[0]) + 1)

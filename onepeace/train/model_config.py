@@ -1,5 +1,6 @@
 """The configuration of a recipe's model: that of a named size or of ``model.from``, with the recipe's own fields."""
 
+import inspect
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -101,7 +102,7 @@ def _adapters(recipe: Recipe, options: dict[str, Options], start: dict[str, Opti
         if old not in start:
             raise UserError(f"model.copy: there is no modality {old!r} to copy; {nearest(old, start)}")
         if is_read_like(new, old):
-            options[new] = {**start[old], **options.get(new, {})}
+            options[new] = {**_accepted(new, start[old]), **options.get(new, {})}
     modalities = recipe.start.modalities or tuple(options)
     for new in recipe.start.copy:
         if new not in modalities:
@@ -110,6 +111,14 @@ def _adapters(recipe: Recipe, options: dict[str, Options], start: dict[str, Opti
         if key not in options:
             raise UserError(f"model.modalities names {key!r}; give its options in model.adapters.{key}")
     return {key: _with_network(key, options[key]) for key in modalities}
+
+
+def _accepted(key: str, options: Options) -> Options:
+    """Those options that the adapter class of a modality has: a subclass may have fewer than its base."""
+    parameters = inspect.signature(ADAPTERS[key]).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return options
+    return {name: value for name, value in options.items() if name in parameters}
 
 
 def is_read_like(new: str, old: str) -> bool:

@@ -79,9 +79,18 @@ def test_picture_of_wrong_channels(model, shape):
         model({"image": {"pixels": torch.zeros(shape)}})
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stem", ["hmlp", "conv"])
+def test_pictures_of_one_channel(stem):
+    model = small_model("image", adapters={"image": {"stem": stem, "channels": 1}})
+    vectors = model({"image": {"pixels": torch.rand(2, 1, 48, 48)}})["image"]
+    assert vectors.norm(dim=1).tolist() == pytest.approx([1.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"stem": "lite0", "channels": 1}, "'lite0' reads 3 channels, not 1"),
         ({"patch_size": 8}, "16, not 8"),
         ({"patch_size": 12, "stem": "conv"}, "not 12"),
         ({"stem": "convs"}, "'convs'; known: hmlp, conv"),

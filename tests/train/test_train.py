@@ -28,6 +28,9 @@ from onepeace.data.source import open_sources
 from onepeace.data.write import new_shards
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
+from onepeace.model import ADAPTERS
+from onepeace.model.adapters.image import ImageAdapter
+from onepeace.processors import PROCESSORS, ImageProcessor
 from onepeace.train import teachers, trainer
 from onepeace.train.evaluation import evaluation
 from onepeace.train.initial_weights import make_model
@@ -117,6 +120,23 @@ def test_copied_ffn_starts_from_other_modality(small_recipe, stage_one, caplog):
     assert torch.equal(weights["norms.audio.weight"], weights["norms.image.weight"])
     assert "audio starts with weights of image" in caplog.text
     assert "options of its adapter" not in caplog.text  # a sound has an adapter of its own
+
+
+class DepthAdapter(ImageAdapter):
+    """Depth, whose adapter has fewer options than that of pictures."""
+
+    def __init__(self, options, *, patch_size: int = 16, bias_grid: int = 16):
+        super().__init__(options, patch_size=patch_size, bias_grid=bias_grid, channels=1)
+
+
+def test_copy_leaves_out_options_that_an_adapter_lacks(small_recipe, monkeypatch):
+    monkeypatch.setitem(ADAPTERS, "depth", DepthAdapter)
+    monkeypatch.setitem(PROCESSORS, "depth", ImageProcessor)
+    model = {"from": "tiny-fast", "modalities": [*ALL, "depth"], "copy": {"depth": "image"}}
+
+    options = make_config(small_recipe(model=model)).model.adapters["depth"]
+
+    assert options.keys() <= {"patch_size", "bias_grid"}
 
 
 def test_run_starts_from_model_by_its_name(small_recipe):
@@ -323,6 +343,10 @@ def test_set_of_lacking_modality_is_left_out(evaluate):
         ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy .* model\.from"),
         ({"model": {"from": "tiny-fast", "copy": {"audio": "imgae"}}}, "'imgae' .* image"),
         ({"model": {"from": "tiny-fast", "copy": {"depth": "image"}}}, "'depth'; known: text"),
+        (
+            {"model": {"from": "tiny-fast", "adapters": {"text": {"num_buckets": 5}}}},
+            r"adapters\.text\.bias_tables\.0: .* there, .* here",
+        ),
         ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: .* image"),
     ],
 )

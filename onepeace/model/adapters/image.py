@@ -1,5 +1,6 @@
 """Image: pixels -> one token per patch."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from .base import Adapter, AdapterOptions
 class ImageAdapter(Adapter):
     """Adapter for images of any size that is a multiple of the patch size, square or not; one token per patch.
 
-    Batch: ``pixels`` (B, 3, H, W) float, normalised. Positions and bias table are learned on square grids with a side
-    of ``grid`` and ``bias_grid`` patches, and resized to the image.
+    Batch: ``pixels`` (B, channels, H, W) float, normalised. Positions and bias table are learned on square grids with a
+    side of ``grid`` and ``bias_grid`` patches, and resized to the image.
 
     Args:
         patch_size: side of a patch in pixels.
@@ -24,6 +25,7 @@ class ImageAdapter(Adapter):
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
         stem: a key of IMAGE_STEMS.
         name: name of the timm model, for the stem timm.
+        channels: channels of the pixels, such as 1 of depth; stems other than hmlp and conv have 3.
         cls_hidden, cls_dropout, cls_drop_path: see `make_cls_mlp`.
     """
 
@@ -36,6 +38,7 @@ class ImageAdapter(Adapter):
         bias_grid: int = 16,
         stem: str = "hmlp",
         name: str | None = None,
+        channels: int = 3,
         cls_hidden: int = 0,
         cls_dropout: float = 0.0,
         cls_drop_path: float = 0.0,
@@ -47,11 +50,13 @@ class ImageAdapter(Adapter):
             raise ValueError(f"the stem {stem!r} got name {name!r}; timm needs a name, other stems take none")
         self.patch_size = patch_size
         self.bias_grid = bias_grid
-        self.channels = 3
-        if name:
-            self.stem = IMAGE_STEMS[stem](options.dim, patch_size, name)
-        else:
-            self.stem = IMAGE_STEMS[stem](options.dim, patch_size)
+        self.channels = channels
+        stem_options: dict[str, Any] = {"name": name} if name else {}
+        if channels != 3:
+            if "channels" not in inspect.signature(IMAGE_STEMS[stem]).parameters:
+                raise ValueError(f"the stem {stem!r} reads 3 channels, not {channels}; hmlp and conv read any number")
+            stem_options["channels"] = channels
+        self.stem = IMAGE_STEMS[stem](options.dim, patch_size, **stem_options)
         self.cls_mlp = self.make_cls_mlp(options.dim, cls_hidden, cls_dropout, cls_drop_path)
         self.pos_embed = GridPositions(options.dim, grid)
 

@@ -23,7 +23,8 @@ IMAGE_STEMS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(LiteStem, name=name) for name in SCALES},
     "timm": TimmStem,
 }
-"""Image stems by name. Arguments: dim, patch_size; for timm also name. (B, 3, H, W) -> (B, rows, columns, dim)."""
+"""Image stems by name. Arguments: dim, patch_size; for timm also name; channels if not 3. (B, 3, H, W) -> (B, rows,
+columns, dim)."""
 AUDIO_STEMS = {
     "wave": WaveStem,
     "mel": MelStem,
