@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -111,6 +113,17 @@ def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
         torch.cuda.set_device(number)
         return torch.device("cuda", number), "cpu:gloo,cuda:nccl"  # numbers on the CPU are exchanged there
     return device, "gloo"
+
+
+@contextmanager
+def memory_remedy(remedy: str) -> Iterator[None]:
+    """Context in which a GPU or CPU without memory is a `UserError` with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(remedy) from error
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ class Range(NamedTuple):
 
 
 Share = Annotated[float, Range("from 0 to below 1", lambda x: 0 <= x < 1)]
+OpenShare = Annotated[float, Range("above 0 and below 1", lambda x: 0 < x < 1)]
 Probability = Annotated[float, Range("from 0 to 1", lambda x: 0 <= x <= 1)]
 Positive = Annotated[float, Range("above 0", lambda x: x > 0)]
 NotNegative = Annotated[float, Range("0 or more", lambda x: x >= 0)]

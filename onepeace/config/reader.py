@@ -5,7 +5,6 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 from onepeace.errors import UserError
@@ -81,14 +80,17 @@ def _convert(declared: Any, value: Any, place: Place) -> Any:
 
 
 def _to_member(declared: Any, value: Any, place: Place) -> Any:
-    """A value of a union: of its first member that fits."""
-    *first_members, last_member = [member for member in typing.get_args(declared) if member is not type(None)]
+    """A value of a union: of its first member that fits; else the error is of the one that fits furthest."""
     if value is None and type(None) in typing.get_args(declared):
         return None
-    for member in first_members:
-        with suppress(UserError):
-            return _convert(member, value, place)
-    return _convert(last_member, value, place)
+    errors: list[UserError] = []
+    for member in typing.get_args(declared):
+        if member is not type(None):
+            try:
+                return _convert(member, value, place)
+            except UserError as error:
+                errors.append(error)
+    raise max(reversed(errors), key=lambda error: len(error.reason.split()[0]))  # it begins with the path of the field
 
 
 def _to_number_in_range(declared: Any, value: Any, place: Place) -> Any:

@@ -86,10 +86,11 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(path: Path) -> str:
-    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
-    for word in words:
-        if word in SPLIT_OF_WORD:
-            return SPLIT_OF_WORD[word]
+    """The split that the name of a file says, or of the nearest folder that says one."""
+    for name in (path.stem, *reversed(path.parent.parts)):
+        for word in re.split(r"[^a-z]+", name.lower()):
+            if word in SPLIT_OF_WORD:
+                return SPLIT_OF_WORD[word]
     return ""
 
 

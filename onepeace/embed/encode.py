@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onepeace.device import remedy_for_nan
+from onepeace.device import memory_remedy, remedy_for_nan
 from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import check_many, name_of, parts_of, reason_of
 from onepeace.embed.options import Options
@@ -128,13 +128,11 @@ def _size_of(embedder: LoadedModel, sample: "Sample") -> int:
 def _vectors(embedder: LoadedModel, batch: "list[Sample]") -> Tensor:
     """The vectors (B, E) of a batch."""
     modality = batch[0].modality
-    try:
-        with torch.inference_mode():
-            inputs = embedder.inputs(modality, [sample.values for sample in batch])
-            outputs = embedder.module({modality: inputs})[modality]
-            vectors = F.normalize(outputs.float().cpu(), dim=1)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
+    remedy = f"no memory for {len(batch)} {modality} items at once; lower batch_size"
+    with memory_remedy(remedy), torch.inference_mode():
+        inputs = embedder.inputs(modality, [sample.values for sample in batch])
+        outputs = embedder.module({modality: inputs})[modality]
+        vectors = F.normalize(outputs.float().cpu(), dim=1)
     return vectors.clone()  # outside inference mode, so that the vectors can be used in training
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from onepeace.device import memory_remedy
 from onepeace.embed.base import LoadedModel
 from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.tasks import TASKS, Context
@@ -156,10 +157,8 @@ class Predictor:
 
     def _predict_group(self, members: "list[_Member]") -> list[Prediction]:
         """Results of items with the same modalities and numbers of rows, computed together."""
-        try:
+        with memory_remedy(f"no memory for {len(members)} items at once; lower batch_size"):
             outputs, lengths = self._outputs(members)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
         predictions = []
         for member, output, length in zip(members, outputs, lengths, strict=True):
             mean_of_views = output.unflatten(0, (-1, self.num_views)).mean(1)

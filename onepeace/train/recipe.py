@@ -76,6 +76,11 @@ class Recipe:
             check_unit(key, rates.unit)
         if self.lora is not None and self.freeze and not isinstance(self.freeze, Mapping):
             raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of others to train")
+        if self.schedule.min_lr > self.optim.lr:
+            raise UserError(
+                f"schedule.min_lr {self.schedule.min_lr} is above optim.lr {self.optim.lr}, and the rate would rise; "
+                "lower it"
+            )
         self.start  # noqa: B018 (its types are checked)
 
     @property

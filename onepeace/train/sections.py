@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onepeace.config import Options
-from onepeace.config.limits import Count, Natural, NotNegative, Positive, Share
+from onepeace.config.limits import Count, Natural, NotNegative, OpenShare, Positive, Share
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.layers.recompute import Recompute
@@ -170,7 +170,7 @@ class RunConfig:
     only."""
     keep: Count = 2
     """Number of checkpoints to keep."""
-    ema: Share | None = None
+    ema: OpenShare | None = None
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: Count = 1
     """Number of parts in which a process computes its batch; more parts need less memory, with the same result."""

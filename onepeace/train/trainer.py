@@ -17,7 +17,7 @@ from torch import Tensor
 from onepeace.config import read_yaml, to_yaml, write_config
 from onepeace.data.reader import Cursor
 from onepeace.data.steps import Account, Step, loader
-from onepeace.device import choose_device, peak_memory
+from onepeace.device import choose_device, memory_remedy, peak_memory
 from onepeace.errors import UserError
 from onepeace.files.lock import locked
 from onepeace.hub import weights
@@ -188,7 +188,9 @@ class Trainer:
     def take_step(self, step: int, step_data: Step) -> None:
         """Train on the batches of a step, and add its numbers to those of the next line of the log."""
         batches = step_data.batches
-        result = self.stepper(step, batches, self._learning_rate(step))
+        remedy = "raise run.grad_cache_chunks, set run.recompute to blocks, or lower run.batch_size"
+        with memory_remedy(f"no memory for step {step}; {remedy}"):
+            result = self.stepper(step, batches, self._learning_rate(step))
         self.account.add(step_data)
         self.cursors = {**step_data.cursors, **self.account.state()}
         self.unusable.add(step, batches, result)

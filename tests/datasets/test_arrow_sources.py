@@ -335,6 +335,13 @@ def test_splits_of_parquet_files_are_not_mixed(tmp_path, parquet_of, shards, wri
     assert captions_of(written()) == [row["text"] for row in rows[:4]]
 
 
+def test_split_of_a_file_is_the_word_nearest_to_its_name(tmp_path, parquet_of):
+    parquet_of(captioned_rows(1), "llm-eval/train-00000.parquet")
+    parquet_of(captioned_rows(1), "llm-eval/validation/0000.parquet")
+    for split, name in (("train", "train-00000.parquet"), ("validation", "0000.parquet")):
+        assert [file.name for file in arrow.data_files(tmp_path, split)] == [name]
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A data set that datasets saved, with a class label, and a dictionary of its splits."""

@@ -145,9 +145,14 @@ def test_nan_is_a_failure_of_its_item_alone(model, nan_of_longest):
     assert [failure.index for failure in failures] == [1]
 
 
-def test_too_large_a_batch_of_a_head_says_what_to_do(classifier, sounds, monkeypatch):
+GPU_FULL = torch.OutOfMemoryError("CUDA out of memory")
+CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL], ids=["GPU", "CPU"])
+def test_too_large_a_batch_of_a_head_says_what_to_do(classifier, sounds, monkeypatch, error):
     def overflow(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(classifier.module, "apply_head", overflow)
 

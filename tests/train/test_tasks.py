@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from support.small_shards import COLOURS
@@ -13,6 +14,7 @@ from onepeace.data.source import read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.train import trainer
+from onepeace.train.terms.contrastive import Contrastive, ContrastiveOptions
 
 PROCESSORS = {
     "image": {"size": 24},
@@ -213,3 +215,11 @@ def test_label_that_is_no_class_is_named(root, tmp_path):
 
     with pytest.raises(UserError, match=r"red\d+: 'red' is not among the 7 labels"):
         trainer.train(task_recipe(root, tmp_path / "run", TASKS["label"], steps=30, labels=str(labels)))
+
+
+def test_contrast_of_items_with_two_pictures_is_refused():
+    """The text of an item would be a negative of itself."""
+    batch = SimpleNamespace(rows=2, source="image+text")
+    options = ContrastiveOptions(term="contrastive")
+    with pytest.raises(UserError, match=r"objective\.contrastive: .*items of image\+text have 2 pictures"):
+        Contrastive(options, None).loss({}, batch, None)

@@ -49,6 +49,12 @@ class Contrastive(Term[ContrastiveOptions]):
         return {key: passes.embedding(key) for key in self.options.on or passes.keys}
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
+        if batch.rows > 1:
+            raise UserError(
+                f"it compares one input with one other, and items of {batch.source} have {batch.rows} pictures, sounds "
+                "or candidates; name other sources",
+                where=self.options.where,
+            )
         if model.logit_scale is None:
             raise UserError(f"{self.options.where} needs a learned temperature; set model.logit_scale: true")
         scale = model.logit_scale.exp()
