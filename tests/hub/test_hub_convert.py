@@ -298,11 +298,6 @@ def test_vocabulary_of_another_size_is_refused(checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "out", bpe=folder)
 
 
-def test_vocabulary_is_fetched_where_none_is_given(checkpoint, tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: bpe)
-    assert (convert(checkpoint, tmp_path / "out") / "tokenizer.json").is_file()
-
-
 def test_vocabulary_that_cannot_be_fetched_names_the_option(checkpoint, tmp_path, monkeypatch):
     def offline(*args, **options):
         raise OSError("no route\nto host")

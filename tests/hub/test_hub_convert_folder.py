@@ -1,16 +1,13 @@
 """What a conversion leaves on the disk: whole folders or none, shards, and how much memory it takes."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from support.crash import on_a_full_disk
 from support.golden_cases import assert_embeds_as_golden
-from support.hub_layouts import vision_branch
 
 from onepeace.cli import main
 from onepeace.errors import UsageError, UserError
@@ -24,25 +21,6 @@ from onepeace.hub.folder import finish_replacement, new_folder, read_config
 def out(checkpoint, tmp_path):
     """The folder of its sounds."""
     return convert(checkpoint, tmp_path / "out", modalities=["audio"])
-
-
-@pytest.mark.slow  # the quick one: test_interrupted_saving_keeps_the_old_folder
-def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):
-    """A process that dies cannot clean up: what it wrote so far must not pass for a model."""
-    program = f"""
-import os
-from onepeace.hub.convert.convert import convert
-from onepeace.hub.convert import original
-original._read = lambda *_: os._exit(9)
-convert({str(checkpoint)!r}, {str(tmp_path / "out")!r}, bpe={str(bpe)!r})
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
-
-    assert not (tmp_path / "out").exists()
-    (temporary,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    with pytest.raises(UserError, match="no config"):
-        weight_files.load(temporary)
-    assert convert(checkpoint, tmp_path / "out", bpe=bpe).is_dir()
 
 
 @pytest.fixture
@@ -72,11 +50,6 @@ def test_other_folder_is_not_replaced(checkpoint, holiday, mark):
 def test_file_is_not_replaced_by_a_folder(checkpoint):
     with pytest.raises(UserError, match="is a file"):
         convert(checkpoint, checkpoint, modalities=["audio"], replace_existing=True)
-
-
-def test_model_folder_is_replaced(checkpoint, out):
-    convert(checkpoint, out, modalities=["image"], replace_existing=True)
-    assert list(read_config(out).model.adapters) == ["image"]
 
 
 def test_replaced_folder_keeps_other_files(checkpoint, tmp_path, out):
@@ -149,7 +122,7 @@ def test_replacing_killed_at_any_step_loses_nothing(tmp_path):
     assert 0 < num_old < len(contents) - 2
 
 
-@pytest.mark.parametrize("limit", [100, 4000, 40_000])  # of the vocabulary, of its end, of the weights
+@pytest.mark.parametrize("limit", [100, 40_000])  # of the vocabulary, of the weights
 def test_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, bpe, limit):
     folder = tmp_path / "models" / "m"
 
@@ -227,57 +200,3 @@ def test_command_refuses_what_it_cannot_convert(out, tmp_path, bpe, convert_comm
     assert convert_command()[0] == 2
     assert convert_command(tmp_path / "absent.pt", "-o", tmp_path / "x")[0] == 2
     assert convert_command(out, "-o", tmp_path / "x", "--bpe", bpe)[0] == 2  # it has its own vocabulary
-
-
-MEASURE = """
-import re, sys
-import torch
-from onepeace.hub.convert.convert import convert
-from onepeace.hub import tensors
-tensors.SHARD_BYTES = 8_000_000
-sizes = []
-def counted(*arguments, save=tensors.save_tensors):
-    sizes.append(int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]))
-    return save(*arguments)
-tensors.save_tensors = counted
-convert(sys.argv[1], sys.argv[2], modalities=["image"])  # once small: imports and warm-up are not counted
-before = max(sizes)
-convert(sys.argv[3], sys.argv[4])
-print(max(sizes) - before)
-"""
-"""Memory of its own in kB, without the pages of mapped files, whenever a file is written."""
-
-
-def large_vision_branch(*, width=512, ffn=2048, depth=13):
-    """Zeros in the released layout."""
-    sizes = {32: width, 64: ffn, 8: width // 4}
-    large = {}
-    for name, tensor in vision_branch().items():
-        shape = [sizes.get(size, size) for size in tensor.shape]
-        if tensor.dtype == torch.int64:
-            continue
-        if ".layers.0." in name:
-            for block in range(depth):
-                large[name.replace(".layers.0.", f".layers.{block}.")] = torch.zeros(shape)
-        elif ".layers." not in name:
-            large[name] = torch.zeros(shape)
-    return large
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is not measured here")
-def test_conversion_takes_the_memory_of_one_file_of_weights(checkpoint, tmp_path):
-    path = tmp_path / "large.pt"
-    large = large_vision_branch()
-    biggest = max(tensor.nbytes for tensor in large.values())
-    torch.save({"model": large}, path)
-    num_bytes = path.stat().st_size
-    assert num_bytes > 36 * biggest > 140_000_000
-
-    arguments = [checkpoint, tmp_path / "small", path, tmp_path / "large"]
-    command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
-    growth = 1024 * int(subprocess.check_output(command))
-
-    files = (tmp_path / "large").glob("*.safetensors")
-    assert sum(file.stat().st_size for file in files) > 0.99 * num_bytes
-    assert growth < 6 * biggest < num_bytes / 5

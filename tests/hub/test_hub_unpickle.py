@@ -126,34 +126,19 @@ FOREIGN = {
     "empty": b"",
     "jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(100),
     "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
-    "xz": b"\xfd7zXZ\x00" + bytes(50),
     "text pickle": b"cos\nsystem\n(S'true'\ntR.",
-    "one byte": b"\x80",
     "noise": b"PK\x03\x04" + os.urandom(200),
-    "safetensors": struct.pack("<Q", 2) + b"{}",
-}
-NONSENSE = {
     "tensor of numbers": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",
     "dictionary of a number": b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
-    "extension registry": b"\x80\x04\x82\x01.",
-    "instruction of Python 1": b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
-    "item of a tuple": b"\x80\x02K\x01K\x02\x86}K\x03s.",
-    "tuple as a key": b"\x80\x02}(K\x01\x85K\x02u.",
-    "call of nothing": b"\x80\x02R.",
-    "nothing": b"\x80\x02.",
-    "unknown memory": b"\x80\x02h\x07.",
-    "no mark": b"\x80\x02t.",
-    "item of a number": b"\x80\x02K\x01K\x02s.",
     "bytes longer than any memory": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",
     "reference to a number": b"\x80\x02K\x01Q.",
 }
-"""Programs that a pickle may not be."""
 
 
-@pytest.mark.parametrize("name", [*FOREIGN, *NONSENSE])
+@pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_file_is_one_line(tmp_path, name):
     path = tmp_path / "x.pt"
-    path.write_bytes({**FOREIGN, **NONSENSE}[name])
+    path.write_bytes(FOREIGN[name])
 
     with pytest.raises(UserError) as error:
         read_original(path)
@@ -242,7 +227,6 @@ def test_tensors_are_what_torch_reads(tmp_path, layout, protocol):
         "part of a storage": base[2:5],
         "same storage": base[::2],
         "scalar": torch.tensor(2.5),
-        "nothing": torch.zeros(0, 3),
         "parameter": torch.nn.Parameter(torch.randn(2)),
         "truth": torch.tensor([True, False]),
     }

@@ -24,7 +24,7 @@ from onepeace.hub.folder import read_config
 from onepeace.index.embed import COMPILE_FROM, Settings, load_model
 from onepeace.layers.features import Features
 from onepeace.model import Encoder, StemOutput
-from onepeace.processors import TextProcessor, TextReader, registry
+from onepeace.processors import TextProcessor, TextReader
 from onepeace.train import trainer
 from onepeace.train.logging import read_log
 from onepeace.train.recipe import read_recipe
@@ -306,11 +306,3 @@ def test_index_of_many_files_asks_for_no_width(awkward_folder, monkeypatch):
     monkeypatch.setattr("onepeace.compiling.compile_blocks", None)
     model = load_model(awkward_folder, Settings(device="cpu"), num_new=COMPILE_FROM)
     assert model.modalities == ("text", "image")
-
-
-def test_processor_of_the_model_needs_no_registered_one(awkward_folder, monkeypatch):
-    monkeypatch.delitem(registry.PROCESSORS, "text")
-
-    model = onepeace.load(awkward_folder, device="cpu")
-
-    assert isinstance(model.processors["text"], Shout)
