@@ -17,10 +17,20 @@ from functools import lru_cache
 from typing import Any
 
 from onepeace.errors import UsageError, UserError, one_line, reason_at
-from onepeace.index.fields import FIELDS, LENGTHS, POSITION, UNITS, Condition, kind_of, period, suggestion
-from onepeace.index.functions import compile_globs
+from onepeace.index.fields import (
+    FIELDS,
+    LENGTHS,
+    POSITION,
+    UNITS,
+    Condition,
+    compile_globs,
+    kind_of,
+    period,
+    suggestion,
+)
 
 STRING_OR_EQUALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<![=<>!])=(?!=)""")
+DATE = re.compile(r"\b\d{4}-\d\d?(?:-\d\d?)?\b")
 SURROGATES = re.compile("[\ud800-\udfff]")
 MAX_LENGTH = 10_000
 """Maximum characters of a condition."""
@@ -75,7 +85,7 @@ def short_forms(
 
 @lru_cache(64)
 def compile_condition(where: str) -> Condition:
-    """Compile an expression to a condition; functions.py registers the SQL functions that it calls.
+    """Compile an expression to a condition; fields.py registers the SQL functions that it calls.
 
     Raises:
         UsageError: not an expression, or an unknown name, value or operator, with its column.
@@ -89,9 +99,21 @@ def compile_condition(where: str) -> Condition:
     except SyntaxError as error:
         offset = error.offset or 1
         column = offset - bisect_right(added, offset - 1)
-        raise UsageError(f"where: {where!r}: {error.msg} at column {column}{_hint_of_unit(where)}") from None
+        reason = _reason_by_date(where) or f"{error.msg} at column {column}{_hint_of_unit(where)}"
+        raise UsageError(f"where: {where!r}: {reason}") from None
+    except UsageError as error:
+        reason = _reason_by_date(where)
+        if reason is None:
+            raise
+        raise UsageError(f"where: {where!r}: {reason}") from error
     except (RecursionError, MemoryError, ValueError) as error:
         raise UsageError(f"where: cannot be read ({one_line(error)})") from None
+
+
+def _reason_by_date(where: str) -> str | None:
+    """What to do if there is a date without quotes, which Python reads as a subtraction of octal numbers."""
+    date = DATE.search(STRING_OR_EQUALS.sub("", where))
+    return f'write the date in quotes: "{date[0]}"' if date else None
 
 
 def _hint_of_unit(where: str) -> str:
@@ -218,6 +240,8 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     field = _field(left)
     value = _value(right)
     if not isinstance(value, PYTHON_TYPES.get(field.type, str)):
+        if field.type == "date":
+            raise _error(right, 'is not a date; write dates in quotes, such as "2024-05"')
         type_name = NAMES_OF_TYPES.get(field.type, field.type)
         raise _error(right, f"is not a {type_name}; compare {ast.unparse(left)} with one")
     if field.type in SAME and sign != "=":
@@ -261,8 +285,8 @@ def _field(node: ast.expr) -> Condition:
             return FIELDS[name]
         case ast.Attribute(ast.Name("metadata"), key) | ast.Subscript(ast.Name("metadata"), ast.Constant(str(key))):
             _check_characters(node, key)
-            escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-            return Condition("json_extract(metadata, ?)", (f'$."{escaped}"',), "any")
+            value = "(SELECT value FROM json_each(metadata) WHERE key = ?)"  # json_extract finds no quoted quotes
+            return Condition(value, (key,), "any")
     hint = suggestion(ast.unparse(node), [*FIELDS, "metadata"])
     raise _error(node, f"is not a field; {hint or ALL_FIELDS}")
 

@@ -15,9 +15,8 @@ from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.banks import Banks, banks_of
 from onepeace.index.database import Store
-from onepeace.index.fields import Condition
+from onepeace.index.fields import Condition, register
 from onepeace.index.filters import compile_condition
-from onepeace.index.functions import register
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name

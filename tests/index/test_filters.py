@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.errors import UsageError
-from onepeace.index.fields import kind_of, period
+from onepeace.index.fields import kind_of, period, register
 from onepeace.index.filters import compile_condition, short_forms
-from onepeace.index.functions import register
 
 COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata", "tags")
 FOLDER = "/photos/ann"
@@ -158,6 +157,13 @@ def test_unknown_value_satisfies_no_comparison(database, where):
 
 def test_unknown_value_is_none(database):
     assert ids_where(database, "width is None") == [UNKNOWN]
+
+
+def test_any_key_of_metadata_can_be_asked_for():
+    key = 'a"b\\c.d'
+    database = database_of([], (1, {"metadata": json.dumps({key: "x"})}), (2, {}))
+
+    assert ids_where(database, f"metadata[{key!r}] == 'x'") == [1]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +320,9 @@ def test_bytes_of_a_name_can_be_asked_for(database):
         ("width", "not a condition"),
         ("caption > 3", "not a text"),
         ("date > 'May'", "not a date"),
+        ("date > 2024", "dates in quotes"),
+        ("date > 2024-05", 'in quotes: "2024-05"'),
+        ("width > 3 and date < 2024-5-1", 'in quotes: "2024-5-1"'),
         ("kind == 'pictur'", "did you mean picture"),
         ("__import__('os').system('x')", "not a condition"),
         ("open('x') == 3", "not a field"),
