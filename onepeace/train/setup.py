@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from onepeace.compiling import compile_always, compile_sharded, pays_off
 from onepeace.config import Config
@@ -42,6 +43,8 @@ from onepeace.train.terms.registry import TERMS
 
 TOKENIZER = "tokenizer.json"
 """File in the run's folder."""
+TERMS_FILE = "terms.safetensors"
+"""File in the model's folder: parameters of the terms that trained it, by name of the term."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
         start_folder=recipe.start_folder,
     )
     objective = build_objective(recipe, model, data)
+    start_terms(objective, recipe.start_folder)
     add_lora_and_freeze(model, recipe)
     use_bfloat16 = computes_in_bfloat16(recipe, device)
     features = make_stem_features(
@@ -143,6 +147,17 @@ def build_objective(recipe: Recipe, model: Trained, data: TrainingData) -> Objec
         max_padding=recipe.run.max_padding,
         sharded=parallel.world_size() > 1 and recipe.run.parallel == "fsdp",
     )
+
+
+def start_terms(objective: Objective, folder: Path | None) -> None:
+    """Start the parameters of terms from those that trained ``model.from``, where names and shapes are the same."""
+    path = None if folder is None else folder / TERMS_FILE
+    if path is None or not path.is_file():
+        return
+    saved = load_file(path)
+    for name, parameter in objective.terms.named_parameters():
+        if name in saved and saved[name].shape == parameter.shape:
+            parameter.data.copy_(saved[name])
 
 
 def prepare_terms(terms: Sequence[TermOptions], data: TrainingData) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from onepeace.config import read_yaml, to_yaml, write_config
@@ -19,6 +20,7 @@ from onepeace.data.reader import Cursor
 from onepeace.data.steps import Account, Step, loader
 from onepeace.device import choose_device, memory_remedy, peak_memory
 from onepeace.errors import UserError
+from onepeace.files.atomic import write_atomic
 from onepeace.files.lock import locked
 from onepeace.hub import weights
 from onepeace.hub.folder import TASKS
@@ -30,7 +32,7 @@ from onepeace.train.lora import trained_module
 from onepeace.train.optim import rates
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.schedule import learning_rate
-from onepeace.train.setup import TOKENIZER, build, build_steps
+from onepeace.train.setup import TERMS_FILE, TOKENIZER, build, build_steps
 from onepeace.train.step import Stepper, UnusableSteps
 
 log = logging.getLogger(__name__)
@@ -279,8 +281,16 @@ class Trainer:
             module = trained_module(self.config, full, self.recipe.lora, self.out / "adapter")
             if not weights.holds(folder, module, self.config):
                 self._export(folder, module)
+        self._write_terms(folder)
         parallel.barrier()
         return folder
+
+    def _write_terms(self, folder: Path) -> None:
+        """Write the parameters of the terms, such as a bias of a loss, beside the model; `start_terms` reads them."""
+        tensors = parallel.full_tensors(dict(self.objective.terms.named_parameters()))
+        if tensors and parallel.rank() == 0:
+            with write_atomic(folder / TERMS_FILE) as temporary:
+                save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
     def _export(self, folder: Path, module: Trained) -> None:
         steps = self.recipe.schedule.steps

@@ -49,13 +49,15 @@ class Labels(Term[LabelsOptions]):
 def train_labels(small_recipe, monkeypatch):
     monkeypatch.setitem(TERMS, "labels", Labels)
 
-    def train(steps, classes):
+    def train(steps, classes, start=None):
         objective = {
             "contrastive": {"multi_positive": True},
             "labels/image": {"weight": 0.5, "classes": classes},
         }
         data = {"train": [source(targets=["label"])]}
-        return trainer.train(small_recipe(steps=steps, data=data, objective=objective))
+        model = {} if start is None else {"model": {"from": str(start)}}
+        name = "" if start is None else "next"
+        return trainer.train(small_recipe(name, steps=steps, data=data, objective=objective, **model))
 
     return train
 
@@ -70,6 +72,18 @@ def test_new_term_learns_and_its_layer_is_saved(train_labels, tmp_path):
     assert read_newest(tmp_path).model["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
     model = load_file(folder / "model.safetensors")
     assert not [name for name in model if "labels" in name]  # the model is the encoder alone
+
+
+def test_layer_of_new_term_goes_with_the_model(train_labels):
+    """At a learning rate of 0 for its first step, the next run has it as it was."""
+    first = train_labels(steps=3, classes=list(COLOURS))
+    saved = load_file(first / "terms.safetensors")["labels/image.head.weight"]
+
+    second = train_labels(steps=1, classes=list(COLOURS), start=first)
+
+    again = load_file(second / "terms.safetensors")["labels/image.head.weight"]
+    torch.testing.assert_close(again, saved, atol=1e-5, rtol=0)
+    assert saved.abs().max() > 0.01
 
 
 def test_new_term_checks_its_options(train_labels):
