@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sqlite3
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ pytest.importorskip("fastapi", reason="the API comes with the extra web")
 from support.api import assert_error, client_of, encoded, names, search
 
 from onepeace.index import Index, build, remove, update
-from onepeace.index.database import Store
+from onepeace.index.database import DATABASE, Store
 from onepeace.index.sources import Root, keep_roots
 
 
@@ -217,6 +218,22 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
     assert_error(client.get("/points"), 422)
 
 
+def test_idle_server_lets_the_log_be_written_back(changing, tmp_path):
+    client = changing.client
+    assert names(client, text="a")
+    assert names(client)
+    assert client.get(f"/files/{changing.ids['cat.jpg']}/thumbnail").is_success
+    for path in ("about", "values", "points", "names?q=cat"):
+        assert client.get(f"/{path}").is_success
+
+    with closing(sqlite3.connect(tmp_path / "index" / DATABASE)) as connection:
+        with connection:
+            connection.execute("UPDATE files SET date = date + 1")
+        (is_held_up, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    assert not is_held_up
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory, samples):
     """A client of an index of videos, by the bundled model, and the hits of a search for coffee by their names."""
@@ -292,7 +309,9 @@ def odd(tmp_path_factory, samples, random_folder):
     """A folder with a shard, a table, and files of an odd kind or name; a client of its index, and its hits."""
     folder = tmp_path_factory.mktemp("odd")
     picture = (samples / "images" / "cat.jpg").read_bytes()
-    write_tar(folder / "shard.tar", {"one.jpg": picture, "one.txt": b"a cat", "two.txt": b"words alone"})
+    write_tar(
+        folder / "shard.tar", {"one.jpg": picture, "one.txt": b"a cat", "two.txt": b"words alone", "three.jpg": picture}
+    )
     (folder / "table.csv").write_text("caption\na row of words\n", encoding="utf-8")
     soundfile.write(folder / "sound.aiff", 0.1 * np.sin(np.arange(32000)), 32000)
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("a name that is not UTF-8", encoding="utf-8")
@@ -324,6 +343,22 @@ def test_sounds_that_browsers_do_not_play(odd):
     answer = odd.client.get(f"/{odd.hits['sound.aiff']['file']}")
 
     assert answer.headers["content-type"] == "audio/wav"
+
+
+def test_sample_of_a_shard_is_read_at_its_place(odd):
+    shard = odd.folder / "shard.tar"
+    content = shard.read_bytes()
+    times = shard.stat()
+    shard.write_bytes(bytes(512) + content[512:])  # a reader from the start sees the end of the shard
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    answers = [odd.client.get(f"/{odd.hits[f'shard.tar::{name}']['file']}") for name in ("three.jpg", "two.txt")]
+
+    shard.write_bytes(content)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].content in content
+    assert answers[1].text == "words alone"
 
 
 def test_picture_of_a_shard_until_it_changes(odd, samples):
