@@ -100,20 +100,6 @@ def test_head_of_several_must_be_named(run_model, cat, tmp_path, options, word):
 # ------------------------------------------------------------------ files
 
 
-def test_broken_file_is_named(run_model, cat, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    out, err = run_model("classify", cat, tmp_path / "broken.jpg", "--labels", "a,b", "--json", code=1)
-    assert out.count("\n") == 1
-    assert "broken.jpg: " in err
-
-
-def test_files_the_model_has_no_modality_for_are_left_out(run_model, tmp_path, samples, cat):
-    model = save_random_model(tmp_path / "model", ("text", "image"))
-    out, err = run_model("classify", cat, samples / "sounds", "--labels", "a,b", "--json", model=model)
-    assert out.count("\n") == 1
-    assert "20 audio files" in err
-
-
 def test_videos_are_skipped(run_model, cat):
     out, err = run_model("classify", TWO_SCENES, cat, "--labels", "a,b", "--json")
     assert out.count("\n") == 1

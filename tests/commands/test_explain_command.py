@@ -91,11 +91,6 @@ def test_folder_gets_a_png_of_each_file_that_can_be_read(run_model, dog, cat, tm
     assert "1 text file" in err
 
 
-def test_text_file_is_refused(run_model, tmp_path):
-    (tmp_path / "note.txt").write_text("a dog")
-    assert "reads none" in run_model("explain", tmp_path / "note.txt", "--text", "a dog", code=2).err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,12 +123,6 @@ def test_map_covers_its_area_and_is_brightest_at_its_largest_value():
     assert row < 20
     assert 40 <= column < 60
     assert light[:, 20:60].min() < 200
-
-
-def test_map_of_equal_values_is_even():
-    picture = Image.new("RGB", (80, 40), (128, 128, 128))
-    light = brightness(over_picture(picture, np.full((2, 2), 0.3)))
-    assert (light == light[0, 0]).all()
 
 
 def test_ticks_and_bars_of_a_time_line():

@@ -345,12 +345,6 @@ def test_writer_on_a_full_disk_leaves_the_older_shards(tmp_path):
     assert (tmp_path / "x-00000.tar").read_text() == "older"
 
 
-def test_writer_passes_on_an_error_of_the_caller(tmp_path):
-    with pytest.raises(FileNotFoundError), new_shards(tmp_path, "x") as writer:
-        writer.write("a", {"jpg": (tmp_path / "not there.jpg").read_bytes()}, ["c"])
-    assert names(tmp_path) == []
-
-
 def test_writer_leaves_the_folder_of_another_that_still_writes(tmp_path):
     with new_shards(tmp_path, "x") as writer:
         write_samples(tmp_path, "y", "b")

@@ -10,7 +10,7 @@ from onepeace.datasets.layout import Record
 from onepeace.errors import UsageError, UserError
 from onepeace.finetune import groups
 from onepeace.finetune.groups import assign_groups, near_copies
-from onepeace.finetune.own_data import OwnData, plural
+from onepeace.finetune.own_data import OwnData
 from onepeace.finetune.report import note
 from onepeace.finetune.split import divide
 
@@ -139,9 +139,3 @@ def test_class_of_one_group_is_not_held_out():
     assert not any(name.startswith("owl") for name in files_of(split)["val"])
     with pytest.raises(UserError, match="--group"):
         divide(own_data(names), TABLE, ".*video")
-
-
-def test_names_of_kinds_of_samples():
-    assert plural(("image", "text")) == "images with captions"
-    assert plural(("image", "audio", "text"), captions=False) == "images with sounds"
-    assert plural(("audio", "text"), captions=False) == "sounds"
