@@ -506,7 +506,7 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 
 
 def no_index(folder: Path) -> UserError:
-    return UserError(f"no index there; make one with: onepeace index build {folder} FILES", where=folder)
+    return UsageError(f"no index there; make one with: onepeace index build {folder} FILES", where=folder)
 
 
 @contextmanager

@@ -121,7 +121,8 @@ def remove(
         The number of files.
 
     Raises:
-        UserError: a path that is not in the index, or another process is writing.
+        UsageError: a path is not in the index.
+        UserError: another process is writing.
     """
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         roots = known_roots(store)
@@ -135,7 +136,7 @@ def remove(
                 ids.append(item.id)
         unknown = as_typed.keys() - roots.keys() - removed_paths
         if unknown:
-            raise UserError(f"not in the index {folder}", where=os.fspath(as_typed[min(unknown)]))
+            raise UsageError(f"not in the index {folder}", where=os.fspath(as_typed[min(unknown)]))
         # Roots below a removed folder too: `update` would add their files again.
         roots_below = {path for path in roots if places_of(path) & as_typed.keys()}
         with store.transaction():

@@ -230,7 +230,7 @@ def _of_index(path: str, weight: float, store: Store, matrix: Matrix) -> list[En
     paths = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
     item = next(store.items("path IN (?, ?) AND problem IS NULL", paths), None)
     if item is None:
-        raise UserError(f"not in the index {store.folder}; give it as a picture or sound, or add it first", where=path)
+        raise UsageError(f"not in the index {store.folder}; give it as a picture or sound, or add it first", where=path)
     rows = np.flatnonzero(matrix.file == item.id)
     codes = matrix.modality[rows]
     parts = []

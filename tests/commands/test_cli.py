@@ -101,9 +101,19 @@ def test_usage_error_is_one_line_with_a_hint(run, arguments, hint):
 PATHS_THAT_ARE_MISSING = """
 search nope/x a dog
 search INDEX --image nope.jpg
+search INDEX --like nope.jpg
 search SAMPLES --text a --model ./nope
 search SAMPLES --text a --model nope
 index build NEW nope
+index update nope
+index remove nope x
+index remove INDEX nope
+index stats nope
+index check nope
+index export nope -o NEW.npz
+index duplicates nope
+index cluster nope
+mcp nope
 embed nope.jpg -o NEW.npz
 embed --text a -o NEW.npz --model ./nope
 serve nope
@@ -129,12 +139,21 @@ info ./nope
 """
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, samples, random_folder):
+    """An index of a picture."""
+    folder = tmp_path_factory.mktemp("index") / "i"
+    picture = samples / "images/dog.jpg"
+    assert main(["index", "build", str(folder), str(picture), "--model", str(random_folder), "--device", "cpu"]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("line", PATHS_THAT_ARE_MISSING.strip().splitlines())
-def test_path_that_does_not_exist_is_wrong_usage(run, samples, tmp_path, monkeypatch, line):
+def test_path_that_does_not_exist_is_wrong_usage(run, index, samples, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
     recipe = ROOT / "recipes/evaluate/tiny.yaml"
-    places = {"SAMPLES": str(samples / "images"), "RECIPE": str(recipe), "INDEX": str(samples / "images")}
+    places = {"SAMPLES": str(samples / "images"), "RECIPE": str(recipe), "INDEX": str(index)}
     arguments = [places.get(word, word) for word in line.split()]
     last_line = run(*arguments, code=2).err.splitlines()[-1]
     assert last_line.startswith("onepeace: ")

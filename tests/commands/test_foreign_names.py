@@ -72,7 +72,7 @@ def test_no_control_character_is_printed(run, random_folder, evil, line, code):
         (".nope.backup.part", ("embed", "--text", "a", "-o", "v.npz", "--model", "./nope"), 2),
         (".work.npz.mybackup.tmp", ("embed", "--text", "a", "-o", "work.npz"), 0),
         (".gone.2025.old", ("info", "./gone"), 2),
-        (".x.index.old", ("index", "stats", "x.index"), 1),
+        (".x.index.old", ("index", "stats", "x.index"), 2),
     ],
 )
 def test_files_named_like_leftovers_stay(run, run_model, tmp_path, monkeypatch, name, arguments, code):

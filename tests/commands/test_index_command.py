@@ -162,8 +162,8 @@ def test_silence_is_a_problem_of_a_file_that_is_indexed(run_index, index, tmp_pa
         (["build", "INDEX"], 2, "PATHS"),
         (["build", "INDEX", "FOLDER/nothing"], 2, "nothing: "),
         (["build", "FOLDER", "FOLDER"], 1, "my files: "),
-        (["update", "INDEX"], 1, "my index: "),
-        (["stats", "INDEX"], 1, "my index: "),
+        (["update", "INDEX"], 2, "my index: "),
+        (["stats", "INDEX"], 2, "my index: "),
         (["cluster", "INDEX", "--count", "0"], 2, "--count"),
     ],
 )
