@@ -4,7 +4,7 @@
     import onepeace.plugins.timm
 
     model = timm.create_model("onepeace_tiny.image", pretrained=True, num_classes=10)
-    maps = timm.create_model("onepeace_tiny.image", pretrained=True, features_only=True, out_indices=(2, 5))
+    maps = timm.create_model("onepeace_tiny.image", pretrained=True, features_only=True, out_indices=(0, 2))
     own = timm.create_model("onepeace", pretrained=True, pretrained_cfg_overlay={"file": "models/mine"})
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(own))
 
