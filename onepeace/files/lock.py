@@ -20,24 +20,32 @@ PATIENCE = 6.0
 """Seconds to wait for a lock: workers of a killed process may hold it for five until they notice."""
 
 
+class Locked(UserError):
+    """Another process has locked a folder."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Context in which other processes cannot lock the folder; this process may lock it again.
+def locked(folder: Path, *, patience: float = PATIENCE, again: bool = True) -> Iterator[None]:
+    """Context in which other processes cannot lock the folder.
 
     The folder is created, and removed again if nothing is written into it. The empty file ``.lock`` stays.
 
+    Args:
+        patience: seconds to wait for the lock; -1 = until it is free.
+        again: whether this process may lock it again.
+
     Raises:
-        UserError: another process has locked it, or it cannot be written.
+        Locked: another process has locked it; UserError: it cannot be written.
     """
     from filelock import FileLock, Timeout
 
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve() / LOCK, timeout=PATIENCE, is_singleton=True)
+        lock = FileLock(folder.resolve() / LOCK, timeout=patience, is_singleton=again)
         lock.acquire()
     except Timeout:
-        raise UserError(
+        raise Locked(
             "another run is writing to this folder; wait until it has ended, or name another folder", where=folder
         ) from None
     except OSError as error:

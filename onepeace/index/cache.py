@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.cache import cache_folder
-from onepeace.index.database import INDEX_FORMAT, LOCK, Locked, Store, is_index, sql_below, writing
+from onepeace.files.lock import LOCK, Locked, locked
+from onepeace.index.database import INDEX_FORMAT, Store, is_index, sql_below, writing
 from onepeace.index.identity import identity
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
@@ -55,8 +56,6 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
     Raises:
         UserError: as for `build` and `update`.
     """
-    from filelock import FileLock
-
     paths = listed(paths)
     name = model or DEFAULT_MODEL
     folder = _folder_of(paths, name)
@@ -73,7 +72,7 @@ def kept_index(paths: Paths, model: str | None = None, **options: Any) -> KeptIn
             return KeptIndex(folder, report, is_new)
         except Locked:
             status("another process brings the index of these files up to date; waiting for it ...")
-            with FileLock(folder / LOCK):
+            with locked(folder, patience=-1, again=False):
                 pass
 
 

@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import make_folder, write_atomic
+from onepeace.files.atomic import make_folder, sync, write_atomic
+from onepeace.files.lock import LOCK, locked
 from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
 
 DATABASE = "index.sqlite"
 INDEX_FORMAT = "8"
 """Format version on disk; an index of another version is refused."""
-LOCK = "lock"
-"""Name of the lock file in the folder of an index."""
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
@@ -105,10 +104,6 @@ class Damaged(UserError):
     def __init__(self, folder: Path, reason: object) -> None:
         super().__init__(f"the index is damaged ({reason}); {build_again(folder)}", where=folder)
         self.damage = str(reason)
-
-
-class Locked(UserError):
-    """Another process is writing to an index."""
 
 
 @contextmanager
@@ -301,6 +296,7 @@ class Store:
         with failing(folder, "written"):
             make_folder(folder)
             write_database(folder / DATABASE, meta)
+            sync(folder.parent)
         return cls(folder, write=True)
 
     def close(self) -> None:
@@ -519,32 +515,20 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     Raises:
         UserError: there is no index, or the folder has other files in it; Locked: another process is writing.
     """
-    from filelock import FileLock, Timeout
-
     target = Path(folder)
     if os.path.exists(target) and not os.path.isdir(target):  # False without permission, unlike those of Path
         raise UsageError("is a file; name a folder", where=target)
     if not create and not is_index(target):
         raise no_index(target)
-    lock = FileLock(target / LOCK, timeout=0)
     try:
-        is_new = not os.path.exists(target)
-        if not is_new:
+        if os.path.exists(target):
             _refuse_other_files(target)
-        make_folder(target)
-        lock.acquire()
-        for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
-            leftover.unlink(missing_ok=True)
-    except Timeout:
-        raise Locked("another process is writing to this index; wait until it has ended", where=target) from None
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
-    try:
+    with locked(target, patience=0, again=False):
+        for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
+            leftover.unlink(missing_ok=True)
         yield target
-    finally:
-        lock.release()
-        if is_new:
-            _remove_without_index(target)
 
 
 def _refuse_other_files(folder: Path) -> None:
@@ -552,14 +536,6 @@ def _refuse_other_files(folder: Path) -> None:
     is_ours = is_index(folder) or (folder / LOCK).exists()
     if not is_ours and any(folder.iterdir()):
         raise UserError("a folder with other files in it, and no index; name a new folder", where=folder)
-
-
-def _remove_without_index(folder: Path) -> None:
-    """Remove a new folder in which no index was written."""
-    with suppress(OSError):  # it was moved meanwhile
-        if {path.name for path in folder.iterdir()} == {LOCK}:
-            (folder / LOCK).unlink()
-            folder.rmdir()
 
 
 def sql_below(paths: Iterable[str]) -> str:

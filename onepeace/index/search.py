@@ -8,7 +8,6 @@ Words are evidence by their rarity. A file that has all words of the query comes
 """
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -293,7 +292,7 @@ class Search:
             groups = groups[page]
         file_of = self.matrix.file[candidates.rows].tolist()
         ids = {file_of[place] for group in groups for place in group}
-        items = self._items(sorted(ids))
+        items = self.store.items_of(ids)
         if self.options.sort != "match":
             leaders = [items[file_of[group[0]]] for group in groups]
             groups = [groups[number] for number in sorted_in_pools(leaders, self.options.sort)[page]]
@@ -312,11 +311,6 @@ class Search:
                 )
             )
         return tuple(hits)
-
-    def _items(self, ids: Sequence[int]) -> dict[int, Item]:
-        """Items by the ids of files."""
-        items = self.store.items("id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))  # any number of ids
-        return {item.id: item for item in items}
 
     def _hit(self, candidates: Candidates, place: int, **fields: Any) -> Hit:
         """The hit at a place among the candidates; ``fields`` are those that do not depend on the row."""

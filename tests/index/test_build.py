@@ -176,7 +176,7 @@ def test_other_preprocessing_is_refused(build, words, monkeypatch):
 def test_second_writer_is_refused(build, words, index):
     build(words)
 
-    with writing(index), pytest.raises(UserError, match="another process"):
+    with writing(index), pytest.raises(UserError, match="another run"):
         build(words)
 
 
