@@ -104,7 +104,7 @@ def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError])
 def _about(name: str, model: Any) -> dict[str, Any]:
     """Model, precision and version to which the metrics belong."""
     from onepeace import __version__
-    from onepeace.hub.fingerprint import fingerprint
+    from onepeace.hub.identity import fingerprint
     from onepeace.hub.resolve import resolve
 
     return {

@@ -97,14 +97,14 @@ class Base:
     name: str
     """Name of the model, as accepted by `onepeace.load`."""
     fingerprint: str
-    """Fingerprint of its folder (hub/fingerprint.py)."""
+    """Fingerprint of its folder (hub/identity.py)."""
 
 
 @dataclass(frozen=True)
 class Config:
     """The content of a model folder's config.yaml.
 
-    The file is part of a model's fingerprint (hub/fingerprint.py), by which indexes know their model: a field that is
+    The file is part of a model's fingerprint (hub/identity.py), by which indexes know their model: a field that is
     added to the file of a model makes the indexes built with it before refuse it.
     """
 

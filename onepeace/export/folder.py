@@ -25,8 +25,8 @@ from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import need_writers, open_session
 from onepeace.files.atomic import sync, write_text_atomic
 from onepeace.hub.architectures import check_own_weights
-from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import TOKENIZER, check_free, new_folder, read_config
+from onepeace.hub.identity import fingerprint
 from onepeace.hub.one_peace import classifies_items
 from onepeace.hub.resolve import resolve
 from onepeace.processors.pieces import LEADING, TextPieces

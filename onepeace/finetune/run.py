@@ -30,8 +30,8 @@ from onepeace.finetune.recipe import FROZEN, auto_recipe, described, fitting_rec
 from onepeace.finetune.report import Result, write_report
 from onepeace.finetune.split import SUMMARY, SplitSummary, divide, read_summary, write_shards
 from onepeace.finetune.stages import average_weights, is_trained, measure, trained_model
-from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import read_config
+from onepeace.hub.identity import fingerprint
 from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint_files
 from onepeace.train.logging import LOG_FILE, read_log

@@ -14,8 +14,8 @@ from onepeace.errors import UserError, expect
 from onepeace.hub.architectures import build_module, check_encodes, check_own_weights, keep_modalities
 from onepeace.hub.contents import ModelDescription, build_without_values, cast, compare, expected, write_folder
 from onepeace.hub.convert.original import describe_original
-from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import MODEL_FOLDER, TASKS, TOKENIZER, new_folder, read_config
+from onepeace.hub.identity import fingerprint
 from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import LazyTensor, open_weights
 from onepeace.model import Encoder, Trained
