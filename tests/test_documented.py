@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import pytest
 from support import command_reference, endings_reference
 from support.readme import ROOT
+from support.recipe_files import recipe_file
 from test_layers import ROWS
 
 from onepeace.cli import COMMANDS, command_parser
@@ -118,6 +119,8 @@ def first_cells(text: str, header: str) -> list[str]:
 
 
 def test_protocols_and_metrics_are_those_of_the_guide():
+    for name in ("detection", "frame_events", "segmentation"):
+        recipe_file(name)
     text = section("train.md", "Evaluation")
     assert first_cells(text, "`protocol`") == [*PROTOCOLS]
     assert set(first_cells(text, "task of the head")) == {*METRICS}

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError
-from onepeace.files.drawing import Drawings, with_box, with_mask
+from onepeace.files.drawing import Drawings
 from onepeace.files.table import format_table
 from onepeace.files.walk import FoundFile, Unreadable
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from onepeace.embed.classify import ClassifiedFiles
     from onepeace.embed.embedder import Embedder
     from onepeace.embed.predict import Predictor
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 EXAMPLES = f"""\
 With --labels alone, any model classifies zero-shot: each label is put into a sentence for the kind of file, or into
 --template. Otherwise a fine-tuned model applies its head. This prints, depending on the head, its labels, the answer to
---text, the best of --labels as the answer to --text, the box of the phrase --text, the boxes of objects, sound events
-with their times, or the classes of a segmentation mask.
+--text, the best of --labels as the answer to --text, the box of the phrase --text, or what a head of your own predicts
+(--import FILE.py).
 Videos are skipped, unless the head reads videos or sounds. Only the beginning of a long sound is read.
 
   onepeace classify pictures --labels dog,cat,bird
@@ -35,17 +33,6 @@ Videos are skipped, unless the head reads videos or sounds. Only the beginning o
   onepeace classify street.jpg --model models/refcoco --text "the bus on the left" --draw boxes
 
 {files.EXIT_CODES}"""
-COLUMNS = {
-    "events": "events",
-    "box": "box",
-    "boxes": "boxes",
-    "mask": "classes",
-    "answer": "answer",
-    "choice": "answer",
-}
-"""Title of the results column by task, if it is not "label"."""
-DRAWABLE = ("box", "boxes", "mask")
-"""Tasks whose results can be drawn over the picture."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.embed.tasks import TASKS
+    from onepeace.processors import ImageProcessor
+
     labels = _labels(args.labels)
     is_zero_shot = bool(labels) and args.text is None
     _check_options(args, labels, is_zero_shot)
@@ -69,20 +59,21 @@ def run(args: argparse.Namespace) -> int:
     found_files, problems = files.find(args.paths)
     embedder = options.load(args)
     head = None if is_zero_shot else _head(args, embedder)
+    task = TASKS["label" if head is None else head.task]
     rows = []
     for paths, result, reason in _results(args, embedder, head, found_files, labels):
         if result is None:
             problems.append(Unreadable(paths[0], reason))
             continue
-        if drawings is not None and head is not None:
-            picture = _picture_with_result(head, paths[0], result, args.text)
-            result["picture"] = os.fspath(drawings.save(picture, paths[0]))
+        if drawings is not None and head is not None and task.draw is not None:
+            picture = ImageProcessor(draft=False).load(paths[0])
+            drawn = task.draw(picture, result, args.text or "", head.config.get("labels", ()))
+            result["picture"] = os.fspath(drawings.save(drawn, paths[0]))
         if args.json:
             _print_json(paths, result)
-        rows.append((_cell(result), " ".join(map(str, paths))))
+        rows.append((task.cell(result), " ".join(map(str, paths))))
     if rows and not args.json:
-        column = COLUMNS.get(head.task, "label") if head else "label"
-        print(format_table((column, "path"), rows))
+        print(format_table((task.column, "path"), rows))
     return files.exit_code(problems, len(rows))
 
 
@@ -99,9 +90,10 @@ def _check_options(args: argparse.Namespace, labels: Sequence[str], is_zero_shot
 
 def _head(args: argparse.Namespace, embedder: "Embedder") -> "Predictor":
     from onepeace.embed.predict import Predictor
+    from onepeace.embed.tasks import TASKS
 
     head = Predictor(embedder, args.head)
-    if args.draw and head.task not in DRAWABLE:
+    if args.draw and TASKS[head.task].draw is None:
         raise UsageError(f"--draw needs boxes or masks, and the head {head.name} predicts none")
     return head
 
@@ -167,53 +159,3 @@ def _by_head(
         for result in head_input.classify(readable, top=args.top, batch_size=args.batch_size):
             progress.update(len(result.paths))
             yield result
-
-
-def _cell(result: dict[str, Any]) -> str:
-    """A result as a cell of the table, by its fields (onepeace/embed/tasks.py)."""
-    if "answer" in result:
-        return f"{result['answer']} {result['score']:.2f}"
-    if "choice" in result:
-        return result["choice"]
-    if "box" in result:
-        return ", ".join(f"{corner:.0f}" for corner in result["box"])
-    if "boxes" in result:
-        boxes = [f"{box['label']} {box['score']:.2f}" for box in _sure(result)]
-        return ", ".join(boxes) or "nothing"
-    if "events" in result:
-        events = [f"{event['label']} {event['onset']:.2f}-{event['offset']:.2f} s" for event in result["events"]]
-        return ", ".join(events) or "nothing"
-    return ", ".join(map(_label_with_number, result["labels"]))
-
-
-def _label_with_number(label: dict[str, Any]) -> str:
-    """A label with its score, or with its share of the picture."""
-    if "score" in label:
-        return f"{label['label']} {label['score']:.2f}"
-    return f"{label['label']} {label['share']:.0%}"
-
-
-def _sure(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The boxes whose score reaches the threshold."""
-    from onepeace.embed.tasks import THRESHOLD
-
-    return [box for box in result["boxes"] if box["score"] >= THRESHOLD]
-
-
-def _picture_with_result(head: "Predictor", path: Path, result: dict[str, Any], text: str | None) -> "Image.Image":
-    """The picture with its boxes or mask drawn."""
-    processor: Any = head.embedder.processors["image"]
-    picture = processor.load(path)
-    if "mask" in result:
-        labels = [label["label"] for label in result["labels"]]
-        return with_mask(picture, result["mask"], labels, head.config["labels"])
-    width, height = processor.size_in_pixels(path)
-    scale = (picture.width / width, picture.height / height)
-    if "box" in result:
-        boxes = [(result["box"], text or "")]
-    else:
-        boxes = [(box["box"], f"{box['label']} {box['score']:.2f}") for box in _sure(result)]
-    for corners, caption in boxes:
-        scaled = [corner * scale[number % 2] for number, corner in enumerate(corners)]
-        picture = with_box(picture, scaled, caption)
-    return picture

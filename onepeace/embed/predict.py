@@ -1,4 +1,4 @@
-"""Task heads: from items to labels, an answer, a box, boxes, a choice, events or a mask (tasks.py).
+"""Task heads: from items to labels, an answer, a box, a choice, or the results of heads of your own (tasks.py).
 
 Items are decoded ahead in threads and computed in batches; results come in order, failures as values.
 """
@@ -33,7 +33,7 @@ class Prediction:
     """Index of the item among those given."""
     name: str
     result: dict[str, Any] | None
-    """Return value of the head's function in `TASKS`; None if the item failed."""
+    """Result of the head's task in `TASKS`; None if the item failed."""
     reason: str | None = None
     """Reason for the failure, on one line and without the item's name."""
 
@@ -163,7 +163,7 @@ class Predictor:
         for member, output, length in zip(members, outputs, lengths, strict=True):
             mean_of_views = output.unflatten(0, (-1, self.num_views)).mean(1)
             context = replace(member.context, num_tokens=length)
-            predictions.append(Prediction(member.index, member.name, TASKS[self.task](mean_of_views, context)))
+            predictions.append(Prediction(member.index, member.name, TASKS[self.task].result(mean_of_views, context)))
         return predictions
 
     def _outputs(self, members: "list[_Member]") -> tuple[Sequence[Tensor], list[int]]:

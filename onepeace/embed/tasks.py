@@ -5,16 +5,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-THRESHOLD = 0.5
-"""Minimum probability of an event or a box."""
-SHORTEST_GAP = 0.2
-"""Pause in seconds below which two events of a class are merged."""
+from onepeace.files.drawing import with_box
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,6 @@ def box(output: Tensor, context: Context) -> dict[str, Any]:
     return {"box": corners.tolist()}
 
 
-def boxes(output: Tensor, context: Context) -> dict[str, Any]:
-    """Boxes (1, N, 6) of a detector, best first, as corners relative to the picture, score and class number: those with
-    a score above 0, with corners in pixels of the picture."""
-    width, height = context.size
-    boxes_of_picture = []
-    for x0, y0, x1, y1, score, number in output[0].tolist():
-        if score > 0:
-            corners = [x0 * width, y0 * height, x1 * width, y1 * height]
-            boxes_of_picture.append({"label": context.labels[int(number)], "score": score, "box": corners})
-    return {"boxes": boxes_of_picture}
-
-
 def choice(output: Tensor, context: Context) -> dict[str, Any]:
     """Scores (N, 1) of N candidate answers."""
     scores = output[:, 0]
@@ -86,58 +73,45 @@ def choice(output: Tensor, context: Context) -> dict[str, Any]:
     return {"choice": context.candidates[best], "number": best, "scores": scores.tolist()}
 
 
-def events(output: Tensor, context: Context) -> dict[str, Any]:
-    """Logits (1, L, C) of every frame: events with onset and offset in seconds, by onset."""
-    probabilities = output[0, : context.num_tokens].sigmoid()
-    gap = round(SHORTEST_GAP / context.seconds_per_token)
-    events_of_sound = []
-    for number in range(probabilities.shape[1]):
-        heard = probabilities[:, number] >= THRESHOLD
-        for first, last in _runs(heard, gap):
-            events_of_sound.append(
-                {
-                    "label": context.labels[number],
-                    "onset": first * context.seconds_per_token,
-                    "offset": (last + 1) * context.seconds_per_token,
-                    "score": probabilities[first : last + 1, number].mean().item(),
-                }
-            )
-    return {"events": sorted(events_of_sound, key=lambda event: (event["onset"], event["label"]))}
+@dataclass(frozen=True)
+class Task:
+    """What a head's output for one item means, and how it is shown."""
+
+    result: Callable[[Tensor, Context], dict[str, Any]]
+    """The output as JSON-serialisable values; a "mask" may be an array."""
+    cell: Callable[[Mapping[str, Any]], str]
+    """The result as a cell of a table."""
+    column: str = "label"
+    """Title of the table's column."""
+    draw: "Callable[[Image.Image, Mapping[str, Any], str, Sequence[str]], Image.Image] | None" = None
+    """The picture with the result drawn over it, given the text of the item and the labels of the head."""
 
 
-def mask(output: Tensor, context: Context) -> dict[str, Any]:
-    """Logits (1, C, h, w) on a grid: the class number of each pixel as a uint8 array, and each class's share."""
-    width, height = context.size
-    logits = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0]
-    classes = logits.argmax(0)
-    counts = classes.flatten().bincount(minlength=output.shape[1]).tolist()
-    shares = []
-    for number, count in enumerate(counts):
-        if count:
-            shares.append({"label": context.labels[number], "share": count / (width * height)})
-    shares.sort(key=lambda entry: -entry["share"])
-    return {"labels": shares, "mask": classes.to(torch.uint8).numpy()}
+def labels_cell(result: Mapping[str, Any]) -> str:
+    """Labels with their scores."""
+    return ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["labels"])
 
 
-def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
-    """First and last frame of each run of True; runs less than ``gap`` frames apart are merged."""
-    runs: list[tuple[int, int]] = []
-    for frame in heard.nonzero().flatten().tolist():
-        if runs and frame - runs[-1][1] - 1 < max(gap, 1):
-            runs[-1] = (runs[-1][0], frame)
-        else:
-            runs.append((frame, frame))
-    return runs
+def _answer_cell(result: Mapping[str, Any]) -> str:
+    return f"{result['answer']} {result['score']:.2f}"
 
 
-Task = Callable[[Tensor, Context], dict[str, Any]]
-TASKS: Mapping[str, Task] = {
-    "label": label,
-    "labels": labels,
-    "answer": answer,
-    "box": box,
-    "boxes": boxes,
-    "choice": choice,
-    "events": events,
-    "mask": mask,
+def _box_cell(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{corner:.0f}" for corner in result["box"])
+
+
+def _choice_cell(result: Mapping[str, Any]) -> str:
+    return str(result["choice"])
+
+
+def _with_box(picture: "Image.Image", result: Mapping[str, Any], text: str, labels: Sequence[str]) -> "Image.Image":
+    return with_box(picture, result["box"], text)
+
+
+TASKS: dict[str, Task] = {
+    "label": Task(label, labels_cell),
+    "labels": Task(labels, labels_cell),
+    "answer": Task(answer, _answer_cell, column="answer"),
+    "box": Task(box, _box_cell, column="box", draw=_with_box),
+    "choice": Task(choice, _choice_cell, column="answer"),
 }

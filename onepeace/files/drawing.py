@@ -1,6 +1,5 @@
 """Draws the boxes and masks that a model found on the picture."""
 
-import colorsys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,37 +53,6 @@ def with_box(picture: "Image.Image", box: Sequence[float], caption: str = "") ->
     if caption:
         label(draw, caption, (x0, y0), drawn.size)
     return drawn
-
-
-def with_mask(
-    picture: "Image.Image", mask: Any, present: Sequence[str], labels: Sequence[str], opacity: float = 0.5
-) -> "Image.Image":
-    """A copy with each class in its own colour, and the names of the classes that occur.
-
-    Args:
-        mask: (H, W) class numbers, scaled to the picture.
-        present: names of the classes that occur.
-        labels: names of all classes, in the order of their numbers.
-    """
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    colours = np.array([colour_of(number) for number in range(len(labels))], dtype=np.uint8)
-    layer = Image.fromarray(colours[mask]).resize(picture.size, Image.Resampling.NEAREST)
-    drawn = Image.blend(picture, layer, opacity)
-    draw = ImageDraw.Draw(drawn)
-    top = 4.0
-    for name in present:
-        colour = colour_of(list(labels).index(name))
-        bottom = label(draw, name, (4.0, top), drawn.size, colour, below=True)
-        top = bottom + 2
-    return drawn
-
-
-def colour_of(number: int) -> tuple[int, int, int]:
-    """A colour for the class of this number; consecutive numbers differ clearly (hues by the golden ratio)."""
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.9)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def label(

@@ -4,22 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from onepeace.errors import UserError
-from onepeace.extensions import Table
+from onepeace.extensions import HINT, Table
 
 from .classifier import Classifier
-from .detection import Detection
-from .frames import Frames
 from .head import Head
-from .pyramid import Pyramid
-from .segmentation import Segmentation
 
 HEADS: Table[type[Head]] = Table(
     {
         "caption": "onepeace.generative.caption_head.Caption",
         "classifier": Classifier,
-        "detection": Detection,
-        "frames": Frames,
-        "segmentation": Segmentation,
     }
 )
 
@@ -30,11 +23,7 @@ __all__ = [
     "ABOUT",
     "HEADS",
     "Classifier",
-    "Detection",
-    "Frames",
     "Head",
-    "Pyramid",
-    "Segmentation",
     "make_head",
 ]
 
@@ -57,6 +46,6 @@ def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) ->
         raise UserError(f"{where} has {len(labels)} labels and num_classes {num_classes}; they must be equal")
     kind = config["kind"]
     if kind not in HEADS:
-        raise UserError(f"no kind {kind!r}; known: {', '.join(HEADS)}", where=where)
+        raise UserError(f"no kind {kind!r}; known: {', '.join(HEADS)}; {HINT}", where=where)
     options = {key: value for key, value in config.items() if key not in ABOUT}
     return HEADS[kind].from_options(dim, num_heads, options, where)

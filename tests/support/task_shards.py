@@ -1,4 +1,4 @@
-"""Shards of small tasks with targets, which a small model soon learns: answers, boxes, choices, tags, events."""
+"""Shards of small tasks with targets, which a small model soon learns: answers, boxes, choices, tags."""
 
 import numpy as np
 from support.small_shards import COLOURS, RATE, TONES, png, sine, square, wav, write_shard
@@ -17,16 +17,6 @@ def boxed(colour, rng):
     return png(pixels), sides.tolist()
 
 
-def burst(frequency, rng):
-    """A second of quiet noise in which a tone sounds for a while; when it starts and when it ends."""
-    onset = rng.uniform(0.05, 0.4)
-    offset = onset + rng.uniform(0.3, 0.5)
-    time = np.arange(RATE) / RATE
-    sounds = (time >= onset) & (time < offset)
-    noise = rng.normal(0, 0.01, RATE)
-    return wav(sine(frequency, RATE) * sounds + noise), onset, offset
-
-
 def sample(media, caption, **targets):
     return media, {"captions": [caption], "targets": targets}
 
@@ -40,7 +30,6 @@ class TaskSamples:
         self.boxes = {}
         self.choices = {}
         self.tags = {}
-        self.events = {}
         for number in range(each):
             for colour in FEW:
                 self.add_pictures(f"{colour}{number}", colour)
@@ -66,16 +55,12 @@ class TaskSamples:
         both = wave + sine(PITCHES[second], RATE // 2)
         self.tags[key] = sample(wav(both), "tones", labels=sorted({pitch, second}))
 
-        sound, onset, offset = burst(PITCHES[pitch], self.rng)
-        self.events[key] = sample(sound, "a tone", events=[[onset, offset, pitch]])
-
 
 def write_task_shards(folder, each=16):
-    """answers.tar, boxes.tar, choices.tar, tags.tar and events.tar in ``folder``, which is returned."""
+    """answers.tar, boxes.tar, choices.tar and tags.tar in ``folder``, which is returned."""
     samples = TaskSamples(each)
     write_shard(folder / "answers.tar", samples.answers)
     write_shard(folder / "boxes.tar", samples.boxes)
     write_shard(folder / "choices.tar", samples.choices, "wav")
     write_shard(folder / "tags.tar", samples.tags, "wav")
-    write_shard(folder / "events.tar", samples.events, "wav")
     return folder

@@ -100,17 +100,6 @@ TASKS = {
         metric="mAP of 3 classes",
         floor=0.9,
     ),
-    "events": Task(
-        shards="events.tar",
-        pair=["audio"],
-        term="events/audio",
-        targets=["events"],
-        kind="frames",
-        on="audio",
-        labels="auto",
-        metric="event F1",
-        floor=0.5,
-    ),
 }
 
 

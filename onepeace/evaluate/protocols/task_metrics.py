@@ -1,6 +1,6 @@
 """The metrics of each task (embed/tasks.py): figures of a head's outputs, given the targets of the samples."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from onepeace.data.sample import Sample
 from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
-from onepeace.evaluate import detections
 from onepeace.evaluate.metrics import Figure, accuracies, box_iou
 from onepeace.evaluate.protocols.classes import mean_average_precision
 from onepeace.processors import ImageProcessor
@@ -87,9 +86,9 @@ def _official_vqa_score(answer: str, annotations: Sequence[str]) -> float:
 
 def _boxes(predictions: Predictions) -> list[Figure]:
     boxes = []
-    sizes = _sizes_in_pixels(predictions.samples)
+    sizes = sizes_in_pixels(predictions.samples)
     for result, size in zip(predictions.results, sizes, strict=True):
-        boxes.append(_relative(result["box"], size))
+        boxes.append(relative(result["box"], size))
     references = np.array(predictions.targets, dtype=np.float64)
     overlaps = box_iou(np.array(boxes), references)
     # The chance level is a box around the whole picture.
@@ -102,33 +101,13 @@ def _boxes(predictions: Predictions) -> list[Figure]:
     ]
 
 
-def _detections(predictions: Predictions) -> list[Figure]:
-    sizes = _sizes_in_pixels(predictions.samples)
-    predicted_boxes = []
-    for result, size in zip(predictions.results, sizes, strict=True):
-        boxes = []
-        for box in result["boxes"]:
-            corners = tuple(_relative(box["box"], size))
-            boxes.append((corners, box["label"], box["score"]))
-        predicted_boxes.append(boxes)
-    target_boxes = []
-    for corners_of_boxes, sample in zip(predictions.targets, predictions.samples, strict=True):
-        box_labels = sample.targets["box_labels"]
-        target_boxes.append(list(zip(map(tuple, corners_of_boxes), box_labels, strict=True)))
-    average, average_at_half = detections.box_ap(predicted_boxes, target_boxes)
-    return [
-        Figure("box AP", average, chance=0.0, n=len(predicted_boxes)),
-        Figure("box AP50", average_at_half, chance=0.0, n=len(predicted_boxes)),
-    ]
-
-
-def _sizes_in_pixels(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+def sizes_in_pixels(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     """Width and height of each sample's picture."""
     processor = ImageProcessor()
     return [processor.size_in_pixels(sample.inputs["image"]) for sample in samples]
 
 
-def _relative(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float64]:
+def relative(box: Sequence[float], size: tuple[int, int]) -> NDArray[np.float64]:
     """Corners (4,) in pixels, relative to the picture's (width, height)."""
     width, height = size
     return np.array(box) / [width, height, width, height]
@@ -141,37 +120,6 @@ def _choices(predictions: Predictions) -> list[Figure]:
         right.append(float(result["number"] == target))
         chances.append(1 / len(result["scores"]))
     return [Figure.mean_of("accuracy", right, float(np.mean(chances)))]
-
-
-def _events(predictions: Predictions) -> list[Figure]:
-    predicted_events = []
-    for result in predictions.results:
-        events = []
-        for event in result["events"]:
-            events.append((event["onset"], event["offset"], event["label"]))
-        predicted_events.append(events)
-    target_events = [list(map(tuple, target)) for target in predictions.targets]
-    f1 = detections.event_f1(predicted_events, target_events)
-    return [Figure("event F1", f1, chance=0.0, n=len(predicted_events))]
-
-
-def _masks(predictions: Predictions) -> list[Figure]:
-    num_classes = len(predictions.labels)
-    num_pictures = len(predictions.results)
-    mean_iou, pixel_accuracy = detections.mean_iou(_mask_pairs(predictions), num_classes)
-    # Chance levels of uniform guesses if all classes have equally many pixels.
-    chance_iou = 1 / (2 * num_classes - 1)
-    return [
-        Figure("mIoU", mean_iou, chance_iou, num_pictures),
-        Figure("pixel accuracy", pixel_accuracy, 1 / num_classes, num_pictures),
-    ]
-
-
-def _mask_pairs(predictions: Predictions) -> Iterator[tuple[NDArray, NDArray]]:
-    """Predicted and right mask of each picture, one after another: those of a whole set may not fit into memory."""
-    results, targets, _, samples = predictions
-    for result, target, sample in zip(results, targets, samples, strict=True):
-        yield result["mask"], detections.read_mask(target, sample.key)
 
 
 @dataclass(frozen=True)
@@ -190,8 +138,5 @@ METRICS = {
     "labels": Metric("labels", _tags),
     "answer": Metric("answers", _answers),
     "box": Metric("box", _boxes, named=False),
-    "boxes": Metric("boxes", _detections),
     "choice": Metric("choice", _choices, named=False),
-    "events": Metric("events", _events),
-    "mask": Metric("mask", _masks),
 }

@@ -10,7 +10,6 @@ from onepeace.extensions import HINT, Table
 from onepeace.train.term import Term, TermOptions
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
-from onepeace.train.terms.dense import Detection, Events, Segmentation
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.heads import Answers, Box, Choice, Classification, MultiLabel
 from onepeace.train.terms.names import Names
@@ -24,13 +23,10 @@ TERMS: Table[type[Term[Any]]] = Table(
         "classification": Classification,
         "contrastive": Contrastive,
         "denoising": Denoising,
-        "detection": Detection,
         "distillation": Distillation,
-        "events": Events,
         "generation": "onepeace.generative.generation.Generation",
         "multi_label": MultiLabel,
         "names": Names,
-        "segmentation": Segmentation,
         "self_critical": "onepeace.generative.self_critical.SelfCritical",
     }
 )

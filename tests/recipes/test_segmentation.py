@@ -3,12 +3,15 @@
 import pytest
 import torch
 from support.golden_cases import assert_near
+from support.recipe_files import recipe_file
 from support.small_models import network_of_pictures
 from torch.nn import functional as F
 
 from onepeace.config import Config
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
+
+recipe_file("segmentation")
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2]])
 """The colours of the classes 1 and 2; the background is dark noise."""

@@ -1,23 +1,25 @@
 """A detector as a head of the model: it learns, is saved with it, and says the same of a picture in any company."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 from support.golden_cases import assert_near
+from support.recipe_files import recipe_file
 from support.small_models import network_of_pictures
 from support.training import terms
 
 from onepeace.cli import main
 from onepeace.config import Config
 from onepeace.data.batch import Batch
-from onepeace.embed import predict
 from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UserError
-from onepeace.evaluate.detections import box_ap
 from onepeace.hub import weights as weight_files
 from onepeace.train.objective import Objective
+
+box_ap = recipe_file("detection").box_ap
 
 HEAD = {
     "kind": "detection",
@@ -176,7 +178,7 @@ def test_boxes_are_in_the_pixels_of_the_picture():
     output = torch.zeros(1, 2, 6)
     output[0, 0] = torch.tensor([0.1, 0.2, 0.5, 0.6, 0.9, 1.0])
     context = Context(labels=("dog", "cat"), size=(200, 100))
-    (box,) = TASKS["boxes"](output, context)["boxes"]
+    (box,) = TASKS["boxes"].result(output, context)["boxes"]
     assert box["label"] == "cat"
     assert box["score"] == pytest.approx(0.9)
     assert box["box"] == pytest.approx([20, 20, 100, 60])
@@ -190,7 +192,8 @@ UNLIKELY_DOG = {"label": "dog", "score": 0.2, "box": [10.0, 5.0, 60.0, 30.0]}
 def classify(trained, tmp_path, capsys, monkeypatch):
     """Prints the boxes of a grey picture, a.png: these two."""
     boxes = {"boxes": [CAT, UNLIKELY_DOG]}
-    monkeypatch.setattr(predict, "TASKS", {"boxes": lambda output, context: boxes})
+    task = replace(TASKS["boxes"], result=lambda output, context: boxes)
+    monkeypatch.setitem(TASKS, "boxes", task)
     model = str(save(trained, tmp_path))
     picture = tmp_path / "a.png"
     Image.new("RGB", (80, 40), (90, 90, 90)).save(picture)

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.recipe_files import recipe_file
 
-from onepeace.train.terms.dense import Events
 from onepeace.train.terms.heads import SupervisedOptions
+
+Events = recipe_file("frame_events").Events
 
 SECONDS_PER_FRAME = 0.5
 LABELS = ("dog", "cat")

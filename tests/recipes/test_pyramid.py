@@ -1,13 +1,12 @@
 """The pyramid over a feature map."""
 
 import torch
-
-from onepeace.heads import Pyramid
+from support.recipe_files import recipe_file
 
 
 def test_pyramid_has_four_strides():
     torch.manual_seed(0)
-    pyramid = Pyramid(32, 12)
+    pyramid = recipe_file("pyramid").Pyramid(32, 12)
     x = torch.randn(2, 32, 6, 10, requires_grad=True)
     levels = pyramid(x)
     sizes = [tuple(level.shape[2:]) for level in levels]
