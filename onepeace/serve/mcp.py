@@ -286,8 +286,7 @@ def _answering(tool: Callable[..., dict[str, Any]], thumbnails_of: Service | Non
 
 
 def _error(message: str) -> CallToolResult:
-    # A path may contain invalid bytes, and text that cannot be sent would end the server.
-    return CallToolResult(content=[TextContent(text=without_surrogates(message))], is_error=True)
+    return CallToolResult(content=[TextContent(text=message)], is_error=True)
 
 
 def _thumbnails(service: Service, files: list[dict[str, Any]]) -> list[ContentBlock]:

@@ -12,7 +12,7 @@ from support.indexes import fabricate
 pytest.importorskip("fastapi", reason="the API comes with the extra web")
 
 
-from support.api import ADDRESS, assert_error, client_of, encoded, names, post, search, status_of
+from support.api import assert_error, client_of, encoded, names, post, search, status_of
 
 from onepeace.index import Index, Query
 from onepeace.index.database import DATABASE
@@ -21,12 +21,13 @@ from onepeace.serve.requests import Decoder
 
 
 def test_search_finds_what_the_index_finds(client, index, collection):
-    words = {"text": "waves", "without": "people", "weights": {"text": 0.3}}
+    words = {"text": ["waves", "in the snow"], "without": "people", "weights": {"text": 0.3}}
     picture = collection / "cat.jpg"
+    sound = collection / "dog.ogg"
 
-    answer = search(client, image=encoded(picture), top=5, **words)
+    answer = search(client, image=encoded(picture), audio=encoded(sound), top=5, **words)
 
-    expected = index.search(Query(image=picture.read_bytes(), **words), top=5)
+    expected = index.search(Query(image=picture.read_bytes(), audio=sound.read_bytes(), **words), top=5)
     assert answer["compared"] == expected.compared == 9
     for hit, expected_hit in zip(answer["hits"], expected, strict=True):
         assert hit["path"] == expected_hit.item.path
@@ -61,17 +62,6 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
 
     assert ids["cat.jpg"] not in [hit["id"] for hit in hits]
     assert search(client, like=[str(collection / "cat.jpg")])["hits"] == hits
-
-
-def test_picture_sound_and_words_are_one_query(client, index, collection):
-    picture = collection / "cat.jpg"
-    sound = collection / "dog.ogg"
-    texts = ["a dog", "in the snow"]
-
-    hits = search(client, text=texts, image=encoded(picture), audio=encoded(sound))["hits"]
-
-    expected = index.search(Query(text=texts, image=picture.read_bytes(), audio=sound.read_bytes()))
-    assert [hit["path"] for hit in hits] == [hit.item.path for hit in expected]
 
 
 @pytest.mark.parametrize("below", ["{}", "{}/", "/"])
@@ -134,17 +124,13 @@ def test_names_of_no_file(client, letters):
     ("body", "status", "field"),
     [
         ({"text": "a", "topp": 3}, 422, "topp"),
-        ({"text": "a", "top": 0}, 422, "top"),
         ({"text": "a", "offset": 10**9}, 422, "offset"),
-        ({"text": "a", "weights": {"image": 1}}, 422, "weights"),
         ({"text": "a", "weights": {"text": 10**400}}, 422, "weights.text"),
         ({"like": 12345}, 404, "12345"),
         ({"like": 2**70}, 422, "like"),
-        ({"audio": ADDRESS}, 422, "audio"),
         ({"without": ["a"] * 6}, 413, "parts"),
         ({"text": "a", "where": "import os"}, 422, "where: "),
         ({"text": "a", "only": "smells"}, 422, "only: "),
-        ({"text": "a", "only": 5}, 422, "only: "),
         ({"text": "a", "like": None}, 422, "like: "),
         ({"image": ""}, 422, "image: "),
         ([], 422, "the body: "),

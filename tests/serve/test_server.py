@@ -30,17 +30,13 @@ def test_many_clients_at_once_lose_nothing(server, model, collection):
         body = {"input": [texts[number], {"image": picture}, {"audio": sound}]}
         entries = client.post("/v1/embeddings", json=body).json()["data"]
         vectors = np.array([entry["embedding"] for entry in entries], np.float32)
-        np.testing.assert_allclose(vectors[0], vectors_of_texts[number], rtol=0, atol=1e-5)
-        np.testing.assert_allclose(vectors[1:], vectors_of_media, rtol=0, atol=1e-5)
-        assert client.post("/search", json={"image": picture[:4000]}).status_code == 422
+        np.testing.assert_allclose(vectors, [vectors_of_texts[number], *vectors_of_media], rtol=0, atol=1e-5)
         hits = client.post("/search", json={"text": texts[number], "top": 3}).json()["hits"]
         assert client.get(f"/{hits[0]['file']}").status_code == 200
-        return number
 
-    limits = httpx.Limits(max_connections=None)
-    with httpx.Client(base_url=server, timeout=600.0, limits=limits, trust_env=False) as client:
+    with httpx.Client(base_url=server, timeout=600.0, trust_env=False) as client:
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-            assert [*pool.map(use, range(NUM_CLIENTS))] == [*range(NUM_CLIENTS)]
+            list(pool.map(use, range(NUM_CLIENTS)))
 
 
 @pytest.fixture(scope="module")
