@@ -206,6 +206,7 @@ class Checkpoints:
             UserError: the one before could not be written.
         """
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import DefaultSavePlanner
 
         from onepeace.train.checkpoint_storage import Writer
 
@@ -226,6 +227,7 @@ class Checkpoints:
         self._writing = dcp.async_save(  # type: ignore[assignment]
             self.state.tensors(),
             storage_writer=Writer(folder_of(self.out, step), header, self.keep),
+            planner=DefaultSavePlanner(enable_plan_caching=True),  # plans, which are large, are exchanged once
             process_group=self._group,
             async_stager=self._stager,
             no_dist=self._group is None,

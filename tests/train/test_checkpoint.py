@@ -10,10 +10,12 @@ import safetensors.torch
 import torch
 from support.training import assert_same_tensors
 from torch import nn
+from torch.distributed.checkpoint import SavePlanner
 
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, checkpoint_files
 from onepeace.train.checkpoint_files import HEADER, folder_of, folders, step_of, unfinished
+from onepeace.train.checkpoint_storage import Writer
 from onepeace.train.logging import Log, read_log
 from onepeace.train.optim import make_optimizer
 from onepeace.train.sections import OptimConfig
@@ -106,6 +108,28 @@ def test_saved_state_is_restored(run, other):
     assert restored["model.count"].dtype == torch.int64
     assert "optimizer.unused.weight.step" not in restored
     assert "optimizer.scale.exp_avg" in restored
+
+
+def test_plan_of_an_unchanged_state_is_exchanged_once(run, other, monkeypatch):
+    """It names each tensor, which is hundreds of megabytes for hundreds of processes."""
+    for name in ("save_plan", "final_save_plan", "all_plans", "global_plan", "metadata"):
+        monkeypatch.setattr(SavePlanner, f"_cached_{name}", {})  # torch keeps them for the whole process
+    planned = []
+    prepare = Writer.prepare_global_plan
+
+    def count(writer, plans):
+        planned.append(sum(len(plan.items) for plan in plans))
+        return prepare(writer, plans)
+
+    monkeypatch.setattr(Writer, "prepare_global_plan", count)
+    run.save(3)
+    run.take_step()
+    other.restore(run.save(4))
+
+    first, second = planned
+    assert first > 10
+    assert second == 0
+    assert_same_tensors(other.tensors(), run.tensors())
 
 
 def test_nothing_is_unpickled(run, other, monkeypatch):
