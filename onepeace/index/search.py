@@ -267,7 +267,7 @@ class Search:
         if not pairs:
             return {}
         files = self.matrix.file[rows].tolist()
-        items = self._items([files[place] for place in {*itertools.chain(*pairs)}])
+        items = self.store.items_of([files[place] for place in {*itertools.chain(*pairs)}])
         alike = defaultdict(list)
         for place, other in pairs:
             if items[files[place]].modality == items[files[other]].modality:
