@@ -126,36 +126,18 @@ def _results(
     found_files: Sequence[FoundFile],
     labels: Sequence[str],
 ) -> "Iterator[ClassifiedFiles]":
-    """The results of the files: by the head, or zero-shot by the labels without one."""
-    if head is None:
-        return _by_labels(args, embedder, found_files, labels)
-    return _by_head(args, head, found_files, labels)
-
-
-def _by_labels(
-    args: argparse.Namespace, embedder: "Embedder", found_files: Sequence[FoundFile], labels: Sequence[str]
-) -> "Iterator[ClassifiedFiles]":
-    from onepeace.embed.classify import classify_by_labels
-
-    return classify_by_labels(
-        embedder,
-        files.readable(found_files, embedder.modalities),
-        labels,
-        template=args.template,
-        top=args.top,
-        batch_size=args.batch_size,
-    )
-
-
-def _by_head(
-    args: argparse.Namespace, head: "Predictor", found_files: Sequence[FoundFile], candidates: Sequence[str]
-) -> "Iterator[ClassifiedFiles]":
-    from onepeace.embed.classify import HeadInput
+    """Yield the results of the files: by the head, or zero-shot by the labels without one."""
+    from onepeace.embed.classify import HeadInput, classify_by_labels
     from onepeace.progress import Progress
 
-    head_input = HeadInput(head, args.text, candidates)
+    sizes = {"top": args.top, "batch_size": args.batch_size}
+    if head is None:
+        readable = files.readable(found_files, embedder.modalities)
+        yield from classify_by_labels(embedder, readable, labels, template=args.template, **sizes)
+        return
+    head_input = HeadInput(head, args.text, labels)
     readable = files.readable(map(head_input.as_read, found_files), head_input.modalities, f"the head {head.name}")
     with Progress(len(readable)) as progress:
-        for result in head_input.classify(readable, top=args.top, batch_size=args.batch_size):
+        for result in head_input.classify(readable, **sizes):
             progress.update(len(result.paths))
             yield result

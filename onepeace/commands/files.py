@@ -169,8 +169,3 @@ def counted(count: int, thing: str) -> str:
     """A count with its noun: "1 file", "2 files"."""
     plural = "" if count == 1 else "s"
     return f"{count:,} {thing}{plural}"
-
-
-def shown(path: Path | str) -> str:
-    """A path for one line of a terminal; control and unprintable characters are escaped."""
-    return printable(path)

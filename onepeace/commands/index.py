@@ -161,7 +161,7 @@ def _list(args: argparse.Namespace) -> int:
     for folder, stats in kept().items():
         size = f"{stats['bytes'] / 1e6:.1f}"
         for path, count in stats["roots"].items():
-            rows.append((str(folder), f"{count:,}", size, files.shown(path)))
+            rows.append((str(folder), f"{count:,}", size, path))
             size = ""
     if rows:
         print(format_table(("index", "files", "MB", "of"), rows, right={1, 2}))
@@ -190,9 +190,9 @@ def _stats(args: argparse.Namespace) -> int:
         return 0
     _print_stats(args, stats)
     for problem in problems:
-        print(f"{files.shown(problem.path)}: {problem.reason}")
+        files.show(f"{problem.path}: {problem.reason}")
     for item in noted:
-        print(f"{files.shown(item.path)}: {item.note} (in the index)")
+        files.show(f"{item.path}: {item.note} (in the index)")
     return 0
 
 
@@ -218,7 +218,7 @@ def _print_stats(args: argparse.Namespace, stats: dict[str, Any]) -> None:
         ("captions", f"{stats['captions']:,}"),
         ("problems", f"{num_problems:,}{hint}"),
         ("model", stats["model"]),
-        ("sources", ", ".join(files.shown(root) for root in stats["roots"])),
+        ("sources", ", ".join(stats["roots"])),
         ("on disk", f"{stats['bytes'] / 1e6:.1f} MB"),
     ]
     print(format_table(rows[0], rows[1:]))

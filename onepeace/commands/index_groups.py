@@ -55,7 +55,7 @@ def _print_duplicates(groups: "list[Group]") -> None:
         likeness = ""
         for member in group.members:
             item = member.item
-            rows.append((str(number), likeness, _bytes(item.size), _measures(item), files.shown(item.path)))
+            rows.append((str(number), likeness, _bytes(item.size), _measures(item), item.path))
             likeness = "same" if member.is_exact else f"{member.similarity:.3f}"
     print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
 
@@ -92,7 +92,7 @@ def _print_clusters(groups: "list[Group]") -> None:
     for number, group in enumerate(groups, 1):
         counts = Counter(member.item.modality for member in group.members)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-        nearest = ", ".join(files.shown(Path(member.item.path).name) for member in group.members[:NEAREST])
+        nearest = ", ".join(Path(member.item.path).name for member in group.members[:NEAREST])
         rows.append((str(number), ", ".join(group.names) or "-", kinds, nearest))
     print(format_table(("cluster", "nearest words", "files", "in its middle"), rows, right={0}))
 

@@ -176,7 +176,7 @@ def _print_hits(args: argparse.Namespace, results: "Results", query: "Query", *,
             print(json.dumps(hit.to_dict()))
         return
     for line in results.hints:
-        print(line)
+        files.show(line)
     print(table(results, query, is_filtered))
 
 
@@ -287,5 +287,5 @@ def _why_nothing(results: "Results", query: "Query", is_filtered: bool) -> str:
 
 def _place(hit: "Hit") -> str:
     """A path as a user types it: relative if it is below the working folder, otherwise unchanged."""
-    path = files.shown(hit.item.path.removeprefix(os.getcwd() + os.sep))
+    path = hit.item.path.removeprefix(os.getcwd() + os.sep)
     return f"{path} (+{len(hit.copies)} very similar)" if hit.copies else path
