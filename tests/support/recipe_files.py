@@ -5,10 +5,10 @@ from pathlib import Path
 
 from onepeace.extensions import import_extension
 
-FINETUNE = Path(__file__).resolve().parents[2] / "recipes" / "finetune"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
-def recipe_file(name):
-    """The module of recipes/finetune/NAME.py, which then has its entries in the registries."""
-    import_extension(str(FINETUNE / f"{name}.py"))
+def recipe_file(name, folder="finetune"):
+    """The module of recipes/FOLDER/NAME.py, which then has its entries in the registries."""
+    import_extension(str(RECIPES / folder / f"{name}.py"))
     return sys.modules[name]

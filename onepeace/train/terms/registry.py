@@ -12,7 +12,6 @@ from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.heads import Answers, Box, Choice, Classification, MultiLabel
-from onepeace.train.terms.names import Names
 
 TERMS: Table[type[Term[Any]]] = Table(
     {
@@ -26,7 +25,6 @@ TERMS: Table[type[Term[Any]]] = Table(
         "distillation": Distillation,
         "generation": "onepeace.generative.generation.Generation",
         "multi_label": MultiLabel,
-        "names": Names,
         "self_critical": "onepeace.generative.self_critical.SelfCritical",
     }
 )

@@ -1,15 +1,20 @@
 """The term names: a classifier's scores reach pictures and words by the names of its classes."""
 
+from functools import partial
+
 import pytest
 import torch
-from support.small_shards import COLOURS
-from support.training import assert_falls
+from support.recipe_files import recipe_file
+from support.small_shards import COLOURS, write_shards
+from support.training import assert_falls, make_recipe
 from torch.nn import functional
 from torch.testing import assert_close
 
 from onepeace import losses
 from onepeace.errors import UserError
 from onepeace.train import teachers, trainer
+
+recipe_file("class_names", "pretrain")
 
 CLASSES = {
     **COLOURS,
@@ -38,6 +43,12 @@ def _classifier(monkeypatch):
 
 
 TEACHER = {"library": "test", "name": "colours"}
+
+
+@pytest.fixture
+def small_recipe(tmp_path):
+    root = write_shards(tmp_path / "shards")
+    return partial(make_recipe, root, tmp_path)
 
 
 def test_names_are_learned(small_recipe, tmp_path):

@@ -1,4 +1,7 @@
-"""Distillation of a classifier: its probabilities are soft targets for similarities of items to class names."""
+"""The term `names`: a classifier's probabilities are soft targets for the similarities of items to its class names.
+
+A recipe has `imports: [class_names.py]`.
+"""
 
 from dataclasses import dataclass
 
@@ -13,6 +16,7 @@ from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
 from onepeace.train.term import Term, TermContext, TermOptions, TrainingData, check_projections
+from onepeace.train.terms.registry import TERMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +90,6 @@ class Names(Term[NamesOptions]):
             count=max(len(scores), 1) / parallel.world_size(),
         )
         return {self.options.name: loss}
+
+
+TERMS["names"] = Names
