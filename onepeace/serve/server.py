@@ -20,7 +20,7 @@ from onepeace.serve.service import Service
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MOST_CONNECTIONS = 100
 """Connections above which requests are answered with 503; it bounds the memory of uploads."""
-ARRIVAL_SECONDS = 60.0
+ARRIVAL_SECONDS = 120.0
 """Seconds in which a request has to arrive. uvicorn itself waits without end, until no file can be opened any more."""
 
 
