@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from onepeace.errors import UsageError, UserError, one_line
 
@@ -85,7 +86,7 @@ class _Unpickler(pickle.Unpickler):
         }
         if is_bare:
             self.known["torch.storage._load_from_bytes"] = self.load_from_bytes
-            self.known["torch._utils._rebuild_parameter"] = torch._utils._rebuild_parameter
+            self.known["torch._utils._rebuild_parameter"] = _rebuild_parameter
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
@@ -110,7 +111,7 @@ class _Unpickler(pickle.Unpickler):
         is_inside = 0 in shape or max(last + 1, math.prod(shape)) <= size
         if not is_inside or min((start, *shape, *stride)) < 0:
             raise ValueError(f"a tensor of shape {shape} is not in its storage of {size}")
-        return torch._utils._rebuild_tensor_v2(storage, start, shape, stride, *rest) if self.is_bare else InertObject()
+        return _rebuild_tensor_v2(storage, start, shape, stride, *rest) if self.is_bare else InertObject()
 
     def load_from_bytes(self, content: bytes) -> Any:
         return _read(self.path, io.BytesIO(content))

@@ -52,7 +52,7 @@ class TowerPictures(ImageProcessor):
         super().__init__(draft=False)  # a JPEG decoded in part is not what the library would see
         self.tower = tower
 
-    def finish(self, image: "Image.Image", place: float = 0.5) -> Tensor:
+    def finish(self, image: "Image.Image", centering: float = 0.5) -> Tensor:
         return self.tower.read_picture(image)
 
 
