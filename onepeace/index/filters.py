@@ -99,8 +99,8 @@ def compile_condition(where: str) -> Condition:
     except SyntaxError as error:
         offset = error.offset or 1
         column = offset - bisect_right(added, offset - 1)
-        reason = _reason_by_date(where) or f"{error.msg} at column {column}{_hint_of_unit(where)}"
-        raise UsageError(f"where: {where!r}: {reason}") from None
+        problem = _reason_by_date(where) or f"{error.msg} at column {column}{_hint_of_unit(where)}"
+        raise UsageError(f"where: {where!r}: {problem}") from None
     except UsageError as error:
         reason = _reason_by_date(where)
         if reason is None:

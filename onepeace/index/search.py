@@ -35,8 +35,8 @@ GROWTH = 4
 """Factor by which more vectors are fetched if they were too few."""
 CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
 """Values of options."""
-ALIKE = 0.98
-"""Minimum cosine of two files of one kind to be shown as near copies."""
+ALIKE = 0.997
+"""Minimum cosine of two files of one kind to be shown as near copies: different printed pages reach 0.996."""
 SAME = 0.9999
 """Minimum cosine of a query and a file of its kind for the file to count as a copy of it."""
 BLOCK = 256

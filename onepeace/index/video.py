@@ -12,7 +12,6 @@ from onepeace.errors import UserError, need, reason_at
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
 from onepeace.index.items import Span
-from onepeace.index.search import ALIKE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +25,8 @@ STRETCH = 3.0
 every 10 s add others where scenes change."""
 CHANGE = 0.25
 """Share of the colours that differ in a new scene; pictures that are similar nevertheless are left out later."""
+ALIKE = 0.98
+"""Minimum cosine of successive pictures of which only the first is stored."""
 MOST = 1000
 """Maximum number of frames embedded per video; in longer videos they are farther apart."""
 AHEAD = 16
