@@ -7,12 +7,13 @@ batch.
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from onepeace.data.augment import AudioAugment, Augment, join_captions, make_augments
+from onepeace.data.augment import Another, AudioAugment, Augment, join_captions, make_augments
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.reader import Item
 from onepeace.data.sample import Sample, item_name
@@ -72,72 +73,53 @@ class Decoder:
         """
         caption = self._choose_caption(source, sample, item.rng)
         values: dict[str, Any] = {}
-        is_mixed = False
+        partners: list[Sample] = []  # samples that are mixed into this one
         for modality in source.modalities:
-            if modality == "text":
-                continue
-            partners = Partners(self, source, modality, item)
             if modality in self.features:
-                values[modality], caption = self._draw_features(sample, caption, partners)
-            else:
-                values[modality], caption = self._vary(sample, caption, partners)
-            is_mixed = is_mixed or partners.is_used
+                values[modality], partner = self.features[modality].draw(item_name(sample), item.rng)
+                if partner is not None:
+                    partners.append(partner)
+                    caption = join_captions(caption, self._choose_caption(source, partner, item.rng))
+            elif modality != "text":
+                another = partial(self._draw_partner, source, modality, item, partners)
+                values[modality], caption = self._vary(modality, sample, caption, item.rng, another)
         if "text" in source.modalities:
             values["text"] = self._texts(source, sample, caption)
-        if is_mixed:  # label, captions and precomputed features of one clip do not fit a mix of two
+        if partners:  # label, captions and precomputed features of one clip do not fit a mix of two
             key = f"{sample.key}.{MIXED}"
             sample = replace(sample, key=key, inputs={}, targets={})
         return DecodedItem(sample, caption, values)
 
-    def load_any(self, partners: "Partners") -> tuple[Any, str]:
-        """A random sample's decoded input and caption; samples that cannot be read are passed over."""
-        window = partners.item.window
-        rng = partners.item.rng
-        for _ in range(max(ALLOWED_BROKEN, len(window))):
+    def _draw_partner(self, source: SourceConfig, modality: str, item: Item, partners: list[Sample]) -> tuple[Any, str]:
+        """A random sample's decoded input and caption, to be mixed in; those that cannot be read are passed over."""
+        for _ in range(max(ALLOWED_BROKEN, len(item.window))):
             try:
-                sample = window.any_sample(rng)
-                value = self._load(partners.modality, sample.inputs[partners.modality])
+                sample = item.window.any_sample(item.rng)
+                value = self._load(modality, sample.inputs[modality])
             except CacheFailure:
                 raise
             except UserError:  # reported when the sample itself is drawn
                 continue
-            return value, self._choose_caption(partners.source, sample, rng)
-        raise UserError(
-            "no sample can be read to be mixed into others; repair the shards", where=partners.source.shards
-        )
+            partners.append(sample)
+            return value, self._choose_caption(source, sample, item.rng)
+        raise UserError("no sample can be read to be mixed into others; repair the shards", where=source.shards)
 
-    def _draw_features(self, sample: Sample, caption: str, partners: "Partners") -> tuple[Any, str]:
-        """Features of one of the views of a sample, and its caption."""
-        rng = partners.item.rng
-        cache = self.features[partners.modality]
-        features, partner = cache.draw(item_name(sample), rng)
-        if partner is not None:
-            partners.is_used = True
-            partner_caption = self._choose_caption(partners.source, partner, rng)
-            caption = join_captions(caption, partner_caption)
-        return features, caption
-
-    def _vary(self, sample: Sample, caption: str, partners: "Partners") -> tuple[Any, str]:
-        """The decoded and augmented input of a sample, and its caption."""
-        modality = partners.modality
+    def _vary(
+        self, modality: str, sample: Sample, caption: str, rng: np.random.Generator, another: Another
+    ) -> tuple[Any, str]:
+        """The decoded and augmented input of a sample, and its caption; each of several pictures by itself."""
         content = sample.inputs[modality]
-        if not isinstance(content, list):
-            return self._vary_one(content, caption, partners)
         values: list[Any] = []
-        for part in content:  # each is augmented separately
-            value, _ = self._vary_one(part, caption, partners)
+        varied_caption = caption
+        for part in content if isinstance(content, list) else [content]:
+            loaded = self._load(modality, part)
+            value, varied_caption = self.augments[modality].vary(
+                loaded, caption, self.processors[modality], rng, another
+            )
             values.append(value)
-        return values, caption
-
-    def _vary_one(self, content: Any, caption: str, partners: "Partners") -> tuple[Any, str]:
-        modality = partners.modality
-        return self.augments[modality].vary(
-            self._load(modality, content),
-            caption,
-            self.processors[modality],
-            partners.item.rng,
-            partners.draw,
-        )
+        if isinstance(content, list):
+            return values, caption
+        return values[0], varied_caption
 
     def _load(self, modality: str, content: Any) -> Any:
         """Load an input; sounds come from their cache, if they are in it."""
@@ -180,20 +162,3 @@ class Decoder:
             text = source.candidates.format(text=caption, candidate=candidate)
             texts.append(decode(text))
         return texts
-
-
-class Partners:
-    """Draws the samples that are mixed into one input of an item."""
-
-    def __init__(self, decoder: Decoder, source: SourceConfig, modality: str, item: Item) -> None:
-        self.decoder = decoder
-        self.source = source
-        self.modality = modality
-        self.item = item
-        self.is_used = False
-        """Whether one was drawn."""
-
-    def draw(self) -> tuple[Any, str]:
-        """Decoded input and caption of a random sample."""
-        self.is_used = True
-        return self.decoder.load_any(self)

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.sample import Sample, has_modalities, parse_sample
 from onepeace.data.shard import FileState, Shard, UnreadableShard, content_of, open_shard
-from onepeace.data.write import check_replaced
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
 
 log = logging.getLogger(__name__)
 
+REPLACING = ("ready", "moving")
+"""Endings of the folder of new shards, while older ones are deleted, and while they move."""
 ALLOWED_BROKEN = 10
 """Number of lost samples of a source that never stop a run, unless all are lost."""
 NAMED = 3
@@ -70,8 +71,27 @@ def _matches(pattern: str) -> list[str]:
         return _addresses(pattern)
     # Absolute, so that a file whose name begins with "x:" is never taken for an address.
     paths = [os.path.abspath(path) for path in glob.glob(pattern)]
-    check_replaced(pattern, paths)
+    _check_replaced(pattern, paths)
     return paths
+
+
+def _check_replaced(pattern: str, shards: Sequence[str]) -> None:
+    """Raise `UserError` if a process replaces shards, or was killed while it did.
+
+    Args:
+        pattern: what the shards were asked for by.
+        shards: the shards that match it.
+    """
+    names = [os.path.basename(shard) for shard in shards]
+    for folder in sorted({os.path.dirname(path) for path in (pattern, *shards)}):
+        for state in REPLACING:
+            for path in glob.glob(os.path.join(folder, f".*.{state}")):
+                prefix = os.path.basename(path).removeprefix(".").removesuffix(f".{state}")
+                if not names or any(name.startswith(f"{prefix}-") for name in names):
+                    raise UserError(
+                        f"{os.path.join(folder, prefix)}-*.tar: are being replaced, or that was cut off; the same "
+                        "onepeace shards command finishes it"
+                    )
 
 
 def _addresses(address: str) -> list[str]:

@@ -5,11 +5,9 @@ an error or Ctrl-C, no new shard is left and older ones are untouched. New shard
 folder ``.PREFIX.ready`` while those are deleted, and move from ``.PREFIX.moving``: a call after a kill continues there.
 """
 
-import glob
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.data.sample import MASK
+from onepeace.data.source import REPLACING
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
 from onepeace.files.lock import held, is_left_over
@@ -28,8 +27,6 @@ SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
 """End of a shard's name, after the prefix; older shards may be compressed."""
 UNFINISHED = ".onepeace-shards-"
 """Beginning of the name of the folder in which shards are written."""
-REPLACING = ("ready", "moving")
-"""Endings of the folder of new shards, while older ones are deleted, and while they move."""
 TEXTS = ("json", "txt")
 """File endings of the members that are not media."""
 NAME_BYTES = 100
@@ -110,25 +107,6 @@ def finish_replacement(folder: Path, prefix: str) -> None:
             path.rename(folder / path.name)
         moving.rmdir()
         sync(folder)
-
-
-def check_replaced(pattern: str, shards: Sequence[str]) -> None:
-    """Raise `UserError` if a process replaces shards, or was killed while it did.
-
-    Args:
-        pattern: what the shards were asked for by.
-        shards: the shards that match it.
-    """
-    names = [os.path.basename(shard) for shard in shards]
-    for folder in sorted({os.path.dirname(path) for path in (pattern, *shards)}):
-        for state in REPLACING:
-            for path in glob.glob(os.path.join(folder, f".*.{state}")):
-                prefix = os.path.basename(path).removeprefix(".").removesuffix(f".{state}")
-                if not names or any(name.startswith(f"{prefix}-") for name in names):
-                    raise UserError(
-                        f"{os.path.join(folder, prefix)}-*.tar: are being replaced, or that was cut off; the same "
-                        "onepeace shards command finishes it"
-                    )
 
 
 @contextmanager

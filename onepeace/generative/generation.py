@@ -108,7 +108,7 @@ class Generation(Term[GenerationOptions]):
                 raise UserError(f"{where} needs {min(missing)} of its samples; add it to targets of {source.shards}")
         places = needed & {"box", "boxes"}
         if places:
-            check_places(options, min(places), context.data)
+            check_places(options, min(places), context.data, context.config)
 
     @classmethod
     def prepare(cls, options: GenerationOptions, data: TrainingData) -> Prepared:

@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options
 from onepeace.data.batch import Batch
-from onepeace.data.sample import by_name
 from onepeace.errors import UserError, expect
 from onepeace.generative.asking import check_caption_head, read_task
 from onepeace.generative.caption_head import Caption, CaptionOptions
@@ -26,6 +25,7 @@ from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
+from onepeace.train.frozen_cache import by_name
 from onepeace.train.passes import Passes
 from onepeace.train.term import Logged, Term, TermContext, TermOptions, TrainingData
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from onepeace.data.augment import Augment, make_augments
 from onepeace.data.config import DataConfig
-from onepeace.data.sample import Sample, by_name, item_name
+from onepeace.data.sample import Sample, item_name
 from onepeace.data.source import Source
 from onepeace.errors import UserError
 from onepeace.model import Adapter, Trained
@@ -30,7 +30,7 @@ from onepeace.processors.processor import Processor
 from onepeace.progress import Progress
 from onepeace.threads import compute_alone
 from onepeace.train import parallel
-from onepeace.train.frozen_cache import FrozenCache, Output, fingerprint
+from onepeace.train.frozen_cache import FrozenCache, Output, by_name, fingerprint
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -8,14 +8,16 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from onepeace.data.sample import Sample, source_states
+from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.files.derived import Derived, read_derived, write_derived
 
@@ -23,6 +25,48 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 log = logging.getLogger(__name__)
+
+
+def source_states(items: Mapping[str, Sample]) -> dict[str, str]:
+    """Size and modification time of the file that each sample is from, by name; "" for an address."""
+    state_by_source: dict[str, str] = {}
+    for source in {sample.source for sample in items.values()}:
+        with suppress(OSError):
+            status = os.stat(source)
+            state_by_source[source] = f"{status.st_size}-{status.st_mtime_ns}"
+    return {name: state_by_source.get(sample.source, "") for name, sample in items.items()}
+
+
+def key_of(sample: Sample) -> str:
+    """Name of an item that all sources of a sample have in common."""
+    return sample.key
+
+
+def by_name(
+    samples: Iterable[Sample],
+    modality: str,
+    what: str,
+    name: Callable[[Sample], str] = key_of,
+) -> dict[str, Sample]:
+    """Samples by name; a sample may occur in several sources.
+
+    Args:
+        what: description of the data stored by name, for the message.
+
+    Raises:
+        UserError: two samples with the same name have different inputs of the modality.
+    """
+    samples_by_name: dict[str, Sample] = {}
+    for sample in samples:
+        first = samples_by_name.setdefault(name(sample), sample)
+        if first.inputs[modality] == sample.inputs[modality]:
+            continue
+        if first.read(modality) != sample.read(modality):
+            raise UserError(
+                f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
+                "kept by that name; write the shards of one again with another prefix"
+            )
+    return samples_by_name
 
 
 class Place(NamedTuple):

@@ -16,11 +16,12 @@ from onepeace.data.augment import make_augments
 from onepeace.data.batch import Batch, Inputs
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.masking import MaskRates
-from onepeace.data.sample import Sample, by_name
+from onepeace.data.sample import Sample
 from onepeace.data.source import Source
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.processors import AudioProcessor
+from onepeace.train.frozen_cache import by_name
 from onepeace.train.passes import Passes
 from onepeace.train.sections import OptimConfig, RunConfig
 from onepeace.train.teachers import TeacherOptions, TeacherTable, teacher_table

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -61,8 +61,9 @@ class Requests:
                     self.send_error(int(kind))
                 elif kind == "slow":
                     self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Wait: ")
-                    while not requests.over.wait(0.02):
-                        self.wfile.write(b".")
+                    with suppress(OSError):  # the client has gone
+                        while not requests.over.wait(0.02):
+                            self.wfile.write(b".")
                 elif kind in ("cut", "stall"):
                     self.send(data[:-1], len(data))
                     if kind == "stall":
