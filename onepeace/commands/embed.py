@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to embed; give PATHS, --text, or - for lines of stdin")
     if not all(text.strip() for text in args.text):
         raise UsageError("--text is empty; give at least one word")
-    files.check_output(args.output, args.force)
+    files.check_output(args.output, args.force, inputs=paths)
     check_extension(args.output)
     roots_of(paths)  # a missing path is refused before the model is loaded
     embedder = options.load(args)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("no recipe given; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
     if args.output:
-        files.check_output(args.output, args.force)
+        files.check_output(args.output, args.force, inputs=[args.recipe])
     recipe = _recipe(args)
     failures: list[UserError] = []
     rows = _evaluate(args, recipe, failures)

@@ -132,7 +132,7 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, inputs: Iterable[str] = ()) -> None:
     """Raise `UsageError` if `path` cannot be written, or exists without `force`. Call it before the work starts."""
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist", where=path)
@@ -140,6 +140,8 @@ def check_output(path: Path, force: bool) -> None:
         raise UsageError("is a folder; give a file name", where=path)
     if path.exists() and not path.is_file():  # a pipe or device would be replaced
         raise UsageError("is not a regular file; give a file name", where=path)
+    if path.exists() and any(os.path.exists(name) and os.path.samefile(path, name) for name in inputs):
+        raise UsageError("is read by this command, so it is not overwritten; choose another name", where=path)
     if path.exists() and not force:
         raise UsageError("already exists; choose another name, or overwrite it with --force", where=path)
 

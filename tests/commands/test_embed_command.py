@@ -110,6 +110,14 @@ def test_wrong_usage_is_named_and_nothing_is_written(tmp_path, run_model, monkey
     assert (tmp_path / "words.jsonl").read_text() == '{"text": "a dog"}'
 
 
+@pytest.mark.parametrize("line", ["embed v.npz -o v.npz --force", "evaluate v.npz -o v.npz --force"])
+def test_input_is_never_overwritten(tmp_path, run, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.npz").write_bytes(b"the only copy")
+    assert "v.npz: is read by this command" in run(*line.split(), code=2).err
+    assert (tmp_path / "v.npz").read_bytes() == b"the only copy"
+
+
 def test_file_is_not_written_if_all_fails(tmp_path, run_model):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     err = run_model("embed", tmp_path / "broken.jpg", "-o", tmp_path / "v.npz", code=1).err
