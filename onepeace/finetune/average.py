@@ -7,6 +7,7 @@ lacks, such as those of a new head, are kept as trained.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from onepeace.device import choose_device
+from onepeace.embed.embedder import load
 from onepeace.files.atomic import write_text_atomic
+from onepeace.finetune.answers import answers, score
+from onepeace.finetune.split import CHOOSE, SplitSummary
+from onepeace.hub import weights
+from onepeace.hub.contents import expected
+from onepeace.hub.folder import CARD, TASKS, TOKENIZER, read_config
+from onepeace.train.initial_weights import start_weights
+from onepeace.train.recipe import Recipe
 
 AVERAGE = "average.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -42,11 +52,6 @@ class Average:
         if not self.share:
             return f"kept as they were, as no share of the new ones did better on {by}"
         return f"averaged: {mix}, chosen on {by}"
-
-
-def write_average(folder: Path, average: Average) -> None:
-    """Write average.json."""
-    write_text_atomic(folder / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
 
 
 def read_average(folder: Path) -> Average:
@@ -92,3 +97,50 @@ def mixed(
     if start is None or not new.is_floating_point():
         return new
     return torch.lerp(start.float(), new.float(), share)
+
+
+def average_weights(
+    tuned: Path,
+    recipe: Recipe,
+    data: Path,
+    summary: SplitSummary,
+    heads: Mapping[str, str],
+) -> None:
+    """Average the trained with the initial weights, write the model and average.json, and remove ``tuned``.
+
+    Args:
+        tuned: folder of the trained model.
+        data: folder of the shards.
+        heads: names of heads by modality.
+    """
+    config = read_config(tuned)
+    start = start_weights(recipe, config, expected(config))
+    new = weights.read_state(tuned)
+    combinations = summary.combinations(CHOOSE)
+    if combinations:
+        model = load(tuned, device=str(choose_device()))
+
+        def score_of_current() -> float:
+            return score(answers(model, data, combinations, summary.labels, heads, CHOOSE))
+
+        average = choose(model.encoder, start, new, score_of_current, summary.count(CHOOSE))
+    else:
+        average = Average(share=1.0 if heads else DEFAULT_SHARE)
+    state = {}
+    for name, tensor in new.items():
+        state[name] = mixed(start.get(name), tensor, average.share)
+    card = (tuned / CARD).read_text(encoding="utf-8")
+    weights.save(
+        tuned.parent / "model",
+        state,
+        config,
+        tokenizer=_existing(tuned / TOKENIZER),
+        tasks=_existing(tuned / TASKS),
+        card=f"{card}\nWeights {average.described()}.\n",
+    )
+    write_text_atomic(tuned.parent / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
+    shutil.rmtree(tuned)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None

@@ -155,9 +155,12 @@ def _data_options(
     if summary.labels:
         targets = {"targets": ["label"]}
         templates = {modality: TEMPLATES[modality] for modality in media if modality in TEMPLATES}
+    sources = []
+    for name in combinations:
+        sources.append({"shards": f"{TRAIN}/{name}-*.tar", "pair": name.split("+"), "name": name, **targets})
     return {
         "root": str(data),
-        "train": [{"shards": f"{TRAIN}/{name}-*.tar", "pair": name.split("+"), **targets} for name in combinations],
+        "train": sources,
         "augment": {modality: AUGMENT[modality] for modality in media if modality in AUGMENT},
         "templates": templates,
         "stem_views": {modality: STEM_VIEWS for modality in media if modality in frozen},

@@ -1,7 +1,7 @@
 """Fine-tuning on a user's data, from reading it to the report. Finished stages are kept: the same call resumes.
 
 The stages are: read and split the data (split.py); measure the initial model (answers.py); make the recipe (recipe.py),
-train and average (stages.py), measure and report (report.py).
+train, average the weights (average.py), measure and report (report.py).
 """
 
 import dataclasses
@@ -20,22 +20,23 @@ from onepeace.config import build, to_plain
 from onepeace.datasets.arrow import is_arrow
 from onepeace.datasets.layout import Skipped
 from onepeace.device import available_memory, choose_device
+from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.lock import LOCK, locked
-from onepeace.finetune.answers import read_answers
-from onepeace.finetune.average import AVERAGE, read_average
+from onepeace.finetune.answers import answers, read_answers, write_answers
+from onepeace.finetune.average import AVERAGE, average_weights, read_average
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.recipe import FROZEN, auto_recipe, described, fitting_recipe, head_names
 from onepeace.finetune.report import Result, write_report
-from onepeace.finetune.split import SUMMARY, SplitSummary, divide, read_summary, write_shards
-from onepeace.finetune.stages import average_weights, is_trained, measure, trained_model
-from onepeace.hub.folder import read_config
+from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_summary, write_shards
+from onepeace.hub.folder import CONFIG, read_config
 from onepeace.hub.identity import fingerprint
 from onepeace.hub.resolve import resolve
 from onepeace.train import checkpoint_files
 from onepeace.train.logging import LOG_FILE, read_log
 from onepeace.train.recipe import Recipe, model_folder
+from onepeace.train.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ FIELDS = {
 RECIPE = "settings.json"
 BEFORE = "before.jsonl"
 AFTER = "after.jsonl"
+TUNED = "tuned"
+"""Folder of the trained model before the averaging."""
 CLASSES_SHOWN = 20
 FAILURES_SHOWN = 3
 
@@ -110,11 +113,11 @@ class FineTuning:
         read_identity(self.out)  # before the lock adds a file to a folder of something else
         with locked(self.out):
             summary, recipe = self._prepare(overwrite)
-            if not is_trained(self.out):
+            if not any((self.out / name).exists() for name in (AVERAGE, TUNED, "model")):
                 self._say_plan(summary)
             if not (self.out / BEFORE).exists():
                 self.say(f"measuring {self.model}")
-                measure(self.start, self.data, summary, heads={}, path=self.out / BEFORE)
+                self._measure(self.start, summary, {}, self.out / BEFORE)
             result = self._result(recipe, summary)
             write_report(result, self.source, self.model)
             return result
@@ -237,18 +240,41 @@ class FineTuning:
             what = f"a new classifier of {len(summary.labels)} classes and {what}"
         self.say(f"to do: train {what}, average with the initial weights, measure, and write a report")
 
+    def _trained_model(self, recipe: Recipe) -> Path:
+        """Folder of the trained model before the averaging; trains it first if necessary.
+
+        Raises:
+            UserError: stopped by SIGTERM.
+        """
+        tuned = self.out / TUNED
+        model = self.out / "model"
+        if tuned.exists():
+            return tuned
+        if not (model / CONFIG).exists():
+            self.say(f"training {recipe.schedule.steps} steps")
+            result = train(recipe)
+            if not (result / CONFIG).exists():
+                raise UserError("stopped; run the same command again to resume", where=self.out)
+        os.replace(model, tuned)
+        return tuned
+
+    def _measure(self, model: Path, summary: SplitSummary, heads: Mapping[str, str], path: Path) -> None:
+        """Write the answers of a model, with these heads by modality, to the held-out part."""
+        embedder = load(model, device=str(choose_device()))
+        write_answers(path, answers(embedder, self.data, summary.combinations(VAL), summary.labels, heads))
+
     def _result(self, recipe: Recipe, summary: SplitSummary) -> Result:
         """Train, average and measure, skipping finished stages."""
         heads = head_names(summary)
         if not (self.out / AVERAGE).exists():
-            tuned = trained_model(recipe, self.say)
+            tuned = self._trained_model(recipe)
             self.say("averaging the weights")
             average_weights(tuned, recipe, self.data, summary, heads)
         average = read_average(self.out)
         self.say(f"weights {average.described()}")
         if not (self.out / AFTER).exists():
             self.say("measuring the new model")
-            measure(self.out / "model", self.data, summary, heads, path=self.out / AFTER)
+            self._measure(self.out / "model", summary, heads, self.out / AFTER)
         for checkpoint in checkpoint_files.folders(self.out):  # the training is over: nothing resumes from them
             checkpoint_files.remove(checkpoint)
         return Result(

@@ -7,7 +7,7 @@ import torch
 from support.finetuning import write_pictures, write_table
 
 import onepeace
-from onepeace.finetune import split, stages
+from onepeace.finetune import average, split
 from onepeace.finetune.average import SHARES, choose, mixed
 from onepeace.finetune.own_data import read_own_data
 from onepeace.hub.weights import read_state
@@ -88,9 +88,9 @@ LORA = ("lora={rank: 4, alpha: 32}", "freeze={except: [logit_scale]}")
 def test_average_of_a_fine_tuning(random_folder, table_of_80, finetune, out, monkeypatch, way):
     """The share of a half is made the best one, and the process dies before the model is written."""
     scores = iter([0.1, 0.2, 0.4, 0.3, 0.2] * 2)
-    monkeypatch.setattr(stages, "score", lambda answers: next(scores))
+    monkeypatch.setattr(average, "score", lambda answers: next(scores))
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "mixed", lambda *_: 1 / 0)
+        patch.setattr(average, "mixed", lambda *_: 1 / 0)
         finetune(table_of_80, *way, code=1)
     tuned = read_state(out / "tuned")
 

@@ -11,7 +11,6 @@ from support.finetuning import QUICK, write_table
 
 from onepeace.files import lock
 from onepeace.finetune import run as running
-from onepeace.finetune import stages
 from onepeace.finetune.run import FIELDS, IDENTITY
 from onepeace.train.logging import read_log
 
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_near_copies")
 def begun(captions_table, finetune, out):
     """The folder of a fine-tuning of which the training fails at once, and goes on failing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "train", lambda recipe: 1 / 0)
+        patch.setattr(running, "train", lambda recipe: 1 / 0)
         finetune(captions_table, code=1)
         yield out
 
@@ -38,10 +37,10 @@ def assert_one_line(err, text):
 def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetune, tmp_path, caplog, monkeypatch):
     """Relative paths of the first call are of another working directory in the second."""
     overrides = ("schedule.steps=30", "run.save_every=10")
-    train = stages.train
+    train = running.train
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
-        patch.setattr(stages, "train", lambda recipe: train(recipe, stop_at=12))
+        patch.setattr(running, "train", lambda recipe: train(recipe, stop_at=12))
         relative_model = os.path.relpath(random_folder)
         err = finetune(captions_table, *overrides, out="out", model=relative_model, code=1).err
     assert "to resume" in err
@@ -60,8 +59,8 @@ def test_resume_after_the_folder_was_moved(random_folder, captions_table, finetu
 
 def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeypatch):
     finetune(captions_table)
-    monkeypatch.setattr(stages, "train", lambda recipe: 1 / 0)
-    monkeypatch.setattr(running, "measure", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr(running, "train", lambda recipe: 1 / 0)
+    monkeypatch.setattr(running.FineTuning, "_measure", lambda *arguments, **options: 1 / 0)
 
     finetune(captions_table)
     err = finetune(captions_table, "schedule.steps=9", code=2).err
