@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Paths = Sequence[str | os.PathLike[str]]
 SMALL = 1000
 """Number of files below which an index is soon built again."""
-MOST_SMALL = 50
+MOST_SMALL = 20
 """Number of small indexes that are kept, those that were used last."""
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     from onepeace.embed.embedder import Embedder
-    from onepeace.hub.identity import Identity
 
 Model: TypeAlias = Union[str, os.PathLike[str], "Embedder"]
 """Name of a model (see `onepeace.load`), or a model."""
@@ -27,9 +26,10 @@ def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
 
 def identity(model: Model) -> dict[str, str]:
     """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
+    from onepeace.hub.identity import identify
     from onepeace.processors import VERSION
 
-    name, model_hash, is_loadable = _identity_of(model)
+    name, model_hash, is_loadable = identify(model) if is_name(model) else model.identity
     entries = {"model": name, "model_hash": model_hash, "preprocessing": VERSION}
     if not is_loadable:
         entries["model_hash"] = _hash_with_name(name, model_hash)
@@ -40,14 +40,6 @@ def identity(model: Model) -> dict[str, str]:
 def _hash_with_name(name: str, maker_hash: str) -> str:
     """Hash of a model whose maker may have given a hash like "1"; it is part of names of files in the cache."""
     return hashlib.blake2b(f"{name}\0{maker_hash}".encode(), digest_size=8).hexdigest()
-
-
-def _identity_of(model: Model) -> "Identity":
-    from onepeace.hub.identity import identify
-
-    if is_name(model):
-        return identify(model)
-    return model.identity
 
 
 def check_model(store: Store, model: Model | None = None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from onepeace.index.identity import FOREIGN, Model, check_model, identity, is_na
 from onepeace.index.items import places_of
 from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.record import Recorder, Report
-from onepeace.index.reuse import opened_elsewhere
+from onepeace.index.reuse import Elsewhere
 from onepeace.index.scan import Scan, at_risk, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
 from onepeace.index.vectors import Matrix, keep, remove_derived, vectors_state
@@ -271,7 +271,8 @@ def embed_scan(
     num_new = len(scanned.entries) - store.count()
     if model is None or is_name(model):
         model = store.meta["model"]
-    with model_on_demand(model, settings, num_new, report) as load, opened_elsewhere(store, settings.reuse) as others:
+    others = Elsewhere(store, settings.reuse)
+    with model_on_demand(model, settings, num_new, report) as load, closing(others):
         keep_calibration(store, load)
         recorder = Recorder(store, report)
         recorder.renew_names()
@@ -303,7 +304,8 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
     if is_index(folder):
         with closing(Store(folder, write=True)) as store:
             entries = check_model(store, model)
-            _check_modalities(store, model)
+            if model is not None and not is_name(model):
+                _check_modalities(store, model)
             if model is not None and FOREIGN not in entries:
                 with store.transaction():
                     store.meta["model"] = entries["model"]  # its location may have changed
@@ -320,10 +322,8 @@ def opened(folder: Path, model: Model | None) -> Iterator[Store]:
             _delete_index(folder)
 
 
-def _check_modalities(store: Store, model: Model | None) -> None:
+def _check_modalities(store: Store, model: "Embedder") -> None:
     """UserError if an `Embedder` was loaded without modalities that the index has."""
-    if model is None or is_name(model):
-        return
     lacking = [modality for modality in store.modalities if modality not in model.modalities]
     if lacking:
         raise UserError(f"has {', '.join(lacking)}, which this Embedder was loaded without", where=store.folder)

@@ -1,8 +1,9 @@
 """Vectors of files that other indexes have, so that they need not be computed again."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +29,16 @@ class Known(NamedTuple):
 
 
 class Elsewhere:
-    """Other indexes whose vectors are made as those of an index.
+    """Other indexes whose vectors are made as those of an index; opened when they are first asked, then closed by
+    `close`.
 
     Args:
-        stores: these indexes, open for reading.
+        folders: of indexes; those of other models, and damaged ones, are left out.
     """
 
-    def __init__(self, stores: Sequence[Store] = ()) -> None:
-        self._stores = stores
+    def __init__(self, store: Store, folders: Sequence[Path]) -> None:
+        self._store = store
+        self._folders = [folder for folder in folders if folder != store.folder]
 
     def same_file(self, item: Item) -> Known | None:
         """A file with this path, size, time and kind."""
@@ -46,33 +49,27 @@ class Elsewhere:
         """A file with this content and kind."""
         return self._find("hash = ? AND modality = ?", (item.hash, item.modality))
 
+    def close(self) -> None:
+        for store in self.__dict__.get("_stores", ()):
+            store.close()
+
     def _find(self, condition: str, parameters: Sequence[Any]) -> Known | None:
         for store in self._stores:
-            with store.snapshot():
-                for item in store.items(f"problem IS NULL AND {condition}", parameters):
-                    spans, vectors = store.vectors_of(item.id)
-                    return Known(item, spans, vectors, store.words([item.id])[item.id].text)
+            for item in store.items(f"problem IS NULL AND {condition}", parameters):
+                spans, vectors = store.vectors_of(item.id)
+                words = store.words([item.id])
+                if spans and words:  # else it was removed just now
+                    return Known(item, spans, vectors, words[item.id].text)
         return None
 
-
-@contextmanager
-def opened_elsewhere(store: Store, folders: Iterable[Path]) -> Iterator[Elsewhere]:
-    """Context of those of some indexes whose vectors are made as those of ``store``; damaged ones are left out."""
-    stores = []
-    try:
-        for folder in folders:
-            if folder == store.folder:
-                continue
-            try:
+    @cached_property
+    def _stores(self) -> list[Store]:
+        stores = []
+        for folder in self._folders:
+            with suppress(UserError):
                 other = Store(folder)
-            except UserError:
-                continue
-            stores.append(other)
-        yield Elsewhere([other for other in stores if _has_same_vectors(store, other)])
-    finally:
-        for other in stores:
-            other.close()
-
-
-def _has_same_vectors(store: Store, other: Store) -> bool:
-    return all(store.meta[key] == other.meta[key] for key in SAME_VECTORS)
+                if all(other.meta[key] == self._store.meta[key] for key in SAME_VECTORS):
+                    stores.append(other)
+                else:
+                    other.close()
+        return stores
