@@ -14,7 +14,7 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -32,6 +32,11 @@ QUERIES = {"openclipart": 70, "flickr8k": 70, "fashion": 60}
 NAMES = {"openclipart": "names", "flickr8k": "captions", "fashion": "keywords"}
 LABELS = 45
 """Number of everyday queries, which are labels."""
+CLASSES = ("caltech101", "tiny_imagenet", "sports", "pacs")
+"""Sets with pictures of classes."""
+FOLDERS = 12
+RIGHT = 10
+"""Number of classes that a folder is named after, and of pictures of each elsewhere."""
 PAIRS = 5
 """Number of builds with and without words."""
 XMP = (
@@ -166,6 +171,37 @@ def print_queries(index: Index, collection: dict[str, list[Sample]]) -> None:
     print("not first:", *not_first, sep="\n    ")
 
 
+def print_common(shards: Path, folder: Path) -> None:
+    """Right files among the first hits for classes, after each of which a folder of 40 other pictures is named."""
+    by_label: dict[str, list[bytes]] = defaultdict(list)
+    for name in CLASSES:
+        for shard in sorted((shards / "val" / name).glob("*.tar.gz")):
+            for media, description in samples_of(shard, 10_000):
+                by_label[description["label"].lower()].append(media)
+    labels = [label for label in sorted(by_label) if len(by_label[label]) >= RIGHT and label.isalpha()]
+    rng = random.Random(0)  # noqa: S311
+    chosen = rng.sample(labels, FOLDERS)
+    others = [media for label in labels if label not in chosen for media in by_label[label]]
+    rng.shuffle(others)
+    contents = {folder / f"other{number}.jpg": others.pop() for number in range(300)}
+    right: dict[str, set[str]] = {}
+    for number, label in enumerate(chosen):
+        (folder / label).mkdir(parents=True)
+        named = {folder / f"IMG_{number}_{place}.jpg": media for place, media in enumerate(by_label[label][:RIGHT])}
+        right[label] = {*map(str, named)}
+        contents |= named | {folder / label / f"{place}.jpg": others.pop() for place in range(40)}
+    for path, media in contents.items():
+        path.write_bytes(media)
+    build(folder / "index", [folder], progress=False)
+    num_first = num_found = 0
+    with Index.open(folder / "index") as index:
+        for label in chosen:
+            is_right = [hit.item.path in right[label] for hit in index.search(label, top=15, collapse=False)]
+            num_first += is_right[0]
+            num_found += sum(is_right)
+    print(f"common words: {num_found} of {FOLDERS * RIGHT} right ones among the first 15, {num_first} first")
+
+
 def print_cost(files: list[Path], folder: Path) -> None:
     """Processor time of builds with words over those without, interleaved."""
     embedder = build(folder / "warm.index", files[:8], progress=False).embedder
@@ -197,6 +233,7 @@ def main() -> None:
         build(Path(temporary) / "index", [folder, folder / "captions.csv"], progress=False)
         with Index.open(Path(temporary) / "index") as index:
             print_queries(index, collection)
+        print_common(arguments.shards, Path(temporary) / "common")
         print_cost([sample.path for sample in (*collection["fashion"], *collection["openclipart"])], Path(temporary))
 
 
