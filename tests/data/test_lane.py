@@ -5,7 +5,6 @@ import os
 import pickle
 import tempfile
 import tracemalloc
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -123,22 +122,6 @@ def test_windows_are_released(tmp_path):
     assert len(lane.windows) == 2
     lane.release(79)
     assert len(lane.windows) == 1
-
-
-def test_window_may_hold_all_shards(tmp_path):
-    write_shards(tmp_path, [20] * 4)
-    assert len(first_letters(keys(make_lane(tmp_path, buffer=1000), 20))) == 4
-
-
-@pytest.mark.parametrize("weight", [3.0, 0.5])
-def test_sources_are_mixed_by_weight(two_sources, weight):
-    lane = make_lane(two_sources, ["a/*.tar", "b/*.tar"], [weight, 1.0], buffer=50)
-    counts = {"a": Counter(), "b": Counter()}
-    for key in keys(lane, int(80 * (weight + 1.0))):
-        counts[key[0]][key] += 1
-    assert counts["a"].total() == 80 * weight
-    assert set(counts["a"].values()) == {max(int(weight), 1)}
-    assert list(counts["b"].values()) == [1] * 80
 
 
 def test_runs_are_of_one_source_in_every_window(two_sources):

@@ -135,13 +135,6 @@ def test_words_are_hidden_whole_and_the_end_of_a_text_stays(lengths, share, seed
                 assert hidden[row, i] == hidden[row, i - 1]
 
 
-def test_joint_mask_prefers_tokens_that_were_visible_alone():
-    lengths = np.array([21, 4, 71])
-    masks = draw(MaskRates("word", unimodal=0.5, joint=0.4), lengths, all_start(3, 71))
-    in_both = hidden_tokens(masks["unimodal"], lengths) & hidden_tokens(masks["joint"], lengths)
-    assert not in_both.any()
-
-
 def test_joint_mask_takes_hidden_tokens_if_too_few_were_visible():
     lengths = np.array([21, 4, 71])
     masks = draw(MaskRates("word", unimodal=0.8, joint=0.4), lengths, all_start(3, 71))

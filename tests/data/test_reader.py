@@ -4,7 +4,7 @@ import json
 from typing import NamedTuple
 
 import pytest
-from support.batches import IMAGES, SOUNDS, batches, make_steps, pictures, recipe, same
+from support.batches import IMAGES, batches, make_steps, pictures, recipe, same
 from support.server import Requests, serving
 from support.small_shards import write_tar
 
@@ -119,23 +119,6 @@ def test_resume_with_another_number_of_processes(many, processors, before, after
         assert lane.begin == cursors[f"{NAME}/{number}"]
 
 
-def test_read_that_fails_once_in_a_process_changes_nothing(varied_recipe, rows_of_one_process, processors, monkeypatch):
-    monkeypatch.setattr(shard_module, "READ_PAUSES", (0.0,))
-    calls = []
-    read = shard_module.OpenFile.read
-
-    def read_or_fail(file, offset, size):
-        calls.append(offset)
-        if len(calls) % 7 == 3:  # while shards are opened, and while samples and pictures are read
-            raise OSError(5, "Input/output error")
-        return read(file, offset, size)
-
-    monkeypatch.setattr(shard_module.OpenFile, "read", read_or_fail)
-    rows_by_step, _ = run_processes(processors, varied_recipe, world_size=2)
-    assert rows_by_step == rows_of_one_process
-    assert len(calls) > 100
-
-
 def source_of_key(key):
     """In the folder ``root`` the numbers of more.tar begin at 100."""
     return "more.tar" if int(key.removeprefix("p")) >= 100 else "pictures"
@@ -158,37 +141,6 @@ def test_batches_by_source_need_one_lane(root):
     train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
     with pytest.raises(UserError, match=r"data\.lanes is 2.*one lane"):
         recipe(root, train, {"batches": "by_source", "lanes": 2}, 4)
-
-
-@pytest.fixture(scope="module")
-def recipe_of_two_names(root):
-    """Two lanes of image+text and one of audio+text."""
-    return recipe(root, [IMAGES, SOUNDS], {"shuffle_buffer": 5}, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def steps_of_two_names(recipe_of_two_names, processors):
-    """Its first eight steps, read by one process without workers."""
-    return list(loader(make_steps(processors, recipe_of_two_names), 0, 8, workers=0))
-
-
-def test_cursors_of_two_names(steps_of_two_names):
-    assert set(steps_of_two_names[0].cursors) == {f"{NAME}/0", f"{NAME}/1", "audio+text/0"}
-
-
-def test_batches_of_two_names_by_workers(recipe_of_two_names, steps_of_two_names, processors):
-    steps_by_workers = list(loader(make_steps(processors, recipe_of_two_names), 0, 8, workers=2))
-    assert same(steps_by_workers, steps_of_two_names)
-
-
-def test_batches_of_two_names_in_two_processes(recipe_of_two_names, steps_of_two_names, processors):
-    first_process = make_steps(processors, recipe_of_two_names, 0, 2)
-    second_process = make_steps(processors, recipe_of_two_names, 1, 2)
-    for number, step in enumerate(steps_of_two_names):
-        for whole, first_half, second_half in zip(
-            step.batches, batches(first_process, number), batches(second_process, number), strict=True
-        ):
-            assert whole.keys == first_half.keys + second_half.keys
 
 
 # Lanes
@@ -225,25 +177,6 @@ def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_s
 
 
 # What is read
-
-
-def test_process_opens_only_the_shards_of_its_lanes(many, processors, monkeypatch):
-    opened = []
-    open_shard = source_module.open_shard
-
-    def open_and_note(address, cache_bytes):
-        opened.append(address)
-        return open_shard(address, cache_bytes)
-
-    monkeypatch.setattr(source_module, "open_shard", open_and_note)
-    run_recipe = recipe(many, [IMAGES], {"shuffle_buffer": 8}, batch_size=8)
-    shards_by_rank = []
-    for rank in range(4):
-        opened.clear()
-        make_steps(processors, run_recipe, rank, 4)[0]
-        shards_by_rank.append(set(opened))
-    assert [len(shards) for shards in shards_by_rank] == [2] * 4
-    assert len(set.union(*shards_by_rank)) == 8
 
 
 def test_samples_not_drawn_are_neither_parsed_nor_read(many, processors, monkeypatch):

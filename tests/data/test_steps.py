@@ -2,12 +2,10 @@
 
 import multiprocessing
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from support.batches import (
-    ADAPTERS,
     DENOISING,
     IMAGES,
     NUM_TOKENS,
@@ -23,39 +21,10 @@ from support.batches import (
 )
 from support.small_shards import write_shard, write_tar
 
-from onepeace import processors as modalities
 from onepeace.data.augment import AudioAugment
 from onepeace.data.builder import multi_positive_ids
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
-from onepeace.processors import PROCESSORS
-
-
-def test_new_modality_needs_a_decoder_and_a_count_of_tokens(tmp_path, monkeypatch):
-    class Depth(modalities.Processor):
-        key = "depth"
-        suffixes = frozenset({".depth"})
-
-        def decode(self, item):
-            return torch.tensor(list(item), dtype=torch.float32)
-
-        def collate(self, samples):
-            return {"values": torch.stack(samples)}
-
-    def token_lengths(inputs):
-        return torch.tensor([2] * len(inputs["values"]))
-
-    monkeypatch.setitem(PROCESSORS, "depth", Depth)
-    monkeypatch.setitem(ADAPTERS, "depth", SimpleNamespace(token_lengths=token_lengths))
-    members = {}
-    for i in range(3):
-        members[f"{i}.depth"] = bytes([i, 7])
-        members[f"{i}.txt"] = b"x"
-    write_tar(tmp_path / "a.tar", members)
-    run_recipe = recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3)
-    (batch,) = batches(make_steps({"depth": Depth()}, run_recipe), 0)
-    values = batch.inputs["depth"]["values"].tolist()
-    assert sorted(values) == [[0, 7], [1, 7], [2, 7]]
 
 
 def test_batch_holds_what_the_model_reads(root, processors):
