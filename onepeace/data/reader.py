@@ -333,6 +333,15 @@ class Reader:
             )
         return wanted
 
+    def fetches(self, machines: int) -> float:
+        """How often a shard is fetched in an epoch, by machines with equal parts of a batch and a cache each."""
+        fetches = 0
+        for lane in range(self.num_lanes):
+            first_machine = lane * self.share * machines // self.batch_size
+            last_machine = ((lane + 1) * self.share - 1) * machines // self.batch_size
+            fetches += last_machine - first_machine + 1
+        return fetches / self.num_lanes
+
     def items(self, step: int) -> list[Item]:
         """The items of this process in a step."""
         items: list[Item] = []

@@ -25,6 +25,7 @@ from onepeace.data.reader import Cursor, Lane, Reader, Unreadable
 from onepeace.data.shard import FETCHING
 from onepeace.data.source import Losses, Source, log_lost
 from onepeace.errors import UserError
+from onepeace.files.source import scheme
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class Steps:
     ):
         self.builder = builder
         self.sources = list(sources)
+        self.rank = rank
+        self.world_size = world_size
         self.readers: dict[str, Reader] = {}
         for name in builder.sources:
             size = batch_size[name]
@@ -124,8 +127,11 @@ class Steps:
     def open(self, step: int) -> None:
         """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads.
 
-        Warns of a cache that does not hold the copies of the shards that are read at a time, and of the next ones.
+        Warns of remote shards that several machines fetch, and of a cache that does not hold the copies of the shards
+        that are read at a time, and of the next ones.
         """
+        if self.rank == 0:
+            self._tell_fetches()
         copied_bytes = 0
         with ThreadPoolExecutor(FETCHING) as threads:
             for reader in self.readers.values():
@@ -140,6 +146,22 @@ class Steps:
                 self.builder.config.cache_gigabytes,
                 gigabytes,
             )
+
+    def _tell_fetches(self) -> None:
+        """Warn of remote shards that several machines fetch, as they share lanes."""
+        machines = max(1, self.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
+        for name, reader in self.readers.items():
+            fetches = reader.fetches(machines)
+            if fetches > 1 and any(scheme(shard) for source in reader.sources for shard in source.shards):
+                log.warning(
+                    "%d machines share %d lanes of %s: each shard is fetched %.1f times an epoch; it is once with "
+                    "batches: mixed and a multiple of %d as data.lanes and run.batch_size",
+                    machines,
+                    reader.num_lanes,
+                    name,
+                    fetches,
+                    machines,
+                )
 
 
 def loader(

@@ -176,6 +176,22 @@ def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_s
         make_steps(processors, run_recipe)
 
 
+@pytest.mark.parametrize(("machines", "fetches"), [(1, 1.0), (2, 1.0), (8, 1.0), (3, 1.25), (16, 2.0)])
+def test_shard_is_fetched_by_the_machines_that_share_its_lane(many, processors, machines, fetches):
+    steps = make_steps(processors, recipe(many, [IMAGES], {"lanes": 8}, batch_size=96))
+    assert steps.readers[NAME].fetches(machines) == fetches
+
+
+def test_run_of_several_machines_says_how_often_it_fetches_a_shard(processors, monkeypatch, caplog):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    train = {"shards": "pictures-{0..7}.tar", "pair": ["image", "text"]}
+    for world_size in (4, 6):
+        steps = make_steps(processors, recipe("https://x.org", [train], {"lanes": 8}, batch_size=96), 0, world_size)
+        steps._tell_fetches()
+    (record,) = caplog.records
+    assert "3 machines share 8 lanes of image+text: each shard is fetched 1.2 times an epoch" in record.message
+
+
 # What is read
 
 
