@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from onepeace.config import Config, Options, build, merge, to_plain
+from onepeace.config import Config, Options, build, to_plain
 from onepeace.config.limits import Share
 from onepeace.data.batch import Batch
 from onepeace.device import upload
@@ -19,7 +19,7 @@ from onepeace.errors import UserError
 from onepeace.generative.answers import PUNCTUATION
 from onepeace.generative.losses import real_targets
 from onepeace.generative.scoring import Trie
-from onepeace.generative.tasks import Task, read_tasks
+from onepeace.generative.tasks import Task, changed, read_tasks
 from onepeace.generative.vocabulary import Size, Vocabulary
 from onepeace.hub.folder import TASKS
 from onepeace.processors.tokenizer import BOS, EOS, PAD
@@ -40,9 +40,7 @@ def read_task(options: TermOptions, name: str, changes: Options, start_folder: P
         raise UserError(
             f"{options.where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(tasks)}"
         )
-    if "choices" in changes:  # replaced, not merged
-        section = {**section, "choices": None}
-    return build(Task, merge(section, changes), f"{options.where}.changes")
+    return build(Task, changed(section, changes), f"{options.where}.changes")
 
 
 def check_caption_head(options: Any, config: Config) -> Mapping[str, Any]:
@@ -72,15 +70,11 @@ class TaskBatch(NamedTuple):
     """(B, T, V) bool: the ids that compete; None = all."""
 
     def to(self, device: torch.device) -> "TaskBatch":
-        return TaskBatch(
-            ids=upload(self.ids, device),
-            written=upload(self.written, device),
-            target=upload(self.target, device),
-            weights=upload(self.weights, device),
-            real=upload(self.real, device),
-            num_tokens=self.num_tokens,
-            allowed=None if self.allowed is None else upload(self.allowed, device),
-        )
+        moved: dict[str, Any] = self._asdict()
+        for name, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[name] = upload(value, device)
+        return TaskBatch(**moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,31 +170,18 @@ class Asking:
         """The tokens of an item. UserError if they are too many."""
         source, prefix = self._question(values, size)
         answer, weight = self._answer(values, size)
-        num_read = len(source) + 2  # with bos and eos
-        num_written = 1 + len(prefix) + len(answer)
-        num_tokens = max(num_read, num_written)
+        num_tokens = max(len(source) + 2, 1 + len(prefix) + len(answer))  # with bos and eos
         if num_tokens > self.num_positions:
             raise UserError(f"{num_tokens} tokens, and the model has {self.num_positions} places; lower max_words")
-        return _AskedItem(
-            source=[BOS, *source, EOS],
-            prefix=prefix,
-            answer=answer,
-            weight=weight,
-        )
+        return _AskedItem([BOS, *source, EOS], prefix, answer, weight)
 
     def _values(self, batch: Batch) -> list[dict[str, Any]]:
         """The caption and the targets of each item by name, including the target match."""
-        captions = self._swapped(batch.captions)
-        match = []
-        for caption, original in zip(captions, batch.captions, strict=True):
-            match.append("yes" if caption == original else "no")
-        targets = {**batch.targets, MATCH: match}
         values_by_item = []
-        for i, caption in enumerate(captions):
-            values = {"text": caption}
-            for name, target in targets.items():
-                values[name] = target[i]
-            values_by_item.append(values)
+        for i, caption in enumerate(self._swapped(batch.captions)):
+            values = {name: target[i] for name, target in batch.targets.items()}
+            match = "yes" if caption == batch.captions[i] else "no"
+            values_by_item.append({**values, "text": caption, MATCH: match})
         return values_by_item
 
     def _swapped(self, captions: Sequence[str]) -> Sequence[str]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError, expect
 from onepeace.files.drawing import Drawings, with_box
 from onepeace.files.table import format_table
-from onepeace.files.walk import FoundFile
 
 if TYPE_CHECKING:
     from onepeace.generative.answers import Answer
@@ -71,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
     generator = _load(args)
     task = _task(args, generator)
     readable = files.readable(found_files, generator.reader.processors(task))
+    fields = {} if text is None else {"text": text}
+    items = [{file.modality: file.path, **fields} for file in readable]
     rows = []
     with Progress(len(readable)) as progress:
-        for generated in generator.stream(task, _items(readable, text), batch_size=args.batch_size):
+        for generated in generator.stream(task, items, batch_size=args.batch_size):
             progress.update()
             path = readable[generated.index].path
             if not generated.answers:
@@ -99,17 +99,6 @@ def _load(args: argparse.Namespace) -> "Generator":
     from onepeace.generative.generator import load_generator
 
     return load_generator(args.model, device=args.device)
-
-
-def _items(found_files: Sequence[FoundFile], text: str | None) -> list[dict[str, object]]:
-    """The inputs of the task: each file, with the text if the command has one."""
-    items = []
-    for file in found_files:
-        item: dict[str, object] = {file.modality: file.path}
-        if text is not None:
-            item["text"] = text
-        items.append(item)
-    return items
 
 
 def _text(args: argparse.Namespace) -> str | None:

@@ -221,13 +221,7 @@ def _by_modality(item: object, processors: Mapping[str, Processor]) -> Mapping[s
 def _with_texts(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:
     """Items from pictures and texts, called `name` in messages; UserError if their numbers differ."""
     pictures = list(check_many(images, "images"))
-    if isinstance(texts, str):
-        texts = [texts] * len(pictures)
-    else:
-        texts = list(check_many(texts, name))
+    texts = [texts] * len(pictures) if isinstance(texts, str) else list(check_many(texts, name))
     if len(texts) != len(pictures):
         raise UserError(f"{len(texts)} {name} for {len(pictures)} images; give as many of each")
-    items: list[dict[str, object]] = []
-    for picture, text in zip(pictures, texts, strict=True):
-        items.append({"image": picture, "text": text})
-    return items
+    return [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]

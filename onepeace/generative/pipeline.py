@@ -77,12 +77,7 @@ class Pipeline:
             self.trie = task.trie(vocabulary)
             self.longest = self.trie.depth
         self.item_decoder = ItemDecoder(
-            task,
-            vocabulary,
-            processors,
-            reads_words=reader.reads_words,
-            num_positions=reader.num_positions,
-            longest_answer=self.longest,
+            task, vocabulary, processors, reader.reads_words, reader.num_positions, longest_answer=self.longest
         )
 
     def stream(self, items: Iterable[Mapping[str, object]], batch_size: int) -> Iterator[Generated]:
@@ -95,36 +90,28 @@ class Pipeline:
     def _results(
         self, batch: Sequence[tuple[int, Mapping[str, object], DecodedItem | Exception]]
     ) -> Iterator[Generated]:
-        """The results of (index, item, decoded item or error)."""
-        decoded_items = {}
+        """The results of (index, item, decoded item or error), computed in groups of one modality."""
+        outcomes: dict[int, Answers | Exception] = {}
+        groups: dict[str | None, dict[int, DecodedItem]] = {}
         for index, _, decoded in batch:
             if isinstance(decoded, DecodedItem):
-                decoded_items[index] = decoded
-        answers_by_index = self._answers(decoded_items)
+                groups.setdefault(decoded.modality, {})[index] = decoded
+            else:
+                outcomes[index] = decoded
+        for group in groups.values():
+            outcomes.update(zip(group, self._answers(list(group.values())), strict=True))
         for index, item, decoded in batch:
             name = self.item_decoder.name(index, item)
-            answers = decoded if isinstance(decoded, Exception) else answers_by_index[index]
+            answers = outcomes[index]
             if isinstance(answers, Exception):
-                reason = reason_at(name, answers)
-                yield Generated(index, name, reason=reason)
+                yield Generated(index, name, reason=reason_at(name, answers))
                 continue
             if isinstance(decoded, DecodedItem) and decoded.is_silent:
                 log.warning("%s: digital silence; what is written says nothing about a sound", name)
                 answers = tuple(_unsure(answer) for answer in answers)
             yield Generated(index, name, answers)
 
-    def _answers(self, items: Mapping[int, DecodedItem]) -> dict[int, Answers]:
-        """The answers of a batch of items by index, computed in groups of one modality."""
-        indices_by_modality: dict[str | None, list[int]] = {}
-        for index, item in items.items():
-            indices_by_modality.setdefault(item.modality, []).append(index)
-        answers: dict[int, Answers] = {}
-        for indices in indices_by_modality.values():
-            group = [items[index] for index in indices]
-            answers.update(zip(indices, self._answers_of_group(group), strict=True))
-        return answers
-
-    def _answers_of_group(self, group: Sequence[DecodedItem]) -> list[Answers]:
+    def _answers(self, group: Sequence[DecodedItem]) -> list[Answers]:
         """The answers of items of one modality; if the model refuses them together, they are computed one by one."""
         try:
             with torch.inference_mode():
@@ -136,7 +123,7 @@ class Pipeline:
                 return [error]
             answers = []
             for item in group:
-                answers += self._answers_of_group([item])
+                answers += self._answers([item])
             return answers
 
     def _compute(self, items: Sequence[DecodedItem]) -> list[Answers]:
@@ -197,26 +184,22 @@ class Pipeline:
                 self.task,
                 self.vocabulary,
                 prefix=len(item.prefix),
-                size=item.picture.size,
-                resized=item.picture.resized,
+                size=item.size,
+                resized=item.resized,
             )
             answers.append(answer)
         return tuple(answers)
 
     def _ranked(self, answers: Sequence[Answers], vectors: Tensor, modality: str) -> list[Answers]:
         """Texts ranked by their score plus their cosine with the item, weighted as in the task."""
-        texts_by_item = []
-        captions_by_item = []
-        for item_answers in answers:
-            texts = _texts(item_answers)
-            texts_by_item.append(texts)
-            captions_by_item.append([text.text for text in texts])
-        cosines_by_item = expect(self.reader, FeatureReader).agreement(vectors, captions_by_item)
+        texts_by_item = [_texts(found) for found in answers]
+        captions = [[text.text for text in texts] for texts in texts_by_item]
+        cosines_by_item = expect(self.reader, FeatureReader).agreement(vectors, captions)
         threshold = self.task.unsure_below.get(modality, -1.0)
         ranked: list[Answers] = []
-        for item_answers, texts, cosines in zip(answers, texts_by_item, cosines_by_item, strict=True):
-            if isinstance(item_answers, UserError):
-                ranked.append(item_answers)
+        for found, texts, cosines in zip(answers, texts_by_item, cosines_by_item, strict=True):
+            if isinstance(found, UserError):
+                ranked.append(found)
                 continue
             compared = []
             for text, cosine in zip(texts, cosines, strict=True):

@@ -30,15 +30,6 @@ from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 
 
-class PictureSizes(NamedTuple):
-    """Sizes of a picture, for its boxes."""
-
-    size: Size = (1, 1)
-    """Size of the original picture."""
-    resized: Size = (1, 1)
-    """Size of the picture that the model reads."""
-
-
 class DecodedItem(NamedTuple):
     """A decoded item, ready for a batch."""
 
@@ -49,7 +40,10 @@ class DecodedItem(NamedTuple):
     sample: Tensor | None
     prefix: list[int]
     """Tokens that the decoder starts with."""
-    picture: PictureSizes
+    size: Size
+    """Size of the original picture, for its boxes."""
+    resized: Size
+    """Size of the picture that the model reads."""
     is_silent: bool
     """Whether the sample is digital silence."""
 
@@ -82,23 +76,23 @@ class ItemDecoder:
         values: dict[str, Any] = dict(item)
         modality = self._modality(values)
         sample = None
-        picture = PictureSizes()
+        size = (1, 1)
+        resized = (1, 1)
         if modality is not None:
             processor = self.processors[modality]
             sample = processor.decode(values[modality])
             if isinstance(processor, ImageProcessor) and self.task.has_boxes:
                 size = processor.size_in_pixels(values["image"])
-                picture = PictureSizes(size, resized=(processor.width, processor.height))
-        source, prefix = self._prompt(values, picture)
-        is_silent = False
-        if modality == "audio" and sample is not None:
-            is_silent = bool(sample.min() == sample.max())
+                resized = (processor.width, processor.height)
+        source, prefix = self._prompt(values, size, resized)
+        is_silent = modality == "audio" and sample is not None and bool(sample.min() == sample.max())
         return DecodedItem(
             ids=[BOS, *source, EOS],
             modality=modality,
             sample=sample,
             prefix=prefix,
-            picture=picture,
+            size=size,
+            resized=resized,
             is_silent=is_silent,
         )
 
@@ -111,10 +105,10 @@ class ItemDecoder:
             raise UserError(f"the task needs one of {', '.join(self.processors)}, and the item has {len(modalities)}")
         return modalities[0]
 
-    def _prompt(self, values: dict[str, Any], picture: PictureSizes) -> tuple[list[int], list[int]]:
+    def _prompt(self, values: dict[str, Any], size: Size, resized: Size) -> tuple[list[int], list[int]]:
         """Ids for the encoder, without bos and eos, and those that the decoder starts with."""
         if "box" in self.task.fields:
-            values = {**values, "box": self._words_of_box(values.get("box"), picture)}
+            values = {**values, "box": self._words_of_box(values.get("box"), size, resized)}
         for name in self.task.fields:
             text = values.get(name)
             if isinstance(text, str) and not text.strip():
@@ -132,13 +126,13 @@ class ItemDecoder:
             )
         return source, prefix
 
-    def _words_of_box(self, box: object, picture: PictureSizes) -> str:
+    def _words_of_box(self, box: object, size: Size, resized: Size) -> str:
         """The names of the bins of a box in pixels of a picture."""
         if isinstance(box, np.ndarray | Tensor):
             box = box.tolist()
         if not _is_box(box):
             raise UserError(f"a box is [x0, y0, x1, y1] in pixels, x0 <= x1 and y0 <= y1, not {box!r}")
-        return self.vocabulary.decode(self.vocabulary.bins_of(box, picture.size, picture.resized))
+        return self.vocabulary.decode(self.vocabulary.bins_of(box, size, resized))
 
 
 def _is_box(box: object) -> "TypeGuard[Sequence[float]]":

@@ -16,7 +16,7 @@ from onepeace.generative.asking import check_caption_head, read_task
 from onepeace.generative.caption_head import Caption, CaptionOptions
 from onepeace.generative.captions import CiderReward
 from onepeace.generative.config import OFAConfig
-from onepeace.generative.decoder import EncoderOutput, TextDecoder
+from onepeace.generative.decoder import EncoderOutput
 from onepeace.generative.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
 from onepeace.generative.losses import real_targets, token_losses
 from onepeace.generative.model import Writer
@@ -87,12 +87,12 @@ class SelfCritical(Term[SelfCriticalOptions]):
     def __init__(self, options: SelfCriticalOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
         self.prepared = prepared
-        if options.head is None:
-            self.key = "image"
-            self.vocabulary = Vocabulary.of(expect(model, Writer).config, prepared.tokenizer)
+        self.key = "image" if options.head is None else options.one_modality()
+        writer = self._writer(model)
+        if isinstance(writer, Writer):
+            self.vocabulary = Vocabulary.of(writer.config, prepared.tokenizer)
         else:
-            self.key = options.one_modality()
-            self.vocabulary = Vocabulary(prepared.tokenizer, self._head(model).options.vocab_size)
+            self.vocabulary = Vocabulary(prepared.tokenizer, writer.options.vocab_size)
 
     @classmethod
     def check(cls, options: SelfCriticalOptions, context: TermContext) -> None:
@@ -139,7 +139,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         captions = [torch.tensor(tokens) for tokens in chain.from_iterable(captions_by_item)]
         target = pad_sequence(captions, batch_first=True, padding_value=PAD)
         count_tokens(passes, None, len(real_targets(target)), target.numel(), key=self.key)
-        decoder = self._decoder(model)
+        decoder = self._writer(model).decoder
         device = decoder.token_embed.weight.device
         bos = torch.full_like(target[:, :1], BOS)
         written = torch.cat([bos, target[:, :-1]], dim=1)
@@ -157,17 +157,15 @@ class SelfCritical(Term[SelfCriticalOptions]):
         mean = mean_over_tokens(outputs.loss)
         return {name: mean, f"{name}/reward": Logged(outputs.reward.mean())}
 
-    def _head(self, model: Trained) -> Caption:
-        return expect(expect(model, Encoder).heads[self.options.head or ""], Caption)
-
-    def _decoder(self, model: Trained) -> TextDecoder:
+    def _writer(self, model: Trained) -> Writer | Caption:
+        """What writes."""
         if self.options.head is None:
-            return expect(model, Writer).decoder
-        return self._head(model).decoder
+            return expect(model, Writer)
+        return expect(expect(model, Encoder).heads[self.options.head], Caption)
 
     def _encode(self, model: Trained, batch: Batch) -> EncoderOutput:
-        if self.options.head is None:
-            writer = expect(model, Writer)
+        writer = self._writer(model)
+        if isinstance(writer, Writer):
             prompt = self.vocabulary.encode(self.prepared.task.source({}))
             device = writer.decoder.token_embed.weight.device
             ids = torch.tensor([[BOS, *prompt, EOS]], device=device)
@@ -175,13 +173,13 @@ class SelfCritical(Term[SelfCriticalOptions]):
         encoder = expect(model, Encoder)
         stems = encoder.stems({self.key: batch.inputs[self.key]})
         features = encoder.encode(stems)[self.key]
-        return self._head(model).encoded(features)
+        return writer.encoded(features)
 
     @torch.no_grad()
     def _search(self, model: Trained, batch: Batch) -> list[Captions]:
         """The tokens of the captions of each item, with eos, found in evaluation mode."""
         options = self.prepared.task.search
-        decoder = self._decoder(model)
+        decoder = self._writer(model).decoder
         was_training = model.training
         model.eval()
         try:
@@ -190,10 +188,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
             hypotheses_by_item = search(decoder.step, state, len(batch.keys), options, device=device)
         finally:
             model.train(was_training)
-        captions_by_item = []
-        for hypotheses in hypotheses_by_item:
-            captions_by_item.append([hypothesis.tokens for hypothesis in hypotheses])
-        return captions_by_item
+        return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in hypotheses_by_item]
 
     def _rewards(self, batch: Batch, captions_by_item: Sequence[Captions]) -> list[Tensor]:
         """Rewards of the captions of each item."""
@@ -216,7 +211,5 @@ def _advantages(rewards: Tensor) -> Tensor:
 
 def _item_of_each(captions_by_item: Sequence[Captions], device: torch.device) -> Tensor:
     """Number of the item of each caption (M,)."""
-    items: list[int] = []
-    for item, captions in enumerate(captions_by_item):
-        items += [item] * len(captions)
-    return torch.tensor(items, device=device)
+    counts = torch.tensor(list(map(len, captions_by_item)))
+    return torch.arange(len(counts)).repeat_interleave(counts).to(device)

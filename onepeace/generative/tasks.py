@@ -135,15 +135,18 @@ def read_tasks(file: Path | None = None) -> dict[str, Task]:
     sections: Options = {}
     path_of_task: dict[str, str] = {}
     for path in paths:
-        content = read_yaml(path)
-        for name, section in content.items():
-            has_choices = isinstance(section, dict) and "choices" in section
-            # Choices are replaced, not merged.
-            sections = merge(sections, {name: {"choices": None} if has_choices else {}})
-        sections = merge(sections, content)
-        path_of_task |= dict.fromkeys(content, str(path))
+        for name, section in read_yaml(path).items():
+            sections[name] = changed(sections.get(name) or {}, section) if isinstance(section, dict) else section
+            path_of_task[name] = str(path)
     tasks = {}
     for name, section in sections.items():
         if section is not None:
             tasks[name] = build(Task, section, path_of_task[name], name)
     return tasks
+
+
+def changed(section: Options, changes: Options) -> Options:
+    """The fields of a task with some changed; choices are replaced, not merged."""
+    if "choices" in changes:
+        section = {**section, "choices": None}
+    return merge(section, changes)
