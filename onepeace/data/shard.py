@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, reason_of
-from onepeace.files.atomic import write_atomic
+from onepeace.files.atomic import remove_unfinished_in, write_atomic
 from onepeace.files.cache import cache_folder
 from onepeace.files.derived import read_derived, write_derived
 from onepeace.files.source import describe, scheme
@@ -514,7 +514,8 @@ def _is_of_cache(error: Exception, folder: Path) -> bool:
 
 
 def _make_room(folder: Path, limit: float, keep: Sequence[Path]) -> None:
-    """Remove the least recently used files, if those of the folder are above its limit."""
+    """Remove what is left over, and the least recently used files if those of the folder are above its limit."""
+    remove_unfinished_in(folder)
     files: list[tuple[int, int, Path]] = []
     for path in folder.iterdir():
         if path.suffix in (".tar", ".index") and not path.name.startswith("."):

@@ -4,14 +4,18 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onepeace.files.lock import held, is_left_over
 
+STARTING = "new"
 UNFINISHED = "tmp"
-"""Ending of what is being written."""
+"""Endings of what is not locked yet, and of what is being written."""
+STARTING_SECONDS = 60.0
+"""Seconds after which what is not locked yet never will be."""
 
 
 @contextmanager
@@ -23,38 +27,56 @@ def write_atomic(path: str | os.PathLike[str], *, synced: bool = True) -> Iterat
     is removed.
 
     Args:
-        synced: False for a file that is checked when it is read, as a power cut may leave zeros of it.
+        synced: False for one of many files that are checked when they are read, as a power cut may leave zeros of it.
+            Then nothing is removed either, for which the folder is listed; see `remove_unfinished_in`.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     target = Path(os.path.realpath(path))
-    remove_unfinished(target)
-    temporary = marked(target, UNFINISHED)
-    temporary.touch()
-    mode = temporary.stat().st_mode
+    if synced:
+        remove_unfinished(target)
     try:
-        with held(temporary):
+        with unfinished(target) as temporary:
+            mode = temporary.stat().st_mode
             yield temporary
-        if temporary.stat().st_mode != mode:  # a library put another file in its place
-            temporary.chmod(mode)
-        if synced:
-            sync(temporary)
-        os.replace(temporary, target)
+            if temporary.stat().st_mode != mode:  # a library put another file in its place
+                temporary.chmod(mode)
+            if synced:
+                sync(temporary)
+            os.replace(temporary, target)
         if synced:
             sync(target.parent)
     except OSError as error:
         if error.errno is not None:  # an error of the system, not of a caller's own words
             error.filename = os.fspath(target)  # none after a failed write; the temporary file says nothing to users
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8; see `write_atomic`."""
     with write_atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def unfinished(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
+    """Yield a new empty file or folder beside ``target``; what is left of it when the block ends is removed.
+
+    Until then nobody takes it for left over: it is locked before it gets the name by which that is looked for.
+    """
+    starting = marked(target, STARTING)
+    if is_folder:
+        starting.mkdir()
+    else:
+        starting.touch()
+    with held(starting):
+        path = starting.with_suffix(f".{UNFINISHED}")
+        starting.rename(path)
+        try:
+            yield path
+        finally:
+            _remove(path)
 
 
 def marked(target: Path, ending: str) -> Path:
@@ -64,21 +86,40 @@ def marked(target: Path, ending: str) -> Path:
 
 def left_over(target: Path, ending: str) -> list[Path]:
     """The files and folders that processes named by `marked` and left when they were killed."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.onepeace-[0-9a-f]{{8}}\.{ending}")
-    names: list[str] = []
-    with suppress(OSError):  # there is no such folder, or it cannot be listed
-        names = os.listdir(target.parent)
-    paths = [target.with_name(name) for name in names if pattern.fullmatch(name)]
-    return [path for path in paths if is_left_over(path)]
+    return _left_over_in(target.parent, re.escape(target.name), ending)
 
 
 def remove_unfinished(target: Path) -> None:
     """Remove what killed processes left of writing a file or a folder."""
     for path in left_over(target, UNFINISHED):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+    for path in left_over(target, STARTING):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STARTING_SECONDS:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished_in(folder: Path) -> None:
+    """Remove what killed processes left of writing any files into a folder of our own."""
+    for path in _left_over_in(folder, ".+", UNFINISHED):
+        path.unlink(missing_ok=True)
+
+
+def _left_over_in(folder: Path, name: str, ending: str) -> list[Path]:
+    pattern = re.compile(rf"\.{name}\.onepeace-[0-9a-f]{{8}}\.{ending}")
+    entries: list[str] = []
+    with suppress(OSError):  # there is no such folder, or it cannot be listed
+        entries = os.listdir(folder)
+    paths = [folder / entry for entry in entries if pattern.fullmatch(entry)]
+    return [path for path in paths if is_left_over(path)]
 
 
 def make_folder(path: Path) -> None:

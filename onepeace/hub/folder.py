@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onepeace.config import Config, Options, build, read_yaml
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import UNFINISHED, left_over, marked, remove_unfinished, sync
+from onepeace.files.atomic import left_over, marked, remove_unfinished, sync, unfinished
 from onepeace.files.lock import held
 from onepeace.files.sums import SUMS, is_intact, read_sums, write_sums
 from onepeace.hub.architectures import architecture
@@ -113,12 +113,10 @@ def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER)
     """
     target = Path(os.path.realpath(folder))
     check_free(target, replace=replace, what=what)
-    temporary = marked(target, UNFINISHED)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         finish_replacement(target)
-        temporary.mkdir()
-        with held(temporary):
+        with unfinished(target, is_folder=True) as temporary:
             yield temporary
             write_sums(temporary, what)
             sync(temporary)
@@ -126,8 +124,6 @@ def new_folder(folder: Path, *, replace: bool = False, what: str = MODEL_FOLDER)
             _put_in_place(temporary, target)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=folder) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def finish_replacement(folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
+from onepeace.files.atomic import remove_unfinished
 from onepeace.files.derived import Derived, read_derived, write_derived
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class FrozenCache:
             entries.append((name, start, grid, partner))
             rows.append(output.values.reshape(-1, channels))
             start += len(rows[-1])
+        remove_unfinished(self._path(part))
         write_derived(self._path(part), self.folder.name, {"rows": np.concatenate(rows)}, entries)
 
 

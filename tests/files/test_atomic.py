@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.files.atomic import remove_unfinished_in, write_atomic, write_text_atomic
 
 
 @pytest.fixture
@@ -63,6 +63,15 @@ def test_leftover_of_a_killed_process_is_removed_by_the_next_writer(target):
 
     write_text_atomic(target, "whole")
 
+    assert os.listdir(target.parent) == ["v.npz"]
+
+
+def test_leftovers_among_many_files_are_removed_together(target):
+    subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False)
+    with write_atomic(target, synced=False) as temporary:
+        temporary.touch()
+        remove_unfinished_in(target.parent)
+        assert len(os.listdir(target.parent)) == 1
     assert os.listdir(target.parent) == ["v.npz"]
 
 
