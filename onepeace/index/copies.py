@@ -22,6 +22,8 @@ STEPS = 10
 """Gauss-Newton steps that align one picture with the other."""
 MOVED = SIDE / 16
 """Limit in pixels of the shift of the centre, and of the shift of the edge by scaling, in the alignment."""
+CONTRAST = 1.25
+"""Limit of the factor by which the contrast of a copy differs."""
 MAX_DIFFERENCE = 0.25
 """Root mean square difference below which pictures are copies, in standard deviations: two different printed pages
 differ by more."""
@@ -150,7 +152,8 @@ def _small(image: Any) -> np.ndarray:
 
 
 def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """Whether the pictures of n pairs are copies, (n,) bool; one may be scaled, re-encoded, or slightly cropped.
+    """Whether the pictures of n pairs are copies, (n,) bool; one may be scaled, re-encoded, brighter, or slightly
+    cropped.
 
     One picture is aligned with the other by shifts and scales along both axes, found by Gauss-Newton steps (Lucas and
     Kanade 1981); after that, no square may differ much.
@@ -168,13 +171,22 @@ def same_pictures(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> 
 
 def _lies_over(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Whether each picture ``right`` (n, SIDE, SIDE, 3) equals ``left`` or a part of it, (n,) bool."""
-    moved, inside = _laid_over(left, right)
+    moved, inside = _laid_over(left, _as_bright(left, right))
     error = (left - moved) * inside
     cells = _rms(_squares(error), (2, 4, 5))
     most = cells.max(axis=(1, 2))
     whole = _rms(error, (1, 2, 3))
     is_like = whole + ROUNDING < MAX_DIFFERENCE * left.std(axis=(1, 2, 3))
     return is_like & (most < DIFFERENT) & (most < LOCAL * (1 + whole))
+
+
+def _as_bright(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Pictures ``right`` (n, SIDE, SIDE, 3) with the brightness and, within `CONTRAST`, the contrast of ``left``."""
+    axes = (1, 2, 3)
+    deviation = np.maximum(right.std(axis=axes, keepdims=True), ROUNDING)
+    contrast = (left.std(axis=axes, keepdims=True) / deviation).clip(1 / CONTRAST, CONTRAST)
+    centred = right - right.mean(axis=axes, keepdims=True)
+    return centred * contrast + left.mean(axis=axes, keepdims=True)
 
 
 def _squares(pixels: np.ndarray) -> np.ndarray:
