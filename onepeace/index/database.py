@@ -253,7 +253,7 @@ class Store:
             self._num_readers -= 1
             if not self.is_reading:
                 with suppress(sqlite3.Error):  # closed meanwhile
-                    self.connection.rollback()
+                    self.connection.execute("COMMIT")  # before Python 3.11 `rollback` ends an open list of items
 
     def is_replaced(self) -> bool:
         """Whether another database has taken the place of this one, or none is there."""

@@ -144,14 +144,6 @@ def test_index_without_permission_is_named(tmp_path, monkeypatch):
     assert not is_index(tmp_path)
 
 
-def test_other_model_is_refused(build, words, tmp_path, random_folder):
-    build(words)
-    other = save_random_model(tmp_path / "other", depth=1)
-
-    with pytest.raises(UserError, match=rf"{random_folder} \(\w+\), not {other} \(\w+\)"):
-        build(words, model=other)
-
-
 def test_model_in_another_folder_is_followed(build, update, words, index, tmp_path, random_folder):
     build(words)
     moved = shutil.copytree(random_folder, tmp_path / "moved")
@@ -185,15 +177,6 @@ def test_no_index_of_folders_without_files(build, index, tmp_path):
 
     with pytest.raises(UsageError, match=f"{tmp_path / 'empty'}$"):
         build(tmp_path / "empty")
-    assert not index.exists()
-
-
-def test_no_index_of_a_table_without_files(build, index, tmp_path):
-    table = tmp_path / "table.csv"
-    table.write_text("a,b\n1,2\n")
-
-    with pytest.raises(UsageError, match=f"1 cannot be read.*{table}::2: no image"):
-        build(table)
     assert not index.exists()
 
 

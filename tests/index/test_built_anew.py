@@ -127,15 +127,6 @@ def test_build_anew_waits_for_a_disk_that_is_not_mounted(build_anew, words, inde
     np.testing.assert_equal(content(index), content_before)
 
 
-def test_build_anew_waits_for_a_folder_that_cannot_be_read(build_anew, words, index):
-    content_before = content(index)
-    (words / ".onepeaceignore").write_text("!\n")
-
-    with pytest.raises(UserError, match="cannot be read"):
-        build_anew()
-    np.testing.assert_equal(content(index), content_before)
-
-
 def test_build_anew_waits_if_most_files_are_missing(build, build_anew, words, index):
     for number in range(6, 15):
         (words / f"{number}.txt").write_text(f"words number {number}")

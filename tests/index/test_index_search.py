@@ -248,6 +248,10 @@ def test_calls_see_the_latest_state_and_those_inside_reading_one(two):
     assert len(two) == 1
 
 
+def test_search_while_items_are_listed(two):
+    assert [search(two) for _ in two.items()] == 2 * ["a.jpg b.jpg"]
+
+
 def test_idle_reader_lets_the_log_of_a_writer_end(two):
     search(two)
     log = two.folder / f"{DATABASE}-wal"

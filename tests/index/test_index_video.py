@@ -132,26 +132,6 @@ def folder(tmp_path):
     return tmp_path / "files"
 
 
-def test_update_recognises_a_video(build, update, no_model, index, folder):
-    shutil.copyfile(TWO_SCENES, folder / "a.webm")
-    build(folder)
-    vectors = content(index)[str(folder / "a.webm")].vectors
-    no_model()
-    (folder / "a.webm").rename(folder / "b.webm")
-    shutil.copyfile(TWO_SCENES, folder / "copy.webm")
-
-    report = update()
-
-    assert (report.moved, report.copied, report.vectors) == (1, 1, 0)
-    assert len(vectors) == 2 + 10  # that model reads two seconds of sound at once
-    assert content(index).keys() == {
-        str(folder / "b.webm"),
-        str(folder / "copy.webm"),
-    }
-    for file in content(index).values():
-        assert (file.vectors == vectors).all()
-
-
 def test_update_follows_a_video_that_changes(build, update, check_as_new, folder):
     shutil.copyfile(TWO_SCENES, folder / "a.webm")
     shutil.copyfile(TWO_SCENES, folder / "b.webm")
@@ -300,18 +280,6 @@ def test_video_of_which_nothing_can_be_read(build, index, folder, name, data, wo
     assert problem.path == folder / name
     assert word in problem.reason
     assert "; " not in problem.reason, "each reason once"
-
-
-def test_video_that_is_mended(build, update, folder):
-    (folder / "a.mp4").write_bytes(b"")
-    shutil.copyfile(TWO_SCENES, folder / "whole.webm")
-    build(folder)
-    shutil.copyfile(TWO_SCENES, folder / "a.mp4")
-
-    report = update()
-
-    assert report.copied == 1
-    assert report.problems == []
 
 
 def test_video_without_pyav_is_listed_with_the_remedy(build, update, monkeypatch):

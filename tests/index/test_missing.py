@@ -69,16 +69,6 @@ def test_table_that_cannot_be_read_any_more(build, update, words, index, tmp_pat
     assert str(outside) in content(index)
 
 
-def test_folder_whose_patterns_cannot_be_read(build, update, words, index):
-    build(words)
-    (words / ".onepeaceignore").write_text("!\n")
-
-    report = update()
-
-    assert [problem.path for problem in report.problems] == [words]
-    assert len(content(index)) == 6
-
-
 @pytest.fixture
 def linked(build, tmp_path):
     """A folder of links to 15 files on a disk; the folder is in the index."""
