@@ -15,6 +15,9 @@ Every command and its options, as `onepeace COMMAND --help` prints them (`make r
 show them at work. Each command also takes `--help`; `--debug`, which shows the traceback of an error; and
 `--import FILE.py` (repeatable), which first imports a Python file or module that
 [adds modalities, terms or layouts](../guide/extend.md).
+
+Every command ends with 0 when all is done; with 1 when it failed, or some of the files did; and with 2 for wrong usage,
+which is also a path or a model on the command line that does not exist.
 """
 POSITIONAL = "positional arguments"
 OTHERS = "options"
