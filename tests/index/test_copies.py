@@ -41,7 +41,7 @@ def same_dogs(dog):
         "half the size": dog.resize((width // 2, height // 2)),
         "cut at left and top": dog.crop((width // 20, height // 20, width, height)),
         "cut, and as large as before": cut_at_right.resize(dog.size),
-        "brighter": Image.eval(dog, lambda level: min(255, round(1.15 * level))),
+        "brighter": Image.eval(dog, lambda level: min(255, round(1.2 * level))),
         "few colours": dog.quantize(64).convert("RGB"),
     }
 
