@@ -121,6 +121,8 @@ class Lane:
             )
         self.windows: deque[Window] = deque()
         """Consecutive windows, from the one that `release` was last called for."""
+        self._ahead_of: Window | None = None
+        """Window for which shards were last fetched ahead."""
         self.unreadable: list[Unreadable] = []
         """Shards that could not be opened, until somebody empties the list."""
 
@@ -135,10 +137,16 @@ class Lane:
         return next(window for window in reversed(self.windows) if position >= window.cursor["start"])
 
     def release(self, position: int) -> None:
-        """Forget the windows before a position, which will not be read again."""
+        """Forget the windows before a position, which will not be read again, and fetch shards of the next one ahead.
+
+        Not while a window is drawn: that is done before the workers are forked, when no thread may run.
+        """
         current = self.window(position)
         while self.windows[0] is not current:
             self.windows.popleft()
+        if self._ahead_of is not current:
+            self._ahead_of = current
+            self._fetch_ahead(current)
 
     def at(self, position: int) -> tuple[Candidates, int]:
         """The shard at a position, and the sample's number among those that its source uses."""
@@ -152,11 +160,10 @@ class Lane:
         return candidates.read(candidate)
 
     def _draw(self, cursor: Cursor) -> Window:
-        """The first window from ``cursor`` on that has a sample; the shards of the next one are fetched ahead."""
+        """The first window from ``cursor`` on that has a sample."""
         window = self._draw_once(cursor)
         while not len(window.order):
             window = self._draw_once(window.next_cursor)
-        self._fetch_ahead(window)
         return window
 
     def _fetch_ahead(self, window: Window) -> None:

@@ -8,6 +8,7 @@ from support.batches import IMAGES, batches, make_steps, pictures, recipe, same
 from support.server import Requests, serving
 from support.small_shards import write_tar
 
+from onepeace.data import reader as reader_module
 from onepeace.data import shard as shard_module
 from onepeace.data import source as source_module
 from onepeace.data.shard import Extent
@@ -193,6 +194,22 @@ def test_run_of_several_machines_says_how_often_it_fetches_a_shard(processors, m
 
 
 # What is read
+
+
+def test_shards_of_the_next_window_are_fetched_ahead_once_and_none_of_the_next_epoch(many, processors, monkeypatch):
+    """Only by those who read: before workers are forked, no thread may run."""
+    fetched = []
+    monkeypatch.setattr(reader_module, "fetch_ahead", lambda addresses, cache_bytes: fetched.append(list(addresses)))
+    steps = make_steps(processors, recipe(many, [IMAGES], {"shuffle_buffer": 8, "lanes": 1}, batch_size=4))
+    steps.open(0)
+    assert fetched == []
+    (lane,) = steps.readers[NAME].lanes.values()
+    for number in range(10):
+        steps[number]
+    assert lane.windows[0].cursor["epoch"] == 1
+    opened_first = {candidates.shard.file.address for candidates in lane.window(0).shards}
+    in_first_epoch = {address for addresses in fetched[:-1] for address in addresses}
+    assert in_first_epoch == {*steps.sources[0].shards} - opened_first
 
 
 def test_samples_not_drawn_are_neither_parsed_nor_read(many, processors, monkeypatch):
