@@ -110,11 +110,6 @@ def test_captions_find_their_items(measured):
     assert rows_by_metric["caption to image R@1 (nearest)"].value == 1
 
 
-def test_encoder_is_the_measured_model_by_default(measured):
-    writer = Writer("a dog", "a cat", "an acorn", shift=1)
-    assert values(measured("sets.photos.at=[1]", embedder=writer))[RECALL] == 0
-
-
 def test_encoder_can_be_another_model(measured, monkeypatch):
     loads = []
 

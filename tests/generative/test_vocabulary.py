@@ -49,13 +49,6 @@ def test_texts_have_the_released_ids(vocabulary):
         assert vocabulary.decode([BOS, *case["ids"], EOS, PAD]) == case["decoded"]
 
 
-def test_words_and_symbols_mix(vocabulary):
-    before = ' what is the complete text of "'
-    after = ' "?'
-    expected = [*vocabulary.encode(before), vocabulary.mask, *vocabulary.encode(after)]
-    assert vocabulary.encode(f"{before} <mask>{after}") == expected
-
-
 def test_vocabulary_of_words_alone(tokenizer):
     vocabulary = Vocabulary(tokenizer, NUM_WORDS)
     assert len(vocabulary) == NUM_WORDS
