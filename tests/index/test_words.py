@@ -405,19 +405,6 @@ def test_heading_calls_no_file_with_all_words_irrelevant(opened, query, options,
     assert bool(opened.search(query, **options).heading) == has_heading
 
 
-@pytest.mark.usefixtures("_weak")
-@pytest.mark.parametrize(
-    ("query", "likelihood"),
-    [
-        ("dog cat", "weak"),
-        ("dog", "named"),
-        ("cat", "possible"),
-    ],
-)
-def test_likelihood_of_a_file_with_all_words(opened, query, likelihood):
-    assert [hit.likelihood for hit in opened.search(query, top=2)] == [likelihood] * 2
-
-
 def test_names_begin_at_the_outermost_folder(build, index, tmp_path):
     inner = tmp_path / "Holidays" / "2024" / "Italy"
     inner.mkdir(parents=True)
