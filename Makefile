@@ -26,7 +26,7 @@ PYTORCH_cuda = true
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo gpu test test-all test-core pythons lint format types docs bench readme clean
+.PHONY: help install demo gpu dist test test-all test-core pythons lint format types docs bench readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 11
@@ -95,6 +95,19 @@ types: $(READY)  ## check the types, also of the Python code in README.md and do
 docs: $(CORE)  ## build the documentation in build/site; a warning, such as a broken link, is an error
 	@$(UV) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+dist:  ## build wheel and sdist in dist/, check them, and search by the wheel alone in a new environment
+	@rm -rf dist build/dist
+	$(PYTHON) -m venv build/dist
+	build/dist/bin/python -m pip install --quiet build twine
+	build/dist/bin/python -m build
+	build/dist/bin/python -m twine check --strict dist/*
+	@$(MAKE) --no-print-directory PIP="build/dist/bin/python -m pip install --quiet" VENV=build/dist dist-search
+
+dist-search:
+	@$(PYTORCH_$(TORCH))
+	@$(PIP) dist/*.whl
+	cd build && ONEPEACE_CACHE=dist/cache dist/bin/onepeace search $(abspath $(SAMPLES)) --text "a cat" --top 2
 
 # A table for each measurement, to paste into an issue; tests that need several GPUs say so and skip.
 gpu: $(READY)  ## on a machine with GPUs: golden numbers, every recipe's step, processes, compile, resume, speed
