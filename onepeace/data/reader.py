@@ -183,8 +183,7 @@ class Lane:
         epoch = cursor["epoch"]
         first = cursor["shard"]
         numbers = self._epoch_shards(epoch)
-        shards, last = self._open_until_full(numbers, epoch, first)
-        sizes = self._sizes(shards)
+        shards, sizes, last = self._open_until_full(numbers, epoch, first)
         # The first window of the first lane has the seed of data sets that fit one window.
         lane_and_shard = [self.lane, first] if self.lane or first else []
         rng = np.random.default_rng([*self.seed, ORDER, epoch, *lane_and_shard])
@@ -197,11 +196,14 @@ class Lane:
         ends = np.cumsum([len(candidates) for candidates in shards])
         return Window(cursor, next_cursor, shards, ends, order)
 
-    def _open_until_full(self, numbers: Sequence[int], epoch: int, first: int) -> tuple[list[Candidates], int]:
+    def _open_until_full(
+        self, numbers: Sequence[int], epoch: int, first: int
+    ) -> tuple[list[Candidates], list[int], int]:
         """Open shards from the first on until a window is full.
 
         Returns:
-            Those that could be opened, source after source, and the index of the first one that was not taken.
+            Those that could be opened, source after source; the number of their samples by source; and the index of the
+            first shard that was not taken.
         """
         opened: dict[int, Candidates] = {}
         sizes = dict.fromkeys(self.sources, 0)
@@ -216,7 +218,7 @@ class Lane:
                 sizes[source] += len(opened[number])
             except UnreadableShard as error:
                 self.unreadable.append(Unreadable(source.number, shard, epoch, str(error)))
-        return [opened[number] for number in sorted(opened)], last
+        return [opened[number] for number in sorted(opened)], [*sizes.values()], last
 
     def _epoch_shards(self, epoch: int) -> list[int]:
         """Numbers of the shards of this lane in the order of an epoch."""
@@ -227,13 +229,6 @@ class Lane:
         i = bisect_right(self._ends, number)
         source = self.sources[i]
         return source, number - self._ends[i] + len(source.shards)
-
-    def _sizes(self, shards: Sequence[Candidates]) -> list[int]:
-        """Number of samples by source."""
-        sizes = dict.fromkeys(self.sources, 0)
-        for shard in shards:
-            sizes[shard.source] += len(shard)
-        return list(sizes.values())
 
     def _check_epoch(self, sizes: list[int]) -> None:
         """`UserError` if all samples together are too few."""

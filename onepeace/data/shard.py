@@ -234,7 +234,7 @@ def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
         UnreadableShard: the shard is not whole or cannot be read, after several attempts.
         CacheFailure: the cache cannot be written.
     """
-    folder = shard_folder()
+    folder = cache_folder() / "shards"
 
     def attempt() -> Shard:
         try:
@@ -254,11 +254,6 @@ def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
         return _with_pauses(attempt, FETCH_PAUSES if scheme(address) else READ_PAUSES)
     except (OSError, _Failure) as error:
         raise UnreadableShard(reason_of(error), where=describe(address)) from error
-
-
-def shard_folder() -> Path:
-    """The folder of copies and indexes; it may not exist yet."""
-    return cache_folder() / "shards"
 
 
 def fetch_ahead(addresses: Sequence[str], cache_bytes: float) -> None:
