@@ -158,14 +158,17 @@ class Source:
         config: the entry.
         data: the recipe's data section.
         number: number of the entry.
+        needs_all: whether a shard that cannot be read is an error, as for an evaluation, whose figures would be those
+            of other samples.
 
     Raises:
         UserError: no file matches the pattern.
     """
 
-    def __init__(self, config: SourceConfig, data: DataConfig, number: int = 0) -> None:
+    def __init__(self, config: SourceConfig, data: DataConfig, number: int = 0, needs_all: bool = False) -> None:
         self.config = config
         self.number = number
+        self.needs_all = needs_all
         self.broken_limit = data.broken_limit
         self.cache_bytes = data.cache_gigabytes * 1e9
         self.shards = expand(config.shards, data.root)
@@ -234,6 +237,8 @@ class Source:
             try:
                 candidates = self.open(number)
             except UnreadableShard as error:
+                if self.needs_all:
+                    raise
                 losses.add_unreadable(number, epoch=0)
                 lines.append(str(error))
                 continue
@@ -333,12 +338,12 @@ def read_source(
     The arguments are those of `expand`, `SourceConfig` and `DataConfig`.
 
     Raises:
-        UserError: no file matches; no key fits; no sample is complete, or too few are.
+        UserError: no file matches; no key fits; a shard cannot be read; no sample is complete, or too few are.
     """
     config = SourceConfig(pattern, tuple(modalities), keys=keys, targets=tuple(targets))
     data = DataConfig((config,), str(root or ""), broken_limit=broken_limit)
     samples: list[Sample] = []
-    for sample in Source(config, data):
+    for sample in Source(config, data, needs_all=True):
         inputs = content_of(sample.inputs)
         targets_in_memory = content_of(sample.targets)
         samples.append(replace(sample, inputs=inputs, targets=targets_in_memory))

@@ -9,7 +9,8 @@ from support.batches import picture, pictures
 from support.small_shards import write_tar
 
 from onepeace.data import shard as shard_module
-from onepeace.data.source import expand, read_source
+from onepeace.data.config import DataConfig, SourceConfig
+from onepeace.data.source import Source, expand, read_source
 from onepeace.data.write import new_shards
 from onepeace.errors import UserError
 from onepeace.processors import PROCESSORS
@@ -92,11 +93,15 @@ def test_shard_that_is_cut_short_is_lost_with_all_its_samples(tmp_path, caplog, 
     path = write_tar(tmp_path / name, pictures(6))
     os.truncate(path, path.stat().st_size // 2)
     write_tar(tmp_path / "b.tar", pictures(2, first=10))
-    assert [sample.key for sample in read_source("*", PAIR, tmp_path)] == ["p10", "p11"]
+    config = SourceConfig("*", PAIR)
+    data = DataConfig((config,), str(tmp_path))
+    assert [sample.key for sample in Source(config, data)] == ["p10", "p11"]
     assert f"{name}: " in caplog.text
     write_tar(tmp_path / "b.tar", pictures(60, first=10))
     with pytest.raises(UserError, match=r"1 of 2 shards cannot be read, and 0 of 60 samples are broken .*a\.tar"):
-        read_source("*", PAIR, tmp_path)
+        list(Source(config, data))
+    with pytest.raises(UserError, match=rf"{name}: "):  # an evaluation needs all shards
+        read_source("*", PAIR, tmp_path, broken_limit=1.0)
 
 
 def test_written_targets_come_back(tmp_path):
