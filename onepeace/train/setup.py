@@ -1,10 +1,12 @@
 """From a recipe to everything that its first step needs, in the order in which it is made; read from top to bottom.
 
-Nothing is trained here; run.py takes the steps, and a checkpoint is loaded into these parts afterwards.
+Nothing is trained here; trainer.py takes the steps, and a checkpoint is loaded into these parts afterwards.
 """
 
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,10 +25,11 @@ from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
+from onepeace.files.source import scheme
 from onepeace.hub.architectures import build_module
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
-from onepeace.processors import TextProcessor, tokenizer
+from onepeace.processors import ImageProcessor, TextProcessor, tokenizer
 from onepeace.processors.processor import Processor
 from onepeace.processors.registry import processor_class
 from onepeace.train import parallel
@@ -41,6 +44,10 @@ from onepeace.train.recipe import Recipe
 from onepeace.train.term import TermOptions, TrainingData, captions_of
 from onepeace.train.terms.registry import TERMS
 
+log = logging.getLogger(__name__)
+
+LOOKED_AT = 8
+"""Pictures of a source that are looked at before the first step."""
 TOKENIZER = "tokenizer.json"
 """File in the run's folder."""
 TERMS_FILE = "terms.safetensors"
@@ -80,6 +87,8 @@ def build(recipe: Recipe, device: torch.device, is_resumed: bool) -> Parts:
     sources = open_sources(recipe.data)
     config = label_heads(make_config(recipe), recipe, sources)
     processors = build_processors(recipe, config, sources, is_resumed)
+    if parallel.rank() == 0:
+        warn_of_small_pictures(sources, processors)
     model = build_model(recipe, config)
     data = TrainingData(
         config=recipe.data,
@@ -127,6 +136,38 @@ def build_processors(
         write_tokenizer(recipe, sources, folder / TOKENIZER)
     parallel.barrier()
     return make_processors(config, folder)
+
+
+def warn_of_small_pictures(sources: Sequence[Source], processors: Mapping[str, Processor]) -> None:
+    """Log sources whose first pictures have less pixels than the model reads, as they would be enlarged.
+
+    Only shards on this machine are looked at: others are fetched by the processes that need them.
+    """
+    for source in sources:
+        for key in source.config.modalities:
+            processor = processors.get(key)
+            if not isinstance(processor, ImageProcessor) or scheme(source.shards[0]):
+                continue
+            sides = [min(size) for size in islice(_picture_sizes(source, key, processor), LOOKED_AT)]
+            wanted = min(processor.height, processor.width)
+            if sides and max(sides) < wanted:
+                log.warning(
+                    "%s: its first pictures have up to %d pixels a side, and the model reads %d; "
+                    "make shards of larger ones (onepeace shards ... size=%d)",
+                    source.config.shards,
+                    max(sides),
+                    wanted,
+                    wanted,
+                )
+
+
+def _picture_sizes(source: Source, key: str, processor: ImageProcessor) -> Iterator[tuple[int, int]]:
+    """Width and height of the pictures of a source that can be read."""
+    for sample in source:
+        pictures = sample.read(key)
+        for picture in pictures if isinstance(pictures, list) else [pictures]:
+            with suppress(UserError):  # it is named when it is drawn
+                yield processor.load(picture).size
 
 
 def build_model(recipe: Recipe, config: Config) -> Trained:

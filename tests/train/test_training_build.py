@@ -7,6 +7,8 @@ import torch
 from support.processes import start
 from torch import nn
 
+from onepeace.data.source import open_sources
+from onepeace.processors import ImageProcessor
 from onepeace.train import parallel, setup
 from onepeace.train.sections import RunConfig
 
@@ -92,3 +94,14 @@ def test_limit_of_open_files_is_raised(tmp_path, soft, hard, limit):
     process.join()
 
     assert (tmp_path / "limit").read_text() == limit
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(24, False), (48, True)])
+def test_small_pictures_are_told_at_the_start(small_recipe, caplog, size, is_told):
+    recipe = small_recipe(processors={"image": {"size": size}})
+    processors = {"image": ImageProcessor(size=size)}
+
+    setup.warn_of_small_pictures(open_sources(recipe.data), processors)
+
+    line = f"its first pictures have up to 24 pixels a side, and the model reads {size}"
+    assert (line in caplog.text) == is_told
