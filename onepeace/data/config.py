@@ -1,12 +1,16 @@
 """Options of the ``data`` section of a recipe: sources, and how batches are made from them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from onepeace.config import Options
 from onepeace.config.limits import Count, NotNegative, Positive, Probability, Share
 from onepeace.data.augment import make_augments
 from onepeace.errors import UserError
+
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
+"""Endings of files that `onepeace shards` reads, and training does not."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class SourceConfig:
         return self.pair
 
     def __post_init__(self) -> None:
+        if Path(self.shards).suffix.lower() in TABLES:
+            raise UserError(f"{self.shards} is a table; make shards of it first: onepeace shards {self.shards} -o NAME")
         if not self.pair or len(set(self.pair)) != len(self.pair):
             raise UserError(
                 f"pair {list(self.pair)} of {self.shards} should be different modalities, such as [image, text]"

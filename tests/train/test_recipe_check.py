@@ -83,6 +83,11 @@ def test_parts_that_do_not_fit_together(fields, message):
     assert "\n" not in str(caught.value)
 
 
+def test_table_in_place_of_shards_is_told_what_to_do():
+    with pytest.raises(UserError, match=r"x\.parquet is a table; .* onepeace shards x\.parquet"):
+        make_recipe(train=[{"shards": "x.parquet", "pair": ["image", "text"]}])
+
+
 # The vocabulary
 
 TEXTS = [f"the {ordinal} number {i} of many" for ordinal in ("first", "second", "third") for i in range(40)]
