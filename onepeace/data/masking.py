@@ -55,16 +55,18 @@ def word_table(pieces: Sequence[str]) -> Tensor:
     WordPiece's mark by "##" that they go on with one. The mark that most pieces have is the vocabulary's. Specials and
     fillers ("madeupword0000") begin a word, as in the released code.
     """
-    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "madeupword")
-    marked = {mark: [piece.startswith(mark) for piece in pieces] for mark in ("Ġ", "▁", "##")}
-    marked["</w>"] = [piece.endswith("</w>") for piece in pieces]
-    mark = max(marked, key=lambda name: sum(marked[name]))
-    begins = [piece.startswith(special) for piece in pieces]
+    special: tuple[str, ...] = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "madeupword")
+    ends = [piece.endswith("</w>") for piece in pieces]
+    counts = {"</w>": sum(ends)}
+    for mark in ("Ġ", "▁", "##"):
+        counts[mark] = sum(piece.startswith(mark) for piece in pieces)
+    mark = max(counts, key=counts.__getitem__)
     if mark in ("Ġ", "▁"):
-        begins = [begin or marks for begin, marks in zip(begins, marked[mark], strict=True)]
-    elif mark == "##":
-        begins = [not marks for marks in marked[mark]]
-    return torch.tensor([begins, marked["</w>"]]).T.contiguous()
+        special = (mark, *special)
+    begins = [piece.startswith(special) for piece in pieces]
+    if mark == "##":
+        begins = [not piece.startswith(mark) for piece in pieces]
+    return torch.tensor([begins, ends]).T.contiguous()
 
 
 def word_starts(ids: Tensor, table: Tensor) -> Tensor:

@@ -143,7 +143,9 @@ class ShardFile:
 
     def _check(self, status: os.stat_result) -> None:
         """`UnreadableShard` unless this is the state of the file that was indexed."""
-        state = FileState(status.st_size) if self.is_copy else _state_of(status)
+        state = FileState(status.st_size)
+        if not self.is_copy:
+            state = _state_of(status)
         if state != self.state:
             raise UnreadableShard(
                 f"has changed since it was indexed ({self.state.size} bytes, now {state.size}); start again with "
@@ -215,8 +217,12 @@ class Shard:
         """The members of a sample by file ending."""
         start, end = self.member_starts[row : row + 2].tolist()
         endings = self.layouts[self.layout_of[row]]
-        places = zip(endings, self.offsets[start:end].tolist(), self.sizes[start:end].tolist(), strict=True)
-        return {ending: Extent(self.file, offset, size) for ending, offset, size in places}
+        offsets = self.offsets[start:end].tolist()
+        sizes = self.sizes[start:end].tolist()
+        extents: dict[str, Extent] = {}
+        for ending, offset, size in zip(endings, offsets, sizes, strict=True):
+            extents[ending] = Extent(self.file, offset, size)
+        return extents
 
 
 # Opening
@@ -250,8 +256,11 @@ def open_shard(address: str, cache_bytes: float = CACHE_BYTES) -> Shard:
                 where=folder,
             ) from error
 
+    pauses: Sequence[float] = READ_PAUSES
+    if scheme(address):
+        pauses = FETCH_PAUSES
     try:
-        return _with_pauses(attempt, FETCH_PAUSES if scheme(address) else READ_PAUSES)
+        return _with_pauses(attempt, pauses)
     except (OSError, _Failure) as error:
         raise UnreadableShard(reason_of(error), where=describe(address)) from error
 
@@ -282,8 +291,11 @@ def _open_once(address: str, cache_bytes: float, folder: Path) -> Shard:
         is_copied = opened.read(0, len(GZIP)) == GZIP
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     index = folder / f"{name}.index"
-    tar = folder / f"{name}.tar" if is_copied else Path(address)
-    files = [index, tar] if is_copied else [index]
+    tar = Path(address)
+    files = [index]
+    if is_copied:
+        tar = folder / f"{name}.tar"
+        files.append(tar)
     folder.mkdir(parents=True, exist_ok=True)
     fields = _read_index(files)
     if fields is None:
@@ -426,7 +438,7 @@ def _members(file: io.FileIO) -> Iterator[dict[str, Any]]:
     last = "the beginning"
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            while member := tar.next():
+            while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # this list would keep growing
                 last = member.name
                 if member.isreg():
@@ -497,7 +509,9 @@ def _reason(error: Exception) -> str:
     if "Timeout" in type(error).__name__:
         return f"no data for {STALLED:.0f} s, or not complete after {REQUEST_SECONDS:.0f} s"
     reason = reason_of(error)
-    return type(error).__name__ if "://" in reason else reason
+    if "://" in reason:
+        return type(error).__name__
+    return reason
 
 
 def _open_address(address: str) -> Any:

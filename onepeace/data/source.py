@@ -304,7 +304,7 @@ class Losses:
             example: line of one of them.
         """
         samples, shards = self.listed.tolist()
-        samples_per_shard = samples / shards if shards else 1.0
+        samples_per_shard = max(samples, 1) / max(shards, 1)
         in_shards = samples_per_shard * len(self.source.shards)
         compared = max(self.drawn, min(self.at_least, in_shards))
         lost = len(self.unreadable) / len(self.source.shards) + self.broken / max(compared, 1)

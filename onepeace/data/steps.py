@@ -293,7 +293,9 @@ def _check_agreement(told: Sequence[Mapping[str, Any]]) -> None:
     """`UserError` if two processes have other shards, or if windows of a lane that they share begin elsewhere."""
     first_of_lane: dict[str, int] = {}
     for rank, part in enumerate(told):
-        differs_from = 0 if part["names"] != told[0]["names"] else rank
+        differs_from = rank
+        if part["names"] != told[0]["names"]:
+            differs_from = 0
         for lane, cursor in part["cursors"].items():
             first = first_of_lane.setdefault(lane, rank)
             if cursor != told[first]["cursors"][lane]:
