@@ -1,5 +1,5 @@
 # Everything runs in VENV, which the interpreter PYTHON creates on first use. TORCH is the build of PyTorch: cpu, or cuda
-# (the usual build, which on Linux brings CUDA: 5.6 GB instead of 1.2).
+# (the usual build, which on Linux brings CUDA: 5.6 GB instead of 0.9).
 PYTHON ?= python3
 TORCH ?= cpu
 VENV ?= .venv

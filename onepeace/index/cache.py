@@ -109,13 +109,21 @@ def _forget_small() -> None:
             num_unusable += 1
     if num_unusable:
         log.warning(
-            "%d cached indexes are of an earlier version, or damaged, and not used; see: onepeace index list",
+            "cached indexes that are of an earlier version, or damaged, and not used: %d; see: onepeace index list",
             num_unusable,
         )
-    small.sort(key=lambda folder: (folder / LOCK).stat().st_mtime)
+    small.sort(key=_last_used)
     for folder in small[: -MOST_SMALL + 1]:
         with suppress(UserError):  # another process is writing to it
             delete(folder)
+
+
+def _last_used(folder: Path) -> float:
+    """Time of the last search of an index; 0 without its lock file, which a copy of the folder may lack."""
+    try:
+        return (folder / LOCK).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _folders() -> list[Path]:

@@ -8,6 +8,7 @@ import pytest
 from support.indexes import check_same
 
 from onepeace.errors import UserError
+from onepeace.files.lock import LOCK
 from onepeace.index import Index, build, cache, remove
 from onepeace.index.cache import delete, indexes_folder, kept, kept_index
 from onepeace.index.database import writing
@@ -217,6 +218,17 @@ def test_small_indexes_that_were_used_last_are_kept(words, search, monkeypatch):
 
     assert {*kept()} == {first, third}
     assert not second.exists()
+
+
+def test_index_without_its_lock_file_was_not_used_lately(words, search, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_SMALL", 2)
+    first = search(words / "a.txt").folder
+    copied = search(words / "b.txt").folder
+    (copied / LOCK).unlink()
+
+    assert search(words).names == ALL
+    assert first.exists()
+    assert not copied.exists()
 
 
 def test_search_waits_for_a_writer(words, search, monkeypatch):
