@@ -13,7 +13,6 @@ from onepeace.layers.position import (
     resize_bias_table,
     sequence_buckets,
     sequence_table_rows,
-    spline_matrix,
     stretch_grid_table,
 )
 
@@ -89,22 +88,6 @@ def test_interpolation_matches_golden():
     positions.weight.data = golden["pos_16"]
     for side in (8, 14, 24):
         assert_near(positions((side, side))[0], golden[f"pos_16_to_{side}"], 1e-6, what=f"positions of side {side}")
-
-
-def test_spline_is_exact_for_cubics():
-    source = torch.tensor([-5, -3, -1, 0, 2, 3, 7]).double()
-    target = torch.tensor([-5, -4.2, 0, 0.5, 6.9, 7]).double()
-    interpolated = spline_matrix(source, target) @ (source**3 - 2 * source)
-    assert_near(interpolated, target**3 - 2 * target, 1e-11)
-
-
-def test_resized_table_equals_scipy():
-    """RectBivariateSpline(source, source, ..., kx=3, ky=3, s=0) of 52 rows of sines."""
-    sines = torch.arange(104.0).sin().view(52, 2)
-    expected = [0.0, 0.303018, -0.768255, 0.574081, 0.983588, 0.994827]
-    resized = resize_bias_table(sines, 6)[:, 0]
-    rows = [0, 7, 60, 100, 120, 123]
-    assert resized[rows].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_interpolation_matches_golden(shared):

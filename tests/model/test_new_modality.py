@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import re
 import subprocess
@@ -159,29 +158,11 @@ def copies(paths, tmp_path):
     return folder
 
 
-def test_search_finds_a_kind(command, trained, copies, kinds):
-    options = ["--text", kinds[1], "--top", "3", "--json"]
-    code, out, err = command("search", copies, *options, model=trained)
-    assert code == 0, err
-    hits = [json.loads(line) for line in out.splitlines()]
-    assert {hit["modality"] for hit in hits} == {"motion"}
-    number = int(Path(hits[0]["path"]).stem.removeprefix("new"))
-    assert kinds[number % len(kinds)] == kinds[1]
-
-
 def test_search_writes_a_page(command, trained, copies, kinds, tmp_path):
     page = tmp_path / "hits.html"
     code, _, err = command("search", copies, "--text", kinds[0], "--html", page, model=trained)
     assert code == 0, err
     assert "motion" in page.read_text()
-
-
-def test_classify_prints_every_file(command, trained, copies, kinds):
-    labels = ",".join(kinds)
-    code, out, err = command("classify", copies, "--labels", labels, "--json", model=trained)
-    assert code == 0, err
-    classified = {json.loads(line)["path"] for line in out.splitlines()}
-    assert classified == {str(path) for path in copies.iterdir()}
 
 
 def test_index_lists_a_broken_file_and_exports_the_others(command, trained, model, copies, paths, tmp_path):

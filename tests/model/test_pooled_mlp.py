@@ -7,9 +7,6 @@ from support.golden_cases import assert_near
 from support.small_models import CONVS, small_model
 from torch.nn import functional as F
 
-from onepeace.data.batch import Batch
-from onepeace.train.passes import Passes
-
 IMAGE = {"stem": "timm", "name": "test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2}
 AUDIO = {"stem": "aisfx", "width": 2, "num_buckets": 6, **CONVS}
 MODALITIES = pytest.mark.parametrize("key", ["image", "audio"])
@@ -124,17 +121,6 @@ def test_second_term_is_added_after_the_blocks(model, batches, key, hide):
     second = F.layer_norm(stem.pooled[:, 1], features.cls.shape[1:])
     assert_near(features.cls - without.cls, second, 1e-4)
     assert torch.equal(features.tokens[:, 1:], without.tokens[:, 1:])
-
-
-@MODALITIES
-@torch.inference_mode()
-def test_terms_do_not_depend_on_batch_mates(model, batches, key):
-    batch = batches[key]
-    vectors = model({key: batch})[key]
-    grouped = Passes(model, Batch({key: batch}), max_padding=0.1).embedding(key)
-    second = model.adapters[key].take(batch, torch.tensor([1]))
-    assert_near(grouped, vectors, 1e-5)
-    assert_near(model({key: second})[key], vectors[1:], 1e-5)
 
 
 def rows_with_the_second_term_alone(model, batch):

@@ -60,13 +60,6 @@ def test_decoded_frames_are_pictures_of_the_models_size(path):
     assert processor.collate([sample, sample])["pixels"].shape == (2, 3, 3, 32, 32)
 
 
-def test_views_are_several_crops_of_several_clips(path):
-    views = VideoProcessor(frames=1, size=32, clips=2, crops=3).views(path)
-
-    assert len(views) == 6
-    assert not torch.equal(views[0], views[-1])
-
-
 def test_guess_takes_a_video_for_its_sound(path):
     assert "video" not in guessed()
     assert guess(path, ["image", "audio", "video"]) == "audio"

@@ -12,7 +12,7 @@ from support.images import encoded_image, noise_pixels, png_header
 from support.sounds import FORMATS, RATE, encoded_sound, noise
 
 from onepeace.errors import UserError
-from onepeace.processors import PROCESSORS, AudioProcessor, ImageProcessor, guess
+from onepeace.processors import PROCESSORS, guess
 
 PICTURE = encoded_image(noise_pixels(40, 50))
 WAV = encoded_sound(noise(30_000))
@@ -59,20 +59,6 @@ def test_threads_get_the_same_numbers(key, make_files):
         samples = list(pool.map(processor.decode, files * 3))
 
     assert all(map(torch.equal, samples, expected * 3))
-
-
-def test_sample_pictures_are_read(samples):
-    for path in (samples / "images").iterdir():
-        pixels = ImageProcessor().decode(path)
-        assert pixels.shape == (3, 256, 256)
-        assert pixels.std() > 0.1
-
-
-def test_sample_sounds_are_read(samples):
-    for path in (samples / "sounds").iterdir():
-        waveform = AudioProcessor().decode(path)
-        assert RATE <= len(waveform) <= 15 * RATE
-        assert waveform.std() > 0.5
 
 
 # Guessing the modality

@@ -104,14 +104,6 @@ def test_form_of_the_picture_does_not_matter(item):
     assert (levels(item) == levels(PNG)).all()
 
 
-def test_path_is_read_like_its_content(tmp_path):
-    path = tmp_path / "picture.png"
-    path.write_bytes(PNG)
-
-    for item in (path, str(path)):
-        assert (levels(item) == levels(PNG)).all()
-
-
 def test_one_channel_is_grey():
     grey = noise_pixels(8, 8, channels=1)
     expected = levels(np.repeat(grey, 3, axis=2))

@@ -199,22 +199,6 @@ UNKNOWN = "not a sound or video of a known format"
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "empty"),
-        (b"hello " * 100, UNKNOWN),
-        (bytes(5000), UNKNOWN),
-        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", UNKNOWN),
-    ],
-)
-def test_file_that_is_no_video_is_an_error(content, words, tmp_path):
-    path = tmp_path / "text.mp4"
-    path.write_bytes(content)
-
-    assert_refused(load_whole, path, rf"text\.mp4: .*{words}")
-
-
-@pytest.mark.parametrize(
     "playlist",
     ["ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n"],
 )

@@ -73,7 +73,7 @@ SLOW = {
     "sound_events",
     "vggsound",
 }
-"""Those that have a quicker sibling of the same task, here or in tests/train/test_tasks.py."""
+"""Those that have a quicker sibling of the same task."""
 SMALL = [
     "run.workers=0",
     "run.precision=float32",

@@ -220,17 +220,6 @@ def test_steps_during_writing_change_no_checkpoint(disk, tmp_path, device):
     assert not torch.equal(run.tensors()["model.blocks.0.weight"], before["model.blocks.0.weight"])
 
 
-def test_checkpoint_in_writing_is_not_listed(run, disk, tmp_path):
-    run.begin(1)
-
-    assert folders(tmp_path) == []
-    assert not run.checkpoints.has_failed()
-
-    disk.is_free.set()
-    run.checkpoints.wait()
-    assert steps_in(tmp_path) == [1]
-
-
 def test_second_checkpoint_waits_for_first(run, disk, tmp_path):
     run.begin(1)
     second = threading.Thread(target=run.begin, args=(2,))
@@ -317,10 +306,6 @@ def cut(folder):
     os.truncate(path, path.stat().st_size - 100)
 
 
-def empty(folder):
-    part_of(folder).write_bytes(b"")
-
-
 def lose_a_file(folder):
     part_of(folder).unlink()
 
@@ -346,7 +331,6 @@ def add_a_file(folder):
     ("damage", "path", "reason"),
     [
         (cut, "step-00000002/part-00001.safetensors", "damaged"),
-        (empty, "step-00000002/part-00001.safetensors", "damaged"),
         (lose_a_file, "step-00000002/part-00001.safetensors", "cannot be read"),
         (lose_the_header, "step-00000002", "not a complete checkpoint"),
         (change_the_step, "step-00000002", "was changed"),

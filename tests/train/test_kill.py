@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from support.checkpoints import read_newest
 from support.processes import preload
-from support.training import DENOISING, MODEL, assert_same_weights, logged, make_recipe, series, source
+from support.training import DENOISING, MODEL, assert_same_weights, logged, make_recipe, source
 
 from onepeace import cli
 from onepeace.config import write_config
@@ -85,10 +85,6 @@ def recipe_file(tmp_path):
 def assert_same_run(out, whole):
     assert logged(out) == logged(whole)
     assert_same_weights(out / "model", whole / "model")
-
-
-def test_uninterrupted_run_logs_every_step(whole):
-    assert series(whole, "step") == list(range(1, STEPS + 1))
 
 
 # Signals
@@ -379,7 +375,7 @@ def train_with_bad_steps(small_recipe, tmp_path):
     return train
 
 
-def test_nan_gradient_is_left_out_and_named(poison, train_with_bad_steps, caplog):
+def test_nan_gradient_is_named_and_changes_no_state(poison, train_with_bad_steps, caplog):
     keys = poison(3, 5)
 
     out = train_with_bad_steps(limit=1)
@@ -389,13 +385,7 @@ def test_nan_gradient_is_left_out_and_named(poison, train_with_bad_steps, caplog
         assert f"step {step} is nan" in warning
         assert ", ".join(keys[step - 1]) in warning
     assert [line["step"] for line in logged(out) if "loss" in line] == [1, 2, 4, 6, 7]
-
-
-def test_nan_gradient_changes_no_state(poison, train_with_bad_steps):
-    poison(3, 5)
-
-    saved = read_newest(train_with_bad_steps(limit=1))
-
+    saved = read_newest(out)
     assert {int(state["step"]) for state in saved.optimizer.values()} == {5}
     for tensor in [*saved.model.values(), *saved.ema.values()]:
         assert tensor.isfinite().all()

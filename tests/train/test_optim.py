@@ -166,11 +166,6 @@ def test_wsd_decay_is_a_fifth_of_steps():
     assert ScheduleConfig(steps=10, name="wsd").decay == 2
 
 
-def test_wsd_without_decay_stays_at_peak():
-    schedule = ScheduleConfig(steps=10, name="wsd", decay_steps=0)
-    assert learning_rate(9, 0.8, schedule) == 0.8
-
-
 def test_schedule_of_ones_own(monkeypatch):
     """The inverse square root of Vaswani et al., arXiv 1706.03762."""
     monkeypatch.setitem(SCHEDULES, "inverse_sqrt", lambda step, schedule: (schedule.warmup / step) ** 0.5)

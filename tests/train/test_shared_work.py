@@ -48,15 +48,14 @@ def parts_of(frozen):
     return parts
 
 
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-def test_processes_share_stem_features(root, tmp_path, monkeypatch, parallelism):
+def test_processes_share_stem_features(root, tmp_path, monkeypatch):
     data = {"augment": {"image": {"crop_scale": [0.5, 1.0]}}}
     recipe = stem_recipe(root, tmp_path / "alone", {"image": 2}, data=data)
     write_config(recipe, tmp_path / "recipe.yaml")
     notes = tmp_path / "notes"
     notes.mkdir()
 
-    overrides = [f"run.out={tmp_path / 'shared'}", f"run.parallel={parallelism}"]
+    overrides = [f"run.out={tmp_path / 'shared'}", "run.parallel=fsdp"]
     start(2, train_and_note, tmp_path / "recipe.yaml", overrides, notes)
     monkeypatch.setattr(frozen, "PART", PART)
     trainer.train(recipe)

@@ -106,16 +106,6 @@ def test_pictures_of_clip(tmp_path, pictures):
 
 
 @torch.no_grad()
-def test_texts_of_clip(tmp_path):
-    model = outside_models.clip(tmp_path)
-
-    def encode(text):
-        return model.get_text_features(**tokens(text, 12)).pooler_output
-
-    assert_encodes_alone_and_together(tmp_path, "text", [*TEXTS, LONG], encode)
-
-
-@torch.no_grad()
 def test_texts_of_siglip_have_its_padding(tmp_path):
     model = outside_models.siglip(tmp_path)
 

@@ -4,7 +4,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from support.processes import start
+from support.processes import preload, start
 from torch import nn
 
 from onepeace.data.source import open_sources
@@ -89,7 +89,8 @@ def limit_in_process(soft, hard, count, folder):
     ],
 )
 def test_limit_of_open_files_is_raised(tmp_path, soft, hard, limit):
-    process = get_context("spawn").Process(target=limit_in_process, args=(soft, hard, 2048, tmp_path))
+    preload()
+    process = get_context("forkserver").Process(target=limit_in_process, args=(soft, hard, 2048, tmp_path))
     process.start()
     process.join()
 

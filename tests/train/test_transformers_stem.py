@@ -57,14 +57,6 @@ def test_audio_stem_is_encoder_in_any_batch(tmp_path, architecture):
         assert not together[row, count:].any()
 
 
-def test_audio_stem_counts_as_encoder(tmp_path):
-    save_encoder(tmp_path, "hubert")
-    stem = TransformersStem(24, str(tmp_path))
-
-    assert (stem.hop, stem.receptive_field) == (320, 400)
-    assert stem.token_lengths(400) == 1
-
-
 def audio_recipe(root, out, encoder):
     adapters = {
         "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
