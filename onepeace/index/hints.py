@@ -31,7 +31,9 @@ LOOSE_END = re.compile(r"(?:[\s,;.]|\b(?:but|and|that|which|who|is|are|was|were|
 """What is left at the end of a text when its negation is cut off."""
 
 Vocabulary = Mapping[str, int]
-"""Places of the words that a tokenizer keeps whole, by word; the most frequent ones come first."""
+"""Places of the words that a tokenizer keeps whole, by word; the most frequent ones come first. `INSIDE` for those that
+it keeps inside of longer words alone."""
+INSIDE = -1
 
 
 class Suggestion(NamedTuple):
@@ -51,12 +53,14 @@ class Hints(NamedTuple):
 
 
 def whole_words(tokenizer: Any) -> Vocabulary:
-    """The words that a byte-level tokenizer of the package tokenizers keeps whole, as its vocabulary has them."""
-    vocabulary = {}
+    """The words that a byte-level tokenizer of the package tokenizers keeps whole: " beach", "clip" of paperclip."""
+    vocabulary: dict[str, int] = {}
     for token, place in tokenizer.get_vocab().items():
         word = token.removeprefix(SPACE)
         if word != token and word.isalpha():
             vocabulary[word] = place
+        elif word.isalpha():
+            vocabulary.setdefault(word, INSIDE)
     return vocabulary
 
 
@@ -115,8 +119,9 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _is_looked_up(word: str) -> bool:
-    """Whether a word gets a hint if the tokenizer cuts it: one with a capital letter is taken for a name."""
-    if word != word.lower():
+    """Whether a word gets a hint if the tokenizer cuts it: one with a capital letter is taken for a name, and one with
+    an apostrophe is cut there."""
+    if word != word.lower() or "\u2019" in word:
         return False
     return not word.isascii() or (word.isalpha() and len(word) >= SHORTEST)
 
@@ -161,7 +166,8 @@ def _correction(word: str, vocabulary: Vocabulary) -> str | None:
     inflected = {word + ending for ending in (*ENDINGS, "r", "d")}
     near = []
     for candidate in _one_letter_away(word) - inflected:
-        if candidate in vocabulary and candidate[0] == word[0] and not _is_beginning(candidate, vocabulary):
+        is_word = vocabulary.get(candidate, INSIDE) != INSIDE
+        if is_word and candidate[0] == word[0] and not _is_beginning(candidate, vocabulary):
             near.append(candidate)
     return min(near, key=vocabulary.__getitem__, default=None)
 

@@ -49,6 +49,8 @@ def test_typo_gets_the_word_that_is_meant(hints_of, typed, meant):
         "Marija",
         "Björn",
         "a dog's bowl",
+        "a dog\u2019s bowl",
+        "a hair clip",
         "a dog chases a decoy through a soggy field",
         "",
     ],
