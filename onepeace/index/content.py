@@ -22,7 +22,7 @@ from onepeace.files.regular import open_regular
 from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes
 from onepeace.index.items import Item, is_shard, mtime_of, shard_of, whole_of
 from onepeace.index.sources import Entry, Root, state_of, value_of
-from onepeace.index.tokens import LONGEST_TEXT
+from onepeace.index.words import LONGEST_TEXT
 from onepeace.progress import Progress
 
 Result = TypeVar("Result")

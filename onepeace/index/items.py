@@ -95,7 +95,7 @@ class Span:
 
 
 class Words(NamedTuple):
-    """Texts by whose words a file is found; see tokens.py."""
+    """Texts by whose words a file is found; see words.py."""
 
     name: str = ""
     """Names of the file, without its ending, and of the folders below the indexed one."""

@@ -19,7 +19,7 @@ from onepeace.index.database import Store
 from onepeace.index.items import Item, Span, Words, is_table, whole_of, without_surrogates
 from onepeace.index.reuse import Known
 from onepeace.index.sources import known_roots
-from onepeace.index.tokens import words_of
+from onepeace.index.words import words_of
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder

@@ -11,8 +11,7 @@ from onepeace.index import Index
 from onepeace.index.fields import Condition
 from onepeace.index.filters import compile_condition
 from onepeace.index.items import as_text, name_and_place
-from onepeace.index.tokens import plain, separated
-from onepeace.index.words import quoted
+from onepeace.index.words import plain, quoted, separated
 
 UNITS = {"year": "%Y", "month": "%Y-%m", "day": "%Y-%m-%d"}
 """Periods of a timeline, and their formats in SQLite's strftime."""

@@ -13,8 +13,7 @@ from onepeace.index import Index, Query, check
 from onepeace.index.database import DATABASE, Store, connect
 from onepeace.index.items import Item, Span
 from onepeace.index.match import Scale
-from onepeace.index.tokens import words_of
-from onepeace.index.words import WordSearch, words_of_query
+from onepeace.index.words import WordSearch, words_of, words_of_query
 
 FOLDERS = ["/disk/ann/Pictures"]
 ITEMS = [
