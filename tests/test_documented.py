@@ -27,7 +27,7 @@ from test_layers import ROWS
 from onepeace.cli import COMMANDS, command_parser
 from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.evaluate.protocols.task_metrics import METRICS
-from onepeace.index.fields import FIELDS
+from onepeace.index.filters import FIELDS
 from onepeace.train.recipe import Recipe
 from onepeace.train.schedule import SCHEDULES
 from onepeace.train.terms.registry import TERMS

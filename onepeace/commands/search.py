@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.commands import files, options
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
-from onepeace.index.fields import FIELDS
+from onepeace.index.filters import FIELDS
 
 if TYPE_CHECKING:
     from onepeace.index import Hit, Index, Query, Report, Results
@@ -155,8 +155,7 @@ def _query_of(args: argparse.Namespace) -> "Query":
 
 def _filters_of(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Index.search` that leave files out."""
-    from onepeace.index.fields import kind_of
-    from onepeace.index.filters import short_forms
+    from onepeace.index.filters import kind_of, short_forms
 
     only = []
     if args.only:

@@ -4,7 +4,7 @@
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
     camera = "X100V" and keyword = "beach" and near(48.1, 11.6, 20*km)
 
-Conditions are parsed with Python's ast: names are fields (fields.py), units are constants, and anything else is an
+Conditions are parsed with Python's ast: names are fields, units are constants, and anything else is an
 error with its column. No user text becomes SQL. A field that a file lacks is None (NULL) and satisfies no comparison.
 """
 
@@ -13,21 +13,73 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError, one_line, reason_at
-from onepeace.index.fields import (
-    FIELDS,
-    LENGTHS,
-    POSITION,
-    UNITS,
-    Condition,
-    compile_globs,
-    kind_of,
-    period,
-    suggestion,
-)
+from onepeace.files.globs import Globs
+
+KINDS = {
+    **dict.fromkeys(("image", "images", "picture", "pictures", "photo", "photos"), "image"),
+    **dict.fromkeys(("audio", "audios", "sound", "sounds"), "audio"),
+    **{"text": "text", "texts": "text", "video": "video", "videos": "video"},
+}
+"""Kind of file by name, with synonyms."""
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "s": 1.0, "min": 60.0, "h": 3600.0}
+LENGTHS = {"km": 1e3, "m": 1.0}
+"""Units of the radius of near(...)."""
+PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
+    "%Y": (timedelta(366), {"month": 1, "day": 1}),
+    "%Y-%m": (timedelta(31), {"day": 1}),
+    "%Y-%m-%d": (timedelta(1), {}),
+    "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
+}
+"""Formats of dates -> step from the start of a period into the next, and fields to reset to reach its start."""
+SIMILAR = 0.75
+"""Minimum similarity of a word that is suggested instead of an unknown one."""
+
+
+class Condition(NamedTuple):
+    """SQL over the table `files`, with "?" for its parameters."""
+
+    sql: str
+    params: tuple[Any, ...] = ()
+    type: str = ""
+    """Type of the values of a field: number, date, text, path, kind, label (a text without regard to case), labels (a
+    list of them) or any."""
+
+
+def _tag(name: str, value_type: str) -> Condition:
+    return Condition(f"json_extract(tags, '$.{name}')", (), value_type)
+
+
+FIELDS = {
+    "size": Condition("size", (), "number"),
+    "width": Condition("width", (), "number"),
+    "height": Condition("height", (), "number"),
+    "duration": Condition("duration", (), "number"),
+    "date": Condition("date", (), "date"),
+    "mtime": Condition("mtime_ns / 1e9", (), "date"),
+    "path": Condition("path", (), "path"),
+    "caption": Condition("caption", (), "text"),
+    "kind": Condition("modality", (), "kind"),
+    "camera": _tag("camera", "label"),
+    "make": _tag("make", "label"),
+    "lens": _tag("lens", "label"),
+    "title": _tag("title", "label"),
+    "description": _tag("description", "label"),
+    "artist": _tag("artist", "label"),
+    "album": _tag("album", "label"),
+    "genre": _tag("genre", "label"),
+    "keyword": _tag("keywords", "labels"),
+    "place": _tag("place", "labels"),
+    "rating": _tag("rating", "number"),
+}
+"""Fields by name. A key of a file's metadata is a field too: metadata.NAME."""
+POSITION = "json_extract(tags, '$.latitude'), json_extract(tags, '$.longitude')"
 
 STRING_OR_EQUALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<![=<>!])=(?!=)""")
 DATE = re.compile(r"\b\d{4}-\d\d?(?:-\d\d?)?\b")
@@ -67,7 +119,7 @@ def short_forms(
     Raises:
         UsageError: a condition or a date cannot be parsed.
     """
-    conditions = []
+    conditions: list[str] = []
     if where is not None:
         compile_condition(where)  # alone first, so that errors name columns of the user's text
         conditions.append(f"({where}\n)")
@@ -85,7 +137,7 @@ def short_forms(
 
 @lru_cache(64)
 def compile_condition(where: str) -> Condition:
-    """Compile an expression to a condition; fields.py registers the SQL functions that it calls.
+    """Compile an expression to a condition; `mask.register` adds the SQL functions that it calls.
 
     Raises:
         UsageError: not an expression, or an unknown name, value or operator, with its column.
@@ -314,3 +366,44 @@ def _check_characters(node: ast.expr, text: str) -> None:
 
 def _error(node: ast.expr, what: str) -> UsageError:
     return UsageError(f"where: {ast.unparse(node)!r} at column {node.col_offset + 1} {what}")
+
+
+def kind_of(name: str) -> str:
+    """The kind of file for a name: image, audio, text or video.
+
+    Raises:
+        UsageError: the name is unknown; suggests the nearest one.
+    """
+    kind = KINDS.get(name.lower())
+    if kind is not None:
+        return kind
+    hint = suggestion(name.lower(), KINDS) or f"it can be {', '.join(dict.fromkeys(KINDS.values()))}"
+    raise UsageError(f"{name!r} is not a kind of file; {hint}")
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """A question for the nearest of some words; "" if none is near."""
+    near = get_close_matches(word, list(words), 1, SIMILAR)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def period(text: str) -> tuple[float, float]:
+    """Start of a year, month, day or minute of local time in unix seconds, and the first moment after it.
+
+    Raises:
+        UsageError: not a date, or one outside the range of the system clock.
+    """
+    for layout, (step, first) in PERIODS.items():
+        with suppress(ValueError, OverflowError, OSError):  # the error depends on the platform
+            start = datetime.strptime(text, layout)
+            return start.timestamp(), (start + step).replace(**first).timestamp()
+    raise UsageError(f"{text[:40]!r} is not a date; write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:30")
+
+
+@lru_cache(64)
+def compile_globs(pattern: str) -> Globs:
+    """Compile the pattern of path.match; UserError if it is not exactly one."""
+    globs = Globs([pattern], "path.match")
+    if globs.includes != 1:
+        raise UserError("path.match: empty, a comment, or begins with !; write not path.match(...)")
+    return globs

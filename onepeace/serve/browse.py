@@ -8,8 +8,7 @@ import numpy as np
 
 from onepeace.errors import UserError, printable
 from onepeace.index import Index
-from onepeace.index.fields import Condition
-from onepeace.index.filters import compile_condition
+from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.items import as_text, name_and_place
 from onepeace.index.words import plain, quoted, separated
 

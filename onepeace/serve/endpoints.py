@@ -8,7 +8,7 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.index import Hit, Item, Query
-from onepeace.index.fields import kind_of
+from onepeace.index.filters import kind_of
 from onepeace.serve import media
 from onepeace.serve.requests import (
     ClassifyRequest,

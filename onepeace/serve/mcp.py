@@ -29,8 +29,7 @@ from onepeace.errors import UserError, one_line
 from onepeace.extensions import imported
 from onepeace.files.source import describe
 from onepeace.index import Hit, Index, Item, Query
-from onepeace.index.fields import FIELDS
-from onepeace.index.filters import short_forms
+from onepeace.index.filters import FIELDS, short_forms
 from onepeace.index.items import without_surrogates
 from onepeace.serve import media
 from onepeace.serve.requests import TOP, Refused, first_error

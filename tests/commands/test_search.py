@@ -13,7 +13,7 @@ from onepeace.cli import main
 from onepeace.commands.search import table
 from onepeace.embed import embedder
 from onepeace.index import Hit, Item, Query, Results
-from onepeace.index.fields import FIELDS
+from onepeace.index.filters import FIELDS
 
 QUERY = Query(text="a")
 

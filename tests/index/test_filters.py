@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.errors import UsageError
-from onepeace.index.fields import kind_of, period, register
-from onepeace.index.filters import compile_condition, short_forms
+from onepeace.index.filters import compile_condition, kind_of, period, short_forms
+from onepeace.index.mask import register
 
 COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata", "tags")
 FOLDER = "/photos/ann"
