@@ -36,9 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.index.embed_files import embed_files
+    from onepeace.index.export import check_extension, embed_files
     from onepeace.index.sources import roots_of
-    from onepeace.index.vector_file import check_extension
 
     paths = [path for path in args.paths if path != STDIN]
     lines = _lines_of_stdin() if STDIN in args.paths else iter(())

@@ -195,20 +195,18 @@ class Embedding:
 
     def _inputs(self, entries: Sequence[Entry]) -> Generator[object, None, None]:
         """Yield inputs for the embedder, which are pending then; record items that need no embedding."""
-        with ThreadPoolExecutor(READERS, "onepeace-read") as pool:
-            for start in range(0, len(entries), READ_AHEAD):
-                for reading in pool.map(read_entry, entries[start : start + READ_AHEAD]):
-                    item = reading.item
-                    content = (item.hash, item.modality)
-                    if content in self._contents:
-                        self._copies.append(reading)
-                    elif self._is_settled(item):
-                        self.bar.update()
-                    else:
-                        self._contents.add(content)
-                        video = as_video(item, reading.value, self.recorder.store.modalities)
-                        self._pending.append(Pending(reading, video))
-                        yield video or {item.modality: reading.value}
+        for reading in read_ahead(entries):
+            item = reading.item
+            content = (item.hash, item.modality)
+            if content in self._contents:
+                self._copies.append(reading)
+            elif self._is_settled(item):
+                self.bar.update()
+            else:
+                self._contents.add(content)
+                video = as_video(item, reading.value, self.recorder.store.modalities)
+                self._pending.append(Pending(reading, video))
+                yield video or {item.modality: reading.value}
 
     def _is_settled(self, item: Item) -> bool:
         """Record an item that needs no embedding, as it cannot be read or its content is known; False for others."""
@@ -240,6 +238,13 @@ class Embedding:
             return
         spans, vectors = spans_and_vectors(result.windows, item, video, is_silent=result.is_silent)
         self.recorder.record_vectors(item, spans, vectors, reading.text)
+
+
+def read_ahead(entries: Sequence[Entry]) -> Iterator[Reading]:
+    """Read entries a few at a time, by several threads, in their order."""
+    with ThreadPoolExecutor(READERS, "onepeace-read") as pool:
+        for start in range(0, len(entries), READ_AHEAD):
+            yield from pool.map(read_entry, entries[start : start + READ_AHEAD])
 
 
 def window_options(embedder: "Embedder") -> dict[str, Any]:

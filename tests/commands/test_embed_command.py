@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from support.indexes import content
 
-from onepeace.index import vector_file
+from onepeace.index import export
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_times_are_those_of_an_index(columns, indexed, folder):
 
 def test_texts_come_first_and_are_read_as_they_are_needed(tmp_path, run_model, monkeypatch, model):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(vector_file, "ROW_GROUP", 2)
+    monkeypatch.setattr(export, "ROW_GROUP", 2)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a cat\n\n  a tree\r\n")))
     table = tmp_path / "t.csv"
     table.write_text("caption,n\na river,1\n")

@@ -9,8 +9,7 @@ from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item
-from onepeace.index.export import export
-from onepeace.index.vector_file import write_vectors
+from onepeace.index.export import export, write_vectors
 
 PATHS = ["/a/one.jpg", "/a/line\nbreak \u2028.ogg", "/a/caf\udce9.txt"]
 ITEMS = [
