@@ -7,7 +7,7 @@ of a model never names code.
 import sys
 from collections import UserDict
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -34,6 +34,25 @@ def imported(name: str) -> Any:
     """What a dotted name stands for, such as "package.module.Name"."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)
+
+
+def plugin(address: str, function: str) -> Any:
+    """Function of ``onepeace.plugins.NAME`` for an address NAME:...
+
+    "open_engine" returns an embedder. "open_store" returns a vector database with ``candidates(query, count, code)``:
+    ids of about ``count`` vectors of ``Store.modalities[code]`` that are nearest to a query, or None if it does not
+    answer; ``send``, which updates it from the matrix; and ``close``.
+
+    Raises:
+        UsageError: no module of that name has the function.
+    """
+    name = address.partition(":")[0]
+    module = f"onepeace.plugins.{name}"
+    if name.isidentifier() and find_spec(module):
+        hook = getattr(import_module(module), function, None)
+        if hook is not None:
+            return hook
+    raise UsageError(f"{name!r} is not a plug-in with {function}; see the folder onepeace/plugins")
 
 
 def import_extension(name: str) -> str:

@@ -28,6 +28,8 @@ from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
 DATABASE = "index.sqlite"
 INDEX_FORMAT = "8"
 """Format version on disk; an index of another version is refused."""
+LOCAL = "local"
+"""Value of ``meta["store"]`` if no vector database is used."""
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
@@ -288,7 +290,7 @@ class Store:
             "embed_dim": str(embed_dim),
             "generation": "",
             "removed": "0",
-            "store": "local",
+            "store": LOCAL,
             "created": now.isoformat(timespec="seconds"),
             "id": secrets.token_hex(8),
             **about,

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onepeace.errors import UsageError
+from onepeace.extensions import plugin
 from onepeace.index.content import CHANGES, TRIES, Reading, failed, read_entry
 from onepeace.index.identity import Model, is_name
 from onepeace.index.items import Item, Span, without_surrogates
-from onepeace.index.plugin import plugin
-from onepeace.index.record import Recorder, Report
-from onepeace.index.reuse import Elsewhere
+from onepeace.index.record import Elsewhere, Recorder, Report
 from onepeace.index.scan import may_work_now, modalities_of
 from onepeace.index.sources import Entry
 from onepeace.index.video import Video

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.extensions import plugin
 from onepeace.files.walk import Unreadable
 from onepeace.index.banks import Banks, banks_of
-from onepeace.index.database import Store
+from onepeace.index.database import LOCAL, Store
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, register, without_files, without_other_spaces
-from onepeace.index.plugin import LOCAL, plugin
 from onepeace.index.query import Query, encode
 from onepeace.index.search import Search, SearchOptions
 from onepeace.index.sources import Root, known_roots

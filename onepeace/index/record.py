@@ -1,23 +1,27 @@
 """Step "write" of a run: counts what happens to each file, and writes the files to the database in transactions.
 
-What was written before an interruption stays, and the same command resumes the run.
+What was written before an interruption stays, and the same command resumes the run. Vectors that other indexes have
+need not be computed again (`Elsewhere`).
 """
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.database import Store
 from onepeace.index.items import Item, Span, Words, is_table, whole_of, without_surrogates
-from onepeace.index.reuse import Known
 from onepeace.index.sources import known_roots
 from onepeace.index.words import words_of
 
@@ -29,6 +33,8 @@ BATCH_VECTORS = 512
 """Limits of a transaction: the most work that is lost if the process is killed."""
 NAMED_FROM = "named_from"
 """Entry of an index for the folders that the names of its files begin at."""
+SAME_VECTORS = ("model_hash", "preprocessing", "modalities")
+"""Metadata that two indexes must have in common for equal files to have equal vectors in them."""
 
 
 @dataclass
@@ -70,14 +76,62 @@ class Report:
         return self.added + self.changed
 
 
-class Row(NamedTuple):
-    """A file that the next transaction writes."""
+class Known(NamedTuple):
+    """A file with its vectors, of this index or another, or one that the next transaction writes."""
 
     item: Item
     spans: Sequence[Span]
     vectors: np.ndarray
     """(len(spans), E) float32."""
-    words: Words = Words()
+    text: str = ""
+    """Beginning of a text file, for the words that find it."""
+
+
+class Elsewhere:
+    """Other indexes whose vectors are made as those of an index; opened when they are first asked, then closed by
+    `close`.
+
+    Args:
+        folders: of indexes; those of other models, and damaged ones, are left out.
+    """
+
+    def __init__(self, store: Store, folders: Sequence[Path]) -> None:
+        self._store = store
+        self._folders = [folder for folder in folders if folder != store.folder]
+
+    def same_file(self, item: Item) -> Known | None:
+        """A file with this path, size, time and kind."""
+        condition = "path = ? AND size = ? AND mtime_ns = ? AND modality = ?"
+        return self._find(condition, (os.fsencode(item.path), item.size, item.mtime_ns, item.modality))
+
+    def same_content(self, item: Item) -> Known | None:
+        """A file with this content and kind."""
+        return self._find("hash = ? AND modality = ?", (item.hash, item.modality))
+
+    def close(self) -> None:
+        for store in self.__dict__.get("_stores", ()):
+            store.close()
+
+    def _find(self, condition: str, parameters: Sequence[Any]) -> Known | None:
+        for store in self._stores:
+            for item in store.items(f"problem IS NULL AND {condition}", parameters):
+                spans, vectors = store.vectors_of(item.id)
+                words = store.words([item.id])
+                if spans and words:  # else it was removed just now
+                    return Known(item, spans, vectors, words[item.id].text)
+        return None
+
+    @cached_property
+    def _stores(self) -> list[Store]:
+        stores = []
+        for folder in self._folders:
+            with suppress(UserError):
+                other = Store(folder)
+                if all(other.meta[key] == self._store.meta[key] for key in SAME_VECTORS):
+                    stores.append(other)
+                else:
+                    other.close()
+        return stores
 
 
 class Recorder:
@@ -96,7 +150,7 @@ class Recorder:
         roots = known_roots(store).values()
         self._folders = [root.path for root in roots if root.type == "folder"]
         self.num_copies: Counter[bytes | None] = Counter()
-        self._waiting: list[Row] = []
+        self._waiting: list[Known] = []
         self._last_write = time.monotonic()
 
     def renew_names(self) -> None:
@@ -137,7 +191,7 @@ class Recorder:
         if item.note is not None:
             self.report.noted += 1
         self.report.vectors += len(vectors)
-        self._add(Row(item, spans, vectors, words_of(item, self._folders, text)))
+        self._add(Known(item, spans, vectors, text))
 
     def record_copy(self, item: Item, original: Item) -> None:
         """A file with the content of a file of the index, which may be itself with another time."""
@@ -146,7 +200,7 @@ class Recorder:
             self.record_problem(item, original.problem)
         elif original.path == item.path:
             self.report.unchanged += 1
-            self._add_as(item, self._known(original))
+            self._add(self._known(original)._replace(item=item))
         else:
             self.record_known(item, self._known(original))
 
@@ -154,7 +208,7 @@ class Recorder:
         """A file whose vectors are those of a file with the same content."""
         self.report.copied += 1
         self.num_copies[item.hash] += 1
-        self._add_as(item, known)
+        self._add(known._replace(item=item))
 
     def record_unchanged(self, previous: Item, item: Item) -> None:
         """A file that is as it was, though its caption and other columns may have changed."""
@@ -167,7 +221,7 @@ class Recorder:
         if described != previous:
             if has_vectors:
                 self.report.recaptioned += 1
-            self._add_as(described, self._known(previous))
+            self._add(self._known(previous)._replace(item=described))
 
     def record_problem(self, item: Item, reason: str) -> None:
         """A file that cannot be embedded. One that could not even be read keeps the vectors that it has."""
@@ -182,32 +236,30 @@ class Recorder:
             return
         if previous is None or replace(previous, id=0) != item:
             no_vectors = np.empty((0, self.store.embed_dim), np.float32)
-            self._add(Row(item, [], no_vectors))
+            self._add(Known(item, [], no_vectors))
 
     def flush(self) -> None:
         """Write the files that wait, in one transaction."""
-        rows = self._waiting
+        files = self._waiting
         self._waiting = []
-        if rows:
-            files = [(row.item, row.spans) for row in rows]
-            vectors = np.concatenate([row.vectors for row in rows])
-            words = [row.words for row in rows]
+        if files:
+            vectors = np.concatenate([file.vectors for file in files])
             with self.store.transaction():
-                self.store.add(files, vectors, words)
+                self.store.add([(file.item, file.spans) for file in files], vectors, [*map(self._words_of, files)])
         self._last_write = time.monotonic()
+
+    def _words_of(self, file: Known) -> Words:
+        """The words that find a file; none for one that could not be embedded."""
+        return words_of(file.item, self._folders, file.text) if file.item.problem is None else Words()
 
     def _known(self, item: Item) -> Known:
         """A file of the index with its vectors and text."""
         spans, vectors = self.store.vectors_of(item.id)
         return Known(item, spans, vectors, self.store.words([item.id])[item.id].text)
 
-    def _add_as(self, item: Item, known: Known) -> None:
-        """Add a file with the vectors and the text of a file with the same content."""
-        self._add(Row(item, known.spans, known.vectors, words_of(item, self._folders, known.text)))
-
-    def _add(self, row: Row) -> None:
-        self.items[row.item.path] = row.item
-        self._waiting.append(row)
+    def _add(self, file: Known) -> None:
+        self.items[file.item.path] = file.item
+        self._waiting.append(file)
         num_vectors = sum(max(1, len(waiting.spans)) for waiting in self._waiting)
         if num_vectors >= BATCH_VECTORS or time.monotonic() - self._last_write > BATCH_SECONDS:
             self.flush()

@@ -19,8 +19,7 @@ from onepeace.files.source import suffix
 from onepeace.files.walk import Unreadable, walk
 from onepeace.index.database import Store, is_index
 from onepeace.index.items import Item, places_of, whole_of
-from onepeace.index.record import Recorder
-from onepeace.index.reuse import Elsewhere
+from onepeace.index.record import Elsewhere, Recorder
 from onepeace.index.sources import PARTS, Entry, Root, entry_of_file, modalities_by_suffix, read_rows, read_shard
 
 MANY = 10
