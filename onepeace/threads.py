@@ -4,7 +4,7 @@ torch splits each operator over OpenMP's threads, which spin while they wait for
 busy, one of them has to wait for its core in every operator, while the cores of the others are wasted. Therefore:
 
 - encoding computes as many batches at once as torch uses threads, each batch in one thread that does not split its
-  operators (`Computing`);
+  operators (`compute_ahead`);
 - training, where a step is one batch, splits operators, and the command line lets waiting threads sleep
   (`sleep_while_waiting`).
 """
@@ -13,12 +13,12 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
-from typing import TYPE_CHECKING, Generic, TypeVar
+from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,46 @@ def _decode_here(
         yield index, item, decoded
 
 
+def batch_per_worker(batch_size: int, workers: int) -> int:
+    """Items per batch, if all workers together compute about `batch_size` items at once."""
+    return max(-(-batch_size // workers), min(MIN_BATCH, batch_size))
+
+
+def compute_ahead(
+    batches: Iterable[Batch], compute: Callable[[Batch], Result], workers: int, *, splits_single: bool = False
+) -> Generator[tuple[Batch, Result], None, None]:
+    """Yield (batch, compute(batch)) in order, while threads compute up to two further batches per worker.
+
+    `batches` is read lazily, in the caller's thread. An exception of `compute` is raised where its result would be
+    yielded.
+
+    Args:
+        workers: batches computed at once, each in a thread that does not split operators; 1 = in the caller's thread.
+        splits_single: whether a single batch is computed in the caller's thread, which splits operators.
+    """
+    source = iter(batches)
+    first = list(islice(source, 2)) if splits_single and workers > 1 else []
+    batches = chain(first, source)
+    if workers == 1 or len(first) == 1:
+        for batch in batches:
+            yield batch, compute(batch)
+        return
+    pool = ThreadPoolExecutor(workers, "onepeace-compute", initializer=compute_alone)
+    submitted = ((batch, pool.submit(compute, batch)) for batch in batches)
+    waits = True
+    try:
+        pending = deque(islice(submitted, 2 * workers))
+        while pending:
+            pending.extend(islice(submitted, 1))
+            batch, future = pending.popleft()
+            yield batch, future.result()
+    except KeyboardInterrupt:
+        waits = False  # nobody waits for the batches under way, which may take seconds
+        raise
+    finally:
+        pool.shutdown(wait=waits, cancel_futures=True)
+
+
 def compute_alone() -> None:
     """Make the calling thread compute each operator by itself, permanently; for threads of a pool."""
     import torch
@@ -127,56 +167,6 @@ def describe_threads() -> str:
     waiting = {"passive": "sleep while they wait", "active": "spin"}.get(policy, policy)
     count = torch.get_num_threads()
     return f"encoding: {count} batches at once, one thread each; training: {count} threads, which {waiting}"
-
-
-class Computing(Generic[Batch, Result]):
-    """Computes batches in threads and returns results in the order of the batches; leaving its context ends them.
-
-    Args:
-        compute: computes the result of a batch; its exceptions are raised where the result would be returned.
-        workers: batches computed at once, each in a thread that does not split operators; 1 = in the caller's thread.
-        splits_single: whether a single batch is computed in the caller's thread, which splits operators.
-    """
-
-    def __init__(self, compute: Callable[[Batch], Result], workers: int, splits_single: bool = False) -> None:
-        self.workers = workers
-        self._compute = compute
-        self._splits_single = splits_single
-        self._pool = ThreadPoolExecutor(workers, "onepeace-compute", initializer=compute_alone)
-        self._unfinished: deque[tuple[Batch, Future[Result]]] = deque()
-
-    def share(self, batch_size: int) -> int:
-        """Items per batch, if all workers together compute about ``batch_size`` items at once."""
-        return max(-(-batch_size // self.workers), min(MIN_BATCH, batch_size))
-
-    def start(self, batch: Batch) -> list[tuple[Batch, Result]]:
-        """Start a batch; return the oldest results, waiting until at most two batches per worker are unfinished."""
-        if self.workers == 1:
-            return [(batch, self._compute(batch))]
-        self._unfinished.append((batch, self._pool.submit(self._compute, batch)))
-        return list(self._results(2 * self.workers))
-
-    def finish(self, batches: Sequence[Batch] = ()) -> Iterator[tuple[Batch, Result]]:
-        """Compute the last batches and yield all remaining results."""
-        if len(batches) == 1 and not self._unfinished and self._splits_single:
-            yield batches[0], self._compute(batches[0])
-            return
-        for batch in batches:
-            yield from self.start(batch)
-        yield from self._results(0)
-
-    def _results(self, max_unfinished: int) -> Iterator[tuple[Batch, Result]]:
-        """Wait for and yield the oldest results, until at most `max_unfinished` batches are left."""
-        while len(self._unfinished) > max_unfinished:
-            batch, future = self._unfinished.popleft()
-            yield batch, future.result()
-
-    def __enter__(self) -> "Computing[Batch, Result]":
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        # After Ctrl-C nobody waits for the batches under way, which may take seconds.
-        self._pool.shutdown(wait=error is not KeyboardInterrupt, cancel_futures=True)
 
 
 @cache

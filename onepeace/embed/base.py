@@ -1,6 +1,6 @@
 """Model on its device, with the processors of its modalities: what encoding, heat maps and heads compute with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NoReturn, Self, cast
 
 import torch
@@ -12,7 +12,7 @@ from onepeace.errors import UserError
 from onepeace.hub.identity import Identity
 from onepeace.model import INITIAL_SCALE, Embeds, Encoder
 from onepeace.processors.processor import Processor
-from onepeace.threads import Batch, Computing, Result, num_workers
+from onepeace.threads import num_workers
 
 
 class LoadedModel:
@@ -28,6 +28,7 @@ class LoadedModel:
         self.module = module.eval()
         self.processors = dict(processors)
         self._identity = identity
+        self.is_large = count_parameters(cast(nn.Module, module)) >= SMALL
 
     def eval(self) -> "Self":
         """Set the module to evaluation mode, as it is when it is loaded."""
@@ -58,6 +59,11 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    @property
+    def workers(self) -> int:
+        """Number of batches that are computed at once: several on a CPU."""
+        return num_workers(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,8 +121,3 @@ class LoadedModel:
             dtype = self.dtype if name in processor.cast_inputs else None
             inputs[name] = values.to(self.device, dtype)
         return inputs
-
-    def workers(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
-        """A pool that calls `compute` with batches: as many at a time as suit the device, several on a CPU."""
-        is_large = count_parameters(cast(nn.Module, self.module)) >= SMALL
-        return Computing(compute, num_workers(self.device), splits_single=is_large)

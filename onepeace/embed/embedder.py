@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from onepeace.compiling import compile_blocks
@@ -24,7 +25,6 @@ from onepeace.embed.items import check_many
 from onepeace.embed.options import Keywords, Options, names_options, read_options
 from onepeace.embed.predict import Predictor
 from onepeace.embed.tokens import Tokens, token_features
-from onepeace.embed.vectors import unit_rows
 from onepeace.embed.zero_shot import DEFAULT, TEMPLATE, ZeroShotClassifier
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
@@ -167,8 +167,8 @@ class Embedder(LoadedModel):
 
     def similarity(self, a: "ArrayLike | Tensor", b: "ArrayLike | Tensor") -> Tensor:
         """Cosine similarities (n, m) of vectors `a` (n, E) and `b` (m, E)."""
-        left = unit_rows(a, "the first argument of similarity")
-        right = unit_rows(b, "the second argument of similarity", left.shape[1])
+        left = _unit_rows(a, "the first argument of similarity")
+        right = _unit_rows(b, "the second argument of similarity", left.shape[1])
         return left @ right.T
 
     @names_options
@@ -214,7 +214,7 @@ class Embedder(LoadedModel):
             query: any item that `encode` accepts, or a vector (E,) of this model.
         """
         if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
-            vector = unit_rows(query, "the query", self.embed_dim)[0]
+            vector = _unit_rows(query, "the query", self.embed_dim)[0]
             if not vector.any():
                 raise UserError("the query is a vector of zeros, which has no direction")
         else:
@@ -243,3 +243,26 @@ class Embedder(LoadedModel):
         if options.on_error == "skip":
             return collected.vectors, collected.failures
         return collected.vectors
+
+
+def _unit_rows(vectors: object, what: str, width: int | None = None) -> Tensor:
+    """Vectors as unit rows (n, E), float32, on the CPU.
+
+    Args:
+        vectors: numbers (n, E) or (E,), as a tensor, an array or lists.
+        what: their name in messages.
+        width: the E that they must have; None = any.
+
+    Raises:
+        UserError: not numbers, another shape, or numbers that are not finite.
+    """
+    try:
+        rows = torch.atleast_2d(torch.as_tensor(vectors).detach().float().cpu())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} holds no numbers; encode it first: model.encode([...])") from error
+    if rows.ndim != 2 or width not in (None, rows.shape[1]):
+        raise UserError(f"{what} is {tuple(rows.shape)}; give vectors (n, {width or 'E'})")
+    is_wrong = ~rows.isfinite().all(dim=1)
+    if is_wrong.any():
+        raise UserError(f"vector {int(is_wrong.int().argmax())} of {what} has numbers that are not finite")
+    return F.normalize(rows, dim=1)

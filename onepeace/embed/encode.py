@@ -1,4 +1,4 @@
-"""Encoding of many items: decoded ahead in threads, sorted by size block by block, computed, and put in order again.
+"""Encoding of many items: checked, decoded ahead in threads, sorted by size in blocks, computed, put in order again.
 
 `results_of` yields the results one by one, `collect` collects them. Memory is bounded for any number of items.
 """
@@ -6,12 +6,11 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +18,10 @@ from torch import Tensor
 
 from onepeace.device import memory_remedy, remedy_for_nan
 from onepeace.embed.base import LoadedModel
-from onepeace.embed.items import check_many, name_of, parts_of, reason_of
+from onepeace.embed.items import CompositeItem, Part, Piece, check_many, name_of, parts_of, reason_of
 from onepeace.embed.options import Options
-from onepeace.embed.parts import CompositeItem, Part
 from onepeace.errors import UserError
-from onepeace.files.source import NamedBytes, describe, is_open_file, read_bytes
-from onepeace.threads import MIN_BATCH, Computing, decode_ahead
-
-if TYPE_CHECKING:
-    from tqdm.auto import tqdm
+from onepeace.threads import MIN_BATCH, batch_per_worker, compute_ahead, decode_ahead
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +31,6 @@ LONG_ITEMS_AHEAD = 8
 """Items decoded ahead when long sounds are cut into windows; it bounds memory."""
 WINDOWS_AHEAD = 16
 """Windows of a sound decoded ahead."""
-
-Piece = tuple[float, float, Tensor]
-"""Start second, end second and decoded values; 0 and 0 for an item without a duration."""
 
 
 class Windows(NamedTuple):
@@ -75,134 +66,6 @@ class Embedded:
         return None if self.error is None else reason_of(self.name, self.error)
 
 
-class Collected(NamedTuple):
-    """The results of many items."""
-
-    vectors: Tensor
-    """(n, E), of the items that succeeded."""
-    modalities: list[str]
-    """Their modalities."""
-    failures: list[Embedded]
-    """The items that failed, unless the first of them is raised."""
-
-
-def collect(embedder: LoadedModel, items: Iterable[object], options: Options) -> Collected:
-    """Encode all items; see `Embedder.encode`."""
-    vectors: list[Tensor] = []
-    modalities: list[str] = []
-    failures: list[Embedded] = []
-    with closing(results_of(embedder, items, options)) as results:
-        for result in _with_progress_bar(results, items, options):
-            if result.vector is not None:
-                if result.is_silent:
-                    log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
-                vectors.append(result.vector)
-                modalities.append(str(result.modality))
-            elif options.on_error == "raise":
-                raise UserError(f"{result.reason}", where=result.name) from result.error
-            else:
-                failures.append(result)
-    rows = torch.stack(vectors) if vectors else torch.empty(0, embedder.embed_dim)
-    return Collected(rows, modalities, failures)
-
-
-def results_of(embedder: LoadedModel, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
-    """Yield the result of every item in order; see `Embedder.stream`."""
-    if options.modality is not None:
-        embedder.processor(options.modality, projected=True)
-    check_many(items)
-    is_cut = options.long == "windows"
-    ahead = LONG_ITEMS_AHEAD if is_cut else 4 * options.batch_size
-    computing = embedder.workers(partial(_vectors, embedder))
-    with closing(decode_ahead(items, ItemReader(embedder, options), ahead=ahead)) as decoded, computing:
-        encoding = _Encoding(computing, partial(_size_of, embedder), options.batch_size, windows=is_cut)
-        for index, item, parts in decoded:
-            yield from encoding.take(Item(index, name_of(index, item), embedder.dtype), parts)
-        yield from encoding.finish()
-
-
-def _size_of(embedder: LoadedModel, sample: "Sample") -> int:
-    return embedder.processors[sample.modality].size(sample.values)
-
-
-def _vectors(embedder: LoadedModel, batch: "list[Sample]") -> Tensor:
-    """The vectors (B, E) of a batch."""
-    modality = batch[0].modality
-    remedy = f"no memory for {len(batch)} {modality} items at once; lower batch_size"
-    with memory_remedy(remedy), torch.inference_mode():
-        inputs = embedder.inputs(modality, [sample.values for sample in batch])
-        outputs = embedder.module({modality: inputs})[modality]
-        vectors = F.normalize(outputs.float().cpu(), dim=1)
-    return vectors.clone()  # outside inference mode, so that the vectors can be used in training
-
-
-def _with_progress_bar(results: Iterable[Embedded], items: Iterable[object], options: Options) -> "tqdm[Embedded]":
-    """The results, with the progress bar that the options ask for."""
-    from tqdm.auto import tqdm
-
-    disable = None  # unless stderr is a terminal
-    delay = 1
-    if options.progress is not None:
-        disable = not options.progress
-        delay = 0
-    return tqdm(
-        results,
-        desc=f"encoding {options.modality or 'items'}",
-        total=len(items) if isinstance(items, Sized) else None,
-        disable=disable,
-        delay=delay,
-        unit="item",
-    )
-
-
-class ItemReader:
-    """Decodes items for an embedder, by the options of a call."""
-
-    def __init__(self, embedder: LoadedModel, options: Options) -> None:
-        self.embedder = embedder
-        self.options = options
-
-    def __call__(self, item: object) -> list[Part]:
-        """The decoded parts of one item."""
-        if isinstance(item, CompositeItem):
-            return item.parts(self.pieces)
-        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
-        return [Part(modality, _ahead(self.pieces(modality, value))) for modality, value in self._values(item)]
-
-    def pieces(self, modality: str, value: object) -> Iterator[Piece]:
-        """The windows of a sound, or the whole value as one piece."""
-        processor = self.embedder.processor(modality, projected=True)
-        value = _content(value)
-        if self.options.long == "truncate":
-            yield 0.0, 0.0, processor.decode(value)
-        else:
-            yield from processor.windows(value, self.options.window, self.options.hop)
-
-    def _values(self, item: object) -> list[tuple[str, object]]:
-        """The modality and value of each part."""
-        if isinstance(item, list):
-            raise UserError("it is a list inside the list of items; give one flat list")
-        item = _content(item)
-        processors = self.embedder.processors
-        modality = self.options.modality
-        if modality is None:
-            return parts_of(item, processors)
-        if isinstance(item, Mapping) and item.keys() & processors.keys():
-            raise UserError(f"it is a dictionary by modality; give it to `encode`, or its {modality} alone")
-        return [(modality, item)]
-
-
-def _content(value: object) -> object:
-    """The bytes of a file that the caller opened; any other value as it is."""
-    return NamedBytes(read_bytes(value), describe(value)) if is_open_file(value) else value
-
-
-def _ahead(pieces: Iterator[Piece]) -> Iterable[Piece]:
-    """The same pieces, of which the first are decoded now."""
-    first = list(islice(pieces, WINDOWS_AHEAD))
-    return chain(first, pieces)
-
-
 class Item:
     """An item that is being encoded: the vectors of its samples, which the model computes in any order."""
 
@@ -218,11 +81,14 @@ class Item:
         self._rows_of_parts: list[slice] = []
         self._num_missing = 1  # one for the end of the item, which has not been seen yet
 
-    def samples(self, parts: Sequence[Part]) -> Iterator["Sample"]:
+    def samples(self, parts: Sequence[Part] | Exception) -> Iterator["Sample"]:
         """Yield every sample of the item that is to be computed.
 
         Pieces may be decoded while they are consumed; an error in one fails the item.
         """
+        if isinstance(parts, Exception):  # it could not be decoded
+            self.error = parts
+            return
         try:
             for part in parts:
                 first_row = len(self._vectors)
@@ -313,70 +179,151 @@ def batches_of(
             yield group[start : start + size]
 
 
-class _Encoding:
-    """Items in order, and their samples, which are sorted by size and computed block by block.
+class Collected(NamedTuple):
+    """The results of many items."""
+
+    vectors: Tensor
+    """(n, E), of the items that succeeded."""
+    modalities: list[str]
+    """Their modalities."""
+    failures: list[Embedded]
+    """The items that failed, unless the first of them is raised."""
+
+
+def collect(embedder: LoadedModel, items: Iterable[object], options: Options) -> Collected:
+    """Encode all items; see `Embedder.encode`."""
+    from tqdm.auto import tqdm
+
+    encoding = Encoding(embedder, options, stops_at_failure=options.on_error == "raise")
+    vectors: list[Tensor] = []
+    modalities: list[str] = []
+    failures: list[Embedded] = []
+    with closing(encoding.results(check_many(items))) as results:
+        for result in tqdm(
+            results,
+            desc=f"encoding {options.modality or 'items'}",
+            total=len(items) if isinstance(items, Sized) else None,
+            disable=None if options.progress is None else not options.progress,  # None: unless stderr is a terminal
+            delay=1 if options.progress is None else 0,
+            unit="item",
+        ):
+            if result.vector is None:
+                failures.append(result)
+                continue
+            if result.is_silent:
+                log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
+            vectors.append(result.vector)
+            modalities.append(str(result.modality))
+    rows = torch.stack(vectors) if vectors else torch.empty(0, embedder.embed_dim)
+    return Collected(rows, modalities, failures)
+
+
+def results_of(embedder: LoadedModel, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
+    """Yield the result of every item in order; see `Embedder.stream`."""
+    yield from Encoding(embedder, options).results(check_many(items))
+
+
+class Encoding:
+    """One call: from items to their results.
 
     Args:
-        computing: computes the (B, E) vectors of a batch.
-        size_of: length of a sample, by which samples are sorted.
-        batch_size: samples that all workers together compute at once.
-        windows: whether results contain the vectors of windows.
+        stops_at_failure: whether the first item that fails is raised, instead of being a result.
     """
 
-    def __init__(
-        self,
-        computing: Computing[list[Sample], Tensor],
-        size_of: Callable[[Sample], int],
-        batch_size: int,
-        *,
-        windows: bool,
-    ) -> None:
-        self._computing = computing
-        self._size_of = size_of
-        self._batch_size = batch_size
-        self._windows = windows
-        self._block_size = BATCHES_PER_BLOCK * batch_size
-        self._block: list[Sample] = []
-        self._block_bytes = 0
-        self._items: deque[Item] = deque()
+    def __init__(self, embedder: LoadedModel, options: Options, *, stops_at_failure: bool = False) -> None:
+        if options.modality is not None:
+            embedder.processor(options.modality, projected=True)
+        self.embedder = embedder
+        self.options = options
+        self.stops_at_failure = stops_at_failure
+        self.is_cut = options.long == "windows"
+        self.waiting: deque[Item] = deque()
+        """Items in order, of which the first is not done."""
 
-    def take(self, item: Item, parts: Sequence[Part] | Exception) -> Iterator[Embedded]:
-        """Take an item, or why it could not be decoded, and yield the results that are available."""
-        self._items.append(item)
-        if isinstance(parts, Exception):
-            item.error = parts
-            parts = []
-        for sample in item.samples(parts):
-            self._block.append(sample)
-            self._block_bytes += sample.values.nbytes
-            # A block is a multiple of the batch size, else batches would be smaller than they can be.
-            is_large = len(self._block) == self._block_size or self._block_bytes >= BLOCK_BYTES
-            if is_large and len(self._block) % self._batch_size == 0:
-                for batch in self._take_block():
-                    yield from self._results(self._computing.start(batch))
-        if len(self._items) > 2 * self._block_size:  # failures, which fill no block, wait behind an item
-            yield from self.finish()
-        yield from self._available()
+    def results(self, items: Iterable[object]) -> Generator[Embedded, None, None]:
+        """Decode, compute, scatter the vectors to their items, and yield the results of the first items when done."""
+        ahead = LONG_ITEMS_AHEAD if self.is_cut else 4 * self.options.batch_size
+        embedder = self.embedder
+        with closing(decode_ahead(items, self._read, ahead=ahead)) as decoded:
+            batches = self._batches(decoded)
+            computing = compute_ahead(batches, self._vectors, embedder.workers, splits_single=embedder.is_large)
+            with closing(computing) as computed:
+                for batch, vectors in computed:
+                    for sample, vector in zip(batch, vectors, strict=True):
+                        sample.item.fill(sample.row, vector)
+                    while self.waiting and self.waiting[0].done:
+                        item = self.waiting.popleft()
+                        self._check(item)
+                        yield item.result(windows=self.is_cut)
 
-    def finish(self) -> Iterator[Embedded]:
-        """Compute all samples, and yield all results."""
-        yield from self._results(self._computing.finish(self._take_block()))
-        yield from self._available()
+    def _read(self, item: object) -> list[Part]:
+        """The decoded parts of one item."""
+        if isinstance(item, CompositeItem):
+            return item.parts(self.pieces)
+        parts = []
+        for modality, value in parts_of(item, self.embedder.processors, self.options.modality):
+            # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
+            pieces = self.pieces(modality, value)
+            first = list(islice(pieces, WINDOWS_AHEAD))
+            parts.append(Part(modality, chain(first, pieces)))
+        return parts
 
-    def _take_block(self) -> list[list[Sample]]:
-        share = self._computing.share(self._batch_size)
-        batches = list(batches_of(self._block, self._size_of, share, self._computing.workers))
-        self._block = []
-        self._block_bytes = 0
-        return batches
+    def pieces(self, modality: str, value: object) -> Iterator[Piece]:
+        """The windows of a sound, or the whole value as one piece."""
+        processor = self.embedder.processor(modality, projected=True)
+        if self.is_cut:
+            yield from processor.windows(value, self.options.window, self.options.hop)
+        else:
+            yield 0.0, 0.0, processor.decode(value)
 
-    def _results(self, computed: Iterable[tuple[list[Sample], Tensor]]) -> Iterator[Embedded]:
-        """Scatter vectors to their items, and yield the results of the first items that are done."""
-        for batch, vectors in computed:
-            for sample, vector in zip(batch, vectors, strict=True):
-                sample.item.fill(sample.row, vector)
-            yield from self._available()
+    def _batches(self, decoded: Iterable[tuple[int, object, list[Part] | Exception]]) -> Iterator[list[Sample]]:
+        """Yield the samples of all items in batches, sorted by size within a block, and `[]` after a failure."""
+        batch_size = self.options.batch_size
+        block_size = BATCHES_PER_BLOCK * batch_size
+        block: list[Sample] = []
+        block_bytes = 0
+        for index, value, parts in decoded:
+            item = Item(index, name_of(index, value), self.embedder.dtype)
+            self.waiting.append(item)
+            for sample in item.samples(parts):
+                block.append(sample)
+                block_bytes += sample.values.nbytes
+                # A block is a multiple of the batch size, else batches would be smaller than they can be.
+                is_large = len(block) == block_size or block_bytes >= BLOCK_BYTES
+                if is_large and len(block) % batch_size == 0:
+                    yield from self._sorted(block)
+                    block = []
+                    block_bytes = 0
+            if item.error is not None:
+                self._check(item)
+                if len(self.waiting) > 2 * block_size:  # failures, which fill no block, wait behind an item
+                    yield from self._sorted(block)
+                    block = []
+                    block_bytes = 0
+                yield []
+        yield from self._sorted(block)
 
-    def _available(self) -> Iterator[Embedded]:
-        while self._items and self._items[0].done:
-            yield self._items.popleft().result(windows=self._windows)
+    def _sorted(self, block: list[Sample]) -> Iterator[list[Sample]]:
+        """The batches of a block."""
+        processors = self.embedder.processors
+        share = batch_per_worker(self.options.batch_size, self.embedder.workers)
+        return batches_of(
+            block, lambda sample: processors[sample.modality].size(sample.values), share, self.embedder.workers
+        )
+
+    def _vectors(self, batch: list[Sample]) -> Iterable[Tensor]:
+        """The vectors (B, E) of a batch."""
+        if not batch:
+            return []
+        modality = batch[0].modality
+        remedy = f"no memory for {len(batch)} {modality} items at once; lower batch_size"
+        with memory_remedy(remedy), torch.inference_mode():
+            inputs = self.embedder.inputs(modality, [sample.values for sample in batch])
+            outputs = self.embedder.module({modality: inputs})[modality]
+            vectors = F.normalize(outputs.float().cpu(), dim=1)
+        return vectors.clone()  # outside inference mode, so that the vectors can be used in training
+
+    def _check(self, item: Item) -> None:
+        """UserError if the item failed and the call stops at failures."""
+        if self.stops_at_failure and item.error is not None:
+            raise UserError(reason_of(item.name, item.error), where=item.name) from item.error

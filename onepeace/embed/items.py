@@ -1,16 +1,44 @@
-"""Items: a path, a value, or a dictionary of several of them by modality."""
+"""Items: a path, a value, several of them in a dictionary by modality, or a `CompositeItem`; their decoded parts."""
 
 import io
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-from onepeace.embed.parts import CompositeItem
 from onepeace.errors import UserError, one_line, reason_at
-from onepeace.files.source import describe
+from onepeace.files.source import NamedBytes, describe, is_open_file, read_bytes
 from onepeace.processors import PROCESSORS, guess
+
+Piece: TypeAlias = tuple[float, float, Tensor]
+"""Start second, end second and decoded values; 0 and 0 for an item without a duration."""
+
+
+class Part(NamedTuple):
+    """One picture, sound or text of an item, decoded."""
+
+    modality: str
+    pieces: Iterable[Piece]
+    """Several for a sound cut into windows, otherwise one."""
+
+
+class CompositeItem:
+    """An item that lists its own parts: a video consists of pictures and a sound."""
+
+    name: str
+    """Name in messages."""
+    copied: tuple[str, ...] = ()
+    """Attributes that are set while the parts are read; if another process reads them, their values are copied back."""
+
+    def parts(self, pieces: Callable[[str, object], Iterable[Piece]]) -> list[Part]:
+        """Everything to embed; each part has at least one piece, and later pieces are decoded as they are consumed.
+
+        Args:
+            pieces: decodes a value of a modality into the pieces of a `Part`.
+        """
+        raise NotImplementedError
 
 
 def check_many(items: object, what: str = "items") -> Iterable:
@@ -30,15 +58,31 @@ def _is_single(items: object) -> bool:
     return isinstance(items, Tensor | np.ndarray) and items.ndim < 4
 
 
-def parts_of(item: object, modalities: Collection[str]) -> list[tuple[str, object]]:
-    """(modality, value) of each part of an item; that of a plain item is guessed, and one of `modalities`."""
+def parts_of(item: object, modalities: Collection[str], modality: str | None = None) -> list[tuple[str, object]]:
+    """(modality, value) of each part of an item; that of a plain item is guessed, and one of `modalities`.
+
+    Args:
+        modality: that of all items, if the caller states it.
+    """
+    if isinstance(item, list):
+        raise UserError("it is a list inside the list of items; give one flat list")
+    if modality is not None:
+        if isinstance(item, Mapping) and item.keys() & modalities:
+            raise UserError(f"it is a dictionary by modality; give it to `encode`, or its {modality} alone")
+        return [(modality, _content(item))]
     values = composed(item)
     if values is None:
-        return [(guess(item, modalities), item)]
+        content = _content(item)
+        return [(guess(content, modalities), content)]
     for key in values:
         if key not in PROCESSORS:
             raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {key!r}")
-    return list(values.items())
+    return [(key, _content(value)) for key, value in values.items()]
+
+
+def _content(value: object) -> object:
+    """The bytes of a file that the caller opened; any other value as it is."""
+    return NamedBytes(read_bytes(value), describe(value)) if is_open_file(value) else value
 
 
 def name_of(index: int, item: object) -> str:

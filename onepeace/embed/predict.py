@@ -19,7 +19,7 @@ from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UsageError, UserError, expect
 from onepeace.processors import ImageProcessor
-from onepeace.threads import decode_ahead
+from onepeace.threads import batch_per_worker, compute_ahead, decode_ahead
 
 CANDIDATE = "{text} answer: {candidate}"
 """Format that joins a question and a candidate answer into one text (released code)."""
@@ -79,15 +79,15 @@ class Predictor:
         Raises:
             UserError: ``items`` is a single item, or no memory for a batch. Errors of items are in their results.
         """
-        computing = self.embedder.workers(self._predict_block)
-        count = computing.share(max(1, batch_size // self.num_views))
-        ahead = 2 * computing.workers * count
-        with closing(decode_ahead(check_many(items), partial(self._read, top=top), ahead=ahead)) as decoded, computing:
-            while block := list(islice(decoded, count)):
-                for _, predictions in computing.start(block):
+        workers = self.embedder.workers
+        count = batch_per_worker(max(1, batch_size // self.num_views), workers)
+        read = partial(self._read, top=top)
+        with closing(decode_ahead(check_many(items), read, ahead=2 * workers * count)) as decoded:
+            blocks = iter(lambda: list(islice(decoded, count)), [])
+            computing = compute_ahead(blocks, self._predict_block, workers, splits_single=self.embedder.is_large)
+            with closing(computing) as computed:
+                for _, predictions in computed:
                     yield from predictions
-            for _, predictions in computing.finish():
-                yield from predictions
 
     def _read(self, item: object, top: int) -> Decoded:
         """The samples of an item, and the context of its result."""

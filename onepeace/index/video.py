@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onepeace.embed.parts import CompositeItem, Part
+from onepeace.embed.items import CompositeItem, Part
 from onepeace.errors import UserError, need, reason_at
 from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames

@@ -15,7 +15,7 @@ from PIL import Image
 from support.embedding import TEXTS, assert_same, varied_texts
 
 from onepeace.embed.encode import Item, Sample, batches_of
-from onepeace.embed.parts import Part
+from onepeace.embed.items import Part
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.threads import decode_ahead
@@ -121,7 +121,7 @@ BROKEN = {"text": "a dog", "smell": 1}
 @pytest.mark.parametrize(
     ("first", "following", "workers", "limit"),
     [
-        (SHORT, SHORT, 1, BLOCK),
+        (SHORT, SHORT, 1, BLOCK + 64),
         (LONG, SHORT, 3, 2 * BLOCK + 2 * 64 + 2 * 3),  # no full batch comes for the first
         (LONG, BROKEN, 3, 2 * BLOCK + 2 * 64 + 2 * 3),
     ],
