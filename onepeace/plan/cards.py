@@ -1,5 +1,7 @@
 """Time of a step on cards that are not here: compute, links and reader, of which the slowest counts.
 
+Compute is that of the products, and then of all other kernels, which are limited by the bytes that they read and write.
+
 Computation, collectives and reading overlap (FSDP gathers the next unit while one computes, DDP reduces buckets during
 the backward pass, workers build batches ahead), so that a step takes at least as long as the slowest of them.
 """
@@ -8,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from onepeace.plan.dry_run import StepCost
+from onepeace.plan.step import StepCost
 
 if TYPE_CHECKING:
     from onepeace.train.recipe import Recipe
 
-UTILISATION = 0.4
-"""Share of a card's peak that computation reaches. torchtitan reports 0.33 to 0.39 of an H100's for Llama 3.1 8B under
-FSDP2 on 8 and on 128 GPUs (benchmarks/llama3_h100_202412_torchtitan.md), and up to 0.58 of an A100's."""
+UTILISATION = 2 / 3
+"""Share of a card's peak that large products reach: about 660 of an H100's 989 TFLOP/s in bfloat16, whose power limit
+keeps it from more."""
 READER_ITEMS = 365
 """Items that one worker of the reader builds per second, photographs with a caption (docs/results/data.md)."""
 RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
@@ -32,6 +34,8 @@ class Card(NamedTuple):
     """Peak without TF32, which torch does not use by default."""
     memory: int
     """Bytes."""
+    bandwidth: float
+    """Of the memory."""
     link: float
     """NVLink, to the other GPUs of the machine."""
     network: float
@@ -40,13 +44,13 @@ class Card(NamedTuple):
 
 CARDS = {
     # NVIDIA's data sheets of the A100 80GB SXM and the DGX A100: one 200 Gb/s adapter for each GPU.
-    "a100": Card("A100 80 GB", bfloat16=312e12, float32=19.5e12, memory=80 * 10**9, link=300e9, network=25e9),
+    "a100": Card("A100 80 GB", 312e12, 19.5e12, memory=80 * 10**9, bandwidth=2.0e12, link=300e9, network=25e9),
     # Data sheets of the H100 SXM and the DGX H100: one 400 Gb/s adapter for each GPU.
-    "h100": Card("H100 SXM", bfloat16=989e12, float32=67e12, memory=80 * 10**9, link=450e9, network=50e9),
+    "h100": Card("H100 SXM", 989e12, 67e12, memory=80 * 10**9, bandwidth=3.35e12, link=450e9, network=50e9),
     # Data sheets of the H200 SXM and the DGX H200.
-    "h200": Card("H200 SXM", bfloat16=989e12, float32=67e12, memory=141 * 10**9, link=450e9, network=50e9),
+    "h200": Card("H200 SXM", 989e12, 67e12, memory=141 * 10**9, bandwidth=4.8e12, link=450e9, network=50e9),
     # Data sheets of the HGX B200 and the DGX B200.
-    "b200": Card("B200 SXM", bfloat16=2250e12, float32=75e12, memory=180 * 10**9, link=900e9, network=50e9),
+    "b200": Card("B200 SXM", 2250e12, 75e12, memory=180 * 10**9, bandwidth=8e12, link=900e9, network=50e9),
 }
 
 
@@ -68,7 +72,7 @@ class StepTime(NamedTuple):
 
 def step_time(cost: StepCost, recipe: "Recipe", processes: int, card: Card) -> StepTime:
     """Estimated time of a step."""
-    compute = 0.0
+    compute = cost.moved / card.bandwidth
     for (_, dtype), flops in cost.flops.items():
         peak = card.float32 if dtype == torch.float32 else card.bfloat16
         compute += flops / (UTILISATION * peak)

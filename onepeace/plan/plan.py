@@ -1,6 +1,6 @@
 """Plan of a run: what a step takes on the GPUs that it would run on, from the recipe alone.
 
-One step of the first process is run without values (dry_run.py), on as many items as that process has, each of maximum
+One step of a process is taken on the meta device (step.py), over as many items as that process has, each of maximum
 size. What is not in it: teachers, losses of task heads (large for those over every pixel), torch.compile, work space of
 kernels and waste of the allocator; `MARGIN` is added for the last two.
 """
@@ -20,15 +20,15 @@ from onepeace.files.cache import cache_folder
 from onepeace.hub.registry import find
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained
-from onepeace.plan import dry_run
 from onepeace.plan.cards import CARDS, Card
-from onepeace.plan.dry_run import StepCost
 from onepeace.plan.objective import synthetic_objective
+from onepeace.plan.step import StepCost, measure_step
 from onepeace.plan.synthetic import largest_items, synthetic_batch
 from onepeace.train import parallel
 from onepeace.train.initial_weights import make_model
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import make_config
+from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe, model_folder
 
 MARGIN = 1.1
@@ -82,22 +82,18 @@ def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], pe
     """
     config = planned_config(recipe)
     try:
-        with dry_run.processes(processes):
-            return _plan(recipe, config, processes, card, per_machine)
+        return _plan(recipe, config, processes, card, per_machine)
     except ValueError as error:  # of a stem, or of an item that is too large
         raise UserError(f"the recipe's model and processors do not fit together: {one_line(error)}") from error
 
 
 def _plan(recipe: Recipe, config: Config, processes: int, card: Card, per_machine: int) -> Plan:
-    """Plan of a recipe in the first of these processes."""
     model = planned_model(recipe, config)
     parameters = count_parameters(model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recipe = _with_sharding(recipe, model, card, min(per_machine, processes))
-    batches = [_share(recipe, config, model, source, processes) for source in recipe.data.modalities]
-    with torch.device("meta"):
-        objective = synthetic_objective(recipe, model, max((batch.keys for batch in batches), key=len))
-    step = dry_run.measure_step(recipe, objective.train(), batches, per_machine)
+    recipe = with_sharding(recipe, model, card, min(per_machine, processes))
+    objective, batches = share_of_step(recipe, config, model, processes)
+    step = measure_step(recipe, objective, batches, processes, per_machine)
     return Plan(recipe=recipe, processes=processes, card=card, parameters=parameters, trained=trained, step=step)
 
 
@@ -127,13 +123,21 @@ def planned_model(recipe: Recipe, config: Config) -> Trained:
     return model
 
 
-def _with_sharding(recipe: Recipe, model: Trained, card: Card, per_machine: int) -> Recipe:
+def with_sharding(recipe: Recipe, model: Trained, card: Card, per_machine: int) -> Recipe:
     """The recipe with what sharding would choose by the machine: processes that share a copy, and kept weights."""
     run = recipe.run
     if run.parallel != "fsdp":
         return recipe
     keep_gathered = parallel.keeps_gathered(model.sharding_units(), run.keep_gathered, card.memory)
     return replace(recipe, run=replace(run, shard=run.shard or per_machine, keep_gathered=keep_gathered))
+
+
+def share_of_step(recipe: Recipe, config: Config, model: Trained, processes: int) -> tuple[Objective, list[Batch]]:
+    """The objective on the meta device, and what a process computes of it in a step."""
+    batches = [_share(recipe, config, model, source, processes) for source in recipe.data.modalities]
+    with torch.device("meta"):
+        objective = synthetic_objective(recipe, model, max((batch.keys for batch in batches), key=len))
+    return objective.train(), batches
 
 
 def _share(recipe: Recipe, config: Config, model: Trained, source: str, processes: int) -> Batch:

@@ -52,6 +52,7 @@ def _traffic_rows(plan: Plan) -> list[tuple[str, str]]:
 def _flops_rows(plan: Plan) -> list[tuple[str, str]]:
     steps = plan.recipe.schedule.steps
     rows = [(f"GFLOP of an item, {source}", f"{flops / 1e9:,.1f}") for source, flops in plan.flops_per_item.items()]
+    rows.append(("GB that other kernels read and write", f"{plan.step.moved / 1e9:,.1f}"))
     rows.append(("PFLOP of a step", f"{plan.flops_per_step / 1e15:.3g}"))
     rows.append((f"EFLOP of {steps} steps", f"{steps * plan.flops_per_step / 1e18:.3g}"))
     return rows
@@ -61,7 +62,7 @@ def _time_rows(plan: Plan) -> list[tuple[str, str]]:
     """Seconds by what takes them on the plan's card, and days of the schedule on every card."""
     steps = plan.recipe.schedule.steps
     time = step_time(plan.step, plan.recipe, plan.processes, plan.card)
-    rows = [(f"seconds of a step, at {UTILISATION:.0%} of the peak", "")]
+    rows = [(f"seconds, products at {UTILISATION:.0%} of the peak", "")]
     for name, seconds in time._asdict().items():
         rows.append((f"  {name}" + ("  <- limits" if name == time.limit else ""), f"{seconds:.3g}"))
     for card in CARDS.values():

@@ -7,7 +7,7 @@ import pytest
 
 from onepeace.finetune.recipe import auto_recipe, fitting_recipe
 from onepeace.finetune.split import SplitSummary
-from onepeace.plan.dry_run import StepCost
+from onepeace.plan.step import StepCost
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def planned(monkeypatch):
     def make_plan(recipe):
         parts.append(recipe.run.grad_cache_chunks)
         memory = Counter(activations=100 if parts[-1] == 1 else 60)
-        return SimpleNamespace(step=StepCost(memory, Counter(), Counter(), 0))
+        return SimpleNamespace(step=StepCost(memory, Counter(), 0, Counter(), 0))
 
     monkeypatch.setattr("onepeace.finetune.recipe.make_plan", make_plan)
     return parts

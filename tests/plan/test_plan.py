@@ -1,4 +1,4 @@
-"""What `onepeace train RECIPE --plan` computes without values, against steps of real tensors and closed forms."""
+"""What `onepeace train RECIPE --plan` estimates, against closed forms; tests/results compares it with the dry run."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,201 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.training import MODEL, terms
+from support.planned import SMALL, contrastive, planned_recipe
+from support.training import MODEL
 from support.training import make_recipe as small_recipe
 
 from onepeace.cli import main
 from onepeace.commands import train
 from onepeace.config import SIZES, Config, ModelConfig, build, write_config
 from onepeace.errors import UserError
-from onepeace.layers.recompute import set_recompute
 from onepeace.model import OnePeace
-from onepeace.plan import dry_run
-from onepeace.plan.cards import CARDS, StepTime, step_time
-from onepeace.plan.dry_run import StepCost
-from onepeace.plan.objective import synthetic_objective
+from onepeace.plan.cards import CARDS, UTILISATION, StepTime, step_time
 from onepeace.plan.plan import make_plan, planned_config
 from onepeace.plan.report import plan_text
-from onepeace.plan.synthetic import item_batch, largest_items, synthetic_batch
-from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
-from onepeace.train import parallel
-from onepeace.train.lora import add_lora_and_freeze
-from onepeace.train.model_config import make_config
-from onepeace.train.recipe import Recipe, read_recipe
-from onepeace.train.setup import build_optimizer
-from onepeace.train.step import Stepper
+from onepeace.plan.step import GpuKernels, Group, Meter, StepCost
+from onepeace.plan.synthetic import item_batch
+from onepeace.train.recipe import read_recipe
 
-CPU = torch.device("cpu")
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = {"dim": 64, "embed_dim": 32, "num_heads": 4, "ffn_dim": 160}
-DENOISING = {"scale": 2.5, "label_smoothing": 0.1}
-TEXT = {"vocab_size": 300, "num_positions": 40, "num_buckets": 8}
-TABLES = "adapters.*.bias_tables.*"
-"""No kernel on a CPU computes their gradient without keeping the scores of attention."""
-STAGES = {
-    "image": {
-        "objective": terms(
-            {
-                "contrastive": {},
-                "denoising/text": DENOISING,
-                "denoising/image": DENOISING,
-                "denoising/text+image": DENOISING,
-            }
-        ),
-        "mask": {
-            "text": {"unit": "word", "unimodal": 0.15, "joint": 0.4},
-            "image": {"unit": "patch", "unimodal": 0.75, "joint": 0.6875},
-        },
-        "freeze": [TABLES],
-    },
-    "audio": {
-        "objective": terms(
-            {
-                "contrastive": {},
-                "denoising/audio": {**DENOISING, "teacher": "joint"},
-                "denoising/text+audio": DENOISING,
-            }
-        ),
-        "mask": {
-            "text": {"unit": "word", "joint": 0.4},
-            "audio": {"unit": "span", "unimodal": 0.55, "joint": 0.45},
-        },
-        "freeze": {
-            "except": [
-                "adapters.audio.[cps]*",
-                "norms.audio.*",
-                "blocks.*.ffn.audio.*",
-                "heads.audio.*",
-                "logit_scale",
-                "decoder.*",
-            ]
-        },
-    },
-}
-ADAPTERS = {
-    "text": TEXT,
-    "image": {"patch_size": 16, "grid": 10, "bias_grid": 10},
-    "audio": {"stem": "wave", "convs": [[24, 10, 5], [24, 8, 8], [24, 8, 8]], "num_buckets": 8, "pos_groups": 4},
-}
-
-
-def planned_recipe(modality, batch=4, depth=1, **run):
-    """Contrast and denoising of texts and another modality."""
-    content = {
-        "model": {
-            **SMALL,
-            "size": "tiny",
-            "depth": depth,
-            "decoder": {"dim": 32, "depth": 1, "num_heads": 2, "ffn_dim": 64},
-            "adapters": ADAPTERS,
-            "modalities": ["text", modality],
-        },
-        "processors": {"text": {"max_tokens": 20}, "image": {"size": 160}, "audio": {"max_seconds": 1}},
-        "data": {"train": [{"shards": "x.tar", "pair": [modality, "text"]}]},
-        "schedule": {"steps": 10},
-        "run": {"out": "x", "batch_size": batch, "precision": "bfloat16", **run},
-        **STAGES[modality],
-    }
-    return build(Recipe, content, "recipe")
-
-
-def contrastive(modality="audio", **fields):
-    """Without masked passes: the fewest operations."""
-    return replace(planned_recipe(modality, **fields), objective=terms({"contrastive": {}}), mask={}, freeze=())
-
 
 # Memory
-
-
-def training_batch(recipe, model, config, processes):
-    """As many items of the largest size as one process has."""
-    (source,) = recipe.data.modalities
-    items = largest_items(config, recipe.data.modalities[source], recipe.batch_size(source) // processes)
-    batch = synthetic_batch(recipe.data, recipe.mask, model.adapters, items)
-    return replace(batch, source=source).split(recipe.run.grad_cache_chunks, model.adapters)
-
-
-def make_stepper(recipe, model, modalities):
-    """The step of a run, as `onepeace.train.trainer` assembles it, but of an objective whose data are made up."""
-    bfloat16 = recipe.run.precision == "bfloat16"
-    objective = synthetic_objective(recipe, model, modalities).train()
-    if objective.sharded:
-        parallel.shard(objective, model.sharding_units(), recipe.run, CPU, bfloat16)
-    average = {}
-    if recipe.run.ema:
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                average[name] = parameter.detach().clone()
-    optimizer = build_optimizer(recipe, objective)
-    stepper = Stepper(recipe, objective, optimizer, average, CPU, bfloat16)
-    stepper.parallelized = objective
-    return stepper
-
-
-def tracker_of(stepper, batch):
-    """Torch's own, which knows what is in memory before a step."""
-    inputs = []
-    for part in batch.parts or [batch]:
-        for tensors in part.inputs.values():
-            inputs += tensors.values()
-    if stepper.objective.sharded:
-        tracker = ShardedTracker(stepper.objective, stepper.optimizer)
-        tracker.track_inputs(tuple(inputs))
-    else:
-        tracker = PeakTracker()
-        tracker.track_external(stepper.objective, stepper.optimizer, *inputs, *stepper.average.values())
-    return tracker
-
-
-def peak_of_real_tensors(recipe, processes):
-    """Over two steps; nothing of the dry run but layers as on a GPU."""
-    config = make_config(recipe)
-    model = OnePeace(config.model)
-    add_lora_and_freeze(model, recipe)
-    set_recompute(model, recipe.run.recompute)
-    batch = training_batch(recipe, model, config, processes)
-    stepper = make_stepper(recipe, model, batch.keys)
-    tracker = tracker_of(stepper, batch)
-    with tracker:
-        for step in (1, 2):
-            stepper(step, [batch], 1e-3)
-            tracker.reset_mod_stats()
-    return tracker.get_tracker_snapshot("peak")[CPU]["Total"]
-
-
-@pytest.fixture
-def attention_of_a_gpu(monkeypatch):
-    """A kernel of the CPU that keeps as little as that of a GPU."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-    def attend(query, key, value, attn_mask=None, scale=None):
-        return kernel(query, key, value, attn_mask=attn_mask, scale=scale)[0]
-
-    monkeypatch.setattr(dry_run, "efficient_attention", attend)
-
-
-@pytest.mark.usefixtures("attention_of_a_gpu")
-@pytest.mark.parametrize(
-    ("modality", "processes", "run"),
-    [
-        ("image", 1, {"precision": "float32", "ema": 0.9}),
-        pytest.param("audio", 1, {"recompute": "blocks", "grad_cache_chunks": 2}, marks=pytest.mark.slow),
-        ("image", 4, {"parallel": "fsdp", "shard": 2, "keep_gathered": True, "batch": 16}),
-        pytest.param(
-            "audio",
-            4,
-            {"parallel": "fsdp", "shard": 4, "keep_gathered": False, "batch": 16},
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_memory_is_that_of_a_step_of_real_tensors(modality, processes, run):
-    planned = planned_recipe(modality, **run)
-    plan = make_plan(planned, processes, per_machine=2)
-    with dry_run.processes(processes), dry_run.as_on_a_gpu():
-        peak = peak_of_real_tensors(planned, processes)
-    assert plan.step.memory.total() == pytest.approx(peak, rel=0.05)
-    assert plan.memory > 1.05 * plan.step.memory.total()
 
 
 @cache
@@ -225,10 +49,10 @@ def test_memory_of_weights_and_optimizer(one_process):
 
 
 def test_memory_of_gradients_of_few_items():
-    """With few items the gradients need more memory than the activations, and thus make the peak."""
+    """With few items the gradients need more memory than the activations, and thus nearly all are there at the peak."""
     small_items = {"image": {"size": 16}, "text": {"max_tokens": 2}}
     plan = make_plan(replace(contrastive("image", batch=1), processors=small_items))
-    assert plan.step.memory["gradients"] == pytest.approx(4 * plan.trained, rel=0.1)
+    assert plan.step.memory["gradients"] == pytest.approx(4 * plan.trained, rel=0.2)
 
 
 def test_memory_of_an_average_and_recomputation(one_process):
@@ -299,7 +123,9 @@ def test_traffic_of_ddp():
     assert plan.step.traffic["allreduce", everybody] == vectors + 4 * plan.trained
 
 
-H100_FLOPS = 0.4 * 989e12
+H100_FLOPS = UTILISATION * 989e12
+OTHER_KERNELS = 0.1
+"""Seconds of kernels that read and write a tenth of what an H100 does in a second."""
 LINKS = 450e9
 NETWORK = 50e9
 
@@ -308,6 +134,7 @@ def time_of_a_step(flops, operation, size, group):
     cost = StepCost(
         memory=Counter(),
         flops=Counter({("audio+text", torch.bfloat16): flops}),
+        moved=335 * 10**9,
         traffic=Counter({(operation, group): size}),
         checkpoint=0,
     )
@@ -321,13 +148,12 @@ def time_of_a_step(flops, operation, size, group):
         (1e12, 1e12, Group(8, 8), "links"),
         (1e12, 1e12, Group(8, 1), "network"),
         (1e12, 1e14, Group(64, 8), "network"),  # eight adapters at once
-        (1e12, 1e6, Group(8, 8), "reader"),
     ],
 )
 def test_slowest_part_limits_a_step(flops, size, group, limit):
     time = time_of_a_step(flops, "allreduce", size, group)
     assert time.limit == limit
-    assert time.compute == pytest.approx(flops / H100_FLOPS)
+    assert time.compute == pytest.approx(flops / H100_FLOPS + OTHER_KERNELS)
     sent = 2 * size * (group.size - 1) / group.size
     if group.size == group.on_machine:
         assert time.links == pytest.approx(sent / LINKS)
@@ -350,52 +176,6 @@ def test_limit_of_equal_parts_is_the_first():
 # Operations
 
 
-def test_flops_do_not_depend_on_processes():
-    alone = make_plan(contrastive(batch=8, parallel="fsdp"), 1)
-    spread = make_plan(contrastive(batch=8, parallel="fsdp"), 4)
-    assert spread.flops_per_step == pytest.approx(alone.flops_per_step, rel=1e-3)
-    assert alone.flops_per_item == {"audio+text": alone.flops_per_step / 8}
-
-
-SFX_STEM = {"stem": "aisfx", "width": 4, "num_buckets": 8, "pos_depth": 1, "pos_groups": 4}
-
-
-def flops_with_views(folder, views):
-    """Operations per item, whose stem is computed in every step, or kept in so many views."""
-    adapters = {"text": TEXT, "audio": SFX_STEM}
-    planned = small_recipe(
-        folder,
-        folder,
-        pair="audio",
-        model={**MODEL, "adapters": adapters, "modalities": list(adapters), "projections": list(adapters)},
-        data={"root": "none", "train": [{"shards": "tones.tar", "pair": ["audio", "text"]}], "stem_views": views},
-        freeze=["adapters.audio.stem.network.*"],
-    )
-    return make_plan(planned).flops_per_item["audio+text"]
-
-
-def sfx_stem_flops(seconds=15):
-    """72 bands from 376 frequencies of the windows, then four pairs of 3x3 convolutions, each pair over a quarter of
-    the places before it and with twice the channels."""
-    windows = 64 * seconds // 3
-    flops = 2 * windows * 376 * 72
-    places = windows * 72
-    before = 1
-    after = 4
-    for _ in range(4):
-        flops += 2 * 9 * places * (before + after) * after
-        places //= 4
-        before = after
-        after *= 2
-    return flops
-
-
-def test_step_over_kept_features_costs_the_transformer_only(tmp_path):
-    live = flops_with_views(tmp_path, {})
-    kept = flops_with_views(tmp_path, {"audio": 2})
-    assert live - kept == pytest.approx(sfx_stem_flops(), rel=0.03)
-
-
 def test_caption_head_is_planned(tmp_path):
     head = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 32, "depth": 1, "num_heads": 2, "ffn_dim": 64}
     model = {**MODEL, "heads": {"caption": head}}
@@ -406,13 +186,13 @@ def test_caption_head_is_planned(tmp_path):
 
 
 def flops_of_a_pass(config, modality, size):
-    counter = OperationCounter(per_machine=1)
-    with torch.device("meta"):  # values do not matter, and drawing them would take most of the time
+    meter = Meter(shards=1)
+    with torch.device("meta"):
         model = OnePeace(config.model).eval()
     inputs = {name: tensor.to("meta") for name, tensor in item_batch(config, modality, size).items()}
-    with torch.no_grad(), counter:
-        model({modality: inputs})
-    return counter.flops.total()
+    with torch.no_grad(), meter:
+        GpuKernels(meter, bfloat16=False).run(model, {modality: inputs})
+    return meter.flops.total()
 
 
 def block_flops(length, dim, ffn_dim):
@@ -432,24 +212,6 @@ def test_flops_of_a_pass_are_those_of_the_closed_form(modality, size, length):
         inner = dim // 4
         flops += 2 * inner * (256 * 48 + 64 * 4 * inner + 16 * 4 * dim)
     assert flops_of_a_pass(config, modality, size) == flops
-
-
-def test_flops_of_sound_are_those_of_the_closed_form():
-    audio = {
-        "stem": "wave",
-        "convs": [[8, 10, 5], [8, 3, 2]],
-        "num_buckets": 8,
-        "pos_depth": 2,
-        "pos_kernel": 5,
-        "pos_groups": 4,
-    }
-    config = Config(ModelConfig(32, 16, 2, 4, 48, adapters={"audio": audio}, projections=("audio",)))
-    frames = 1599  # of a second; 3199 after the first convolution
-    stem = 2 * 8 * (3199 * 10 + frames * 3 * 8) + 2 * frames * 8 * 32
-    positions = 2 * frames * 2 * 5 * 32 * 32 // 4
-    blocks = 2 * block_flops(frames + 1, dim=32, ffn_dim=48)
-    projection = 2 * 32 * 16
-    assert flops_of_a_pass(config, "audio", 1) == stem + positions + blocks + projection
 
 
 # Recipes

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trackers import PeakTracker
 
 from onepeace.files.table import markdown_table
-from onepeace.plan.trackers import PeakTracker
 
 SHORTEST = 0.05
 """Minimum seconds of a turn; shorter calls are repeated."""

@@ -18,9 +18,9 @@ from benchmarks.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.recompute import set_recompute
-from onepeace.plan.dry_run import measure_step
 from onepeace.plan.objective import synthetic_objective
 from onepeace.plan.plan import planned_config, planned_model
+from onepeace.plan.step import measure_step
 from onepeace.plan.synthetic import SAMPLE_RATE, largest_items, synthetic_batch
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import add_lora_and_freeze
@@ -118,7 +118,7 @@ class StepPair:
         recipe = replace(self.recipe, run=run)
         with torch.device("meta"):
             objective = synthetic_objective(recipe, planned_model(recipe, self.config), self.batch.keys)
-        return measure_step(recipe, objective.train(), [self.batch], per_machine=1).flops.total()
+        return measure_step(recipe, objective.train(), [self.batch], processes=1, per_machine=1).flops.total()
 
 
 def bench_train(

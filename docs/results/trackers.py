@@ -1,7 +1,7 @@
 """What one step takes in one process: torch's memory trackers, and a count of FLOPs and of the bytes of collectives."""
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from onepeace.data.batch import Batch
+from onepeace.plan.step import Group, moved_bytes
 
 CATEGORIES = {
     "PARAM": "parameters",
@@ -88,14 +89,6 @@ class ShardedTracker(PeakTracker, FSDPMemTracker):
     """Tracker of a module after ``fully_shard`` and its optimizer."""
 
 
-class Group(NamedTuple):
-    """Processes that take part in a collective."""
-
-    size: int
-    on_machine: int
-    """Number of those on the first machine."""
-
-
 class OperationCounter(TorchDispatchMode):
     """Counts FLOPs and the bytes of collectives.
 
@@ -112,6 +105,8 @@ class OperationCounter(TorchDispatchMode):
         """Name of the sources of the batch that is computed."""
         self.flops: Counter[tuple[str, torch.dtype]] = Counter()
         """FLOPs of matrix products and convolutions by source and dtype, recomputation included."""
+        self.moved = 0
+        """Bytes that all other kernels read and write."""
         self.traffic: Counter[tuple[str, Group]] = Counter()
         """Bytes that are gathered, reduced or scattered, by operation of torch's c10d and group."""
 
@@ -133,6 +128,8 @@ class OperationCounter(TorchDispatchMode):
         flops_of = flop_registry.get(func._overloadpacket)
         if flops_of is not None:
             self.flops[self.source, args[0].dtype] += flops_of(*args, **kwargs, out_val=result)
+        else:
+            self.moved += moved_bytes(func, (args, kwargs), result)
         if func.namespace == "c10d" and func in collective_ops:
             ranks = dist.get_process_group_ranks(CollectiveOp.get_process_group(func, args))
             group = Group(len(ranks), sum(rank < self.per_machine for rank in ranks))

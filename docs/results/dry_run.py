@@ -1,14 +1,16 @@
 """Dry run of a training step on a CPU: the first of any number of processes, without data, weights or a GPU.
 
+`onepeace train --plan` estimates the same (onepeace/plan/step.py); this runs the sharding itself, by private
+interfaces of torch, which any release may change.
+
 The recipe's own objective, sharding, clipping and optimizer run on tensors without values (torch's FakeTensorMode), in
 a process group that answers at once (torch's backend "fake"). Whatever asks a tensor for its value fails here.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -17,9 +19,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from trackers import OperationCounter, PeakTracker, ShardedTracker
 
 from onepeace.data.batch import Batch
-from onepeace.plan.trackers import Group, OperationCounter, PeakTracker, ShardedTracker
+from onepeace.device import count_parameters
+from onepeace.plan.cards import CARDS, Card
+from onepeace.plan.plan import Plan, planned_config, planned_model, share_of_step, with_sharding
+from onepeace.plan.step import Group, StepCost, bytes_of
 from onepeace.train import parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
@@ -29,15 +35,17 @@ from onepeace.train.step import Stepper
 CPU = torch.device("cpu")
 
 
-class StepCost(NamedTuple):
-    """What a step takes in one process; see `OperationCounter`."""
-
-    memory: Counter[str]
-    """Bytes at the peak by category: parameters, gradients, optimizer, gathered weights, activations, other."""
-    flops: Counter[tuple[str, torch.dtype]]
-    traffic: Counter[tuple[str, Group]]
-    checkpoint: int
-    """Bytes of a checkpoint, of all processes together."""
+def make_plan(recipe: Recipe, processes: int = 1, card: Card = CARDS["h100"], per_machine: int = 8) -> Plan:
+    """`onepeace.plan.plan.make_plan`, by a dry run."""
+    config = planned_config(recipe)
+    with as_first_of(processes):
+        model = planned_model(recipe, config)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        parameters = count_parameters(model)
+        recipe = with_sharding(recipe, model, card, min(per_machine, processes))
+        objective, batches = share_of_step(recipe, config, model, processes)
+        step = measure_step(recipe, objective, batches, per_machine)
+    return Plan(recipe=recipe, processes=processes, card=card, parameters=parameters, trained=trained, step=step)
 
 
 def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch], per_machine: int) -> StepCost:
@@ -65,7 +73,7 @@ def measure_step(recipe: Recipe, objective: Objective, batches: Sequence[Batch],
             stepper(1, fake_batches, recipe.optim.lr)
     states = [state for states in stepper.optimizer.state.values() for state in states.values()]
     tensors = [*objective.state_dict().values(), *states, *stepper.average.values()]
-    cost = StepCost(tracker.peak(), counter.flops, counter.traffic, checkpoint=_bytes(tensors))
+    cost = StepCost(tracker.peak(), counter.flops, counter.moved, counter.traffic, checkpoint=bytes_of(tensors))
     if parallel.world_size() > 1 and not objective.sharded:
         _add_ddp(cost, objective, per_machine)
     return cost
@@ -76,13 +84,9 @@ def _to_fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     return FakeTensor(mode, tensor.detach().to("meta"), CPU)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def _add_ddp(cost: StepCost, objective: Objective, per_machine: int) -> None:
     """Add what DDP does in C++, which needs values: it copies all gradients into buckets, and reduces those."""
-    buckets = _bytes(parameter for parameter in objective.parameters() if parameter.requires_grad)
+    buckets = bytes_of(parameter for parameter in objective.parameters() if parameter.requires_grad)
     world_size = parallel.world_size()
     cost.memory["gradients"] += buckets
     cost.traffic["allreduce", Group(world_size, min(world_size, per_machine))] += buckets
@@ -123,7 +127,7 @@ def make_tracker(stepper: Stepper, batches: Sequence[Batch]) -> PeakTracker:
 
 
 @contextmanager
-def processes(count: int) -> Iterator[None]:
+def as_first_of(count: int) -> Iterator[None]:
     """Context in which this process acts as the first of ``count``, although there are no others."""
     if count == 1:
         yield
