@@ -41,6 +41,8 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
 LOGS = ("-wal", "-journal")
 """Those of them that may have content which the database lacks."""
+LEFTOVERS = ".*.onepeace-????????.tmp*"
+"""Names of what a killed run left of files in an index, and of SQLite's own beside them (`files.atomic.marked`)."""
 EXTERNAL = re.compile(
     "permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open|closed|no such module"
 )
@@ -528,7 +530,7 @@ def writing(folder: str | os.PathLike[str], create: bool = False) -> Iterator[Pa
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror or error})", where=target) from error
     with locked(target, patience=0, again=False):
-        for leftover in target.glob(".*.tmp*"):  # partial files of a run that was killed
+        for leftover in target.glob(LEFTOVERS):
             leftover.unlink(missing_ok=True)
         yield target
 

@@ -62,3 +62,14 @@ def test_build_that_failed_at_its_first_write_can_be_repeated(build, words, monk
             build(words)
 
     assert counts(build(words)) == {"added": 6}
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(build, update, words, index):
+    build(words)
+    names = [".vectors-1.bin.onepeace-0123abcd.tmp", ".index.sqlite.onepeace-0123abcd.tmp-journal", ".notes.tmp"]
+    for name in names:
+        (index / name).write_text("left")
+
+    update()
+
+    assert [(index / name).exists() for name in names] == [False, False, True]
