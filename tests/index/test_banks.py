@@ -62,13 +62,6 @@ def test_scores_are_those_of_a_plain_product(banks, vectors, modality, rows, ban
     assert scores.centre == pytest.approx(banks.vectors[bank].mean(axis=0), abs=1e-6)
 
 
-def test_scores_of_what_is_not_there(banks, vectors):
-    banks.add(vectors, MODALITIES)
-
-    assert banks.scores("word", "text") is None
-    assert banks.scores("image", "image") is None
-
-
 def test_scores_go_on_after_they_were_stored(banks, vectors, monkeypatch):
     monkeypatch.setattr("onepeace.index.banks.BLOCK", 7)
     banks.add(vectors[:35], MODALITIES[:35])

@@ -172,18 +172,6 @@ def test_folder_that_vanished_keeps_its_vectors_and_is_named(words, search):
     assert search(words).report.added == 0
 
 
-def test_interrupted_search_resumes(words, search, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("onepeace.index.maintain.finish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            search(words)
-
-    assert search(words).report.unchanged == 4
-
-
 def test_kept_indexes_list_their_roots(words, search):
     part = search(words / "2024", words / "a.txt").folder
     whole = search(words).folder

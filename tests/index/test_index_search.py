@@ -148,12 +148,6 @@ def test_pages_are_parts_of_one_list(fill):
     assert search(index, top=5, offset=60) == ""
 
 
-def test_many_windows_leave_enough_files(fill):
-    index = fill({"long.ogg": FIFTY_WINDOWS, "a.jpg": 72, "b.jpg": 76})
-
-    assert search(index, top=2) == "long.ogg a.jpg"
-
-
 def test_many_windows_or_copies_hide_no_better_file_of_their_modality(fill):
     texts = {f"{number}.txt": 84 for number in range(5)}
     copies = {f"{number}.jpg": 1 for number in range(50)}

@@ -132,18 +132,6 @@ def folder(tmp_path):
     return tmp_path / "files"
 
 
-def test_update_follows_a_video_that_changes(build, update, check_as_new, folder):
-    shutil.copyfile(TWO_SCENES, folder / "a.webm")
-    shutil.copyfile(TWO_SCENES, folder / "b.webm")
-    build(folder)
-    shutil.copyfile(video_of(("red", 3), ("navy", 3)), folder / "b.webm")
-
-    report = update()
-
-    assert (report.changed, report.unchanged) == (1, 1)
-    check_as_new(folder)
-
-
 @pytest.mark.parametrize(
     ("scenes", "times"),
     [
@@ -254,13 +242,6 @@ def test_odd_video_has_vectors_of_what_can_be_read(odd_index, name, modalities):
     assert {modality for modality, *_ in spans_by_name(odd_index)[name]} == modalities
 
 
-def test_odd_video_has_its_length(odd_index):
-    seconds = {name: item.duration for name, item in items_by_name(odd_index).items()}
-
-    assert seconds.pop("no sound.mp4") == pytest.approx(6, abs=0.1)
-    assert [*seconds.values()] == pytest.approx([12] * 5, abs=0.1)
-
-
 @pytest.mark.parametrize(
     ("name", "data", "word"),
     [
@@ -297,12 +278,3 @@ def test_model_of_one_modality_takes_that_of_a_video(build, index, tmp_path, mod
 
     assert {span[0] for span in only_spans(index)} == {modality}
     assert only_item(index).note is None
-
-
-def test_model_of_texts_leaves_videos_out(build, tmp_path):
-    (tmp_path / "note.txt").write_text("words")
-
-    report = build(TWO_SCENES, tmp_path / "note.txt", model=save_random_model(tmp_path / "model", ("text",)))
-
-    assert report.left_out == {"video": 1}
-    assert report.added == 1

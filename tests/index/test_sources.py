@@ -212,14 +212,6 @@ def test_table_that_cannot_be_read_is_a_problem(tree, name, content, word):
     assert len(scanned.entries) == 2
 
 
-def test_time_that_no_database_holds_is_the_last_that_it_does(tree):
-    os.utime(tree / "a.jpg", (13_600_000_000, 13_600_000_000))  # in 2400
-
-    (entry,) = entries_of(tree / "a.jpg").values()
-
-    assert entry.item.mtime_ns == 2**63 - 1
-
-
 def test_samples_of_a_shard(tmp_path):
     members = {
         "p/1.jpg": b"picture",

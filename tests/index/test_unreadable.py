@@ -1,7 +1,6 @@
 """Files that cannot be read: each is kept with its reason, and tried again when that may help."""
 
 import os
-import shutil
 from contextlib import closing
 from dataclasses import replace
 
@@ -34,16 +33,6 @@ def test_broken_files_have_reasons(build, reasons, tmp_path, samples):
     assert reasons().keys() == words.keys()
     for name, word in words.items():
         assert word in reasons()[name]
-
-
-def test_mended_file_is_no_problem(build, update, reasons, words, samples):
-    (words / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    build(words)
-    assert reasons().keys() == {"cut.jpg"}
-    shutil.copyfile(samples / "images" / "dog.jpg", words / "cut.jpg")
-
-    assert update().added == 1
-    assert reasons() == {}
 
 
 def test_file_that_could_not_be_opened_is_tried_again(build, words, monkeypatch):

@@ -235,13 +235,6 @@ def test_files_with_rare_words_come_first(opened):
     assert scores_of_dogs == sorted(scores_of_dogs, reverse=True)
 
 
-def test_search_finds_words_beyond_the_nearest(opened):
-    hits = opened.search("Dog, beach", top=2, collapse=False)
-
-    assert names(hits) == ["dog85", "cat0"]
-    assert [hit.words for hit in hits] == [("Dog", "beach"), ()]
-
-
 def test_search_marks_files_with_some_words(opened):
     hits = opened.search("dog elephant", top=6, collapse=False)
 
