@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onepeace.index.database import is_index
-    from onepeace.index.hits import Hit, Results
     from onepeace.index.index import Index
     from onepeace.index.items import Item
     from onepeace.index.maintain import build, remove, update
     from onepeace.index.query import Query
     from onepeace.index.record import Report
+    from onepeace.index.search import Hit, Results
     from onepeace.index.verify import CheckReport, check
 
 _MODULES = {
-    "CheckReport": "verify", "Hit": "hits", "Index": "index", "Item": "items", "Query": "query", "Report": "record",
-    "Results": "hits", "build": "maintain", "check": "verify", "is_index": "database", "remove": "maintain",
+    "CheckReport": "verify", "Hit": "search", "Index": "index", "Item": "items", "Query": "query", "Report": "record",
+    "Results": "search", "build": "maintain", "check": "verify", "is_index": "database", "remove": "maintain",
     "update": "maintain",
 }  # fmt: skip
 __all__ = [

@@ -18,12 +18,11 @@ from onepeace.index.banks import Banks, banks_of
 from onepeace.index.database import LOCAL, Store
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.hints import Vocabulary, hints, whole_words
-from onepeace.index.hits import Results
 from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, register, without_files, without_other_spaces
-from onepeace.index.query import Query, encode
-from onepeace.index.search import Search, SearchOptions
+from onepeace.index.query import Query, SearchOptions, encode
+from onepeace.index.search import Results, Search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.vectors import Matrix
 from onepeace.index.words import WordSearch

@@ -1,10 +1,11 @@
-"""Queries: texts, pictures, sounds and files of the index, combined by weights into one vector."""
+"""Queries: texts, pictures, sounds and files of the index, combined by weights into one vector; and the
+options of a search."""
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ SHORT = 3
 """Maximum number of words of a text that is treated as a name rather than a sentence."""
 CANCELLED = 1e-3
 """Length of a sum of unit vectors below which the parts cancel out."""
+CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
+"""Values of options."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,34 @@ class Query:
             weight = self.weights.get(name, WITHOUT)
             return QueryPart(field="text", value=value, weight=-weight)
         return QueryPart(field=name, value=value, weight=self.weights.get(name, 1.0))
+
+
+@dataclass(kw_only=True)
+class SearchOptions:
+    """Which hits to show, and in which order; see `Index.search`.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    top: int = 10
+    offset: int = 0
+    sort: str = "match"
+    rank: str = "match"
+    min_match: float | None = None
+    collapse: bool = True
+
+    def __post_init__(self) -> None:
+        are_whole = isinstance(self.top, Integral) and isinstance(self.offset, Integral)
+        if not are_whole or self.top < 1 or self.offset < 0:
+            raise UserError(f"top is {self.top} and offset {self.offset}; give whole numbers from 1 and from 0")
+        self.top = int(self.top)
+        self.offset = int(self.offset)
+        if self.min_match is not None and not 0 <= self.min_match <= 1:
+            raise UserError(f"min_match is {self.min_match}; give a number from 0 to 1")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
 
 
 class QueryPart(NamedTuple):

@@ -1,4 +1,4 @@
-"""The steps from a query vector to a page of hits.
+"""The steps from a query vector to a page of hits, and these as every interface shows them.
 
 `Search` runs them: the nearest rows of each modality -> all of them in one order -> one group for each file and its
 near copies -> the groups of the page -> their files.
@@ -8,33 +8,32 @@ Words are evidence by their rarity. A file that has all words of the query comes
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.errors import UserError
 from onepeace.index.banks import Banks
 from onepeace.index.database import Store
-from onepeace.index.hits import Hit, Results
-from onepeace.index.items import Item
+from onepeace.index.hints import Suggestion
+from onepeace.index.items import Item, as_text
 from onepeace.index.mask import rows_of_files
-from onepeace.index.match import RELEVANT, Scale, level, worth
-from onepeace.index.query import QueryVector
+from onepeace.index.match import RELEVANT, WEAK, WORDS, Scale, level, worth
+from onepeace.index.query import QueryVector, SearchOptions
 from onepeace.index.vectors import Matrix
 from onepeace.index.words import WordSearch
 
+NAMED = "named"
+NOTHING = "nothing relevant found; the nearest are:"
 POOL = 200
 """Number of files that are sorted by date or path together: first the best 200, then the next 200, and so on."""
 VECTORS_PER_HIT = 4
 """Vectors fetched per requested hit, as several may belong to one file."""
 GROWTH = 4
 """Factor by which more vectors are fetched if they were too few."""
-CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
-"""Values of options."""
 ALIKE = 0.997
 """Minimum cosine of two files of one kind to be shown as near copies: different printed pages reach 0.996."""
 SAME = 0.9999
@@ -43,41 +42,119 @@ BLOCK = 256
 """Files compared at once with those ranked above them, to find near copies."""
 
 
-@dataclass(kw_only=True)
-class SearchOptions:
-    """Which hits to show, and in which order; see `Index.search`.
+@dataclass(frozen=True)
+class Hit:
+    """One hit: a file, with its score."""
 
-    Raises:
-        UserError: a value is out of its range.
-    """
-
-    top: int = 10
-    offset: int = 0
-    sort: str = "match"
-    rank: str = "match"
-    min_match: float | None = None
-    collapse: bool = True
-
-    def __post_init__(self) -> None:
-        are_whole = isinstance(self.top, Integral) and isinstance(self.offset, Integral)
-        if not are_whole or self.top < 1 or self.offset < 0:
-            raise UserError(f"top is {self.top} and offset {self.offset}; give whole numbers from 1 and from 0")
-        self.top = int(self.top)
-        self.offset = int(self.offset)
-        if self.min_match is not None and not 0 <= self.min_match <= 1:
-            raise UserError(f"min_match is {self.min_match}; give a number from 0 to 1")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
+    rank: int
+    item: Item
+    modality: str
+    """Modality of the matching vector."""
+    score: float
+    """Cosine of the query and the nearest vector of the file."""
+    match: float | None = None
+    """Share of unrelated queries whose best hit of this kind in this index scores lower (match.py); 1 for a copy of the
+    query. None if hits are ranked by cosine."""
+    named: bool = False
+    """Whether the file comes first because few files have all words of the query, as it has."""
+    lifted: bool = False
+    """Whether the likelihood is one level above the match, as the file has all words of the query, like many."""
+    start: float | None = None
+    end: float | None = None
+    """End of the matching part in seconds, if the file has several vectors."""
+    copies: tuple[str, ...] = ()
+    """Paths of near copies, as far as they are among the nearest files (`VECTORS_PER_HIT`)."""
+    words: tuple[str, ...] = ()
+    """Words of the query that the name, the caption or the metadata of the file has; empty if there are none."""
 
     @property
-    def num_ordered(self) -> int:
-        """Number of groups that must be in their final order by match: up to the end of the page, or of its pool."""
-        end = self.offset + self.top
-        if self.sort == "match":
-            return end
-        num_pools = -(-end // POOL)
-        return num_pools * POOL
+    def value(self) -> str:
+        """The match as displayed, with a number if it is likely or possible; or the cosine if there is no match."""
+        if self.match is None:
+            return f"{self.score:.3f}"
+        if self.likelihood in (WEAK, NAMED):
+            return self.likelihood
+        return f"{self.likelihood} {math.floor(100 * self.match) / 100:.2f}"  # rounded up, it could contradict the word
+
+    @property
+    def likelihood(self) -> str | None:
+        """The match as a word: likely, possible or weak, or `NAMED` for a weak file that comes first by its words."""
+        if self.match is None:
+            return None
+        word = WORDS[level(np.array(self.match), self.lifted)]
+        return NAMED if self.named and word == WEAK else word
+
+    @property
+    def at(self) -> str:
+        """Start of the matching part, as 1:15 or 1:01:15; "" for the whole file."""
+        if self.start is None:
+            return ""
+        minutes, seconds = divmod(int(self.start), 60)
+        if minutes < 60:
+            return f"{minutes}:{seconds:02}"
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit as a JSON dictionary, the same in every interface."""
+        file_fields = self.item.to_dict()
+        return {
+            "rank": self.rank,
+            "path": file_fields.pop("path"),
+            "kind": file_fields.pop("kind"),
+            "modality": self.modality,
+            "match": self.match,
+            "likelihood": self.likelihood,
+            "named": self.named,
+            "lifted": self.lifted,
+            "score": self.score,
+            "start": self.start,
+            "end": self.end,
+            "words": [*self.words],
+            "copies": [*map(as_text, self.copies)],
+            **file_fields,
+        }
+
+    def __str__(self) -> str:
+        line = f"{self.rank}  {self.value}  {self.item.modality}  {self.item.path}"
+        return f"{line} at {self.at}" if self.at else line
+
+
+@dataclass(frozen=True)
+class Results(Sequence[Hit]):
+    """Hits of a query, best first."""
+
+    hits: tuple[Hit, ...]
+    compared: int
+    """Number of files that passed the filters."""
+    relevant: bool | None = None
+    """Whether a file of any kind that passes the filters has a match of at least `RELEVANT`, or all words of the query;
+    None if hits are ranked by cosine."""
+    hints: tuple[str, ...] = ()
+    """Lines for the user about the query, such as a word that may be misspelt."""
+    suggestion: Suggestion | None = None
+    """The query that the hints propose, if there is one."""
+
+    @property
+    def heading(self) -> str | None:
+        """Line to show above the hits if none is relevant."""
+        return NOTHING if self.relevant is False and self.hits else None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.hits[place]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The results as a JSON dictionary."""
+        return {
+            "hits": [hit.to_dict() for hit in self.hits],
+            "compared": self.compared,
+            "relevant": self.relevant,
+            "heading": self.heading,
+            "hints": [*self.hints],
+            "suggestion": None if self.suggestion is None else self.suggestion._asdict(),
+        }
 
 
 class Nearest(NamedTuple):
@@ -141,6 +218,15 @@ class Search:
         self.are_named = options.rank == "match" and words.are_rare
         """Whether files with all words of the query come first."""
 
+    @property
+    def num_ordered(self) -> int:
+        """Number of groups that must be in their final order by match: up to the end of the page, or of its pool."""
+        end = self.options.offset + self.options.top
+        if self.options.sort == "match":
+            return end
+        num_pools = -(-end // POOL)
+        return num_pools * POOL
+
     def results(self) -> Results:
         """The page of hits, and what they were chosen from."""
         candidates, groups = self._ordered()
@@ -159,7 +245,7 @@ class Search:
         A group has the places among the candidates of the best row of a file, then of its near copies.
         """
         masks = self._masks()
-        needed = self.options.num_ordered
+        needed = self.num_ordered
         count = VECTORS_PER_HIT * needed
         while True:
             nearest = self._nearest(masks, count)
@@ -286,7 +372,7 @@ class Search:
 
     def _page(self, candidates: Candidates, groups: list[list[int]]) -> tuple[Hit, ...]:
         """The hits from `offset` on, `top` of them."""
-        groups = groups[: self.options.num_ordered]
+        groups = groups[: self.num_ordered]
         page = slice(self.options.offset, self.options.offset + self.options.top)
         if self.options.sort == "match":
             groups = groups[page]
