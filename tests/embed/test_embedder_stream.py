@@ -181,25 +181,6 @@ def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
 # Assembly of an item
 
 
-def test_assembly_is_done_when_all_its_rows_are_filled():
-    item = Item(0, "a", torch.float32)
-    waveform = torch.zeros(1)
-    pieces = [(0, 1, waveform), (1, 2, waveform)]
-    first, second = item.samples([Part("audio", pieces)])
-
-    item.fill(second.row, torch.tensor([0.0, 1.0]))
-    assert not item.done
-    item.fill(first.row, torch.tensor([1.0, 0.0]))
-    assert item.done
-
-    result = item.result(windows=True)
-    assert_same(result.vector, [0.5**0.5, 0.5**0.5])
-    assert_same(result.windows.vectors, torch.eye(2))
-    assert result.windows.starts == [0, 1]
-    assert result.windows.ends == [1, 2]
-    assert result.reason is None
-
-
 def broken():
     raise UserError("broken at once")
     yield

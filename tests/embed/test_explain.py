@@ -122,14 +122,6 @@ def test_bundled_model_finds_each_of_three_sounds(tiny, samples):
         assert explanation.unit == "second"
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
-def test_similarity_is_that_of_the_whole_item(model, pictures, sounds, modality):
-    item = {"image": pictures[0], "audio": sounds[0]}[modality]
-    vector, query = model.encode([item, "a dog"])
-
-    assert_same(model.explain(item, "a dog").similarity, vector @ query)
-
-
 @pytest.mark.parametrize(
     "as_array",
     [
@@ -156,17 +148,6 @@ def test_many_tokens_are_encoded_in_parts(model, sounds, monkeypatch):
     assert_same(model.explain(sounds[8], "rain").values, whole.values)
 
 
-def test_long_sound_has_one_time_line(model, long_sound):
-    explanation = model.explain(long_sound, "rain")
-
-    starts, ends = explanation.positions.T
-    assert len(explanation.values) == len(starts)
-    assert (starts[1:] > starts[:-1]).all()
-    assert (ends > starts).all()
-    assert starts[0] == 0
-    assert 4.8 < ends[-1] <= 5
-
-
 def test_windows_of_a_long_sound_are_independent(model, long_sound):
     """A window of this model has two seconds; the query is the vector of the second one."""
     samples, rate = long_sound
@@ -189,14 +170,6 @@ def test_map_of_a_short_sound_ends_with_it(model):
     features = model.features({"audio": sound})["audio"].features
     assert 0 < len(explanation.values) < len(features)
     assert explanation.positions[-1, 1] <= 0.3
-
-
-def test_text_is_explained_by_its_characters(model):
-    explanation = model.explain("a dog in the rain", "rain")
-
-    assert explanation.unit == "character"
-    assert explanation.values.shape == (len(explanation.positions),)
-    assert explanation.positions.max() == len("a dog in the rain")
 
 
 @pytest.mark.parametrize(

@@ -157,11 +157,3 @@ def test_bfloat16_vectors_are_near_float32(model):
     keep = every_other(half, batch)
     for tokens in half.reconstruct(half.stems(batch), keep).values():
         assert tokens.isfinite().all()
-
-
-def test_autocast_vectors_are_near_float32(model):
-    batch = batch_of(model, ITEMS)
-    expected = model(batch)
-
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_near(model(batch), expected)

@@ -116,16 +116,6 @@ def test_ids_of_a_float_type_are_refused(dtype):
 
 
 @torch.no_grad()
-def test_int32_ids_are_the_same_ids():
-    batch = item("text", 1)
-    expected = small_model("text")({"text": batch})
-
-    batch["ids"] = batch["ids"].int()
-
-    assert torch.equal(small_model("text")({"text": batch})["text"], expected["text"])
-
-
-@torch.no_grad()
 def test_lengths_of_padded_ids_are_counted_where_left_out():
     """Padding would be attended to as if it were words."""
     model = small_model("text")
@@ -172,15 +162,3 @@ def test_missing_parts_are_named(bare_model):
         bare_model.reconstruct(bare_model.stems(text), {"text": torch.tensor([[0]])})
     with pytest.raises(ValueError, match="no head"):
         bare_model.predict(text)
-
-
-def test_logit_scale_may_be_left_out(bare_model):
-    assert bare_model.logit_scale is None
-    bare_model.clamp_logit_scale()
-
-
-def test_options_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="'wavelet'; known: wave, mel"):
-        small_model("audio", adapters={"audio": {"stem": "wavelet"}})
-    with pytest.raises(TypeError, match="vocabulary"):
-        small_model("text", adapters={"text": {"vocabulary": 9, "vocab_size": 9}})

@@ -48,13 +48,6 @@ def test_bfloat16_is_near_float32(random_folder, model, items, dtype):
     assert (vectors * model.encode(items)).sum(dim=1).min() > 0.98
 
 
-def test_ids_stay_long_in_every_dtype(random_folder):
-    half = onepeace.load(random_folder, device="cpu", dtype="bfloat16")
-    ids = half.processors["text"].decode("a dog")
-
-    assert half.inputs("text", [ids])["ids"].dtype == torch.int64
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
