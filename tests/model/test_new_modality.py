@@ -22,7 +22,7 @@ from onepeace.cli import main
 from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.layers.position import SequencePositions
 from onepeace.model import ADAPTERS, OnePeace
-from onepeace.processors import PROCESSORS, guess
+from onepeace.processors import PROCESSORS
 from onepeace.train.objective import Objective
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_modality.py"
@@ -128,10 +128,6 @@ def test_contrast_and_denoising_train_it(config):
 def test_example_recognises_new_files(printed):
     num_right, num_files = re.search(r"(\d+) of (\d+) new files", printed).groups()
     assert int(num_right) >= 0.9 * int(num_files)
-
-
-def test_modality_of_a_file_is_guessed(example):
-    assert guess("walk.IMU", dict.fromkeys(PROCESSORS)) == "motion"
 
 
 def test_vectors_do_not_depend_on_batch_mates(model, paths):

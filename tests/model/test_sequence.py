@@ -56,13 +56,6 @@ def test_concat_then_split(parts):
         assert torch.equal(masks[key], part.dense_mask())
 
 
-def test_concat_of_concatenated(parts):
-    nested = TokenSequence.concat([TokenSequence.concat(parts[:2]), parts[2]])
-    whole = TokenSequence.concat(parts)
-    assert nested.spans == whole.spans
-    assert torch.equal(nested.tokens, whole.tokens)
-
-
 def test_concat_without_padding_has_no_mask():
     whole = TokenSequence.concat([sequence("a", 3), sequence("b", 2)])
     assert whole.padding_mask is None
@@ -126,12 +119,6 @@ def test_bias_is_one_broadcast_while_nothing_is_dropped():
     assert attention_bias(sequence("a", 4)).shape == (1, HEADS, 4, 4)
     joint = TokenSequence.concat([sequence("a", 4), sequence("b", 2)])
     assert attention_bias(joint).shape == (1, HEADS, 6, 6)
-
-
-@pytest.mark.parametrize("options", [{"padded": 1}, {"matrices": 2}])
-def test_bias_differs_by_item_where_something_is_dropped(options):
-    bias = attention_bias(sequence("a", 4, **options))
-    assert bias.shape == (2, HEADS, 4, 4)
 
 
 def bias_by_loops(parts):

@@ -147,18 +147,7 @@ def test_trained_bpe_learns_cleaned_words(trained, processor):
     assert trained.decode(ids_of(processor, "Naïve 日本 \x00")[:-1]) == " naïve 日本 \x00"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *CAPTIONS,
-        "naïve café 日本語 😀😃",
-        "1234 bees",
-        "they'll (surely)...",
-        "x" * 90,
-        "",
-    ],
-)
-def test_clip_vocabulary_cuts_like_open_clip(tmp_path, text):
+def test_clip_vocabulary_cuts_like_open_clip(tmp_path):
     from open_clip.tokenizer import SimpleTokenizer
 
     vocabularies.from_open_clip().save(str(tmp_path / "tokenizer.json"))
@@ -166,7 +155,8 @@ def test_clip_vocabulary_cuts_like_open_clip(tmp_path, text):
     clip = SimpleTokenizer()
 
     assert processor.vocab_size == clip.vocab_size - 2 + 4
-    assert [i - 4 for i in ids_of(processor, text)[:-1]] == clip.encode(clean_text(text))
+    for text in (*CAPTIONS, "naïve café 日本語 😀😃", "1234 bees", "they'll (surely)...", "x" * 90, ""):
+        assert [i - 4 for i in ids_of(processor, text)[:-1]] == clip.encode(clean_text(text)), text
 
 
 def test_clip_vocabulary_reads_ids_back():

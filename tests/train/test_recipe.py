@@ -56,12 +56,6 @@ def test_fields_are_typed(full):
     assert recipe.freeze == {"except": ("adapters.audio.*",)}
 
 
-def test_recipe_cannot_be_changed(full):
-    recipe = read_recipe(full)
-    with pytest.raises(AttributeError):
-        recipe.seed = 4
-
-
 def test_overrides_replace_fields(full):
     overrides = [
         "run.batch_size=8",

@@ -105,11 +105,12 @@ def test_refused_run_computes_no_features(stems, tmp_path):
     assert list(stems.folder.iterdir()) == folders
 
 
-@pytest.fixture
-def mixed_run(root, tmp_path):
+@pytest.fixture(scope="module")
+def mixed_run(root, tmp_path_factory):
     """A run whose sounds have three views, each with a second sound mixed in."""
     data = {"augment": {"audio": {"mix": 1.0, "shift": True}}}
-    return Trainer(stem_recipe(root, tmp_path / "mixed", {"audio": 3}, data=data), CPU)
+    out = tmp_path_factory.mktemp("mixed")
+    return Trainer(stem_recipe(root, out, {"audio": 3}, data=data), CPU)
 
 
 def test_views_of_item_differ(mixed_run):
