@@ -21,9 +21,9 @@ from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
 from onepeace.index.banks import CALIBRATION
 from onepeace.index.database import Store
-from onepeace.index.identity import identity
 from onepeace.index.items import Item, Span
 from onepeace.index.maintain import finish
+from onepeace.index.verify import identity
 
 E, BATCH = 256, 10_000
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     need("mcp", "mcp")
     from onepeace.index import Index
-    from onepeace.index.identity import check_model
+    from onepeace.index.verify import check_model
     from onepeace.serve.mcp import run as serve
 
     with Index.open(args.index, model=args.model, device=args.device) as index:

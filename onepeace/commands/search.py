@@ -203,7 +203,7 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
     """The index at `args.paths`, or the updated index of these files and folders; with the files that newly failed, or
     all that failed if it has no others."""
     from onepeace.index import Index
-    from onepeace.index.identity import check_model
+    from onepeace.index.verify import check_model
 
     opening = {"model": args.model, "device": args.device}
     with ExitStack() as stack:

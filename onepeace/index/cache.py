@@ -18,11 +18,11 @@ from onepeace.errors import UsageError, UserError
 from onepeace.files.cache import cache_folder
 from onepeace.files.lock import LOCK, Locked, locked
 from onepeace.index.database import INDEX_FORMAT, Store, is_index, sql_below, writing
-from onepeace.index.identity import identity
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update
 from onepeace.index.record import Report
 from onepeace.index.sources import listed, roots_of
+from onepeace.index.verify import identity
 from onepeace.progress import status
 
 log = logging.getLogger(__name__)

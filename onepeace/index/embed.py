@@ -1,33 +1,38 @@
 """Step "embed" of a run: entries -> readers -> decoder threads -> model -> recorder, in bounded memory.
 
-Each content is embedded once: files that equal one of the index, or of this run, get its vectors.
+Each content is embedded once: files that equal one of the index, or of this run, get its vectors. A long sound has a
+vector for each window, a video one for each picture that differs and for each window of its sound (`Video`).
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from onepeace.errors import UsageError
+from onepeace.embed.items import CompositeItem, Part
+from onepeace.errors import UsageError, UserError, need, reason_at
 from onepeace.extensions import plugin
+from onepeace.files.source import describe
+from onepeace.files.video import STEP, frames
 from onepeace.index.content import CHANGES, TRIES, Reading, failed, read_entry
-from onepeace.index.identity import Model, is_name
 from onepeace.index.items import Item, Span, without_surrogates
 from onepeace.index.record import Elsewhere, Recorder, Report
 from onepeace.index.scan import may_work_now, modalities_of
 from onepeace.index.sources import Entry
-from onepeace.index.video import Video
+from onepeace.index.verify import Model, is_name
 from onepeace.progress import Progress, status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from onepeace.embed.embedder import Embedded, Embedder
     from onepeace.embed.encode import Windows
 
@@ -40,6 +45,21 @@ HOP = 5.0
 """Window and hop in seconds; a sound that is longer than the window gets one vector per window."""
 COMPILE_FROM = 5000
 """Number of new files from which a wide model is compiled: this takes 20 s to a minute, and saves a seventh."""
+EVERY = 5.0
+"""Seconds between two pictures of an unchanging scene."""
+STRETCH = 3.0
+"""Factor by which key frames may be farther apart before frames between them are decoded: encoders with a key frame
+every 10 s add others where scenes change."""
+CHANGE = 0.25
+"""Share of the colours that differ in a new scene; pictures that are similar nevertheless are left out later."""
+ALIKE = 0.98
+"""Minimum cosine of successive pictures of which only the first is stored."""
+MOST = 1000
+"""Maximum number of frames embedded per video; in longer videos they are farther apart."""
+PARTS_AHEAD = 16
+"""Pictures, and windows of the sound, decoded ahead."""
+
+Pieces = Iterable[tuple[float, float, "Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,98 @@ def embed_entries(
         for entry in entries:
             recorder.record_problem(failed(entry, CHANGES).item, CHANGES)
             bar.update()
+
+
+class Video(CompositeItem):
+    """Pictures at scene changes and every 5 seconds within a scene, and the windows of the sound.
+
+    Args:
+        value: a path, or the content of a file.
+        modalities: image and audio, or the one of them that the model supports.
+        duration: seconds, if known. A video of more than `MOST` seconds has a picture at most every duration / `MOST`.
+
+    When all parts have been consumed, `troubles` has the errors of the pictures and the sound; the item fails only if
+    neither can be read.
+    """
+
+    copied = ("troubles", "num_pictures")
+
+    def __init__(
+        self,
+        value: str | os.PathLike[str] | bytes,
+        modalities: Sequence[str],
+        duration: float | None = None,
+    ) -> None:
+        self.value = value
+        self.name = describe(value)
+        self.modalities = modalities
+        self.duration = duration
+        self.troubles: list[str] = []
+        self.num_pictures = 0
+
+    def parts(self, pieces: Callable[[str, object], Pieces]) -> list[Part]:
+        need("av", "media")
+        pieces_by_modality = {"image": self._pictures(pieces), "audio": pieces("audio", self.value)}
+        parts = []
+        for modality in self.modalities:
+            readable = self._as_far_as_readable(pieces_by_modality[modality])
+            first_pieces = list(islice(readable, PARTS_AHEAD))
+            if first_pieces:
+                parts.append(Part(modality, chain(first_pieces, readable)))
+        if not parts:
+            raise UserError("; ".join(self.troubles))
+        return parts
+
+    def _pictures(
+        self,
+        pieces: Callable[[str, object], Pieces],
+    ) -> Iterator[tuple[float, float, "Tensor"]]:
+        step = max(STEP, (self.duration or 0.0) / MOST)
+        for frame in frames(self.value, every=max(EVERY, step), change=CHANGE, step=step, stretch=STRETCH):
+            if self.num_pictures == MOST:
+                raise UserError(f"only its first {MOST} pictures are in the index, up to second {frame.time:.0f}")
+            for _, _, sample in pieces("image", frame.image):
+                self.num_pictures += 1
+                yield frame.time, frame.time, sample
+
+    def _as_far_as_readable(self, pieces: Pieces) -> Iterator[tuple[float, float, "Tensor"]]:
+        try:
+            yield from pieces
+        except UserError as error:
+            reason = reason_at(self.name, error)
+            if reason not in self.troubles:  # a file that cannot be opened fails twice
+                self.troubles.append(reason)
+
+    def vectors(self, windows: "Windows", is_silent: bool) -> tuple[list[Span], np.ndarray]:
+        """Spans and vectors to store: those of the pictures that differ from the one before, and those of the windows
+        of the sound, unless it is silent and there are pictures."""
+        vectors = np.asarray(windows.vectors)
+        rows = self._different_pictures(vectors)
+        spans = self._spans_of_pictures([windows.starts[row] for row in rows], windows)
+        if not (is_silent and rows):
+            for row in range(self.num_pictures, len(vectors)):
+                spans.append(Span("audio", windows.starts[row], windows.ends[row]))
+                rows.append(row)
+        return spans, vectors[rows]
+
+    def _different_pictures(self, vectors: np.ndarray) -> list[int]:
+        """Rows of the first of successive similar pictures."""
+        rows: list[int] = []
+        for row in range(self.num_pictures):
+            if not rows or vectors[rows[-1]] @ vectors[row] < ALIKE:
+                rows.append(row)
+        return rows
+
+    def _spans_of_pictures(self, starts: Sequence[float], windows: "Windows") -> list[Span]:
+        """Spans of the pictures that are stored: each lasts until the next one, the last one until the end."""
+        if not starts:
+            return []
+        last_picture = windows.starts[self.num_pictures - 1]
+        ends = [*starts[1:], max(self.duration or 0.0, last_picture)]
+        spans = []
+        for start, end in zip(starts, ends, strict=True):
+            spans.append(Span("image", start, end))
+        return spans
 
 
 class Pending(NamedTuple):

@@ -20,12 +20,11 @@ import numpy as np
 from onepeace.errors import UsageError, UserError, need
 from onepeace.files.atomic import write_atomic
 from onepeace.files.walk import Unreadable
-from onepeace.index.embed import as_video, read_ahead, spans_and_vectors, window_options
+from onepeace.index.embed import Video, as_video, read_ahead, spans_and_vectors, window_options
 from onepeace.index.index import Index
 from onepeace.index.items import Item
 from onepeace.index.scan import modalities_of, scan
 from onepeace.index.sources import Entry, listed, roots_of
-from onepeace.index.video import Video
 from onepeace.progress import Progress
 
 if TYPE_CHECKING:

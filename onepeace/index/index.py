@@ -18,13 +18,13 @@ from onepeace.index.banks import Banks, banks_of
 from onepeace.index.database import LOCAL, Store
 from onepeace.index.filters import Condition, compile_condition
 from onepeace.index.hints import Vocabulary, hints, whole_words
-from onepeace.index.identity import Model, check_model, is_name
 from onepeace.index.items import Item
 from onepeace.index.mask import kinds_of, mask_of, paths_of, register, without_files, without_other_spaces
 from onepeace.index.query import Query, SearchOptions, encode
 from onepeace.index.search import Results, Search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.vectors import Matrix
+from onepeace.index.verify import Model, check_model, is_name
 from onepeace.index.words import WordSearch
 from onepeace.progress import status
 
@@ -141,7 +141,7 @@ class Index:
             self.close()
             self.store = new_store
         matrix = self.__dict__.get("matrix")
-        if matrix is not None and not matrix.is_whole():  # reading past the end of its file would kill the process
+        if matrix is not None and not matrix.mapped.are_whole():  # to read past its end kills the process
             self.drop_cached()
         before = self.store.meta["generation"]
         with self.store.snapshot():

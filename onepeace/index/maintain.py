@@ -16,12 +16,12 @@ from onepeace.extensions import plugin
 from onepeace.index.banks import banks_of, calibration_by_words, read_calibration, undamaged
 from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, is_index, sql_below, writing
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
-from onepeace.index.identity import FOREIGN, Model, check_model, identity, is_name
 from onepeace.index.items import places_of
 from onepeace.index.record import Elsewhere, Recorder, Report
 from onepeace.index.scan import Scan, at_risk, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of
 from onepeace.index.vectors import Matrix, keep, remove_derived, vectors_state
+from onepeace.index.verify import FOREIGN, Model, check_model, identity, is_name
 from onepeace.progress import status
 
 if TYPE_CHECKING:

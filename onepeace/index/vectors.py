@@ -323,10 +323,6 @@ class Matrix:
                 neighbours[modality] = best
         return neighbours
 
-    def is_whole(self) -> bool:
-        """Whether the mapped files still have their full length."""
-        return self.mapped.are_whole()
-
     def listed(self, query: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarray | None:
         """Rows that the lists propose, and all wanted ones of the tail; None without lists.
 

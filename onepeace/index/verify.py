@@ -1,16 +1,102 @@
-"""Checks an index for damage: SQLite's own check, counts, and what is derived from the vectors."""
+"""Checks of an index: that a model is the one that made its vectors, and that nothing of it is damaged."""
 
+import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
 
+from onepeace.errors import UserError
 from onepeace.index.database import Damaged, Store, build_again, failing
 from onepeace.index.vectors import faults
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from onepeace.embed.embedder import Embedder
+
+Model: TypeAlias = Union[str, os.PathLike[str], "Embedder"]
+"""Name of a model (see `onepeace.load`), or a model."""
+FOREIGN = "foreign"
+"""Entry of the metadata of an index whose model cannot be loaded by its name."""
 INCOMPLETE = """problem IS NULL AND id NOT IN (SELECT file FROM vectors) OR id NOT IN (SELECT file FROM words)"""
 """SQL condition for files that lack vectors or words."""
+
+
+def is_name(model: Model) -> "TypeIs[str | os.PathLike[str]]":
+    """Whether a model is given by its name, and not as an object."""
+    return isinstance(model, (str, os.PathLike))
+
+
+def identity(model: Model) -> dict[str, str]:
+    """Name and hash of a model and the version of the preprocessing, which determine its vectors."""
+    from onepeace.hub.identity import identify
+    from onepeace.processors import VERSION
+
+    name, model_hash, is_loadable = identify(model) if is_name(model) else model.identity
+    entries = {"model": name, "model_hash": model_hash, "preprocessing": VERSION}
+    if not is_loadable:
+        entries["model_hash"] = _hash_with_name(name, model_hash)
+        entries[FOREIGN] = "yes"
+    return entries
+
+
+def _hash_with_name(name: str, maker_hash: str) -> str:
+    """Hash of a model whose maker may have given a hash like "1"; it is part of names of files in the cache."""
+    return hashlib.blake2b(f"{name}\0{maker_hash}".encode(), digest_size=8).hexdigest()
+
+
+def check_model(store: Store, model: Model | None = None) -> dict[str, str]:
+    """The `identity` of a model, which must be that of an index.
+
+    Args:
+        model: None = the model of the index, by its name.
+
+    Raises:
+        UserError: the model cannot be found, or the index was built with another model or another version of the
+            preprocessing.
+    """
+    if model is None:
+        model = store.meta["model"]
+        if FOREIGN in store.meta:
+            raise UserError(f"made with an Embedder of your own, {model}; pass it as model=", where=store.folder)
+    try:
+        entries = identity(model)
+    except UserError as error:
+        made_with = f"the index {store.folder} was made with {store.meta['model']}"
+        raise UserError(f"{error}; {made_with}; if that has another name here, give it with --model") from error
+    if entries["model_hash"] != store.meta["model_hash"]:
+        remedy = f"leave out --model; or, to move the index to it: {_command_to_move(store, entries)}"
+        raise _of_another(store, entries, "model_hash", "model", remedy)
+    if entries["preprocessing"] != store.meta["preprocessing"]:
+        remedy = f"embed its files again: {_command_to_move(store, entries)}; or use {store.meta.get('made_by')}"
+        raise _of_another(store, entries, "preprocessing", "preprocessing", remedy)
+    return entries
+
+
+def _command_to_move(store: Store, entries: dict[str, str]) -> str:
+    folder = os.fspath(store.folder)
+    if FOREIGN in entries:
+        return f"build({folder!r}, model=...)"
+    return f"onepeace index build {shlex.quote(folder)} --model {shlex.quote(entries['model'])}"
+
+
+def _of_another(
+    store: Store,
+    entries: dict[str, str],
+    key: str,
+    what: str,
+    remedy: str,
+) -> UserError:
+    made_with = f"{store.meta['model']} ({store.meta[key]})"
+    not_with = f"{entries['model']} ({entries[key]})"
+    return UserError(
+        f"made with another {what}, {made_with}, not {not_with}; vectors of both cannot be compared, so {remedy}",
+        where=store.folder,
+    )
 
 
 @dataclass

@@ -10,8 +10,7 @@ from support.media import H264, TWO_SCENES, media
 from support.random_model import save_random_model
 from support.small_shards import write_tar
 
-from onepeace.index import Index, Query, maintain
-from onepeace.index import video as video_module
+from onepeace.index import Index, Query, embed, maintain
 
 pytest.importorskip("av")
 
@@ -148,8 +147,8 @@ def test_pictures_that_look_the_same_are_one_vector(build, index, scenes, times)
 @pytest.fixture
 def long_video(monkeypatch):
     """32 seconds of which each looks different, in an index of at most 8 pictures of a video."""
-    monkeypatch.setattr(video_module, "ALIKE", 2.0)
-    monkeypatch.setattr(video_module, "MOST", 8)
+    monkeypatch.setattr(embed, "ALIKE", 2.0)
+    monkeypatch.setattr(embed, "MOST", 8)
     colours = [("red", 1), ("lime", 1), ("blue", 1)] * 11
     return video_of(*colours[:32])
 

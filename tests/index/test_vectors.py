@@ -282,8 +282,8 @@ def test_damaged_lists_are_not_used(large, damaged):
 def test_lists_that_are_cut_short_are_noticed_before_they_are_read(large):
     with closing(Store(large)) as store:
         matrix = Matrix(store)
-        assert matrix.is_whole()
+        assert matrix.mapped.are_whole()
         (path,) = large.glob("lists-*")
         path.write_bytes(path.read_bytes()[:-1])
 
-        assert not matrix.is_whole()
+        assert not matrix.mapped.are_whole()
