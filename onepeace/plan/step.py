@@ -147,6 +147,8 @@ class GpuKernels(TorchFunctionMode):
         self.bfloat16 = bfloat16
         self.casts: dict[Tensor, Tensor] = {}
         """Weights in bfloat16, which autocast keeps until the end of the forward pass."""
+        self.last_cast: Any = None
+        """Weak references to an input and its cast, which several products share (`layers.precision.cast_once`)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -161,11 +163,22 @@ class GpuKernels(TorchFunctionMode):
     def _cast(self, dtype: torch.dtype, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        if value.dtype == dtype or not (value.is_leaf and value.requires_grad):
-            return value.to(dtype)
+        if value.dtype == dtype:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return self._cast_once(dtype, value)
         if value not in self.casts:
             self.casts[value] = value.to(dtype)
         return self.casts[value]
+
+    def _cast_once(self, dtype: torch.dtype, value: Tensor) -> Tensor:
+        if self.last_cast is not None and self.last_cast[0]() is value:
+            former = self.last_cast[1]()
+            if former is not None and former.dtype == dtype and former.requires_grad == value.requires_grad:
+                return former
+        cast = value.to(dtype)
+        self.last_cast = (weakref.ref(value), weakref.ref(cast))
+        return cast
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         with self:
