@@ -219,8 +219,10 @@ def banks_of(store: Store) -> Banks:
     """
     last, _, removed = store.meta.get("scored", "").partition("-")
     is_valid = removed == store.meta["removed"]
+    queries = store.blob("calibration")
+    best = store.blob("best") if is_valid else None
     try:
-        banks = Banks.load(store.blob("calibration"), store.blob("best") if is_valid else None)
+        banks = Banks.load(queries, best)
     except UserError as error:
         raise UserError(f"{error}; make it again: onepeace index update {store.folder}", where=store.folder) from error
     has_scores = is_valid and banks.counts.any()

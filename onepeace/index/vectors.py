@@ -64,6 +64,7 @@ BLOCK = 1 << 14
 ROUNDING = 1e-6
 GATHERED = 0.2
 """Share of rows below which gathering them is faster than comparing all."""
+LOST = "%s: not what was written, and not used; searching takes longer; to write it again: onepeace index update %s"
 
 
 class Neighbours(NamedTuple):
@@ -139,7 +140,7 @@ class Files:
             self.rows = content.arrays["rows"].view(ROW)
             self.vectors = content.arrays["vectors"]
         elif self.token:
-            log.warning("%s: not what was written, and not used; searching takes longer", self.path)
+            log.warning(LOST, self.path, store.folder)
 
     def are_whole(self) -> bool:
         """Whether none was cut short while it is mapped; reading past the end of one is a bus error."""
@@ -167,7 +168,7 @@ class Files:
         # FAISS reads beyond the end of a file whose head is damaged; damage elsewhere only costs candidates.
         head = digest_of(self.lists_path, head_bytes(self.vectors.shape[1]))
         if not self._lists_are_whole() or head != self._lists_about["head"]:
-            log.warning("%s: not what was written, and not used; searching takes longer", self.lists_path)
+            log.warning(LOST, self.lists_path, self.lists_path.parent)
             return None
         faiss = _faiss()
         if faiss is None:
