@@ -173,7 +173,8 @@ class RunConfig:
     ema: OpenShare | None = None
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: Count = 1
-    """Number of parts in which a process computes its batch; more parts need less memory, with the same result."""
+    """Number of parts in which a process computes its batch; more parts need less memory, with the same result, which
+    gradient accumulation of a contrastive loss does not have."""
     recompute: Recompute = "ffn"
     """What the backward pass recomputes instead of storing it: blocks, of which only the inputs are stored; ffn, the
     cheap end of FFNs and attention; or none, which needs most memory and is fastest."""
