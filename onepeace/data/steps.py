@@ -50,6 +50,8 @@ class Step:
     """Samples that others have replaced."""
     unreadable: list[Unreadable]
     """Shards that could not be opened or read."""
+    sizes: dict[str, int]
+    """Number of samples in the window of each lane of this process, by "name/lane"."""
 
     def pin_memory(self) -> "Step":
         """The step with batches in page-locked memory; torch's DataLoader calls it."""
@@ -108,6 +110,7 @@ class Steps:
         counts = np.zeros((len(self.sources), 4), np.int64)
         broken: list[Broken] = []
         unreadable: list[Unreadable] = []
+        sizes: dict[str, int] = {}
         for name, reader in self.readers.items():
             reader.release(step)
             batch, drawn = self.builder.batch(name, reader.items(step))
@@ -119,10 +122,11 @@ class Steps:
                 counts[sample.source, 1] += 1
             broken += drawn.broken
             unreadable += drawn.unreadable + reader.take_unreadable()
-            for _, window in reader.windows(step):
+            for lane, window in reader.windows(step):
+                sizes[f"{name}/{lane}"] = len(window)
                 for candidates in window.shards:
                     counts[candidates.source.number, 2:] += (len(candidates), 1)
-        return Step(batches, cursors, counts, broken, unreadable)
+        return Step(batches, cursors, counts, broken, unreadable, sizes)
 
     def open(self, step: int) -> None:
         """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads.
@@ -225,6 +229,7 @@ class Account:
             losses.broken = cursors.get(COUNTS, {}).get(f"{number} broken", 0)
         self._names = [[os.path.basename(shard) for shard in source.shards] for source in steps.sources]
         self._cursors: dict[str, Cursor] = {}
+        self._sizes: dict[str, int] = {}
         self._counts = np.zeros((len(self.losses), 4), np.int64)
         self._unreadable: list[Unreadable] = []
         self._examples: dict[int, str] = {}
@@ -236,6 +241,7 @@ class Account:
     def add(self, step: Step) -> None:
         """Add the next step of this process."""
         self._cursors = step.cursors
+        self._sizes = step.sizes
         self._counts[:, :2] += step.counts[:, :2]
         self._counts[:, 2:] = step.counts[:, 2:]
         self._unreadable += step.unreadable
@@ -251,6 +257,7 @@ class Account:
         return {
             "names": zlib.crc32(repr(self._names).encode()),
             "cursors": self._cursors,
+            "sizes": self._sizes,
             "counts": self._counts.tolist(),
             "unreadable": self._unreadable,
             "examples": self._examples,
@@ -290,7 +297,8 @@ class Account:
 
 
 def _check_agreement(told: Sequence[Mapping[str, Any]]) -> None:
-    """`UserError` if two processes have other shards, or if windows of a lane that they share begin elsewhere."""
+    """`UserError` if two processes have other shards, or if the windows of a lane that they share begin elsewhere or
+    have another number of samples."""
     first_of_lane: dict[str, int] = {}
     for rank, part in enumerate(told):
         differs_from = rank
@@ -298,7 +306,8 @@ def _check_agreement(told: Sequence[Mapping[str, Any]]) -> None:
             differs_from = 0
         for lane, cursor in part["cursors"].items():
             first = first_of_lane.setdefault(lane, rank)
-            if cursor != told[first]["cursors"][lane]:
+            is_same_size = part["sizes"][lane] == told[first]["sizes"][lane]
+            if cursor != told[first]["cursors"][lane] or not is_same_size:
                 differs_from = first
         if differs_from != rank:
             raise UserError(

@@ -3,6 +3,7 @@
 Nothing is trained here; trainer.py takes the steps, and a checkpoint is loaded into these parts afterwards.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
+from onepeace.files.picture import open_picture
 from onepeace.files.source import scheme
 from onepeace.hub.architectures import build_module
 from onepeace.layers.recompute import set_recompute
@@ -148,7 +150,7 @@ def warn_of_small_pictures(sources: Sequence[Source], processors: Mapping[str, P
             processor = processors.get(key)
             if not isinstance(processor, ImageProcessor) or scheme(source.shards[0]):
                 continue
-            sides = [min(size) for size in islice(_picture_sizes(source, key, processor), LOOKED_AT)]
+            sides = [min(size) for size in islice(_picture_sizes(source, key), LOOKED_AT)]
             wanted = min(processor.height, processor.width)
             if sides and max(sides) < wanted:
                 log.warning(
@@ -161,13 +163,14 @@ def warn_of_small_pictures(sources: Sequence[Source], processors: Mapping[str, P
                 )
 
 
-def _picture_sizes(source: Source, key: str, processor: ImageProcessor) -> Iterator[tuple[int, int]]:
+def _picture_sizes(source: Source, key: str) -> Iterator[tuple[int, int]]:
     """Width and height of the pictures of a source that can be read."""
     for sample in source:
         pictures = sample.read(key)
         for picture in pictures if isinstance(pictures, list) else [pictures]:
-            with suppress(UserError):  # it is named when it is drawn
-                yield processor.load(picture).size
+            with suppress(UserError, OSError):  # it is named when it is drawn
+                with open_picture(io.BytesIO(picture), sample.key) as opened:  # its pixels are not read
+                    yield opened.size
 
 
 def build_model(recipe: Recipe, config: Config) -> Trained:

@@ -35,8 +35,7 @@ def test_features_without_augmentation_train_as_items(root, tmp_path):
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The pictures that are decoded from now on, but for the few whose sizes are looked at."""
-    monkeypatch.setattr("onepeace.train.setup.warn_of_small_pictures", lambda sources, processors: None)
+    """The pictures that are decoded from now on."""
     pictures = []
     load = ImageProcessor.load
 
