@@ -3,6 +3,7 @@
 import random
 import shutil
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_index_is_read_on_a_full_disk(index):
     for ending in SIDE_FILES:
         (index / f"{DATABASE}{ending}").unlink(missing_ok=True)
 
-    run_python(READ_ON_A_FULL_DISK, index, cwd=__file__.partition("index")[0])
+    run_python(READ_ON_A_FULL_DISK, index, cwd=Path(__file__).parents[1])
 
 
 OPEN_WHILE_CUT = """

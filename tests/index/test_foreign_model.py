@@ -135,12 +135,6 @@ def test_identity_of_a_model_loaded_in_part(build, update, model, random_folder)
         update(Embedder(model.module, {"text": model.processors["text"]}, model.identity))
 
 
-def test_identity_by_the_maker_or_the_weights():
-    assert foreign(identity=Identity("mine", "1")).identity == ("mine", "1", False)
-    assert foreign().identity == foreign().identity
-    assert foreign().identity != foreign(seed=1).identity
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -198,12 +198,6 @@ def test_no_bank_means_no_match(folder_banks, parts, modality):
     assert z.tolist() == cosines.tolist()
 
 
-def test_no_banks_at_all_mean_no_match():
-    _, matches = Scale(Banks({}), query_of(WORD)).score("image", np.array([0.3]))
-
-    assert matches is None
-
-
 @pytest.mark.parametrize(
     ("match", "is_lifted", "word"),
     [
