@@ -237,7 +237,9 @@ def nothing_in(paths: Sequence[str | os.PathLike[str]], scanned: Scan) -> str:
     if unreadable:
         path, reason = unreadable[0]
         lines.append(f"{len(unreadable)} cannot be read, such as {path}: {reason}")
-    lines += [f"{count} others: {name}" for name, count in scanned.others.most_common(5)]
+    if scanned.others:
+        others = ", ".join(f"{name} {count:,}" for name, count in scanned.others.most_common(5))
+        lines.append(f"others: {others}")
     return "; ".join(lines)
 
 

@@ -204,3 +204,14 @@ def test_build_with_another_model_tells_what_it_loses(run_model, run_index, with
 def test_cached_index_is_not_built_by_name(run_index):
     _, (line,) = run_index("build", indexes_folder() / "tiny.index", code=2)
     assert "a cached index stays with its model" in line
+
+
+def test_what_a_folder_without_usable_files_holds_is_counted(run_index, index, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "a.bin").touch()
+    (others / "b.bin").touch()
+
+    _, err = run_index("build", index, others, code=2)
+
+    assert err[-1].endswith("; others: .bin 2")
