@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from onepeace.train.recipe import Recipe
 
 UTILISATION = 2 / 3
-"""Share of a card's peak that large products reach: about 660 of an H100's 989 TFLOP/s in bfloat16, whose power limit
-keeps it from more."""
+"""Share of a card's peak that products are assumed to reach; a choice, not a measurement, as no GPU was there: with it
+the step of image_text_4b takes about as long as its products and its other kernels take by a separate count."""
 READER_ITEMS = 365
 """Items that one worker of the reader builds per second, photographs with a caption (docs/results/data.md)."""
 RING = {"allgather": 1, "allgather_base": 1, "reduce_scatter_base": 1, "broadcast": 1, "allreduce": 2}
