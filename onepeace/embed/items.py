@@ -3,16 +3,18 @@
 import io
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from onepeace.errors import UserError, one_line, reason_at
 from onepeace.files.source import NamedBytes, describe, is_open_file, read_bytes
 from onepeace.processors import PROCESSORS, guess
 
-Piece: TypeAlias = tuple[float, float, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Piece: TypeAlias = "tuple[float, float, Tensor]"
 """Start second, end second and decoded values; 0 and 0 for an item without a duration."""
 
 
@@ -49,6 +51,8 @@ def check_many(items: object, what: str = "items") -> Iterable:
 
 
 def _is_single(items: object) -> bool:
+    from torch import Tensor  # here: an index is opened without torch
+
     if isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase):
         return True
     if isinstance(items, tuple) and len(items) == 2:  # samples and their rate

@@ -310,7 +310,7 @@ def test_kinetics_keeps_the_videos_as_they_are(prepare):
 
     (path,) = (shards.root / "train/kinetics").glob("*.tar")
     shard = open_shard(str(path))
-    assert shard.index.key(0) == "kinetics_aaaaaaaaaaa_000007_000017"
+    assert shard.key(0) == "kinetics_aaaaaaaaaaa_000007_000017"
     files = content_of(shard.members(0))
     assert files["mp4"] == b"one video"
     assert json.loads(files["json"])["label"] == "air drumming"
