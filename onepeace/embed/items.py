@@ -1,4 +1,7 @@
-"""Items: a path, a value, several of them in a dictionary by modality, or a `CompositeItem`; their decoded parts."""
+"""Items: a path, a value, several of them in a dictionary by modality, or a `CompositeItem`; their decoded parts.
+
+The processors, which need torch, are imported where they are asked: an index is opened without.
+"""
 
 import io
 import os
@@ -9,7 +12,6 @@ import numpy as np
 
 from onepeace.errors import UserError, one_line, reason_at
 from onepeace.files.source import NamedBytes, describe, is_open_file, read_bytes
-from onepeace.processors import PROCESSORS, guess
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +53,7 @@ def check_many(items: object, what: str = "items") -> Iterable:
 
 
 def _is_single(items: object) -> bool:
-    from torch import Tensor  # here: an index is opened without torch
+    from torch import Tensor
 
     if isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase):
         return True
@@ -74,6 +76,8 @@ def parts_of(item: object, modalities: Collection[str], modality: str | None = N
         if isinstance(item, Mapping) and item.keys() & modalities:
             raise UserError(f"it is a dictionary by modality; give it to `encode`, or its {modality} alone")
         return [(modality, _content(item))]
+    from onepeace.processors import PROCESSORS, guess
+
     values = composed(item)
     if values is None:
         content = _content(item)
@@ -114,6 +118,8 @@ def composed(item: object) -> Mapping[str, object] | None:
     """The item if it is a dictionary by modality, else None; {"array": ..., "sampling_rate": ...} is a sound."""
     if not isinstance(item, Mapping) or not item:
         return None
+    from onepeace.processors import PROCESSORS
+
     if any(key in PROCESSORS for key in item):
         return item
     is_value = any(processor.matches(item) for processor in PROCESSORS.values())
