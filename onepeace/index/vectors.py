@@ -324,16 +324,19 @@ class Matrix:
                 neighbours[modality] = best
         return neighbours
 
-    def listed(self, query: np.ndarray, count: int, wanted: np.ndarray) -> np.ndarray | None:
-        """Rows that the lists propose, and all wanted ones of the tail; None without lists.
+    def listed(self, query: np.ndarray, count: int, code: int, allowed: np.ndarray | None) -> np.ndarray | None:
+        """Rows of a modality that the lists propose, and all of them in the tail; None without lists.
 
         Args:
-            wanted: (n,) bool, rows of which the best are asked for.
+            allowed: (n,) bool, rows of which the best are asked for; None = all.
         """
         lists = self.mapped.lists if len(self) >= LARGE else None
         if lists is None:
             return None
         faiss = _faiss()
+        wanted = self.modality == code
+        if allowed is not None:
+            wanted &= allowed
         is_wanted = wanted[: self._num_mapped]
         if self._left is not None:
             is_wanted = np.zeros(len(self.mapped.rows), bool)
@@ -397,9 +400,7 @@ class _Search:
         """Those of some rows that the vector database or the lists propose; too few if these do not answer."""
         num_candidates = CANDIDATES * self.count
         if self.service is None:
-            wanted = np.zeros(len(self.matrix), bool)
-            wanted[rows] = True
-            proposed = self.matrix.listed(self.query, num_candidates, wanted)
+            proposed = self.matrix.listed(self.query, num_candidates, code, self.allowed)
             return np.empty(0, np.int64) if proposed is None else self._compared(proposed)
         ids = self.service.candidates(self.query, num_candidates, code)
         if ids is None:
