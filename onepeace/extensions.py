@@ -31,7 +31,7 @@ class Table(UserDict[str, Any], Generic[T]):
 
 
 def imported(name: str) -> Any:
-    """What a dotted name stands for, such as "package.module.Name"."""
+    """Object of a dotted name, such as "package.module.Name"."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -34,17 +35,33 @@ def run(args: argparse.Namespace) -> int:
     _row("onepeace", onepeace.__version__, str(Path(onepeace.__file__).parent))
     _row("python", platform.python_version(), platform.platform())
     core, *extras = requirements().items()
+    broken = _print_needed(core[1])
+    _print_optional(dict(extras))
+    if "torch" not in broken:
+        _print_devices()
+    broken += _print_weights()
+    print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
+    return 1 if broken else 0
+
+
+def _print_needed(core: Mapping[str, str]) -> list[str]:
+    """Print the state of the requirements; returns those that are missing or broken."""
     print("\nneeded")
     broken = []
-    for package, requirement in core[1].items():
+    for package, requirement in core.items():
         version, fault = _state(package)
         _row(package, version or "missing", fault)
         if fault:
             broken.append(package)
             options = "--force-reinstall --no-deps " if version else ""
             _row("", "", f'to fix: pip install {options}"{requirement}"')
+    return broken
+
+
+def _print_optional(extras: Mapping[str, Mapping[str, str]]) -> None:
+    """Print which extras are installed, and how to install the others."""
     print("\noptional")
-    for extra, packages in extras:
+    for extra, packages in extras.items():
         states = {package: _state(package) for package in packages}
         faults = [fault for _, fault in states.values() if fault]
         if not faults:
@@ -53,16 +70,18 @@ def run(args: argparse.Namespace) -> int:
             _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
         else:
             _row(extra, "broken", "; ".join(faults))
-    if "torch" not in broken:
-        _print_devices()
+
+
+def _print_weights() -> list[str]:
+    """Print the sizes of the bundled models; returns those that are missing."""
     print("\nweights")
+    missing = []
     for name in BUNDLED:
         size = sum(path.stat().st_size for path in (WEIGHTS / name).glob("*"))
         _row(name, f"{size / 1e6:.1f} MB" if size else "missing", str(WEIGHTS / name))
         if not size:
-            broken.append(f"the bundled weights {name}")
-    print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
-    return 1 if broken else 0
+            missing.append(f"the bundled weights {name}")
+    return missing
 
 
 def requirements() -> dict[str, dict[str, str]]:

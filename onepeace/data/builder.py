@@ -35,7 +35,7 @@ class Broken(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What became of the samples that were drawn for a batch."""
+    """Fate of the samples that were drawn for a batch."""
 
     counts: Counter[int] = field(default_factory=Counter)
     """Number of samples by the number of their source, with broken ones."""

@@ -223,7 +223,7 @@ class Account:
 
     def __init__(self, steps: Steps, cursors: Mapping[str, Cursor]) -> None:
         self.losses = [Losses(source, steps.builder.config.shuffle_buffer) for source in steps.sources]
-        """What all processes have lost, by source."""
+        """Losses of all processes, by source."""
         for number, losses in enumerate(self.losses):
             losses.drawn = cursors.get(COUNTS, {}).get(f"{number} drawn", 0)
             losses.broken = cursors.get(COUNTS, {}).get(f"{number} broken", 0)
@@ -253,7 +253,7 @@ class Account:
                 self._lines.append(entry.reason)
 
     def own(self) -> dict[str, Any]:
-        """What this process has to tell, as plain numbers and text."""
+        """Account of this process, as plain numbers and text."""
         return {
             "names": zlib.crc32(repr(self._names).encode()),
             "cursors": self._cursors,

@@ -57,7 +57,7 @@ class Cell(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a row holds."""
+    """Cells of a row by their use."""
 
     files: dict[str, Cell]
     """Cells with a file, by modality."""
@@ -68,7 +68,7 @@ class Content(NamedTuple):
 
 
 def content_of(cells: Mapping[str, Any], names: ColumnNames, modalities: Mapping[str, str]) -> Content:
-    """What the cells of a row hold; capitals in the names of columns make no difference.
+    """Sort the cells of a row by their use; capitals in the names of columns make no difference.
 
     Args:
         names: possible names of each column.

@@ -75,7 +75,7 @@ def choice(output: Tensor, context: Context) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Task:
-    """What a head's output for one item means, and how it is shown."""
+    """Meaning of a head's output for one item, and how it is shown."""
 
     result: Callable[[Tensor, Context], dict[str, Any]]
     """The output as JSON-serialisable values; a "mask" may be an array."""

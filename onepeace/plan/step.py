@@ -292,20 +292,25 @@ def measure_step(
         for batch in batches:
             memory["other"] += take_passes(objective, batch, meter, kernels, units)
     memory += meter.peak
-    weights = sum(parameter.numel() for parameter in trained)
+    gradients = 4 * sum(parameter.numel() for parameter in trained)  # float32
     if shards > 1:
         width = 2 if bfloat16 else 4
-        machine = Group(shards, min(shards, per_machine))
         memory["gathered weights"] = width * units.largest()
-        traffic["allgather_base", machine] += width * units.gathered
-        traffic["reduce_scatter_base", machine] += 4 * weights * len(batches)
-        if processes > shards:
-            replicas = Group(processes // shards, max(per_machine // shards, 1))
-            traffic["allreduce", replicas] += 4 * weights // shards * len(batches)
+        traffic["allgather_base", Group(shards, min(shards, per_machine))] += width * units.gathered
+        traffic.update(reductions(gradients * len(batches), shards, processes, per_machine))
     elif processes > 1:
-        memory["gradients"] += 4 * weights  # buckets
-        traffic["allreduce", Group(processes, min(processes, per_machine))] += 4 * weights
+        memory["gradients"] += gradients  # buckets
+        traffic["allreduce", Group(processes, min(processes, per_machine))] += gradients
     return StepCost(memory, meter.flops, meter.moved, traffic, checkpoint)
+
+
+def reductions(gradients: int, shards: int, processes: int, per_machine: int) -> Counter[tuple[str, Group]]:
+    """Bytes of gradients that fsdp reduces: over the processes that share a copy, then over the copies."""
+    traffic: Counter[tuple[str, Group]] = Counter()
+    traffic["reduce_scatter_base", Group(shards, min(shards, per_machine))] = gradients
+    if processes > shards:
+        traffic["allreduce", Group(processes // shards, max(per_machine // shards, 1))] = gradients // shards
+    return traffic
 
 
 def optimizer_states(recipe: Recipe, objective: Objective, trained: Sequence[Tensor]) -> list[Tensor]:

@@ -206,17 +206,17 @@ class Trainer:
         options = self.recipe.run
         is_last = step == self.recipe.schedule.steps
         is_logged = is_last or _is_due(options.log_every, step)
-        is_evaluated = self.evaluate is not None and (is_last or _is_due(options.eval_every, step))
+        evaluate = self.evaluate if is_last or _is_due(options.eval_every, step) else None
         is_stopping = self._ask_all_processes(stop_requested)
         if is_logged:
             self._write_log(step)
         # Checkpoints by time are saved only at steps that are logged, so that a resumed run logs the same lines.
         is_saved = _is_due(options.save_every, step) or (self.is_overdue and is_logged)
-        if is_saved or is_evaluated or is_last or is_stopping:
+        if is_saved or evaluate is not None or is_last or is_stopping:
             self.checkpoints.save(step, to_yaml(self.recipe), self.cursors)
             self.is_overdue = False
-        if is_evaluated:
-            self._evaluate(step)
+        if evaluate is not None:
+            self._evaluate(evaluate, step)
         return is_stopping and not is_last
 
     def _learning_rate(self, step: int) -> float:
@@ -256,12 +256,10 @@ class Trainer:
         if self.journal is not None:
             self.journal.write(step, line)
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, evaluate: Evaluate, step: int) -> None:
         """Evaluate in all processes and log the scores of a step, after its checkpoint."""
-        if self.evaluate is None:
-            return
         module = trained_module(self.config, self.trained_weights(everywhere=True), self.recipe.lora)
-        scores = self.evaluate(module, self.processors)
+        scores = evaluate(module, self.processors)
         if self.journal is not None:
             self.journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
         self.averages.restart_clock()
