@@ -18,8 +18,7 @@ import onepeace
 from onepeace.data.sample import Sample
 from onepeace.evaluate.protocols.protocol import Items, encode
 from onepeace.hub.resolve import resolve
-from onepeace.index.banks import CALIBRATION, TEXTS, Banks, texts_of
-from onepeace.index.match import POSSIBLE, RELEVANT, Scale, level, worth
+from onepeace.index.match import CALIBRATION, POSSIBLE, RELEVANT, TEXTS, Banks, Scale, level, texts_of, worth
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
 FIRST = 5

@@ -19,10 +19,10 @@ import numpy as np
 from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
-from onepeace.index.banks import CALIBRATION
 from onepeace.index.database import Store
 from onepeace.index.items import Item, Span
 from onepeace.index.maintain import finish
+from onepeace.index.match import CALIBRATION
 from onepeace.index.verify import identity
 
 E, BATCH = 256, 10_000

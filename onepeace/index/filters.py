@@ -1,4 +1,4 @@
-"""Conditions on file metadata, written as Python expressions and evaluated by SQLite.
+"""Conditions on file metadata, written as Python expressions and evaluated by SQLite; the functions that it calls.
 
     width >= 1000 and duration < 2*min and "beach" in path
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
@@ -9,10 +9,14 @@ error with its column. No user text becomes SQL. A field that a file lacks is No
 """
 
 import ast
+import json
+import math
 import os
 import re
+import sqlite3
+import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -38,6 +42,8 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
 """Formats of dates -> step from the start of a period into the next, and fields to reset to reach its start."""
+EARTH_RADIUS = 6_371_009.0
+"""Mean radius in metres."""
 SIMILAR = 0.75
 """Minimum similarity of a word that is suggested instead of an unknown one."""
 
@@ -137,7 +143,7 @@ def short_forms(
 
 @lru_cache(64)
 def compile_condition(where: str) -> Condition:
-    """Compile an expression to a condition; `mask.register` adds the SQL functions that it calls.
+    """Compile an expression to a condition; `register` adds the SQL functions that it calls.
 
     Raises:
         UsageError: not an expression, or an unknown name, value or operator, with its column.
@@ -381,6 +387,16 @@ def kind_of(name: str) -> str:
     raise UsageError(f"{name!r} is not a kind of file; {hint}")
 
 
+def kinds_of(only: str | Iterable[str], modalities: Collection[str]) -> tuple[str, ...]:
+    """Kinds of file by their names; a modality of the model needs no built-in name.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    names = [only] if isinstance(only, str) else only
+    return tuple(name if name in modalities else kind_of(name) for name in names)
+
+
 def suggestion(word: str, words: Iterable[str]) -> str:
     """A question for the nearest of some words; "" if none is near."""
     near = get_close_matches(word, list(words), 1, SIMILAR)
@@ -407,3 +423,93 @@ def compile_globs(pattern: str) -> Globs:
     if globs.includes != 1:
         raise UserError("path.match: empty, a comment, or begins with !; write not path.match(...)")
     return globs
+
+
+def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
+    """Register the functions with a connection.
+
+    Args:
+        roots: indexed folders; patterns match paths relative to them, and whole paths.
+    """
+    folders = [_composed(root.rstrip(os.sep) + os.sep) for root in roots]
+
+    def path_fits(path: bytes, pattern: str) -> bool:
+        name = _composed(os.fsdecode(path))
+        globs = compile_globs(_composed(pattern))
+        forms = [name.lstrip(os.sep)]
+        for folder in folders:
+            if name.startswith(folder):
+                forms.append(name.removeprefix(folder))
+        return any(globs.matches(form.replace(os.sep, "/")) for form in forms)
+
+    def add(function: Callable[..., Any], num_arguments: int) -> None:
+        connection.create_function(function.__name__, num_arguments, function, deterministic=True)
+
+    add(path_fits, 2)
+    add(contains, 2)
+    add(is_same, 2)
+    add(has_same, 2)
+    add(has_containing, 2)
+    add(number, 1)
+    add(distance, 4)
+
+
+def contains(text: object, part: str) -> bool | None:
+    """Whether a text, or a path in bytes, contains a part, without regard to case."""
+    if not isinstance(text, (str, bytes)):  # a number in the metadata contains no text
+        return None
+    return _folded(part) in _folded(os.fsdecode(text))
+
+
+def is_same(text: object, other: str) -> bool | None:
+    """Whether two texts are the same, without regard to case."""
+    if not isinstance(text, str):
+        return None
+    return _folded(text) == _folded(other)
+
+
+def has_same(texts: str | None, other: str) -> bool | None:
+    """Whether a text is in a list in JSON, without regard to case."""
+    if texts is None:
+        return None
+    return any(is_same(text, other) for text in json.loads(texts))
+
+
+def has_containing(texts: str | None, part: str) -> bool | None:
+    """Whether a text of a list in JSON contains a part, without regard to case."""
+    if texts is None:
+        return None
+    return any(contains(text, part) for text in json.loads(texts))
+
+
+def number(value: Any) -> float | None:
+    """A number, or the number that a text is, as in a cell of a .csv file."""
+    with suppress(ValueError, TypeError):
+        return value if isinstance(value, int) else float(value)
+    return None
+
+
+def distance(
+    latitude: float | None,
+    longitude: float | None,
+    latitude2: float,
+    longitude2: float,
+) -> float | None:
+    """Metres between two positions in degrees, on a sphere (haversine formula)."""
+    if latitude is None or longitude is None:
+        return None
+    phi = math.radians(latitude)
+    phi2 = math.radians(latitude2)
+    north = math.sin((phi2 - phi) / 2)
+    east = math.sin(math.radians(longitude2 - longitude) / 2)
+    square = north**2 + math.cos(phi) * math.cos(phi2) * east**2
+    return 2 * EARTH_RADIUS * math.asin(min(1.0, math.sqrt(square)))
+
+
+def _composed(text: str) -> str:
+    """Compose letters with their accents into single characters; macOS decomposes them in file names."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _folded(text: str) -> str:
+    return _composed(text).casefold()

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError, need
-from onepeace.index.banks import texts_of
 from onepeace.index.content import map_content
 from onepeace.index.copies import LOOKS, Look, Same
 from onepeace.index.index import Index
 from onepeace.index.items import Item
+from onepeace.index.match import texts_of
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,12 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.extensions import plugin
 from onepeace.files.walk import Unreadable
-from onepeace.index.banks import Banks, banks_of
 from onepeace.index.database import LOCAL, Store
-from onepeace.index.filters import Condition, compile_condition
+from onepeace.index.filters import Condition, compile_condition, kinds_of, register
 from onepeace.index.hints import Vocabulary, hints, whole_words
 from onepeace.index.items import Item
-from onepeace.index.mask import kinds_of, mask_of, paths_of, register, without_files, without_other_spaces
-from onepeace.index.query import Query, SearchOptions, encode
+from onepeace.index.match import Banks, banks_of
+from onepeace.index.query import Query, SearchOptions, encode, mask_of, paths_of, without_files, without_other_spaces
 from onepeace.index.search import Results, Search
 from onepeace.index.sources import Root, known_roots
 from onepeace.index.vectors import Matrix

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UsageError, UserError
 from onepeace.extensions import plugin
-from onepeace.index.banks import banks_of, calibration_by_words, read_calibration, undamaged
 from onepeace.index.database import DATABASE, LOCAL, SIDE_FILES, Store, is_index, sql_below, writing
 from onepeace.index.embed import Settings, embed_entries, model_on_demand
 from onepeace.index.items import places_of
+from onepeace.index.match import banks_of, calibration_by_words, read_calibration, undamaged
 from onepeace.index.record import Elsewhere, Recorder, Report
 from onepeace.index.scan import Scan, at_risk, entries_to_read, remove_missing, scan
 from onepeace.index.sources import Root, keep_roots, known_roots, listed, roots_of

@@ -1,8 +1,9 @@
 """The match of a file for a query: whether it is likely to be right; and the order of a list of all kinds of files.
 
 A cosine alone does not show this: its scale depends on the model, the modalities of query and file, and the size and
-content of the folder. So it is compared with the cosines of unrelated queries in the same index (banks.py). Nothing is
-fitted (docs/results/match.md).
+content of the folder. So it is compared with the cosines of unrelated queries in the same index, which is scored in
+advance against a few hundred of them: generic words and sentences in the package, and pictures and sounds, whose
+vectors are stored with a model (`CALIBRATION`). Nothing is fitted (docs/results/match.md).
 
 * z: the standard deviations of a cosine above the mean of unrelated queries against files of the same modality.
 * match: the share of unrelated queries whose best hit of the same modality scores lower. If unrelated queries rarely
@@ -19,13 +20,23 @@ over the mean for each part becomes sqrt(sum of w_p w_q e_p e_q a_pq) for the su
 a_pq the cosine of two parts after subtracting the centres of their banks. This is applied to each quantile.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.index.banks import MODALITIES, Banks, BankScores
+from onepeace.errors import UserError, one_line
+from onepeace.files.atomic import make_folder, write_atomic
+from onepeace.files.cache import cache_folder
+from onepeace.index.database import Store
+from onepeace.index.vectors import read
+from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.index.query import EncodedPart, QueryVector
@@ -38,8 +49,306 @@ RELEVANT = 0.2
 """Match of the best hit below which nothing relevant was found: 4 of 5 unrelated queries do better."""
 WEAK = "weak"
 WORDS = (WEAK, "possible", "likely")
+MODALITIES = ("image", "audio", "text")
+"""Modalities of items that queries are scored against."""
 SMALLEST = 1e-8
-"""Lower bound of divisors."""
+"""Lower bound of divisors and variances."""
+FORMAT = "3"
+"""Version of the files of `_sealed`."""
+SCORES = ("best", "squares", "sums", "counts")
+"""Attributes of `Banks` that an index stores."""
+BLOCK = 1 << 14
+"""Items compared at once: bounds the memory."""
+CALIBRATION = "calibration.safetensors"
+"""Name of the calibration file in a model folder."""
+TEXTS = {
+    "word": "names.txt",
+    "word/audio": "sounds.txt",
+    "sentence": "sentences.txt",
+    "sentence/audio": "sound_sentences.txt",
+}
+"""Name of the file with the texts of each bank, one per line.
+
+Sounds have their own texts: most things make no sound, so a query for a sound outscores their names too easily."""
+KEPT = {"image": 0.7, "audio": 0.2}
+"""Share of the generic files kept per bank of a model folder: the files least similar to all others.
+
+A file that resembles other generic files resembles files in many folders, where it is not an unrelated query. There are
+fewer kinds of sounds than of pictures, so fewer sounds are kept."""
+DRAWN = 1000
+"""Number of pictures, and of sounds, to select a bank from."""
+FEWEST = 100
+"""Least number of them: fewer have no generic files among them."""
+
+
+class BankScores(NamedTuple):
+    """Cosines of the n queries of a bank with the items of one modality in an index."""
+
+    best: NDArray
+    """(n,) highest cosine of each query, ascending."""
+    mean: float
+    deviation: float
+    centre: NDArray
+    """(E,) mean of the query vectors."""
+
+
+class Banks:
+    """Vectors of unrelated queries by bank, and their scores in one index.
+
+    Attributes:
+        vectors: bank -> (n, E) float32 unit rows; "BANK/MODALITY" replaces "BANK" for items of that modality.
+        model: hash of the model that encoded them.
+        best: (N, M) float32, best cosine of each query, bank after bank, with the items of each modality; -inf if none.
+        squares: (N, M) float64, sum of the squares of the cosines with all these items.
+        sums: (M, E) float64, sum of the items' vectors.
+        counts: (M,) int64, number of items.
+    """
+
+    def __init__(self, vectors: Mapping[str, NDArray], model: str = "") -> None:
+        self.vectors = {name: np.asarray(rows, np.float32) for name, rows in vectors.items()}
+        self.model = model
+        self._rows: dict[str, slice] = {}  # of each bank in `_queries`
+        first = 0
+        for name, bank_vectors in self.vectors.items():
+            self._rows[name] = slice(first, first + len(bank_vectors))
+            first += len(bank_vectors)
+        self._queries = np.empty((0, 0), np.float32)
+        if vectors:
+            self._queries = np.concatenate(list(self.vectors.values()))
+        num_queries, embed_dim = self._queries.shape
+        self.best = np.full((num_queries, len(MODALITIES)), -np.inf, np.float32)
+        self.squares = np.zeros((num_queries, len(MODALITIES)))
+        self.sums = np.zeros((len(MODALITIES), embed_dim))
+        self.counts = np.zeros(len(MODALITIES), np.int64)
+        self._bank_scores: dict[tuple[str, str], BankScores] = {}
+
+    def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
+        """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
+
+        Costs 2 N n E operations, about a second for 100,000 items of 256 dimensions.
+        """
+        self._bank_scores.clear()
+        if not len(self._queries):
+            return
+        modality_of_row = np.asarray(modalities)
+        for code, modality in enumerate(MODALITIES):
+            rows = np.flatnonzero(modality_of_row == modality)
+            for first in range(0, len(rows), BLOCK):
+                block = np.asarray(vectors[rows[first : first + BLOCK]], np.float32)
+                cosines = self._queries @ block.T
+                best_of_block = cosines.max(axis=1)
+                self.best[:, code] = np.maximum(self.best[:, code], best_of_block)
+                self.squares[:, code] += np.square(cosines).sum(axis=1)
+                self.sums[code] += block.sum(axis=0, dtype=np.float64)
+                self.counts[code] += len(block)
+
+    def scores(self, bank: str, modality: str) -> BankScores | None:
+        """Scores of a bank against the items of a modality; None if there are no such queries or items."""
+        rows = self._rows.get(f"{bank}/{modality}", self._rows.get(bank))
+        if rows is None or modality not in MODALITIES:
+            return None
+        code = MODALITIES.index(modality)
+        count = int(self.counts[code])
+        if not count:
+            return None
+        if (bank, modality) not in self._bank_scores:
+            queries = self._queries[rows]
+            mean_item = (self.sums[code] / count).astype(np.float32)
+            mean = float((queries @ mean_item).mean())
+            variance = float(self.squares[rows, code].mean()) / count - mean**2
+            self._bank_scores[bank, modality] = BankScores(
+                best=np.sort(self.best[rows, code]),
+                mean=mean,
+                deviation=max(variance, SMALLEST) ** 0.5,
+                centre=queries.mean(axis=0),
+            )
+        return self._bank_scores[bank, modality]
+
+    @classmethod
+    def load(cls, content: bytes | None, scores: bytes | None = None) -> "Banks":
+        """Load the output of `to_bytes` and `scores_to_bytes`; None = no banks, no items.
+
+        Scores that are damaged, or of other banks, are left out.
+
+        Raises:
+            UserError: the content is damaged or of another version.
+        """
+        if content is None:
+            return cls({})
+        vectors, about = _opened(content)
+        banks = cls(vectors, about["model"])
+        with suppress(UserError):
+            stored, about_scores = _opened(scores or b"")
+            if about_scores["of"] == about["digest"]:
+                for name in SCORES:
+                    setattr(banks, name, stored[name].copy())
+        return banks
+
+    def to_bytes(self) -> bytes:
+        """Content of a calibration file: the vectors in float16, and the hash of the model."""
+        vectors = {name: rows.astype(np.float16) for name, rows in self.vectors.items()}
+        return _sealed(vectors, {"model": self.model})
+
+    def scores_to_bytes(self) -> bytes:
+        """Scores of the queries in one index, for `load`."""
+        _, about = _opened(self.to_bytes())
+        return _sealed({name: getattr(self, name) for name in SCORES}, {"of": about["digest"]})
+
+
+def _sealed(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> bytes:
+    """A file of arrays whose header has their digest."""
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    entries = {**about, "format": FORMAT, "names": json.dumps(list(arrays))}
+    return save(arrays, {**entries, "digest": _digest(arrays, entries)})
+
+
+def _opened(content: bytes) -> tuple[dict[str, NDArray], dict[str, str]]:
+    """The arrays of a file of `_sealed`, in their order, and what its header says of them.
+
+    Raises:
+        UserError: it is damaged or of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        stored = load(content)
+        header_size = int.from_bytes(content[:8], "little")
+        entries: dict[str, str] = json.loads(content[8 : 8 + header_size])["__metadata__"]
+        arrays = {name: stored[name] for name in json.loads(entries["names"])}
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the calibration is damaged, cut off or of another version ({one_line(error)})") from error
+    digest = entries.pop("digest", "")
+    if entries.get("format") != FORMAT or digest != _digest(arrays, entries):
+        raise UserError("the calibration is damaged or of another version")
+    return arrays, {**entries, "digest": digest}
+
+
+def _digest(arrays: Mapping[str, NDArray], about: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def banks_of(store: Store) -> Banks:
+    """Unrelated queries of the model of an index, with their scores against all of its vectors.
+
+    The stored scores cover the vectors up to the state meta["scored"]. Later vectors are added; after removals, which
+    may have deleted a best hit, all vectors are scored again.
+
+    Raises:
+        UserError: the stored queries are damaged.
+    """
+    last, _, removed = store.meta.get("scored", "").partition("-")
+    is_valid = removed == store.meta["removed"]
+    queries = store.blob("calibration")
+    best = store.blob("best") if is_valid else None
+    try:
+        banks = Banks.load(queries, best)
+    except UserError as error:
+        raise UserError(f"{error}; make it again: onepeace index update {store.folder}", where=store.folder) from error
+    has_scores = is_valid and banks.counts.any()
+    for rows, vectors in read(store, int(last) if has_scores else 0):
+        banks.add(vectors, np.array(store.modalities)[rows["modality"]])
+    return banks
+
+
+def texts_of(bank: str) -> list[str]:
+    """Texts of a bank, which are part of the package."""
+    file = resources.files("onepeace.index") / TEXTS[bank]
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def calibration_by_words(load: Callable[[], Any], model: str) -> bytes:
+    """Content of a calibration file with the text banks alone, which a model encodes once; the cache folder keeps them.
+
+    Args:
+        load: returns the model, an `Embedder` or a pool of them; called only if the banks are not kept.
+        model: hash of the model.
+    """
+    all_texts = [text for bank in TEXTS for text in texts_of(bank)]
+    digest = hashlib.sha256("\n".join(all_texts).encode()).hexdigest()
+    path = cache_folder() / "banks" / f"{model}-{digest[:8]}.safetensors"
+    with suppress(OSError, UserError):  # there is none, or it is damaged
+        content = path.read_bytes()
+        if Banks.load(content).model == model:
+            return content
+    embedder = load()
+    status("encoding the generic words that the match compares with, once for this model ...")
+    vectors = {bank: np.asarray(embedder.encode_text(texts_of(bank))) for bank in TEXTS}
+    content = Banks(vectors, model).to_bytes()
+    with suppress(OSError):  # it only saves time
+        make_folder(path.parent)
+        with write_atomic(path) as temporary:
+            temporary.write_bytes(content)
+    return content
+
+
+def read_calibration(folder: Path, model: str) -> bytes | None:
+    """Content of the calibration file of a model folder; None if it does not exist or belongs to another model.
+
+    Args:
+        model: hash of the model (onepeace/hub/identity.py).
+
+    Raises:
+        UserError: the file is damaged or of another version.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        content = path.read_bytes()
+        return content if Banks.load(content).model == model else None
+    except (UserError, OSError) as error:
+        raise UserError(f"{one_line(error)}; put the original in its place, or delete it", where=path) from error
+
+
+def undamaged(content: bytes | None) -> bytes | None:
+    """The content of a calibration file; None if it is damaged or of another version."""
+    try:
+        Banks.load(content)
+    except UserError:
+        return None
+    return content
+
+
+def calibrate(index: Any) -> Banks:
+    """The banks of an index's model from generic words and from pictures and sounds of the index (deterministic).
+
+    The `Index` is one of generic files of many kinds. ``calibrate(index).to_bytes()`` is the content of the file
+    `CALIBRATION` in the folder of the model; indexes that are built later have a match for pictures and sounds as
+    queries.
+
+    Raises:
+        UserError: the index has too few pictures, or too few sounds.
+    """
+    vectors = {name: rows for name, rows in index.banks.vectors.items() if name in TEXTS}
+    items, means = index.means()
+    modalities = np.array([item.modality for item in items])
+    random = np.random.default_rng(0)
+    for modality, share in KEPT.items():
+        rows = np.flatnonzero(modalities == modality)
+        if 0 < len(rows) < FEWEST:
+            raise UserError(f"{len(rows)} {modality} files; {FEWEST} generic ones are needed", where=index.folder)
+        if len(rows):
+            drawn = random.permutation(rows)[:DRAWN]
+            vectors[modality] = least_alike(means[drawn], share)
+    if vectors.keys() <= TEXTS.keys():
+        raise UserError(f"no picture or sound; {FEWEST} generic ones are needed", where=index.folder)
+    return Banks(vectors, index.model_hash)
+
+
+def least_alike(vectors: NDArray, share: float) -> NDArray:
+    """The given share of the unit vectors (n, E) whose nearest neighbours are farthest away, at least one."""
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -1)
+    number = max(1, round(share * len(vectors)))
+    farthest = np.argsort(cosines.max(axis=1), kind="stable")[:number]
+    return vectors[np.sort(farthest)]
 
 
 def level(matches: NDArray, lifted: NDArray | bool = False) -> NDArray:

@@ -1,9 +1,9 @@
-"""Queries: texts, pictures, sounds and files of the index, combined by weights into one vector; and the
-options of a search."""
+"""What is asked of an index: texts, pictures, sounds and files of it, combined by weights into one vector; which rows
+of the matrix may be hits; and the options of a search."""
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index.database import Store
+from onepeace.hub.towers.config import names_towers
+from onepeace.index.database import Store, sql_below
+from onepeace.index.filters import Condition
 from onepeace.index.vectors import Matrix
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ SHORT = 3
 """Maximum number of words of a text that is treated as a name rather than a sentence."""
 CANCELLED = 1e-3
 """Length of a sum of unit vectors below which the parts cancel out."""
+LOOKED_AT = 16
+"""Vectors of a modality that are looked at: all are zero in the same blocks, and few are zero altogether."""
 CHOICES = {"sort": ("match", "date", "path"), "rank": ("match", "raw")}
 """Values of options."""
 
@@ -272,3 +276,105 @@ def _of_index(path: str, weight: float, store: Store, matrix: Matrix) -> list[En
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
         parts.append(EncodedPart(bank=bank, vector=vector, weight=weight))
     return parts
+
+
+def paths_of(below: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """One path or several as a tuple of strings."""
+    paths = [below] if isinstance(below, (str, os.PathLike)) else below
+    return tuple(os.fspath(path) for path in paths)
+
+
+def rows_of_files(matrix: Matrix, ids: Iterable[int]) -> np.ndarray:
+    """(n,) bool: rows of the files with these ids."""
+    file_ids, file_of_row = matrix.files
+    return np.isin(file_ids, np.fromiter(ids, np.int64))[file_of_row]
+
+
+def rows_of(
+    store: Store,
+    matrix: Matrix,
+    sql: str,
+    parameters: Sequence[Any] = (),
+) -> np.ndarray:
+    """(n,) bool: rows of the files that satisfy a condition."""
+    return rows_of_files(matrix, store.ids(sql, parameters))
+
+
+def mask_of(
+    store: Store,
+    matrix: Matrix,
+    kinds: Collection[str],
+    where: Condition | None,
+    below: Collection[str],
+) -> np.ndarray | None:
+    """(n,) bool: rows that pass the filters; None = all.
+
+    Args:
+        kinds: kinds of files; empty = all.
+        below: paths of files, and of the folders, tables and shards that files lie in; empty = all.
+    """
+    masks = []
+    if where is not None:
+        masks.append(rows_of(store, matrix, where.sql, where.params))
+    if kinds:
+        masks.append(rows_of(store, matrix, f"modality IN ({_placeholders(kinds)})", [*kinds]))
+    if below:
+        masks.append(rows_of_files(matrix, _ids_below(store, below)))
+    return np.logical_and.reduce(masks) if masks else None
+
+
+def without_files(
+    store: Store, matrix: Matrix, allowed: np.ndarray | None, paths: Sequence[bytes]
+) -> np.ndarray | None:
+    """A mask of rows, (n,) bool or None for all, without the rows of some files."""
+    if not paths:
+        return allowed
+    remaining = ~rows_of(store, matrix, f"path IN ({_placeholders(paths)})", paths)
+    return remaining if allowed is None else allowed & remaining
+
+
+def _placeholders(values: Collection[object]) -> str:
+    return ", ".join("?" for _ in values)
+
+
+def _ids_below(store: Store, paths: Collection[str]) -> set[int]:
+    """Ids of the files at or below paths, which may be relative, or links."""
+    absolute = map(os.path.abspath, paths)
+    real = map(os.path.realpath, paths)
+    return set(store.ids(sql_below({*absolute, *real})))
+
+
+def without_other_spaces(
+    store: Store, matrix: Matrix, allowed: np.ndarray | None, vector: np.ndarray
+) -> np.ndarray | None:
+    """(n,) bool: the allowed rows of modalities that have dimensions in common with a query; None = all.
+
+    In a space joined from those of several models (onepeace/hub/towers), a picture and a sound may have none.
+
+    Args:
+        allowed: (n,) bool, the rows that may be hits; None = all.
+        vector: (E,) unit vector of the query.
+
+    Raises:
+        UserError: there are allowed rows, and none of them can be compared with the query.
+    """
+    if vector.all() or not names_towers(store.meta["model"]):  # there is one space
+        return allowed
+    codes_of_other_spaces = []
+    for code in range(len(store.modalities)):
+        rows = np.flatnonzero(matrix.modality == code)
+        some_vectors = matrix.vectors_of(rows[:: len(rows) // LOOKED_AT + 1])
+        if some_vectors.any() and not some_vectors[:, vector != 0].any():
+            codes_of_other_spaces.append(code)
+    if not codes_of_other_spaces:
+        return allowed
+    comparable = ~np.isin(matrix.modality, codes_of_other_spaces)
+    if allowed is not None:
+        comparable &= allowed
+    if not comparable.any() and (allowed is None or allowed.any()):
+        modalities = " or ".join(store.modalities[code] for code in codes_of_other_spaces)
+        raise UserError(
+            f"this query has no space in common with {modalities} in the model {store.meta['model']}; search by words, "
+            "which all its parts read"
+        )
+    return comparable

@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.index.banks import Banks
 from onepeace.index.database import Store
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
-from onepeace.index.mask import rows_of_files
-from onepeace.index.match import RELEVANT, WEAK, WORDS, Scale, level, worth
-from onepeace.index.query import QueryVector, SearchOptions
+from onepeace.index.match import RELEVANT, WEAK, WORDS, Banks, Scale, level, worth
+from onepeace.index.query import QueryVector, SearchOptions, rows_of_files
 from onepeace.index.vectors import Matrix
 from onepeace.index.words import WordSearch
 

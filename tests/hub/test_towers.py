@@ -27,9 +27,8 @@ from onepeace.hub.resolve import resolve
 from onepeace.hub.towers.config import public_name
 from onepeace.hub.towers.libraries import open_tower
 from onepeace.index import Index, Query, build
-from onepeace.index.banks import TEXTS as BANKS
-from onepeace.index.banks import texts_of
-from onepeace.index.match import Scale, level
+from onepeace.index.match import TEXTS as BANKS
+from onepeace.index.match import Scale, level, texts_of
 from onepeace.index.query import EncodedPart, QueryVector
 
 TEXTS = ["a dog barks", "the deep low tone of the far away red square and the green", "blue"]

@@ -8,7 +8,8 @@ from support.indexes import fabricate, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item
-from onepeace.index.banks import (
+from onepeace.index.database import Store
+from onepeace.index.match import (
     CALIBRATION,
     KEPT,
     TEXTS,
@@ -20,7 +21,6 @@ from onepeace.index.banks import (
     read_calibration,
     texts_of,
 )
-from onepeace.index.database import Store
 
 MODALITIES = ["image"] * 30 + ["audio"] * 20
 
@@ -63,7 +63,7 @@ def test_scores_are_those_of_a_plain_product(banks, vectors, modality, rows, ban
 
 
 def test_scores_go_on_after_they_were_stored(banks, vectors, monkeypatch):
-    monkeypatch.setattr("onepeace.index.banks.BLOCK", 7)
+    monkeypatch.setattr("onepeace.index.match.BLOCK", 7)
     banks.add(vectors[:35], MODALITIES[:35])
     whole = Banks.load(banks.to_bytes())
     whole.add(vectors, MODALITIES)
@@ -185,8 +185,8 @@ def test_least_alike_vectors_are_kept():
 
 
 def test_calibrate_draws_pictures_of_an_index(tmp_path, banks, monkeypatch):
-    monkeypatch.setattr("onepeace.index.banks.DRAWN", 10)
-    monkeypatch.setattr("onepeace.index.banks.FEWEST", 104)
+    monkeypatch.setattr("onepeace.index.match.DRAWN", 10)
+    monkeypatch.setattr("onepeace.index.match.FEWEST", 104)
     vectors = unit(np.random.default_rng(0).normal(size=(104, 8)))
     members = [(Item(f"/{number}.png", "image"), vector) for number, vector in enumerate(vectors)]
     folder = fabricate(tmp_path / "index", members)

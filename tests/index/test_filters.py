@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.errors import UsageError
-from onepeace.index.filters import compile_condition, period, short_forms
-from onepeace.index.mask import register
+from onepeace.index.filters import compile_condition, period, register, short_forms
 
 COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata", "tags")
 FOLDER = "/photos/ann"

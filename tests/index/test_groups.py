@@ -11,8 +11,8 @@ from support.indexes import fabricate, item_of
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, groups
-from onepeace.index.banks import Banks
 from onepeace.index.groups import clusters, duplicates
+from onepeace.index.match import Banks
 
 HASH = b"1" * 16
 

@@ -9,9 +9,9 @@ from support.indexes import META, fabricate, modality_of, unit
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
-from onepeace.index.banks import Banks
 from onepeace.index.database import DATABASE, Store
 from onepeace.index.items import Item, Span
+from onepeace.index.match import Banks
 from onepeace.index.query import encode
 from onepeace.index.vectors import keep
 

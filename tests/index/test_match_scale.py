@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from support.indexes import unit
 
-from onepeace.index.banks import Banks
-from onepeace.index.match import LIKELY, POSSIBLE, WORDS, Scale, level
+from onepeace.index.match import LIKELY, POSSIBLE, WORDS, Banks, Scale, level
 from onepeace.index.query import EncodedPart, QueryVector
 
 WIDTH = 32
