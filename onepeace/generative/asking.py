@@ -16,10 +16,8 @@ from onepeace.config.limits import Share
 from onepeace.data.batch import Batch
 from onepeace.device import upload
 from onepeace.errors import UserError
-from onepeace.generative.answers import PUNCTUATION
-from onepeace.generative.losses import real_targets
 from onepeace.generative.scoring import Trie
-from onepeace.generative.tasks import Task, changed, read_tasks
+from onepeace.generative.tasks import PUNCTUATION, Task, changed, read_tasks
 from onepeace.generative.vocabulary import Size, Vocabulary
 from onepeace.hub.folder import TASKS
 from onepeace.processors.tokenizer import BOS, EOS, PAD
@@ -278,6 +276,11 @@ def _allow(allowed: Tensor, items: Sequence[_AskedItem], trie: Trie) -> None:
         for length in range(len(item.answer) + 1):
             position = len(item.prefix) + length
             allowed[row, position, trie(item.answer[:length])] = True
+
+
+def real_targets(target: Tensor) -> Tensor:
+    """(N,) int64: the targets (B, T) that are not padding, in the flattened (B, T)."""
+    return (target != PAD).flatten().nonzero().squeeze(1)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -13,9 +13,8 @@ from onepeace.files.drawing import Drawings, with_box
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from onepeace.generative.answers import Answer
     from onepeace.generative.generator import Generator
-    from onepeace.generative.tasks import Task
+    from onepeace.generative.tasks import Answer, Task
 
 EXAMPLES = {
     "caption": """\
@@ -154,7 +153,7 @@ def _models_for(name: str) -> str:
 
 def _result(name: str, answer: "Answer") -> dict[str, Any]:
     """The JSON fields of an answer, by the name of the task."""
-    from onepeace.generative.answers import Box, Choice, Text
+    from onepeace.generative.tasks import Box, Choice, Text
 
     if isinstance(answer, Box):
         return {"box": list(answer.box)}

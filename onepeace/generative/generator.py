@@ -17,12 +17,11 @@ from onepeace.device import choose_device, choose_dtype, count_parameters
 from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError, expect
-from onepeace.generative.answers import Answer
 from onepeace.generative.config import OFAConfig
 from onepeace.generative.model import OFA
 from onepeace.generative.pipeline import Generated, Pipeline
 from onepeace.generative.reader import FeatureReader, PromptReader, Reader
-from onepeace.generative.tasks import Task, read_tasks
+from onepeace.generative.tasks import Answer, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, can_write, writing_head

@@ -16,12 +16,11 @@ from torch import Tensor
 from onepeace.device import remedy_for_nan
 from onepeace.errors import UserError, expect, reason_at
 from onepeace.files.source import describe
-from onepeace.generative.answers import Answer, Text, read_answer, read_choice
 from onepeace.generative.decoder import DecoderCache, EncoderOutput
 from onepeace.generative.reader import DecodedItem, FeatureReader, ItemDecoder, Reader
 from onepeace.generative.scoring import Trie, score_answers
 from onepeace.generative.search import Allowed, Hypothesis, search
-from onepeace.generative.tasks import Task
+from onepeace.generative.tasks import Answer, Task, Text, read_answer, read_choice
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors.tokenizer import EOS
 from onepeace.threads import decode_ahead

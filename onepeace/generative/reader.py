@@ -20,8 +20,7 @@ from onepeace.config import Options, merge
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
 from onepeace.files.source import describe
-from onepeace.generative.caption_head import Caption
-from onepeace.generative.decoder import EncoderOutput
+from onepeace.generative.decoder import Caption, EncoderOutput
 from onepeace.generative.model import OFA
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Size, Vocabulary

@@ -12,16 +12,14 @@ from torch.nn.utils.rnn import pad_sequence
 from onepeace.config import Options
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError, expect
-from onepeace.generative.asking import check_caption_head, read_task
-from onepeace.generative.caption_head import Caption, CaptionOptions
+from onepeace.generative.asking import check_caption_head, read_task, real_targets
 from onepeace.generative.captions import CiderReward
 from onepeace.generative.config import OFAConfig
-from onepeace.generative.decoder import EncoderOutput
-from onepeace.generative.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
-from onepeace.generative.losses import real_targets, token_losses
+from onepeace.generative.decoder import Caption, CaptionOptions, EncoderOutput
 from onepeace.generative.model import Writer
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
+from onepeace.generative.terms import check_writes, count_tokens, mean_over_tokens, pixels_of, token_losses
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
@@ -148,7 +146,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         lengths = torch.tensor([len(tokens) for tokens in captions])
         advantage_of_token = advantages.repeat_interleave(lengths).to(device)
         return Judged(
-            loss=token_losses(logits, target.to(device)).nll * advantage_of_token,
+            loss=token_losses(logits, target.to(device)) * advantage_of_token,
             reward=torch.cat(rewards_by_item).to(device),
         )
 

@@ -11,7 +11,7 @@ from .head import Head
 
 HEADS: Table[type[Head]] = Table(
     {
-        "caption": "onepeace.generative.caption_head.Caption",
+        "caption": "onepeace.generative.decoder.Caption",
         "classifier": Classifier,
     }
 )

@@ -37,7 +37,7 @@ HEAVY = 4
 
 Answer = Callable[[], Any]
 InTurn = Callable[[Answer], Awaitable[Any]]
-ROUTES: Table[Callable[[FastAPI, Service, InTurn], None]] = Table({"ask": "onepeace.generative.routes.add_ask"})
+ROUTES: Table[Callable[[FastAPI, Service, InTurn], None]] = Table({"ask": "onepeace.generative.serving.add_ask"})
 """Functions that add routes beside those of this file."""
 Second = Annotated[FiniteFloat, Parameter(ge=0, description="position in a video, in seconds")]
 Path_ = Annotated[str, Parameter(max_length=4096, description="path of a file of the index, as in a hit")]

@@ -43,7 +43,7 @@ LABELS = 5
 """Maximum number of labels listed per file."""
 COPIES = 5
 """Maximum number of copies listed per file."""
-WRITING_TOOLS = "onepeace.generative.tools.WritingTools"
+WRITING_TOOLS = "onepeace.generative.serving.WritingTools"
 """Class of the tools of a server that has a generative model, named as its tasks."""
 CAPTION = 300
 """Maximum number of characters of a caption."""
@@ -112,7 +112,7 @@ def create_server(service: Service, *, thumbnails: bool = False) -> MCPServer[An
     tools = Tools(service)
     functions: list[Callable[..., Any]] = [tools.search, tools.classify]
     if service.generator is not None:
-        writing = imported(WRITING_TOOLS)(service)
+        writing = imported(WRITING_TOOLS)(tools)
         functions += [getattr(writing, task) for task in service.generator.tasks]
     instructions = ABOUT.format(count=sum(service.about()["files"].values()))
     server = _Server("onepeace", version=__version__, instructions=instructions, log_level="WARNING")
@@ -174,9 +174,9 @@ class Tools:
         if not 1 <= top <= TOP:
             raise UserError(f"top is {top}; give 1 to {TOP}")
         query = Query(
-            text=self._short(text or "", "text") or (),
+            text=self.short(text or "", "text") or (),
             like=self.item(like).path if like else (),
-            without=self._short(without or "", "without") or (),
+            without=self.short(without or "", "without") or (),
         )
         condition = self._condition(where=where, after=after, before=before, path=path)
         results = self.service.search(query, only=(only,) if only else (), top=top, where=condition)
@@ -195,7 +195,7 @@ class Tools:
             paths: paths of files of the index, as returned by search
             labels: labels to choose from, e.g. ["dog", "cat", "bird"]
         """
-        items = self._items(paths)
+        items = self.items(paths)
         probabilities = self.service.classify(map(self.service.value, items), labels)
         files = []
         for item, by_label in zip(items, probabilities, strict=True):
@@ -219,14 +219,14 @@ class Tools:
             self._check_length(value or "", name, self.service.limits.filter_characters)
         return short_forms(**{name: value or None for name, value in filters.items()})
 
-    def _items(self, paths: list[str]) -> list[Item]:
+    def items(self, paths: list[str]) -> list[Item]:
         paths = list(dict.fromkeys(paths))
         limit = self.service.limits.inputs
         if not 1 <= len(paths) <= limit:
             raise UserError(f"paths has {len(paths)} files; give 1 to {limit}")
         return [self.item(path) for path in paths]
 
-    def _short(self, text: str, name: str) -> str:
+    def short(self, text: str, name: str) -> str:
         self._check_length(text, name, self.service.limits.characters)
         return text
 

@@ -20,7 +20,7 @@ from onepeace.serve.requests import Decoder, Limits, Refused
 
 TIMELINES = 64
 """Number of filters whose counts of files are kept until the index changes."""
-GENERATOR = "onepeace.generative.shared.SharedGenerator"
+GENERATOR = "onepeace.generative.serving.SharedGenerator"
 """Class of the generative model that a server may have."""
 CHUNK = 16
 """Items encoded before other requests get access to the model."""

@@ -9,9 +9,8 @@ from support.generative import save_small_ofa
 
 import onepeace
 from onepeace.errors import UserError
-from onepeace.generative.answers import Choice, Text, read_answer
 from onepeace.generative.search import Hypothesis
-from onepeace.generative.tasks import Task, read_tasks
+from onepeace.generative.tasks import Choice, Task, Text, read_answer, read_tasks
 from onepeace.special_ids import EOS
 
 CANDIDATES = ["a dog", "a bus", "the sea", "yes"]

@@ -5,7 +5,7 @@ import torch
 from support.golden_ofa import BATCH_STATISTICS, GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
 
 from onepeace.generative.convert import to_ours
-from onepeace.generative.losses import token_losses
+from onepeace.generative.terms import token_losses
 from onepeace.layers.position import grid_buckets, sequence_buckets
 from onepeace.special_ids import PAD
 
@@ -74,14 +74,13 @@ def backward(model, case):
         weights=case.get("weights"),
         label_smoothing=0.1,
     )
-    losses.loss.sum().backward()
+    losses.sum().backward()
     return losses
 
 
 def assert_losses(losses, case):
-    assert len(losses.loss) == case["out.ntokens"]
-    assert_near(losses.loss.sum().detach(), case["out.loss"], OUTPUT)
-    assert_near(losses.nll.sum().detach(), case["out.nll_loss"], OUTPUT)
+    assert len(losses) == case["out.ntokens"]
+    assert_near(losses.sum().detach(), case["out.loss"], OUTPUT)
 
 
 def assert_gradients(model, expected, tolerance):

@@ -13,12 +13,11 @@ pytest.importorskip("fastapi", reason="the route needs fastapi")
 from fastapi.testclient import TestClient
 
 from onepeace.errors import UserError
-from onepeace.generative.answers import Box, Text
-from onepeace.generative.shared import SharedGenerator
-from onepeace.generative.tools import WritingTools
+from onepeace.generative.serving import SharedGenerator, WritingTools
+from onepeace.generative.tasks import Box, Text
 from onepeace.index import Index, build
 from onepeace.serve.app import create_app
-from onepeace.serve.mcp import create_server
+from onepeace.serve.mcp import Tools, create_server
 from onepeace.serve.service import Service
 
 
@@ -30,16 +29,13 @@ class StubGenerator:
     def task(self, name):
         return name
 
-    def caption(self, files):
-        return [Text(f"a picture of {len(file['image'])} bytes", 0.0, 0.51234) for file in files]
-
-    def answer(self, images, questions):
-        pairs = zip(images, questions, strict=True)
-        return [Text(f"{len(image)} {question}", 0.0, 0.51234) for image, question in pairs]
-
-    def ground(self, images, phrases):
-        pairs = zip(images, phrases, strict=True)
-        return [Box((1.04, 2.0, len(image), len(phrase)), 0.0, 0.51234) for image, phrase in pairs]
+    def ask(self, task, items):
+        (item,) = items
+        size = len(item["image"])
+        if task == "ground":
+            return [Box((1.04, 2.0, size, len(item["text"])), 0.0, 0.51234)]
+        text = f"a picture of {size} bytes" if task == "caption" else f"{size} {item['text']}"
+        return [Text(text, 0.0, 0.51234)]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +58,13 @@ def index(collection, random_folder):
 
 @pytest.fixture
 def service(index, monkeypatch):
-    monkeypatch.setattr("onepeace.generative.shared.load_generator", lambda name: StubGenerator())
+    monkeypatch.setattr("onepeace.generative.serving.load_generator", lambda name: StubGenerator())
     return Service(index, "stub")
 
 
 @pytest.fixture
 def tools(service):
-    return WritingTools(service)
+    return WritingTools(Tools(service))
 
 
 @pytest.fixture

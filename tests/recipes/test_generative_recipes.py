@@ -15,8 +15,8 @@ from support.training import CAPTION_HEAD, assert_falls, logged, series, with_sl
 
 import onepeace
 from onepeace.cli import main
-from onepeace.generative.answers import Box, Choice, Objects, Text
 from onepeace.generative.captions import CiderReward
+from onepeace.generative.tasks import Box, Choice, Objects, Text
 from onepeace.hub.weights import read_state
 from onepeace.train.recipe import read_recipe
 from onepeace.train.trainer import train

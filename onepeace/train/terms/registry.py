@@ -17,13 +17,13 @@ TERMS: Table[type[Term[Any]]] = Table(
     {
         "answers": Answers,
         "box": Box,
-        "captioning": "onepeace.generative.generation.Captioning",
+        "captioning": "onepeace.generative.terms.Captioning",
         "choice": Choice,
         "classification": Classification,
         "contrastive": Contrastive,
         "denoising": Denoising,
         "distillation": Distillation,
-        "generation": "onepeace.generative.generation.Generation",
+        "generation": "onepeace.generative.terms.Generation",
         "multi_label": MultiLabel,
         "self_critical": "onepeace.generative.self_critical.SelfCritical",
     }

@@ -17,10 +17,9 @@ from onepeace.data.batch import Batch, real_tokens
 from onepeace.device import upload
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
-from onepeace.generative.asking import MATCH, Asking, AskingOptions, check_caption_head, read_task
-from onepeace.generative.caption_head import Caption
+from onepeace.generative.asking import MATCH, Asking, AskingOptions, check_caption_head, read_task, real_targets
 from onepeace.generative.config import OFAConfig
-from onepeace.generative.losses import TokenLosses, token_losses
+from onepeace.generative.decoder import Caption
 from onepeace.generative.model import Writer
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
@@ -35,9 +34,69 @@ from onepeace.train.terms.heads import Supervised, SupervisedOptions
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
 AUTO = "auto"
 """Value of ``choices`` for the labels or answers of the training data, instead of a file."""
+
+
+def token_losses(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    real: Tensor | None = None,
+    allowed: Tensor | None = None,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy (N,) of a decoder's logits (B, T, V) for the next ids ``target`` (B, T), row by row; padding in the
+    targets is ignored.
+
+    Args:
+        real: (N,) int64, the targets that are not padding, in the flattened (B, T), from `real_targets`. None: they are
+            looked up, which waits for the device of the targets.
+        allowed: (V,) or (B, T, V) bool: the ids in the softmax, e.g. the continuations in a trie of answers. Targets
+            must be among them, or the loss is infinite. None: all.
+        weights: (B,), factors on the log-probabilities of each row.
+        label_smoothing: see `smoothed_cross_entropy`.
+    """
+    if real is None:
+        real = real_targets(target)
+    scores = logits.flatten(0, 1)[real].float()
+    if allowed is not None:
+        allowed = allowed.expand_as(logits).flatten(0, 1)[real]
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    log_probs = scores.log_softmax(-1)
+    if weights is not None:
+        weights_of_tokens = weights.unsqueeze(1).expand_as(target).flatten()[real]
+        log_probs = log_probs * weights_of_tokens.unsqueeze(1)
+    return smoothed_cross_entropy(log_probs, target.flatten()[real], allowed, label_smoothing)
+
+
+def smoothed_cross_entropy(
+    log_probs: Tensor, target: Tensor, allowed: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Losses (N,) of log-probabilities (N, V) and targets (N,), without padding (released code).
+
+    Args:
+        allowed: (V,) or (N, V) bool, the ids that share the smoothing's mass; None: all.
+        label_smoothing: mass spread evenly over the wrong ids.
+    """
+    nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
+    if not label_smoothing:
+        return nll
+    if allowed is None:
+        num_wrong: Tensor | int = log_probs.shape[1] - 1
+        smooth = -log_probs.sum(1)
+    else:
+        num_wrong = (allowed.sum(-1) - 1).clamp_min(1)  # a token without alternatives has no loss for any share
+        smooth = -log_probs.masked_fill(~allowed, 0.0).sum(1)
+    share = label_smoothing / num_wrong
+    return (1 - label_smoothing - share) * nll + share * smooth
+
+
+def without_worst(losses: Tensor, share: float) -> Tensor:
+    """The losses of tokens but this share, the largest: captions from the web are often wrong."""
+    num_kept = int(len(losses) * (1 - share))
+    return losses.topk(num_kept, largest=False).values
 
 
 class Prepared(NamedTuple):
@@ -125,7 +184,7 @@ class Generation(Term[GenerationOptions]):
         data.keep_task(options, options.task, task)
         return Prepared(task, data.tokenizer)
 
-    def outputs(self, passes: Passes) -> TokenLosses:
+    def outputs(self, passes: Passes) -> Tensor:
         pixels = pixels_of(passes.batch)
         asked = self.asking(passes.batch, self.trie)
         keep = None
@@ -146,10 +205,10 @@ class Generation(Term[GenerationOptions]):
             label_smoothing=self.options.label_smoothing,
         )
 
-    def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> dict[str, Tensor]:
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
-            outputs = outputs.without_worst(self.options.drop_worst)
-        return {self.options.name: mean_over_tokens(outputs.loss)}
+            outputs = without_worst(outputs, self.options.drop_worst)
+        return {self.options.name: mean_over_tokens(outputs)}
 
 
 def _answers_of_data(options: GenerationOptions, data: TrainingData) -> list[str]:
@@ -257,7 +316,7 @@ class Captioning(Supervised[CaptioningOptions]):
         task = read_task(options, cls.task, options.changes, data.start_folder)
         data.keep_task(options, cls.task, task)
 
-    def outputs(self, passes: Passes) -> TokenLosses:
+    def outputs(self, passes: Passes) -> Tensor:
         head = expect(passes.encoder.heads[self.options.head], Caption)
         ids = passes.batch.inputs["text"]["ids"][:, : head.options.max_tokens]
         written = F.pad(ids[:, :-1], (1, 0), value=BOS)
@@ -266,5 +325,5 @@ class Captioning(Supervised[CaptioningOptions]):
         real = upload(real_tokens(lengths), ids.device)
         return token_losses(logits, ids, real=real, label_smoothing=self.options.label_smoothing)
 
-    def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
-        return {self.options.name: mean_over_tokens(outputs.loss)}
+    def loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
+        return {self.options.name: mean_over_tokens(outputs)}
