@@ -1,12 +1,12 @@
 """Samples of users: the rows of a table or data set, or the files of a folder, checked without decoding a file."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from onepeace.datasets.arrow import data_files, is_arrow, read_arrow
-from onepeace.datasets.embedded import EmbeddedFile, embedded_file
 from onepeace.datasets.layout import Record, Skipped, skipped
 from onepeace.datasets.reading import plain_name
 from onepeace.datasets.tables import (
@@ -24,8 +24,31 @@ from onepeace.datasets.tables import (
 )
 from onepeace.errors import UsageError, UserError
 from onepeace.files import source
+from onepeace.files.picture import open_picture
+from onepeace.files.source import NamedBytes
 from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
+
+PICTURE_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg"}
+"""File endings by Pillow's name of the format, unless it is that name."""
+LONGEST_PART = 80
+"""Characters of a part of a path; names of files have at most 255 bytes."""
+
+
+class EmbeddedFile(NamedBytes):
+    """The bytes of a file in a cell; its name for messages is that of the row."""
+
+    path: PurePosixPath
+    """The relative path that the file had, or a name made of that of the row, with a file ending of its modality."""
+
+    def __new__(cls, content: bytes, name: str, path: PurePosixPath) -> "EmbeddedFile":
+        embedded = cast(EmbeddedFile, super().__new__(cls, content, name))
+        embedded.path = path
+        return embedded
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
 
 
 def media() -> list[str]:
@@ -218,7 +241,7 @@ def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> P
         if content is None:
             content = path
     if isinstance(content, bytes):
-        return embedded_file(content, modality, where, path or plain_name(Path(where).name))
+        return _embedded_file(content, modality, where, path or plain_name(Path(where).name))
     if not isinstance(content, str):
         raise UserError(f"{column} is {value!r:.60}, not a path")
     if source.scheme(content):
@@ -227,6 +250,52 @@ def _file(modality: str, column: str, value: Any, folder: Path, where: str) -> P
     if file.suffix.lower() not in PROCESSORS[modality].suffixes:
         raise UserError(f"unknown file extension {file.suffix!r} for {modality}", where=file)
     return file
+
+
+def _embedded_file(content: bytes, modality: str, row_name: str, path: str) -> EmbeddedFile:
+    """The file in a cell.
+
+    Args:
+        row_name: name of the row for messages, such as "train.parquet row 3".
+        path: the path or name of the file. Only what leads downwards is kept of it, and a file ending is added if it
+            has none of the modality.
+
+    Raises:
+        UserError: neither the path nor the bytes show the format.
+    """
+    parts = []
+    for part in PurePosixPath(path.replace("\\", "/")).parts:
+        printable = "".join(c for c in part if c.isprintable())
+        if printable.strip("/."):
+            parts.append(printable[-LONGEST_PART:])
+    parts = parts or [plain_name(row_name)]
+    file = PurePosixPath(*parts)
+    if file.suffix.lower() not in PROCESSORS[modality].suffixes:
+        parts[-1] += _detected_ending(content, modality, row_name)
+        file = PurePosixPath(*parts)
+    return EmbeddedFile(content, row_name, file)
+
+
+def _detected_ending(content: bytes, modality: str, row_name: str) -> str:
+    """File ending by the header of a file."""
+    ending = ""
+    if modality == "image":
+        with open_picture(io.BytesIO(content), row_name) as picture:
+            ending = PICTURE_ENDINGS.get(picture.format or "", f".{picture.format}".lower())
+    elif modality == "audio":
+        ending = f".{_sound_format(content)}".lower()
+    if ending not in PROCESSORS[modality].suffixes:
+        raise UserError(f"the format of the {modality} is not known; store the name of its file, in the field path")
+    return ending
+
+
+def _sound_format(content: bytes) -> str:
+    import soundfile
+
+    try:
+        return soundfile.info(io.BytesIO(content)).format
+    except soundfile.SoundFileError:
+        return ""
 
 
 def _captions(cell: Cell) -> list[str]:

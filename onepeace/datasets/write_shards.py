@@ -5,16 +5,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from onepeace.data.sample import MASK, media_of
+from onepeace.data.shard import content_of, open_shard
 from onepeace.data.write import ShardWriter, new_shards, older_shards
 from onepeace.datasets.layout import Encoded, Layout, Record, Skipped, Split, skipped
+from onepeace.datasets.media import DuplicateFilter
 from onepeace.datasets.pairs import from_source
-from onepeace.datasets.pictures import DuplicateFilter
-from onepeace.datasets.written import held_out
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
+from onepeace.processors import guessed
 from onepeace.progress import Progress
 from onepeace.threads import decode_ahead
 
@@ -161,3 +163,60 @@ def _write_sample(writer: ShardWriter, record: Record, encoded: Encoded) -> str 
     facts = {"source": record.source, **record.about}
     is_new = writer.write(key, encoded.files, record.captions, targets=targets, about=facts)
     return None if is_new else key
+
+
+def held_out(root: Path, name: str) -> Iterator[Record]:
+    """The samples in ROOT/val/`name`."""
+    for shard in sorted((root / "val" / name).glob("*.tar*")):
+        yield from read_shard(shard)
+
+
+def read_shard(path: Path) -> Iterator[Record]:
+    """The samples of a shard in order: media as bytes, only the caption in KEY.txt, only the target mask, and all
+    fields of KEY.json in `about`.
+
+    Raises:
+        UserError: a sample is incomplete (names the shard and the key).
+    """
+    endings = _endings()
+    shard = open_shard(str(path.absolute()))
+    for row in range(len(shard)):
+        content = content_of(shard.members(row))
+        yield _read_sample(path, shard.key(row), content, endings)
+
+
+def _endings() -> dict[str, set[str]]:
+    """File endings of each modality but text, without the dot."""
+    endings = {"video": {"mp4"}}
+    for modality, processor in guessed().items():
+        if modality != "text":
+            endings[modality] = {suffix.removeprefix(".") for suffix in processor.suffixes}
+    return endings
+
+
+def _read_sample(
+    path: Path,
+    key: str,
+    raw: Mapping[str, Any],
+    endings: Mapping[str, set[str]],
+) -> Record:
+    """A sample, from the content of its files by their endings."""
+    inputs = {}
+    try:
+        for modality, endings_of_modality in endings.items():
+            media = media_of(raw, endings_of_modality)
+            if media:
+                inputs[modality] = media
+        texts = [raw["txt"].decode()] if "txt" in raw else []
+        facts = json.loads(raw["json"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{key} has a file that cannot be read, or no .json ({error!r})", where=path) from error
+    if not inputs and not texts:
+        raise UserError(f"{key} has no picture, sound or text", where=path)
+    return Record(
+        key=key,
+        source=str(path),
+        inputs={**inputs, "text": texts},
+        targets={"mask": raw[MASK]} if MASK in raw else {},
+        about=facts,
+    )

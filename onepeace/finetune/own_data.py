@@ -1,5 +1,6 @@
 """A user's folder or table: its usable samples, and whether they are enough to learn from."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from onepeace.datasets.embedded import EmbeddedFile, Unpacked
 from onepeace.datasets.layout import Record, Skipped, skipped
-from onepeace.datasets.pairs import from_source, media
+from onepeace.datasets.pairs import EmbeddedFile, from_source, media
 from onepeace.errors import UsageError, UserError
 from onepeace.processors import PROCESSORS
 from onepeace.threads import decode_ahead
@@ -124,6 +124,38 @@ def _unusable(keys: Sequence[str], modalities: Sequence[str]) -> str:
     if len(keys) < 2:
         return f"has only {keys[0]}: no caption, no label, nothing to pair it with"
     return ""
+
+
+class Unpacked:
+    """Folder into which files of cells are written; equal files are written once.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._paths: dict[bytes, Path] = {}
+
+    def write(self, file: EmbeddedFile) -> Path:
+        """Write a file under its own path, or, if another one has that path, in a folder with a number.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        digest = hashlib.sha256(file).digest()
+        if digest in self._paths:
+            return self._paths[digest]
+        path = self.folder / file.path
+        if path.exists():
+            path = self.folder / str(len(self._paths)) / file.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file)
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror or error})", where=path) from error
+        self._paths[digest] = path
+        return path
 
 
 def _unpack(record: Record, unpack: Unpacked) -> None:

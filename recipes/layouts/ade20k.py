@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import Photographs, read_picture, shrink, webp
+from onepeace.datasets.media import Photographs, read_picture, shrink, webp
 from onepeace.datasets.reading import find, read_lines
 from onepeace.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows, sentence, whole_number
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
 LICENSE = "captions: academic use (AudioCaps terms); sounds belong to the owners of the videos"
@@ -30,7 +30,7 @@ class AudioCaps(Sounds, OfficialSplits):
 
     prefix = "audiocaps"
     shared_folder = "audio_text"
-    hint = HINT
+    hint = SOUND_HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import fields, find, json_rows
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
 LICENSE = "questions: research use (AVQA terms); sounds belong to the owners of the videos"
@@ -23,7 +23,7 @@ class AVQA(Sounds, OfficialSplits):
     """
 
     prefix = "avqa"
-    hint = HINT
+    hint = SOUND_HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val",), "official splits that are validation data")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows, sentence
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 
 LICENSE = "captions: Tampere University, non-commercial; sounds under their Freesound licences"
 CAPTIONS = tuple(f"caption_{i}" for i in range(1, 6))
@@ -22,7 +22,7 @@ class Clotho(Sounds, OfficialSplits):
 
     prefix = "clotho"
     shared_folder = "audio_text"
-    hint = HINT
+    hint = SOUND_HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("development",), "official splits that are training data")
     val: tuple[str, ...] = option(("evaluation",), "official splits that are validation data")

@@ -7,7 +7,7 @@ from pathlib import Path
 from coco_files import LICENSE, photographs_by_id
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, shuffled
-from onepeace.datasets.pictures import Photographs
+from onepeace.datasets.media import Photographs
 from onepeace.datasets.reading import fields, find, json_rows
 
 SAMPLES = frozenset({125870, 126107, 165518, 214753, 234748, 252639, 423617, 551780})

@@ -7,7 +7,7 @@ from pathlib import Path
 from coco_files import LICENSE, Instance, photographs_by_id, read_instances
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import SharedPhotographs
+from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import find
 
 

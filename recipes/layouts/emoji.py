@@ -10,7 +10,7 @@ from typing import Any
 from drawings import drawing, on_white_square
 
 from onepeace.datasets.layout import HeldOut, Layout, Record, Skipped, Split, shuffled, skipped
-from onepeace.datasets.pictures import DuplicateFilter, read_picture, webp
+from onepeace.datasets.media import DuplicateFilter, read_picture, webp
 from onepeace.datasets.reading import read_json, read_lines
 from onepeace.errors import UserError
 

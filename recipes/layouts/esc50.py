@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Skipped, Split, option, shuffled
+from onepeace.datasets.media import RATE, load_sound, ogg
 from onepeace.datasets.reading import read_json
-from onepeace.datasets.sounds import RATE, load_sound, ogg
 from onepeace.errors import UserError
 
 SECONDS = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
-from onepeace.datasets.pictures import Photographs
+from onepeace.datasets.media import Photographs
 from onepeace.datasets.reading import fields, find, json_rows, sentence
 from onepeace.errors import UserError
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, Record, Skipped, Split, option, shuffled, skipped
-from onepeace.datasets.pictures import Photographs, photograph
+from onepeace.datasets.media import Photographs, photograph
 from onepeace.datasets.reading import find, read_lines, sentence
 from onepeace.errors import UserError
 

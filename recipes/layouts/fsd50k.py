@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
 LICENSE = "labels CC BY 4.0; sounds under their Freesound licences"
@@ -22,7 +22,7 @@ class FSD50K(Sounds, OfficialSplits):
 
     prefix = "fsd50k"
     shared_folder = "audio_text"
-    hint = HINT
+    hint = SOUND_HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("dev",), "official splits that are training data")
     val: tuple[str, ...] = option(("eval",), "official splits that are validation data")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
-from onepeace.datasets.pictures import CAPTIONS, Photographs
+from onepeace.datasets.media import PICTURE_CAPTIONS, Photographs
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError
 
@@ -57,7 +57,7 @@ def _records(folder: Path, split: str, class_names: Mapping[str, str]) -> list[R
             record = Record(
                 key=f"in1k_{path.stem}",
                 source=f"ImageNet {split}",
-                inputs={"image": path, "text": [fill(caption, name) for caption in CAPTIONS]},
+                inputs={"image": path, "text": [fill(caption, name) for caption in PICTURE_CAPTIONS]},
                 targets={"label": name},
                 about={"license": LICENSE, "wnid": wnid, "target": target_by_wnid[wnid]},
             )

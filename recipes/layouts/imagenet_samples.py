@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.datasets.layout import Encoded, HeldOut, Record, Split, option, shuffled
-from onepeace.datasets.pictures import Photographs, read_picture, shrink, webp
+from onepeace.datasets.media import Photographs, read_picture, shrink, webp
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError
 

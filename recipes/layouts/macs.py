@@ -6,8 +6,8 @@ from pathlib import Path
 
 from onepeace.config import read_yaml
 from onepeace.datasets.layout import HeldOut, Record, Split, present
+from onepeace.datasets.media import SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, sentence
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
 MACS_LICENSE = "captions: MACS licence (Tampere University); sounds: non-commercial (TAU Urban Acoustic Scenes 2019)"
@@ -43,7 +43,7 @@ class Macs(Sounds):
             label = name.partition("-")[0].replace("_", " ")
             key = f"macs_{Path(name).stem}"
             records.append(Record(key, "MACS", inputs, {"label": label}, {"license": MACS_LICENSE}))
-        yield Split("train/audio_text/macs", present(records, table, HINT), self.encode)
+        yield Split("train/audio_text/macs", present(records, table, SOUND_HINT), self.encode)
 
 
 layout = Macs()

@@ -9,7 +9,7 @@ from pathlib import Path
 from drawings import drawing, is_plain, on_white_square
 
 from onepeace.datasets.layout import HeldOut, Layout, Record, Skipped, Split, shuffled, skipped
-from onepeace.datasets.pictures import DuplicateFilter, read_picture, webp
+from onepeace.datasets.media import DuplicateFilter, read_picture, webp
 from onepeace.datasets.reading import read_lines
 from onepeace.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from coco_files import photographs_by_id, read_instances
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import SharedPhotographs
+from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
 from onepeace.hub.convert.unpickle import read_checkpoint
 

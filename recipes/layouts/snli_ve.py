@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import SharedPhotographs
+from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import find, plain_name, read_json_lines
 from onepeace.errors import UserError
 

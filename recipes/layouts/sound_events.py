@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.media import SOUND_HINT, SOUNDS, Sounds, sounds_below
 from onepeace.datasets.reading import find, number, plain_name, read_rows
-from onepeace.datasets.sounds import HINT, SOUNDS, Sounds, sounds_below
 from onepeace.errors import UserError
 
 COLUMNS = ("filename", "onset", "offset", "event_label")
@@ -26,7 +26,7 @@ class SoundEvents(Sounds, OfficialSplits):
     """
 
     key: ClassVar[str] = "events"
-    hint = HINT
+    hint = SOUND_HINT
     name: str = option("sound_events", "name of the shards and their folders")
     license: str = option("not stated", "licence of the sounds")
     train: tuple[str, ...] = option(("train",), "tables that are training data")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
-from onepeace.datasets.pictures import read_picture
+from onepeace.datasets.media import read_picture
 from onepeace.datasets.reading import find, read_json, read_lines
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError

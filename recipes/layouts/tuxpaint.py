@@ -8,7 +8,7 @@ from pathlib import Path
 from drawings import drawing, is_plain, on_white_square
 
 from onepeace.datasets.layout import HeldOut, Layout, Record, Skipped, Split, option, shuffled, skipped
-from onepeace.datasets.pictures import DuplicateFilter, read_picture, webp
+from onepeace.datasets.media import DuplicateFilter, read_picture, webp
 from onepeace.errors import UserError
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, present
+from onepeace.datasets.media import SOUND_CAPTIONS, SOUND_HINT, Sounds, sounds_below
 from onepeace.datasets.reading import find, read_rows, whole_number
-from onepeace.datasets.sounds import CAPTIONS, HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
 LICENSE = "CC BY-NC 3.0; sounds under their Freesound licences"
@@ -33,7 +33,7 @@ class UrbanSound8K(Sounds):
             label = row["class"].strip().replace("_", " ")
             name_by_target[target] = label
             file_name = row["slice_file_name"].strip()
-            captions = [caption.format(label) for caption in CAPTIONS]
+            captions = [caption.format(label) for caption in SOUND_CAPTIONS]
             record = Record(
                 key=f"us8k_{Path(file_name).stem}",
                 source="UrbanSound8K",
@@ -59,8 +59,8 @@ class UrbanSound8K(Sounds):
                 train.append(record)
         classes = [name_by_target[target] for target in targets]
         shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
-        yield Split(shards, present(val, table, HINT), self.encode, classes=classes)
-        yield Split("train/audio_text/urbansound8k", present(train, table, HINT), self.encode)
+        yield Split(shards, present(val, table, SOUND_HINT), self.encode, classes=classes)
+        yield Split("train/audio_text/urbansound8k", present(train, table, SOUND_HINT), self.encode)
 
 
 layout = UrbanSound8K()

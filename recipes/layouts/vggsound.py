@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import read_picture, shrink, webp
+from onepeace.datasets.media import SOUND_CAPTIONS, SOUND_HINT, Sounds, read_picture, shrink, sounds_below, webp
 from onepeace.datasets.reading import find, read_rows, whole_number
-from onepeace.datasets.sounds import CAPTIONS, HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 from onepeace.files.video import clip
 
@@ -34,7 +33,7 @@ class VGGSound(Sounds, OfficialSplits):
 
     prefix = "vggsound"
     shared_folder = "audio_text"
-    hint = HINT
+    hint = SOUND_HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
     pictures: bool = option(False, "whether each sample has a picture of its clip beside the sound")
@@ -91,7 +90,7 @@ def _record(row: Mapping[str, str], clip_name: str, media: Mapping[str, Any], ta
     return Record(
         key=f"vgg_{clip_name}",
         source=f"VGGSound {row['split']}",
-        inputs={**media, "text": [caption.format(label) for caption in CAPTIONS]},
+        inputs={**media, "text": [caption.format(label) for caption in SOUND_CAPTIONS]},
         targets={"label": label},
         about={
             "license": LICENSE,

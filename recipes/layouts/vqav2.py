@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from coco_files import photographs_by_id
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
-from onepeace.datasets.pictures import SharedPhotographs
+from onepeace.datasets.media import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
-from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 from onepeace.errors import UserError
+from onepeace.evaluate.protocols.vqa_answers import normalize_answer, soft_scores
 
 LICENSE = "questions and answers CC BY 4.0; photographs under their Flickr licences"
 UNANSWERED = ("test2015", "test-dev2015")

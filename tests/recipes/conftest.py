@@ -4,7 +4,7 @@ from support.finetune_downloads import FINETUNE
 from support.layouts import Prepared, layout_file
 
 from onepeace.cli import main
-from onepeace.datasets.written import read_shard
+from onepeace.datasets.write_shards import read_shard
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from support.layouts import layout_file, picture_of
 
 from onepeace.data.shard import content_of, open_shard
 from onepeace.datasets.layout import load_layout
-from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
+from onepeace.evaluate.protocols.vqa_answers import normalize_answer, soft_scores
 
 # ------------------------------------------------------------------ sounds and pictures
 

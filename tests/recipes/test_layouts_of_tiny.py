@@ -10,7 +10,7 @@ from PIL import Image
 from support.downloads import macs, picture
 from support.layouts import FOLDER, captions, size_of
 
-from onepeace.datasets.written import read_shard
+from onepeace.datasets.write_shards import read_shard
 
 
 def drawing_set(folder, prefix, icons, chars=None, **more):

@@ -9,7 +9,7 @@ from support.downloads import picture
 
 from onepeace.cli import main
 from onepeace.datasets.layout import HeldOut, Record, Split, option, skipped
-from onepeace.datasets.pictures import Photographs
+from onepeace.datasets.media import Photographs
 from onepeace.errors import UserError
 
 

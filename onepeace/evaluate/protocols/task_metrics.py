@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
-from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, accuracies, box_iou
 from onepeace.evaluate.protocols.classes import mean_average_precision
+from onepeace.evaluate.protocols.vqa_answers import normalize_answer
 from onepeace.processors import ImageProcessor
 
 Results = Sequence[Mapping[str, Any]]
