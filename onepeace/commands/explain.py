@@ -98,7 +98,7 @@ def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":
 
     UserError if the file cannot be read.
     """
-    from onepeace.files.heatmap import over_picture, over_sound
+    from onepeace.files.drawing import over_picture, over_sound
     from onepeace.processors import AudioProcessor, ImageProcessor
 
     caption = f"{printable(query)}: {explanation.similarity:.2f}"

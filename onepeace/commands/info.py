@@ -89,7 +89,7 @@ def text_of_towers(path: Path, config: TowersConfig) -> str:
 
 def _path(name: str) -> Path:
     """The file or folder of that name; nothing is downloaded."""
-    from onepeace.files.cache import cache_folder
+    from onepeace.files.atomic import cache_folder
     from onepeace.hub.registry import RELEASED, find
     from onepeace.hub.resolve import resolve
     from onepeace.hub.towers.folder import folder_of

@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, reason_of
-from onepeace.files.atomic import remove_unfinished_in, write_atomic
-from onepeace.files.cache import cache_folder
+from onepeace.files.atomic import cache_folder, remove_unfinished_in, write_atomic
 from onepeace.files.derived import read_derived, write_derived
 from onepeace.files.source import describe, scheme
 

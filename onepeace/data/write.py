@@ -20,8 +20,7 @@ from typing import Any
 from onepeace.data.sample import MASK
 from onepeace.data.source import REPLACING
 from onepeace.errors import UserError
-from onepeace.files.atomic import sync
-from onepeace.files.lock import held, is_left_over
+from onepeace.files.atomic import held, is_left_over, sync
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
 """End of a shard's name, after the prefix; older shards may be compressed."""

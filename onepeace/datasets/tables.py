@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from onepeace.errors import UserError
-from onepeace.files.regular import open_regular
-from onepeace.files.source import describe, suffix
+from onepeace.files.source import describe, open_regular, suffix
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 NAMED = 10

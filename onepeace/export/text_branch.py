@@ -11,8 +11,7 @@ import numpy as np
 
 from onepeace.errors import UserError, one_line
 from onepeace.export.session import need_writers, open_session
-from onepeace.files.atomic import write_text_atomic
-from onepeace.files.cache import cache_folder
+from onepeace.files.atomic import cache_folder, write_text_atomic
 from onepeace.processors.pieces import TextPieces
 from onepeace.processors.tokenizer import PAD, read_tokenizer
 from onepeace.progress import status

@@ -1,4 +1,7 @@
-"""Atomic writes: a reader finds the old content or all of the new one, also after a crash."""
+"""Writing beside other processes: files that readers find old or whole, also after a crash, and locks on folders.
+
+The system drops the locks of a killed process, so that what it left is known.
+"""
 
 import os
 import re
@@ -9,7 +12,99 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from onepeace.files.lock import held, is_left_over
+from onepeace.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+PATIENCE = 6.0
+"""Seconds to wait for a lock: workers of a killed process may hold it for five until they notice."""
+
+
+class Locked(UserError):
+    """Another process has locked a folder."""
+
+
+@contextmanager
+def locked(folder: Path, *, patience: float | None = None, again: bool = True) -> Iterator[None]:
+    """Context in which other processes cannot lock the folder.
+
+    The folder is created, and removed again if nothing is written into it. The empty file ``.lock`` stays.
+
+    Args:
+        patience: seconds to wait for the lock; -1 = until it is free, None = `PATIENCE`.
+        again: whether this process may lock it again.
+
+    Raises:
+        Locked: another process has locked it; UserError: it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.resolve() / LOCK, timeout=PATIENCE if patience is None else patience, is_singleton=again)
+        lock.acquire()
+    except Timeout:
+        raise Locked(
+            "another run is writing to this folder; wait until it has ended, or name another folder", where=folder
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", where=folder) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it was moved meanwhile
+            if is_new and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.release()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Context in which `is_left_over` is False for a temporary file or folder, also after it is renamed.
+
+    filelock would need a second file, which a killed process leaves behind too, so the file itself is locked.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether the process that wrote a temporary file or folder has ended; False where the system cannot tell."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # gone meanwhile, or of another user
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def cache_folder() -> Path:
+    """$ONEPEACE_CACHE, or onepeace in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
+    if folder := os.environ.get("ONEPEACE_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onepeace"
+
 
 STARTING = "new"
 UNFINISHED = "tmp"

@@ -1,9 +1,12 @@
-"""Draws the boxes and masks that a model found on the picture."""
+"""Draws what a model found: boxes on a picture, heat maps over a picture or the waveform of a sound."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onepeace.errors import UsageError
 from onepeace.files.atomic import write_atomic
@@ -13,6 +16,19 @@ if TYPE_CHECKING:
 
 INK = (230, 40, 40)
 PAPER = (255, 255, 255)
+STOPS = np.array([(13, 8, 65), (84, 39, 143), (203, 71, 119), (248, 149, 64), (255, 221, 60)], dtype=np.float64)
+"""Colours from the least to the largest value, of increasing brightness, so that they also differ without hue."""
+COLD = 0.7
+HOT = 0.4
+"""Opacity of the colour over the worst and the best match in a picture: the best match stays visible."""
+WIDTH = 960
+HEIGHT = 240
+"""Size of the drawing of a sound in pixels."""
+AXIS = 26
+"""Height of the time line below it."""
+BARS = 240
+GROUND = (24, 26, 30)
+AXIS_INK = (210, 212, 216)
 
 
 class Drawings:
@@ -76,3 +92,118 @@ def label(
     draw.rectangle((left, top, left + width, top + height), fill=fill)
     draw.text((left + 3 - x0, top + 3 - y0), text, fill=PAPER, font=font)
     return top + height
+
+
+def stretched(values: NDArray) -> NDArray[np.float64]:
+    """Values scaled to 0 (the least) to 1 (the largest); all 0 if they are all equal."""
+    low = float(values.min())
+    high = float(values.max())
+    if high == low:
+        return np.zeros(values.shape)
+    return (values.astype(np.float64) - low) / (high - low)
+
+
+def colours(heat: NDArray) -> NDArray[np.uint8]:
+    """(..., 3) RGB colours of numbers (...,) from 0 to 1."""
+    stops = np.linspace(0, 1, len(STOPS))
+    channels = [np.interp(heat, stops, channel) for channel in STOPS.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def over_picture(
+    picture: "Image.Image", values: NDArray, caption: str = "", area: Sequence[float] = (0.0, 0.0, 1.0, 1.0)
+) -> "Image.Image":
+    """A copy with the map over it: dark where the values are low, yellow where they are the highest.
+
+    Args:
+        values: (H, W), any numbers: the colours go from the least to the largest.
+        area: the part of the picture that the map covers, (x0, y0, x1, y1) from 0 to 1.
+    """
+    from PIL import Image, ImageDraw
+
+    drawn = picture.convert("RGB")
+    x0, y0, x1, y1 = area
+    left = round(x0 * drawn.width)
+    top = round(y0 * drawn.height)
+    width = max(1, round(x1 * drawn.width) - left)
+    height = max(1, round(y1 * drawn.height) - top)
+    small = Image.fromarray(stretched(values).astype(np.float32))
+    scaled = small.resize((width, height), Image.Resampling.BICUBIC)
+    heat = np.clip(np.asarray(scaled, dtype=np.float64), 0, 1)
+    opacity = (COLD + (HOT - COLD) * heat)[..., None]
+    covered = np.asarray(drawn.crop((left, top, left + width, top + height)), dtype=np.float64)
+    mixed = (1 - opacity) * covered + opacity * colours(heat)
+    drawn.paste(Image.fromarray(mixed.round().astype(np.uint8)), (left, top))
+    if caption:
+        label(ImageDraw.Draw(drawn), caption, (0.0, 0.0), drawn.size, GROUND, below=True)
+    return drawn
+
+
+def over_sound(samples: NDArray, seconds: float, times: NDArray, values: NDArray, caption: str = "") -> "Image.Image":
+    """The waveform above a time line, with each moment in the colours of `over_picture`.
+
+    Args:
+        samples: (N,) of the whole sound.
+        seconds: its length.
+        times: (frames, 2) start and end of each value, in seconds.
+        values: (frames,), any numbers.
+    """
+    from PIL import Image, ImageDraw
+
+    drawn = Image.new("RGB", (WIDTH, HEIGHT + AXIS), GROUND)
+    draw = ImageDraw.Draw(drawn)
+    loudness = bars(samples)
+    _draw_bars(draw, loudness, colours(_heat_of_parts(len(loudness), seconds, times, values)))
+    # The map itself, which also shows silent moments.
+    line = colours(_heat_of_parts(WIDTH, seconds, times, values))
+    drawn.paste(Image.fromarray(np.broadcast_to(line, (8, WIDTH, 3)).copy()), (0, HEIGHT - 8))
+    _draw_axis(draw, seconds)
+    if caption:
+        label(draw, caption, (0.0, 0.0), (WIDTH, WIDTH // 2), (70, 74, 82), below=True)
+    return drawn
+
+
+def _heat_of_parts(count: int, seconds: float, times: NDArray, values: NDArray) -> NDArray[np.float64]:
+    """`heat_at` in the middle of each of ``count`` equal parts of a sound."""
+    middles = (np.arange(count) + 0.5) * seconds / count
+    return heat_at(middles, times, values)
+
+
+def _draw_bars(draw: Any, loudness: NDArray, fill: NDArray) -> None:
+    """Draw the waveform as bars around the middle."""
+    step = WIDTH / len(loudness)
+    middle = HEIGHT / 2
+    for number, (height, colour) in enumerate(zip(loudness, fill.tolist(), strict=True)):
+        left = number * step
+        half = 2 + height * (middle - 30)
+        draw.rectangle((left, middle - half, left + step - 1, middle + half), fill=tuple(colour))
+
+
+def _draw_axis(draw: Any, seconds: float) -> None:
+    """Draw the time line."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(13)
+    for second in ticks(seconds):
+        x = second / seconds * WIDTH
+        draw.line((x, HEIGHT, x, HEIGHT + 5), fill=AXIS_INK)
+        draw.text((min(x + 3, WIDTH - 40), HEIGHT + 6), f"{second:g} s", fill=AXIS_INK, font=font)
+
+
+def bars(samples: NDArray, count: int = BARS) -> NDArray[np.float64]:
+    """Peak of each of ``count`` parts of a sound (at most one per sample), relative to the highest peak."""
+    parts = np.array_split(np.abs(samples.astype(np.float64)), min(count, len(samples)))
+    peaks = np.array([part.max() for part in parts])
+    return peaks / (peaks.max() or 1.0)
+
+
+def heat_at(moments: NDArray, times: NDArray, values: NDArray) -> NDArray[np.float64]:
+    """Stretched values at given seconds, interpolated linearly between the centres of the frames."""
+    return np.interp(moments, times.mean(axis=1), stretched(values))
+
+
+def ticks(seconds: float) -> list[float]:
+    """Round numbers of seconds for a time line, at most eleven."""
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
+    step = next((step for step in steps if seconds / step <= 10), seconds / 10)
+    return [round(step * number, 6) for number in range(int(seconds / step) + 1)]

@@ -1,15 +1,24 @@
 """Content of a path, an http(s) URL, an open file or a bytes value of any format, and short names of all inputs for
 messages."""
 
+import errno
+import http.client
 import io
 import os
 import re
+import stat
 import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from concurrent import futures
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeGuard
+from typing import Any, BinaryIO, TypeGuard, TypeVar
 
 from onepeace.errors import UserError, reason_of
-from onepeace.files.fetch import fetch
 
 MAX_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 20
@@ -18,6 +27,12 @@ _READING_OPEN_FILE = threading.Lock()
 
 # "C:\\x" has one letter before the colon and is a path; "note: a dog" has a space after it and is text.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto):(?=\S)", re.IGNORECASE)
+TIMEOUT = 30.0
+"""Seconds in which a server must answer, and in which more of the content must come."""
+MAX_SECONDS = 600.0
+"""Seconds in which all of the content must come."""
+CHUNK = 1 << 20
+Result = TypeVar("Result")
 
 
 class NamedBytes(bytes):
@@ -166,3 +181,86 @@ def _public(url: str) -> str:
     # Not urlsplit: it raises on malformed URLs, and messages must name these too.
     url = re.split(r"[?#]", url.strip(), maxsplit=1)[0]
     return f"{url[:25]}..." if scheme(url) == "data" else re.sub(r"(?<=://)[^/]*@", "", url)
+
+
+class NoFTP(urllib.request.FTPHandler):
+    """Refuses redirects to ftp: URLs; urllib itself refuses redirects to other schemes."""
+
+    def ftp_open(self, req: urllib.request.Request) -> None:  # type: ignore[override]
+        raise urllib.error.URLError("unknown url type: ftp")
+
+
+def fetch(url: str, name: str, max_bytes: int) -> bytes:
+    """Content of an http(s) URL.
+
+    Args:
+        name: its name in messages.
+        max_bytes: maximum size.
+
+    Raises:
+        UserError: it cannot be fetched, is too large, or takes too long, whatever the server does meanwhile.
+    """
+    # Pasted URLs often contain spaces and letters outside ASCII; existing escapes are kept.
+    address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    open_url = urllib.request.build_opener(NoFTP).open
+    try:
+        request = urllib.request.Request(address, headers={"User-Agent": "onepeace"})  # noqa: S310 (checked by callers)
+        answer = within(TIMEOUT, partial(open_url, request, timeout=TIMEOUT))
+        return within(MAX_SECONDS, partial(_read_answer, answer, name, max_bytes))
+    except urllib.error.HTTPError as error:
+        raise UserError(f"the server answered {error.code} {error.reason}", where=name) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"cannot be fetched ({reason_of(error)})", where=name) from error
+
+
+def _read_answer(answer: Any, name: str, max_bytes: int) -> bytes:
+    """The content of an answer, which is closed."""
+    deadline = time.monotonic() + MAX_SECONDS
+    data = bytearray()
+    with answer:
+        length = int(answer.headers.get("Content-Length") or 0)
+        if length > max_bytes:
+            raise UserError(f"{length} bytes are above the limit of {max_bytes}", where=name)
+        while chunk := answer.read1(CHUNK):
+            data += chunk
+            if len(data) > max_bytes:
+                raise UserError(f"more than the limit of {max_bytes} bytes", where=name)
+            if time.monotonic() > deadline:  # nobody waits for the rest
+                break
+    if len(data) < length:
+        raise UserError(f"the connection ended after {len(data)} of {length} bytes", where=name)
+    return bytes(data)
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """What a call returns or raises.
+
+    Raises:
+        TimeoutError: it takes longer. It then goes on in its thread, which does not outlive the process.
+    """
+    future: futures.Future[Result] = futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="onepeace-request", daemon=True).start()
+    finished, _ = futures.wait([future], seconds)
+    if not finished:
+        raise TimeoutError(f"not answered within {seconds:.0f} seconds")
+    return future.result()
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Descriptor of a regular file: the opener of `open`.
+
+    Raises:
+        OSError: the path cannot be opened, or is a pipe, a device or a folder.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor

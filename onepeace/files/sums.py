@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onepeace.files.atomic import make_folder, write_text_atomic
-from onepeace.files.cache import cache_folder
+from onepeace.files.atomic import cache_folder, make_folder, write_text_atomic
 from onepeace.progress import status
 
 SUMS = "SHA256SUMS"

@@ -22,8 +22,7 @@ from onepeace.datasets.layout import Skipped
 from onepeace.device import available_memory, choose_device
 from onepeace.embed.embedder import load
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import write_text_atomic
-from onepeace.files.lock import LOCK, locked
+from onepeace.files.atomic import LOCK, locked, write_text_atomic
 from onepeace.finetune.answers import answers, read_answers, write_answers
 from onepeace.finetune.average import AVERAGE, average_weights, read_average
 from onepeace.finetune.own_data import read_own_data

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import sync
-from onepeace.files.deadline import within
+from onepeace.files.source import within
 
 TIMEOUT = 60.0
 """Seconds in which a server must say what it has."""

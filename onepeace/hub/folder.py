@@ -9,8 +9,7 @@ from pathlib import Path
 
 from onepeace.config import Config, Options, build, read_yaml
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import left_over, marked, remove_unfinished, sync, unfinished
-from onepeace.files.lock import held
+from onepeace.files.atomic import held, left_over, marked, remove_unfinished, sync, unfinished
 from onepeace.files.sums import SUMS, is_intact, read_sums, write_sums
 from onepeace.hub.architectures import architecture
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from onepeace.errors import UsageError, UserError
-from onepeace.files.cache import cache_folder
+from onepeace.files.atomic import cache_folder
 from onepeace.files.sums import SUMS
 from onepeace.hub.download import fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, no_folder, read_config

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
-from onepeace.files.cache import cache_folder
-from onepeace.files.lock import LOCK, Locked, locked
+from onepeace.files.atomic import LOCK, Locked, cache_folder, locked
 from onepeace.index.database import INDEX_FORMAT, Store, is_index, sql_below, writing
 from onepeace.index.index import Index
 from onepeace.index.maintain import DEFAULT_MODEL, build, update

@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.metadata import Description, describe_media
-from onepeace.files.regular import open_regular
-from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes
+from onepeace.files.source import MAX_BYTES, MAX_TEXT_BYTES, NamedBytes, open_regular
 from onepeace.index.items import Item, is_shard, mtime_of, shard_of, whole_of
 from onepeace.index.sources import Entry, Root, state_of, value_of
 from onepeace.index.words import LONGEST_TEXT

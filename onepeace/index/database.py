@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import make_folder, sync, write_atomic
-from onepeace.files.lock import LOCK, locked
+from onepeace.files.atomic import LOCK, locked, make_folder, sync, write_atomic
 from onepeace.index.items import NAMES, SEPARATOR, Item, Span, Words
 
 DATABASE = "index.sqlite"

@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError, one_line, reason_at
-from onepeace.files.globs import Globs
+from onepeace.files.walk import Globs
 
 KINDS = {
     **dict.fromkeys(("image", "images", "picture", "pictures", "photo", "photos"), "image"),

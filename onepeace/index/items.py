@@ -38,7 +38,7 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further columns of a table, or fields of a sample."""
     tags: dict[str, Any] = field(default_factory=dict)
-    """What the file itself says, such as camera, keywords or artist, by the names of `onepeace.files.tags`."""
+    """What the file itself says, such as camera, keywords or artist, by the names of `onepeace.files.metadata`."""
     problem: str | None = None
     """Reason if the file could not be embedded."""
     note: str | None = None

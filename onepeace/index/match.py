@@ -32,8 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
-from onepeace.files.atomic import make_folder, write_atomic
-from onepeace.files.cache import cache_folder
+from onepeace.files.atomic import cache_folder, make_folder, write_atomic
 from onepeace.index.database import Store
 from onepeace.index.vectors import read
 from onepeace.progress import status

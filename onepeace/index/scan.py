@@ -14,9 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from onepeace.errors import MissingPackage, UserError, reason_at
-from onepeace.files.ignore import Ignore
 from onepeace.files.source import suffix
-from onepeace.files.walk import Unreadable, walk
+from onepeace.files.walk import Ignore, Unreadable, walk
 from onepeace.index.database import Store, is_index
 from onepeace.index.items import Item, places_of, whole_of
 from onepeace.index.record import Elsewhere, Recorder

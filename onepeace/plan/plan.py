@@ -16,7 +16,7 @@ from onepeace.config import SIZES, Config
 from onepeace.data.batch import Batch
 from onepeace.device import count_parameters
 from onepeace.errors import UserError, one_line
-from onepeace.files.cache import cache_folder
+from onepeace.files.atomic import cache_folder
 from onepeace.hub.registry import find
 from onepeace.layers.recompute import set_recompute
 from onepeace.model import Trained

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError, need
 from onepeace.files import source
-from onepeace.files.sound_stream import MAX_CHANNELS, SoundStream
+from onepeace.files.container import MAX_CHANNELS, SoundStream
 
 if TYPE_CHECKING:
     from soundfile import SoundFile

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from onepeace.errors import UserError
-from onepeace.files.heatmap import bars
+from onepeace.files.drawing import bars
 from onepeace.files.source import is_open_file, suffix
 from onepeace.files.video import frame_at
 from onepeace.index import Item

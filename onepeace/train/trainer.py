@@ -20,8 +20,7 @@ from onepeace.data.reader import Cursor
 from onepeace.data.steps import Account, Step, loader
 from onepeace.device import choose_device, memory_remedy, peak_memory
 from onepeace.errors import UserError
-from onepeace.files.atomic import write_atomic
-from onepeace.files.lock import locked
+from onepeace.files.atomic import locked, write_atomic
 from onepeace.hub import weights
 from onepeace.hub.folder import TASKS
 from onepeace.model import Trained
@@ -313,7 +312,7 @@ def _is_due(every: int, step: int) -> bool:
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Context in which no other run can use a folder (`onepeace.files.lock`); the first process locks it for all."""
+    """Context in which no other run can use a folder (`onepeace.files.atomic`); the first process locks it for all."""
     with ExitStack() as stack:
         problem = ""
         if parallel.rank() == 0:

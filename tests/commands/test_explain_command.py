@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onepeace.files.heatmap import WIDTH, bars, heat_at, over_picture, ticks
+from onepeace.files.drawing import WIDTH, bars, heat_at, over_picture, ticks
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from onepeace.files.atomic import remove_unfinished_in, write_atomic, write_text_atomic
+from onepeace.errors import UserError
+from onepeace.files import atomic
+from onepeace.files.atomic import locked, remove_unfinished_in, write_atomic, write_text_atomic
 
 
 @pytest.fixture
@@ -104,3 +106,72 @@ def test_permissions_are_those_of_new_files(target, umask):
     finally:
         os.umask(before)
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from onepeace.files.atomic import locked
+with locked(Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
+"""
+TRIES = """
+import sys
+from pathlib import Path
+from onepeace.files import atomic
+atomic.PATIENCE = 0.0
+with atomic.locked(Path(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE", 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def holder(folder):
+    """Another process that has locked the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_lock_of_another_process_holds_until_it_is_killed(folder, holder):
+    with pytest.raises(UserError, match="run: another run"), locked(folder):
+        pass
+
+    holder.kill()
+    holder.wait()
+    with locked(folder):
+        pass
+
+
+def test_process_may_lock_its_folder_again(folder):
+    with locked(folder):
+        with locked(folder):
+            pass
+        process = subprocess.run([sys.executable, "-c", TRIES, str(folder)], capture_output=True, text=True)
+
+    assert "another run" in process.stderr
+
+
+def test_folder_in_which_nothing_was_written_is_removed(folder):
+    with locked(folder):
+        pass
+    assert not folder.exists()
+
+
+def test_folder_in_which_something_was_written_stays(folder):
+    with locked(folder):
+        (folder / "log.jsonl").touch()
+    assert (folder / "log.jsonl").exists()

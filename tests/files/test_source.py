@@ -13,7 +13,7 @@ from PIL import Image
 from support.server import serving
 
 from onepeace.errors import UserError
-from onepeace.files import fetch, source
+from onepeace.files import source
 from onepeace.processors import ImageProcessor
 
 ANSWERS = {
@@ -162,8 +162,8 @@ def test_answer_that_is_refused_names_the_address(site, page, words):
 
 @pytest.mark.parametrize("page", DRIPPED)
 def test_server_that_sends_a_byte_now_and_then_is_given_up(site, monkeypatch, page):
-    monkeypatch.setattr(fetch, "TIMEOUT", 1.0)
-    monkeypatch.setattr(fetch, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(source, "TIMEOUT", 1.0)
+    monkeypatch.setattr(source, "MAX_SECONDS", 0.2)
     with pytest.raises(UserError, match=rf"{page}: cannot be fetched \(not answered within"):
         source.read_bytes(f"{site}{page}")
 

@@ -11,6 +11,7 @@ from support.media import H264, SCENES, SOUND, ffmpeg, media
 
 from onepeace.errors import UserError
 from onepeace.files import container, video
+from onepeace.files.container import open_container
 from onepeace.files.video import frame_at
 
 pytest.importorskip("av")
@@ -269,3 +270,12 @@ def test_missing_pyav_is_named_with_its_extra(read, monkeypatch):
     error = assert_refused(read, b"\0\0\0\x18ftypmp42", "needs av")
     assert error.package == "av"
     assert error.extra == "media"
+
+
+def test_file_that_the_system_does_not_open_is_an_error(tmp_path):
+    pytest.importorskip("av")
+    with (
+        pytest.raises(UserError, match=r"^a\.mp4: cannot be opened \(.+\)$"),
+        open_container(tmp_path, "a.mp4"),
+    ):
+        pass

@@ -1,6 +1,7 @@
 """Walking folders: which files are found, in which order, and what cannot be read on the way."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from onepeace.errors import UsageError
-from onepeace.files.ignore import Ignore
-from onepeace.files.walk import LINKS, walk
+from onepeace.errors import UsageError, UserError
+from onepeace.files.walk import LINKS, Ignore, walk
 
 SUFFIXES = {".jpg": "image", ".ogg": "audio", ".txt": "text"}
 NAMES = ["a.txt", "b.JPG", "a/deep/e.jpg", "sub/c.ogg"]
@@ -168,3 +168,113 @@ def test_path_that_is_too_long_is_reported(tree, monkeypatch, count, length):
     assert len(files) == len(NAMES)
     ((_, reason),) = unreadable
     assert "File name too long" in reason
+
+
+def kept(folder, patterns=()):
+    files, _ = walk([folder], {".txt": "text"}, Ignore(folder, patterns))
+    return [str(path.relative_to(folder)) for path, _ in files]
+
+
+ALL = ["a.txt", "b.txt", "build/c.txt", "sub/a.txt", "sub/build/d.txt", "sub/deep/a.txt"]
+
+
+@pytest.fixture
+def patterned(tmp_path):
+    for name in ALL:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["/a.txt", "build/"], ["b.txt", "sub/a.txt", "sub/deep/a.txt"]),
+        (["a.txt"], ["b.txt", "build/c.txt", "sub/build/d.txt"]),
+        (
+            ["sub/**/*.txt", "!sub/deep/a.txt"],
+            ["a.txt", "b.txt", "build/c.txt", "sub/deep/a.txt"],
+        ),
+        (["# a.txt", "", "*.jpg"], ALL),
+    ],
+)
+def test_patterns_are_those_of_git(patterned, patterns, expected):
+    assert kept(patterned, patterns) == expected
+
+
+def test_files_of_deeper_folders_take_precedence(patterned):
+    (patterned / ".onepeaceignore").write_text("a.txt\nbuild/\n")
+    assert kept(patterned) == ["b.txt"]
+
+    (patterned / "sub" / ".onepeaceignore").write_text("!a.txt\n/deep/\n")
+    assert kept(patterned) == ["b.txt", "sub/a.txt"]
+
+
+def test_patterns_of_the_caller_take_precedence(patterned):
+    (patterned / ".onepeaceignore").write_text("a.txt\nbuild/\n")
+    assert kept(patterned, ["!build/", "b.txt"]) == ["build/c.txt", "sub/build/d.txt"]
+
+
+def test_file_may_begin_with_a_byte_order_mark(patterned):
+    (patterned / ".onepeaceignore").write_bytes(b"\xef\xbb\xbf/a.txt\n")
+    assert kept(patterned) == ALL[1:]
+
+
+def test_names_need_not_be_utf8(patterned):
+    (patterned / ".onepeaceignore").write_bytes(b"caf\xe9.txt\n")
+    Path(os.fsdecode(os.fsencode(patterned) + b"/caf\xe9.txt")).touch()
+    assert kept(patterned) == ALL
+
+
+MANY_STARS = """
+from onepeace.files.walk import Globs
+for pattern in ("*a" * 100 + "b", "**/a/" * 100 + "b", "?*" * 100 + "b", "[a-z]*" * 100 + "1"):
+    assert Globs([pattern], "a test").verdict("a/" * 100 + "a" * 200) is None
+"""
+
+
+def test_many_stars_do_not_hang():
+    """A regular expression that tries all ways in which the stars can share a path would not end."""
+    subprocess.run([sys.executable, "-c", MANY_STARS], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("!", "'!'"),
+        ("[z-a]", "range"),
+    ],
+)
+def test_invalid_pattern_is_an_error(patterned, pattern, words):
+    with pytest.raises(UserError, match=rf"^--exclude: .*{words}"):
+        Ignore(patterned, [pattern])
+
+
+def write_pattern(path):
+    path.write_text("*.jpg\n!\n")
+
+
+def write_sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(3 << 30)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_pattern, "'!'"),
+        (write_sparse, "has more than 1048576 characters"),
+        (os.mkfifo, "cannot be read .*not a regular file"),
+        (os.mkdir, "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("patterns", [(), ("d.txt",)])
+def test_folder_whose_file_cannot_be_used_is_named_and_left_out(patterned, write, words, patterns):
+    write(patterned / "sub" / ".onepeaceignore")
+    files, unreadable = walk([patterned], {".txt": "text"}, Ignore(patterned, patterns))
+
+    assert [path.relative_to(patterned).as_posix() for path, _ in files] == ["a.txt", "b.txt", "build/c.txt"]
+    ((folder, reason),) = unreadable
+    assert folder == patterned / "sub"
+    assert re.search(rf"^\.onepeaceignore: .*{words}", reason)

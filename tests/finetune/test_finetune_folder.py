@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 from support.finetuning import QUICK, write_table
 
-from onepeace.files import lock
+from onepeace.files import atomic
 from onepeace.finetune import run as running
 from onepeace.finetune.run import FIELDS, IDENTITY
 from onepeace.train.logging import read_log
@@ -68,7 +68,7 @@ def test_finished_stages_are_not_repeated(captions_table, finetune, out, monkeyp
 
 
 def test_second_process_in_a_folder_is_refused(captions_table, finetune, out, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    monkeypatch.setattr(atomic, "PATIENCE", 0.0)
     out.mkdir()
     with FileLock(out / ".lock"):  # as another process holds it
         err = finetune(captions_table, code=1).err

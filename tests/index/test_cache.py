@@ -8,7 +8,7 @@ import pytest
 from support.indexes import check_same
 
 from onepeace.errors import UserError
-from onepeace.files.lock import LOCK
+from onepeace.files.atomic import LOCK
 from onepeace.index import Index, build, cache, remove
 from onepeace.index.cache import delete, indexes_folder, kept, kept_index
 from onepeace.index.database import writing

@@ -9,7 +9,7 @@ import torch
 from support.broken_files import assert_refused
 from support.media import H264, RATE, SCENES, SECONDS, SOUND, media, sound
 
-from onepeace.files import sound_stream
+from onepeace.files import container
 from onepeace.processors import AudioProcessor, guess
 
 pytest.importorskip("av")
@@ -92,14 +92,14 @@ def test_windows_are_those_of_the_whole_sound(path):
 def decoded_blocks(monkeypatch):
     """The lengths of the blocks that are decoded."""
     lengths = []
-    mono = sound_stream.mono
+    mono = container.mono
 
     def counting(*arguments):
         block = mono(*arguments)
         lengths.append(len(block))
         return block
 
-    monkeypatch.setattr(sound_stream, "mono", counting)
+    monkeypatch.setattr(container, "mono", counting)
     return lengths
 
 
@@ -136,7 +136,7 @@ def test_sound_that_begins_after_the_pictures_keeps_its_time():
 EIGHT_CHANNELS = f"aevalsrc={'|'.join(['0.2*sin(2000*t)'] * 8)}:c=7.1:d=1"
 READ_TWENTY_TIMES = """
 import contextlib, sys
-from onepeace.files.sound_stream import SoundStream
+from onepeace.files.container import SoundStream
 for _ in range(20):
     with contextlib.ExitStack() as stack:
         samples = SoundStream(sys.argv[1], '', stack).read(40000)

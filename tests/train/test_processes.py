@@ -14,7 +14,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
-from onepeace.files import lock
+from onepeace.files import atomic
 from onepeace.train import parallel, teachers
 from onepeace.train.checkpoint_files import folders, step_of
 
@@ -194,7 +194,7 @@ def test_processes_that_read_different_shards_stop(distributed, root, tmp_path):
 
 
 def train_at_once(path, overrides):
-    lock.PATIENCE = 0.0
+    atomic.PATIENCE = 0.0
     train(path, overrides)
 
 
