@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.random_model import save_random_model
+from support.samples import copy_samples
 
 import onepeace
 from onepeace.cli import main
@@ -46,9 +47,9 @@ def _same_start_for_every_test():
 
 
 @pytest.fixture(scope="session")
-def samples() -> Path:
-    """The sample pictures and sounds of the repository."""
-    return ROOT / "data" / "samples"
+def samples(tmp_path_factory) -> Path:
+    """The sample pictures and sounds of the repository, named by what they show."""
+    return copy_samples(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.browser import Page, chromium, window  # noqa: E402
+from support.samples import FOLDER, rows, sample  # noqa: E402
 
-SAMPLES = ROOT / "data" / "samples"
 RESULTS = ROOT / "docs" / "results"
 CAMERAS = ("X100V", "EOS R6", "Pixel 8")
 KEYWORDS = {
@@ -44,17 +44,19 @@ NARROW, WIDE = 390, 1280
 
 def make_library(folder: Path) -> None:
     """Write the samples in folders by year, with dates, cameras and keywords."""
-    for i, path in enumerate(sorted((SAMPLES / "images").iterdir())):
+    subjects = {row["file"]: row["subject"] for row in rows()}
+    for i, path in enumerate(sorted((FOLDER / "images").iterdir())):
+        subject = subjects[f"images/{path.name}"]
         date = datetime(2022 + i % 3, 1 + 5 * i % 12, 1 + i, 12)
         exif = Image.Exif()
         exif[Base.Model] = CAMERAS[i % 3]
         exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] = date.strftime("%Y:%m:%d %H:%M:%S")
-        exif[Base.XPKeywords] = f"{KEYWORDS.get(path.stem, path.stem)}\0".encode("utf-16-le")
+        exif[Base.XPKeywords] = f"{KEYWORDS.get(subject, subject)}\0".encode("utf-16-le")
         target = folder / str(date.year) / ("holidays" if i % 2 else "at home") / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).save(target, exif=exif, quality=92)
     (folder / "sounds").mkdir()
-    for i, path in enumerate(sorted((SAMPLES / "sounds").iterdir())):
+    for i, path in enumerate(sorted((FOLDER / "sounds").iterdir())):
         target = Path(shutil.copy(path, folder / "sounds"))
         date = datetime(2022 + i % 3, 1 + i % 12, 15)
         os.utime(target, (date.timestamp(), date.timestamp()))
@@ -98,7 +100,7 @@ def take_views(driver: Any, address: str) -> None:
     """The box, the chips, several files as a query, an opened picture, and the map."""
     window(driver, WIDE, 700)
     page = Page(driver, address)
-    page.answer_to(lambda: page.one("#words").send_keys("ho"))
+    page.answer_to(lambda: page.one("#words").send_keys("IMG_04"))
     page.one("#names li")
     take(page, "box")
     page = Page(driver, address)
@@ -110,7 +112,7 @@ def take_views(driver: Any, address: str) -> None:
     page.one("#values [data-field=keyword] summary").click()
     take(page, "chips")
     page = Page(driver, address)
-    page.give(SAMPLES / "images" / "horses.jpg")
+    page.give(sample("images/horses.jpg"))
     page.search("waves")
     take(page, "files")
     page = Page(driver, address)

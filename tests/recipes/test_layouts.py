@@ -1,6 +1,5 @@
 """Each public layout on a few made-up files of its download, by the command that makes shards of it."""
 
-import csv
 import dataclasses
 import pickle
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.downloads import DOWNLOADS, picture, sound
 from support.layouts import NAMES, captions, layout_file, media, wave_of
+from support.samples import FOLDER, rows
 
 from onepeace.cli import main
 from onepeace.datasets.layout import OfficialSplits, load_layout
@@ -226,17 +226,16 @@ def test_sets_of_youtube_share_no_video_between_training_and_validation(prepare)
 # ------------------------------------------------------------------ the files that come with the repository
 
 
-def test_samples_have_a_caption_and_a_licence(samples):
-    with (samples / "captions.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
+def test_samples_have_a_caption_and_a_licence_and_a_name_that_tells_nothing():
+    for row in rows():
         assert all([row["caption"], row["source"], row["license"]]), row
         assert "GPL" not in row["license"]
-    listed = [row["image"] or row["audio"] for row in rows]
-    files = [*samples.rglob("*.jpg"), *samples.rglob("*.ogg")]
+        assert re.fullmatch(r"images/IMG_\d{4}\.jpg|sounds/REC_\d{4}\.ogg", row["file"])
+    listed = [row["image"] or row["audio"] for row in rows()]
+    files = [*FOLDER.rglob("*.jpg"), *FOLDER.rglob("*.ogg")]
     assert len(files) == 37
-    assert sorted(listed) == sorted(path.relative_to(samples).as_posix() for path in files)
+    assert sorted(listed) == sorted(path.relative_to(FOLDER).as_posix() for path in files)
 
 
-def test_samples_are_small(samples):
-    assert sum(path.stat().st_size for path in samples.rglob("*")) <= 4_000_000
+def test_samples_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*")) <= 4_000_000

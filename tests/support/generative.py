@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file
 from support import golden_ofa
+from support.samples import rows
 from tokenizers import Tokenizer
 
 from onepeace.config import Config
@@ -23,7 +24,6 @@ from onepeace.processors.tokenizer import read_tokenizer, train_bpe
 from onepeace.special_ids import PAD
 
 FOLDER = golden_ofa.FOLDER
-SAMPLES = FOLDER.parents[2] / "data" / "samples"
 PICTURES = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 NUM_CODES = 16
 NUM_BINS = 50
@@ -99,7 +99,7 @@ def save_small_ofa(folder: Path) -> Path:
 
 def save_trainable_ofa(folder: Path) -> Path:
     """A model folder of a few hundred words, to train: fresh weights."""
-    captions = (SAMPLES / "captions.csv").read_text(encoding="utf-8").splitlines()
+    captions = [row["caption"] for row in rows()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = folder.with_suffix(".tokenizer.json")
     train_bpe(captions, 400).save(str(tokenizer))

@@ -14,7 +14,6 @@ import pytest
 import soundfile
 from PIL import Image
 
-SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 TWO_SCENES = Path(__file__).with_name("two_scenes.webm")
 """Ten seconds of the sample picture of a cat, ten of that of a coffee, 160 x 120, two a second; a dog barks from
 second 15 on. VP9 (-crf 48) and Opus (10 kbit/s), made by ffmpeg. Picture and sound are CC0."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from support.browser import CHROMIUM, DRIVER, Page, chromium, window
 from support.readme import ROOT, like_checkout
+from support.samples import FOLDER, sample
 
 PICTURES = ROOT / "docs" / "pictures"
-SAMPLES = ROOT / "data" / "samples"
 WIDTH = 1280
 HEIGHT = 900
 """Size of the window."""
@@ -82,12 +82,12 @@ def screenshots() -> None:
         window(driver, WIDTH, HEIGHT)
 
         page = Page(driver, address)
-        page.give(SAMPLES / "images" / "horses.jpg")
+        page.give(sample("images/horses.jpg"))
         page.search("waves on the beach")
         save(page, "serve.png")
 
         page = Page(driver, address)
-        page.give(SAMPLES / "sounds" / "dog.ogg", "sound")
+        page.give(sample("sounds/dog.ogg"), "sound")
         page.search("in the woods")
         save(page, "serve-sound.png")
 
@@ -130,16 +130,19 @@ def explained(folder: Path) -> None:
         "images/dog.jpg": "a dog",
         "sounds/church_bells.ogg": "church bells ringing",
     }
-    for file, text in phrases.items():
-        run("explain", str(SAMPLES / file), "--text", text, "--draw", str(folder))
-    side_by_side([folder / "dog.jpg.png", folder / "church_bells.ogg.png"], "explain.png")
+    drawn = []
+    for name, text in phrases.items():
+        file = sample(name)
+        run("explain", str(file), "--text", text, "--draw", str(folder))
+        drawn.append(folder / f"{file.name}.png")
+    side_by_side(drawn, "explain.png")
 
 
 def captioned() -> None:
     """What the bundled captioner writes of every sample, good and bad: nothing is picked."""
     pictures = []
     sounds = []
-    for line in run("caption", str(SAMPLES), "--json").splitlines():
+    for line in run("caption", str(FOLDER), "--json").splitlines():
         item = json.loads(line)
         if item["path"].endswith(".ogg"):
             sounds.append(item)

@@ -1,16 +1,15 @@
 """A very small model folder with random weights, for tests of everything around the model."""
 
-import csv
 from pathlib import Path
 
 import torch
+from support.samples import rows
 
 from onepeace.config import Config, ModelConfig
 from onepeace.hub import weights
 from onepeace.model import OnePeace
 from onepeace.processors.tokenizer import train_bpe
 
-ROOT = Path(__file__).resolve().parents[2]
 ADAPTERS = {
     "text": {"vocab_size": 400, "num_positions": 40, "num_buckets": 8},
     "image": {"patch_size": 16, "grid": 2, "bias_grid": 2},
@@ -62,8 +61,7 @@ def _random_module(config: Config) -> OnePeace:
 
 def _write_tokenizer(folder: Path) -> Path:
     """Beside the folder: of the captions of the samples."""
-    with open(ROOT / "data" / "samples" / "captions.csv", encoding="utf-8") as file:
-        captions = [row["caption"] for row in csv.DictReader(file)]
+    captions = [row["caption"] for row in rows()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.tokenizer.json"
     train_bpe(captions, 400).save(str(path))
