@@ -30,7 +30,7 @@ from onepeace.evaluate.protocols.task_metrics import METRICS
 from onepeace.index.filters import FIELDS
 from onepeace.train.recipe import Recipe
 from onepeace.train.schedule import SCHEDULES
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 PACKAGE = ROOT / "onepeace"
 DOCS = ROOT / "docs"

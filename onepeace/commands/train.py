@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, recipe: "Recipe") -> None:
 
 def kept_text(folder: str) -> str:
     """Sentence for the user about the checkpoint of a stopped run."""
-    from onepeace.train.checkpoint_files import folders, step_of
+    from onepeace.train.checkpoint import folders, step_of
 
     checkpoints = folders(folder)
     if checkpoints:

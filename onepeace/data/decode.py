@@ -43,7 +43,7 @@ class Decoder:
         config: the recipe's data section.
         processors: processors by modality.
         features: caches of the features of augmented views by modality, which are read instead of the media
-            (`onepeace.train.frozen_cache`, with the samples by `item_name`).
+            (`onepeace.train.frozen`, with the samples by `item_name`).
     """
 
     def __init__(

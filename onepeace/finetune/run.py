@@ -32,7 +32,7 @@ from onepeace.finetune.split import SUMMARY, VAL, SplitSummary, divide, read_sum
 from onepeace.hub.folder import CONFIG, read_config
 from onepeace.hub.identity import fingerprint
 from onepeace.hub.resolve import resolve
-from onepeace.train import checkpoint_files
+from onepeace.train.checkpoint import folders, remove
 from onepeace.train.logging import LOG_FILE, read_log
 from onepeace.train.recipe import Recipe, model_folder
 from onepeace.train.trainer import train
@@ -274,8 +274,8 @@ class FineTuning:
         if not (self.out / AFTER).exists():
             self.say("measuring the new model")
             self._measure(self.out / "model", summary, heads, self.out / AFTER)
-        for checkpoint in checkpoint_files.folders(self.out):  # the training is over: nothing resumes from them
-            checkpoint_files.remove(checkpoint)
+        for checkpoint in folders(self.out):  # the training is over: nothing resumes from them
+            remove(checkpoint)
         return Result(
             folder=self.out,
             summary=summary,

@@ -23,7 +23,7 @@ from onepeace.generative.terms import check_writes, count_tokens, mean_over_toke
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, EOS, PAD
-from onepeace.train.frozen_cache import by_name
+from onepeace.train.frozen import by_name
 from onepeace.train.passes import Passes
 from onepeace.train.term import Logged, Term, TermContext, TermOptions, TrainingData
 

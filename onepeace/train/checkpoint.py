@@ -2,16 +2,25 @@
 
 `Checkpoints.save` copies the state to the CPU and returns; a thread writes the files. A run resumes with any number of
 processes, replicated or sharded. No random state is saved: the loop seeds each step by its number.
+
+A checkpoint is a folder ``step-00001000`` with safetensors files and checkpoint.json, its header with a digest of each
+file. It is written under a hidden name and renamed when it is complete on the disk, so that a crash leaves the
+checkpoints before it. Nothing is pickled.
 """
 
+import hashlib
+import json
 import logging
+import os
+import re
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +29,142 @@ from torch import Tensor, nn
 
 from onepeace.data.reader import Cursor
 from onepeace.errors import UserError
+from onepeace.files.atomic import sync
 from onepeace.train import parallel
-from onepeace.train.checkpoint_files import (
-    Header,
-    check_files,
-    folder_of,
-    folders,
-    prune,
-    read_header,
-    refuse_earlier_version,
-    step_of,
-    unfinished,
-)
+
+HEADER = "checkpoint.json"
+NAME = re.compile(r"step-(\d+)")
+DIGEST = "blake2b"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint holds beside tensors."""
+
+    step: int
+    """Number of updates done."""
+    recipe: str
+    """The resolved recipe as YAML."""
+    cursors: Mapping[str, Cursor]
+    """Position in the data, by name of sources."""
+    optimizer: Mapping[str, Any]
+    """Numbers of the optimizer (`State.numbers`)."""
+    digests: Mapping[str, str]
+    """blake2b of each file with tensors, by file name."""
+
+
+def folder_of(out: Path, step: int) -> Path:
+    """Folder of the checkpoint of a step."""
+    return out / f"step-{step:08d}"
+
+
+def unfinished(folder: Path) -> Path:
+    """Folder in which a checkpoint is written, or from which it is removed."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def step_of(folder: Path) -> int:
+    """The number in a checkpoint's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def folders(out: str | Path) -> list[Path]:
+    """The checkpoints of a run, whole or damaged, oldest first."""
+    checkpoints = [path for path in Path(out).glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(checkpoints, key=step_of)
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Write checkpoint.json, with a digest of itself."""
+    content = asdict(header)
+    text = json.dumps({DIGEST: _digest_of_content(content), **content}, indent=1)
+    path = folder / HEADER
+    path.write_text(text, encoding="utf-8")
+    sync(path)
+
+
+def read_header(folder: Path) -> Header:
+    """Read checkpoint.json; UserError if it is missing, damaged or that of another step."""
+    path = folder / HEADER
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest = content.pop(DIGEST)
+        header = Header(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"not a complete checkpoint ({HEADER}: {error})", where=folder) from error
+    if digest != _digest_of_content(content):
+        raise UserError(f"not a complete checkpoint ({HEADER} was changed)", where=folder)
+    if header.step != step_of(folder):
+        raise UserError(f"is the checkpoint of step {header.step}, renamed", where=folder)
+    return header
+
+
+def _digest_of_content(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(folder: Path, header: Header, names: Iterable[str]) -> None:
+    """Compare files with their digests; UserError if one is missing or changed, or belongs to another checkpoint."""
+    from onepeace.train.checkpoint_storage import digest_of
+
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in header.digests:
+            raise UserError("does not belong to this checkpoint", where=path)
+    for name in names:
+        path = folder / name
+        try:
+            is_same = digest_of(path) == header.digests[name]
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror or error})", where=path) from error
+        if not is_same:
+            raise UserError("damaged, its digest differs", where=path)
+
+
+def publish(folder: Path) -> None:
+    """Give the complete content of ``unfinished(folder)`` its name, on the disk."""
+    written = unfinished(folder)
+    sync(written)
+    if folder.exists():  # it was damaged, or the run would have gone on from it
+        shutil.rmtree(folder)
+    os.replace(written, folder)
+    sync(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint; if the process is killed during that, what is left is not a checkpoint."""
+    hidden = unfinished(folder)
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def prune(written: Path, keep: int) -> None:
+    """Remove all but ``keep`` checkpoints: the one just written and the newest before it.
+
+    Checkpoints of later steps are removed too: they were damaged, or the run would have resumed from them.
+    """
+    present = folders(written.parent)
+    not_later = [folder for folder in present if step_of(folder) <= step_of(written)]
+    for folder in present:
+        if folder not in not_later[-keep:]:
+            remove(folder)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove what a killed run left of a checkpoint that it was writing."""
+    for folder in out.glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+
+
+def refuse_earlier_version(out: Path) -> None:
+    """UserError if a run was trained with a version that wrote a checkpoint into one file."""
+    for path in sorted(out.glob("step-*.safetensors")):
+        raise UserError(
+            "a checkpoint of an earlier version of onepeace, which this one cannot read; give run.out another "
+            "folder, or remove the file to start over",
+            where=path,
+        )
+
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +359,7 @@ class Checkpoints:
         self._step = step
         self._writing = dcp.async_save(  # type: ignore[assignment]
             self.state.tensors(),
-            storage_writer=Writer(folder_of(self.out, step), header, self.keep),
+            storage_writer=Writer(unfinished(folder_of(self.out, step)), partial(self._complete, header)),
             planner=DefaultSavePlanner(enable_plan_caching=True),  # plans, which are large, are exchanged once
             process_group=self._group,
             async_stager=self._stager,
@@ -234,6 +367,13 @@ class Checkpoints:
         )
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - started
+
+    def _complete(self, header: Header, digests: Mapping[str, str]) -> None:
+        """Complete a checkpoint whose files are on the disk."""
+        folder = folder_of(self.out, header.step)
+        write_header(unfinished(folder), replace(header, digests=digests))
+        publish(folder)
+        prune(folder, self.keep)
 
     def is_writing(self) -> bool:
         """Whether the files of a checkpoint are being written."""

@@ -5,9 +5,9 @@ the writing is replaced: ``safetensors.torch.save`` builds a file as bytes while
 MB), and the training waits; ``save_file`` writes from the tensors without it.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -19,25 +19,34 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from onepeace.hub.tensors import save_tensors
-from onepeace.train.checkpoint_files import Header, digest_of, prune, publish, unfinished, write_header
 
 Reader = HuggingFaceStorageReader
 
 
+BLOCK = 1 << 22
+"""Bytes that are read at a time for a digest."""
+
+
+def digest_of(path: Path) -> str:
+    """Hexadecimal blake2b of a file, as `b2sum` prints it."""
+    digest = hashlib.blake2b()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class Writer(HuggingFaceStorageWriter):
-    """Writes a file from each process; when all are complete, the first process writes the header and renames.
+    """Writes a file from each process.
 
     Args:
-        folder: folder of the checkpoint.
-        header: its header, still without digests.
-        keep: number of checkpoints that are left, with this one.
+        folder: folder of the files.
+        complete: called in the first process when all have written, with the digest of each file by its name.
     """
 
-    def __init__(self, folder: Path, header: Header, keep: int) -> None:
-        super().__init__(path=str(unfinished(folder)), save_distributed=True)
-        self.folder = folder
-        self.header = header
-        self.keep = keep
+    def __init__(self, folder: Path, complete: Callable[[Mapping[str, str]], None]) -> None:
+        super().__init__(path=str(folder), save_distributed=True)
+        self.complete = complete
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> "Future[list[WriteResult]]":
         """Write this process's part; the result holds the file's name and digest."""
@@ -56,11 +65,7 @@ class Writer(HuggingFaceStorageWriter):
         return results
 
     def finish(self, metadata: Metadata, results: Sequence[Sequence[WriteResult]]) -> None:
-        """Complete the checkpoint in the first process, after all have written."""
-        digests = dict(result.storage_data for part in results for result in part)
-        write_header(unfinished(self.folder), replace(self.header, digests=digests))
-        publish(self.folder)
-        prune(self.folder, self.keep)
+        self.complete(dict(result.storage_data for part in results for result in part))
 
 
 def _write_part(path: Path, plan: SavePlan, planner: SavePlanner) -> None:

@@ -18,11 +18,11 @@ from onepeace.hub.folder import read_config
 from onepeace.model import ADAPTERS
 from onepeace.model.stems import network_options
 from onepeace.processors.registry import PROCESSORS, processor_class
-from onepeace.train.loggers import LOGGERS
+from onepeace.train.logging import LOGGERS
 from onepeace.train.recipe import Recipe
 from onepeace.train.term import TermContext, sources_of
+from onepeace.train.terms import TERMS
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
-from onepeace.train.terms.registry import TERMS
 
 
 class Start(NamedTuple):
@@ -232,6 +232,8 @@ def check(recipe: Recipe, config: Config) -> None:
     if recipe.lora is not None:
         need("peft", "lora")
     for name in recipe.run.loggers:
+        if name not in LOGGERS:
+            raise UserError(f"run.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
         LOGGERS[name].check()
     _check_modalities(recipe, config)
     _check_terms(recipe, config)

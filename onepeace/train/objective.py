@@ -17,7 +17,7 @@ from onepeace.data.batch import Batch
 from onepeace.model import Trained
 from onepeace.train.passes import Passes
 from onepeace.train.term import Logged, Term, TermOptions
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 
 class Objective(nn.Module):

@@ -30,7 +30,7 @@ from onepeace.train.sections import (
     TokenizerConfig,
 )
 from onepeace.train.term import TermOptions
-from onepeace.train.terms.registry import TERMS, read_terms
+from onepeace.train.terms import TERMS, read_terms
 
 START_FIELDS = {field.name for field in fields(StartConfig)} - {"source"} | {"from"}
 """Fields of ``model`` that are those of StartConfig, by their names in YAML."""

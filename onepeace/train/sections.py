@@ -12,7 +12,6 @@ from onepeace.config.limits import Count, Natural, NotNegative, OpenShare, Posit
 from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.layers.recompute import Recompute
-from onepeace.train.loggers import LOGGERS
 
 
 @dataclass(frozen=True)
@@ -195,9 +194,6 @@ class RunConfig:
     """Where the log is written as well: tensorboard (extra ``track``), wandb, mlflow (extras of these names)."""
 
     def __post_init__(self) -> None:
-        for name in self.loggers:
-            if name not in LOGGERS:
-                raise UserError(f"run.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
         if self.parallel == "ddp":
             if self.shard is not None:
                 raise UserError(f"run.shard {self.shard} is for run.parallel fsdp, but this is ddp; leave it out")

@@ -35,8 +35,7 @@ from onepeace.processors import ImageProcessor, TextProcessor, tokenizer
 from onepeace.processors.processor import Processor
 from onepeace.processors.registry import processor_class
 from onepeace.train import parallel
-from onepeace.train.frozen import make_stem_features
-from onepeace.train.frozen_cache import FrozenCache
+from onepeace.train.frozen import FrozenCache, make_stem_features
 from onepeace.train.initial_weights import make_model
 from onepeace.train.lora import add_lora_and_freeze
 from onepeace.train.model_config import label_heads, make_config
@@ -44,7 +43,7 @@ from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe
 from onepeace.train.term import TermOptions, TrainingData, captions_of
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,10 @@ from onepeace.data.source import Source
 from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.processors import AudioProcessor
-from onepeace.train.frozen_cache import by_name
+from onepeace.train.frozen import by_name
 from onepeace.train.passes import Passes
 from onepeace.train.sections import OptimConfig, RunConfig
-from onepeace.train.teachers import TeacherOptions, TeacherTable, teacher_table
-from onepeace.train.teachers.networks import SAMPLE_RATE
+from onepeace.train.teachers import SAMPLE_RATE, TeacherOptions, TeacherTable, teacher_table
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

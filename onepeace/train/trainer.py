@@ -25,7 +25,7 @@ from onepeace.hub import weights
 from onepeace.hub.folder import TASKS
 from onepeace.model import Trained
 from onepeace.train import checkpoint, parallel
-from onepeace.train.checkpoint_files import read_header, remove_unfinished
+from onepeace.train.checkpoint import read_header, remove_unfinished
 from onepeace.train.logging import Averages, open_log
 from onepeace.train.lora import trained_module
 from onepeace.train.optim import rates

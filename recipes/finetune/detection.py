@@ -25,8 +25,8 @@ from onepeace.layers.features import Features
 from onepeace.layers.precision import without_autocast
 from onepeace.model import Encoder, Trained
 from onepeace.train.term import TermContext, check_targets
+from onepeace.train.terms import TERMS
 from onepeace.train.terms.heads import Supervised, SupervisedOptions, check_head
-from onepeace.train.terms.registry import TERMS
 
 THRESHOLD = 0.5
 """Minimum score of a box that is printed or drawn."""

@@ -24,8 +24,8 @@ from onepeace.layers.features import Features
 from onepeace.model import Trained
 from onepeace.train.passes import Passes
 from onepeace.train.term import TermContext
+from onepeace.train.terms import TERMS
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
-from onepeace.train.terms.registry import TERMS
 
 THRESHOLD = 0.5
 """Minimum probability of an event."""

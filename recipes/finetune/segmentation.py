@@ -29,8 +29,8 @@ from onepeace.files.source import read_bytes
 from onepeace.heads import HEADS, Head
 from onepeace.layers.features import Features
 from onepeace.model import Trained
+from onepeace.train.terms import TERMS
 from onepeace.train.terms.heads import Supervised, SupervisedOptions
-from onepeace.train.terms.registry import TERMS
 
 IGNORED = 255
 """Value of a mask for pixels that are not evaluated."""

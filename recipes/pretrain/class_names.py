@@ -16,7 +16,7 @@ from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable
 from onepeace.train.term import Term, TermContext, TermOptions, TrainingData, check_projections
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 
 @dataclass(frozen=True, kw_only=True)

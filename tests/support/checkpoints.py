@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed.checkpoint as dcp
 
-from onepeace.train.checkpoint_files import folders, read_header
+from onepeace.train.checkpoint import folders, read_header
 from onepeace.train.checkpoint_storage import Reader
 
 

@@ -10,7 +10,7 @@ from onepeace.config import build
 from onepeace.train import trainer
 from onepeace.train.logging import read_log
 from onepeace.train.recipe import Recipe
-from onepeace.train.terms.registry import read_terms
+from onepeace.train.terms import read_terms
 
 MODEL = {
     "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,

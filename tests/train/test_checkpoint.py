@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.checkpoint import SavePlanner
 
 from onepeace.errors import UserError
-from onepeace.train import checkpoint, checkpoint_files
-from onepeace.train.checkpoint_files import HEADER, folder_of, folders, step_of, unfinished
+from onepeace.train import checkpoint
+from onepeace.train.checkpoint import HEADER, folder_of, folders, step_of, unfinished
 from onepeace.train.checkpoint_storage import Writer
 from onepeace.train.logging import Log, read_log
 from onepeace.train.optim import make_optimizer
@@ -355,7 +355,7 @@ def is_refused_or_as_saved(run, other, folder):
     """True if it is refused; otherwise it must restore the state of the run."""
     if checkpoint.newest(folder.parent) is None:
         return True
-    assert other.restore(folder) == checkpoint_files.read_header(folder)
+    assert other.restore(folder) == checkpoint.read_header(folder)
     assert_same_tensors(other.tensors(), run.tensors())
     return False
 
@@ -415,10 +415,10 @@ def test_half_written_and_half_removed_checkpoints_are_removed(run, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", be_killed)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint_files.remove(second)
+            checkpoint.remove(second)
     assert checkpoint.newest(tmp_path) == first
 
-    checkpoint_files.remove_unfinished(tmp_path)
+    checkpoint.remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == [first]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, parallel
-from onepeace.train.checkpoint_files import folder_of, folders
+from onepeace.train.checkpoint import folder_of, folders
 from onepeace.train.sections import RunConfig
 
 LAYOUTS = {

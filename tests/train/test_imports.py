@@ -12,11 +12,11 @@ from onepeace.config import to_plain
 from onepeace.errors import UserError
 from onepeace.extensions import import_extension
 from onepeace.train.recipe import read_recipe
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 TERM = """
 from onepeace.train.term import Term, TermOptions
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 class Length(Term[TermOptions]):
     Options = TermOptions

@@ -25,7 +25,7 @@ from onepeace.data.source import read_source
 from onepeace.data.write import new_shards
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, trainer
-from onepeace.train.checkpoint_files import folders, step_of
+from onepeace.train.checkpoint import folders, step_of
 from onepeace.train.logging import Log, read_log
 from onepeace.train.recipe import read_recipe
 from onepeace.train.step import Stepper

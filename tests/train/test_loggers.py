@@ -8,8 +8,7 @@ from support.training import make_recipe
 
 from onepeace.errors import MissingPackage, UserError
 from onepeace.train import trainer
-from onepeace.train.loggers import LOGGERS
-from onepeace.train.logging import read_log
+from onepeace.train.logging import LOGGERS, read_log
 from onepeace.train.model_config import make_config
 
 
@@ -132,7 +131,7 @@ def test_missing_package_is_told_before_data_is_read(tmp_path, monkeypatch, name
 
 def test_unknown_logger(small_recipe):
     with pytest.raises(UserError, match=r"run\.loggers: 'tensorbord' .* tensorboard\?"):
-        small_recipe(run={"loggers": ["tensorbord"]})
+        make_config(small_recipe(run={"loggers": ["tensorbord"]}))
 
 
 def test_logger_that_cannot_start_is_one_line(small_recipe, monkeypatch):

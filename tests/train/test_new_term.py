@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 from onepeace.losses import classification
 from onepeace.train import trainer
 from onepeace.train.term import Term, TermOptions
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 
 @dataclass(frozen=True, kw_only=True)

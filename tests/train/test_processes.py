@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from onepeace.config import write_config
 from onepeace.files import atomic
 from onepeace.train import parallel, teachers
-from onepeace.train.checkpoint_files import folders, step_of
+from onepeace.train.checkpoint import folders, step_of
 
 # A step
 

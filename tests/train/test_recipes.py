@@ -19,7 +19,7 @@ from onepeace.model import OnePeace
 from onepeace.plan import plan
 from onepeace.train import teachers, trainer
 from onepeace.train.recipe import read_recipe
-from onepeace.train.terms.registry import TERMS
+from onepeace.train.terms import TERMS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 GUIDE = ROOT.parent / "docs" / "guide"

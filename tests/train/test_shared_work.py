@@ -17,8 +17,7 @@ from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import frozen, parallel, trainer
 from onepeace.train.evaluation import evaluation, share_out
-from onepeace.train.frozen import compute_missing
-from onepeace.train.frozen_cache import FrozenCache, Output
+from onepeace.train.frozen import FrozenCache, Output, compute_missing
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")

@@ -13,8 +13,7 @@ from onepeace.errors import UserError
 from onepeace.model.stems import PretrainedStem
 from onepeace.processors import ImageProcessor
 from onepeace.train import trainer
-from onepeace.train.frozen import StemViews, compute_missing
-from onepeace.train.frozen_cache import FrozenCache, Output
+from onepeace.train.frozen import FrozenCache, Output, StemViews, compute_missing
 from onepeace.train.trainer import Trainer
 
 CPU = torch.device("cpu")

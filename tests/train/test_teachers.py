@@ -17,8 +17,7 @@ from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
 from onepeace.train import trainer
-from onepeace.train.teachers import TEACHERS, TeacherOptions, teacher_table
-from onepeace.train.teachers.networks import SAMPLE_RATE
+from onepeace.train.teachers import SAMPLE_RATE, TEACHERS, TeacherOptions, teacher_table
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
 LONG = "the deep tone of a dog " * 20
@@ -27,7 +26,7 @@ LONG = "the deep tone of a dog " * 20
 @pytest.fixture(autouse=True, scope="module")
 def _single_precision():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onepeace.train.teachers.networks.bfloat16_is_fast", lambda device: False)
+        patch.setattr("onepeace.train.teachers.bfloat16_is_fast", lambda device: False)
         yield
 
 

@@ -21,7 +21,7 @@ class DistillationOptions(TermOptions):
 
 
 class Distillation(Term[DistillationOptions]):
-    """Distillation (onepeace/losses/distillation.py, onepeace/train/teachers); ``prepared`` is the teacher's table."""
+    """Distillation (losses/distillation.py) from a teacher (train/teachers.py); ``prepared`` is its table."""
 
     Options = DistillationOptions
 
