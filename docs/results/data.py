@@ -1,10 +1,11 @@
-"""Measures the reader of training data: python docs/results/data.py [loader] [window] [ceiling] [start] [reads].
+"""Measures the reader of training data: python docs/results/data.py [MEASURE ...], those of `MEASURES`.
 
 Prints the tables of docs/results/data.md. Shards of synthetic photographs are made in a temporary folder.
 """
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +38,8 @@ from onepeace.processors import PROCESSORS
 
 ROUNDS = 5
 PAIR = "image"
+SAMPLES = 4
+"""Samples of a shard whose requests are counted."""
 
 
 class Tokens:
@@ -79,8 +83,8 @@ def link_shards(folder: Path, shards: int) -> None:
         os.link(folder / "00000.tar", folder / f"{shard:05}.tar")
 
 
-def config_of(root: str, shards: str = "*.tar") -> DataConfig:
-    return build(DataConfig, {"train": [{"shards": shards, "pair": [PAIR]}], "root": root}, "data")
+def config_of(root: str, shards: str = "*.tar", **options: Any) -> DataConfig:
+    return build(DataConfig, {"train": [{"shards": shards, "pair": [PAIR]}], "root": root, **options}, "data")
 
 
 def steps_of(config: DataConfig, batch_size: int, rank: int = 0, world_size: int = 1) -> Steps:
@@ -89,9 +93,9 @@ def steps_of(config: DataConfig, batch_size: int, rank: int = 0, world_size: int
     return Steps(builder, open_sources(config), 0, {PAIR: batch_size}, None, rank, world_size)
 
 
-def reader_of(config: DataConfig, batch_size: int, rank: int, world_size: int) -> Reader:
+def reader_of(config: DataConfig, batch_size: int, rank: int, world_size: int, machines: int = 1) -> Reader:
     rows = batch_size // world_size
-    return Reader(open_sources(config), config, 0, batch_size, range(rank * rows, (rank + 1) * rows))
+    return Reader(open_sources(config), config, 0, batch_size, range(rank * rows, (rank + 1) * rows), machines)
 
 
 # Throughput of the loader
@@ -310,6 +314,16 @@ class Handler(SimpleHTTPRequestHandler):
         super().do_GET()
 
 
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of this folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        os.environ["no_proxy"] = "127.0.0.1"
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def run_processes(
     root: str, shards: str, world_size: int, ranks: list[int], caches: list[str]
 ) -> list[tuple[int, int]]:
@@ -340,11 +354,7 @@ def measure_reads(folder: Path) -> None:
         opened = " ".join(str(count) for count, _ in found)
         read = " ".join(f"{count / 1e6:.1f}" for _, count in found)
         rows.append([str(world_size), "local", opened, read, ""])
-    handler = partial(Handler, directory=str(shards_folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        os.environ["no_proxy"] = "127.0.0.1"
-        address = f"http://127.0.0.1:{server.server_port}"
+    with serving(shards_folder) as address:
         for world_size in (1, 2, 4):
             for sharing in ("a cache each", "one cache"):
                 Handler.counts.clear()
@@ -355,8 +365,48 @@ def measure_reads(folder: Path) -> None:
                 opened = " ".join(str(count) for count, _ in found)
                 counts = f"{Handler.counts['requests']}, {Handler.counts['bytes'] / 1e6:.0f}"
                 rows.append([str(world_size), f"http, {sharing}", opened, "", counts])
-        server.shutdown()
     print(markdown_table(["processes", "shards are", "shards opened by each", "MB read by each", "requests, MB"], rows))
+
+
+# Requests of several machines
+
+
+def requests_an_epoch(folder: Path, shards: int, batch_size: int, machines: int, **options: Any) -> tuple[int, float]:
+    """Number of lanes, and requests for each shard while machines with a cache each read an epoch."""
+    Handler.counts.clear()
+    with serving(folder) as address, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
+        config = config_of(address, f"{{00000..{shards - 1:05}}}.tar", shuffle_buffer=200, **options)
+        for machine in range(machines):
+            os.environ["ONEPEACE_CACHE"] = f"{caches}/{machine}"
+            reader = reader_of(config, batch_size, machine, machines, machines)
+            for step in range(shards * SAMPLES // batch_size):
+                reader.release(step)
+                for item in reader.items(step):
+                    item.lane.at(item.position)
+    return reader.num_lanes, Handler.counts["requests"] / shards
+
+
+def power_of_two(batch_size: int) -> int:
+    """Number of lanes by default, before it could be any."""
+    return math.gcd(batch_size, 64)
+
+
+def measure_requests(folder: Path) -> None:
+    """Requests for a shard in an epoch, with lanes as before (a power of two), by default, and by source."""
+    write_shards(folder, shards=1, samples=SAMPLES, pictures=[b"x" * 200])
+    link_shards(folder, 96)
+    rows = []
+    for batch_size, shards in ((96, 96), (36, 36)):
+        for machines in (1, 2, 3, 4, 12):
+            row = [str(batch_size), str(shards), str(machines)]
+            for options in ({"lanes": power_of_two(batch_size)}, {}, {"batches": "by_source"}):
+                lanes, requests = requests_an_epoch(folder, shards, batch_size, machines, **options)
+                row += [str(lanes), f"{requests:.2f}"]
+            rows.append(row)
+    columns: list[str] = []
+    for lanes in ("lanes before", "lanes now", "lanes by source"):
+        columns += [lanes, "requests"]
+    print(markdown_table(["batch", "shards", "machines", *columns], rows))
 
 
 MEASURES = {
@@ -365,6 +415,7 @@ MEASURES = {
     "ceiling": measure_ceiling,
     "start": measure_start,
     "reads": measure_reads,
+    "requests": measure_requests,
 }
 
 

@@ -81,8 +81,8 @@ class DataConfig:
     lanes: Count | None = None
     """Number of parts of a batch that are read from shards of their own. A process reads only the lanes under its rows,
     so that with as many lanes as processes, each reads its part of the shards alone. The order of a run depends on it.
-    null = the largest power of two that divides the batch, at most 64 and at most the number of shards; 1 for batches
-    by source."""
+    null = the divisor of the batch, at most 64 (or the number of machines) and at most the number of shards, with which
+    the fewest machines fetch a shard, and the largest of these; 1 for batches by source."""
     shuffle_buffer: Count = 20_000
     """Minimum number of samples that are shuffled together, over all lanes: a lane takes shards until they hold its
     part."""

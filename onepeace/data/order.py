@@ -5,6 +5,7 @@ Everything is a function of numbers: the seed of run and source name, the epoch,
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,20 @@ ROUNDING = 1e-9
 """Rounding error allowed in the product of a size and a weight."""
 
 
-def default_lanes(batch_size: int, shards: int) -> int:
-    """Number of lanes: the largest power of two that divides the batch and is neither above 64 nor above ``shards``."""
-    limit = min(MAX_LANES, shards)
-    lanes = 1
-    while 2 * lanes <= limit and batch_size % (2 * lanes) == 0:
-        lanes *= 2
-    return lanes
+def fetches(lanes: int, machines: int) -> float:
+    """How often a shard is fetched in an epoch: once by each machine that shares its lane.
+
+    Lanes and machines both cut a batch into equal parts; a lane is shared wherever two parts of machines meet in it.
+    """
+    return (lanes + machines - gcd(lanes, machines)) / lanes
+
+
+def default_lanes(batch_size: int, shards: int, machines: int) -> int:
+    """Number of lanes: of the divisors of the batch up to 64, or to the number of machines, and up to that of shards,
+    the largest with the fewest fetches."""
+    limit = min(max(MAX_LANES, machines), shards)
+    divisors = [lanes for lanes in range(1, limit + 1) if batch_size % lanes == 0]
+    return min(divisors, key=lambda lanes: (fetches(lanes, machines), -lanes))
 
 
 @lru_cache(maxsize=4)

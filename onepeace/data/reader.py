@@ -267,6 +267,7 @@ class Reader:
         seed: seed of the run.
         batch_size: items of a batch over all processes.
         rows: the rows of this process in each batch.
+        machines: number of machines, each with a cache of its own and an equal part of a batch.
         cursors: cursors of an earlier step, from `cursors`, of all processes.
 
     Raises:
@@ -280,6 +281,7 @@ class Reader:
         seed: int,
         batch_size: int,
         rows: range,
+        machines: int = 1,
         cursors: Mapping[str, Cursor] | None = None,
     ) -> None:
         self.sources = list(sources)
@@ -287,6 +289,7 @@ class Reader:
         self.seed = [seed, _number_of(sources[0])]
         self.batch_size = batch_size
         self.rows = rows
+        self.machines = machines
         by_source = data.batches == "by_source"
         saved = self._saved(cursors or {})
         self.num_lanes = self._number_of_lanes(data.lanes, by_source, saved)
@@ -327,22 +330,13 @@ class Reader:
         if by_source:  # all items of a batch are from one source, so that one lane decides for all
             return 1
         if wanted is None:
-            return default_lanes(self.batch_size, shards)
+            return default_lanes(self.batch_size, shards, self.machines)
         if self.batch_size % wanted or wanted > shards:
             raise UserError(
                 f"data.lanes is {wanted}: {self.name} has batches of {self.batch_size} and {shards} shards; give a "
                 "divisor of the batch that is at most the number of shards"
             )
         return wanted
-
-    def fetches(self, machines: int) -> float:
-        """How often a shard is fetched in an epoch, by machines with equal parts of a batch and a cache each."""
-        fetches = 0
-        for lane in range(self.num_lanes):
-            first_machine = lane * self.share * machines // self.batch_size
-            last_machine = ((lane + 1) * self.share - 1) * machines // self.batch_size
-            fetches += last_machine - first_machine + 1
-        return fetches / self.num_lanes
 
     def items(self, step: int) -> list[Item]:
         """The items of this process in a step."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder, Broken
+from onepeace.data.order import fetches
 from onepeace.data.reader import Cursor, Lane, Reader, Unreadable
 from onepeace.data.shard import FETCHING
 from onepeace.data.source import Losses, Source, log_lost
@@ -86,7 +87,7 @@ class Steps:
         self.builder = builder
         self.sources = list(sources)
         self.rank = rank
-        self.world_size = world_size
+        machines = max(1, world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         self.readers: dict[str, Reader] = {}
         for name in builder.sources:
             size = batch_size[name]
@@ -101,6 +102,7 @@ class Steps:
                 seed=seed,
                 batch_size=size,
                 rows=range(rank * rows, (rank + 1) * rows),
+                machines=machines,
                 cursors=cursors,
             )
 
@@ -131,8 +133,8 @@ class Steps:
     def open(self, step: int) -> None:
         """Draw the windows of a step, so that forked workers inherit them; remote shards are copied in threads.
 
-        Warns of remote shards that several machines fetch, and of a cache that does not hold the copies of the shards
-        that are read at a time, and of the next ones.
+        The first process says how often remote shards are fetched. Warns of a cache that does not hold the copies of
+        the shards that are read at a time, and of the next ones.
         """
         if self.rank == 0:
             self._tell_fetches()
@@ -152,20 +154,24 @@ class Steps:
             )
 
     def _tell_fetches(self) -> None:
-        """Warn of remote shards that several machines fetch, as they share lanes."""
-        machines = max(1, self.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
+        """Log how often each remote shard is fetched in an epoch, and how it would be once."""
         for name, reader in self.readers.items():
-            fetches = reader.fetches(machines)
-            if fetches > 1 and any(scheme(shard) for source in reader.sources for shard in source.shards):
-                log.warning(
-                    "%d machines share %d lanes of %s: each shard is fetched %.1f times an epoch; it is once with "
-                    "batches: mixed and a multiple of %d as data.lanes and run.batch_size",
-                    machines,
-                    reader.num_lanes,
-                    name,
-                    fetches,
-                    machines,
-                )
+            addresses = [shard for source in reader.sources for shard in source.shards if scheme(shard)]
+            if not addresses:
+                continue
+            times = fetches(reader.num_lanes, reader.machines)
+            remedy = ""
+            if times > 1:
+                remedy = f"; once needs batches: mixed, and data.lanes a multiple of {reader.machines} up to the shards"
+            log.info(
+                "%s: %d machines x %d lanes: each of %d shards is fetched %.3g times an epoch%s",
+                name,
+                reader.machines,
+                reader.num_lanes,
+                len(addresses),
+                times,
+                remedy,
+            )
 
 
 def loader(

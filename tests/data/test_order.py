@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.data.builder import multi_positive_ids, names_of
-from onepeace.data.order import default_lanes, draw_order, lane_shards
+from onepeace.data.order import default_lanes, draw_order, fetches, lane_shards
 from onepeace.data.sample import Sample
 
 SIZES = st.integers(1, 9)
@@ -36,18 +36,30 @@ def test_items_of_a_small_weight_come_at_times():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "shards", "lanes"),
+    ("batch_size", "shards", "machines", "lanes", "times"),
     [
-        (32768, 1024, 64),
-        (32768, 20, 16),
-        (96, 1000, 32),
-        (7, 1000, 1),
-        (8, 1, 1),
-        (64, 64, 64),
+        (32768, 1024, 1, 64, 1.0),
+        (32768, 20, 1, 16, 1.0),
+        (3072, 1024, 1, 64, 1.0),
+        (3072, 1024, 12, 48, 1.0),  # 64 lanes: 1.125
+        (3072, 1024, 96, 96, 1.0),
+        (36, 1024, 12, 36, 1.0),  # without many factors of two: 4 lanes, 3.0
+        (1000, 1024, 8, 40, 1.0),
+        (7, 1000, 7, 7, 1.0),
+        (8, 1, 8, 1, 8.0),
+        (640, 20, 32, 16, 2.0),  # 20 lanes: 2.4
     ],
 )
-def test_lanes_by_default(batch_size, shards, lanes):
-    assert default_lanes(batch_size, shards) == lanes
+def test_default_lanes_are_those_that_the_fewest_machines_share(batch_size, shards, machines, lanes, times):
+    assert default_lanes(batch_size, shards, machines) == lanes
+    assert fetches(lanes, machines) == times
+
+
+@pytest.mark.parametrize(("lanes", "machines"), [(8, 3), (64, 12), (20, 32), (1, 5)])
+def test_shard_is_fetched_by_the_machines_that_share_its_lane(lanes, machines):
+    rows = np.arange(lanes * machines)
+    shared = set(zip(rows // machines, rows // lanes, strict=True))  # lane and machine of each row
+    assert fetches(lanes, machines) == len(shared) / lanes
 
 
 def lanes_of_epoch(epoch):

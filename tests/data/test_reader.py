@@ -153,11 +153,6 @@ def steps_of_two_lanes(many, processors):
     return make_steps(processors, recipe(many, [IMAGES], {**VARIED, "lanes": 2}, batch_size=8))
 
 
-def test_number_of_lanes(steps_of_two_lanes, varied_recipe, processors):
-    assert steps_of_two_lanes.readers[NAME].num_lanes == 2
-    assert make_steps(processors, varied_recipe).readers[NAME].num_lanes == 8
-
-
 def test_lanes_of_the_cursors_are_kept(steps_of_two_lanes, varied_recipe, processors):
     cursors = steps_of_two_lanes[3].cursors
     resumed = make_steps(processors, varied_recipe, cursors=cursors)
@@ -177,20 +172,16 @@ def test_lanes_divide_the_batch_and_have_shards(many, processors, lanes, batch_s
         make_steps(processors, run_recipe)
 
 
-@pytest.mark.parametrize(("machines", "fetches"), [(1, 1.0), (2, 1.0), (8, 1.0), (3, 1.25), (16, 2.0)])
-def test_shard_is_fetched_by_the_machines_that_share_its_lane(many, processors, machines, fetches):
-    steps = make_steps(processors, recipe(many, [IMAGES], {"lanes": 8}, batch_size=96))
-    assert steps.readers[NAME].fetches(machines) == fetches
-
-
-def test_run_of_several_machines_says_how_often_it_fetches_a_shard(processors, monkeypatch, caplog):
+def test_line_at_the_start_says_how_often_a_shard_is_fetched(processors, monkeypatch, caplog):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    caplog.set_level("INFO")
     train = {"shards": "pictures-{0..7}.tar", "pair": ["image", "text"]}
+    run_recipe = recipe("https://x.org", [train], {"lanes": 8}, batch_size=96)
     for world_size in (4, 6):
-        steps = make_steps(processors, recipe("https://x.org", [train], {"lanes": 8}, batch_size=96), 0, world_size)
-        steps._tell_fetches()
-    (record,) = caplog.records
-    assert "3 machines share 8 lanes of image+text: each shard is fetched 1.2 times an epoch" in record.message
+        make_steps(processors, run_recipe, 0, world_size)._tell_fetches()
+    once, more_often = caplog.messages
+    assert once == "image+text: 2 machines x 8 lanes: each of 8 shards is fetched 1 times an epoch"
+    assert "3 machines x 8 lanes: each of 8 shards is fetched 1.25 times an epoch; once needs" in more_often
 
 
 # What is read
