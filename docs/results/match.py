@@ -18,7 +18,7 @@ import onepeace
 from onepeace.data.sample import Sample
 from onepeace.evaluate.protocols.protocol import Items, encode
 from onepeace.hub.resolve import resolve
-from onepeace.index.match import CALIBRATION, POSSIBLE, RELEVANT, TEXTS, Banks, Scale, level, texts_of, worth
+from onepeace.index.match import CALIBRATION, POSSIBLE, RELEVANT, TEXTS, Banks, Scale, texts_of, worth
 from onepeace.index.query import EncodedPart, QueryVector, bank_of_text
 
 FIRST = 5
@@ -209,7 +209,7 @@ def result_of(question: Question, pool: Pool, banks: Banks) -> QueryResult:
         z_scores[rows], matches[rows] = scale.score(modality, cosines[rows])
     z_scores[~question.inside] = -np.inf
     matches[~question.inside] = 0.0
-    keys = (-key for key in worth(matches, z_scores, level(matches)))
+    keys = (-key for key in worth(matches, z_scores))
     order = np.lexsort((question.answers, *keys))
     first_are_right = question.answers[order[: len(GAINS)]]
     largest_dcg = GAINS[: question.answers.sum()].sum()

@@ -37,6 +37,8 @@ CLASSES = ("caltech101", "tiny_imagenet", "sports", "pacs")
 FOLDERS = 12
 RIGHT = 10
 """Number of classes that a folder is named after, and of pictures of each elsewhere."""
+CAPTIONED = 800
+"""Number of photographs with a caption of common words."""
 PAIRS = 5
 """Number of builds with and without words."""
 XMP = (
@@ -202,6 +204,31 @@ def print_common(shards: Path, folder: Path) -> None:
     print(f"common words: {num_found} of {FOLDERS * RIGHT} right ones among the first 15, {num_first} first")
 
 
+def print_captions(shards: Path, folder: Path) -> None:
+    """Files that have a common word in any of their five captions, among the first hits; the index has one caption."""
+    captions: dict[str, list[str]] = {}
+    folder.mkdir()
+    for shard in sorted((shards / "val" / "flickr8k").glob("*.tar.gz")):
+        for media, description in samples_of(shard, CAPTIONED - len(captions)):
+            path = folder / f"IMG_{len(captions):04}.webp"
+            path.write_bytes(media)
+            captions[str(path)] = description["captions"]
+    with open(folder / "captions.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "caption"])
+        writer.writerows([Path(path).name, first] for path, (first, *_) in captions.items())
+    build(folder / "index", [folder, folder / "captions.csv"], progress=False)
+    counts = Counter(word for first, *_ in captions.values() for word in {*words_of_text(first)})
+    common = sorted(word for word, count in counts.items() if 20 < count <= 120)
+    queries = random.Random(0).sample(common, 40)  # noqa: S311
+    num_right = 0
+    with Index.open(folder / "index") as index:
+        for query in queries:
+            for hit in index.search(query, top=15, collapse=False):
+                num_right += query in words_of_text(" ".join(captions[hit.item.path]))
+    print(f"common words of captions: {num_right} of {len(queries) * 15} hits have them in one of their captions")
+
+
 def print_cost(files: list[Path], folder: Path) -> None:
     """Processor time of builds with words over those without, interleaved."""
     embedder = build(folder / "warm.index", files[:8], progress=False).embedder
@@ -234,6 +261,7 @@ def main() -> None:
         with Index.open(Path(temporary) / "index") as index:
             print_queries(index, collection)
         print_common(arguments.shards, Path(temporary) / "common")
+        print_captions(arguments.shards, Path(temporary) / "captions")
         print_cost([sample.path for sample in (*collection["fashion"], *collection["openclipart"])], Path(temporary))
 
 

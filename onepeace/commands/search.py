@@ -53,9 +53,8 @@ unrelated queries of the query's modality, the cosine of all hits is shown inste
 "camera = 'X100V' and near(48.1, 11.6, 20*km) and keyword = 'beach'"
 
 A file that has all words of a short text in its name, caption, tags or text comes first if few files have them: no
-more than three, or no more than 20 and one in twenty of the index; if it is weak, it is called named. If more have
-them, it is lifted by one level, from weak to possible or from possible to likely. The column "words" says "(rare)" or
-"(lifted)".
+more than three, or no more than 20 and one in twenty of the index; the column "words" says "(rare)". If more have them,
+they count as much as two standard deviations of z. A weak file with all words is called named.
 
   onepeace search my.index "a dog barking"
   onepeace search my.index --image dog.jpg --without people --only pictures --after 2024-05
@@ -263,17 +262,9 @@ def _columns(results: "Results") -> dict[str, list[str]]:
     if any(hit.start is not None for hit in results):
         columns["at"] = [hit.at for hit in results]
     if any(hit.words for hit in results):
-        columns["words"] = [_words(hit) for hit in results]
+        columns["words"] = [" ".join(hit.words) + " (rare)" * hit.rare for hit in results]
     columns["path"] = [_place(hit) for hit in results]
     return columns
-
-
-def _words(hit: "Hit") -> str:
-    """The words that a file has, and what they did."""
-    words = " ".join(hit.words)
-    if hit.named:
-        return f"{words} (rare)"
-    return f"{words} (lifted)" if hit.lifted else words
 
 
 def _why_nothing(results: "Results", query: "Query", is_filtered: bool) -> str:

@@ -350,13 +350,12 @@ def least_alike(vectors: NDArray, share: float) -> NDArray:
     return vectors[np.sort(farthest)]
 
 
-def level(matches: NDArray, lifted: NDArray | bool = False) -> NDArray:
-    """Place of each match in `WORDS`, one higher if it is lifted."""
-    levels = np.add(matches >= POSSIBLE, matches >= LIKELY, dtype=np.int8)
-    return np.minimum(levels + lifted, len(WORDS) - 1)
+def level(matches: NDArray) -> NDArray:
+    """Place of each match in `WORDS`."""
+    return np.add(matches >= POSSIBLE, matches >= LIKELY, dtype=np.int8)
 
 
-def worth(matches: NDArray, z_scores: NDArray, levels: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def worth(matches: NDArray, z_scores: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """Keys by which hits are compared: by level; likely and possible ones by the match, then by z.
 
     Weak ones are compared by z: what their matches say is mostly which kind of file they are of.
@@ -364,6 +363,7 @@ def worth(matches: NDArray, z_scores: NDArray, levels: NDArray) -> tuple[NDArray
     Returns:
         The last key first, as `numpy.lexsort` takes them.
     """
+    levels = level(matches)
     return z_scores, np.where(levels > 0, matches, 0.0), levels
 
 

@@ -4,12 +4,12 @@
 near copies -> the groups of the page -> their files.
 
 Words are evidence by their rarity. A file that has all words of the query comes first if few files have them
-(`WordSearch.are_rare`); if many have, it is lifted by one level, from weak to possible or from possible to likely.
+(`WordSearch.are_rare`); if many have, its words count as much as two standard deviations of z among the weak files, and
+decide between equal ones.
 """
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ import numpy as np
 from onepeace.index.database import Store
 from onepeace.index.hints import Suggestion
 from onepeace.index.items import Item, as_text
-from onepeace.index.match import RELEVANT, WEAK, WORDS, Banks, Scale, level, worth
+from onepeace.index.match import POSSIBLE, RELEVANT, WEAK, WORDS, Banks, Scale, level, worth
 from onepeace.index.query import QueryVector, SearchOptions, rows_of_files
-from onepeace.index.vectors import Matrix
+from onepeace.index.vectors import Matrix, Neighbours
 from onepeace.index.words import WordSearch
 
 NAMED = "named"
@@ -36,6 +36,9 @@ ALIKE = 0.997
 """Minimum cosine of two files of one kind to be shown as near copies: different printed pages reach 0.996."""
 SAME = 0.9999
 """Minimum cosine of a query and a file of its kind for the file to count as a copy of it."""
+WORDS_Z = 2.0
+"""Standard deviations that common words count as much as: a caption is seldom wrong, and a folder's name may be that of
+other things than it has."""
 BLOCK = 256
 """Files compared at once with those ranked above them, to find near copies."""
 
@@ -54,9 +57,9 @@ class Hit:
     """Share of unrelated queries whose best hit of this kind in this index scores lower (match.py); 1 for a copy of the
     query. None if hits are ranked by cosine."""
     named: bool = False
-    """Whether the file comes first because few files have all words of the query, as it has."""
-    lifted: bool = False
-    """Whether the likelihood is one level above the match, as the file has all words of the query, like many."""
+    """Whether the file has all words of the query."""
+    rare: bool = False
+    """Whether it comes first, as few files have them."""
     start: float | None = None
     end: float | None = None
     """End of the matching part in seconds, if the file has several vectors."""
@@ -76,10 +79,10 @@ class Hit:
 
     @property
     def likelihood(self) -> str | None:
-        """The match as a word: likely, possible or weak, or `NAMED` for a weak file that comes first by its words."""
+        """The match as a word: likely, possible or weak, or `NAMED` for a weak file with all words."""
         if self.match is None:
             return None
-        word = WORDS[level(np.array(self.match), self.lifted)]
+        word = WORDS[level(np.array(self.match))]
         return NAMED if self.named and word == WEAK else word
 
     @property
@@ -103,7 +106,7 @@ class Hit:
             "match": self.match,
             "likelihood": self.likelihood,
             "named": self.named,
-            "lifted": self.lifted,
+            "rare": self.rare,
             "score": self.score,
             "start": self.start,
             "end": self.end,
@@ -155,20 +158,12 @@ class Results(Sequence[Hit]):
         }
 
 
-class Nearest(NamedTuple):
-    """The rows of one modality that are nearest to the query, k of them, best first."""
-
-    modality: str
-    have_words: bool
-    """Whether they are rows of files that have all words of the query, or of all others."""
-    rows: np.ndarray
-    """(k,) int64 rows of the matrix."""
-    cosines: np.ndarray
-    """(k,) float32."""
+List = tuple[bool, str, Neighbours]
+"""Rows that are nearest to the query: whether their files have all its words, their modality, and they."""
 
 
 class Candidates(NamedTuple):
-    """Rows of the matrix in the order of their files, c of them."""
+    """Rows of the matrix that are near the query, in the order of their files, c of them."""
 
     rows: np.ndarray
     """(c,) int64."""
@@ -178,8 +173,6 @@ class Candidates(NamedTuple):
     """(c,) bool: whether their files have all words of the query."""
     matches: np.ndarray | None
     """(c,) float64; None if the rows are ordered by cosine."""
-    levels: np.ndarray
-    """(c,) int8: place of each match in `match.WORDS`, lifted by the words; 0 without matches."""
 
 
 class Search:
@@ -213,17 +206,10 @@ class Search:
         self.allowed = allowed
         self.options = options
         self.scale = Scale(banks, query) if options.rank == "match" else None
-        self.are_named = options.rank == "match" and words.are_rare
-        """Whether files with all words of the query come first."""
-
-    @property
-    def num_ordered(self) -> int:
+        self.are_rare = options.rank == "match" and words.are_rare
+        end = options.offset + options.top
+        self.num_ordered = end if options.sort == "match" else -(-end // POOL) * POOL
         """Number of groups that must be in their final order by match: up to the end of the page, or of its pool."""
-        end = self.options.offset + self.options.top
-        if self.options.sort == "match":
-            return end
-        num_pools = -(-end // POOL)
-        return num_pools * POOL
 
     def results(self) -> Results:
         """The page of hits, and what they were chosen from."""
@@ -232,7 +218,7 @@ class Search:
         if candidates.matches is not None:
             is_relevant = bool(candidates.have_words.any() or candidates.matches.max() >= RELEVANT)
         return Results(
-            hits=self._page(candidates, self._without_weak(candidates, groups)),
+            hits=self._page(candidates, groups),
             compared=count_files(self.matrix, self.allowed),
             relevant=is_relevant,
         )
@@ -243,20 +229,19 @@ class Search:
         A group has the places among the candidates of the best row of a file, then of its near copies.
         """
         masks = self._masks()
-        needed = self.num_ordered
-        count = VECTORS_PER_HIT * needed
+        count = VECTORS_PER_HIT * self.num_ordered
         while True:
             nearest = self._nearest(masks, count)
             candidates = self._in_order(nearest)
-            groups = self._groups(candidates)
-            cut = [near for near in nearest if len(near.rows) == count]
+            is_hit = self._reach_minimum(candidates)
+            groups = self._groups(candidates.rows, np.flatnonzero(is_hit))
+            cut = [near.rows[-1] for _, _, near in nearest if len(near.rows) == count]
             if not cut or count >= len(self.matrix):  # every row was fetched
                 return candidates, groups
-            # The rows that were not fetched come after the last one of their modality, and match no better.
-            places = np.flatnonzero(np.isin(candidates.rows, [near.rows[-1] for near in cut]))
-            first_uncertain = places[0]
-            is_full = len(groups) >= needed and groups[needed - 1][0] <= first_uncertain
-            if is_full or not self._reach_minimum(candidates)[places].any():
+            # The rows that were not fetched come after the last one of their list, and match no better.
+            places = np.flatnonzero(np.isin(candidates.rows, cut))
+            is_full = len(groups) >= self.num_ordered and groups[self.num_ordered - 1][0] <= places[0]
+            if is_full or not is_hit[places].any():
                 return candidates, groups
             count *= GROWTH
 
@@ -269,152 +254,122 @@ class Search:
             return [(True, have_words), (False, ~have_words)]
         return [(True, self.allowed & have_words), (False, self.allowed & ~have_words)]
 
-    def _nearest(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> list[Nearest]:
+    def _nearest(self, masks: Sequence[tuple[bool, np.ndarray | None]], count: int) -> list[List]:
         """Up to ``count`` rows of each modality in each mask."""
         nearest = []
         for have_words, mask in masks:
             by_modality = self.matrix.nearest(self.query.vector, count, mask, self.service)
-            for modality, (rows, cosines) in by_modality.items():
-                nearest.append(Nearest(modality, have_words, rows, cosines))
+            nearest += [(have_words, modality, near) for modality, near in by_modality.items()]
         return nearest
 
-    def _in_order(self, nearest: Sequence[Nearest]) -> Candidates:
-        """All rows in one order: named ones first, then by `worth`, and those with words first where it is equal.
+    def _in_order(self, nearest: Sequence[List]) -> Candidates:
+        """All rows in one order: those with rare words first, then by `worth`.
 
         Without a scale, or if any modality has no matches, the rows are ordered by cosine and have no matches.
         """
-        rows = np.concatenate([near.rows for near in nearest]) if nearest else np.empty(0, np.int64)
-        cosines = np.concatenate([near.cosines for near in nearest]) if nearest else np.empty(0, np.float32)
-        have_words = np.repeat([near.have_words for near in nearest], [len(near.rows) for near in nearest]).astype(bool)
-        is_first = have_words & self.are_named
-        scores = self._scores(nearest)
-        levels = np.zeros(len(rows), np.int8)
-        if scores is None:
+        rows = np.concatenate([np.empty(0, np.int64), *(near.rows for _, _, near in nearest)])
+        cosines = np.concatenate([np.empty(0, np.float32), *(near.cosines for _, _, near in nearest)])
+        num_rows = [len(near.rows) for _, _, near in nearest]
+        have_words = np.repeat(np.array([has_words for has_words, _, _ in nearest], bool), num_rows)
+        is_first = have_words & self.are_rare
+        scores = [self._scores(modality, near.cosines) for _, modality, near in nearest]
+        if not scores or any(matches is None for _, matches in scores):
             order = np.lexsort((rows, -cosines, ~is_first))
-            return Candidates(rows[order], cosines[order], have_words[order], None, levels)
-        z_scores, matches = scores
-        levels = level(matches, lifted=have_words & ~is_first)
-        keys = (-key for key in worth(matches, z_scores, levels))
-        order = np.lexsort((rows, ~have_words, *keys, ~is_first))
-        return Candidates(rows[order], cosines[order], have_words[order], matches[order], levels[order])
+            return Candidates(rows[order], cosines[order], have_words[order], None)
+        z_scores = np.concatenate([z_scores for z_scores, _ in scores])
+        matches = np.concatenate([matches for _, matches in scores])
+        keys = (-key for key in worth(matches, z_scores + WORDS_Z * have_words))
+        order = np.lexsort((rows, *keys, ~is_first))
+        return Candidates(rows[order], cosines[order], have_words[order], matches[order])
 
-    def _scores(self, nearest: Sequence[Nearest]) -> tuple[np.ndarray, np.ndarray] | None:
-        """z-scores and matches of all rows; None if a modality has no matches. A copy of the query has match 1."""
-        if self.scale is None or not nearest:
-            return None
-        z_scores = []
-        matches = []
-        for near in nearest:
-            z_scores_of_rows, matches_of_rows = self.scale.score(near.modality, near.cosines)
-            if matches_of_rows is None:
-                return None
-            if len(self.query.parts) == 1 and self.query.parts[0].bank == near.modality:
-                is_copy = near.cosines >= SAME
-                z_scores_of_rows = np.where(is_copy, np.inf, z_scores_of_rows)
-                matches_of_rows = np.where(is_copy, 1.0, matches_of_rows)
-            z_scores.append(z_scores_of_rows)
-            matches.append(matches_of_rows)
-        return np.concatenate(z_scores), np.concatenate(matches)
+    def _scores(self, modality: str, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """z-scores and matches of rows of a modality, None if there are none. A copy of the query has match 1."""
+        if self.scale is None:
+            return cosines, None
+        z_scores, matches = self.scale.score(modality, cosines)
+        if matches is not None and [part.bank for part in self.query.parts] == [modality]:
+            is_copy = cosines >= SAME
+            z_scores = np.where(is_copy, np.inf, z_scores)
+            matches = np.where(is_copy, 1.0, matches)
+        return z_scores, matches
 
     def _reach_minimum(self, candidates: Candidates) -> np.ndarray:
-        """(c,) bool: whether a row has the minimum match, or is of a file that is named."""
+        """(c,) bool: whether a row has the minimum match, or is of a file with rare words."""
         minimum = self.options.min_match
         if minimum is None or candidates.matches is None:
             return np.ones(len(candidates.rows), bool)
-        return (candidates.matches >= minimum) | (candidates.have_words & self.are_named)
+        return (candidates.matches >= minimum) | (candidates.have_words & self.are_rare)
 
-    def _groups(self, candidates: Candidates) -> list[list[int]]:
-        """Groups of the candidates that reach the minimum, best first; near copies share one if `collapse`."""
-        places = np.flatnonzero(self._reach_minimum(candidates))
-        _, first = np.unique(self.matrix.file[candidates.rows[places]], return_index=True)
+    def _groups(self, rows: np.ndarray, places: np.ndarray) -> list[list[int]]:
+        """Groups of the rows at some places, best first: a file each, and its near copies if `collapse`."""
+        _, first = np.unique(self.matrix.file[rows[places]], return_index=True)
         best = places[np.sort(first)]  # of each file
         if not self.options.collapse:
             return [[place] for place in best.tolist()]
-        rows = candidates.rows[best]
-        groups: dict[int, list[int]] = {}  # by the place of their first row in `best`
-        alike = self._alike(rows)
-        for number, place in enumerate(best.tolist()):
-            leader = next((earlier for earlier in alike.get(number, ()) if earlier in groups), number)
-            groups.setdefault(leader, []).append(place)
+        groups: dict[int, list[int]] = {place: [place] for place in best.tolist()}
+        for place, other in self._alike(rows, best):
+            if place in groups and other in groups:
+                groups[other] += groups.pop(place)
         return list(groups.values())
 
-    def _alike(self, rows: np.ndarray) -> dict[int, list[int]]:
-        """Earlier rows that are near copies of a row, both by their places in ``rows``; files are of one kind."""
-        vectors = self.matrix.vectors_of(rows)
-        modality = self.matrix.modality[rows]
+    def _alike(self, rows: np.ndarray, places: np.ndarray) -> list[tuple[int, int]]:
+        """Pairs of places whose rows are near copies, of files of one kind: a place, then one before it."""
+        vectors = self.matrix.vectors_of(rows[places])
+        modality = self.matrix.modality[rows[places]]
         pairs: list[tuple[int, int]] = []
-        for start in range(0, len(rows), BLOCK):
+        for start in range(0, len(places), BLOCK):
             block = vectors[start : start + BLOCK]
             is_alike = np.tril(block @ vectors[: start + len(block)].T >= ALIKE, start - 1)
-            places, others = np.nonzero(is_alike & (modality[start : start + BLOCK, None] == modality[: start + BLOCK]))
-            pairs += zip((start + places).tolist(), others.tolist(), strict=True)
+            is_alike &= modality[start : start + BLOCK, None] == modality[: start + BLOCK]
+            later, earlier = np.nonzero(is_alike)
+            pairs += zip(places[start + later].tolist(), places[earlier].tolist(), strict=True)
         if not pairs:
-            return {}
-        files = self.matrix.file[rows].tolist()
-        items = self.store.items_of([files[place] for place in {*itertools.chain(*pairs)}])
-        alike = defaultdict(list)
-        for place, other in pairs:
-            if items[files[place]].modality == items[files[other]].modality:
-                alike[place].append(other)
-        return alike
-
-    def _without_weak(self, candidates: Candidates, groups: list[list[int]]) -> list[list[int]]:
-        """The groups to sort by date or path: weak ones would hide the best, so they are left out, but for those that
-        are named, and unless all are weak or a minimum was given."""
-        if self.options.sort == "match" or self.options.min_match is not None or candidates.matches is None:
-            return groups
-        is_kept = candidates.levels > 0
-        if self.are_named:
-            is_kept = is_kept | candidates.have_words
-        return [group for group in groups if is_kept[group[0]]] or groups
+            return []
+        file_of = self.matrix.file[rows].tolist()
+        items = self.store.items_of([file_of[place] for place in {*itertools.chain(*pairs)}])
+        kind_of = {place: items[file_of[place]].modality for place in {*itertools.chain(*pairs)}}
+        return [(place, other) for place, other in pairs if kind_of[place] == kind_of[other]]
 
     def _page(self, candidates: Candidates, groups: list[list[int]]) -> tuple[Hit, ...]:
         """The hits from `offset` on, `top` of them."""
-        groups = groups[: self.num_ordered]
+        sort = self.options.sort
         page = slice(self.options.offset, self.options.offset + self.options.top)
-        if self.options.sort == "match":
-            groups = groups[page]
+        groups = groups[page] if sort == "match" else self._without_weak(candidates, groups)[: self.num_ordered]
         file_of = self.matrix.file[candidates.rows].tolist()
-        ids = {file_of[place] for group in groups for place in group}
-        items = self.store.items_of(ids)
-        if self.options.sort != "match":
+        items = self.store.items_of({file_of[place] for group in groups for place in group})
+        if sort != "match":
             leaders = [items[file_of[group[0]]] for group in groups]
-            groups = [groups[number] for number in sorted_in_pools(leaders, self.options.sort)[page]]
+            groups = [groups[number] for number in sorted_in_pools(leaders, sort)[page]]
         words_by_file = self.words.words_by_file([file_of[group[0]] for group in groups])
         hits = []
         for rank, (place, *copies) in enumerate(groups, self.options.offset + 1):
             item = items[file_of[place]]
+            span = self.matrix.span(int(candidates.rows[place]))
+            has_words = bool(candidates.have_words[place])
             hits.append(
-                self._hit(
-                    candidates,
-                    place,
+                Hit(
                     rank=rank,
                     item=item,
+                    modality=span.modality,
+                    score=float(candidates.cosines[place]),
+                    match=None if candidates.matches is None else float(candidates.matches[place]),
+                    named=has_words,
+                    rare=has_words and self.are_rare,
+                    start=span.start,
+                    end=span.end,
                     copies=tuple(items[file_of[copy]].path for copy in copies),
                     words=words_by_file.get(item.id, ()),
                 )
             )
         return tuple(hits)
 
-    def _hit(self, candidates: Candidates, place: int, **fields: Any) -> Hit:
-        """The hit at a place among the candidates; ``fields`` are those that do not depend on the row."""
-        span = self.matrix.span(int(candidates.rows[place]))
-        has_words = bool(candidates.have_words[place])
-        is_lifted = False
-        match = None
-        if candidates.matches is not None:
-            match = float(candidates.matches[place])
-            is_lifted = bool(candidates.levels[place] > level(candidates.matches[place]))
-        return Hit(
-            modality=span.modality,
-            score=float(candidates.cosines[place]),
-            match=match,
-            named=has_words and self.are_named,
-            lifted=is_lifted,
-            start=span.start,
-            end=span.end,
-            **fields,
-        )
+    def _without_weak(self, candidates: Candidates, groups: list[list[int]]) -> list[list[int]]:
+        """The groups to sort by date or path: weak ones would hide the best, so they are left out, but for those with
+        all words, and unless all are weak or a minimum was given."""
+        if self.options.min_match is not None or candidates.matches is None:
+            return groups
+        is_kept = (candidates.matches >= POSSIBLE) | candidates.have_words
+        return [group for group in groups if is_kept[group[0]]] or groups
 
 
 def sorted_in_pools(items: Sequence[Item], sort: str) -> list[int]:

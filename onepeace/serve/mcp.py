@@ -153,9 +153,9 @@ class Tools:
 
         Give text, like, or both for a combined query. "match" is the confidence of a hit from 0 to 1, the share of
         unrelated queries whose best hit here scores lower: from 0.95 on it is likely right, below 0.7 weak. A "named"
-        file comes first because few files have all words of the text, as it has; a "lifted" one is called one level
-        higher because it has them, like many. "relevant" is false when no file is likely to be what is meant. "start"
-        and "end" are seconds. "hints" say what may be wrong with the text, such as a misspelt word.
+        file has all words of the text in its name, caption or metadata; it comes first if they are "rare". "relevant"
+        is false when no file is likely to be what is meant. "start" and "end" are seconds. "hints" say what may be
+        wrong with the text, such as a misspelt word.
 
         Args:
             text: an English description of what is seen or heard, e.g. "a dog barking in the snow"

@@ -182,16 +182,16 @@ def test_match_is_rounded_down(match, value):
     assert hit_with(match).value == value
 
 
-def test_table_says_which_words_named_or_lifted_a_file():
+def test_table_says_which_words_are_rare():
     found = {"words": ("dog",), "item": Item("/a.ogg", "audio"), "modality": "audio", "score": 0.25, "match": 0.5}
-    hits = (Hit(1, named=True, **found), Hit(2, lifted=True, **found), Hit(3, **found))
+    hits = (Hit(1, named=True, rare=True, **found), Hit(2, named=True, **found), Hit(3, **found))
     results = Results(hits, compared=3)
 
     rows = [line.split()[1:-1] for line in table(results, QUERY, is_filtered=False).splitlines()]
 
     assert rows[1:] == [
         ["named", "audio", "dog", "(rare)"],
-        ["possible", "0.50", "audio", "dog", "(lifted)"],
+        ["named", "audio", "dog"],
         ["weak", "audio", "dog"],
     ]
 

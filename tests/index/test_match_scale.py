@@ -198,18 +198,15 @@ def test_no_bank_means_no_match(folder_banks, parts, modality):
 
 
 @pytest.mark.parametrize(
-    ("match", "is_lifted", "word"),
+    ("match", "word"),
     [
-        (1.0, False, "likely"),
-        (1.0, True, "likely"),
-        (LIKELY, False, "likely"),
-        (LIKELY - 1e-6, False, "possible"),
-        (POSSIBLE, False, "possible"),
-        (POSSIBLE, True, "likely"),
-        (POSSIBLE - 1e-6, False, "weak"),
-        (0.0, False, "weak"),
-        (0.0, True, "possible"),
+        (1.0, "likely"),
+        (LIKELY, "likely"),
+        (LIKELY - 1e-6, "possible"),
+        (POSSIBLE, "possible"),
+        (POSSIBLE - 1e-6, "weak"),
+        (0.0, "weak"),
     ],
 )
-def test_likelihood_in_words(match, is_lifted, word):
-    assert WORDS[level(np.array(match), is_lifted)] == word
+def test_likelihood_in_words(match, word):
+    assert WORDS[level(np.array(match))] == word

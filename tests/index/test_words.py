@@ -296,10 +296,10 @@ def test_words_are_rare_if_few_files_have_them(make, num_with_word, num_files, a
 
 
 class Cosine(Scale):
-    """The match is the cosine."""
+    """The match is the cosine, and the standard deviation 0.1."""
 
     def score(self, modality, cosines):
-        return cosines, cosines.astype(np.float64)
+        return 10 * cosines, cosines.astype(np.float64)
 
 
 @pytest.fixture
@@ -313,19 +313,18 @@ def at(*matches):
 
 
 @pytest.mark.usefixtures("_match_is_cosine")
-def test_common_words_lift_by_one_level(make):
+def test_common_words_count_as_two_standard_deviations_and_decide_between_equals(make):
     """A folder "motorcycle" with other pictures, and photographs of motorcycles elsewhere."""
-    paths = [*"abc", *(f"motorcycle/{number}" for number in range(7))]
-    index = make(paths, angles=at(0.97, 0.8, 0.6, 0.96, 0.75, 0.69, *np.linspace(0.1, 0.2, 4)))
+    paths = [*"abcd", *(f"motorcycle/{number}" for number in range(7))]
+    index = make(paths, angles=at(0.97, 0.8, 0.6, 0.2, 0.97, 0.75, 0.41, 0.39, *[0.1] * 3))
 
     hits = index.search("motorcycle", collapse=False)
 
-    expected = ["a likely", "0 likely", "1 likely", "b possible", "2 possible"]
-    assert [f"{name} {hit.likelihood}" for name, hit in zip(names(hits), hits, strict=True)][:5] == expected
-    assert names(hits)[5:] == ["6", "5", "4", "3", "c"]
-    assert [hit.lifted for hit in hits] == [False, False, True, False, *[True] * 5, False]
-    assert [bool(hit.words) for hit in hits][:4] == [False, True, True, False]
-    assert hits[2].to_dict()["lifted"] is True
+    expected = ["0 likely", "a likely", "b possible", "1 possible", "2 named", "c weak", "3 named", "4 named"]
+    assert [f"{name} {hit.likelihood}" for name, hit in zip(names(hits), hits, strict=True)][:8] == expected
+    assert names(hits)[8:] == ["5", "6"]
+    assert not any(hit.rare for hit in hits)
+    assert [hit.named for hit in hits] == [bool(hit.words) for hit in hits]
 
 
 @pytest.mark.usefixtures("_match_is_cosine")
@@ -335,8 +334,8 @@ def test_rare_words_are_named_whatever_the_match(make):
     hits = index.search("invoice", collapse=False)
 
     assert [hit.value for hit in hits] == ["likely 0.97", "named", "likely 0.99"]
-    assert [hit.named for hit in hits] == [True, True, False]
-    assert not any(hit.lifted for hit in hits)
+    assert [hit.rare for hit in hits] == [True, True, False]
+    assert hits[0].to_dict()["rare"] is True
 
 
 @pytest.mark.usefixtures("_match_is_cosine")

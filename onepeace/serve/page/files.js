@@ -37,19 +37,11 @@ export function sureness(file) {
   return { word: file.likelihood, share: file.match, number, note: `${percent} of 100 unrelated queries score lower here` };
 }
 
-// What the words of the query did to the place of a file that has all of them.
-function effectOf(file) {
-  if (file.named) return ["rare", "first, as few files have these words"];
-  if (file.lifted) return ["lifted", "one level higher, as it has these words, like many files"];
-  return null;
-}
-
 // Words of the query that stand in the name, caption or metadata of the file; then its match as a word and a bar.
 export function matchLine(file) {
   const { word, share, number, note } = sureness(file);
   const line = (file.words ?? []).map((text) => element("mark", { title: "a word of this file" }, text));
-  const effect = effectOf(file);
-  if (effect) line.push(element("span", { title: effect[1] }, effect[0]));
+  if (file.rare) line.push(element("span", { title: "first, as few files have these words" }, "rare"));
   const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
   bar.firstChild.style.width = `${100 * Math.max(0, share)}%`;
   line.push(element("span", { className: word, title: note }, element("b", {}, word), number && ` ${number}`), bar);
