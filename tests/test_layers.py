@@ -306,3 +306,11 @@ def test_files_are_named_by_what_they_hold():
 def test_every_folder_of_code_is_a_package():
     """Else an installation leaves it out."""
     assert not [file for file in FILES if not (file.parent / "__init__.py").exists()]
+
+
+def test_an_editable_installation_is_seen_by_type_checkers():
+    """setuptools writes the folder of the package into a .pth file only if it knows where the packages lie."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["options"]["package_dir"].split() == ["=", "."]
+    assert (PACKAGE / "py.typed").exists()

@@ -21,9 +21,6 @@ CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 """Index of PyTorch's builds without CUDA."""
 DEVELOPERS = ("test", "docs")
 """Extras for developers of the package."""
-WEIGHTS = Path(onepeace.__file__).parent / "weights"
-BUNDLED = ("tiny", "tiny-fast", "tiny-captions")
-"""Folder and names of the bundled models, repeated here since `hub` needs torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     _print_optional(dict(extras))
     if "torch" not in broken:
         _print_devices()
-    broken += _print_weights()
     print(f"\nbroken: {', '.join(broken)}" if broken else "\nall requirements work")
     return 1 if broken else 0
 
@@ -70,18 +66,6 @@ def _print_optional(extras: Mapping[str, Mapping[str, str]]) -> None:
             _row(extra, "no", f'to install: pip install "onepeace[{extra}]"')
         else:
             _row(extra, "broken", "; ".join(faults))
-
-
-def _print_weights() -> list[str]:
-    """Print the sizes of the bundled models; returns those that are missing."""
-    print("\nweights")
-    missing = []
-    for name in BUNDLED:
-        size = sum(path.stat().st_size for path in (WEIGHTS / name).glob("*"))
-        _row(name, f"{size / 1e6:.1f} MB" if size else "missing", str(WEIGHTS / name))
-        if not size:
-            missing.append(f"the bundled weights {name}")
-    return missing
 
 
 def requirements() -> dict[str, dict[str, str]]:

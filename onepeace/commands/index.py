@@ -3,17 +3,18 @@
 import argparse
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.commands.index_groups import cluster, cluster_arguments, duplicates, duplicates_arguments
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
     from onepeace.files.walk import Unreadable
     from onepeace.index import Item, Report
+    from onepeace.index.groups import Group
 
 EXAMPLES = """\
   onepeace index build my.index Pictures Music --exclude "*/thumbnails/"
@@ -33,16 +34,15 @@ is damaged, 2 for wrong usage"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, (run_verb, text, arguments) in VERBS.items():
+    for name, (run_verb, text, arguments, example) in VERBS.items():
         child = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         child.set_defaults(run_verb=run_verb, parser=child)
         child.formatter_class = argparse.RawDescriptionHelpFormatter
-        child.epilog = f"example:\n  onepeace index {VERB_EXAMPLES[name]}"
+        child.epilog = f"example:\n  onepeace index {name} {example}".rstrip()
         child.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name != "list":
             child.add_argument("index", type=Path, metavar="INDEX", help="folder of the index")
-        if arguments is not None:
-            arguments(child)
+        arguments(child)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -247,25 +247,129 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+NEAREST = 3
+"""Number of files shown as examples of a cluster."""
+
+
+def _duplicates_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exact", action="store_true", help="only files with identical content")
+    options.add_json(parser)
+
+
+def _duplicates(args: argparse.Namespace) -> int:
+    from onepeace.index import Index
+    from onepeace.index.groups import duplicates
+
+    with Index.open(args.index) as index:
+        groups = duplicates(index, exact=args.exact)
+    if args.json:
+        _print_duplicates_as_json(groups)
+    elif groups:
+        _print_duplicates(groups)
+    num_copies = sum(len(group.members) - 1 for group in groups)
+    surplus = _bytes(sum(group.surplus for group in groups))
+    files.say(f"{files.counted(len(groups), 'group')}; {files.counted(num_copies, 'surplus file')}, {surplus}")
+    return 0
+
+
+def _print_duplicates_as_json(groups: "list[Group]") -> None:
+    for number, group in enumerate(groups, 1):
+        members = []
+        for member in group.members:
+            likeness = {"similarity": round(member.similarity, 6), "exact": member.is_exact}
+            members.append({**member.item.to_dict(), **likeness})
+        print(json.dumps({"group": number, "files": members}))
+
+
+def _print_duplicates(groups: "list[Group]") -> None:
+    rows = []
+    for number, group in enumerate(groups, 1):
+        likeness = ""
+        for member in group.members:
+            item = member.item
+            rows.append((str(number), likeness, _bytes(item.size), _measures(item), item.path))
+            likeness = "same" if member.is_exact else f"{member.similarity:.3f}"
+    print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
+
+
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "number of clusters (square root of half the number of files, at most 50)"
+    parser.add_argument("--count", type=options.positive, metavar="N", help=text)
+    options.add_json(parser)
+
+
+def _cluster(args: argparse.Namespace) -> int:
+    from onepeace.index import Index
+    from onepeace.index.groups import clusters
+
+    with Index.open(args.index) as index:
+        groups = clusters(index, args.count)
+    if args.json:
+        _print_clusters_as_json(groups)
+    else:
+        _print_clusters(groups)
+    return 0
+
+
+def _print_clusters_as_json(groups: "list[Group]") -> None:
+    for number, group in enumerate(groups, 1):
+        for member in group.members:
+            similarity = round(member.similarity, 6)
+            fields = {"cluster": number, "names": group.names, **member.item.to_dict(), "similarity": similarity}
+            print(json.dumps(fields))
+
+
+def _print_clusters(groups: "list[Group]") -> None:
+    rows = []
+    for number, group in enumerate(groups, 1):
+        counts = Counter(member.item.modality for member in group.members)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        nearest = ", ".join(Path(member.item.path).name for member in group.members[:NEAREST])
+        rows.append((str(number), ", ".join(group.names) or "-", kinds, nearest))
+    print(format_table(("cluster", "nearest words", "files", "in its middle"), rows, right={0}))
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"
+
+
+def _measures(item: "Item") -> str:
+    """Size of a picture in pixels, or length of a sound or video."""
+    if item.width and item.height:
+        return f"{item.width} x {item.height}"
+    if item.duration is not None:
+        return f"{item.duration:.1f} s"
+    return ""
+
+
+def _no_arguments(_: argparse.ArgumentParser) -> None:
+    pass
+
+
 VERBS = {
-    "build": (_build, "build an index of files, or add files to one", _build_arguments),
-    "update": (_update, "pick up new, changed, moved and deleted files in the folders of an index", _update_arguments),
-    "remove": (_remove, "remove files or folders from an index", _remove_arguments),
-    "stats": (_stats, "show the contents of an index", _stats_arguments),
-    "check": (_check, "check an index for damage", None),
-    "export": (_export, "export the vectors and the metadata of their files for other programs", _export_arguments),
-    "duplicates": (duplicates, "list duplicate files", duplicates_arguments),
-    "cluster": (cluster, "cluster similar files, and name the clusters", cluster_arguments),
-    "list": (_list, "list what searches keep in the cache", None),
+    "build": (
+        _build,
+        "build an index of files, or add files to one",
+        _build_arguments,
+        "my.index Pictures Music --exclude '*/thumbnails/'",
+    ),
+    "update": (
+        _update,
+        "pick up new, changed, moved and deleted files in the folders of an index",
+        _update_arguments,
+        "my.index",
+    ),
+    "remove": (_remove, "remove files or folders from an index", _remove_arguments, "my.index Pictures/2019"),
+    "stats": (_stats, "show the contents of an index", _stats_arguments, "my.index --problems"),
+    "check": (_check, "check an index for damage", _no_arguments, "my.index"),
+    "export": (
+        _export,
+        "export the vectors and the metadata of their files for other programs",
+        _export_arguments,
+        "my.index -o vectors.npz",
+    ),
+    "duplicates": (_duplicates, "list duplicate files", _duplicates_arguments, "my.index --exact"),
+    "cluster": (_cluster, "cluster similar files, and name the clusters", _cluster_arguments, "my.index --count 20"),
+    "list": (_list, "list what searches keep in the cache", _no_arguments, ""),
 }
-VERB_EXAMPLES = {
-    "build": "build my.index Pictures Music --exclude '*/thumbnails/'",
-    "update": "update my.index",
-    "remove": "remove my.index Pictures/2019",
-    "stats": "stats my.index --problems",
-    "check": "check my.index",
-    "export": "export my.index -o vectors.npz",
-    "duplicates": "duplicates my.index --exact",
-    "cluster": "cluster my.index --count 20",
-    "list": "list",
-}
+"""What runs a verb, its help, its arguments, and an example of them."""

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Type of an integer of at least `least`."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Type of an integer of at least `least`, and at most `most`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {allowed}")
         return int(text)
 
     return read

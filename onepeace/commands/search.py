@@ -192,9 +192,7 @@ def _no_query(paths: list[str]) -> UsageError:
     last = paths[-1]
     if len(paths) == 1:
         return UsageError('no query; give words after the path, "a dog", or --text, --image, --audio, --like')
-    if os.path.lexists(last):
-        return UsageError(f"no query; {last} is a file or folder, so to search for the word give --text {last!r}")
-    return UsageError(f"no such file or folder; to search for these words give --text {last!r}", where=last)
+    return UsageError(f"no query; {last} is taken as a path, so to search for it give --text {last!r}")
 
 
 @contextmanager
@@ -257,7 +255,7 @@ def _columns(results: "Results") -> dict[str, list[str]]:
     columns = {
         "rank": [str(hit.rank) for hit in results],
         "cosine" if results[0].match is None else "match": [hit.value for hit in results],
-        "kind": [hit.item.modality for hit in results],
+        "kind": [hit.kind for hit in results],
     }
     if any(hit.start is not None for hit in results):
         columns["at"] = [hit.at for hit in results]

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("paths", nargs="*", metavar="INDEX|PATHS", help="an index, or files and folders")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDR", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=PORT, metavar="N", help=f"port ({PORT}); 0 picks a free one")
+    parser.add_argument(
+        "--port", type=options.whole(0, 65535), default=PORT, metavar="N", help=f"port ({PORT}); 0 picks a free one"
+    )
     text = "required from clients; generated for non-loopback addresses if not given"
     parser.add_argument("--password", metavar="WORD", help=text)
     parser.add_argument("--generator", metavar="NAME", help="generative model for captions, answers and boxes")
@@ -57,9 +59,3 @@ def run(args: argparse.Namespace) -> int:
     with open_index(args) as (index, problems):
         files.exit_code(problems, len(index))  # lists the failed files; the others are served
         return serve(index, host=args.host, port=args.port, auth=password, generator=args.generator)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
-    return int(text)

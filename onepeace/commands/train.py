@@ -30,10 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.processes and not args.plan:
-        raise UsageError("--processes needs --plan; use torchrun to train on several GPUs")
-    if args.card and not args.plan:
-        raise UsageError("--card needs --plan")
+    if (args.processes or args.card) and not args.plan:
+        raise UsageError("--processes and --card need --plan; use torchrun to train on several GPUs")
     from onepeace.config import to_yaml
     from onepeace.train.recipe import read_recipe
 

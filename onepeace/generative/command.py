@@ -24,7 +24,7 @@ Videos are skipped. Only the beginning of a long sound is read.
   onepeace caption pictures --model ofa-base-caption --json > captions.jsonl""",
     "answer": """\
   onepeace answer street.jpg "how many buses are there?" --model ofa-base-vqa
-  onepeace answer pictures --question "is it day or night?" --labels day,night --model ofa-base-vqa --json""",
+  onepeace answer pictures --text "is it day or night?" --labels day,night --model ofa-base-vqa --json""",
     "ground": """\
 The box is x0, y0, x1, y1 in pixels, from the top left corner of the picture.
 
@@ -33,8 +33,8 @@ The box is x0, y0, x1, y1 in pixels, from the top left corner of the picture.
 }
 TRAINED_FOR = {"caption": "caption", "answer": "vqa", "ground": "refcoco"}
 """Part of the names of the released models that are trained for each command."""
-TEXT_OPTIONS = {"answer": "question", "ground": "text"}
-"""Option of the text that each command has beside the files."""
+TEXTS = {"answer": "question about each picture", "ground": "phrase to locate"}
+"""The text that a command has beside the files."""
 ANSWER_TYPES = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
 """Types of answers that each command supports (onepeace/generative/answers.py)."""
 
@@ -43,13 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     name = parser.prog.split()[-1]
     parser.epilog = f"{EXAMPLES[name]}\n\nreleased models for it: {_models_for(name)}\n{files.EXIT_CODES}"
     files.add_paths(parser)
+    if name in TEXTS:
+        text = f"{TEXTS[name]}; also without --text, after the paths"
+        parser.add_argument("--text", "--question", metavar="T", help=text)
     if name == "answer":
-        text = "question about each picture; also without --question, after the paths"
-        parser.add_argument("--question", "--text", metavar="Q", help=text)
         parser.add_argument("--labels", metavar="A,B,C", help="answers to choose from (free text)")
     if name == "ground":
-        text = "phrase to locate; also without --text, after the paths"
-        parser.add_argument("--text", metavar="T", help=text)
         parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with boxes drawn (PNG)")
     default = "tiny-captions" if name == "caption" else None
     options.add_model(parser, default, batch_size=8, dtype=False)
@@ -79,11 +78,12 @@ def run(args: argparse.Namespace) -> int:
                 problems.append(files.Unreadable(path, str(generated.reason)))
                 continue
             answer = generated.answer
-            result = _result(name, answer)
+            result = {**fields, **_result(name, answer)}
             if drawings:
-                result["picture"] = _draw(drawings, path, result["box"], args.text)
+                result["picture"] = _draw(drawings, path, result["box"], result["text"])
             if args.json:
-                _print_json(args, path, result, answer)
+                scores = {"score": answer.score, "confidence": answer.confidence}
+                print(json.dumps({"path": os.fspath(path), **result, **scores}), flush=True)
             rows.append((str(answer), f"{answer.confidence:.2f}", str(path)))
     if rows and not args.json:
         column = "box" if name == "ground" else name
@@ -102,14 +102,11 @@ def _load(args: argparse.Namespace) -> "Generator":
 
 def _text(args: argparse.Namespace) -> str | None:
     """The question or the phrase; None for a command that has neither."""
-    option = TEXT_OPTIONS.get(args.command)
-    if option is None:
+    if args.command not in TEXTS:
         return None
-    given: str | None = getattr(args, option)
-    text = files.take_words(args.paths, has_query=given is not None) or given
+    text = files.take_words(args.paths, has_query=args.text is not None) or args.text
     if text is None or not text.strip():
-        raise UsageError(f"no {option}; give words after the paths, or --{option}")
-    setattr(args, option, text)
+        raise UsageError(f"no {TEXTS[args.command]}; give words after the paths, or --text")
     return text
 
 
@@ -128,16 +125,6 @@ def _task(args: argparse.Namespace, generator: "Generator") -> "Task":
     if task.answer not in ANSWER_TYPES[name]:
         raise UserError(f"the task {name} of {args.model} returns {task.answer}, not {' or '.join(ANSWER_TYPES[name])}")
     return task
-
-
-def _print_json(args: argparse.Namespace, path: Path, result: dict[str, Any], answer: "Answer") -> None:
-    fields: dict[str, Any] = {"path": os.fspath(path)}
-    option = TEXT_OPTIONS.get(args.command)
-    if option is not None:
-        fields[option] = getattr(args, option)
-    fields |= result
-    fields |= {"score": answer.score, "confidence": answer.confidence}
-    print(json.dumps(fields), flush=True)
 
 
 def _models_for(name: str) -> str:

@@ -69,6 +69,11 @@ class Hit:
     """Words of the query that the name, the caption or the metadata of the file has; empty if there are none."""
 
     @property
+    def kind(self) -> str:
+        """Kind of the file: image, audio, text or video."""
+        return self.item.modality
+
+    @property
     def value(self) -> str:
         """The match as displayed, with a number if it is likely or possible; or the cosine if there is no match."""
         if self.match is None:

@@ -28,17 +28,6 @@ def test_labels_of_a_file(run_model, cat, tmp_path):
     assert ("dog" in row.split()) != ("cat" in row.split())  # only the best one
 
 
-@pytest.mark.parametrize("name", ["nofile.txt", "folder/names"])
-def test_labels_of_a_missing_file_are_refused(run_model, cat, tmp_path, name):
-    labels = tmp_path / name
-    assert run_model("classify", cat, "--labels", labels, code=2) == ("", f"onepeace: {labels}: no such file\n")
-
-
-def test_labels_may_have_a_slash(run_model, cat):
-    out = run_model("classify", cat, "--labels", "in/out,up", "--top", "2").out
-    assert "in/out" in out.split()
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [

@@ -6,24 +6,13 @@ from pathlib import Path
 import pytest
 
 from onepeace.commands import doctor
-from onepeace.hub.resolve import BUNDLED_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def weights(monkeypatch, tmp_path):
-    """The folder of the bundled models."""
-    for name in BUNDLED_NAMES:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(bytes(2_500_000))
-    monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def requirements(monkeypatch, weights):
-    """What onepeace requires, for a doctor of packages that are cheap to import, which finds the bundled weights."""
+def requirements(monkeypatch):
+    """What onepeace requires, for a doctor of packages that are cheap to import."""
     lines = ["numpy>=2", "tqdm<9,>=4", 'pyarrow>=20; extra == "parquet"', 'pytest>=8; extra == "test"']
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
     return lines
@@ -80,11 +69,3 @@ def test_build_for_cuda_without_a_device_has_a_hint(monkeypatch, run, build, has
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", build)
     assert ("whl/cpu" in run("doctor").out) == has_hint
-
-
-@pytest.mark.usefixtures("requirements")
-@pytest.mark.parametrize("name", BUNDLED_NAMES)
-def test_missing_weights_are_named(weights, run, name):
-    assert run("doctor").out.count("2.5 MB") == len(BUNDLED_NAMES)
-    (weights / name / "model.safetensors").unlink()
-    assert run("doctor", code=1).out.endswith(f"broken: the bundled weights {name}\n")

@@ -116,10 +116,3 @@ def test_input_is_never_overwritten(tmp_path, run, monkeypatch, line):
     (tmp_path / "v.npz").write_bytes(b"the only copy")
     assert "v.npz: is read by this command" in run(*line.split(), code=2).err
     assert (tmp_path / "v.npz").read_bytes() == b"the only copy"
-
-
-def test_file_is_not_written_if_all_fails(tmp_path, run_model):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    err = run_model("embed", tmp_path / "broken.jpg", "-o", tmp_path / "v.npz", code=1).err
-    assert "not written" in err
-    assert not (tmp_path / "v.npz").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onepeace.files.drawing import WIDTH, bars, heat_at, over_picture, ticks
+from onepeace.files.drawing import WIDTH, over_picture
 
 
 @pytest.fixture
@@ -63,15 +63,6 @@ def test_png_of_a_picture_and_of_a_sound(run_model, dog, bark, tmp_path):
     assert Image.open(tmp_path / "maps" / "dog.ogg.png").width == WIDTH
 
 
-def test_png_of_a_large_picture_is_not_enlarged(run_model, dog, tmp_path):
-    large = tmp_path / "large.png"
-    Image.open(dog).resize((1500, 1000)).save(large)
-
-    run_model("explain", large, "--text", "a dog", "--draw", tmp_path / "maps")
-
-    assert Image.open(tmp_path / "maps" / "large.png.png").size == (768, 512)
-
-
 def test_folder_gets_a_png_of_each_file_that_can_be_read(run_model, dog, cat, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -123,17 +114,3 @@ def test_map_covers_its_area_and_is_brightest_at_its_largest_value():
     assert row < 20
     assert 40 <= column < 60
     assert light[:, 20:60].min() < 200
-
-
-def test_ticks_and_bars_of_a_time_line():
-    assert ticks(5.0) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
-    assert ticks(95)[1] == 10
-    assert bars(np.array([0.5, -1.0, 0.25, 0.0]), 2).tolist() == [1.0, 0.25]
-    assert bars(np.zeros(9), 3).tolist() == [0, 0, 0]
-
-
-def test_heat_is_interpolated_between_frames():
-    frames = np.array([[0.0, 1.0], [1.0, 2.0]])
-    moments = np.array([0.1, 0.5, 1.0, 1.9])
-    heat = heat_at(moments, frames, values=np.array([3.0, 5.0]))
-    assert heat.tolist() == [0, 0, 0.5, 1]

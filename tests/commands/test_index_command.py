@@ -1,13 +1,11 @@
 """`onepeace index` as a user sees it: what each verb prints, in one line for each outcome, and the exit codes."""
 
 import json
-import os
 import re
 import shutil
 
 import numpy as np
 import pytest
-import soundfile
 from support.random_model import save_random_model
 
 from onepeace.index.cache import indexes_folder
@@ -138,24 +136,6 @@ def test_export_replaces_a_file_only_with_force(run_index, built, tmp_path):
     assert target.read_bytes() != b"older"
 
 
-def test_export_to_a_place_that_cannot_be_written(run_index, built, tmp_path):
-    pipe = tmp_path / "pipe.npz"
-    os.mkfifo(pipe)
-    for target in (tmp_path / "no" / "v.npz", pipe):
-        _, err = run_index("export", built, "-o", target, "--force", code=2)
-        assert target.name in err[0]
-    assert pipe.is_fifo()
-
-
-def test_silence_is_a_problem_of_a_file_that_is_indexed(run_index, index, tmp_path):
-    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    _, err = run_index("build", index, tmp_path / "silent.wav")
-    assert "1 file " in err[-1]
-    assert "--problems" in err[-1]
-    out, _ = run_index("stats", index, "--problems")
-    assert out.splitlines()[-1].startswith(f"{tmp_path}/silent.wav: ")
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
@@ -204,14 +184,3 @@ def test_build_with_another_model_tells_what_it_loses(run_model, run_index, with
 def test_cached_index_is_not_built_by_name(run_index):
     _, (line,) = run_index("build", indexes_folder() / "tiny.index", code=2)
     assert "a cached index stays with its model" in line
-
-
-def test_what_a_folder_without_usable_files_holds_is_counted(run_index, index, tmp_path):
-    others = tmp_path / "others"
-    others.mkdir()
-    (others / "a.bin").touch()
-    (others / "b.bin").touch()
-
-    _, err = run_index("build", index, others, code=2)
-
-    assert err[-1].endswith("; others: .bin 2")

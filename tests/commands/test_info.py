@@ -47,10 +47,6 @@ def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     }
 
 
-def test_part_of_adapters_between_frames():
-    assert parameters_by_part({"blocks.1.clips.video.time.up.bias": (32,)}) == {"adapters between frames": 32}
-
-
 def test_info_of_a_folder(report, random_folder):
     about = report(random_folder)
     module = weights.load(random_folder)
@@ -61,20 +57,6 @@ def test_info_of_a_folder(report, random_folder):
     assert about["dtype"] == "float32"
     assert about["modalities"] == ["text", "image", "audio"]
     assert about["memory_bytes"]["float32"] == 4 * total
-
-
-def test_info_for_people_names_what_matters(run, random_folder):
-    out = run("info", random_folder).out
-    assert f"{num_parameters(weights.load(random_folder)):,} parameters" in out
-    for text in (
-        "model folder",
-        "float32",
-        "dim 32, embed_dim 16, depth 2, num_heads 4, ffn_dim 48",
-        "adapter audio",
-        "FFN text",
-        "memory, bfloat16",
-    ):
-        assert text in out
 
 
 @pytest.mark.parametrize(

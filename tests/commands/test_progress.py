@@ -24,13 +24,6 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.mark.usefixtures("clock")
-def test_log_gets_no_line_for_short_work(lines):
-    with Progress(100) as bar:
-        bar.update(100)
-    assert lines() == []
-
-
 def test_log_gets_a_line_every_thirty_seconds(lines, clock, capsys):
     with Progress(100) as bar:
         for _ in range(60):
@@ -43,29 +36,12 @@ def test_log_gets_a_line_every_thirty_seconds(lines, clock, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_work_of_unknown_length_has_a_rate(lines, clock):
-    with Progress(None, "row") as bar:
-        bar.update(10)
-        clock[0] += 40
-        bar.update(80)
-    assert lines() == ["90 rows, 2.0 a second"]
-
-
 def test_slow_resumed_work_has_seconds_an_item_and_a_note(lines, clock):
     with Progress(2000, "step", start=1000) as bar:
         bar.update()
         clock[0] += 40
         bar.update(10, note="loss 0.5")
     assert lines() == ["1,011 of 2,000 steps, 4.0 s each, 1 h 5 min left, loss 0.5"]
-
-
-def test_time_until_the_first_is_in_no_estimate(lines, clock):
-    with Progress(400) as bar:
-        clock[0] += 70
-        bar.update(30)
-        clock[0] += 30
-        bar.update(30)
-    assert lines() == ["30 of 400 files", "60 of 400 files, 1.0 a second, 5 min 40 s left"]
 
 
 def test_terminal_has_a_bar_from_the_start_and_no_lines(lines, clock, capsys, monkeypatch):

@@ -13,7 +13,6 @@ from onepeace.cli import main
 from onepeace.commands.search import table
 from onepeace.embed import embedder
 from onepeace.index import Hit, Item, Query, Results
-from onepeace.index.filters import FIELDS
 
 QUERY = Query(text="a")
 
@@ -81,10 +80,6 @@ def test_only_takes_the_words_of_people(search, words, kinds):
     assert {hit["kind"] for hit in hits} == kinds
 
 
-def test_only_has_a_nearest_word(search):
-    assert "did you mean pictures?" in search("--text", "a", "--only", "picturs", code=2)[1]
-
-
 def test_conditions_and_their_short_forms_are_met_together(search):
     conditions = ("--path", "images/*", "--where", "width >= 200", "--after", "1990")
     hits, _ = search("--text", "a", *conditions, "--top", "99")
@@ -99,13 +94,6 @@ def test_conditions_and_their_short_forms_are_met_together(search):
 def test_file_of_the_query_is_no_hit(search, dog, option):
     hits, _ = search(option, dog, "--top", "99")
     assert str(dog) not in [hit["path"] for hit in hits]
-
-
-def test_broken_file_of_the_query_is_an_error(search, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    hits, err = search("--image", tmp_path / "broken.jpg", code=1)
-    assert hits == []
-    assert "broken.jpg" in err
 
 
 @pytest.mark.parametrize("words", [["a dog"], ["a", "dog"], ["a dog", "--top", "9"], ["a. b. dog?"]])
@@ -150,14 +138,6 @@ def hit_with(match):
 def table_of_one_hit(match, relevant):
     results = Results((hit_with(match),), compared=1, relevant=relevant)
     return table(results, QUERY, is_filtered=False).splitlines()
-
-
-def test_table_of_cosines():
-    lines = table_of_one_hit(match=None, relevant=None)
-    assert [line.split() for line in lines] == [
-        ["rank", "cosine", "kind", "at", "path"],
-        ["1", "0.250", "audio", "1:15", "/a.ogg"],
-    ]
 
 
 def test_table_of_matches_says_that_nothing_is_relevant():
@@ -206,11 +186,6 @@ def test_all_shows_copies_one_by_one(run_model, dog, tmp_path):
     assert num_copies == {"--top=9": [1], "--all": [0, 0]}
 
 
-def test_table_of_no_hits(run_model, dog):
-    out = run_model("search", dog, "--image", dog, "--no-index").out
-    assert out.startswith("nothing found: ")
-
-
 def test_table_of_no_hits_names_the_file_of_the_query():
     nothing = Results((), 0)
     query_of_file = Query(image="a.jpg")
@@ -228,13 +203,6 @@ def test_table_escapes_names_that_a_terminal_cannot_show(random_folder, dog, cat
     text = terminal.buffer.getvalue().decode()
     assert r"\u5199\u771f.jpg" in text
     assert r"\udcff.jpg" in text
-
-
-def test_help_names_every_field_and_explains_the_match(run):
-    text = " ".join(run("search", "--help").out.split())
-    fields = text.partition("expression over ")[2].partition(", with the units")[0]
-    assert set(fields.replace(" and ", ", ").split(", ")) == {*FIELDS, "metadata.NAME"}
-    assert "unrelated queries" in text
 
 
 # ------------------------------------------------------------------ folders without an index
@@ -297,12 +265,6 @@ def test_index_in_the_cache_is_listed_and_removed(run, run_model, folder):
     assert not os.path.exists(path)
 
 
-def test_index_outside_the_cache_is_not_removed_as_a_whole(run, run_model, folder, tmp_path):
-    run_model("index", "build", tmp_path / "i", folder, code=1)
-    run("index", "remove", tmp_path / "i", code=2)
-    assert (tmp_path / "i").is_dir()
-
-
 # ------------------------------------------------------------------ what is refused
 
 
@@ -361,10 +323,3 @@ def test_html_replaces_its_own_page_with_force(run, index, tmp_path):
     run(*command, "second", "--force")
 
     assert "<h1>second</h1>" in page.read_text()
-
-
-def test_other_model_is_refused_also_where_no_model_is_needed(run, index, dog):
-    out, err = run("search", index, "--like", dog, "--model", "tiny", code=1)
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "--model" in err

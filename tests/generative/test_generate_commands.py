@@ -95,22 +95,22 @@ def test_caption_of_silence_is_unsure_and_says_how_much_was_heard(run_model, tmp
 # ------------------------------------------------------------------ answers
 
 
-@pytest.mark.parametrize("question", [["--question", "what is it?"], ["--text", "what is it?"], ["what", "is", "it?"]])
+@pytest.mark.parametrize("question", [["--question", "what is it?"], ["what", "is", "it?"]])
 def test_answer_is_free(generate, cat, question):
     answer = json.loads(generate("answer", cat, *question, "--json").out)
-    assert answer["question"] == "what is it?"
-    assert set(answer) == {"path", "question", "answer", "score", "confidence"}
+    assert answer["text"] == "what is it?"
+    assert set(answer) == {"path", "text", "answer", "score", "confidence"}
 
 
 def test_answer_is_one_of_several(generate, cat):
-    options = ("--question", "what?", "--labels", "a cat, a bus", "--json")
+    options = ("--text", "what?", "--labels", "a cat, a bus", "--json")
     answer = json.loads(generate("answer", cat, *options).out)
     scores = answer["scores"]
     assert set(scores) == {"a cat", "a bus"}
     assert answer["answer"] == max(scores, key=scores.get)
 
 
-@pytest.mark.parametrize("question", [[], ["--question", " "], ["what?", "--question", "what?"]])
+@pytest.mark.parametrize("question", [[], ["--text", " "], ["what?", "--text", "what?"]])
 def test_answer_needs_a_question(generate, cat, question):
     (line,) = generate("answer", cat, *question, code=2).err.splitlines()
     assert "give words" in line
@@ -139,7 +139,7 @@ def test_ground_draws_the_box(generate, pictures, tmp_path, monkeypatch):
     [
         ("the bus", "no/such", "no/such: there is no folder no"),
         ("the bus", "afile", "afile: is a file"),
-        ("", "boxes", "no text; give words"),
+        ("", "boxes", "no phrase to locate; give words"),
     ],
 )
 def test_ground_refuses_wrong_usage(generate, cat, tmp_path, monkeypatch, text, folder, message):

@@ -86,7 +86,7 @@ def test_video_is_found_at_the_moment(two_scenes, samples, field, name, least_sc
     with Index.open(two_scenes) as index:
         (hit,) = index.search(Query(**{field: path})).hits
 
-    assert hit.item.modality == "video"
+    assert hit.kind == "video"
     assert hit.modality == field
     assert first <= hit.start <= last
     assert hit.start < hit.end <= 20.6

@@ -198,7 +198,7 @@ def choosing(small_recipe, tmp_path_factory):
 
 
 def test_answers_are_choices_of_folder(choosing, prepared, picture, capsys):
-    options = ["--question", "What is this?", "--model", str(choosing), "--json"]
+    options = ["--text", "What is this?", "--model", str(choosing), "--json"]
     assert main(["answer", str(picture), *options]) == 0
 
     path = prepared("vqav2") / "val" / "vqav2" / "classes.json"
